@@ -1,0 +1,70 @@
+# Every habit is a word. `make` alone lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+UV := $(shell command -v uv || echo .tools/bin/uv)
+BIN := .venv/bin
+PYTEST_WORKERS ?= 2
+
+.PHONY: help setup setup-tff setup-bench demo test test-fast check bench lock docs clean
+
+help: ## list the words
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.tools/bin/uv: requirements/uv.txt
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	touch $@
+
+.venv/.ready: requirements/dev.txt pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+setup: .venv/.ready ## make .venv (finds or installs uv by itself)
+
+.venv-tff/.ready: requirements/tff.txt pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-tff
+	$(UV) pip sync --quiet --python .venv-tff/bin/python --require-hashes requirements/tff.txt
+	$(UV) pip install --quiet --python .venv-tff/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+setup-tff: .venv-tff/.ready ## make .venv-tff, for TensorFlow Federated
+
+.venv-bench/.ready: requirements/bench.txt | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-bench
+	$(UV) pip sync --quiet --python .venv-bench/bin/python --require-hashes requirements/bench.txt
+	touch $@
+
+setup-bench: .venv-bench/.ready ## make .venv-bench, for the peers that benchmarks compare with
+
+demo: setup ## train five learners on handwritten digits, and show the report
+	$(BIN)/fedpipe init demo --force
+	$(BIN)/fedpipe run demo/federation.yaml --out demo/out
+
+test: setup ## run every test
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --cov --cov-report=term:skip-covered
+
+test-fast: setup ## run the tests that take seconds
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup -m "not heavy"
+
+check: setup ## ruff, mypy, import rules, generated docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/reference.py --check
+
+bench: setup setup-tff setup-bench ## measure side by side with peers
+	$(BIN)/python -m benchmarks
+
+docs: setup ## write the generated pages of docs/
+	$(BIN)/python docs/reference.py
+
+lock: | $(UV) ## write requirements/*.txt, pinned by hash
+	UV="$(UV)" requirements/lock
+
+clean: ## remove environments and caches
+	rm -rf .venv .venv-* .tools .cache demo

@@ -1,0 +1,15 @@
+"""The components: one container each, with the same name as its body in `fedpipe.steps`.
+
+They serve in any KFP pipeline: `from fedpipe.components import shard, initialise, train`.
+"""
+
+from fedpipe.components.aggregate import aggregate
+from fedpipe.components.evaluate import evaluate
+from fedpipe.components.export import export
+from fedpipe.components.initialise import initialise
+from fedpipe.components.report import report
+from fedpipe.components.score import score
+from fedpipe.components.shard import shard
+from fedpipe.components.train import train
+
+__all__ = ["aggregate", "evaluate", "export", "initialise", "report", "score", "shard", "train"]

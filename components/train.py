@@ -1,0 +1,27 @@
+"""A learner's part of a round."""
+
+from kfp import dsl
+
+from fedpipe.components.container import container
+
+
+@dsl.container_component
+def train(
+    metrics: dsl.Output[dsl.Metrics],
+    update: dsl.OutputPath(str),
+    place: dict,
+    learner: str,
+    round: int,
+    base: str,
+):
+    """Trains one learner from the global weights and publishes its update; a learner that cannot is dropped.
+
+    Args:
+        place: Where the run is.
+        learner: Name of the learner.
+        round: Number of the round, from 1.
+        base: Digest of the global weights to begin with.
+        update: Digest of the update's manifest, or `dropped`.
+        metrics: Metrics of the training.
+    """
+    return container("train")

@@ -1,0 +1,1 @@
+"""The wiring: each pipeline reads like its algorithm."""

@@ -1,0 +1,20 @@
+"""The `fedpipe` command. Steps skip the command line's libraries: a container's start counts."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Runs the command and returns its exit code."""
+    if sys.argv[1:2] == ["step"] and not {"--help", "-h"} & set(sys.argv[2:]):
+        from fedpipe.steps.contract import main as step
+
+        return step(sys.argv[2:])
+    from fedpipe.cli import main as command
+
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What can go wrong, as one tree.
+
+    FedpipeError                    exit code
+    ├── InputError                  2   a mistake in what the user gave; nothing was changed
+    │   ├── FederationError         2   in federation.yaml, with the path of the key
+    │   ├── DataError               2   in examples or labels
+    │   ├── ModelError              2   in model.py or the model that it builds
+    │   ├── PipelineError           2   in a compiled pipeline file
+    │   └── MissingExtraError       2   a package that this command needs is not installed
+    ├── StoreError                  2   the store refuses or cannot be reached
+    │   ├── StoreUnavailableError   2   no answer before the deadline
+    │   └── NotFoundError           2   no such object
+    ├── CorruptError                3   bytes that are not what they claim to be
+    │   └── WeightsError            3   weights that are malformed or do not fit
+    ├── RoundError                  3   a round cannot be committed
+    │   ├── QuorumError             3   too few learners took part
+    │   ├── DroppedError            3   this learner cannot take part in this round
+    │   └── ConflictError           3   another run moved HEAD
+    ├── ExportError                 3   the ONNX model differs from the trained one
+    └── StepError                   3   a step of a pipeline failed
+"""
+
+from __future__ import annotations
+
+
+class FedpipeError(Exception):
+    """The root of every error that fedpipe raises on purpose.
+
+    Args:
+        what: what is wrong, naming the culprit.
+        where: the file, key or object in which it is wrong.
+        remedy: what the reader can do about it.
+    """
+
+    exit_code = 3
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(what, where, remedy)
+        self.what, self.where, self.remedy = what, where, remedy
+
+    def __str__(self) -> str:
+        located = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{located.rstrip('.')}. {self.remedy}" if self.remedy else located
+
+
+class InputError(FedpipeError):
+    """A mistake in what the user gave; nothing was changed."""
+
+    exit_code = 2
+
+
+class FederationError(InputError):
+    """A mistake in federation.yaml; `where` is the file and the path of the key."""
+
+
+class DataError(InputError):
+    """Examples or labels that cannot be used."""
+
+
+class ModelError(InputError):
+    """A model.py, or the model it builds, that cannot be used."""
+
+
+class PipelineError(InputError):
+    """A compiled pipeline file that cannot be run here."""
+
+
+class MissingExtraError(InputError):
+    """A package that is needed is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed", remedy=f"Run: pip install 'fedpipe[{extra}]'")
+
+
+class StoreError(FedpipeError):
+    """The store refuses a request or cannot serve it."""
+
+    exit_code = 2
+
+
+class StoreUnavailableError(StoreError):
+    """The store gave no usable answer before the deadline."""
+
+
+class NotFoundError(StoreError):
+    """The store holds no object of that key."""
+
+
+class CorruptError(FedpipeError):
+    """Bytes that are not what they claim to be."""
+
+
+class WeightsError(CorruptError):
+    """Weights that are malformed, or that do not fit the model of the round."""
+
+
+class RoundError(FedpipeError):
+    """A round cannot be committed."""
+
+
+class QuorumError(RoundError):
+    """Fewer learners than the quorum took part in a round."""
+
+
+class DroppedError(RoundError):
+    """This learner cannot take part in this round; the round goes on without it."""
+
+
+class ConflictError(RoundError):
+    """Another run moved HEAD: the history has one line only."""
+
+
+class ExportError(FedpipeError):
+    """The exported model does not answer like the trained one."""
+
+
+class StepError(FedpipeError):
+    """A step of a pipeline failed."""

@@ -1,0 +1,242 @@
+"""A learner that trains with Keras."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpipe import data as datasets
+from fedpipe.data import Examples
+from fedpipe.errors import DataError, DroppedError
+from fedpipe.federation import Federation
+from fedpipe.keras_model import KerasModel, cached_model, frameworks, make_callbacks
+from fedpipe.learner import Arrays, Trained, seed_of
+from fedpipe.objects import get_bytes
+from fedpipe.plan import Plan
+from fedpipe.rounds import Tested
+from fedpipe.shards import split
+from fedpipe.store import Store
+
+Array = npt.NDArray[Any]
+log = logging.getLogger("fedpipe")
+
+Part = Any
+"""Examples, or a batched tf.data.Dataset."""
+
+
+class KerasLearner:
+    """Trains and tests the plan's model on this learner's parts.
+
+    Args:
+        model: the built model; its state is set anew by every act.
+        federation: the settings.
+        parts: train, vote and test part, each Examples or a tf.data.Dataset of unbatched (x, y).
+        label: what log lines begin with.
+        on_epochs: takes the metrics of every epoch when the training is done.
+    """
+
+    def __init__(
+        self, model: KerasModel, federation: Federation, parts: Mapping[str, Part], *, label: str = "",
+        on_epochs: Callable[[list[dict[str, float]]], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._model, self._federation, self._parts = model, federation, parts
+        self._label, self._on_epochs = label, on_epochs
+
+    def train(self, weights: Arrays, *, seed: int, seconds: float, optimizer: Arrays | None) -> Trained:
+        """See `Learner.train`."""
+        training = self._federation.training
+        self._model.reset(seed)
+        self._model.set_weights(weights)
+        if optimizer is not None:
+            self._model.set_optimizer_state(optimizer)
+        if training.learning_rate:
+            self._model.set_learning_rate(training.learning_rate)
+        examples = self._size("train")
+        if examples < training.batch_size:
+            raise DroppedError(f"the train part has {examples} examples, fewer than a batch of {training.batch_size}")
+        epochs = self._fit(seconds)
+        for number, metrics in enumerate(epochs, 1):
+            log.info("%s epoch %d: %s", self._label, number, " ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+        if self._on_epochs:
+            self._on_epochs(epochs)
+        last = {name: float(value) for name, value in epochs[-1].items() if np.isfinite(value)}
+        kept = self._model.optimizer_state() if training.optimizer == "keep" else None
+        return Trained(self._model.weights(), examples, last, kept)
+
+    def _fit(self, seconds: float) -> list[dict[str, float]]:
+        training = self._federation.training
+        arguments = dict(training.fit)
+        if "class_weight" in arguments:  # JSON knows no whole numbers as keys
+            arguments["class_weight"] = {int(k): v for k, v in arguments["class_weight"].items()}
+        deadline = _deadline(seconds)
+        callbacks = [deadline, *make_callbacks(training)]
+        try:
+            history = self._model.keras.fit(**self._feed(), **arguments, callbacks=callbacks, verbose=0).history
+        except DroppedError:
+            raise
+        except Exception as error:
+            raise DroppedError(f"training failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        return [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
+
+    def _feed(self) -> dict[str, Any]:
+        """The train part and its length as arguments of fit."""
+        training, part = self._federation.training, self._parts["train"]
+        size = training.batch_size
+        if isinstance(part, Examples) and not training.local_steps:
+            return {"x": part.x, "y": part.y, "batch_size": size, "epochs": training.local_epochs}
+        tensorflow, _ = frameworks()
+        if isinstance(part, Examples):
+            dataset = tensorflow.data.Dataset.from_tensor_slices(tuple(part)).shuffle(len(part.y), seed=1)
+        else:
+            dataset = part
+        if training.local_steps:
+            return {"x": dataset.repeat().batch(size).take(training.local_steps), "epochs": 1}
+        return {"x": dataset.batch(size), "epochs": training.local_epochs}
+
+    def _size(self, part: str) -> int:
+        held = self._parts.get(part)
+        if held is None:
+            return 0
+        return len(held.y) if isinstance(held, Examples) else int(held.cardinality().numpy())
+
+    def test(self, weights: Arrays) -> Tested | None:
+        """See `Learner.test`."""
+        count = self._size("test")
+        if not count:
+            return None
+        metrics = self.evaluate(weights, "test")
+        return Tested(examples=count, metrics={k: float(v) for k, v in metrics.items() if np.isfinite(v)})
+
+    def evaluate(self, weights: Arrays, part: str) -> dict[str, float]:
+        """Loss and every compiled metric of these weights on a part; the metrics' states stay in the model."""
+        self._model.reset(seed_of(self._federation.training.seed, "evaluate"))
+        self._model.set_weights(weights)
+        held = self._parts[part]
+        size = self._federation.training.batch_size
+        feed = {"x": held.x, "y": held.y, "batch_size": size} if isinstance(held, Examples) else {"x": held.batch(size)}
+        return dict(
+            self._model.keras.evaluate(**feed, **self._federation.training.evaluate, verbose=0, return_dict=True)
+        )
+
+
+def _deadline(seconds: float) -> Any:
+    """A callback that drops a learner which is too late, and one whose loss is not finite."""
+    _, keras = frameworks()
+    end = time.monotonic() + seconds
+
+    class Deadline(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if time.monotonic() > end:
+                raise DroppedError(f"late: training took longer than the deadline of {seconds:g} s")
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if not np.isfinite((logs or {}).get("loss", 0.0)):
+                raise DroppedError(f"the loss is {logs['loss']} in epoch {epoch + 1}: lower the learning rate")
+
+    return Deadline()
+
+
+def plan_model(store: Store, plan: Plan) -> KerasModel:
+    """The plan's model, built once per process. Raises ModelError."""
+    training = plan.federation.training
+    return cached_model(get_bytes(store, plan.code), plan.code, plan.function, training.precision, training.seed)
+
+
+def make_keras_learner(store: Store, plan: Plan, name: str, label: str, folder: str = "") -> KerasLearner:
+    """The learner with its model and its data.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        name: the learner.
+        label: what its log lines begin with.
+        folder: key below which TensorBoard event files go; none when empty.
+
+    Raises:
+        DataError, ModelError, CorruptError: why this learner cannot take part.
+    """
+    model = plan_model(store, plan)
+
+    def put_events(epochs: list[dict[str, float]]) -> None:
+        store.replace(f"{folder}/events.out.tfevents.{plan.run}", event_file(epochs))
+
+    on_epochs = put_events if folder and plan.federation.training.tensorboard else None
+    parts = learner_parts(store, plan, name, model)
+    return KerasLearner(model, plan.federation, parts, label=label, on_epochs=on_epochs)
+
+
+def learner_parts(store: Store, plan: Plan, name: str, model: KerasModel) -> dict[str, Part]:
+    """A learner's parts: its shard, its own file, or what `load` of model.py returns for its own data."""
+    own = plan.federation.learner(name).data
+    if not own:
+        return dict(datasets.get_parts(store, datasets.get_shard(store, name, plan.shards[name]).data, name))
+    settings = plan.federation.data
+    load = getattr(model.module, "load", None)
+    if load is None:
+        examples, _ = datasets.read_examples(own, features=settings.features, labels=settings.labels)
+        loaded: Any = examples
+    else:
+        try:
+            loaded = load(own)
+        except Exception as error:
+            raise DataError(f"load({own!r}) fails: {type(error).__name__}: {error}", where="model.py") from error
+    return parts_of(loaded, plan.federation, name)
+
+
+def parts_of(loaded: Any, federation: Federation, name: str) -> dict[str, Part]:
+    """Splits what a learner brought; a mapping of parts is taken as it is.
+
+    Raises:
+        DataError: it is neither (x, y), a tf.data.Dataset of known length, nor a mapping of these.
+    """
+    if isinstance(loaded, Mapping):
+        return {part: _as_part(value, name) for part, value in loaded.items()}
+    whole, seed = _as_part(loaded, name), [federation.training.seed, seed_of(name)]
+    if isinstance(whole, Examples):
+        indices = split(len(whole.y), federation.data.parts, seed)
+        return {part: Examples(whole.x[i], whole.y[i]) for part, i in indices.items()}
+    count = int(whole.cardinality().numpy())
+    train = round(count * federation.data.parts.train)
+    test = round(count * federation.data.parts.test)
+    rest = whole.skip(train)
+    return {"train": whole.take(train), "test": rest.take(test), "vote": rest.skip(test)}
+
+
+def _as_part(value: Any, name: str) -> Part:
+    tensorflow, _ = frameworks()
+    if isinstance(value, tensorflow.data.Dataset):
+        if int(value.cardinality().numpy()) < 0:
+            raise DataError(
+                f"the dataset of {name} has no known length",
+                remedy="Return arrays, apply tf.data.experimental.assert_cardinality, or return a table of parts.",
+            )
+        return value
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise DataError(f"the data of {name} is {type(value).__name__}, not (x, y) or a tf.data.Dataset")
+    x, y = np.asarray(value[0]), np.asarray(value[1])
+    datasets.check_examples(x, y, name)
+    return Examples(x, y)
+
+
+def event_file(epochs: list[dict[str, float]]) -> bytes:
+    """A TensorBoard event file with one scalar per metric and epoch."""
+    tensorflow, _ = frameworks()
+    from tensorflow.core.framework.summary_pb2 import Summary
+    from tensorflow.core.util.event_pb2 import Event
+
+    now = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "events"
+        with tensorflow.io.TFRecordWriter(str(path)) as writer:
+            writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+            for step, metrics in enumerate(epochs):
+                values = [Summary.Value(tag=f"epoch_{k}", simple_value=float(v)) for k, v in metrics.items()]
+                writer.write(Event(wall_time=now, step=step, summary=Summary(value=values)).SerializeToString())
+        return path.read_bytes()

@@ -1,0 +1,260 @@
+"""The user's Keras model: loaded by digest, checked, and driven with the same numbers every time."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import inspect
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpipe.errors import MissingExtraError, ModelError
+from fedpipe.federation import Training
+
+Array = npt.NDArray[Any]
+_OWNED = {
+    "x": "the shard", "y": "the shard", "batch_size": "training.batch_size", "epochs": "training.local_epochs",
+    "steps_per_epoch": "training.local_steps", "initial_epoch": "fedpipe", "callbacks": "training.callbacks",
+    "verbose": "fedpipe", "return_dict": "fedpipe", "steps": "fedpipe", "sample_weight": "`load` of model.py",
+    "validation_data": "`load` of model.py",
+}  # fmt: skip
+
+
+@functools.cache
+def frameworks() -> tuple[Any, Any]:
+    """TensorFlow and Keras, quiet and deterministic. Raises MissingExtraError."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        import tensorflow
+    except ImportError as error:
+        raise MissingExtraError("TensorFlow", "keras") from error
+    import keras
+
+    tensorflow.config.experimental.enable_op_determinism()
+    return tensorflow, keras
+
+
+def load_code(code: bytes, digest: str) -> types.ModuleType:
+    """Imports a model.py whose bytes have this digest.
+
+    Raises:
+        ModelError: the bytes are others, or the file cannot be imported; the message names the line.
+    """
+    if f"sha256:{hashlib.sha256(code).hexdigest()}" != digest:
+        raise ModelError(f"the model code is not the one that the plan names ({digest})")
+    module = types.ModuleType("fedpipe_model")
+    module.__file__ = "model.py"
+    sys.modules[module.__name__] = module  # Keras looks classes up by their module
+    try:
+        exec(compile(code, "model.py", "exec"), module.__dict__)  # noqa: S102  (the user's own code, pinned by digest)
+    except Exception as error:
+        raise ModelError(f"cannot be imported: {_described(error)}", where="model.py") from error
+    return module
+
+
+def _described(error: BaseException) -> str:
+    """The error in one line, with the line of model.py in which it arose."""
+    lines = []
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "model.py":
+            lines.append(trace.tb_lineno)
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and error.lineno:
+        lines.append(error.lineno)
+    place = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
+
+
+@functools.lru_cache(maxsize=2)
+def cached_model(code: bytes, digest: str, function: str, precision: str, seed: int) -> KerasModel:
+    """The built model; a worker that runs several steps builds and traces it once."""
+    return KerasModel(code, digest, function, precision, seed)
+
+
+class KerasModel:
+    """A compiled Keras model whose whole state can be set, so that every act starts from the same numbers.
+
+    Raises:
+        ModelError: there is no such function, it fails, or what it returns is no compiled Keras model.
+    """
+
+    def __init__(self, code: bytes, digest: str, function: str, precision: str = "float32", seed: int = 0) -> None:
+        tensorflow, keras = frameworks()
+        self.module = load_code(code, digest)
+        build = getattr(self.module, function, None)
+        if not callable(build):
+            close = difflib.get_close_matches(function, vars(self.module), n=1)
+            raise ModelError(
+                f"there is no function {function!r}",
+                where="model.py",
+                remedy=f"Did you mean {close[0]!r}?" if close else "Define it: it returns a compiled Keras model.",
+            )
+        keras.backend.clear_session()  # automatic names begin at their first number again
+        keras.utils.set_random_seed(seed)
+        keras.config.set_dtype_policy(precision)
+        with _scope(tensorflow):
+            self.keras = self._built(build, keras)
+            self.keras.optimizer.build(self.keras.trainable_variables)
+        self._keras_module = keras
+        self._fresh = [(v, np.array(v)) for v in (*self.keras.variables, *self.keras.optimizer.variables)]
+
+    @staticmethod
+    def _built(build: Callable[[], Any], keras: Any) -> Any:
+        try:
+            model = build()
+        except Exception as error:
+            raise ModelError(f"{build.__name__}() fails: {_described(error)}", where="model.py") from error
+        if not isinstance(model, keras.Model):
+            raise ModelError(
+                f"{build.__name__}() returns {type(model).__name__}, not a Keras model", where="model.py", remedy="Return the model."
+            )
+        if not model.compiled:
+            raise ModelError(
+                "the model is not compiled", where="model.py", remedy="Call model.compile(optimizer, loss, metrics) in it."
+            )
+        if not model.built:
+            raise ModelError("the model has no input shape", where="model.py", remedy="Begin it with keras.Input(shape).")
+        return model
+
+    def reset(self, seed: int) -> None:
+        """Puts every variable (weights, optimizer, metrics, random states) where it was when the model was built."""
+        self._keras_module.utils.set_random_seed(seed)
+        for position, (variable, value) in enumerate(self._fresh):
+            if variable.path.endswith("seed_generator_state"):
+                value = np.array([(seed + position) % 2**32, 0], variable.dtype)
+            variable.assign(value)
+
+    def weights(self) -> dict[str, Array]:
+        """The weights by name: trainable ones, BatchNorm statistics and counters; no random or metric state."""
+        return {name: np.array(v) for name, v in self._named(self.keras.weights)}
+
+    def set_weights(self, weights: Mapping[str, Array]) -> None:
+        """Takes weights of the same names and shapes. Raises ModelError."""
+        self._assign(self.keras.weights, weights, "weights")
+
+    def optimizer_state(self) -> dict[str, Array]:
+        """The optimizer's variables by name."""
+        return {name: np.array(v) for name, v in self._named(self.keras.optimizer.variables)}
+
+    def set_optimizer_state(self, state: Mapping[str, Array]) -> None:
+        """Takes an optimizer state of the same names and shapes. Raises ModelError."""
+        self._assign(self.keras.optimizer.variables, state, "optimizer state")
+
+    def _assign(self, variables: Any, values: Mapping[str, Array], what: str) -> None:
+        named = dict(self._named(variables))
+        if named.keys() != values.keys():
+            missing = sorted(named.keys() ^ values.keys())[0]
+            raise ModelError(f"the {what} do not fit the model: {missing!r} is on one side only")
+        for name, variable in named.items():
+            if tuple(variable.shape) != values[name].shape:
+                raise ModelError(f"the {what} do not fit the model: {name!r} is {values[name].shape}, not {tuple(variable.shape)}")
+            variable.assign(values[name])
+
+    @staticmethod
+    def _named(variables: Any) -> Iterator[tuple[str, Any]]:
+        """Variables by path; a path that two share gets the position too."""
+        paths = [v.path for v in variables]
+        for position, (path, variable) in enumerate(zip(paths, variables, strict=True)):
+            yield (path if paths.count(path) == 1 else f"{path}#{position}"), variable
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Sets the optimizer's learning rate. Raises ModelError when model.py gave it a schedule."""
+        try:
+            self.keras.optimizer.learning_rate = rate
+        except TypeError as error:
+            raise ModelError(
+                "the optimizer has a learning rate schedule", where="training.learning_rate", remedy="Set it to 0."
+            ) from error
+
+    def check_examples(self, x: Array, y: Array) -> None:
+        """Tries the model on a few examples that hold the smallest and the largest label.
+
+        Raises:
+            ModelError: shapes or labels do not fit.
+        """
+        expected = tuple(self.keras.input_shape)[1:] if isinstance(self.keras.input_shape, tuple) else None
+        if expected is not None and (len(expected) != x.ndim - 1 or any(
+            e is not None and e != f for e, f in zip(expected, x.shape[1:], strict=True)
+        )):  # fmt: skip
+            raise ModelError(
+                f"the features have shape {x.shape[1:]}, the model takes {expected}", remedy="Change the input or reshape the data."
+            )
+        flat = y.reshape(len(y), -1)[:, 0]
+        picked = sorted({0, int(np.argmin(flat)), int(np.argmax(flat))})
+        self._check_classes(y)
+        try:
+            result = self.keras.evaluate(x[picked], y[picked], verbose=0, return_dict=True)
+        except Exception as error:
+            raise ModelError(f"the labels or shapes do not fit the model: {_described(error)}") from error
+        if not np.isfinite(result["loss"]):
+            raise ModelError(f"the loss of the first examples is {result['loss']}: the labels do not fit the model")
+
+    def _check_classes(self, y: Array) -> None:
+        loss = self.keras.loss if isinstance(self.keras.loss, str) else getattr(self.keras.loss, "name", "")
+        shape = self.keras.output_shape
+        if "sparse_categorical" not in str(loss) or not isinstance(shape, tuple):
+            return
+        if y.min() < 0 or y.max() >= shape[-1]:
+            raise ModelError(
+                f"the labels go from {y.min():g} to {y.max():g}, the model has {shape[-1]} outputs",
+                remedy="Labels count from 0; give the last layer one output per label.",
+            )
+
+
+def _scope(tensorflow: Any) -> Any:
+    """All GPUs of the machine when there are several; else the default."""
+    if len(tensorflow.config.list_physical_devices("GPU")) > 1:
+        return tensorflow.distribute.MirroredStrategy().scope()
+    return tensorflow.device(None)
+
+
+def check_arguments(training: Training) -> None:
+    """Checks fit and evaluate arguments and callbacks against Keras's own signatures.
+
+    Raises:
+        ModelError: the argument, where it stands, and the valid ones.
+    """
+    _, keras = frameworks()
+    for section, method in (("fit", keras.Model.fit), ("evaluate", keras.Model.evaluate)):
+        valid = set(inspect.signature(method).parameters) - {"self", "kwargs"}
+        _check_names(getattr(training, section), valid, f"training.{section}")
+    for name, arguments in training.callbacks.items():
+        callback = getattr(keras.callbacks, name, None)
+        if not (inspect.isclass(callback) and issubclass(callback, keras.callbacks.Callback)):
+            names = [n for n in vars(keras.callbacks) if n[0].isupper() and n != "Callback"]
+            raise ModelError(
+                f"unknown callback {name!r}", where="training.callbacks", remedy=_suggestion(name, names)
+            )
+        valid = set(inspect.signature(callback.__init__).parameters) - {"self", "kwargs"}
+        _check_names(arguments, valid, f"training.callbacks.{name}")
+        make_callbacks(training)
+
+
+def make_callbacks(training: Training) -> list[Any]:
+    """The callbacks that the federation file names. Raises ModelError when an argument's value is refused."""
+    _, keras = frameworks()
+    try:
+        return [getattr(keras.callbacks, name)(**arguments) for name, arguments in training.callbacks.items()]
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"a callback refuses its arguments: {error}", where="training.callbacks") from error
+
+
+def _check_names(arguments: Mapping[str, Any], valid: set[str], where: str) -> None:
+    for name in arguments:
+        if name in valid and name in _OWNED:
+            raise ModelError(f"{name!r} cannot be set here", where=where, remedy=f"It is given by {_OWNED[name]}.")
+        if name not in valid:
+            raise ModelError(f"unknown argument {name!r}", where=where, remedy=_suggestion(name, valid - _OWNED.keys()))
+
+
+def _suggestion(name: str, valid: Any) -> str:
+    close = difflib.get_close_matches(name, valid, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Valid: {', '.join(sorted(valid))}."

@@ -1,0 +1,155 @@
+"""Compiles a federation to a KFP v2 pipeline file."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import yaml
+
+from fedpipe import __version__
+from fedpipe.errors import InputError, MissingExtraError, ModelError
+from fedpipe.federation import Federation
+from fedpipe.objects import encode
+
+_CODE_LIMIT = 64 * 2**10
+"""Largest model.py, in bytes: it travels in a step's argument, and Linux caps one at 128 KiB."""
+
+# Measured on a KFP 2.16 backend: see docs/kubeflow.md, "How large a run can be".
+_WORKFLOW_BASE, _WORKFLOW_PER_STEP, _STATUS_PER_STEP = 277_000, 2_900, 1_400
+_WORKFLOW_LIMIT = 2**20
+_SECONDS_PER_STEP = 20
+_COMFORTABLE_STEPS = 100
+
+
+class Estimate(NamedTuple):
+    """What a compiled pipeline asks of KFP.
+
+    `workflow_bytes` is the Argo workflow with its status; `overhead_seconds` is what KFP adds on the critical path.
+    """
+
+    steps: int
+    pods: int
+    critical_steps: int
+    pipeline_bytes: int
+    workflow_bytes: int
+    overhead_seconds: int
+    warnings: tuple[str, ...]
+
+
+def read_code(federation: Federation) -> str:
+    """The text of the federation's model.py. Raises ModelError."""
+    path = Path(federation.model.rpartition(":")[0] or federation.model)
+    try:
+        code = path.read_text()
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", where=str(path), remedy="`model` names the file.") from error
+    except UnicodeDecodeError as error:
+        raise ModelError("is not UTF-8 text", where=str(path)) from error
+    if len(code.encode()) > _CODE_LIMIT:
+        raise ModelError(
+            f"has {len(code.encode())} bytes, more than {_CODE_LIMIT}", where=str(path), remedy="Put data out of it."
+        )
+    return code
+
+
+def as_json(federation: Federation) -> str:
+    """The federation as the steps take it: without this machine's folders and without what only placement needs."""
+    file, _, function = federation.model.rpartition(":")
+    learners = tuple(
+        msgspec.structs.replace(learner, placement=type(learner.placement)(), secret="") for learner in federation.learners
+    )
+    portable = msgspec.structs.replace(
+        federation, store="store", model=f"{Path(file).name}:{function}", learners=learners,
+        data=msgspec.structs.replace(federation.data, uri=Path(federation.data.uri).name),
+    )  # fmt: skip
+    return encode(portable).decode()
+
+
+def compile_pipeline(federation: Federation, output: Path) -> Estimate:
+    """Writes the pipeline file.
+
+    Args:
+        federation: as `read_federation` gives it.
+        output: a .yaml file; it appears only when it is whole.
+
+    Raises:
+        ModelError: model.py cannot be read.
+        InputError: the file cannot be written.
+        MissingExtraError: kfp is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # kfp's own deprecations are not the user's
+            from kfp import compiler
+
+            from fedpipe.pipelines.federated_averaging import federated_averaging
+    except ImportError as error:
+        raise MissingExtraError(str(error.name or "kfp"), "kubeflow") from error
+    pipeline = federated_averaging(federation, as_json(federation), read_code(federation))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline, str(path))
+        text = _with_images(path.read_text(), federation)
+    _write_whole(output, text)
+    return estimate(federation, len(text.encode()))
+
+
+def _with_images(text: str, federation: Federation) -> str:
+    documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
+    wanted = f"{federation.images.registry}/%s:{federation.images.tag or __version__}"
+    for executor in documents[0]["deploymentSpec"]["executors"].values():
+        environment = executor["container"]["image"].rpartition("/")[2].partition(":")[0]
+        executor["container"]["image"] = wanted % environment
+    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    return head + yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True)
+
+
+def _write_whole(output: Path, text: str) -> None:
+    temporary = output.with_name(f".{output.name}.part")
+    try:
+        temporary.write_text(text)
+        temporary.replace(output)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", where=str(output)) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def estimate(federation: Federation, pipeline_bytes: int) -> Estimate:
+    """What the unrolled pipeline of a federation asks of KFP."""
+    rounds, learners = federation.training.rounds, len(federation.learners)
+    steps = 5 + rounds * (learners + 1) + learners
+    critical = 5 + 2 * rounds
+    workflow = _WORKFLOW_BASE + steps * (_WORKFLOW_PER_STEP + _STATUS_PER_STEP)
+    return Estimate(
+        steps=steps,
+        pods=2 * steps,
+        critical_steps=critical,
+        pipeline_bytes=pipeline_bytes,
+        workflow_bytes=workflow,
+        overhead_seconds=critical * _SECONDS_PER_STEP,
+        warnings=tuple(_warnings(federation, steps, workflow)),
+    )
+
+
+def _warnings(federation: Federation, steps: int, workflow: int) -> list[str]:
+    learners = len(federation.learners)
+    found = []
+    if workflow > _WORKFLOW_LIMIT:
+        most = int(((_WORKFLOW_LIMIT - _WORKFLOW_BASE) / (_WORKFLOW_PER_STEP + _STATUS_PER_STEP) - 5 - learners) / (learners + 1))
+        advice = f"at most {most} rounds fit; schedule recurring runs, each goes on from HEAD" if most > 0 else "have fewer learners"
+        found.append(f"{steps} steps make a workflow of about {workflow // 1000} kB; Argo's limit is 1 MiB: {advice}.")
+    elif steps > _COMFORTABLE_STEPS:
+        found.append(f"{steps} steps are near what KFP runs well ({_COMFORTABLE_STEPS}); fewer rounds per run are safer.")
+    if not federation.store_uri.startswith("s3://"):
+        found.append("the store is a folder of this machine: on a cluster, set the parameter `store` to an s3:// URI.")
+    places: list[Any] = [federation.data.uri, *(learner.data for learner in federation.learners)]
+    if any(uri and "://" not in uri for uri in places):
+        found.append("the data is a file of this machine: on a cluster, put it where the pods can read it.")
+    return found

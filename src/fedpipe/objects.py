@@ -1,0 +1,90 @@
+"""Content-addressed objects: named by the SHA-256 of their bytes, written once, verified whenever they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from fedpipe.errors import CorruptError
+from fedpipe.store import SMALL, Store
+
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+T = TypeVar("T")
+
+PIECE = 2**20
+"""Bytes per read of a stream: large enough for throughput, small enough for the processor's cache."""
+
+
+def encode(value: Any) -> bytes:
+    """Canonical JSON: keys sorted, no spaces. Equal values give equal bytes."""
+    return msgspec.json.encode(value, order="sorted")
+
+
+def decode(data: bytes, kind: type[T], *, where: str) -> T:
+    """JSON bytes from outside to a struct. Raises CorruptError, naming what is wrong."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptError(f"not a valid {kind.__name__.lower()}: {str(error)[:300]}", where=where) from error
+
+
+def digest_of(data: bytes) -> str:
+    """`sha256:` and 64 hexadecimal digits."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def key_of(digest: str, owner: str | None = None) -> str:
+    """The key of an object: `objects/<hex>`, or below `learners/<owner>/`."""
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise CorruptError(f"not a digest: {digest[:100]!r}")
+    folder = f"learners/{owner}/objects" if owner else "objects"
+    return f"{folder}/{digest.removeprefix('sha256:')}"
+
+
+def put_bytes(store: Store, data: bytes, owner: str | None = None) -> str:
+    """Writes an object unless it is there, and returns its digest."""
+    digest = digest_of(data)
+    key = key_of(digest, owner)
+    if not store.create(key, data) and store.size(key) != len(data):
+        store.replace(key, data)  # what is there cannot be what its name says
+    return digest
+
+
+def put_file(store: Store, path: Path, digest: str, owner: str | None = None) -> None:
+    """Writes a file of any size as an object unless it is there; `digest` is the file's."""
+    key = key_of(digest, owner)
+    if store.size(key) != path.stat().st_size:
+        store.upload(key, path)
+
+
+def get_bytes(store: Store, digest: str, owner: str | None = None, *, limit: int = SMALL) -> bytes:
+    """The object's bytes. Raises CorruptError when they do not match the digest, StoreError as `Store.read`."""
+    key = key_of(digest, owner)
+    data = store.read(key, limit=limit).data
+    _check(digest_of(data), digest, f"{store.uri}/{key}")
+    return data
+
+
+def fetch_file(store: Store, digest: str, path: Path, owner: str | None = None) -> None:
+    """Writes the object to a file that appears only when it is whole and matches the digest."""
+    key = key_of(digest, owner)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        store.download(key, temporary)
+        with temporary.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        _check(f"sha256:{found}", digest, f"{store.uri}/{key}")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check(found: str, expected: str, where: str) -> None:
+    if found != expected:
+        raise CorruptError(f"the bytes have the digest {found}, not the one in their name", where=where)

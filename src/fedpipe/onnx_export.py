@@ -1,0 +1,199 @@
+"""ONNX: from the Keras model, verified in onnxruntime, published once."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from fedpipe.data import get_parts
+from fedpipe.errors import ExportError, MissingExtraError, NotFoundError
+from fedpipe.keras_evaluation import fetch_weights
+from fedpipe.keras_learner import plan_model
+from fedpipe.keras_model import KerasModel, frameworks
+from fedpipe.objects import Digest, decode, digest_of, encode
+from fedpipe.plan import Plan
+from fedpipe.store import Store
+
+Array = npt.NDArray[Any]
+log = logging.getLogger("fedpipe")
+_SAMPLES = 256
+
+
+class Origin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a published model comes from, and how well it was verified.
+
+    `samples` says what it was compared on: `holdout` (the central test set) or `random` (when there is none).
+    """
+
+    federation: str
+    run: str
+    weights: Digest
+    digest: Digest
+    opset: int
+    samples: str
+    compared: int
+    max_abs_difference: float
+
+
+class Exported(Struct, frozen=True, kw_only=True):
+    """A published model: its version, key, and origin."""
+
+    version: int
+    path: str
+    origin: Origin
+
+
+def convert(model: KerasModel, opset: int) -> bytes:
+    """The Keras model as ONNX bytes with a dynamic batch dimension. Raises MissingExtraError."""
+    tensorflow, _ = frameworks()
+    try:
+        import tf2onnx
+    except ImportError as error:
+        raise MissingExtraError("tf2onnx", "keras") from error
+    for name in ("tf2onnx", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    signature = [
+        tensorflow.TensorSpec((None, *value.shape[1:]), value.dtype, name=value.name) for value in model.keras.inputs
+    ]
+    many = len(signature) > 1
+
+    @tensorflow.function(input_signature=signature)  # type: ignore[untyped-decorator]
+    def answer(*values: Any) -> Any:
+        return model.keras(list(values) if many else values[0], training=False)
+
+    proto, _ = tf2onnx.convert.from_function(answer, input_signature=signature, opset=opset)
+    _canonicalise(proto.graph)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _canonicalise(graph: Any) -> None:
+    """Renames what the converter numbers with process-wide counters, so that equal models give equal bytes."""
+    names = {value.name: value.name for value in (*graph.input, *graph.output)}
+    _rename(graph, names)
+    for value in (*graph.input, *graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = "batch"
+
+
+def _rename(graph: Any, names: dict[str, str]) -> None:
+    for position, node in enumerate(graph.node):
+        node.name, node.doc_string = f"{node.op_type}_{position}", ""
+        for values in (node.input, node.output):
+            for index, name in enumerate(values):
+                values[index] = names.setdefault(name, f"t{len(names)}") if name else ""
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                for value in (*attribute.g.input, *attribute.g.output):
+                    value.name = names.setdefault(value.name, f"t{len(names)}")
+                _rename(attribute.g, names)
+    constants = sorted(graph.initializer, key=lambda c: (len(names.get(c.name, "")), names.get(c.name, "")))
+    kept = [c for c in constants if c.name in names]
+    for constant in kept:
+        constant.name = names[constant.name]
+    copies = [type(c).FromString(c.SerializeToString()) for c in kept]
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+    del graph.value_info[:]
+    graph.doc_string, graph.name = "", "fedpipe"
+
+
+def run_onnx(data: bytes | Path, features: Array) -> list[Array]:
+    """All outputs of an ONNX model for a batch, in onnxruntime on the CPU. Raises MissingExtraError, ExportError."""
+    from fedpipe.prediction import open_model
+
+    session = open_model(data)
+    names = [i.name for i in session.inputs]
+    return session.run({names[0]: features}) if len(names) == 1 else session.run(dict(zip(names, features, strict=True)))
+
+
+def largest_difference(model: KerasModel, data: bytes, features: Array) -> float:
+    """The largest absolute difference between Keras's and ONNX's outputs on these features."""
+    expected = model.keras.predict_on_batch(features)
+    expected = expected if isinstance(expected, list | tuple) else [expected]
+    found = run_onnx(data, features)
+    differences = [np.max(np.abs(np.asarray(e, np.float64) - f), initial=0.0) for e, f in zip(expected, found, strict=True)]
+    return float(max(differences))
+
+
+def verified(store: Store, plan: Plan, digest: str) -> tuple[bytes, Origin]:
+    """Converts weights of a run and compares the result with Keras on real samples.
+
+    Raises:
+        ExportError: the difference is beyond `export.tolerance`.
+    """
+    model = plan_model(store, plan)
+    model.reset(plan.federation.training.seed)
+    model.set_weights(fetch_weights(store, digest))
+    features, samples = _samples(store, plan, model)
+    data = convert(model, plan.federation.export.opset)
+    difference = largest_difference(model, data, features)
+    tolerance = plan.federation.export.tolerance
+    if not difference <= tolerance:
+        raise ExportError(
+            f"the ONNX model differs from the trained one by {difference:.3g}, more than the tolerance of {tolerance:g}",
+            remedy="Nothing was published. Try another export.opset, or raise export.tolerance if that is acceptable.",
+        )
+    return data, Origin(
+        federation=plan.federation.name, run=plan.run, weights=digest, digest=digest_of(data),
+        opset=plan.federation.export.opset, samples=samples, compared=len(features), max_abs_difference=difference,
+    )  # fmt: skip
+
+
+def _samples(store: Store, plan: Plan, model: KerasModel) -> tuple[Array, str]:
+    dtype = np.dtype(str(model.keras.inputs[0].dtype))
+    if plan.test is not None:
+        return get_parts(store, plan.test)["test"].x[:_SAMPLES].astype(dtype), "holdout"
+    shape = (_SAMPLES, *(size or 1 for size in model.keras.inputs[0].shape[1:]))
+    return np.random.default_rng(plan.federation.training.seed).random(shape).astype(dtype), "random"
+
+
+def publish(store: Store, plan: Plan, digest: str) -> Exported:
+    """Publishes verified weights once as the next version of the model.
+
+    First the version is claimed by its origin, then the model is written: a repeated step finds its claim and
+    completes it, and a server never sees half a version.
+
+    Raises:
+        ExportError: the model differs from the trained one; nothing is published.
+    """
+    name = plan.federation.model_name
+    claimed = _claimed(store, name, plan.run, digest)
+    if claimed and store.size(claimed.path) is not None:
+        return claimed
+    data, origin = verified(store, plan, digest)
+    exported = claimed if claimed and claimed.origin == origin else _claim(store, name, origin)
+    store.create(exported.path, data)
+    log.info("published %s version %d: differs from Keras by %.2g", name, exported.version, origin.max_abs_difference)
+    return exported
+
+
+def versions(store: Store, name: str) -> list[int]:
+    """The versions of a model that are claimed or published, ascending."""
+    keys = (re.fullmatch(rf"models/{name}/(\d+)/.*", key) for key in store.keys(f"models/{name}/"))
+    return sorted({int(match[1]) for match in keys if match})
+
+
+def _claimed(store: Store, name: str, run: str, digest: str) -> Exported | None:
+    for version in reversed(versions(store, name)):
+        key = f"models/{name}/{version}/origin.json"
+        try:
+            origin = decode(store.read(key).data, Origin, where=key)
+        except NotFoundError:
+            continue
+        if (origin.run, origin.weights) == (run, digest):
+            return Exported(version=version, path=f"models/{name}/{version}/model.onnx", origin=origin)
+    return None
+
+
+def _claim(store: Store, name: str, origin: Origin) -> Exported:
+    version = max(versions(store, name), default=0) + 1
+    while not store.create(f"models/{name}/{version}/origin.json", encode(origin)):
+        version += 1
+    return Exported(version=version, path=f"models/{name}/{version}/model.onnx", origin=origin)

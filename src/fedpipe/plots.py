@@ -1,0 +1,118 @@
+"""Pictures of a run, as SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedpipe.evaluation import Evaluation
+from fedpipe.summary import Story, global_metrics
+
+_COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#57534e", "#1e3a8a")
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure  # no pyplot: it has global state, and steps run in threads
+
+    mpl.rcParams.update({"svg.hashsalt": "fedpipe", "svg.fonttype": "none", "font.size": 9})
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def lines(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str, y: str) -> str:
+    """Curves of (round, value) points by name."""
+    figure, axes = _figure(5.2, 3.2)
+    for position, (name, points) in enumerate(curves.items()):
+        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=name, color=_COLOURS[position % len(_COLOURS)])
+    axes.set(title=title, xlabel="round", ylabel=y)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.25)
+    if curves:
+        axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def learning_curves(story: Story) -> list[str]:
+    """One picture per metric: the learners' training, and the round's model on their test parts."""
+    records = [r for r in story.records if r.round]
+    names = list(dict.fromkeys(n for r in records for n in r.metrics))
+    pictures = []
+    for name in names:
+        training = [(r.round, r.metrics[name]) for r in records if name in r.metrics]
+        shared = [(r.round, value) for r in story.records if (value := global_metrics(story, r.round).get(name)) is not None]
+        curves = {"learners' training": training, "shared model, learners' test parts": shared}
+        pictures.append(lines({k: v for k, v in curves.items() if v}, title=name, y=name))
+    return pictures
+
+
+def learner_curves(story: Story) -> list[str]:
+    """One picture per metric: every learner's training."""
+    updates = [u for r in story.records for u in r.updates]
+    pictures = []
+    for name in dict.fromkeys(n for u in updates for n in u.metrics):
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for update in updates:
+            if name in update.metrics:
+                curves.setdefault(update.learner, []).append((update.round, update.metrics[name]))
+        pictures.append(lines(dict(sorted(curves.items())), title=f"{name} of each learner's training", y=name))
+    return pictures
+
+
+def confusion_matrix(evaluation: Evaluation) -> str:
+    """True classes by predicted classes."""
+    figure, axes = _figure(4.6, 4.2)
+    matrix = evaluation.confusion
+    axes.imshow(matrix, cmap="Blues")
+    top = max(max(row) for row in matrix) or 1
+    if len(matrix) <= 20:
+        for i, row in enumerate(matrix):
+            for j, count in enumerate(row):
+                if count:
+                    axes.text(j, i, count, ha="center", va="center", fontsize=8, color="white" if count > top / 2 else "#1e293b")
+        axes.set_xticks(range(len(matrix)), evaluation.classes)
+        axes.set_yticks(range(len(matrix)), evaluation.classes)
+    axes.set(title="confusion matrix", xlabel="predicted", ylabel="true")
+    return _svg(figure)
+
+
+def label_counts(story: Story) -> str:
+    """How often each label occurs at each learner."""
+    shards = [s for s in story.shards if s.labels]
+    labels = sorted({label for s in shards for label in s.labels}, key=int)
+    figure, axes = _figure(5.2, 0.9 + 0.42 * len(shards))
+    left = [0] * len(shards)
+    for position, label in enumerate(labels):
+        counts = [s.labels.get(label, 0) for s in shards]
+        axes.barh([s.learner for s in shards], counts, left=left, label=label, color=_COLOURS[position % len(_COLOURS)])
+        left = [a + b for a, b in zip(left, counts, strict=True)]
+    axes.invert_yaxis()
+    axes.set(title="labels of each learner", xlabel="examples")
+    if len(labels) <= 20:
+        axes.legend(frameon=False, fontsize=7, ncols=1, loc="upper left", bbox_to_anchor=(1, 1))
+    return _svg(figure)
+
+
+def timings(story: Story) -> str:
+    """When each step ran, one bar per step."""
+    figure, axes = _figure(7.5, 0.8 + 0.16 * len(story.timings))
+    begin = min(t.started for t in story.timings)
+    steps = list(dict.fromkeys(t.step for t in story.timings))
+    for row, timing in enumerate(story.timings):
+        colour = _COLOURS[steps.index(timing.step) % len(_COLOURS)]
+        axes.barh(row, max(timing.seconds, 1e-3), left=timing.started - begin, color=colour)
+    names = [" ".join(filter(None, (str(t.round or ""), t.step, t.learner))) for t in story.timings]
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set(title="steps over time", xlabel="seconds since the first step")
+    return _svg(figure)

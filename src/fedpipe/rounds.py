@@ -1,0 +1,302 @@
+"""How a round is committed: update manifests, write-once records, HEAD by compare-and-swap.
+
+    HEAD                                        the last committed round
+    runs/<run>/<round>/record                   what was committed; never written twice
+    learners/<name>/runs/<run>/<round>/update   who made what from which base
+    learners/<name>/runs/<run>/<round>/dropped  why a learner did not take part
+
+Records form one chain by `previous`. All bytes are canonical and hold no clock and no chance, so that a replay of a
+round, by a retry or by a second engine, writes the same bytes and finds its work done.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from fedpipe.errors import ConflictError, CorruptError, DroppedError, NotFoundError, QuorumError
+from fedpipe.federation import Name
+from fedpipe.objects import Digest, decode, digest_of, encode
+from fedpipe.store import Store
+
+MANIFEST = 2**20
+"""Largest manifest or record, in bytes, that is read."""
+_HEAD_TRIES = 50
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class _Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
+    """A small JSON object in the store."""
+
+
+class Tested(_Manifest, kw_only=True):
+    """Means over `examples` of a learner's test part, of the model that the round began with."""
+
+    examples: Annotated[int, Meta(ge=1)]
+    metrics: dict[str, float]
+
+
+class Update(_Manifest, kw_only=True):
+    """What a learner offers to a round."""
+
+    format: int = 1
+    federation: Name
+    run: Name
+    round: Annotated[int, Meta(ge=1)]
+    learner: Name
+    base: Digest
+    weights: Digest
+    size: Count
+    examples: Annotated[int, Meta(ge=1)]
+    metrics: dict[str, float]
+    tested: Tested | None = None
+    optimizer: Digest | None = None
+
+
+class Dropped(_Manifest, kw_only=True):
+    """A learner that did not take part in a round, and why."""
+
+    learner: str
+    why: str
+
+
+class Ref(_Manifest, kw_only=True):
+    """A committed record: where it is and what its bytes are."""
+
+    run: Name
+    round: Count
+    record: Digest
+
+
+class Record(_Manifest, kw_only=True):
+    """A committed round: the chain's link.
+
+    `layout` is the digest of the weights' header, which pins names, dtypes and shapes for the whole run; `state` is
+    the server optimizer's.
+    """
+
+    format: int = 1
+    federation: Name
+    run: Name
+    round: Count
+    previous: Ref | None
+    plan: Digest
+    base: Digest | None
+    weights: Digest
+    layout: Digest
+    state: dict[str, Digest] = {}
+    rule: str = ""
+    updates: tuple[Update, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    metrics: dict[str, float] = {}
+
+    @property
+    def ref(self) -> Ref:
+        """This record as the next one names it."""
+        return Ref(run=self.run, round=self.round, record=digest_of(encode(self)))
+
+
+class Head(_Manifest, kw_only=True):
+    """The last committed round and its weights."""
+
+    run: Name
+    round: Count
+    record: Digest
+    weights: Digest
+
+    @property
+    def ref(self) -> Ref:
+        """The record that HEAD names."""
+        return Ref(run=self.run, round=self.round, record=self.record)
+
+
+def record_key(run: str, number: int) -> str:
+    """The key of a round's record."""
+    return f"runs/{run}/{number}/record"
+
+
+def learner_key(learner: str, run: str, number: int, name: str) -> str:
+    """A key in a learner's own part of a round: `update` or `dropped`."""
+    return f"learners/{learner}/runs/{run}/{number}/{name}"
+
+
+def read_head(store: Store) -> tuple[Head, str] | None:
+    """HEAD and its version token; None before the first commit. Raises CorruptError."""
+    try:
+        blob = store.read("HEAD", limit=MANIFEST)
+    except NotFoundError:
+        return None
+    return decode(blob.data, Head, where=f"{store.uri}/HEAD"), blob.version
+
+
+def read_record(store: Store, run: str, number: int) -> Record | None:
+    """The record of a round; None when the round is not committed. Raises CorruptError."""
+    key = record_key(run, number)
+    try:
+        data = store.read(key, limit=MANIFEST).data
+    except NotFoundError:
+        return None
+    record = decode(data, Record, where=f"{store.uri}/{key}")
+    if (record.run, record.round) != (run, number):
+        raise CorruptError(f"is the record of run {record.run!r}, round {record.round}", where=f"{store.uri}/{key}")
+    return record
+
+
+def commit(store: Store, record: Record) -> Record:
+    """Commits a round exactly once and returns what was committed.
+
+    The record is created; when another engine was first, its record counts. Then HEAD moves from the record's
+    `previous` to it. Both acts may be repeated after a crash at any point.
+
+    Raises:
+        ConflictError: HEAD went on along another line.
+    """
+    if not store.create(record_key(record.run, record.round), encode(record)):
+        found = read_record(store, record.run, record.round)
+        if found is None:
+            raise ConflictError(f"the record of round {record.round} was removed while it was read")
+        record = found
+    _advance(store, record)
+    return record
+
+
+def _advance(store: Store, record: Record) -> None:
+    head = Head(run=record.run, round=record.round, record=record.ref.record, weights=record.weights)
+    for _ in range(_HEAD_TRIES):
+        current = read_head(store)
+        if current is None:
+            if record.previous is not None:
+                raise ConflictError("HEAD is missing although rounds were committed", where=store.uri)
+            if store.create("HEAD", encode(head)):
+                return
+        elif current[0].ref == record.previous:
+            if store.swap("HEAD", encode(head), current[1]):
+                return
+        elif precedes(store, record.ref, current[0].ref):
+            return
+        else:
+            raise ConflictError(
+                f"HEAD is at round {current[0].round} of run {current[0].run!r}, which does not follow from round "
+                f"{record.round} of run {record.run!r}",
+                where=f"{store.uri}/HEAD",
+                remedy="Two runs of one federation went on at the same time; start this one anew under another name.",
+            )
+    raise ConflictError("HEAD moved at every try", where=f"{store.uri}/HEAD")
+
+
+def precedes(store: Store, earlier: Ref, later: Ref) -> bool:
+    """True when the chain that ends in `later` holds `earlier`."""
+    cursor: Ref | None = later
+    while cursor is not None:
+        if cursor == earlier:
+            return True
+        if cursor.run == earlier.run and cursor.round <= earlier.round:
+            return False
+        record = read_record(store, cursor.run, cursor.round)
+        if record is None or record.ref != cursor:
+            raise CorruptError(f"the chain is broken at round {cursor.round} of run {cursor.run!r}", where=store.uri)
+        cursor = record.previous
+    return False
+
+
+def history(store: Store, run: str) -> list[Record]:
+    """The committed records of a run, from round 0 on. Raises CorruptError when the chain is broken."""
+    records: list[Record] = []
+    while (record := read_record(store, run, len(records))) is not None:
+        if records and record.previous != records[-1].ref:
+            raise CorruptError(f"round {record.round} does not follow round {record.round - 1}", where=store.uri)
+        records.append(record)
+    return records
+
+
+def publish_update(store: Store, update: Update) -> Update:
+    """Writes an update's manifest once and returns the one that counts."""
+    key = learner_key(update.learner, update.run, update.round, "update")
+    if store.create(key, encode(update)):
+        return update
+    return decode(store.read(key, limit=MANIFEST).data, Update, where=f"{store.uri}/{key}")
+
+
+def find_update(store: Store, learner: str, run: str, number: int) -> Update | None:
+    """A learner's manifest for a round; None when there is none. Raises CorruptError."""
+    key = learner_key(learner, run, number, "update")
+    try:
+        return decode(store.read(key, limit=MANIFEST).data, Update, where=f"{store.uri}/{key}")
+    except NotFoundError:
+        return None
+
+
+def drop(store: Store, learner: str, run: str, number: int, why: str) -> None:
+    """Leaves the reason why a learner does not take part."""
+    manifest = Dropped(learner=learner, why=why[:500])
+    store.replace(learner_key(learner, run, number, "dropped"), encode(manifest))
+
+
+def why_dropped(store: Store, learner: str, run: str, number: int) -> str:
+    """The reason that a learner left, cleaned; a general one when it left none."""
+    key = learner_key(learner, run, number, "dropped")
+    try:
+        manifest = decode(store.read(key, limit=MANIFEST).data, Dropped, where=key)
+    except (NotFoundError, CorruptError):
+        return "no update"
+    return "".join(c if c.isprintable() else " " for c in manifest.why[:500]) or "no reason given"
+
+
+def check_update(update: Update, *, federation: str, run: str, number: int, learner: str, base: str) -> None:
+    """Checks that a manifest is of this round and says nothing impossible.
+
+    Raises:
+        DroppedError: the reason why the learner is dropped.
+    """
+    expected = {"federation": federation, "run": run, "round": number, "learner": learner, "base": base}
+    for name, value in expected.items():
+        if getattr(update, name) != value:
+            raise DroppedError(f"the update's {name} is {getattr(update, name)}, the round's is {value}")
+    numbers = [*update.metrics.values(), *(update.tested.metrics.values() if update.tested else ())]
+    if not all(math.isfinite(v) for v in numbers):
+        raise DroppedError("a metric of the update is NaN or infinite")
+
+
+def collect(
+    store: Store, *, federation: str, run: str, number: int, base: str, learners: tuple[str, ...]
+) -> tuple[list[Update], list[Dropped]]:
+    """The valid updates of a round and the learners without one, both sorted by name."""
+    updates, dropped = [], []
+    for learner in sorted(learners):
+        try:
+            update = find_update(store, learner, run, number)
+            if update is None:
+                raise DroppedError(why_dropped(store, learner, run, number))
+            check_update(update, federation=federation, run=run, number=number, learner=learner, base=base)
+            updates.append(update)
+        except (DroppedError, CorruptError) as error:
+            dropped.append(Dropped(learner=learner, why=error.what))
+    return updates, dropped
+
+
+def check_quorum(number: int, taking_part: int, dropped: list[Dropped], minimum: int) -> None:
+    """Raises QuorumError, naming who is missing and why, when fewer than `minimum` learners take part."""
+    if taking_part >= minimum:
+        return
+    missing = "; ".join(f"{d.learner}: {d.why}" for d in dropped) or "nobody was dropped"
+    raise QuorumError(
+        f"round {number}: {taking_part} of {taking_part + len(dropped)} learners took part, the quorum is {minimum} "
+        f"({missing})",
+        remedy="HEAD stays at the last good round. Mend the learners, or lower quorum.min_learners.",
+    )
+
+
+def mean_metrics(updates: list[Update]) -> dict[str, float]:
+    """Means of the updates' metrics, weighted by examples: sums first, then divided. Only metrics that all have."""
+    names = set.intersection(*(set(u.metrics) for u in updates)) if updates else set()
+    total = sum(u.examples for u in updates)
+    return {n: math.fsum(u.metrics[n] * u.examples for u in updates) / total for n in sorted(names)}
+
+
+def as_json(value: Struct) -> object:
+    """A struct as builtin values."""
+    return msgspec.to_builtins(value)

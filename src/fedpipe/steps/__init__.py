@@ -1,0 +1,21 @@
+"""What the containers do: one module per component, `run(inputs) -> outputs`.
+
+    fedpipe step NAME '{{$}}'
+
+The one argument is the KFP executor input; `contract.execute` parses it, runs the body and writes the executor
+output. A body has two structs, `Inputs` and `Outputs`, that mirror the component's face in `components/`.
+"""
+
+from __future__ import annotations
+
+STEPS: dict[str, str] = {
+    "shard": "core",
+    "initialise": "keras",
+    "train": "keras",
+    "aggregate": "core",
+    "score": "keras",
+    "evaluate": "keras",
+    "export": "keras",
+    "report": "core",
+}
+"""Each step and the environment (image) in which it runs."""

@@ -1,0 +1,174 @@
+"""The contract between a component and its body: KFP's executor input in, executor output out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import msgspec
+from msgspec import Struct
+
+from fedpipe.errors import FedpipeError, InputError, StoreError
+from fedpipe.objects import encode
+from fedpipe.plan import Place
+from fedpipe.steps import STEPS
+
+log = logging.getLogger("fedpipe")
+
+_MOUNTS = {"minio://": "/minio/", "s3://": "/s3/", "gs://": "/gcs/"}
+
+
+class Artifact(Struct, frozen=True, kw_only=True):
+    """What a step shows in the UI: flat metadata and, for a page, a file."""
+
+    schema: ClassVar[str] = "system.Artifact"
+    metadata: dict[str, Any] = {}
+    content: str = ""
+
+
+class Metrics(Artifact, frozen=True, kw_only=True):
+    """Numbers by name."""
+
+    schema: ClassVar[str] = "system.Metrics"
+
+
+class Model(Artifact, frozen=True, kw_only=True):
+    """A model: its digest, round and metrics; the weights themselves are in the store."""
+
+    schema: ClassVar[str] = "system.Model"
+
+
+class Confusion(Artifact, frozen=True, kw_only=True):
+    """A confusion matrix as the UI draws it."""
+
+    schema: ClassVar[str] = "system.ClassificationMetrics"
+
+
+class Html(Artifact, frozen=True, kw_only=True):
+    """A page."""
+
+    schema: ClassVar[str] = "system.HTML"
+
+
+class Timing(Struct, frozen=True, kw_only=True):
+    """How long a step took; kept beside the records, never in them."""
+
+    step: str
+    learner: str = ""
+    round: int = 0
+    started: float
+    seconds: float
+
+
+def body(name: str) -> ModuleType:
+    """The module of a step. Raises InputError for an unknown name."""
+    if name not in STEPS:
+        raise InputError(f"unknown step {name!r}", remedy=f"Known: {', '.join(STEPS)}.")
+    return importlib.import_module(f"fedpipe.steps.{name}")
+
+
+def parse(name: str, values: dict[str, Any]) -> Any:
+    """The step's inputs as its struct. Raises InputError."""
+    kind = body(name).Inputs
+    fields = {f.name: f for f in msgspec.structs.fields(kind)}
+    cast = {
+        key: int(value) if fields[key].type is int and isinstance(value, float) and value.is_integer() else value
+        for key, value in values.items()
+        if key in fields
+    }
+    try:
+        return msgspec.convert(cast, kind)
+    except msgspec.ValidationError as error:
+        raise InputError(str(error).replace("$.", ""), where=f"step {name}") from error
+
+
+def execute(name: str, executor_input: dict[str, Any]) -> Any:
+    """Runs a step and writes its executor output.
+
+    Args:
+        name: the step.
+        executor_input: KFP's executor input, as the launcher or the local engine makes it.
+
+    Returns:
+        The step's `Outputs`.
+
+    Raises:
+        FedpipeError: as the step says.
+    """
+    inputs = parse(name, executor_input.get("inputs", {}).get("parameterValues", {}))
+    started, clock = time.time(), time.monotonic()
+    outputs = body(name).run(inputs)
+    _note_time(name, inputs, outputs, started, time.monotonic() - clock)
+    _write(outputs, executor_input["outputs"])
+    return outputs
+
+
+def _note_time(name: str, inputs: Any, outputs: Any, started: float, seconds: float) -> None:
+    place = getattr(inputs, "place", None) or getattr(outputs, "place", None)
+    if not isinstance(place, Place):
+        return
+    learner, number = getattr(inputs, "learner", ""), getattr(inputs, "round", 0)
+    timing = Timing(step=name, learner=learner, round=number, started=started, seconds=seconds)
+    owner = f"learners/{learner}/" if learner else ""
+    try:  # the first counts: a repeated step that finds its work done says nothing about the work
+        place.open().create(f"{owner}runs/{place.run}/{number}/{name}.time", encode(timing))
+    except StoreError as error:
+        log.warning("the time of step %s is not kept: %s", name, error)
+
+
+def _write(outputs: Any, wanted: dict[str, Any]) -> None:
+    parameters: dict[str, Any] = {}
+    artifacts: dict[str, Any] = {}
+    for field in msgspec.structs.fields(outputs):
+        value = getattr(outputs, field.name)
+        if not isinstance(value, Artifact):
+            parameters[field.name] = msgspec.to_builtins(value)
+            continue
+        for runtime in wanted.get("artifacts", {}).get(field.name, {}).get("artifacts", []):
+            if value.content:
+                path = local_path(runtime["uri"])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(value.content)
+            kept = {"name": runtime["name"], "uri": runtime["uri"], "metadata": value.metadata}
+            artifacts[field.name] = {"artifacts": [kept]}
+    path = Path(wanted["outputFile"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"parameterValues": parameters, "artifacts": artifacts}))
+
+
+def local_path(uri: str) -> Path:
+    """Where the launcher mounts an artifact: `minio://b/k` is `/minio/b/k`."""
+    for scheme, mount in _MOUNTS.items():
+        if uri.startswith(scheme):
+            return Path(mount + uri.removeprefix(scheme))
+    return Path(uri.removeprefix("file://"))
+
+
+def main(arguments: list[str]) -> int:
+    """`fedpipe step NAME EXECUTOR_INPUT`: the container's command. Returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    try:
+        if len(arguments) != 2:
+            raise InputError(
+                "a step takes its name and KFP's executor input", remedy=f"Steps: {', '.join(STEPS)}. People use `fedpipe run`."
+            )
+        name, text = arguments
+        body(name)
+        try:
+            executor_input = json.loads(text)
+        except ValueError as error:
+            raise InputError("the executor input is not JSON", where=f"step {name}") from error
+        if not isinstance(executor_input, dict) or "outputFile" not in executor_input.get("outputs", {}):
+            raise InputError("the executor input lacks outputs.outputFile", where=f"step {name}")
+        execute(name, executor_input)
+    except FedpipeError as error:
+        print(f"fedpipe: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

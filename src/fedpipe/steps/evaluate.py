@@ -1,0 +1,80 @@
+"""Evaluates the final model: centrally, and over what the learners measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from fedpipe.errors import CorruptError, NotFoundError
+from fedpipe.evaluation import Evaluation, Score, find_score
+from fedpipe.objects import decode, encode
+from fedpipe.plan import Place, Plan, read_plan
+from fedpipe.steps.contract import Confusion, Metrics
+from fedpipe.store import Store
+
+
+class Inputs(Struct, frozen=True, kw_only=True):
+    """The weights, and what the learners' score steps gave."""
+
+    place: Place
+    weights: str
+    scores: list[Any] = []
+
+
+class Outputs(Struct, frozen=True, kw_only=True):
+    """Metrics as numbers, and the confusion matrix."""
+
+    evaluation: dict[str, Any]
+    metrics: Metrics
+    confusion: Confusion
+
+
+def run(inputs: Inputs) -> Outputs:
+    """Evaluates once; a repeated step finds the evaluation."""
+    store = inputs.place.open()
+    plan = read_plan(store, inputs.place.plan)
+    key = f"runs/{plan.run}/evaluation"
+    try:
+        found: Evaluation | None = decode(store.read(key).data, Evaluation, where=key)
+    except NotFoundError:
+        found = None
+    if found is None or found.weights != inputs.weights:
+        from fedpipe.keras_evaluation import evaluate
+
+        found = evaluate(store, plan, inputs.weights, _scores(store, plan))
+        store.replace(key, encode(found))
+    return Outputs(
+        evaluation=msgspec.to_builtins(msgspec.structs.replace(found, confusion=())),
+        metrics=Metrics(metadata=flat_metrics(found)),
+        confusion=Confusion(metadata=_confusion_metadata(found)),
+    )
+
+
+def _scores(store: Store, plan: Plan) -> list[Score]:
+    scores = []
+    for learner in plan.federation.learners:
+        try:
+            score = find_score(store, learner.name, plan.run)
+        except CorruptError as error:
+            score = Score(learner=learner.name, weights="", why=error.what)
+        scores.append(score or Score(learner=learner.name, weights="", why="no score"))
+    return scores
+
+
+def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """`central_accuracy` and `federated_loss`, as the UI shows them."""
+    measured = {"central": evaluation.central, "federated": evaluation.federated}
+    return {f"{kind}_{k}": v for kind, m in measured.items() if m for k, v in m.metrics.items()}
+
+
+def _confusion_metadata(evaluation: Evaluation) -> dict[str, Any]:
+    if not evaluation.confusion:
+        return {}
+    return {
+        "confusionMatrix": {
+            "annotationSpecs": [{"displayName": name} for name in evaluation.classes],
+            "rows": [{"row": list(row)} for row in evaluation.confusion],
+        }
+    }

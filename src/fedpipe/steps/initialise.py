@@ -1,0 +1,147 @@
+"""Makes the plan, the first global weights and round 0."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from fedpipe import weights
+from fedpipe.errors import InputError, ModelError
+from fedpipe.federation import Federation
+from fedpipe.objects import digest_of, fetch_file, put_bytes, put_file
+from fedpipe.plan import Place, Plan, Settings, differences, read_plan
+from fedpipe.rounds import Head, Record, commit, read_head, read_record
+from fedpipe.steps.contract import Model
+from fedpipe.steps.shard import Shards, read
+from fedpipe.store import Store
+from fedpipe.weights import Array, Layout
+
+log = logging.getLogger("fedpipe")
+
+
+class Inputs(Struct, frozen=True, kw_only=True):
+    """The place and shards of the run, the federation and model.py as text, and the run-time settings."""
+
+    place: Place
+    shards: Shards
+    federation: str
+    code: str
+    learning_rate: float = 0.0
+    local_epochs: int = 0
+    batch_size: int = 0
+    min_learners: int = 0
+    deadline: float = 0.0
+
+
+class Outputs(Struct, frozen=True, kw_only=True):
+    """The place with the plan's digest, and the first weights."""
+
+    placed: Place
+    weights: str
+    model: Model
+
+
+def run(inputs: Inputs) -> Outputs:
+    """Begins the run, or finds that it has begun."""
+    store = inputs.place.open()
+    settings = Settings(
+        learning_rate=inputs.learning_rate, local_epochs=inputs.local_epochs, batch_size=inputs.batch_size,
+        min_learners=inputs.min_learners, deadline=inputs.deadline,
+    )  # fmt: skip
+    plan = make_plan(inputs.place.run, settings.applied(read(inputs.federation)), inputs.code, inputs.shards)
+
+    def initial() -> dict[str, Array]:
+        from fedpipe.keras_learner import plan_model
+
+        put_bytes(store, inputs.code.encode())
+        model = plan_model(store, plan)
+        model.reset(plan.federation.training.seed)
+        return model.weights()
+
+    record = begin(store, plan, initial)
+    place = msgspec.structs.replace(inputs.place, plan=record.plan)
+    metadata = {"digest": record.weights, "round": 0, "run": plan.run, "federation": plan.federation.name}
+    return Outputs(placed=place, weights=record.weights, model=Model(metadata=metadata))
+
+
+def make_plan(run: str, federation: Federation, code: str, shards: Shards) -> Plan:
+    """The plan of a run; it names no store and no folder, so that it is the same wherever it runs."""
+    file, _, function = federation.model.partition(":")
+    local = msgspec.structs.replace(
+        federation,
+        store="store",
+        model=f"{Path(file).name}:{function or 'build'}",
+        data=msgspec.structs.replace(federation.data, uri=re.sub(r".*/", "", federation.data.uri)),
+    )
+    return Plan(
+        run=run, federation=local, code=digest_of(code.encode()), function=function or "build",
+        shards=shards.learners, test=shards.test or None,
+    )  # fmt: skip
+
+
+def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]]) -> Record:
+    """Commits round 0 with fresh weights or those of HEAD.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        initial: makes fresh weights; their layout must be HEAD's when the run goes on from there.
+
+    Raises:
+        InputError: the run's name was used with another plan; the message says what changed.
+        ModelError: HEAD's weights do not fit the model.
+    """
+    if found := read_record(store, plan.run, 0):
+        _check_same(store, plan, found)
+        return commit(store, found)
+    digest = plan.put(store)
+    fresh = initial()
+    layout = weights.layout_of(fresh)
+    current = read_head(store)
+    head = current[0] if current else None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights"
+        if head is not None and plan.federation.training.start == "head":
+            _check_fits(store, head, layout, path)
+            first = head.weights
+            log.info("run %s goes on from round %d of run %s", plan.run, head.round, head.run)
+        else:
+            first = weights.save(fresh, path)
+            put_file(store, path, first)
+    record = Record(
+        federation=plan.federation.name, run=plan.run, round=0, previous=head.ref if head else None, plan=digest,
+        base=head.weights if head else None, weights=first, layout=digest_of(weights.head_bytes(layout)),
+    )  # fmt: skip
+    return commit(store, record)
+
+
+def _check_same(store: Store, plan: Plan, found: Record) -> None:
+    if found.plan == plan.digest:
+        return
+    changed = differences(read_plan(store, found.plan), plan)
+    raise InputError(
+        f"run {plan.run!r} was made with other settings ({'; '.join(changed[:5])})",
+        remedy="Choose another run name: it goes on from HEAD. Or restore the settings to resume this one.",
+    )
+
+
+def _check_fits(store: Store, head: Head, layout: Layout, path: Path) -> None:
+    fetch_file(store, head.weights, path)
+    with path.open("rb") as file:
+
+        def fetch(start: int, length: int) -> bytes:
+            file.seek(start)
+            return file.read(length)
+
+        difference = layout.difference(weights.read_layout(fetch, path.stat().st_size))
+    if difference:
+        raise ModelError(
+            f"the weights at HEAD do not fit the model: {difference}",
+            remedy="Restore the model, set training.start to fresh, or rename the federation.",
+        )

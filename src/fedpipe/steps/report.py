@@ -1,0 +1,37 @@
+"""Tells what the run did: summary.json and report.html in the store, and the page in the UI."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from msgspec import Struct
+
+from fedpipe.plan import Place
+from fedpipe.report import render
+from fedpipe.steps.contract import Html
+from fedpipe.summary import read_story, summarise
+
+
+class Inputs(Struct, frozen=True, kw_only=True):
+    """The run, and what has to be done before its report."""
+
+    place: Place
+    evaluation: dict[str, Any] = {}
+    onnx: dict[str, Any] = {}
+
+
+class Outputs(Struct, frozen=True, kw_only=True):
+    """The page."""
+
+    page: Html
+
+
+def run(inputs: Inputs) -> Outputs:
+    """Writes the report anew; it holds nothing that is not in the store."""
+    store = inputs.place.open()
+    story = read_story(store, inputs.place.run)
+    page = render(story)
+    store.replace(f"runs/{inputs.place.run}/report.html", page.encode())
+    store.replace(f"runs/{inputs.place.run}/summary.json", json.dumps(summarise(story), indent=2).encode())
+    return Outputs(page=Html(content=page))

@@ -1,0 +1,132 @@
+"""Deals the dataset out to the learners and says where the run is."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from fedpipe.data import Examples, Shard, put_parts, put_shard, read_examples
+from fedpipe.errors import DataError, InputError, NotFoundError
+from fedpipe.federation import SAFE_NAME, ByKey, Federation, parse_federation
+from fedpipe.objects import decode, encode
+from fedpipe.plan import Place
+from fedpipe.shards import deal, holdout, split
+from fedpipe.store import Store
+
+log = logging.getLogger("fedpipe")
+
+
+class Shards(Struct, frozen=True, kw_only=True):
+    """Digests of the learners' shards and, when there is one, of the central test set."""
+
+    learners: dict[str, str]
+    test: str = ""
+
+
+class Inputs(Struct, frozen=True, kw_only=True):
+    """The federation as JSON text, and the run-time parameters that say where and what."""
+
+    federation: str
+    store: str
+    run: str
+    data: str = ""
+    job: str = ""
+
+
+class Outputs(Struct, frozen=True, kw_only=True):
+    """Where the run is, and its shards."""
+
+    place: Place
+    shards: Shards
+
+
+class _Request(Struct, frozen=True, kw_only=True):
+    """What the shards of a run were made from, and the result."""
+
+    data: str
+    settings: Any
+    learners: tuple[str, ...]
+    shards: Shards
+
+
+def read(federation: str) -> Federation:
+    """The federation from JSON text. Raises FederationError."""
+    return parse_federation(msgspec.json.decode(federation))
+
+
+def run(inputs: Inputs) -> Outputs:
+    """Deals once per run: a repeated step finds the shards of the first one."""
+    federation = read(inputs.federation)
+    place = Place(store=inputs.store, federation=federation.name, run=run_name(inputs.run, inputs.job))
+    store = place.open()
+    uri = inputs.data or federation.data.uri
+    settings = msgspec.to_builtins((federation.data, federation.evaluation.holdout, federation.training.seed))
+    wanted = _Request(data=uri, settings=settings, learners=federation.sharded, shards=Shards(learners={}))
+    key = f"runs/{place.run}/shards"
+    try:
+        found = decode(store.read(key).data, _Request, where=key)
+    except NotFoundError:
+        pass
+    else:
+        if msgspec.structs.replace(found, shards=wanted.shards) != msgspec.convert(msgspec.to_builtins(wanted), _Request):
+            raise InputError(
+                f"run {place.run!r} was made with other data or shards",
+                remedy="Choose another run name, or restore the settings.",
+            )
+        log.info("the shards of run %s are already there", place.run)
+        return Outputs(place=place, shards=found.shards)
+    shards = _written(store, federation, *dealt(federation, uri)) if federation.sharded else Shards(learners={})
+    store.create(key, encode(msgspec.structs.replace(wanted, shards=shards)))
+    return Outputs(place=place, shards=shards)
+
+
+def run_name(run: str, job: str) -> str:
+    """The run's name: the given one, or one made from the KFP job's id. Raises InputError."""
+    name = run or re.sub(r"[^a-z0-9-]", "-", job.lower())[:40].strip("-")
+    if not re.fullmatch(SAFE_NAME, name):
+        raise InputError(
+            f"{name!r} is not a safe name", where="run", remedy="Use at most 40 lower-case letters, digits and '-'."
+        )
+    return name
+
+
+def dealt(federation: Federation, uri: str) -> tuple[dict[str, dict[str, Examples]], Examples | None]:
+    """Reads and deals the dataset; nothing is written.
+
+    Returns:
+        Each learner's parts, and the central test set when there is one.
+
+    Raises:
+        DataError: the data cannot be used, or a train part is smaller than a batch.
+    """
+    scheme = federation.data.shards
+    column = scheme.column if isinstance(scheme, ByKey) else ""
+    examples, keys = read_examples(uri, features=federation.data.features, labels=federation.data.labels, key=column)
+    seed = federation.training.seed
+    kept, held_out = holdout(len(examples.y), federation.evaluation.holdout, seed)
+    rest = Examples(examples.x[kept], examples.y[kept])
+    shards = deal(scheme, len(federation.sharded), labels=rest.y, keys=None if keys is None else keys[kept])
+    parts = {}
+    for position, (name, indices) in enumerate(zip(federation.sharded, shards, strict=True)):
+        cut = split(len(indices), federation.data.parts, [seed, 2, position])
+        parts[name] = {p: Examples(rest.x[indices[i]], rest.y[indices[i]]) for p, i in cut.items()}
+        count = len(parts[name]["train"].y)
+        if count < federation.training.batch_size:
+            raise DataError(
+                f"the train part of {name} has {count} examples, fewer than a batch of {federation.training.batch_size}",
+                where="training.batch_size",
+                remedy="Lower it, or give the learner more data.",
+            )
+    return parts, Examples(examples.x[held_out], examples.y[held_out]) if len(held_out) else None
+
+
+def _written(store: Store, federation: Federation, parts: dict[str, dict[str, Examples]], test: Examples | None) -> Shards:
+    made: dict[str, tuple[Shard, str]] = {name: put_shard(store, name, part) for name, part in parts.items()}
+    for name, (shard, _) in made.items():
+        log.info("%s: %s", name, ", ".join(f"{count} {part}" for part, count in shard.parts.items()))
+    digest = put_parts(store, {"test": test})[0] if test is not None else ""
+    return Shards(learners={name: digest for name, (_, digest) in made.items()}, test=digest)

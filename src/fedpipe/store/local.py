@@ -1,0 +1,184 @@
+"""A folder as the store: the default on a laptop."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from fedpipe.errors import NotFoundError, StoreError
+from fedpipe.store.base import SMALL, Blob, Reader, check_key
+
+_SCRATCH = ".fedpipe-tmp"
+_STALE_SECONDS = 24 * 3600
+"""Age at which a file that a killed writer left behind is removed."""
+
+
+class _FileReader:
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def read(self, length: int) -> bytes:
+        return self._file.read(length)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class LocalStore:
+    """Objects as files below a folder; atomic by link and rename, swapped under a file lock."""
+
+    def __init__(self, root: Path, prefix: str = "") -> None:
+        self._root = Path(root).absolute()
+        self._prefix = prefix
+        self._folder = self._root / prefix if prefix else self._root
+        self._scratch = self._root / _SCRATCH
+        self.uri = f"file://{self._folder}"
+
+    def below(self, prefix: str) -> Self:
+        check_key(prefix)
+        return type(self)(self._root, f"{self._prefix}/{prefix}" if self._prefix else prefix)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / check_key(key)
+
+    def read(self, key: str, *, limit: int = SMALL) -> Blob:
+        with self._opened(key) as reader:
+            if reader.size > limit:
+                raise StoreError(f"{reader.size} bytes where at most {limit} are allowed", where=str(self._path(key)))
+            data = reader.read(reader.size)
+        return Blob(data, hashlib.sha256(data).hexdigest())
+
+    def open(self, key: str) -> Reader:
+        with _mapped(self._path(key)):
+            return _FileReader(self._path(key))
+
+    @contextlib.contextmanager
+    def _opened(self, key: str) -> Iterator[Reader]:
+        reader = self.open(key)
+        try:
+            with _mapped(self._path(key)):
+                yield reader
+        finally:
+            reader.close()
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        with _mapped(self._path(key)), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def size(self, key: str) -> int | None:
+        try:
+            with _mapped(self._path(key)):
+                return self._path(key).stat().st_size
+        except NotFoundError:
+            return None
+
+    def create(self, key: str, data: bytes) -> bool:
+        path = self._path(key)
+        if path.exists():
+            return False
+        with self._written(key, data) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            return True
+
+    def swap(self, key: str, data: bytes, version: str) -> bool:
+        with self._locked():
+            try:
+                current = self.read(key)
+            except NotFoundError:
+                return False
+            if current.version != version:
+                return False
+            self.replace(key, data)
+            return True
+
+    def replace(self, key: str, data: bytes) -> None:
+        with self._written(key, data) as temporary:
+            temporary.replace(self._path(key))
+
+    def upload(self, key: str, path: Path) -> None:
+        with self._temporary(key) as temporary:
+            shutil.copyfile(path, temporary)
+            temporary.replace(self._path(key))
+
+    def download(self, key: str, path: Path) -> None:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with _mapped(self._path(key)):
+                shutil.copyfile(self._path(key), temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        names = (p.relative_to(self._folder).as_posix() for p in self._folder.rglob("*") if p.is_file())
+        yield from sorted(n for n in names if n.startswith(prefix) and not n.startswith(_SCRATCH))
+
+    def delete(self, key: str) -> None:
+        with _mapped(self._path(key)):
+            self._path(key).unlink(missing_ok=True)
+
+    def probe(self) -> None:
+        """Checks that the folder can be made and written; removes what killed writers left a day ago."""
+        with self._temporary("probe") as temporary:
+            temporary.write_bytes(b"")
+        for left in self._scratch.glob("*"):
+            with contextlib.suppress(OSError):
+                if left.name != "lock" and time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                    left.unlink()
+
+    @contextlib.contextmanager
+    def _temporary(self, key: str) -> Iterator[Path]:
+        """A name on the same file system for what is not whole yet; makes the key's folder."""
+        temporary = self._scratch / uuid.uuid4().hex
+        try:
+            with _mapped(self._folder, absent=StoreError):
+                self._scratch.mkdir(parents=True, exist_ok=True)
+                self._path(key).parent.mkdir(parents=True, exist_ok=True)
+                yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _written(self, key: str, data: bytes) -> Iterator[Path]:
+        with self._temporary(key) as temporary:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One swap at a time in the whole folder; the kernel frees the lock of a killed process."""
+        with _mapped(self._folder, absent=StoreError):
+            self._scratch.mkdir(parents=True, exist_ok=True)
+            with (self._scratch / "lock").open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield
+
+
+@contextlib.contextmanager
+def _mapped(path: Path, absent: type[StoreError] = NotFoundError) -> Iterator[None]:
+    """Turns the system's errors into the store's."""
+    try:
+        yield
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        if missing and absent is NotFoundError:
+            raise NotFoundError("no such object", where=str(path)) from error
+        raise StoreError(
+            f"the folder cannot be used: {error.strerror}", where=str(path), remedy="Check its rights and free space."
+        ) from error

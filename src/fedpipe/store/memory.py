@@ -1,0 +1,106 @@
+"""A store in this process's memory, for tests and notebooks."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from fedpipe.errors import NotFoundError, StoreError
+from fedpipe.store.base import SMALL, Blob, Reader, check_key
+
+
+class _Shelf:
+    """The objects that all views of one memory store share."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.objects: dict[str, Blob] = {}
+        self.writes = 0
+
+
+class _MemoryReader:
+    def __init__(self, data: bytes) -> None:
+        self.size = len(data)
+        self._stream = io.BytesIO(data)
+
+    def read(self, length: int) -> bytes:
+        return self._stream.read(length)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class MemoryStore:
+    """Objects in a dictionary behind a lock."""
+
+    def __init__(self, name: str = "", prefix: str = "", _shelf: _Shelf | None = None) -> None:
+        self._name, self._prefix, self._shelf = name, prefix, _shelf or _Shelf()
+        self.uri = f"memory://{name}/{prefix}".rstrip("/")
+
+    def below(self, prefix: str) -> Self:
+        return type(self)(self._name, self._key(prefix), self._shelf)
+
+    def _key(self, key: str) -> str:
+        check_key(key)
+        return f"{self._prefix}/{key}" if self._prefix else key
+
+    def _put(self, key: str, data: bytes) -> None:
+        self._shelf.writes += 1
+        self._shelf.objects[key] = Blob(bytes(data), str(self._shelf.writes))
+
+    def read(self, key: str, *, limit: int = SMALL) -> Blob:
+        blob = self._shelf.objects.get(self._key(key))
+        if blob is None:
+            raise NotFoundError("no such object", where=f"{self.uri}/{key}")
+        if len(blob.data) > limit:
+            raise StoreError(f"{len(blob.data)} bytes where at most {limit} are allowed", where=f"{self.uri}/{key}")
+        return blob
+
+    def open(self, key: str) -> Reader:
+        return _MemoryReader(self.read(key, limit=2**63).data)
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        return self.read(key, limit=2**63).data[start : start + length]
+
+    def size(self, key: str) -> int | None:
+        blob = self._shelf.objects.get(self._key(key))
+        return None if blob is None else len(blob.data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._shelf.lock:
+            won = self._key(key) not in self._shelf.objects
+            if won:
+                self._put(self._key(key), data)
+            return won
+
+    def swap(self, key: str, data: bytes, version: str) -> bool:
+        with self._shelf.lock:
+            blob = self._shelf.objects.get(self._key(key))
+            won = blob is not None and blob.version == version
+            if won:
+                self._put(self._key(key), data)
+            return won
+
+    def replace(self, key: str, data: bytes) -> None:
+        with self._shelf.lock:
+            self._put(self._key(key), data)
+
+    def upload(self, key: str, path: Path) -> None:
+        self.replace(key, path.read_bytes())
+
+    def download(self, key: str, path: Path) -> None:
+        path.write_bytes(self.read(key, limit=2**63).data)
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        root = f"{self._prefix}/" if self._prefix else ""
+        yield from sorted(k[len(root) :] for k in list(self._shelf.objects) if k.startswith(root + prefix))
+
+    def delete(self, key: str) -> None:
+        with self._shelf.lock:
+            self._shelf.objects.pop(self._key(key), None)
+
+    def probe(self) -> None:
+        """Always ready."""

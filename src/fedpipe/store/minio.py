@@ -1,0 +1,349 @@
+"""Any S3 endpoint as the store, through the `minio` package."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+import minio
+import urllib3
+from minio.error import InvalidResponseError, S3Error, ServerError
+
+from fedpipe.errors import NotFoundError, StoreError, StoreUnavailableError
+from fedpipe.store.base import SMALL, Blob, Reader, check_key, probe_conditional_writes
+
+T = TypeVar("T")
+
+DEADLINE = 60.0
+"""Seconds that one request may take with all its retries; a transfer is many requests."""
+PROBE_DEADLINE = 8.0
+"""Seconds after which a mistyped endpoint is reported."""
+SECRET_DIR = "FEDPIPE_SECRET_DIR"
+"""Environment variable: a folder that holds a mounted secret with the files `accesskey` and `secretkey`."""
+_SINGLE_PUT = 64 * 2**20
+_PIECE = 2**20
+_TRANSIENT = {
+    "InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "SlowDownRead",
+    "SlowDownWrite", "ConditionalRequestConflict", "XMinioServerNotInitialized",
+}  # fmt: skip
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"}
+
+
+class Credentials(NamedTuple):
+    """What opens an S3 store; never printed."""
+
+    access_key: str
+    secret_key: str
+    session_token: str | None = None
+
+    def __repr__(self) -> str:
+        return "Credentials(***)"
+
+
+def find_credentials(environ: Mapping[str, str] = os.environ) -> Credentials:
+    """Credentials from `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or from the mounted secret.
+
+    Raises:
+        StoreError: neither is there, or a file of the secret is missing.
+    """
+    if environ.get("AWS_ACCESS_KEY_ID") and environ.get("AWS_SECRET_ACCESS_KEY"):
+        token = environ.get("AWS_SESSION_TOKEN")
+        return Credentials(environ["AWS_ACCESS_KEY_ID"], environ["AWS_SECRET_ACCESS_KEY"], token)
+    folder = environ.get(SECRET_DIR)
+    if not folder:
+        raise StoreError(
+            "no credentials for the store",
+            remedy=f"Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or {SECRET_DIR} to a mounted secret.",
+        )
+    try:
+        return Credentials(*((Path(folder) / name).read_text().strip() for name in ("accesskey", "secretkey")))
+    except OSError as error:
+        raise StoreError(
+            f"the mounted secret cannot be read: {error.strerror}",
+            where=folder,
+            remedy="It needs the keys accesskey and secretkey.",
+        ) from error
+
+
+class MinioStore:
+    """Objects in a bucket below a prefix.
+
+    Conditional writes are presigned PUTs with `If-None-Match` or `If-Match`, because the minio package cannot send
+    these headers itself (it would turn them into user metadata and overwrite silently).
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        endpoint: str,
+        region: str = "us-east-1",
+        credentials: Credentials | None = None,
+        deadline: float = DEADLINE,
+        _client: tuple[minio.Minio, urllib3.PoolManager] | None = None,
+    ) -> None:
+        self._bucket, self._prefix, self._deadline = bucket, prefix, deadline
+        self._endpoint, self._region, self._credentials = endpoint, region, credentials
+        self._client, self._pool = _client or _connect(endpoint, region, credentials or find_credentials())
+        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+
+    def below(self, prefix: str) -> Self:
+        return self._again(self._key(prefix), self._deadline)
+
+    def _again(self, prefix: str, deadline: float) -> Self:
+        return type(self)(
+            self._bucket, prefix, endpoint=self._endpoint, region=self._region, credentials=self._credentials,
+            deadline=deadline, _client=(self._client, self._pool),
+        )  # fmt: skip
+
+    def _key(self, key: str) -> str:
+        check_key(key)
+        return f"{self._prefix}/{key}" if self._prefix else key
+
+    def _where(self, key: str) -> str:
+        return f"{self.uri}/{key}" if key else f"{self.uri} at {self._endpoint}"
+
+    def _retried(self, call: Callable[[], T], key: str) -> T:
+        """Runs a request again after passing faults, with growing waits, until the deadline."""
+        end = time.monotonic() + self._deadline
+        for attempt in itertools.count():
+            try:
+                return call()
+            except S3Error as error:
+                if error.code not in _TRANSIENT:
+                    raise self._translated(error, key) from error
+                cause: Exception = error
+            except InvalidResponseError as error:
+                raise StoreError(f"what answers is not an S3 store: {error}", where=self._where("")) from error
+            except (ServerError, urllib3.exceptions.HTTPError, OSError) as error:
+                cause = error
+            # Jitter keeps a crowd of learners from coming back at the same moment.
+            wait = min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
+            if time.monotonic() + wait > end:
+                raise StoreUnavailableError(
+                    f"the store cannot be reached: {_reason(cause)}",
+                    where=self._where(""),
+                    remedy="Check the endpoint and that the server runs.",
+                ) from cause
+            time.sleep(wait)
+        raise AssertionError("unreachable")
+
+    def _translated(self, error: S3Error, key: str) -> StoreError:
+        if error.code in ("NoSuchKey", "NoSuchObject"):
+            return NotFoundError("no such object", where=self._where(key))
+        if error.code == "NoSuchBucket":
+            return StoreError(
+                f"the bucket {self._bucket!r} does not exist", where=self._where(""), remedy="Create it first."
+            )
+        if error.code in _DENIED:
+            return StoreError(
+                f"the store refuses the credentials ({error.code})",
+                where=self._where(key),
+                remedy="Check the access key, the secret key and the policy of this user.",
+            )
+        return StoreError(f"the store refuses the request: {error.code}: {error.message}", where=self._where(key))
+
+    def read(self, key: str, *, limit: int = SMALL) -> Blob:
+        def call() -> Blob:
+            with self._opened(key) as response:
+                size = int(response.headers["Content-Length"])
+                if size > limit:
+                    raise StoreError(f"{size} bytes where at most {limit} are allowed", where=self._where(key))
+                return Blob(response.read(), response.headers["ETag"])
+
+        return self._retried(call, key)
+
+    @contextlib.contextmanager
+    def _opened(self, key: str, start: int = 0, length: int = 0) -> Iterator[Any]:
+        response = self._client.get_object(self._bucket, self._key(key), offset=start, length=length)
+        try:
+            yield response
+        finally:
+            _give_back(response)
+
+    def open(self, key: str) -> Reader:
+        return _MinioReader(self, key)
+
+    def _start(self, key: str, start: int) -> Any:
+        return self._retried(lambda: self._client.get_object(self._bucket, self._key(key), offset=start), key)
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        def call() -> bytes:
+            with self._opened(key, start, length) as response:
+                return bytes(response.read())
+
+        if length <= 0:
+            return b""
+        try:
+            return self._retried(call, key)
+        except NotFoundError:
+            raise
+        except StoreError as error:
+            if isinstance(error.__cause__, S3Error) and error.__cause__.code == "InvalidRange":
+                return b""
+            raise
+
+    def size(self, key: str) -> int | None:
+        try:
+            return self._retried(lambda: self._client.stat_object(self._bucket, self._key(key)), key).size
+        except NotFoundError:
+            return None
+
+    def create(self, key: str, data: bytes) -> bool:
+        return self._put_if(key, data, {"If-None-Match": "*"})
+
+    def swap(self, key: str, data: bytes, version: str) -> bool:
+        return self._put_if(key, data, {"If-Match": version})
+
+    def _put_if(self, key: str, data: bytes, condition: dict[str, str]) -> bool:
+        tries = 0
+
+        def call() -> bool:
+            nonlocal tries
+            tries += 1
+            return self._put(key, data, condition)
+
+        if self._retried(call, key):
+            return True
+        # The answer to an earlier try may have been lost after the store had taken it: then the bytes are ours.
+        return tries > 1 and self.size(key) is not None and self.read(key).data == data
+
+    def _put(self, key: str, body: Any, headers: dict[str, str]) -> bool:
+        url = self._client.get_presigned_url(
+            "PUT", self._bucket, self._key(key), expires=datetime.timedelta(minutes=15)
+        )
+        response = self._pool.urlopen("PUT", url, body=body, headers=headers)
+        if response.status == 200:
+            return True
+        # MinIO answers 404 to If-Match on an absent object: lost as well, but a missing bucket is an error.
+        if response.status == 412 or (response.status == 404 and b"NoSuchKey" in response.data):
+            return False
+        raise S3Error.fromxml(response) if b"<Error>" in response.data else ServerError(
+            f"HTTP {response.status}", response.status
+        )
+
+    def replace(self, key: str, data: bytes) -> None:
+        self._retried(lambda: self._put(key, data, {}), key)
+
+    def upload(self, key: str, path: Path) -> None:
+        if path.stat().st_size > _SINGLE_PUT:
+            name = self._key(key)
+            self._retried(lambda: self._client.fput_object(self._bucket, name, str(path), part_size=16 * 2**20), key)
+            return
+
+        def call() -> None:
+            with path.open("rb") as file:
+                self._put(key, file, {"Content-Length": str(path.stat().st_size)})
+
+        self._retried(call, key)
+
+    def download(self, key: str, path: Path) -> None:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        reader = self.open(key)
+        try:
+            with temporary.open("wb") as file:
+                while piece := reader.read(_PIECE):
+                    file.write(piece)
+            temporary.replace(path)
+        finally:
+            reader.close()
+            temporary.unlink(missing_ok=True)
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        root = f"{self._prefix}/" if self._prefix else ""
+
+        def call() -> list[str]:
+            found = self._client.list_objects(self._bucket, prefix=root + prefix, recursive=True)
+            return [str(o.object_name)[len(root) :] for o in found]
+
+        yield from sorted(self._retried(call, prefix))
+
+    def delete(self, key: str) -> None:
+        self._retried(lambda: self._client.remove_object(self._bucket, self._key(key)), key)
+
+    def probe(self) -> None:
+        probe_conditional_writes(self._again(self._prefix, min(PROBE_DEADLINE, self._deadline)), uuid.uuid4().hex)
+
+
+class _MinioReader:
+    """A stream that goes on where it was when a connection breaks."""
+
+    def __init__(self, store: MinioStore, key: str) -> None:
+        self._store, self._key, self._position = store, key, 0
+        self._response = store._start(key, 0)
+        self._version = self._response.headers["ETag"]
+        self.size = int(self._response.headers["Content-Length"])
+
+    def read(self, length: int) -> bytes:
+        wanted = min(length, self.size - self._position)
+        pieces = []
+        while wanted:
+            piece = self._store._retried(lambda: self._piece(wanted), self._key)
+            pieces.append(piece)
+            self._position += len(piece)
+            wanted -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _piece(self, wanted: int) -> bytes:
+        try:
+            if self._response is None:
+                self._response = self._store._start(self._key, self._position)
+                if self._response.headers["ETag"] != self._version:
+                    raise StoreError("the object changed while it was read", where=self._store._where(self._key))
+            piece = bytes(self._response.read(wanted))
+            if not piece:
+                raise urllib3.exceptions.ProtocolError("the connection ended early")
+            return piece
+        except (urllib3.exceptions.HTTPError, OSError):
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._response is not None:
+            _give_back(self._response)
+            self._response = None
+
+
+def _give_back(response: Any) -> None:
+    """Returns the connection to the pool; an unread rest is cut off instead of being downloaded."""
+    if response.length_remaining:
+        response.close()
+    response.release_conn()
+
+
+def _reason(error: Exception) -> str:
+    text = str(error.reason) if isinstance(error, urllib3.exceptions.MaxRetryError) else str(error)
+    return text.split(": ", 1)[-1][:200]
+
+
+def _connect(endpoint: str, region: str, credentials: Credentials) -> tuple[minio.Minio, urllib3.PoolManager]:
+    url = urllib3.util.parse_url(endpoint)
+    if url.scheme not in ("http", "https") or not url.netloc or url.path not in (None, "/"):
+        raise StoreError(
+            f"not an endpoint: {endpoint!r}", where="store.endpoint", remedy="Write http://host:port or https://host."
+        )
+    pool = urllib3.PoolManager(
+        maxsize=16,
+        timeout=urllib3.Timeout(connect=5, read=60),
+        retries=False,  # _retried does it, with one deadline over all
+        blocksize=2**20,  # http.client sends files in pieces of 16 KiB otherwise
+    )
+    client = minio.Minio(
+        endpoint=url.netloc,
+        access_key=credentials.access_key,
+        secret_key=credentials.secret_key,
+        session_token=credentials.session_token,
+        secure=url.scheme == "https",
+        region=region,  # without it the client asks for the bucket's location, which small keys may not
+        http_client=pool,
+    )
+    return client, pool
