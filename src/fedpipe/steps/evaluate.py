@@ -31,24 +31,34 @@ class Outputs(Struct, frozen=True, kw_only=True):
     confusion: Confusion
 
 
+def find(inputs: Inputs) -> Outputs | None:
+    """The evaluation when it is already there."""
+    key = f"runs/{inputs.place.run}/evaluation"
+    try:
+        found = decode(inputs.place.open().read(key).data, Evaluation, where=key)
+    except NotFoundError:
+        return None
+    return _outputs(found) if found.weights == inputs.weights else None
+
+
 def run(inputs: Inputs) -> Outputs:
     """Evaluates once; a repeated step finds the evaluation."""
+    if found := find(inputs):
+        return found
+    from fedpipe.keras_evaluation import evaluate
+
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
-    key = f"runs/{plan.run}/evaluation"
-    try:
-        found: Evaluation | None = decode(store.read(key).data, Evaluation, where=key)
-    except NotFoundError:
-        found = None
-    if found is None or found.weights != inputs.weights:
-        from fedpipe.keras_evaluation import evaluate
+    evaluation = evaluate(store, plan, inputs.weights, _scores(store, plan))
+    store.replace(f"runs/{plan.run}/evaluation", encode(evaluation))
+    return _outputs(evaluation)
 
-        found = evaluate(store, plan, inputs.weights, _scores(store, plan))
-        store.replace(key, encode(found))
+
+def _outputs(evaluation: Evaluation) -> Outputs:
     return Outputs(
-        evaluation=msgspec.to_builtins(msgspec.structs.replace(found, confusion=())),
-        metrics=Metrics(metadata=flat_metrics(found)),
-        confusion=Confusion(metadata=_confusion_metadata(found)),
+        evaluation=msgspec.to_builtins(msgspec.structs.replace(evaluation, confusion=())),
+        metrics=Metrics(metadata=flat_metrics(evaluation)),
+        confusion=Confusion(metadata=_confusion_metadata(evaluation)),
     )
 
 

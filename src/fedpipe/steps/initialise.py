@@ -47,14 +47,26 @@ class Outputs(Struct, frozen=True, kw_only=True):
     model: Model
 
 
-def run(inputs: Inputs) -> Outputs:
-    """Begins the run, or finds that it has begun."""
+def find(inputs: Inputs) -> Outputs | None:
+    """The first weights when the run has begun. Raises InputError when it began with other settings."""
     store = inputs.place.open()
+    record = read_record(store, inputs.place.run, 0)
+    if record is None:
+        return None
+    return _outputs(inputs.place, begin(store, _plan(inputs), dict))
+
+
+def _plan(inputs: Inputs) -> Plan:
     settings = Settings(
         learning_rate=inputs.learning_rate, local_epochs=inputs.local_epochs, batch_size=inputs.batch_size,
         min_learners=inputs.min_learners, deadline=inputs.deadline,
     )  # fmt: skip
-    plan = make_plan(inputs.place.run, settings.applied(read(inputs.federation)), inputs.code, inputs.shards)
+    return make_plan(inputs.place.run, settings.applied(read(inputs.federation)), inputs.code, inputs.shards)
+
+
+def run(inputs: Inputs) -> Outputs:
+    """Begins the run, or finds that it has begun."""
+    store, plan = inputs.place.open(), _plan(inputs)
 
     def initial() -> dict[str, Array]:
         from fedpipe.keras_learner import plan_model
@@ -64,9 +76,12 @@ def run(inputs: Inputs) -> Outputs:
         model.reset(plan.federation.training.seed)
         return model.weights()
 
-    record = begin(store, plan, initial)
-    place = msgspec.structs.replace(inputs.place, plan=record.plan)
-    metadata = {"digest": record.weights, "round": 0, "run": plan.run, "federation": plan.federation.name}
+    return _outputs(inputs.place, begin(store, plan, initial))
+
+
+def _outputs(place: Place, record: Record) -> Outputs:
+    place = msgspec.structs.replace(place, plan=record.plan)
+    metadata = {"digest": record.weights, "round": 0, "run": record.run, "federation": record.federation}
     return Outputs(placed=place, weights=record.weights, model=Model(metadata=metadata))
 
 

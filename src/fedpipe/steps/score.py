@@ -7,7 +7,7 @@ import logging
 from msgspec import Struct
 
 from fedpipe.errors import CorruptError, DataError, ModelError
-from fedpipe.evaluation import Score, score_key
+from fedpipe.evaluation import Score, find_score, score_key
 from fedpipe.objects import digest_of, encode
 from fedpipe.plan import Place, read_plan
 
@@ -28,19 +28,28 @@ class Outputs(Struct, frozen=True, kw_only=True):
     score: str
 
 
+def find(inputs: Inputs) -> Outputs | None:
+    """The score when it is already there."""
+    score = find_score(inputs.place.open(), inputs.learner, inputs.place.run)
+    return _outputs(score) if score and score.weights == inputs.weights and not score.why else None
+
+
 def run(inputs: Inputs) -> Outputs:
     """Tests once; a learner that cannot is left out, with the reason."""
-    store = inputs.place.open()
-    plan = read_plan(store, inputs.place.plan)
-    from fedpipe.evaluation import find_score
+    if found := find(inputs):
+        return found
     from fedpipe.keras_evaluation import score_learner
 
-    score = find_score(store, inputs.learner, plan.run)
-    if score is None or score.weights != inputs.weights:
-        try:
-            score = score_learner(store, plan, inputs.learner, inputs.weights)
-        except (DataError, ModelError, CorruptError) as error:
-            log.warning("%s is left out of the evaluation: %s", inputs.learner, error)
-            score = Score(learner=inputs.learner, weights=inputs.weights, why=error.what)
-        store.replace(score_key(inputs.learner, plan.run), encode(score))
+    store = inputs.place.open()
+    plan = read_plan(store, inputs.place.plan)
+    try:
+        score = score_learner(store, plan, inputs.learner, inputs.weights)
+    except (DataError, ModelError, CorruptError) as error:
+        log.warning("%s is left out of the evaluation: %s", inputs.learner, error)
+        score = Score(learner=inputs.learner, weights=inputs.weights, why=error.what)
+    store.replace(score_key(inputs.learner, plan.run), encode(score))
+    return _outputs(score)
+
+
+def _outputs(score: Score) -> Outputs:
     return Outputs(score="dropped" if score.why else digest_of(encode(score)))

@@ -7,7 +7,7 @@ from msgspec import Struct
 from fedpipe.learner import Learner, contribute
 from fedpipe.objects import digest_of, encode
 from fedpipe.plan import Place, read_plan
-from fedpipe.rounds import Dropped
+from fedpipe.rounds import Dropped, Update, find_update
 from fedpipe.steps.contract import Metrics
 
 
@@ -27,6 +27,12 @@ class Outputs(Struct, frozen=True, kw_only=True):
     metrics: Metrics
 
 
+def find(inputs: Inputs) -> Outputs | None:
+    """The update when it is already published."""
+    found = find_update(inputs.place.open(), inputs.learner, inputs.place.run, inputs.round)
+    return _outputs(found) if found else None
+
+
 def run(inputs: Inputs) -> Outputs:
     """Trains and publishes; a learner that cannot take part is dropped, and the step succeeds."""
     store = inputs.place.open()
@@ -40,6 +46,10 @@ def run(inputs: Inputs) -> Outputs:
         return make_keras_learner(store, plan, inputs.learner, label, folder)
 
     result = contribute(store, plan, inputs.learner, inputs.round, inputs.base, make_learner)
+    return _outputs(result)
+
+
+def _outputs(result: Update | Dropped) -> Outputs:
     if isinstance(result, Dropped):
         return Outputs(update="dropped", metrics=Metrics(metadata={"dropped": result.why}))
     metadata = {"examples": result.examples, **result.metrics, "digest": result.weights}

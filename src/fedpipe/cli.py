@@ -1,0 +1,247 @@
+"""The `fedpipe` command."""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedpipe import __version__
+from fedpipe.errors import FedpipeError, InputError
+
+app = typer.Typer(
+    name="fedpipe",
+    help="Federated training as Kubeflow Pipelines, and on this machine.",
+    epilog="First steps: fedpipe init demo && fedpipe run demo/federation.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out, err = Console(), Console(stderr=True)
+
+FederationFile = Annotated[Path, typer.Argument(help="The federation file.", metavar="FILE")]
+StoreOption = Annotated[str | None, typer.Option("--store", help="s3://bucket/prefix or file:///folder, instead of the file's.")]
+
+
+def main() -> int:
+    """Runs the command; an error is one message, never a traceback."""
+    try:
+        app(standalone_mode=False)
+    except FedpipeError as error:
+        err.print(f"[bold red]fedpipe:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("\nstopped; the same command goes on where it was", highlight=False)
+        return 130
+    except typer.Exit as stop:
+        return stop.exit_code
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a mistake in the command line
+            error.show()
+            return int(error.exit_code)
+        raise
+    return 0
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+) -> None:
+    """Federated training as Kubeflow Pipelines, and on this machine."""
+    if version:
+        out.print(f"fedpipe {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command(epilog="Example: fedpipe init demo")
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+) -> None:
+    """Write a working federation.yaml, model.py and data."""
+    templates = resources.files("fedpipe") / "templates"
+    names = ["federation.yaml", "model.py", "DATA.md"]
+    there = [n for n in [*names, "digits.npz"] if (folder / n).exists()]
+    if there and not force:
+        raise InputError(f"{there[0]} is already there", where=str(folder), remedy="Choose another folder, or --force.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_digits(folder / "digits.npz")
+        for name in names:
+            (folder / name).write_text((templates / name).read_text())
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", where=str(folder)) from error
+    out.print(f"wrote {', '.join([*names, 'digits.npz'])} to {folder}", highlight=False, soft_wrap=True)
+    out.print(f"next: fedpipe run {folder / 'federation.yaml'}", highlight=False, soft_wrap=True)
+
+
+def _write_digits(path: Path) -> None:
+    import numpy as np
+
+    from fedpipe.errors import MissingExtraError
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "demo") from error
+    digits = load_digits()
+    np.savez_compressed(path, x=(digits.images / 16).astype(np.float32)[..., None], y=digits.target.astype(np.int64))
+
+
+@app.command(epilog="Example: fedpipe check federation.yaml")
+def check(
+    file: FederationFile,
+    no_store: Annotated[bool, typer.Option("--no-store", help="Do not contact the store.")] = False,
+) -> None:
+    """Check a federation file, its data, model and store; change nothing."""
+    from fedpipe.runs import check as run_checks
+
+    with err.status("checking"):
+        findings = run_checks(file, store=not no_store)
+    for subject, what in findings:
+        out.print(f"[green]✓[/] [bold]{subject}[/] {_escaped(what)}", highlight=False, soft_wrap=True)
+
+
+@app.command("compile", epilog="Example: fedpipe compile federation.yaml -o pipeline.yaml")
+def compile_command(
+    file: FederationFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The pipeline file.")] = Path("pipeline.yaml"),
+) -> None:
+    """Compile a federation to one Kubeflow pipeline file."""
+    from fedpipe.federation import read_federation
+    from fedpipe.kubeflow import compile_pipeline
+
+    if output.suffix not in (".yaml", ".yml"):
+        raise InputError("is not a .yaml file", where=str(output), remedy="Kubeflow takes pipelines as .yaml.")
+    estimate = compile_pipeline(read_federation(file), output)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("steps", f"{estimate.steps}, in {estimate.pods} pods")
+    table.add_row("pipeline", f"{estimate.pipeline_bytes / 1000:.0f} kB")
+    table.add_row("workflow", f"about {estimate.workflow_bytes / 1000:.0f} kB of Argo's 1049 kB, with its status")
+    table.add_row(
+        "overhead", f"about {estimate.overhead_seconds} s of Kubeflow's own over {estimate.critical_steps} steps in a row"
+    )
+    out.print(f"wrote {output}", highlight=False, soft_wrap=True)
+    out.print(table)
+    for warning in estimate.warnings:
+        err.print(f"[yellow]note:[/] {_escaped(warning)}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples: fedpipe run federation.yaml --out results  ·  fedpipe run pipeline.yaml --store s3://bucket/prefix "
+    "-p learning_rate=0.01"
+)
+def run(
+    file: Annotated[Path, typer.Argument(help="A federation file or a compiled pipeline.", metavar="FILE")],
+    store: StoreOption = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for summary.json, report.html and model.onnx.")
+    ] = None,
+    name: Annotated[str, typer.Option("--run", help="The run's name; the same name resumes.")] = "run-1",
+    parameters: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="A run-time parameter, NAME=VALUE; repeatable.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0: one per core.")] = 0,
+) -> None:
+    """Run a federation on this machine; a second run of the same name resumes."""
+    from fedpipe.progress import Progress
+    from fedpipe.runs import run as run_source
+
+    given = {}
+    for text in parameters or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"{text!r} is not NAME=VALUE", where="--parameter")
+        given[key] = value
+    with Progress(out) as progress:
+        result = run_source(
+            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, workers=workers
+        )
+    for label, value in result.summary.get("evaluation", {}).items():
+        if label in ("central", "federated") and value:
+            numbers = ", ".join(f"{k} {v:.4f}" for k, v in value["metrics"].items())
+            out.print(f"{label}: {numbers} ({value['examples']} examples)", highlight=False)
+    for path in ("summary.json", "report.html", "model.onnx"):
+        if (result.folder / path).exists():
+            out.print(f"{path.split('.')[0]}: {result.folder / path}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: fedpipe export federation.yaml -o model.onnx")
+def export(
+    file: FederationFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file.")] = Path("model.onnx"),
+    store: StoreOption = None,
+    name: Annotated[str | None, typer.Option("--run", help="A run; by default the one at HEAD.")] = None,
+) -> None:
+    """Write the shared model as an ONNX file, verified against Keras."""
+    from fedpipe.runs import export as export_model
+
+    with err.status("converting"):
+        origin = export_model(file, output, store=store, name=name)
+    out.print(
+        f"wrote {output}: opset {origin['opset']}, differs from Keras by {origin['max_abs_difference']:.2g} over "
+        f"{origin['compared']} {origin['samples']} samples",
+        highlight=False,
+        soft_wrap=True,
+    )
+    out.print(origin["digest"], highlight=False)
+
+
+@app.command(epilog="Example: fedpipe predict model.onnx data.npz")
+def predict(
+    model: Annotated[Path, typer.Argument(help="An ONNX model.", metavar="MODEL")],
+    data: Annotated[Path, typer.Argument(help="An .npz file with x, and y when there are labels.", metavar="DATA")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write all outputs to an .npz file.")] = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="Rows to show.")] = 10,
+) -> None:
+    """Predict with an ONNX model."""
+    import numpy as np
+
+    from fedpipe.prediction import predict as predict_batch
+    from fedpipe.prediction import read_features
+
+    features, labels = read_features(data)
+    found = predict_batch(model, features)
+    table = Table("example", "prediction", *(["probability"] if found.classes is not None else []), *(["label"] if labels is not None else []))
+    for row in range(min(rows, len(features))):
+        answer = str(found.classes[row]) if found.classes is not None else np.array2string(found.outputs[row], precision=4, threshold=8)
+        extra = [f"{found.probabilities[row]:.4f}"] if found.probabilities is not None else []
+        table.add_row(str(row), answer, *extra, *([str(labels[row])] if labels is not None else []))
+    out.print(table)
+    if len(features) > rows:
+        out.print(f"{rows} of {len(features)} shown", highlight=False)
+    if found.classes is not None and labels is not None and labels.shape == found.classes.shape:
+        out.print(f"accuracy {np.mean(found.classes == labels):.4f} over {len(labels)} examples", highlight=False)
+    if output is not None:
+        kept = {"outputs": found.outputs, **({"classes": found.classes} if found.classes is not None else {})}
+        try:
+            with output.open("wb") as file:
+                np.savez_compressed(file, **kept)
+        except OSError as error:
+            raise InputError(f"cannot be written: {error.strerror}", where=str(output)) from error
+        out.print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="Example, as Kubeflow calls it: fedpipe step train '{{$}}'",
+)
+def step(
+    name: Annotated[str, typer.Argument(help="The step.")],
+    executor_input: Annotated[str, typer.Argument(help="KFP's executor input, JSON.")],
+) -> None:
+    """Run one step of a pipeline: what the containers do."""
+    from fedpipe.steps.contract import main as run_step
+
+    sys.exit(run_step([name, executor_input]))
+

@@ -1,0 +1,213 @@
+"""A compiled pipeline file as a graph of tasks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from fedpipe.errors import PipelineError
+
+_PARAMETER = re.compile(r"\{\{\$\.inputs\.parameters\[(?:'|\")(.+?)(?:'|\")\]\}\}")
+_UNSUPPORTED = {
+    "iteratorPolicy": "loops",
+    "parameterIterator": "loops",
+    "artifactIterator": "loops",
+    "triggerPolicy": "conditions and exit handlers",
+}
+
+
+class Task(NamedTuple):
+    """A step: what it runs, what it takes from whom, how often it is tried again."""
+
+    key: str
+    name: str
+    command: tuple[str, ...]
+    arguments: tuple[str, ...]
+    image: str
+    inputs: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    artifacts: Mapping[str, str]
+    after: frozenset[str]
+    retries: int
+    backoff: float
+
+    @property
+    def step(self) -> str | None:
+        """The name of the fedpipe step; None for a container of somebody else."""
+        return self.command[2] if self.command[:2] == ("fedpipe", "step") and len(self.command) == 3 else None
+
+
+class Graph(NamedTuple):
+    """A pipeline: its parameters with defaults and types, and its tasks in an order in which they can run."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    types: Mapping[str, str]
+    tasks: tuple[Task, ...]
+
+
+def read_graph(path: Path) -> Graph:
+    """Reads a compiled pipeline.
+
+    Raises:
+        PipelineError: the file is no compiled pipeline, or uses what the local engine cannot run.
+    """
+    try:
+        documents = list(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+    except OSError as error:
+        raise PipelineError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"is not YAML: {' '.join(str(error).split())[:200]}", where=str(path)) from error
+    spec = documents[0] if documents and isinstance(documents[0], dict) else {}
+    try:
+        return parse_graph(spec)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PipelineError(
+            "is not a compiled KFP v2 pipeline", where=str(path), remedy="`fedpipe compile federation.yaml` writes one."
+        ) from error
+    except PipelineError as error:
+        raise PipelineError(error.what, where=str(path), remedy=error.remedy) from error
+
+
+def parse_graph(spec: Mapping[str, Any]) -> Graph:
+    """The graph of a pipeline specification. Raises PipelineError, and KeyError where it is malformed."""
+    executors = spec["deploymentSpec"]["executors"]
+    tasks = [_task(key, task, spec["components"], executors) for key, task in spec["root"]["dag"]["tasks"].items()]
+    definitions = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    return Graph(
+        name=spec["pipelineInfo"]["name"],
+        parameters={name: _typed(d.get("defaultValue"), d["parameterType"]) for name, d in definitions.items()},
+        types={name: d["parameterType"] for name, d in definitions.items()},
+        tasks=tuple(_ordered(tasks)),
+    )
+
+
+def _task(key: str, task: Mapping[str, Any], components: Mapping[str, Any], executors: Mapping[str, Any]) -> Task:
+    name = task["taskInfo"]["name"]
+    for field, what in _UNSUPPORTED.items():
+        if field in task:
+            raise PipelineError(f"step {name!r} uses {what}", remedy="The local engine runs unrolled steps only.")
+    component = components[task["componentRef"]["name"]]
+    if "dag" in component or "container" not in executors[component["executorLabel"]]:
+        raise PipelineError(f"step {name!r} is a pipeline or an importer", remedy="The local engine runs containers only.")
+    container = executors[component["executorLabel"]]["container"]
+    inputs, policy = task.get("inputs", {}), task.get("retryPolicy", {})
+    definitions = component.get("inputDefinitions", {}).get("parameters", {})
+    outputs = component.get("outputDefinitions", {})
+    bindings = {**inputs.get("parameters", {}), **inputs.get("artifacts", {})}
+    producers = {b[kind]["producerTask"] for b in bindings.values() for kind in b if kind.startswith("taskOutput")}
+    return Task(
+        key=key,
+        name=name,
+        command=tuple(container.get("command", ())),
+        arguments=tuple(container.get("args", ())),
+        image=container["image"],
+        inputs=bindings,
+        defaults={n: _typed(d["defaultValue"], d["parameterType"]) for n, d in definitions.items() if "defaultValue" in d},
+        outputs=tuple(outputs.get("parameters", {})),
+        artifacts={n: d["artifactType"]["schemaTitle"] for n, d in outputs.get("artifacts", {}).items()},
+        after=frozenset(task.get("dependentTasks", ())) | producers,
+        retries=int(policy.get("maxRetryCount", 0)),
+        backoff=float(str(policy.get("backoffDuration", "0s")).rstrip("s")),
+    )
+
+
+def _typed(value: Any, kind: str) -> Any:
+    """YAML from protobuf writes whole numbers as floats."""
+    return int(value) if kind == "NUMBER_INTEGER" and isinstance(value, float) else value
+
+
+def _ordered(tasks: list[Task]) -> list[Task]:
+    done: set[str] = set()
+    ordered: list[Task] = []
+    while len(ordered) < len(tasks):
+        ready = [t for t in tasks if t.key not in done and t.after <= done]
+        if not ready:
+            raise PipelineError("its steps wait for each other or for steps that are not there")
+        ordered += ready
+        done |= {t.key for t in ready}
+    return ordered
+
+
+def check_arguments(graph: Graph, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The pipeline's parameters with these values, given as text or typed. Raises PipelineError."""
+    for name in arguments:
+        if name not in graph.parameters:
+            raise PipelineError(f"unknown parameter {name!r}", remedy=f"Known: {', '.join(sorted(graph.parameters))}.")
+    return {**graph.parameters, **{n: _parsed(n, v, graph.types[n]) for n, v in arguments.items()}}
+
+
+def _parsed(name: str, value: Any, kind: str) -> Any:
+    if not isinstance(value, str) or kind == "STRING":
+        return value
+    try:
+        return {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": float}.get(kind, json.loads)(value)
+    except ValueError as error:
+        raise PipelineError(f"{value!r} is not a number", where=f"parameter {name}") from error
+
+
+def resolve(task: Task, parameters: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], job: str) -> dict[str, Any]:
+    """The inputs of a task: parameter values and artifacts by name.
+
+    Args:
+        task: the task.
+        parameters: of the pipeline.
+        results: executor outputs of the tasks that are done.
+        job: what `{{$.pipeline_job_uuid}}` stands for.
+    """
+    values: dict[str, Any] = dict(task.defaults)
+    artifacts: dict[str, Any] = {}
+    for name, binding in task.inputs.items():
+        if "componentInputParameter" in binding:
+            values[name] = parameters[binding["componentInputParameter"]]
+        elif "taskOutputParameter" in binding:
+            source = binding["taskOutputParameter"]
+            values[name] = results[source["producerTask"]]["parameterValues"][source["outputParameterKey"]]
+        elif "taskOutputArtifact" in binding:
+            source = binding["taskOutputArtifact"]
+            artifacts[name] = results[source["producerTask"]]["artifacts"][source["outputArtifactKey"]]
+        else:
+            values[name] = binding["runtimeValue"]["constant"]
+    filled = {name: _filled(value, values, job) for name, value in values.items()}
+    return {"parameterValues": {n: v for n, v in filled.items() if not n.startswith("pipelinechannel--")}, "artifacts": artifacts}
+
+
+def _filled(value: Any, values: Mapping[str, Any], job: str) -> Any:
+    """Puts values in the place of placeholders; one that is the whole text keeps the value's type."""
+    if isinstance(value, list):
+        return [_filled(item, values, job) for item in value]
+    if isinstance(value, dict):
+        return {key: _filled(item, values, job) for key, item in value.items()}
+    if not isinstance(value, str) or "{{$." not in value:
+        return value
+    if whole := _PARAMETER.fullmatch(value):
+        return values[whole[1]]
+    text = _PARAMETER.sub(lambda match: _as_text(values[match[1]]), value)
+    return text.replace("{{$.pipeline_job_uuid}}", job).replace("{{$.pipeline_job_name}}", job)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def fill_command(part: str, executor_input: Mapping[str, Any]) -> str:
+    """A part of a container's command with its placeholders filled, as the launcher does."""
+    if part == "{{$}}":
+        return json.dumps(executor_input)
+    inputs, outputs = executor_input["inputs"], executor_input["outputs"]
+    text = _filled(part, inputs["parameterValues"], "")
+    text = text if isinstance(text, str) else _as_text(text)
+    for name, parameter in outputs["parameters"].items():
+        text = text.replace(f"{{{{$.outputs.parameters['{name}'].output_file}}}}", parameter["outputFile"])
+    for side in ("inputs", "outputs"):
+        for name, listed in executor_input[side]["artifacts"].items():
+            uri = listed["artifacts"][0]["uri"]
+            for field in ("uri", "path"):
+                text = text.replace(f"{{{{$.{side}.artifacts['{name}'].{field}}}}}", uri)
+    return text.replace("{{$}}", json.dumps(executor_input))

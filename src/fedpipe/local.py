@@ -1,0 +1,235 @@
+"""The local engine: runs a compiled pipeline on this machine, without Kubernetes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError
+from fedpipe.graph import Graph, Task, fill_command, resolve
+from fedpipe.steps import STEPS
+from fedpipe.steps.contract import find, write_outputs
+from fedpipe.workers import Worker, WorkerDiedError, logged_to, run_step, start_server
+
+Result = dict[str, Any]
+"""An executor output: `parameterValues` and `artifacts` with their metadata."""
+
+_LONGEST_WAIT = 5.0
+"""Seconds; waits between tries are made for clusters, where a fault takes longer to pass."""
+
+
+class Event(NamedTuple):
+    """What a listener hears: a task `started`, is `done` (`found` when it was done before), or will be `retried`."""
+
+    what: str
+    task: Task
+    seconds: float = 0.0
+    inputs: Mapping[str, Any] = {}
+    result: Result | None = None
+    why: str = ""
+    total: int = 0
+
+
+Listener = Callable[[Event], None]
+
+
+class Engine:
+    """Runs the tasks of a graph, side by side where the graph allows.
+
+    Args:
+        graph: the compiled pipeline.
+        parameters: of the pipeline, complete.
+        folder: where logs go.
+        listener: hears about each task, in the engine's thread.
+        workers: processes for Keras steps; as many as the machine has cores by default.
+    """
+
+    def __init__(
+        self, graph: Graph, parameters: Mapping[str, Any], *, folder: Path, listener: Listener = lambda _: None,
+        workers: int = 0,
+    ) -> None:  # fmt: skip
+        self._graph, self._parameters, self._listener = graph, parameters, listener
+        self._logs = folder / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._count = workers or os.cpu_count() or 1
+        self._job = f"local-{uuid.uuid4().hex[:12]}"
+        self._here = threading.local()
+        self._workers: list[Worker] = []
+        self._stopped = threading.Event()
+
+    def preload(self) -> None:
+        """Starts importing TensorFlow now, so that it is there when the first Keras step needs it."""
+        start_server(self._logs / "workers.log", max(1, (os.cpu_count() or 1) // self._count))
+
+    def run(self) -> dict[str, Result]:
+        """Runs all tasks and returns their results by key.
+
+        Raises:
+            FedpipeError: a step failed for good; what was done stays done, and a second run goes on from there.
+        """
+        results: dict[str, Result] = {}
+        waiting = list(self._graph.tasks)
+        running: dict[Future[Result], Task] = {}
+        with tempfile.TemporaryDirectory() as scratch, self._pools() as pool_of:
+            while waiting or running:
+                for task in [t for t in waiting if t.after <= results.keys()]:
+                    waiting.remove(task)
+                    inputs = resolve(task, self._parameters, results, self._job)
+                    self._tell("started", task, inputs=inputs["parameterValues"])
+                    future = pool_of(task).submit(self._attempt, task, inputs, Path(scratch) / task.key)
+                    running[future] = task
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    task = running.pop(future)
+                    results[task.key] = future.result()
+        return results
+
+    def _tell(self, what: str, task: Task, **more: Any) -> None:
+        self._listener(Event(what, task, total=len(self._graph.tasks), **more))
+
+    @contextlib.contextmanager
+    def _pools(self) -> Iterator[Callable[[Task], ThreadPoolExecutor]]:
+        """Threads for core steps, and threads that each own a worker process for Keras steps."""
+        core, keras = ThreadPoolExecutor(self._count), ThreadPoolExecutor(self._count)
+        try:
+            yield lambda task: keras if task.step and STEPS.get(task.step) != "core" else core
+        finally:
+            self._stopped.set()
+            for pool in (core, keras):
+                pool.shutdown(wait=False, cancel_futures=True)
+            for worker in self._workers:
+                worker.stop()
+            for pool in (core, keras):
+                pool.shutdown()
+
+    def _attempt(self, task: Task, inputs: dict[str, Any], scratch: Path) -> Result:
+        """Runs a task until it succeeds, is not worth another try, or has had all its tries."""
+        for tried in range(task.retries + 1):
+            started = time.monotonic()
+            try:
+                result, found = self._once(task, inputs, scratch)
+            except (WorkerDiedError, StoreUnavailableError, RuntimeError) as error:
+                if self._stopped.is_set() or tried == task.retries:
+                    raise self._final(task, error) from error
+                self._tell("retried", task, why=str(error).strip().splitlines()[-1])
+                self._stopped.wait(min(_LONGEST_WAIT, task.backoff * 2**tried))
+                continue
+            seconds = time.monotonic() - started
+            self._tell("found" if found else "done", task, seconds=seconds, inputs=inputs["parameterValues"], result=result)
+            return result
+        raise AssertionError("unreachable")
+
+    def _final(self, task: Task, error: Exception) -> Exception:
+        if isinstance(error, FedpipeError):
+            return error
+        log = self._log(task)
+        with log.open("a") as file:
+            file.write(f"{error}\n")
+        reason = str(error).strip().splitlines()[-1]
+        return StepError(f"step {task.name!r} failed: {reason}", remedy=f"Its log: {log}")
+
+    def _log(self, task: Task) -> Path:
+        return self._logs / f"{re.sub(r'[^A-Za-z0-9-]+', '-', task.name)}.log"
+
+    def _once(self, task: Task, inputs: dict[str, Any], scratch: Path) -> tuple[Result, bool]:
+        executor_input = {"inputs": inputs, "outputs": _outputs(task, scratch)}
+        output = Path(executor_input["outputs"]["outputFile"])
+        output.unlink(missing_ok=True)
+        found = False
+        if task.step is None:
+            self._run_container(task, executor_input)
+        else:
+            with logged_to(self._log(task)):
+                done = find(task.step, inputs["parameterValues"])
+                if done is not None:
+                    found = True
+                    write_outputs(done, executor_input["outputs"])
+                elif STEPS.get(task.step) == "core":
+                    run_here(task.step, executor_input)
+                else:
+                    self._worker().call(run_step, task.step, executor_input, str(self._log(task)))
+        return _collected(task, executor_input), found
+
+    def _worker(self) -> Worker:
+        """This thread's worker."""
+        if not hasattr(self._here, "worker"):
+            self.preload()
+            self._here.worker = Worker()
+            self._workers.append(self._here.worker)
+        worker: Worker = self._here.worker
+        return worker
+
+    def _run_container(self, task: Task, executor_input: dict[str, Any]) -> None:
+        """A step that is not ours runs as a command of this machine."""
+        command = [fill_command(part, executor_input) for part in (*task.command, *task.arguments)]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        with self._log(task).open("a") as log:
+            try:
+                done = subprocess.run(  # noqa: S603  (the user's own pipeline)
+                    command, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
+                )
+            except (OSError, IndexError) as error:
+                raise InputError(
+                    f"step {task.name!r} cannot run here: {error}", remedy=f"It needs its container, {task.image}."
+                ) from error
+        if done.returncode:
+            raise StepError(f"step {task.name!r} ended with code {done.returncode}", remedy=f"Its log: {self._log(task)}")
+
+
+def run_here(name: str, executor_input: dict[str, Any]) -> None:
+    """Runs a core step in this process."""
+    from fedpipe.steps.contract import execute
+
+    try:
+        execute(name, executor_input)
+    except FedpipeError:
+        raise
+    except Exception as error:
+        import traceback
+
+        raise RuntimeError("".join(traceback.format_exception(error))) from error
+
+
+def _outputs(task: Task, scratch: Path) -> dict[str, Any]:
+    scratch.mkdir(parents=True, exist_ok=True)
+    return {
+        "outputFile": str(scratch / "executor_output.json"),
+        "parameters": {name: {"outputFile": str(scratch / name)} for name in task.outputs},
+        "artifacts": {
+            name: {"artifacts": [{"name": name, "type": {"schemaTitle": kind}, "uri": str(scratch / f"{name}.artifact"), "metadata": {}}]}
+            for name, kind in task.artifacts.items()
+        },
+    }  # fmt: skip
+
+
+def _collected(task: Task, executor_input: dict[str, Any]) -> Result:
+    """The executor output, completed by the files that a container wrote instead."""
+    outputs = executor_input["outputs"]
+    path = Path(outputs["outputFile"])
+    written = json.loads(path.read_text()) if path.exists() else {}
+    values = dict(written.get("parameterValues", {}))
+    for name, parameter in outputs["parameters"].items():
+        file = Path(parameter["outputFile"])
+        if name not in values and file.exists():
+            values[name] = _as_json(file.read_text())
+        if name not in values:
+            raise StepError(f"step {task.name!r} gave no output {name!r}")
+    return {"parameterValues": values, "artifacts": {**outputs["artifacts"], **written.get("artifacts", {})}}
+
+
+def _as_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,13 @@
+"""Imported once by the server from which workers are forked."""
+
+import contextlib
+
+with contextlib.suppress(Exception):  # a worker that needs TensorFlow says what is missing
+    import onnxruntime  # noqa: F401
+    import tf2onnx  # noqa: F401
+
+    import fedpipe.keras_evaluation
+    import fedpipe.onnx_export
+    from fedpipe.keras_model import frameworks
+
+    frameworks()

@@ -1,0 +1,246 @@
+"""Runs on this machine: from a federation file or a compiled pipeline to a summary, a report and a model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import yaml
+
+from fedpipe import preflight
+from fedpipe.errors import FedpipeError, InputError, NotFoundError, PipelineError
+from fedpipe.federation import Federation, read_federation
+from fedpipe.graph import Graph, check_arguments, parse_graph, read_graph
+from fedpipe.kubeflow import compile_pipeline
+from fedpipe.local import Engine, Listener
+from fedpipe.plan import Place, Settings
+from fedpipe.rounds import read_head, read_record
+from fedpipe.steps.shard import read as parse_federation_json
+from fedpipe.steps.shard import run_name
+from fedpipe.store import Store, check_uri, open_store
+from fedpipe.workers import Worker
+
+DEFAULT_RUN = "run-1"
+
+
+class Result(NamedTuple):
+    """A finished run: `summary.json` as a dictionary, and the folder with it, `report.html` and `model.onnx`."""
+
+    summary: dict[str, Any]
+    folder: Path
+
+
+class _Job(NamedTuple):
+    graph: Graph
+    arguments: dict[str, Any]
+    federation: Federation | None
+    code: str
+
+
+def run(
+    source: str | Path,
+    *,
+    store: str | None = None,
+    out: str | Path | None = None,
+    name: str = DEFAULT_RUN,
+    parameters: Mapping[str, Any] | None = None,
+    listener: Listener = lambda _: None,
+    workers: int = 0,
+) -> Result:
+    """Runs a federation on this machine; a second run of the same name resumes.
+
+    Args:
+        source: a federation file or a compiled pipeline.
+        store: URI of the store instead of the federation's.
+        out: folder for the results; `fedpipe-out/<federation>/<run>` by default.
+        name: the run's name.
+        parameters: run-time parameters of the pipeline, such as `learning_rate`.
+        listener: hears about each step.
+        workers: processes for Keras steps; one per core by default.
+
+    Raises:
+        InputError: a mistake in what was given; nothing was changed.
+        StoreError: the store cannot be used; nothing was changed.
+        FedpipeError: the run failed; what was done stays done.
+    """
+    job = _prepared(Path(source), store, run_name(name, ""), parameters or {})
+    folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
+    opened = open_store(job.arguments["store"]) if "store" in job.arguments else None
+    if opened:
+        opened.probe()
+    _make(folder)
+    engine = Engine(job.graph, job.arguments, folder=folder, listener=listener, workers=workers)
+    if job.federation is not None and opened and not _has_begun(opened.below(job.federation.name), name):
+        engine.preload()
+        _preflight(job.federation, job.code, job.arguments)
+    results = engine.run()
+    place = next((r["parameterValues"]["placed"] for r in results.values() if "placed" in r["parameterValues"]), None)
+    if place is None:
+        return Result({}, folder)
+    return Result(fetch_results(Place(**place), folder), folder)
+
+
+def _prepared(source: Path, store: str | None, name: str, parameters: Mapping[str, Any]) -> _Job:
+    graph, default_store, code = _graph_of(source)
+    arguments = dict(parameters)
+    if "run" in graph.parameters:
+        arguments["run"] = name
+    if store is not None:
+        if "store" not in graph.parameters:
+            raise PipelineError("the pipeline has no parameter `store`", where=str(source))
+        arguments["store"] = _with_endpoint(check_uri(store), default_store)
+    checked = check_arguments(graph, arguments)
+    if "store" in checked:
+        checked["store"] = check_uri(checked["store"])
+    text = _constant(graph, "federation")
+    federation = parse_federation_json(text) if text else None
+    if federation is not None:
+        settings = {k: checked[k] for k in Settings.__struct_fields__ if k in checked}
+        federation = Settings(**settings).applied(federation)
+    return _Job(graph, checked, federation, code or _constant(graph, "code"))
+
+
+def _graph_of(source: Path) -> tuple[Graph, str, str]:
+    """The graph of a compiled pipeline, or of a federation file that is compiled now."""
+    try:
+        head = next(iter(yaml.load_all(source.read_text(), Loader=yaml.CSafeLoader)), None)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        head = None  # read_federation says what is wrong
+    if isinstance(head, dict) and "pipelineInfo" in head:
+        graph = read_graph(source)
+        return graph, str(graph.parameters.get("store", "")), ""
+    federation = read_federation(source)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        compile_pipeline(federation, path)
+        graph = parse_graph(next(iter(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))))
+    return graph, federation.store_uri, ""
+
+
+def _with_endpoint(store: str, default: str) -> str:
+    """An S3 URI without an endpoint takes the federation's."""
+    known = urlsplit(default)
+    if store.startswith("s3://") and "?" not in store and known.scheme == "s3" and known.query:
+        return f"{store}?{known.query}"
+    return store
+
+
+def _constant(graph: Graph, name: str) -> str:
+    """A constant input of the pipeline's steps, such as the federation as text."""
+    for task in graph.tasks:
+        constant = task.inputs.get(name, {}).get("runtimeValue", {}).get("constant")
+        if task.step and isinstance(constant, str):
+            return constant
+    return ""
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder cannot be made: {error.strerror}", where=str(folder)) from error
+
+
+def _has_begun(store: Store, name: str) -> bool:
+    return read_record(store, name, 0) is not None
+
+
+def _preflight(federation: Federation, code: str, arguments: Mapping[str, Any]) -> None:
+    worker = Worker()
+    try:
+        preflight.check(
+            federation, code, arguments.get("data", ""), lambda *given: worker.call(preflight.check_model, *given)
+        )
+    finally:
+        worker.stop()
+
+
+def fetch_results(place: Place, folder: Path) -> dict[str, Any]:
+    """Copies a run's summary, report and model from the store to a folder, and returns the summary."""
+    store = place.open()
+    summary: dict[str, Any] = json.loads(store.read(f"runs/{place.run}/summary.json").data)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "report.html").write_bytes(store.read(f"runs/{place.run}/report.html").data)
+    if summary["onnx"]:
+        store.download(summary["onnx"]["path"], folder / "model.onnx")
+    return summary
+
+
+def export(source: str | Path, output: str | Path, *, store: str | None = None, name: str | None = None) -> dict[str, Any]:
+    """Writes the shared model as a verified ONNX file.
+
+    Args:
+        source: the federation file.
+        output: an .onnx file; it appears only when it is verified.
+        store: URI of the store instead of the federation's.
+        name: the run whose last model is taken; HEAD's by default.
+
+    Returns:
+        digest, opset, largest difference and the run, as in the model's origin.
+
+    Raises:
+        NotFoundError: nothing was trained yet.
+        ExportError: the model differs from the trained one; nothing is written.
+    """
+    import msgspec
+
+    from fedpipe.onnx_export import verified
+    from fedpipe.plan import read_plan
+    from fedpipe.rounds import history
+
+    federation = read_federation(Path(source))
+    uri = _with_endpoint(check_uri(store), federation.store_uri) if store else federation.store_uri
+    opened = open_store(uri).below(federation.name)
+    if name is None:
+        head = read_head(opened)
+        record = read_record(opened, head[0].run, head[0].round) if head else None
+    else:
+        record = next(reversed(history(opened, name)), None)
+    if record is None:
+        raise NotFoundError("there is no trained model", where=opened.uri, remedy=f"Run `fedpipe run {source}` first.")
+    data, origin = verified(opened, read_plan(opened, record.plan), record.weights)
+    path = Path(output)
+    try:
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    return dict(msgspec.to_builtins(origin))
+
+
+def check(source: str | Path, *, store: bool = True) -> list[preflight.Finding]:
+    """Checks a federation file, its data, its model and, unless told otherwise, its store; nothing is changed.
+
+    Raises:
+        FedpipeError: the first mistake, with its remedy.
+    """
+    from fedpipe.kubeflow import read_code
+
+    federation = read_federation(Path(source))
+    findings = [preflight.Finding("federation", f"{federation.name}: {len(federation.learners)} learners")]
+    findings += preflight.check(federation, read_code(federation), federation.data.uri)
+    if store:
+        findings.append(_checked_store(federation))
+    return findings
+
+
+def _checked_store(federation: Federation) -> preflight.Finding:
+    uri = federation.store_uri
+    if uri.startswith("file://"):  # a folder is made by the first run
+        return preflight.Finding("store", uri)
+    open_store(uri).probe()
+    return preflight.Finding("store", f"{uri} honours conditional writes")
+
+
+def committed(store: Store, name: str) -> int:
+    """The last committed round of a run, for messages; 0 when it cannot be read."""
+    try:
+        head = read_head(store)
+    except FedpipeError:
+        return 0
+    return head[0].round if head and head[0].run == name else 0

@@ -1,0 +1,187 @@
+"""Processes that run Keras steps: TensorFlow is imported once, and forked into each of them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedpipe import errors
+from fedpipe.errors import FedpipeError
+
+_START = threading.Lock()
+
+
+class Failure(NamedTuple):
+    """An error on its way between processes."""
+
+    kind: str
+    what: str
+    where: str | None
+    remedy: str | None
+
+    @classmethod
+    def of(cls, error: FedpipeError) -> Failure:
+        """The failure that stands for an error."""
+        return cls(type(error).__name__, error.what, error.where, error.remedy)
+
+    def error(self) -> FedpipeError:
+        """The error again, of its own class."""
+        kind = getattr(errors, self.kind, FedpipeError)
+        made = FedpipeError.__new__(kind)
+        FedpipeError.__init__(made, self.what, where=self.where, remedy=self.remedy)
+        return made
+
+
+class WorkerDiedError(Exception):
+    """The process ended while it ran a call: killed, or out of memory."""
+
+
+def start_server(log: Path, threads: int) -> None:
+    """Starts importing TensorFlow in the background; workers are forked from there.
+
+    Args:
+        log: a file that takes what TensorFlow's native code prints.
+        threads: of TensorFlow in each worker.
+    """
+    with _START:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(threads))
+        multiprocessing.set_forkserver_preload(["fedpipe.preload"])
+        with _native_stderr_to(log):
+            forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _native_stderr_to(path: Path) -> Iterator[None]:
+    """The server inherits file descriptors 1 and 2: its native messages belong in a file, not on the terminal."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        for number, descriptor in enumerate(kept, 1):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keeps workers from importing the user's script again: all they need is in this package."""
+    main = sys.modules["__main__"]
+    kept = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__dict__["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(kept)
+
+
+class Worker:
+    """One process that runs calls one after another; it is started again when it died."""
+
+    def __init__(self) -> None:
+        self._process: Any = None
+        self._connection: Connection | None = None
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a function of this package in the process.
+
+        Raises:
+            FedpipeError: as the function says.
+            WorkerDiedError: the process ended before it answered.
+        """
+        if self._connection is None:
+            self._start()
+        assert self._connection is not None  # noqa: S101  (for the type checker)
+        try:
+            self._connection.send((function, arguments))
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            self.stop()
+            raise WorkerDiedError("the worker process was killed") from error
+        if isinstance(answer, Failure):
+            raise answer.error()
+        if isinstance(answer, _Bug):
+            raise RuntimeError(answer.text)
+        return answer
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        self._connection, theirs = context.Pipe()
+        with _START, _without_main():
+            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            self._process.start()
+        theirs.close()
+
+    def stop(self) -> None:
+        """Ends the process at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+
+
+class _Bug(NamedTuple):
+    text: str
+
+
+def _serve(connection: Connection) -> None:
+    """The worker's loop."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine ends its workers itself
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer = function(*arguments)
+        except FedpipeError as error:
+            answer = Failure.of(error)
+        except Exception as error:
+            import traceback
+
+            answer = _Bug("".join(traceback.format_exception(error)))
+        connection.send(answer)
+
+
+def run_step(name: str, executor_input: dict[str, Any], log: str) -> None:
+    """Runs a step; what it logs and prints goes to a file."""
+    from fedpipe.steps.contract import execute
+
+    with logged_to(Path(log)) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        execute(name, executor_input)
+
+
+@contextlib.contextmanager
+def logged_to(path: Path) -> Iterator[Any]:
+    """Adds what this thread logs to a file."""
+    logger, thread = logging.getLogger("fedpipe"), threading.get_ident()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    with path.open("a") as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.addFilter(lambda record: record.thread == thread)
+        logger.addHandler(handler)
+        try:
+            yield file
+        finally:
+            logger.removeHandler(handler)
