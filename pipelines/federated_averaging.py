@@ -32,7 +32,7 @@ def federated_averaging(federation: Federation, federation_json: str, code: str)
 
     @dsl.pipeline(
         name=federation.name,
-        description=f"Federated averaging: {len(learners)} learners, {rounds} rounds, rule {federation.algorithm.rule}.",
+        description=f"Federated averaging: {len(learners)} learners, {rounds} rounds, {federation.algorithm.rule}.",
     )
     def pipeline(
         store: str = federation.store_uri,
@@ -81,9 +81,7 @@ def federated_averaging(federation: Federation, federation_json: str, code: str)
         place_coordinator(evaluated, federation, "evaluate")
         exported = components.export(place=place, weights=weights)
         place_coordinator(exported, federation, "export")
-        told = components.report(
-            place=place, evaluation=evaluated.outputs["evaluation"], onnx=exported.outputs["onnx"]
-        )
+        told = components.report(place=place, evaluation=evaluated.outputs["evaluation"], onnx=exported.outputs["onnx"])
         place_coordinator(told, federation, "report")
 
     return pipeline

@@ -1,12 +1,12 @@
 """fedpipe: federated training as Kubeflow Pipelines components.
 
-    check               a federation file, its data, its model and its store
-    compile_pipeline    a federation to one KFP pipeline file
-    export              the shared model to a verified ONNX file
-    open_store          file://, s3:// and memory:// stores
-    predict             an ONNX model's answers
-    read_federation     federation.yaml to typed structs
-    run                 a federation or a compiled pipeline on this machine
+check               a federation file, its data, its model and its store
+compile_pipeline    a federation to one KFP pipeline file
+export              the shared model to a verified ONNX file
+open_store          file://, s3:// and memory:// stores
+predict             an ONNX model's answers
+read_federation     federation.yaml to typed structs
+run                 a federation or a compiled pipeline on this machine
 """
 
 from __future__ import annotations

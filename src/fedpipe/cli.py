@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,7 +26,9 @@ app = typer.Typer(
 out, err = Console(), Console(stderr=True)
 
 FederationFile = Annotated[Path, typer.Argument(help="The federation file.", metavar="FILE")]
-StoreOption = Annotated[str | None, typer.Option("--store", help="s3://bucket/prefix or file:///folder, instead of the file's.")]
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="s3://bucket/prefix or file:///folder, instead of the file's.")
+]
 
 
 def main() -> int:
@@ -129,7 +131,8 @@ def compile_command(
     table.add_row("pipeline", f"{estimate.pipeline_bytes / 1000:.0f} kB")
     table.add_row("workflow", f"about {estimate.workflow_bytes / 1000:.0f} kB of Argo's 1049 kB, with its status")
     table.add_row(
-        "overhead", f"about {estimate.overhead_seconds} s of Kubeflow's own over {estimate.critical_steps} steps in a row"
+        "overhead",
+        f"about {estimate.overhead_seconds} s of Kubeflow's own over {estimate.critical_steps} steps in a row",
     )
     out.print(f"wrote {output}", highlight=False, soft_wrap=True)
     out.print(table)
@@ -138,8 +141,8 @@ def compile_command(
 
 
 @app.command(
-    epilog="Examples: fedpipe run federation.yaml --out results  ·  fedpipe run pipeline.yaml --store s3://bucket/prefix "
-    "-p learning_rate=0.01"
+    epilog="Examples: fedpipe run federation.yaml --out results  ·  "
+    "fedpipe run pipeline.yaml --store s3://bucket/prefix -p learning_rate=0.01"
 )
 def run(
     file: Annotated[Path, typer.Argument(help="A federation file or a compiled pipeline.", metavar="FILE")],
@@ -149,7 +152,8 @@ def run(
     ] = None,
     name: Annotated[str, typer.Option("--run", help="The run's name; the same name resumes.")] = "run-1",
     parameters: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", help="A run-time parameter, NAME=VALUE; repeatable.")
+        list[str] | None,
+        typer.Option("--parameter", "-p", help="A run-time parameter, NAME=VALUE; repeatable."),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0: one per core.")] = 0,
 ) -> None:
@@ -201,7 +205,9 @@ def export(
 def predict(
     model: Annotated[Path, typer.Argument(help="An ONNX model.", metavar="MODEL")],
     data: Annotated[Path, typer.Argument(help="An .npz file with x, and y when there are labels.", metavar="DATA")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write all outputs to an .npz file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write all outputs to an .npz file.")
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", min=0, help="Rows to show.")] = 10,
 ) -> None:
     """Predict with an ONNX model."""
@@ -212,9 +218,18 @@ def predict(
 
     features, labels = read_features(data)
     found = predict_batch(model, features)
-    table = Table("example", "prediction", *(["probability"] if found.classes is not None else []), *(["label"] if labels is not None else []))
+    table = Table(
+        "example",
+        "prediction",
+        *(["probability"] if found.classes is not None else []),
+        *(["label"] if labels is not None else []),
+    )
     for row in range(min(rows, len(features))):
-        answer = str(found.classes[row]) if found.classes is not None else np.array2string(found.outputs[row], precision=4, threshold=8)
+        answer = (
+            str(found.classes[row])
+            if found.classes is not None
+            else np.array2string(found.outputs[row], precision=4, threshold=8)
+        )
         extra = [f"{found.probabilities[row]:.4f}"] if found.probabilities is not None else []
         table.add_row(str(row), answer, *extra, *([str(labels[row])] if labels is not None else []))
     out.print(table)
@@ -223,7 +238,9 @@ def predict(
     if found.classes is not None and labels is not None and labels.shape == found.classes.shape:
         out.print(f"accuracy {np.mean(found.classes == labels):.4f} over {len(labels)} examples", highlight=False)
     if output is not None:
-        kept = {"outputs": found.outputs, **({"classes": found.classes} if found.classes is not None else {})}
+        kept: dict[str, Any] = {"outputs": found.outputs}
+        if found.classes is not None:
+            kept["classes"] = found.classes
         try:
             with output.open("wb") as file:
                 np.savez_compressed(file, **kept)
@@ -244,4 +261,3 @@ def step(
     from fedpipe.steps.contract import main as run_step
 
     sys.exit(run_step([name, executor_input]))
-

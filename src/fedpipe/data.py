@@ -101,15 +101,21 @@ def _read_parquet(path: Path, features: str, labels: str, key: str) -> dict[str,
         columns[features] = np.stack(table.column(features).to_pylist()) if len(table) else np.empty((0, 1))
     else:
         others = [n for n in table.column_names if n not in (labels, key)]
-        columns[features] = np.stack([table.column(n).to_numpy() for n in others], axis=1) if others else np.empty((0, 0))
+        columns[features] = (
+            np.stack([table.column(n).to_numpy() for n in others], axis=1) if others else np.empty((0, 0))
+        )
     return columns
 
 
-def _checked(arrays: Mapping[str, Array], uri: str, features: str, labels: str, key: str) -> tuple[Examples, Array | None]:
+def _checked(
+    arrays: Mapping[str, Array], uri: str, features: str, labels: str, key: str
+) -> tuple[Examples, Array | None]:
     for name, option in ((features, "data.features"), (labels, "data.labels"), (key, "data.shards.column")):
         if name and name not in arrays:
             raise DataError(
-                f"there is no array {name!r}", where=uri, remedy=f"Set {option} to one of the file's arrays or columns."
+                f"there is no array {name!r}",
+                where=uri,
+                remedy=f"Set {option} to one of the file's arrays or columns.",
             )
     x, y = arrays[features], arrays[labels]
     check_examples(x, y, uri)

@@ -1,23 +1,23 @@
 """What can go wrong, as one tree.
 
-    FedpipeError                    exit code
-    ├── InputError                  2   a mistake in what the user gave; nothing was changed
-    │   ├── FederationError         2   in federation.yaml, with the path of the key
-    │   ├── DataError               2   in examples or labels
-    │   ├── ModelError              2   in model.py or the model that it builds
-    │   ├── PipelineError           2   in a compiled pipeline file
-    │   └── MissingExtraError       2   a package that this command needs is not installed
-    ├── StoreError                  2   the store refuses or cannot be reached
-    │   ├── StoreUnavailableError   2   no answer before the deadline
-    │   └── NotFoundError           2   no such object
-    ├── CorruptError                3   bytes that are not what they claim to be
-    │   └── WeightsError            3   weights that are malformed or do not fit
-    ├── RoundError                  3   a round cannot be committed
-    │   ├── QuorumError             3   too few learners took part
-    │   ├── DroppedError            3   this learner cannot take part in this round
-    │   └── ConflictError           3   another run moved HEAD
-    ├── ExportError                 3   the ONNX model differs from the trained one
-    └── StepError                   3   a step of a pipeline failed
+FedpipeError                    exit code
+├── InputError                  2   a mistake in what the user gave; nothing was changed
+│   ├── FederationError         2   in federation.yaml, with the path of the key
+│   ├── DataError               2   in examples or labels
+│   ├── ModelError              2   in model.py or the model that it builds
+│   ├── PipelineError           2   in a compiled pipeline file
+│   └── MissingExtraError       2   a package that this command needs is not installed
+├── StoreError                  2   the store refuses or cannot be reached
+│   ├── StoreUnavailableError   2   no answer before the deadline
+│   └── NotFoundError           2   no such object
+├── CorruptError                3   bytes that are not what they claim to be
+│   └── WeightsError            3   weights that are malformed or do not fit
+├── RoundError                  3   a round cannot be committed
+│   ├── QuorumError             3   too few learners took part
+│   ├── DroppedError            3   this learner cannot take part in this round
+│   └── ConflictError           3   another run moved HEAD
+├── ExportError                 3   the ONNX model differs from the trained one
+└── StepError                   3   a step of a pipeline failed
 """
 
 from __future__ import annotations

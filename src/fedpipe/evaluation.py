@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from fedpipe.errors import NotFoundError
-from fedpipe.objects import SMALL, decode
+from fedpipe.objects import decode
 from fedpipe.store import Store
 
 Matrix = tuple[tuple[int, ...], ...]
@@ -60,7 +60,7 @@ def find_score(store: Store, learner: str, run: str) -> Score | None:
     """A learner's score; None when there is none. Raises CorruptError."""
     key = score_key(learner, run)
     try:
-        return decode(store.read(key, limit=SMALL).data, Score, where=f"{store.uri}/{key}")
+        return decode(store.read(key).data, Score, where=f"{store.uri}/{key}")
     except NotFoundError:
         return None
 

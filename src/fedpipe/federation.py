@@ -31,7 +31,7 @@ class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of the file: unknown keys are errors."""
 
 
-class StorePlace(_Section, kw_only=True):
+class StorePlace(_Section, frozen=True, kw_only=True):
     """Where the federation's objects live, when a URI alone does not say it."""
 
     uri: Annotated[str, Meta(description="`s3://bucket/prefix`, `file:///folder` or a path beside this file")]
@@ -39,14 +39,14 @@ class StorePlace(_Section, kw_only=True):
     region: Annotated[str, Meta(description="region of the bucket")] = "us-east-1"
 
 
-class Iid(_Section, kw_only=True, tag_field="by", tag="iid"):
+class Iid(_Section, frozen=True, kw_only=True, tag_field="by", tag="iid"):
     """Random shards of equal size."""
 
     seed: Annotated[int, Meta(ge=0, description="seed of the split")] = 0
     minimum: Annotated[int, Meta(ge=1, description="fewest examples that a learner may get")] = 1
 
 
-class ByLabel(_Section, kw_only=True, tag_field="by", tag="label"):
+class ByLabel(_Section, frozen=True, kw_only=True, tag_field="by", tag="label"):
     """Sorted by label, cut into pieces, dealt at random: each learner sees few labels (McMahan et al. 2017)."""
 
     pieces: Annotated[int, Meta(ge=1, description="pieces for each learner")] = 2
@@ -54,7 +54,7 @@ class ByLabel(_Section, kw_only=True, tag_field="by", tag="label"):
     minimum: Annotated[int, Meta(ge=1, description="fewest examples that a learner may get")] = 1
 
 
-class ByKey(_Section, kw_only=True, tag_field="by", tag="key"):
+class ByKey(_Section, frozen=True, kw_only=True, tag_field="by", tag="key"):
     """All examples of one key (a writer, a user) go to one learner; sizes are kept as even as keys allow."""
 
     column: Annotated[str, Meta(description="array or column that holds the key of each example")]
@@ -62,7 +62,7 @@ class ByKey(_Section, kw_only=True, tag_field="by", tag="key"):
     minimum: Annotated[int, Meta(ge=1, description="fewest examples that a learner may get")] = 1
 
 
-class Dirichlet(_Section, kw_only=True, tag_field="by", tag="dirichlet"):
+class Dirichlet(_Section, frozen=True, kw_only=True, tag_field="by", tag="dirichlet"):
     """Each label is spread over the learners by a draw from Dirichlet(alpha) (Hsu et al. 2019)."""
 
     alpha: Annotated[float, Meta(gt=0, description="small: few labels each; large: nearly iid")]
@@ -70,7 +70,7 @@ class Dirichlet(_Section, kw_only=True, tag_field="by", tag="dirichlet"):
     minimum: Annotated[int, Meta(ge=1, description="fewest examples that a learner may get")] = 1
 
 
-class BySize(_Section, kw_only=True, tag_field="by", tag="size"):
+class BySize(_Section, frozen=True, kw_only=True, tag_field="by", tag="size"):
     """Random shards of given sizes, which must add up to all examples."""
 
     sizes: Annotated[tuple[Positive, ...], Meta(description="examples of each learner, in the learners' order")]
@@ -78,7 +78,7 @@ class BySize(_Section, kw_only=True, tag_field="by", tag="size"):
     minimum: Annotated[int, Meta(ge=1, description="fewest examples that a learner may get")] = 1
 
 
-class ByFractions(_Section, kw_only=True, tag_field="by", tag="fractions"):
+class ByFractions(_Section, frozen=True, kw_only=True, tag_field="by", tag="fractions"):
     """Random shards of given fractions, which must add up to 1."""
 
     fractions: Annotated[tuple[Fraction, ...], Meta(description="share of each learner, in the learners' order")]
@@ -89,7 +89,7 @@ class ByFractions(_Section, kw_only=True, tag_field="by", tag="fractions"):
 Scheme = Iid | ByLabel | ByKey | Dirichlet | BySize | ByFractions
 
 
-class Parts(_Section, kw_only=True):
+class Parts(_Section, frozen=True, kw_only=True):
     """How each learner's examples are split; the three add up to 1."""
 
     train: Annotated[Fraction, Meta(description="what the learner trains on")] = 0.8
@@ -97,17 +97,21 @@ class Parts(_Section, kw_only=True):
     test: Annotated[Fraction, Meta(description="what the learner tests the shared model on")] = 0.1
 
 
-class Data(_Section, kw_only=True):
+class Data(_Section, frozen=True, kw_only=True):
     """The dataset that is sharded over the learners without data of their own."""
 
     uri: Annotated[str, Meta(description="an .npz or .parquet file: a path beside this file, or `s3://...`")] = ""
-    features: Annotated[str, Meta(description="array of the features; in Parquet a list column, or empty: all others")] = "x"
+    features: Annotated[
+        str, Meta(description="array of the features; in Parquet a list column, or empty: all others")
+    ] = "x"
     labels: Annotated[str, Meta(description="array or column of the labels")] = "y"
     shards: Annotated[Scheme, Meta(description="how the examples are dealt out")] = field(default_factory=Iid)
-    parts: Annotated[Parts, Meta(description="train, vote and test part of each learner")] = field(default_factory=Parts)
+    parts: Annotated[Parts, Meta(description="train, vote and test part of each learner")] = field(
+        default_factory=Parts
+    )
 
 
-class Toleration(_Section, kw_only=True):
+class Toleration(_Section, frozen=True, kw_only=True):
     """A Kubernetes toleration."""
 
     key: Annotated[str, Meta(description="key of the taint; empty tolerates all")] = ""
@@ -118,17 +122,19 @@ class Toleration(_Section, kw_only=True):
     ] = ""
 
 
-class Accelerator(_Section, kw_only=True):
+class Accelerator(_Section, frozen=True, kw_only=True):
     """GPUs of a step."""
 
     type: Annotated[str, Meta(description="resource name")] = "nvidia.com/gpu"
     count: Annotated[Positive, Meta(description="how many")] = 1
 
 
-class Placement(_Section, kw_only=True):
+class Placement(_Section, frozen=True, kw_only=True):
     """Where a learner's pods run and what they get."""
 
-    node_selector: Annotated[dict[str, str], Meta(description="labels that the node must have")] = field(default_factory=dict)
+    node_selector: Annotated[dict[str, str], Meta(description="labels that the node must have")] = field(
+        default_factory=dict
+    )
     tolerations: Annotated[tuple[Toleration, ...], Meta(description="taints that are tolerated")] = ()
     accelerator: Annotated[Accelerator | None, Meta(description="GPUs; none by default")] = None
     cpu: Annotated[str, Meta(pattern=r"^(\d+(\.\d+)?m?)?$", description="cores, such as `4` or `500m`")] = ""
@@ -137,34 +143,42 @@ class Placement(_Section, kw_only=True):
     ] = ""
 
 
-class Learner(_Section, kw_only=True):
+class Learner(_Section, frozen=True, kw_only=True):
     """A data owner."""
 
-    name: Annotated[Name, Meta(description="lower-case letters, digits and `-`, at most 40; part of keys and step names")]
+    name: Annotated[
+        Name, Meta(description="lower-case letters, digits and `-`, at most 40; part of keys and step names")
+    ]
     data: Annotated[
-        str, Meta(description="the learner's own data (.npz, .parquet, or what `load` of model.py takes); empty: a shard")
+        str,
+        Meta(description="the learner's own data (.npz, .parquet, or what `load` of model.py takes); empty: a shard"),
     ] = ""
-    secret: Annotated[str, Meta(description="Kubernetes secret with the learner's store keys; empty: the federation's")] = ""
+    secret: Annotated[
+        str, Meta(description="Kubernetes secret with the learner's store keys; empty: the federation's")
+    ] = ""
     placement: Annotated[Placement, Meta(description="node pool and resources")] = field(default_factory=Placement)
 
 
-class Training(_Section, kw_only=True):
+class Training(_Section, frozen=True, kw_only=True):
     """What a learner does in a round."""
 
     rounds: Annotated[Positive, Meta(description="rounds of the run")]
     batch_size: Annotated[Positive, Meta(description="examples per step of the optimizer")]
-    local_epochs: Annotated[int, Meta(ge=0, description="passes over the train part per round; 0 with `local_steps`")] = 1
+    local_epochs: Annotated[
+        int, Meta(ge=0, description="passes over the train part per round; 0 with `local_steps`")
+    ] = 1
     local_steps: Annotated[int, Meta(ge=0, description="batches per round instead of epochs; 0: epochs count")] = 0
     learning_rate: Annotated[float, Meta(ge=0, description="of the local optimizer; 0: as compiled in model.py")] = 0.0
     optimizer: Annotated[
-        Literal["reset", "keep"], Meta(description="`reset`: a fresh local optimizer each round; `keep`: its state goes on")
+        Literal["reset", "keep"],
+        Meta(description="`reset`: a fresh local optimizer each round; `keep`: its state goes on"),
     ] = "reset"
     precision: Annotated[
         Literal["float32", "mixed_float16", "mixed_bfloat16"], Meta(description="Keras dtype policy")
     ] = "float32"
-    fit: Annotated[dict[str, Any], Meta(description="more arguments of Keras's `Model.fit`, such as `class_weight`")] = field(
-        default_factory=dict
-    )
+    fit: Annotated[
+        dict[str, Any], Meta(description="more arguments of Keras's `Model.fit`, such as `class_weight`")
+    ] = field(default_factory=dict)
     evaluate: Annotated[dict[str, Any], Meta(description="more arguments of Keras's `Model.evaluate`")] = field(
         default_factory=dict
     )
@@ -173,20 +187,23 @@ class Training(_Section, kw_only=True):
     ] = field(default_factory=dict)
     tensorboard: Annotated[bool, Meta(description="write TensorBoard event files to the store")] = True
     start: Annotated[
-        Literal["head", "fresh"], Meta(description="a new run goes on from HEAD, or begins with fresh weights")
+        Literal["head", "fresh"],
+        Meta(description="a new run goes on from HEAD, or begins with fresh weights"),
     ] = "head"
     seed: Annotated[int, Meta(ge=0, description="seed of initial weights, shuffling and dropout")] = 0
 
 
-class ServerOptimizer(_Section, kw_only=True):
+class ServerOptimizer(_Section, frozen=True, kw_only=True):
     """What turns the aggregate into the next global weights."""
 
-    name: Annotated[Literal["sgd"], Meta(description="`sgd`: w + learning_rate * v, v = momentum * v + (mean - w)")] = "sgd"
+    name: Annotated[Literal["sgd"], Meta(description="`sgd`: w + learning_rate * v, v = momentum * v + (mean - w)")] = (
+        "sgd"
+    )
     learning_rate: Annotated[float, Meta(gt=0, description="1 takes the aggregate as it is")] = 1.0
     momentum: Annotated[float, Meta(ge=0, lt=1, description="0: none")] = 0.0
 
 
-class Averaging(_Section, kw_only=True, tag_field="name", tag="averaging"):
+class Averaging(_Section, frozen=True, kw_only=True, tag_field="name", tag="averaging"):
     """Federated averaging (McMahan et al. 2017)."""
 
     rule: Annotated[Literal["mean"], Meta(description="how updates are combined")] = "mean"
@@ -198,55 +215,72 @@ class Averaging(_Section, kw_only=True, tag_field="name", tag="averaging"):
     )
 
 
-class Quorum(_Section, kw_only=True):
+class Quorum(_Section, frozen=True, kw_only=True):
     """When a round counts."""
 
     min_learners: Annotated[int, Meta(ge=0, description="fewest learners of a valid round; 0: more than half")] = 0
     deadline: Annotated[float, Meta(gt=0, description="seconds after which a learner's training is too late")] = 3600.0
 
 
-class Evaluation(_Section, kw_only=True):
+class Evaluation(_Section, frozen=True, kw_only=True):
     """How the shared model is measured."""
 
     holdout: Annotated[
-        float, Meta(ge=0, lt=1, description="share of `data` kept away from all learners as the central test set")
+        float,
+        Meta(ge=0, lt=1, description="share of `data` kept away from all learners as the central test set"),
     ] = 0.1
     every_round: Annotated[bool, Meta(description="learners test each round's model before they train it")] = True
 
 
-class Export(_Section, kw_only=True):
+class Export(_Section, frozen=True, kw_only=True):
     """The ONNX model."""
 
-    name: Annotated[str, Meta(pattern=r"^([a-z0-9]([a-z0-9\-]{0,38}[a-z0-9])?)?$", description="model name; empty: the federation's")] = ""
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^([a-z0-9]([a-z0-9\-]{0,38}[a-z0-9])?)?$",
+            description="model name; empty: the federation's",
+        ),
+    ] = ""
     opset: Annotated[int, Meta(ge=13, le=18, description="ONNX operator set")] = 17
-    tolerance: Annotated[float, Meta(gt=0, description="largest allowed difference between ONNX and Keras outputs")] = 1e-4
+    tolerance: Annotated[float, Meta(gt=0, description="largest allowed difference between ONNX and Keras outputs")] = (
+        1e-4
+    )
 
 
-class Images(_Section, kw_only=True):
+class Images(_Section, frozen=True, kw_only=True):
     """Container images of the steps."""
 
     registry: Annotated[str, Meta(description="what stands before `/core:TAG` and `/keras:TAG`")] = "fedpipe"
     tag: Annotated[str, Meta(description="tag; empty: this version of fedpipe")] = ""
 
 
-class Federation(_Section, kw_only=True):
+class Federation(_Section, frozen=True, kw_only=True):
     """A federation file."""
 
     name: Annotated[Name, Meta(description="name of the federation; its folder in the store")]
     learners: Annotated[tuple[Learner, ...], Meta(min_length=1, description="the data owners")]
     training: Annotated[Training, Meta(description="what a learner does in a round")]
-    store: Annotated[str | StorePlace, Meta(description="where objects live: a URI, a path, or uri, endpoint and region")] = "store"
+    store: Annotated[
+        str | StorePlace, Meta(description="where objects live: a URI, a path, or uri, endpoint and region")
+    ] = "store"
     model: Annotated[
-        str, Meta(pattern=r"^[^:]+\.py(:[A-Za-z_]\w*)?$", description="`FILE.py:FUNCTION` that returns a compiled Keras model")
+        str,
+        Meta(
+            pattern=r"^[^:]+\.py(:[A-Za-z_]\w*)?$",
+            description="`FILE.py:FUNCTION` that returns a compiled Keras model",
+        ),
     ] = "model.py:build"
     data: Annotated[Data, Meta(description="the dataset to shard")] = field(default_factory=Data)
     algorithm: Annotated[Averaging, Meta(description="how learners learn together")] = field(default_factory=Averaging)
     quorum: Annotated[Quorum, Meta(description="when a round counts")] = field(default_factory=Quorum)
-    evaluation: Annotated[Evaluation, Meta(description="how the shared model is measured")] = field(default_factory=Evaluation)
+    evaluation: Annotated[Evaluation, Meta(description="how the shared model is measured")] = field(
+        default_factory=Evaluation
+    )
     export: Annotated[Export, Meta(description="the ONNX model")] = field(default_factory=Export)
     images: Annotated[Images, Meta(description="container images of the steps")] = field(default_factory=Images)
     secret: Annotated[str, Meta(description="Kubernetes secret with the store's keys (`accesskey`, `secretkey`)")] = (
-        "mlpipeline-minio-artifact"
+        "mlpipeline-minio-artifact"  # noqa: S105  (the name of a secret)
     )
 
     @property
@@ -282,7 +316,7 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses a key written twice, and reads 1e-4 as a number as YAML 1.2 does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for position, key in enumerate(keys):
             if key in keys[:position]:
                 line = node.value[position][0].start_mark.line + 1
@@ -290,7 +324,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
@@ -308,7 +342,9 @@ def read_federation(path: Path) -> Federation:
         text = path.read_text()
     except OSError as error:
         raise FederationError(
-            f"cannot be read: {error.strerror}", where=str(path), remedy="`fedpipe init DIR` writes a working one."
+            f"cannot be read: {error.strerror}",
+            where=str(path),
+            remedy="`fedpipe init DIR` writes a working one.",
         ) from error
     except UnicodeDecodeError as error:
         raise FederationError("is not UTF-8 text", where=str(path)) from error
@@ -397,25 +433,45 @@ def _mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     names = [learner.name for learner in f.learners]
     for position, name in enumerate(names):
         if name in names[:position]:
-            yield f"learners[{position}].name", f"the learner {name!r} is there twice", "Give each its own name."
+            yield (
+                f"learners[{position}].name",
+                f"the learner {name!r} is there twice",
+                "Give each its own name.",
+            )
     count = len(f.sharded)
     if count and not f.data.uri:
         yield "data.uri", "is missing", f"Name a dataset to shard, or give {f.sharded[0]!r} data of its own."
     if not f.training.local_epochs and not f.training.local_steps:
-        yield "training.local_epochs", "is 0 and local_steps too", "One of the two says how long a learner trains."
+        yield (
+            "training.local_epochs",
+            "is 0 and local_steps too",
+            "One of the two says how long a learner trains.",
+        )
     if f.quorum.min_learners > len(names):
-        yield "quorum.min_learners", f"is {f.quorum.min_learners}, but there are {len(names)} learners", "Lower it."
+        yield (
+            "quorum.min_learners",
+            f"is {f.quorum.min_learners}, but there are {len(names)} learners",
+            "Lower it.",
+        )
     parts = (f.data.parts.train, f.data.parts.vote, f.data.parts.test)
     if not math.isclose(sum(parts), 1.0, abs_tol=1e-9):
         yield "data.parts", f"add up to {sum(parts):g}", "train, vote and test must add up to 1."
     if not f.data.parts.train:
         yield "data.parts.train", "is 0", "A learner needs examples to train on."
     if isinstance(f.data.shards, BySize) and len(f.data.shards.sizes) != count:
-        yield "data.shards.sizes", f"has {len(f.data.shards.sizes)} entries for {count} learners", "One for each."
+        yield (
+            "data.shards.sizes",
+            f"has {len(f.data.shards.sizes)} entries for {count} learners",
+            "One for each.",
+        )
     if isinstance(f.data.shards, ByFractions):
         fractions = f.data.shards.fractions
         if len(fractions) != count:
-            yield "data.shards.fractions", f"has {len(fractions)} entries for {count} learners", "One for each."
+            yield (
+                "data.shards.fractions",
+                f"has {len(fractions)} entries for {count} learners",
+                "One for each.",
+            )
         if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
             yield "data.shards.fractions", f"add up to {sum(fractions):g}", "They must add up to 1."
     try:

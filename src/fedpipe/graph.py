@@ -69,7 +69,9 @@ def read_graph(path: Path) -> Graph:
         return parse_graph(spec)
     except (KeyError, TypeError, AttributeError) as error:
         raise PipelineError(
-            "is not a compiled KFP v2 pipeline", where=str(path), remedy="`fedpipe compile federation.yaml` writes one."
+            "is not a compiled KFP v2 pipeline",
+            where=str(path),
+            remedy="`fedpipe compile federation.yaml` writes one.",
         ) from error
     except PipelineError as error:
         raise PipelineError(error.what, where=str(path), remedy=error.remedy) from error
@@ -95,7 +97,9 @@ def _task(key: str, task: Mapping[str, Any], components: Mapping[str, Any], exec
             raise PipelineError(f"step {name!r} uses {what}", remedy="The local engine runs unrolled steps only.")
     component = components[task["componentRef"]["name"]]
     if "dag" in component or "container" not in executors[component["executorLabel"]]:
-        raise PipelineError(f"step {name!r} is a pipeline or an importer", remedy="The local engine runs containers only.")
+        raise PipelineError(
+            f"step {name!r} is a pipeline or an importer", remedy="The local engine runs containers only."
+        )
     container = executors[component["executorLabel"]]["container"]
     inputs, policy = task.get("inputs", {}), task.get("retryPolicy", {})
     definitions = component.get("inputDefinitions", {}).get("parameters", {})
@@ -109,7 +113,9 @@ def _task(key: str, task: Mapping[str, Any], components: Mapping[str, Any], exec
         arguments=tuple(container.get("args", ())),
         image=container["image"],
         inputs=bindings,
-        defaults={n: _typed(d["defaultValue"], d["parameterType"]) for n, d in definitions.items() if "defaultValue" in d},
+        defaults={
+            n: _typed(d["defaultValue"], d["parameterType"]) for n, d in definitions.items() if "defaultValue" in d
+        },
         outputs=tuple(outputs.get("parameters", {})),
         artifacts={n: d["artifactType"]["schemaTitle"] for n, d in outputs.get("artifacts", {}).items()},
         after=frozenset(task.get("dependentTasks", ())) | producers,
@@ -152,7 +158,9 @@ def _parsed(name: str, value: Any, kind: str) -> Any:
         raise PipelineError(f"{value!r} is not a number", where=f"parameter {name}") from error
 
 
-def resolve(task: Task, parameters: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], job: str) -> dict[str, Any]:
+def resolve(
+    task: Task, parameters: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], job: str
+) -> dict[str, Any]:
     """The inputs of a task: parameter values and artifacts by name.
 
     Args:
@@ -175,7 +183,10 @@ def resolve(task: Task, parameters: Mapping[str, Any], results: Mapping[str, Map
         else:
             values[name] = binding["runtimeValue"]["constant"]
     filled = {name: _filled(value, values, job) for name, value in values.items()}
-    return {"parameterValues": {n: v for n, v in filled.items() if not n.startswith("pipelinechannel--")}, "artifacts": artifacts}
+    return {
+        "parameterValues": {n: v for n, v in filled.items() if not n.startswith("pipelinechannel--")},
+        "artifacts": artifacts,
+    }
 
 
 def _filled(value: Any, values: Mapping[str, Any], job: str) -> Any:

@@ -37,7 +37,9 @@ def score_learner(store: Store, plan: Plan, name: str, digest: str) -> Score:
     return _score(model, plan, fetch_weights(store, digest), name, digest, part, count)
 
 
-def _score(model: KerasModel, plan: Plan, arrays: dict[str, Array], name: str, digest: str, part: Any, count: int) -> Score:
+def _score(
+    model: KerasModel, plan: Plan, arrays: dict[str, Array], name: str, digest: str, part: Any, count: int
+) -> Score:
     metrics = KerasLearner(model, plan.federation, {"test": part}).evaluate(arrays, "test")
     return Score(
         learner=name,
@@ -85,7 +87,7 @@ def _batches(part: Any, size: int) -> Any:
 def _classes(values: Array) -> Array | None:
     """Class numbers from labels, one-hot rows, probabilities or one sigmoid; None when these are no classes."""
     if values.ndim == 2 and values.shape[1] > 1:
-        return np.argmax(values, axis=1)
+        return np.asarray(np.argmax(values, axis=1))
     column = values.reshape(len(values), -1)[:, 0]
     if column.dtype.kind == "f" and not np.array_equal(column, np.floor(column)):
         return (column > 0.5).astype(np.int64) if column.min() >= 0 and column.max() <= 1 else None
@@ -104,7 +106,8 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
         scores: the learners' scores of these weights.
     """
     model = plan_model(store, plan)
-    central, confusion = None, ()
+    central: Measured | None = None
+    confusion: Matrix = ()
     if plan.test is not None:
         examples = get_parts(store, plan.test)["test"]
         score = _score(model, plan, fetch_weights(store, digest), "", digest, examples, len(examples.y))

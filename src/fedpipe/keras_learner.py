@@ -82,7 +82,9 @@ class KerasLearner:
         except DroppedError:
             raise
         except Exception as error:
-            raise DroppedError(f"training failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+            raise DroppedError(
+                f"training failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            ) from error
         return [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
 
     def _feed(self) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def _deadline(seconds: float) -> Any:
     _, keras = frameworks()
     end = time.monotonic() + seconds
 
-    class Deadline(keras.callbacks.Callback):  # type: ignore[misc]
+    class Deadline(keras.callbacks.Callback):  # type: ignore[misc,name-defined]
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             if time.monotonic() > end:
                 raise DroppedError(f"late: training took longer than the deadline of {seconds:g} s")

@@ -114,14 +114,20 @@ class KerasModel:
             raise ModelError(f"{build.__name__}() fails: {_described(error)}", where="model.py") from error
         if not isinstance(model, keras.Model):
             raise ModelError(
-                f"{build.__name__}() returns {type(model).__name__}, not a Keras model", where="model.py", remedy="Return the model."
+                f"{build.__name__}() returns {type(model).__name__}, not a Keras model",
+                where="model.py",
+                remedy="Return the model.",
             )
         if not model.compiled:
             raise ModelError(
-                "the model is not compiled", where="model.py", remedy="Call model.compile(optimizer, loss, metrics) in it."
+                "the model is not compiled",
+                where="model.py",
+                remedy="Call model.compile(optimizer, loss, metrics) in it.",
             )
         if not model.built:
-            raise ModelError("the model has no input shape", where="model.py", remedy="Begin it with keras.Input(shape).")
+            raise ModelError(
+                "the model has no input shape", where="model.py", remedy="Begin it with keras.Input(shape)."
+            )
         return model
 
     def reset(self, seed: int) -> None:
@@ -155,7 +161,9 @@ class KerasModel:
             raise ModelError(f"the {what} do not fit the model: {missing!r} is on one side only")
         for name, variable in named.items():
             if tuple(variable.shape) != values[name].shape:
-                raise ModelError(f"the {what} do not fit the model: {name!r} is {values[name].shape}, not {tuple(variable.shape)}")
+                raise ModelError(
+                    f"the {what} do not fit the model: {name!r} is {values[name].shape}, not {tuple(variable.shape)}"
+                )
             variable.assign(values[name])
 
     @staticmethod
@@ -171,7 +179,9 @@ class KerasModel:
             self.keras.optimizer.learning_rate = rate
         except TypeError as error:
             raise ModelError(
-                "the optimizer has a learning rate schedule", where="training.learning_rate", remedy="Set it to 0."
+                "the optimizer has a learning rate schedule",
+                where="training.learning_rate",
+                remedy="Set it to 0.",
             ) from error
 
     def check_examples(self, x: Array, y: Array) -> None:
@@ -185,7 +195,8 @@ class KerasModel:
             e is not None and e != f for e, f in zip(expected, x.shape[1:], strict=True)
         )):  # fmt: skip
             raise ModelError(
-                f"the features have shape {x.shape[1:]}, the model takes {expected}", remedy="Change the input or reshape the data."
+                f"the features have shape {x.shape[1:]}, the model takes {expected}",
+                remedy="Change the input or reshape the data.",
             )
         flat = y.reshape(len(y), -1)[:, 0]
         picked = sorted({0, int(np.argmin(flat)), int(np.argmax(flat))})
@@ -230,9 +241,7 @@ def check_arguments(training: Training) -> None:
         callback = getattr(keras.callbacks, name, None)
         if not (inspect.isclass(callback) and issubclass(callback, keras.callbacks.Callback)):
             names = [n for n in vars(keras.callbacks) if n[0].isupper() and n != "Callback"]
-            raise ModelError(
-                f"unknown callback {name!r}", where="training.callbacks", remedy=_suggestion(name, names)
-            )
+            raise ModelError(f"unknown callback {name!r}", where="training.callbacks", remedy=_suggestion(name, names))
         valid = set(inspect.signature(callback.__init__).parameters) - {"self", "kwargs"}
         _check_names(arguments, valid, f"training.callbacks.{name}")
         make_callbacks(training)

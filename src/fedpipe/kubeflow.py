@@ -46,12 +46,16 @@ def read_code(federation: Federation) -> str:
     try:
         code = path.read_text()
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", where=str(path), remedy="`model` names the file.") from error
+        raise ModelError(
+            f"cannot be read: {error.strerror}", where=str(path), remedy="`model` names the file."
+        ) from error
     except UnicodeDecodeError as error:
         raise ModelError("is not UTF-8 text", where=str(path)) from error
     if len(code.encode()) > _CODE_LIMIT:
         raise ModelError(
-            f"has {len(code.encode())} bytes, more than {_CODE_LIMIT}", where=str(path), remedy="Put data out of it."
+            f"has {len(code.encode())} bytes, more than {_CODE_LIMIT}",
+            where=str(path),
+            remedy="Put data out of it.",
         )
     return code
 
@@ -60,7 +64,8 @@ def as_json(federation: Federation) -> str:
     """The federation as the steps take it: without this machine's folders and without what only placement needs."""
     file, _, function = federation.model.rpartition(":")
     learners = tuple(
-        msgspec.structs.replace(learner, placement=type(learner.placement)(), secret="") for learner in federation.learners
+        msgspec.structs.replace(learner, placement=type(learner.placement)(), secret="")
+        for learner in federation.learners
     )
     portable = msgspec.structs.replace(
         federation, store="store", model=f"{Path(file).name}:{function}", learners=learners,
@@ -142,11 +147,20 @@ def _warnings(federation: Federation, steps: int, workflow: int) -> list[str]:
     learners = len(federation.learners)
     found = []
     if workflow > _WORKFLOW_LIMIT:
-        most = int(((_WORKFLOW_LIMIT - _WORKFLOW_BASE) / (_WORKFLOW_PER_STEP + _STATUS_PER_STEP) - 5 - learners) / (learners + 1))
-        advice = f"at most {most} rounds fit; schedule recurring runs, each goes on from HEAD" if most > 0 else "have fewer learners"
+        most = int(
+            ((_WORKFLOW_LIMIT - _WORKFLOW_BASE) / (_WORKFLOW_PER_STEP + _STATUS_PER_STEP) - 5 - learners)
+            / (learners + 1)
+        )
+        advice = (
+            f"at most {most} rounds fit; schedule recurring runs, each goes on from HEAD"
+            if most > 0
+            else "have fewer learners"
+        )
         found.append(f"{steps} steps make a workflow of about {workflow // 1000} kB; Argo's limit is 1 MiB: {advice}.")
     elif steps > _COMFORTABLE_STEPS:
-        found.append(f"{steps} steps are near what KFP runs well ({_COMFORTABLE_STEPS}); fewer rounds per run are safer.")
+        found.append(
+            f"{steps} steps are near what KFP runs well ({_COMFORTABLE_STEPS}); fewer rounds per run are safer."
+        )
     if not federation.store_uri.startswith("s3://"):
         found.append("the store is a folder of this machine: on a cluster, set the parameter `store` to an s3:// URI.")
     places: list[Any] = [federation.data.uri, *(learner.data for learner in federation.learners)]

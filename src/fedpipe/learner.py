@@ -98,7 +98,10 @@ def _offered(
     federation = plan.federation
     tested = learner.test(start) if federation.evaluation.every_round else None
     trained = learner.train(
-        start, seed=seed_of(federation.training.seed, name, number), seconds=federation.quorum.deadline, optimizer=optimizer
+        start,
+        seed=seed_of(federation.training.seed, name, number),
+        seconds=federation.quorum.deadline,
+        optimizer=optimizer,
     )
     weights.check_finite(trained.weights)
     digest = weights.save(trained.weights, folder / "weights")

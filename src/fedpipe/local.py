@@ -126,7 +126,13 @@ class Engine:
                 self._stopped.wait(min(_LONGEST_WAIT, task.backoff * 2**tried))
                 continue
             seconds = time.monotonic() - started
-            self._tell("found" if found else "done", task, seconds=seconds, inputs=inputs["parameterValues"], result=result)
+            self._tell(
+                "found" if found else "done",
+                task,
+                seconds=seconds,
+                inputs=inputs["parameterValues"],
+                result=result,
+            )
             return result
         raise AssertionError("unreachable")
 
@@ -177,14 +183,22 @@ class Engine:
         with self._log(task).open("a") as log:
             try:
                 done = subprocess.run(  # noqa: S603  (the user's own pipeline)
-                    command, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
+                    command,
+                    env={**os.environ, "PATH": path},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    check=False,
                 )
             except (OSError, IndexError) as error:
                 raise InputError(
-                    f"step {task.name!r} cannot run here: {error}", remedy=f"It needs its container, {task.image}."
+                    f"step {task.name!r} cannot run here: {error}",
+                    remedy=f"It needs its container, {task.image}.",
                 ) from error
         if done.returncode:
-            raise StepError(f"step {task.name!r} ended with code {done.returncode}", remedy=f"Its log: {self._log(task)}")
+            raise StepError(
+                f"step {task.name!r} ended with code {done.returncode}", remedy=f"Its log: {self._log(task)}"
+            )
 
 
 def run_here(name: str, executor_input: dict[str, Any]) -> None:
@@ -203,14 +217,16 @@ def run_here(name: str, executor_input: dict[str, Any]) -> None:
 
 def _outputs(task: Task, scratch: Path) -> dict[str, Any]:
     scratch.mkdir(parents=True, exist_ok=True)
+
+    def artifact(name: str, kind: str) -> dict[str, Any]:
+        uri = str(scratch / f"{name}.artifact")
+        return {"artifacts": [{"name": name, "type": {"schemaTitle": kind}, "uri": uri, "metadata": {}}]}
+
     return {
         "outputFile": str(scratch / "executor_output.json"),
         "parameters": {name: {"outputFile": str(scratch / name)} for name in task.outputs},
-        "artifacts": {
-            name: {"artifacts": [{"name": name, "type": {"schemaTitle": kind}, "uri": str(scratch / f"{name}.artifact"), "metadata": {}}]}
-            for name, kind in task.artifacts.items()
-        },
-    }  # fmt: skip
+        "artifacts": {name: artifact(name, kind) for name, kind in task.artifacts.items()},
+    }
 
 
 def _collected(task: Task, executor_input: dict[str, Any]) -> Result:

@@ -110,7 +110,9 @@ def run_onnx(data: bytes | Path, features: Array) -> list[Array]:
 
     session = open_model(data)
     names = [i.name for i in session.inputs]
-    return session.run({names[0]: features}) if len(names) == 1 else session.run(dict(zip(names, features, strict=True)))
+    return (
+        session.run({names[0]: features}) if len(names) == 1 else session.run(dict(zip(names, features, strict=True)))
+    )
 
 
 def largest_difference(model: KerasModel, data: bytes, features: Array) -> float:
@@ -118,7 +120,9 @@ def largest_difference(model: KerasModel, data: bytes, features: Array) -> float
     expected = model.keras.predict_on_batch(features)
     expected = expected if isinstance(expected, list | tuple) else [expected]
     found = run_onnx(data, features)
-    differences = [np.max(np.abs(np.asarray(e, np.float64) - f), initial=0.0) for e, f in zip(expected, found, strict=True)]
+    differences = [
+        np.max(np.abs(np.asarray(e, np.float64) - f), initial=0.0) for e, f in zip(expected, found, strict=True)
+    ]
     return float(max(differences))
 
 
@@ -137,7 +141,7 @@ def verified(store: Store, plan: Plan, digest: str) -> tuple[bytes, Origin]:
     tolerance = plan.federation.export.tolerance
     if not difference <= tolerance:
         raise ExportError(
-            f"the ONNX model differs from the trained one by {difference:.3g}, more than the tolerance of {tolerance:g}",
+            f"the ONNX model differs from the trained one by {difference:.3g}, the tolerance is {tolerance:g}",
             remedy="Nothing was published. Try another export.opset, or raise export.tolerance if that is acceptable.",
         )
     return data, Origin(
@@ -170,7 +174,12 @@ def publish(store: Store, plan: Plan, digest: str) -> Exported:
     data, origin = verified(store, plan, digest)
     exported = claimed if claimed and claimed.origin == origin else _claim(store, name, origin)
     store.create(exported.path, data)
-    log.info("published %s version %d: differs from Keras by %.2g", name, exported.version, origin.max_abs_difference)
+    log.info(
+        "published %s version %d: differs from Keras by %.2g",
+        name,
+        exported.version,
+        origin.max_abs_difference,
+    )
     return exported
 
 

@@ -49,15 +49,11 @@ class Settings(Struct, frozen=True, kw_only=True):
                 remedy="Lower it.",
             )
         training = {
-            name: value
-            for name in ("learning_rate", "local_epochs", "batch_size")
-            if (value := getattr(self, name))
+            name: value for name in ("learning_rate", "local_epochs", "batch_size") if (value := getattr(self, name))
         }
         if "local_epochs" in training:
             training["local_steps"] = 0
-        quorum = {
-            name: value for name in ("min_learners", "deadline") if (value := getattr(self, name))
-        }
+        quorum = {name: value for name in ("min_learners", "deadline") if (value := getattr(self, name))}
         return msgspec.structs.replace(
             federation,
             training=msgspec.structs.replace(federation.training, **training),

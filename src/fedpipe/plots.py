@@ -9,7 +9,18 @@ from typing import Any
 from fedpipe.evaluation import Evaluation
 from fedpipe.summary import Story, global_metrics
 
-_COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#57534e", "#1e3a8a")
+_COLOURS = (
+    "#2563eb",
+    "#dc2626",
+    "#059669",
+    "#d97706",
+    "#7c3aed",
+    "#0891b2",
+    "#be185d",
+    "#4d7c0f",
+    "#57534e",
+    "#1e3a8a",
+)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -50,7 +61,9 @@ def learning_curves(story: Story) -> list[str]:
     pictures = []
     for name in names:
         training = [(r.round, r.metrics[name]) for r in records if name in r.metrics]
-        shared = [(r.round, value) for r in story.records if (value := global_metrics(story, r.round).get(name)) is not None]
+        shared = [
+            (r.round, value) for r in story.records if (value := global_metrics(story, r.round).get(name)) is not None
+        ]
         curves = {"learners' training": training, "shared model, learners' test parts": shared}
         pictures.append(lines({k: v for k, v in curves.items() if v}, title=name, y=name))
     return pictures
@@ -79,7 +92,15 @@ def confusion_matrix(evaluation: Evaluation) -> str:
         for i, row in enumerate(matrix):
             for j, count in enumerate(row):
                 if count:
-                    axes.text(j, i, count, ha="center", va="center", fontsize=8, color="white" if count > top / 2 else "#1e293b")
+                    axes.text(
+                        j,
+                        i,
+                        count,
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="white" if count > top / 2 else "#1e293b",
+                    )
         axes.set_xticks(range(len(matrix)), evaluation.classes)
         axes.set_yticks(range(len(matrix)), evaluation.classes)
     axes.set(title="confusion matrix", xlabel="predicted", ylabel="true")
@@ -94,7 +115,13 @@ def label_counts(story: Story) -> str:
     left = [0] * len(shards)
     for position, label in enumerate(labels):
         counts = [s.labels.get(label, 0) for s in shards]
-        axes.barh([s.learner for s in shards], counts, left=left, label=label, color=_COLOURS[position % len(_COLOURS)])
+        axes.barh(
+            [s.learner for s in shards],
+            counts,
+            left=left,
+            label=label,
+            color=_COLOURS[position % len(_COLOURS)],
+        )
         left = [a + b for a, b in zip(left, counts, strict=True)]
     axes.invert_yaxis()
     axes.set(title="labels of each learner", xlabel="examples")

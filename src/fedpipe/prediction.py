@@ -31,7 +31,11 @@ class OnnxModel:
     def __init__(self, session: Any) -> None:
         self._session = session
         self.inputs = [
-            ModelInput(i.name, tuple(s if isinstance(s, int) else None for s in i.shape), np.dtype(_DTYPES.get(i.type, np.float32)))
+            ModelInput(
+                i.name,
+                tuple(s if isinstance(s, int) else None for s in i.shape),
+                np.dtype(_DTYPES.get(i.type, np.float32)),
+            )
             for i in session.get_inputs()
         ]
 

@@ -92,7 +92,9 @@ def _check_own_data(federation: Federation, has_load: bool) -> None:
             )
 
 
-def check(federation: Federation, code: str, uri: str, try_model: Callable[..., list[Finding]] = check_model) -> list[Finding]:
+def check(
+    federation: Federation, code: str, uri: str, try_model: Callable[..., list[Finding]] = check_model
+) -> list[Finding]:
     """All checks that need no store.
 
     Args:

@@ -6,8 +6,6 @@ with contextlib.suppress(Exception):  # a worker that needs TensorFlow says what
     import onnxruntime  # noqa: F401
     import tf2onnx  # noqa: F401
 
-    import fedpipe.keras_evaluation
-    import fedpipe.onnx_export
     from fedpipe.keras_model import frameworks
 
     frameworks()

@@ -64,7 +64,13 @@ def _line(event: Event) -> str:
     numbers, reason = _told(event.result)
     if reason and event.task.step == "train":
         return f"[red]✗ {name}[/] dropped: {escape(reason)}"
-    mark = "[dim]= [/]" if event.what == "found" else "[green]✓[/]" if event.task.step != "aggregate" else "[bold green]●[/]"
+    mark = (
+        "[dim]= [/]"
+        if event.what == "found"
+        else "[green]✓[/]"
+        if event.task.step != "aggregate"
+        else "[bold green]●[/]"
+    )
     dropped = f" [red]without {escape(reason)}[/]" if reason else ""
     timing = "already done" if event.what == "found" else f"{event.seconds:.1f} s"
     return f"{mark} {name:<22} {numbers}{dropped} [dim]{timing}[/]"

@@ -33,14 +33,14 @@ class _Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     """A small JSON object in the store."""
 
 
-class Tested(_Manifest, kw_only=True):
+class Tested(_Manifest, frozen=True, kw_only=True):
     """Means over `examples` of a learner's test part, of the model that the round began with."""
 
     examples: Annotated[int, Meta(ge=1)]
     metrics: dict[str, float]
 
 
-class Update(_Manifest, kw_only=True):
+class Update(_Manifest, frozen=True, kw_only=True):
     """What a learner offers to a round."""
 
     format: int = 1
@@ -57,14 +57,14 @@ class Update(_Manifest, kw_only=True):
     optimizer: Digest | None = None
 
 
-class Dropped(_Manifest, kw_only=True):
+class Dropped(_Manifest, frozen=True, kw_only=True):
     """A learner that did not take part in a round, and why."""
 
     learner: str
     why: str
 
 
-class Ref(_Manifest, kw_only=True):
+class Ref(_Manifest, frozen=True, kw_only=True):
     """A committed record: where it is and what its bytes are."""
 
     run: Name
@@ -72,7 +72,7 @@ class Ref(_Manifest, kw_only=True):
     record: Digest
 
 
-class Record(_Manifest, kw_only=True):
+class Record(_Manifest, frozen=True, kw_only=True):
     """A committed round: the chain's link.
 
     `layout` is the digest of the weights' header, which pins names, dtypes and shapes for the whole run; `state` is
@@ -100,7 +100,7 @@ class Record(_Manifest, kw_only=True):
         return Ref(run=self.run, round=self.round, record=digest_of(encode(self)))
 
 
-class Head(_Manifest, kw_only=True):
+class Head(_Manifest, frozen=True, kw_only=True):
     """The last committed round and its weights."""
 
     run: Name

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import msgspec
 import yaml
 
 from fedpipe import preflight
-from fedpipe.errors import FedpipeError, InputError, NotFoundError, PipelineError
+from fedpipe.errors import InputError, NotFoundError, PipelineError
 from fedpipe.federation import Federation, read_federation
 from fedpipe.graph import Graph, check_arguments, parse_graph, read_graph
 from fedpipe.kubeflow import compile_pipeline
 from fedpipe.local import Engine, Listener
-from fedpipe.plan import Place, Settings
-from fedpipe.rounds import read_head, read_record
+from fedpipe.plan import Place, Settings, read_plan
+from fedpipe.rounds import history, read_head, read_record
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
 from fedpipe.store import Store, check_uri, open_store
-from fedpipe.workers import Worker
+from fedpipe.workers import call_in_worker
 
 DEFAULT_RUN = "run-1"
 
@@ -150,13 +151,11 @@ def _has_begun(store: Store, name: str) -> bool:
 
 
 def _preflight(federation: Federation, code: str, arguments: Mapping[str, Any]) -> None:
-    worker = Worker()
-    try:
-        preflight.check(
-            federation, code, arguments.get("data", ""), lambda *given: worker.call(preflight.check_model, *given)
-        )
-    finally:
-        worker.stop()
+    preflight.check(federation, code, arguments.get("data", ""), _try_model)
+
+
+def _try_model(*given: Any) -> list[preflight.Finding]:
+    return list(call_in_worker(preflight.check_model, *given))
 
 
 def fetch_results(place: Place, folder: Path) -> dict[str, Any]:
@@ -170,7 +169,9 @@ def fetch_results(place: Place, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def export(source: str | Path, output: str | Path, *, store: str | None = None, name: str | None = None) -> dict[str, Any]:
+def export(
+    source: str | Path, output: str | Path, *, store: str | None = None, name: str | None = None
+) -> dict[str, Any]:
     """Writes the shared model as a verified ONNX file.
 
     Args:
@@ -186,12 +187,6 @@ def export(source: str | Path, output: str | Path, *, store: str | None = None, 
         NotFoundError: nothing was trained yet.
         ExportError: the model differs from the trained one; nothing is written.
     """
-    import msgspec
-
-    from fedpipe.onnx_export import verified
-    from fedpipe.plan import read_plan
-    from fedpipe.rounds import history
-
     federation = read_federation(Path(source))
     uri = _with_endpoint(check_uri(store), federation.store_uri) if store else federation.store_uri
     opened = open_store(uri).below(federation.name)
@@ -202,7 +197,7 @@ def export(source: str | Path, output: str | Path, *, store: str | None = None, 
         record = next(reversed(history(opened, name)), None)
     if record is None:
         raise NotFoundError("there is no trained model", where=opened.uri, remedy=f"Run `fedpipe run {source}` first.")
-    data, origin = verified(opened, read_plan(opened, record.plan), record.weights)
+    data, origin = call_in_worker(_verified, uri, federation.name, record.plan, record.weights)
     path = Path(output)
     try:
         temporary = path.with_name(f".{path.name}.part")
@@ -210,7 +205,15 @@ def export(source: str | Path, output: str | Path, *, store: str | None = None, 
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", where=str(path)) from error
-    return dict(msgspec.to_builtins(origin))
+    return dict(origin)
+
+
+def _verified(uri: str, federation: str, plan: str, weights: str) -> tuple[bytes, dict[str, Any]]:
+    from fedpipe.onnx_export import verified
+
+    store = open_store(uri).below(federation)
+    data, origin = verified(store, read_plan(store, plan), weights)
+    return data, msgspec.to_builtins(origin)
 
 
 def check(source: str | Path, *, store: bool = True) -> list[preflight.Finding]:
@@ -223,7 +226,7 @@ def check(source: str | Path, *, store: bool = True) -> list[preflight.Finding]:
 
     federation = read_federation(Path(source))
     findings = [preflight.Finding("federation", f"{federation.name}: {len(federation.learners)} learners")]
-    findings += preflight.check(federation, read_code(federation), federation.data.uri)
+    findings += preflight.check(federation, read_code(federation), federation.data.uri, _try_model)
     if store:
         findings.append(_checked_store(federation))
     return findings
@@ -235,12 +238,3 @@ def _checked_store(federation: Federation) -> preflight.Finding:
         return preflight.Finding("store", uri)
     open_store(uri).probe()
     return preflight.Finding("store", f"{uri} honours conditional writes")
-
-
-def committed(store: Store, name: str) -> int:
-    """The last committed round of a run, for messages; 0 when it cannot be read."""
-    try:
-        head = read_head(store)
-    except FedpipeError:
-        return 0
-    return head[0].round if head and head[0].run == name else 0

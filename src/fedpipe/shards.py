@@ -16,7 +16,9 @@ Indices = npt.NDArray[np.int64]
 _DIRICHLET_TRIES = 100
 
 
-def deal(scheme: Scheme, learners: int, *, labels: npt.NDArray[Any], keys: npt.NDArray[Any] | None = None) -> list[Indices]:
+def deal(
+    scheme: Scheme, learners: int, *, labels: npt.NDArray[Any], keys: npt.NDArray[Any] | None = None
+) -> list[Indices]:
     """Deals the examples out: each goes to exactly one learner.
 
     Args:

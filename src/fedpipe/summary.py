@@ -87,14 +87,24 @@ def global_metrics(story: Story, number: int) -> dict[str, float]:
     found = tested(story.records, number)
     last = story.records[-1]
     federated = story.evaluation.federated if story.evaluation else None
-    if not found and number == last.round and federated and story.evaluation and story.evaluation.weights == last.weights:
+    if (
+        not found
+        and number == last.round
+        and federated
+        and story.evaluation
+        and story.evaluation.weights == last.weights
+    ):
         found = dict(federated.metrics)
     return found
 
 
 def round_seconds(story: Story, number: int) -> float:
     """From the first step's start to the last one's end, in seconds."""
-    spans = [(t.started, t.started + t.seconds) for t in story.timings if t.round == number and t.step in ("train", "aggregate")]
+    spans = [
+        (t.started, t.started + t.seconds)
+        for t in story.timings
+        if t.round == number and t.step in ("train", "aggregate")
+    ]
     return max(e for _, e in spans) - min(s for s, _ in spans) if spans else 0.0
 
 

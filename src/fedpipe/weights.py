@@ -147,7 +147,7 @@ def pieces(arrays: Mapping[str, npt.ArrayLike]) -> Iterator[bytes | memoryview]:
     for tensor in layout.tensors:
         array = np.ascontiguousarray(arrays[tensor.name], dtype=tensor.numpy_dtype)
         if array.size:
-            yield memoryview(array.reshape(-1).view(np.uint8))
+            yield array.reshape(-1).view(np.uint8).data
 
 
 def dumps(arrays: Mapping[str, npt.ArrayLike]) -> bytes:

@@ -35,8 +35,8 @@ class Failure(NamedTuple):
 
     def error(self) -> FedpipeError:
         """The error again, of its own class."""
-        kind = getattr(errors, self.kind, FedpipeError)
-        made = FedpipeError.__new__(kind)
+        kind: type[FedpipeError] = getattr(errors, self.kind, FedpipeError)
+        made = kind.__new__(kind)
         FedpipeError.__init__(made, self.what, where=self.where, remedy=self.remedy)
         return made
 
@@ -81,7 +81,7 @@ def _native_stderr_to(path: Path) -> Iterator[None]:
 def _without_main() -> Iterator[None]:
     """Keeps workers from importing the user's script again: all they need is in this package."""
     main = sys.modules["__main__"]
-    kept = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    kept: dict[str, Any] = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
     main.__dict__["__spec__"] = None
     try:
         yield
@@ -105,7 +105,7 @@ class Worker:
         """
         if self._connection is None:
             self._start()
-        assert self._connection is not None  # noqa: S101  (for the type checker)
+        assert self._connection is not None
         try:
             self._connection.send((function, arguments))
             answer = self._connection.recv()
@@ -135,6 +135,16 @@ class Worker:
         if self._connection is not None:
             self._connection.close()
         self._process = self._connection = None
+
+
+def call_in_worker(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a function that needs TensorFlow in a process of its own, so that nothing native reaches the terminal."""
+    start_server(Path(os.devnull), os.cpu_count() or 1)
+    worker = Worker()
+    try:
+        return worker.call(function, *arguments)
+    finally:
+        worker.stop()
 
 
 class _Bug(NamedTuple):

@@ -54,4 +54,3 @@ SERVER_OPTIMIZERS: dict[str, Callable[[ServerOptimizer], ServerStep]] = {"sgd": 
 def make_server_step(settings: ServerOptimizer) -> ServerStep:
     """The optimizer that the federation file names."""
     return SERVER_OPTIMIZERS[settings.name](settings)
-

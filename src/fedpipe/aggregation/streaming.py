@@ -50,7 +50,7 @@ class Combined(NamedTuple):
     refused: dict[str, str]
 
 
-class _Refused(FedpipeError):
+class _RefusedError(FedpipeError):
     """An update that cannot be used."""
 
     def __init__(self, learner: str, why: str) -> None:
@@ -100,7 +100,7 @@ def combine(
     while left:
         try:
             path, digest = _one_pass(store, left, layout, rule, optimizer, folder)
-        except _Refused as error:
+        except _RefusedError as error:
             refused[error.learner] = error.what
             left = [s for s in left if s.learner != error.learner]
             continue
@@ -141,7 +141,7 @@ def _emit(data: bytes, file: Any, digest: Any) -> None:
 def _taken(pieces: _Ahead, feed: _Feed, chunk: _Chunk, hasher: ThreadPoolExecutor) -> npt.NDArray[Any]:
     data = pieces.next()
     if len(data) != chunk.stop - chunk.start:
-        raise _Refused(feed.source.learner, "the weights are truncated")
+        raise _RefusedError(feed.source.learner, "the weights are truncated")
     hasher.submit(feed.digest.update, data)  # one thread: pieces are hashed in their order
     return np.frombuffer(data, chunk.dtype)
 
@@ -160,7 +160,7 @@ def _find_culprit(store: Store, sources: list[Source], chunk: _Chunk) -> None:
     for source in sources:
         data = store.read_range(key_of(source.digest, source.learner), chunk.start, chunk.stop - chunk.start)
         if not np.isfinite(np.frombuffer(data, chunk.dtype)).all():
-            raise _Refused(source.learner, "the weights hold NaN or infinity")
+            raise _RefusedError(source.learner, "the weights hold NaN or infinity")
 
 
 def _chunks(layout: Layout) -> Iterator[_Chunk]:
@@ -185,7 +185,7 @@ class _Feed:
         try:
             self._reader: Reader = store.open(key_of(source.digest, source.learner))
         except NotFoundError as error:
-            raise _Refused(source.learner, "the weights are not in the store") from error
+            raise _RefusedError(source.learner, "the weights are not in the store") from error
         try:
             if self._reader.size != source.size:
                 raise WeightsError(f"the weights have {self._reader.size} bytes, the manifest says {source.size}")
@@ -197,7 +197,7 @@ class _Feed:
                 raise WeightsError(difference)
         except WeightsError as error:
             self.close()
-            raise _Refused(source.learner, error.what) from error
+            raise _RefusedError(source.learner, error.what) from error
 
     def _hashed(self, _start: int, length: int) -> bytes:
         data = self._reader.read(length)
@@ -209,7 +209,7 @@ class _Feed:
 
     def verify(self) -> None:
         if f"sha256:{self.digest.hexdigest()}" != self.source.digest:
-            raise _Refused(self.source.learner, "the weights do not match their digest")
+            raise _RefusedError(self.source.learner, "the weights do not match their digest")
 
     def close(self) -> None:
         self._reader.close()

@@ -99,11 +99,13 @@ def close_round(store: Store, plan: Plan, number: int, base: str) -> Record:
 
 def _combined(store: Store, plan: Plan, previous: Record, updates: list[Update], folder: Path) -> Combined:
     algorithm = plan.federation.algorithm
-    weigh = {"examples": lambda u: u.examples, "uniform": lambda u: 1}[algorithm.weighting]
     try:
         return combine(
             store,
-            [Source(u.learner, u.weights, u.size, weigh(u)) for u in updates],
+            [
+                Source(u.learner, u.weights, u.size, u.examples if algorithm.weighting == "examples" else 1)
+                for u in updates
+            ],
             layout=base_layout(store, previous),
             base=previous.weights,
             state=previous.state,

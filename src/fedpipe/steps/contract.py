@@ -167,7 +167,8 @@ def main(arguments: list[str]) -> int:
     try:
         if len(arguments) != 2:
             raise InputError(
-                "a step takes its name and KFP's executor input", remedy=f"Steps: {', '.join(STEPS)}. People use `fedpipe run`."
+                "a step takes its name and KFP's executor input",
+                remedy=f"Steps: {', '.join(STEPS)}. People use `fedpipe run`.",
             )
         name, text = arguments
         body(name)

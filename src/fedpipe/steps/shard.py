@@ -72,7 +72,7 @@ def run(inputs: Inputs) -> Outputs:
     except NotFoundError:
         pass
     else:
-        if msgspec.structs.replace(found, shards=wanted.shards) != msgspec.convert(msgspec.to_builtins(wanted), _Request):
+        if encode(msgspec.structs.replace(found, shards=wanted.shards)) != encode(wanted):
             raise InputError(
                 f"run {place.run!r} was made with other data or shards",
                 remedy="Choose another run name, or restore the settings.",
@@ -89,7 +89,9 @@ def run_name(run: str, job: str) -> str:
     name = run or re.sub(r"[^a-z0-9-]", "-", job.lower())[:40].strip("-")
     if not re.fullmatch(SAFE_NAME, name):
         raise InputError(
-            f"{name!r} is not a safe name", where="run", remedy="Use at most 40 lower-case letters, digits and '-'."
+            f"{name!r} is not a safe name",
+            where="run",
+            remedy="Use at most 40 lower-case letters, digits and '-'.",
         )
     return name
 
@@ -117,14 +119,16 @@ def dealt(federation: Federation, uri: str) -> tuple[dict[str, dict[str, Example
         count = len(parts[name]["train"].y)
         if count < federation.training.batch_size:
             raise DataError(
-                f"the train part of {name} has {count} examples, fewer than a batch of {federation.training.batch_size}",
+                f"the train part of {name} has {count} examples, a batch has {federation.training.batch_size}",
                 where="training.batch_size",
                 remedy="Lower it, or give the learner more data.",
             )
     return parts, Examples(examples.x[held_out], examples.y[held_out]) if len(held_out) else None
 
 
-def _written(store: Store, federation: Federation, parts: dict[str, dict[str, Examples]], test: Examples | None) -> Shards:
+def _written(
+    store: Store, federation: Federation, parts: dict[str, dict[str, Examples]], test: Examples | None
+) -> Shards:
     made: dict[str, tuple[Shard, str]] = {name: put_shard(store, name, part) for name, part in parts.items()}
     for name, (shard, _) in made.items():
         log.info("%s: %s", name, ", ".join(f"{count} {part}" for part, count in shard.parts.items()))

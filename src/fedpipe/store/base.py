@@ -114,5 +114,5 @@ def probe_conditional_writes(store: Store, name: str) -> None:
         raise StoreError(
             "the store does not honour conditional writes (If-None-Match, If-Match)",
             where=store.uri,
-            remedy="Two runs could overwrite each other's rounds. Use MinIO, VersityGW, SeaweedFS >= 3.97, Ceph or AWS S3.",
+            remedy="Two runs could overwrite each other's rounds. Use one that does, such as MinIO or AWS S3.",
         )

@@ -149,7 +149,8 @@ class LocalStore:
                 self._path(key).parent.mkdir(parents=True, exist_ok=True)
                 yield temporary
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     @contextlib.contextmanager
     def _written(self, key: str, data: bytes) -> Iterator[Path]:
@@ -180,5 +181,7 @@ def _mapped(path: Path, absent: type[StoreError] = NotFoundError) -> Iterator[No
         if missing and absent is NotFoundError:
             raise NotFoundError("no such object", where=str(path)) from error
         raise StoreError(
-            f"the folder cannot be used: {error.strerror}", where=str(path), remedy="Check its rights and free space."
+            f"the folder cannot be used: {error.strerror}",
+            where=str(path),
+            remedy="Check its rights and free space.",
         ) from error

@@ -38,7 +38,7 @@ class MemoryStore:
 
     def __init__(self, name: str = "", prefix: str = "", _shelf: _Shelf | None = None) -> None:
         self._name, self._prefix, self._shelf = name, prefix, _shelf or _Shelf()
-        self.uri = f"memory://{name}/{prefix}".rstrip("/")
+        self.uri = f"memory://{name}/{prefix}" if prefix else f"memory://{name}"
 
     def below(self, prefix: str) -> Self:
         return type(self)(self._name, self._key(prefix), self._shelf)

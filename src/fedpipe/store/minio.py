@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import itertools
 import os
 import random
@@ -26,7 +27,7 @@ DEADLINE = 60.0
 """Seconds that one request may take with all its retries; a transfer is many requests."""
 PROBE_DEADLINE = 8.0
 """Seconds after which a mistyped endpoint is reported."""
-SECRET_DIR = "FEDPIPE_SECRET_DIR"
+SECRET_DIR = "FEDPIPE_SECRET_DIR"  # noqa: S105  (the name of a variable)
 """Environment variable: a folder that holds a mounted secret with the files `accesskey` and `secretkey`."""
 _SINGLE_PUT = 64 * 2**20
 _PIECE = 2**20
@@ -142,7 +143,9 @@ class MinioStore:
             return NotFoundError("no such object", where=self._where(key))
         if error.code == "NoSuchBucket":
             return StoreError(
-                f"the bucket {self._bucket!r} does not exist", where=self._where(""), remedy="Create it first."
+                f"the bucket {self._bucket!r} does not exist",
+                where=self._where(""),
+                remedy="Create it first.",
             )
         if error.code in _DENIED:
             return StoreError(
@@ -227,8 +230,10 @@ class MinioStore:
         # MinIO answers 404 to If-Match on an absent object: lost as well, but a missing bucket is an error.
         if response.status == 412 or (response.status == 404 and b"NoSuchKey" in response.data):
             return False
-        raise S3Error.fromxml(response) if b"<Error>" in response.data else ServerError(
-            f"HTTP {response.status}", response.status
+        raise (
+            S3Error.fromxml(response)
+            if b"<Error>" in response.data
+            else ServerError(f"HTTP {response.status}", response.status)
         )
 
     def replace(self, key: str, data: bytes) -> None:
@@ -287,7 +292,7 @@ class _MinioReader:
         wanted = min(length, self.size - self._position)
         pieces = []
         while wanted:
-            piece = self._store._retried(lambda: self._piece(wanted), self._key)
+            piece = self._store._retried(functools.partial(self._piece, wanted), self._key)
             pieces.append(piece)
             self._position += len(piece)
             wanted -= len(piece)
@@ -329,7 +334,9 @@ def _connect(endpoint: str, region: str, credentials: Credentials) -> tuple[mini
     url = urllib3.util.parse_url(endpoint)
     if url.scheme not in ("http", "https") or not url.netloc or url.path not in (None, "/"):
         raise StoreError(
-            f"not an endpoint: {endpoint!r}", where="store.endpoint", remedy="Write http://host:port or https://host."
+            f"not an endpoint: {endpoint!r}",
+            where="store.endpoint",
+            remedy="Write http://host:port or https://host.",
         )
     pool = urllib3.PoolManager(
         maxsize=16,

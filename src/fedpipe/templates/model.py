@@ -16,9 +16,7 @@ def build() -> keras.Model:
             keras.layers.Dense(10, activation="softmax", name="digit"),
         ]
     )
-    model.compile(
-        optimizer=keras.optimizers.Adam(2e-3), loss="sparse_categorical_crossentropy", metrics=["accuracy"]
-    )
+    model.compile(optimizer=keras.optimizers.Adam(2e-3), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 

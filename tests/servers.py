@@ -1,0 +1,123 @@
+"""Real S3 servers for tests and benchmarks: from a binary on PATH, or built once with Go and cached."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import minio
+import urllib3
+
+MODULES = {
+    "minio": "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c",
+    "versitygw": "github.com/versity/versitygw/cmd/versitygw@v1.8.0",
+    "mc": "github.com/minio/mc@v0.0.0-20250313080218-cf909e1063a9",
+}
+ACCESS_KEY, SECRET_KEY = "fedpipe-tests", "fedpipe-tests-secret"
+
+
+class Server(NamedTuple):
+    """A running server; `uri` is of a bucket that exists."""
+
+    name: str
+    endpoint: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def uri(self) -> str:
+        return f"s3://tests?endpoint={self.endpoint}"
+
+
+def cache_folder() -> Path:
+    """Where built servers are kept."""
+    root = os.environ.get("FEDPIPE_TEST_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "fedpipe-tests"
+
+
+def find_binary(name: str) -> Path:
+    """The binary of a server, built with Go when it is not on PATH. Raises RuntimeError with the remedy."""
+    if found := shutil.which(name):
+        return Path(found)
+    version = MODULES[name].rpartition("@")[2]
+    folder = cache_folder() / version
+    binary = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # test processes build it once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not binary.exists():
+            _build(name, folder)
+    return binary
+
+
+def _build(name: str, folder: Path) -> None:
+    go = shutil.which("go") or ("/usr/local/go/bin/go" if Path("/usr/local/go/bin/go").exists() else None)
+    if go is None:
+        raise RuntimeError(f"tests need {name}: put it on PATH, or install Go 1.24 or newer and it is built once")
+    scratch = folder / "build"
+    environment = {**os.environ, "GOBIN": str(scratch), "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "auto"}
+    done = subprocess.run([go, "install", MODULES[name]], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{name} could not be built with Go: {done.stderr[-2000:]}")
+    (scratch / name).replace(folder / name)
+
+
+@contextlib.contextmanager
+def running(name: str, folder: Path, port: int = 0) -> Iterator[Server]:
+    """Starts a server over an empty or earlier folder; it is ended afterwards."""
+    port = port or free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{name}-{port}.log").open("ab") as log:
+        process = subprocess.Popen(_command(name, folder, port), env=_environment(), stdout=log, stderr=log)
+    try:
+        _await_ready(process, endpoint)
+        yield Server(name, endpoint, process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _command(name: str, folder: Path, port: int) -> list[str]:
+    binary, data = str(find_binary(name)), folder / "data"
+    data.mkdir(exist_ok=True)
+    if name == "minio":
+        return [binary, "server", "--quiet", "--address", f"127.0.0.1:{port}", "--console-address", "127.0.0.1:0", str(data)]
+    (folder / "sidecar").mkdir(exist_ok=True)
+    # Metadata beside the files: extended attributes are not to be had on every file system of a test machine.
+    return [binary, "--port", f"127.0.0.1:{port}", "--region", "us-east-1", "posix", "--sidecar", str(folder / "sidecar"), str(data)]
+
+
+def _environment() -> dict[str, str]:
+    keys = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
+    return {**os.environ, **keys, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
+
+
+def _await_ready(process: subprocess.Popen[bytes], endpoint: str) -> None:
+    """Waits until the server makes a bucket."""
+    pool = urllib3.PoolManager(retries=False, timeout=5)
+    host = endpoint.removeprefix("http://")
+    client = minio.Minio(host, ACCESS_KEY, SECRET_KEY, secure=False, region="us-east-1", http_client=pool)
+    for _ in range(300):
+        if process.poll() is not None:
+            raise RuntimeError(f"the server at {endpoint} ended with code {process.returncode}")
+        with contextlib.suppress(Exception):
+            if not client.bucket_exists("tests"):
+                client.make_bucket("tests")
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"the server at {endpoint} does not answer")
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

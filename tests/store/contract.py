@@ -1,0 +1,155 @@
+"""What every store must do. A test module for a store subclasses this and gives a `store` fixture."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from fedpipe.errors import NotFoundError, StoreError
+from fedpipe.store import Store
+
+
+class StoreContract:
+    def test_what_is_created_is_read(self, store: Store) -> None:
+        assert store.create("a/b", b"bytes")
+        assert store.read("a/b").data == b"bytes"
+
+    def test_create_answers_who_won(self, store: Store) -> None:
+        assert store.create("once", b"first")
+        assert not store.create("once", b"second")
+        assert store.read("once").data == b"first"
+
+    def test_one_of_many_racing_creates_wins(self, store: Store) -> None:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(lambda k: store.create("race", b"%d" % k), range(8)))
+        assert won.count(True) == 1
+        assert store.read("race").data == b"%d" % won.index(True)
+
+    def test_swap_replaces_the_version_that_was_read(self, store: Store) -> None:
+        store.create("head", b"one")
+        version = store.read("head").version
+        assert store.swap("head", b"two", version)
+        assert store.read("head").data == b"two"
+
+    def test_swap_refuses_a_stale_version(self, store: Store) -> None:
+        store.create("head", b"one")
+        version = store.read("head").version
+        store.swap("head", b"two", version)
+        assert not store.swap("head", b"three", version)
+        assert store.read("head").data == b"two"
+
+    def test_swap_refuses_an_absent_object(self, store: Store) -> None:
+        store.create("other", b"x")
+        assert not store.swap("absent", b"two", store.read("other").version)
+        assert store.size("absent") is None
+
+    def test_one_of_many_racing_swaps_wins(self, store: Store) -> None:
+        store.create("head", b"start")
+        version = store.read("head").version
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(lambda k: store.swap("head", b"%d" % k, version), range(8)))
+        assert won.count(True) == 1
+        assert store.read("head").data == b"%d" % won.index(True)
+
+    def test_replace_overwrites(self, store: Store) -> None:
+        store.replace("note", b"one")
+        store.replace("note", b"two, longer")
+        assert store.read("note").data == b"two, longer"
+
+    def test_what_is_absent_is_named(self, store: Store) -> None:
+        for act in (store.read, store.open):
+            with pytest.raises(NotFoundError, match="absent"):
+                act("absent")
+        with pytest.raises(NotFoundError):
+            store.read_range("absent", 0, 1)
+        assert store.size("absent") is None
+
+    def test_a_folder_is_not_an_object(self, store: Store) -> None:
+        store.create("folder/object", b"x")
+        with pytest.raises(NotFoundError):
+            store.read("folder")
+
+    def test_read_refuses_what_is_larger_than_the_limit(self, store: Store) -> None:
+        store.create("large", bytes(100))
+        with pytest.raises(StoreError, match="100 bytes"):
+            store.read("large", limit=99)
+
+    def test_ranges(self, store: Store) -> None:
+        store.create("digits", b"0123456789")
+        assert store.read_range("digits", 2, 3) == b"234"
+        assert store.read_range("digits", 8, 9) == b"89"
+        assert store.read_range("digits", 10, 5) == b""
+        assert store.read_range("digits", 0, 0) == b""
+
+    def test_an_empty_object(self, store: Store) -> None:
+        assert store.create("empty", b"")
+        assert store.read("empty").data == b""
+        assert store.size("empty") == 0
+
+    def test_a_stream_gives_the_bytes_in_order(self, store: Store) -> None:
+        data = bytes(range(256)) * 5000
+        store.create("stream", data)
+        reader = store.open("stream")
+        assert reader.size == len(data)
+        found = b""
+        while piece := reader.read(300_001):
+            found += piece
+        reader.close()
+        assert found == data
+
+    def test_a_stream_may_be_left_early(self, store: Store) -> None:
+        store.create("stream", bytes(3_000_000))
+        reader = store.open("stream")
+        reader.read(10)
+        reader.close()
+        assert store.size("stream") == 3_000_000
+
+    @pytest.mark.parametrize("size", [0, 1, 1_000_000, 70 * 2**20])
+    def test_files_of_any_size_go_up_and_down(self, store: Store, tmp_path: Path, size: int) -> None:
+        data = hashlib.sha256(b"seed").digest() * (size // 32 + 1)
+        (tmp_path / "up").write_bytes(data[:size])
+        store.upload("file", tmp_path / "up")
+        store.download("file", tmp_path / "down")
+        assert store.size("file") == size
+        assert (tmp_path / "down").read_bytes() == data[:size]
+
+    def test_a_failed_download_leaves_nothing(self, store: Store, tmp_path: Path) -> None:
+        with pytest.raises(NotFoundError):
+            store.download("absent", tmp_path / "down")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_keys_are_sorted_and_by_prefix(self, store: Store) -> None:
+        for key in ("b/2", "a/1", "b/1/x", "bc"):
+            store.create(key, b"")
+        assert list(store.keys()) == ["a/1", "b/1/x", "b/2", "bc"]
+        assert list(store.keys("b")) == ["b/1/x", "b/2", "bc"]
+        assert list(store.keys("b/")) == ["b/1/x", "b/2"]
+        assert list(store.keys("nothing")) == []
+
+    def test_delete_is_silent_when_there_is_nothing(self, store: Store) -> None:
+        store.create("gone", b"x")
+        store.delete("gone")
+        store.delete("gone")
+        assert store.size("gone") is None
+
+    def test_below_is_the_same_store_under_a_prefix(self, store: Store) -> None:
+        below = store.below("team/one")
+        below.create("x", b"1")
+        assert store.read("team/one/x").data == b"1"
+        assert list(below.keys()) == ["x"]
+        assert below.uri == f"{store.uri}/team/one"
+
+    @pytest.mark.parametrize(
+        "key", ["", "/a", "a/", "a//b", "../a", "a/../b", "a/./b", "a b", "a\nb", "ä", "a\x00", "a\\b", "x" * 901]
+    )
+    def test_unsafe_keys_are_refused_everywhere(self, store: Store, key: str) -> None:
+        for act in (store.read, store.open, store.size, store.delete, lambda k: store.create(k, b"")):
+            with pytest.raises(StoreError, match="not a safe object key"):
+                act(key)
+
+    def test_probe_leaves_nothing(self, store: Store) -> None:
+        store.probe()
+        assert list(store.keys()) == []

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+
+from fedpipe.errors import StoreError
+from fedpipe.store import LocalStore, Store
+from tests.store.contract import StoreContract
+
+
+class TestLocalStore(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        return LocalStore(tmp_path / "store")
+
+
+def test_no_scratch_is_left(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.create("a", b"1")
+    store.create("a", b"2")
+    store.replace("a", b"3")
+    store.swap("a", b"4", store.read("a").version)
+    assert [p.name for p in (tmp_path / ".fedpipe-tmp").iterdir()] == ["lock"]
+
+
+def test_what_a_killed_writer_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    import os
+
+    store = LocalStore(tmp_path)
+    store.probe()
+    left, fresh = tmp_path / ".fedpipe-tmp" / "left", tmp_path / ".fedpipe-tmp" / "fresh"
+    left.write_bytes(b"half")
+    fresh.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    store.probe()
+    assert not left.exists()
+    assert fresh.exists()
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be used"):
+        LocalStore(tmp_path / "file").probe()

@@ -1,0 +1,180 @@
+"""The S3 store against two real servers."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fedpipe.errors import StoreError, StoreUnavailableError
+from fedpipe.store import Store, open_store
+from fedpipe.store.minio import Credentials, MinioStore, find_credentials
+from tests import servers
+from tests.store.contract import StoreContract
+
+_numbers = itertools.count()
+
+
+@pytest.mark.usefixtures("s3_keys")
+class TestMinioStore(StoreContract):
+    @pytest.fixture
+    def store(self, s3_server: servers.Server) -> Store:
+        return open_store(f"s3://tests/prefix-{next(_numbers)}?endpoint={s3_server.endpoint}")
+
+
+@pytest.mark.usefixtures("s3_keys")
+class TestMistakes:
+    def test_a_bucket_that_does_not_exist(self, s3_server: servers.Server) -> None:
+        with pytest.raises(StoreError, match="the bucket 'absent' does not exist"):
+            open_store(f"s3://absent?endpoint={s3_server.endpoint}").probe()
+
+    def test_wrong_credentials(self, s3_server: servers.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-wrong-wrong")
+        with pytest.raises(StoreError, match="refuses the credentials"):
+            open_store(s3_server.uri).probe()
+
+    def test_nothing_listens_there(self) -> None:
+        store = open_store(f"s3://tests?endpoint=http://127.0.0.1:{servers.free_port()}")
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+            store.probe()
+        assert time.monotonic() - started < 15
+
+    @pytest.mark.parametrize("endpoint", ["localhost:9000", "ftp://host", "http://host/path"])
+    def test_no_endpoint(self, endpoint: str) -> None:
+        with pytest.raises(StoreError, match="not an endpoint"):
+            open_store("s3://tests", endpoint=endpoint)
+
+    def test_a_server_that_ignores_conditions_is_refused(self, minio_server: servers.Server) -> None:
+        with _proxy(minio_server, drop=(b"If-None-Match", b"If-Match")) as endpoint:
+            with pytest.raises(StoreError, match="does not honour conditional writes"):
+                open_store(f"s3://tests/ignoring?endpoint={endpoint}").probe()
+        assert list(open_store(minio_server.uri).below("ignoring").keys()) == []
+
+    def test_something_else_listens_there(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=_answer_html, args=(listener,), daemon=True).start()
+            with pytest.raises(StoreError, match=r"not an S3 store|cannot be reached|does not honour"):
+                open_store(f"s3://tests?endpoint=http://127.0.0.1:{listener.getsockname()[1]}").probe()
+
+
+def _answer_html(listener: socket.socket) -> None:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/html\r\nETag: \"x\"\r\n\r\nhello")
+
+
+class _proxy:  # noqa: N801  (used like a function)
+    """A TCP proxy before a server that removes headers, or cuts a number of connections after some bytes."""
+
+    def __init__(self, server: servers.Server, drop: tuple[bytes, ...] = (), cut_after: int = 0, cuts: int = 0) -> None:
+        self._target = ("127.0.0.1", int(server.endpoint.rsplit(":", 1)[1]))
+        self._drop, self._cut_after, self.cuts = drop, cut_after, cuts
+        self._listener = socket.create_server(("127.0.0.1", 0))
+
+    def __enter__(self) -> str:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            upstream = socket.create_connection(self._target)
+            threading.Thread(target=self._up, args=(client, upstream), daemon=True).start()
+            threading.Thread(target=self._down, args=(upstream, client), daemon=True).start()
+
+    def _up(self, client: socket.socket, upstream: socket.socket) -> None:
+        while data := _received(client):
+            for name in self._drop:
+                data = data.replace(name, b"X-Dropped-" + name[-5:])
+            _sent(upstream, data)
+
+    def _down(self, upstream: socket.socket, client: socket.socket) -> None:
+        passed = 0
+        while data := _received(upstream):
+            passed += len(data)
+            if self.cuts and self._cut_after and passed > self._cut_after:
+                self.cuts -= 1
+                for connection in (client, upstream):
+                    connection.shutdown(socket.SHUT_RDWR)  # closing alone says nothing while another thread reads
+                return
+            _sent(client, data)
+
+
+def _received(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(65536)
+    except OSError:
+        return b""
+
+
+def _sent(connection: socket.socket, data: bytes) -> None:
+    try:
+        connection.sendall(data)
+    except OSError:
+        return
+
+
+@pytest.mark.usefixtures("s3_keys")
+class TestBrokenConnections:
+    def test_a_stream_goes_on_where_it_broke(self, minio_server: servers.Server) -> None:
+        data = bytes(range(256)) * 20_000
+        open_store(minio_server.uri).create("broken/stream", data)
+        proxy = _proxy(minio_server, cut_after=1_000_000, cuts=3)
+        with proxy as endpoint:
+            reader = open_store(f"s3://tests?endpoint={endpoint}").open("broken/stream")
+            found = b"".join(iter(lambda: reader.read(2**20), b""))
+            reader.close()
+        assert found == data
+        assert proxy.cuts == 0
+
+    def test_a_download_survives_too(self, minio_server: servers.Server, tmp_path: Path) -> None:
+        data = bytes(range(256)) * 20_000
+        open_store(minio_server.uri).create("broken/file", data)
+        with _proxy(minio_server, cut_after=1_000_000, cuts=2) as endpoint:
+            open_store(f"s3://tests?endpoint={endpoint}").download("broken/file", tmp_path / "file")
+        assert (tmp_path / "file").read_bytes() == data
+
+    def test_a_create_whose_answer_was_lost_is_known_as_won(self, minio_server: servers.Server) -> None:
+        with _proxy(minio_server, cut_after=1, cuts=1) as endpoint:
+            assert open_store(f"s3://tests/lost?endpoint={endpoint}").create("answer", b"ours")
+            assert not open_store(f"s3://tests/lost?endpoint={endpoint}").create("answer", b"theirs")
+
+
+class TestCredentials:
+    def test_from_the_environment(self) -> None:
+        found = find_credentials({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_SESSION_TOKEN": "c"})
+        assert found == Credentials("a", "b", "c")
+
+    def test_from_a_mounted_secret(self, tmp_path: Path) -> None:
+        (tmp_path / "accesskey").write_text("a\n")
+        (tmp_path / "secretkey").write_text("b\n")
+        assert find_credentials({"FEDPIPE_SECRET_DIR": str(tmp_path)}) == Credentials("a", "b")
+
+    def test_a_secret_that_lacks_a_key(self, tmp_path: Path) -> None:
+        with pytest.raises(StoreError, match="accesskey and secretkey"):
+            find_credentials({"FEDPIPE_SECRET_DIR": str(tmp_path)})
+
+    def test_none(self) -> None:
+        with pytest.raises(StoreError, match="AWS_ACCESS_KEY_ID"):
+            find_credentials({})
+
+    def test_they_are_never_printed(self) -> None:
+        assert "hidden" not in repr(Credentials("a", "hidden"))
+        store = MinioStore("b", endpoint="http://h:1", credentials=Credentials("a", "hidden"))
+        assert "hidden" not in repr(store) + store.uri

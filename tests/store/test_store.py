@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+
+from fedpipe.errors import StoreError
+from fedpipe.store import LocalStore, check_uri, open_store
+
+
+def test_paths_are_resolved_beside_the_file(tmp_path: Path) -> None:
+    for text in ("store", "./store", "file://store", "file://./store"):
+        assert check_uri(text, folder=tmp_path) == f"file://{tmp_path / 'store'}"
+
+
+def test_full_uris_stay_as_they_are() -> None:
+    for text in ("file:///a/b", "s3://b/p?endpoint=http://h:1&region=x", "memory://m"):
+        assert check_uri(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "what"), [("ftp://x", "unknown store"), ("s3:///p", "no bucket"), ("s3://b?endpiont=x", "'endpiont'")]
+)
+def test_mistakes(text: str, what: str) -> None:
+    with pytest.raises(StoreError, match=what):
+        open_store(text)
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    assert isinstance(open_store(str(tmp_path)), LocalStore)
