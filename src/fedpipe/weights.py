@@ -210,7 +210,7 @@ def _parsed(head: bytes) -> dict[str, Any]:
         return table
 
     try:
-        table = json.loads(head.decode(), object_pairs_hook=unique)
+        table = json.loads(bytes(head).decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise WeightsError("the header is not JSON") from error
     if not isinstance(table, dict):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,13 +82,25 @@ class _proxy:  # noqa: N801  (used like a function)
         self._target = ("127.0.0.1", int(server.endpoint.rsplit(":", 1)[1]))
         self._drop, self._cut_after, self.cuts = drop, cut_after, cuts
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open = [self._listener]
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> str:
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._start(self._accept)
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __exit__(self, *_: object) -> None:
-        self._listener.close()
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for connection in self._open:
+            connection.close()
+
+    def _start(self, target: Callable[..., None], *arguments: socket.socket) -> None:
+        self._threads.append(threading.Thread(target=target, args=arguments, daemon=True))
+        self._threads[-1].start()
 
     def _accept(self) -> None:
         while True:
@@ -95,8 +109,9 @@ class _proxy:  # noqa: N801  (used like a function)
             except OSError:
                 return
             upstream = socket.create_connection(self._target)
-            threading.Thread(target=self._up, args=(client, upstream), daemon=True).start()
-            threading.Thread(target=self._down, args=(upstream, client), daemon=True).start()
+            self._open += [client, upstream]
+            self._start(self._up, client, upstream)
+            self._start(self._down, upstream, client)
 
     def _up(self, client: socket.socket, upstream: socket.socket) -> None:
         while data := _received(client):
@@ -111,7 +126,8 @@ class _proxy:  # noqa: N801  (used like a function)
             if self.cuts and self._cut_after and passed > self._cut_after:
                 self.cuts -= 1
                 for connection in (client, upstream):
-                    connection.shutdown(socket.SHUT_RDWR)  # closing alone says nothing while another thread reads
+                    with contextlib.suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)  # closing alone says nothing while another thread reads
                 return
             _sent(client, data)
 

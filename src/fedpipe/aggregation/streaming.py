@@ -96,15 +96,15 @@ def combine(
     """
     left = sorted(sources, key=lambda s: s.learner)
     refused: dict[str, str] = {}
-    optimizer = _Optimizer(store, server, base, state, layout, folder)
-    while left:
-        try:
-            path, digest = _one_pass(store, left, layout, rule, optimizer, folder)
-        except _RefusedError as error:
-            refused[error.learner] = error.what
-            left = [s for s in left if s.learner != error.learner]
-            continue
-        return Combined((path, digest), optimizer.finish(), tuple(s.learner for s in left), refused)
+    with contextlib.closing(_Optimizer(store, server, base, state, layout, folder)) as optimizer:
+        while left:
+            try:
+                path, digest = _one_pass(store, left, layout, rule, optimizer, folder)
+            except _RefusedError as error:
+                refused[error.learner] = error.what
+                left = [s for s in left if s.learner != error.learner]
+                continue
+            return Combined((path, digest), optimizer.finish(), tuple(s.learner for s in left), refused)
     raise WeightsError("no update can be used: " + "; ".join(f"{k}: {v}" for k, v in sorted(refused.items())))
 
 
@@ -273,7 +273,7 @@ class _Optimizer:
     def restart(self) -> None:
         """Begins a pass from the first coordinate."""
         self._position = 0
-        self._close()
+        self.close()
         for slot in self._server.slots:
             self._files[slot] = (self._folder / f"new-{slot}").open("wb")
             self._files[slot].write(head_bytes(self._layouts[slot]))
@@ -298,11 +298,12 @@ class _Optimizer:
 
     def finish(self) -> dict[str, tuple[Path, str]]:
         """The new state's files and digests."""
-        self._close()
+        self.close()
         paths = {slot: self._folder / f"new-{slot}" for slot in self._server.slots}
         return {slot: (path, _file_digest(path)) for slot, path in paths.items()}
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Closes the files of the new state."""
         for file in self._files.values():
             file.close()
         self._files = {}
