@@ -78,13 +78,13 @@ def _local_file(uri: str, folder: Path) -> Path:
 def _read_arrays(path: Path, features: str, labels: str, key: str) -> dict[str, Array]:
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files if name in (features, labels, key)}
         if path.suffix == ".parquet":
             return _read_parquet(path, features, labels, key)
     except FileNotFoundError as error:
         raise DataError("there is no such dataset", where=str(path), remedy="Check data.uri.") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         raise DataError(f"the dataset cannot be read: {str(error)[:300]}", where=str(path)) from error
     raise DataError("unknown kind of dataset", where=str(path), remedy="Use an .npz or a .parquet file.")
 

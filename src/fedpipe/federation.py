@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import yaml
@@ -19,7 +19,7 @@ from msgspec import Meta, Struct, field
 from fedpipe.errors import FederationError, FedpipeError
 from fedpipe.store import check_uri
 
-SAFE_NAME = r"^[a-z0-9]([a-z0-9\-]{0,38}[a-z0-9])?$"
+SAFE_NAME = r"^[a-z0-9]([a-z0-9\-]{0,38}[a-z0-9])?\Z"
 """What a name must be, so that it can be part of an object key, a pod's name and a short step name."""
 
 Name = Annotated[str, Meta(pattern=SAFE_NAME)]
@@ -137,9 +137,9 @@ class Placement(_Section, frozen=True, kw_only=True):
     )
     tolerations: Annotated[tuple[Toleration, ...], Meta(description="taints that are tolerated")] = ()
     accelerator: Annotated[Accelerator | None, Meta(description="GPUs; none by default")] = None
-    cpu: Annotated[str, Meta(pattern=r"^(\d+(\.\d+)?m?)?$", description="cores, such as `4` or `500m`")] = ""
+    cpu: Annotated[str, Meta(pattern=r"^(\d+(\.\d+)?m?)?\Z", description="cores, such as `4` or `500m`")] = ""
     memory: Annotated[
-        str, Meta(pattern=r"^(\d+(\.\d+)?(E|P|T|G|M|K|Ei|Pi|Ti|Gi|Mi|Ki)?)?$", description="such as `8Gi`")
+        str, Meta(pattern=r"^(\d+(\.\d+)?(E|P|T|G|M|K|Ei|Pi|Ti|Gi|Mi|Ki)?)?\Z", description="such as `8Gi`")
     ] = ""
 
 
@@ -238,7 +238,7 @@ class Export(_Section, frozen=True, kw_only=True):
     name: Annotated[
         str,
         Meta(
-            pattern=r"^([a-z0-9]([a-z0-9\-]{0,38}[a-z0-9])?)?$",
+            pattern=r"^([a-z0-9]([a-z0-9\-]{0,38}[a-z0-9])?)?\Z",
             description="model name; empty: the federation's",
         ),
     ] = ""
@@ -267,7 +267,7 @@ class Federation(_Section, frozen=True, kw_only=True):
     model: Annotated[
         str,
         Meta(
-            pattern=r"^[^:]+\.py(:[A-Za-z_]\w*)?$",
+            pattern=r"^[^:]+\.py(:[A-Za-z_]\w*)?\Z",
             description="`FILE.py:FUNCTION` that returns a compiled Keras model",
         ),
     ] = "model.py:build"
@@ -387,44 +387,76 @@ def _resolved(federation: Federation, folder: Path) -> Federation:
 
 
 def _explained(message: str, where: str) -> FederationError:
-    """msgspec's message with the path in the user's words and, for a misspelled key, the likely one."""
+    """msgspec's message with the path in the user's words, and the remedy."""
     what, _, path = message.partition(" - at `")
     path = path.rstrip("`").removeprefix("$").removeprefix(".")
     remedy = None
     if match := re.match(r"Object contains unknown field `(.*)`", what):
-        known = _keys_at(path)
+        known = [name for kind in _structs_at(path) for name in _keys_of(kind)]
         what = f"unknown key {match[1]!r}"
         close = difflib.get_close_matches(match[1], known, n=1)
         remedy = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(sorted(known))}."
     elif match := re.match(r"Object missing required field `(.*)`", what):
         what, remedy = f"the key {match[1]!r} is missing", "Add it; docs/federation.md describes each key."
-    elif "matching regex" in what and ("name" in path.rsplit(".", 1)[-1]):
+    elif what.startswith("Invalid"):
+        remedy = f"Valid: {', '.join(_choices_at(path))}."
+    elif "matching regex" in what and path.rsplit(".", 1)[-1] == "name":
         what = "not a safe name"
         remedy = "Use at most 40 lower-case letters, digits and '-', with a letter or digit at both ends."
     elif "matching regex" in what:
         remedy = "docs/federation.md shows the form."
+    elif match := re.match(r"Expected `(\w+)[^`]*`, got", what):
+        remedy = _EXPECTED.get(match[1])
     return FederationError(what, where=f"{where}: {path}" if path else where, remedy=remedy)
 
 
-def _keys_at(path: str) -> list[str]:
-    """The keys that may stand at a path such as `learners[...].placement`."""
+_EXPECTED = {
+    "int": "Write a whole number, without quotes.",
+    "float": "Write a number, without quotes.",
+    "bool": "Write true or false.",
+    "str": "Write text; put it in quotes when it looks like a number.",
+    "object": "Write a table of keys and values.",
+    "array": "Write a list.",
+}
+
+
+def _structs_at(path: str) -> list[Any]:
+    """The structs that may stand at a path such as `learners[...].placement`."""
     kinds: list[Any] = [Federation]
     for part in filter(None, re.sub(r"\[.*?\]", "", path).split(".")):
-        kinds = [
-            struct
-            for kind in kinds
-            for f in msgspec.structs.fields(kind)
-            if f.name == part
-            for struct in _structs_in(f.type)
-        ]
-    tags = {kind.__struct_config__.tag_field for kind in kinds} - {None}
-    return [f.encode_name for kind in kinds for f in msgspec.structs.fields(kind)] + sorted(tags)
+        kinds = [struct for kind in _types_of(kinds, part) for struct in _structs_in(kind)]
+    return kinds
+
+
+def _types_of(structs: list[Any], name: str) -> list[Any]:
+    return [f.type for struct in structs for f in msgspec.structs.fields(struct) if f.name == name]
+
+
+def _keys_of(struct: Any) -> list[str]:
+    tag = struct.__struct_config__.tag_field
+    return [f.encode_name for f in msgspec.structs.fields(struct)] + ([tag] if tag else [])
+
+
+def _choices_at(path: str) -> list[str]:
+    """What may be written at a path that has a closed set of values: literals, or the tags of structs."""
+    parent, _, name = path.rpartition(".")
+    structs = _structs_at(parent)
+    tags = [s.__struct_config__.tag for s in structs if s.__struct_config__.tag_field == name]
+    return sorted(tags or [str(v) for kind in _types_of(structs, name) for v in _literals_in(kind)])
+
+
+def _literals_in(kind: Any) -> Iterator[Any]:
+    if get_origin(kind) is Literal:
+        yield from get_args(kind)
+    else:
+        for inner in get_args(kind):
+            yield from _literals_in(inner)
 
 
 def _structs_in(kind: Any) -> Iterator[Any]:
     if isinstance(kind, type) and issubclass(kind, Struct):
         yield kind
-    for inner in getattr(kind, "__args__", ()):
+    for inner in get_args(kind):
         yield from _structs_in(inner)
 
 

@@ -104,7 +104,7 @@ class KerasModel:
             self.keras = self._built(build, keras)
             self.keras.optimizer.build(self.keras.trainable_variables)
         self._keras_module = keras
-        self._fresh = [(v, np.array(v)) for v in (*self.keras.variables, *self.keras.optimizer.variables)]
+        self._fresh = [(v, np.array(v.numpy())) for v in (*self.keras.variables, *self.keras.optimizer.variables)]
 
     @staticmethod
     def _built(build: Callable[[], Any], keras: Any) -> Any:
@@ -140,7 +140,7 @@ class KerasModel:
 
     def weights(self) -> dict[str, Array]:
         """The weights by name: trainable ones, BatchNorm statistics and counters; no random or metric state."""
-        return {name: np.array(v) for name, v in self._named(self.keras.weights)}
+        return {name: np.array(v.numpy()) for name, v in self._named(self.keras.weights)}
 
     def set_weights(self, weights: Mapping[str, Array]) -> None:
         """Takes weights of the same names and shapes. Raises ModelError."""
@@ -148,7 +148,7 @@ class KerasModel:
 
     def optimizer_state(self) -> dict[str, Array]:
         """The optimizer's variables by name."""
-        return {name: np.array(v) for name, v in self._named(self.keras.optimizer.variables)}
+        return {name: np.array(v.numpy()) for name, v in self._named(self.keras.optimizer.variables)}
 
     def set_optimizer_state(self, state: Mapping[str, Array]) -> None:
         """Takes an optimizer state of the same names and shapes. Raises ModelError."""

@@ -14,7 +14,7 @@ from msgspec import Meta
 from fedpipe.errors import CorruptError
 from fedpipe.store import SMALL, Store
 
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 T = TypeVar("T")
 
 PIECE = 2**20

@@ -105,16 +105,15 @@ def predict(model: str | Path, features: npt.ArrayLike) -> Prediction:
 
 
 def read_features(path: Path) -> tuple[Array, Array | None]:
-    """Features, and labels where the file has them, of an .npz file: `x` and `y`, or its only array.
+    """Features, and labels where the file has them, of an .npz file (`x` and `y`, or its only array) or an .npy file.
 
     Raises:
         DataError: the file cannot be read, or has no features.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise DataError("is not an .npz file", where=str(path))
-            arrays = {name: file[name] for name in file.files}
+        with path.open("rb") as raw:
+            loaded = np.load(raw, allow_pickle=False)
+            arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path)) from error
     except (OSError, ValueError, EOFError) as error:

@@ -1,0 +1,219 @@
+"""Aggregation from the store: constant memory, any order, and what hostile updates cannot do."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from fedpipe import weights
+from fedpipe.aggregation import RULES, Combined, Source, combine
+from fedpipe.aggregation.server import make_server_step
+from fedpipe.errors import StoreUnavailableError, WeightsError
+from fedpipe.federation import ServerOptimizer
+from fedpipe.objects import digest_of, key_of
+from fedpipe.store import MemoryStore
+
+BASE = {
+    "kernel": np.linspace(-1, 1, 700_000, dtype=np.float32).reshape(700, 1000),
+    "bias": np.zeros(3, ml_dtypes.bfloat16),
+    "scale": np.float64(1.0),
+    "none": np.zeros((0,), np.float32),
+    "count": np.int64(3),
+    "flag": np.array([False]),
+}
+
+
+def update(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "kernel": BASE["kernel"] + rng.normal(size=BASE["kernel"].shape).astype(np.float32),
+        "bias": rng.normal(size=3).astype(ml_dtypes.bfloat16),
+        "scale": np.float64(rng.normal()),
+        "none": BASE["none"],
+        "count": np.int64(3 + seed),
+        "flag": np.array([seed == 1]),
+    }
+
+
+def put(store: MemoryStore, learner: str, data: bytes, weight: float = 1.0, **more: Any) -> Source:
+    digest = more.get("digest", digest_of(data))
+    store.replace(key_of(digest, learner), data)
+    return Source(learner, digest, more.get("size", len(data)), weight)
+
+
+def run(store: MemoryStore, sources: list[Source], folder: Path, *, state: Any = None, **optimizer: float) -> Combined:
+    data = weights.dumps(BASE)
+    store.replace(key_of(digest_of(data)), data)
+    return combine(
+        store, sources, layout=weights.layout_of(BASE), base=digest_of(data), state=state or {}, rule=RULES["mean"],
+        server=make_server_step(ServerOptimizer(**optimizer)), folder=folder,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def sources(store: MemoryStore) -> list[Source]:
+    return [put(store, f"l{k}", weights.dumps(update(k)), k + 1) for k in range(4)]
+
+
+def result(combined: Combined) -> dict[str, np.ndarray]:
+    assert digest_of(combined.weights[0].read_bytes()) == combined.weights[1]
+    return weights.load(combined.weights[0])
+
+
+def test_it_is_the_mean(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
+    found = result(run(store, sources, tmp_path))
+    expected = sum(update(k)["kernel"].astype(np.float64) * (k + 1) for k in range(4)) / 10
+    np.testing.assert_array_equal(found["kernel"], expected.astype(np.float32))
+    assert found["bias"].dtype == ml_dtypes.bfloat16
+    assert found["count"] == 6
+    assert found["flag"] == [True]
+    assert found["none"].shape == (0,)
+    assert found["scale"] == pytest.approx(sum(update(k)["scale"] * (k + 1) for k in range(4)) / 10, rel=1e-15)
+
+
+def test_it_is_the_mean_of_arrays_in_memory(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
+    from fedpipe.aggregation.rules import average
+
+    found = result(run(store, sources, tmp_path))
+    expected = average([update(k) for k in range(4)], [1, 2, 3, 4])
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_any_order_gives_the_same_bytes(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
+    digests = {run(store, list(order), tmp_path).weights[1] for order in itertools.permutations(sources)}
+    assert len(digests) == 1
+
+
+def test_momentum_goes_on_from_its_state(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    optimizer = {"learning_rate": 0.5, "momentum": 0.9}
+    first = run(store, sources, tmp_path / "one", **optimizer)
+    path, digest = first.state["velocity"]
+    store.upload(key_of(digest), path)
+    second = result(run(store, sources, tmp_path / "two", state={"velocity": digest}, **optimizer))
+    mean = sum(update(k)["kernel"].astype(np.float64) * (k + 1) for k in range(4)) / 10
+    velocity = mean - BASE["kernel"]
+    velocity = mean - BASE["kernel"] + 0.9 * velocity
+    np.testing.assert_allclose(second["kernel"], BASE["kernel"] + 0.5 * velocity, rtol=1e-5, atol=1e-6)
+
+
+def altered(data: bytes, position: int = -1) -> bytes:
+    changed = bytearray(data)
+    changed[position] ^= 1
+    return bytes(changed)
+
+
+def with_header(change: Any) -> bytes:
+    """An update whose header was changed by hand, with a digest that fits its bytes."""
+    data = weights.dumps(update(9))
+    length = struct.unpack("<Q", data[:8])[0]
+    table = json.loads(data[8 : 8 + length])
+    change(table)
+    head = json.dumps(table, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return struct.pack("<Q", len(head)) + head + data[8 + length :]
+
+
+def lie_about_dtype(table: Any) -> None:
+    table["kernel"]["dtype"] = "I32"
+
+
+def lie_about_shape(table: Any) -> None:
+    table["kernel"]["shape"] = [1000, 700]
+
+
+def rename(table: Any) -> None:
+    table["../../HEAD"] = table.pop("kernel")
+
+
+def overlap(table: Any) -> None:
+    table["bias"]["data_offsets"] = [0, 6]
+
+
+def outside(table: Any) -> None:
+    table["kernel"]["data_offsets"][1] += 2**40
+
+
+GOOD = weights.dumps(update(9))
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "truncated": (GOOD[:-1], "the tensors end at byte"),
+    "truncated in the header": (GOOD[:100], "truncated"),
+    "empty": (b"", "truncated"),
+    "header too large": (struct.pack("<Q", 2**40) + GOOD[8:], "truncated"),
+    "dtype lie": (with_header(lie_about_dtype), "is I32"),
+    "shape lie": (with_header(lie_about_shape), r"is F32\[1000, 700\]"),
+    "path trick": (with_header(rename), "'kernel' is missing"),
+    "overlap": (with_header(overlap), "overlaps"),
+    "outside": (with_header(outside), "bytes do not make its shape"),
+    "nan": (weights.dumps({**update(9), "kernel": np.full((700, 1000), np.nan, np.float32)}), "NaN or infinity"),
+    "one infinity": (weights.dumps({**update(9), "scale": np.float64(-np.inf)}), "NaN or infinity"),
+    "bfloat16 nan": (weights.dumps({**update(9), "bias": np.array([1, np.nan, 2], ml_dtypes.bfloat16)}), "NaN or infinity"),
+    "a tensor more": (weights.dumps({**update(9), "more": np.zeros(1)}), "'more' is not part of the model"),
+    "a tensor less": (weights.dumps({k: v for k, v in update(9).items() if k != "bias"}), "'bias' is missing"),
+    "metadata": (with_header(lambda t: t.update(__metadata__={"a": "b"})), "canonical"),
+}
+
+
+@pytest.mark.parametrize(("data", "why"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_update_is_refused_and_leaves_no_trace(
+    store: MemoryStore, sources: list[Source], tmp_path: Path, data: bytes, why: str
+) -> None:
+    clean = run(store, sources, tmp_path).weights[1]
+    combined = run(store, [*sources, put(store, "evil", data, 5.0)], tmp_path)
+    assert combined.weights[1] == clean
+    assert list(combined.refused) == ["evil"]
+    assert __import__("re").search(why, combined.refused["evil"])
+    assert combined.accepted == ("l0", "l1", "l2", "l3")
+
+
+def test_flipped_bits_are_refused(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
+    evil = put(store, "evil", altered(GOOD, -1000), digest=digest_of(GOOD))
+    combined = run(store, [*sources, evil], tmp_path)
+    assert combined.refused == {"evil": "the weights do not match their digest"}
+
+
+def test_two_at_once(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
+    clean = run(store, sources, tmp_path).weights[1]
+    evil = [put(store, "a-evil", altered(GOOD), digest=digest_of(GOOD)), put(store, "z-evil", HOSTILE["nan"][0])]
+    combined = run(store, [*evil, *sources], tmp_path)
+    assert combined.weights[1] == clean
+    assert sorted(combined.refused) == ["a-evil", "z-evil"]
+
+
+def test_missing_weights(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
+    combined = run(store, [*sources, Source("gone", digest_of(b"gone"), 10, 1.0)], tmp_path)
+    assert combined.refused == {"gone": "the weights are not in the store"}
+
+
+def test_a_size_that_the_manifest_denies(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
+    combined = run(store, [*sources, put(store, "evil", GOOD, size=7)], tmp_path)
+    assert "the manifest says 7" in combined.refused["evil"]
+
+
+def test_when_nobody_is_left(store: MemoryStore, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no update can be used: evil: "):
+        run(store, [put(store, "evil", HOSTILE["nan"][0])], tmp_path)
+
+
+def test_a_step_that_overflows_is_told(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="not finite although every update is"):
+        run(store, sources, tmp_path, learning_rate=1e39)
+
+
+def test_a_failing_store_is_no_ones_fault(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
+    class Failing(MemoryStore):
+        def open(self, key: str) -> Any:
+            raise StoreUnavailableError("down")
+
+    failing = Failing(_shelf=store._shelf)
+    with pytest.raises(StoreUnavailableError):
+        run(failing, sources, tmp_path)
