@@ -78,7 +78,7 @@ class KerasLearner:
         deadline = _deadline(seconds)
         callbacks = [deadline, *make_callbacks(training)]
         try:
-            history = self._model.keras.fit(**self._feed(), **arguments, callbacks=callbacks, verbose=0).history
+            history = self._model.keras.fit(**{**arguments, **self._feed()}, callbacks=callbacks, verbose=0).history
         except DroppedError:
             raise
         except Exception as error:
@@ -99,8 +99,8 @@ class KerasLearner:
         else:
             dataset = part
         if training.local_steps:
-            return {"x": dataset.repeat().batch(size).take(training.local_steps), "epochs": 1}
-        return {"x": dataset.batch(size), "epochs": training.local_epochs}
+            return {"x": dataset.repeat().batch(size).take(training.local_steps), "epochs": 1, "shuffle": False}
+        return {"x": dataset.batch(size), "epochs": training.local_epochs, "shuffle": False}
 
     def _size(self, part: str) -> int:
         held = self._parts.get(part)

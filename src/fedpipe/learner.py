@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy.typing as npt
 
 from fedpipe import weights
-from fedpipe.errors import CorruptError, DataError, DroppedError, ModelError
+from fedpipe.errors import CorruptError, DataError, DroppedError, ModelError, NotFoundError
 from fedpipe.objects import fetch_file, put_file
 from fedpipe.plan import Plan
 from fedpipe.rounds import Dropped, Tested, Update, drop, find_update, publish_update
@@ -85,7 +85,7 @@ def contribute(
         optimizer = _last_optimizer(store, plan, name, number, Path(folder) / "optimizer")
         try:
             return _offered(store, plan, name, number, base, start, optimizer, make_learner(), Path(folder))
-        except (DroppedError, DataError, ModelError, CorruptError) as error:
+        except (DroppedError, DataError, ModelError, CorruptError, NotFoundError) as error:
             drop(store, name, plan.run, number, error.what)
             log.warning("round %d: %s is dropped: %s", number, name, error.what)
             return Dropped(learner=name, why=error.what)

@@ -6,7 +6,7 @@ import logging
 
 from msgspec import Struct
 
-from fedpipe.errors import CorruptError, DataError, ModelError
+from fedpipe.errors import CorruptError, DataError, ModelError, NotFoundError
 from fedpipe.evaluation import Score, find_score, score_key
 from fedpipe.objects import digest_of, encode
 from fedpipe.plan import Place, read_plan
@@ -44,7 +44,7 @@ def run(inputs: Inputs) -> Outputs:
     plan = read_plan(store, inputs.place.plan)
     try:
         score = score_learner(store, plan, inputs.learner, inputs.weights)
-    except (DataError, ModelError, CorruptError) as error:
+    except (DataError, ModelError, CorruptError, NotFoundError) as error:
         log.warning("%s is left out of the evaluation: %s", inputs.learner, error)
         score = Score(learner=inputs.learner, weights=inputs.weights, why=error.what)
     store.replace(score_key(inputs.learner, plan.run), encode(score))

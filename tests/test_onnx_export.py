@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from fedpipe import weights
+from fedpipe.data import Examples, put_parts
+from fedpipe.errors import ExportError
+from fedpipe.keras_learner import plan_model
+from fedpipe.keras_model import KerasModel
+from fedpipe.objects import digest_of, put_bytes
+from fedpipe.onnx_export import convert, largest_difference, publish, run_onnx, verified, versions
+from fedpipe.plan import Plan
+from fedpipe.store import MemoryStore
+from tests.federations import make_federation
+from tests.models import RICH, make_plan
+
+X = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+
+
+def prepared(store: MemoryStore, **export: object) -> tuple[Plan, str]:
+    test, _ = put_parts(store, {"test": Examples(X, np.zeros(30, np.int64))})
+    plan = make_plan(store, make_federation(export=export), RICH, test=test)
+    model = plan_model(store, plan)
+    model.reset(3)
+    return plan, put_bytes(store, weights.dumps(model.weights()))
+
+
+def test_onnx_answers_like_keras_for_any_batch() -> None:
+    model = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
+    data = convert(model, 17)
+    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
+    for count in (1, 7, 30):
+        np.testing.assert_allclose(run_onnx(data, X[:count])[0], model.keras.predict_on_batch(X[:count]), atol=1e-6)
+    assert largest_difference(model, data, X) < 1e-5
+
+
+def test_equal_models_give_equal_bytes() -> None:
+    model = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
+    again = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
+    again.set_weights(model.weights())
+    assert convert(model, 17) == convert(model, 17) == convert(again, 17)
+
+
+@pytest.mark.parametrize("opset", [15, 18])
+def test_the_opset_is_the_one_asked_for(opset: int) -> None:
+    model = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
+    assert onnx.load_from_string(convert(model, opset)).opset_import[0].version == opset
+
+
+def test_versions_count_up_and_a_repeated_export_finds_its_own(store: MemoryStore) -> None:
+    plan, digest = prepared(store)
+    first = publish(store, plan, digest)
+    assert first.version == 1
+    assert publish(store, plan, digest) == first
+    other = put_bytes(store, weights.dumps({k: v + 1 for k, v in weights.loads(store.read(f"objects/{digest[7:]}").data).items()}))
+    assert publish(store, plan, other).version == 2
+    assert versions(store, "tiny") == [1, 2]
+    assert first.origin.samples == "holdout"
+    assert first.origin.compared == 30
+
+
+def test_an_export_that_was_killed_between_claim_and_model_is_completed(store: MemoryStore) -> None:
+    plan, digest = prepared(store)
+    first = publish(store, plan, digest)
+    data = store.read(first.path).data
+    store.delete(first.path)
+    assert publish(store, plan, digest) == first
+    assert store.read(first.path).data == data
+    assert versions(store, "tiny") == [1]
+
+
+def test_beyond_the_tolerance_nothing_is_published(store: MemoryStore) -> None:
+    plan, digest = prepared(store, tolerance=1e-30)
+    with pytest.raises(ExportError, match=r"differs from the trained one by .*Nothing was published"):
+        publish(store, plan, digest)
+    assert versions(store, "tiny") == []
+
+
+def test_without_a_central_test_set_it_is_compared_on_random_numbers(store: MemoryStore) -> None:
+    plan = make_plan(store, make_federation(), RICH)
+    digest = put_bytes(store, weights.dumps(plan_model(store, plan).weights()))
+    _, origin = verified(store, plan, digest)
+    assert origin.samples == "random"
+    assert origin.max_abs_difference < 1e-5
