@@ -71,7 +71,7 @@ class Engine:
 
     def preload(self) -> None:
         """Starts importing TensorFlow now, so that it is there when the first Keras step needs it."""
-        start_server(self._logs / "workers.log", max(1, (os.cpu_count() or 1) // self._count))
+        start_server(self._logs / "workers.log")
 
     def run(self) -> dict[str, Result]:
         """Runs all tasks and returns their results by key.

@@ -15,7 +15,7 @@ import yaml
 from fedpipe import preflight
 from fedpipe.errors import InputError, NotFoundError, PipelineError
 from fedpipe.federation import Federation, read_federation
-from fedpipe.graph import Graph, check_arguments, parse_graph, read_graph
+from fedpipe.graph import Graph, check_arguments, parse_graph, read_graph, resolve
 from fedpipe.kubeflow import compile_pipeline
 from fedpipe.local import Engine, Listener
 from fedpipe.plan import Place, Settings, read_plan
@@ -79,9 +79,10 @@ def run(
         engine.preload()
         _preflight(job.federation, job.code, job.arguments)
     results = engine.run()
-    place = next((r["parameterValues"]["placed"] for r in results.values() if "placed" in r["parameterValues"]), None)
-    if place is None:
+    reported = next((task for task in job.graph.tasks if task.step == "report"), None)
+    if reported is None:  # somebody's own pipeline
         return Result({}, folder)
+    place = resolve(reported, job.arguments, results, "")["parameterValues"]["place"]
     return Result(fetch_results(Place(**place), folder), folder)
 
 

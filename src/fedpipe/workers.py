@@ -45,16 +45,17 @@ class WorkerDiedError(Exception):
     """The process ended while it ran a call: killed, or out of memory."""
 
 
-def start_server(log: Path, threads: int) -> None:
+def start_server(log: Path) -> None:
     """Starts importing TensorFlow in the background; workers are forked from there.
+
+    TensorFlow's threads stay as they are in a step's own container: their number changes the last bits of a sum, and
+    a run must not depend on how many workers share it.
 
     Args:
         log: a file that takes what TensorFlow's native code prints.
-        threads: of TensorFlow in each worker.
     """
     with _START:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(threads))
         multiprocessing.set_forkserver_preload(["fedpipe.preload"])
         with _native_stderr_to(log):
             forkserver.ensure_running()
@@ -122,7 +123,7 @@ class Worker:
         context = multiprocessing.get_context("forkserver")
         self._connection, theirs = context.Pipe()
         with _START, _without_main():
-            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            self._process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
             self._process.start()
         theirs.close()
 
@@ -139,7 +140,7 @@ class Worker:
 
 def call_in_worker(function: Callable[..., Any], *arguments: Any) -> Any:
     """Runs a function that needs TensorFlow in a process of its own, so that nothing native reaches the terminal."""
-    start_server(Path(os.devnull), os.cpu_count() or 1)
+    start_server(Path(os.devnull))
     worker = Worker()
     try:
         return worker.call(function, *arguments)
@@ -151,10 +152,12 @@ class _Bug(NamedTuple):
     text: str
 
 
-def _serve(connection: Connection) -> None:
-    """The worker's loop."""
+def _serve(connection: Connection, environment: dict[str, str]) -> None:
+    """The worker's loop, in the caller's environment of now: the server's may be older, and lack credentials."""
     import signal
 
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine ends its workers itself
     while True:
         try:
