@@ -36,9 +36,7 @@ def make_pipeline(federation_file: Path):
             place=shard.outputs["place"], shards=shard.outputs["shards"], federation=text, code=code
         )
         name = federation.learners[0].name
-        trained = components.train(
-            place=begun.outputs["placed"], learner=name, round=1, base=begun.outputs["weights"]
-        )
+        trained = components.train(place=begun.outputs["placed"], learner=name, round=1, base=begun.outputs["weights"])
         for task in (shard, begun, trained):
             task.set_caching_options(False)
         tell(learner=name, update=trained.outputs["update"])

@@ -29,7 +29,9 @@ def make_federation(names: tuple[str, ...] = ("a", "b", "c"), **more: Any) -> Fe
 
 
 def make_plan(federation: Federation | None = None, run: str = "r1") -> Plan:
-    return Plan(run=run, federation=federation or make_federation(), code=digest_of(b"code"), function="build", shards={})
+    return Plan(
+        run=run, federation=federation or make_federation(), code=digest_of(b"code"), function="build", shards={}
+    )
 
 
 def fresh() -> Arrays:

@@ -7,16 +7,16 @@ from fedpipe.objects import digest_of, put_bytes
 from fedpipe.plan import Plan
 from fedpipe.store import Store
 
-DENSE = '''
+DENSE = """
 import keras
 
 def build():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
     model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
-'''
+"""
 
-RICH = '''
+RICH = """
 import keras
 
 def build():
@@ -27,10 +27,12 @@ def build():
     model = keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(x))
     model.compile("adam", "binary_crossentropy", metrics=["accuracy", keras.metrics.AUC(num_thresholds=50)])
     return model
-'''
+"""
 
 
 def make_plan(store: Store, federation: Federation, code: str = DENSE, **more: object) -> Plan:
     """A plan whose code is in the store."""
     put_bytes(store, code.encode())
-    return Plan(run="r1", federation=federation, code=digest_of(code.encode()), function="build", **{"shards": {}, **more})  # type: ignore[arg-type]
+    return Plan(
+        run="r1", federation=federation, code=digest_of(code.encode()), function="build", **{"shards": {}, **more}
+    )  # type: ignore[arg-type]

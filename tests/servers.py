@@ -89,10 +89,29 @@ def _command(name: str, folder: Path, port: int) -> list[str]:
     binary, data = str(find_binary(name)), folder / "data"
     data.mkdir(exist_ok=True)
     if name == "minio":
-        return [binary, "server", "--quiet", "--address", f"127.0.0.1:{port}", "--console-address", "127.0.0.1:0", str(data)]
+        return [
+            binary,
+            "server",
+            "--quiet",
+            "--address",
+            f"127.0.0.1:{port}",
+            "--console-address",
+            "127.0.0.1:0",
+            str(data),
+        ]
     (folder / "sidecar").mkdir(exist_ok=True)
     # Metadata beside the files: extended attributes are not to be had on every file system of a test machine.
-    return [binary, "--port", f"127.0.0.1:{port}", "--region", "us-east-1", "posix", "--sidecar", str(folder / "sidecar"), str(data)]
+    return [
+        binary,
+        "--port",
+        f"127.0.0.1:{port}",
+        "--region",
+        "us-east-1",
+        "posix",
+        "--sidecar",
+        str(folder / "sidecar"),
+        str(data),
+    ]
 
 
 def _environment() -> dict[str, str]:

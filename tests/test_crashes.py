@@ -21,7 +21,7 @@ from tests.federations import make_federation, make_plan, play
 MOMENTUM = {"name": "averaging", "server_optimizer": {"momentum": 0.9, "learning_rate": 0.5}}
 
 
-class Killed(BaseException):  # noqa: N818  (nothing may catch it, as nothing catches SIGKILL)
+class Killed(BaseException):
     """Stands for the end of the process, where the store lives in it."""
 
 

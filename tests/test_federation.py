@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from pathlib import Path
@@ -43,16 +44,24 @@ def test_defaults() -> None:
     assert federation.min_learners == 2
     assert federation.model_name == "digits"
     assert federation.sharded == ("a", "b")
-    assert federation.secret == "mlpipeline-minio-artifact"  # noqa: S105
+    assert federation.secret == "mlpipeline-minio-artifact"
 
 
 MISTAKES = {
     "unknown key": ("rounds", 3, "unknown key 'rounds'"),
     "misspelled key": ("training.bach_size", 3, "training: unknown key 'bach_size'. Did you mean 'batch_size'?"),
-    "misspelled in a list": ("learners.0.placment", {}, "learners[0]: unknown key 'placment'. Did you mean 'placement'?"),
+    "misspelled in a list": (
+        "learners.0.placment",
+        {},
+        "learners[0]: unknown key 'placment'. Did you mean 'placement'?",
+    ),
     "missing key": ("training.rounds", None, "training: the key 'rounds' is missing"),
     "missing section": ("training", None, "the key 'training' is missing"),
-    "text for a number": ("training.rounds", "three", "training.rounds: Expected `int`, got `str`. Write a whole number"),
+    "text for a number": (
+        "training.rounds",
+        "three",
+        "training.rounds: Expected `int`, got `str`. Write a whole number",
+    ),
     "fraction for a number": ("training.rounds", 1.5, "training.rounds: Expected `int`, got `float`"),
     "truth for a number": ("training.rounds", True, "training.rounds: Expected `int`, got `bool`"),
     "zero rounds": ("training.rounds", 0, "training.rounds: Expected `int` >= 1"),
@@ -65,13 +74,29 @@ MISTAKES = {
     "capitals in a name": ("name", "Digits", "name: not a safe name"),
     "newline in a name": ("name", "digits\n", "name: not a safe name"),
     "a long name": ("name", "d" * 41, "name: not a safe name"),
-    "unknown rule": ("algorithm", {"name": "averaging", "rule": "meen"}, "algorithm.rule: Invalid enum value 'meen'. Valid: mean"),
+    "unknown rule": (
+        "algorithm",
+        {"name": "averaging", "rule": "meen"},
+        "algorithm.rule: Invalid enum value 'meen'. Valid: mean",
+    ),
     "unknown algorithm": ("algorithm", {"name": "avg"}, "algorithm.name: Invalid value 'avg'"),
-    "unknown scheme": ("data.shards", {"by": "dirichle"}, "data.shards.by: Invalid value 'dirichle'. Valid: dirichlet, "),
+    "unknown scheme": (
+        "data.shards",
+        {"by": "dirichle"},
+        "data.shards.by: Invalid value 'dirichle'. Valid: dirichlet, ",
+    ),
     "scheme without alpha": ("data.shards", {"by": "dirichlet"}, "data.shards: the key 'alpha' is missing"),
     "alpha zero": ("data.shards", {"by": "dirichlet", "alpha": 0}, "data.shards.alpha: Expected `float` > 0.0"),
-    "sizes for others": ("data.shards", {"by": "size", "sizes": [1]}, "data.shards.sizes: has 1 entries for 2 learners"),
-    "fractions above 1": ("data.shards", {"by": "fractions", "fractions": [0.6, 0.6]}, "data.shards.fractions: add up to 1.2"),
+    "sizes for others": (
+        "data.shards",
+        {"by": "size", "sizes": [1]},
+        "data.shards.sizes: has 1 entries for 2 learners",
+    ),
+    "fractions above 1": (
+        "data.shards",
+        {"by": "fractions", "fractions": [0.6, 0.6]},
+        "data.shards.fractions: add up to 1.2",
+    ),
     "parts above 1": ("data.parts", {"train": 0.9, "vote": 0.1, "test": 0.1}, "data.parts: add up to 1.1"),
     "no train part": ("data.parts", {"train": 0.0, "vote": 0.5, "test": 0.5}, "data.parts.train: is 0"),
     "no data": ("data.uri", "", "data.uri: is missing"),
@@ -152,12 +177,15 @@ def test_json_and_back() -> None:
     assert msgspec.json.decode(encode(federation), type=Federation) == federation
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda x: st.lists(x) | st.dictionaries(st.sampled_from([*GOOD, "x"]), x)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda x: st.lists(x) | st.dictionaries(st.sampled_from([*GOOD, "x"]), x),
+    )
+)
 def test_any_content_is_read_or_refused(content: Any) -> None:
-    try:
-        parse_federation(content)
-    except FederationError as error:
-        assert str(error)
+    with contextlib.suppress(FederationError):
+        assert parse_federation(content).name
 
 
 class TestSettings:
@@ -173,7 +201,9 @@ class TestSettings:
         assert federation.training.batch_size == 2
         assert (federation.min_learners, federation.quorum.deadline) == (1, 9.0)
 
-    @pytest.mark.parametrize(("setting", "what"), [({"batch_size": -1}, "negative"), ({"min_learners": 3}, "2 learners")])
+    @pytest.mark.parametrize(
+        ("setting", "what"), [({"batch_size": -1}, "negative"), ({"min_learners": 3}, "2 learners")]
+    )
     def test_mistakes(self, setting: Any, what: str) -> None:
         with pytest.raises(InputError, match=what):
             Settings(**setting).applied(parse_federation(GOOD))

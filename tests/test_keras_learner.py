@@ -95,7 +95,9 @@ def test_class_weights_and_callbacks_reach_keras(store: MemoryStore) -> None:
     plain = trained(learner(store))
     weighted = trained(learner(store, fit={"class_weight": {"0": 10.0, "1": 1.0, "2": 1.0}}))
     assert weights.digest_of(plain.weights) != weights.digest_of(weighted.weights)
-    made = learner(store, local_epochs=50, callbacks={"EarlyStopping": {"monitor": "loss", "min_delta": 100.0, "patience": 0}})
+    made = learner(
+        store, local_epochs=50, callbacks={"EarlyStopping": {"monitor": "loss", "min_delta": 100.0, "patience": 0}}
+    )
     trained(made)
     assert made[0]._model.keras.optimizer.iterations.numpy() == 10  # two epochs of five batches
 
@@ -148,7 +150,9 @@ class TestOwnData:
         assert self.own(store, str(tmp_path / "own.npz"))._size("train") == 48
 
     def test_what_load_returns(self, store: MemoryStore) -> None:
-        code = DENSE + "\ndef load(uri):\n    import numpy as np\n    return np.ones((int(uri), 4)), np.zeros(int(uri))\n"
+        code = (
+            DENSE + "\ndef load(uri):\n    import numpy as np\n    return np.ones((int(uri), 4)), np.zeros(int(uri))\n"
+        )
         made = self.own(store, "20", code)
         assert {part: made._size(part) for part in ("train", "vote", "test")} == {"train": 16, "vote": 2, "test": 2}
 
@@ -191,7 +195,7 @@ def test_an_update_from_shard_to_store(store: MemoryStore) -> None:
     update = contribute(store, plan, "a", 1, base, lambda: make_keras_learner(store, plan, "a", "a", folder))
     assert isinstance(update, Update)
     assert update.tested is not None
-    events = [key for key in store.keys(folder)]
+    events = list(store.keys(folder))
     assert len(events) == 1
     plan_b = make_plan(store, federation(), shards={"a": digest, "b": digest})
     dropped = contribute(store, plan_b, "b", 1, base, lambda: make_keras_learner(store, plan_b, "b", "b"))
@@ -217,7 +221,10 @@ class TestEvaluation:
         """Sums first, then divided: exact for a loss, an accuracy and even an AUC over uneven learners."""
         labels = (X[:, 0] > 0).astype(np.float32)
         sizes = {"a": slice(0, 7), "b": slice(7, 60)}
-        shards = {k: put_shard(store, k, {"train": Examples(X, labels), "test": Examples(X[s], labels[s])})[1] for k, s in sizes.items()}
+        shards = {
+            k: put_shard(store, k, {"train": Examples(X, labels), "test": Examples(X[s], labels[s])})[1]
+            for k, s in sizes.items()
+        }
         plan = make_plan(store, federation(), RICH, shards=shards)
         record = begin(store, plan, plan_model(store, plan).weights)
         scores = [score_learner(store, plan, name, record.weights) for name in sizes]

@@ -130,7 +130,10 @@ class TestArguments:
         assert message in str(caught.value)
 
     def test_that_keras_knows(self) -> None:
-        training = {"fit": {"class_weight": {"0": 2.0}, "shuffle": False}, "callbacks": {"EarlyStopping": {"patience": 1}}}
+        training = {
+            "fit": {"class_weight": {"0": 2.0}, "shuffle": False},
+            "callbacks": {"EarlyStopping": {"patience": 1}},
+        }
         check_arguments(make_federation(training={"rounds": 1, "batch_size": 1, **training}).training)
 
 

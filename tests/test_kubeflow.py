@@ -130,4 +130,9 @@ def test_an_output_that_cannot_be_written(digits: Path) -> None:
 
 
 def _content() -> dict[str, Any]:
-    return {"name": "d", "learners": [{"name": "a"}], "training": {"rounds": 1, "batch_size": 1}, "data": {"uri": "x.npz"}}
+    return {
+        "name": "d",
+        "learners": [{"name": "a"}],
+        "training": {"rounds": 1, "batch_size": 1},
+        "data": {"uri": "x.npz"},
+    }

@@ -23,11 +23,16 @@ def graph(tasks: dict[str, dict[str, Any]]) -> Graph:
         "pipelineInfo": {"name": "p"},
         "deploymentSpec": {"executors": {}},
         "components": {},
-        "root": {"dag": {"tasks": {}}, "inputDefinitions": {"parameters": {"n": {"parameterType": "STRING", "defaultValue": "7"}}}},
+        "root": {
+            "dag": {"tasks": {}},
+            "inputDefinitions": {"parameters": {"n": {"parameterType": "STRING", "defaultValue": "7"}}},
+        },
     }
     for key, task in tasks.items():
         command = ["sh", "-c", task["run"]]
-        spec["deploymentSpec"]["executors"][f"e-{key}"] = {"container": {"image": "alpine", "command": command, "args": task.get("args", [])}}
+        spec["deploymentSpec"]["executors"][f"e-{key}"] = {
+            "container": {"image": "alpine", "command": command, "args": task.get("args", [])}
+        }
         outputs = {"parameters": {o: {"parameterType": "STRING"} for o in task.get("outputs", [])}}
         spec["components"][f"c-{key}"] = {"executorLabel": f"e-{key}", "outputDefinitions": outputs}
         spec["root"]["dag"]["tasks"][key] = {
@@ -45,7 +50,12 @@ OUT = "{{$.outputs.parameters['o'].output_file}}"
 
 def test_outputs_reach_the_next_task(tmp_path: Path) -> None:
     tasks = {
-        "one": {"run": 'echo "$0" > "$1"', "args": ["{{$.inputs.parameters['n']}}", OUT], "outputs": ["o"], "inputs": {"n": {"componentInputParameter": "n"}}},
+        "one": {
+            "run": 'echo "$0" > "$1"',
+            "args": ["{{$.inputs.parameters['n']}}", OUT],
+            "outputs": ["o"],
+            "inputs": {"n": {"componentInputParameter": "n"}},
+        },
         "two": {
             "run": 'printf "%s and more" "$0" > "$1"',
             "args": ["{{$.inputs.parameters['x']}}", OUT],

@@ -54,7 +54,9 @@ def test_versions_count_up_and_a_repeated_export_finds_its_own(store: MemoryStor
     first = publish(store, plan, digest)
     assert first.version == 1
     assert publish(store, plan, digest) == first
-    other = put_bytes(store, weights.dumps({k: v + 1 for k, v in weights.loads(store.read(f"objects/{digest[7:]}").data).items()}))
+    other = put_bytes(
+        store, weights.dumps({k: v + 1 for k, v in weights.loads(store.read(f"objects/{digest[7:]}").data).items()})
+    )
     assert publish(store, plan, other).version == 2
     assert versions(store, "tiny") == [1, 2]
     assert first.origin.samples == "holdout"

@@ -90,7 +90,10 @@ def _check_resumed(digits: Path, file: Path, first: list[Event]) -> None:
     keras = {"initialise", "train", "score", "evaluate", "export"}
     assert {e.what for e in again if e.task.step in keras and e.what != "started"} == {"found"}
     assert len(again) == len(first)
-    assert list(open_store(str(digits / "store")).below("digits/models/digits").keys()) == ["1/model.onnx", "1/origin.json"]
+    assert list(open_store(str(digits / "store")).below("digits/models/digits").keys()) == [
+        "1/model.onnx",
+        "1/origin.json",
+    ]
 
 
 def _check_export(digits: Path, file: Path, summary: dict[str, Any]) -> None:
@@ -103,7 +106,17 @@ def test_killed_in_the_middle_and_run_again_it_ends_with_the_same_head(digits: P
     """The whole engine with its workers, ended by SIGKILL at two moments, then resumed."""
     file = shorten(digits)
     undisturbed = fedpipe.run(file, out=tmp_path / "out").summary
-    command = [sys.executable, "-m", "fedpipe", "run", str(file), "--store", str(tmp_path / "killed"), "--out", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-m",
+        "fedpipe",
+        "run",
+        str(file),
+        "--store",
+        str(tmp_path / "killed"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     for lines in (4, 9):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         assert process.stdout is not None
@@ -143,8 +156,16 @@ def test_a_learner_without_data_is_dropped_and_the_run_goes_on(digits: Path, tmp
 
 
 def test_below_the_quorum_it_stops_and_says_who_is_missing(digits: Path, tmp_path: Path) -> None:
-    file = shorten(digits, **{"- name: hospital-b": f"- name: hospital-b\n    data: {tmp_path}/absent.npz", "min_learners: 3": "min_learners: 5"})
-    with pytest.raises(QuorumError, match=r"round 1: 4 of 5 learners took part, the quorum is 5 \(hospital-b: there is no such"):
+    file = shorten(
+        digits,
+        **{
+            "- name: hospital-b": f"- name: hospital-b\n    data: {tmp_path}/absent.npz",
+            "min_learners: 3": "min_learners: 5",
+        },
+    )
+    with pytest.raises(
+        QuorumError, match=r"round 1: 4 of 5 learners took part, the quorum is 5 \(hospital-b: there is no such"
+    ):
         fedpipe.run(file, out=tmp_path / "out")
     story = read_story(open_store(str(digits / "store")).below("digits"), "run-1")
     assert len(story.records) == 1

@@ -17,12 +17,26 @@ from hypothesis import strategies as st
 from fedpipe import weights
 from fedpipe.errors import WeightsError
 
-DTYPES = [np.float32, np.float64, np.float16, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint32, np.uint64, np.bool_]
+DTYPES = [
+    np.float32,
+    np.float64,
+    np.float16,
+    np.int8,
+    np.int16,
+    np.int32,
+    np.int64,
+    np.uint8,
+    np.uint32,
+    np.uint64,
+    np.bool_,
+]
 ARRAYS = st.dictionaries(
-    st.text(st.characters(min_codepoint=33, max_codepoint=0x17F, exclude_categories=["C", "Z"]), min_size=1, max_size=12).filter(
-        lambda name: name != "__metadata__"
+    st.text(
+        st.characters(min_codepoint=33, max_codepoint=0x17F, exclude_categories=["C", "Z"]), min_size=1, max_size=12
+    ).filter(lambda name: name != "__metadata__"),
+    st.sampled_from(DTYPES).flatmap(
+        lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
     ),
-    st.sampled_from(DTYPES).flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))),
     max_size=5,
 )
 
@@ -124,7 +138,9 @@ HOSTILE = {
     "deeply nested": hostile(b"[" * 200_000),
     "a list": hostile([]),
     "a number": hostile(b"1"),
-    "a tensor twice": hostile(b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'),
+    "a tensor twice": hostile(
+        b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    ),
     "a key twice": hostile(b'{"w":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}'),
     "unknown dtype": hostile({"w": entry("F33")}),
     "dtype that is a list": hostile({"w": entry(["F32"])}),

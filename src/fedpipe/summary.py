@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from fedpipe.data import Shard, get_shard
-from fedpipe.errors import CorruptError, FedpipeError, NotFoundError
+from fedpipe.errors import NotFoundError
 from fedpipe.evaluation import Evaluation
 from fedpipe.objects import decode
 from fedpipe.plan import Plan, read_plan
-from fedpipe.rounds import MANIFEST, Record, Update, history
-from fedpipe.steps.contract import Timing
+from fedpipe.rounds import Record, Update, history
 from fedpipe.store import Store
+from fedpipe.timings import Timing, read_timings
 
 
 class Story(Struct, frozen=True, kw_only=True):
@@ -36,6 +35,7 @@ def read_story(store: Store, run: str) -> Story:
     if not records:
         raise NotFoundError(f"there is no run {run!r}", where=store.uri)
     plan = read_plan(store, records[0].plan)
+    names = tuple(learner.name for learner in plan.federation.learners)
     return Story(
         store=store.uri,
         plan=plan,
@@ -43,7 +43,7 @@ def read_story(store: Store, run: str) -> Story:
         shards=tuple(get_shard(store, name, digest) for name, digest in sorted(plan.shards.items())),
         evaluation=_optional(store, f"runs/{run}/evaluation", Evaluation),
         onnx=_optional(store, f"runs/{run}/onnx", dict) or {},
-        timings=tuple(sorted(_timings(store, plan), key=lambda t: t.started)),
+        timings=tuple(sorted(read_timings(store, run, names), key=lambda t: t.started)),
     )
 
 
@@ -52,17 +52,6 @@ def _optional(store: Store, key: str, kind: type[Any]) -> Any:
         return decode(store.read(key).data, kind, where=key)
     except NotFoundError:
         return None
-
-
-def _timings(store: Store, plan: Plan) -> Iterator[Timing]:
-    owners = ["", *(f"learners/{learner.name}/" for learner in plan.federation.learners)]
-    for owner in owners:
-        for key in store.keys(f"{owner}runs/{plan.run}/"):
-            if key.endswith(".time"):
-                try:
-                    yield decode(store.read(key, limit=MANIFEST).data, Timing, where=key)
-                except (CorruptError, NotFoundError):
-                    continue
 
 
 def tested(records: tuple[Record, ...], number: int) -> dict[str, float]:
@@ -141,11 +130,3 @@ def _round(story: Story, record: Record) -> dict[str, Any]:
         "weights": record.weights,
         "seconds": round(round_seconds(story, record.round), 3),
     }
-
-
-def find_story(store: Store, run: str) -> Story | None:
-    """As `read_story`; None when the run cannot be told."""
-    try:
-        return read_story(store, run)
-    except FedpipeError:
-        return None

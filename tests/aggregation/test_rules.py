@@ -26,7 +26,8 @@ def test_the_mean_is_that_of_exact_fractions(case: tuple[np.ndarray, list[int]])
     """An oracle without floating point: sums of fractions, divided once."""
     values, weights = case
     expected = [
-        float(sum(Fraction(float(v)) * w for v, w in zip(column, weights, strict=True)) / sum(weights)) for column in values.T
+        float(sum(Fraction(float(v)) * w for v, w in zip(column, weights, strict=True)) / sum(weights))
+        for column in values.T
     ]
     np.testing.assert_allclose(mean(iter(values), weights), expected, rtol=1e-12, atol=1e-9)
 
@@ -61,7 +62,10 @@ def test_dtypes_are_kept(dtype: Any) -> None:
 
 
 def test_scalars_and_empty_arrays() -> None:
-    updates = [{"s": np.float32(1), "e": np.zeros((0, 3), np.float32)}, {"s": np.float32(2), "e": np.zeros((0, 3), np.float32)}]
+    updates = [
+        {"s": np.float32(1), "e": np.zeros((0, 3), np.float32)},
+        {"s": np.float32(2), "e": np.zeros((0, 3), np.float32)},
+    ]
     found = average(updates, [1, 3])
     assert found["s"] == np.float32(1.75)
     assert found["e"].shape == (0, 3)
@@ -91,4 +95,4 @@ def test_the_largest_of_booleans_is_any() -> None:
 
 
 def test_the_table_names_the_rules() -> None:
-    assert RULES == {"mean": mean}
+    assert {"mean": mean} == RULES

@@ -156,7 +156,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "outside": (with_header(outside), "bytes do not make its shape"),
     "nan": (weights.dumps({**update(9), "kernel": np.full((700, 1000), np.nan, np.float32)}), "NaN or infinity"),
     "one infinity": (weights.dumps({**update(9), "scale": np.float64(-np.inf)}), "NaN or infinity"),
-    "bfloat16 nan": (weights.dumps({**update(9), "bias": np.array([1, np.nan, 2], ml_dtypes.bfloat16)}), "NaN or infinity"),
+    "bfloat16 nan": (
+        weights.dumps({**update(9), "bias": np.array([1, np.nan, 2], ml_dtypes.bfloat16)}),
+        "NaN or infinity",
+    ),
     "a tensor more": (weights.dumps({**update(9), "more": np.zeros(1)}), "'more' is not part of the model"),
     "a tensor less": (weights.dumps({k: v for k, v in update(9).items() if k != "bias"}), "'bias' is missing"),
     "metadata": (with_header(lambda t: t.update(__metadata__={"a": "b"})), "canonical"),

@@ -20,7 +20,14 @@ from fedpipe.steps import STEPS
 from fedpipe.steps.contract import Artifact, Html, Metrics, body, execute, local_path, main, parse, write_outputs
 from fedpipe.steps.shard import Shards
 
-KINDS = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", dict: "STRUCT", Place: "STRUCT", Shards: "STRUCT"}
+KINDS = {
+    str: "STRING",
+    int: "NUMBER_INTEGER",
+    float: "NUMBER_DOUBLE",
+    dict: "STRUCT",
+    Place: "STRUCT",
+    Shards: "STRUCT",
+}
 ROOT = Path(__file__).parents[2]
 
 
@@ -91,7 +98,7 @@ class TestParsing:
         assert parse("train", {"place": place, "learner": "a", "round": 3.0, "base": "b"}).round == 3
 
     def test_what_is_missing_is_named(self) -> None:
-        with pytest.raises(InputError, match="step train: .*place"):
+        with pytest.raises(InputError, match=r"step train: .*place"):
             parse("train", {})
 
     def test_an_unsafe_place_is_refused(self) -> None:
@@ -119,7 +126,14 @@ def test_a_page_is_written_where_its_uri_points(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "path"), [("minio://b/k", "/minio/b/k"), ("s3://b/k", "/s3/b/k"), ("gs://b/k", "/gcs/b/k"), ("/a/b", "/a/b"), ("file:///a", "/a")]
+    ("uri", "path"),
+    [
+        ("minio://b/k", "/minio/b/k"),
+        ("s3://b/k", "/s3/b/k"),
+        ("gs://b/k", "/gcs/b/k"),
+        ("/a/b", "/a/b"),
+        ("file:///a", "/a"),
+    ],
 )
 def test_where_artifacts_are_mounted(uri: str, path: str) -> None:
     assert local_path(uri) == Path(path)
@@ -162,7 +176,12 @@ class TestCommand:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         written = json.loads((tmp_path / "out.json").read_text())["parameterValues"]
-        assert written["place"] == {"store": f"file://{tmp_path}/store", "federation": "digits", "run": "r1", "plan": ""}
+        assert written["place"] == {
+            "store": f"file://{tmp_path}/store",
+            "federation": "digits",
+            "run": "r1",
+            "plan": "",
+        }
         assert len(written["shards"]["learners"]) == 5
 
 
@@ -172,11 +191,15 @@ def test_a_step_notes_its_time_once(tmp_path: Path, digits: Path) -> None:
     from fedpipe.store import open_store
 
     federation = as_json(read_federation(digits / "federation.yaml"))
-    values = {"federation": federation, "store": f"file://{tmp_path}/s", "run": "r1", "data": str(digits / "digits.npz")}
+    values = {
+        "federation": federation,
+        "store": f"file://{tmp_path}/s",
+        "run": "r1",
+        "data": str(digits / "digits.npz"),
+    }
     executor_input = {"inputs": {"parameterValues": values}, "outputs": {"outputFile": str(tmp_path / "out.json")}}
     first = execute("shard", executor_input)
     store = open_store(f"file://{tmp_path}/s").below("digits")
     noted = store.read("runs/r1/0/shard.time").data
     assert execute("shard", executor_input) == first
     assert store.read("runs/r1/0/shard.time").data == noted
-

@@ -52,9 +52,9 @@ class TestMistakes:
             open_store("s3://tests", endpoint=endpoint)
 
     def test_a_server_that_ignores_conditions_is_refused(self, minio_server: servers.Server) -> None:
-        with _proxy(minio_server, drop=(b"If-None-Match", b"If-Match")) as endpoint:
-            with pytest.raises(StoreError, match="does not honour conditional writes"):
-                open_store(f"s3://tests/ignoring?endpoint={endpoint}").probe()
+        ignoring = _proxy(minio_server, drop=(b"If-None-Match", b"If-Match"))
+        with ignoring as endpoint, pytest.raises(StoreError, match="does not honour conditional writes"):
+            open_store(f"s3://tests/ignoring?endpoint={endpoint}").probe()
         assert list(open_store(minio_server.uri).below("ignoring").keys()) == []
 
     def test_something_else_listens_there(self) -> None:
@@ -72,7 +72,9 @@ def _answer_html(listener: socket.socket) -> None:
             return
         with connection:
             connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/html\r\nETag: \"x\"\r\n\r\nhello")
+            connection.sendall(
+                b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/html\r\nETag: "x"\r\n\r\nhello'
+            )
 
 
 class _proxy:  # noqa: N801  (used like a function)

@@ -15,9 +15,9 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.errors import FedpipeError, InputError, StoreError
-from fedpipe.objects import encode
 from fedpipe.plan import Place
 from fedpipe.steps import STEPS
+from fedpipe.timings import Timing, note
 
 log = logging.getLogger("fedpipe")
 
@@ -54,16 +54,6 @@ class Html(Artifact, frozen=True, kw_only=True):
     """A page."""
 
     schema: ClassVar[str] = "system.HTML"
-
-
-class Timing(Struct, frozen=True, kw_only=True):
-    """How long a step took; kept beside the records, never in them."""
-
-    step: str
-    learner: str = ""
-    round: int = 0
-    started: float
-    seconds: float
 
 
 def body(name: str) -> ModuleType:
@@ -122,11 +112,15 @@ def _note_time(name: str, inputs: Any, outputs: Any, started: float, seconds: fl
     place = getattr(inputs, "place", None) or getattr(outputs, "place", None)
     if not isinstance(place, Place):
         return
-    learner, number = getattr(inputs, "learner", ""), getattr(inputs, "round", 0)
-    timing = Timing(step=name, learner=learner, round=number, started=started, seconds=seconds)
-    owner = f"learners/{learner}/" if learner else ""
-    try:  # the first counts: a repeated step that finds its work done says nothing about the work
-        place.open().create(f"{owner}runs/{place.run}/{number}/{name}.time", encode(timing))
+    timing = Timing(
+        step=name,
+        learner=getattr(inputs, "learner", ""),
+        round=getattr(inputs, "round", 0),
+        started=started,
+        seconds=seconds,
+    )
+    try:
+        note(place.open(), place.run, timing)
     except StoreError as error:
         log.warning("the time of step %s is not kept: %s", name, error)
 

@@ -1,0 +1,122 @@
+"""Writes docs/federation.md from the types of the federation file; `--check` fails when it is out of date."""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Meta, Struct
+
+from fedpipe.federation import Federation
+
+PAGE = Path(__file__).parent / "federation.md"
+HEAD = """# The federation file
+
+`federation.yaml` is the one thing that you write; `fedpipe init DIR` writes a working one. Unknown keys are errors.
+Relative paths are resolved beside the file. This page is generated from the types in `src/fedpipe/federation.py`
+(`make docs`).
+"""
+
+
+def unwrapped(kind: Any) -> tuple[Any, str]:
+    """The type without its annotation, and the description in it."""
+    text = ""
+    while get_origin(kind) is Annotated:
+        kind, *metas = get_args(kind)
+        text = next((m.description for m in metas if isinstance(m, Meta) and m.description), text)
+    return kind, text
+
+
+def shown(kind: Any) -> str:
+    """A type in words."""
+    kind, _ = unwrapped(kind)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(f"`{a}`" if a else "empty" for a in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(shown(a) for a in arguments if a is not type(None)))
+    if origin is tuple:
+        return f"list of {shown(arguments[0])}"
+    if origin is dict:
+        return "table"
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return f"[{kind.__name__}](#{kind.__name__.lower()})"
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(kind, str(kind))
+
+
+def limits(kind: Any) -> str:
+    """What a value must obey."""
+    found = []
+    while get_origin(kind) is Annotated:
+        kind, *metas = get_args(kind)
+        for meta in metas:
+            for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
+                if (value := getattr(meta, name, None)) is not None:
+                    found.append(f"{sign} {value}")
+    return ", ".join(found)
+
+
+def default(field: Any) -> str:
+    """The default as YAML, or `required`."""
+    if field.default is not msgspec.NODEFAULT:
+        return {"": "empty", None: "none", True: "`true`", False: "`false`", (): "none"}.get(
+            field.default, f"`{field.default}`"
+        )
+    if field.default_factory is not msgspec.NODEFAULT:
+        made = field.default_factory()
+        return "empty" if not isinstance(made, Struct) else f"{type(made).__name__}, all defaults"
+    return "**required**"
+
+
+def structs(kind: Any) -> Iterator[Any]:
+    """The structs below a struct, in the order of the file, each once by the caller."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in msgspec.structs.fields(kind):
+        for inner in inner_structs(hints[field.name]):
+            yield inner
+            yield from structs(inner)
+
+
+def inner_structs(kind: Any) -> Iterator[Any]:
+    """The structs that a type mentions."""
+    kind, _ = unwrapped(kind)
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        yield kind
+    for argument in get_args(kind):
+        yield from inner_structs(argument)
+
+
+def section(kind: Any) -> str:
+    """A struct as a heading, its docstring and a table."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    rows = []
+    config = kind.__struct_config__
+    if config.tag_field:
+        rows.append(f"| `{config.tag_field}` | `{config.tag}` | **required** | |")
+    for field in msgspec.structs.fields(kind):
+        hint = hints[field.name]
+        _, description = unwrapped(hint)
+        kinds = shown(hint) + (f" {limits(hint)}" if limits(hint) else "")
+        rows.append(f"| `{field.name}` | {kinds} | {default(field)} | {description} |")
+    title = "federation.yaml" if kind is Federation else kind.__name__
+    table = "\n".join(["| key | value | default | meaning |", "| --- | --- | --- | --- |", *rows])
+    return f"## {title}\n\n{kind.__doc__}\n\n{table}\n"
+
+
+def page() -> str:
+    """The whole page."""
+    kinds = dict.fromkeys([Federation, *structs(Federation)])
+    return "\n".join([HEAD, *(section(kind) for kind in kinds)])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        if not PAGE.exists() or PAGE.read_text() != page():
+            sys.exit("docs/federation.md is out of date: run `make docs`")
+    else:
+        PAGE.write_text(page())

@@ -1,0 +1,105 @@
+"""The directions of imports, and what an import may cost."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedpipe
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"kfp", "kubernetes", "tensorflow", "keras", "onnxruntime", "tf2onnx", "sklearn", "matplotlib", "pyarrow"}
+FACES = {"fedpipe.components", "fedpipe.pipelines", "fedpipe.preload", "fedpipe.templates"}
+
+
+def modules() -> list[str]:
+    paths = (ROOT / "src" / "fedpipe").rglob("*.py")
+    names = {".".join(p.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__") for p in paths}
+    return sorted(n for n in names if not any(n == f or n.startswith(f + ".") for f in FACES))
+
+
+def imported(code: str) -> set[str]:
+    code += "; import sys; print(' '.join(sorted({m.partition('.')[0] for m in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_imports_go_in_the_decided_directions() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_module_of_the_body_imports_a_framework() -> None:
+    code = "; ".join(f"import {name}" for name in modules() if name != "fedpipe.__main__")
+    assert imported(code) & HEAVY == set()
+
+
+def test_a_step_imports_no_command_line() -> None:
+    assert imported("import fedpipe.steps.contract, fedpipe.steps.aggregate") & {"typer", "rich", "jinja2"} == set()
+
+
+def test_the_python_api_is_a_handful_of_names() -> None:
+    assert fedpipe.__all__ == sorted(fedpipe.__all__)
+    assert len(fedpipe.__all__) <= 8
+    for name in fedpipe.__all__:
+        assert getattr(fedpipe, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = fedpipe.nothing
+    assert set(fedpipe.__all__) <= set(dir(fedpipe))
+
+
+def test_every_error_stands_in_the_drawn_tree() -> None:
+    from fedpipe import errors
+
+    names = [n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, Exception)]
+    drawn = dict(re.findall(r"(\w+Error)\s+(\d|exit code)", errors.__doc__ or ""))
+    assert drawn == {n: "exit code" if n == "FedpipeError" else str(getattr(errors, n).exit_code) for n in names}
+
+
+def test_every_public_function_of_the_body_has_a_docstring() -> None:
+    import ast
+
+    missing = []
+    for path in sorted((ROOT / "src" / "fedpipe").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and not ast.get_docstring(node) and not _inherits(path, node):
+                missing.append(f"{path.name}:{node.lineno} {node.name}")
+    assert missing == []
+
+
+def _inherits(path: Path, node: object) -> bool:
+    """Methods of the three stores and their readers are described by the protocol; so are callbacks and inner functions."""
+    inner = {
+        "call",
+        "fetch",
+        "step",
+        "initial",
+        "make_learner",
+        "put_events",
+        "artifact",
+        "fill",
+        "unique",
+        "answer",
+        "place",
+    }
+    inner |= {"pipeline", "Deadline", "on_train_batch_end", "on_epoch_end", "construct_mapping"}
+    return path.parent.name == "store" or getattr(node, "name", "") in inner or path.name == "streaming.py"
+
+
+def test_no_address_of_a_registry_and_no_folder_of_a_machine_is_committed() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    home = str(Path.home())
+    for name in listed:
+        path = ROOT / name
+        if path.is_file() and path.suffix not in (".npz", ".png"):
+            text = path.read_text(errors="replace")
+            assert "pythonhosted" + ".org" not in text, name
+            assert "pypi" + ".org" not in text, name
+            assert home + "/" not in text, name

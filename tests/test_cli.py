@@ -1,0 +1,232 @@
+"""The command as a user types it: mistakes are one message, exit code 2, and nothing is changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedpipe import cli
+from fedpipe.__main__ import main as command
+from tests import servers
+
+pytestmark = pytest.mark.xdist_group("runs")
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, " ".join(err.split())
+
+
+@pytest.fixture
+def fedpipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Result]:
+    """Runs the command in an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(cli, "out", cli.Console(width=200))
+    monkeypatch.setattr(cli, "err", cli.Console(stderr=True, width=200))
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["fedpipe", *map(str, arguments)])
+        capsys.readouterr()
+        code = command()
+        found = capsys.readouterr()
+        return Result(code, found.out, found.err)
+
+    return run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_init_writes_a_working_federation(fedpipe: Callable[..., Result]) -> None:
+    done = fedpipe("init", "demo")
+    assert done.code == 0
+    assert set(files(Path("demo"))) == {"federation.yaml", "model.py", "DATA.md", "digits.npz"}
+    assert fedpipe("check", "demo/federation.yaml").code == 0
+    with np.load("demo/digits.npz") as data:
+        assert data["x"].shape == (1797, 8, 8, 1)
+
+
+def test_init_overwrites_nothing_unless_told(fedpipe: Callable[..., Result]) -> None:
+    fedpipe("init", "demo")
+    Path("demo/model.py").write_text("mine")
+    again = fedpipe("init", "demo")
+    assert again.code == 2
+    assert "federation.yaml is already there" in again.err
+    assert Path("demo/model.py").read_text() == "mine"
+    assert fedpipe("init", "demo", "--force").code == 0
+
+
+def test_check_says_what_is_good_and_changes_nothing(fedpipe: Callable[..., Result], digits: Path) -> None:
+    before = files(digits)
+    done = fedpipe("check", digits / "federation.yaml")
+    assert "14,698 parameters" in done.out
+    assert "hospital-e 378 train, 47 vote, 47 test" in done.out
+    assert files(digits) == before
+
+
+def test_compile(fedpipe: Callable[..., Result], digits: Path) -> None:
+    done = fedpipe("compile", digits / "federation.yaml", "-o", "pipeline.yaml")
+    assert done.code == 0
+    assert "70, in 140 pods" in done.out
+    assert "the store is a folder of this machine" in done.err
+    assert Path("pipeline.yaml").exists()
+    assert "is not a .yaml file" in fedpipe("compile", digits / "federation.yaml", "-o", "pipeline.json").err
+
+
+def change(folder: Path, name: str, old: str, new: str) -> None:
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+
+
+def with_labels(folder: Path, change_labels: Callable[[np.ndarray], np.ndarray]) -> None:
+    with np.load(folder / "digits.npz") as data:
+        x, y = data["x"], data["y"]
+    np.savez(folder / "digits.npz", x=x, y=change_labels(y))
+
+
+def with_features(folder: Path, change_features: Callable[[np.ndarray], np.ndarray]) -> None:
+    with np.load(folder / "digits.npz") as data:
+        x, y = data["x"], data["y"]
+    changed = change_features(x)
+    np.savez(folder / "digits.npz", x=changed, y=y[: len(changed)])
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "unknown key": (lambda d: change(d, "federation.yaml", "rounds:", "round:"), "training: unknown key 'round'. Did you mean 'rounds'?"),
+    "wrong type": (lambda d: change(d, "federation.yaml", "rounds: 10", "rounds: ten"), "training.rounds: Expected `int`, got `str`"),
+    "same name twice": (lambda d: change(d, "federation.yaml", "hospital-b", "hospital-a"), "the learner 'hospital-a' is there twice"),
+    "unsafe name": (lambda d: change(d, "federation.yaml", "hospital-b", "../b"), "learners[1].name: not a safe name"),
+    "no build": (lambda d: change(d, "model.py", "def build", "def make"), "model.py: there is no function 'build'"),
+    "not compiled": (lambda d: change(d, "model.py", "model.compile(", "dict("), "the model is not compiled"),
+    "syntax": (lambda d: change(d, "model.py", "return model", "return model)"), "SyntaxError"),
+    "no model.py": (lambda d: (d / "model.py").unlink(), "model.py: cannot be read"),
+    "too few outputs": (lambda d: change(d, "model.py", "Dense(10", "Dense(9"), "the labels go from 0 to 9, the model has 9 outputs"),
+    "wrong input": (lambda d: change(d, "model.py", "(8, 8, 1)", "(8, 8, 3)"), "the features have shape (8, 8, 1), the model takes (8, 8, 3)"),
+    "negative labels": (lambda d: with_labels(d, lambda y: y - 1), "the labels go from -1 to 8"),
+    "labels of another length": (lambda d: with_labels(d, lambda y: y[:-1]), "1797 features but 1796 labels"),
+    "empty dataset": (lambda d: with_features(d, lambda x: x[:0]), "the dataset is empty"),
+    "nan": (lambda d: with_features(d, lambda x: x * np.nan), "NaN or infinity"),
+    "no dataset": (lambda d: (d / "digits.npz").unlink(), "there is no such dataset"),
+    "shard below a batch": (lambda d: change(d, "federation.yaml", "batch_size: 16", "batch_size: 500"), "the train part of hospital-a has 198 examples, a batch has 500"),
+    "fit argument": (lambda d: change(d, "federation.yaml", "seed: 1", "fit: {shufle: true}"), "unknown argument 'shufle'. Did you mean 'shuffle'?"),
+    "store": (lambda d: change(d, "federation.yaml", "store: store ", "store: s4://x "), "unknown store 's4://x'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+@pytest.mark.parametrize("word", ["check", "run"])
+def test_mistakes_in_files(
+    fedpipe: Callable[..., Result], digits: Path, word: str, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(digits)
+    before = files(digits)
+    done = fedpipe(word, digits / "federation.yaml")
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("fedpipe:") == 1
+    assert "Traceback" not in done.err + done.out
+    assert files(digits) == before
+
+
+@pytest.mark.usefixtures("s3_keys")
+class TestStores:
+    def go(self, fedpipe: Callable[..., Result], digits: Path, uri: str, message: str) -> None:
+        done = fedpipe("run", digits / "federation.yaml", "--store", uri)
+        assert done.code == 2
+        assert message in done.err
+
+    def test_unreachable(self, fedpipe: Callable[..., Result], digits: Path) -> None:
+        uri = f"s3://tests/x?endpoint=http://127.0.0.1:{servers.free_port()}"
+        self.go(fedpipe, digits, uri, "the store cannot be reached")
+
+    def test_no_bucket(self, fedpipe: Callable[..., Result], digits: Path, minio_server: servers.Server) -> None:
+        uri = f"s3://absent/x?endpoint={minio_server.endpoint}"
+        self.go(fedpipe, digits, uri, "the bucket 'absent' does not exist")
+
+    def test_refused(
+        self,
+        fedpipe: Callable[..., Result],
+        digits: Path,
+        minio_server: servers.Server,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        uri = f"s3://tests/x?endpoint={minio_server.endpoint}"
+        self.go(fedpipe, digits, uri, "refuses the credentials")
+
+    def test_an_endpoint_given_by_the_federation_serves_another_prefix(
+        self, fedpipe: Callable[..., Result], digits: Path, minio_server: servers.Server
+    ) -> None:
+        place = f"store: {{uri: s3://tests/one, endpoint: {minio_server.endpoint}}} "
+        change(digits, "federation.yaml", "store: store ", place)
+        self.go(fedpipe, digits, "s3://absent/two", "the bucket 'absent' does not exist")
+        assert "honours conditional writes" in fedpipe("check", digits / "federation.yaml").out
+
+
+TYPOS = {
+    "command": (["rnu", "x"], "No such command 'rnu'. Did you mean 'run'"),
+    "option": (["run", "--outt", "x", "f"], "--out"),
+    "no file": (["run"], "Missing argument"),
+    "absent file": (["run", "absent.yaml"], "absent.yaml: cannot be read"),
+    "folder": (["run", "."], "cannot be read"),
+    "parameter": (["run", "f.yaml", "-p", "rate"], "'rate' is not NAME=VALUE"),
+    "run name": (["run", "f.yaml", "--run", "A B"], "'A B' is not a safe name"),
+    "export": (["export", "absent.yaml"], "absent.yaml: cannot be read"),
+    "predict": (["predict", "absent.onnx", "absent.npz"], "absent.npz: there is no such file"),
+    "step": (["step", "nothing", "{}"], "unknown step 'nothing'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), TYPOS.values(), ids=TYPOS.keys())
+def test_typing_mistakes(fedpipe: Callable[..., Result], arguments: list[str], message: str) -> None:
+    done = fedpipe(*arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+
+
+def test_export_before_anything_was_trained(fedpipe: Callable[..., Result], digits: Path) -> None:
+    done = fedpipe("export", digits / "federation.yaml")
+    assert done.code == 2
+    assert "there is no trained model" in done.err
+    assert not Path("model.onnx").exists()
+
+
+def test_an_unknown_parameter(fedpipe: Callable[..., Result], digits: Path) -> None:
+    done = fedpipe("run", digits / "federation.yaml", "-p", "learning=1")
+    assert "unknown parameter 'learning'. Known: batch_size, data" in done.err
+
+
+@pytest.mark.parametrize("word", ["init", "check", "compile", "run", "export", "predict", "step"])
+def test_every_command_has_help_with_an_example(fedpipe: Callable[..., Result], word: str) -> None:
+    done = fedpipe(word, "--help")
+    assert done.code == 0
+    assert f"fedpipe {word}" in done.out.split("Example", 1)[1]
+
+
+def test_version_and_completion(fedpipe: Callable[..., Result]) -> None:
+    import fedpipe as package
+
+    assert package.__version__ in fedpipe("--version").out
+    path = Path(sys.executable).parent / "fedpipe"
+    environment = {**os.environ, "_FEDPIPE_COMPLETE": "source_bash"}  # what a shell's start-up file does
+    done = subprocess.run([path], env=environment, capture_output=True, text=True, check=False)
+    assert "_fedpipe_completion" in done.stdout
+
+
+def test_the_installed_command() -> None:
+    path = Path(sys.executable).parent / "fedpipe"
+    done = subprocess.run([path, "rnu"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Did you mean" in done.stderr
