@@ -17,9 +17,6 @@ from fedpipe.store import SMALL, Store
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 T = TypeVar("T")
 
-PIECE = 2**20
-"""Bytes per read of a stream: large enough for throughput, small enough for the processor's cache."""
-
 
 def encode(value: Any) -> bytes:
     """Canonical JSON: keys sorted, no spaces. Equal values give equal bytes."""

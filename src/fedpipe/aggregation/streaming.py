@@ -19,14 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.aggregation.rules import Rule, check_weights, largest
+from fedpipe.aggregation.rules import BLOCK, Rule, check_weights, largest
 from fedpipe.aggregation.server import ServerStep
 from fedpipe.errors import FedpipeError, NotFoundError, WeightsError
-from fedpipe.objects import PIECE, fetch_file, key_of
+from fedpipe.objects import fetch_file, key_of
 from fedpipe.store import Reader, Store
 from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of, read_layout
 
-_AHEAD = 16
+_PIECE = 4 * BLOCK
+"""Bytes of an update that are combined at a time."""
+_AHEAD = 32
 """Pieces that are fetched before they are needed."""
 
 Floats = npt.NDArray[np.float64]
@@ -164,7 +166,7 @@ def _find_culprit(store: Store, sources: list[Source], chunk: _Chunk) -> None:
 
 
 def _chunks(layout: Layout) -> Iterator[_Chunk]:
-    """The data of a layout, cut at changes of dtype and at PIECE bytes."""
+    """The data of a layout, cut at changes of dtype and at _PIECE bytes."""
     position = 0
     tensors = layout.tensors
     while position < len(tensors):
@@ -172,8 +174,8 @@ def _chunks(layout: Layout) -> Iterator[_Chunk]:
         while last + 1 < len(tensors) and tensors[last + 1].dtype == tensors[position].dtype:
             last += 1
         first, stop = tensors[position], tensors[last].stop
-        for start in range(first.start, stop, PIECE):
-            yield _Chunk(start, min(start + PIECE, stop), first.numpy_dtype, first.dtype in FLOATS)
+        for start in range(first.start, stop, _PIECE):
+            yield _Chunk(start, min(start + _PIECE, stop), first.numpy_dtype, first.dtype in FLOATS)
         position = last + 1
 
 
