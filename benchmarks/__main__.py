@@ -1,0 +1,47 @@
+"""Runs the benchmarks, prints a table and writes `benchmarks/results.json`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+NAMES = ("mean", "aggregate_step", "memory", "transfer", "start", "local_run")
+RESULTS = Path(__file__).parent / "results.json"
+
+
+def main() -> int:
+    """`python -m benchmarks [NAME ...]`; results of benchmarks that are not run again are kept."""
+    chosen = sys.argv[1:] or NAMES
+    if unknown := set(chosen) - set(NAMES):
+        print(f"unknown benchmark {sorted(unknown)[0]!r}; known: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    console = Console()
+    for name in chosen:
+        with console.status(name):
+            rows = importlib.import_module(f"benchmarks.{name}").run()
+        results[name] = [row._asdict() for row in rows]
+    results["machine"] = {
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+    }
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    table = Table("what", "ours", "beside", "ratio", "goal", "reached")
+    for name in NAMES:
+        for row in results.get(name, []):
+            reached = "[green]yes[/]" if row["reached"] else "[red]no[/]"
+            table.add_row(row["what"], row["ours"], row["other"], f"{row['ratio']:g}", row["goal"], reached)
+    console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

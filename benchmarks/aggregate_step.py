@@ -1,0 +1,100 @@
+"""The aggregate step from store to store, beside merely downloading the same updates."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tests import servers
+from tests.federations import make_federation
+
+from benchmarks.measure import Row, at_most, repeated
+from fedpipe import weights
+from fedpipe.objects import digest_of, encode, fetch_file, key_of, put_file
+from fedpipe.plan import Plan
+from fedpipe.rounds import Head, Update, publish_update, read_record
+from fedpipe.steps.aggregate import close_round
+from fedpipe.steps.initialise import begin
+from fedpipe.store import Store, open_store
+
+LEARNERS = 10
+
+
+def model(seed: int, tensors: int = 10, elements: int = 2_500_000) -> dict[str, np.ndarray]:
+    """A model of 100 MB."""
+    rng = np.random.default_rng(seed)
+    return {f"layer{i}": rng.standard_normal(elements, np.float32) for i in range(tensors)}
+
+
+def prepare(store: Store, folder: Path, learners: int = LEARNERS) -> tuple[Plan, str]:
+    """A run at round 1 with an update of each learner in the store."""
+    names = tuple(f"learner-{k:02}" for k in range(learners))
+    plan = Plan(run="bench", federation=make_federation(names), code=digest_of(b""), function="build", shards={})
+    base = begin(store, plan, lambda: model(0)).weights
+    for number, name in enumerate(names):
+        digest = weights.save(model(1 + number % 4), folder / "update")
+        put_file(store, folder / "update", digest, name)
+        size = (folder / "update").stat().st_size
+        publish_update(
+            store,
+            Update(
+                federation="tiny", run="bench", round=1, learner=name, base=base, weights=digest, size=size,
+                examples=100 + number, metrics={"loss": 1.0},
+            ),
+        )  # fmt: skip
+    return plan, base
+
+
+def measure(store: Store, name: str) -> list[Row]:
+    """Both ways of downloading: as our steps do, verified and to disk; and raw bytes, to nowhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan, base = prepare(store, Path(folder))
+        updates = [(n.name, _update_digest(store, n.name)) for n in plan.federation.learners]
+
+        def aggregate() -> None:
+            forget_round(store)
+            close_round(store, plan, 1, base)
+
+        def verified() -> None:
+            for learner, digest in updates:
+                fetch_file(store, digest, Path(folder) / "copy", learner)
+
+        def raw() -> None:
+            for learner, digest in updates:
+                reader = store.open(key_of(digest, learner))
+                while reader.read(2**20):
+                    pass
+                reader.close()
+
+        ours, checked, bare = repeated(aggregate, verified, raw)
+    return [
+        at_most(f"aggregate step, 10 x 100 MB, {name}", ours, checked, "verified download to disk", 1.15),
+        at_most(f"aggregate step, 10 x 100 MB, {name}", ours, bare, "raw read, unverified", 1.15),
+    ]
+
+
+def _update_digest(store: Store, learner: str) -> str:
+    (key,) = list(store.keys(f"learners/{learner}/objects/"))
+    return f"sha256:{key.rsplit('/', 1)[1]}"
+
+
+def forget_round(store: Store) -> None:
+    """Takes the round back, so that it is aggregated again."""
+    store.delete("runs/bench/1/record")
+    store.delete("HEAD")
+    record = read_record(store, "bench", 0)
+    assert record is not None
+    store.create("HEAD", encode(Head(run="bench", round=0, record=record.ref.record, weights=record.weights)))
+
+
+def run() -> list[Row]:
+    """On a folder and on MinIO."""
+    os.environ.update(AWS_ACCESS_KEY_ID=servers.ACCESS_KEY, AWS_SECRET_ACCESS_KEY=servers.SECRET_KEY)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        rows += measure(open_store(f"{folder}/store"), "folder")
+    with tempfile.TemporaryDirectory() as folder, servers.running("minio", Path(folder) / "minio") as server:
+        rows += measure(open_store(server.uri).below("bench"), "MinIO")
+    return rows

@@ -1,0 +1,116 @@
+"""A local run of softmax regression, from process start to the last round, beside TFF's and Flower's simulation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import PYTHONS, ROOT, Row, at_most, median, quiet
+
+sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
+from softmax import BATCH, EPOCHS, LEARNERS, RATE, ROUNDS, data
+
+MODEL = f"""
+import keras
+
+def build():
+    model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10, activation="softmax")])
+    model.compile(keras.optimizers.SGD({RATE}), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+"""
+REPEATS = 3
+
+
+def write_federation(folder: Path) -> Path:
+    """The same problem as a federation."""
+    x, y = data()
+    np.savez(folder / "data.npz", x=x, y=y)
+    (folder / "model.py").write_text(MODEL)
+    learners = ", ".join(f"{{name: learner-{k}}}" for k in range(LEARNERS))
+    (folder / "federation.yaml").write_text(
+        f"name: softmax\nstore: store\nlearners: [{learners}]\n"
+        f"data: {{uri: data.npz, parts: {{train: 1.0, vote: 0.0, test: 0.0}}}}\n"
+        f"training: {{rounds: {ROUNDS}, batch_size: {BATCH}, local_epochs: {EPOCHS}, tensorboard: false}}\n"
+        "evaluation: {holdout: 0.0, every_round: false}\n"
+    )
+    return folder / "federation.yaml"
+
+
+def ours() -> dict[str, Any]:
+    """Seconds from the start of `fedpipe run` to the end of the last aggregate step, and of each round."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_federation(Path(folder))
+        command = [str(Path(sys.executable).parent / "fedpipe"), "run", str(file), "--out", f"{folder}/out"]
+        started = time.time()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=quiet())
+        assert process.stdout is not None
+        end = 0.0
+        for line in process.stdout:
+            if f"{ROUNDS} aggregate" in line:
+                end = time.time()
+        if process.wait() or not end:
+            raise RuntimeError("the run failed")
+        summary = json.loads((Path(folder) / "out" / "summary.json").read_text())
+    seconds = [r["seconds"] for r in summary["rounds"]]
+    return {
+        "seconds": end - started,
+        "round": median(seconds[1:]),
+        "accuracy": summary["rounds"][-1]["metrics"]["accuracy"],
+    }
+
+
+def peer(environment: str, name: str) -> dict[str, Any]:
+    """Seconds from process start to the end of the last round."""
+    started = time.time()
+    done = subprocess.run(
+        [PYTHONS[environment], str(ROOT / "benchmarks/peers" / name)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL, text=True, check=False, env=quiet(),
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"accuracy"')]
+    if not lines:
+        raise RuntimeError(f"{name} failed with code {done.returncode}: {done.stdout[-2000:]}")
+    found = json.loads(lines[-1])
+    return {"seconds": found["end"] - started, "accuracy": found["accuracy"]}
+
+
+def bare_loop() -> float:
+    """Seconds of the same training in a bare Keras loop, one learner after another, after TensorFlow's import."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks/peers')!r})\n{MODEL}\n"
+        "from softmax import *\nimport time, numpy as np\nx, y = data(); model = build(); shared = model.get_weights()\n"
+        "def play():\n    global shared\n    new = []\n    for k in range(LEARNERS):\n"
+        "        part = slice(k * EXAMPLES, (k + 1) * EXAMPLES); model.set_weights(shared)\n"
+        "        model.fit(x[part], y[part], epochs=EPOCHS, batch_size=BATCH, verbose=0); new.append(model.get_weights())\n"
+        "    shared = [np.mean(w, axis=0) for w in zip(*new)]\n"
+        "play(); started = time.time()\nfor _ in range(3): play()\nprint((time.time() - started) / 3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=quiet())
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def run() -> list[Row]:
+    """The whole, and what a round costs beyond training."""
+    mine, tff, flower = [], [], []
+    for _ in range(REPEATS):
+        mine.append(ours())
+        tff.append(peer("tff", "run_tff.py"))
+        flower.append(peer("bench", "run_flower.py"))
+    accuracies = [m[-1]["accuracy"] for m in (mine, tff, flower)]
+    if max(accuracies) - min(accuracies) > 0.1:
+        raise RuntimeError(f"the three did not learn the same: {accuracies}")
+    seconds = [median([m["seconds"] for m in runs]) for runs in (mine, tff, flower)]
+    round_seconds, bare = median([m["round"] for m in mine]), bare_loop()
+    what = "softmax, 10 learners, 11 rounds"
+    loop, ratio = f"bare Keras loop, one process {bare:.3f} s", round(round_seconds / bare, 3)
+    return [
+        at_most(what, seconds[0], seconds[1], "TFF simulation", 0.5),
+        at_most(what, seconds[0], seconds[2], "Flower simulation", 0.5),
+        Row("a round of it, all in", f"{round_seconds:.3f} s", loop, ratio, "stated", True),
+    ]

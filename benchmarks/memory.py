@@ -1,0 +1,40 @@
+"""Extra peak memory of the aggregate step for 2 to 64 learners with a model of 100 MB."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from benchmarks.aggregate_step import forget_round, prepare
+from benchmarks.measure import MIB, Row, median, script
+from fedpipe.store import open_store
+
+MODEL = 100e6
+COUNTS = (2, 8, 32, 64)
+
+
+def extra_bytes(learners: int) -> float:
+    """Median peak of the step's process above what it was before, over three processes."""
+    peaks = []
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(f"{folder}/store")
+        plan, base = prepare(store, Path(folder), learners)
+        for _ in range(3):
+            peaks.append(script("ours", "step_memory.py", f"{folder}/store", base, plan.digest)["extra"])
+            forget_round(store)
+    return median(peaks)
+
+
+def run() -> list[Row]:
+    """At most 2.5 models + 64 MiB, and a slope below 1 % of a model per learner."""
+    bound = 2.5 * MODEL + 64 * MIB
+    found = {n: extra_bytes(n) for n in COUNTS}
+    rows = []
+    for count, extra in found.items():
+        what, ratio = f"extra memory of the aggregate step, {count} learners", round(extra / bound, 3)
+        rows.append(Row(what, f"{extra / 1e6:.1f} MB", f"bound {bound / 1e6:.0f} MB", ratio, "<= 1", extra <= bound))
+    slope = 100 * (found[64] - found[2]) / 62 / MODEL
+    rows.append(
+        Row("growth per learner", f"{slope:.3f} % of a model", "bound 1 %", round(slope, 4), "<= 1", slope <= 1)
+    )
+    return rows
