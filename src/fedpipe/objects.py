@@ -6,23 +6,20 @@ import contextlib
 import hashlib
 import re
 import uuid
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from fedpipe.errors import CorruptError
-from fedpipe.store import SMALL, Reader, Store
+from fedpipe.store import SMALL, Store
 
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 T = TypeVar("T")
 
-_PIECE = 2**20
-_AHEAD = 8
-"""Pieces of a copy that may wait to be hashed."""
+_PIECE = 2**18
+"""Bytes of a download that are hashed and written at a time, while they are in the processor's cache."""
 
 
 def encode(value: Any) -> bytes:
@@ -79,26 +76,16 @@ def fetch_file(store: Store, digest: str, path: Path, owner: str | None = None) 
     """Writes the object to a file that appears only when it is whole and matches the digest."""
     key = key_of(digest, owner)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    found = hashlib.sha256()
     try:
-        with contextlib.closing(store.open(key)) as reader, temporary.open("wb") as file:
-            found = _copied(reader, file)
-        _check(f"sha256:{found}", digest, f"{store.uri}/{key}")
+        with contextlib.closing(store.open(key)) as reader, temporary.open("wb", buffering=0) as file:
+            while piece := reader.read(_PIECE):
+                found.update(piece)
+                file.write(piece)
+        _check(f"sha256:{found.hexdigest()}", digest, f"{store.uri}/{key}")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _copied(reader: Reader, file: BinaryIO) -> str:
-    """Copies a stream and returns its SHA-256, which another thread computes meanwhile."""
-    digest = hashlib.sha256()
-    pending: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1) as hasher:
-        while piece := reader.read(_PIECE):
-            pending.append(hasher.submit(digest.update, piece))
-            file.write(piece)
-            if len(pending) > _AHEAD:
-                pending.popleft().result()
-    return digest.hexdigest()
 
 
 def _check(found: str, expected: str, where: str) -> None:
