@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 
 import msgspec
@@ -8,10 +9,11 @@ import pytest
 
 from fedpipe import weights
 from fedpipe.errors import ConflictError, CorruptError, InputError, ModelError, QuorumError, RoundError
-from fedpipe.objects import digest_of, encode, get_bytes
+from fedpipe.objects import digest_of, encode, get_bytes, key_of
 from fedpipe.plan import differences, read_plan
 from fedpipe.rounds import (
     commit,
+    find_update,
     history,
     learner_key,
     mean_metrics,
@@ -222,3 +224,82 @@ def test_plans_say_what_changed(store: MemoryStore) -> None:
     assert "learners[2].name: c -> absent" in differences(plan, other)
     assert plan.digest != other.digest
     assert digest_of(encode(plan)) == plan.digest
+
+
+HOSTILE_MANIFESTS = {
+    "another base": ({"base": digest_of(b"other")}, "the update's base is"),
+    "another round": ({"round": 2}, "the update's round is 2"),
+    "another run": ({"run": "r0"}, "the update's run is r0"),
+    "another federation": ({"federation": "other"}, "the update's federation is other"),
+    "in the name of another": ({"learner": "b"}, "the update's learner is b"),
+    "negative examples": ({"examples": -5}, "examples"),
+    "no examples": ({"examples": 0}, "examples"),
+    "more examples than there are": ({"examples": 10**30}, "examples"),
+    "fractional examples": ({"examples": 1.5}, "examples"),
+    "a metric that is text": ({"metrics": {"loss": "low"}}, "metrics"),
+    "an infinite metric": ({"metrics": {"loss": 1e999}}, "metric"),
+    "thousands of metrics": ({"metrics": {f"m{k}": 0.0 for k in range(2000)}}, "metrics"),
+    "a path for a name": ({"learner": "../../HEAD"}, "learner"),
+    "a path for a digest": ({"weights": "sha256:../../HEAD"}, "weights"),
+    "a negative size": ({"size": -1}, "size"),
+    "a key more": ({"more": 1}, "more"),
+}
+
+
+@pytest.mark.parametrize(("change", "why"), HOSTILE_MANIFESTS.values(), ids=HOSTILE_MANIFESTS.keys())
+def test_a_hostile_manifest_drops_its_learner(store: MemoryStore, change: dict[str, object], why: str) -> None:
+    plan = make_plan()
+    base = begin(store, plan, fresh).weights
+    play_round(store, plan, 1, base, {name: PlusOneLearner(1) for name in "abc"})
+    key = learner_key("a", "r1", 1, "update")
+    manifest = {**msgspec.json.decode(store.read(key).data), **change}
+    store.replace(key, json.dumps(manifest).replace("Infinity", "1e999").encode())
+    record = close_round(store, plan, 1, base)
+    assert [d.learner for d in record.dropped] == ["a"]
+    assert why in record.dropped[0].why
+    assert [u.learner for u in record.updates] == ["b", "c"]
+    assert history(store, "r1")[-1] == record
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff", b"[" * 60_000, b" " * 70_000], ids=["empty", "half", "binary", "deep", "large"]
+)
+def test_bytes_that_are_no_manifest_drop_their_learner(store: MemoryStore, data: bytes) -> None:
+    plan = make_plan()
+    base = begin(store, plan, fresh).weights
+    play_round(store, plan, 1, base, {"b": PlusOneLearner(1), "c": PlusOneLearner(1)})
+    store.replace(learner_key("a", "r1", 1, "update"), data)
+    assert [d.learner for d in close_round(store, plan, 1, base).dropped] == ["a"]
+
+
+def test_a_hostile_reason_is_cut_and_cleaned(store: MemoryStore) -> None:
+    plan = make_plan()
+    base = begin(store, plan, fresh).weights
+    play_round(store, plan, 1, base, {"b": PlusOneLearner(1), "c": PlusOneLearner(1)})
+    store.replace(
+        learner_key("a", "r1", 1, "dropped"), encode({"learner": "a", "why": "\x1b[31m<script>" + "x" * 5000})
+    )
+    (dropped,) = close_round(store, plan, 1, base).dropped
+    assert len(dropped.why) == 500
+    assert "\x1b" not in dropped.why
+
+
+def test_hostile_weights_below_the_quorum_stop_the_round(store: MemoryStore) -> None:
+    plan = make_plan(make_federation(quorum={"min_learners": 3}))
+    base = begin(store, plan, fresh).weights
+    play_round(store, plan, 1, base, {name: PlusOneLearner(k + 1) for k, name in enumerate("abc")})
+    update = find_update(store, "a", "r1", 1)
+    assert update is not None
+    store.replace(key_of(update.weights, "a"), b"nonsense")
+    with pytest.raises(QuorumError, match=r"2 of 3 learners took part, the quorum is 3 \(a: the weights have 8 bytes"):
+        close_round(store, plan, 1, base)
+    assert read_record(store, "r1", 1) is None
+
+
+def test_altered_global_weights_stop_the_round(store: MemoryStore) -> None:
+    plan = make_plan()
+    base = begin(store, plan, fresh).weights
+    play_round(store, plan, 1, base, {name: PlusOneLearner(1) for name in "abc"})
+    store.replace(key_of(base), weights.dumps({"w": np.zeros(9, np.float32)}))
+    with pytest.raises(CorruptError, match="another layout than the run"):
+        close_round(store, plan, 1, base)

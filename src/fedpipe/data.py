@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
@@ -186,8 +185,3 @@ def put_shard(store: Store, learner: str, parts: Mapping[str, Examples]) -> tupl
 def get_shard(store: Store, learner: str, digest: str) -> Shard:
     """A shard's manifest. Raises CorruptError and StoreError."""
     return decode(get_bytes(store, digest, learner), Shard, where=f"shard of {learner}")
-
-
-def as_table(shard: Shard) -> dict[str, Any]:
-    """A shard as builtin values, for reports."""
-    return dict(msgspec.to_builtins(shard))

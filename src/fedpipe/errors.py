@@ -86,6 +86,10 @@ class NotFoundError(StoreError):
     """The store holds no object of that key."""
 
 
+class TooLargeError(StoreError):
+    """An object is larger than what reads it allows."""
+
+
 class CorruptError(FedpipeError):
     """Bytes that are not what they claim to be."""
 

@@ -14,19 +14,21 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta, Struct
 
-from fedpipe.errors import ConflictError, CorruptError, DroppedError, NotFoundError, QuorumError
+from fedpipe.errors import ConflictError, CorruptError, DroppedError, NotFoundError, QuorumError, TooLargeError
 from fedpipe.federation import Name
 from fedpipe.objects import Digest, decode, digest_of, encode
 from fedpipe.store import Store
 
-MANIFEST = 2**20
-"""Largest manifest or record, in bytes, that is read."""
+MANIFEST = 2**16
+"""Largest manifest of a learner, in bytes, that is read."""
+MOST_METRICS = 100
 _HEAD_TRIES = 50
 
 Count = Annotated[int, Meta(ge=0)]
+Examples = Annotated[int, Meta(ge=1, le=2**53)]
+Metrics = Annotated[dict[Annotated[str, Meta(max_length=100)], float], Meta(max_length=MOST_METRICS)]
 
 
 class _Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -36,8 +38,8 @@ class _Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
 class Tested(_Manifest, frozen=True, kw_only=True):
     """Means over `examples` of a learner's test part, of the model that the round began with."""
 
-    examples: Annotated[int, Meta(ge=1)]
-    metrics: dict[str, float]
+    examples: Examples
+    metrics: Metrics
 
 
 class Update(_Manifest, frozen=True, kw_only=True):
@@ -51,8 +53,8 @@ class Update(_Manifest, frozen=True, kw_only=True):
     base: Digest
     weights: Digest
     size: Count
-    examples: Annotated[int, Meta(ge=1)]
-    metrics: dict[str, float]
+    examples: Examples
+    metrics: Metrics
     tested: Tested | None = None
     optimizer: Digest | None = None
 
@@ -127,7 +129,7 @@ def learner_key(learner: str, run: str, number: int, name: str) -> str:
 def read_head(store: Store) -> tuple[Head, str] | None:
     """HEAD and its version token; None before the first commit. Raises CorruptError."""
     try:
-        blob = store.read("HEAD", limit=MANIFEST)
+        blob = store.read("HEAD")
     except NotFoundError:
         return None
     return decode(blob.data, Head, where=f"{store.uri}/HEAD"), blob.version
@@ -137,7 +139,7 @@ def read_record(store: Store, run: str, number: int) -> Record | None:
     """The record of a round; None when the round is not committed. Raises CorruptError."""
     key = record_key(run, number)
     try:
-        data = store.read(key, limit=MANIFEST).data
+        data = store.read(key).data
     except NotFoundError:
         return None
     record = decode(data, Record, where=f"{store.uri}/{key}")
@@ -241,7 +243,7 @@ def why_dropped(store: Store, learner: str, run: str, number: int) -> str:
     key = learner_key(learner, run, number, "dropped")
     try:
         manifest = decode(store.read(key, limit=MANIFEST).data, Dropped, where=key)
-    except (NotFoundError, CorruptError):
+    except (NotFoundError, CorruptError, TooLargeError):
         return "no update"
     return "".join(c if c.isprintable() else " " for c in manifest.why[:500]) or "no reason given"
 
@@ -273,7 +275,7 @@ def collect(
                 raise DroppedError(why_dropped(store, learner, run, number))
             check_update(update, federation=federation, run=run, number=number, learner=learner, base=base)
             updates.append(update)
-        except (DroppedError, CorruptError) as error:
+        except (DroppedError, CorruptError, TooLargeError) as error:
             dropped.append(Dropped(learner=learner, why=error.what))
     return updates, dropped
 
@@ -295,8 +297,3 @@ def mean_metrics(updates: list[Update]) -> dict[str, float]:
     names = set.intersection(*(set(u.metrics) for u in updates)) if updates else set()
     total = sum(u.examples for u in updates)
     return {n: math.fsum(u.metrics[n] * u.examples for u in updates) / total for n in sorted(names)}
-
-
-def as_json(value: Struct) -> object:
-    """A struct as builtin values."""
-    return msgspec.to_builtins(value)

@@ -47,7 +47,7 @@ class Store(Protocol):
         """The same store seen from `prefix`."""
 
     def read(self, key: str, *, limit: int = SMALL) -> Blob:
-        """The whole object. Raises NotFoundError, or StoreError when it is larger than `limit` bytes."""
+        """The whole object. Raises NotFoundError, or TooLargeError when it is larger than `limit` bytes."""
 
     def open(self, key: str) -> Reader:
         """The object as a stream. Raises NotFoundError."""

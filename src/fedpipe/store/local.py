@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from fedpipe.errors import NotFoundError, StoreError
+from fedpipe.errors import NotFoundError, StoreError, TooLargeError
 from fedpipe.store.base import SMALL, Blob, Reader, check_key
 
 _SCRATCH = ".fedpipe-tmp"
@@ -53,7 +53,9 @@ class LocalStore:
     def read(self, key: str, *, limit: int = SMALL) -> Blob:
         with self._opened(key) as reader:
             if reader.size > limit:
-                raise StoreError(f"{reader.size} bytes where at most {limit} are allowed", where=str(self._path(key)))
+                raise TooLargeError(
+                    f"{reader.size} bytes where at most {limit} are allowed", where=str(self._path(key))
+                )
             data = reader.read(reader.size)
         return Blob(data, hashlib.sha256(data).hexdigest())
 

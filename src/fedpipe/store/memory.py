@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from fedpipe.errors import NotFoundError, StoreError
+from fedpipe.errors import NotFoundError, TooLargeError
 from fedpipe.store.base import SMALL, Blob, Reader, check_key
 
 
@@ -56,7 +56,7 @@ class MemoryStore:
         if blob is None:
             raise NotFoundError("no such object", where=f"{self.uri}/{key}")
         if len(blob.data) > limit:
-            raise StoreError(f"{len(blob.data)} bytes where at most {limit} are allowed", where=f"{self.uri}/{key}")
+            raise TooLargeError(f"{len(blob.data)} bytes where at most {limit} are allowed", where=f"{self.uri}/{key}")
         return blob
 
     def open(self, key: str) -> Reader:

@@ -18,7 +18,7 @@ import minio
 import urllib3
 from minio.error import InvalidResponseError, S3Error, ServerError
 
-from fedpipe.errors import NotFoundError, StoreError, StoreUnavailableError
+from fedpipe.errors import NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.store.base import SMALL, Blob, Reader, check_key, probe_conditional_writes
 
 T = TypeVar("T")
@@ -160,7 +160,7 @@ class MinioStore:
             with self._opened(key) as response:
                 size = int(response.headers["Content-Length"])
                 if size > limit:
-                    raise StoreError(f"{size} bytes where at most {limit} are allowed", where=self._where(key))
+                    raise TooLargeError(f"{size} bytes where at most {limit} are allowed", where=self._where(key))
                 return Blob(response.read(), response.headers["ETag"])
 
         return self._retried(call, key)
