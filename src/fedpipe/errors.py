@@ -9,7 +9,8 @@ FedpipeError                    exit code
 │   └── MissingExtraError       2   a package that this command needs is not installed
 ├── StoreError                  2   the store refuses or cannot be reached
 │   ├── StoreUnavailableError   2   no answer before the deadline
-│   └── NotFoundError           2   no such object
+│   ├── NotFoundError           2   no such object
+│   └── TooLargeError           2   an object above the limit of what reads it
 ├── CorruptError                3   bytes that are not what they claim to be
 │   └── WeightsError            3   weights that are malformed or do not fit
 ├── RoundError                  3   a round cannot be committed
