@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,15 +71,25 @@ def ours() -> dict[str, Any]:
 
 def peer(environment: str, name: str) -> dict[str, Any]:
     """Seconds from process start to the end of the last round."""
+    command = [PYTHONS[environment], str(ROOT / "benchmarks/peers" / name)]
     started = time.time()
-    done = subprocess.run(
-        [PYTHONS[environment], str(ROOT / "benchmarks/peers" / name)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL, text=True, check=False, env=quiet(),
-    )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"accuracy"')]
-    if not lines:
-        raise RuntimeError(f"{name} failed with code {done.returncode}: {done.stdout[-2000:]}")
-    found = json.loads(lines[-1])
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=quiet(),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    found = next((json.loads(line) for line in process.stdout if line.startswith('{"accuracy"')), None)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # TFF leaves a worker behind that keeps standard output open
+    process.stdout.close()
+    process.wait()
+    if found is None:
+        raise RuntimeError(f"{name} failed")
     return {"seconds": found["end"] - started, "accuracy": found["accuracy"]}
 
 

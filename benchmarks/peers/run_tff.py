@@ -44,4 +44,4 @@ print(
     json.dumps({"accuracy": float(metrics["sparse_categorical_accuracy"]), "rounds": rounds, "end": time.time()}),
     flush=True,
 )
-os._exit(0)  # TFF leaves a worker process behind that keeps standard output open
+os._exit(0)
