@@ -105,7 +105,7 @@ def test_a_command_that_is_not_here(tmp_path: Path) -> None:
 class TestWorkers:
     @pytest.fixture(autouse=True)
     def _server(self) -> None:
-        start_server(Path(os.devnull))
+        start_server()
 
     def test_a_result_comes_back(self) -> None:
         worker = Worker()

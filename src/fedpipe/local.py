@@ -69,10 +69,6 @@ class Engine:
         self._workers: list[Worker] = []
         self._stopped = threading.Event()
 
-    def preload(self) -> None:
-        """Starts importing TensorFlow now, so that it is there when the first Keras step needs it."""
-        start_server(self._logs / "workers.log")
-
     def run(self) -> dict[str, Result]:
         """Runs all tasks and returns their results by key.
 
@@ -170,7 +166,7 @@ class Engine:
     def _worker(self) -> Worker:
         """This thread's worker."""
         if not hasattr(self._here, "worker"):
-            self.preload()
+            start_server()
             self._here.worker = Worker()
             self._workers.append(self._here.worker)
         worker: Worker = self._here.worker

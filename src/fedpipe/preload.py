@@ -3,9 +3,7 @@
 import contextlib
 
 with contextlib.suppress(Exception):  # a worker that needs TensorFlow says what is missing
-    import onnxruntime  # noqa: F401
-    import tf2onnx  # noqa: F401
-
+    import fedpipe.keras_evaluation
     from fedpipe.keras_model import frameworks
 
     frameworks()

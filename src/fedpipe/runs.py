@@ -23,7 +23,7 @@ from fedpipe.rounds import history, read_head, read_record
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
 from fedpipe.store import Store, check_uri, open_store
-from fedpipe.workers import call_in_worker
+from fedpipe.workers import call_in_worker, start_server
 
 DEFAULT_RUN = "run-1"
 
@@ -68,6 +68,7 @@ def run(
         StoreError: the store cannot be used; nothing was changed.
         FedpipeError: the run failed; what was done stays done.
     """
+    start_server()  # TensorFlow's import takes longer than all that comes before the first Keras step
     job = _prepared(Path(source), store, run_name(name, ""), parameters or {})
     folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
     opened = open_store(job.arguments["store"]) if "store" in job.arguments else None
@@ -76,7 +77,6 @@ def run(
     _make(folder)
     engine = Engine(job.graph, job.arguments, folder=folder, listener=listener, workers=workers)
     if job.federation is not None and opened and not _has_begun(opened.below(job.federation.name), name):
-        engine.preload()
         _preflight(job.federation, job.code, job.arguments)
     results = engine.run()
     reported = next((task for task in job.graph.tasks if task.step == "report"), None)

@@ -45,29 +45,26 @@ class WorkerDiedError(Exception):
     """The process ended while it ran a call: killed, or out of memory."""
 
 
-def start_server(log: Path) -> None:
+def start_server() -> None:
     """Starts importing TensorFlow in the background; workers are forked from there.
 
     TensorFlow's threads stay as they are in a step's own container: their number changes the last bits of a sum, and
     a run must not depend on how many workers share it.
-
-    Args:
-        log: a file that takes what TensorFlow's native code prints.
     """
     with _START:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         multiprocessing.set_forkserver_preload(["fedpipe.preload"])
-        with _native_stderr_to(log):
+        with _native_output_dropped():
             forkserver.ensure_running()
 
 
 @contextlib.contextmanager
-def _native_stderr_to(path: Path) -> Iterator[None]:
-    """The server inherits file descriptors 1 and 2: its native messages belong in a file, not on the terminal."""
+def _native_output_dropped() -> Iterator[None]:
+    """The server inherits file descriptors 1 and 2: what TensorFlow's native code prints is not for the terminal."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
-    with path.open("ab") as file:
+    with Path(os.devnull).open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
@@ -140,7 +137,7 @@ class Worker:
 
 def call_in_worker(function: Callable[..., Any], *arguments: Any) -> Any:
     """Runs a function that needs TensorFlow in a process of its own, so that nothing native reaches the terminal."""
-    start_server(Path(os.devnull))
+    start_server()
     worker = Worker()
     try:
         return worker.call(function, *arguments)
