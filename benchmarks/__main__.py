@@ -8,12 +8,15 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 NAMES = ("mean", "aggregate_step", "memory", "transfer", "start", "local_run")
 RESULTS = Path(__file__).parent / "results.json"
+PAGE = Path(__file__).parent / "README.md"
+MARKS = ("<!-- figures -->", "<!-- end of figures -->")
 
 
 def main() -> int:
@@ -34,6 +37,7 @@ def main() -> int:
         "python": platform.python_version(),
     }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    _write_page(results)
     table = Table("what", "ours", "beside", "ratio", "goal", "reached")
     for name in NAMES:
         for row in results.get(name, []):
@@ -41,6 +45,20 @@ def main() -> int:
             table.add_row(row["what"], row["ours"], row["other"], f"{row['ratio']:g}", row["goal"], reached)
     console.print(table)
     return 0
+
+
+def _write_page(results: dict[str, Any]) -> None:
+    """Puts the figures into the README, between its markers."""
+    lines = ["| what | ours | beside | ratio | goal | reached |", "| --- | --- | --- | --- | --- | --- |"]
+    for name in NAMES:
+        for row in results.get(name, []):
+            reached = "yes" if row["reached"] else "**no**"
+            lines.append(
+                f"| {row['what']} | {row['ours']} | {row['other']} | {row['ratio']:g} | {row['goal']} | {reached} |"
+            )
+    before, _, rest = PAGE.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    PAGE.write_text("\n".join([before + MARKS[0], *lines, MARKS[1] + after]))
 
 
 if __name__ == "__main__":

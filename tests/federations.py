@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from fedpipe.errors import DroppedError
-from fedpipe.federation import Federation, parse_federation
+from fedpipe.federation import Federation
+from fedpipe.federation_file import parse_federation
 from fedpipe.learner import Arrays, Trained, contribute
 from fedpipe.objects import digest_of
 from fedpipe.plan import Plan

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpipe.errors import FederationError, InputError
-from fedpipe.federation import Dirichlet, Federation, parse_federation, read_federation
+from fedpipe.federation import Dirichlet, Federation
+from fedpipe.federation_file import parse_federation, read_federation
 from fedpipe.objects import encode
 from fedpipe.plan import Settings
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fedpipe.errors import PipelineError
-from fedpipe.federation import read_federation
+from fedpipe.federation_file import read_federation
 from fedpipe.graph import check_arguments, fill_command, parse_graph, read_graph, resolve
 from fedpipe.kubeflow import compile_pipeline, estimate
 

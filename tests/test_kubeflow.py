@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fedpipe.errors import InputError, ModelError
-from fedpipe.federation import parse_federation, read_federation
+from fedpipe.federation_file import parse_federation, read_federation
 from fedpipe.kubeflow import compile_pipeline, estimate, read_code
 from tests.federations import make_federation
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedpipe.errors import FedpipeError
-    from fedpipe.federation import read_federation
+    from fedpipe.federation_file import read_federation
     from fedpipe.kubeflow import compile_pipeline
     from fedpipe.prediction import predict
     from fedpipe.runs import check, export, run
@@ -41,7 +41,7 @@ _HOMES = {
     "export": "runs",
     "open_store": "store",
     "predict": "prediction",
-    "read_federation": "federation",
+    "read_federation": "federation_file",
     "run": "runs",
 }
 

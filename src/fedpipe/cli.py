@@ -120,7 +120,7 @@ def compile_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The pipeline file.")] = Path("pipeline.yaml"),
 ) -> None:
     """Compile a federation to one Kubeflow pipeline file."""
-    from fedpipe.federation import read_federation
+    from fedpipe.federation_file import read_federation
     from fedpipe.kubeflow import compile_pipeline
 
     if output.suffix not in (".yaml", ".yml"):

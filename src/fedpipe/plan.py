@@ -8,11 +8,9 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.errors import InputError
-from fedpipe.federation import SAFE_NAME, Federation, Name
+from fedpipe.federation import Federation, Name
 from fedpipe.objects import Digest, decode, digest_of, encode, get_bytes, put_bytes
 from fedpipe.store import Store, open_store
-
-__all__ = ["SAFE_NAME", "Place", "Plan", "Settings", "differences", "read_plan"]
 
 
 class Place(Struct, frozen=True, kw_only=True):

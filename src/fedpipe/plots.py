@@ -27,7 +27,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     import matplotlib as mpl
     from matplotlib.figure import Figure  # no pyplot: it has global state, and steps run in threads
 
-    mpl.rcParams.update({"svg.hashsalt": "fedpipe", "svg.fonttype": "none", "font.size": 9})
+    mpl.rcParams.update({"svg.hashsalt": "fedpipe", "svg.fonttype": "none", "font.size": 9, "text.parse_math": False})
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
@@ -73,7 +73,7 @@ def learner_curves(story: Story) -> list[str]:
     """One picture per metric: every learner's training."""
     updates = [u for r in story.records for u in r.updates]
     pictures = []
-    for name in dict.fromkeys(n for u in updates for n in u.metrics):
+    for name in dict.fromkeys(n for r in story.records for n in r.metrics):
         curves: dict[str, list[tuple[float, float]]] = {}
         for update in updates:
             if name in update.metrics:

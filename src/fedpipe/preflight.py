@@ -27,18 +27,16 @@ class Finding(NamedTuple):
 
 
 def check_data(federation: Federation, uri: str) -> tuple[list[Finding], Examples | None]:
-    """Deals the dataset on paper, when it is on this machine.
+    """Deals the dataset on paper.
 
     Returns:
-        What was found, and a few examples with the smallest and the largest label; none when there is nothing here.
+        What was found, and a few examples with the smallest and the largest label; none without a common dataset.
 
     Raises:
         DataError: the data cannot be dealt out as the federation says.
     """
     if not federation.sharded:
         return [Finding("data", "every learner brings its own")], None
-    if urlsplit(uri).scheme not in ("", "file"):
-        return [Finding("data", f"{uri} is read by the shard step")], None
     parts, test = dealt(federation, uri)
     findings = [Finding("data", f"{len(test.y) if test else 0} examples for the central test")]
     for name, part in parts.items():

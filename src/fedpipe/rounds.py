@@ -245,7 +245,12 @@ def why_dropped(store: Store, learner: str, run: str, number: int) -> str:
         manifest = decode(store.read(key, limit=MANIFEST).data, Dropped, where=key)
     except (NotFoundError, CorruptError, TooLargeError):
         return "no update"
-    return "".join(c if c.isprintable() else " " for c in manifest.why[:500]) or "no reason given"
+    return _cleaned(manifest.why) or "no reason given"
+
+
+def _cleaned(text: str) -> str:
+    """Text that a learner had a hand in, short and without control characters."""
+    return "".join(c if c.isprintable() else " " for c in text[:500])
 
 
 def check_update(update: Update, *, federation: str, run: str, number: int, learner: str, base: str) -> None:
@@ -276,7 +281,7 @@ def collect(
             check_update(update, federation=federation, run=run, number=number, learner=learner, base=base)
             updates.append(update)
         except (DroppedError, CorruptError, TooLargeError) as error:
-            dropped.append(Dropped(learner=learner, why=error.what))
+            dropped.append(Dropped(learner=learner, why=_cleaned(error.what)))
     return updates, dropped
 
 

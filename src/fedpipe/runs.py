@@ -14,7 +14,8 @@ import yaml
 
 from fedpipe import preflight
 from fedpipe.errors import InputError, NotFoundError, PipelineError
-from fedpipe.federation import Federation, read_federation
+from fedpipe.federation import Federation
+from fedpipe.federation_file import read_federation
 from fedpipe.graph import Graph, check_arguments, parse_graph, read_graph, resolve
 from fedpipe.kubeflow import compile_pipeline
 from fedpipe.local import Engine, Listener

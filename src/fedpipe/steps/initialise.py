@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe import weights
+from fedpipe.data import get_parts
 from fedpipe.errors import InputError, ModelError
 from fedpipe.federation import Federation
 from fedpipe.objects import digest_of, fetch_file, put_bytes, put_file
@@ -70,9 +71,13 @@ def run(inputs: Inputs) -> Outputs:
 
     def initial() -> dict[str, Array]:
         from fedpipe.keras_learner import plan_model
+        from fedpipe.keras_model import check_arguments
 
+        check_arguments(plan.federation.training)
         put_bytes(store, inputs.code.encode())
         model = plan_model(store, plan)
+        if plan.test is not None:
+            model.check_examples(*get_parts(store, plan.test)["test"])
         model.reset(plan.federation.training.seed)
         return model.weights()
 

@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from fedpipe.data import Examples, Shard, put_parts, put_shard, read_examples
 from fedpipe.errors import DataError, InputError, NotFoundError
-from fedpipe.federation import SAFE_NAME, ByKey, Federation, parse_federation
+from fedpipe.federation import SAFE_NAME, ByKey, Federation
+from fedpipe.federation_file import parse_federation
 from fedpipe.objects import decode, encode
 from fedpipe.plan import Place
 from fedpipe.shards import deal, holdout, split
