@@ -3,7 +3,6 @@
 import contextlib
 
 with contextlib.suppress(Exception):  # a worker that needs TensorFlow says what is missing
-    import fedpipe.keras_evaluation
     from fedpipe.keras_model import frameworks
 
     frameworks()

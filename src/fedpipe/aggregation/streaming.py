@@ -11,8 +11,9 @@ import contextlib
 import hashlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ def _one_pass(
     with contextlib.ExitStack() as stack, path.open("wb") as file:
         feeds = [stack.enter_context(contextlib.closing(_Feed(store, s, layout))) for s in sources]
         pieces = stack.enter_context(contextlib.closing(_Ahead(feeds, _chunks(layout))))
-        hasher = stack.enter_context(ThreadPoolExecutor(1))
+        hasher = stack.enter_context(contextlib.closing(_Hasher()))
         _emit(head_bytes(layout), file, out)
         for chunk in _chunks(layout):
             values = (_taken(pieces, feed, chunk, hasher) for feed in feeds)
@@ -129,7 +130,7 @@ def _one_pass(
                 continue
             _find_culprit(store, sources, chunk)
             raise WeightsError("the aggregate is not finite although every update is: lower the learning rates")
-        hasher.shutdown()
+        hasher.close()
         for feed in feeds:
             feed.verify()
     return path, f"sha256:{out.hexdigest()}"
@@ -140,11 +141,11 @@ def _emit(data: bytes, file: Any, digest: Any) -> None:
     file.write(data)
 
 
-def _taken(pieces: _Ahead, feed: _Feed, chunk: _Chunk, hasher: ThreadPoolExecutor) -> npt.NDArray[Any]:
+def _taken(pieces: _Ahead, feed: _Feed, chunk: _Chunk, hasher: _Hasher) -> npt.NDArray[Any]:
     data = pieces.next()
     if len(data) != chunk.stop - chunk.start:
         raise _RefusedError(feed.source.learner, "the weights are truncated")
-    hasher.submit(feed.digest.update, data)  # one thread: pieces are hashed in their order
+    hasher.update(feed.digest, data)
     return np.frombuffer(data, chunk.dtype)
 
 
@@ -215,6 +216,22 @@ class _Feed:
 
     def close(self) -> None:
         self._reader.close()
+
+
+class _Hasher:
+    """Hashes pieces in their order in another thread, and lets only a few of them wait."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+
+    def update(self, digest: Any, data: bytes) -> None:
+        self._waiting.append(self._pool.submit(digest.update, data))
+        if len(self._waiting) > _AHEAD:
+            self._waiting.popleft().result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
 
 
 class _Ahead:
