@@ -220,3 +220,27 @@ def test_a_failing_store_is_no_ones_fault(store: MemoryStore, sources: list[Sour
     failing = Failing(_shelf=store._shelf)
     with pytest.raises(StoreUnavailableError):
         run(failing, sources, tmp_path)
+
+
+def test_memory_does_not_grow_with_learners(tmp_path: Path) -> None:
+    """24 updates of 16 MB: what is held is a few pieces, not what waits to be read, hashed or added."""
+    from fedpipe.store import LocalStore
+
+    large = {"w": np.ones(4_000_000, np.float32)}
+    digest = weights.save(large, tmp_path / "w")
+    store = LocalStore(tmp_path / "store")
+    store.upload(key_of(digest), tmp_path / "w")
+    for k in range(24):
+        store.upload(key_of(digest, f"l{k:02}"), tmp_path / "w")
+    sources = [Source(f"l{k:02}", digest, (tmp_path / "w").stat().st_size, k + 1) for k in range(24)]
+    server, layout = make_server_step(ServerOptimizer()), weights.layout_of(large)
+    del large
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    combine(store, sources, layout=layout, base=digest, state={}, rule=RULES["mean"], server=server, folder=tmp_path)
+    assert resident("VmHWM") - before < 64 * 2**20
+
+
+def resident(name: str) -> int:
+    line = next(text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(name))
+    return int(line.split()[1]) * 1024
