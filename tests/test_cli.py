@@ -43,8 +43,9 @@ def fedpipe(
     return run
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+def files(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder: files with their bytes, folders with None."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
 def test_init_writes_a_working_federation(fedpipe: Callable[..., Result]) -> None:
@@ -133,6 +134,7 @@ def test_mistakes_in_files(
     before = files(digits)
     done = fedpipe(word, digits / "federation.yaml")
     assert done.code == 2
+    assert files(Path()) == {}  # no folder for results either
     assert message in done.err
     assert done.err.count("fedpipe:") == 1
     assert "Traceback" not in done.err + done.out

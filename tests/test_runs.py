@@ -65,7 +65,8 @@ def test_from_the_file_to_a_verified_model(digits: Path) -> None:
     assert summary["onnx"]["path"] == "models/digits/1/model.onnx"
     assert summary["onnx"]["max_abs_difference"] < 1e-4
 
-    store = open_store(summary["store"])
+    assert summary["store"] == f"file://{digits}/store"
+    store = open_store(summary["store"]).below("digits")
     assert [r.ref.record for r in history(store, "run-1")][1:] == [r["record"] for r in summary["rounds"]]
     page = (digits / "out" / "report.html").read_text()
     for part in ("Learning", "Each learner", "confusion matrix", "labels of each learner", "steps over time", "<svg"):

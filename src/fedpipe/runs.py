@@ -23,7 +23,7 @@ from fedpipe.plan import Place, Settings, read_plan
 from fedpipe.rounds import history, read_head, read_record
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
-from fedpipe.store import Store, check_uri, open_store
+from fedpipe.store import check_uri, open_store
 from fedpipe.workers import call_in_worker, start_server
 
 DEFAULT_RUN = "run-1"
@@ -72,14 +72,9 @@ def run(
     start_server()  # TensorFlow's import takes longer than all that comes before the first Keras step
     job = _prepared(Path(source), store, run_name(name, ""), parameters or {})
     folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
-    opened = open_store(job.arguments["store"]) if "store" in job.arguments else None
-    if opened:
-        opened.probe()
+    _check_first(job, name)
     _make(folder)
-    engine = Engine(job.graph, job.arguments, folder=folder, listener=listener, workers=workers)
-    if job.federation is not None and opened and not _has_begun(opened.below(job.federation.name), name):
-        _preflight(job.federation, job.code, job.arguments)
-    results = engine.run()
+    results = Engine(job.graph, job.arguments, folder=folder, listener=listener, workers=workers).run()
     reported = next((task for task in job.graph.tasks if task.step == "report"), None)
     if reported is None:  # somebody's own pipeline
         return Result({}, folder)
@@ -87,8 +82,22 @@ def run(
     return Result(fetch_results(Place(**place), folder), folder)
 
 
+def _check_first(job: _Job, name: str) -> None:
+    """All that can be wrong is found before anything is written; a store that is a folder is made last."""
+    uri = job.arguments.get("store")
+    if uri is None:
+        return
+    store, is_folder = open_store(uri), uri.startswith("file://")
+    if not is_folder:
+        store.probe()
+    if job.federation is not None and read_record(store.below(job.federation.name), name, 0) is None:
+        preflight.check(job.federation, job.code, job.arguments.get("data", ""), _try_model)
+    if is_folder:
+        store.probe()
+
+
 def _prepared(source: Path, store: str | None, name: str, parameters: Mapping[str, Any]) -> _Job:
-    graph, default_store, code = _graph_of(source)
+    graph, default_store = _graph_of(source)
     arguments = dict(parameters)
     if "run" in graph.parameters:
         arguments["run"] = name
@@ -104,24 +113,24 @@ def _prepared(source: Path, store: str | None, name: str, parameters: Mapping[st
     if federation is not None:
         settings = {k: checked[k] for k in Settings.__struct_fields__ if k in checked}
         federation = Settings(**settings).applied(federation)
-    return _Job(graph, checked, federation, code or _constant(graph, "code"))
+    return _Job(graph, checked, federation, _constant(graph, "code"))
 
 
-def _graph_of(source: Path) -> tuple[Graph, str, str]:
-    """The graph of a compiled pipeline, or of a federation file that is compiled now."""
+def _graph_of(source: Path) -> tuple[Graph, str]:
+    """The graph of a compiled pipeline, or of a federation file that is compiled now, and its own store."""
     try:
         head = next(iter(yaml.load_all(source.read_text(), Loader=yaml.CSafeLoader)), None)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         head = None  # read_federation says what is wrong
     if isinstance(head, dict) and "pipelineInfo" in head:
         graph = read_graph(source)
-        return graph, str(graph.parameters.get("store", "")), ""
+        return graph, str(graph.parameters.get("store", ""))
     federation = read_federation(source)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         compile_pipeline(federation, path)
         graph = parse_graph(next(iter(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))))
-    return graph, federation.store_uri, ""
+    return graph, federation.store_uri
 
 
 def _with_endpoint(store: str, default: str) -> str:
@@ -146,14 +155,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the folder cannot be made: {error.strerror}", where=str(folder)) from error
-
-
-def _has_begun(store: Store, name: str) -> bool:
-    return read_record(store, name, 0) is not None
-
-
-def _preflight(federation: Federation, code: str, arguments: Mapping[str, Any]) -> None:
-    preflight.check(federation, code, arguments.get("data", ""), _try_model)
 
 
 def _try_model(*given: Any) -> list[preflight.Finding]:

@@ -29,15 +29,25 @@ class Story(Struct, frozen=True, kw_only=True):
     timings: tuple[Timing, ...]
 
 
-def read_story(store: Store, run: str) -> Story:
-    """Reads a run. Raises NotFoundError when there is no such run, CorruptError when its chain is broken."""
+def read_story(store: Store, run: str, uri: str = "") -> Story:
+    """Reads a run.
+
+    Args:
+        store: the federation's part of the store.
+        run: the run's name.
+        uri: of the whole store, as `--store` takes it.
+
+    Raises:
+        NotFoundError: there is no such run.
+        CorruptError: its chain is broken.
+    """
     records = tuple(history(store, run))
     if not records:
         raise NotFoundError(f"there is no run {run!r}", where=store.uri)
     plan = read_plan(store, records[0].plan)
     names = tuple(learner.name for learner in plan.federation.learners)
     return Story(
-        store=store.uri,
+        store=uri or store.uri,
         plan=plan,
         records=records,
         shards=tuple(get_shard(store, name, digest) for name, digest in sorted(plan.shards.items())),

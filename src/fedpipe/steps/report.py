@@ -30,7 +30,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 def run(inputs: Inputs) -> Outputs:
     """Writes the report anew; it holds nothing that is not in the store."""
     store = inputs.place.open()
-    story = read_story(store, inputs.place.run)
+    story = read_story(store, inputs.place.run, inputs.place.store)
     page = render(story)
     store.replace(f"runs/{inputs.place.run}/report.html", page.encode())
     store.replace(f"runs/{inputs.place.run}/summary.json", json.dumps(summarise(story), indent=2).encode())
