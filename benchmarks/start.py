@@ -20,6 +20,8 @@ _KERAS = """
 import sys, time, os
 started = time.perf_counter()
 from fedpipe.objects import digest_of
+from fedpipe.data import Examples
+from fedpipe.keras_learner import _dataset
 from fedpipe.keras_model import KerasModel, frameworks
 import numpy as np
 code = open(sys.argv[1], "rb").read()
@@ -30,7 +32,8 @@ class First(keras.callbacks.Callback):
         print(time.perf_counter() - started, flush=True)
         os._exit(0)
 model.reset(1)
-model.keras.fit(np.zeros((32, 8, 8, 1), "float32"), np.zeros(32), batch_size=16, verbose=0, callbacks=[First()])
+examples = Examples(np.zeros((320, 8, 8, 1), "float32"), np.zeros(320))
+model.keras.fit(_dataset(examples).shuffle(320, seed=1).batch(16), verbose=0, callbacks=[First()])
 """
 
 
