@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import PYTHONS, ROOT, Row, at_most, median, quiet
+from benchmarks.measure import PYTHONS, REPEATS, ROOT, Row, at_most, median, quiet
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
 from softmax import BATCH, EPOCHS, LEARNERS, RATE, ROUNDS, data
@@ -28,7 +28,6 @@ def build():
     model.compile(keras.optimizers.SGD({RATE}), "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 """
-REPEATS = 3
 
 
 def write_federation(folder: Path) -> Path:

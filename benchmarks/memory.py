@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.aggregate_step import forget_round, prepare
-from benchmarks.measure import MIB, Row, median, script
+from benchmarks.measure import MIB, REPEATS, Row, median, script
 from fedpipe.store import open_store
 
 MODEL = 100e6
@@ -14,12 +14,12 @@ COUNTS = (2, 8, 32, 64)
 
 
 def extra_bytes(learners: int) -> float:
-    """Median peak of the step's process above what it was before, over three processes."""
+    """Median peak of the step's process above what it was before, over five processes."""
     peaks = []
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"{folder}/store")
         plan, base = prepare(store, Path(folder), learners)
-        for _ in range(3):
+        for _ in range(REPEATS):
             peaks.append(script("ours", "step_memory.py", f"{folder}/store", base, plan.digest)["extra"])
             forget_round(store)
     return median(peaks)
