@@ -119,6 +119,7 @@ class TestArguments:
             ({"fit": {"batch_size": 1}}, "'batch_size' cannot be set here. It is given by training.batch_size"),
             ({"evaluate": {"step": 1}}, "training.evaluate: unknown argument 'step'"),
             ({"callbacks": {"EarlyStoping": {}}}, "unknown callback 'EarlyStoping'. Did you mean 'EarlyStopping'?"),
+            ({"callbacks": {"EarlyStopping": {}, "Nope": {}}}, "unknown callback 'Nope'. Valid: "),
             ({"callbacks": {"EarlyStopping": {"patienc": 1}}}, "Did you mean 'patience'?"),
             ({"callbacks": {"ReduceLROnPlateau": {"factor": 2.0}}}, "a callback refuses its arguments"),
         ],

@@ -244,7 +244,7 @@ def check_arguments(training: Training) -> None:
             raise ModelError(f"unknown callback {name!r}", where="training.callbacks", remedy=_suggestion(name, names))
         valid = set(inspect.signature(callback.__init__).parameters) - {"self", "kwargs"}
         _check_names(arguments, valid, f"training.callbacks.{name}")
-        make_callbacks(training)
+    make_callbacks(training)
 
 
 def make_callbacks(training: Training) -> list[Any]:

@@ -52,7 +52,7 @@ class Engine:
         graph: the compiled pipeline.
         parameters: of the pipeline, complete.
         folder: where logs go.
-        listener: hears about each task, in the engine's thread.
+        listener: hears about each task; several threads may call it at once.
         workers: processes for Keras steps; as many as the machine has cores by default.
     """
 

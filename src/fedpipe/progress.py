@@ -23,7 +23,7 @@ class Progress:
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._row = self._bar.add_task("starting", total=None)
         self._running: list[str] = []
-        self._known, self._ended = 0, 0
+        self._ended = 0
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -45,7 +45,6 @@ class Progress:
 
     def _count(self, event: Event) -> None:
         if event.what == "started":
-            self._known += 1
             self._running.append(event.task.name)
         elif event.what in ("done", "found"):
             self._ended += 1

@@ -95,10 +95,6 @@ class Layout(NamedTuple):
                 )
         return None
 
-    def with_dtype(self, dtype: str) -> Layout:
-        """The layout of the same float tensors in another dtype; what is not float is left out."""
-        return _laid_out([(t.name, dtype, t.shape) for t in self.tensors if t.dtype in FLOATS])[0]
-
 
 def _laid_out(entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[Layout, bytes]:
     """The canonical layout of these tensors, and the bytes before their data."""

@@ -126,7 +126,7 @@ def _one_pass(
             values = (_taken(pieces, feed, chunk, hasher) for feed in feeds)
             result = _combined(chunk, values, [s.weight for s in sources], rule, optimizer)
             if not (chunk.is_float and not np.isfinite(result).all()):
-                _emit(result.astype(chunk.dtype, copy=False).tobytes(), file, out)
+                _emit(result.tobytes(), file, out)
                 continue
             _find_culprit(store, sources, chunk)
             raise WeightsError("the aggregate is not finite although every update is: lower the learning rates")
