@@ -10,6 +10,21 @@ from fedpipe.components.initialise import initialise
 from fedpipe.components.report import report
 from fedpipe.components.score import score
 from fedpipe.components.shard import shard
+from fedpipe.components.tally import tally
 from fedpipe.components.train import train
+from fedpipe.components.train_private import train_private
+from fedpipe.components.vote import vote
 
-__all__ = ["aggregate", "evaluate", "export", "initialise", "report", "score", "shard", "train"]
+__all__ = [
+    "aggregate",
+    "evaluate",
+    "export",
+    "initialise",
+    "report",
+    "score",
+    "shard",
+    "tally",
+    "train",
+    "train_private",
+    "vote",
+]

@@ -9,6 +9,7 @@ from fedpipe.components.container import container
 def train(
     metrics: dsl.Output[dsl.Metrics],
     update: dsl.OutputPath(str),
+    weights: dsl.OutputPath(str),
     place: dict,
     learner: str,
     round: int,
@@ -22,6 +23,7 @@ def train(
         round: Number of the round, from 1.
         base: Digest of the global weights to begin with.
         update: Digest of the update's manifest, or `dropped`.
+        weights: Digest of the update's weights; empty when it is dropped.
         metrics: Metrics of the training.
     """
     return container("train")

@@ -6,16 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from fedpipe.accounting import TrainingEvent
 from fedpipe.errors import DroppedError
-from fedpipe.federation import Federation
+from fedpipe.federation import Federation, Vote
 from fedpipe.federation_file import parse_federation
-from fedpipe.learner import Arrays, Trained, contribute
+from fedpipe.learner import Arrays, Trained, Verdict, contribute, vote
+from fedpipe.manifests import Dropped, Record, Scores, Tested, Update
 from fedpipe.objects import digest_of
 from fedpipe.plan import Plan
-from fedpipe.rounds import Dropped, Record, Tested, Update
 from fedpipe.steps.aggregate import close_round
 from fedpipe.steps.initialise import begin
+from fedpipe.steps.tally import close_vote
 from fedpipe.store import Store
+from fedpipe.voting import approves, proposer_of
+from fedpipe.weights import dumps
 
 
 def make_federation(names: tuple[str, ...] = ("a", "b", "c"), **more: Any) -> Federation:
@@ -40,24 +44,84 @@ def fresh() -> Arrays:
 
 
 class PlusOneLearner:
-    """Adds its own number to each weight: its effect shows in the mean."""
+    """Adds its own number to each weight, and likes weights whose sum is near what it wants: its effect shows.
 
-    def __init__(self, number: float, examples: int = 1, fails: str = "") -> None:
+    Args:
+        number: what a proposal adds.
+        examples: of its train part.
+        fails: why it drops out of every training.
+        wants: the sum of `w` at which its loss is 0.
+        absent: why it never scores anything.
+        event: what a proposal of it spends.
+    """
+
+    def __init__(
+        self,
+        number: float,
+        examples: int = 1,
+        fails: str = "",
+        wants: float = 0.0,
+        absent: str = "",
+        event: TrainingEvent | None = None,
+    ) -> None:
         self._number, self._examples, self._fails = number, examples, fails
+        self._wants, self._absent, self.planned = wants, absent, event
+        self._current: Arrays = {}
+        self._scores = Scores()
+        self.trained = self.tested = 0
 
-    def train(self, weights: Arrays, *, seed: int, seconds: float, optimizer: Arrays | None) -> Trained:
+    def accept_weights(self, weights: Arrays, scores: Scores | None = None) -> Scores:
+        self._scores = self._score(weights) if scores is None else scores
+        self._current = weights
+        return self._scores
+
+    def propose_weights(self, *, seed: int, seconds: float, optimizer: Arrays | None) -> Trained:
         if self._fails:
             raise DroppedError(self._fails)
-        new = {k: (v + self._number).astype(v.dtype) if v.dtype.kind == "f" else v + 1 for k, v in weights.items()}
+        self.trained += 1
+        new = {
+            k: (v + self._number).astype(v.dtype) if v.dtype.kind == "f" else v + 1 for k, v in self._current.items()
+        }
         kept = {"seen": (optimizer or {"seen": np.float32(0)})["seen"] + np.float32(1)}
-        return Trained(new, self._examples, {"loss": float(self._number)}, kept)
+        return Trained(new, self._examples, {"loss": float(self._number)}, kept, self.planned)
 
-    def test(self, weights: Arrays) -> Tested | None:
-        return Tested(examples=2, metrics={"loss": float(np.sum(weights["w"]))})
+    def test_weights(self, weights: Arrays) -> Verdict:
+        scores = self._score(weights)
+        return Verdict(scores, approves(Vote(), self._scores, scores))
+
+    def current_model(self, form: str = "weights") -> Arrays | bytes:
+        return self._current if form == "weights" else dumps(self._current)
+
+    def _score(self, weights: Arrays) -> Scores:
+        if self._absent:
+            raise DroppedError(self._absent)
+        self.tested += 1
+        found = Tested(examples=2, metrics={"loss": abs(self._wants - float(np.sum(weights["w"])))})
+        return Scores(vote=found, test=found)
 
 
 def play_round(store: Store, plan: Plan, number: int, base: str, learners: dict[str, Any]) -> list[Update | Dropped]:
     return [contribute(store, plan, name, number, base, lambda k=k: k) for name, k in learners.items()]
+
+
+def play_vote(store: Store, plan: Plan, number: int, base: str, learners: dict[str, Any]) -> Record:
+    """A round of collective learning by the functions that the steps call."""
+    proposer = proposer_of(plan.federation.proposers, number)
+    offered = contribute(store, plan, proposer, number, base, lambda: learners[proposer])
+    if isinstance(offered, Update):
+        for name, learner in learners.items():
+            vote(store, plan, name, number, base, offered.weights, proposer, lambda k=learner: k)
+    return close_vote(store, plan, number, base)
+
+
+def play_collective(store: Store, plan: Plan, learners: dict[str, Any]) -> Record:
+    """A whole run of collective learning."""
+    record = begin(store, plan, fresh)
+    for name, learner in learners.items():
+        vote(store, plan, name, 0, record.weights, record.weights, "", lambda k=learner: k)
+    for number in range(1, plan.federation.training.rounds + 1):
+        record = play_vote(store, plan, number, record.weights, learners)
+    return record
 
 
 def play(store: Store, plan: Plan, learners: dict[str, Any] | None = None) -> Record:

@@ -14,7 +14,8 @@ from fedpipe.keras_evaluation import evaluate, score_learner
 from fedpipe.keras_learner import KerasLearner, event_file, make_keras_learner, parts_of, plan_model
 from fedpipe.keras_model import frameworks
 from fedpipe.learner import contribute
-from fedpipe.rounds import Dropped, Update, learner_key
+from fedpipe.manifests import Dropped, Scores, Update
+from fedpipe.rounds import learner_key
 from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore
 from tests.federations import make_federation
@@ -38,7 +39,8 @@ def learner(store: MemoryStore, parts: Any = PARTS, code: str = DENSE, **trainin
 
 
 def trained(made: tuple[KerasLearner, Any], **more: Any) -> Any:
-    return made[0].train(made[1], **{"seed": 1, "seconds": 60.0, "optimizer": None, **more})
+    made[0].accept_weights(made[1], Scores())
+    return made[0].propose_weights(**{"seed": 1, "seconds": 60.0, "optimizer": None, **more})
 
 
 def test_training_gives_weights_examples_and_metrics(store: MemoryStore) -> None:
@@ -130,13 +132,13 @@ class TestDropped:
 
 def test_a_test_gives_means_and_changes_nothing(store: MemoryStore) -> None:
     made = learner(store)
-    tested = made[0].test(made[1])
+    tested = made[0].accept_weights(made[1]).test
     assert tested is not None
     assert tested.examples == 10
     kernel, bias = made[1]["sequential/dense/kernel"], made[1]["sequential/dense/bias"]
     accuracy = np.mean(np.argmax(X[50:] @ kernel + bias, axis=1) == Y[50:])
     assert tested.metrics["accuracy"] == pytest.approx(accuracy)
-    assert learner(store, {**PARTS, "test": Examples(X[:0], Y[:0])})[0].test(made[1]) is None
+    assert learner(store, {**PARTS, "test": Examples(X[:0], Y[:0])})[0].accept_weights(made[1]).test is None
 
 
 class TestOwnData:
@@ -163,8 +165,8 @@ class TestOwnData:
         )
         made = self.own(store, "x", code)
         assert made._size("train") == 24
-        assert made.test(made._model.weights()).examples == 3  # type: ignore[union-attr]
-        assert made.train(made._model.weights(), seed=1, seconds=60, optimizer=None).examples == 24
+        assert made.accept_weights(made._model.weights()).test.examples == 3  # type: ignore[union-attr]
+        assert made.propose_weights(seed=1, seconds=60, optimizer=None).examples == 24
 
     def test_a_load_that_fails_names_the_reason(self, store: MemoryStore) -> None:
         with pytest.raises(DataError, match=r"load\('x'\) fails: OSError: gone"):

@@ -8,7 +8,7 @@ import yaml
 
 from fedpipe.errors import InputError, ModelError
 from fedpipe.federation_file import parse_federation, read_federation
-from fedpipe.kubeflow import compile_pipeline, estimate, read_code
+from fedpipe.kubeflow import Estimate, compile_pipeline, read_code
 from tests.federations import make_federation
 
 PLACED = """
@@ -81,30 +81,44 @@ def test_no_folder_of_this_machine_and_no_secret_value_in_it(compiled: Any, tmp_
 
 
 class TestEstimate:
-    def test_against_measured_runs(self) -> None:
+    @staticmethod
+    def of(folder: Path, rounds: int, **more: Any) -> Estimate:
+        (folder / "m.py").write_text("def build(): ...\n")
+        training = {"rounds": rounds, "batch_size": 1}
+        federation = make_federation(tuple("abcde"), training=training, model=f"{folder}/m.py:build", **more)
+        return compile_pipeline(federation, folder / "p.yaml")
+
+    def test_against_measured_runs(self, tmp_path: Path) -> None:
         """120 steps of 625 kB and 210 of 886 kB before any status were measured on a backend."""
         steps = {n: 277_000 + n * 2_900 for n in (120, 210)}
         assert steps[120] == pytest.approx(625_000, rel=0.01)
         assert steps[210] == pytest.approx(886_000, rel=0.01)
-        found = estimate(make_federation(tuple("abcde"), training={"rounds": 12, "batch_size": 1}), 0)
+        found = self.of(tmp_path, 12)
         assert found.steps == 82
         assert found.pods == 164
+        assert found.critical_steps == 5 + 2 * 12
         assert not [w for w in found.warnings if "steps" in w]
 
-    def test_near_the_limit(self) -> None:
-        found = estimate(make_federation(tuple("abcde"), training={"rounds": 20, "batch_size": 1}), 0)
-        assert "130 steps are near what KFP runs well" in found.warnings[0]
+    def test_near_the_limit(self, tmp_path: Path) -> None:
+        assert "130 steps are near what KFP runs well" in self.of(tmp_path, 20).warnings[0]
 
-    def test_beyond_the_limit(self) -> None:
-        found = estimate(make_federation(tuple("abcde"), training={"rounds": 60, "batch_size": 1}), 0)
-        assert "Argo's limit is 1 MiB: at most 28 rounds fit" in found.warnings[0]
-        fits = estimate(make_federation(tuple("abcde"), training={"rounds": 28, "batch_size": 1}), 0)
-        assert fits.workflow_bytes <= 2**20
+    def test_beyond_the_limit(self, tmp_path: Path) -> None:
+        assert "Argo's limit is 1 MiB: at most 28 rounds fit" in self.of(tmp_path, 40).warnings[0]
+        assert self.of(tmp_path, 28).workflow_bytes <= 2**20
 
-    def test_what_pods_cannot_read(self) -> None:
-        found = estimate(make_federation(), 0)
+    def test_what_pods_cannot_read(self, tmp_path: Path) -> None:
+        found = self.of(tmp_path, 1)
         assert any("the store is a folder" in w for w in found.warnings)
         assert any("the data is a file" in w for w in found.warnings)
+
+    def test_rounds_of_votes(self, tmp_path: Path) -> None:
+        collective = self.of(tmp_path, 4, algorithm={"name": "collective"})
+        assert collective.steps == 5 + 5 + 5 + 4 * (1 + 5 + 1)
+        assert collective.critical_steps == 5 + 3 * 4
+        assert "4 rounds are no multiple of 5 proposers" in collective.warnings[0]
+        voted = self.of(tmp_path, 4, algorithm={"name": "averaging", "vote": {}})
+        assert voted.steps == 5 + 5 + 5 + 4 * (5 + 1 + 5 + 1)
+        assert voted.critical_steps == 5 + 4 * 4
 
 
 class TestCode:

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from fedpipe.errors import CorruptError, NotFoundError
+from fedpipe.manifests import Head
 from fedpipe.objects import decode, digest_of, encode, fetch_file, get_bytes, key_of, put_bytes, put_file
-from fedpipe.rounds import Head
 from fedpipe.store import MemoryStore
 
 

@@ -10,7 +10,8 @@ from fedpipe.errors import ExportError
 from fedpipe.keras_learner import plan_model
 from fedpipe.keras_model import KerasModel
 from fedpipe.objects import digest_of, put_bytes
-from fedpipe.onnx_export import convert, largest_difference, publish, run_onnx, verified, versions
+from fedpipe.onnx_conversion import convert
+from fedpipe.onnx_export import largest_difference, publish, run_onnx, verified, versions
 from fedpipe.plan import Plan
 from fedpipe.store import MemoryStore
 from tests.federations import make_federation

@@ -30,8 +30,9 @@ def trained(scope):
     model = keras_model.KerasModel(DENSE.encode(), digest_of(DENSE.encode()), "build")
     learner = KerasLearner(model, make_federation(training=TRAINING), {"train": PART, "test": PART})
     model.reset(0)
-    result = learner.train(model.weights(), seed=1, seconds=100, optimizer=None)
-    return result.weights, learner.test(result.weights)
+    learner.accept_weights(model.weights())
+    result = learner.propose_weights(seed=1, seconds=100, optimizer=None)
+    return result.weights, learner.accept_weights(result.weights).test
 
 
 one, tested_by_one = trained(lambda tensorflow: tensorflow.device(None))

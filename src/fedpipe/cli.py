@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 out, err = Console(), Console(stderr=True)
+
+
+class Algorithm(StrEnum):
+    """What `fedpipe init` can write."""
+
+    averaging = "averaging"
+    collective = "collective"
+
 
 FederationFile = Annotated[Path, typer.Argument(help="The federation file.", metavar="FILE")]
 StoreOption = Annotated[
@@ -65,14 +74,18 @@ def options(
         raise typer.Exit
 
 
-@app.command(epilog="Example: fedpipe init demo")
+@app.command(epilog="Examples: fedpipe init demo  ·  fedpipe init demo --algorithm collective")
 def init(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
+    algorithm: Annotated[
+        Algorithm, typer.Option("--algorithm", help="How the learners learn together.")
+    ] = Algorithm.averaging,
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
 ) -> None:
     """Write a working federation.yaml, model.py and data."""
     templates = resources.files("fedpipe") / "templates"
     names = ["federation.yaml", "model.py", "DATA.md"]
+    sources = {"federation.yaml": "collective.yaml"} if algorithm is Algorithm.collective else {}
     there = [n for n in [*names, "digits.npz"] if (folder / n).exists()]
     if there and not force:
         raise InputError(f"{there[0]} is already there", where=str(folder), remedy="Choose another folder, or --force.")
@@ -80,7 +93,7 @@ def init(
         folder.mkdir(parents=True, exist_ok=True)
         _write_digits(folder / "digits.npz")
         for name in names:
-            (folder / name).write_text((templates / name).read_text())
+            (folder / name).write_text((templates / sources.get(name, name)).read_text())
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", where=str(folder)) from error
     out.print(f"wrote {', '.join([*names, 'digits.npz'])} to {folder}", highlight=False, soft_wrap=True)

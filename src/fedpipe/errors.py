@@ -16,12 +16,15 @@ FedpipeError                    exit code
 ├── RoundError                  3   a round cannot be committed
 │   ├── QuorumError             3   too few learners took part
 │   ├── DroppedError            3   this learner cannot take part in this round
+│   │   └── BudgetError         3   its privacy budget does not allow another training
 │   └── ConflictError           3   another run moved HEAD
 ├── ExportError                 3   the ONNX model differs from the trained one
 └── StepError                   3   a step of a pipeline failed
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class FedpipeError(Exception):
@@ -109,6 +112,16 @@ class QuorumError(RoundError):
 
 class DroppedError(RoundError):
     """This learner cannot take part in this round; the round goes on without it."""
+
+
+class BudgetError(DroppedError):
+    """The privacy budget of this learner does not allow another training; `spent` says what is gone."""
+
+    spent: Any = None
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None, spent: Any = None) -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.spent = spent
 
 
 class ConflictError(RoundError):

@@ -133,6 +133,30 @@ class Placement(_Section, frozen=True, kw_only=True):
     ] = ""
 
 
+class Privacy(_Section, frozen=True, kw_only=True):
+    """Differential privacy of a learner's train examples (DP-SGD, Abadi et al. 2016); what protects has no default."""
+
+    noise_multiplier: Annotated[
+        float, Meta(gt=0, description="standard deviation of the noise, as a multiple of `l2_norm_clip`")
+    ]
+    l2_norm_clip: Annotated[float, Meta(gt=0, description="largest norm of a microbatch's gradient")]
+    microbatches: Annotated[
+        Positive,
+        Meta(description="parts of a batch that are clipped on their own; `batch_size`: every example"),
+    ]
+    delta: Annotated[float, Meta(gt=0, lt=1, description="well below 1 / (train examples)")]
+    target_epsilon: Annotated[
+        float, Meta(gt=0, description="what all training of this learner may spend, over all runs")
+    ]
+    accountant: Annotated[
+        Literal["rdp", "pld"], Meta(description="how epsilon is computed: Renyi, or privacy loss distributions")
+    ] = "rdp"
+    sampling: Annotated[
+        Literal["poisson", "none"],
+        Meta(description="what the budget assumes: batches amplify privacy as if drawn by Poisson sampling, or do not"),
+    ] = "poisson"
+
+
 class Learner(_Section, frozen=True, kw_only=True):
     """A data owner."""
 
@@ -146,6 +170,7 @@ class Learner(_Section, frozen=True, kw_only=True):
     secret: Annotated[
         str, Meta(description="Kubernetes secret with the learner's store keys; empty: the federation's")
     ] = ""
+    privacy: Annotated[Privacy | None, Meta(description="instead of the federation's `privacy`")] = None
     placement: Annotated[Placement, Meta(description="node pool and resources")] = field(default_factory=Placement)
 
 
@@ -193,6 +218,37 @@ class ServerOptimizer(_Section, frozen=True, kw_only=True):
     momentum: Annotated[float, Meta(ge=0, lt=1, description="0: none")] = 0.0
 
 
+class Vote(_Section, frozen=True, kw_only=True):
+    """How learners decide on a proposed model."""
+
+    rule: Annotated[
+        Literal["all_vote", "others_vote"],
+        Meta(
+            description="`all_vote`: all n ballots count; `others_vote`: the proposer's is void, n - 1 count. A model "
+            "that was aggregated has no proposer: all vote"
+        ),
+    ] = "others_vote"
+    threshold: Annotated[
+        Fraction, Meta(description="share of the counted ballots that must be a yes; exact: 0.5 of 5 needs 3")
+    ] = 0.5
+    criterion: Annotated[
+        str, Meta(min_length=1, description="what is compared on the vote part: `loss`, or a compiled metric")
+    ] = "loss"
+    minimise: Annotated[
+        bool | None, Meta(description="whether less is better; must be said for anything but `loss`")
+    ] = None
+    batches: Annotated[int, Meta(ge=0, description="batches of the vote part that are used; 0: all")] = 0
+    absent: Annotated[
+        Literal["against", "left_out"],
+        Meta(description="a voter without a ballot counts as a no, or is left out of n"),
+    ] = "against"
+
+    @property
+    def minimised(self) -> bool:
+        """Whether less of the criterion is better."""
+        return self.criterion == "loss" if self.minimise is None else self.minimise
+
+
 class Averaging(_Section, frozen=True, kw_only=True, tag_field="name", tag="averaging"):
     """Federated averaging (McMahan et al. 2017)."""
 
@@ -203,6 +259,18 @@ class Averaging(_Section, frozen=True, kw_only=True, tag_field="name", tag="aver
     server_optimizer: Annotated[ServerOptimizer, Meta(description="the step of the global weights")] = field(
         default_factory=ServerOptimizer
     )
+    vote: Annotated[
+        Vote | None, Meta(description="learners vote on each aggregated model; without it, every one is taken")
+    ] = None
+
+
+class Collective(_Section, frozen=True, kw_only=True, tag_field="name", tag="collective"):
+    """Collective learning (Fetch.ai colearn): one proposes, all vote, an accepted proposal becomes everyone's model."""
+
+    vote: Annotated[Vote, Meta(description="how a proposal is accepted")] = field(default_factory=Vote)
+    proposers: Annotated[
+        tuple[Name, ...], Meta(description="who proposes, in this order, round robin; empty: all learners, as listed")
+    ] = ()
 
 
 class Quorum(_Section, frozen=True, kw_only=True):
@@ -262,7 +330,10 @@ class Federation(_Section, frozen=True, kw_only=True):
         ),
     ] = "model.py:build"
     data: Annotated[Data, Meta(description="the dataset to shard")] = field(default_factory=Data)
-    algorithm: Annotated[Averaging, Meta(description="how learners learn together")] = field(default_factory=Averaging)
+    algorithm: Annotated[Averaging | Collective, Meta(description="how learners learn together")] = field(
+        default_factory=Averaging
+    )
+    privacy: Annotated[Privacy | None, Meta(description="differential privacy of every learner's training")] = None
     quorum: Annotated[Quorum, Meta(description="when a round counts")] = field(default_factory=Quorum)
     evaluation: Annotated[Evaluation, Meta(description="how the shared model is measured")] = field(
         default_factory=Evaluation
@@ -286,6 +357,22 @@ class Federation(_Section, frozen=True, kw_only=True):
     def sharded(self) -> tuple[str, ...]:
         """Names of the learners that get a shard of `data`, in their order."""
         return tuple(learner.name for learner in self.learners if not learner.data)
+
+    @property
+    def vote(self) -> Vote | None:
+        """How learners vote on models; None when they do not."""
+        return self.algorithm.vote
+
+    @property
+    def proposers(self) -> tuple[str, ...]:
+        """Who proposes, in order; nobody when updates are averaged."""
+        if isinstance(self.algorithm, Averaging):
+            return ()
+        return self.algorithm.proposers or tuple(learner.name for learner in self.learners)
+
+    def privacy_of(self, name: str) -> Privacy | None:
+        """Differential privacy of a learner's training: its own, or the federation's. Raises KeyError."""
+        return self.learner(name).privacy or self.privacy
 
     @property
     def min_learners(self) -> int:

@@ -14,7 +14,7 @@ import yaml
 from msgspec import Struct
 
 from fedpipe.errors import FederationError, FedpipeError
-from fedpipe.federation import ByFractions, BySize, Federation, StorePlace
+from fedpipe.federation import ByFractions, BySize, Collective, Federation, Privacy, StorePlace
 from fedpipe.store import check_uri
 
 
@@ -70,9 +70,14 @@ def parse_federation(content: Any, *, where: str = "federation") -> Federation:
         federation = msgspec.convert(content, Federation)
     except msgspec.ValidationError as error:
         raise _explained(str(error), where) from error
+    check_federation(federation, where=where)
+    return federation
+
+
+def check_federation(federation: Federation, *, where: str) -> None:
+    """Checks what types cannot say. Raises FederationError for the first mistake."""
     for path, what, remedy in _mistakes(federation):
         raise FederationError(what, where=f"{where}: {path}", remedy=remedy)
-    return federation
 
 
 def _resolved(federation: Federation, folder: Path) -> Federation:
@@ -101,7 +106,7 @@ def _explained(message: str, where: str) -> FederationError:
         known = [name for kind in _structs_at(path) for name in _keys_of(kind)]
         what = f"unknown key {match[1]!r}"
         close = difflib.get_close_matches(match[1], known, n=1)
-        remedy = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(sorted(known))}."
+        remedy = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(sorted(set(known)))}."
     elif match := re.match(r"Object missing required field `(.*)`", what):
         what, remedy = f"the key {match[1]!r} is missing", "Add it; docs/federation.md describes each key."
     elif what.startswith("Invalid"):
@@ -111,6 +116,8 @@ def _explained(message: str, where: str) -> FederationError:
         remedy = "Use at most 40 lower-case letters, digits and '-', with a letter or digit at both ends."
     elif "matching regex" in what:
         remedy = "docs/federation.md shows the form."
+    elif match := re.match(r"Expected `\w+[^`]*` ([<>]=?) (\S+)$", what):
+        remedy = f"Write a number {match[1]} {match[2].removesuffix('.0')}."
     elif match := re.match(r"Expected `(\w+)[^`]*`, got", what):
         remedy = _EXPECTED.get(match[1])
     return FederationError(what, where=f"{where}: {path}" if path else where, remedy=remedy)
@@ -148,7 +155,7 @@ def _choices_at(path: str) -> list[str]:
     parent, _, name = path.rpartition(".")
     structs = _structs_at(parent)
     tags = [s.__struct_config__.tag for s in structs if s.__struct_config__.tag_field == name]
-    return sorted(tags or [str(v) for kind in _types_of(structs, name) for v in _literals_in(kind)])
+    return sorted(set(tags or [str(v) for kind in _types_of(structs, name) for v in _literals_in(kind)]))
 
 
 def _literals_in(kind: Any) -> Iterator[Any]:
@@ -212,7 +219,51 @@ def _mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             )
         if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
             yield "data.shards.fractions", f"add up to {sum(fractions):g}", "They must add up to 1."
+    yield from _vote_mistakes(f)
+    yield from _privacy_mistakes(f)
     try:
         check_uri(f.store_uri)
     except FedpipeError as error:
         yield "store", error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
+
+
+def _vote_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    if f.vote is not None:
+        if f.vote.criterion != "loss" and f.vote.minimise is None:
+            yield (
+                "algorithm.vote.minimise",
+                f"is missing, and nobody can tell whether less {f.vote.criterion} is better",
+                "Write true or false.",
+            )
+        if not f.data.parts.vote and f.sharded:
+            yield "data.parts.vote", "is 0", "Learners vote with this part of their data."
+    if isinstance(f.algorithm, Collective):
+        names = [learner.name for learner in f.learners]
+        for position, name in enumerate(f.algorithm.proposers):
+            path = f"algorithm.proposers[{position}]"
+            if name not in names:
+                yield path, f"there is no learner {name!r}", f"Learners: {', '.join(names)}."
+            if name in f.algorithm.proposers[:position]:
+                yield path, f"{name!r} is there twice", "Name each proposer once."
+
+
+def _privacy_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    given: list[tuple[str, Privacy | None]] = [("privacy", f.privacy)]
+    given += [(f"learners[{position}].privacy", learner.privacy) for position, learner in enumerate(f.learners)]
+    for path, privacy in given:
+        if privacy is None:
+            continue
+        if f.training.batch_size % privacy.microbatches:
+            yield (
+                f"{path}.microbatches",
+                f"{privacy.microbatches} does not divide training.batch_size, {f.training.batch_size}",
+                "Each microbatch has the same number of examples.",
+            )
+        if f.training.callbacks or "validation_split" in f.training.fit:
+            yield (
+                "training.callbacks" if f.training.callbacks else "training.fit.validation_split",
+                f"cannot be used beside {path}",
+                "It acts on what the train examples show without noise, and no epsilon would hold.",
+            )
+        if f.training.precision != "float32":
+            yield "training.precision", f"must be float32 beside {path}", "Gradients are clipped in float32."

@@ -29,7 +29,7 @@ def score_learner(store: Store, plan: Plan, name: str, digest: str) -> Score:
         DataError, ModelError, CorruptError: why it cannot.
     """
     model = plan_model(store, plan)
-    parts = learner_parts(store, plan, name, model)
+    parts = learner_parts(store, plan, name, model.module)
     part = parts.get("test")
     count = 0 if part is None else len(part.y) if isinstance(part, Examples) else int(part.cardinality().numpy())
     if not count:

@@ -7,22 +7,26 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpipe import data as datasets
+from fedpipe.accounting import TrainingEvent
 from fedpipe.data import Examples
 from fedpipe.errors import DataError, DroppedError
-from fedpipe.federation import Federation
-from fedpipe.keras_model import KerasModel, cached_model, frameworks, make_callbacks
-from fedpipe.learner import Arrays, Trained, seed_of
+from fedpipe.federation import Federation, Privacy
+from fedpipe.keras_model import KerasModel, cached_model, check_criterion, frameworks, make_callbacks
+from fedpipe.learner import Arrays, Trained, Verdict, seed_of
+from fedpipe.manifests import Scores, Tested
 from fedpipe.objects import get_bytes
 from fedpipe.plan import Plan
-from fedpipe.rounds import Tested
+from fedpipe.privacy import training_event
 from fedpipe.shards import split
 from fedpipe.store import Store
+from fedpipe.voting import approves
 
 Array = npt.NDArray[Any]
 log = logging.getLogger("fedpipe")
@@ -35,45 +39,82 @@ Part = Any
 
 
 class KerasLearner:
-    """Trains and tests the plan's model on this learner's parts.
+    """Trains, scores and votes with the plan's model on this learner's parts.
 
     Args:
         model: the built model; its state is set anew by every act.
-        federation: the settings.
+        federation: the settings: training, criterion of the vote, deadline.
         parts: train, vote and test part, each Examples or a tf.data.Dataset of unbatched (x, y).
         label: what log lines begin with.
         on_epochs: takes the metrics of every epoch when the training is done.
+        privacy: of a model that trains with DP-SGD. What such a training measures on its examples is exact, so it is
+            neither logged nor given away.
     """
 
     def __init__(
-        self, model: KerasModel, federation: Federation, parts: Mapping[str, Part], *, label: str = "",
-        on_epochs: Callable[[list[dict[str, float]]], None] | None = None,
+        self, model: Any, federation: Federation, parts: Mapping[str, Part], *, label: str = "",
+        on_epochs: Callable[[list[dict[str, float]]], None] | None = None, privacy: Privacy | None = None,
     ) -> None:  # fmt: skip
         self._model, self._federation, self._parts = model, federation, parts
-        self._label, self._on_epochs = label, on_epochs
+        self._label, self._on_epochs, self._privacy = label, on_epochs, privacy
+        self._current: Arrays = {}
+        self._scores = Scores()
 
-    def train(self, weights: Arrays, *, seed: int, seconds: float, optimizer: Arrays | None) -> Trained:
-        """See `Learner.train`."""
+    @property
+    def planned(self) -> TrainingEvent | None:
+        """See `Learner.planned`."""
+        return self._event()
+
+    def accept_weights(self, weights: Arrays, scores: Scores | None = None) -> Scores:
+        """See `Learner.accept_weights`."""
+        self._scores = self._score(weights) if scores is None else scores
+        self._current = weights
+        return self._scores
+
+    def propose_weights(self, *, seed: int, seconds: float, optimizer: Arrays | None) -> Trained:
+        """See `Learner.propose_weights`."""
         training = self._federation.training
+        examples = self._size("train")
+        if examples < training.batch_size:
+            raise DroppedError(f"the train part has {examples} examples, fewer than a batch of {training.batch_size}")
         self._model.reset(seed)
-        self._model.set_weights(weights)
+        self._model.set_weights(self._current)
         if optimizer is not None:
             self._model.set_optimizer_state(optimizer)
         if training.learning_rate:
             self._model.set_learning_rate(training.learning_rate)
-        examples = self._size("train")
-        if examples < training.batch_size:
-            raise DroppedError(f"the train part has {examples} examples, fewer than a batch of {training.batch_size}")
-        epochs = self._fit(seconds)
+        epochs, steps = self._fit(seconds)
+        kept = self._model.optimizer_state() if training.optimizer == "keep" else None
+        if self._privacy:
+            return Trained(self._model.weights(), examples, {}, kept, self._event(steps))
         for number, metrics in enumerate(epochs, 1):
             log.info("%s epoch %d: %s", self._label, number, " ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
         if self._on_epochs:
             self._on_epochs(epochs)
-        last = {name: float(value) for name, value in epochs[-1].items() if np.isfinite(value)}
-        kept = self._model.optimizer_state() if training.optimizer == "keep" else None
-        return Trained(self._model.weights(), examples, last, kept)
+        return Trained(self._model.weights(), examples, _finite(epochs[-1]), kept)
 
-    def _fit(self, seconds: float) -> list[dict[str, float]]:
+    def test_weights(self, weights: Arrays) -> Verdict:
+        """See `Learner.test_weights`."""
+        assert self._federation.vote is not None
+        scores = self._score(weights)
+        return Verdict(scores, approves(self._federation.vote, self._scores, scores))
+
+    def current_model(self, form: Literal["weights", "onnx"] = "weights") -> Arrays | bytes:
+        """See `Learner.current_model`."""
+        if form == "weights":
+            return self._current
+        from fedpipe.onnx_conversion import convert
+
+        self._model.set_weights(self._current)
+        return convert(self._model, self._federation.export.opset)
+
+    def _event(self, steps: int = 0) -> TrainingEvent | None:
+        if self._privacy is None:
+            return None
+        return training_event(self._federation.training, self._privacy, self._size("train"), steps)
+
+    def _fit(self, seconds: float) -> tuple[list[dict[str, float]], int]:
+        """Metrics of each epoch, and the steps that were taken."""
         training = self._federation.training
         arguments = dict(training.fit)
         if "class_weight" in arguments:  # JSON knows no whole numbers as keys
@@ -88,7 +129,8 @@ class KerasLearner:
             raise DroppedError(
                 f"training failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             ) from error
-        return [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
+        epochs = [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
+        return epochs, deadline.steps
 
     def _feed(self) -> dict[str, Any]:
         """The train part and its length as arguments of fit."""
@@ -97,11 +139,20 @@ class KerasLearner:
         if isinstance(part, Examples) and not training.local_steps and _needs_arrays(part, training.fit):
             return {"x": part.x, "y": part.y, "batch_size": size, "epochs": epochs}
         dataset = _dataset(part)
+        if self._privacy:
+            return {"x": self._private_batches(dataset), "epochs": 1, "shuffle": False}
         if isinstance(part, Examples) and training.fit.get("shuffle", True):
             dataset = dataset.shuffle(len(part.y), seed=1)
         if training.local_steps:
             return {"x": dataset.repeat().batch(size).take(training.local_steps), "epochs": 1, "shuffle": False}
         return {"x": dataset.batch(size), "epochs": epochs, "shuffle": False}
+
+    def _private_batches(self, dataset: Any) -> Any:
+        """Whole batches, shuffled anew in each pass by a seed that nobody knows, an example at most once in a pass."""
+        size = self._federation.training.batch_size
+        shuffled = dataset.shuffle(self._size("train"), reshuffle_each_iteration=True)
+        assert self.planned is not None
+        return shuffled.batch(size, drop_remainder=True).repeat().take(self.planned.steps)
 
     def _size(self, part: str) -> int:
         held = self._parts.get(part)
@@ -109,22 +160,37 @@ class KerasLearner:
             return 0
         return len(held.y) if isinstance(held, Examples) else int(held.cardinality().numpy())
 
-    def test(self, weights: Arrays) -> Tested | None:
-        """See `Learner.test`."""
-        count = self._size("test")
-        if not count:
-            return None
-        metrics = self.evaluate(weights, "test")
-        return Tested(examples=count, metrics={k: float(v) for k, v in metrics.items() if np.isfinite(v)})
+    def _score(self, weights: Arrays) -> Scores:
+        """Means on the vote part, when learners vote, and on the test part."""
+        size, vote, test = self._federation.training.batch_size, self._federation.vote, self._size("test")
+        voted = None
+        if vote is not None:
+            count = self._size("vote")
+            if count < size:
+                raise DroppedError(f"the vote part has {count} examples, fewer than a batch of {size}")
+            count = min(count, vote.batches * size or count)
+            measured = self.evaluate(weights, "vote", vote.batches)
+            check_criterion(vote.criterion, set(measured))
+            voted = Tested(examples=count, metrics=_finite(measured))
+        tested = Tested(examples=test, metrics=_finite(self.evaluate(weights, "test"))) if test else None
+        return Scores(vote=voted, test=tested)
 
-    def evaluate(self, weights: Arrays, part: str) -> dict[str, float]:
-        """Loss and every compiled metric of these weights on a part; the metrics' states stay in the model."""
+    def evaluate(self, weights: Arrays, part: str, batches: int = 0) -> dict[str, float]:
+        """Loss and every compiled metric of these weights on a part; the metrics' states stay in the model.
+
+        Args:
+            weights: to evaluate.
+            part: its name.
+            batches: only so many of its first batches; 0: all.
+        """
         self._model.reset(seed_of(self._federation.training.seed, "evaluate"))
         self._model.set_weights(weights)
-        batches = _dataset(self._parts[part]).batch(self._federation.training.batch_size)
-        return dict(
-            self._model.keras.evaluate(batches, **self._federation.training.evaluate, verbose=0, return_dict=True)
-        )
+        data = _dataset(self._parts[part]).batch(self._federation.training.batch_size).take(batches or -1)
+        return dict(self._model.keras.evaluate(data, **self._federation.training.evaluate, verbose=0, return_dict=True))
+
+
+def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
 
 
 def _needs_arrays(part: Examples, fit: Mapping[str, Any]) -> bool:
@@ -143,12 +209,15 @@ def _dataset(part: Part) -> Any:
 
 
 def _deadline(seconds: float) -> Any:
-    """A callback that drops a learner which is too late, and one whose loss is not finite."""
+    """A callback that counts steps, and drops a learner which is too late or whose loss is not finite."""
     _, keras = frameworks()
     end = time.monotonic() + seconds
 
     class Deadline(keras.callbacks.Callback):  # type: ignore[misc,name-defined]
+        steps = 0
+
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.steps += 1
             if time.monotonic() > end:
                 raise DroppedError(f"late: training took longer than the deadline of {seconds:g} s")
 
@@ -184,17 +253,17 @@ def make_keras_learner(store: Store, plan: Plan, name: str, label: str, folder: 
         store.replace(f"{folder}/events.out.tfevents.{plan.run}", event_file(epochs))
 
     on_epochs = put_events if folder and plan.federation.training.tensorboard else None
-    parts = learner_parts(store, plan, name, model)
+    parts = learner_parts(store, plan, name, model.module)
     return KerasLearner(model, plan.federation, parts, label=label, on_epochs=on_epochs)
 
 
-def learner_parts(store: Store, plan: Plan, name: str, model: KerasModel) -> dict[str, Part]:
+def learner_parts(store: Store, plan: Plan, name: str, module: ModuleType) -> dict[str, Part]:
     """A learner's parts: its shard, its own file, or what `load` of model.py returns for its own data."""
     own = plan.federation.learner(name).data
     if not own:
         return dict(datasets.get_parts(store, datasets.get_shard(store, name, plan.shards[name]).data, name))
     settings = plan.federation.data
-    load = getattr(model.module, "load", None)
+    load = getattr(module, "load", None)
     if load is None:
         examples, _ = datasets.read_examples(own, features=settings.features, labels=settings.labels)
         loaded: Any = examples

@@ -29,7 +29,7 @@ _OWNED = {
 
 @functools.cache
 def frameworks() -> tuple[Any, Any]:
-    """TensorFlow and Keras, quiet and deterministic. Raises MissingExtraError."""
+    """TensorFlow and Keras, quiet. Raises MissingExtraError."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         import tensorflow
@@ -37,7 +37,6 @@ def frameworks() -> tuple[Any, Any]:
         raise MissingExtraError("TensorFlow", "keras") from error
     import keras
 
-    tensorflow.config.experimental.enable_op_determinism()
     return tensorflow, keras
 
 
@@ -73,6 +72,53 @@ def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
 
 
+def find_function(module: types.ModuleType, name: str) -> Callable[[], Any]:
+    """The user's function of that name. Raises ModelError."""
+    function: Callable[[], Any] | None = getattr(module, name, None)
+    if not callable(function):
+        close = difflib.get_close_matches(name, vars(module), n=1)
+        raise ModelError(
+            f"there is no function {name!r}",
+            where="model.py",
+            remedy=f"Did you mean {close[0]!r}?" if close else "Define it: it returns a compiled Keras model.",
+        )
+    return function
+
+
+def built(build: Callable[[], Any], keras: Any) -> Any:
+    """Calls the user's function. Raises ModelError when it fails, or returns no compiled Keras model."""
+    try:
+        model = build()
+    except Exception as error:
+        raise ModelError(f"{build.__name__}() fails: {_described(error)}", where="model.py") from error
+    if not isinstance(model, keras.Model):
+        raise ModelError(
+            f"{build.__name__}() returns {type(model).__name__}, not a Keras model",
+            where="model.py",
+            remedy="Return the model.",
+        )
+    if not (model.compiled if hasattr(model, "compiled") else model._is_compiled):  # Keras 3, Keras 2
+        raise ModelError(
+            "the model is not compiled",
+            where="model.py",
+            remedy="Call model.compile(optimizer, loss, metrics) in it.",
+        )
+    if not model.built:
+        raise ModelError("the model has no input shape", where="model.py", remedy="Begin it with keras.Input(shape).")
+    return model
+
+
+def check_private(model: Any) -> None:
+    """Checks that per-example clipping means something for this Keras model. Raises ModelError."""
+    for layer in model._flatten_layers():
+        if "BatchNormalization" in type(layer).__name__:
+            raise ModelError(
+                f"the layer {layer.name!r} mixes the examples of a batch, so that no epsilon holds",
+                where="model.py",
+                remedy="With privacy, use GroupNormalization or LayerNormalization instead.",
+            )
+
+
 @functools.lru_cache(maxsize=2)
 def cached_model(code: bytes, digest: str, function: str, precision: str, seed: int) -> KerasModel:
     """The built model; a worker that runs several steps builds and traces it once."""
@@ -88,47 +134,17 @@ class KerasModel:
 
     def __init__(self, code: bytes, digest: str, function: str, precision: str = "float32", seed: int = 0) -> None:
         tensorflow, keras = frameworks()
+        tensorflow.config.experimental.enable_op_determinism()
         self.module = load_code(code, digest)
-        build = getattr(self.module, function, None)
-        if not callable(build):
-            close = difflib.get_close_matches(function, vars(self.module), n=1)
-            raise ModelError(
-                f"there is no function {function!r}",
-                where="model.py",
-                remedy=f"Did you mean {close[0]!r}?" if close else "Define it: it returns a compiled Keras model.",
-            )
+        build = find_function(self.module, function)
         keras.backend.clear_session()  # automatic names begin at their first number again
         keras.utils.set_random_seed(seed)
         keras.config.set_dtype_policy(precision)
         with _scope(tensorflow):
-            self.keras = self._built(build, keras)
+            self.keras = built(build, keras)
             self.keras.optimizer.build(self.keras.trainable_variables)
         self._keras_module = keras
         self._fresh = [(v, np.array(v.numpy())) for v in (*self.keras.variables, *self.keras.optimizer.variables)]
-
-    @staticmethod
-    def _built(build: Callable[[], Any], keras: Any) -> Any:
-        try:
-            model = build()
-        except Exception as error:
-            raise ModelError(f"{build.__name__}() fails: {_described(error)}", where="model.py") from error
-        if not isinstance(model, keras.Model):
-            raise ModelError(
-                f"{build.__name__}() returns {type(model).__name__}, not a Keras model",
-                where="model.py",
-                remedy="Return the model.",
-            )
-        if not model.compiled:
-            raise ModelError(
-                "the model is not compiled",
-                where="model.py",
-                remedy="Call model.compile(optimizer, loss, metrics) in it.",
-            )
-        if not model.built:
-            raise ModelError(
-                "the model has no input shape", where="model.py", remedy="Begin it with keras.Input(shape)."
-            )
-        return model
 
     def reset(self, seed: int) -> None:
         """Puts every variable (weights, optimizer, metrics, random states) where it was when the model was built."""
@@ -184,8 +200,11 @@ class KerasModel:
                 remedy="Set it to 0.",
             ) from error
 
-    def check_examples(self, x: Array, y: Array) -> None:
+    def check_examples(self, x: Array, y: Array) -> set[str]:
         """Tries the model on a few examples that hold the smallest and the largest label.
+
+        Returns:
+            What was measured: `loss` and the names of the compiled metrics.
 
         Raises:
             ModelError: shapes or labels do not fit.
@@ -207,6 +226,7 @@ class KerasModel:
             raise ModelError(f"the labels or shapes do not fit the model: {_described(error)}") from error
         if not np.isfinite(result["loss"]):
             raise ModelError(f"the loss of the first examples is {result['loss']}: the labels do not fit the model")
+        return set(result)
 
     def _check_classes(self, y: Array) -> None:
         loss = self.keras.loss if isinstance(self.keras.loss, str) else getattr(self.keras.loss, "name", "")
@@ -245,6 +265,16 @@ def check_arguments(training: Training) -> None:
         valid = set(inspect.signature(callback.__init__).parameters) - {"self", "kwargs"}
         _check_names(arguments, valid, f"training.callbacks.{name}")
     make_callbacks(training)
+
+
+def check_criterion(criterion: str, measured: set[str]) -> None:
+    """Checks that what the learners vote by is measured. Raises ModelError."""
+    if criterion not in measured:
+        raise ModelError(
+            f"{criterion!r} is neither the loss nor a compiled metric",
+            where="algorithm.vote.criterion",
+            remedy=_suggestion(criterion, measured),
+        )
 
 
 def make_callbacks(training: Training) -> list[Any]:

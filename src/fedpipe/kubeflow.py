@@ -13,6 +13,7 @@ import yaml
 from fedpipe import __version__
 from fedpipe.errors import InputError, MissingExtraError, ModelError
 from fedpipe.federation import Federation
+from fedpipe.graph import Graph, parse_graph
 from fedpipe.objects import encode
 
 _CODE_LIMIT = 64 * 2**10
@@ -91,17 +92,20 @@ def compile_pipeline(federation: Federation, output: Path) -> Estimate:
             warnings.simplefilter("ignore")  # kfp's own deprecations are not the user's
             from kfp import compiler
 
+            from fedpipe.pipelines.collective_learning import collective_learning
             from fedpipe.pipelines.federated_averaging import federated_averaging
     except ImportError as error:
         raise MissingExtraError(str(error.name or "kfp"), "kubeflow") from error
-    pipeline = federated_averaging(federation, as_json(federation), read_code(federation))
+    wire = collective_learning if federation.proposers else federated_averaging
+    pipeline = wire(federation, as_json(federation), read_code(federation))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline, str(path))
         text = _with_images(path.read_text(), federation)
     _write_whole(output, text)
-    return estimate(federation, len(text.encode()))
+    graph = parse_graph(next(iter(yaml.load_all(text, Loader=yaml.CSafeLoader))))
+    return estimate(federation, graph, len(text.encode()))
 
 
 def _with_images(text: str, federation: Federation) -> str:
@@ -126,11 +130,9 @@ def _write_whole(output: Path, text: str) -> None:
             temporary.unlink()
 
 
-def estimate(federation: Federation, pipeline_bytes: int) -> Estimate:
+def estimate(federation: Federation, graph: Graph, pipeline_bytes: int) -> Estimate:
     """What the unrolled pipeline of a federation asks of KFP."""
-    rounds, learners = federation.training.rounds, len(federation.learners)
-    steps = 5 + rounds * (learners + 1) + learners
-    critical = 5 + 2 * rounds
+    steps, critical = len(graph.tasks), _longest_chain(graph)
     workflow = _WORKFLOW_BASE + steps * (_WORKFLOW_PER_STEP + _STATUS_PER_STEP)
     return Estimate(
         steps=steps,
@@ -139,18 +141,25 @@ def estimate(federation: Federation, pipeline_bytes: int) -> Estimate:
         pipeline_bytes=pipeline_bytes,
         workflow_bytes=workflow,
         overhead_seconds=critical * _SECONDS_PER_STEP,
-        warnings=tuple(_warnings(federation, steps, workflow)),
+        warnings=tuple(_warnings(federation, graph, workflow)),
     )
 
 
-def _warnings(federation: Federation, steps: int, workflow: int) -> list[str]:
-    learners = len(federation.learners)
-    found = []
+def _longest_chain(graph: Graph) -> int:
+    """Steps that wait for each other."""
+    depth: dict[str, int] = {}
+    for task in graph.tasks:
+        depth[task.key] = 1 + max((depth[key] for key in task.after), default=0)
+    return max(depth.values())
+
+
+def _warnings(federation: Federation, graph: Graph, workflow: int) -> list[str]:
+    steps = len(graph.tasks)
+    rounds, found = federation.training.rounds, []
     if workflow > _WORKFLOW_LIMIT:
-        most = int(
-            ((_WORKFLOW_LIMIT - _WORKFLOW_BASE) / (_WORKFLOW_PER_STEP + _STATUS_PER_STEP) - 5 - learners)
-            / (learners + 1)
-        )
+        each = sum(task.name.startswith("1 ") for task in graph.tasks)
+        room = (_WORKFLOW_LIMIT - _WORKFLOW_BASE) // (_WORKFLOW_PER_STEP + _STATUS_PER_STEP)
+        most = (room - (steps - rounds * each)) // each
         advice = (
             f"at most {most} rounds fit; schedule recurring runs, each goes on from HEAD"
             if most > 0
@@ -160,6 +169,11 @@ def _warnings(federation: Federation, steps: int, workflow: int) -> list[str]:
     elif steps > _COMFORTABLE_STEPS:
         found.append(
             f"{steps} steps are near what KFP runs well ({_COMFORTABLE_STEPS}); fewer rounds per run are safer."
+        )
+    if federation.proposers and rounds % len(federation.proposers):
+        found.append(
+            f"{rounds} rounds are no multiple of {len(federation.proposers)} proposers, and every run begins with "
+            f"{federation.proposers[0]}: in recurring runs, the first ones propose more often."
         )
     if not federation.store_uri.startswith("s3://"):
         found.append("the store is a folder of this machine: on a cluster, set the parameter `store` to an s3:// URI.")

@@ -7,15 +7,28 @@ import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy.typing as npt
 
 from fedpipe import weights
-from fedpipe.errors import CorruptError, DataError, DroppedError, ModelError, NotFoundError
-from fedpipe.objects import fetch_file, put_file
+from fedpipe.accounting import TrainingEvent
+from fedpipe.ballots import find_ballot, known_scores, publish_ballot
+from fedpipe.errors import (
+    BudgetError,
+    CorruptError,
+    DataError,
+    DroppedError,
+    FedpipeError,
+    ModelError,
+    NotFoundError,
+    WeightsError,
+)
+from fedpipe.manifests import Ballot, Dropped, Scores, Update
+from fedpipe.objects import Kind, fetch_file, key_of, put_file
 from fedpipe.plan import Plan
-from fedpipe.rounds import Dropped, Tested, Update, drop, find_update, publish_update
+from fedpipe.privacy import Budget
+from fedpipe.rounds import drop, find_update, publish_update, read_record
 from fedpipe.store import Store
 
 Array = npt.NDArray[Any]
@@ -24,32 +37,60 @@ log = logging.getLogger("fedpipe")
 
 
 class Trained(NamedTuple):
-    """What training gives: new weights, how many examples they saw, metrics of the last epoch, optimizer state."""
+    """What training gives: new weights, how many examples they saw, metrics of the last epoch, optimizer state.
+
+    `event` is the privacy event that happened; None when the training was not private.
+    """
 
     weights: Arrays
     examples: int
     metrics: dict[str, float]
     optimizer: Arrays | None = None
+    event: TrainingEvent | None = None
+
+
+class Verdict(NamedTuple):
+    """What a learner thinks of proposed weights: their scores, and a yes when they are strictly better."""
+
+    scores: Scores
+    approve: bool
 
 
 class Learner(Protocol):
-    """A data owner at work. Neither act changes the weights that it is given."""
+    """A data owner at work. It holds current weights, which `accept_weights` alone changes."""
 
-    def train(self, weights: Arrays, *, seed: int, seconds: float, optimizer: Arrays | None) -> Trained:
-        """Trains from these weights on the train part.
+    @property
+    def planned(self) -> TrainingEvent | None:
+        """The privacy event of one proposal; None for a learner that trains without differential privacy."""
+
+    def accept_weights(self, weights: Arrays, scores: Scores | None = None) -> Scores:
+        """Adopts these weights as the current ones, and scores them.
 
         Args:
-            weights: the global weights of the round.
+            weights: the shared model's.
+            scores: of these weights, when they are known or not wanted: nothing is measured then.
+
+        Returns:
+            Scores on the vote and the test part.
+        """
+
+    def propose_weights(self, *, seed: int, seconds: float, optimizer: Arrays | None) -> Trained:
+        """Trains from the current weights on the train part; the current weights stay what they were.
+
+        Args:
             seed: of shuffling and dropout; equal seeds give equal weights.
             seconds: after which the learner is too late.
-            optimizer: the state that this learner's last update left; None for a fresh one.
+            optimizer: the state that this learner's last accepted update left; None for a fresh one.
 
         Raises:
             DroppedError: why this learner cannot take part.
         """
 
-    def test(self, weights: Arrays) -> Tested | None:
-        """Tests these weights on the test part; None when that part is empty."""
+    def test_weights(self, weights: Arrays) -> Verdict:
+        """Scores proposed weights and compares them with the current ones, which stay."""
+
+    def current_model(self, form: Literal["weights", "onnx"] = "weights") -> Arrays | bytes:
+        """The current model: its weights by name, or as ONNX bytes."""
 
 
 def seed_of(*parts: object) -> int:
@@ -86,9 +127,16 @@ def contribute(
         try:
             return _offered(store, plan, name, number, base, start, optimizer, make_learner(), Path(folder))
         except (DroppedError, DataError, ModelError, CorruptError, NotFoundError) as error:
-            drop(store, name, plan.run, number, error.what)
-            log.warning("round %d: %s is dropped: %s", number, name, error.what)
-            return Dropped(learner=name, why=error.what)
+            dropped = _dropped(name, error)
+            drop(store, plan.run, number, dropped)
+            log.warning("round %d: %s is dropped: %s", number, name, dropped.why)
+            return dropped
+
+
+def _dropped(name: str, error: FedpipeError) -> Dropped:
+    if isinstance(error, BudgetError):
+        return Dropped(learner=name, why=error.what, code="DP_BUDGET_EXCEEDED", spent=error.spent)
+    return Dropped(learner=name, why=error.what)
 
 
 def _offered(
@@ -96,16 +144,21 @@ def _offered(
     learner: Learner, folder: Path,
 ) -> Update:  # fmt: skip
     federation = plan.federation
-    tested = learner.test(start) if federation.evaluation.every_round else None
-    trained = learner.train(
-        start,
+    budget = _budget(store, plan, name, learner)
+    wanted = federation.evaluation.every_round and not federation.vote  # a vote scores every candidate anyway
+    tested = learner.accept_weights(start, None if wanted else Scores()).test
+    trained = learner.propose_weights(
         seed=seed_of(federation.training.seed, name, number),
         seconds=federation.quorum.deadline,
         optimizer=optimizer,
     )
     weights.check_finite(trained.weights)
     digest = weights.save(trained.weights, folder / "weights")
-    put_file(store, folder / "weights", digest, name)
+    spent = None
+    if budget is not None:
+        assert trained.event is not None
+        spent = budget.charge(trained.event, run=plan.run, number=number, weights=digest)
+    put_file(store, folder / "weights", digest, name, "proposals" if federation.proposers else "objects")
     kept = None
     if trained.optimizer is not None:
         kept = weights.save(trained.optimizer, folder / "optimizer")
@@ -115,24 +168,94 @@ def _offered(
         Update(
             federation=federation.name, run=plan.run, round=number, learner=name, base=base, weights=digest,
             size=(folder / "weights").stat().st_size, examples=trained.examples, metrics=trained.metrics,
-            tested=tested, optimizer=kept,
+            tested=tested, optimizer=kept, spent=spent,
         ),
     )  # fmt: skip
 
 
-def _fetched(store: Store, digest: str, path: Path, owner: str | None = None) -> Arrays:
-    fetch_file(store, digest, path, owner)
+def _budget(store: Store, plan: Plan, name: str, learner: Learner) -> Budget | None:
+    """The learner's privacy budget, checked: it allows one more training. None without differential privacy."""
+    privacy = plan.federation.privacy_of(name)
+    if privacy is None:
+        return None
+    if learner.planned is None:
+        raise DroppedError(f"{name} has a privacy section, and this step trains without differential privacy")
+    budget = Budget(store, name, privacy)
+    budget.check(learner.planned)
+    return budget
+
+
+def _fetched(store: Store, digest: str, path: Path, owner: str | None = None, kind: Kind = "objects") -> Arrays:
+    fetch_file(store, digest, path, owner, kind)
     arrays = weights.load(path)
     path.unlink()
     return arrays
 
 
 def _last_optimizer(store: Store, plan: Plan, name: str, number: int, path: Path) -> Arrays | None:
-    """The optimizer state of this learner's latest update in the run, when it is to be kept."""
+    """The optimizer state of this learner's last update in the run that was accepted, when it is to be kept."""
     if plan.federation.training.optimizer == "reset":
         return None
     for earlier in range(number - 1, 0, -1):
         update = find_update(store, name, plan.run, earlier)
-        if update is not None and update.optimizer is not None:
+        if update is None or update.optimizer is None:
+            continue
+        record = read_record(store, plan.run, earlier) if plan.federation.vote else None
+        if record is None or record.accepted:
             return _fetched(store, update.optimizer, path, name)
     return None
+
+
+def vote(
+    store: Store, plan: Plan, name: str, number: int, base: str, candidate: str, owner: str,
+    make_learner: Callable[[], Learner],
+) -> Ballot | Dropped:  # fmt: skip
+    """A learner's vote on a candidate: measure it, compare with the base, publish the ballot.
+
+    A ballot that is already cast is not repeated, and the base is measured only when no earlier ballot tells. A
+    learner that cannot vote leaves the reason and is absent; only a failing store or a corrupt base is an error.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        name: the learner.
+        number: the round; in round 0 the base is scored, and there is nothing to vote on.
+        base: digest of the weights that the round began with.
+        candidate: digest of the proposed weights.
+        owner: the learner that proposed them; empty for aggregated weights.
+        make_learner: makes the learner, with its data, when there is work to do.
+    """
+    if found := find_ballot(store, name, plan.run, number):
+        log.info("round %d: the ballot of %s is already there", number, name)
+        return found
+    with tempfile.TemporaryDirectory() as folder:
+        current = _fetched(store, base, Path(folder) / "base")
+        try:
+            ballot = _cast(store, plan, name, number, base, current, candidate, owner, make_learner(), Path(folder))
+            return publish_ballot(store, ballot)
+        except (DroppedError, DataError, ModelError, CorruptError, NotFoundError) as error:
+            absent = Dropped(learner=name, why=error.what)
+            drop(store, plan.run, number, absent, name="absent")
+            log.warning("round %d: %s does not vote: %s", number, name, error.what)
+            return absent
+
+
+def _cast(
+    store: Store, plan: Plan, name: str, number: int, base: str, current: Arrays, candidate: str, owner: str,
+    learner: Learner, folder: Path,
+) -> Ballot:  # fmt: skip
+    known = learner.accept_weights(current, known_scores(store, name, plan.run, number, base))
+    verdict = Verdict(known, approve=False)
+    if number:
+        size = store.size(key_of(candidate, owner, "proposals"))
+        if size != weights.layout_of(current).size:
+            raise WeightsError(f"the candidate does not fit the model: it has {size} bytes")
+        proposed = _fetched(store, candidate, folder / "candidate", owner, "proposals")
+        if difference := weights.layout_of(current).difference(weights.layout_of(proposed)):
+            raise WeightsError(f"the candidate does not fit the model: {difference}")
+        weights.check_finite(proposed)
+        verdict = learner.test_weights(proposed)
+    return Ballot(
+        federation=plan.federation.name, run=plan.run, round=number, learner=name, base=base, candidate=candidate,
+        approve=verdict.approve, current=known, proposed=verdict.scores,
+    )  # fmt: skip

@@ -53,7 +53,7 @@ class Engine:
         parameters: of the pipeline, complete.
         folder: where logs go.
         listener: hears about each task; several threads may call it at once.
-        workers: processes for Keras steps; as many as the machine has cores by default.
+        workers: processes for the steps of each environment; as many as the machine has cores by default.
     """
 
     def __init__(
@@ -96,17 +96,17 @@ class Engine:
 
     @contextlib.contextmanager
     def _pools(self) -> Iterator[Callable[[Task], ThreadPoolExecutor]]:
-        """Threads for core steps, and threads that each own a worker process for Keras steps."""
-        core, keras = ThreadPoolExecutor(self._count), ThreadPoolExecutor(self._count)
+        """Threads for core steps, and threads that each own a worker process for the steps of an environment."""
+        pools = {environment: ThreadPoolExecutor(self._count) for environment in ("core", "keras", "tff")}
         try:
-            yield lambda task: keras if task.step and STEPS.get(task.step) != "core" else core
+            yield lambda task: pools[STEPS.get(task.step or "", "core")]
         finally:
             self._stopped.set()
-            for pool in (core, keras):
+            for pool in pools.values():
                 pool.shutdown(wait=False, cancel_futures=True)
             for worker in self._workers:
                 worker.stop()
-            for pool in (core, keras):
+            for pool in pools.values():
                 pool.shutdown()
 
     def _attempt(self, task: Task, inputs: dict[str, Any], scratch: Path) -> Result:
@@ -160,14 +160,16 @@ class Engine:
                 elif STEPS.get(task.step) == "core":
                     run_here(task.step, executor_input)
                 else:
-                    self._worker().call(run_step, task.step, executor_input, str(self._log(task)))
+                    worker = self._worker(STEPS[task.step])
+                    worker.call(run_step, task.step, executor_input, str(self._log(task)))
         return _collected(task, executor_input), found
 
-    def _worker(self) -> Worker:
+    def _worker(self, environment: str) -> Worker:
         """This thread's worker."""
         if not hasattr(self._here, "worker"):
-            start_server()
-            self._here.worker = Worker()
+            if environment == "keras":
+                start_server()
+            self._here.worker = Worker(environment)
             self._workers.append(self._here.worker)
         worker: Worker = self._here.worker
         return worker

@@ -7,7 +7,7 @@ import hashlib
 import re
 import uuid
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -40,11 +40,15 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def key_of(digest: str, owner: str | None = None) -> str:
-    """The key of an object: `objects/<hex>`, or below `learners/<owner>/`."""
+Kind = Literal["objects", "proposals"]
+"""A learner's objects are its own; every learner may read its proposals."""
+
+
+def key_of(digest: str, owner: str | None = None, kind: Kind = "objects") -> str:
+    """The key of an object: `objects/<hex>`, or `objects` or `proposals` below `learners/<owner>/`."""
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
         raise CorruptError(f"not a digest: {digest[:100]!r}")
-    folder = f"learners/{owner}/objects" if owner else "objects"
+    folder = f"learners/{owner}/{kind}" if owner else "objects"
     return f"{folder}/{digest.removeprefix('sha256:')}"
 
 
@@ -57,9 +61,9 @@ def put_bytes(store: Store, data: bytes, owner: str | None = None) -> str:
     return digest
 
 
-def put_file(store: Store, path: Path, digest: str, owner: str | None = None) -> None:
+def put_file(store: Store, path: Path, digest: str, owner: str | None = None, kind: Kind = "objects") -> None:
     """Writes a file of any size as an object unless it is there; `digest` is the file's."""
-    key = key_of(digest, owner)
+    key = key_of(digest, owner, kind)
     if store.size(key) != path.stat().st_size:
         store.upload(key, path)
 
@@ -72,9 +76,9 @@ def get_bytes(store: Store, digest: str, owner: str | None = None, *, limit: int
     return data
 
 
-def fetch_file(store: Store, digest: str, path: Path, owner: str | None = None) -> None:
+def fetch_file(store: Store, digest: str, path: Path, owner: str | None = None, kind: Kind = "objects") -> None:
     """Writes the object to a file that appears only when it is whole and matches the digest."""
-    key = key_of(digest, owner)
+    key = key_of(digest, owner, kind)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     found = hashlib.sha256()
     try:

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from fedpipe.errors import InputError
 from fedpipe.federation import Federation, Name
+from fedpipe.federation_file import check_federation
 from fedpipe.objects import Digest, decode, digest_of, encode, get_bytes, put_bytes
 from fedpipe.store import Store, open_store
 
@@ -52,11 +53,13 @@ class Settings(Struct, frozen=True, kw_only=True):
         if "local_epochs" in training:
             training["local_steps"] = 0
         quorum = {name: value for name in ("min_learners", "deadline") if (value := getattr(self, name))}
-        return msgspec.structs.replace(
+        changed = msgspec.structs.replace(
             federation,
             training=msgspec.structs.replace(federation.training, **training),
             quorum=msgspec.structs.replace(federation.quorum, **quorum),
         )
+        check_federation(changed, where="with these parameters")
+        return changed
 
 
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

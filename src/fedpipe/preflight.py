@@ -11,12 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.data import Examples
-from fedpipe.errors import DataError
+from fedpipe.errors import BudgetError, DataError, FederationError, ModelError
 from fedpipe.federation import Federation
 from fedpipe.objects import digest_of
+from fedpipe.privacy import Budget, training_event
 from fedpipe.steps.shard import dealt
+from fedpipe.store import open_store
+from fedpipe.voting import proposer_of
 
 Array = npt.NDArray[Any]
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Finding(NamedTuple):
@@ -26,23 +30,24 @@ class Finding(NamedTuple):
     what: str
 
 
-def check_data(federation: Federation, uri: str) -> tuple[list[Finding], Examples | None]:
+def check_data(federation: Federation, uri: str) -> tuple[list[Finding], Examples | None, dict[str, int]]:
     """Deals the dataset on paper.
 
     Returns:
-        What was found, and a few examples with the smallest and the largest label; none without a common dataset.
+        What was found; a few examples with the smallest and the largest label, or none without a common dataset; and
+        how many train examples each learner gets.
 
     Raises:
         DataError: the data cannot be dealt out as the federation says.
     """
     if not federation.sharded:
-        return [Finding("data", "every learner brings its own")], None
+        return [Finding("data", "every learner brings its own")], None, {}
     parts, test = dealt(federation, uri)
     findings = [Finding("data", f"{len(test.y) if test else 0} examples for the central test")]
     for name, part in parts.items():
         findings.append(Finding(name, ", ".join(f"{len(e.y)} {p}" for p, e in part.items())))
     whole = [e for part in parts.values() for e in part.values()] + ([test] if test else [])
-    return findings, _extremes(whole)
+    return findings, _extremes(whole), {name: len(part["train"].y) for name, part in parts.items()}
 
 
 def _extremes(sets: list[Examples]) -> Examples:
@@ -62,7 +67,7 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
         ModelError: what is wrong with model.py or the arguments.
         MissingExtraError: Keras is not installed.
     """
-    from fedpipe.keras_model import cached_model, check_arguments
+    from fedpipe.keras_model import cached_model, check_arguments, check_criterion
 
     check_arguments(federation.training)
     function = federation.model.rpartition(":")[2]
@@ -72,7 +77,9 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
     if training.learning_rate:
         model.set_learning_rate(training.learning_rate)
     if examples is not None:
-        model.check_examples(*examples)
+        measured = model.check_examples(*examples)
+        if federation.vote:
+            check_criterion(federation.vote.criterion, measured)
     if any(learner.data for learner in federation.learners):
         _check_own_data(federation, hasattr(model.module, "load"))
     shape = model.keras.input_shape
@@ -90,16 +97,103 @@ def _check_own_data(federation: Federation, has_load: bool) -> None:
             )
 
 
-def check(
-    federation: Federation, code: str, uri: str, try_model: Callable[..., list[Finding]] = check_model
-) -> list[Finding]:
-    """All checks that need no store.
+def weight_shapes(federation: Federation, code: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's weights. Raises ModelError."""
+    from fedpipe.keras_model import cached_model
+
+    data, training = code.encode(), federation.training
+    function = federation.model.rpartition(":")[2]
+    model = cached_model(data, digest_of(data), function, training.precision, training.seed)
+    return {name: value.shape for name, value in model.weights().items()}
+
+
+def check_private_model(federation: Federation, code: str, shapes: Shapes, examples: Examples | None) -> None:
+    """Builds the model for private training and, when there are examples, takes one private step.
+
+    Raises:
+        ModelError: it cannot be trained privately; the message says why.
+        MissingExtraError: TensorFlow Privacy is not installed.
+    """
+    from fedpipe.private_model import PrivateModel
+
+    data, size = code.encode(), federation.training.batch_size
+    chosen = {privacy for learner in federation.learners if (privacy := federation.privacy_of(learner.name))}
+    for privacy in sorted(chosen, key=repr):
+        model = PrivateModel(data, digest_of(data), federation.model.rpartition(":")[2], privacy)
+        model.set_weights({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+        if examples is None:
+            continue
+        try:
+            model.keras.train_on_batch(*(np.resize(value, (size, *value.shape[1:])) for value in examples))
+        except Exception as error:
+            raise ModelError(
+                f"cannot be trained privately: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                where="model.py",
+            ) from error
+
+
+def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> list[Finding]:
+    """What the private learners with a shard have spent, and what this run will add.
+
+    Args:
+        federation: the federation with its run-time settings.
+        sizes: train examples by learner; of those who bring their own data, nobody knows here.
+        uri: of the store.
+
+    Raises:
+        FederationError: a learner cannot train even once more.
+    """
+    store, found = open_store(uri).below(federation.name), []
+    for position, learner in enumerate(federation.learners):
+        privacy = federation.privacy_of(learner.name)
+        if privacy is None or learner.name not in sizes:
+            continue
+        planned = training_event(federation.training, privacy, sizes[learner.name])
+        budget = Budget(store, learner.name, privacy)
+        try:
+            budget.check(planned)
+        except BudgetError as error:
+            where = f"learners[{position}].privacy" if learner.privacy else "privacy"
+            raise FederationError(error.what, where=f"{where}.target_epsilon", remedy=error.remedy) from error
+        after = budget.spent(*[planned] * turns(federation, learner.name)).epsilon
+        told = f"epsilon {budget.spent().epsilon:.3g} of {privacy.target_epsilon:g} is spent"
+        more = (
+            "this run meets the target, and later trainings are refused"
+            if after > privacy.target_epsilon
+            else f"{after:.3g} after this run"
+        )
+        found.append(Finding(learner.name, f"{told}; {more}"))
+    return found
+
+
+def turns(federation: Federation, name: str) -> int:
+    """How often a learner trains in a run."""
+    rounds = federation.training.rounds
+    if not federation.proposers:
+        return rounds
+    return sum(proposer_of(federation.proposers, number) == name for number in range(1, rounds + 1))
+
+
+def called(function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
+    """Calls a function in this process, whatever environment it wants."""
+    return function(*arguments)
+
+
+def check(federation: Federation, code: str, uri: str, store: str, call: Callable[..., Any] = called) -> list[Finding]:
+    """All checks that change nothing.
 
     Args:
         federation: the federation with its run-time settings.
         code: the text of model.py.
         uri: of the dataset.
-        try_model: `check_model`, here or in a worker.
+        store: URI of the store, whose privacy ledgers are read; empty to leave it alone.
+        call: calls a function with its arguments in an environment: `called`, or `workers.call_in_worker`.
     """
-    findings, examples = check_data(federation, uri)
-    return [*findings, *try_model(federation, code, examples)]
+    findings, examples, sizes = check_data(federation, uri)
+    findings += call(check_model, federation, code, examples)
+    if any(federation.privacy_of(learner.name) for learner in federation.learners):
+        shapes = call(weight_shapes, federation, code)
+        call(check_private_model, federation, code, shapes, examples, environment="tff")
+        if store:
+            findings += call(check_budgets, federation, sizes, store, environment="tff")
+    return findings

@@ -2,118 +2,38 @@
 
     HEAD                                        the last committed round
     runs/<run>/<round>/record                   what was committed; never written twice
+    runs/<run>/<round>/candidate                what was aggregated, when learners vote on it
     learners/<name>/runs/<run>/<round>/update   who made what from which base
     learners/<name>/runs/<run>/<round>/dropped  why a learner did not take part
 
-Records form one chain by `previous`. All bytes are canonical and hold no clock and no chance, so that a replay of a
-round, by a retry or by a second engine, writes the same bytes and finds its work done.
+Accepted records form one chain by `previous`; a rejected one hangs on it and moves nothing. All bytes are canonical
+and hold no clock and no chance, so that a replay of a round, by a retry or by a second engine, writes the same bytes
+and finds its work done.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
-from msgspec import Meta, Struct
+import msgspec
 
-from fedpipe.errors import ConflictError, CorruptError, DroppedError, NotFoundError, QuorumError, TooLargeError
-from fedpipe.federation import Name
-from fedpipe.objects import Digest, decode, digest_of, encode
+from fedpipe.errors import (
+    ConflictError,
+    CorruptError,
+    DroppedError,
+    NotFoundError,
+    QuorumError,
+    RoundError,
+    TooLargeError,
+)
+from fedpipe.manifests import Dropped, Head, Record, Ref, Update
+from fedpipe.objects import decode, digest_of, encode, key_of
 from fedpipe.store import Store
+from fedpipe.weights import Layout, read_layout
 
 MANIFEST = 2**16
 """Largest manifest of a learner, in bytes, that is read."""
-MOST_METRICS = 100
 _HEAD_TRIES = 50
-
-Count = Annotated[int, Meta(ge=0)]
-Examples = Annotated[int, Meta(ge=1, le=2**53)]
-Metrics = Annotated[dict[Annotated[str, Meta(max_length=100)], float], Meta(max_length=MOST_METRICS)]
-
-
-class _Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
-    """A small JSON object in the store."""
-
-
-class Tested(_Manifest, frozen=True, kw_only=True):
-    """Means over `examples` of a learner's test part, of the model that the round began with."""
-
-    examples: Examples
-    metrics: Metrics
-
-
-class Update(_Manifest, frozen=True, kw_only=True):
-    """What a learner offers to a round."""
-
-    format: int = 1
-    federation: Name
-    run: Name
-    round: Annotated[int, Meta(ge=1)]
-    learner: Name
-    base: Digest
-    weights: Digest
-    size: Count
-    examples: Examples
-    metrics: Metrics
-    tested: Tested | None = None
-    optimizer: Digest | None = None
-
-
-class Dropped(_Manifest, frozen=True, kw_only=True):
-    """A learner that did not take part in a round, and why."""
-
-    learner: str
-    why: str
-
-
-class Ref(_Manifest, frozen=True, kw_only=True):
-    """A committed record: where it is and what its bytes are."""
-
-    run: Name
-    round: Count
-    record: Digest
-
-
-class Record(_Manifest, frozen=True, kw_only=True):
-    """A committed round: the chain's link.
-
-    `layout` is the digest of the weights' header, which pins names, dtypes and shapes for the whole run; `state` is
-    the server optimizer's.
-    """
-
-    format: int = 1
-    federation: Name
-    run: Name
-    round: Count
-    previous: Ref | None
-    plan: Digest
-    base: Digest | None
-    weights: Digest
-    layout: Digest
-    state: dict[str, Digest] = {}
-    rule: str = ""
-    updates: tuple[Update, ...] = ()
-    dropped: tuple[Dropped, ...] = ()
-    metrics: dict[str, float] = {}
-
-    @property
-    def ref(self) -> Ref:
-        """This record as the next one names it."""
-        return Ref(run=self.run, round=self.round, record=digest_of(encode(self)))
-
-
-class Head(_Manifest, frozen=True, kw_only=True):
-    """The last committed round and its weights."""
-
-    run: Name
-    round: Count
-    record: Digest
-    weights: Digest
-
-    @property
-    def ref(self) -> Ref:
-        """The record that HEAD names."""
-        return Ref(run=self.run, round=self.round, record=self.record)
 
 
 def record_key(run: str, number: int) -> str:
@@ -152,7 +72,7 @@ def commit(store: Store, record: Record) -> Record:
     """Commits a round exactly once and returns what was committed.
 
     The record is created; when another engine was first, its record counts. Then HEAD moves from the record's
-    `previous` to it. Both acts may be repeated after a crash at any point.
+    `previous` to it, unless the round was rejected. Both acts may be repeated after a crash at any point.
 
     Raises:
         ConflictError: HEAD went on along another line.
@@ -167,6 +87,7 @@ def commit(store: Store, record: Record) -> Record:
 
 
 def _advance(store: Store, record: Record) -> None:
+    """Moves HEAD to an accepted record; a rejected one only has to hang on HEAD's chain."""
     head = Head(run=record.run, round=record.round, record=record.ref.record, weights=record.weights)
     for _ in range(_HEAD_TRIES):
         current = read_head(store)
@@ -176,9 +97,9 @@ def _advance(store: Store, record: Record) -> None:
             if store.create("HEAD", encode(head)):
                 return
         elif current[0].ref == record.previous:
-            if store.swap("HEAD", encode(head), current[1]):
+            if not record.accepted or store.swap("HEAD", encode(head), current[1]):
                 return
-        elif precedes(store, record.ref, current[0].ref):
+        elif record.parent is not None and precedes(store, record.parent, current[0].ref):
             return
         else:
             raise ConflictError(
@@ -209,10 +130,51 @@ def history(store: Store, run: str) -> list[Record]:
     """The committed records of a run, from round 0 on. Raises CorruptError when the chain is broken."""
     records: list[Record] = []
     while (record := read_record(store, run, len(records))) is not None:
-        if records and record.previous != records[-1].ref:
+        if records and record.previous != records[-1].parent:
             raise CorruptError(f"round {record.round} does not follow round {record.round - 1}", where=store.uri)
         records.append(record)
     return records
+
+
+def propose_candidate(store: Store, record: Record) -> Record:
+    """Writes down what becomes the round's record if the learners accept it; returns the one that counts."""
+    key = _candidate_key(record.run, record.round)
+    if store.create(key, encode(record)):
+        return record
+    return read_candidate(store, record.run, record.round) or record
+
+
+def read_candidate(store: Store, run: str, number: int) -> Record | None:
+    """What the learners vote on in a round of averaging; None when nothing is aggregated yet. Raises CorruptError."""
+    key = _candidate_key(run, number)
+    try:
+        return decode(store.read(key).data, Record, where=f"{store.uri}/{key}")
+    except NotFoundError:
+        return None
+
+
+def _candidate_key(run: str, number: int) -> str:
+    return f"runs/{run}/{number}/candidate"
+
+
+def begun_from(store: Store, run: str, number: int, base: str) -> Record:
+    """The record on which a round builds. Raises RoundError when the round before ended with other weights."""
+    previous = read_record(store, run, number - 1)
+    if previous is None or previous.weights != base:
+        raise RoundError(f"round {number} cannot begin with {base}: it is not what round {number - 1} ended with")
+    return previous
+
+
+def layout_of(store: Store, record: Record) -> Layout:
+    """The layout of a record's weights, read from their first bytes. Raises CorruptError when it is not the run's."""
+    key = key_of(record.weights)
+    size = store.size(key)
+    if size is None:
+        raise CorruptError("the global weights are missing", where=f"{store.uri}/{key}")
+    layout = read_layout(lambda start, length: store.read_range(key, start, length), size)
+    if digest_of(store.read_range(key, 0, layout.data_start)) != record.layout:
+        raise CorruptError("the global weights have another layout than the run", where=f"{store.uri}/{key}")
+    return layout
 
 
 def publish_update(store: Store, update: Update) -> Update:
@@ -232,23 +194,23 @@ def find_update(store: Store, learner: str, run: str, number: int) -> Update | N
         return None
 
 
-def drop(store: Store, learner: str, run: str, number: int, why: str) -> None:
-    """Leaves the reason why a learner does not take part."""
-    manifest = Dropped(learner=learner, why=why[:500])
-    store.replace(learner_key(learner, run, number, "dropped"), encode(manifest))
+def drop(store: Store, run: str, number: int, dropped: Dropped, *, name: str = "dropped") -> None:
+    """Leaves the reason why a learner does not take part (`dropped`) or does not vote (`absent`)."""
+    manifest = msgspec.structs.replace(dropped, why=dropped.why[:500])
+    store.replace(learner_key(dropped.learner, run, number, name), encode(manifest))
 
 
-def why_dropped(store: Store, learner: str, run: str, number: int) -> str:
-    """The reason that a learner left, cleaned; a general one when it left none."""
-    key = learner_key(learner, run, number, "dropped")
+def find_dropped(store: Store, learner: str, run: str, number: int, *, name: str = "dropped") -> Dropped | None:
+    """The reason that a learner left, cleaned; None when it left none that can be read."""
+    key = learner_key(learner, run, number, name)
     try:
-        manifest = decode(store.read(key, limit=MANIFEST).data, Dropped, where=key)
+        found = decode(store.read(key, limit=MANIFEST).data, Dropped, where=key)
     except (NotFoundError, CorruptError, TooLargeError):
-        return "no update"
-    return _cleaned(manifest.why) or "no reason given"
+        return None
+    return msgspec.structs.replace(found, learner=learner, why=cleaned(found.why) or "no reason given")
 
 
-def _cleaned(text: str) -> str:
+def cleaned(text: str) -> str:
     """Text that a learner had a hand in, short and without control characters."""
     return "".join(c if c.isprintable() else " " for c in text[:500])
 
@@ -277,11 +239,12 @@ def collect(
         try:
             update = find_update(store, learner, run, number)
             if update is None:
-                raise DroppedError(why_dropped(store, learner, run, number))
+                dropped.append(find_dropped(store, learner, run, number) or Dropped(learner=learner, why="no update"))
+                continue
             check_update(update, federation=federation, run=run, number=number, learner=learner, base=base)
             updates.append(update)
         except (DroppedError, CorruptError, TooLargeError) as error:
-            dropped.append(Dropped(learner=learner, why=_cleaned(error.what)))
+            dropped.append(Dropped(learner=learner, why=cleaned(error.what)))
     return updates, dropped
 
 
@@ -298,7 +261,11 @@ def check_quorum(number: int, taking_part: int, dropped: list[Dropped], minimum:
 
 
 def mean_metrics(updates: list[Update]) -> dict[str, float]:
-    """Means of the updates' metrics, weighted by examples: sums first, then divided. Only metrics that all have."""
-    names = set.intersection(*(set(u.metrics) for u in updates)) if updates else set()
-    total = sum(u.examples for u in updates)
-    return {n: math.fsum(u.metrics[n] * u.examples for u in updates) / total for n in sorted(names)}
+    """Means of the updates' metrics, weighted by examples: sums first, then divided.
+
+    Only metrics that all have that tell any: a learner that trains privately tells none.
+    """
+    telling = [u for u in updates if u.metrics]
+    names = set.intersection(*(set(u.metrics) for u in telling)) if telling else set()
+    total = sum(u.examples for u in telling)
+    return {n: math.fsum(u.metrics[n] * u.examples for u in telling) / total for n in sorted(names)}

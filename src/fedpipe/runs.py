@@ -62,7 +62,7 @@ def run(
         name: the run's name.
         parameters: run-time parameters of the pipeline, such as `learning_rate`.
         listener: hears about each step.
-        workers: processes for Keras steps; one per core by default.
+        workers: processes for the steps of each environment; one per core by default.
 
     Raises:
         InputError: a mistake in what was given; nothing was changed.
@@ -91,7 +91,7 @@ def _check_first(job: _Job, name: str) -> None:
     if not is_folder:
         store.probe()
     if job.federation is not None and read_record(store.below(job.federation.name), name, 0) is None:
-        preflight.check(job.federation, job.code, job.arguments.get("data", ""), _try_model)
+        preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call_in_worker)
     if is_folder:
         store.probe()
 
@@ -155,10 +155,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the folder cannot be made: {error.strerror}", where=str(folder)) from error
-
-
-def _try_model(*given: Any) -> list[preflight.Finding]:
-    return list(call_in_worker(preflight.check_model, *given))
 
 
 def fetch_results(place: Place, folder: Path) -> dict[str, Any]:
@@ -229,7 +225,9 @@ def check(source: str | Path, *, store: bool = True) -> list[preflight.Finding]:
 
     federation = read_federation(Path(source))
     findings = [preflight.Finding("federation", f"{federation.name}: {len(federation.learners)} learners")]
-    findings += preflight.check(federation, read_code(federation), federation.data.uri, _try_model)
+    findings += preflight.check(
+        federation, read_code(federation), federation.data.uri, federation.store_uri if store else "", call_in_worker
+    )
     if store:
         findings.append(_checked_store(federation))
     return findings

@@ -10,9 +10,10 @@ from msgspec import Struct
 from fedpipe.data import Shard, get_shard
 from fedpipe.errors import NotFoundError
 from fedpipe.evaluation import Evaluation
+from fedpipe.manifests import Record, Update
 from fedpipe.objects import decode
 from fedpipe.plan import Plan, read_plan
-from fedpipe.rounds import Record, Update, history
+from fedpipe.rounds import history
 from fedpipe.store import Store
 from fedpipe.timings import Timing, read_timings
 

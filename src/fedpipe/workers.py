@@ -1,4 +1,8 @@
-"""Processes that run Keras steps: TensorFlow is imported once, and forked into each of them."""
+"""Processes that run steps with TensorFlow: imported once, then one step after another.
+
+Workers of the keras environment are forked from a server that has imported it. The tff environment is another Python
+(`.venv-tff`); its worker is started with that one and speaks through an inherited connection.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedpipe import errors
-from fedpipe.errors import FedpipeError
+from fedpipe.errors import FedpipeError, InputError
 
 _START = threading.Lock()
 
@@ -87,10 +92,32 @@ def _without_main() -> Iterator[None]:
         main.__dict__.update(kept)
 
 
-class Worker:
-    """One process that runs calls one after another; it is started again when it died."""
+def find_python(environment: str) -> Path:
+    """The Python of another environment: named by `FEDPIPE_TFF_PYTHON`, or in `.venv-tff` beside this one.
 
-    def __init__(self) -> None:
+    Raises:
+        InputError: there is none.
+    """
+    named = os.environ.get(f"FEDPIPE_{environment.upper()}_PYTHON", "")
+    path = Path(named) if named else Path(sys.prefix).parent / f".venv-{environment}" / "bin" / "python"
+    if path.is_file():
+        return path
+    raise InputError(
+        f"the {environment} environment is not set up: there is no {path}",
+        remedy=f"Run `make setup-{environment}`, or set FEDPIPE_{environment.upper()}_PYTHON to a Python that has "
+        f"fedpipe[{environment}].",
+    )
+
+
+class Worker:
+    """One process that runs calls one after another; it is started again when it died.
+
+    Args:
+        environment: of the steps that it runs: `keras`, which is this Python's own, or `tff`.
+    """
+
+    def __init__(self, environment: str = "keras") -> None:
+        self._environment = environment
         self._process: Any = None
         self._connection: Connection | None = None
 
@@ -119,26 +146,51 @@ class Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         self._connection, theirs = context.Pipe()
-        with _START, _without_main():
-            self._process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
-            self._process.start()
+        if self._environment != "keras":
+            self._process = _started(find_python(self._environment), theirs)
+        else:
+            with _START, _without_main():
+                self._process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
+                self._process.start()
         theirs.close()
 
     def stop(self) -> None:
         """Ends the process at once."""
         if self._process is not None:
             self._process.kill()
-            self._process.join()
-            self._process.close()
+            if isinstance(self._process, subprocess.Popen):
+                self._process.wait()
+            else:
+                self._process.join()
+                self._process.close()
         if self._connection is not None:
             self._connection.close()
         self._process = self._connection = None
 
 
-def call_in_worker(function: Callable[..., Any], *arguments: Any) -> Any:
+def _started(python: Path, connection: Connection) -> subprocess.Popen[bytes]:
+    """A worker with another Python; what its TensorFlow prints while it is imported is dropped."""
+    handle = connection.fileno()
+    return subprocess.Popen(  # noqa: S603  (our own environment)
+        [str(python), "-c", f"from fedpipe.workers import serve; serve({handle})"],
+        pass_fds=[handle],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+    )
+
+
+def serve(handle: int) -> None:
+    """The main program of a worker that another Python started: `handle` is the connection's file descriptor."""
+    _serve(Connection(handle), dict(os.environ))
+
+
+def call_in_worker(function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
     """Runs a function that needs TensorFlow in a process of its own, so that nothing native reaches the terminal."""
-    start_server()
-    worker = Worker()
+    if environment == "keras":
+        start_server()
+    worker = Worker(environment)
     try:
         return worker.call(function, *arguments)
     finally:

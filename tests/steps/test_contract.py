@@ -108,12 +108,12 @@ class TestParsing:
 
 
 def test_outputs_as_the_launcher_reads_them(tmp_path: Path) -> None:
-    outputs = body("train").Outputs(update="u", metrics=Metrics(metadata={"loss": 1.0}))
+    outputs = body("train").Outputs(update="u", weights="w", metrics=Metrics(metadata={"loss": 1.0}))
     runtime = {"name": "projects/1/metrics", "uri": "minio://bucket/metrics", "metadata": {}}
     wanted = {"outputFile": str(tmp_path / "deep" / "out.json"), "artifacts": {"metrics": {"artifacts": [runtime]}}}
     write_outputs(outputs, wanted)
     assert json.loads((tmp_path / "deep" / "out.json").read_text()) == {
-        "parameterValues": {"update": "u"},
+        "parameterValues": {"update": "u", "weights": "w"},
         "artifacts": {"metrics": {"artifacts": [{**runtime, "metadata": {"loss": 1.0}}]}},
     }
 

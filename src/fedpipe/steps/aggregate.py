@@ -1,4 +1,4 @@
-"""Combines a round's updates into the next global weights and commits the round."""
+"""Combines a round's updates into the next global weights and commits the round, or leaves a candidate to vote on."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from msgspec import Struct
 
 from fedpipe.aggregation import RULES, Combined, Source, combine
 from fedpipe.aggregation.server import make_server_step
-from fedpipe.errors import CorruptError, RoundError, WeightsError
-from fedpipe.objects import digest_of, key_of, put_file
+from fedpipe.errors import RoundError, WeightsError
+from fedpipe.federation import Averaging
+from fedpipe.manifests import Dropped, Record, Update
+from fedpipe.objects import put_file
 from fedpipe.plan import Place, Plan, read_plan
 from fedpipe.rounds import (
-    Dropped,
-    Record,
-    Update,
+    begun_from,
     check_quorum,
     collect,
     commit,
+    layout_of,
     mean_metrics,
+    propose_candidate,
+    read_candidate,
     read_record,
 )
 from fedpipe.steps.contract import Model
 from fedpipe.store import Store
-from fedpipe.weights import Layout, read_layout
 
 log = logging.getLogger("fedpipe")
 
@@ -60,7 +62,7 @@ def run(inputs: Inputs) -> Outputs:
 
 
 def close_round(store: Store, plan: Plan, number: int, base: str) -> Record:
-    """Aggregates the valid updates of a round and commits the result.
+    """Aggregates the valid updates of a round and commits the result; when learners vote, it is the candidate.
 
     Args:
         store: the federation's store.
@@ -75,10 +77,11 @@ def close_round(store: Store, plan: Plan, number: int, base: str) -> Record:
     if found := read_record(store, plan.run, number):
         log.info("round %d is already committed", number)
         return commit(store, found)
-    previous = read_record(store, plan.run, number - 1)
-    if previous is None or previous.weights != base:
-        raise RoundError(f"round {number} cannot begin with {base}: it is not what round {number - 1} ended with")
     federation = plan.federation
+    if federation.vote and (drafted := read_candidate(store, plan.run, number)):
+        log.info("the candidate of round %d is already there", number)
+        return drafted
+    previous = begun_from(store, plan.run, number, base)
     names = tuple(learner.name for learner in federation.learners)
     updates, dropped = collect(
         store, federation=federation.name, run=plan.run, number=number, base=base, learners=names
@@ -94,11 +97,13 @@ def close_round(store: Store, plan: Plan, number: int, base: str) -> Record:
             put_file(store, path, digest)
     for drop in dropped:
         log.warning("round %d: %s is dropped: %s", number, drop.learner, drop.why)
-    return commit(store, _record(plan, previous, combined, used, dropped))
+    record = _record(plan, previous, combined, used, dropped)
+    return propose_candidate(store, record) if federation.vote else commit(store, record)
 
 
 def _combined(store: Store, plan: Plan, previous: Record, updates: list[Update], folder: Path) -> Combined:
     algorithm = plan.federation.algorithm
+    assert isinstance(algorithm, Averaging)
     try:
         return combine(
             store,
@@ -106,7 +111,7 @@ def _combined(store: Store, plan: Plan, previous: Record, updates: list[Update],
                 Source(u.learner, u.weights, u.size, u.examples if algorithm.weighting == "examples" else 1)
                 for u in updates
             ],
-            layout=base_layout(store, previous),
+            layout=layout_of(store, previous),
             base=previous.weights,
             state=previous.state,
             rule=RULES[algorithm.rule],
@@ -117,26 +122,16 @@ def _combined(store: Store, plan: Plan, previous: Record, updates: list[Update],
         raise RoundError(f"round {previous.round + 1}: {error}", remedy="HEAD stays at the last good round.") from error
 
 
-def base_layout(store: Store, record: Record) -> Layout:
-    """The layout of a record's weights, read from their first bytes. Raises CorruptError when it is not the run's."""
-    key = key_of(record.weights)
-    size = store.size(key)
-    if size is None:
-        raise CorruptError("the global weights are missing", where=f"{store.uri}/{key}")
-    layout = read_layout(lambda start, length: store.read_range(key, start, length), size)
-    if digest_of(store.read_range(key, 0, layout.data_start)) != record.layout:
-        raise CorruptError("the global weights have another layout than the run", where=f"{store.uri}/{key}")
-    return layout
-
-
 def _refusals(combined: Combined) -> list[Dropped]:
     return [Dropped(learner=name, why=why) for name, why in combined.refused.items()]
 
 
 def _record(plan: Plan, previous: Record, combined: Combined, used: list[Update], dropped: list[Dropped]) -> Record:
+    algorithm = plan.federation.algorithm
+    assert isinstance(algorithm, Averaging)
     return Record(
-        federation=plan.federation.name, run=plan.run, round=previous.round + 1, previous=previous.ref,
+        federation=plan.federation.name, run=plan.run, round=previous.round + 1, previous=previous.parent,
         plan=previous.plan, base=previous.weights, weights=combined.weights[1], layout=previous.layout,
-        state={slot: digest for slot, (_, digest) in combined.state.items()}, rule=plan.federation.algorithm.rule,
+        state={slot: digest for slot, (_, digest) in combined.state.items()}, rule=algorithm.rule,
         updates=tuple(used), dropped=tuple(dropped), metrics=mean_metrics(used),
     )  # fmt: skip

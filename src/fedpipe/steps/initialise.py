@@ -15,9 +15,10 @@ from fedpipe import weights
 from fedpipe.data import get_parts
 from fedpipe.errors import InputError, ModelError
 from fedpipe.federation import Federation
+from fedpipe.manifests import Head, Record
 from fedpipe.objects import digest_of, fetch_file, put_bytes, put_file
 from fedpipe.plan import Place, Plan, Settings, differences, read_plan
-from fedpipe.rounds import Head, Record, commit, read_head, read_record
+from fedpipe.rounds import commit, read_head, read_record
 from fedpipe.steps.contract import Model
 from fedpipe.steps.shard import Shards, read
 from fedpipe.store import Store
@@ -71,13 +72,17 @@ def run(inputs: Inputs) -> Outputs:
 
     def initial() -> dict[str, Array]:
         from fedpipe.keras_learner import plan_model
-        from fedpipe.keras_model import check_arguments
+        from fedpipe.keras_model import check_arguments, check_criterion, check_private
 
         check_arguments(plan.federation.training)
         put_bytes(store, inputs.code.encode())
         model = plan_model(store, plan)
         if plan.test is not None:
-            model.check_examples(*get_parts(store, plan.test)["test"])
+            measured = model.check_examples(*get_parts(store, plan.test)["test"])
+            if plan.federation.vote:
+                check_criterion(plan.federation.vote.criterion, measured)
+        if any(plan.federation.privacy_of(learner.name) for learner in plan.federation.learners):
+            check_private(model.keras)
         model.reset(plan.federation.training.seed)
         return model.weights()
 

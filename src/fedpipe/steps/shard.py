@@ -124,6 +124,13 @@ def dealt(federation: Federation, uri: str) -> tuple[dict[str, dict[str, Example
                 where="training.batch_size",
                 remedy="Lower it, or give the learner more data.",
             )
+        if federation.vote and len(parts[name]["vote"].y) < federation.training.batch_size:
+            raise DataError(
+                f"the vote part of {name} has {len(parts[name]['vote'].y)} examples, a batch has "
+                f"{federation.training.batch_size}",
+                where="data.parts.vote",
+                remedy="Raise it, lower training.batch_size, or give the learner more data.",
+            )
     return parts, Examples(examples.x[held_out], examples.y[held_out]) if len(held_out) else None
 
 

@@ -1,14 +1,18 @@
-"""A learner's part of a round."""
+"""A learner's part of a round: train from the shared weights, publish the update."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from msgspec import Struct
 
 from fedpipe.learner import Learner, contribute
+from fedpipe.manifests import Dropped, Update
 from fedpipe.objects import digest_of, encode
-from fedpipe.plan import Place, read_plan
-from fedpipe.rounds import Dropped, Update, find_update
+from fedpipe.plan import Place, Plan, read_plan
+from fedpipe.rounds import find_update
 from fedpipe.steps.contract import Metrics
+from fedpipe.store import Store
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -21,9 +25,10 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """The digest of the update's manifest, or `dropped`."""
+    """The digest of the update's manifest, or `dropped`; and that of its weights, or nothing."""
 
     update: str
+    weights: str
     metrics: Metrics
 
 
@@ -35,22 +40,28 @@ def find(inputs: Inputs) -> Outputs | None:
 
 def run(inputs: Inputs) -> Outputs:
     """Trains and publishes; a learner that cannot take part is dropped, and the step succeeds."""
-    store = inputs.place.open()
-    plan = read_plan(store, inputs.place.plan)
 
-    def make_learner() -> Learner:
+    def make(store: Store, plan: Plan) -> Learner:
         from fedpipe.keras_learner import make_keras_learner
 
         label = f"round {inputs.round} {inputs.learner}"
         folder = f"learners/{inputs.learner}/runs/{plan.run}/{inputs.round}/tensorboard"
         return make_keras_learner(store, plan, inputs.learner, label, folder)
 
-    result = contribute(store, plan, inputs.learner, inputs.round, inputs.base, make_learner)
-    return _outputs(result)
+    return train(inputs, make)
+
+
+def train(inputs: Inputs, make: Callable[[Store, Plan], Learner]) -> Outputs:
+    """Trains with the learner that `make` makes when there is work to do."""
+    store = inputs.place.open()
+    plan = read_plan(store, inputs.place.plan)
+    return _outputs(contribute(store, plan, inputs.learner, inputs.round, inputs.base, lambda: make(store, plan)))
 
 
 def _outputs(result: Update | Dropped) -> Outputs:
     if isinstance(result, Dropped):
-        return Outputs(update="dropped", metrics=Metrics(metadata={"dropped": result.why}))
-    metadata = {"examples": result.examples, **result.metrics, "digest": result.weights}
-    return Outputs(update=digest_of(encode(result)), metrics=Metrics(metadata=metadata))
+        why = f"{result.code}: {result.why}" if result.code else result.why
+        return Outputs(update="dropped", weights="", metrics=Metrics(metadata={"dropped": why}))
+    spent = {"epsilon": result.spent.epsilon} if result.spent else {}
+    metadata = {"examples": result.examples, **result.metrics, **spent, "digest": result.weights}
+    return Outputs(update=digest_of(encode(result)), weights=result.weights, metrics=Metrics(metadata=metadata))

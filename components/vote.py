@@ -1,0 +1,31 @@
+"""A learner's ballot."""
+
+from kfp import dsl
+
+from fedpipe.components.container import container
+
+
+@dsl.container_component
+def vote(
+    metrics: dsl.Output[dsl.Metrics],
+    ballot: dsl.OutputPath(str),
+    place: dict,
+    learner: str,
+    round: int,
+    base: str,
+    candidate: str = "",
+    owner: str = "",
+):
+    """Measures a candidate on one learner's vote part and casts its ballot; a learner that cannot is absent.
+
+    Args:
+        place: Where the run is.
+        learner: Name of the learner.
+        round: Number of the round; in round 0 the base is scored.
+        base: Digest of the global weights that the round began with.
+        candidate: Digest of the weights to vote on; empty when nobody proposed.
+        owner: The learner that proposed them; empty for aggregated weights.
+        ballot: `yes`, `no`, `absent` or `none`.
+        metrics: Scores of the candidate.
+    """
+    return container("vote")

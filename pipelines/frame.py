@@ -1,0 +1,115 @@
+"""What every pipeline has around its rounds: shard and initialise before, score, evaluate, export and report after."""
+
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl
+
+from fedpipe import components
+from fedpipe.federation import Federation, Learner
+from fedpipe.pipelines.placement import place_coordinator, place_learner
+
+Learn = Callable[[Any, Any], Any]
+"""Takes the place of the run and the first weights, both as outputs of a step; returns the last weights."""
+
+
+def framed(federation: Federation, federation_json: str, code: str, description: str, learn: Learn) -> Any:
+    """A pipeline of a federation.
+
+    Args:
+        federation: The federation, for its learners, rounds and placements.
+        federation_json: The same as text, as the steps take it.
+        code: The text of model.py.
+        description: What the UI says of it.
+        learn: Wires the rounds.
+    """
+    training, quorum = federation.training, federation.quorum
+
+    @dsl.pipeline(name=federation.name, description=description)
+    def pipeline(
+        store: str = federation.store_uri,
+        run: str = "",
+        data: str = federation.data.uri,
+        learning_rate: float = training.learning_rate,
+        local_epochs: int = training.local_epochs if not training.local_steps else 0,
+        batch_size: int = training.batch_size,
+        min_learners: int = federation.min_learners,
+        deadline: float = quorum.deadline,
+    ):
+        shard = components.shard(
+            federation=federation_json, store=store, run=run, data=data, job=dsl.PIPELINE_JOB_ID_PLACEHOLDER
+        )
+        place_coordinator(shard, federation, "shard")
+        begun = components.initialise(
+            place=shard.outputs["place"],
+            shards=shard.outputs["shards"],
+            federation=federation_json,
+            code=code,
+            learning_rate=learning_rate,
+            local_epochs=local_epochs,
+            batch_size=batch_size,
+            min_learners=min_learners,
+            deadline=deadline,
+        )
+        place_coordinator(begun, federation, "initialise")
+        place = begun.outputs["placed"]
+
+        weights = learn(place, begun.outputs["weights"])
+
+        scores = []
+        for learner in federation.learners:
+            scored = components.score(place=place, learner=learner.name, weights=weights)
+            place_learner(scored, federation, learner, f"score {learner.name}")
+            scores.append(scored.outputs["score"])
+        evaluated = components.evaluate(place=place, weights=weights, scores=scores)
+        place_coordinator(evaluated, federation, "evaluate")
+        exported = components.export(place=place, weights=weights)
+        place_coordinator(exported, federation, "export")
+        told = components.report(place=place, evaluation=evaluated.outputs["evaluation"], onnx=exported.outputs["onnx"])
+        place_coordinator(told, federation, "report")
+
+    return pipeline
+
+
+def train(federation: Federation, learner: Learner, place: Any, number: int, base: Any, act: str) -> Any:
+    """A learner's training step, with differential privacy when the federation says so; `act` names it."""
+    step = components.train_private if federation.privacy_of(learner.name) else components.train
+    trained = step(place=place, learner=learner.name, round=number, base=base)
+    place_learner(trained, federation, learner, f"{number} {act} {learner.name}")
+    return trained
+
+
+def decide(federation: Federation, place: Any, number: int, base: Any, candidate: Any, owner: str, start: list) -> Any:
+    """All learners vote on a candidate, and the tally commits the round; returns the weights after it.
+
+    Args:
+        federation: The federation.
+        place: Where the run is.
+        number: The round.
+        base: Digest of the weights that the round began with.
+        candidate: Digest of the weights to vote on.
+        owner: The learner that proposed them; empty for aggregated weights.
+        start: The steps that score the first weights, whose results the first votes take up.
+    """
+    ballots = []
+    for position, learner in enumerate(federation.learners):
+        voted = components.vote(
+            place=place, learner=learner.name, round=number, base=base, candidate=candidate, owner=owner
+        )
+        if number == 1:
+            voted.after(start[position])
+        place_learner(voted, federation, learner, f"{number} vote {learner.name}")
+        ballots.append(voted.outputs["ballot"])
+    counted = components.tally(place=place, round=number, base=base, ballots=ballots)
+    place_coordinator(counted, federation, f"{number} tally")
+    return counted.outputs["weights"]
+
+
+def score_start(federation: Federation, place: Any, weights: Any) -> list:
+    """Every learner scores the first weights, beside the first training."""
+    steps = []
+    for learner in federation.learners:
+        scored = components.vote(place=place, learner=learner.name, round=0, base=weights)
+        place_learner(scored, federation, learner, f"0 score {learner.name}")
+        steps.append(scored)
+    return steps

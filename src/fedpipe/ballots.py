@@ -1,0 +1,78 @@
+"""The ballots of a round in the store: cast once, collected by the tally.
+
+learners/<name>/runs/<run>/<round>/ballot   how a learner voted, and what it measured
+learners/<name>/runs/<run>/<round>/absent   why a learner did not vote
+"""
+
+from __future__ import annotations
+
+from fedpipe.errors import CorruptError, DroppedError, NotFoundError, TooLargeError
+from fedpipe.manifests import Ballot, Dropped, Scores
+from fedpipe.objects import decode, encode
+from fedpipe.plan import Plan
+from fedpipe.rounds import MANIFEST, cleaned, find_dropped, learner_key
+from fedpipe.store import Store
+from fedpipe.voting import check_ballot
+
+
+def publish_ballot(store: Store, ballot: Ballot) -> Ballot:
+    """Writes a ballot once and returns the one that counts."""
+    key = learner_key(ballot.learner, ballot.run, ballot.round, "ballot")
+    if store.create(key, encode(ballot)):
+        return ballot
+    return decode(store.read(key, limit=MANIFEST).data, Ballot, where=f"{store.uri}/{key}")
+
+
+def find_ballot(store: Store, learner: str, run: str, number: int) -> Ballot | None:
+    """A learner's ballot of a round; None when there is none. Raises CorruptError."""
+    key = learner_key(learner, run, number, "ballot")
+    try:
+        return decode(store.read(key, limit=MANIFEST).data, Ballot, where=f"{store.uri}/{key}")
+    except NotFoundError:
+        return None
+
+
+def known_scores(store: Store, learner: str, run: str, number: int, base: str) -> Scores | None:
+    """What this learner measured of a round's base when it was proposed: its last ballot tells, if it voted then."""
+    for earlier in range(number - 1, -1, -1):
+        ballot = find_ballot(store, learner, run, earlier)
+        if ballot is not None:
+            return {ballot.base: ballot.current, ballot.candidate: ballot.proposed}.get(base)
+    return None
+
+
+def collect_ballots(
+    store: Store, plan: Plan, *, number: int, base: str, candidate: str
+) -> tuple[list[Ballot], list[Dropped]]:
+    """The valid ballots of a round, and the learners without one with the reason, both sorted by name."""
+    federation = plan.federation
+    assert federation.vote is not None
+    ballots, absent = [], []
+    for learner in sorted(item.name for item in federation.learners):
+        try:
+            ballot = find_ballot(store, learner, plan.run, number)
+            if ballot is None:
+                found = find_dropped(store, learner, plan.run, number, name="absent")
+                absent.append(found or Dropped(learner=learner, why="no ballot"))
+                continue
+            check_ballot(
+                ballot, vote=federation.vote, federation=federation.name, run=plan.run, number=number, learner=learner,
+                base=base, candidate=candidate,
+            )  # fmt: skip
+            ballots.append(ballot)
+        except (DroppedError, CorruptError, TooLargeError) as error:
+            absent.append(Dropped(learner=learner, why=cleaned(error.what)))
+    return ballots, absent
+
+
+def start_scores(store: Store, plan: Plan) -> dict[str, Scores]:
+    """What the learners measured of the run's first weights, before anybody trained; some may be missing."""
+    found: dict[str, Scores] = {}
+    for learner in plan.federation.learners:
+        try:
+            ballot = find_ballot(store, learner.name, plan.run, 0)
+        except (CorruptError, TooLargeError):
+            continue
+        if ballot is not None:
+            found[learner.name] = ballot.current
+    return found

@@ -1,0 +1,71 @@
+"""A learner votes on a candidate with its own vote part."""
+
+from __future__ import annotations
+
+import logging
+
+from msgspec import Struct
+
+from fedpipe.ballots import find_ballot
+from fedpipe.learner import Learner, vote
+from fedpipe.manifests import Ballot, Dropped, Scores
+from fedpipe.plan import Place, read_plan
+from fedpipe.steps.contract import Metrics
+
+log = logging.getLogger("fedpipe")
+
+
+class Inputs(Struct, frozen=True, kw_only=True):
+    """Who votes in which round on whose candidate; in round 0 the base itself is scored."""
+
+    place: Place
+    learner: str
+    round: int
+    base: str
+    candidate: str = ""
+    owner: str = ""
+
+
+class Outputs(Struct, frozen=True, kw_only=True):
+    """`yes`, `no`, `absent`; `none` when there is nothing to vote on."""
+
+    ballot: str
+    metrics: Metrics
+
+
+def find(inputs: Inputs) -> Outputs | None:
+    """The ballot when it is already cast, or when there is nothing to vote on."""
+    if inputs.round and not inputs.candidate:
+        return Outputs(ballot="none", metrics=Metrics())
+    found = find_ballot(inputs.place.open(), inputs.learner, inputs.place.run, inputs.round)
+    return _outputs(found) if found else None
+
+
+def run(inputs: Inputs) -> Outputs:
+    """Votes once; a learner that cannot is absent, and the step succeeds."""
+    if found := find(inputs):
+        return found
+    store = inputs.place.open()
+    plan = read_plan(store, inputs.place.plan)
+
+    def make_learner() -> Learner:
+        from fedpipe.keras_learner import make_keras_learner
+
+        return make_keras_learner(store, plan, inputs.learner, f"round {inputs.round} {inputs.learner}")
+
+    candidate = inputs.candidate or inputs.base
+    result = vote(store, plan, inputs.learner, inputs.round, inputs.base, candidate, inputs.owner, make_learner)
+    return _outputs(result)
+
+
+def _outputs(result: Ballot | Dropped) -> Outputs:
+    if isinstance(result, Dropped):
+        return Outputs(ballot="absent", metrics=Metrics(metadata={"absent": result.why}))
+    answer = "none" if not result.round else "yes" if result.approve else "no"
+    return Outputs(ballot=answer, metrics=Metrics(metadata={"ballot": answer, **_flat(result.proposed)}))
+
+
+def _flat(scores: Scores) -> dict[str, float]:
+    """`vote_loss` and `test_accuracy`, as the UI shows them."""
+    parts = {"vote": scores.vote, "test": scores.test}
+    return {f"{part}_{name}": v for part, tested in parts.items() if tested for name, v in tested.metrics.items()}
