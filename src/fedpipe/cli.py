@@ -193,6 +193,50 @@ def run(
             out.print(f"{path.split('.')[0]}: {result.folder / path}", highlight=False, soft_wrap=True)
 
 
+RunName = Annotated[str, typer.Argument(help="The run's name, as `fedpipe run --run` takes it.", metavar="RUN")]
+FederationOption = Annotated[Path, typer.Option("--federation", "-f", help="The federation file.")]
+
+
+@app.command(epilog="Examples: fedpipe plot run-1  ·  fedpipe plot run-1 -f demo/federation.yaml -o votes.png --once")
+def plot(
+    run_name: RunName,
+    file: FederationOption = Path("federation.yaml"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="An .html, .svg or .png file; RUN.html by default.")
+    ] = None,
+    store: StoreOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Draw what is there, and end.")] = False,
+) -> None:
+    """Draw a run's scores and ballots; draw them again after each round until the run has ended."""
+    from fedpipe.views import plot as draw
+
+    path = output or Path(f"{run_name}.html")
+    out.print(f"drawing {path}", highlight=False, soft_wrap=True)
+
+    def tell(state: str) -> None:
+        out.print(f"  {_escaped(state)}", highlight=False)
+
+    draw(file, run_name, path, store=store, live=not once, listener=tell)
+
+
+@app.command(epilog="Example: fedpipe report run-2 --beside run-1 -o report.html")
+def report(
+    run_name: RunName,
+    file: FederationOption = Path("federation.yaml"),
+    beside: Annotated[
+        list[str] | None, typer.Option("--beside", help="Another run of the federation to show beside it; repeatable.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    store: StoreOption = None,
+) -> None:
+    """Write a run's report anew from the store, with other runs beside it."""
+    from fedpipe.views import report as write
+
+    with err.status("drawing"):
+        write(file, run_name, output, store=store, beside=beside or [])
+    out.print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: fedpipe export federation.yaml -o model.onnx")
 def export(
     file: FederationFile,

@@ -11,8 +11,9 @@ import msgspec
 import yaml
 
 from fedpipe import __version__
-from fedpipe.errors import InputError, MissingExtraError, ModelError
+from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation import Federation
+from fedpipe.files import write_whole
 from fedpipe.graph import Graph, parse_graph
 from fedpipe.objects import encode
 
@@ -103,7 +104,7 @@ def compile_pipeline(federation: Federation, output: Path) -> Estimate:
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline, str(path))
         text = _with_images(path.read_text(), federation)
-    _write_whole(output, text)
+    write_whole(output, text.encode())
     graph = parse_graph(next(iter(yaml.load_all(text, Loader=yaml.CSafeLoader))))
     return estimate(federation, graph, len(text.encode()))
 
@@ -116,18 +117,6 @@ def _with_images(text: str, federation: Federation) -> str:
         executor["container"]["image"] = wanted % environment
     head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     return head + yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True)
-
-
-def _write_whole(output: Path, text: str) -> None:
-    temporary = output.with_name(f".{output.name}.part")
-    try:
-        temporary.write_text(text)
-        temporary.replace(output)
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", where=str(output)) from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def estimate(federation: Federation, graph: Graph, pipeline_bytes: int) -> Estimate:

@@ -9,7 +9,7 @@ from typing import Any
 from fedpipe.evaluation import Evaluation
 from fedpipe.summary import Story, global_metrics
 
-_COLOURS = (
+COLOURS = (
     "#2563eb",
     "#dc2626",
     "#059669",
@@ -23,41 +23,66 @@ _COLOURS = (
 )
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def figure_of(width: float, height: float) -> Any:
+    """An empty figure of so many inches."""
     import matplotlib as mpl
     from matplotlib.figure import Figure  # no pyplot: it has global state, and steps run in threads
 
-    mpl.rcParams.update({"svg.hashsalt": "fedpipe", "svg.fonttype": "none", "font.size": 9, "text.parse_math": False})
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    mpl.rcParams.update(
+        {
+            "svg.hashsalt": "fedpipe", "svg.fonttype": "none", "font.size": 9, "text.parse_math": False,
+            "axes.spines.top": False, "axes.spines.right": False,
+        }
+    )  # fmt: skip
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def _svg(figure: Any) -> str:
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    figure = figure_of(width, height)
+    return figure, figure.subplots()
+
+
+def svg(figure: Any) -> str:
+    """The figure as an SVG element; equal figures give equal text."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    whole = text.getvalue()
+    return whole[whole.index("<svg") :]
+
+
+def png(figure: Any) -> bytes:
+    """The figure as a PNG file."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=120)
+    return data.getvalue()
 
 
 def lines(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str, y: str) -> str:
     """Curves of (round, value) points by name."""
+    return svg(_lines_figure(curves, title=title, y=y))
+
+
+def _lines_figure(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str, y: str) -> Any:
     figure, axes = _figure(5.2, 3.2)
     for position, (name, points) in enumerate(curves.items()):
-        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=name, color=_COLOURS[position % len(_COLOURS)])
+        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=name, color=COLOURS[position % len(COLOURS)])
     axes.set(title=title, xlabel="round", ylabel=y)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
     if curves:
         axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return figure
 
 
 def learning_curves(story: Story) -> list[str]:
     """One picture per metric: the learners' training, and the round's model on their test parts."""
+    return [svg(figure) for figure in learning_figures(story)]
+
+
+def learning_figures(story: Story) -> list[Any]:
+    """As `learning_curves`, not drawn yet."""
     records = [r for r in story.records if r.round]
-    names = list(dict.fromkeys(n for r in records for n in r.metrics))
+    names = list(dict.fromkeys(n for r in records for n in (*r.metrics, *global_metrics(story, r.round))))
     pictures = []
     for name in names:
         training = [(r.round, r.metrics[name]) for r in records if name in r.metrics]
@@ -65,8 +90,20 @@ def learning_curves(story: Story) -> list[str]:
             (r.round, value) for r in story.records if (value := global_metrics(story, r.round).get(name)) is not None
         ]
         curves = {"learners' training": training, "shared model, learners' test parts": shared}
-        pictures.append(lines({k: v for k, v in curves.items() if v}, title=name, y=name))
+        pictures.append(_lines_figure({k: v for k, v in curves.items() if v}, title=name, y=name))
     return pictures
+
+
+def beside(stories: Sequence[Story]) -> list[str]:
+    """One picture per metric: the shared model of several runs on the learners' test parts."""
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for story in stories:
+        for record in story.records:
+            for metric, value in global_metrics(story, record.round).items():
+                named = f"{story.plan.run}, {story.plan.federation.algorithm.__struct_config__.tag}"
+                curves.setdefault(metric, {}).setdefault(named, []).append((record.round, value))
+    title = "of the shared model, runs beside each other"
+    return [lines(named, title=f"{metric} {title}", y=metric) for metric, named in curves.items()]
 
 
 def learner_curves(story: Story) -> list[str]:
@@ -104,7 +141,7 @@ def confusion_matrix(evaluation: Evaluation) -> str:
         axes.set_xticks(range(len(matrix)), evaluation.classes)
         axes.set_yticks(range(len(matrix)), evaluation.classes)
     axes.set(title="confusion matrix", xlabel="predicted", ylabel="true")
-    return _svg(figure)
+    return svg(figure)
 
 
 def label_counts(story: Story) -> str:
@@ -120,14 +157,14 @@ def label_counts(story: Story) -> str:
             counts,
             left=left,
             label=label,
-            color=_COLOURS[position % len(_COLOURS)],
+            color=COLOURS[position % len(COLOURS)],
         )
         left = [a + b for a, b in zip(left, counts, strict=True)]
     axes.invert_yaxis()
     axes.set(title="labels of each learner", xlabel="examples")
     if len(labels) <= 20:
         axes.legend(frameon=False, fontsize=7, ncols=1, loc="upper left", bbox_to_anchor=(1, 1))
-    return _svg(figure)
+    return svg(figure)
 
 
 def timings(story: Story) -> str:
@@ -136,10 +173,10 @@ def timings(story: Story) -> str:
     begin = min(t.started for t in story.timings)
     steps = list(dict.fromkeys(t.step for t in story.timings))
     for row, timing in enumerate(story.timings):
-        colour = _COLOURS[steps.index(timing.step) % len(_COLOURS)]
+        colour = COLOURS[steps.index(timing.step) % len(COLOURS)]
         axes.barh(row, max(timing.seconds, 1e-3), left=timing.started - begin, color=colour)
     names = [" ".join(filter(None, (str(t.round or ""), t.step, t.learner))) for t in story.timings]
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set(title="steps over time", xlabel="seconds since the first step")
-    return _svg(figure)
+    return svg(figure)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
+from fedpipe import weights
 from fedpipe.data import Examples
 from fedpipe.errors import BudgetError, DataError, FederationError, ModelError
 from fedpipe.federation import Federation
@@ -107,8 +108,14 @@ def weight_shapes(federation: Federation, code: str) -> dict[str, tuple[int, ...
     return {name: value.shape for name, value in model.weights().items()}
 
 
-def check_private_model(federation: Federation, code: str, shapes: Shapes, examples: Examples | None) -> None:
+def check_private_model(federation: Federation, code: str, shapes: Shapes, examples: bytes) -> None:
     """Builds the model for private training and, when there are examples, takes one private step.
+
+    Args:
+        federation: the federation with its run-time settings.
+        code: the text of model.py.
+        shapes: names and shapes of the weights.
+        examples: `x` and `y` as weights are written, for another NumPy; empty when there are none.
 
     Raises:
         ModelError: it cannot be trained privately; the message says why.
@@ -121,10 +128,11 @@ def check_private_model(federation: Federation, code: str, shapes: Shapes, examp
     for privacy in sorted(chosen, key=repr):
         model = PrivateModel(data, digest_of(data), federation.model.rpartition(":")[2], privacy)
         model.set_weights({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
-        if examples is None:
+        if not examples:
             continue
+        given = weights.loads(examples)
         try:
-            model.keras.train_on_batch(*(np.resize(value, (size, *value.shape[1:])) for value in examples))
+            model.keras.train_on_batch(*(np.resize(given[k], (size, *given[k].shape[1:])) for k in "xy"))
         except Exception as error:
             raise ModelError(
                 f"cannot be trained privately: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
@@ -193,7 +201,8 @@ def check(federation: Federation, code: str, uri: str, store: str, call: Callabl
     findings += call(check_model, federation, code, examples)
     if any(federation.privacy_of(learner.name) for learner in federation.learners):
         shapes = call(weight_shapes, federation, code)
-        call(check_private_model, federation, code, shapes, examples, environment="tff")
+        sample = weights.dumps(examples._asdict()) if examples else b""
+        call(check_private_model, federation, code, shapes, sample, environment="tff")
         if store:
             findings += call(check_budgets, federation, sizes, store, environment="tff")
     return findings

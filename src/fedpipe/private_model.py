@@ -118,6 +118,7 @@ def match_names(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[
 def _private_optimizer(optimizer: Any, privacy: Privacy, tensorflow: Any) -> Any:
     """The optimizer of model.py as TensorFlow Privacy's Keras optimizer of the same name and settings."""
     try:
+        from tensorflow_privacy.privacy.dp_query import gaussian_query
         from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras
     except ImportError as error:
         raise MissingExtraError("tensorflow-privacy", "tff") from error
@@ -137,13 +138,9 @@ def _private_optimizer(optimizer: Any, privacy: Privacy, tensorflow: Any) -> Any
             where="model.py",
             remedy="Give it a number, or set training.learning_rate.",
         )
-    return dp_optimizer_keras.make_gaussian_query_optimizer_class(base)(
-        l2_norm_clip=privacy.l2_norm_clip,
-        noise_multiplier=privacy.noise_multiplier,
-        num_microbatches=privacy.microbatches,
-        gradient_accumulation_steps=1,
-        **config,
-    )
+    query = gaussian_query.GaussianSumQuery(privacy.l2_norm_clip, privacy.l2_norm_clip * privacy.noise_multiplier)
+    make = dp_optimizer_keras.make_keras_generic_optimizer_class
+    return make(base)(dp_sum_query=query, num_microbatches=privacy.microbatches, **config)
 
 
 def _single_losses(model: Any) -> Any:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from fedpipe.local import Event
+from fedpipe.vote_table import VoteTable, is_vote
 
 
 class Progress:
@@ -24,6 +25,7 @@ class Progress:
         self._row = self._bar.add_task("starting", total=None)
         self._running: list[str] = []
         self._ended = 0
+        self._votes = VoteTable(console.width)
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -39,9 +41,9 @@ class Progress:
         """Takes an event of the engine."""
         with self._lock:
             self._count(event)
-            text = _line(event)
-            if text:
-                self._console.print(text, highlight=False, soft_wrap=True)
+            for text in self._votes.lines(event) if is_vote(event) else [_line(event)]:
+                if text:
+                    self._console.print(text, highlight=False, soft_wrap=True)
 
     def _count(self, event: Event) -> None:
         if event.what == "started":
@@ -61,7 +63,7 @@ def _line(event: Event) -> str:
     if event.what not in ("done", "found") or event.result is None:
         return ""
     numbers, reason = _told(event.result)
-    if reason and event.task.step == "train":
+    if reason and event.task.step in ("train", "train_private"):
         return f"[red]✗ {name}[/] dropped: {escape(reason)}"
     mark = (
         "[dim]= [/]"

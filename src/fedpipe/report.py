@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from fedpipe import plots
+from fedpipe import plots, vote_plots
 from fedpipe.evaluation import Measured
-from fedpipe.summary import Story, summarise
+from fedpipe.summary import Story, privacy, summarise
 
 
-def render(story: Story) -> str:
-    """The report as HTML."""
+def render(story: Story, beside: Sequence[Story] = ()) -> str:
+    """The report as HTML.
+
+    Args:
+        story: the run.
+        beside: other runs that are shown beside it.
+    """
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("fedpipe"), autoescape=True, trim_blocks=True)
-    return environment.get_template("report.html").render(**_context(story))
+    return environment.get_template("report.html").render(**_context(story, beside))
 
 
-def _context(story: Story) -> dict[str, Any]:
+def _context(story: Story, beside: Sequence[Story]) -> dict[str, Any]:
     summary, evaluation = summarise(story), story.evaluation
     final: list[tuple[str, Measured]] = []
     if evaluation:
@@ -25,6 +31,14 @@ def _context(story: Story) -> dict[str, Any]:
         final = [(name, m) for name, m in shared if m] + sorted(evaluation.learners.items())
     return {
         "s": summary,
+        "marks": {"yes": "✓", "no": "✗", "void": "·", "absent": "–", "none": ""},
+        "batch_size": story.plan.federation.training.batch_size,
+        "vote": story.plan.federation.vote,
+        "votes": vote_plots.vote_pictures(story) if story.plan.federation.vote else [],
+        "privacy": privacy(story),
+        "private": {name: story.plan.federation.privacy_of(name) for name in privacy(story)},
+        "beside": plots.beside([story, *beside]) if beside else [],
+        "others": [(other, summarise(other)) for other in (story, *beside)] if beside else [],
         "number": lambda v: "" if v is None else f"{v:.4f}",
         "learners": story.plan.federation.learners,
         "metrics": sorted({m for r in summary["rounds"] for m in r["metrics"]}),
@@ -53,5 +67,8 @@ def _cards(story: Story) -> list[tuple[str, str]]:
             cards += [(f"{name} {k}", f"{v:.4f}") for k, v in measured.metrics.items()]
     if story.onnx:
         cards.append(("ONNX version", str(story.onnx["version"])))
+    if story.plan.federation.vote:
+        rounds = [r for r in story.records if r.round]
+        cards.append(("accepted rounds", f"{sum(r.accepted for r in rounds)} of {len(rounds)}"))
     dropped = sum(len(r.dropped) for r in story.records)
     return [*cards, ("dropped updates", str(dropped))]

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -16,6 +15,7 @@ from fedpipe import preflight
 from fedpipe.errors import InputError, NotFoundError, PipelineError
 from fedpipe.federation import Federation
 from fedpipe.federation_file import read_federation
+from fedpipe.files import write_whole
 from fedpipe.graph import Graph, check_arguments, parse_graph, read_graph, resolve
 from fedpipe.kubeflow import compile_pipeline
 from fedpipe.local import Engine, Listener
@@ -23,7 +23,7 @@ from fedpipe.plan import Place, Settings, read_plan
 from fedpipe.rounds import history, read_head, read_record
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
-from fedpipe.store import check_uri, open_store
+from fedpipe.store import check_uri, open_store, with_endpoint
 from fedpipe.workers import call_in_worker, start_server
 
 DEFAULT_RUN = "run-1"
@@ -104,7 +104,7 @@ def _prepared(source: Path, store: str | None, name: str, parameters: Mapping[st
     if store is not None:
         if "store" not in graph.parameters:
             raise PipelineError("the pipeline has no parameter `store`", where=str(source))
-        arguments["store"] = _with_endpoint(check_uri(store), default_store)
+        arguments["store"] = with_endpoint(check_uri(store), default_store)
     checked = check_arguments(graph, arguments)
     if "store" in checked:
         checked["store"] = check_uri(checked["store"])
@@ -131,14 +131,6 @@ def _graph_of(source: Path) -> tuple[Graph, str]:
         compile_pipeline(federation, path)
         graph = parse_graph(next(iter(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))))
     return graph, federation.store_uri
-
-
-def _with_endpoint(store: str, default: str) -> str:
-    """An S3 URI without an endpoint takes the federation's."""
-    known = urlsplit(default)
-    if store.startswith("s3://") and "?" not in store and known.scheme == "s3" and known.query:
-        return f"{store}?{known.query}"
-    return store
 
 
 def _constant(graph: Graph, name: str) -> str:
@@ -187,7 +179,7 @@ def export(
         ExportError: the model differs from the trained one; nothing is written.
     """
     federation = read_federation(Path(source))
-    uri = _with_endpoint(check_uri(store), federation.store_uri) if store else federation.store_uri
+    uri = with_endpoint(check_uri(store), federation.store_uri) if store else federation.store_uri
     opened = open_store(uri).below(federation.name)
     if name is None:
         head = read_head(opened)
@@ -197,13 +189,7 @@ def export(
     if record is None:
         raise NotFoundError("there is no trained model", where=opened.uri, remedy=f"Run `fedpipe run {source}` first.")
     data, origin = call_in_worker(_verified, uri, federation.name, record.plan, record.weights)
-    path = Path(output)
-    try:
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    write_whole(Path(output), data)
     return dict(origin)
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from fedpipe.ballots import start_scores
 from fedpipe.data import Shard, get_shard
 from fedpipe.errors import NotFoundError
 from fedpipe.evaluation import Evaluation
-from fedpipe.manifests import Record, Update
+from fedpipe.manifests import Record, Scores, Spent, Tested
 from fedpipe.objects import decode
 from fedpipe.plan import Plan, read_plan
 from fedpipe.rounds import history
 from fedpipe.store import Store
 from fedpipe.timings import Timing, read_timings
+from fedpipe.voting import electorate, score_of
 
 
 class Story(Struct, frozen=True, kw_only=True):
@@ -28,6 +32,7 @@ class Story(Struct, frozen=True, kw_only=True):
     evaluation: Evaluation | None
     onnx: dict[str, Any]
     timings: tuple[Timing, ...]
+    start: dict[str, Scores] = {}
 
 
 def read_story(store: Store, run: str, uri: str = "") -> Story:
@@ -55,6 +60,7 @@ def read_story(store: Store, run: str, uri: str = "") -> Story:
         evaluation=_optional(store, f"runs/{run}/evaluation", Evaluation),
         onnx=_optional(store, f"runs/{run}/onnx", dict) or {},
         timings=tuple(sorted(read_timings(store, run, names), key=lambda t: t.started)),
+        start=start_scores(store, plan) if plan.federation.vote else {},
     )
 
 
@@ -71,19 +77,35 @@ def tested(records: tuple[Record, ...], number: int) -> dict[str, float]:
     Means over the learners' test parts, weighted by their examples; empty when nobody tested it.
     """
     following = next((r.updates for r in records if r.round == number + 1), ())
-    return mean_tested(following)
+    return mean_metrics(update.tested for update in following)
 
 
-def mean_tested(updates: tuple[Update, ...]) -> dict[str, float]:
-    """Means of what the updates' learners tested, weighted by test examples."""
-    tests = [u.tested for u in updates if u.tested]
-    names = set.intersection(*(set(t.metrics) for t in tests)) if tests else set()
-    total = sum(t.examples for t in tests)
-    return {n: sum(t.metrics[n] * t.examples for t in tests) / total for n in sorted(names)}
+def held_scores(story: Story) -> list[dict[str, Scores]]:
+    """What each learner measured of the shared model after each round of votes, from round 0 on.
+
+    A learner that did not vote on the model that was accepted has no scores of it.
+    """
+    held = [dict(story.start)]
+    for record in story.records[1:]:
+        if record.accepted:
+            held.append({ballot.learner: ballot.proposed for ballot in record.ballots})
+        else:
+            held.append({**held[-1], **{ballot.learner: ballot.current for ballot in record.ballots}})
+    return held
+
+
+def mean_metrics(tests: Iterable[Tested | None]) -> dict[str, float]:
+    """Means of what was tested, weighted by examples; only metrics that all have."""
+    given = [test for test in tests if test]
+    names = set.intersection(*(set(t.metrics) for t in given)) if given else set()
+    total = sum(t.examples for t in given)
+    return {n: sum(t.metrics[n] * t.examples for t in given) / total for n in sorted(names)}
 
 
 def global_metrics(story: Story, number: int) -> dict[str, float]:
-    """As `tested`; for the last round from the federated evaluation."""
+    """As `tested`; for the last round from the federated evaluation; in a run with votes from what voters measured."""
+    if story.plan.federation.vote:
+        return mean_metrics(scores.test for scores in held_scores(story)[number].values())
     found = tested(story.records, number)
     last = story.records[-1]
     federated = story.evaluation.federated if story.evaluation else None
@@ -103,7 +125,7 @@ def round_seconds(story: Story, number: int) -> float:
     spans = [
         (t.started, t.started + t.seconds)
         for t in story.timings
-        if t.round == number and t.step in ("train", "aggregate")
+        if t.round == number and t.step in ("train", "train_private", "aggregate", "vote", "tally")
     ]
     return max(e for _, e in spans) - min(s for s, _ in spans) if spans else 0.0
 
@@ -112,9 +134,11 @@ def summarise(story: Story) -> dict[str, Any]:
     """`summary.json`.
 
     `loss` and the metrics without a prefix are of the learners' training in the round; `test_...` are of the model
-    that the round made, on the learners' test parts.
+    that the round made, on the learners' test parts. In a run with votes, each round says how it was decided, and
+    round 0 holds what the learners measured before anybody trained.
     """
-    rounds = [_round(story, record) for record in story.records if record.round]
+    voted = story.plan.federation.vote is not None
+    rounds = [_round(story, record) for record in story.records if record.round or voted]
     timings = story.timings
     ends = [t.started + t.seconds for t in timings]
     return {
@@ -125,12 +149,14 @@ def summarise(story: Story) -> dict[str, Any]:
         "evaluation": msgspec.to_builtins(story.evaluation) if story.evaluation else {},
         "onnx": {k: story.onnx[k] for k in ("path", "digest", "max_abs_difference", "opset") if k in story.onnx},
         "seconds": round(max(ends) - min(t.started for t in timings), 3) if timings else 0.0,
+        **({"privacy": msgspec.to_builtins(spent)} if (spent := privacy(story)) else {}),
     }
 
 
 def _round(story: Story, record: Record) -> dict[str, Any]:
     metrics = {k: v for k, v in record.metrics.items() if k != "loss"}
     metrics |= {f"test_{k}": v for k, v in global_metrics(story, record.round).items()}
+    vote = {"vote": decision(story, record)} if story.plan.federation.vote else {}
     return {
         "round": record.round,
         "loss": record.metrics.get("loss"),
@@ -140,4 +166,48 @@ def _round(story: Story, record: Record) -> dict[str, Any]:
         "record": record.ref.record,
         "weights": record.weights,
         "seconds": round(round_seconds(story, record.round), 3),
+        **vote,
     }
+
+
+def decision(story: Story, record: Record) -> dict[str, Any]:
+    """How a round was decided: proposer, outcome, epsilon, and each learner's scores of the candidate and ballot."""
+    spent = record.spent_by(record.proposer)
+    return {
+        "proposer": record.proposer,
+        "accepted": record.accepted,
+        "approvals": record.outcome.approvals if record.outcome else 0,
+        "voters": record.outcome.voters if record.outcome else 0,
+        "code": next((d.code for d in record.dropped if d.learner == record.proposer), ""),
+        "epsilon": spent.epsilon if spent and math.isfinite(spent.epsilon) else None,
+        "learners": {learner.name: _voter(story, record, learner.name) for learner in story.plan.federation.learners},
+    }
+
+
+def _voter(story: Story, record: Record, name: str) -> dict[str, Any]:
+    """`ballot` is yes, no, void (the proposer's under `others_vote`), absent, or none when there was no vote."""
+    vote = story.plan.federation.vote
+    assert vote is not None
+    ballot = next((b for b in record.ballots if b.learner == name), None)
+    scores = ballot.proposed if ballot else story.start.get(name) if not record.round else None
+    why = next((a.why for a in record.absent if a.learner == name), "")
+    answer = "none" if record.outcome is None else "absent"
+    if ballot is not None:
+        counts = name in electorate(vote, [name], record.proposer)
+        answer = "void" if not counts else "yes" if ballot.approve else "no"
+    return {
+        "ballot": answer,
+        "vote_score": score_of(vote, scores.vote) if scores else None,
+        "test_score": score_of(vote, scores.test) if scores else None,
+        **({"why": why} if why else {}),
+    }
+
+
+def privacy(story: Story) -> dict[str, Spent]:
+    """What each private learner had spent at the end of the run, as far as its updates and refusals tell."""
+    found: dict[str, Spent] = {}
+    for record in story.records:
+        for learner in story.plan.federation.learners:
+            if spent := record.spent_by(learner.name):
+                found[learner.name] = spent
+    return dict(sorted(found.items()))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedpipe import errors
-from fedpipe.errors import FedpipeError, InputError
+from fedpipe.errors import FedpipeError, InputError, StepError
 
 _START = threading.Lock()
 
@@ -193,12 +193,20 @@ def call_in_worker(function: Callable[..., Any], *arguments: Any, environment: s
     worker = Worker(environment)
     try:
         return worker.call(function, *arguments)
+    except WorkerDiedError as error:
+        raise StepError(f"{error}", remedy="Is there enough memory for TensorFlow?") from error
     finally:
         worker.stop()
 
 
 class _Bug(NamedTuple):
     text: str
+
+
+def _bug(error: Exception) -> _Bug:
+    import traceback
+
+    return _Bug("".join(traceback.format_exception(error)))
 
 
 def _serve(connection: Connection, environment: dict[str, str]) -> None:
@@ -213,14 +221,15 @@ def _serve(connection: Connection, environment: dict[str, str]) -> None:
             function, arguments = connection.recv()
         except (EOFError, OSError):
             return
+        except Exception as error:  # what was sent cannot be read here
+            connection.send(_bug(error))
+            continue
         try:
             answer = function(*arguments)
         except FedpipeError as error:
             answer = Failure.of(error)
         except Exception as error:
-            import traceback
-
-            answer = _Bug("".join(traceback.format_exception(error)))
+            answer = _bug(error)
         connection.send(answer)
 
 

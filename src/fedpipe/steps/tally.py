@@ -53,8 +53,12 @@ class Outputs(Struct, frozen=True, kw_only=True):
 def run(inputs: Inputs) -> Outputs:
     """Commits the round once; a repeated step finds it committed."""
     store = inputs.place.open()
-    record = close_vote(store, read_plan(store, inputs.place.plan), inputs.round, inputs.base)
-    return Outputs(weights=record.weights, model=Model(metadata=_metadata(record)))
+    plan = read_plan(store, inputs.place.plan)
+    record = close_vote(store, plan, inputs.round, inputs.base)
+    assert plan.federation.vote is not None
+    vote = plan.federation.vote
+    metadata = {"criterion": vote.criterion, "rule": vote.rule, **_metadata(record)}
+    return Outputs(weights=record.weights, model=Model(metadata=metadata))
 
 
 def _metadata(record: Record) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fedpipe.store.base import SMALL, Blob, Reader, Store
 from fedpipe.store.local import LocalStore
 from fedpipe.store.memory import MemoryStore
 
-__all__ = ["SMALL", "Blob", "LocalStore", "MemoryStore", "Reader", "Store", "check_uri", "open_store"]
+__all__ = ["SMALL", "Blob", "LocalStore", "MemoryStore", "Reader", "Store", "check_uri", "open_store", "with_endpoint"]
 
 _SCHEMES = ("file", "s3", "memory")
 
@@ -44,6 +44,18 @@ def check_uri(uri: str, *, folder: Path | None = None) -> str:
         raise StoreError(f"no bucket in {uri!r}", remedy="Write s3://bucket/prefix.")
     if unknown := set(query) - ({"endpoint", "region"} if parts.scheme == "s3" else set()):
         raise StoreError(f"{sorted(unknown)[0]!r} in {uri!r} is not known", remedy="endpoint and region can be set.")
+    return uri
+
+
+def with_endpoint(uri: str, default: str) -> str:
+    """An S3 URI without an endpoint takes that of the default.
+
+    >>> with_endpoint("s3://other", "s3://b/p?endpoint=http://host:9000")
+    's3://other?endpoint=http://host:9000'
+    """
+    known = urlsplit(default)
+    if uri.startswith("s3://") and "?" not in uri and known.scheme == "s3" and known.query:
+        return f"{uri}?{known.query}"
     return uri
 
 
