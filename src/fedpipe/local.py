@@ -21,7 +21,7 @@ from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailable
 from fedpipe.graph import Graph, Task, fill_command, resolve
 from fedpipe.steps import STEPS
 from fedpipe.steps.contract import find, write_outputs
-from fedpipe.workers import Worker, WorkerDiedError, logged_to, run_step, start_server
+from fedpipe.workers import Worker, WorkerDiedError, logged_to, run_step, start_server, warm_up
 
 Result = dict[str, Any]
 """An executor output: `parameterValues` and `artifacts` with their metadata."""
@@ -79,6 +79,8 @@ class Engine:
         waiting = list(self._graph.tasks)
         running: dict[Future[Result], Task] = {}
         with tempfile.TemporaryDirectory() as scratch, self._pools() as pool_of:
+            for private in [task for task in waiting if STEPS.get(task.step or "") == "tff"][:1]:
+                pool_of(private).submit(self._warm)
             while waiting or running:
                 for task in [t for t in waiting if t.after <= results.keys()]:
                     waiting.remove(task)
@@ -173,6 +175,11 @@ class Engine:
             self._workers.append(self._here.worker)
         worker: Worker = self._here.worker
         return worker
+
+    def _warm(self) -> None:
+        """Lets a worker of the tff environment import what it needs, while other steps run."""
+        with contextlib.suppress(Exception):  # the first step says what is wrong
+            self._worker("tff").call(warm_up)
 
     def _run_container(self, task: Task, executor_input: dict[str, Any]) -> None:
         """A step that is not ours runs as a command of this machine."""

@@ -7,6 +7,7 @@ Workers of the keras environment are forked from a server that has imported it. 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import multiprocessing
 import os
@@ -231,6 +232,12 @@ def _serve(connection: Connection, environment: dict[str, str]) -> None:
         except Exception as error:
             answer = _bug(error)
         connection.send(answer)
+
+
+def warm_up() -> None:
+    """Imports what private training needs."""
+    importlib.import_module("tensorflow_privacy.privacy.optimizers.dp_optimizer_keras")
+    importlib.import_module("fedpipe.private_model").frameworks()
 
 
 def run_step(name: str, executor_input: dict[str, Any], log: str) -> None:

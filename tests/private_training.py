@@ -1,0 +1,60 @@
+"""What tests run in the tff environment, by a worker of it: there is no pytest there. Plain numbers go in and out."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from fedpipe.data import Examples
+from fedpipe.federation import Privacy
+from fedpipe.federation_file import parse_federation
+from fedpipe.keras_learner import KerasLearner
+from fedpipe.manifests import Scores
+from fedpipe.objects import digest_of
+from fedpipe.private_model import PrivateModel
+
+PREFIX = "sequential/"
+"""What Keras 3 writes before the names of a sequential model's layers."""
+
+
+def build(code: str, privacy: dict[str, Any]) -> list[str]:
+    """Names of the variables of a private model."""
+    model = PrivateModel(code.encode(), digest_of(code.encode()), "build", Privacy(**privacy))
+    return sorted(model._variables)
+
+
+def train(
+    code: str, privacy: dict[str, Any], training: dict[str, Any], x: list[Any], y: list[int], weights: dict[str, Any],
+    times: int = 1, kept: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Proposals of a private learner, each from the same weights; with `kept`, each with the optimizer of the last."""
+    content = {"name": "p", "learners": [{"name": "a", "privacy": privacy}], "training": {"rounds": 1, **training}}
+    federation = parse_federation({**content, "data": {"uri": "x.npz"}, "algorithm": {"name": "collective"}})
+    model = PrivateModel(code.encode(), digest_of(code.encode()), "build", Privacy(**privacy))
+    parts = {"train": Examples(np.array(x, np.float32), np.array(y))}
+    learner = KerasLearner(model, federation, parts, privacy=federation.privacy_of("a"))
+    learner.accept_weights({k: np.array(v, np.float32) for k, v in weights.items()}, Scores())
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("fedpipe").addHandler(handler)
+    found: list[dict[str, Any]] = []
+    state = None
+    for _ in range(times):
+        made = learner.propose_weights(seed=1, seconds=60, optimizer=state)
+        state = made.optimizer if kept else None
+        assert made.event is not None
+        assert learner.planned == made.event
+        found.append(
+            {
+                "weights": {k: v.tolist() for k, v in made.weights.items()},
+                "event": [made.event.steps, made.event.passes, made.event.examples],
+                "metrics": dict(made.metrics),
+                "told": list(told),
+                "steps": int(model.keras.optimizer.iterations.numpy()),
+                "current": {k: v.tolist() for k, v in learner.current_model().items()},  # type: ignore[union-attr]
+            }
+        )
+    return found
