@@ -44,7 +44,7 @@ demo: setup ## train five learners on handwritten digits, and show the report
 	$(BIN)/fedpipe init demo --force
 	$(BIN)/fedpipe run demo/federation.yaml --out demo/out
 
-test: setup ## run every test
+test: setup setup-tff ## run every test
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --cov --cov-report=term:skip-covered
 
 test-fast: setup ## run the tests that take seconds

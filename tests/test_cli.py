@@ -141,6 +141,83 @@ def test_mistakes_in_files(
     assert files(digits) == before
 
 
+PRIVATE = "{noise_multiplier: 1.0, l2_norm_clip: 1.0, microbatches: 16, delta: 1.0e-4, target_epsilon: 8.0}"
+
+
+def privacy(old: str = "", new: str = "") -> Callable[[Path], None]:
+    """hospital-b trains privately, with one thing changed."""
+    return lambda d: change(
+        d,
+        "federation.yaml",
+        "  - name: hospital-b\n",
+        f"  - name: hospital-b\n    privacy: {PRIVATE.replace(old, new)}\n",
+    )
+
+
+COLLECTIVE_MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "threshold above 1": (lambda d: change(d, "federation.yaml", "threshold: 0.5", "threshold: 1.5"), "algorithm.vote.threshold: Expected `float` <= 1.0. Write a number <= 1."),
+    "threshold below 0": (lambda d: change(d, "federation.yaml", "threshold: 0.5", "threshold: -0.1"), "algorithm.vote.threshold: Expected `float` >= 0.0. Write a number >= 0."),
+    "criterion that is not compiled": (lambda d: change(d, "federation.yaml", "criterion: loss ", "criterion: acuracy\n    minimise: false "), "algorithm.vote.criterion: 'acuracy' is neither the loss nor a compiled metric. Did you mean 'accuracy'?"),
+    "criterion of unknown direction": (lambda d: change(d, "federation.yaml", "criterion: loss ", "criterion: accuracy "), "algorithm.vote.minimise: is missing"),
+    "rule": (lambda d: change(d, "federation.yaml", "rule: others_vote", "rule: other_vote"), "algorithm.vote.rule: Invalid enum value 'other_vote'. Valid: all_vote, others_vote."),
+    "empty vote part": (lambda d: change(d, "federation.yaml", "{train: 0.6, vote: 0.2, test: 0.2}", "{train: 0.8, vote: 0, test: 0.2}"), "data.parts.vote: is 0. Learners vote with this part"),
+    "vote part below a batch": (lambda d: change(d, "federation.yaml", "{train: 0.6, vote: 0.2, test: 0.2}", "{train: 0.78, vote: 0.02, test: 0.2}"), "data.parts.vote: the vote part of hospital-a has 6 examples, a batch has 16. Raise it"),
+    "proposer": (lambda d: change(d, "federation.yaml", "  name: collective", "  name: collective\n  proposers: [hospital-z]"), "algorithm.proposers[0]: there is no learner 'hospital-z'"),
+    "no delta": (privacy("delta: 1.0e-4, ", ""), "learners[1].privacy: the key 'delta' is missing"),
+    "negative noise": (privacy("noise_multiplier: 1.0", "noise_multiplier: -1.0"), "learners[1].privacy.noise_multiplier: Expected `float` > 0.0. Write a number > 0."),
+    "microbatches": (privacy("microbatches: 16", "microbatches: 5"), "learners[1].privacy.microbatches: 5 does not divide training.batch_size, 16"),
+    "epsilon of nothing": (privacy("target_epsilon: 8.0", "target_epsilon: 0"), "learners[1].privacy.target_epsilon: Expected `float` > 0.0"),
+    "callbacks beside privacy": (lambda d: (privacy()(d), change(d, "federation.yaml", "  seed: 1", "  seed: 1\n  callbacks: {EarlyStopping: {monitor: loss}}"))[0], "training.callbacks: cannot be used beside learners[1].privacy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "message"), COLLECTIVE_MISTAKES.values(), ids=COLLECTIVE_MISTAKES.keys())
+@pytest.mark.parametrize("word", ["check", "run"])
+def test_mistakes_in_collective_federations(
+    fedpipe: Callable[..., Result], tmp_path: Path, word: str, spoil: Callable[[Path], None], message: str
+) -> None:
+    fedpipe("init", tmp_path / "digits", "--algorithm", "collective")
+    test_mistakes_in_files(fedpipe, tmp_path / "digits", word, spoil, message)
+
+
+def test_a_batch_size_at_run_time_that_microbatches_do_not_divide(
+    fedpipe: Callable[..., Result], tmp_path: Path
+) -> None:
+    fedpipe("init", tmp_path / "digits", "--algorithm", "collective")
+    privacy()(tmp_path / "digits")
+    done = fedpipe("run", tmp_path / "digits" / "federation.yaml", "-p", "batch_size=24")
+    assert done.code == 2
+    assert "learners[1].privacy.microbatches: 16 does not divide training.batch_size, 24" in done.err
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("target_epsilon: 8.0", "target_epsilon: 0.5", "learners[1].privacy.target_epsilon: the next training of hospital-b would bring epsilon from 0 to"),
+        ("", "", "mixes the examples of a batch, so that no epsilon holds"),
+    ],
+    ids=["a target that one training exceeds", "a model that cannot be private"],
+)  # fmt: skip
+def test_privacy_that_cannot_be_kept(
+    fedpipe: Callable[..., Result], tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    folder = tmp_path / "digits"
+    fedpipe("init", folder, "--algorithm", "collective")
+    privacy(old, new)(folder)
+    if not old:
+        change(
+            folder, "model.py", "keras.layers.Flatten(),", "keras.layers.Flatten(), keras.layers.BatchNormalization(),"
+        )
+    before = files(folder)
+    for word in ("check", "run"):
+        done = fedpipe(word, folder / "federation.yaml")
+        assert done.code == 2
+        assert message in done.err
+        assert "Traceback" not in done.err
+        assert files(folder) == before
+
+
 @pytest.mark.usefixtures("s3_keys")
 class TestStores:
     def go(self, fedpipe: Callable[..., Result], digits: Path, uri: str, message: str) -> None:
@@ -187,6 +264,9 @@ TYPOS = {
     "export": (["export", "absent.yaml"], "absent.yaml: cannot be read"),
     "predict": (["predict", "absent.onnx", "absent.npz"], "absent.npz: there is no such file"),
     "step": (["step", "nothing", "{}"], "unknown step 'nothing'"),
+    "plot": (["plot", "run-1"], "federation.yaml: cannot be read"),
+    "report": (["report", "run-1", "-f", "absent.yaml"], "absent.yaml: cannot be read"),
+    "algorithm": (["init", "x", "--algorithm", "voting"], "'voting' is not one of 'averaging', 'collective'"),
 }
 
 
@@ -210,7 +290,7 @@ def test_an_unknown_parameter(fedpipe: Callable[..., Result], digits: Path) -> N
     assert "unknown parameter 'learning'. Known: batch_size, data" in done.err
 
 
-@pytest.mark.parametrize("word", ["init", "check", "compile", "run", "export", "predict", "step"])
+@pytest.mark.parametrize("word", ["init", "check", "compile", "run", "plot", "report", "export", "predict", "step"])
 def test_every_command_has_help_with_an_example(fedpipe: Callable[..., Result], word: str) -> None:
     done = fedpipe(word, "--help")
     assert done.code == 0

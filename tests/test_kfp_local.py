@@ -28,7 +28,7 @@ pytestmark = [
 FEDERATION = """
 name: tiny
 store: store
-data: {uri: data.npz}
+data: {uri: data.npz, parts: {train: 0.5, vote: 0.25, test: 0.25}}
 learners: [{name: a}, {name: b}]
 training: {rounds: 1, batch_size: 8}
 """
@@ -56,7 +56,8 @@ class FullCommandHandler:
         return status.Status.SUCCESS if done.returncode == 0 else status.Status.FAILURE
 
 
-def test_the_same_final_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("algorithm", ["averaging", "collective"])
+def test_the_same_final_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str) -> None:
     import numpy as np
     from kfp import components, local
     from kfp.local import subprocess_task_handler
@@ -64,7 +65,7 @@ def test_the_same_final_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(80, 4)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x, y=np.argmax(x[:, :3], axis=1))
-    (tmp_path / "federation.yaml").write_text(FEDERATION)
+    (tmp_path / "federation.yaml").write_text(f"{FEDERATION}algorithm: {{name: {algorithm}}}\n")
     (tmp_path / "model.py").write_text(MODEL)
     fedpipe.compile_pipeline(fedpipe.read_federation(tmp_path / "federation.yaml"), tmp_path / "pipeline.yaml")
 
