@@ -34,6 +34,9 @@ log = logging.getLogger("fedpipe")
 _LARGE = 64 * 2**20
 """Bytes of a train part from which it is not copied any more."""
 
+_WIDER = 4
+"""Batches of the training that make one of an evaluation, which keeps no activations and so needs less memory."""
+
 Part = Any
 """Examples, or a batched tf.data.Dataset."""
 
@@ -83,7 +86,7 @@ class KerasLearner:
             self._model.set_optimizer_state(optimizer)
         if training.learning_rate:
             self._model.set_learning_rate(training.learning_rate)
-        epochs, steps = self._fit(seconds)
+        epochs, steps = self._fit(seed, seconds)
         kept = self._model.optimizer_state() if training.optimizer == "keep" else None
         if self._privacy:
             return Trained(self._model.weights(), examples, {}, kept, self._event(steps))
@@ -113,7 +116,7 @@ class KerasLearner:
             return None
         return training_event(self._federation.training, self._privacy, self._size("train"), steps)
 
-    def _fit(self, seconds: float) -> tuple[list[dict[str, float]], int]:
+    def _fit(self, seed: int, seconds: float) -> tuple[list[dict[str, float]], int]:
         """Metrics of each epoch, and the steps that were taken."""
         training = self._federation.training
         arguments = dict(training.fit)
@@ -122,7 +125,7 @@ class KerasLearner:
         deadline = _deadline(seconds)
         callbacks = [deadline, *make_callbacks(training)]
         try:
-            history = self._model.keras.fit(**{**arguments, **self._feed()}, callbacks=callbacks, verbose=0).history
+            history = self._model.keras.fit(**{**arguments, **self._feed(seed)}, callbacks=callbacks, verbose=0).history
         except DroppedError:
             raise
         except Exception as error:
@@ -132,17 +135,18 @@ class KerasLearner:
         epochs = [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
         return epochs, deadline.steps
 
-    def _feed(self) -> dict[str, Any]:
+    def _feed(self, seed: int) -> dict[str, Any]:
         """The train part and its length as arguments of fit."""
         training, part = self._federation.training, self._parts["train"]
         size, epochs = training.batch_size, training.local_epochs
         if isinstance(part, Examples) and not training.local_steps and _needs_arrays(part, training.fit):
+            frameworks()[0].random.set_seed(seed)  # Keras shuffles arrays by TensorFlow's own seed
             return {"x": part.x, "y": part.y, "batch_size": size, "epochs": epochs}
         dataset = _dataset(part)
         if self._privacy:
             return {"x": self._private_batches(dataset), "epochs": 1, "shuffle": False}
         if isinstance(part, Examples) and training.fit.get("shuffle", True):
-            dataset = dataset.shuffle(len(part.y), seed=1)
+            dataset = dataset.shuffle(len(part.y), seed=seed)
         if training.local_steps:
             return {"x": dataset.repeat().batch(size).take(training.local_steps), "epochs": 1, "shuffle": False}
         return {"x": dataset.batch(size), "epochs": epochs, "shuffle": False}
@@ -183,9 +187,10 @@ class KerasLearner:
             part: its name.
             batches: only so many of its first batches; 0: all.
         """
-        self._model.reset(seed_of(self._federation.training.seed, "evaluate"))
+        self._model.reset_draws(seed_of(self._federation.training.seed, "evaluate"))
         self._model.set_weights(weights)
-        data = _dataset(self._parts[part]).batch(self._federation.training.batch_size).take(batches or -1)
+        size, data = self._federation.training.batch_size, _dataset(self._parts[part])
+        data = data.take(batches * size or -1).batch(size * _WIDER)
         return dict(self._model.keras.evaluate(data, **self._federation.training.evaluate, verbose=0, return_dict=True))
 
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import inspect
 import os
+import random
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -108,6 +109,19 @@ def built(build: Callable[[], Any], keras: Any) -> Any:
     return model
 
 
+def is_stock(model: Any, keras: Any) -> bool:
+    """Whether a model is made of Keras's own parts alone, which keep their random states in variables."""
+    parts = [*model._flatten_layers(), *(p for p in (model.loss, *_compiled_metrics(model)) if not isinstance(p, str))]
+    return all(
+        type(part).__module__.startswith("keras.") and not isinstance(part, keras.layers.Lambda) for part in parts
+    )
+
+
+def _compiled_metrics(model: Any) -> list[Any]:
+    given = getattr(model._compile_metrics, "_user_metrics", None) if model._compile_metrics else None
+    return list(given) if isinstance(given, list | tuple) else [given] if given is not None else []
+
+
 def check_private(model: Any) -> None:
     """Checks that per-example clipping means something for this Keras model. Raises ModelError."""
     for layer in model._flatten_layers():
@@ -143,16 +157,28 @@ class KerasModel:
         with _scope(tensorflow):
             self.keras = built(build, keras)
             self.keras.optimizer.build(self.keras.trainable_variables)
-        self._keras_module = keras
+        self._draws_by_itself = not is_stock(self.keras, keras)
         self._fresh = [(v, np.array(v.numpy())) for v in (*self.keras.variables, *self.keras.optimizer.variables)]
 
     def reset(self, seed: int) -> None:
-        """Puts every variable (weights, optimizer, metrics, random states) where it was when the model was built."""
-        self._keras_module.utils.set_random_seed(seed)
-        for position, (variable, value) in enumerate(self._fresh):
-            if variable.path.endswith("seed_generator_state"):
-                value = np.array([(seed + position) % 2**32, 0], variable.dtype)
+        """Puts every variable (weights, optimizer, metrics, random states) where it was when the model was built.
+
+        TensorFlow's own seed is set only for a model that may draw by it: that drops all compiled kernels, which cost
+        more than many a training.
+        """
+        random.seed(seed)
+        np.random.seed(seed)
+        if self._draws_by_itself:
+            frameworks()[0].random.set_seed(seed)
+        for variable, value in self._fresh:
             variable.assign(value)
+        self.reset_draws(seed)
+
+    def reset_draws(self, seed: int) -> None:
+        """Sets the random states of the layers alone."""
+        for position, (variable, _) in enumerate(self._fresh):
+            if variable.path.endswith("seed_generator_state"):
+                variable.assign(np.array([(seed + position) % 2**32, 0], variable.dtype))
 
     def weights(self) -> dict[str, Array]:
         """The weights by name: trainable ones, BatchNorm statistics and counters; no random or metric state."""

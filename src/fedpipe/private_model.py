@@ -60,6 +60,9 @@ class PrivateModel:
             variable.assign(np.zeros(variable.shape, variable.dtype.as_numpy_dtype))
         self.keras.optimizer.learning_rate = self._rate
 
+    def reset_draws(self, seed: int) -> None:
+        """Nothing to do: a private model draws from the machine's entropy."""
+
     def set_weights(self, weights: Mapping[str, Array]) -> None:
         """Takes weights by the names that Keras 3 gives them. Raises ModelError."""
         self._names = match_names(
