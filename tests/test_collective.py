@@ -267,6 +267,23 @@ class TestQuorumAndResumption:
         assert [(k.trained, k.tested) for k in again.values()] == [(0, 0)] * 3
         assert record.weights == offered.weights
 
+    def test_who_missed_a_committed_round_does_not_make_up_for_it(self, store: MemoryStore) -> None:
+        """A repeated run trains nobody for a round that is over, and asks nobody for a ballot that is not counted."""
+        learners = wanting(a=GOOD, b=GOOD)
+        plan = plan_of()
+        first = {
+            **learners,
+            "b": PlusOneLearner(1, fails="no power", wants=1000.0),
+            "c": PlusOneLearner(1, absent="ill"),
+        }
+        record = play_collective(store, plan, first)
+        before = {key: store.read(key).data for key in store.keys()}
+        again = wanting(a=GOOD, b=GOOD, c=GOOD)
+        assert play_collective(store, plan, again) == record
+        assert [k.trained for k in again.values()] == [0, 0, 0]
+        after = {key: store.read(key).data for key in store.keys() if not key.endswith("0/ballot")}
+        assert after == {key: data for key, data in before.items() if not key.endswith("0/ballot")}
+
     def test_a_round_needs_the_one_before(self, store: MemoryStore) -> None:
         plan = plan_of()
         start = begin(store, plan, fresh)

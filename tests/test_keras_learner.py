@@ -8,13 +8,14 @@ import pytest
 
 from fedpipe import weights
 from fedpipe.data import Examples, put_shard
-from fedpipe.errors import DataError, DroppedError
+from fedpipe.errors import DataError, DroppedError, ModelError
 from fedpipe.federation import Federation
 from fedpipe.keras_evaluation import evaluate, score_learner
 from fedpipe.keras_learner import KerasLearner, event_file, make_keras_learner, parts_of, plan_model
 from fedpipe.keras_model import frameworks
 from fedpipe.learner import contribute
 from fedpipe.manifests import Dropped, Scores, Update
+from fedpipe.onnx_export import run_onnx
 from fedpipe.rounds import learner_key
 from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore
@@ -102,6 +103,78 @@ def test_class_weights_and_callbacks_reach_keras(store: MemoryStore) -> None:
     )
     trained(made)
     assert made[0]._model.keras.optimizer.iterations.numpy() == 10  # two epochs of five batches
+
+
+class TestVotes:
+    """KerasLearner's four acts: the ballot is strict, and only accepting changes the current weights."""
+
+    def made(self, store: MemoryStore, parts: Any = PARTS, **vote: Any) -> tuple[KerasLearner, Any]:
+        algorithm = {"name": "collective", "vote": vote}
+        chosen = make_federation(
+            ("a", "b"), training={"rounds": 1, "batch_size": 8, "local_epochs": 20}, algorithm=algorithm
+        )
+        model = plan_model(store, make_plan(store, chosen))
+        model.reset(0)
+        return KerasLearner(model, chosen, parts), model.weights()
+
+    def test_an_equal_score_is_a_no_and_a_better_one_a_yes(self, store: MemoryStore) -> None:
+        learner, start = self.made(store)
+        scores = learner.accept_weights(start)
+        assert not learner.test_weights(start).approve
+        proposed = learner.propose_weights(seed=1, seconds=60, optimizer=None)
+        verdict = learner.test_weights(proposed.weights)
+        assert verdict.approve
+        assert verdict.scores.vote.metrics["loss"] < scores.vote.metrics["loss"]  # type: ignore[union-attr]
+        assert weights.digest_of(learner.current_model()) == weights.digest_of(start)  # type: ignore[arg-type]
+        assert learner.accept_weights(proposed.weights) == verdict.scores
+        assert not learner.test_weights(start).approve
+
+    def test_the_criterion_may_be_a_metric(self, store: MemoryStore) -> None:
+        learner, start = self.made(store, criterion="accuracy", minimise=False)
+        learner.accept_weights(start, Scores())
+        better = learner.propose_weights(seed=1, seconds=60, optimizer=None).weights
+        scores = learner.accept_weights(start)
+        verdict = learner.test_weights(better)
+        before, after = (s.vote.metrics["accuracy"] for s in (scores, verdict.scores))  # type: ignore[union-attr]
+        assert verdict.approve == (after > before)
+        learner.accept_weights(better)
+        assert not learner.test_weights(start).approve
+
+    def test_a_criterion_that_is_not_compiled(self, store: MemoryStore) -> None:
+        learner, start = self.made(store, criterion="auc", minimise=False)
+        with pytest.raises(
+            ModelError, match=r"'auc' is neither the loss nor a compiled metric\. Valid: accuracy, loss"
+        ):
+            learner.accept_weights(start)
+
+    def test_batches_of_the_vote_part(self, store: MemoryStore) -> None:
+        """The first batch of eight, against the formula by NumPy."""
+        learner, start = self.made(store, batches=1)
+        found = learner.accept_weights(start).vote
+        assert found is not None
+        assert found.examples == 8
+        scores = X[40:48] @ start["sequential/dense/kernel"] + start["sequential/dense/bias"]
+        loss = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(8), Y[40:48]]
+        assert found.metrics["loss"] == pytest.approx(loss.mean(), rel=1e-5)
+
+    def test_a_vote_part_below_a_batch(self, store: MemoryStore) -> None:
+        learner, start = self.made(store, {**PARTS, "vote": Examples(X[:3], Y[:3])})
+        with pytest.raises(DroppedError, match="the vote part has 3 examples, fewer than a batch of 8"):
+            learner.accept_weights(start)
+
+    def test_the_current_model_as_onnx(self, store: MemoryStore) -> None:
+        learner, start = self.made(store)
+        learner.accept_weights(start, Scores())
+        data = learner.current_model("onnx")
+        assert isinstance(data, bytes)
+        (found,) = run_onnx(data, X)
+        scores = X @ start["sequential/dense/kernel"] + start["sequential/dense/bias"]
+        np.testing.assert_allclose(found, np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True), atol=1e-6)
+
+    def test_known_scores_are_not_measured_again(self, store: MemoryStore) -> None:
+        learner, start = self.made(store)
+        known = learner.accept_weights(start)
+        assert learner.accept_weights(start, known) is known
 
 
 class TestDropped:

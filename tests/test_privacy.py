@@ -16,7 +16,7 @@ from fedpipe.privacy import Budget, training_event
 from fedpipe.rounds import history
 from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore, Store
-from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play_collective
+from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective
 from tests.test_crashes import Killed, KillingStore
 
 EVENT = TrainingEvent(examples=1000, batch_size=50, microbatches=50, noise_multiplier=3.0, steps=60, passes=3)
@@ -112,6 +112,20 @@ class TestARun:
         assert [s.events for s in spent if s] == [1, 2, 2]
         assert all(s and s.epsilon <= 0.9 for s in spent)
         assert records[2].spent_by("b") is None
+
+    def test_with_averaging_too(self, store: MemoryStore) -> None:
+        plan = make_plan(
+            make_federation(
+                training={"rounds": 3, "batch_size": 1},
+                learners=[{"name": "a", "privacy": {**SETTINGS, "target_epsilon": 0.9}}, {"name": "b"}, {"name": "c"}],
+            )
+        )
+        made = learners()
+        play(store, plan, made)
+        records = history(store, "r1")
+        assert [[u.learner for u in r.updates] for r in records[1:]] == [["a", "b", "c"], ["a", "b", "c"], ["b", "c"]]
+        assert records[3].dropped[0].code == "DP_BUDGET_EXCEEDED"
+        assert made["a"].trained == 2
 
     def test_it_holds_across_recurring_runs(self, store: MemoryStore) -> None:
         play_collective(store, private_plan(target_epsilon=0.9), learners())

@@ -118,6 +118,7 @@ class TestPictures:
     def test_one_for_each_metric_with_every_kind_of_ballot(self, story: Story) -> None:
         assert metrics_of(story) == ["loss"]
         (picture,) = vote_pictures(story)
+        assert "mathdefault" not in picture
         for part in ("loss of the shared model", ">yes<", ">no<", ">void<", ">absent<", "weighted by examples"):
             assert part in picture
 

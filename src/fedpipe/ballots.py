@@ -10,7 +10,7 @@ from fedpipe.errors import CorruptError, DroppedError, NotFoundError, TooLargeEr
 from fedpipe.manifests import Ballot, Dropped, Scores
 from fedpipe.objects import decode, encode
 from fedpipe.plan import Plan
-from fedpipe.rounds import MANIFEST, cleaned, find_dropped, learner_key
+from fedpipe.rounds import MANIFEST, cleaned, find_dropped, learner_key, read_record
 from fedpipe.store import Store
 from fedpipe.voting import check_ballot
 
@@ -30,6 +30,14 @@ def find_ballot(store: Store, learner: str, run: str, number: int) -> Ballot | N
         return decode(store.read(key, limit=MANIFEST).data, Ballot, where=f"{store.uri}/{key}")
     except NotFoundError:
         return None
+
+
+def find_vote(store: Store, learner: str, run: str, number: int) -> Ballot | Dropped | None:
+    """What a learner did in a vote that needs no repetition: its ballot, or its absence once the round is committed."""
+    if ballot := find_ballot(store, learner, run, number):
+        return ballot
+    record = read_record(store, run, number) if number else None
+    return next((item for item in record.absent if item.learner == learner), None) if record else None
 
 
 def known_scores(store: Store, learner: str, run: str, number: int, base: str) -> Scores | None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedpipe import weights
 from fedpipe.accounting import TrainingEvent
-from fedpipe.ballots import find_ballot, known_scores, publish_ballot
+from fedpipe.ballots import find_vote, known_scores, publish_ballot
 from fedpipe.errors import (
     BudgetError,
     CorruptError,
@@ -28,7 +28,7 @@ from fedpipe.manifests import Ballot, Dropped, Scores, Update
 from fedpipe.objects import Kind, fetch_file, key_of, put_file
 from fedpipe.plan import Plan
 from fedpipe.privacy import Budget
-from fedpipe.rounds import drop, find_update, publish_update, read_record
+from fedpipe.rounds import drop, find_part, find_update, publish_update, read_record
 from fedpipe.store import Store
 
 Array = npt.NDArray[Any]
@@ -118,8 +118,8 @@ def contribute(
         base: digest of the global weights that the round begins with.
         make_learner: makes the learner, with its data, when there is work to do.
     """
-    if found := find_update(store, name, plan.run, number):
-        log.info("round %d: the update of %s is already there", number, name)
+    if found := find_part(store, name, plan.run, number):
+        log.info("round %d: what %s did is already there", number, name)
         return found
     with tempfile.TemporaryDirectory() as folder:
         start = _fetched(store, base, Path(folder) / "base")
@@ -225,8 +225,8 @@ def vote(
         owner: the learner that proposed them; empty for aggregated weights.
         make_learner: makes the learner, with its data, when there is work to do.
     """
-    if found := find_ballot(store, name, plan.run, number):
-        log.info("round %d: the ballot of %s is already there", number, name)
+    if found := find_vote(store, name, plan.run, number):
+        log.info("round %d: what %s voted is already there", number, name)
         return found
     with tempfile.TemporaryDirectory() as folder:
         current = _fetched(store, base, Path(folder) / "base")

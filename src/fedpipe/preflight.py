@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,12 @@ import numpy.typing as npt
 from fedpipe import weights
 from fedpipe.data import Examples
 from fedpipe.errors import BudgetError, DataError, FederationError, ModelError
-from fedpipe.federation import Federation
+from fedpipe.federation import Federation, Vote
 from fedpipe.objects import digest_of
 from fedpipe.privacy import Budget, training_event
 from fedpipe.steps.shard import dealt
 from fedpipe.store import open_store
-from fedpipe.voting import proposer_of
+from fedpipe.voting import bar, electorate, proposer_of
 
 Array = npt.NDArray[Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -182,6 +183,13 @@ def turns(federation: Federation, name: str) -> int:
     return sum(proposer_of(federation.proposers, number) == name for number in range(1, rounds + 1))
 
 
+def _vote_told(federation: Federation, vote: Vote) -> Finding:
+    names = [learner.name for learner in federation.learners]
+    voters = len(electorate(vote, names, names[0] if federation.proposers else ""))
+    needed = math.ceil(bar(vote, voters))
+    return Finding("vote", f"{vote.rule}: {needed} of {voters} approvals, by the {vote.criterion}")
+
+
 def called(function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
     """Calls a function in this process, whatever environment it wants."""
     return function(*arguments)
@@ -198,6 +206,8 @@ def check(federation: Federation, code: str, uri: str, store: str, call: Callabl
         call: calls a function with its arguments in an environment: `called`, or `workers.call_in_worker`.
     """
     findings, examples, sizes = check_data(federation, uri)
+    if federation.vote:
+        findings.append(_vote_told(federation, federation.vote))
     findings += call(check_model, federation, code, examples)
     if any(federation.privacy_of(learner.name) for learner in federation.learners):
         shapes = call(weight_shapes, federation, code)

@@ -194,6 +194,18 @@ def find_update(store: Store, learner: str, run: str, number: int) -> Update | N
         return None
 
 
+def find_part(store: Store, learner: str, run: str, number: int) -> Update | Dropped | None:
+    """What a learner did in a round that needs no repetition: its update, or its absence once the round is committed.
+
+    A learner that was dropped from a committed round must not train for it again: nobody would take the result, and a
+    private one would pay for it.
+    """
+    if update := find_update(store, learner, run, number):
+        return update
+    record = read_record(store, run, number)
+    return next((d for d in record.dropped if d.learner == learner), None) if record else None
+
+
 def drop(store: Store, run: str, number: int, dropped: Dropped, *, name: str = "dropped") -> None:
     """Leaves the reason why a learner does not take part (`dropped`) or does not vote (`absent`)."""
     manifest = msgspec.structs.replace(dropped, why=dropped.why[:500])

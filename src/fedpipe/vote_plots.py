@@ -69,9 +69,19 @@ def _draw_scores(axes: Any, story: Story, metric: str, decisions: dict[int, dict
         if number and not decided["accepted"]:
             axes.axvspan(number - 0.5, number + 0.5, color="#fef2f2", zorder=0)
     if average and min(average.values()) > 0 and max(average.values()) > 10 * min(average.values()):
-        axes.set_yscale("log")  # a loss that falls by orders of magnitude
+        _scale_by_orders(axes)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _scale_by_orders(axes: Any) -> None:
+    """A logarithmic scale, for a loss that falls by orders of magnitude, with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _columns(points: dict[int, float]) -> tuple[list[int], list[float]]:

@@ -10,7 +10,7 @@ from fedpipe.learner import Learner, contribute
 from fedpipe.manifests import Dropped, Update
 from fedpipe.objects import digest_of, encode
 from fedpipe.plan import Place, Plan, read_plan
-from fedpipe.rounds import find_update
+from fedpipe.rounds import find_part
 from fedpipe.steps.contract import Metrics
 from fedpipe.store import Store
 
@@ -33,8 +33,8 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """The update when it is already published."""
-    found = find_update(inputs.place.open(), inputs.learner, inputs.place.run, inputs.round)
+    """The update when it is already published, or why there is none in a round that is committed."""
+    found = find_part(inputs.place.open(), inputs.learner, inputs.place.run, inputs.round)
     return _outputs(found) if found else None
 
 

@@ -6,7 +6,7 @@ import logging
 
 from msgspec import Struct
 
-from fedpipe.ballots import find_ballot
+from fedpipe.ballots import find_vote
 from fedpipe.learner import Learner, vote
 from fedpipe.manifests import Ballot, Dropped, Scores
 from fedpipe.plan import Place, read_plan
@@ -37,7 +37,7 @@ def find(inputs: Inputs) -> Outputs | None:
     """The ballot when it is already cast, or when there is nothing to vote on."""
     if inputs.round and not inputs.candidate:
         return Outputs(ballot="none", metrics=Metrics())
-    found = find_ballot(inputs.place.open(), inputs.learner, inputs.place.run, inputs.round)
+    found = find_vote(inputs.place.open(), inputs.learner, inputs.place.run, inputs.round)
     return _outputs(found) if found else None
 
 
