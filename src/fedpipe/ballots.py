@@ -6,9 +6,9 @@ learners/<name>/runs/<run>/<round>/absent   why a learner did not vote
 
 from __future__ import annotations
 
-from fedpipe.errors import CorruptError, DroppedError, NotFoundError, TooLargeError
+from fedpipe.errors import CorruptError, DroppedError, TooLargeError
 from fedpipe.manifests import Ballot, Dropped, Scores
-from fedpipe.objects import decode, encode
+from fedpipe.objects import find, publish
 from fedpipe.plan import Plan
 from fedpipe.rounds import MANIFEST, cleaned, find_dropped, learner_key, read_record
 from fedpipe.store import Store
@@ -17,19 +17,12 @@ from fedpipe.voting import check_ballot
 
 def publish_ballot(store: Store, ballot: Ballot) -> Ballot:
     """Writes a ballot once and returns the one that counts."""
-    key = learner_key(ballot.learner, ballot.run, ballot.round, "ballot")
-    if store.create(key, encode(ballot)):
-        return ballot
-    return decode(store.read(key, limit=MANIFEST).data, Ballot, where=f"{store.uri}/{key}")
+    return publish(store, learner_key(ballot.learner, ballot.run, ballot.round, "ballot"), ballot, limit=MANIFEST)
 
 
 def find_ballot(store: Store, learner: str, run: str, number: int) -> Ballot | None:
     """A learner's ballot of a round; None when there is none. Raises CorruptError."""
-    key = learner_key(learner, run, number, "ballot")
-    try:
-        return decode(store.read(key, limit=MANIFEST).data, Ballot, where=f"{store.uri}/{key}")
-    except NotFoundError:
-        return None
+    return find(store, learner_key(learner, run, number, "ballot"), Ballot, limit=MANIFEST)
 
 
 def find_vote(store: Store, learner: str, run: str, number: int) -> Ballot | Dropped | None:

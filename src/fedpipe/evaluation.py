@@ -6,8 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from fedpipe.errors import NotFoundError
-from fedpipe.objects import decode
+from fedpipe.objects import find
 from fedpipe.store import Store
 
 Matrix = tuple[tuple[int, ...], ...]
@@ -58,11 +57,7 @@ def score_key(learner: str, run: str) -> str:
 
 def find_score(store: Store, learner: str, run: str) -> Score | None:
     """A learner's score; None when there is none. Raises CorruptError."""
-    key = score_key(learner, run)
-    try:
-        return decode(store.read(key).data, Score, where=f"{store.uri}/{key}")
-    except NotFoundError:
-        return None
+    return find(store, score_key(learner, run), Score)
 
 
 def add_matrices(matrices: list[Matrix]) -> Matrix:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from fedpipe.errors import CorruptError
+from fedpipe.errors import CorruptError, NotFoundError
 from fedpipe.store import SMALL, Store
 
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
@@ -33,6 +33,21 @@ def decode(data: bytes, kind: type[T], *, where: str) -> T:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptError(f"not a valid {kind.__name__.lower()}: {str(error)[:300]}", where=where) from error
+
+
+def find(store: Store, key: str, kind: type[T], *, limit: int = SMALL) -> T | None:
+    """The struct at a key; None when there is nothing. Raises CorruptError, and TooLargeError above the limit."""
+    try:
+        return decode(store.read(key, limit=limit).data, kind, where=f"{store.uri}/{key}")
+    except NotFoundError:
+        return None
+
+
+def publish(store: Store, key: str, value: T, *, limit: int = SMALL) -> T:
+    """Writes a struct once and returns the one that counts: this one, or what was there before it."""
+    if store.create(key, encode(value)):
+        return value
+    return find(store, key, type(value), limit=limit) or value
 
 
 def digest_of(data: bytes) -> str:

@@ -13,10 +13,10 @@ import math
 from msgspec import Struct
 
 from fedpipe.accounting import TrainingEvent, epsilon
-from fedpipe.errors import BudgetError, NotFoundError
+from fedpipe.errors import BudgetError
 from fedpipe.federation import Name, Privacy, Training
 from fedpipe.manifests import Spent
-from fedpipe.objects import Digest, decode, encode
+from fedpipe.objects import Digest, encode, find
 from fedpipe.rounds import MANIFEST
 from fedpipe.store import Store
 
@@ -59,12 +59,10 @@ class Budget:
     def entries(self) -> list[Entry]:
         """The ledger, as far as it goes now. Raises CorruptError: without its ledger a learner does not train."""
         while True:
-            key = self._key(len(self._entries) + 1)
-            try:
-                data = self._store.read(key, limit=MANIFEST).data
-            except NotFoundError:
+            entry = find(self._store, self._key(len(self._entries) + 1), Entry, limit=MANIFEST)
+            if entry is None:
                 return list(self._entries)
-            self._entries.append(decode(data, Entry, where=f"{self._store.uri}/{key}"))
+            self._entries.append(entry)
 
     def _key(self, number: int) -> str:
         return f"learners/{self._learner}/ledger/{number:08d}"

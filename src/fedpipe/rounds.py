@@ -27,7 +27,7 @@ from fedpipe.errors import (
     TooLargeError,
 )
 from fedpipe.manifests import Dropped, Head, Record, Ref, Update
-from fedpipe.objects import decode, digest_of, encode, key_of
+from fedpipe.objects import decode, digest_of, encode, find, key_of, publish
 from fedpipe.store import Store
 from fedpipe.weights import Layout, read_layout
 
@@ -58,12 +58,8 @@ def read_head(store: Store) -> tuple[Head, str] | None:
 def read_record(store: Store, run: str, number: int) -> Record | None:
     """The record of a round; None when the round is not committed. Raises CorruptError."""
     key = record_key(run, number)
-    try:
-        data = store.read(key).data
-    except NotFoundError:
-        return None
-    record = decode(data, Record, where=f"{store.uri}/{key}")
-    if (record.run, record.round) != (run, number):
+    record = find(store, key, Record)
+    if record is not None and (record.run, record.round) != (run, number):
         raise CorruptError(f"is the record of run {record.run!r}, round {record.round}", where=f"{store.uri}/{key}")
     return record
 
@@ -138,19 +134,12 @@ def history(store: Store, run: str) -> list[Record]:
 
 def propose_candidate(store: Store, record: Record) -> Record:
     """Writes down what becomes the round's record if the learners accept it; returns the one that counts."""
-    key = _candidate_key(record.run, record.round)
-    if store.create(key, encode(record)):
-        return record
-    return read_candidate(store, record.run, record.round) or record
+    return publish(store, _candidate_key(record.run, record.round), record)
 
 
 def read_candidate(store: Store, run: str, number: int) -> Record | None:
     """What the learners vote on in a round of averaging; None when nothing is aggregated yet. Raises CorruptError."""
-    key = _candidate_key(run, number)
-    try:
-        return decode(store.read(key).data, Record, where=f"{store.uri}/{key}")
-    except NotFoundError:
-        return None
+    return find(store, _candidate_key(run, number), Record)
 
 
 def _candidate_key(run: str, number: int) -> str:
@@ -179,19 +168,12 @@ def layout_of(store: Store, record: Record) -> Layout:
 
 def publish_update(store: Store, update: Update) -> Update:
     """Writes an update's manifest once and returns the one that counts."""
-    key = learner_key(update.learner, update.run, update.round, "update")
-    if store.create(key, encode(update)):
-        return update
-    return decode(store.read(key, limit=MANIFEST).data, Update, where=f"{store.uri}/{key}")
+    return publish(store, learner_key(update.learner, update.run, update.round, "update"), update, limit=MANIFEST)
 
 
 def find_update(store: Store, learner: str, run: str, number: int) -> Update | None:
     """A learner's manifest for a round; None when there is none. Raises CorruptError."""
-    key = learner_key(learner, run, number, "update")
-    try:
-        return decode(store.read(key, limit=MANIFEST).data, Update, where=f"{store.uri}/{key}")
-    except NotFoundError:
-        return None
+    return find(store, learner_key(learner, run, number, "update"), Update, limit=MANIFEST)
 
 
 def find_part(store: Store, learner: str, run: str, number: int) -> Update | Dropped | None:
@@ -214,10 +196,11 @@ def drop(store: Store, run: str, number: int, dropped: Dropped, *, name: str = "
 
 def find_dropped(store: Store, learner: str, run: str, number: int, *, name: str = "dropped") -> Dropped | None:
     """The reason that a learner left, cleaned; None when it left none that can be read."""
-    key = learner_key(learner, run, number, name)
     try:
-        found = decode(store.read(key, limit=MANIFEST).data, Dropped, where=key)
-    except (NotFoundError, CorruptError, TooLargeError):
+        found = find(store, learner_key(learner, run, number, name), Dropped, limit=MANIFEST)
+    except (CorruptError, TooLargeError):
+        return None
+    if found is None:
         return None
     return msgspec.structs.replace(found, learner=learner, why=cleaned(found.why) or "no reason given")
 

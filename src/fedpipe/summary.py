@@ -14,7 +14,7 @@ from fedpipe.data import Shard, get_shard
 from fedpipe.errors import NotFoundError
 from fedpipe.evaluation import Evaluation
 from fedpipe.manifests import Record, Scores, Spent, Tested
-from fedpipe.objects import decode
+from fedpipe.objects import find
 from fedpipe.plan import Plan, read_plan
 from fedpipe.rounds import history
 from fedpipe.store import Store
@@ -57,18 +57,11 @@ def read_story(store: Store, run: str, uri: str = "") -> Story:
         plan=plan,
         records=records,
         shards=tuple(get_shard(store, name, digest) for name, digest in sorted(plan.shards.items())),
-        evaluation=_optional(store, f"runs/{run}/evaluation", Evaluation),
-        onnx=_optional(store, f"runs/{run}/onnx", dict) or {},
+        evaluation=find(store, f"runs/{run}/evaluation", Evaluation),
+        onnx=find(store, f"runs/{run}/onnx", dict) or {},
         timings=tuple(sorted(read_timings(store, run, names), key=lambda t: t.started)),
         start=start_scores(store, plan) if plan.federation.vote else {},
     )
-
-
-def _optional(store: Store, key: str, kind: type[Any]) -> Any:
-    try:
-        return decode(store.read(key).data, kind, where=key)
-    except NotFoundError:
-        return None
 
 
 def tested(records: tuple[Record, ...], number: int) -> dict[str, float]:
