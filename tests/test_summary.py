@@ -161,7 +161,7 @@ class TestViews:
                 assert time.monotonic() < end, heard
                 time.sleep(0.01)
 
-        wait_for("waiting for run r1 to begin")
+        wait_for("waiting for run r1 to begin. No run has begun here.")
         plan, learners = plan_of(), eventful()
         record = begin(store, plan, fresh)
         for number in (1, 2):
@@ -182,6 +182,8 @@ class TestViews:
         with pytest.raises(NotFoundError, match="there is no run 'r9'"):
             report(file, "r9", tmp_path / "r.html")
         play_collective(LocalStore(tmp_path / "store").below("tiny"), plan_of(), eventful())
+        with pytest.raises(NotFoundError, match=r"there is no run 'r9'. Runs: r1\."):
+            plot(file, "r9", tmp_path / "p.html", live=False)
         with pytest.raises(NotFoundError, match="there is no run 'other'"):
             report(file, "r1", tmp_path / "r.html", beside=["other"])
         with pytest.raises(InputError, match="cannot be written"):

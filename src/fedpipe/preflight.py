@@ -155,7 +155,8 @@ def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> li
     store, found = open_store(uri).below(federation.name), []
     for position, learner in enumerate(federation.learners):
         privacy = federation.privacy_of(learner.name)
-        if privacy is None or learner.name not in sizes:
+        count = turns(federation, learner.name)
+        if privacy is None or learner.name not in sizes or not count:
             continue
         planned = training_event(federation.training, privacy, sizes[learner.name])
         budget = Budget(store, learner.name, privacy)
@@ -164,7 +165,7 @@ def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> li
         except BudgetError as error:
             where = f"learners[{position}].privacy" if learner.privacy else "privacy"
             raise FederationError(error.what, where=f"{where}.target_epsilon", remedy=error.remedy) from error
-        after = budget.spent(*[planned] * turns(federation, learner.name)).epsilon
+        after = budget.spent(*[planned] * count).epsilon
         told = f"epsilon {budget.spent().epsilon:.3g} of {privacy.target_epsilon:g} is spent"
         more = (
             "this run meets the target, and later trainings are refused"

@@ -85,9 +85,7 @@ def plot(
         while read_record(opened, run, count) is not None:
             count += 1
         if not count and not live:
-            raise NotFoundError(
-                f"there is no run {run!r}", where=opened.uri, remedy="`fedpipe run FILE --run NAME` makes one."
-            )
+            raise NotFoundError(f"there is no run {run!r}", where=opened.uri, remedy=_known(opened))
         if count and (count != drawn or ended):
             story = read_story(opened, run, uri)
             rounds = f"round {count - 1} of {story.plan.federation.training.rounds}"
@@ -96,11 +94,17 @@ def plot(
             listener(state)
             drawn = count
         elif drawn < 0:
-            listener(f"waiting for run {run} to begin")
+            listener(f"waiting for run {run} to begin. {_known(opened)}")
             drawn = 0
         if ended or not live:
             return
         time.sleep(again)
+
+
+def _known(store: Store) -> str:
+    """What a user may have meant."""
+    names = sorted({key.split("/")[1] for key in store.keys("runs/")})
+    return f"Runs: {', '.join(names)}." if names else "No run has begun here."
 
 
 def _drawn(story: Story, suffix: str, state: str, *, going_on: bool) -> bytes:
