@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 import fedpipe
+from fedpipe.views import report
 
 
 def write_data(folder: Path) -> None:
@@ -46,7 +47,7 @@ def learn(folder: Path, rounds: int) -> dict[str, dict]:
         file, name = write_federation(folder, algorithm, rounds), algorithm["name"]
         print(f"{name}: {rounds} rounds", flush=True)
         found[name] = fedpipe.run(file, name=name, out=folder / name).summary
-    fedpipe.report(folder / "collective.yaml", "collective", folder / "report.html", beside=["averaging"])
+    report(folder / "collective.yaml", "collective", folder / "report.html", beside=["averaging"])
     return found
 
 

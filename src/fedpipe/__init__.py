@@ -4,10 +4,8 @@ check               a federation file, its data, its model and its store
 compile_pipeline    a federation to one KFP pipeline file
 export              the shared model to a verified ONNX file
 open_store          file://, s3:// and memory:// stores
-plot                a run's scores and ballots as a picture, while it goes on
 predict             an ONNX model's answers
 read_federation     federation.yaml to typed structs
-report              a run's page anew, with other runs beside it
 run                 a federation or a compiled pipeline on this machine
 """
 
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from fedpipe.prediction import predict
     from fedpipe.runs import check, export, run
     from fedpipe.store import open_store
-    from fedpipe.views import plot, report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,10 +29,8 @@ __all__ = [
     "compile_pipeline",
     "export",
     "open_store",
-    "plot",
     "predict",
     "read_federation",
-    "report",
     "run",
 ]
 
@@ -45,10 +40,8 @@ _HOMES = {
     "compile_pipeline": "kubeflow",
     "export": "runs",
     "open_store": "store",
-    "plot": "views",
     "predict": "prediction",
     "read_federation": "federation_file",
-    "report": "views",
     "run": "runs",
 }
 
