@@ -195,9 +195,10 @@ def test_a_batch_size_at_run_time_that_microbatches_do_not_divide(
     ("old", "new", "message"),
     [
         ("target_epsilon: 8.0", "target_epsilon: 0.5", "learners[1].privacy.target_epsilon: the next training of hospital-b would bring epsilon from 0 to"),
+        ("delta: 1.0e-4", "delta: 0.01", "learners[1].privacy.delta: 0.01 is not below 1 / 194 train examples of hospital-b"),
         ("", "", "mixes the examples of a batch, so that no epsilon holds"),
     ],
-    ids=["a target that one training exceeds", "a model that cannot be private"],
+    ids=["a target that one training exceeds", "a delta that protects nobody", "a model that cannot be private"],
 )  # fmt: skip
 def test_privacy_that_cannot_be_kept(
     fedpipe: Callable[..., Result], tmp_path: Path, old: str, new: str, message: str

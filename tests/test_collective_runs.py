@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import signal
+import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -101,6 +105,33 @@ def test_a_privacy_budget_that_is_met_in_the_middle(digits: Path) -> None:
     ) as caught:
         fedpipe.run(file, name="run-2", out=digits / "out2")  # the ledger outlives the run
     assert caught.value.exit_code == 2
+
+
+def test_killed_in_the_middle_and_run_again_it_ends_with_the_same_head(digits: Path, tmp_path: Path) -> None:
+    """The whole engine, ended by SIGKILL at three moments; what was trained or voted before is not repeated."""
+    file = change(digits, **{"rounds: 20": "rounds: 3"})
+    undisturbed = fedpipe.run(file, out=tmp_path / "out").summary
+    killed = open_store(str(tmp_path / "killed")).below("digits")
+    command = [sys.executable, "-m", "fedpipe", "run", str(file), "--store", str(tmp_path / "killed")]
+    counts = []
+    for pattern in ("learners/*/runs/run-1/1/update", "learners/*/runs/run-1/2/ballot", "runs/run-1/3/record"):
+        process = subprocess.Popen(
+            [*command, "--out", str(tmp_path / "o")], stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        while not list((tmp_path / "killed" / "digits").glob(pattern)):
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        counts.append(len([key for key in killed.keys("learners/") if key.endswith(("/update", "/ballot"))]))
+    assert counts == sorted(counts)
+    before = {key: killed.read(key).data for key in killed.keys("learners/") if key.endswith(("/update", "/ballot"))}
+    events: list[Event] = []
+    again = fedpipe.run(file, store=str(tmp_path / "killed"), out=tmp_path / "o", listener=events.append).summary
+    assert [r["record"] for r in again["rounds"]] == [r["record"] for r in undisturbed["rounds"]]
+    assert killed.read("HEAD").data == open_store(str(digits / "store")).below("digits").read("HEAD").data
+    assert {key: killed.read(key).data for key in before} == before
+    assert {e.what for e in events if e.task.name == "1 propose hospital-a"} == {"started", "found"}
 
 
 def test_averaged_models_can_be_voted_down(digits: Path) -> None:

@@ -6,15 +6,16 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedpipe.errors import FedpipeError, InputError, QuorumError, StepError
+from fedpipe.errors import FedpipeError, InputError, QuorumError, StepError, WorkerDiedError
 from fedpipe.graph import Graph, Task, parse_graph
 from fedpipe.local import Engine, Event
-from fedpipe.workers import Failure, Worker, WorkerDiedError, start_server
+from fedpipe.workers import Failure, Worker, Workers, start_server
 
 
 def graph(tasks: dict[str, dict[str, Any]]) -> Graph:
@@ -134,6 +135,19 @@ class TestWorkers:
             worker.call(time.sleep, 30)
         assert worker.call(os.getpid) != process
         worker.stop()
+
+    def test_the_warm_one_is_used_again_and_several_work_at_once(self) -> None:
+        with Workers() as workers:
+            first = workers.call(os.getpid)
+            assert workers.call(os.getpid) == first
+            with ThreadPoolExecutor(2) as pool:
+                asleep = pool.submit(workers.call, time.sleep, 1.0)
+                time.sleep(0.3)
+                assert workers.call(os.getpid) != first
+                asleep.result()
+            assert workers.call(os.getpid) == first
+        with pytest.raises(ProcessLookupError):
+            os.kill(first, 0)
 
 
 def raise_quorum() -> None:

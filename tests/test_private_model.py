@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -159,6 +160,16 @@ REFUSED = {
 def test_models_that_cannot_be_private(tff: Worker, code: str, why: str) -> None:
     with pytest.raises(ModelError, match=why):
         tff.call(private_training.build, code, privacy())
+
+
+@pytest.mark.heavy
+@pytest.mark.xdist_group("tff")
+def test_its_python_is_another_and_what_it_cannot_read_is_said(tff: Worker) -> None:
+
+    assert tff.call(os.getpid) != os.getpid()
+    with pytest.raises(RuntimeError, match=r"numpy\._core"):  # arrays of NumPy 2 mean nothing to NumPy 1
+        tff.call(len, np.zeros(3))
+    assert tff.call(len, "abc") == 3
 
 
 def test_batch_normalization_is_seen_in_keras_3_too() -> None:

@@ -211,10 +211,9 @@ def plot(
     from fedpipe.views import plot as draw
 
     path = output or Path(f"{run_name}.html")
-    out.print(f"drawing {path}", highlight=False, soft_wrap=True)
 
     def tell(state: str) -> None:
-        out.print(f"  {_escaped(state)}", highlight=False)
+        out.print(f"{path}: {_escaped(state)}", highlight=False, soft_wrap=True)
 
     draw(file, run_name, path, store=store, live=not once, listener=tell)
 

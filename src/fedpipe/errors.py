@@ -20,6 +20,7 @@ FedpipeError                    exit code
 │   └── ConflictError           3   another run moved HEAD
 ├── ExportError                 3   the ONNX model differs from the trained one
 └── StepError                   3   a step of a pipeline failed
+    └── WorkerDiedError         3   the process ended while it worked
 """
 
 from __future__ import annotations
@@ -134,3 +135,7 @@ class ExportError(FedpipeError):
 
 class StepError(FedpipeError):
     """A step of a pipeline failed."""
+
+
+class WorkerDiedError(StepError):
+    """The process ended while it worked: killed, or out of memory."""

@@ -17,11 +17,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError
+from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError, WorkerDiedError
 from fedpipe.graph import Graph, Task, fill_command, resolve
 from fedpipe.steps import STEPS
 from fedpipe.steps.contract import find, write_outputs
-from fedpipe.workers import Worker, WorkerDiedError, logged_to, run_step, start_server, warm_up
+from fedpipe.workers import Workers, logged_to, run_step, warm_up
 
 Result = dict[str, Any]
 """An executor output: `parameterValues` and `artifacts` with their metadata."""
@@ -54,19 +54,19 @@ class Engine:
         folder: where logs go.
         listener: hears about each task; several threads may call it at once.
         workers: processes for the steps of each environment; as many as the machine has cores by default.
+        processes: that are warm already; the engine ends them.
     """
 
     def __init__(
         self, graph: Graph, parameters: Mapping[str, Any], *, folder: Path, listener: Listener = lambda _: None,
-        workers: int = 0,
+        workers: int = 0, processes: Workers | None = None,
     ) -> None:  # fmt: skip
         self._graph, self._parameters, self._listener = graph, parameters, listener
         self._logs = folder / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._count = workers or os.cpu_count() or 1
         self._job = f"local-{uuid.uuid4().hex[:12]}"
-        self._here = threading.local()
-        self._workers: list[Worker] = []
+        self._processes = processes or Workers()
         self._stopped = threading.Event()
 
     def run(self) -> dict[str, Result]:
@@ -98,7 +98,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _pools(self) -> Iterator[Callable[[Task], ThreadPoolExecutor]]:
-        """Threads for core steps, and threads that each own a worker process for the steps of an environment."""
+        """Threads for each environment: those of core work themselves, the others wait for a worker process."""
         pools = {environment: ThreadPoolExecutor(self._count) for environment in ("core", "keras", "tff")}
         try:
             yield lambda task: pools[STEPS.get(task.step or "", "core")]
@@ -106,8 +106,7 @@ class Engine:
             self._stopped.set()
             for pool in pools.values():
                 pool.shutdown(wait=False, cancel_futures=True)
-            for worker in self._workers:
-                worker.stop()
+            self._processes.stop()
             for pool in pools.values():
                 pool.shutdown()
 
@@ -135,7 +134,7 @@ class Engine:
         raise AssertionError("unreachable")
 
     def _final(self, task: Task, error: Exception) -> Exception:
-        if isinstance(error, FedpipeError):
+        if isinstance(error, FedpipeError) and not isinstance(error, WorkerDiedError):
             return error
         log = self._log(task)
         with log.open("a") as file:
@@ -162,24 +161,14 @@ class Engine:
                 elif STEPS.get(task.step) == "core":
                     run_here(task.step, executor_input)
                 else:
-                    worker = self._worker(STEPS[task.step])
-                    worker.call(run_step, task.step, executor_input, str(self._log(task)))
+                    log, environment = str(self._log(task)), STEPS[task.step]
+                    self._processes.call(run_step, task.step, executor_input, log, environment=environment)
         return _collected(task, executor_input), found
-
-    def _worker(self, environment: str) -> Worker:
-        """This thread's worker."""
-        if not hasattr(self._here, "worker"):
-            if environment == "keras":
-                start_server()
-            self._here.worker = Worker(environment)
-            self._workers.append(self._here.worker)
-        worker: Worker = self._here.worker
-        return worker
 
     def _warm(self) -> None:
         """Lets a worker of the tff environment import what it needs, while other steps run."""
         with contextlib.suppress(Exception):  # the first step says what is wrong
-            self._worker("tff").call(warm_up)
+            self._processes.call(warm_up, environment="tff")
 
     def _run_container(self, task: Task, executor_input: dict[str, Any]) -> None:
         """A step that is not ours runs as a command of this machine."""

@@ -150,7 +150,7 @@ def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> li
         uri: of the store.
 
     Raises:
-        FederationError: a learner cannot train even once more.
+        FederationError: a learner cannot train even once more, or its delta is too large for its examples.
     """
     store, found = open_store(uri).below(federation.name), []
     for position, learner in enumerate(federation.learners):
@@ -158,13 +158,19 @@ def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> li
         count = turns(federation, learner.name)
         if privacy is None or learner.name not in sizes or not count:
             continue
-        planned = training_event(federation.training, privacy, sizes[learner.name])
+        path, examples = f"learners[{position}].privacy" if learner.privacy else "privacy", sizes[learner.name]
+        if privacy.delta * examples >= 1:
+            raise FederationError(
+                f"{privacy.delta:g} is not below 1 / {examples} train examples of {learner.name}: that protects nobody",
+                where=f"{path}.delta",
+                remedy=f"Choose a smaller one, such as {0.1 / examples:.0e}.",
+            )
+        planned = training_event(federation.training, privacy, examples)
         budget = Budget(store, learner.name, privacy)
         try:
             budget.check(planned)
         except BudgetError as error:
-            where = f"learners[{position}].privacy" if learner.privacy else "privacy"
-            raise FederationError(error.what, where=f"{where}.target_epsilon", remedy=error.remedy) from error
+            raise FederationError(error.what, where=f"{path}.target_epsilon", remedy=error.remedy) from error
         after = budget.spent(*[planned] * count).epsilon
         told = f"epsilon {budget.spent().epsilon:.3g} of {privacy.target_epsilon:g} is spent"
         more = (
@@ -204,7 +210,7 @@ def check(federation: Federation, code: str, uri: str, store: str, call: Callabl
         code: the text of model.py.
         uri: of the dataset.
         store: URI of the store, whose privacy ledgers are read; empty to leave it alone.
-        call: calls a function with its arguments in an environment: `called`, or `workers.call_in_worker`.
+        call: calls a function with its arguments in an environment: `called`, or `Workers.call`.
     """
     findings, examples, sizes = check_data(federation, uri)
     if federation.vote:

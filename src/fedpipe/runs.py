@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from fedpipe.rounds import history, read_head, read_record
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
 from fedpipe.store import check_uri, open_store, with_endpoint
-from fedpipe.workers import call_in_worker, start_server
+from fedpipe.workers import Workers, start_server
 
 DEFAULT_RUN = "run-1"
 
@@ -72,9 +72,13 @@ def run(
     start_server()  # TensorFlow's import takes longer than all that comes before the first Keras step
     job = _prepared(Path(source), store, run_name(name, ""), parameters or {})
     folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
-    _check_first(job, name)
-    _make(folder)
-    results = Engine(job.graph, job.arguments, folder=folder, listener=listener, workers=workers).run()
+    with Workers() as processes:  # what the checks have warmed serves the first steps
+        _check_first(job, name, processes.call)
+        _make(folder)
+        engine = Engine(
+            job.graph, job.arguments, folder=folder, listener=listener, workers=workers, processes=processes
+        )
+        results = engine.run()
     reported = next((task for task in job.graph.tasks if task.step == "report"), None)
     if reported is None:  # somebody's own pipeline
         return Result({}, folder)
@@ -82,7 +86,7 @@ def run(
     return Result(fetch_results(Place(**place), folder), folder)
 
 
-def _check_first(job: _Job, name: str) -> None:
+def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
     """All that can be wrong is found before anything is written; a store that is a folder is made last."""
     uri = job.arguments.get("store")
     if uri is None:
@@ -91,7 +95,7 @@ def _check_first(job: _Job, name: str) -> None:
     if not is_folder:
         store.probe()
     if job.federation is not None and read_record(store.below(job.federation.name), name, 0) is None:
-        preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call_in_worker)
+        preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call)
     if is_folder:
         store.probe()
 
@@ -188,7 +192,8 @@ def export(
         record = next(reversed(history(opened, name)), None)
     if record is None:
         raise NotFoundError("there is no trained model", where=opened.uri, remedy=f"Run `fedpipe run {source}` first.")
-    data, origin = call_in_worker(_verified, uri, federation.name, record.plan, record.weights)
+    with Workers() as processes:
+        data, origin = processes.call(_verified, uri, federation.name, record.plan, record.weights)
     write_whole(Path(output), data)
     return dict(origin)
 
@@ -211,9 +216,9 @@ def check(source: str | Path, *, store: bool = True) -> list[preflight.Finding]:
 
     federation = read_federation(Path(source))
     findings = [preflight.Finding("federation", f"{federation.name}: {len(federation.learners)} learners")]
-    findings += preflight.check(
-        federation, read_code(federation), federation.data.uri, federation.store_uri if store else "", call_in_worker
-    )
+    uri = federation.store_uri if store else ""
+    with Workers() as processes:
+        findings += preflight.check(federation, read_code(federation), federation.data.uri, uri, processes.call)
     if store:
         findings.append(_checked_store(federation))
     return findings

@@ -47,6 +47,9 @@ def report(
         InputError: the file cannot be written.
     """
     opened, uri = open_federation(source, store)
+    for name in (run, *beside):
+        if read_record(opened, name, 0) is None:
+            raise NotFoundError(f"there is no run {name!r}", where=opened.uri, remedy=_known(opened))
     page = render(read_story(opened, run, uri), [read_story(opened, name, uri) for name in beside])
     write_whole(Path(output), page.encode())
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from fedpipe import errors
-from fedpipe.errors import FedpipeError, InputError, StepError
+from fedpipe.errors import FedpipeError, InputError, WorkerDiedError
 
 _START = threading.Lock()
 
@@ -45,10 +45,6 @@ class Failure(NamedTuple):
         made = kind.__new__(kind)
         FedpipeError.__init__(made, self.what, where=self.where, remedy=self.remedy)
         return made
-
-
-class WorkerDiedError(Exception):
-    """The process ended while it ran a call: killed, or out of memory."""
 
 
 def start_server() -> None:
@@ -137,7 +133,7 @@ class Worker:
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
             self.stop()
-            raise WorkerDiedError("the worker process was killed") from error
+            raise WorkerDiedError("the worker process was killed", remedy="Is there enough memory?") from error
         if isinstance(answer, Failure):
             raise answer.error()
         if isinstance(answer, _Bug):
@@ -187,17 +183,44 @@ def serve(handle: int) -> None:
     _serve(Connection(handle), dict(os.environ))
 
 
-def call_in_worker(function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
-    """Runs a function that needs TensorFlow in a process of its own, so that nothing native reaches the terminal."""
-    if environment == "keras":
-        start_server()
-    worker = Worker(environment)
-    try:
-        return worker.call(function, *arguments)
-    except WorkerDiedError as error:
-        raise StepError(f"{error}", remedy="Is there enough memory for TensorFlow?") from error
-    finally:
-        worker.stop()
+class Workers:
+    """Processes that calls share, by environment: the one that was used last is used first, for it is warm."""
+
+    def __init__(self) -> None:
+        self._idle: dict[str, list[Worker]] = {}
+        self._all: list[Worker] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def call(self, function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
+        """Runs a function of this package in a process of an environment.
+
+        Raises:
+            FedpipeError: as the function says.
+            WorkerDiedError: the process ended before it answered; the next call starts it again.
+        """
+        if environment == "keras":
+            start_server()
+        with self._lock:
+            idle = self._idle.setdefault(environment, [])
+            worker = idle.pop() if idle else Worker(environment)
+            if worker not in self._all:
+                self._all.append(worker)
+        try:
+            return worker.call(function, *arguments)
+        finally:
+            with self._lock:
+                idle.append(worker)
+
+    def stop(self) -> None:
+        """Ends all processes at once."""
+        for worker in self._all:
+            worker.stop()
 
 
 class _Bug(NamedTuple):
