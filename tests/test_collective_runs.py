@@ -19,6 +19,7 @@ from fedpipe.cli import Algorithm, init
 from fedpipe.local import Event
 from fedpipe.rounds import history, read_head
 from fedpipe.store import open_store
+from tests import servers
 
 pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("collective")]
 PRIVACY = "{noise_multiplier: 1.5, l2_norm_clip: 1.0, microbatches: 16, delta: 1.0e-4, target_epsilon: 2.0}"
@@ -132,6 +133,26 @@ def test_killed_in_the_middle_and_run_again_it_ends_with_the_same_head(digits: P
     assert killed.read("HEAD").data == open_store(str(digits / "store")).below("digits").read("HEAD").data
     assert {key: killed.read(key).data for key in before} == before
     assert {e.what for e in events if e.task.name == "1 propose hospital-a"} == {"started", "found"}
+
+
+@pytest.mark.usefixtures("s3_keys")
+def test_on_s3_with_a_ledger(digits: Path, minio_server: servers.Server) -> None:
+    """Proposals, ballots and the private ledger through a real MinIO."""
+    file = change(
+        digits,
+        **{"rounds: 20": "rounds: 2", "  - name: hospital-b\n": f"  - name: hospital-b\n    privacy: {PRIVACY}\n"},
+    )
+    uri = f"s3://tests/collective?endpoint={minio_server.endpoint}"
+    summary = fedpipe.run(file, store=uri, out=digits / "out").summary
+    assert [r["vote"]["voters"] for r in summary["rounds"]] == [0, 4, 4]
+    store = open_store(uri).below("digits")
+    assert list(store.keys("learners/hospital-b/ledger/")) == ["learners/hospital-b/ledger/00000001"]
+    (proposal,) = store.keys("learners/hospital-b/proposals/")
+    assert proposal.endswith(history(store, "run-1")[2].candidate.removeprefix("sha256:"))  # type: ignore[union-attr]
+    found = read_head(store)
+    assert found is not None
+    accepted = max(r["round"] for r in summary["rounds"] if r["vote"]["accepted"])
+    assert found[0].round == accepted
 
 
 def test_averaged_models_can_be_voted_down(digits: Path) -> None:
