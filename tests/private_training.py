@@ -58,3 +58,17 @@ def train(
             }
         )
     return found
+
+
+def train_large(code: str, privacy: dict[str, Any], training: dict[str, Any], *rest: Any) -> dict[str, Any]:
+    """As `train`, with every train part taken for a large one; and whether TensorFlow has a seed then."""
+    from tensorflow.python.eager import context
+
+    from fedpipe import keras_learner
+
+    kept, keras_learner._LARGE = keras_learner._LARGE, 0
+    try:
+        (found,) = train(code, privacy, training, *rest)
+    finally:
+        keras_learner._LARGE = kept
+    return {"steps": found["steps"], "event": found["event"], "seeded": context.global_seed() is not None}

@@ -92,10 +92,20 @@ class TestAgainstNumPy:
         assert moved.std() == pytest.approx(0.5 * 3 * 2 / 8, rel=0.12)  # 720 draws: 4.5 standard errors
         assert abs(moved.mean()) < 5 * moved.std() / np.sqrt(moved.size)
 
-    def test_nobody_can_draw_the_noise_again(self, tff: Worker) -> None:
-        """Equal seeds, different noise: a seed that others know would let them subtract it."""
-        found = train(tff, privacy(noise_multiplier=1.0), times=2)
-        assert found[0]["weights"] != found[1]["weights"]
+    def test_nobody_can_draw_the_noise_again(self) -> None:
+        """Equal seeds, even in model.py, and fresh processes: different noise. Who knew the seed could subtract it."""
+        seeded = f"import tensorflow\ntensorflow.random.set_seed(7)\n{DENSE}    keras.utils.set_random_seed(7)\n"
+        seeded = seeded.replace(
+            "    return model\n    keras.utils.set_random_seed(7)",
+            "    keras.utils.set_random_seed(7)\n    return model",
+        )
+        found = []
+        for _ in range(2):
+            worker = Worker("tff")
+            found += train(worker, privacy(noise_multiplier=1.0), code=seeded, times=2)
+            worker.stop()
+        kernels = {str(f["weights"]["sequential/dense/kernel"]) for f in found}
+        assert len(kernels) == 4
 
 
 @pytest.mark.heavy
@@ -105,6 +115,14 @@ class TestWhatHappensAndWhatIsTold:
         (found,) = train(tff, privacy(microbatches=3), {"batch_size": 3, "local_epochs": 4})
         assert found["event"] == [8, 4, 8]  # two batches of three a pass
         assert found["steps"] == 8
+
+    def test_a_large_train_part_is_private_too(self, tff: Worker) -> None:
+        """Large parts go to Keras as arrays, with the run's seed and a smaller last batch: not a private one's."""
+        weights = {k: v.tolist() for k, v in WEIGHTS.items()}
+        training = {"batch_size": 3, "local_epochs": 1}
+        given = (DENSE, privacy(microbatches=3), training, X.tolist(), Y.tolist(), weights)
+        found = tff.call(private_training.train_large, *given)
+        assert found == {"steps": 2, "event": [2, 1, 8], "seeded": False}
 
     def test_steps_beyond_an_epoch(self, tff: Worker) -> None:
         (found,) = train(tff, privacy(microbatches=3), {"batch_size": 3, "local_epochs": 0, "local_steps": 5})

@@ -139,12 +139,12 @@ class KerasLearner:
         """The train part and its length as arguments of fit."""
         training, part = self._federation.training, self._parts["train"]
         size, epochs = training.batch_size, training.local_epochs
+        if self._privacy:
+            return {"x": self._private_batches(_dataset(part)), "epochs": 1, "shuffle": False}
         if isinstance(part, Examples) and not training.local_steps and _needs_arrays(part, training.fit):
             frameworks()[0].random.set_seed(seed)  # Keras shuffles arrays by TensorFlow's own seed
             return {"x": part.x, "y": part.y, "batch_size": size, "epochs": epochs}
         dataset = _dataset(part)
-        if self._privacy:
-            return {"x": self._private_batches(dataset), "epochs": 1, "shuffle": False}
         if isinstance(part, Examples) and training.fit.get("shuffle", True):
             dataset = dataset.shuffle(len(part.y), seed=seed)
         if training.local_steps:

@@ -55,7 +55,11 @@ class PrivateModel:
         self._names: dict[str, str] = {}
 
     def reset(self, seed: int) -> None:
-        """Puts the optimizer where it was when the model was built; the seed is not used (see above)."""
+        """Puts the optimizer where it was when the model was built; the seed is not used (see above).
+
+        A seed that model.py may have set is taken back, here before anything is traced.
+        """
+        frameworks()[0].random.set_seed(None)
         for variable in self.keras.optimizer.weights:
             variable.assign(np.zeros(variable.shape, variable.dtype.as_numpy_dtype))
         self.keras.optimizer.learning_rate = self._rate
