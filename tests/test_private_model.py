@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedpipe.errors import InputError, ModelError
+from fedpipe.errors import DroppedError, InputError, ModelError
 from fedpipe.keras_model import KerasModel, check_private
 from fedpipe.objects import digest_of
 from fedpipe.private_model import match_names
@@ -133,6 +133,11 @@ class TestWhatHappensAndWhatIsTold:
         (found,) = train(tff, privacy())
         assert found["metrics"] == {}
         assert found["told"] == []
+
+    def test_a_failure_quotes_no_label(self, tff: Worker) -> None:
+        """Without privacy the message goes on: "Received a label value of 12 ... Label values: 12 1 0 ..."."""
+        with pytest.raises(DroppedError, match=r"^training failed: InvalidArgumentError$"):
+            train(tff, privacy(), y=[12, *Y[1:].tolist()])
 
     def test_proposing_does_not_change_the_current_weights(self, tff: Worker) -> None:
         (found,) = train(tff, privacy(noise_multiplier=1.0))

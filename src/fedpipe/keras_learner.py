@@ -122,16 +122,16 @@ class KerasLearner:
         arguments = dict(training.fit)
         if "class_weight" in arguments:  # JSON knows no whole numbers as keys
             arguments["class_weight"] = {int(k): v for k, v in arguments["class_weight"].items()}
-        deadline = _deadline(seconds)
+        deadline = _deadline(seconds, told=not self._privacy)
         callbacks = [deadline, *make_callbacks(training)]
         try:
             history = self._model.keras.fit(**{**arguments, **self._feed(seed)}, callbacks=callbacks, verbose=0).history
         except DroppedError:
             raise
         except Exception as error:
-            raise DroppedError(
-                f"training failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            ) from error
+            # TensorFlow's messages quote examples and labels, which a private learner keeps to itself.
+            detail = "" if self._privacy else f": {' '.join(str(error).split())[:300]}"
+            raise DroppedError(f"training failed: {type(error).__name__}{detail}") from error
         epochs = [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
         return epochs, deadline.steps
 
@@ -213,8 +213,8 @@ def _dataset(part: Part) -> Any:
     return tensorflow.data.Dataset.from_tensor_slices(tuple(part)) if isinstance(part, Examples) else part
 
 
-def _deadline(seconds: float) -> Any:
-    """A callback that counts steps, and drops a learner which is too late or whose loss is not finite."""
+def _deadline(seconds: float, *, told: bool) -> Any:
+    """A callback that counts steps and drops a learner that is late, or whose loss is not finite if that is told."""
     _, keras = frameworks()
     end = time.monotonic() + seconds
 
@@ -227,7 +227,7 @@ def _deadline(seconds: float) -> Any:
                 raise DroppedError(f"late: training took longer than the deadline of {seconds:g} s")
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            if not np.isfinite((logs or {}).get("loss", 0.0)):
+            if told and not np.isfinite((logs or {}).get("loss", 0.0)):
                 raise DroppedError(f"the loss is {logs['loss']} in epoch {epoch + 1}: lower the learning rate")
 
     return Deadline()
