@@ -69,6 +69,29 @@ def test_images_are_those_of_the_federation(compiled: Any) -> None:
     assert images == {"example.org/team/core:v7", "example.org/team/keras:v7"}
 
 
+def test_a_private_proposer_runs_in_another_image(tmp_path: Path) -> None:
+    """The tff image for its training alone; votes and the others' proposals stay in keras, the tally in core."""
+    privacy = "{noise_multiplier: 1.0, l2_norm_clip: 1.0, microbatches: 4, delta: 1.0e-5, target_epsilon: 3.0}"
+    text = PLACED.replace("  - name: b\n", f"  - name: b\n    privacy: {privacy}\n").replace("rounds: 1", "rounds: 2")
+    (tmp_path / "f.yaml").write_text(f"{text}algorithm: {{name: collective}}\n")
+    (tmp_path / "model.py").write_text("def build(): ...\n")
+    compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
+    pipeline, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    executors = pipeline["deploymentSpec"]["executors"]
+    tasks = {t["taskInfo"]["name"]: t["componentRef"]["name"] for t in pipeline["root"]["dag"]["tasks"].values()}
+    containers = {n: executors[pipeline["components"][c]["executorLabel"]]["container"] for n, c in tasks.items()}
+    images = {name: container["image"].split("/")[-1] for name, container in containers.items()}
+    assert (images["1 propose a"], images["2 propose b"]) == ("keras:v7", "tff:v7")
+    assert {images[f"{n} vote {k}"] for n in (1, 2) for k in "ab"} == {"keras:v7"}
+    assert images["1 tally"] == "core:v7"
+    assert containers["2 propose b"]["command"] == ["fedpipe", "step", "train_private"]
+    rounds = {f"{n} {act}" for n in (1, 2) for act in ("vote a", "vote b", "tally")}
+    assert {n for n in tasks if n[0] in "012"} == rounds | {"0 score a", "0 score b", "1 propose a", "2 propose b"}
+    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    label = pipeline["components"][tasks["2 vote a"]]["executorLabel"]
+    assert placed[label]["nodeSelector"] == {"labels": {"pool": "a"}}
+
+
 def test_a_learner_step_has_one_artifact_at_most(compiled: Any) -> None:
     for name, component in compiled[0]["components"].items():
         artifacts = component.get("outputDefinitions", {}).get("artifacts", {})
