@@ -80,6 +80,7 @@ MISTAKES = {
         {"name": "averaging", "rule": "meen"},
         "algorithm.rule: Invalid enum value 'meen'. Valid: mean",
     ),
+    "unknown name alone": ("algorithm", "avg", "algorithm.name: Invalid value 'avg'. Valid: averaging, collective."),
     "unknown algorithm": ("algorithm", {"name": "avg"}, "algorithm.name: Invalid value 'avg'"),
     "unknown scheme": (
         "data.shards",
@@ -208,3 +209,37 @@ class TestSettings:
     def test_mistakes(self, setting: Any, what: str) -> None:
         with pytest.raises(InputError, match=what):
             Settings(**setting).applied(parse_federation(GOOD))
+
+
+class TestAlgorithms:
+    CONTENT = """
+name: tiny
+learners: [{name: a}, {name: b}, {name: c}]
+data: {uri: x.npz}
+training: {rounds: 1, batch_size: 8}
+"""
+
+    def read(self, folder: Path, more: str) -> Federation:
+        (folder / "f.yaml").write_text(self.CONTENT + more)
+        return read_federation(folder / "f.yaml")
+
+    def test_a_name_alone_stands_for_all_defaults(self, tmp_path: Path) -> None:
+        assert self.read(tmp_path, "algorithm: collective") == self.read(tmp_path, "algorithm: {name: collective}")
+        assert self.read(tmp_path, "algorithm: averaging") == self.read(tmp_path, "")
+
+    def test_everybody_proposes_unless_told(self, tmp_path: Path) -> None:
+        assert self.read(tmp_path, "algorithm: collective").proposers == ("a", "b", "c")
+        chosen = self.read(tmp_path, "algorithm: {name: collective, proposers: [c, a]}")
+        assert chosen.proposers == ("c", "a")
+        assert self.read(tmp_path, "").proposers == ()
+
+    def test_privacy_of_a_learner_goes_before_that_of_all(self, tmp_path: Path) -> None:
+        settings = "noise_multiplier: 1.0, l2_norm_clip: 1.0, microbatches: 8, delta: 1.0e-5"
+        text = f"privacy: {{{settings}, target_epsilon: 3}}"
+        found = self.read(tmp_path, text)
+        assert [found.privacy_of(k).target_epsilon for k in "abc"] == [3, 3, 3]  # type: ignore[union-attr]
+        (tmp_path / "f.yaml").write_text(
+            self.CONTENT.replace("{name: b}", f"{{name: b, privacy: {{{settings}, target_epsilon: 5}}}}") + text
+        )
+        found = read_federation(tmp_path / "f.yaml")
+        assert [found.privacy_of(k).target_epsilon for k in "abc"] == [3, 5, 3]  # type: ignore[union-attr]

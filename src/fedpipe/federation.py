@@ -330,9 +330,10 @@ class Federation(_Section, frozen=True, kw_only=True):
         ),
     ] = "model.py:build"
     data: Annotated[Data, Meta(description="the dataset to shard")] = field(default_factory=Data)
-    algorithm: Annotated[Averaging | Collective, Meta(description="how learners learn together")] = field(
-        default_factory=Averaging
-    )
+    algorithm: Annotated[
+        Averaging | Collective,
+        Meta(description="how learners learn together; its `name` alone stands for all defaults"),
+    ] = field(default_factory=Averaging)
     privacy: Annotated[Privacy | None, Meta(description="differential privacy of every learner's training")] = None
     quorum: Annotated[Quorum, Meta(description="when a round counts")] = field(default_factory=Quorum)
     evaluation: Annotated[Evaluation, Meta(description="how the shared model is measured")] = field(

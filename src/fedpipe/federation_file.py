@@ -66,6 +66,8 @@ def parse_federation(content: Any, *, where: str = "federation") -> Federation:
     """Checks builtin values (from YAML or JSON) and returns the federation. Raises FederationError."""
     if not isinstance(content, dict):
         raise FederationError("is not a table of keys and values", where=where)
+    if isinstance(content.get("algorithm"), str):  # its name alone: all else by default
+        content = {**content, "algorithm": {"name": content["algorithm"]}}
     try:
         federation = msgspec.convert(content, Federation)
     except msgspec.ValidationError as error:
