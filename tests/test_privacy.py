@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from itertools import count
 from typing import Any
 
 import pytest
@@ -84,10 +86,31 @@ def test_two_runs_at_once_cannot_spend_the_same_budget(store: MemoryStore) -> No
     assert len(one.entries()) == room
 
 
-def _fits(count: int) -> bool:
+def test_another_run_may_spend_at_any_moment_of_a_charge(store: MemoryStore) -> None:
+    """Another run takes the last of the budget between any two store calls of a charge: the target still holds."""
+    room = next(k for k in range(1, 99) if not _fits(k + 1))
+    for moment in range(room + 4):
+        shelf = store.below(f"moment-{moment}")
+        charged(Budget(shelf, "a", PRIVACY), room - 1)
+        calls = count()
+
+        class Interrupted(KillingStore):
+            def _passed(self, name: str, *arguments: Any, **more: Any) -> Any:
+                if next(calls) == moment:  # noqa: B023
+                    Budget(shelf, "a", PRIVACY).charge(EVENT, run="r2", number=1, weights=WEIGHTS)  # noqa: B023
+                return super()._passed(name, *arguments, **more)
+
+        mine = Budget(Interrupted(shelf, -1, after=False, real=False), "a", PRIVACY)
+        with contextlib.suppress(BudgetError):
+            mine.charge(EVENT, run="r1", number=1, weights=WEIGHTS)
+        assert Budget(shelf, "a", PRIVACY).spent().epsilon <= 1.9
+        assert len(Budget(shelf, "a", PRIVACY).entries()) == room
+
+
+def _fits(trainings: int) -> bool:
     from fedpipe.accounting import epsilon
 
-    return epsilon([EVENT] * count, delta=1e-5, accountant="rdp", sampling="poisson") <= 1.9
+    return epsilon([EVENT] * trainings, delta=1e-5, accountant="rdp", sampling="poisson") <= 1.9
 
 
 def test_a_ledger_that_cannot_be_read_stops_training(store: MemoryStore) -> None:

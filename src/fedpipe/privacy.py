@@ -81,8 +81,8 @@ class Budget:
             delta=privacy.delta, target_epsilon=privacy.target_epsilon, sampling=privacy.sampling,
         )  # fmt: skip
 
-    def check(self, planned: TrainingEvent) -> None:
-        """Raises BudgetError, with what is spent, when one more training would exceed the target."""
+    def check(self, planned: TrainingEvent) -> Spent:
+        """What is spent with one more training. Raises BudgetError, with what is spent, when it exceeds the target."""
         after = self.spent(planned)
         if after.epsilon > self._privacy.target_epsilon:
             before = self.spent()
@@ -92,6 +92,7 @@ class Budget:
                 remedy="Raise target_epsilon or the noise, train fewer epochs, or let this learner only vote.",
                 spent=before,
             )
+        return after
 
     def charge(self, event: TrainingEvent, *, run: str, number: int, weights: str) -> Spent:
         """Writes down a training that is about to be released, and returns what is spent with it.
@@ -100,8 +101,7 @@ class Budget:
             BudgetError: another run has spent the budget in the meantime; the training must not be released.
         """
         while True:
-            self.check(event)
-            spent = self.spent(event)
+            spent = self.check(event)  # the number that is taken follows the very entries that were checked
             entry = Entry(learner=self._learner, run=run, round=number, weights=weights, event=event, spent=spent)
             if self._store.create(self._key(spent.events), encode(entry)):
                 return spent
