@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedpipe import weights
 from fedpipe.accounting import TrainingEvent
-from fedpipe.ballots import find_vote, known_scores, publish_ballot
+from fedpipe.ballots import fetch_candidate, find_vote, known_scores, publish_ballot
 from fedpipe.errors import (
     BudgetError,
     CorruptError,
@@ -22,10 +22,9 @@ from fedpipe.errors import (
     FedpipeError,
     ModelError,
     NotFoundError,
-    WeightsError,
 )
 from fedpipe.manifests import Ballot, Dropped, Scores, Update
-from fedpipe.objects import Kind, fetch_file, key_of, put_file
+from fedpipe.objects import fetch_file, put_file
 from fedpipe.plan import Plan
 from fedpipe.privacy import Budget
 from fedpipe.rounds import drop, find_part, find_update, publish_update, read_record
@@ -185,8 +184,8 @@ def _budget(store: Store, plan: Plan, name: str, learner: Learner) -> Budget | N
     return budget
 
 
-def _fetched(store: Store, digest: str, path: Path, owner: str | None = None, kind: Kind = "objects") -> Arrays:
-    fetch_file(store, digest, path, owner, kind)
+def _fetched(store: Store, digest: str, path: Path, owner: str | None = None) -> Arrays:
+    fetch_file(store, digest, path, owner)
     arrays = weights.load(path)
     path.unlink()
     return arrays
@@ -247,14 +246,8 @@ def _cast(
     known = learner.accept_weights(current, known_scores(store, name, plan.run, number, base))
     verdict = Verdict(known, approve=False)
     if number:
-        size = store.size(key_of(candidate, owner, "proposals"))
-        if size != weights.layout_of(current).size:
-            raise WeightsError(f"the candidate does not fit the model: it has {size} bytes")
-        proposed = _fetched(store, candidate, folder / "candidate", owner, "proposals")
-        if difference := weights.layout_of(current).difference(weights.layout_of(proposed)):
-            raise WeightsError(f"the candidate does not fit the model: {difference}")
-        weights.check_finite(proposed)
-        verdict = learner.test_weights(proposed)
+        fetch_candidate(store, candidate, owner, weights.layout_of(current), folder / "candidate")
+        verdict = learner.test_weights(weights.load(folder / "candidate"))
     return Ballot(
         federation=plan.federation.name, run=plan.run, round=number, learner=name, base=base, candidate=candidate,
         approve=verdict.approve, current=known, proposed=verdict.scores,

@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -264,12 +264,17 @@ def loads(data: bytes) -> dict[str, Array]:
 def load(path: Path) -> dict[str, Array]:
     """A file to named arrays, read tensor by tensor. Raises WeightsError."""
     with path.open("rb") as file:
+        return dict(stream(fetch_from(file), path.stat().st_size))
 
-        def fetch(start: int, length: int) -> bytes:
-            file.seek(start)
-            return file.read(length)
 
-        return dict(stream(fetch, path.stat().st_size))
+def fetch_from(file: BinaryIO) -> Fetch:
+    """Reads pieces of an open file."""
+
+    def fetch(start: int, length: int) -> bytes:
+        file.seek(start)
+        return file.read(length)
+
+    return fetch
 
 
 def check_finite(arrays: Mapping[str, Array]) -> None:

@@ -159,12 +159,7 @@ def _check_same(store: Store, plan: Plan, found: Record) -> None:
 def _check_fits(store: Store, head: Head, layout: Layout, path: Path) -> None:
     fetch_file(store, head.weights, path)
     with path.open("rb") as file:
-
-        def fetch(start: int, length: int) -> bytes:
-            file.seek(start)
-            return file.read(length)
-
-        difference = layout.difference(weights.read_layout(fetch, path.stat().st_size))
+        difference = layout.difference(weights.read_layout(weights.fetch_from(file), path.stat().st_size))
     if difference:
         raise ModelError(
             f"the weights at HEAD do not fit the model: {difference}",

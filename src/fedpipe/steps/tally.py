@@ -10,11 +10,10 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fedpipe import weights
-from fedpipe.ballots import collect_ballots
-from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, WeightsError
+from fedpipe.ballots import collect_ballots, fetch_candidate
+from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError
 from fedpipe.manifests import Dropped, Record, Update
-from fedpipe.objects import fetch_file, key_of, put_file
+from fedpipe.objects import put_file
 from fedpipe.plan import Place, Plan, read_plan
 from fedpipe.rounds import (
     begun_from,
@@ -155,7 +154,7 @@ def _decided(store: Store, plan: Plan, previous: Record, proposed: Record) -> Re
     try:
         if proposed.proposer:
             _adopt(store, proposed.updates[0], weights_of=previous)
-    except (DroppedError, WeightsError, CorruptError, NotFoundError) as error:
+    except (CorruptError, NotFoundError) as error:
         refused = Dropped(learner=proposed.proposer, why=error.what[:500])
         log.warning("round %d: the proposal cannot be taken: %s", number, refused.why)
         return replace(rejected, dropped=(refused,))
@@ -164,21 +163,7 @@ def _decided(store: Store, plan: Plan, previous: Record, proposed: Record) -> Re
 
 def _adopt(store: Store, update: Update, *, weights_of: Record) -> None:
     """Makes a learner's proposal a global object, once it is known to be sound: whatever it is, voters only saw it."""
-    layout = layout_of(store, weights_of)
-    size = store.size(key_of(update.weights, update.learner, "proposals"))
-    if size != layout.size:
-        raise DroppedError(f"the proposal has {size} bytes where the model has {layout.size}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights"
-        fetch_file(store, update.weights, path, update.learner, "proposals")
-        with path.open("rb") as file:
-
-            def fetch(start: int, length: int) -> bytes:
-                file.seek(start)
-                return file.read(length)
-
-            if difference := layout.difference(weights.read_layout(fetch, size)):
-                raise WeightsError(f"the proposal does not fit the model: {difference}")
-            for name, array in weights.stream(fetch, size):
-                weights.check_finite({name: array})
+        fetch_candidate(store, update.weights, update.learner, layout_of(store, weights_of), path)
         put_file(store, path, update.weights)
