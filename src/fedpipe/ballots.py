@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedpipe.errors import CorruptError, DroppedError, TooLargeError, WeightsError
+from fedpipe.errors import CorruptError, TooLargeError, WeightsError
 from fedpipe.manifests import Ballot, Dropped, Scores
 from fedpipe.objects import fetch_file, find, key_of, publish
 from fedpipe.plan import Plan
-from fedpipe.rounds import MANIFEST, cleaned, find_dropped, learner_key, read_record
+from fedpipe.rounds import MANIFEST, gather, learner_key, read_record
 from fedpipe.store import Store
 from fedpipe.voting import check_ballot
 from fedpipe.weights import Layout, check_finite, fetch_from, read_layout, stream
@@ -78,24 +78,20 @@ def collect_ballots(
     store: Store, plan: Plan, *, number: int, base: str, candidate: str
 ) -> tuple[list[Ballot], list[Dropped]]:
     """The valid ballots of a round, and the learners without one with the reason, both sorted by name."""
-    federation = plan.federation
-    assert federation.vote is not None
-    ballots, absent = [], []
-    for learner in sorted(item.name for item in federation.learners):
-        try:
-            ballot = find_ballot(store, learner, plan.run, number)
-            if ballot is None:
-                found = find_dropped(store, learner, plan.run, number, name="absent")
-                absent.append(found or Dropped(learner=learner, why="no ballot"))
-                continue
+    federation, vote = plan.federation, plan.federation.vote
+    assert vote is not None
+
+    def read(learner: str) -> Ballot | None:
+        ballot = find_ballot(store, learner, plan.run, number)
+        if ballot is not None:
             check_ballot(
-                ballot, vote=federation.vote, federation=federation.name, run=plan.run, number=number, learner=learner,
-                base=base, candidate=candidate,
+                ballot, vote=vote, federation=federation.name, run=plan.run, number=number, learner=learner, base=base,
+                candidate=candidate,
             )  # fmt: skip
-            ballots.append(ballot)
-        except (DroppedError, CorruptError, TooLargeError) as error:
-            absent.append(Dropped(learner=learner, why=cleaned(error.what)))
-    return ballots, absent
+        return ballot
+
+    names = [learner.name for learner in federation.learners]
+    return gather(store, plan.run, number, names, read, name="absent", otherwise="no ballot")
 
 
 def start_scores(store: Store, plan: Plan) -> dict[str, Scores]:

@@ -233,9 +233,9 @@ def vote(
             ballot = _cast(store, plan, name, number, base, current, candidate, owner, make_learner(), Path(folder))
             return publish_ballot(store, ballot)
         except (DroppedError, DataError, ModelError, CorruptError, NotFoundError) as error:
-            absent = Dropped(learner=name, why=error.what)
+            absent = _dropped(name, error)
             drop(store, plan.run, number, absent, name="absent")
-            log.warning("round %d: %s does not vote: %s", number, name, error.what)
+            log.warning("round %d: %s does not vote: %s", number, name, absent.why)
             return absent
 
 

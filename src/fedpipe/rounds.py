@@ -14,6 +14,8 @@ and finds its work done.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import msgspec
 
@@ -31,6 +33,7 @@ from fedpipe.objects import decode, digest_of, encode, find, key_of, publish
 from fedpipe.store import Store
 from fedpipe.weights import Layout, read_layout
 
+T = TypeVar("T")
 MANIFEST = 2**16
 """Largest manifest of a learner, in bytes, that is read."""
 _HEAD_TRIES = 50
@@ -229,18 +232,45 @@ def collect(
     store: Store, *, federation: str, run: str, number: int, base: str, learners: tuple[str, ...]
 ) -> tuple[list[Update], list[Dropped]]:
     """The valid updates of a round and the learners without one, both sorted by name."""
-    updates, dropped = [], []
+
+    def read(learner: str) -> Update | None:
+        update = find_update(store, learner, run, number)
+        if update is not None:
+            check_update(update, federation=federation, run=run, number=number, learner=learner, base=base)
+        return update
+
+    return gather(store, run, number, learners, read, name="dropped", otherwise="no update")
+
+
+def gather(
+    store: Store, run: str, number: int, learners: Iterable[str], read: Callable[[str], T | None], *, name: str,
+    otherwise: str,
+) -> tuple[list[T], list[Dropped]]:  # fmt: skip
+    """What the learners left for a round, and those without it with the reason, both sorted by name.
+
+    Args:
+        store: the federation's store.
+        run: the run's name.
+        number: the round.
+        learners: whose part is wanted.
+        read: a learner's part, checked; None when there is none. May raise DroppedError, CorruptError, TooLargeError.
+        name: where a learner without it leaves its reason: `dropped` or `absent`.
+        otherwise: the reason of one that left none.
+    """
+    found: list[T] = []
+    missing: list[Dropped] = []
     for learner in sorted(learners):
         try:
-            update = find_update(store, learner, run, number)
-            if update is None:
-                dropped.append(find_dropped(store, learner, run, number) or Dropped(learner=learner, why="no update"))
-                continue
-            check_update(update, federation=federation, run=run, number=number, learner=learner, base=base)
-            updates.append(update)
+            part = read(learner)
         except (DroppedError, CorruptError, TooLargeError) as error:
-            dropped.append(Dropped(learner=learner, why=cleaned(error.what)))
-    return updates, dropped
+            missing.append(Dropped(learner=learner, why=cleaned(error.what)))
+            continue
+        if part is not None:
+            found.append(part)
+        else:
+            left = find_dropped(store, learner, run, number, name=name)
+            missing.append(left or Dropped(learner=learner, why=otherwise))
+    return found, missing
 
 
 def check_quorum(number: int, taking_part: int, dropped: list[Dropped], minimum: int) -> None:
