@@ -98,25 +98,25 @@ def compile_pipeline(federation: Federation, output: Path) -> Estimate:
     except ImportError as error:
         raise MissingExtraError(str(error.name or "kfp"), "kubeflow") from error
     wire = collective_learning if federation.proposers else federated_averaging
-    pipeline = wire(federation, as_json(federation), read_code(federation))
+    wired = wire(federation, as_json(federation), read_code(federation))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "pipeline.yaml"
-        compiler.Compiler().compile(pipeline, str(path))
-        text = _with_images(path.read_text(), federation)
+        compiler.Compiler().compile(wired, str(path))
+        text, pipeline = _with_images(path.read_text(), federation)
     write_whole(output, text.encode())
-    graph = parse_graph(next(iter(yaml.load_all(text, Loader=yaml.CSafeLoader))))
-    return estimate(federation, graph, len(text.encode()))
+    return estimate(federation, parse_graph(pipeline), len(text.encode()))
 
 
-def _with_images(text: str, federation: Federation) -> str:
+def _with_images(text: str, federation: Federation) -> tuple[str, dict[str, Any]]:
+    """The pipeline file with the federation's images, and what it says of the pipeline."""
     documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
     wanted = f"{federation.images.registry}/%s:{federation.images.tag or __version__}"
     for executor in documents[0]["deploymentSpec"]["executors"].values():
         environment = executor["container"]["image"].rpartition("/")[2].partition(":")[0]
         executor["container"]["image"] = wanted % environment
     head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-    return head + yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True)
+    return head + yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True), documents[0]
 
 
 def estimate(federation: Federation, graph: Graph, pipeline_bytes: int) -> Estimate:
