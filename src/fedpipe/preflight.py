@@ -69,15 +69,12 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
         ModelError: what is wrong with model.py or the arguments.
         MissingExtraError: Keras is not installed.
     """
-    from fedpipe.keras_model import cached_model, check_arguments, check_criterion
+    from fedpipe.keras_model import check_arguments, check_criterion
 
     check_arguments(federation.training)
-    function = federation.model.rpartition(":")[2]
-    data = code.encode()
-    training = federation.training
-    model = cached_model(data, digest_of(data), function, training.precision, training.seed)
-    if training.learning_rate:
-        model.set_learning_rate(training.learning_rate)
+    model = _model(federation, code)
+    if federation.training.learning_rate:
+        model.set_learning_rate(federation.training.learning_rate)
     if examples is not None:
         measured = model.check_examples(*examples)
         if federation.vote:
@@ -101,12 +98,15 @@ def _check_own_data(federation: Federation, has_load: bool) -> None:
 
 def weight_shapes(federation: Federation, code: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model's weights. Raises ModelError."""
+    return {name: value.shape for name, value in _model(federation, code).weights().items()}
+
+
+def _model(federation: Federation, code: str) -> Any:
     from fedpipe.keras_model import cached_model
 
     data, training = code.encode(), federation.training
     function = federation.model.rpartition(":")[2]
-    model = cached_model(data, digest_of(data), function, training.precision, training.seed)
-    return {name: value.shape for name, value in model.weights().items()}
+    return cached_model(data, digest_of(data), function, training.precision, training.seed)
 
 
 def check_private_model(federation: Federation, code: str, shapes: Shapes, examples: bytes) -> None:

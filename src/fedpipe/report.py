@@ -24,7 +24,7 @@ def render(story: Story, beside: Sequence[Story] = ()) -> str:
 
 
 def _context(story: Story, beside: Sequence[Story]) -> dict[str, Any]:
-    summary, evaluation = summarise(story), story.evaluation
+    summary, evaluation, spent = summarise(story), story.evaluation, privacy(story)
     final: list[tuple[str, Measured]] = []
     if evaluation:
         shared = [("central test set", evaluation.central), ("all learners' test parts", evaluation.federated)]
@@ -35,8 +35,8 @@ def _context(story: Story, beside: Sequence[Story]) -> dict[str, Any]:
         "batch_size": story.plan.federation.training.batch_size,
         "vote": story.plan.federation.vote,
         "votes": vote_plots.vote_pictures(story) if story.plan.federation.vote else [],
-        "privacy": privacy(story),
-        "private": {name: story.plan.federation.privacy_of(name) for name in privacy(story)},
+        "privacy": spent,
+        "private": {name: story.plan.federation.privacy_of(name) for name in spent},
         "beside": plots.beside([story, *beside]) if beside else [],
         "others": [(other, summarise(other)) for other in (story, *beside)] if beside else [],
         "number": lambda v: "" if v is None else f"{v:.4f}",
