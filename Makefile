@@ -7,7 +7,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup setup-tff setup-bench demo test test-fast check bench lock docs clean
+.PHONY: help setup setup-tff setup-bench demo test test-fast faults check bench lock docs clean
 
 help: ## list the words
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ test: setup setup-tff ## run every test
 
 test-fast: setup ## run the tests that take seconds
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup -m "not heavy"
+
+faults: setup ## 1000 disturbed sessions of real processes, 10 000 simulated ones (about half an hour)
+	FEDPIPE_FAULTS=1000 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/faults
 
 check: setup ## ruff, mypy, import rules, generated docs
 	$(BIN)/ruff check .

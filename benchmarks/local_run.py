@@ -46,7 +46,7 @@ def write_federation(folder: Path) -> Path:
 
 
 def ours() -> dict[str, Any]:
-    """Seconds from the start of `fedpipe run` to the end of the last aggregate step, and of each round."""
+    """Seconds from the start of `fedpipe run` to the end of the last round, and of each round."""
     with tempfile.TemporaryDirectory() as folder:
         file = write_federation(Path(folder))
         command = [str(Path(sys.executable).parent / "fedpipe"), "run", str(file), "--out", f"{folder}/out"]
@@ -55,7 +55,7 @@ def ours() -> dict[str, Any]:
         assert process.stdout is not None
         end = 0.0
         for line in process.stdout:
-            if f"{ROUNDS} aggregate" in line:
+            if f"round {ROUNDS} of {ROUNDS}" in line:
                 end = time.time()
         if process.wait() or not end:
             raise RuntimeError("the run failed")

@@ -4,9 +4,12 @@ They serve in any KFP pipeline: `from fedpipe.components import shard, initialis
 """
 
 from fedpipe.components.aggregate import aggregate
+from fedpipe.components.coordinate import coordinate
 from fedpipe.components.evaluate import evaluate
 from fedpipe.components.export import export
 from fedpipe.components.initialise import initialise
+from fedpipe.components.learn import learn
+from fedpipe.components.learn_private import learn_private
 from fedpipe.components.report import report
 from fedpipe.components.score import score
 from fedpipe.components.shard import shard
@@ -17,9 +20,12 @@ from fedpipe.components.vote import vote
 
 __all__ = [
     "aggregate",
+    "coordinate",
     "evaluate",
     "export",
     "initialise",
+    "learn",
+    "learn_private",
     "report",
     "score",
     "shard",

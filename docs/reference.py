@@ -64,9 +64,10 @@ def limits(kind: Any) -> str:
 def default(field: Any) -> str:
     """The default as YAML, or `required`."""
     if field.default is not msgspec.NODEFAULT:
-        return {"": "empty", None: "none", True: "`true`", False: "`false`", (): "none"}.get(
-            field.default, f"`{field.default}`"
-        )
+        value = field.default
+        if isinstance(value, bool):
+            return f"`{str(value).lower()}`"
+        return {None: "none", "": "empty", (): "none"}.get(value, f"`{value}`")
     if field.default_factory is not msgspec.NODEFAULT:
         made = field.default_factory()
         return "empty" if not isinstance(made, Struct) else f"{type(made).__name__}, all defaults"

@@ -1,5 +1,6 @@
 """What every pipeline has around its rounds: shard and initialise before, score, evaluate, export and report after."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -23,19 +24,8 @@ def framed(federation: Federation, federation_json: str, code: str, description:
         description: What the UI says of it.
         learn: Wires the rounds.
     """
-    training, quorum = federation.training, federation.quorum
 
-    @dsl.pipeline(name=federation.name, description=description)
-    def pipeline(
-        store: str = federation.store_uri,
-        run: str = "",
-        data: str = federation.data.uri,
-        learning_rate: float = training.learning_rate,
-        local_epochs: int = training.local_epochs if not training.local_steps else 0,
-        batch_size: int = training.batch_size,
-        min_learners: int = federation.min_learners,
-        deadline: float = quorum.deadline,
-    ):
+    def steps(store: Any, run: Any, data: Any, **settings: Any) -> None:
         shard = components.shard(
             federation=federation_json, store=store, run=run, data=data, job=dsl.PIPELINE_JOB_ID_PLACEHOLDER
         )
@@ -45,11 +35,7 @@ def framed(federation: Federation, federation_json: str, code: str, description:
             shards=shard.outputs["shards"],
             federation=federation_json,
             code=code,
-            learning_rate=learning_rate,
-            local_epochs=local_epochs,
-            batch_size=batch_size,
-            min_learners=min_learners,
-            deadline=deadline,
+            **settings,
         )
         place_coordinator(begun, federation, "initialise")
         place = begun.outputs["placed"]
@@ -68,6 +54,41 @@ def framed(federation: Federation, federation_json: str, code: str, description:
         told = components.report(place=place, evaluation=evaluated.outputs["evaluation"], onnx=exported.outputs["onnx"])
         place_coordinator(told, federation, "report")
 
+    return dsl.pipeline(name=federation.name, description=description)(_with_form(form_of(federation), steps))
+
+
+def form_of(federation: Federation) -> dict[str, Any]:
+    """The run-time parameters that the UI's form shows, with their defaults; rounds can be set in sessions only."""
+    training, quorum = federation.training, federation.quorum
+    stopping = training.early_stopping
+    in_sessions = {
+        "rounds": training.rounds,
+        "patience": stopping.patience if stopping else 0,
+        "max_seconds": training.max_seconds,
+    }
+    return {
+        "store": federation.store_uri,
+        "run": "",
+        "data": federation.data.uri,
+        "learning_rate": training.learning_rate,
+        "local_epochs": training.local_epochs if not training.local_steps else 0,
+        "batch_size": training.batch_size,
+        "min_learners": federation.min_learners,
+        "deadline": quorum.deadline,
+        **(in_sessions if federation.in_sessions else {}),
+    }
+
+
+def _with_form(form: dict[str, Any], function: Callable[..., None]) -> Callable[..., None]:
+    """The function with the form's entries as its arguments, from which KFP reads names, types and defaults."""
+
+    def pipeline(*values: Any) -> None:
+        function(**dict(zip(form, values, strict=True)))
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind, default=value, annotation=type(value)) for name, value in form.items()]
+    )
     return pipeline
 
 

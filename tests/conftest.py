@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fedpipe.store import MemoryStore
 from tests import servers
 
+settings.register_profile("untimed", deadline=None)  # a slow moment of the machine is no failure
+settings.load_profile("untimed")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # tests give the same numbers with and without a GPU
 

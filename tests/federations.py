@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedpipe.accounting import TrainingEvent
+from fedpipe.closing import close_round, close_vote
 from fedpipe.errors import DroppedError
 from fedpipe.federation import Federation, Vote
 from fedpipe.federation_file import parse_federation
@@ -14,9 +16,7 @@ from fedpipe.learner import Arrays, Trained, Verdict, contribute, vote
 from fedpipe.manifests import Dropped, Record, Scores, Tested, Update
 from fedpipe.objects import digest_of
 from fedpipe.plan import Plan
-from fedpipe.steps.aggregate import close_round
 from fedpipe.steps.initialise import begin
-from fedpipe.steps.tally import close_vote
 from fedpipe.store import Store
 from fedpipe.voting import approves, proposer_of
 from fedpipe.weights import dumps
@@ -31,6 +31,17 @@ def make_federation(names: tuple[str, ...] = ("a", "b", "c"), **more: Any) -> Fe
         **more,
     }
     return parse_federation(content)
+
+
+def change(folder: Path, **changes: str) -> Path:
+    """Replaces text of a folder's federation.yaml, which must be there."""
+    path = folder / "federation.yaml"
+    text = path.read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
 
 
 def make_plan(federation: Federation | None = None, run: str = "r1") -> Plan:

@@ -13,7 +13,10 @@ import pytest
 
 from fedpipe import cli
 from fedpipe.__main__ import main as command
+from fedpipe.steps.initialise import begin
+from fedpipe.store import open_store
 from tests import servers
+from tests.federations import PlusOneLearner, fresh, make_plan
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -78,7 +81,7 @@ def test_check_says_what_is_good_and_changes_nothing(fedpipe: Callable[..., Resu
 def test_compile(fedpipe: Callable[..., Result], digits: Path) -> None:
     done = fedpipe("compile", digits / "federation.yaml", "-o", "pipeline.yaml")
     assert done.code == 0
-    assert "70, in 140 pods" in done.out
+    assert "16, in 32 pods" in done.out
     assert "the store is a folder of this machine" in done.err
     assert Path("pipeline.yaml").exists()
     assert "is not a .yaml file" in fedpipe("compile", digits / "federation.yaml", "-o", "pipeline.json").err
@@ -313,3 +316,50 @@ def test_the_installed_command() -> None:
     done = subprocess.run([path, "rnu"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Did you mean" in done.stderr
+
+
+class TestSessions:
+    """`watch` and `stop` from the store alone, over a session that was played without a framework."""
+
+    @pytest.fixture
+    def played(self, digits: Path) -> Path:
+        from fedpipe.federation_file import read_federation
+        from tests.simulation import World, attendance, coordinator
+
+        federation = read_federation(digits / "federation.yaml")
+        world, plan = World(), make_plan(federation, "run-1")
+        world.store = store = open_store(str(digits / "store")).below("digits")  # type: ignore[assignment]
+        begin(store, plan, fresh)
+        world.spawn("coordinator", coordinator(world, plan))
+        for learner in federation.learners:
+            world.spawn(learner.name, attendance(world, plan, learner.name, PlusOneLearner(1.0)))
+        world.run()
+        return digits / "federation.yaml"
+
+    def test_watch_tells_the_rounds_and_the_end(self, fedpipe: Callable[..., Result], played: Path) -> None:
+        done = fedpipe("watch", "run-1", "-f", played)
+        assert done.code == 0
+        assert "round 10  loss 1.0000  5 learners  train " in done.out
+        assert done.out.strip().endswith("the session ended: all rounds are done")
+
+    def test_stop_after_the_end_changes_nothing(self, fedpipe: Callable[..., Result], played: Path) -> None:
+        before = files(played.parent)
+        done = fedpipe("stop", "run-1", "-f", played)
+        assert done.code == 2
+        assert "run 'run-1' has ended already" in done.err
+        assert files(played.parent) == before
+
+    def test_stop_of_a_run_that_is_not_there(self, fedpipe: Callable[..., Result], played: Path) -> None:
+        done = fedpipe("stop", "run-2", "-f", played)
+        assert done.code == 2
+        assert "there is no run 'run-2'. Runs: run-1." in done.err
+
+    @pytest.mark.parametrize("word", ["watch", "stop"])
+    def test_without_a_federation_file(self, fedpipe: Callable[..., Result], word: str) -> None:
+        done = fedpipe(word, "run-1")
+        assert done.code == 2
+        assert "federation.yaml: cannot be read" in done.err
+
+    @pytest.mark.parametrize("word", ["watch", "stop"])
+    def test_help_has_an_example(self, fedpipe: Callable[..., Result], word: str) -> None:
+        assert f"fedpipe {word} run-1" in fedpipe(word, "--help").out

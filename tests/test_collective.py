@@ -9,6 +9,7 @@ import pytest
 
 from fedpipe import weights
 from fedpipe.ballots import find_ballot, known_scores, publish_ballot, start_scores
+from fedpipe.closing import close_vote
 from fedpipe.errors import ConflictError, QuorumError, RoundError
 from fedpipe.learner import contribute, vote
 from fedpipe.manifests import Ballot, Dropped, Record, Update
@@ -16,7 +17,6 @@ from fedpipe.objects import encode, get_bytes, key_of, put_file
 from fedpipe.plan import Plan
 from fedpipe.rounds import find_update, history, learner_key, publish_update, read_head, record_key
 from fedpipe.steps.initialise import begin
-from fedpipe.steps.tally import close_vote
 from fedpipe.store import MemoryStore, Store
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play_collective, play_vote
 
@@ -225,8 +225,23 @@ class TestHostileProposals:
             digest = weights.save(made, tmp_path / "w")
             put_file(store, tmp_path / "w", digest, "a", "proposals")
             found = vote(store, plan, "b", 1 + number, start.weights, digest, "a", lambda: PlusOneLearner(0))
-            assert isinstance(found, Dropped)
+            assert isinstance(found, Ballot)
+            assert not found.approve
             assert ("NaN or infinity", "does not fit the model")[number] in found.why
+
+    def test_one_bad_proposal_is_voted_down_and_the_run_goes_on(self, store: MemoryStore, tmp_path: Any) -> None:
+        """If its voters were absent, every vote on it would be below the quorum, for ever."""
+        plan, learners = plan_of(), wanting(a=GOOD, b=GOOD, c=GOOD)
+        start = begin(store, plan, fresh)
+        offered = contribute(store, plan, "a", 1, start.weights, lambda: learners["a"])
+        assert isinstance(offered, Update)
+        store.replace(key_of(offered.weights, "a", "proposals"), b"spoiled")
+        for name, learner in learners.items():
+            vote(store, plan, name, 1, start.weights, offered.weights, "a", lambda k=learner: k)
+        record = close_vote(store, plan, 1, start.weights)
+        assert not record.accepted
+        assert [ballot.approve for ballot in record.ballots] == [False] * 3
+        assert all("does not fit the model" in ballot.why for ballot in record.ballots)
 
     def test_ballots_from_outside_are_checked(self, store: MemoryStore) -> None:
         plan, learners = plan_of(), wanting(a=GOOD, b=GOOD, c=GOOD)
@@ -324,7 +339,7 @@ AVERAGING = {"name": "averaging", "server_optimizer": MOMENTUM, "vote": {"thresh
 
 class TestAveragedModelsPutToTheVote:
     def round(self, store: Store, plan: Plan, number: int, base: str, learners: dict[str, Any]) -> Record:
-        from fedpipe.steps.aggregate import close_round
+        from fedpipe.closing import close_round
 
         for name, learner in learners.items():
             contribute(store, plan, name, number, base, lambda k=learner: k)

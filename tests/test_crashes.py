@@ -5,88 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpipe.rounds import history
-from fedpipe.store import Blob, LocalStore, MemoryStore, Reader, Store
+from fedpipe.store import LocalStore, MemoryStore, Store
+from tests.faults.stores import HookedStore, killing
 from tests.federations import PlusOneLearner, make_federation, make_plan, play, play_collective
+from tests.simulation import Killed
 
 MOMENTUM = {"name": "averaging", "server_optimizer": {"momentum": 0.9, "learning_rate": 0.5}}
-
-
-class Killed(BaseException):
-    """Stands for the end of the process, where the store lives in it."""
-
-
-class KillingStore:
-    """Passes calls on, and ends the process before or after the one with a given number."""
-
-    def __init__(self, inner: Store, point: int, *, after: bool, real: bool, _count: list[int] | None = None) -> None:
-        self._inner, self._point, self._after, self._real = inner, point, after, real
-        self.count = _count if _count is not None else [0]
-        self.uri = inner.uri
-
-    def below(self, prefix: str) -> Self:
-        inner = self._inner.below(prefix)
-        return type(self)(inner, self._point, after=self._after, real=self._real, _count=self.count)
-
-    def _end(self) -> None:
-        if self._real:
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise Killed
-
-    def _passed(self, name: str, *arguments: Any, **more: Any) -> Any:
-        number = self.count[0]
-        self.count[0] += 1
-        if number == self._point and not self._after:
-            self._end()
-        try:
-            return getattr(self._inner, name)(*arguments, **more)
-        finally:
-            if number == self._point:
-                self._end()
-
-    def read(self, key: str, **more: Any) -> Blob:
-        return self._passed("read", key, **more)
-
-    def open(self, key: str) -> Reader:
-        return self._passed("open", key)
-
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        return self._passed("read_range", key, start, length)
-
-    def size(self, key: str) -> int | None:
-        return self._passed("size", key)
-
-    def create(self, key: str, data: bytes) -> bool:
-        return self._passed("create", key, data)
-
-    def swap(self, key: str, data: bytes, version: str) -> bool:
-        return self._passed("swap", key, data, version)
-
-    def replace(self, key: str, data: bytes) -> None:
-        self._passed("replace", key, data)
-
-    def upload(self, key: str, path: Path) -> None:
-        self._passed("upload", key, path)
-
-    def download(self, key: str, path: Path) -> None:
-        self._passed("download", key, path)
-
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        return self._passed("keys", prefix)
-
-    def delete(self, key: str) -> None:
-        self._passed("delete", key)
-
-    def probe(self) -> None:
-        self._passed("probe")
 
 
 def averaging(store: Store) -> None:
@@ -108,7 +40,7 @@ RUNS: dict[str, Callable[[Store], None]] = {"averaging": averaging, "collective"
 def undisturbed(run: str) -> tuple[dict[str, bytes], int]:
     """All objects of a run that nothing disturbed, and how many store calls it made."""
     store = MemoryStore()
-    counting = KillingStore(store, -1, after=False, real=False)
+    counting = HookedStore(store)
     RUNS[run](counting)
     return {key: store.read(key).data for key in store.keys()}, counting.count[0]
 
@@ -141,7 +73,7 @@ def test_in_memory_wherever_it_is_killed(case: tuple[str, list[tuple[int, bool]]
     store = MemoryStore()
     for point, after in kills:
         try:
-            RUNS[run](KillingStore(store, point, after=after, real=False))
+            RUNS[run](killing(store, point, "after" if after else "before", real=False))
         except Killed:
             continue
     RUNS[run](store)
@@ -167,7 +99,7 @@ def _run_killed(run: str, folder: Path, point: int, after: bool) -> bool:
     child = os.fork()
     if not child:
         try:
-            RUNS[run](KillingStore(LocalStore(folder), point, after=after, real=True))
+            RUNS[run](killing(LocalStore(folder), point, "after" if after else "before", real=True))
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)

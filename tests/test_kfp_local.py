@@ -30,7 +30,7 @@ name: tiny
 store: store
 data: {uri: data.npz, parts: {train: 0.5, vote: 0.25, test: 0.25}}
 learners: [{name: a}, {name: b}]
-training: {rounds: 1, batch_size: 8}
+training: {rounds: 1, rounds_per_step: 1, batch_size: 8}
 """
 MODEL = """
 import keras

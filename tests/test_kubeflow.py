@@ -26,7 +26,7 @@ learners:
       cpu: 500m
       memory: 8Gi
   - name: b
-training: {rounds: 1, batch_size: 4}
+training: {rounds: 1, rounds_per_step: 1, batch_size: 4}
 """
 
 
@@ -92,6 +92,48 @@ def test_a_private_proposer_runs_in_another_image(tmp_path: Path) -> None:
     assert placed[label]["nodeSelector"] == {"labels": {"pool": "a"}}
 
 
+class TestSessions:
+    @staticmethod
+    def tasks(folder: Path, rounds: int, each: Any, **more: Any) -> dict[str, Any]:
+        (folder / "m.py").write_text("def build(): ...\n")
+        training = {"rounds": rounds, "batch_size": 4, "rounds_per_step": each}
+        compile_pipeline(
+            make_federation(("a", "b"), training=training, model=f"{folder}/m.py:build", **more), folder / "p.yaml"
+        )
+        return next(iter(yaml.safe_load_all((folder / "p.yaml").read_text())))
+
+    @pytest.mark.parametrize("algorithm", ["averaging", "collective"])
+    def test_learners_and_coordinator_side_by_side(self, tmp_path: Path, algorithm: str) -> None:
+        pipeline = self.tasks(tmp_path, 50, "all", algorithm=algorithm)
+        tasks = {t["taskInfo"]["name"]: t.get("dependentTasks", []) for t in pipeline["root"]["dag"]["tasks"].values()}
+        assert {n for n in tasks if "learn" in n or "coordinate" in n} == {"learn a", "learn b", "coordinate"}
+        assert tasks["learn a"] == tasks["learn b"] == tasks["coordinate"] == ["initialise"]
+
+    def test_what_the_form_asks(self, tmp_path: Path) -> None:
+        stopping = {"patience": 4, "metric": "loss"}
+        (tmp_path / "m.py").write_text("def build(): ...\n")
+        training = {"rounds": 7, "batch_size": 4, "early_stopping": stopping, "max_seconds": 9.5}
+        compile_pipeline(make_federation(training=training, model=f"{tmp_path}/m.py:build"), tmp_path / "p.yaml")
+        pipeline = next(iter(yaml.safe_load_all((tmp_path / "p.yaml").read_text())))
+        form = {k: v["defaultValue"] for k, v in pipeline["root"]["inputDefinitions"]["parameters"].items()}
+        assert {k: form[k] for k in ("rounds", "min_learners", "deadline", "patience", "max_seconds")} == {
+            "rounds": 7, "min_learners": 2, "deadline": 3600.0, "patience": 4, "max_seconds": 9.5,
+        }  # fmt: skip
+
+    def test_sessions_follow_each_other_and_the_last_goes_to_the_end(self, tmp_path: Path) -> None:
+        tasks = self.tasks(tmp_path, 7, 3)["root"]["dag"]["tasks"].values()
+        spans = {
+            t["taskInfo"]["name"]: tuple(
+                int(t["inputs"]["parameters"][k]["runtimeValue"]["constant"]) for k in ("first", "last")
+            )
+            for t in tasks
+            if "coordinate" in t["taskInfo"]["name"]
+        }
+        assert spans == {"1-3 coordinate": (1, 3), "4-6 coordinate": (4, 6), "7-end coordinate": (7, 0)}
+        later = next(t for t in tasks if t["taskInfo"]["name"] == "4-6 learn a")
+        assert "coordinate" in later["dependentTasks"]
+
+
 def test_a_learner_step_has_one_artifact_at_most(compiled: Any) -> None:
     for name, component in compiled[0]["components"].items():
         artifacts = component.get("outputDefinitions", {}).get("artifacts", {})
@@ -107,7 +149,7 @@ class TestEstimate:
     @staticmethod
     def of(folder: Path, rounds: int, **more: Any) -> Estimate:
         (folder / "m.py").write_text("def build(): ...\n")
-        training = {"rounds": rounds, "batch_size": 1}
+        training = {"rounds": rounds, "batch_size": 1, "rounds_per_step": more.pop("rounds_per_step", 1)}
         federation = make_federation(tuple("abcde"), training=training, model=f"{folder}/m.py:build", **more)
         return compile_pipeline(federation, folder / "p.yaml")
 
@@ -123,11 +165,44 @@ class TestEstimate:
         assert not [w for w in found.warnings if "steps" in w]
 
     def test_near_the_limit(self, tmp_path: Path) -> None:
-        assert "130 steps are near what KFP runs well" in self.of(tmp_path, 20).warnings[0]
+        (warning,) = [w for w in self.of(tmp_path, 20).warnings if "steps" in w]
+        assert warning.startswith(
+            "130 steps are near what KFP runs well (100): set training.rounds_per_step to 2 or more"
+        )
 
     def test_beyond_the_limit(self, tmp_path: Path) -> None:
-        assert "Argo's limit is 1 MiB: at most 28 rounds fit" in self.of(tmp_path, 40).warnings[0]
-        assert self.of(tmp_path, 28).workflow_bytes <= 2**20
+        (warning,) = [w for w in self.of(tmp_path, 40).warnings if "steps" in w]
+        assert "Argo's limit is 1 MiB: set training.rounds_per_step to 3 or more, or to all" in warning
+        fitting = self.of(tmp_path, 40, rounds_per_step=3)
+        assert not [w for w in fitting.warnings if "steps" in w]
+        assert fitting.workflow_bytes <= 2**20
+        assert [w for w in self.of(tmp_path, 40, rounds_per_step=2).warnings if "steps" in w]
+
+    def test_one_session(self, tmp_path: Path) -> None:
+        found = self.of(tmp_path, 1000, rounds_per_step="all")
+        assert found.steps == 5 + 5 + 5 + 1
+        assert found.critical_steps == 6
+        assert not [w for w in found.warnings if "steps" in w]
+
+    def test_too_many_learners_even_for_one_session(self, tmp_path: Path) -> None:
+        (tmp_path / "m.py").write_text("def build(): ...\n")
+        names = tuple(f"k{number}" for number in range(64))
+        federation = make_federation(names, model=f"{tmp_path}/m.py:build")
+        found = compile_pipeline(federation, tmp_path / "p.yaml")
+        assert "134 steps are near what KFP runs well (100): have fewer learners" in found.warnings[0]
+
+    def test_learners_of_one_gpu_pool(self, tmp_path: Path) -> None:
+        (tmp_path / "m.py").write_text("def build(): ...\n")
+        placed = {"node_selector": {"pool": "gpu"}, "accelerator": {"count": 2}}
+        learners = [{"name": name, "placement": placed} for name in "abc"]
+        for each, expected in (("all", 1), (1, 0)):
+            training = {"rounds": 2, "batch_size": 1, "rounds_per_step": each}
+            federation = make_federation(learners=learners, training=training, model=f"{tmp_path}/m.py:build")
+            warnings = compile_pipeline(federation, tmp_path / "p.yaml").warnings
+            assert (
+                sum("3 learners want 6 x nvidia.com/gpu of one pool at the same time" in w for w in warnings)
+                == expected
+            )
 
     def test_what_pods_cannot_read(self, tmp_path: Path) -> None:
         found = self.of(tmp_path, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from itertools import count
 from typing import Any
 
 import pytest
@@ -18,8 +17,9 @@ from fedpipe.privacy import Budget, training_event
 from fedpipe.rounds import history
 from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore, Store
+from tests.faults.stores import HookedStore, killing
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective
-from tests.test_crashes import Killed, KillingStore
+from tests.simulation import Killed
 
 EVENT = TrainingEvent(examples=1000, batch_size=50, microbatches=50, noise_multiplier=3.0, steps=60, passes=3)
 SETTINGS = {"noise_multiplier": 1.5, "l2_norm_clip": 1.0, "microbatches": 1, "delta": 1e-5, "target_epsilon": 1.9}
@@ -92,15 +92,12 @@ def test_another_run_may_spend_at_any_moment_of_a_charge(store: MemoryStore) -> 
     for moment in range(room + 4):
         shelf = store.below(f"moment-{moment}")
         charged(Budget(shelf, "a", PRIVACY), room - 1)
-        calls = count()
 
-        class Interrupted(KillingStore):
-            def _passed(self, name: str, *arguments: Any, **more: Any) -> Any:
-                if next(calls) == moment:  # noqa: B023
-                    Budget(shelf, "a", PRIVACY).charge(EVENT, run="r2", number=1, weights=WEIGHTS)  # noqa: B023
-                return super()._passed(name, *arguments, **more)
+        def interrupt(number: int, _name: str, _key: str) -> None:
+            if number == moment:  # noqa: B023
+                Budget(shelf, "a", PRIVACY).charge(EVENT, run="r2", number=1, weights=WEIGHTS)  # noqa: B023
 
-        mine = Budget(Interrupted(shelf, -1, after=False, real=False), "a", PRIVACY)
+        mine = Budget(HookedStore(shelf, interrupt), "a", PRIVACY)
         with contextlib.suppress(BudgetError):
             mine.charge(EVENT, run="r1", number=1, weights=WEIGHTS)
         assert Budget(shelf, "a", PRIVACY).spent().epsilon <= 1.9
@@ -164,11 +161,11 @@ class TestARun:
         start = begin(prepared, plan, fresh)
         objects = {key: prepared.read(key).data for key in prepared.keys()}
 
-        def begun(killed: int, *, after: bool) -> tuple[MemoryStore, KillingStore]:
+        def begun(killed: int, *, after: bool) -> tuple[MemoryStore, HookedStore]:
             store = MemoryStore()
             for key, data in objects.items():
                 store.create(key, data)
-            return store, KillingStore(store, killed, after=after, real=False)
+            return store, killing(store, killed, "after" if after else "before", real=False)
 
         def train(on: Store) -> Update | Dropped:
             return contribute(on, plan, "a", 1, start.weights, lambda: learners()["a"])
@@ -178,9 +175,9 @@ class TestARun:
         assert counting.count[0] >= 10
         for point in range(counting.count[0]):
             for after in (False, True):
-                store, killing = begun(point, after=after)
+                store, dying = begun(point, after=after)
                 with pytest.raises(Killed):
-                    train(killing)
+                    train(dying)
                 self._check_ledger(store)
                 assert isinstance(train(store), Update)
                 self._check_ledger(store)

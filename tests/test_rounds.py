@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedpipe import weights
+from fedpipe.closing import close_round
 from fedpipe.errors import ConflictError, CorruptError, InputError, ModelError, QuorumError, RoundError
 from fedpipe.objects import digest_of, encode, get_bytes, key_of
 from fedpipe.plan import differences, read_plan
@@ -22,7 +23,7 @@ from fedpipe.rounds import (
     read_record,
     record_key,
 )
-from fedpipe.steps.aggregate import close_round
+from fedpipe.session import select
 from fedpipe.steps.initialise import begin
 from fedpipe.store import LocalStore, MemoryStore, Store
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_round
@@ -49,6 +50,13 @@ class TestARun:
     def test_uniform_weighting(self, store: MemoryStore) -> None:
         play(store, make_plan(make_federation(algorithm={"name": "averaging", "weighting": "uniform"})))
         np.testing.assert_allclose(global_weights(store)["w"], np.arange(5) + 3 * 2, rtol=1e-6)
+
+    def test_only_those_who_are_drawn_count_in_single_steps_too(self, store: MemoryStore) -> None:
+        plan = make_plan(make_federation(tuple("abcdef"), quorum={"learners_per_round": 2}))
+        play(store, plan)
+        for record in history(store, "r1")[1:]:
+            assert tuple(u.learner for u in record.updates) == select(plan.federation, record.round)
+            assert not record.dropped
 
     def test_records_form_one_chain_up_to_head(self, store: MemoryStore) -> None:
         play(store, make_plan())

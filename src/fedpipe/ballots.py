@@ -12,7 +12,7 @@ from fedpipe.errors import CorruptError, TooLargeError, WeightsError
 from fedpipe.manifests import Ballot, Dropped, Scores
 from fedpipe.objects import fetch_file, find, key_of, publish
 from fedpipe.plan import Plan
-from fedpipe.rounds import MANIFEST, gather, learner_key, read_record
+from fedpipe.rounds import MANIFEST, Roll, gather, learner_key, read_record
 from fedpipe.store import Store
 from fedpipe.voting import check_ballot
 from fedpipe.weights import Layout, check_finite, fetch_from, read_layout, stream
@@ -75,7 +75,7 @@ def known_scores(store: Store, learner: str, run: str, number: int, base: str) -
 
 
 def collect_ballots(
-    store: Store, plan: Plan, *, number: int, base: str, candidate: str
+    store: Store, plan: Plan, *, number: int, base: str, candidate: str, roll: Roll
 ) -> tuple[list[Ballot], list[Dropped]]:
     """The valid ballots of a round, and the learners without one with the reason, both sorted by name."""
     federation, vote = plan.federation, plan.federation.vote
@@ -90,8 +90,7 @@ def collect_ballots(
             )  # fmt: skip
         return ballot
 
-    names = [learner.name for learner in federation.learners]
-    return gather(store, plan.run, number, names, read, name="absent", otherwise="no ballot")
+    return gather(store, plan.run, number, roll, read, name="absent", otherwise="no ballot")
 
 
 def start_scores(store: Store, plan: Plan) -> dict[str, Scores]:

@@ -218,6 +218,29 @@ def plot(
     draw(file, run_name, path, store=store, live=not once, listener=tell)
 
 
+@app.command(epilog="Examples: fedpipe watch run-1  ·  fedpipe watch run-1 -f demo/federation.yaml")
+def watch(run_name: RunName, file: FederationOption = Path("federation.yaml"), store: StoreOption = None) -> None:
+    """Follow a run from its store, wherever it runs: rounds, metrics, who is awaited, seconds of each phase."""
+    from fedpipe.views import watch as follow
+
+    with out.status("looking") as status:
+
+        def tell(line: str, state: str) -> None:
+            if line:
+                out.print(_escaped(line), highlight=False, soft_wrap=True)
+            status.update(_escaped(state))
+
+        follow(file, run_name, store=store, listener=tell)
+
+
+@app.command(epilog="Example: fedpipe stop run-1 -f demo/federation.yaml")
+def stop(run_name: RunName, file: FederationOption = Path("federation.yaml"), store: StoreOption = None) -> None:
+    """End a session after its current round; the model of then is evaluated and exported."""
+    from fedpipe.views import stop as ask
+
+    out.print(_escaped(ask(file, run_name, store=store)), highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: fedpipe report run-2 --beside run-1 -o report.html")
 def report(
     run_name: RunName,

@@ -174,11 +174,48 @@ class Learner(_Section, frozen=True, kw_only=True):
     placement: Annotated[Placement, Meta(description="node pool and resources")] = field(default_factory=Placement)
 
 
+class EarlyStopping(_Section, frozen=True, kw_only=True):
+    """When a session ends before its last round; the model of the last round is kept."""
+
+    patience: Annotated[Positive, Meta(description="rounds without an improvement after which it ends")]
+    metric: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="`loss` or a compiled metric of the training, or `test_` and its name: of the shared model on "
+            "the learners' test parts",
+        ),
+    ] = "test_loss"
+    minimise: Annotated[
+        bool | None, Meta(description="whether less is better; must be said for anything but a loss")
+    ] = None
+    min_delta: Annotated[float, Meta(ge=0, description="smallest change that is an improvement")] = 0.0
+
+    @property
+    def minimised(self) -> bool:
+        """Whether less of the metric is better."""
+        return self.metric in ("loss", "test_loss") if self.minimise is None else self.minimise
+
+
 class Training(_Section, frozen=True, kw_only=True):
     """What a learner does in a round."""
 
     rounds: Annotated[Positive, Meta(description="rounds of the run")]
     batch_size: Annotated[Positive, Meta(description="examples per step of the optimizer")]
+    rounds_per_step: Annotated[
+        Positive | Literal["all"],
+        Meta(
+            description="rounds that one step works through: `all` or more than 1 make sessions (docs/sessions.md), "
+            "1 makes a step of every training"
+        ),
+    ] = "all"
+    early_stopping: Annotated[
+        EarlyStopping | None, Meta(description="ends a session when a metric improves no more; none by default")
+    ] = None
+    max_seconds: Annotated[
+        float,
+        Meta(ge=0, description="a session begins no round when its run is older, by the store's clock; 0: any age"),
+    ] = 0.0
     local_epochs: Annotated[
         int, Meta(ge=0, description="passes over the train part per round; 0 with `local_steps`")
     ] = 1
@@ -276,8 +313,20 @@ class Collective(_Section, frozen=True, kw_only=True, tag_field="name", tag="col
 class Quorum(_Section, frozen=True, kw_only=True):
     """When a round counts."""
 
-    min_learners: Annotated[int, Meta(ge=0, description="fewest learners of a valid round; 0: more than half")] = 0
+    min_learners: Annotated[
+        int, Meta(ge=0, description="fewest learners of a valid round; 0: more than half of those that it asks")
+    ] = 0
     deadline: Annotated[float, Meta(gt=0, description="seconds after which a learner's training is too late")] = 3600.0
+    retries: Annotated[
+        int, Meta(ge=0, description="how often a session tries a round again that ended below the quorum")
+    ] = 2
+    learners_per_round: Annotated[
+        int, Meta(ge=0, description="learners whose updates make a round, drawn anew for each by the seed; 0: all")
+    ] = 0
+    over_selection: Annotated[
+        float,
+        Meta(ge=1, description="asks so many times more learners; a session's round ends with the first that answer"),
+    ] = 1.0
 
 
 class Evaluation(_Section, frozen=True, kw_only=True):
@@ -378,7 +427,12 @@ class Federation(_Section, frozen=True, kw_only=True):
     @property
     def min_learners(self) -> int:
         """The quorum as a number."""
-        return self.quorum.min_learners or len(self.learners) // 2 + 1
+        return self.quorum.min_learners or (self.quorum.learners_per_round or len(self.learners)) // 2 + 1
+
+    @property
+    def in_sessions(self) -> bool:
+        """Whether a step works through several rounds."""
+        return self.training.rounds_per_step != 1
 
     @property
     def model_name(self) -> str:

@@ -221,12 +221,40 @@ def _mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             )
         if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
             yield "data.shards.fractions", f"add up to {sum(fractions):g}", "They must add up to 1."
+    yield from _session_mistakes(f)
     yield from _vote_mistakes(f)
     yield from _privacy_mistakes(f)
     try:
         check_uri(f.store_uri)
     except FedpipeError as error:
         yield "store", error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
+
+
+def _session_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    wanted, fewest, stopping = f.quorum.learners_per_round, f.quorum.min_learners, f.training.early_stopping
+    if wanted > len(f.learners):
+        yield "quorum.learners_per_round", f"is {wanted}, but there are {len(f.learners)} learners", "Lower it."
+    if wanted and fewest > wanted:
+        yield "quorum.min_learners", f"is {fewest}, but a round asks for {wanted} learners", "Lower it."
+    if wanted and isinstance(f.algorithm, Collective):
+        yield "quorum.learners_per_round", "cannot be set in collective learning", "Remove it."
+    if f.quorum.over_selection > 1 and not wanted:
+        yield "quorum.over_selection", "has no effect when all learners are asked", "Set quorum.learners_per_round too."
+    if f.training.max_seconds and not f.in_sessions:
+        yield "training.max_seconds", "needs a session", "Set training.rounds_per_step to all."
+    if stopping is None:
+        return
+    path = "training.early_stopping"
+    if not f.in_sessions:
+        yield path, "needs a session", "Set training.rounds_per_step to all."
+    if stopping.minimise is None and stopping.metric not in ("loss", "test_loss"):
+        yield (
+            f"{path}.minimise",
+            f"is missing, and nobody can tell whether less {stopping.metric} is better",
+            "Write true or false.",
+        )
+    if stopping.metric.startswith("test_") and not (f.evaluation.every_round or f.vote):
+        yield f"{path}.metric", "needs the learners' tests", "Set evaluation.every_round to true."
 
 
 def _vote_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

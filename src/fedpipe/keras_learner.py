@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
 import time
@@ -22,7 +23,7 @@ from fedpipe.keras_model import KerasModel, cached_model, check_criterion, frame
 from fedpipe.learner import Arrays, Trained, Verdict, seed_of
 from fedpipe.manifests import Scores, Tested
 from fedpipe.objects import get_bytes
-from fedpipe.plan import Plan
+from fedpipe.plan import Place, Plan, read_plan
 from fedpipe.privacy import training_event
 from fedpipe.shards import split
 from fedpipe.store import Store
@@ -239,7 +240,9 @@ def plan_model(store: Store, plan: Plan) -> KerasModel:
     return cached_model(get_bytes(store, plan.code), plan.code, plan.function, training.precision, training.seed)
 
 
-def make_keras_learner(store: Store, plan: Plan, name: str, label: str, folder: str = "") -> KerasLearner:
+def make_keras_learner(
+    store: Store, plan: Plan, name: str, label: str, folder: str = "", *, place: Place | None = None
+) -> KerasLearner:
     """The learner with its model and its data.
 
     Args:
@@ -248,6 +251,7 @@ def make_keras_learner(store: Store, plan: Plan, name: str, label: str, folder: 
         name: the learner.
         label: what its log lines begin with.
         folder: key below which TensorBoard event files go; none when empty.
+        place: of a session, whose learners keep their data from round to round.
 
     Raises:
         DataError, ModelError, CorruptError: why this learner cannot take part.
@@ -258,8 +262,15 @@ def make_keras_learner(store: Store, plan: Plan, name: str, label: str, folder: 
         store.replace(f"{folder}/events.out.tfevents.{plan.run}", event_file(epochs))
 
     on_epochs = put_events if folder and plan.federation.training.tensorboard else None
-    parts = learner_parts(store, plan, name, model.module)
+    parts = kept_parts(place, name, model.module) if place else learner_parts(store, plan, name, model.module)
     return KerasLearner(model, plan.federation, parts, label=label, on_epochs=on_epochs)
+
+
+@functools.lru_cache(maxsize=16)
+def kept_parts(place: Place, name: str, module: ModuleType) -> dict[str, Part]:
+    """A learner's parts, read once in a process."""
+    store = place.open()
+    return learner_parts(store, read_plan(store, place.plan), name, module)
 
 
 def learner_parts(store: Store, plan: Plan, name: str, module: ModuleType) -> dict[str, Part]:

@@ -293,12 +293,12 @@ def check_arguments(training: Training) -> None:
     make_callbacks(training)
 
 
-def check_criterion(criterion: str, measured: set[str]) -> None:
-    """Checks that what the learners vote by is measured. Raises ModelError."""
+def check_criterion(criterion: str, measured: set[str], *, where: str = "algorithm.vote.criterion") -> None:
+    """Checks that what learners vote by, or a session ends by, is measured. Raises ModelError."""
     if criterion not in measured:
         raise ModelError(
             f"{criterion!r} is neither the loss nor a compiled metric",
-            where="algorithm.vote.criterion",
+            where=where,
             remedy=_suggestion(criterion, measured),
         )
 

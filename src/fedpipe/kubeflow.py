@@ -12,7 +12,7 @@ import yaml
 
 from fedpipe import __version__
 from fedpipe.errors import MissingExtraError, ModelError
-from fedpipe.federation import Federation
+from fedpipe.federation import Federation, Learner
 from fedpipe.files import write_whole
 from fedpipe.graph import Graph, parse_graph
 from fedpipe.objects import encode
@@ -95,9 +95,11 @@ def compile_pipeline(federation: Federation, output: Path) -> Estimate:
 
             from fedpipe.pipelines.collective_learning import collective_learning
             from fedpipe.pipelines.federated_averaging import federated_averaging
+            from fedpipe.pipelines.sessions import sessions
     except ImportError as error:
         raise MissingExtraError(str(error.name or "kfp"), "kubeflow") from error
-    wire = collective_learning if federation.proposers else federated_averaging
+    in_steps = collective_learning if federation.proposers else federated_averaging
+    wire = sessions if federation.in_sessions else in_steps
     wired = wire(federation, as_json(federation), read_code(federation))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -142,23 +144,41 @@ def _longest_chain(graph: Graph) -> int:
     return max(depth.values())
 
 
+def _fitting(federation: Federation) -> str:
+    """How many rounds a step should work through, so that the run is comfortable."""
+    learners, rounds = len(federation.learners), federation.training.rounds
+    around = learners + len(("shard", "initialise", "evaluate", "export", "report"))
+    sessions = (_COMFORTABLE_STEPS - around) // (learners + 1)
+    fewest = -(-rounds // sessions) if sessions > 0 else rounds
+    if federation.training.rounds_per_step == "all" or federation.training.rounds_per_step >= rounds:
+        return "have fewer learners in one federation"
+    return f"set training.rounds_per_step to {f'{fewest} or more, or to ' if 1 < fewest < rounds else ''}all"
+
+
+def _crowded(federation: Federation) -> list[str]:
+    """A session's learners need their accelerators at the same time."""
+    pools: dict[tuple[str, tuple[tuple[str, str], ...]], list[Learner]] = {}
+    for learner in federation.learners if federation.in_sessions else ():
+        if accelerator := learner.placement.accelerator:
+            key = accelerator.type, tuple(sorted(learner.placement.node_selector.items()))
+            pools.setdefault(key, []).append(learner)
+    return [
+        f"{len(those)} learners want {sum(k.placement.accelerator.count for k in those if k.placement.accelerator)} x "
+        f"{kind} of one pool at the same time, for a session. If it has fewer, rounds go on without those that wait: "
+        "give them pools of their own, or set training.rounds_per_step to 1, where trainings take turns."
+        for (kind, _), those in pools.items()
+        if len(those) > 1
+    ]
+
+
 def _warnings(federation: Federation, graph: Graph, workflow: int) -> list[str]:
-    steps = len(graph.tasks)
-    rounds, found = federation.training.rounds, []
+    steps, rounds, found = len(graph.tasks), federation.training.rounds, []
+    advice = _fitting(federation)
     if workflow > _WORKFLOW_LIMIT:
-        each = sum(task.name.startswith("1 ") for task in graph.tasks)
-        room = (_WORKFLOW_LIMIT - _WORKFLOW_BASE) // (_WORKFLOW_PER_STEP + _STATUS_PER_STEP)
-        most = (room - (steps - rounds * each)) // each
-        advice = (
-            f"at most {most} rounds fit; schedule recurring runs, each goes on from HEAD"
-            if most > 0
-            else "have fewer learners"
-        )
         found.append(f"{steps} steps make a workflow of about {workflow // 1000} kB; Argo's limit is 1 MiB: {advice}.")
     elif steps > _COMFORTABLE_STEPS:
-        found.append(
-            f"{steps} steps are near what KFP runs well ({_COMFORTABLE_STEPS}); fewer rounds per run are safer."
-        )
+        found.append(f"{steps} steps are near what KFP runs well ({_COMFORTABLE_STEPS}): {advice}.")
+    found += _crowded(federation)
     if federation.proposers and rounds % len(federation.proposers):
         found.append(
             f"{rounds} rounds are no multiple of {len(federation.proposers)} proposers, and every run begins with "

@@ -27,7 +27,7 @@ from fedpipe.manifests import Ballot, Dropped, Scores, Update
 from fedpipe.objects import fetch_file, put_file
 from fedpipe.plan import Plan
 from fedpipe.privacy import Budget
-from fedpipe.rounds import drop, find_part, find_update, publish_update, read_record
+from fedpipe.rounds import ANY_ROLL, Roll, drop, find_part, find_update, publish_update, read_record
 from fedpipe.store import Store
 
 Array = npt.NDArray[Any]
@@ -102,8 +102,9 @@ def seed_of(*parts: object) -> int:
 
 
 def contribute(
-    store: Store, plan: Plan, name: str, number: int, base: str, make_learner: Callable[[], Learner]
-) -> Update | Dropped:
+    store: Store, plan: Plan, name: str, number: int, base: str, make_learner: Callable[[], Learner], *,
+    roll: Roll = ANY_ROLL, seconds: float | None = None,
+) -> Update | Dropped:  # fmt: skip
     """A learner's part of a round: train from the base, write the weights, publish the manifest.
 
     Work that is already published is not repeated. A learner that cannot take part leaves the reason and is dropped;
@@ -116,6 +117,8 @@ def contribute(
         number: the round, from 1.
         base: digest of the global weights that the round begins with.
         make_learner: makes the learner, with its data, when there is work to do.
+        roll: of the round's attempt.
+        seconds: until the learner is too late; the deadline by default.
     """
     if found := find_part(store, name, plan.run, number):
         log.info("round %d: what %s did is already there", number, name)
@@ -124,15 +127,18 @@ def contribute(
         start = _fetched(store, base, Path(folder) / "base")
         optimizer = _last_optimizer(store, plan, name, number, Path(folder) / "optimizer")
         try:
-            return _offered(store, plan, name, number, base, start, optimizer, make_learner(), Path(folder))
-        except (DroppedError, DataError, ModelError, CorruptError, NotFoundError) as error:
+            seconds = plan.federation.quorum.deadline if seconds is None else seconds
+            return _offered(store, plan, name, number, base, start, optimizer, make_learner(), Path(folder), seconds)
+        except (DroppedError, DataError, ModelError, CorruptError, NotFoundError, OSError) as error:
             dropped = _dropped(name, error)
-            drop(store, plan.run, number, dropped)
+            drop(store, plan.run, number, dropped, name=roll.note("dropped"))
             log.warning("round %d: %s is dropped: %s", number, name, dropped.why)
             return dropped
 
 
-def _dropped(name: str, error: FedpipeError) -> Dropped:
+def _dropped(name: str, error: FedpipeError | OSError) -> Dropped:
+    if isinstance(error, OSError):  # not of the store, whose errors are its own: this machine's disk is full
+        return Dropped(learner=name, why=f"the learner's disk cannot be used: {error.strerror}")
     if isinstance(error, BudgetError):
         return Dropped(learner=name, why=error.what, code="DP_BUDGET_EXCEEDED", spent=error.spent)
     return Dropped(learner=name, why=error.what)
@@ -140,7 +146,7 @@ def _dropped(name: str, error: FedpipeError) -> Dropped:
 
 def _offered(
     store: Store, plan: Plan, name: str, number: int, base: str, start: Arrays, optimizer: Arrays | None,
-    learner: Learner, folder: Path,
+    learner: Learner, folder: Path, seconds: float,
 ) -> Update:  # fmt: skip
     federation = plan.federation
     budget = _budget(store, plan, name, learner)
@@ -148,7 +154,7 @@ def _offered(
     tested = learner.accept_weights(start, None if wanted else Scores()).test
     trained = learner.propose_weights(
         seed=seed_of(federation.training.seed, name, number),
-        seconds=federation.quorum.deadline,
+        seconds=seconds,
         optimizer=optimizer,
     )
     weights.check_finite(trained.weights)
@@ -207,7 +213,7 @@ def _last_optimizer(store: Store, plan: Plan, name: str, number: int, path: Path
 
 def vote(
     store: Store, plan: Plan, name: str, number: int, base: str, candidate: str, owner: str,
-    make_learner: Callable[[], Learner],
+    make_learner: Callable[[], Learner], *, roll: Roll = ANY_ROLL,
 ) -> Ballot | Dropped:  # fmt: skip
     """A learner's vote on a candidate: measure it, compare with the base, publish the ballot.
 
@@ -223,6 +229,7 @@ def vote(
         candidate: digest of the proposed weights.
         owner: the learner that proposed them; empty for aggregated weights.
         make_learner: makes the learner, with its data, when there is work to do.
+        roll: of the vote's attempt.
     """
     if found := find_vote(store, name, plan.run, number):
         log.info("round %d: what %s voted is already there", number, name)
@@ -232,9 +239,9 @@ def vote(
         try:
             ballot = _cast(store, plan, name, number, base, current, candidate, owner, make_learner(), Path(folder))
             return publish_ballot(store, ballot)
-        except (DroppedError, DataError, ModelError, CorruptError, NotFoundError) as error:
+        except (DroppedError, DataError, ModelError, CorruptError, NotFoundError, OSError) as error:
             absent = _dropped(name, error)
-            drop(store, plan.run, number, absent, name="absent")
+            drop(store, plan.run, number, absent, name=roll.note("absent"))
             log.warning("round %d: %s does not vote: %s", number, name, absent.why)
             return absent
 
@@ -244,11 +251,15 @@ def _cast(
     learner: Learner, folder: Path,
 ) -> Ballot:  # fmt: skip
     known = learner.accept_weights(current, known_scores(store, name, plan.run, number, base))
-    verdict = Verdict(known, approve=False)
-    if number:
-        fetch_candidate(store, candidate, owner, weights.layout_of(current), folder / "candidate")
-        verdict = learner.test_weights(weights.load(folder / "candidate"))
+    verdict, unfit = Verdict(known, approve=False), ""
+    try:
+        if number:
+            fetch_candidate(store, candidate, owner, weights.layout_of(current), folder / "candidate")
+            verdict = learner.test_weights(weights.load(folder / "candidate"))
+    except (CorruptError, NotFoundError) as error:  # else one bad proposal would leave every vote below the quorum
+        verdict, unfit = Verdict(Scores(), approve=False), error.what[:500]
+        log.warning("round %d: %s votes no: %s", number, name, unfit)
     return Ballot(
         federation=plan.federation.name, run=plan.run, round=number, learner=name, base=base, candidate=candidate,
-        approve=verdict.approve, current=known, proposed=verdict.scores,
+        approve=verdict.approve, current=known, proposed=verdict.scores, why=unfit,
     )  # fmt: skip

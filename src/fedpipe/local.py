@@ -17,11 +17,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedpipe.coordinator import Moment
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError, WorkerDiedError
 from fedpipe.graph import Graph, Task, fill_command, resolve
-from fedpipe.steps import STEPS
-from fedpipe.steps.contract import find, write_outputs
-from fedpipe.workers import Workers, logged_to, run_step, warm_up
+from fedpipe.steps import STEPS, WAITING
+from fedpipe.steps.contract import Hands, find, write_outputs
+from fedpipe.workers import Workers, logged_to, run_logged, run_step, warm_up
 
 Result = dict[str, Any]
 """An executor output: `parameterValues` and `artifacts` with their metadata."""
@@ -31,7 +32,10 @@ _LONGEST_WAIT = 5.0
 
 
 class Event(NamedTuple):
-    """What a listener hears: a task `started`, is `done` (`found` when it was done before), or will be `retried`."""
+    """What a listener hears: a task `started`, is `done` (`found` when it was done before), or will be `retried`.
+
+    A session's coordinator tells a `moment` too, with what the UI shows of a round.
+    """
 
     what: str
     task: Task
@@ -40,6 +44,8 @@ class Event(NamedTuple):
     result: Result | None = None
     why: str = ""
     total: int = 0
+    moment: Moment | None = None
+    told: Mapping[str, Any] = {}
 
 
 Listener = Callable[[Event], None]
@@ -68,6 +74,7 @@ class Engine:
         self._job = f"local-{uuid.uuid4().hex[:12]}"
         self._processes = processes or Workers()
         self._stopped = threading.Event()
+        self._computing = threading.Semaphore(self._count)
 
     def run(self) -> dict[str, Result]:
         """Runs all tasks and returns their results by key.
@@ -98,10 +105,20 @@ class Engine:
 
     @contextlib.contextmanager
     def _pools(self) -> Iterator[Callable[[Task], ThreadPoolExecutor]]:
-        """Threads for each environment: those of core work themselves, the others wait for a worker process."""
+        """Threads for each environment: those of core work themselves, the others wait for a worker process.
+
+        The steps of a session must all run at once, however many they are: their threads wait, and what they have to
+        compute goes to the worker processes, so many at a time.
+        """
+        waiting = sum(task.step in WAITING for task in self._graph.tasks)
         pools = {environment: ThreadPoolExecutor(self._count) for environment in ("core", "keras", "tff")}
+        pools["waiting"] = ThreadPoolExecutor(max(1, waiting))
+
+        def pool_of(task: Task) -> ThreadPoolExecutor:
+            return pools["waiting" if task.step in WAITING else STEPS.get(task.step or "", "core")]
+
         try:
-            yield lambda task: pools[STEPS.get(task.step or "", "core")]
+            yield pool_of
         finally:
             self._stopped.set()
             for pool in pools.values():
@@ -158,12 +175,33 @@ class Engine:
                 if done is not None:
                     found = True
                     write_outputs(done, executor_input["outputs"])
+                elif task.step in WAITING:
+                    run_here(task.step, executor_input, self._hands(task, inputs["parameterValues"]))
                 elif STEPS.get(task.step) == "core":
                     run_here(task.step, executor_input)
                 else:
                     log, environment = str(self._log(task)), STEPS[task.step]
                     self._processes.call(run_step, task.step, executor_input, log, environment=environment)
         return _collected(task, executor_input), found
+
+    def _hands(self, task: Task, inputs: Mapping[str, Any]) -> Hands:
+        """A waiting step waits here, computes in a worker process, and tells the listener how far it is."""
+        log, environment = str(self._log(task)), STEPS[task.step or ""]
+
+        def call(function: Callable[..., Any], *arguments: Any) -> Any:
+            with self._computing:
+                if self._stopped.is_set():
+                    raise StepError("the run was stopped")
+                return self._processes.call(run_logged, log, function, *arguments, environment=environment)
+
+        def sleep(seconds: float) -> None:
+            if self._stopped.wait(seconds):
+                raise StepError("the run was stopped")
+
+        def tell(moment: Moment, told: Mapping[str, Any]) -> None:
+            self._tell("moment", task, inputs=inputs, moment=moment, told=told)
+
+        return Hands(call, sleep, tell)
 
     def _warm(self) -> None:
         """Lets a worker of the tff environment import what it needs, while other steps run."""
@@ -195,12 +233,12 @@ class Engine:
             )
 
 
-def run_here(name: str, executor_input: dict[str, Any]) -> None:
-    """Runs a core step in this process."""
+def run_here(name: str, executor_input: dict[str, Any], hands: Hands | None = None) -> None:
+    """Runs a core step, or a waiting one, in this process."""
     from fedpipe.steps.contract import execute
 
     try:
-        execute(name, executor_input)
+        execute(name, executor_input, hands)
     except FedpipeError:
         raise
     except Exception as error:

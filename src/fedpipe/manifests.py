@@ -89,7 +89,8 @@ class Dropped(_Manifest, frozen=True, kw_only=True):
 class Ballot(_Manifest, frozen=True, kw_only=True):
     """A learner's vote on a candidate: a yes only when the candidate is strictly better than the base.
 
-    In round 0 the candidate is the base: its scores are recorded before anybody trains.
+    In round 0 the candidate is the base: its scores are recorded before anybody trains. `why` says why a candidate
+    could not be measured, which is a no.
     """
 
     format: int = 1
@@ -102,6 +103,7 @@ class Ballot(_Manifest, frozen=True, kw_only=True):
     approve: bool
     current: Scores
     proposed: Scores
+    why: Annotated[str, Meta(max_length=500)] = ""
 
 
 class Outcome(_Manifest, frozen=True, kw_only=True):

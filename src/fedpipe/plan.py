@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.errors import InputError
-from fedpipe.federation import Federation, Name
+from fedpipe.federation import EarlyStopping, Federation, Name
 from fedpipe.federation_file import check_federation
 from fedpipe.objects import Digest, decode, digest_of, encode, get_bytes, put_bytes
 from fedpipe.store import Store, open_store
@@ -30,15 +30,18 @@ class Place(Struct, frozen=True, kw_only=True):
 class Settings(Struct, frozen=True, kw_only=True):
     """The run-time parameters of a pipeline; zero or empty means: as in the federation file."""
 
+    rounds: int = 0
     learning_rate: float = 0.0
     local_epochs: int = 0
     batch_size: int = 0
     min_learners: int = 0
     deadline: float = 0.0
+    patience: int = 0
+    max_seconds: float = 0.0
 
     def applied(self, federation: Federation) -> Federation:
         """The federation with these settings. Raises InputError for one that is out of range."""
-        for name in ("learning_rate", "local_epochs", "batch_size", "min_learners", "deadline"):
+        for name in self.__struct_fields__:
             if getattr(self, name) < 0:
                 raise InputError(f"{getattr(self, name)} is negative", where=f"parameter {name}")
         if self.min_learners > len(federation.learners):
@@ -47,11 +50,13 @@ class Settings(Struct, frozen=True, kw_only=True):
                 where="parameter min_learners",
                 remedy="Lower it.",
             )
-        training = {
-            name: value for name in ("learning_rate", "local_epochs", "batch_size") if (value := getattr(self, name))
-        }
+        names = ("rounds", "learning_rate", "local_epochs", "batch_size", "max_seconds")
+        training: dict[str, Any] = {name: value for name in names if (value := getattr(self, name))}
         if "local_epochs" in training:
             training["local_steps"] = 0
+        if self.patience:
+            stopping = federation.training.early_stopping or EarlyStopping(patience=self.patience)
+            training["early_stopping"] = msgspec.structs.replace(stopping, patience=self.patience)
         quorum = {name: value for name in ("min_learners", "deadline") if (value := getattr(self, name))}
         changed = msgspec.structs.replace(
             federation,

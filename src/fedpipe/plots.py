@@ -64,14 +64,28 @@ def lines(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str, y:
 
 def _lines_figure(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str, y: str) -> Any:
     figure, axes = _figure(5.2, 3.2)
-    for position, (name, points) in enumerate(curves.items()):
-        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=name, color=COLOURS[position % len(COLOURS)])
+    if len(curves) > len(COLOURS):  # too many to tell apart: a crowd and its mean
+        _draw_crowd(axes, list(curves.values()))
+    else:
+        for position, (name, points) in enumerate(curves.items()):
+            axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=name, color=COLOURS[position])
     axes.set(title=title, xlabel="round", ylabel=y)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
     if curves:
         axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _draw_crowd(axes: Any, curves: Sequence[Sequence[tuple[float, float]]]) -> None:
+    for position, points in enumerate(curves):
+        label = f"each of {len(curves)}" if not position else None
+        axes.plot(*zip(*points, strict=True), lw=0.7, alpha=0.35, color="#64748b", label=label)
+    values: dict[float, list[float]] = {}
+    for x, y in (point for points in curves for point in points):
+        values.setdefault(x, []).append(y)
+    mean = [(x, sum(ys) / len(ys)) for x, ys in sorted(values.items())]
+    axes.plot(*zip(*mean, strict=True), marker="o", ms=3, color=COLOURS[0], label="their mean")
 
 
 def learning_curves(story: Story) -> list[str]:
@@ -168,15 +182,18 @@ def label_counts(story: Story) -> str:
 
 
 def timings(story: Story) -> str:
-    """When each step ran, one bar per step."""
-    figure, axes = _figure(7.5, 0.8 + 0.16 * len(story.timings))
+    """When each step ran: a lane for the coordinator and one for each learner, a colour for each kind of step."""
+    drawn = [t for t in story.timings if t.step not in ("learn", "learn_private", "coordinate")]  # only their work
+    lanes = ["", *(learner.name for learner in story.plan.federation.learners)]
+    figure, axes = _figure(7.5, 1.2 + 0.22 * len(lanes))
     begin = min(t.started for t in story.timings)
-    steps = list(dict.fromkeys(t.step for t in story.timings))
-    for row, timing in enumerate(story.timings):
-        colour = COLOURS[steps.index(timing.step) % len(COLOURS)]
-        axes.barh(row, max(timing.seconds, 1e-3), left=timing.started - begin, color=colour)
-    names = [" ".join(filter(None, (str(t.round or ""), t.step, t.learner))) for t in story.timings]
-    axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    for colour, step in enumerate(dict.fromkeys(t.step for t in drawn)):
+        for lane, owner in enumerate(lanes):
+            spans = [(t.started - begin, max(t.seconds, 1e-3)) for t in drawn if (t.step, t.learner) == (step, owner)]
+            axes.broken_barh(spans, (lane - 0.4, 0.8), color=COLOURS[colour % len(COLOURS)])
+        axes.barh(0, 0, color=COLOURS[colour % len(COLOURS)], label=step)
+    axes.set_yticks(range(len(lanes)), ["coordinator", *lanes[1:]], fontsize=7)
+    axes.set_ylim(len(lanes) - 0.5, -0.5)
     axes.set(title="steps over time", xlabel="seconds since the first step")
+    figure.legend(loc="outside right upper", fontsize=7)
     return svg(figure)

@@ -79,6 +79,8 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
         measured = model.check_examples(*examples)
         if federation.vote:
             check_criterion(federation.vote.criterion, measured)
+        if stopping := federation.training.early_stopping:
+            check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
     if any(learner.data for learner in federation.learners):
         _check_own_data(federation, hasattr(model.module, "load"))
     shape = model.keras.input_shape

@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation import Privacy
-from fedpipe.keras_learner import KerasLearner, learner_parts
+from fedpipe.keras_learner import KerasLearner, kept_parts, learner_parts
 from fedpipe.keras_model import built, check_private, find_function, frameworks, load_code
 from fedpipe.objects import get_bytes
-from fedpipe.plan import Plan
+from fedpipe.plan import Place, Plan
 from fedpipe.store import Store
 
 Array = npt.NDArray[Any]
@@ -167,8 +167,8 @@ def _single_losses(model: Any) -> Any:
     return Single(reduction=none)
 
 
-def make_private_learner(store: Store, plan: Plan, name: str) -> KerasLearner:
-    """The learner with its private model and its data.
+def make_private_learner(store: Store, plan: Plan, name: str, *, place: Place | None = None) -> KerasLearner:
+    """The learner with its private model and its data; with a place it keeps them from round to round.
 
     Raises:
         DataError, ModelError, CorruptError: why this learner cannot take part.
@@ -177,5 +177,5 @@ def make_private_learner(store: Store, plan: Plan, name: str) -> KerasLearner:
     if privacy is None:
         raise ModelError(f"{name} has no privacy section, and this step trains with differential privacy")
     model = cached_private_model(get_bytes(store, plan.code), plan.code, plan.function, privacy)
-    parts = learner_parts(store, plan, name, model.module)
+    parts = kept_parts(place, name, model.module) if place else learner_parts(store, plan, name, model.module)
     return KerasLearner(model, plan.federation, parts, label=name, privacy=privacy)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from fedpipe.coordinator import Moment
 from fedpipe.local import Event
+from fedpipe.steps import WAITING
 from fedpipe.vote_table import VoteTable, is_vote
 
 
@@ -23,6 +26,8 @@ class Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._row = self._bar.add_task("starting", total=None)
+        self._session: TaskID | None = None
+        self._awaited: list[str] = []
         self._running: list[str] = []
         self._ended = 0
         self._votes = VoteTable(console.width)
@@ -41,9 +46,25 @@ class Progress:
         """Takes an event of the engine."""
         with self._lock:
             self._count(event)
+            if event.moment is not None:
+                self._follow(event.moment)
             for text in self._votes.lines(event) if is_vote(event) else [_line(event)]:
                 if text:
                     self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _follow(self, moment: Moment) -> None:
+        """A second bar: the rounds of a session, and who is awaited."""
+        board = moment.board
+        if self._session is None:
+            self._session = self._bar.add_task("session", total=moment.last)
+        if moment.what == "opened":
+            self._awaited = list(board.asked)
+        elif moment.learner in self._awaited:
+            self._awaited.remove(moment.learner)
+        done = board.round if moment.what in ("closed", "ended") else max(0, board.round - 1)
+        awaited = f"awaiting {', '.join(self._awaited[:3])}{' ...' if len(self._awaited) > 3 else ''}"
+        text = "session ended" if moment.what == "ended" else f"round {board.round} {board.phase}: {awaited}"
+        self._bar.update(self._session, description=text, completed=done)
 
     def _count(self, event: Event) -> None:
         if event.what == "started":
@@ -60,8 +81,12 @@ def _line(event: Event) -> str:
     name = escape(event.task.name)
     if event.what == "retried":
         return f"[yellow]↻ {name}[/]: {escape(event.why)}; trying again"
+    if event.moment is not None:
+        return _round_line(event.moment, event.told)
     if event.what not in ("done", "found") or event.result is None:
         return ""
+    if event.task.step in WAITING and event.what == "done":
+        return ""  # its rounds were told
     numbers, reason = _told(event.result)
     if reason and event.task.step in ("train", "train_private"):
         return f"[red]✗ {name}[/] dropped: {escape(reason)}"
@@ -75,6 +100,19 @@ def _line(event: Event) -> str:
     dropped = f" [red]without {escape(reason)}[/]" if reason else ""
     timing = "already done" if event.what == "found" else f"{event.seconds:.1f} s"
     return f"{mark} {name:<22} {numbers}{dropped} [dim]{timing}[/]"
+
+
+def _round_line(moment: Moment, told: Mapping[str, Any]) -> str:
+    """A round of a session that is closed, or why the session ended before its last one."""
+    board, record = moment.board, moment.record
+    if moment.what == "ended" and board.ending != "done":
+        return f"[yellow]the session ended after round {board.round}[/]: {escape(board.why)}"
+    if moment.what != "closed" or record is None:
+        return ""
+    numbers = "  ".join(f"{k} {v:.4f}" for k, v in told.items() if isinstance(v, float))
+    dropped = "".join(f"\n  [red]✗ {escape(d.learner)}[/] dropped: {escape(d.why)}" for d in record.dropped)
+    name = f"round {record.round} of {moment.last}"
+    return f"[bold green]●[/] {name:<22} {numbers} [dim]{moment.seconds:.1f} s[/]{dropped}"
 
 
 def _told(result: dict[str, Any]) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedpipe import plots, vote_plots
+from fedpipe.board import ENDINGS
 from fedpipe.evaluation import Measured
 from fedpipe.summary import Story, privacy, summarise
 
@@ -44,6 +45,7 @@ def _context(story: Story, beside: Sequence[Story]) -> dict[str, Any]:
         "metrics": sorted({m for r in summary["rounds"] for m in r["metrics"]}),
         "cards": _cards(story),
         "final": final,
+        "ending": ENDINGS.get(story.ending, ""),
         "final_metrics": list(dict.fromkeys(k for _, m in final for k in m.metrics)),
         "left_out": evaluation.left_out if evaluation else {},
         "confusion": plots.confusion_matrix(evaluation) if evaluation and evaluation.confusion else "",

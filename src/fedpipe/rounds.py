@@ -14,8 +14,8 @@ and finds its work done.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -28,7 +28,7 @@ from fedpipe.errors import (
     RoundError,
     TooLargeError,
 )
-from fedpipe.manifests import Dropped, Head, Record, Ref, Update
+from fedpipe.manifests import Dropped, Head, Record, Ref, Tested, Update
 from fedpipe.objects import decode, digest_of, encode, find, key_of, publish
 from fedpipe.store import Store
 from fedpipe.weights import Layout, read_layout
@@ -228,8 +228,30 @@ def check_update(update: Update, *, federation: str, run: str, number: int, lear
         raise DroppedError("a metric of the update is NaN or infinite")
 
 
+class Roll(NamedTuple):
+    """Whom a round asks, as its coordinator knows them.
+
+    `asked` are those whose part counts; `excused` says of others, or of some of them, why theirs does not: they are
+    late, away or not needed. `unheard` says of a proposer why its proposal is not put to the vote. `attempt` counts
+    how often the round was opened.
+    """
+
+    asked: tuple[str, ...]
+    excused: Mapping[str, str] = {}
+    unheard: Mapping[str, str] = {}
+    attempt: int = 1
+
+    def note(self, name: str) -> str:
+        """Where a learner leaves why it takes no part in this attempt: under a `name` of its own from the second on."""
+        return name if self.attempt == 1 else f"{name}-{self.attempt}"
+
+
+ANY_ROLL = Roll(())
+"""Where nobody was asked by name: the steps of a pipeline."""
+
+
 def collect(
-    store: Store, *, federation: str, run: str, number: int, base: str, learners: tuple[str, ...]
+    store: Store, *, federation: str, run: str, number: int, base: str, roll: Roll
 ) -> tuple[list[Update], list[Dropped]]:
     """The valid updates of a round and the learners without one, both sorted by name."""
 
@@ -239,12 +261,11 @@ def collect(
             check_update(update, federation=federation, run=run, number=number, learner=learner, base=base)
         return update
 
-    return gather(store, run, number, learners, read, name="dropped", otherwise="no update")
+    return gather(store, run, number, roll, read, name="dropped", otherwise="no update")
 
 
 def gather(
-    store: Store, run: str, number: int, learners: Iterable[str], read: Callable[[str], T | None], *, name: str,
-    otherwise: str,
+    store: Store, run: str, number: int, roll: Roll, read: Callable[[str], T | None], *, name: str, otherwise: str,
 ) -> tuple[list[T], list[Dropped]]:  # fmt: skip
     """What the learners left for a round, and those without it with the reason, both sorted by name.
 
@@ -252,14 +273,17 @@ def gather(
         store: the federation's store.
         run: the run's name.
         number: the round.
-        learners: whose part is wanted.
+        roll: whose part is wanted.
         read: a learner's part, checked; None when there is none. May raise DroppedError, CorruptError, TooLargeError.
         name: where a learner without it leaves its reason: `dropped` or `absent`.
         otherwise: the reason of one that left none.
     """
     found: list[T] = []
     missing: list[Dropped] = []
-    for learner in sorted(learners):
+    for learner in sorted({*roll.asked, *roll.excused}):
+        if why := roll.excused.get(learner):
+            missing.append(Dropped(learner=learner, why=why))
+            continue
         try:
             part = read(learner)
         except (DroppedError, CorruptError, TooLargeError) as error:
@@ -268,7 +292,7 @@ def gather(
         if part is not None:
             found.append(part)
         else:
-            left = find_dropped(store, learner, run, number, name=name)
+            left = find_dropped(store, learner, run, number, name=roll.note(name))
             missing.append(left or Dropped(learner=learner, why=otherwise))
     return found, missing
 
@@ -290,7 +314,15 @@ def mean_metrics(updates: list[Update]) -> dict[str, float]:
 
     Only metrics that all have that tell any: a learner that trains privately tells none.
     """
-    telling = [u for u in updates if u.metrics]
-    names = set.intersection(*(set(u.metrics) for u in telling)) if telling else set()
-    total = sum(u.examples for u in telling)
-    return {n: math.fsum(u.metrics[n] * u.examples for u in telling) / total for n in sorted(names)}
+    return _mean_of([u for u in updates if u.metrics])
+
+
+def mean_tested(tests: Iterable[Tested | None]) -> dict[str, float]:
+    """Means of what was tested, weighted by examples; only metrics that all have."""
+    return _mean_of([test for test in tests if test])
+
+
+def _mean_of(measured: Sequence[Update | Tested]) -> dict[str, float]:
+    names = set.intersection(*(set(m.metrics) for m in measured)) if measured else set()
+    total = sum(m.examples for m in measured)
+    return {n: math.fsum(m.metrics[n] * m.examples for m in measured) / total for n in sorted(names)}

@@ -12,6 +12,7 @@ import msgspec
 import yaml
 
 from fedpipe import preflight
+from fedpipe.board import check_deadline
 from fedpipe.errors import InputError, NotFoundError, PipelineError
 from fedpipe.federation import Federation
 from fedpipe.federation_file import read_federation
@@ -95,6 +96,7 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
     if not is_folder:
         store.probe()
     if job.federation is not None and read_record(store.below(job.federation.name), name, 0) is None:
+        check_deadline(store.below(job.federation.name), job.federation.quorum.deadline)
         preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call)
     if is_folder:
         store.probe()

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from fedpipe.ballots import start_scores
+from fedpipe.board import Ending, poll_board
 from fedpipe.data import Shard, get_shard
 from fedpipe.errors import NotFoundError
 from fedpipe.evaluation import Evaluation
-from fedpipe.manifests import Record, Scores, Spent, Tested
+from fedpipe.manifests import Record, Scores, Spent
 from fedpipe.objects import find
 from fedpipe.plan import Plan, read_plan
-from fedpipe.rounds import history
+from fedpipe.rounds import cleaned, history, mean_tested
 from fedpipe.store import Store
 from fedpipe.timings import Timing, read_timings
 from fedpipe.voting import electorate, score_of
@@ -33,6 +33,7 @@ class Story(Struct, frozen=True, kw_only=True):
     onnx: dict[str, Any]
     timings: tuple[Timing, ...]
     start: dict[str, Scores] = {}
+    ending: Ending = ""
 
 
 def read_story(store: Store, run: str, uri: str = "") -> Story:
@@ -61,6 +62,7 @@ def read_story(store: Store, run: str, uri: str = "") -> Story:
         onnx=find(store, f"runs/{run}/onnx", dict) or {},
         timings=tuple(sorted(read_timings(store, run, names), key=lambda t: t.started)),
         start=start_scores(store, plan) if plan.federation.vote else {},
+        ending=board[0].ending if (board := poll_board(store, run)) else "",
     )
 
 
@@ -70,7 +72,7 @@ def tested(records: tuple[Record, ...], number: int) -> dict[str, float]:
     Means over the learners' test parts, weighted by their examples; empty when nobody tested it.
     """
     following = next((r.updates for r in records if r.round == number + 1), ())
-    return mean_metrics(update.tested for update in following)
+    return mean_tested(update.tested for update in following)
 
 
 def held_scores(story: Story) -> list[dict[str, Scores]]:
@@ -87,18 +89,10 @@ def held_scores(story: Story) -> list[dict[str, Scores]]:
     return held
 
 
-def mean_metrics(tests: Iterable[Tested | None]) -> dict[str, float]:
-    """Means of what was tested, weighted by examples; only metrics that all have."""
-    given = [test for test in tests if test]
-    names = set.intersection(*(set(t.metrics) for t in given)) if given else set()
-    total = sum(t.examples for t in given)
-    return {n: sum(t.metrics[n] * t.examples for t in given) / total for n in sorted(names)}
-
-
 def global_metrics(story: Story, number: int) -> dict[str, float]:
     """As `tested`; for the last round from the federated evaluation; in a run with votes from what voters measured."""
     if story.plan.federation.vote:
-        return mean_metrics(scores.test for scores in held_scores(story)[number].values())
+        return mean_tested(scores.test for scores in held_scores(story)[number].values())
     found = tested(story.records, number)
     last = story.records[-1]
     federated = story.evaluation.federated if story.evaluation else None
@@ -142,6 +136,7 @@ def summarise(story: Story) -> dict[str, Any]:
         "evaluation": msgspec.to_builtins(story.evaluation) if story.evaluation else {},
         "onnx": {k: story.onnx[k] for k in ("path", "digest", "max_abs_difference", "opset") if k in story.onnx},
         "seconds": round(max(ends) - min(t.started for t in timings), 3) if timings else 0.0,
+        **({"ending": story.ending} if story.ending else {}),
         **({"privacy": msgspec.to_builtins(spent)} if (spent := privacy(story)) else {}),
     }
 
@@ -183,7 +178,7 @@ def _voter(story: Story, record: Record, name: str) -> dict[str, Any]:
     assert vote is not None
     ballot = next((b for b in record.ballots if b.learner == name), None)
     scores = ballot.proposed if ballot else story.start.get(name) if not record.round else None
-    why = next((a.why for a in record.absent if a.learner == name), "")
+    why = next((a.why for a in record.absent if a.learner == name), cleaned(ballot.why) if ballot else "")
     answer = "none" if record.outcome is None else "absent"
     if ballot is not None:
         counts = name in electorate(vote, [name], record.proposer)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from fedpipe.errors import CorruptError, NotFoundError
-from fedpipe.objects import decode, encode
+from fedpipe.errors import CorruptError, NotFoundError, TooLargeError
+from fedpipe.objects import decode, encode, find
 from fedpipe.store import Store
 
 _LIMIT = 2**16
@@ -27,6 +27,15 @@ def note(store: Store, run: str, timing: Timing) -> None:
     """Keeps a timing; the first counts, for a repeated step that finds its work done says nothing about the work."""
     owner = f"learners/{timing.learner}/" if timing.learner else ""
     store.create(f"{owner}runs/{run}/{timing.round}/{timing.step}.time", encode(timing))
+
+
+def find_timing(store: Store, run: str, number: int, step: str, learner: str = "") -> Timing | None:
+    """A step's timing; None when there is none that can be read."""
+    key = f"{f'learners/{learner}/' if learner else ''}runs/{run}/{number}/{step}.time"
+    try:
+        return find(store, key, Timing, limit=_LIMIT)
+    except (CorruptError, TooLargeError):
+        return None
 
 
 def read_timings(store: Store, run: str, learners: tuple[str, ...]) -> Iterator[Timing]:

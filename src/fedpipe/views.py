@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedpipe import plots
+from fedpipe.board import Board, Keeper, ask_to_stop, board_key, poll_board
 from fedpipe.errors import InputError, NotFoundError
 from fedpipe.federation_file import read_federation
 from fedpipe.files import write_whole
+from fedpipe.manifests import Record
 from fedpipe.report import render
 from fedpipe.rounds import read_record
 from fedpipe.store import Store, check_uri, open_store, with_endpoint
 from fedpipe.summary import Story, read_story
+from fedpipe.timings import find_timing
 from fedpipe.vote_plots import metrics_of, vote_figure, vote_pictures
 
 _LOOK_AGAIN = 1.0
@@ -102,6 +105,87 @@ def plot(
         if ended or not live:
             return
         time.sleep(again)
+
+
+def stop(source: str | Path, run: str, *, store: str | None = None) -> str:
+    """Asks a session to end after its current round, and says what will happen.
+
+    Raises:
+        NotFoundError: there is no such run.
+        InputError: it has no session that could be stopped.
+    """
+    opened, _ = open_federation(source, store)
+    if read_record(opened, run, 0) is None:
+        raise NotFoundError(f"there is no run {run!r}", where=opened.uri, remedy=_known(opened))
+    found = poll_board(opened, run)
+    board = found[0] if found else None
+    if opened.size(f"runs/{run}/summary.json") is not None or (board and board.phase == "ended"):
+        raise InputError(f"run {run!r} has ended already", where=opened.uri)
+    asked = "" if ask_to_stop(opened, run) else "was already asked to end, and "
+    if board is None:
+        return f"run {run} {asked}ends as soon as its session begins; a run of single steps is not stopped by this"
+    return f"run {run} {asked}ends after round {board.round}; the model is evaluated and exported as usual"
+
+
+def watch(
+    source: str | Path, run: str, *, store: str | None = None, listener: Callable[[str, str], None],
+    again: float = _LOOK_AGAIN,
+) -> None:  # fmt: skip
+    """Follows a run from its store until it has ended, wherever it runs.
+
+    Args:
+        source: the federation file.
+        run: the run's name; one that has not begun is waited for.
+        store: URI of the store instead of the federation's.
+        listener: hears `(line, state)`: a line for what has happened, or the state of now.
+        again: seconds between two looks.
+    """
+    opened, _ = open_federation(source, store)
+    if read_record(opened, run, 0) is None:
+        listener("", f"waiting for run {run} to begin. {_known(opened)}")
+    keeper, number = Keeper(opened, run, ""), 0
+    while True:
+        ended = opened.size(f"runs/{run}/summary.json") is not None
+        found = poll_board(opened, run)
+        board = found[0] if found else None
+        while record := read_record(opened, run, number):
+            listener(round_line(opened, record), "")
+            number += 1
+        if ended or (board and board.phase == "ended"):
+            listener(f"the session ended: {board.why}" if board and board.phase == "ended" else "the run has ended", "")
+            return
+        listener("", _state(keeper, board, opened.age(board_key(run)) or 0.0) if board else "")
+        time.sleep(again)
+
+
+def round_line(store: Store, record: Record) -> str:
+    """What a round did: metrics, who took part, how it was decided, and seconds of each phase."""
+    numbers = "  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
+    phases = ("await-train", "aggregate", "await-vote", "tally")
+    timings = [(step, find_timing(store, record.run, record.round, step)) for step in phases]
+    seconds = ", ".join(f"{step.removeprefix('await-')} {t.seconds:.1f} s" for step, t in timings if t)
+    parts = [f"round {record.round}", numbers]
+    if record.proposer:
+        parts.append(f"proposed by {record.proposer}")
+    elif record.round:
+        parts.append(f"{len(record.updates)} learners")
+    if record.outcome:
+        word = "accepted" if record.accepted else "rejected"
+        parts.append(f"{word} by {record.outcome.approvals} of {record.outcome.voters}")
+    parts += [f"without {item.learner} ({item.why})" for item in (*record.dropped, *record.absent)]
+    return "  ".join(filter(None, [*parts, seconds]))
+
+
+def _state(keeper: Keeper, board: Board, seconds: float) -> str:
+    """What a session does now, and whom it awaits."""
+    awaited = []
+    for name in board.asked:
+        sign = keeper.sign(name)
+        if not sign or (sign.round, sign.attempt, sign.phase) != (board.round, board.attempt, board.phase):
+            awaited.append(name)
+    who = f"awaiting {', '.join(awaited)}" if awaited else "all have answered"
+    away = f"; away: {', '.join(board.away)}" if board.away else ""
+    return f"round {board.round} {board.phase}: {who} for {seconds:.0f} s{away}"
 
 
 def _known(store: Store) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 from rich.markup import escape
 
 from fedpipe.local import Event
+from fedpipe.manifests import Record
+from fedpipe.steps.vote import flat
 
 _MARKS = {"yes": "[green]✓[/]", "no": "[red]✗[/]", "absent": "[yellow]–[/]", "void": "[dim]·[/]", "none": " "}
 _SCORES, _NARROW = 15, 3
@@ -14,7 +16,8 @@ _SCORES, _NARROW = 15, 3
 
 def is_vote(event: Event) -> bool:
     """Whether this table tells of the event: a step of a vote that is done."""
-    return event.what in ("done", "found") and event.task.step in ("vote", "tally")
+    voted = event.moment is not None and event.moment.what == "closed" and "rule" in event.told
+    return voted or (event.what in ("done", "found") and event.task.step in ("vote", "tally"))
 
 
 class VoteTable:
@@ -30,6 +33,8 @@ class VoteTable:
 
     def lines(self, event: Event) -> list[str]:
         """What to print: a row when a round is decided, a warning for a voter that is absent."""
+        if event.moment is not None and event.moment.record is not None:
+            return self._session_lines(event.moment.record, dict(event.told))
         number = int(event.inputs["round"])
         if event.task.step == "tally":
             return self._row(number, _metadata(event, "model"))
@@ -38,6 +43,17 @@ class VoteTable:
         if "absent" in told:
             return [f"[yellow]– {escape(event.task.name)}[/] absent: {escape(str(told['absent']))}"]
         return []
+
+    def _session_lines(self, record: Record, told: dict[str, Any]) -> list[str]:
+        """The same of a round of a session, whose record holds all ballots."""
+        cast = {b.learner: {"ballot": "yes" if b.approve else "no", **flat(b.proposed)} for b in record.ballots}
+        absent = {item.learner: {"absent": item.why} for item in record.absent}
+        self._cast[record.round] = {**cast, **absent}
+        warnings = [
+            f"[yellow]– {record.round} vote {escape(name)}[/] absent: {escape(item['absent'])}"
+            for name, item in absent.items()
+        ]
+        return [*warnings, *self._row(record.round, told)]
 
     def _row(self, number: int, told: dict[str, Any]) -> list[str]:
         learners = sorted(self._cast.get(number, {}))

@@ -24,6 +24,7 @@ from fedpipe import errors
 from fedpipe.errors import FedpipeError, InputError, WorkerDiedError
 
 _START = threading.Lock()
+_STARTED = threading.Event()
 
 
 class Failure(NamedTuple):
@@ -56,8 +57,10 @@ def start_server() -> None:
     with _START:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         multiprocessing.set_forkserver_preload(["fedpipe.preload"])
-        with _native_output_dropped():
+        first = not _STARTED.is_set()  # only then, for what other threads print meanwhile is lost
+        with _native_output_dropped() if first else contextlib.nullcontext():
             forkserver.ensure_running()
+        _STARTED.set()
 
 
 @contextlib.contextmanager
@@ -117,6 +120,7 @@ class Worker:
         self._environment = environment
         self._process: Any = None
         self._connection: Connection | None = None
+        self._ending = threading.Lock()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a function of this package in the process.
@@ -125,12 +129,10 @@ class Worker:
             FedpipeError: as the function says.
             WorkerDiedError: the process ended before it answered.
         """
-        if self._connection is None:
-            self._start()
-        assert self._connection is not None
+        connection = self._connection or self._start()
         try:
-            self._connection.send((function, arguments))
-            answer = self._connection.recv()
+            connection.send((function, arguments))
+            answer = connection.recv()
         except (EOFError, OSError) as error:
             self.stop()
             raise WorkerDiedError("the worker process was killed", remedy="Is there enough memory?") from error
@@ -140,9 +142,9 @@ class Worker:
             raise RuntimeError(answer.text)
         return answer
 
-    def _start(self) -> None:
+    def _start(self) -> Connection:
         context = multiprocessing.get_context("forkserver")
-        self._connection, theirs = context.Pipe()
+        self._connection, theirs = ours, _ = context.Pipe()
         if self._environment != "keras":
             self._process = _started(find_python(self._environment), theirs)
         else:
@@ -150,19 +152,22 @@ class Worker:
                 self._process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
                 self._process.start()
         theirs.close()
+        return ours
 
     def stop(self) -> None:
-        """Ends the process at once."""
-        if self._process is not None:
-            self._process.kill()
-            if isinstance(self._process, subprocess.Popen):
-                self._process.wait()
+        """Ends the process at once; another thread may find it ended while it waits for an answer."""
+        with self._ending:
+            process, self._process = self._process, None
+            connection, self._connection = self._connection, None
+        if process is not None:
+            process.kill()
+            if isinstance(process, subprocess.Popen):
+                process.wait()
             else:
-                self._process.join()
-                self._process.close()
-        if self._connection is not None:
-            self._connection.close()
-        self._process = self._connection = None
+                process.join()
+                process.close()
+        if connection is not None:
+            connection.close()
 
 
 def _started(python: Path, connection: Connection) -> subprocess.Popen[bytes]:
@@ -267,8 +272,13 @@ def run_step(name: str, executor_input: dict[str, Any], log: str) -> None:
     """Runs a step; what it logs and prints goes to a file."""
     from fedpipe.steps.contract import execute
 
+    run_logged(log, execute, name, executor_input)
+
+
+def run_logged(log: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function; what it logs and prints goes to a file."""
     with logged_to(Path(log)) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        execute(name, executor_input)
+        return function(*arguments)
 
 
 @contextlib.contextmanager

@@ -45,7 +45,12 @@ def update(seed: int) -> dict[str, np.ndarray]:
 def put(store: MemoryStore, learner: str, data: bytes, weight: float = 1.0, **more: Any) -> Source:
     digest = more.get("digest", digest_of(data))
     store.replace(key_of(digest, learner), data)
-    return Source(learner, digest, more.get("size", len(data)), weight)
+    return Source(learner, digest, more.get("size", len(data)), weight, more.get("place", place_of(learner)))
+
+
+def place_of(learner: str) -> int:
+    """Of `l3`: 3; of others: behind them."""
+    return int(learner[1:]) if learner[1:].isdigit() else 99
 
 
 def run(store: MemoryStore, sources: list[Source], folder: Path, *, state: Any = None, **optimizer: float) -> Combined:
@@ -193,7 +198,7 @@ def test_two_at_once(store: MemoryStore, sources: list[Source], tmp_path: Path) 
 
 
 def test_missing_weights(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
-    combined = run(store, [*sources, Source("gone", digest_of(b"gone"), 10, 1.0)], tmp_path)
+    combined = run(store, [*sources, Source("gone", digest_of(b"gone"), 10, 1.0, 99)], tmp_path)
     assert combined.refused == {"gone": "the weights are not in the store"}
 
 
@@ -232,7 +237,7 @@ def test_memory_does_not_grow_with_learners(tmp_path: Path) -> None:
     store.upload(key_of(digest), tmp_path / "w")
     for k in range(24):
         store.upload(key_of(digest, f"l{k:02}"), tmp_path / "w")
-    sources = [Source(f"l{k:02}", digest, (tmp_path / "w").stat().st_size, k + 1) for k in range(24)]
+    sources = [Source(f"l{k:02}", digest, (tmp_path / "w").stat().st_size, k + 1, k) for k in range(24)]
     server, layout = make_server_step(ServerOptimizer()), weights.layout_of(large)
     del large
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

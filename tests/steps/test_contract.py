@@ -14,7 +14,7 @@ from kfp.compiler import Compiler
 
 from fedpipe import components
 from fedpipe.components.container import image
-from fedpipe.errors import InputError
+from fedpipe.errors import InputError, StepError
 from fedpipe.plan import Place
 from fedpipe.steps import STEPS
 from fedpipe.steps.contract import Artifact, Html, Metrics, body, execute, local_path, main, parse, write_outputs
@@ -183,6 +183,18 @@ class TestCommand:
             "plan": "",
         }
         assert len(written["shards"]["learners"]) == 5
+
+
+def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Any) -> None:
+        raise OSError(28, "No space left on device", "/tmp/x")
+
+    monkeypatch.setattr(body("tally"), "run", full)
+    values = {"place": {"store": "memory://x", "federation": "f", "run": "r"}, "round": 1, "base": ""}
+    with pytest.raises(
+        StepError, match=r"/tmp/x: the disk of step tally cannot be used: No space left on device\. It needs"
+    ):
+        execute("tally", {"inputs": {"parameterValues": values}, "outputs": {"outputFile": str(tmp_path / "o")}})
 
 
 def test_a_step_notes_its_time_once(tmp_path: Path, digits: Path) -> None:

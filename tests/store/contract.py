@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import time
 from pathlib import Path
 
 import pytest
 
-from fedpipe.errors import NotFoundError, StoreError
+from fedpipe.errors import NotFoundError, StoreError, TooLargeError
 from fedpipe.store import Store
 
 
@@ -53,6 +54,33 @@ class StoreContract:
             won = list(pool.map(lambda k: store.swap("head", b"%d" % k, version), range(8)))
         assert won.count(True) == 1
         assert store.read("head").data == b"%d" % won.index(True)
+
+    def test_poll_tells_only_what_is_new(self, store: Store) -> None:
+        assert store.poll("board") is None
+        store.create("board", b"one")
+        first = store.poll("board")
+        assert first is not None
+        assert first.data == b"one"
+        assert store.poll("board", first.version) is None
+        assert store.swap("board", b"two", first.version), "the version of a poll is that of a read"
+        second = store.poll("board", first.version)
+        assert second is not None
+        assert second.data == b"two"
+        assert store.poll("board", second.version) is None
+        with pytest.raises(TooLargeError):
+            store.poll("board", limit=2)
+
+    def test_age_counts_from_the_last_write(self, store: Store) -> None:
+        assert store.age("board") is None
+        store.create("board", b"one")
+        store.create("other", b"one")
+        time.sleep(2.1)
+        store.replace("board", b"two")
+        young, old = store.age("board"), store.age("other")
+        assert young is not None
+        assert old is not None
+        assert young >= 0
+        assert 1.0 <= old - young < 60  # an S3 server tells whole seconds, and some say now a second late
 
     def test_replace_overwrites(self, store: Store) -> None:
         store.replace("note", b"one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import itertools
 import socket
 import threading
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import minio.time
 import pytest
 
 from fedpipe.errors import StoreError, StoreUnavailableError
@@ -38,6 +40,28 @@ class TestMistakes:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-wrong-wrong")
         with pytest.raises(StoreError, match="refuses the credentials"):
             open_store(s3_server.uri).probe()
+
+    @pytest.mark.parametrize("hours", [-24, 24])
+    def test_a_clock_that_is_a_day_off(
+        self, s3_server: servers.Server, hours: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Signatures are made by the server's clock then; ages never depend on ours."""
+        real = minio.time.utcnow
+        monkeypatch.setattr(minio.time, "utcnow", lambda: real() + datetime.timedelta(hours=hours))
+        store = open_store(f"s3://tests/skewed-{hours}-{next(_numbers)}?endpoint={s3_server.endpoint}")
+        store.probe()
+        assert store.create("a", b"one")
+        blob = store.poll("a")
+        assert blob is not None
+        assert store.swap("a", b"two", blob.version)
+        assert store.read("a").data == b"two"
+        age = store.age("a")
+        assert age is not None
+        assert age < 30
+        (tmp_path / "large").write_bytes(bytes(70 * 2**20))  # in several parts
+        store.upload("large", tmp_path / "large")
+        assert store.size("large") == 70 * 2**20
+        assert list(store.keys()) == ["a", "large"]
 
     def test_nothing_listens_there(self) -> None:
         store = open_store(f"s3://tests?endpoint=http://127.0.0.1:{servers.free_port()}")

@@ -9,8 +9,10 @@ the learners is taken, since a counter never runs backwards (for booleans: true 
 
 from __future__ import annotations
 
+from fedpipe.aggregation.feeds import Source
+from fedpipe.aggregation.forest import Forest
 from fedpipe.aggregation.rules import RULES, Rule, mean
 from fedpipe.aggregation.server import SERVER_OPTIMIZERS, ServerStep, sgd
-from fedpipe.aggregation.streaming import Combined, Source, combine
+from fedpipe.aggregation.streaming import Combined, combine
 
-__all__ = ["RULES", "SERVER_OPTIMIZERS", "Combined", "Rule", "ServerStep", "Source", "combine", "mean", "sgd"]
+__all__ = ["RULES", "SERVER_OPTIMIZERS", "Combined", "Forest", "Rule", "ServerStep", "Source", "combine", "mean", "sgd"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,23 +14,28 @@ from fedpipe.errors import WeightsError
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
-Rule = Callable[[Iterable[Array], Sequence[float]], Floats]
-"""Flat arrays of one length, one per learner in sorted order, and their weights, to float64 of that length."""
+Rule = Callable[[Iterable[Array], Sequence[float], Sequence[int], Collection[int]], Floats]
+"""Flat arrays of one length in the order of their places, their weights and places, to float64 of that length.
+
+The last argument names the positions of arrays that are weighted sums of several learners already.
+"""
 
 BLOCK = 3 * 2**15
 """Elements that are combined at a time: two float64 arrays of a block fit the second-level cache of a core."""
 
 
-def mean(values: Iterable[Array], weights: Sequence[float]) -> Floats:
+def mean(
+    values: Iterable[Array], weights: Sequence[float], places: Sequence[int] = (), summed: Collection[int] = ()
+) -> Floats:
     """Weighted mean in float64.
 
     .. math:: \\bar w = \\frac{\\sum_k n_k w_k}{\\sum_k n_k}
 
-    The sum runs over the learners in the given order, so that equal inputs give equal bits.
-
     Args:
         values: one flat array per learner, each of the same length; taken one at a time.
-        weights: positive, one per learner.
+        weights: positive, one per array.
+        places: see `total`.
+        summed: see `total`.
 
     Returns:
         float64, the arrays' length.
@@ -41,25 +46,67 @@ def mean(values: Iterable[Array], weights: Sequence[float]) -> Floats:
     Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", 2017,
     Algorithm 1.
     """
+    result = total(values, weights, places, summed)
+    result /= float(sum(weights))
+    return result
+
+
+def total(
+    values: Iterable[Array], weights: Sequence[float], places: Sequence[int] = (), summed: Collection[int] = ()
+) -> Floats:
+    """Weighted sum in float64, added up in the binary tree over the places.
+
+    Equal inputs give equal bits: whoever has the sum of a whole subtree can give that instead of its arrays. The error
+    grows with the logarithm of their number (Higham, "The Accuracy of Floating Point Summation", 1993, section 3).
+
+    Args:
+        values: one flat array per learner, each of the same length; taken one at a time.
+        weights: positive, one per array.
+        places: positions of the learners, increasing; 0, 1, 2, ... by default.
+        summed: positions of arrays that are weighted sums of a subtree, in float64, at the place of its first learner.
+    """
     check_weights(weights)
-    uniform = len(set(weights)) == 1
-    total: Floats | None = None
-    part: Floats | None = None
-    for value, weight in zip(values, weights, strict=True):
+    stack: list[tuple[int, Floats]] = []
+    spare: list[Floats] = []
+    for position, (value, weight) in enumerate(zip(values, weights, strict=True)):
+        place = places[position] if places else position
+        while len(stack) > 1 and level(stack[-2][0], stack[-1][0]) < level(stack[-1][0], place):
+            free = _merged(stack)
+            spare += [free] if free.flags.writeable else []
+        if position in summed:
+            stack.append((place, value))
+            continue
         # Casting first is faster than a ufunc over mixed dtypes, which casts in small buffers.
-        if total is None:
-            part = total = value.astype(np.float64)
-        else:
-            part = np.empty_like(total) if part is total or part is None else part
-            np.copyto(part, value, casting="unsafe")
-        if not uniform:
+        part = spare.pop() if spare else np.empty(value.shape, np.float64)
+        np.copyto(part, value, casting="unsafe")
+        if weight != 1:
             np.multiply(part, weight, out=part)
-        if part is not total:
-            np.add(total, part, out=total)
-    if total is None:
+        stack.append((place, part))
+    if not stack:
         raise WeightsError("there is nothing to average")
-    total /= len(weights) if uniform else float(sum(weights))
-    return total
+    while len(stack) > 1:
+        _merged(stack)
+    result = stack[0][1]
+    return result if result.flags.writeable else result.copy()
+
+
+def level(left: int, right: int) -> int:
+    """The height of the lowest subtree that holds both places.
+
+    >>> [level(0, 1), level(2, 3), level(1, 2), level(0, 7)]
+    [1, 1, 2, 3]
+    """
+    return (left ^ right).bit_length()
+
+
+def _merged(stack: list[tuple[int, Floats]]) -> Floats:
+    """Adds the last sum to the one before it; returns the array that is free now."""
+    (place, left), (_, right) = stack[-2:]
+    if not left.flags.writeable:  # the bytes of a file; a sum does not depend on the order of two
+        left, right = (right, left) if right.flags.writeable else (left.copy(), right)
+    np.add(left, right, out=left)
+    stack[-2:] = [(place, left)]
+    return right
 
 
 def largest(values: Iterable[Array]) -> Array:
@@ -93,12 +140,14 @@ def average(updates: Sequence[Mapping[str, Array]], weights: Sequence[float], *,
         WeightsError: names, shapes or dtypes differ, or the weights are not positive.
     """
     _check_alike(updates, weights)
+    weights = [1.0] * len(weights) if len(set(weights)) == 1 else weights
+    places = range(len(weights))
     result = {name: np.empty(value.shape, value.dtype) for name, value in updates[0].items()}
 
     def fill(name: str, start: int) -> None:
         parts = [np.ascontiguousarray(u[name]).reshape(-1)[start : start + BLOCK] for u in updates]
         target = result[name].reshape(-1)[start : start + BLOCK]
-        target[...] = rule(parts, weights) if is_float(target.dtype) else largest(parts)
+        target[...] = rule(parts, weights, places, ()) if is_float(target.dtype) else largest(parts)
 
     spans = [(name, start) for name, value in result.items() for start in range(0, value.size, BLOCK)]
     workers = os.cpu_count() or 1

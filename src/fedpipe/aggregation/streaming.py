@@ -9,39 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import queue
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.aggregation.rules import BLOCK, Rule, check_weights, largest
+from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Operand, RefusedError, Source
+from fedpipe.aggregation.forest import Forest, passed
+from fedpipe.aggregation.rules import Rule, check_weights
 from fedpipe.aggregation.server import ServerStep
-from fedpipe.errors import FedpipeError, NotFoundError, WeightsError
+from fedpipe.errors import WeightsError
 from fedpipe.objects import fetch_file, key_of
-from fedpipe.store import Reader, Store
-from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of, read_layout
-
-_PIECE = 4 * BLOCK
-"""Bytes of an update that are combined at a time."""
-_AHEAD = 32
-"""Pieces that are fetched before they are needed."""
+from fedpipe.store import Store
+from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of
 
 Floats = npt.NDArray[np.float64]
-
-
-class Source(NamedTuple):
-    """An update's weights in the store, with its weight in the mean."""
-
-    learner: str
-    digest: str
-    size: int
-    weight: float
 
 
 class Combined(NamedTuple):
@@ -51,23 +35,6 @@ class Combined(NamedTuple):
     state: dict[str, tuple[Path, str]]
     accepted: tuple[str, ...]
     refused: dict[str, str]
-
-
-class _RefusedError(FedpipeError):
-    """An update that cannot be used."""
-
-    def __init__(self, learner: str, why: str) -> None:
-        super().__init__(why)
-        self.learner = learner
-
-
-class _Chunk(NamedTuple):
-    """Bytes [start, stop) of the files, all of one dtype."""
-
-    start: int
-    stop: int
-    dtype: np.dtype[Any]
-    is_float: bool
 
 
 def combine(
@@ -80,6 +47,7 @@ def combine(
     rule: Rule,
     server: ServerStep,
     folder: Path,
+    forest: Forest | None = None,
 ) -> Combined:
     """Combines updates from the store into the next global weights.
 
@@ -92,182 +60,63 @@ def combine(
         base: digest of the global weights that the updates began from.
         state: digests of the server optimizer's arrays; empty before the first step.
         folder: where the result's files are written.
+        forest: updates of this round that were fetched and added up while others were awaited.
 
     Raises:
         WeightsError: no update could be used, or the result is not finite.
         StoreError: the store failed; the step can be repeated.
     """
-    left = sorted(sources, key=lambda s: s.learner)
-    refused: dict[str, str] = {}
+    check_weights([s.weight for s in sources])
+    known = forest if forest is not None and forest.fits(sources) else None
+    refused = {s.learner: known.refused[s.learner] for s in sources if s.learner in known.refused} if known else {}
+    kept = known.kept if known else []
+    fetched = [s for s in sources if known and s.learner in known.members]
+    left = [s for s in sources if s not in fetched and s.learner not in refused]
     with contextlib.closing(_Optimizer(store, server, base, state, layout, folder)) as optimizer:
-        while left:
+        while left or kept:
             try:
-                path, digest = _one_pass(store, left, layout, rule, optimizer, folder)
-            except _RefusedError as error:
+                path, digest = _one_pass(store, left, kept, layout, rule, optimizer, folder)
+            except RefusedError as error:
                 refused[error.learner] = error.what
                 left = [s for s in left if s.learner != error.learner]
                 continue
-            return Combined((path, digest), optimizer.finish(), tuple(s.learner for s in left), refused)
+            accepted = tuple(sorted(s.learner for s in (*left, *fetched)))
+            return Combined((path, digest), optimizer.finish(), accepted, refused)
     raise WeightsError("no update can be used: " + "; ".join(f"{k}: {v}" for k, v in sorted(refused.items())))
 
 
 def _one_pass(
-    store: Store, sources: list[Source], layout: Layout, rule: Rule, optimizer: _Optimizer, folder: Path
-) -> tuple[Path, str]:
-    check_weights([s.weight for s in sources])
+    store: Store, sources: list[Source], kept: list[Kept], layout: Layout, rule: Rule, optimizer: _Optimizer,
+    folder: Path,
+) -> tuple[Path, str]:  # fmt: skip
     optimizer.restart()
     path, out = folder / "weights", hashlib.sha256()
     with contextlib.ExitStack() as stack, path.open("wb") as file:
-        feeds = [stack.enter_context(contextlib.closing(_Feed(store, s, layout))) for s in sources]
-        pieces = stack.enter_context(contextlib.closing(_Ahead(feeds, _chunks(layout))))
-        hasher = stack.enter_context(contextlib.closing(_Hasher()))
-        _emit(head_bytes(layout), file, out)
-        for chunk in _chunks(layout):
-            values = (_taken(pieces, feed, chunk, hasher) for feed in feeds)
-            result = _combined(chunk, values, [s.weight for s in sources], rule, optimizer)
-            if not (chunk.is_float and not np.isfinite(result).all()):
-                _emit(result.tobytes(), file, out)
+        operands: list[Operand] = [stack.enter_context(contextlib.closing(Feed(store, s, layout))) for s in sources]
+        operands += [stack.enter_context(contextlib.closing(item)) for item in kept]
+        writer = stack.enter_context(contextlib.closing(Aside()))
+
+        def emit(data: bytes) -> None:
+            out.update(data)
+            file.write(data)
+
+        writer.do(emit, head_bytes(layout))
+        for chunk, result in passed(stack, operands, layout, rule):
+            stepped = optimizer.step(chunk, result).astype(chunk.dtype) if chunk.is_float else result
+            if not (chunk.is_float and not np.isfinite(stepped).all()):
+                writer.do(emit, stepped.tobytes())
                 continue
             _find_culprit(store, sources, chunk)
             raise WeightsError("the aggregate is not finite although every update is: lower the learning rates")
-        hasher.close()
-        for feed in feeds:
-            feed.verify()
+        writer.finish()
     return path, f"sha256:{out.hexdigest()}"
 
 
-def _emit(data: bytes, file: Any, digest: Any) -> None:
-    digest.update(data)
-    file.write(data)
-
-
-def _taken(pieces: _Ahead, feed: _Feed, chunk: _Chunk, hasher: _Hasher) -> npt.NDArray[Any]:
-    data = pieces.next()
-    if len(data) != chunk.stop - chunk.start:
-        raise _RefusedError(feed.source.learner, "the weights are truncated")
-    hasher.update(feed.digest, data)
-    return np.frombuffer(data, chunk.dtype)
-
-
-def _combined(
-    chunk: _Chunk, values: Iterator[npt.NDArray[Any]], weights: list[float], rule: Rule, optimizer: _Optimizer
-) -> npt.NDArray[Any]:
-    if not chunk.is_float:
-        return largest(values)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found and named afterwards
-        stepped = optimizer.step(chunk, rule(values, weights))
-        return stepped.astype(chunk.dtype)
-
-
-def _find_culprit(store: Store, sources: list[Source], chunk: _Chunk) -> None:
+def _find_culprit(store: Store, sources: list[Source], chunk: Chunk) -> None:
     for source in sources:
         data = store.read_range(key_of(source.digest, source.learner), chunk.start, chunk.stop - chunk.start)
         if not np.isfinite(np.frombuffer(data, chunk.dtype)).all():
-            raise _RefusedError(source.learner, "the weights hold NaN or infinity")
-
-
-def _chunks(layout: Layout) -> Iterator[_Chunk]:
-    """The data of a layout, cut at changes of dtype and at _PIECE bytes."""
-    position = 0
-    tensors = layout.tensors
-    while position < len(tensors):
-        last = position
-        while last + 1 < len(tensors) and tensors[last + 1].dtype == tensors[position].dtype:
-            last += 1
-        first, stop = tensors[position], tensors[last].stop
-        for start in range(first.start, stop, _PIECE):
-            yield _Chunk(start, min(start + _PIECE, stop), first.numpy_dtype, first.dtype in FLOATS)
-        position = last + 1
-
-
-class _Feed:
-    """One update's bytes, from its header on."""
-
-    def __init__(self, store: Store, source: Source, layout: Layout) -> None:
-        self.source, self.digest = source, hashlib.sha256()
-        try:
-            self._reader: Reader = store.open(key_of(source.digest, source.learner))
-        except NotFoundError as error:
-            raise _RefusedError(source.learner, "the weights are not in the store") from error
-        try:
-            if self._reader.size != source.size:
-                raise WeightsError(f"the weights have {self._reader.size} bytes, the manifest says {source.size}")
-            found = read_layout(self._hashed, self._reader.size)
-            difference = layout.difference(found)
-            if difference is None and found != layout:
-                difference = "the tensors are not in canonical order"
-            if difference is not None:
-                raise WeightsError(difference)
-        except WeightsError as error:
-            self.close()
-            raise _RefusedError(source.learner, error.what) from error
-
-    def _hashed(self, _start: int, length: int) -> bytes:
-        data = self._reader.read(length)
-        self.digest.update(data)
-        return data
-
-    def read(self, length: int) -> bytes:
-        return self._reader.read(length)
-
-    def verify(self) -> None:
-        if f"sha256:{self.digest.hexdigest()}" != self.source.digest:
-            raise _RefusedError(self.source.learner, "the weights do not match their digest")
-
-    def close(self) -> None:
-        self._reader.close()
-
-
-class _Hasher:
-    """Hashes pieces in their order in another thread, and lets only a few of them wait."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._waiting: deque[Future[None]] = deque()
-
-    def update(self, digest: Any, data: bytes) -> None:
-        self._waiting.append(self._pool.submit(digest.update, data))
-        if len(self._waiting) > _AHEAD:
-            self._waiting.popleft().result()
-
-    def close(self) -> None:
-        self._pool.shutdown()
-
-
-class _Ahead:
-    """Reads the chunks of all feeds in order, in a thread of its own, a few pieces ahead."""
-
-    def __init__(self, feeds: list[_Feed], chunks: Iterator[_Chunk]) -> None:
-        self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._read, args=(feeds, chunks), daemon=True)
-        self._thread.start()
-
-    def _read(self, feeds: list[_Feed], chunks: Iterator[_Chunk]) -> None:
-        try:
-            for chunk in chunks:
-                for feed in feeds:
-                    self._put(feed.read(chunk.stop - chunk.start))
-                    if self._stopped.is_set():
-                        return
-        except BaseException as error:
-            self._put(error)
-
-    def _put(self, item: bytes | BaseException) -> None:
-        while not self._stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=0.1)
-                return
-
-    def next(self) -> bytes:
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def close(self) -> None:
-        self._stopped.set()
-        self._thread.join()
+            raise RefusedError(source.learner, "the weights hold NaN or infinity")
 
 
 class _Optimizer:
@@ -297,7 +146,7 @@ class _Optimizer:
             self._files[slot] = (self._folder / f"new-{slot}").open("wb")
             self._files[slot].write(head_bytes(self._layouts[slot]))
 
-    def step(self, chunk: _Chunk, aggregate: Floats) -> Floats:
+    def step(self, chunk: Chunk, aggregate: Floats) -> Floats:
         """The next values of a chunk's coordinates."""
         if self._server.replaces:
             return aggregate

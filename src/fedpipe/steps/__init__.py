@@ -14,6 +14,9 @@ STEPS: dict[str, str] = {
     "train": "keras",
     "train_private": "tff",
     "aggregate": "core",
+    "learn": "keras",
+    "learn_private": "tff",
+    "coordinate": "core",
     "vote": "keras",
     "tally": "core",
     "score": "keras",
@@ -22,3 +25,6 @@ STEPS: dict[str, str] = {
     "report": "core",
 }
 """Each step and the environment (image) in which it runs."""
+
+WAITING = ("learn", "learn_private", "coordinate")
+"""Steps of a session: they wait for each other most of the time, so all of them must run at once."""

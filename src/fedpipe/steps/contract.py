@@ -6,17 +6,19 @@ import importlib
 import json
 import logging
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from fedpipe.errors import FedpipeError, InputError, StoreError
+from fedpipe.errors import FedpipeError, InputError, StepError, StoreError
 from fedpipe.plan import Place
-from fedpipe.steps import STEPS
+from fedpipe.steps import STEPS, WAITING
 from fedpipe.timings import Timing, note
 
 log = logging.getLogger("fedpipe")
@@ -56,6 +58,24 @@ class Html(Artifact, frozen=True, kw_only=True):
     schema: ClassVar[str] = "system.HTML"
 
 
+def _here(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+class Hands(NamedTuple):
+    """What a waiting step does with what is not its own: in a container all of it happens right here.
+
+    Args:
+        call: calls a function with its arguments where the step's framework is.
+        sleep: waits so many seconds.
+        tell: passes on what a listener may want to hear.
+    """
+
+    call: Callable[..., Any] = _here
+    sleep: Callable[[float], None] = time.sleep
+    tell: Callable[..., None] = lambda *_: None
+
+
 def body(name: str) -> ModuleType:
     """The module of a step. Raises InputError for an unknown name."""
     if name not in STEPS:
@@ -78,12 +98,13 @@ def parse(name: str, values: dict[str, Any]) -> Any:
         raise InputError(str(error).replace("$.", ""), where=f"step {name}") from error
 
 
-def execute(name: str, executor_input: dict[str, Any]) -> Any:
+def execute(name: str, executor_input: dict[str, Any], hands: Hands | None = None) -> Any:
     """Runs a step and writes its executor output.
 
     Args:
         name: the step.
         executor_input: KFP's executor input, as the launcher or the local engine makes it.
+        hands: of a waiting step.
 
     Returns:
         The step's `Outputs`.
@@ -93,7 +114,14 @@ def execute(name: str, executor_input: dict[str, Any]) -> Any:
     """
     inputs = parse(name, executor_input.get("inputs", {}).get("parameterValues", {}))
     started, clock = time.time(), time.monotonic()
-    outputs = body(name).run(inputs)
+    try:
+        outputs = body(name).run(inputs, hands or Hands()) if name in WAITING else body(name).run(inputs)
+    except OSError as error:
+        raise StepError(
+            f"the disk of step {name} cannot be used: {error.strerror}",
+            where=str(error.filename or tempfile.gettempdir()),
+            remedy="It needs space for a few models.",
+        ) from error
     _note_time(name, inputs, outputs, started, time.monotonic() - clock)
     write_outputs(outputs, executor_input["outputs"])
     return outputs

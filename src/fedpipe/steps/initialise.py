@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe import weights
+from fedpipe.board import check_deadline
 from fedpipe.data import get_parts
 from fedpipe.errors import InputError, ModelError
 from fedpipe.federation import Federation
@@ -34,11 +35,14 @@ class Inputs(Struct, frozen=True, kw_only=True):
     shards: Shards
     federation: str
     code: str
+    rounds: int = 0
     learning_rate: float = 0.0
     local_epochs: int = 0
     batch_size: int = 0
     min_learners: int = 0
     deadline: float = 0.0
+    patience: int = 0
+    max_seconds: float = 0.0
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
@@ -59,16 +63,15 @@ def find(inputs: Inputs) -> Outputs | None:
 
 
 def _plan(inputs: Inputs) -> Plan:
-    settings = Settings(
-        learning_rate=inputs.learning_rate, local_epochs=inputs.local_epochs, batch_size=inputs.batch_size,
-        min_learners=inputs.min_learners, deadline=inputs.deadline,
-    )  # fmt: skip
+    settings = Settings(**{name: getattr(inputs, name) for name in Settings.__struct_fields__})
     return make_plan(inputs.place.run, settings.applied(read(inputs.federation)), inputs.code, inputs.shards)
 
 
 def run(inputs: Inputs) -> Outputs:
     """Begins the run, or finds that it has begun."""
     store, plan = inputs.place.open(), _plan(inputs)
+    if read_record(store, plan.run, 0) is None:
+        check_deadline(store, plan.federation.quorum.deadline)
 
     def initial() -> dict[str, Array]:
         from fedpipe.keras_learner import plan_model
@@ -81,6 +84,8 @@ def run(inputs: Inputs) -> Outputs:
             measured = model.check_examples(*get_parts(store, plan.test)["test"])
             if plan.federation.vote:
                 check_criterion(plan.federation.vote.criterion, measured)
+            if stopping := plan.federation.training.early_stopping:
+                check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
         if any(plan.federation.privacy_of(learner.name) for learner in plan.federation.learners):
             check_private(model.keras)
         model.reset(plan.federation.training.seed)
@@ -96,13 +101,14 @@ def _outputs(place: Place, record: Record) -> Outputs:
 
 
 def make_plan(run: str, federation: Federation, code: str, shards: Shards) -> Plan:
-    """The plan of a run; it names no store and no folder, so that it is the same wherever it runs."""
+    """The plan of a run; it names no store, no folder and no shape of steps: it is the same however it runs."""
     file, _, function = federation.model.partition(":")
     local = msgspec.structs.replace(
         federation,
         store="store",
         model=f"{Path(file).name}:{function or 'build'}",
         data=msgspec.structs.replace(federation.data, uri=re.sub(r".*/", "", federation.data.uri)),
+        training=msgspec.structs.replace(federation.training, rounds_per_step="all"),
     )
     return Plan(
         run=run, federation=local, code=digest_of(code.encode()), function=function or "build",

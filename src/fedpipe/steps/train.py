@@ -11,6 +11,7 @@ from fedpipe.manifests import Dropped, Update
 from fedpipe.objects import digest_of, encode
 from fedpipe.plan import Place, Plan, read_plan
 from fedpipe.rounds import find_part
+from fedpipe.session import select
 from fedpipe.steps.contract import Metrics
 from fedpipe.store import Store
 
@@ -55,6 +56,8 @@ def train(inputs: Inputs, make: Callable[[Store, Plan], Learner]) -> Outputs:
     """Trains with the learner that `make` makes when there is work to do."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
+    if inputs.learner not in select(plan.federation, inputs.round):
+        return _outputs(Dropped(learner=inputs.learner, why="not asked in this round"))
     return _outputs(contribute(store, plan, inputs.learner, inputs.round, inputs.base, lambda: make(store, plan)))
 
 

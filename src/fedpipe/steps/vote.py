@@ -62,10 +62,10 @@ def _outputs(result: Ballot | Dropped) -> Outputs:
     if isinstance(result, Dropped):
         return Outputs(ballot="absent", metrics=Metrics(metadata={"absent": result.why}))
     answer = "none" if not result.round else "yes" if result.approve else "no"
-    return Outputs(ballot=answer, metrics=Metrics(metadata={"ballot": answer, **_flat(result.proposed)}))
+    return Outputs(ballot=answer, metrics=Metrics(metadata={"ballot": answer, **flat(result.proposed)}))
 
 
-def _flat(scores: Scores) -> dict[str, float]:
+def flat(scores: Scores) -> dict[str, float]:
     """`vote_loss` and `test_accuracy`, as the UI shows them."""
     parts = {"vote": scores.vote, "test": scores.test}
     return {f"{part}_{name}": v for part, tested in parts.items() if tested for name, v in tested.metrics.items()}

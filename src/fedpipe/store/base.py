@@ -49,6 +49,19 @@ class Store(Protocol):
     def read(self, key: str, *, limit: int = SMALL) -> Blob:
         """The whole object. Raises NotFoundError, or TooLargeError when it is larger than `limit` bytes."""
 
+    def poll(self, key: str, version: str = "", *, limit: int = SMALL) -> Blob | None:
+        """The whole object when its version is another than `version`; None when it is the same or absent.
+
+        What a waiting step asks again and again: an S3 server answers 304 and sends no bytes. Raises TooLargeError when
+        it is larger than `limit` bytes.
+        """
+
+    def age(self, key: str) -> float | None:
+        """Seconds since the object was last written, by the store's own clock; None when there is none.
+
+        The clocks of those who ask do not matter. An S3 server tells whole seconds.
+        """
+
     def open(self, key: str) -> Reader:
         """The object as a stream. Raises NotFoundError."""
 

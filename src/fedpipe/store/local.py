@@ -59,6 +59,22 @@ class LocalStore:
             data = reader.read(reader.size)
         return Blob(data, hashlib.sha256(data).hexdigest())
 
+    def poll(self, key: str, version: str = "", *, limit: int = SMALL) -> Blob | None:
+        try:
+            blob = self.read(key, limit=limit)
+        except NotFoundError:
+            return None
+        return None if blob.version == version else blob
+
+    def age(self, key: str) -> float | None:
+        try:
+            with _mapped(self._path(key)):
+                written = self._path(key).stat().st_mtime
+        except NotFoundError:
+            return None
+        with self._temporary(key) as temporary, temporary.open("wb") as file:  # a shared folder has its server's clock
+            return max(0.0, os.fstat(file.fileno()).st_mtime - written)
+
     def open(self, key: str) -> Reader:
         with _mapped(self._path(key)):
             return _FileReader(self._path(key))

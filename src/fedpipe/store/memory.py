@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -15,9 +16,11 @@ from fedpipe.store.base import SMALL, Blob, Reader, check_key
 class _Shelf:
     """The objects that all views of one memory store share."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.lock = threading.Lock()
+        self.clock = clock
         self.objects: dict[str, Blob] = {}
+        self.written: dict[str, float] = {}
         self.writes = 0
 
 
@@ -34,14 +37,23 @@ class _MemoryReader:
 
 
 class MemoryStore:
-    """Objects in a dictionary behind a lock."""
+    """Objects in a dictionary behind a lock.
 
-    def __init__(self, name: str = "", prefix: str = "", _shelf: _Shelf | None = None) -> None:
-        self._name, self._prefix, self._shelf = name, prefix, _shelf or _Shelf()
+    Args:
+        name: part of its URI.
+        prefix: before every key.
+        clock: the store's own, in seconds; a simulation gives another.
+    """
+
+    def __init__(
+        self, name: str = "", prefix: str = "", *, clock: Callable[[], float] = time.monotonic,
+        _shelf: _Shelf | None = None,
+    ) -> None:  # fmt: skip
+        self._name, self._prefix, self._shelf = name, prefix, _shelf or _Shelf(clock)
         self.uri = f"memory://{name}/{prefix}" if prefix else f"memory://{name}"
 
     def below(self, prefix: str) -> Self:
-        return type(self)(self._name, self._key(prefix), self._shelf)
+        return type(self)(self._name, self._key(prefix), _shelf=self._shelf)
 
     def _key(self, key: str) -> str:
         check_key(key)
@@ -50,6 +62,7 @@ class MemoryStore:
     def _put(self, key: str, data: bytes) -> None:
         self._shelf.writes += 1
         self._shelf.objects[key] = Blob(bytes(data), str(self._shelf.writes))
+        self._shelf.written[key] = self._shelf.clock()
 
     def read(self, key: str, *, limit: int = SMALL) -> Blob:
         blob = self._shelf.objects.get(self._key(key))
@@ -58,6 +71,18 @@ class MemoryStore:
         if len(blob.data) > limit:
             raise TooLargeError(f"{len(blob.data)} bytes where at most {limit} are allowed", where=f"{self.uri}/{key}")
         return blob
+
+    def poll(self, key: str, version: str = "", *, limit: int = SMALL) -> Blob | None:
+        try:
+            blob = self.read(key, limit=limit)
+        except NotFoundError:
+            return None
+        return None if blob.version == version else blob
+
+    def age(self, key: str) -> float | None:
+        with self._shelf.lock:
+            known = self._key(key) in self._shelf.objects
+            return self._shelf.clock() - self._shelf.written[self._key(key)] if known else None
 
     def open(self, key: str) -> Reader:
         return _MemoryReader(self.read(key, limit=2**63).data)

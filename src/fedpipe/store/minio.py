@@ -11,10 +11,12 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 import minio
+import minio.time
 import urllib3
 from minio.error import InvalidResponseError, S3Error, ServerError
 
@@ -35,7 +37,13 @@ _TRANSIENT = {
     "InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "SlowDownRead",
     "SlowDownWrite", "ConditionalRequestConflict", "XMinioServerNotInitialized",
 }  # fmt: skip
-_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"}
+_DENIED = {
+    "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken",
+    "ExpiredPresignRequest", "RequestExpired", "RequestNotReadyYet", "RequestTimeTooSkewed",
+}  # fmt: skip
+"""A wrong clock is among the reasons: each server has its own word for it."""
+_SKEW = datetime.timedelta(minutes=1)
+"""What two clocks may differ; S3 servers refuse signatures that are 15 minutes off."""
 
 
 class Credentials(NamedTuple):
@@ -74,6 +82,40 @@ def find_credentials(environ: Mapping[str, str] = os.environ) -> Credentials:
         ) from error
 
 
+class _Client(minio.Minio):
+    """A client that signs by the server's clock when its own is wrong."""
+
+    offset = datetime.timedelta(0)
+
+    def set_clock(self, pool: urllib3.PoolManager, endpoint: str) -> bool | None:
+        """Asks the server for its time; False when that is no news, and so not why a request was refused.
+
+        None when it cannot be asked now.
+        """
+        try:
+            answer = pool.urlopen("HEAD", endpoint)
+        except urllib3.exceptions.HTTPError:
+            return None
+        told = answer.headers.get("Date")
+        if told is None:
+            return None if answer.status >= 500 else False
+        offset = parsedate_to_datetime(told) - time_of_signing()
+        if abs(offset - self.offset) < _SKEW:
+            return False
+        self.offset = offset
+        return True
+
+    def _build_headers(self, *arguments: Any, **more: Any) -> tuple[dict[str, Any], datetime.datetime]:
+        headers, date = super()._build_headers(*arguments, **more)
+        headers["x-amz-date"] = minio.time.to_amz_date(date + self.offset)
+        return headers, date + self.offset
+
+
+def time_of_signing() -> datetime.datetime:
+    """Now, as the minio package takes it when it signs a request."""
+    return minio.time.utcnow()
+
+
 class MinioStore:
     """Objects in a bucket below a prefix.
 
@@ -90,7 +132,7 @@ class MinioStore:
         region: str = "us-east-1",
         credentials: Credentials | None = None,
         deadline: float = DEADLINE,
-        _client: tuple[minio.Minio, urllib3.PoolManager] | None = None,
+        _client: tuple[_Client, urllib3.PoolManager] | None = None,
     ) -> None:
         self._bucket, self._prefix, self._deadline = bucket, prefix, deadline
         self._endpoint, self._region, self._credentials = endpoint, region, credentials
@@ -120,7 +162,10 @@ class MinioStore:
             try:
                 return call()
             except S3Error as error:
-                if error.code not in _TRANSIENT:
+                was_wrong = self._client.set_clock(self._pool, self._endpoint) if error.code in _DENIED else False
+                if was_wrong:
+                    continue
+                if error.code not in _TRANSIENT and was_wrong is not None:
                     raise self._translated(error, key) from error
                 cause: Exception = error
             except InvalidResponseError as error:
@@ -158,12 +203,49 @@ class MinioStore:
     def read(self, key: str, *, limit: int = SMALL) -> Blob:
         def call() -> Blob:
             with self._opened(key) as response:
-                size = int(response.headers["Content-Length"])
-                if size > limit:
-                    raise TooLargeError(f"{size} bytes where at most {limit} are allowed", where=self._where(key))
-                return Blob(response.read(), response.headers["ETag"])
+                return self._whole(response, key, limit)
 
         return self._retried(call, key)
+
+    def _whole(self, response: Any, key: str, limit: int) -> Blob:
+        size = int(response.headers["Content-Length"])
+        if size > limit:
+            raise TooLargeError(f"{size} bytes where at most {limit} are allowed", where=self._where(key))
+        return Blob(response.read(), response.headers["ETag"])
+
+    def poll(self, key: str, version: str = "", *, limit: int = SMALL) -> Blob | None:
+        def call() -> Blob | None:
+            condition = {"If-None-Match": version} if version else {}
+            response = self._pool.urlopen("GET", self._presigned("GET", key), headers=condition, preload_content=False)
+            try:
+                if response.status == 200:
+                    return self._whole(response, key, limit)
+                if response.status == 304:
+                    return None
+                raise _refusal(response)
+            finally:
+                _give_back(response)
+
+        try:
+            return self._retried(call, key)
+        except NotFoundError:
+            return None
+
+    def age(self, key: str) -> float | None:
+        try:
+            found = self._retried(lambda: self._client.stat_object(self._bucket, self._key(key)), key)
+        except NotFoundError:
+            return None
+        now = (found.metadata or {}).get("Date")
+        if now is None or found.last_modified is None:
+            raise StoreError("the store does not tell its time", where=self._where(key))
+        return max(0.0, (parsedate_to_datetime(str(now)) - found.last_modified).total_seconds())
+
+    def _presigned(self, method: str, key: str) -> str:
+        return self._client.get_presigned_url(
+            method, self._bucket, self._key(key), expires=datetime.timedelta(minutes=15),
+            request_date=time_of_signing() + self._client.offset,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def _opened(self, key: str, start: int = 0, length: int = 0) -> Iterator[Any]:
@@ -221,20 +303,13 @@ class MinioStore:
         return tries > 1 and self.size(key) is not None and self.read(key).data == data
 
     def _put(self, key: str, body: Any, headers: dict[str, str]) -> bool:
-        url = self._client.get_presigned_url(
-            "PUT", self._bucket, self._key(key), expires=datetime.timedelta(minutes=15)
-        )
-        response = self._pool.urlopen("PUT", url, body=body, headers=headers)
+        response = self._pool.urlopen("PUT", self._presigned("PUT", key), body=body, headers=headers)
         if response.status == 200:
             return True
         # MinIO answers 404 to If-Match on an absent object: lost as well, but a missing bucket is an error.
         if response.status == 412 or (response.status == 404 and b"NoSuchKey" in response.data):
             return False
-        raise (
-            S3Error.fromxml(response)
-            if b"<Error>" in response.data
-            else ServerError(f"HTTP {response.status}", response.status)
-        )
+        raise _refusal(response)
 
     def replace(self, key: str, data: bytes) -> None:
         self._retried(lambda: self._put(key, data, {}), key)
@@ -318,6 +393,13 @@ class _MinioReader:
             self._response = None
 
 
+def _refusal(response: Any) -> Exception:
+    """The error that an answer stands for."""
+    if b"<Error>" in response.data:
+        return S3Error.fromxml(response)
+    return ServerError(f"HTTP {response.status}", response.status)
+
+
 def _give_back(response: Any) -> None:
     """Returns the connection to the pool; an unread rest is cut off instead of being downloaded."""
     if response.length_remaining:
@@ -330,7 +412,7 @@ def _reason(error: Exception) -> str:
     return text.split(": ", 1)[-1][:200]
 
 
-def _connect(endpoint: str, region: str, credentials: Credentials) -> tuple[minio.Minio, urllib3.PoolManager]:
+def _connect(endpoint: str, region: str, credentials: Credentials) -> tuple[_Client, urllib3.PoolManager]:
     url = urllib3.util.parse_url(endpoint)
     if url.scheme not in ("http", "https") or not url.netloc or url.path not in (None, "/"):
         raise StoreError(
@@ -344,7 +426,7 @@ def _connect(endpoint: str, region: str, credentials: Credentials) -> tuple[mini
         retries=False,  # _retried does it, with one deadline over all
         blocksize=2**20,  # http.client sends files in pieces of 16 KiB otherwise
     )
-    client = minio.Minio(
+    client = _Client(
         endpoint=url.netloc,
         access_key=credentials.access_key,
         secret_key=credentials.secret_key,

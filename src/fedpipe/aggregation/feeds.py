@@ -1,0 +1,240 @@
+"""What a pass over a round's updates reads: an update in the store, one that was fetched before, or a sum of several.
+
+All of them are the same coordinates at the same places, so a pass takes one chunk of each at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from fedpipe.aggregation.rules import BLOCK
+from fedpipe.errors import FedpipeError, NotFoundError, WeightsError
+from fedpipe.objects import key_of
+from fedpipe.store import Reader, Store
+from fedpipe.weights import FLOATS, Layout, read_layout
+
+_PIECE = 4 * BLOCK
+"""Bytes of an update that are combined at a time."""
+_AHEAD = 32
+"""Pieces that are fetched before they are needed."""
+
+
+class Source(NamedTuple):
+    """An update's weights in the store, with its weight in the mean.
+
+    `place` is the learner's position among all learners of the federation: it decides in which order sums are made.
+    """
+
+    learner: str
+    digest: str
+    size: int
+    weight: float
+    place: int
+
+
+class RefusedError(FedpipeError):
+    """An update that cannot be used."""
+
+    def __init__(self, learner: str, why: str) -> None:
+        super().__init__(why)
+        self.learner = learner
+
+
+class Chunk(NamedTuple):
+    """Bytes [start, stop) of the files, all of one dtype."""
+
+    start: int
+    stop: int
+    dtype: np.dtype[Any]
+    is_float: bool
+
+    @property
+    def sum_bytes(self) -> int:
+        """Bytes of this chunk in a sum, whose floats are float64."""
+        size = self.stop - self.start
+        return size // self.dtype.itemsize * 8 if self.is_float else size
+
+
+def chunks_of(layout: Layout) -> Iterator[Chunk]:
+    """The data of a layout, cut at changes of dtype and at _PIECE bytes."""
+    position = 0
+    tensors = layout.tensors
+    while position < len(tensors):
+        last = position
+        while last + 1 < len(tensors) and tensors[last + 1].dtype == tensors[position].dtype:
+            last += 1
+        first, stop = tensors[position], tensors[last].stop
+        for start in range(first.start, stop, _PIECE):
+            yield Chunk(start, min(start + _PIECE, stop), first.numpy_dtype, first.dtype in FLOATS)
+        position = last + 1
+
+
+class Operand(Protocol):
+    """Something that a pass reads: one update, or a sum of several (`summed`: floats are float64, weighted already)."""
+
+    learner: str
+    place: int
+    weight: float
+    summed: bool
+
+    def read(self, chunk: Chunk) -> bytes:
+        """The bytes of the next chunk; fewer when it is truncated."""
+
+    def taken(self, data: bytes) -> None:
+        """Takes note of bytes that were read."""
+
+    def verify(self) -> None:
+        """After the last chunk. Raises RefusedError when the bytes were not those of the digest."""
+
+    def close(self) -> None:
+        """Gives the connection or the file back."""
+
+
+class Feed:
+    """One update's bytes, from its header on."""
+
+    def __init__(self, store: Store, source: Source, layout: Layout) -> None:
+        self.learner, self.place, self.weight, self.summed = source.learner, source.place, source.weight, False
+        self._source, self._digest = source, hashlib.sha256()
+        try:
+            self._reader: Reader = store.open(key_of(source.digest, source.learner))
+        except NotFoundError as error:
+            raise RefusedError(source.learner, "the weights are not in the store") from error
+        try:
+            if self._reader.size != source.size:
+                raise WeightsError(f"the weights have {self._reader.size} bytes, the manifest says {source.size}")
+            found = read_layout(self._hashed, self._reader.size)
+            difference = layout.difference(found)
+            if difference is None and found != layout:
+                difference = "the tensors are not in canonical order"
+            if difference is not None:
+                raise WeightsError(difference)
+        except WeightsError as error:
+            self.close()
+            raise RefusedError(source.learner, error.what) from error
+
+    def _hashed(self, _start: int, length: int) -> bytes:
+        data = self._reader.read(length)
+        self._digest.update(data)
+        return data
+
+    def read(self, chunk: Chunk) -> bytes:
+        """See `Operand.read`."""
+        return self._reader.read(chunk.stop - chunk.start)
+
+    def taken(self, data: bytes) -> None:
+        """See `Operand.taken`: its digest grows."""
+        self._digest.update(data)
+
+    def verify(self) -> None:
+        """See `Operand.verify`."""
+        if f"sha256:{self._digest.hexdigest()}" != self._source.digest:
+            raise RefusedError(self._source.learner, "the weights do not match their digest")
+
+    def close(self) -> None:
+        """See `Operand.close`."""
+        self._reader.close()
+
+
+class Kept:
+    """An update that was fetched and verified before, or a sum of such, in a file.
+
+    Args:
+        path: the data of the tensors without their header; of a sum, floats are float64.
+        learner: whose update; of a sum, the first learner's.
+        place: of the first learner.
+        weight: of all together.
+        summed: whether it is a sum.
+    """
+
+    def __init__(self, path: Path, learner: str, place: int, weight: float, *, summed: bool) -> None:
+        self.path, self.learner, self.place, self.weight, self.summed = path, learner, place, weight, summed
+        self._file: Any = None
+
+    def read(self, chunk: Chunk) -> bytes:
+        """See `Operand.read`."""
+        self._file = self._file or self.path.open("rb", buffering=0)
+        return bytes(self._file.read(chunk.sum_bytes if self.summed else chunk.stop - chunk.start))
+
+    def taken(self, data: bytes) -> None:
+        """Nothing: it was verified."""
+
+    def verify(self) -> None:
+        """Nothing: it was verified."""
+
+    def close(self) -> None:
+        """See `Operand.close`."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+
+class Aside:
+    """Hashes or writes pieces in their order in another thread, and lets only a few of them wait."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+
+    def do(self, function: Callable[[bytes], None], data: bytes) -> None:
+        """Calls the function with a piece, soon."""
+        self._waiting.append(self._pool.submit(function, data))
+        if len(self._waiting) > _AHEAD:
+            self._waiting.popleft().result()
+
+    def finish(self) -> None:
+        """Waits until all is done. Raises what a function raised."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._pool.shutdown()
+
+
+class Ahead:
+    """Reads the chunks of all feeds in order, in a thread of its own, a few pieces ahead."""
+
+    def __init__(self, operands: Sequence[Operand], chunks: Iterator[Chunk]) -> None:
+        self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(operands, chunks), daemon=True)
+        self._thread.start()
+
+    def _read(self, operands: Sequence[Operand], chunks: Iterator[Chunk]) -> None:
+        try:
+            for chunk in chunks:
+                for operand in operands:
+                    self._put(operand.read(chunk))
+                    if self._stopped.is_set():
+                        return
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: bytes | BaseException) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=0.1)
+                return
+
+    def next(self) -> bytes:
+        """The next piece. Raises what reading raised."""
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+        self._thread.join()

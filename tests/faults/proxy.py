@@ -1,0 +1,79 @@
+"""A TCP proxy before an S3 server that cuts connections, answers 503 and dawdles, as a seed draws."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from random import Random
+
+REFUSAL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/xml\r\nConnection: close\r\nContent-Length: 83\r\n\r\n"
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>busy</Message>   </Error>"
+)
+_PIECE = 1024
+
+
+class Proxy:
+    """Passes bytes on between clients and the server at `port`; one connection in `1 / share` is disturbed."""
+
+    def __init__(self, port: int, seed: int, share: float = 0.1) -> None:
+        self._port, self._random, self._share = port, Random(seed), share
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.disturbed = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while self._listener.fileno() >= 0:
+            with contextlib.suppress(OSError):  # a client that died while it connected; or the end
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        kind = self._random.choice(["cut up", "cut down", "503", "slow"]) if self._random.random() < self._share else ""
+        limit = self._random.randint(0, 3000)
+        self.disturbed += bool(kind)
+        with client, contextlib.suppress(OSError):
+            if kind == "503":
+                client.recv(65536)
+                client.sendall(REFUSAL)
+                return
+            if kind == "slow":
+                time.sleep(self._random.uniform(0.05, 0.5))
+            with socket.create_connection(("127.0.0.1", self._port)) as server:
+                up = threading.Thread(
+                    target=_pump, args=(client, server, limit if kind == "cut up" else None), daemon=True
+                )
+                up.start()
+                _pump(server, client, limit if kind == "cut down" else None)
+                up.join(0.01)
+
+
+def _pump(source: socket.socket, target: socket.socket, limit: int | None) -> None:
+    """Passes bytes on; after `limit` of them both ends are cut."""
+    passed = 0
+    with contextlib.suppress(OSError):
+        while data := source.recv(_PIECE):
+            passed += len(data)
+            if limit is not None and passed > limit:
+                break
+            target.sendall(data)
+    for end in (source, target):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def disturbing(port: int, seed: int, share: float = 0.1) -> Iterator[Proxy]:
+    """A proxy that is closed afterwards."""
+    proxy = Proxy(port, seed, share)
+    try:
+        yield proxy
+    finally:
+        proxy.close()

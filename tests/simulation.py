@@ -1,0 +1,103 @@
+"""Sessions under a simulated clock: coordinator and learners take turns in one thread, and time costs nothing."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Generator
+from random import Random
+from typing import Any
+
+from fedpipe.attendance import Attendance
+from fedpipe.board import Board, board_key
+from fedpipe.coordinator import Coordinator, Moment
+from fedpipe.learner import contribute, vote
+from fedpipe.manifests import Dropped
+from fedpipe.plan import Plan
+from fedpipe.rounds import Roll
+from fedpipe.store import MemoryStore, Store
+
+Actor = Generator[float, None, Any]
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+class World:
+    """Actors that yield how long they wait, in the order of time.
+
+    Args:
+        seed: of all chance, such as the jitter of looks.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.now, self.random = 0.0, Random(seed)
+        self.results: dict[str, Any] = {}
+        self.kills = 0
+        self._order = itertools.count()
+        self._queue: list[tuple[float, int, str, Actor, Callable[[], Actor] | None]] = []
+        self.store = MemoryStore(clock=lambda: self.now)
+
+    def clock(self) -> float:
+        return self.now
+
+    def spawn(self, name: str, actor: Actor, *, after: float = 0.0, again: Callable[[], Actor] | None = None) -> None:
+        """Starts an actor; `again` makes it anew when it was killed."""
+        heapq.heappush(self._queue, (self.now + after, next(self._order), name, actor, again))
+
+    def run(self, limit: float = 1_000_000.0) -> None:
+        """Until all actors have ended, but for those that sleep beyond the limit: these are as good as dead.
+
+        What one returned, or its error, is in `results`.
+        """
+        while self._queue and self._queue[0][0] < limit:
+            self.now, _, name, actor, again = heapq.heappop(self._queue)
+            try:
+                seconds = next(actor)
+            except StopIteration as end:
+                self.results[name] = end.value
+            except Killed:
+                self.kills += 1
+                if again:
+                    self.spawn(name, again(), after=self.random.uniform(0.5, 40), again=again)
+            except Exception as error:
+                self.results[name] = error
+            else:
+                heapq.heappush(self._queue, (self.now + seconds, next(self._order), name, actor, again))
+
+
+def answering(
+    world: World, store: Store, plan: Plan, name: str, learner: Any, seconds: Callable[[Board], float]
+) -> Callable[[Board], Generator[float, None, bool]]:
+    """What a learner does for the board: it takes so long, and uses a learner that needs no framework."""
+
+    def answer(board: Board) -> Generator[float, None, bool]:
+        yield seconds(board)
+        roll, number = Roll((), attempt=board.attempt), board.round
+        if board.phase == "train":
+            left = plan.federation.quorum.deadline - (store.age(board_key(plan.run)) or 0.0)
+            done: Any = contribute(store, plan, name, number, board.base, lambda: learner, roll=roll, seconds=left)
+        else:
+            done = vote(store, plan, name, number, board.base, board.candidate, board.owner, lambda: learner, roll=roll)
+        return not isinstance(done, Dropped)
+
+    return answer
+
+
+def coordinator(
+    world: World, plan: Plan, *, store: Store | None = None, session: str = "s", last: int = 0,
+    listener: Callable[[Moment], None] = lambda _: None,
+) -> Actor:  # fmt: skip
+    return Coordinator(
+        store or world.store, plan, session, last=last, clock=world.clock, random=world.random, listener=listener
+    ).run()
+
+
+def attendance(
+    world: World, plan: Plan, name: str, learner: Any, *, store: Store | None = None, session: str = "s", last: int = 0,
+    seconds: Callable[[Board], float] = lambda _: 1.0,
+) -> Actor:  # fmt: skip
+    chosen = store or world.store
+    answer = answering(world, chosen, plan, name, learner, seconds)
+    return Attendance(chosen, plan, name, session, answer, last=last, clock=world.clock, random=world.random).run()
