@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import hashlib
 import itertools
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -116,6 +118,23 @@ def time_of_signing() -> datetime.datetime:
     return minio.time.utcnow()
 
 
+class _TornError(OSError):
+    """The bytes of one version came under the ETag of another."""
+
+
+def _is_torn(blob: Blob, headers: Mapping[str, str]) -> bool:
+    """Whether the ETag is the MD5 of other bytes than these.
+
+    VersityGW opens the file and reads its ETag one after the other: a write in between goes unnoticed, and who waits
+    for a change would never see it. ETags of parts or of encrypted objects are no MD5; if one still looks like it, it
+    comes again with the next try, and is taken.
+    """
+    found = re.fullmatch(r'"?([0-9a-f]{32})"?', blob.version)
+    if found is None or "x-amz-server-side-encryption" in headers:
+        return False
+    return hashlib.md5(blob.data, usedforsecurity=False).hexdigest() != found[1]
+
+
 class MinioStore:
     """Objects in a bucket below a prefix.
 
@@ -138,6 +157,7 @@ class MinioStore:
         self._endpoint, self._region, self._credentials = endpoint, region, credentials
         self._client, self._pool = _client or _connect(endpoint, region, credentials or find_credentials())
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._torn: dict[str, str] = {}  # versions that came with other bytes, by key
 
     def below(self, prefix: str) -> Self:
         return self._again(self._key(prefix), self._deadline)
@@ -211,7 +231,12 @@ class MinioStore:
         size = int(response.headers["Content-Length"])
         if size > limit:
             raise TooLargeError(f"{size} bytes where at most {limit} are allowed", where=self._where(key))
-        return Blob(response.read(), response.headers["ETag"])
+        blob = Blob(response.read(), response.headers["ETag"])
+        if _is_torn(blob, response.headers) and self._torn.get(key) != blob.version:
+            self._torn[key] = blob.version
+            raise _TornError(f"{self._where(key)} was written while it was read")
+        self._torn.pop(key, None)
+        return blob
 
     def poll(self, key: str, version: str = "", *, limit: int = SMALL) -> Blob | None:
         def call() -> Blob | None:
