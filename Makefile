@@ -59,12 +59,14 @@ check: setup ## ruff, mypy, import rules, generated docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference.py --check
+	$(BIN)/python docs/chart.py --check
 
 bench: setup setup-tff setup-bench ## measure side by side with peers
 	$(BIN)/python -m benchmarks
 
 docs: setup ## write the generated pages of docs/
 	$(BIN)/python docs/reference.py
+	$(BIN)/python docs/chart.py
 
 lock: | $(UV) ## write requirements/*.txt, pinned by hash
 	UV="$(UV)" requirements/lock

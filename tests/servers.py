@@ -1,4 +1,4 @@
-"""Real S3 servers for tests and benchmarks: from a binary on PATH, or built once with Go and cached."""
+"""Real S3 servers, and helm, for tests and benchmarks: from a binary on PATH, or built once with Go and cached."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import urllib3
 MODULES = {
     "minio": "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c",
     "versitygw": "github.com/versity/versitygw/cmd/versitygw@v1.8.0",
+    "helm": "helm.sh/helm/v3/cmd/helm@v3.22.0",
     "mc": "github.com/minio/mc@v0.0.0-20250313080218-cf909e1063a9",
 }
 ACCESS_KEY, SECRET_KEY = "fedpipe-tests", "fedpipe-tests-secret"

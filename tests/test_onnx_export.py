@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 
 from fedpipe import weights
-from fedpipe.data import Examples, put_parts
+from fedpipe.data import Examples, put_parts, put_shard
 from fedpipe.errors import ExportError
 from fedpipe.keras_learner import plan_model
 from fedpipe.keras_model import KerasModel
 from fedpipe.objects import digest_of, put_bytes
 from fedpipe.onnx_conversion import convert
-from fedpipe.onnx_export import largest_difference, publish, run_onnx, verified, versions
+from fedpipe.onnx_export import largest_difference, publish, run_onnx, signature_of, verified, versions
 from fedpipe.plan import Plan
+from fedpipe.prediction import open_model
 from fedpipe.store import MemoryStore
 from tests.federations import make_federation
 from tests.models import RICH, make_plan
@@ -72,6 +74,33 @@ def test_an_export_that_was_killed_between_claim_and_model_is_completed(store: M
     assert publish(store, plan, digest) == first
     assert store.read(first.path).data == data
     assert versions(store, "tiny") == [1]
+
+
+def test_the_model_tells_its_signature_under_its_own_digest(store: MemoryStore) -> None:
+    plan, digest = prepared(store, classes=["no", "maybe", "yes"])
+    shards = {}
+    for name, labels in (("a", [0, 1, 1]), ("b", [1, 2])):
+        part = Examples(np.zeros((len(labels), 4), np.float32), np.array(labels))
+        shards[name] = put_shard(store, name, {"train": part})[1]
+    plan = msgspec.structs.replace(plan, shards=shards)
+    data, origin = verified(store, plan, digest)
+    signature = open_model(data).signature
+    assert origin.digest == digest_of(data)
+    assert signature.classes == ("no", "maybe", "yes")
+    assert signature.labels == {"0": 1, "1": 3, "2": 1}
+    assert signature.spread is not None
+    assert signature.spread.mean == pytest.approx(X.mean(), rel=1e-5)
+    assert signature.spread.maximum == X.max()
+    assert verified(store, plan, digest)[0] == data
+
+
+def test_a_private_federation_does_not_tell_exact_counts(store: MemoryStore) -> None:
+    plan, _ = prepared(store)
+    shard = put_shard(store, "a", {"train": Examples(np.zeros((3, 4), np.float32), np.array([0, 1, 1]))})[1]
+    private = {"noise_multiplier": 1.0, "l2_norm_clip": 1.0, "microbatches": 2, "target_epsilon": 5.0, "delta": 1e-3}
+    federation = make_federation(privacy=private)
+    plan = msgspec.structs.replace(plan, shards={"a": shard}, federation=federation)
+    assert signature_of(store, plan).labels == {}
 
 
 def test_beyond_the_tolerance_nothing_is_published(store: MemoryStore) -> None:

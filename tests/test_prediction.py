@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from fedpipe.errors import DataError, InputError
-from fedpipe.prediction import predict, read_features
+from fedpipe.prediction import predict
 
 
 @pytest.fixture
@@ -44,22 +44,3 @@ def test_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_text("nonsense")
     with pytest.raises(InputError, match="is not an ONNX model"):
         predict(tmp_path / "m.onnx", [[1]])
-
-
-def test_features_from_files(tmp_path: Path) -> None:
-    np.savez(tmp_path / "d.npz", x=np.ones((2, 3)), y=np.array([0, 1]))
-    x, y = read_features(tmp_path / "d.npz")
-    assert x.shape == (2, 3)
-    assert y is not None
-    np.savez(tmp_path / "one.npz", anything=np.ones((2, 3)))
-    assert read_features(tmp_path / "one.npz")[1] is None
-    np.save(tmp_path / "d.npy", np.ones((2, 3)))
-    assert read_features(tmp_path / "d.npy")[0].shape == (2, 3)
-    np.savez(tmp_path / "two.npz", a=1, b=2)
-    with pytest.raises(DataError, match="no array 'x' among"):
-        read_features(tmp_path / "two.npz")
-    with pytest.raises(DataError, match="there is no such file"):
-        read_features(tmp_path / "absent.npz")
-    (tmp_path / "bad.npz").write_text("nonsense")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_features(tmp_path / "bad.npz")

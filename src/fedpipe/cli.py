@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from importlib import resources
@@ -280,23 +281,34 @@ def export(
     out.print(origin["digest"], highlight=False)
 
 
-@app.command(epilog="Example: fedpipe predict model.onnx data.npz")
+@app.command(
+    epilog="Examples: fedpipe predict model.onnx data.npz  ·  fedpipe predict http://localhost:8080 digit.png  ·  "
+    "fedpipe predict http://host/v2/models/digits/versions/3 rows.csv"
+)
 def predict(
-    model: Annotated[Path, typer.Argument(help="An ONNX model.", metavar="MODEL")],
-    data: Annotated[Path, typer.Argument(help="An .npz file with x, and y when there are labels.", metavar="DATA")],
+    model: Annotated[str, typer.Argument(help="An ONNX model, or the URL of a server.", metavar="FILE|URL")],
+    data: Annotated[Path, typer.Argument(help="An .npz, .npy, .csv or .png file.", metavar="DATA")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write all outputs to an .npz file.")
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=0, help="Rows to show.")] = 10,
 ) -> None:
-    """Predict with an ONNX model."""
+    """Predict with an ONNX model, or with one that a server has."""
     import numpy as np
 
+    from fedpipe.features import read_features
+    from fedpipe.prediction import Model, open_model
     from fedpipe.prediction import predict as predict_batch
-    from fedpipe.prediction import read_features
 
-    features, labels = read_features(data)
-    found = predict_batch(model, features)
+    opened: Model
+    if model.startswith(("http://", "https://")):
+        from fedpipe.serving.client import RemoteModel
+
+        opened = RemoteModel(model)
+    else:
+        opened = open_model(Path(model))
+    features, labels = read_features(data, opened.inputs[0], opened.signature.spread)
+    found = predict_batch(opened, features)
     table = Table(
         "example",
         "prediction",
@@ -305,12 +317,12 @@ def predict(
     )
     for row in range(min(rows, len(features))):
         answer = (
-            str(found.classes[row])
+            found.name(row)
             if found.classes is not None
             else np.array2string(found.outputs[row], precision=4, threshold=8)
         )
         extra = [f"{found.probabilities[row]:.4f}"] if found.probabilities is not None else []
-        table.add_row(str(row), answer, *extra, *([str(labels[row])] if labels is not None else []))
+        table.add_row(str(row), _escaped(answer), *extra, *([str(labels[row])] if labels is not None else []))
     out.print(table)
     if len(features) > rows:
         out.print(f"{rows} of {len(features)} shown", highlight=False)
@@ -326,6 +338,113 @@ def predict(
         except OSError as error:
             raise InputError(f"cannot be written: {error.strerror}", where=str(output)) from error
         out.print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples: fedpipe serve -f demo/federation.yaml  ·  fedpipe serve --store s3://bucket/prefix/digits  ·  "
+    "fedpipe serve --models folder --port 0"
+)
+def serve(
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="A federation's store: s3://bucket/prefix/NAME or file:///folder/NAME."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--federation", "-f", help="A federation file, which names the store.")
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option("--models", help="A folder of NAME/VERSION/model.onnx.", metavar="DIR")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0: a free one.")] = 8080,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder for copies, so that a restart needs no store.", metavar="DIR")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="File with the bearer token that clients must show.")
+    ] = None,
+    poll: Annotated[float, typer.Option("--poll", min=0.1, help="Seconds between looks for new versions.")] = 5.0,
+    sessions: Annotated[int, typer.Option("--sessions", min=0, help="Runs at a time; 0: one per core.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="Threads of one run; 0: cores by sessions.")] = 0,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Most examples of requests that are run together; 1: none are.")
+    ] = 1,
+    batch_delay: Annotated[
+        float, typer.Option("--batch-delay", min=0.0, help="Milliseconds that a request waits for others.")
+    ] = 2.0,
+    body_limit: Annotated[float, typer.Option("--body-limit", min=0.001, help="Largest request, in MiB.")] = 64.0,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that a request may take.")] = 30.0,
+    drain: Annotated[
+        float, typer.Option("--drain", min=0.0, help="Seconds after SIGTERM in which requests are still taken.")
+    ] = 0.0,
+    access_log: Annotated[
+        bool, typer.Option("--access-log/--no-access-log", help="A line of JSON for each request.")
+    ] = True,
+) -> None:
+    """Serve the accepted models over HTTP with the Open Inference Protocol."""
+    import logging
+
+    from fedpipe.serving.app import Limits
+    from fedpipe.serving.catalogue import locate
+    from fedpipe.serving.runner import Batching
+    from fedpipe.serving.server import Options
+    from fedpipe.serving.server import serve as serve_models
+
+    body = int(body_limit * 2**20)
+    options = Options(
+        host=host, port=port, cache=cache, token=_token(token_file), poll=poll, sessions=sessions, threads=threads,
+        batching=Batching(batch, batch_delay / 1000), limits=Limits(body=body, bodies=4 * body, seconds=timeout),
+        drain=drain, access_log=access_log,
+    )  # fmt: skip
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fedpipe").setLevel(logging.INFO)
+    place = locate(source=file, store=store, folder=models)
+    serve_models(
+        place, options, told=lambda address: err.print(f"serving at {address}", highlight=False, soft_wrap=True)
+    )
+
+
+def _token(file: Path | None) -> str:
+    """The token in a file, or in FEDPIPE_TOKEN."""
+    if file is None:
+        return os.environ.get("FEDPIPE_TOKEN", "")
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the token cannot be read", where=str(file)) from error
+    if not token or not token.isascii():
+        raise InputError("there is no token of ASCII characters in it", where=str(file))
+    return token
+
+
+@app.command(
+    epilog="Examples: fedpipe promote digits 3 -f demo/federation.yaml  ·  fedpipe promote digits 4 --canary 0.1  ·  "
+    "fedpipe promote digits --latest"
+)
+def promote(
+    name: Annotated[str, typer.Argument(help="The model's name.", metavar="NAME")],
+    version: Annotated[
+        int | None, typer.Argument(help="A version; an older one to go back.", metavar="VERSION")
+    ] = None,
+    latest: Annotated[bool, typer.Option("--latest", help="The newest version that loads, from now on.")] = False,
+    canary: Annotated[
+        float | None,
+        typer.Option(
+            "--canary", min=0.0, max=1.0, help="Share of the requests; the version that answers keeps the rest."
+        ),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--federation", "-f", help="The federation file.")] = None,
+    store: Annotated[str | None, typer.Option("--store", help="A federation's store, as of `fedpipe serve`.")] = None,
+    models: Annotated[Path | None, typer.Option("--models", help="A folder, as of `fedpipe serve`.")] = None,
+) -> None:
+    """Decide which version of a model answers; servers follow within seconds."""
+    from fedpipe.serving.catalogue import locate
+    from fedpipe.serving.promotion import promote as decide
+    from fedpipe.serving.promotion import rule_for
+
+    place = locate(source=file, store=store, folder=models).models
+    rule = decide(place, name, rule_for(place, name, version, latest=latest, canary=canary)).rule
+    out.print(f"{name}: {_escaped(str(rule))} from now on", highlight=False, soft_wrap=True)
 
 
 @app.command(

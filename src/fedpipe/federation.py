@@ -350,6 +350,10 @@ class Export(_Section, frozen=True, kw_only=True):
         ),
     ] = ""
     opset: Annotated[int, Meta(ge=13, le=18, description="ONNX operator set")] = 17
+    classes: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=100)], ...],
+        Meta(max_length=10_000, description="names of the classes that a classifier's outputs stand for, in order"),
+    ] = ()
     tolerance: Annotated[float, Meta(gt=0, description="largest allowed difference between ONNX and Keras outputs")] = (
         1e-4
     )

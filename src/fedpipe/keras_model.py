@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,17 @@ def check_private(model: Any) -> None:
                 where="model.py",
                 remedy="With privacy, use GroupNormalization or LayerNormalization instead.",
             )
+
+
+def check_classes(model: Any, classes: Sequence[str]) -> None:
+    """Checks that there are as many names of classes as the first output has columns. Raises ModelError."""
+    shape = model.outputs[0].shape
+    if classes and (len(shape) != 2 or shape[1] != len(classes)):
+        raise ModelError(
+            f"{len(classes)} names of classes for outputs of shape {tuple(shape)}",
+            where="export.classes",
+            remedy="Name each column of the first output once, in order.",
+        )
 
 
 @functools.lru_cache(maxsize=2)

@@ -181,3 +181,19 @@ class Head(_Manifest, frozen=True, kw_only=True):
     def ref(self) -> Ref:
         """The record that HEAD names."""
         return Ref(run=self.run, round=self.round, record=self.record)
+
+
+class Origin(_Manifest, frozen=True, kw_only=True):
+    """Where a published model comes from, and how well it was verified.
+
+    `samples` says what it was compared on: `holdout` (the central test set) or `random` (when there is none).
+    """
+
+    federation: str
+    run: str
+    weights: Digest
+    digest: Digest
+    opset: int
+    samples: str
+    compared: int
+    max_abs_difference: float

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fedpipe.errors import MissingExtraError
 from fedpipe.keras_model import KerasModel, frameworks
 
 
-def convert(model: KerasModel, opset: int) -> bytes:
-    """The Keras model as ONNX bytes with a dynamic batch dimension. Raises MissingExtraError."""
+def convert(model: KerasModel, opset: int, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The Keras model as ONNX bytes with a dynamic batch dimension, and what it is to tell of itself.
+
+    Raises:
+        MissingExtraError: tf2onnx is not installed.
+    """
     tensorflow, _ = frameworks()
     try:
         import tf2onnx
@@ -29,6 +34,8 @@ def convert(model: KerasModel, opset: int) -> bytes:
 
     proto, _ = tf2onnx.convert.from_function(answer, input_signature=signature, opset=opset)
     _canonicalise(proto.graph)
+    for name, value in sorted((metadata or {}).items()):
+        proto.metadata_props.add(key=name, value=value)
     return bytes(proto.SerializeToString(deterministic=True))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +12,21 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from fedpipe.data import get_parts
+from fedpipe.data import get_parts, get_shard
 from fedpipe.errors import ExportError, NotFoundError
 from fedpipe.keras_evaluation import fetch_weights
 from fedpipe.keras_learner import plan_model
 from fedpipe.keras_model import KerasModel
-from fedpipe.objects import Digest, decode, digest_of, encode
+from fedpipe.manifests import Origin
+from fedpipe.objects import decode, digest_of, encode
 from fedpipe.onnx_conversion import convert
 from fedpipe.plan import Plan
+from fedpipe.signature import KEY, Signature, Spread, write_signature
 from fedpipe.store import Store
 
 Array = npt.NDArray[Any]
 log = logging.getLogger("fedpipe")
 _SAMPLES = 256
-
-
-class Origin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a published model comes from, and how well it was verified.
-
-    `samples` says what it was compared on: `holdout` (the central test set) or `random` (when there is none).
-    """
-
-    federation: str
-    run: str
-    weights: Digest
-    digest: Digest
-    opset: int
-    samples: str
-    compared: int
-    max_abs_difference: float
 
 
 class Exported(Struct, frozen=True, kw_only=True):
@@ -82,7 +69,8 @@ def verified(store: Store, plan: Plan, digest: str) -> tuple[bytes, Origin]:
     model.reset(plan.federation.training.seed)
     model.set_weights(fetch_weights(store, digest))
     features, samples = _samples(store, plan, model)
-    data = convert(model, plan.federation.export.opset)
+    metadata = {KEY: write_signature(signature_of(store, plan))}
+    data = convert(model, plan.federation.export.opset, metadata)
     difference = largest_difference(model, data, features)
     tolerance = plan.federation.export.tolerance
     if not difference <= tolerance:
@@ -94,6 +82,22 @@ def verified(store: Store, plan: Plan, digest: str) -> tuple[bytes, Origin]:
         federation=plan.federation.name, run=plan.run, weights=digest, digest=digest_of(data),
         opset=plan.federation.export.opset, samples=samples, compared=len(features), max_abs_difference=difference,
     )  # fmt: skip
+
+
+def signature_of(store: Store, plan: Plan) -> Signature:
+    """What a client of the model has to know.
+
+    How often each label occurs is not told when a learner's training is private: exact counts are not.
+    """
+    private = any(plan.federation.privacy_of(learner.name) for learner in plan.federation.learners)
+    labels: Counter[str] = Counter()
+    for name, digest in sorted(plan.shards.items()) if not private else ():
+        labels.update(get_shard(store, name, digest).labels)
+    spread = None
+    if plan.test is not None:
+        x = get_parts(store, plan.test)["test"].x.astype(np.float64)
+        spread = Spread(minimum=float(x.min()), maximum=float(x.max()), mean=float(x.mean()), deviation=float(x.std()))
+    return Signature(classes=plan.federation.export.classes, labels=dict(sorted(labels.items())), spread=spread)
 
 
 def _samples(store: Store, plan: Plan, model: KerasModel) -> tuple[Array, str]:

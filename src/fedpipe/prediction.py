@@ -3,85 +3,134 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpipe.errors import DataError, InputError, MissingExtraError
+from fedpipe.signature import Signature, read_signature
 
 Array = npt.NDArray[Any]
-_DTYPES = {
-    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_,
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(bool)": np.dtype("bool"), "tensor(float16)": np.dtype("float16"), "tensor(float)": np.dtype("float32"),
+    "tensor(double)": np.dtype("float64"),
+    **{f"tensor({sign}int{n})": np.dtype(f"{sign}int{n}") for sign in ("", "u") for n in (8, 16, 32, 64)},
 }  # fmt: skip
 
 
-class ModelInput(NamedTuple):
-    """An input's name, shape (None where it is free) and dtype."""
+class TensorSpec(NamedTuple):
+    """A tensor of a model: its name, dtype and shape; None where a dimension is free."""
 
     name: str
-    shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
 
 
 class OnnxModel:
-    """A loaded model."""
+    """A loaded model.
 
-    def __init__(self, session: Any) -> None:
+    Args:
+        session: of onnxruntime.
+        where: the model's name in messages.
+
+    Raises:
+        InputError: a tensor that is no array of numbers.
+    """
+
+    def __init__(self, session: Any, where: str) -> None:
         self._session = session
-        self.inputs = [
-            ModelInput(
-                i.name,
-                tuple(s if isinstance(s, int) else None for s in i.shape),
-                np.dtype(_DTYPES.get(i.type, np.float32)),
-            )
-            for i in session.get_inputs()
-        ]
+        self.inputs = [_spec(value, where) for value in session.get_inputs()]
+        self.outputs = [_spec(value, where) for value in session.get_outputs()]
+        self.signature = read_signature(session.get_modelmeta().custom_metadata_map, where=where)
+        self.provider = session.get_providers()[0]
 
-    def run(self, feed: dict[str, Array]) -> list[Array]:
-        """All outputs for these inputs, cast to the model's dtypes."""
-        cast = {i.name: np.asarray(feed[i.name]).astype(i.dtype, copy=False) for i in self.inputs}
-        return list(self._session.run(None, cast))
+    def run(self, feed: dict[str, Array], options: Any = None) -> list[Array]:
+        """All outputs for inputs that have the model's dtypes."""
+        return list(self._session.run(None, feed, options))
 
 
-def open_model(source: bytes | Path) -> OnnxModel:
-    """Loads an ONNX model on the CPU.
+def _spec(value: Any, where: str) -> TensorSpec:
+    if value.type not in _DTYPES:
+        raise InputError(f"{value.name!r} is a {value.type}, which is no array of numbers", where=where)
+    shape = tuple(size if isinstance(size, int) and size >= 0 else None for size in value.shape)
+    return TensorSpec(value.name, _DTYPES[value.type], shape)
+
+
+def open_model(source: bytes | Path, *, threads: int = 0, accelerated: bool = False) -> OnnxModel:
+    """Loads an ONNX model.
+
+    Args:
+        source: the model, or its file. Bytes must hold all of it: a reference to another file is refused.
+        threads: of one run; 0: one per core.
+        accelerated: whether a GPU is used when onnxruntime has one.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
-        InputError: the file is not there or is no ONNX model.
+        InputError: the file is not there, is no ONNX model, or is one that cannot be used.
+        CorruptError: its signature is malformed.
     """
+    onnxruntime = runtime()
+    where = str(source) if isinstance(source, Path) else "the model"
+    if isinstance(source, Path) and not source.is_file():
+        raise InputError("there is no such file", where=where)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    if isinstance(source, bytes):  # no folder, no other file
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/nonexistent")
+    wanted = ["CUDAExecutionProvider"] * accelerated + ["CPUExecutionProvider"]
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    try:
+        session = onnxruntime.InferenceSession(
+            str(source) if isinstance(source, Path) else source, options, providers=providers
+        )
+    except Exception as error:
+        raise InputError(f"is not an ONNX model: {' '.join(str(error).split())[:200]}", where=where) from error
+    return OnnxModel(session, where)
+
+
+def runtime() -> Any:
+    """The package onnxruntime, silent. Raises MissingExtraError."""
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "serve") from error
-    onnxruntime.set_default_logger_severity(3)
-    where = str(source) if isinstance(source, Path) else "the model"
-    if isinstance(source, Path) and not source.is_file():
-        raise InputError("there is no such file", where=where)
-    try:
-        session = onnxruntime.InferenceSession(
-            str(source) if isinstance(source, Path) else source, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise InputError(f"is not an ONNX model: {' '.join(str(error).split())[:200]}", where=where) from error
-    return OnnxModel(session)
+    onnxruntime.set_default_logger_severity(4)
+    return onnxruntime
+
+
+class Model(Protocol):
+    """What answers: a loaded model, or one behind a server."""
+
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    signature: Signature
+
+    def run(self, feed: dict[str, Array]) -> list[Array]:
+        """All outputs for inputs that have the model's dtypes."""
 
 
 class Prediction(NamedTuple):
-    """Outputs of the model and, for a classifier, the classes with their probabilities."""
+    """Outputs of the model and, for a classifier, the classes with their probabilities and names."""
 
     outputs: Array
     classes: Array | None
     probabilities: Array | None
+    names: tuple[str, ...] = ()
+
+    def name(self, row: int) -> str:
+        """The name of a row's class; its number when classes have no names."""
+        assert self.classes is not None
+        number = int(self.classes[row])
+        return self.names[number] if self.names else str(number)
 
 
-def predict(model: str | Path, features: npt.ArrayLike) -> Prediction:
+def predict(model: str | Path | Model, features: npt.ArrayLike) -> Prediction:
     """Predictions for a batch.
 
     Args:
-        model: path of an .onnx file.
+        model: path of an .onnx file, or an opened model.
         features: shape (examples, ...), as the model was trained on.
 
     Returns:
@@ -90,35 +139,18 @@ def predict(model: str | Path, features: npt.ArrayLike) -> Prediction:
     Raises:
         InputError: the file is no model, or the shape does not fit.
     """
-    loaded = open_model(Path(model))
+    loaded = open_model(Path(model)) if isinstance(model, str | Path) else model
     wanted, x = loaded.inputs[0], np.asarray(features)
+    if len(loaded.inputs) > 1:
+        raise InputError(f"the model takes {len(loaded.inputs)} inputs, only one can be given here")
     fits = len(wanted.shape) == x.ndim and all(
         w is None or w == s for w, s in zip(wanted.shape[1:], x.shape[1:], strict=True)
     )
     if not fits:
         raise DataError(f"the features have shape {x.shape}, the model takes {('n', *wanted.shape[1:])}")
-    outputs = loaded.run({wanted.name: x})[0]
+    outputs = loaded.run({wanted.name: x.astype(wanted.dtype, copy=False)})[0]
     if outputs.ndim == 2 and outputs.shape[1] > 1 and np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
         classes = np.argmax(outputs, axis=1)
-        return Prediction(outputs, classes, outputs[np.arange(len(outputs)), classes])
+        names = loaded.signature.classes if len(loaded.signature.classes) == outputs.shape[1] else ()
+        return Prediction(outputs, classes, outputs[np.arange(len(outputs)), classes], names)
     return Prediction(outputs, None, None)
-
-
-def read_features(path: Path) -> tuple[Array, Array | None]:
-    """Features, and labels where the file has them, of an .npz file (`x` and `y`, or its only array) or an .npy file.
-
-    Raises:
-        DataError: the file cannot be read, or has no features.
-    """
-    try:
-        with path.open("rb") as raw:
-            loaded = np.load(raw, allow_pickle=False)
-            arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except FileNotFoundError as error:
-        raise DataError("there is no such file", where=str(path)) from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot be read: {str(error)[:200]}", where=str(path), remedy="Use an .npz file.") from error
-    x = arrays.get("x", next(iter(arrays.values())) if len(arrays) == 1 else None)
-    if x is None:
-        raise DataError(f"there is no array 'x' among {sorted(arrays)}", where=str(path))
-    return x, arrays.get("y")

@@ -59,13 +59,16 @@ def with_endpoint(uri: str, default: str) -> str:
     return uri
 
 
-def open_store(uri: str, *, endpoint: str | None = None, region: str | None = None) -> Store:
+def open_store(
+    uri: str, *, endpoint: str | None = None, region: str | None = None, deadline: float | None = None
+) -> Store:
     """Opens a store.
 
     Args:
         uri: see `check_uri`.
         endpoint: for S3, `http(s)://host[:port]`; else the URI's query, `AWS_ENDPOINT_URL` or AWS.
         region: for S3; else the URI's query, `AWS_REGION` or us-east-1.
+        deadline: for S3, seconds after which a server that does not answer is given up.
 
     Raises:
         StoreError: the URI is malformed, or there are no credentials. Nothing is sent yet: `probe` does.
@@ -79,7 +82,7 @@ def open_store(uri: str, *, endpoint: str | None = None, region: str | None = No
         return shelf.below(parts.path.strip("/")) if parts.path.strip("/") else shelf
     if parts.scheme == "file":
         return LocalStore(Path(unquote(parts.path)))
-    from fedpipe.store.minio import MinioStore  # 0.3 s that a local store need not pay
+    from fedpipe.store.minio import DEADLINE, MinioStore  # 0.3 s that a local store need not pay
 
     query = dict(parse_qsl(parts.query))
     region = region or query.get("region") or os.environ.get("AWS_REGION") or "us-east-1"
@@ -89,4 +92,5 @@ def open_store(uri: str, *, endpoint: str | None = None, region: str | None = No
         parts.path.strip("/"),
         endpoint=endpoint or f"https://s3.{region}.amazonaws.com",
         region=region,
+        deadline=DEADLINE if deadline is None else deadline,
     )

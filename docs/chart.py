@@ -1,0 +1,68 @@
+"""Writes helm/fedpipe/README.md from values.yaml and its comments; `--check` fails when it is out of date."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+CHART = Path(__file__).parents[1] / "helm" / "fedpipe"
+PAGE = CHART / "README.md"
+HEAD = """# The chart `fedpipe`
+
+Serves the models that a federation has accepted ([docs/serving.md](../../docs/serving.md)): a Deployment with probes,
+HorizontalPodAutoscaler, PodDisruptionBudget, NetworkPolicy and ServiceMonitor, or KServe's ServingRuntime and
+InferenceService. Pods fit Pod Security's level `restricted`. This page is generated from `values.yaml` (`make docs`).
+
+```sh
+kubectl -n ml create secret generic store --from-literal=accesskey=... --from-literal=secretkey=...
+helm -n ml install prod helm/fedpipe --set store.existingSecret=store \\
+  --set 'store.uri=s3://bucket/prefix/NAME?endpoint=http://minio.minio.svc:9000'
+helm -n ml test prod
+```
+
+The key in the Secret needs to read `NAME/models/*` and to list the bucket below it, nothing else.
+
+| value | default | meaning |
+| --- | --- | --- |
+"""
+
+
+def rows() -> Iterator[str]:
+    """A row for each value, in the order of the file."""
+    text = (CHART / "values.yaml").read_text()
+    values = yaml.safe_load(text)
+    section = ""
+    for line in text.splitlines():
+        found = re.fullmatch(r"( *)([A-Za-z]+):([^#]*)(?:#\s*(.*))?", line)
+        if not found:
+            continue
+        indent, key, _, comment = found.groups()
+        section = key if not indent else section
+        value = values[section]
+        if indent:
+            value = value[key]
+        elif isinstance(value, dict) and value:
+            continue
+        name = f"{section}.{key}" if indent else key
+        shown = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+        yield f"| `{name}` | `{shown}` | {comment or ''} |"
+
+
+def main() -> int:
+    """Writes the page, or checks it."""
+    page = HEAD + "\n".join(rows()) + "\n"
+    if "--check" in sys.argv:
+        if PAGE.read_text() != page:
+            print("helm/fedpipe/README.md is out of date: run `make docs`", file=sys.stderr)
+            return 1
+        return 0
+    PAGE.write_text(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The accepted models behind the Open Inference Protocol: catalogue, policies, runtime, protocol, server."""

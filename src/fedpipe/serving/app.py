@@ -1,0 +1,402 @@
+"""The routes of the server: the Open Inference Protocol, the models and their states, metrics, and a page."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from typing import Any, NamedTuple
+
+import msgspec
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
+
+from fedpipe import __version__
+from fedpipe.serving.follower import Follower, Served
+from fedpipe.serving.measures import Measures
+from fedpipe.serving.protocol import HEADER_LENGTH, RefusedError, answer, described, parse
+from fedpipe.serving.runner import Batching, Runner
+from fedpipe.serving.runtime import Loaded
+
+log = logging.getLogger("fedpipe")
+_JSON = (b"content-type", b"application/json")
+_PAGE_RULES = (
+    b"content-security-policy",
+    b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
+    b"form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
+)
+_OPEN = ("/", "/page.js", "/page.css", "/v2/health/live", "/v2/health/ready")
+"""Paths that tell nothing of a model and need no token."""
+
+
+class Limits(NamedTuple):
+    """What a request may take: bytes of a body, bytes of all bodies together, seconds, requests at a time."""
+
+    body: int = 64 * 2**20
+    bodies: int = 256 * 2**20
+    seconds: float = 30.0
+    requests: int = 1024
+
+
+class Response(NamedTuple):
+    """An answer, and what the log and the metrics tell of it."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+    model: str = ""
+    version: str = ""
+
+
+Handler = Callable[["Call"], Any]
+
+
+class Call(NamedTuple):
+    """A request while it is answered."""
+
+    scope: Scope
+    receive: Receive
+    headers: Mapping[bytes, bytes]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Of the path."""
+        found: dict[str, str] = self.scope["path_params"]
+        return found
+
+
+class App:
+    """The server's routes, as one ASGI application.
+
+    Args:
+        follower: knows who answers.
+        measures: what is counted.
+        pool: threads, one for each run at a time.
+        limits: of a request.
+        batching: whether requests are run together.
+        token: that clients must show; empty: none.
+        access_log: whether each request is a line of JSON on standard output.
+    """
+
+    def __init__(
+        self, follower: Follower, measures: Measures, pool: ThreadPoolExecutor, *, limits: Limits | None = None,
+        batching: Batching | None = None, token: str = "", access_log: bool = False,
+    ) -> None:  # fmt: skip
+        self._follower, self._measures, self._pool = follower, measures, pool
+        self._limits, self._batching = limits or Limits(), batching or Batching()
+        self._token, self._access_log = token.encode(), access_log
+        self._numbers = itertools.count()
+        self._runners: dict[int, Runner] = {}
+        self._held = self._open = 0  # bytes of bodies, requests
+        self.draining = False
+        self._router = Router(self._routes(), redirect_slashes=False, default=_Endpoint(self, None, "GET"))
+
+    def _routes(self) -> list[Route]:
+        one, versioned = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
+        page = resources.files("fedpipe") / "templates"
+        found = [
+            self._route("/v2", self._server),
+            self._route("/v2/health/live", self._live),
+            self._route("/v2/health/ready", self._ready),
+            self._route("/models", self._models),
+            self._route("/metrics", self._metrics),
+        ]
+        for path in (one, versioned):
+            found += [
+                self._route(path, self._model),
+                self._route(f"{path}/ready", self._model_ready),
+                self._route(f"{path}/infer", self._infer, "POST"),
+            ]
+        for path, name, kind in (
+            ("/", "serve.html", "text/html"),
+            ("/page.js", "serve.js", "text/javascript"),
+            ("/page.css", "serve.css", "text/css"),
+        ):
+            headers = ((b"content-type", f"{kind}; charset=utf-8".encode()), _PAGE_RULES)
+            found.append(self._route(path, _constant(Response(200, (page / name).read_bytes(), headers))))
+        return found
+
+    def _route(self, path: str, handler: Handler, method: str = "GET") -> Route:
+        return Route(path, _Endpoint(self, handler, method))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http":
+            await self._router(scope, receive, send)
+
+    async def handle(self, handler: Handler | None, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, whatever happens."""
+        started = time.perf_counter()
+        headers = dict(scope["headers"])
+        self._open += 1
+        try:
+            self._check(scope, headers)
+            if handler is None:
+                raise RefusedError(404, f"there is nothing at {scope['path'][:200]!r}")
+            response = await handler(Call(scope, receive, headers))
+        except RefusedError as error:
+            response = _refused(error, scope)
+        except _GoneError:
+            return
+        except Exception:
+            log.exception("a request failed")
+            response = _refused(RefusedError(500, "the server failed; its log tells why"), scope)
+        finally:
+            self._open -= 1
+        seconds = time.perf_counter() - started
+        self._measures.answered(response.model, response.version, response.status, seconds)
+        await _sent(response, send)
+        if self._access_log:
+            self._write(scope, response, seconds)
+
+    def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        if self._open > self._limits.requests:
+            raise RefusedError(503, f"more than {self._limits.requests} requests wait; try again")
+        if not self._token or scope["path"] in _OPEN:
+            return
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
+            raise RefusedError(401, "a bearer token is needed, and this is not it")
+
+    def _write(self, scope: Scope, response: Response, seconds: float) -> None:
+        line = {
+            "time": time.time(),
+            "client": (scope.get("client") or ("",))[0],
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": response.status,
+            "seconds": round(seconds, 6),
+            "bytes": len(response.body),
+            "model": response.model,
+            "version": response.version,
+        }
+        with contextlib.suppress(OSError):  # whoever read the log has gone
+            sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+            sys.stdout.flush()
+
+    # What is asked.
+
+    async def _server(self, _: Call) -> Response:
+        return _json({"name": "fedpipe", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+    async def _live(self, _: Call) -> Response:
+        return _json({"live": True})
+
+    async def _ready(self, _: Call) -> Response:
+        why = ""
+        if self.draining:
+            why = "the server is shutting down"
+        elif not self._follower.looked:  # a server of several models has all of them when it is ready
+            why = "the models are not loaded yet"
+        elif not self._follower.served:
+            why = self._follower.trouble or f"there is no model that can be served below {self._follower.uri}"
+        degraded = [self._follower.trouble] if self._follower.trouble else []
+        degraded += [f"{entry}: {failure.why}" for entry, failure in self._follower.failures.items()]
+        found = {"ready": not why, **({"error": why} if why else {}), "degraded": bool(degraded), "why": degraded}
+        return _json(found, status=503 if why else 200)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return self._follower.looked and bool(self._follower.served) and not self.draining
+
+    async def _models(self, _: Call) -> Response:
+        """Not of the protocol: every model with who answers, and which versions failed."""
+        failures = self._follower.failures
+        names = sorted({*self._follower.served, *(entry.name for entry in failures)})
+        return _json({"models": [self._told(name) for name in names], "trouble": self._follower.trouble})
+
+    def _told(self, name: str) -> dict[str, Any]:
+        served = self._follower.served.get(name)
+        failed = {str(e.version): f.why for e, f in self._follower.failures.items() if e.name == name}
+        found: dict[str, Any] = {"name": name, "failed": failed}
+        if served:
+            found |= {
+                "policy": str(served.rule),
+                "version": served.primary.entry.version,
+                "canary": served.canary.entry.version if served.canary else None,
+                **_metadata(served.primary, served),
+            }
+        return found
+
+    async def _metrics(self, _: Call) -> Response:
+        headers = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
+        return Response(200, self._measures.page(self._follower, self.is_ready), headers)
+
+    async def _model(self, call: Call) -> Response:
+        loaded, served = self._found(call)
+        return _json(_metadata(loaded, served))
+
+    async def _model_ready(self, call: Call) -> Response:
+        loaded, _ = self._found(call)
+        return _json({"name": loaded.entry.name, "ready": not self.draining}, status=503 if self.draining else 200)
+
+    def _found(self, call: Call) -> tuple[Loaded, Served]:
+        """The version that a path names, or who answers now."""
+        name, version = call.parameters["model"], call.parameters.get("version")
+        served = self._follower.served.get(name)
+        if served is None:
+            there = ", ".join(sorted(self._follower.served)[:20]) or "none"
+            raise RefusedError(404, f"there is no model {name[:100]!r}; there are: {there}")
+        if version is None:
+            return served.primary, served
+        loaded = served.version(int(version)) if version.isdecimal() and len(version) < 16 else None
+        if loaded is None:
+            there = ", ".join(str(one.entry.version) for one in (served.primary, served.canary) if one)
+            raise RefusedError(404, f"version {version[:20]!r} of {name!r} is not served; loaded: {there}")
+        return loaded, served
+
+    async def _infer(self, call: Call) -> Response:
+        loaded, served = self._found(call)
+        if "version" not in call.parameters:
+            loaded = served.choose(next(self._numbers))
+        name, version = loaded.entry.name, str(loaded.entry.version)
+        try:
+            held = self._reserved(call)
+            try:
+                return await self._inferred(call, loaded)
+            finally:
+                self._held -= held
+        except RefusedError as error:
+            return _refused(error, call.scope, name, version)
+
+    def _reserved(self, call: Call) -> int:
+        """Takes the body's bytes from what all bodies may hold, before any of them is read."""
+        encoding = call.headers.get(b"content-encoding", b"identity")
+        if encoding != b"identity":
+            raise RefusedError(415, f"the content encoding {encoding[:50].decode('latin-1')!r} is not supported")
+        length = call.headers.get(b"content-length")
+        size = int(length) if length is not None and length.isdigit() else self._limits.body
+        if size > self._limits.body:
+            raise RefusedError(413, f"the body has {size} bytes, at most {self._limits.body} are allowed")
+        if self._held + size > max(self._limits.bodies, self._limits.body):
+            raise RefusedError(503, "other requests hold the memory for bodies; try again")
+        self._held += size
+        return size
+
+    async def _inferred(self, call: Call, loaded: Loaded) -> Response:
+        body = await self._body(call.receive)
+        length = call.headers.get(HEADER_LENGTH.encode())
+        model = loaded.model
+        request = parse(
+            body, None if length is None else length.decode("latin-1"), model.inputs, model.outputs,
+            finite=model.signature.finite,
+        )  # fmt: skip
+        found = await self._runner(loaded).run(request.feed)
+        self._measures.saw(loaded, request.feed, found)
+        made = answer(loaded.entry.name, loaded.entry.version, request, found)
+        headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+        if made.header_length is not None:
+            headers = (
+                (b"content-type", b"application/octet-stream"),
+                (HEADER_LENGTH.encode(), str(made.header_length).encode()),
+            )
+        return Response(200, made.body, headers, loaded.entry.name, str(loaded.entry.version))
+
+    async def _body(self, receive: Receive) -> bytes:
+        message = await self._received(receive)
+        if not message.get("more_body"):
+            return bytes(message["body"])
+        pieces, size = [message["body"]], len(message["body"])
+        end = time.monotonic() + self._limits.seconds
+        while message.get("more_body"):
+            message = await self._received(receive, end - time.monotonic())
+            pieces.append(message["body"])
+            size += len(message["body"])
+            if size > self._limits.body:
+                raise RefusedError(413, f"the body has more than the {self._limits.body} bytes that are allowed")
+        return b"".join(pieces)
+
+    async def _received(self, receive: Receive, seconds: float | None = None) -> Any:
+        try:
+            async with asyncio.timeout(self._limits.seconds if seconds is None else seconds):
+                message = await receive()
+        except TimeoutError:
+            raise RefusedError(408, f"the body did not arrive within {self._limits.seconds:g} s") from None
+        if message["type"] == "http.disconnect":
+            raise _GoneError
+        return message
+
+    def _runner(self, loaded: Loaded) -> Runner:
+        runner = self._runners.get(id(loaded))
+        if runner is None or runner.loaded is not loaded:
+            there = {id(one) for s in self._follower.served.values() for one in (s.primary, s.canary) if one}
+            self._runners = {key: one for key, one in self._runners.items() if key in there}
+            runner = self._runners[id(loaded)] = Runner(
+                loaded, self._pool, batching=self._batching, seconds=self._limits.seconds,
+                told=lambda rows: self._measures.batched(loaded.entry.name, rows),
+            )  # fmt: skip
+        return runner
+
+
+class _GoneError(Exception):
+    """Whoever asked has hung up."""
+
+
+class _Endpoint:
+    """A route's ASGI application: Starlette leaves the request to it as it is."""
+
+    def __init__(self, app: App, handler: Handler | None, method: str) -> None:
+        self._app, self._handler, self._method = app, handler, method
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._handler and scope["method"] not in (self._method, "HEAD" if self._method == "GET" else self._method):
+            await self._app.handle(self._wrong_method, scope, receive, send)
+        else:
+            await self._app.handle(self._handler, scope, receive, send)
+
+    async def _wrong_method(self, call: Call) -> Response:
+        raise RefusedError(405, f"{call.scope['path'][:200]!r} takes {self._method}, not {call.scope['method']}")
+
+
+def _constant(response: Response) -> Handler:
+    async def handler(_: Call) -> Response:
+        return response
+
+    return handler
+
+
+def _metadata(loaded: Loaded, served: Served) -> dict[str, Any]:
+    """A model's metadata; `parameters` is not of the protocol, clients that do not know it pass over it."""
+    signature = loaded.model.signature
+    versions = [str(one.entry.version) for one in (served.primary, served.canary) if one]
+    return {
+        "name": loaded.entry.name,
+        "versions": sorted(versions, key=int),
+        "platform": "onnxruntime_onnx",
+        "inputs": [described(spec) for spec in loaded.model.inputs],
+        "outputs": [described(spec) for spec in loaded.model.outputs],
+        "parameters": {
+            "classes": signature.classes,
+            "spread": msgspec.to_builtins(signature.spread),
+            "finite": signature.finite,
+        },
+    }
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(status, msgspec.json.encode(value))
+
+
+def _refused(error: RefusedError, scope: Scope, model: str = "", version: str = "") -> Response:
+    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+    if error.status == 401:
+        headers += ((b"www-authenticate", b"Bearer"),)
+    if error.status == 503:
+        headers += ((b"retry-after", b"1"),)
+    if error.status in (408, 413):  # the rest of the body is not awaited
+        headers += ((b"connection", b"close"),)
+    return Response(error.status, msgspec.json.encode({"error": str(error)}), headers, model, version)
+
+
+async def _sent(response: Response, send: Send) -> None:
+    length = (b"content-length", str(len(response.body)).encode())
+    await send({"type": "http.response.start", "status": response.status, "headers": [*response.headers, length]})
+    await send({"type": "http.response.body", "body": response.body})

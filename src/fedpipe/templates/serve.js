@@ -1,0 +1,135 @@
+"use strict";
+// Everything that a server sends is put on the page as text, never as markup.
+const at = (id) => document.getElementById(id);
+const models = new Map();
+let token = "";
+
+async function asked(path, options = {}) {
+  const headers = token ? { authorization: `Bearer ${token}` } : {};
+  const response = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
+  const answer = await response.json().catch(() => ({ error: `HTTP ${response.status}` }));
+  at("access").hidden = response.status !== 401;
+  if (!response.ok) throw new Error(answer.error || `HTTP ${response.status}`);
+  return answer;
+}
+
+function cell(row, text) {
+  row.insertCell().textContent = text;
+}
+
+const shapeOf = (tensor) => `${tensor.name}: ${tensor.datatype} [${tensor.shape.map((n) => (n < 0 ? "n" : n)).join(", ")}]`;
+
+async function look() {
+  try {
+    const found = await asked("models");
+    const body = at("models").tBodies[0];
+    body.replaceChildren();
+    models.clear();
+    for (const model of found.models) {
+      const row = body.insertRow();
+      const troubles = Object.entries(model.failed).map(([version, why]) => `version ${version}: ${why}`);
+      cell(row, model.name);
+      cell(row, model.version ? `version ${model.version}${model.canary ? `, canary ${model.canary}` : ""} (${model.policy})` : "nobody yet");
+      cell(row, (model.inputs || []).map(shapeOf).join("; "));
+      cell(row, (model.outputs || []).map(shapeOf).join("; "));
+      cell(row, troubles.join("; ") || "none");
+      if (model.inputs) models.set(model.name, model);
+    }
+    const chosen = at("model").value;
+    at("model").replaceChildren(...[...models.keys()].map((name) => new Option(name, name, false, name === chosen)));
+    at("state").textContent = found.trouble ? `The store does not answer: ${found.trouble}` : models.size ? "" : "No model is served yet.";
+    at("models").hidden = !found.models.length;
+    at("try").hidden = !models.size;
+    choose();
+  } catch (error) {
+    at("state").textContent = error.message;
+  }
+}
+
+function wanted() {
+  const model = models.get(at("model").value);
+  const shape = model ? model.inputs[0].shape.slice(1).map((n) => (n < 0 ? 1 : n)) : [];
+  return { model, shape, count: shape.reduce((a, b) => a * b, 1) };
+}
+
+const pictureOf = (shape) => {
+  const [height, width, channels = 1] = shape;
+  return (shape.length === 2 || shape.length === 3) && (channels === 1 || channels === 3) ? { height, width, channels } : null;
+};
+
+function choose() {
+  const { shape, count } = wanted();
+  at("picture").hidden = !pictureOf(shape);
+  at("count").textContent = `${count} of them`;
+}
+
+async function read(file) {
+  const { model, shape } = wanted();
+  const picture = pictureOf(shape);
+  const bitmap = await createImageBitmap(file, { resizeWidth: picture.width, resizeHeight: picture.height, resizeQuality: "pixelated" });
+  const canvas = at("shown");
+  [canvas.width, canvas.height] = [picture.width, picture.height];
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0);
+  const pixels = context.getImageData(0, 0, picture.width, picture.height).data;
+  const { minimum, maximum } = model.parameters.spread || { minimum: 0, maximum: 1 };
+  const scaled = (value) => (model.inputs[0].datatype.startsWith("FP") ? minimum + ((maximum - minimum) * value) / 255 : Math.round(value));
+  const row = [];
+  for (let i = 0; i < pixels.length; i += 4) {
+    const [red, green, blue] = pixels.subarray(i, i + 3);
+    if (picture.channels === 3) row.push(...[red, green, blue].map(scaled));
+    else row.push(scaled(0.299 * red + 0.587 * green + 0.114 * blue));
+  }
+  at("row").value = row.map((value) => +value.toFixed(5)).join(", ");
+  await ask();
+}
+
+async function ask() {
+  const { model, shape, count } = wanted();
+  for (const id of ["error", "answer"]) at(id).textContent = "";
+  at("bars").tBodies[0].replaceChildren();
+  const row = at("row").value.split(/[\s,;]+/).filter(Boolean).map(Number);
+  try {
+    if (row.some(Number.isNaN)) throw new Error("Not all of these are numbers.");
+    if (row.length !== count) throw new Error(`These are ${row.length} numbers, the model takes ${count}.`);
+    if (model.inputs.length > 1) throw new Error("The model takes more than one input; this page can give only one.");
+    const input = { name: model.inputs[0].name, datatype: model.inputs[0].datatype, shape: [1, ...shape], data: row };
+    const started = performance.now();
+    const answer = await asked(`v2/models/${encodeURIComponent(model.name)}/infer`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ inputs: [input] }),
+    });
+    show(model, answer, performance.now() - started);
+  } catch (error) {
+    at("error").textContent = error.message;
+  }
+}
+
+function show(model, answer, milliseconds) {
+  const values = answer.outputs[0].data;
+  const names = model.parameters.classes.length === values.length ? model.parameters.classes : values.map((_, i) => String(i));
+  const order = values.map((_, i) => i).sort((a, b) => values[b] - values[a]);
+  const isShare = values.length > 1 && Math.abs(values.reduce((a, b) => a + b, 0) - 1) < 1e-3;
+  at("answer").textContent = isShare
+    ? `${names[order[0]]}, ${(100 * values[order[0]]).toFixed(1)} % (version ${answer.model_version}, ${milliseconds.toFixed(0)} ms)`
+    : `${values.slice(0, 20).join(", ")} (version ${answer.model_version}, ${milliseconds.toFixed(0)} ms)`;
+  for (const i of isShare ? order.slice(0, 10) : []) {
+    const row = at("bars").tBodies[0].insertRow();
+    cell(row, names[i]);
+    const meter = document.createElement("meter");
+    meter.value = values[i];
+    row.insertCell().append(meter);
+    cell(row, `${(100 * values[i]).toFixed(1)} %`);
+  }
+}
+
+at("model").addEventListener("change", choose);
+at("file").addEventListener("change", () => {
+  const [file] = at("file").files;
+  if (file) read(file).catch(() => { at("error").textContent = "This is no picture that the browser can read."; });
+});
+at("ask").addEventListener("click", ask);
+at("enter").addEventListener("click", () => { token = at("token").value; look(); });
+look();
+setInterval(look, 10000);

@@ -1,0 +1,216 @@
+"""Models made by hand, published as an export publishes them, and real servers of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import urllib3
+from onnx import TensorProto, helper, numpy_helper
+
+from fedpipe.manifests import Origin
+from fedpipe.objects import digest_of, encode
+from fedpipe.signature import KEY, Signature, write_signature
+from fedpipe.store import Store
+
+X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+
+
+def onnx_model(graph: Any, signature: Signature | None = None) -> bytes:
+    """A graph as the bytes of a model."""
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if signature:
+        model.metadata_props.add(key=KEY, value=write_signature(signature))
+    return bytes(model.SerializeToString())
+
+
+def softmax(seed: int = 0, *, signature: Signature | None = None) -> bytes:
+    """softmax(x W): four features, three classes."""
+    weights = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Softmax", ["z"], ["p"], axis=1)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    return onnx_model(graph, signature)
+
+
+def constant(value: float) -> bytes:
+    """Answers `value` for every example of four features: tells which version answered."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["x"], ["m"], axes=[1], keepdims=1),
+            helper.make_node("Mul", ["m", "zero"], ["n"]),
+            helper.make_node("Add", ["n", "value"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1])],
+        [numpy_helper.from_array(np.float32([0]), "zero"), numpy_helper.from_array(np.float32([value]), "value")],
+    )
+    return onnx_model(graph)
+
+
+def every_dtype() -> bytes:
+    """One input and one output of each dtype: the outputs are the inputs."""
+    kinds = (
+        "BOOL",
+        "INT8",
+        "INT16",
+        "INT32",
+        "INT64",
+        "UINT8",
+        "UINT16",
+        "UINT32",
+        "UINT64",
+        "FLOAT16",
+        "FLOAT",
+        "DOUBLE",
+    )
+    tensors = [(kind.lower(), getattr(TensorProto, kind)) for kind in kinds]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [name], [f"{name}_out"]) for name, _ in tensors],
+        "g",
+        [helper.make_tensor_value_info(name, kind, ["batch", 2]) for name, kind in tensors],
+        [helper.make_tensor_value_info(f"{name}_out", kind, ["batch", 2]) for name, kind in tensors],
+    )
+    return onnx_model(graph)
+
+
+def slow() -> bytes:
+    """Takes seconds for the largest input: a loop of matrix products, as often as the input says."""
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["a_in", "a_in"], ["product"]),
+            helper.make_node("Mul", ["product", "scale"], ["a_out"]),
+            helper.make_node("Identity", ["go_in"], ["go_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("a_in", TensorProto.FLOAT, [256, 256]),
+        ],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("a_out", TensorProto.FLOAT, [256, 256]),
+        ],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Squeeze", ["times"], ["count"]),
+            helper.make_node("Loop", ["count", "go", "matrix"], ["final"], body=body),
+            helper.make_node("ReduceMean", ["final"], ["mean"], keepdims=0),
+            helper.make_node("Unsqueeze", ["mean", "axis"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("times", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        [
+            numpy_helper.from_array(np.bool_(True), "go"),
+            numpy_helper.from_array(np.eye(256, dtype=np.float32), "matrix"),
+            numpy_helper.from_array(np.float32(1), "scale"),
+            numpy_helper.from_array(np.int64([0]), "axis"),
+        ],
+    )
+    return onnx_model(graph)
+
+
+def publish(models: Store, name: str, version: int, data: bytes) -> None:
+    """Publishes as `onnx_export.publish` does: the origin first, the model last."""
+    origin = Origin(
+        federation="tiny", run="run-1", weights=digest_of(b""), digest=digest_of(data), opset=17, samples="random",
+        compared=1, max_abs_difference=0.0,
+    )  # fmt: skip
+    models.create(f"{name}/{version}/origin.json", encode(origin))
+    models.create(f"{name}/{version}/model.onnx", data)
+
+
+class Served(NamedTuple):
+    """A server process."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    folder: Path
+
+    @property
+    def host(self) -> str:
+        """`host:port`, as some clients take it."""
+        return self.url.removeprefix("http://")
+
+    def get(self, path: str, **more: Any) -> Any:
+        """An answer."""
+        return urllib3.request("GET", f"{self.url}{path}", retries=False, timeout=20, **more)
+
+    def post(self, path: str, **more: Any) -> Any:
+        """An answer."""
+        return urllib3.request("POST", f"{self.url}{path}", retries=False, timeout=60, **more)
+
+    def infer(self, name: str, x: Any = X, **more: Any) -> Any:
+        """The answer to an inference of JSON."""
+        tensor = {"name": "x", "shape": list(np.shape(x)), "datatype": "FP32", "data": np.ravel(x).tolist()}
+        return self.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]}, **more)
+
+    @property
+    def log(self) -> str:
+        """What it wrote on standard error."""
+        return (self.folder / "stderr").read_text()
+
+    def wait_until(self, happened: Callable[[], bool], seconds: float = 60) -> None:
+        """Waits until something has happened; fails with the server's log."""
+        end = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < end, self.log
+            time.sleep(0.05)
+
+    def wait_for(self, name: str, version: int) -> None:
+        """Waits until this version answers."""
+        self.wait_until(lambda: self.get(f"/v2/models/{name}").data.startswith(_told(name, version)))
+
+
+def _told(name: str, version: int) -> bytes:
+    return f'{{"name":"{name}","versions":["{version}"]'.encode()
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *arguments: str, ready: bool = True, **environment: str) -> Iterator[Served]:
+    """A real server on a free port; its output goes to files in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "fedpipe", "serve", "--port", "0", "--poll", "0.1", *arguments]
+    with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, **environment})
+    try:
+        served = Served(process, _address(process, folder), folder)
+        if ready:
+            served.wait_until(lambda: served.get("/v2/health/ready").status == 200)
+        yield served
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+def _address(process: subprocess.Popen[bytes], folder: Path) -> str:
+    end = time.monotonic() + 60
+    while True:
+        text = (folder / "stderr").read_text()
+        if found := re.search(r"serving at (http://\S+)", text):
+            return found[1]
+        assert process.poll() is None, text
+        assert time.monotonic() < end, text
+        time.sleep(0.02)

@@ -1,0 +1,162 @@
+"""New versions take over when they can answer; whoever answers goes on when they cannot."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedpipe.errors import CorruptError, StoreUnavailableError
+from fedpipe.serving.catalogue import Catalogue, Entry, Place
+from fedpipe.serving.follower import Follower
+from fedpipe.serving.policy import Rule, policy_key
+from fedpipe.serving.promotion import promote
+from fedpipe.serving.runtime import Loaded
+from fedpipe.store import MemoryStore
+from tests.faults.stores import HookedStore
+from tests.served import publish
+
+BAD = b"bad"
+
+
+class World:
+    """A store, a clock and a follower that loads whatever is not `BAD`."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store, self.now, self.lost = store, 0.0, False
+        self.loads: list[Entry] = []
+        self.failed: list[Entry] = []
+        catalogue = Catalogue(Place(HookedStore(store, self._lose), published=True, is_local=False))
+        self.follower = Follower(
+            catalogue, self._load, failed=lambda entry, _: self.failed.append(entry), clock=lambda: self.now
+        )
+
+    def _lose(self, *_: object) -> None:
+        if self.lost:
+            raise StoreUnavailableError("the store cannot be reached")
+
+    def _load(self, entry: Entry, data: bytes) -> Loaded:
+        self.loads.append(entry)
+        if data == BAD:
+            raise CorruptError("no model", where=str(entry))
+        return Loaded(entry, None, None)  # type: ignore[arg-type]
+
+    def publish(self, version: int, data: bytes = b"good") -> None:
+        publish(self.store, "m", version, data)
+
+    def answers(self) -> tuple[int, int | None] | None:
+        self.follower.look()
+        served = self.follower.served.get("m")
+        return served and (served.primary.entry.version, served.canary.entry.version if served.canary else None)
+
+
+@pytest.fixture
+def world(store: MemoryStore) -> World:
+    return World(store)
+
+
+def test_the_latest_version_takes_over(world: World) -> None:
+    assert world.answers() is None
+    world.publish(1)
+    assert world.answers() == (1, None)
+    world.publish(2)
+    assert world.answers() == (2, None)
+    assert world.answers() == (2, None)
+    assert world.loads == [Entry("m", 1), Entry("m", 2)]
+
+
+def test_a_version_that_fails_never_answers_and_is_told_of(world: World) -> None:
+    world.publish(1)
+    world.answers()
+    world.publish(2, BAD)
+    assert world.answers() == (1, None)
+    assert world.failed == [Entry("m", 2)]
+    assert "no model" in world.follower.failures[Entry("m", 2)].why
+    world.publish(3)
+    assert world.answers() == (3, None)
+
+
+def test_a_version_that_failed_is_tried_again_later_and_later(world: World) -> None:
+    world.publish(1, BAD)
+    for seconds, tries in ((0, 1), (59, 1), (61, 2), (61 + 119, 2), (61 + 121, 3)):
+        world.now = seconds
+        assert world.answers() is None
+        assert len(world.loads) == tries
+    world.store.replace("m/1/model.onnx", b"good")
+    world.store.delete("m/1/origin.json")
+    publish(world.store, "m", 1, b"good")
+    world.now = 1e6
+    assert world.answers() == (1, None)
+    assert not world.follower.failures
+
+
+def test_of_several_that_are_new_the_newest_that_loads_answers(world: World) -> None:
+    world.publish(1)
+    world.publish(2)
+    world.publish(3, BAD)
+    assert world.answers() == (2, None)
+    assert Entry("m", 1) not in world.loads
+
+
+def test_pinned_back_and_forth(world: World) -> None:
+    for version in (1, 2):
+        world.publish(version)
+    assert world.answers() == (2, None)
+    promote(world.store, "m", Rule(kind="pinned", version=1))
+    assert world.answers() == (1, None)
+    world.publish(3)
+    assert world.answers() == (1, None)
+    promote(world.store, "m", Rule())
+    assert world.answers() == (3, None)
+
+
+def test_a_canary_beside_the_version_that_answers(world: World) -> None:
+    for version in (1, 2):
+        world.publish(version)
+    promote(world.store, "m", Rule(kind="canary", version=1, canary=2, share=0.1))
+    assert world.answers() == (1, 2)
+    promote(world.store, "m", Rule(kind="pinned", version=2))
+    assert world.answers() == (2, None)
+    assert world.loads == [Entry("m", 1), Entry("m", 2)]  # it was there already
+
+
+def test_a_canary_that_fails_leaves_all_to_the_other(world: World) -> None:
+    world.publish(1)
+    world.publish(2, BAD)
+    promote(world.store, "m", Rule(kind="canary", version=1, canary=2, share=0.5))
+    assert world.answers() == (1, None)
+
+
+def test_a_pinned_version_that_fails_leaves_whoever_answered(world: World) -> None:
+    world.publish(1)
+    world.answers()
+    world.publish(2, BAD)
+    promote(world.store, "m", Rule(kind="pinned", version=2))
+    assert world.answers() == (1, None)
+
+
+def test_while_the_store_is_lost_everything_goes_on(world: World) -> None:
+    world.publish(1)
+    world.answers()
+    world.lost = True
+    assert world.answers() == (1, None)
+    assert "cannot be reached" in world.follower.trouble
+    world.lost = False
+    world.publish(2)
+    assert world.answers() == (2, None)
+    assert world.follower.trouble == ""
+
+
+def test_a_policy_that_is_spoiled_changes_nothing(world: World) -> None:
+    world.publish(1)
+    world.answers()
+    world.store.create(policy_key("m"), b"nonsense")
+    world.publish(2)
+    assert world.answers() == (1, None)
+    assert "not a valid policy" in world.follower.trouble
+
+
+def test_a_model_that_is_gone_answers_no_more(world: World) -> None:
+    world.publish(1)
+    world.answers()
+    for key in list(world.store.keys()):
+        world.store.delete(key)
+    assert world.answers() is None

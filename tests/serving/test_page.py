@@ -1,0 +1,121 @@
+"""The page at `/` in a real Chromium."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+from fedpipe.signature import Signature, Spread
+from fedpipe.store import LocalStore
+from tests.served import Served, onnx_model, publish, serving
+
+pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("page")]
+
+
+def nearest(images: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
+    """A model that finds which of these images its input is most alike: softmax(x . images / temperature)."""
+    flat = images.reshape(len(images), -1)
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["z"]),
+        helper.make_node("Sub", ["z", "norm"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["p"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 8, 8, 1])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["batch", len(images)])],
+        [
+            numpy_helper.from_array(np.ascontiguousarray(flat.T), "w"),
+            numpy_helper.from_array((flat**2).sum(axis=1) / 2, "norm"),
+        ],
+    )
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    spread = Spread(minimum=0, maximum=1, mean=0.3, deviation=0.4)
+    return onnx_model(graph, Signature(classes=names, spread=spread))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that knows ten digits, and has one version that is broken."""
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("page")
+    digits = (load_digits().images[:10] / 16).astype(np.float32)
+    for number, image in enumerate(digits):
+        Image.fromarray((image * 255).astype(np.uint8)).resize((64, 64), Image.Resampling.NEAREST).save(
+            folder / f"{number}.png"
+        )
+    models = LocalStore(folder / "store").below("models")
+    publish(models, "digits", 1, nearest(digits))
+    publish(models, "digits", 2, b"<b>broken</b>")
+    (folder / "token").write_text("s3cret")
+    with serving(folder, "--store", f"file://{folder}/store", "--token-file", str(folder / "token")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[WebDriver]:
+    """Debian's Chromium, without a window."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or "chromium"
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as driver:
+        yield driver
+
+
+def waited(browser: WebDriver, element: str, text: str) -> str:
+    """The text of an element once it has this in it."""
+    WebDriverWait(browser, 30).until(lambda b: text in b.find_element(By.ID, element).text)
+    return browser.find_element(By.ID, element).text
+
+
+@pytest.fixture
+def page(server: Served, browser: WebDriver) -> WebDriver:
+    """The page after the token was given."""
+    browser.get_log("browser")  # of pages before
+    browser.get(server.url)
+    waited(browser, "state", "a bearer token is needed")
+    browser.find_element(By.ID, "token").send_keys("s3cret")
+    browser.find_element(By.ID, "enter").click()
+    waited(browser, "models", "digits")
+    return browser
+
+
+def test_a_person_tries_a_digit(server: Served, page: WebDriver) -> None:
+    told = waited(page, "models", "digits")
+    assert "version 1 (the latest version)" in told
+    assert "image: FP32 [n, 8, 8, 1]" in told
+    assert "version 2: " in told
+    for number, name in ((3, "three"), (7, "seven")):
+        page.find_element(By.ID, "file").send_keys(str(server.folder / f"{number}.png"))
+        assert waited(page, "answer", name).startswith(name)
+    assert waited(page, "bars", "seven").startswith("seven")
+    told = [line["message"] for line in page.get_log("browser") if "401" not in line["message"]]
+    assert told == []  # nothing was refused by the page's own rules
+
+
+def test_numbers_and_mistakes(page: WebDriver) -> None:
+    row = page.find_element(By.ID, "row")
+    mistakes = {"1, 2": "These are 2 numbers, the model takes 64.", "x " * 64: "Not all of these are numbers."}
+    for text, message in mistakes.items():
+        row.clear()
+        row.send_keys(text)
+        page.find_element(By.ID, "ask").click()
+        waited(page, "error", message)
+    row.clear()
+    row.send_keys("0 " * 64)
+    page.find_element(By.ID, "ask").click()
+    waited(page, "answer", "(version 1,")

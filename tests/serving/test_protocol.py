@@ -1,0 +1,237 @@
+"""Requests of tensors: what fits a model is read, whatever else is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from fedpipe.prediction import TensorSpec
+from fedpipe.serving.protocol import DATATYPES, DTYPES, RefusedError, Request, answer, parse
+
+SPEC = TensorSpec("x", np.dtype(np.float32), (None, 2))
+OUT = [TensorSpec("y", np.dtype(np.float32), (None, 1)), TensorSpec("z", np.dtype(np.int64), (None,))]
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    given = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.5, 2.5], **changes}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def body(*tensors: dict[str, Any], **more: Any) -> bytes:
+    return json.dumps({"inputs": list(tensors), **more}).encode()
+
+
+def test_flat_and_nested_data_in_row_major_order() -> None:
+    for data in ([1, 2, 3, 4], [[1, 2], [3, 4]]):
+        request = parse(body(tensor(shape=[2, 2], data=data)), None, [SPEC], OUT)
+        np.testing.assert_array_equal(request.feed["x"], np.float32([[1, 2], [3, 4]]))
+
+
+def test_binary_data_follow_the_json_in_the_order_of_the_inputs() -> None:
+    specs = [SPEC, TensorSpec("b", np.dtype(np.bool_), (2,))]
+    head = body(
+        tensor(data=None, parameters={"binary_data_size": 8}),
+        {"name": "b", "shape": [2], "datatype": "BOOL", "parameters": {"binary_data_size": 2}},
+    )
+    found = parse(head + np.float32([3, 4]).tobytes() + b"\x01\x00", str(len(head)), specs, OUT).feed
+    np.testing.assert_array_equal(found["x"], [[3, 4]])
+    np.testing.assert_array_equal(found["b"], [True, False])
+
+
+def test_outputs_that_are_wanted_and_how() -> None:
+    assert parse(body(tensor()), None, [SPEC], OUT).outputs == {"y": False, "z": False}
+    assert parse(body(tensor(), outputs=[{"name": "z"}]), None, [SPEC], OUT).outputs == {"z": False}
+    binary = {"binary_data_output": True}
+    assert parse(body(tensor(), parameters=binary), None, [SPEC], OUT).outputs == {"y": True, "z": True}
+    wanted = [{"name": "y", "parameters": {"binary_data": False}}, {"name": "z"}]
+    assert parse(body(tensor(), outputs=wanted, parameters=binary), None, [SPEC], OUT).outputs == {
+        "y": False,
+        "z": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "message"),
+    [
+        ({"name": "w"}, 400, "there is no input 'w'; the model takes 'x'"),
+        ({"datatype": "FP64"}, 400, "input 'x' has datatype 'FP64', the model takes FP32"),
+        ({"datatype": "BYTES"}, 400, "has datatype 'BYTES', the model takes FP32"),
+        ({"shape": [2]}, 400, r"input 'x' has shape \[2\], the model takes \[-1, 2\]"),
+        ({"shape": [1, 3]}, 400, r"has shape \[1, 3\], the model takes \[-1, 2\]"),
+        ({"shape": [0, 2], "data": []}, 400, "-1 for one or more"),
+        ({"shape": [-1, 2]}, 400, "the request is not valid"),
+        ({"shape": [1.5, 2]}, 400, "the request is not valid"),
+        ({"shape": [2**39, 2]}, 413, "has 1099511627776 values, at most"),
+        ({"data": [1.0]}, 400, r"the data of input 'x' has 1 values, its shape \[1, 2\] says otherwise"),
+        ({"data": [[1.0], [2.0]]}, 400, r"has shape \[2, 1\], its shape \[1, 2\] says otherwise"),
+        ({"data": [[1.0, 2.0], [3.0]], "shape": [2, 2]}, 400, "its rows differ in length"),
+        ({"data": [[[1.0, 2.0]]]}, 400, "is neither flat nor nested as its shape"),
+        ({"data": ["1", "2"]}, 400, "is not of FP32: Expected `float`, got `str`"),
+        ({"data": [None, 1]}, 400, "is not of FP32"),
+        ({"data": "text"}, 400, "is neither flat nor nested"),
+        ({"data": None}, 400, "input 'x' has no data"),
+        ({"data": [1e39, 0]}, 400, "NaN or infinity, or a value too large for its datatype"),
+        ({"parameters": {"binary_data_size": 8}}, 400, "has data in JSON and in binary"),
+        ({"parameters": {"shared_memory_region": "r"}}, 400, "shared memory is not supported"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_model(changes: dict[str, Any], status: int, message: str) -> None:
+    with pytest.raises(RefusedError, match=message) as refused:
+        parse(body(tensor(**changes)), None, [SPEC], OUT)
+    assert refused.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("size", "bytes_there", "message"),
+    [
+        (4, 8, "binary_data_size of input 'x' is 4, its shape needs 8"),
+        (10**12, 8, "its shape needs 8"),
+        (-8, 8, "its shape needs 8"),
+        (True, 8, "its shape needs 8"),
+        ("8", 8, "its shape needs 8"),
+        (8, 7, "input 'x' needs 8 bytes of binary data, 7 are there"),
+        (8, 9, "1 bytes follow the last binary tensor"),
+    ],
+)
+def test_binary_lengths_that_lie(size: Any, bytes_there: int, message: str) -> None:
+    head = body(tensor(data=None, parameters={"binary_data_size": size}))
+    with pytest.raises(RefusedError, match=message):
+        parse(head + bytes(bytes_there), str(len(head)), [SPEC], OUT)
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "", "٣", "9" * 30, "1000000"])
+def test_a_header_length_that_lies(length: str) -> None:
+    with pytest.raises(RefusedError, match="Inference-Header-Content-Length"):
+        parse(body(tensor()), length, [SPEC], OUT)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (b"", "the request is not valid"),
+        (b"\xff\xfe", "the request is not valid"),
+        (b"[" * 100_000, "the request is not valid"),
+        (b'{"inputs": ' + b"[" * 100_000, "the request is not valid"),
+        (b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": ' + b"[" * 100_000, "is not valid"),
+        (b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [NaN, 1]}]}', "is not valid"),
+        (b"{}", "missing required field `inputs`"),
+        (b'{"inputs": []}', "input 'x' is missing"),
+        (body(tensor(), tensor()), "input 'x' is given twice"),
+        (body(tensor(), outputs=[{"name": "w"}]), "there is no output 'w'; the model gives 'y', 'z'"),
+        (body(tensor(), outputs=[{"name": "y"}, {"name": "y"}]), "output 'y' is asked for twice"),
+        (
+            body(tensor(), outputs=[{"name": "y", "parameters": {"classification": 1}}]),
+            "classification is not supported",
+        ),
+    ],
+)
+def test_what_is_no_request(given: bytes, message: str) -> None:
+    with pytest.raises(RefusedError, match=message):
+        parse(given, None, [SPEC], OUT)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_is_refused_unless_the_signature_allows_it(value: float) -> None:
+    head = body(tensor(data=None, parameters={"binary_data_size": 8}))
+    data = head + np.float32([1, value]).tobytes()
+    with pytest.raises(RefusedError, match="holds NaN or infinity"):
+        parse(data, str(len(head)), [SPEC], OUT)
+    allowed = parse(data, str(len(head)), [SPEC], OUT, finite=False)
+    np.testing.assert_array_equal(allowed.feed["x"], np.float32([[1, value]]))
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data"),
+    [
+        ("INT8", [128]),
+        ("UINT8", [-1]),
+        ("INT64", [2**63]),
+        ("INT64", [1.5]),
+        ("INT64", [True]),
+        ("BOOL", [1]),
+        ("FP16", [1e6]),
+    ],
+)
+def test_values_that_a_datatype_cannot_hold(datatype: str, data: list[Any]) -> None:
+    spec = TensorSpec("x", DTYPES[datatype], (None,))
+    with pytest.raises(RefusedError, match=r"is not of|too large for its datatype"):
+        parse(body(tensor(shape=[1], datatype=datatype, data=data)), None, [spec], OUT)
+
+
+def test_a_byte_that_is_no_truth_value() -> None:
+    spec = TensorSpec("x", np.dtype(np.bool_), (1,))
+    head = body(tensor(shape=[1], datatype="BOOL", data=None, parameters={"binary_data_size": 1}))
+    with pytest.raises(RefusedError, match="neither 0 nor 1"):
+        parse(head + b"\x02", str(len(head)), [spec], OUT)
+
+
+@given(
+    st.sampled_from(sorted(DTYPES)).flatmap(
+        lambda name: arrays.arrays(
+            DTYPES[name],
+            arrays.array_shapes(max_dims=4, max_side=4),
+            elements={"allow_nan": False, "allow_infinity": False} if DTYPES[name].kind == "f" else None,
+        )
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+def test_tensors_come_back_to_the_last_bit(array: Any, binary_in: bool, binary_out: bool) -> None:
+    """A request of an array, whose answer is that array, read again as a request."""
+    spec = TensorSpec("x", array.dtype, (None,) * array.ndim)
+    request = Request({"x": array}, {"x": binary_out}, "7")
+    made = answer("m", 3, request, {"x": array})
+    head = msgspec.json.decode(made.body[: made.header_length])
+    assert (head["model_name"], head["model_version"], head["id"]) == ("m", "3", "7")
+    found = parse(
+        body(head["outputs"][0]) if made.header_length is None else _with_binary(head, made),
+        _length(head, made),
+        [spec],
+        [],
+    ).feed["x"]
+    assert found.tobytes() == array.tobytes()
+    assert found.shape == array.shape
+    nested = {"name": "x", "shape": array.shape, "datatype": DATATYPES[array.dtype], "data": array.tolist()}
+    if not binary_in:
+        assert parse(body(nested), None, [spec], []).feed["x"].tobytes() == array.tobytes()
+
+
+def _with_binary(head: Any, made: Any) -> bytes:
+    return body(head["outputs"][0]) + made.body[made.header_length :]
+
+
+def _length(head: Any, made: Any) -> str | None:
+    return None if made.header_length is None else str(len(body(head["outputs"][0])))
+
+
+@given(st.binary(max_size=200), st.none() | st.text(max_size=6))
+def test_any_bytes_are_read_or_refused(data: bytes, length: str | None) -> None:
+    assert status_of(data, length, [SPEC]) in (200, 400, 413)
+
+
+VALID = body(tensor(), {"name": "b", "shape": [1], "datatype": "INT8", "data": [3]}, outputs=[{"name": "y"}], id="i")
+TWO = [SPEC, TensorSpec("b", np.dtype(np.int8), (1,))]
+
+
+@given(st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.binary(min_size=0, max_size=3)), max_size=4))
+def test_a_request_with_bytes_changed_is_read_or_refused(changes: list[tuple[int, bytes]]) -> None:
+    data = bytearray(VALID)
+    for position, piece in changes:
+        data[position : position + 1] = piece
+    assert status_of(bytes(data), None, TWO) in (200, 400, 413)
+
+
+def status_of(data: bytes, length: str | None, specs: list[TensorSpec]) -> int:
+    """200 when a request is read, else the status with which it is refused."""
+    try:
+        parse(data, length, specs, OUT)
+    except RefusedError as error:
+        return error.status
+    return 200
