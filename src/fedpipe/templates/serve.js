@@ -130,6 +130,10 @@ at("file").addEventListener("change", () => {
   if (file) read(file).catch(() => { at("error").textContent = "This is no picture that the browser can read."; });
 });
 at("ask").addEventListener("click", ask);
-at("enter").addEventListener("click", () => { token = at("token").value; look(); });
+at("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = at("token").value;
+  look();
+});
 look();
 setInterval(look, 10000);
