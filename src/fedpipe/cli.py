@@ -347,10 +347,13 @@ def predict(
 def serve(
     store: Annotated[
         str | None,
-        typer.Option("--store", help="A federation's store: s3://bucket/prefix/NAME or file:///folder/NAME."),
+        typer.Option("--store", help="A store, or one federation in it: s3://bucket/prefix[/NAME] or a folder."),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--federation", "-f", help="A federation file, which names the store.")
+        Path | None,
+        typer.Option(
+            "--federation", "-f", help="A federation file, which names the store; ./federation.yaml by default."
+        ),
     ] = None,
     models: Annotated[
         Path | None, typer.Option("--models", help="A folder of NAME/VERSION/model.onnx.", metavar="DIR")
@@ -398,10 +401,16 @@ def serve(
     )  # fmt: skip
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fedpipe").setLevel(logging.INFO)
-    place = locate(source=file, store=store, folder=models)
+    place = locate(source=_named(file, store, models), store=store, folder=models)
     serve_models(
         place, options, told=lambda address: err.print(f"serving at {address}", highlight=False, soft_wrap=True)
     )
+
+
+def _named(file: Path | None, store: str | None, models: Path | None) -> Path | None:
+    """The federation file: the one in this folder when nothing else says where the models are."""
+    here = Path("federation.yaml")
+    return here if not (file or store or models) and here.is_file() else file
 
 
 def _token(file: Path | None) -> str:
@@ -434,7 +443,7 @@ def promote(
         ),
     ] = None,
     file: Annotated[Path | None, typer.Option("--federation", "-f", help="The federation file.")] = None,
-    store: Annotated[str | None, typer.Option("--store", help="A federation's store, as of `fedpipe serve`.")] = None,
+    store: Annotated[str | None, typer.Option("--store", help="A store, as of `fedpipe serve`.")] = None,
     models: Annotated[Path | None, typer.Option("--models", help="A folder, as of `fedpipe serve`.")] = None,
 ) -> None:
     """Decide which version of a model answers; servers follow within seconds."""
@@ -442,8 +451,8 @@ def promote(
     from fedpipe.serving.promotion import promote as decide
     from fedpipe.serving.promotion import rule_for
 
-    place = locate(source=file, store=store, folder=models).models
-    rule = decide(place, name, rule_for(place, name, version, latest=latest, canary=canary)).rule
+    home = locate(source=_named(file, store, models), store=store, folder=models).home_of(name)
+    rule = decide(home, name, rule_for(home, name, version, latest=latest, canary=canary)).rule
     out.print(f"{name}: {_escaped(str(rule))} from now on", highlight=False, soft_wrap=True)
 
 

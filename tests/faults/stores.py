@@ -45,7 +45,8 @@ class HookedStore:
         self.count[0] += 1
         self._before(number, name, key)
         try:
-            return getattr(self._inner, name)(key, *arguments, **more)
+            given = () if name == "folders" else (key, *arguments)
+            return getattr(self._inner, name)(*given, **more)
         finally:
             self._after(number, name, key)
 
@@ -84,6 +85,9 @@ class HookedStore:
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         return self._passed("keys", prefix)
+
+    def folders(self) -> list[str]:
+        return self._passed("folders", "")
 
     def delete(self, key: str) -> None:
         self._passed("delete", key)

@@ -21,10 +21,10 @@ class World:
     """A store, a clock and a follower that loads whatever is not `BAD`."""
 
     def __init__(self, store: MemoryStore) -> None:
-        self.store, self.now, self.lost = store, 0.0, False
+        self.store, self.now, self.lost = store.below("models"), 0.0, False
         self.loads: list[Entry] = []
         self.failed: list[Entry] = []
-        catalogue = Catalogue(Place(HookedStore(store, self._lose), published=True, is_local=False))
+        catalogue = Catalogue(Place(HookedStore(store, self._lose), "federation", is_local=False))
         self.follower = Follower(
             catalogue, self._load, failed=lambda entry, _: self.failed.append(entry), clock=lambda: self.now
         )

@@ -54,8 +54,6 @@ def test_of_two_decisions_at_one_moment_one_is_told_that_it_lost(
 
 
 def test_what_is_not_there(models: MemoryStore) -> None:
-    with pytest.raises(NotFoundError, match=r"there is no model 'n'\. There are: m"):
-        promote(models, "n", Rule())
     with pytest.raises(NotFoundError, match=r"'m' has no version 3\. It has 1, 2, 10"):
         promote(models, "m", Rule(kind="pinned", version=3))
 

@@ -156,6 +156,9 @@ class StoreContract:
         assert list(store.keys("b")) == ["b/1/x", "b/2", "bc"]
         assert list(store.keys("b/")) == ["b/1/x", "b/2"]
         assert list(store.keys("nothing")) == []
+        assert store.folders() == ["a", "b"]
+        assert store.below("b").folders() == ["1"]
+        assert store.below("nothing").folders() == []
 
     def test_delete_is_silent_when_there_is_nothing(self, store: Store) -> None:
         store.create("gone", b"x")

@@ -94,7 +94,7 @@ class App:
         self._token, self._access_log = token.encode(), access_log
         self._numbers = itertools.count()
         self._runners: dict[int, Runner] = {}
-        self._held = self._open = 0  # bytes of bodies, requests
+        self._held = self._open = 0  # bytes of bodies, inferences
         self.draining = False
         self._router = Router(self._routes(), redirect_slashes=False, default=_Endpoint(self, None, "GET"))
 
@@ -135,7 +135,6 @@ class App:
         """Answers a request, whatever happens."""
         started = time.perf_counter()
         headers = dict(scope["headers"])
-        self._open += 1
         try:
             self._check(scope, headers)
             if handler is None:
@@ -148,8 +147,6 @@ class App:
         except Exception:
             log.exception("a request failed")
             response = _refused(RefusedError(500, "the server failed; its log tells why"), scope)
-        finally:
-            self._open -= 1
         seconds = time.perf_counter() - started
         self._measures.answered(response.model, response.version, response.status, seconds)
         await _sent(response, send)
@@ -157,8 +154,6 @@ class App:
             self._write(scope, response, seconds)
 
     def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-        if self._open > self._limits.requests:
-            raise RefusedError(503, f"more than {self._limits.requests} requests wait; try again")
         if not self._token or scope["path"] in _OPEN:
             return
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -199,7 +194,9 @@ class App:
             why = self._follower.trouble or f"there is no model that can be served below {self._follower.uri}"
         degraded = [self._follower.trouble] if self._follower.trouble else []
         degraded += [f"{entry}: {failure.why}" for entry, failure in self._follower.failures.items()]
-        found = {"ready": not why, **({"error": why} if why else {}), "degraded": bool(degraded), "why": degraded}
+        found: dict[str, Any] = {"ready": not why, "degraded": bool(degraded)}
+        if not self._token:  # else only whoever has it learns more, from /models
+            found |= {"why": degraded, **({"error": why} if why else {})}
         return _json(found, status=503 if why else 200)
 
     @property
@@ -258,17 +255,21 @@ class App:
         if "version" not in call.parameters:
             loaded = served.choose(next(self._numbers))
         name, version = loaded.entry.name, str(loaded.entry.version)
+        self._open += 1
+        held = 0
         try:
             held = self._reserved(call)
-            try:
-                return await self._inferred(call, loaded)
-            finally:
-                self._held -= held
+            return await self._inferred(call, loaded)
         except RefusedError as error:
             return _refused(error, call.scope, name, version)
+        finally:
+            self._open -= 1
+            self._held -= held
 
     def _reserved(self, call: Call) -> int:
         """Takes the body's bytes from what all bodies may hold, before any of them is read."""
+        if self._open > self._limits.requests:
+            raise RefusedError(503, f"more than {self._limits.requests} requests wait; try again")
         encoding = call.headers.get(b"content-encoding", b"identity")
         if encoding != b"identity":
             raise RefusedError(415, f"the content encoding {encoding[:50].decode('latin-1')!r} is not supported")

@@ -5,9 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from fedpipe.errors import CorruptError, FedpipeError, InputError, NotFoundError, StoreError
+from fedpipe.errors import (
+    CorruptError,
+    FedpipeError,
+    InputError,
+    NotFoundError,
+    StoreError,
+    StoreUnavailableError,
+)
 from fedpipe.federation_file import read_federation
 from fedpipe.manifests import Origin
 from fedpipe.objects import digest_of, find
@@ -46,14 +53,38 @@ class Place(NamedTuple):
     """Where models are.
 
     Args:
-        models: the folder that holds `<name>/<version>/model.onnx`.
-        published: whether every version must tell its origin, with its digest: as in a federation's store.
+        store: a store, or a folder of it.
+        holds: what is below: `models` by name, a `federation`, whose `models/` they are in, or `any` of it: also
+            several federations.
         is_local: whether it is a folder of this machine.
     """
 
-    models: Store
-    published: bool
+    store: Store
+    holds: Literal["models", "federation", "any"]
     is_local: bool
+
+    def homes(self) -> list[Store]:
+        """Folders that hold `<name>/<version>/model.onnx`. Raises StoreError."""
+        if self.holds == "models":
+            return [self.store]
+        folders = self.store.folders() if self.holds == "any" else ["models"]
+        if "models" in folders:
+            return [self.store.below("models")]
+        return [self.store.below(folder).below("models") for folder in folders]
+
+    def home_of(self, name: str) -> Store:
+        """The folder that holds a model. Raises NotFoundError and StoreError."""
+        known: list[str] = []
+        for home in self.homes():
+            there = versions(home)
+            if name in there:
+                return home
+            known += there
+        raise NotFoundError(
+            f"there is no model {name!r}",
+            where=self.store.uri,
+            remedy=f"There are: {', '.join(sorted(known)) or 'none'}.",
+        )
 
 
 def locate(*, source: Path | None = None, store: str | None = None, folder: Path | None = None) -> Place:
@@ -61,7 +92,7 @@ def locate(*, source: Path | None = None, store: str | None = None, folder: Path
 
     Args:
         source: a federation file, which names the store.
-        store: URI of a federation's store, with the federation's name; with `source`, of the whole store.
+        store: URI of a store, of one federation in it or of all; with `source`, instead of the file's.
         folder: a folder of `<name>/<version>/model.onnx`.
 
     Raises:
@@ -76,14 +107,16 @@ def locate(*, source: Path | None = None, store: str | None = None, folder: Path
     if folder is not None:
         if not folder.is_dir():
             raise InputError("there is no such folder", where=str(folder), remedy="It holds NAME/VERSION/model.onnx.")
-        return Place(LocalStore(folder), published=False, is_local=True)
+        return Place(LocalStore(folder), "models", is_local=True)
     federation = read_federation(source) if source else None
     uri = check_uri(store) if store else ""
     if federation:
         uri = with_endpoint(uri, federation.store_uri) if uri else federation.store_uri
     opened = open_store(uri, deadline=_DEADLINE)
-    models = (opened.below(federation.name) if federation else opened).below("models")
-    return Place(models, published=True, is_local=uri.startswith("file://"))
+    is_local = uri.startswith("file://")
+    if federation:
+        return Place(opened.below(federation.name), "federation", is_local)
+    return Place(opened, "any", is_local)
 
 
 def versions(models: Store) -> dict[str, list[int]]:
@@ -104,8 +137,8 @@ class Catalogue:
     """
 
     def __init__(self, place: Place, cache: Store | None = None) -> None:
-        self._models, self._cache, self._published = place.models, cache, place.published
-        self.uri = place.models.uri
+        self._place, self._cache, self.uri = place, cache, place.store.uri
+        self._homes: dict[str, Store] = {}
         self.is_lost = False
         """Whether the store did not answer the last time."""
         self.troubles: list[str] = []
@@ -119,22 +152,31 @@ class Catalogue:
         """
         self.troubles, self.is_lost = [], False
         try:
-            return self._seen(self._models)
+            return self._seen(self._place.homes())
         except StoreError as error:
             self.troubles, self.is_lost = [str(error)], True
             if self._cache is None:
                 raise
-            return self._seen(self._cache)
+            return self._seen([self._cache])
 
-    def _seen(self, models: Store) -> dict[str, tuple[list[int], Policy | None]]:
+    def _seen(self, homes: list[Store]) -> dict[str, tuple[list[int], Policy | None]]:
         found: dict[str, tuple[list[int], Policy | None]] = {}
-        for name, numbers in versions(models).items():
-            try:
-                found[name] = numbers, read_policy(models, name)[0]
-            except CorruptError as error:
-                self.troubles.append(str(error))
-                found[name] = numbers, None
+        for home in homes:
+            for name, numbers in versions(home).items():
+                if name in found:
+                    self.troubles.append(f"{home.uri}: there is another model {name!r}, which is not served")
+                    continue
+                found[name] = numbers, self._policy(home, name)
+                if home is not self._cache:
+                    self._homes[name] = home
         return found
+
+    def _policy(self, home: Store, name: str) -> Policy | None:
+        try:
+            return read_policy(home, name)[0]
+        except CorruptError as error:
+            self.troubles.append(str(error))
+            return None
 
     def fetch(self, entry: Entry) -> bytes:
         """The model's bytes, which have the digest of its origin.
@@ -148,13 +190,15 @@ class Catalogue:
                 return self._read(self._cache, entry)
             except (FedpipeError, OSError):  # not there, or spoiled
                 pass
-        data = self._read(self._models, entry)
+        if entry.name not in self._homes:
+            raise StoreUnavailableError("the store cannot be reached, and there is no copy", where=str(entry))
+        data = self._read(self._homes[entry.name], entry)
         self._keep(entry, data)
         return data
 
     def _read(self, models: Store, entry: Entry) -> bytes:
         origin = find(models, entry.origin_key, Origin)
-        if origin is None and self._published:
+        if origin is None and self._place.holds != "models":
             raise CorruptError("the version does not tell its origin", where=f"{models.uri}/{entry.origin_key}")
         data = models.read(entry.key, limit=LARGEST).data
         if origin is not None and digest_of(data) != origin.digest:
@@ -170,15 +214,15 @@ class Catalogue:
             return
         try:
             for key in (entry.origin_key, policy_key(entry.name)):
-                self._copy(key)
+                self._copy(entry.name, key)
             self._cache.replace(entry.key, data)
         except (OSError, StoreError) as error:
             log.warning("%s is not kept on this machine, a restart will need the store: %s", entry, error)
 
-    def _copy(self, key: str) -> None:
+    def _copy(self, name: str, key: str) -> None:
         assert self._cache is not None
         try:
-            self._cache.replace(key, self._models.read(key).data)
+            self._cache.replace(key, self._homes[name].read(key).data)
         except NotFoundError:
             self._cache.delete(key)
 
@@ -187,7 +231,7 @@ class Catalogue:
         if self._cache is None or self.is_lost:
             return
         try:
-            self._copy(policy_key(name))
+            self._copy(name, policy_key(name))
             for key in list(self._cache.keys(f"{name}/")):
                 match = _MODEL.fullmatch(key)
                 if match and int(match[2]) not in served:

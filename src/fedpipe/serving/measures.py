@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from fedpipe.serving.follower import Follower, Served
 from fedpipe.serving.runtime import Loaded
@@ -24,6 +24,7 @@ class Measures:
     """Prometheus metrics of a server."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         one: dict[str, Any] = {"registry": self.registry}
         version = ["model", "version"]

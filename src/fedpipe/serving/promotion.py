@@ -19,7 +19,7 @@ def rule_for(
     """The rule that a person asks for.
 
     Args:
-        models: the folder `models/` of a federation's store.
+        models: the folder that holds the model.
         name: the model.
         version: the version that is to answer, or to be the canary.
         latest: the newest one from now on.
@@ -43,21 +43,15 @@ def promote(models: Store, name: str, rule: Rule) -> Policy:
     """Makes a rule the one that holds.
 
     Args:
-        models: the folder `models/` of a federation's store.
+        models: the folder that holds the model.
         name: the model.
         rule: who answers from now on.
 
     Raises:
-        NotFoundError: there is no such model or version.
+        NotFoundError: there is no such version.
         ConflictError: somebody else promoted at the same moment.
     """
     there = versions(models).get(name, [])
-    if not there:
-        raise NotFoundError(
-            f"there is no model {name!r}",
-            where=models.uri,
-            remedy=f"There are: {', '.join(sorted(versions(models))) or 'none'}.",
-        )
     for version in (rule.version, rule.canary):
         if version is not None and version not in there:
             raise NotFoundError(

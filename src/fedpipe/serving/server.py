@@ -158,7 +158,7 @@ def serve(place: Place, options: Options, *, told: Callable[[str], None] = lambd
         MissingExtraError: a package of the extra `serve` is not installed.
     """
     runtime()
-    cache = None if place.is_local else _cache(place.models.uri, options.cache)
+    cache = None if place.is_local else _cache(place.store.uri, options.cache)
     catalogue = Catalogue(place, cache)
     listener = _listening(options.host, options.port)
     _allow_many_connections()

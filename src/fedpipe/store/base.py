@@ -89,6 +89,9 @@ class Store(Protocol):
     def keys(self, prefix: str = "") -> Iterator[str]:
         """All keys that begin with `prefix` (any text, a folder or a part of a name), sorted."""
 
+    def folders(self) -> list[str]:
+        """The first segments of all keys that have more than one, sorted; cheap however many keys there are."""
+
     def delete(self, key: str) -> None:
         """Removes the object; silent when there is none."""
 

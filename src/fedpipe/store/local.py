@@ -144,6 +144,11 @@ class LocalStore:
         names = (p.relative_to(self._folder).as_posix() for p in self._folder.rglob("*") if p.is_file())
         yield from sorted(n for n in names if n.startswith(prefix) and not n.startswith(_SCRATCH))
 
+    def folders(self) -> list[str]:
+        if not self._folder.is_dir():
+            return []
+        return sorted(p.name for p in self._folder.iterdir() if p.is_dir() and p.name != _SCRATCH)
+
     def delete(self, key: str) -> None:
         with _mapped(self._path(key)):
             self._path(key).unlink(missing_ok=True)

@@ -123,6 +123,9 @@ class MemoryStore:
         root = f"{self._prefix}/" if self._prefix else ""
         yield from sorted(k[len(root) :] for k in list(self._shelf.objects) if k.startswith(root + prefix))
 
+    def folders(self) -> list[str]:
+        return sorted({key.partition("/")[0] for key in self.keys() if "/" in key})
+
     def delete(self, key: str) -> None:
         with self._shelf.lock:
             self._shelf.objects.pop(self._key(key), None)

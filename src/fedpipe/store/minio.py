@@ -372,6 +372,15 @@ class MinioStore:
 
         yield from sorted(self._retried(call, prefix))
 
+    def folders(self) -> list[str]:
+        root = f"{self._prefix}/" if self._prefix else ""
+
+        def call() -> list[str]:
+            found = self._client.list_objects(self._bucket, prefix=root)
+            return [str(o.object_name)[len(root) :].rstrip("/") for o in found if o.is_dir]
+
+        return sorted(self._retried(call, ""))
+
     def delete(self, key: str) -> None:
         self._retried(lambda: self._client.remove_object(self._bucket, self._key(key)), key)
 
