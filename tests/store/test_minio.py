@@ -107,7 +107,7 @@ class TestMistakes:
         started = time.monotonic()
         with pytest.raises(StoreUnavailableError, match="cannot be reached"):
             store.probe()
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 30  # half of what a request may take otherwise
 
     @pytest.mark.parametrize("endpoint", ["localhost:9000", "ftp://host", "http://host/path"])
     def test_no_endpoint(self, endpoint: str) -> None:
