@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("mean", "aggregate_step", "memory", "transfer", "start", "local_run", "vote_round", "session")
+NAMES = ("mean", "aggregate_step", "memory", "transfer", "start", "local_run", "vote_round", "session", "serving")
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parent / "README.md"
 MARKS = ("<!-- figures -->", "<!-- end of figures -->")

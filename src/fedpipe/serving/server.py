@@ -54,7 +54,7 @@ class Options(NamedTuple):
         cache: folder for copies; None: `fedpipe/serve` in the user's cache folder.
         token: that clients must show; empty: none.
         poll: seconds between looks for new versions.
-        sessions: runs at a time; 0: as many as cores.
+        sessions: runs at a time; 0: one for every four cores, at least one.
         threads: of one run; 0: cores divided by sessions.
         batching: whether requests are run together.
         limits: of a request.
@@ -162,7 +162,7 @@ def serve(place: Place, options: Options, *, told: Callable[[str], None] = lambd
     catalogue = Catalogue(place, cache)
     listener = _listening(options.host, options.port)
     _allow_many_connections()
-    sessions = options.sessions or cores()
+    sessions = options.sessions or max(1, cores() // 4)  # few that are wide: as much a second, and sooner
     threads = options.threads or max(1, cores() // sessions)
     measures = Measures()
     follower = Follower(
