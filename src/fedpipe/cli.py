@@ -367,9 +367,7 @@ def serve(
         Path | None, typer.Option("--token-file", help="File with the bearer token that clients must show.")
     ] = None,
     poll: Annotated[float, typer.Option("--poll", min=0.1, help="Seconds between looks for new versions.")] = 5.0,
-    sessions: Annotated[
-        int, typer.Option("--sessions", min=0, help="Runs at a time; 0: one for every four cores.")
-    ] = 0,
+    sessions: Annotated[int, typer.Option("--sessions", min=0, help="Runs at a time; 0: one per four cores.")] = 0,
     threads: Annotated[int, typer.Option("--threads", min=0, help="Threads of one run; 0: cores by sessions.")] = 0,
     batch: Annotated[
         int, typer.Option("--batch", min=1, help="Most examples of requests that are run together; 1: none are.")

@@ -66,7 +66,7 @@ def load(entry: Entry, data: bytes, *, threads: int) -> Loaded:
 
 
 def _give_back_memory() -> None:
-    """Returns what earlier versions held to the system: glibc keeps it, and a server that follows for weeks would grow."""
+    """Returns to the system what earlier versions held: glibc keeps it, and a server would grow for weeks."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
