@@ -8,7 +8,7 @@ import pytest
 
 from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError, StoreUnavailableError
 from fedpipe.serving.catalogue import Catalogue, Entry, Place, locate, versions
-from fedpipe.serving.policy import Rule, policy_key
+from fedpipe.serving.policy import Rule, policy_key, read_policy
 from fedpipe.serving.promotion import promote
 from fedpipe.store import LocalStore, MemoryStore, Store
 from tests.faults.stores import HookedStore
@@ -120,7 +120,7 @@ def test_copies_of_what_is_served_no_more_are_removed(store: MemoryStore, models
     for version in (1, 2):
         catalogue.fetch(Entry("m", version))
     promote(models, "m", Rule(kind="pinned", version=2))
-    catalogue.settle("m", {2})
+    catalogue.settle("m", {2}, read_policy(models, "m")[0])
     assert sorted(cache.keys()) == ["m/2/model.onnx", "m/2/origin.json", policy_key("m")]
 
 

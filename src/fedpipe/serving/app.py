@@ -185,13 +185,7 @@ class App:
         return _json({"live": True})
 
     async def _ready(self, _: Call) -> Response:
-        why = ""
-        if self.draining:
-            why = "the server is shutting down"
-        elif not self._follower.looked:  # a server of several models has all of them when it is ready
-            why = "the models are not loaded yet"
-        elif not self._follower.served:
-            why = self._follower.trouble or f"there is no model that can be served below {self._follower.uri}"
+        why = self._why_not()
         degraded = [self._follower.trouble] if self._follower.trouble else []
         degraded += [f"{entry}: {failure.why}" for entry, failure in self._follower.failures.items()]
         found: dict[str, Any] = {"ready": not why, "degraded": bool(degraded)}
@@ -199,10 +193,15 @@ class App:
             found |= {"why": degraded, **({"error": why} if why else {})}
         return _json(found, status=503 if why else 200)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether requests are taken."""
-        return self._follower.looked and bool(self._follower.served) and not self.draining
+    def _why_not(self) -> str:
+        """Why requests are not to be sent here; empty when they are."""
+        if self.draining:
+            return "the server is shutting down"
+        if not self._follower.looked:  # a server of several models has all of them when it is ready
+            return "the models are not loaded yet"
+        if not self._follower.served:
+            return self._follower.trouble or f"there is no model that can be served below {self._follower.uri}"
+        return ""
 
     async def _models(self, _: Call) -> Response:
         """Not of the protocol: every model with who answers, and which versions failed."""
@@ -225,7 +224,7 @@ class App:
 
     async def _metrics(self, _: Call) -> Response:
         headers = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
-        return Response(200, self._measures.page(self._follower, self.is_ready), headers)
+        return Response(200, self._measures.page(self._follower, not self._why_not()), headers)
 
     async def _model(self, call: Call) -> Response:
         loaded, served = self._found(call)
@@ -246,7 +245,7 @@ class App:
             return served.primary, served
         loaded = served.version(int(version)) if version.isdecimal() and len(version) < 16 else None
         if loaded is None:
-            there = ", ".join(str(one.entry.version) for one in (served.primary, served.canary) if one)
+            there = ", ".join(str(one.entry.version) for one in served.loaded)
             raise RefusedError(404, f"version {version[:20]!r} of {name!r} is not served; loaded: {there}")
         return loaded, served
 
@@ -328,7 +327,7 @@ class App:
     def _runner(self, loaded: Loaded) -> Runner:
         runner = self._runners.get(id(loaded))
         if runner is None or runner.loaded is not loaded:
-            there = {id(one) for s in self._follower.served.values() for one in (s.primary, s.canary) if one}
+            there = {id(one) for served in self._follower.served.values() for one in served.loaded}
             self._runners = {key: one for key, one in self._runners.items() if key in there}
             runner = self._runners[id(loaded)] = Runner(
                 loaded, self._pool, batching=self._batching, seconds=self._limits.seconds,
@@ -367,7 +366,7 @@ def _constant(response: Response) -> Handler:
 def _metadata(loaded: Loaded, served: Served) -> dict[str, Any]:
     """A model's metadata; `parameters` is not of the protocol, clients that do not know it pass over it."""
     signature = loaded.model.signature
-    versions = [str(one.entry.version) for one in (served.primary, served.canary) if one]
+    versions = [str(one.entry.version) for one in served.loaded]
     return {
         "name": loaded.entry.name,
         "versions": sorted(versions, key=int),

@@ -17,7 +17,7 @@ from fedpipe.errors import (
 )
 from fedpipe.federation_file import read_federation
 from fedpipe.manifests import Origin
-from fedpipe.objects import digest_of, find
+from fedpipe.objects import digest_of, encode, find
 from fedpipe.serving.policy import Policy, policy_key, read_policy
 from fedpipe.store import LocalStore, Store, check_uri, open_store, with_endpoint
 
@@ -226,12 +226,13 @@ class Catalogue:
         except NotFoundError:
             self._cache.delete(key)
 
-    def settle(self, name: str, served: set[int]) -> None:
+    def settle(self, name: str, served: set[int], policy: Policy) -> None:
         """Brings the copy of a model to what is served: its policy, and no other versions."""
         if self._cache is None or self.is_lost:
             return
         try:
-            self._copy(name, policy_key(name))
+            if read_policy(self._cache, name)[0] != policy:
+                self._cache.replace(policy_key(name), encode(policy))
             for key in list(self._cache.keys(f"{name}/")):
                 match = _MODEL.fullmatch(key)
                 if match and int(match[2]) not in served:

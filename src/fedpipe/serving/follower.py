@@ -26,6 +26,11 @@ class Served(NamedTuple):
     primary: Loaded
     canary: Loaded | None = None
 
+    @property
+    def loaded(self) -> list[Loaded]:
+        """All versions that can answer."""
+        return [one for one in (self.primary, self.canary) if one]
+
     def choose(self, number: int) -> Loaded:
         """Who answers the request of this number: of every n requests, n times `share` go to the canary, evenly."""
         if self.canary is None or int((number + 1) * self.rule.share) == int(number * self.rule.share):
@@ -34,7 +39,7 @@ class Served(NamedTuple):
 
     def version(self, version: int) -> Loaded | None:
         """A version that is loaded."""
-        return next((one for one in (self.primary, self.canary) if one and one.entry.version == version), None)
+        return next((one for one in self.loaded if one.entry.version == version), None)
 
 
 class Failure(NamedTuple):
@@ -111,7 +116,7 @@ class Follower:
             self.served = {**self.served, name: now}
             log.info("%s: %s answers: %s", name, f"version {primary.entry.version}", rule)
             self._changed(name, now)
-        self._catalogue.settle(name, {entry.version for entry in _entries(now)})
+        self._catalogue.settle(name, {entry.version for entry in _entries(now)}, policy)
         self._forget(name, versions)
 
     def _first(self, name: str, versions: Collection[int], before: Served | None) -> Loaded | None:
@@ -150,4 +155,4 @@ class Follower:
 
 
 def _entries(served: Served) -> list[Entry]:
-    return [one.entry for one in (served.primary, served.canary) if one]
+    return [one.entry for one in served.loaded]

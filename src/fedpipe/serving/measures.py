@@ -66,7 +66,7 @@ class Measures:
 
     def changed(self, model: str, served: Served | None) -> None:
         """Other versions answer; what is known of those before them is forgotten."""
-        there = {str(one.entry.version): one for one in _loaded(served)}
+        there = {str(one.entry.version): one for one in (served.loaded if served else [])}
         for role, one in (("primary", served and served.primary), ("canary", served and served.canary)):
             if one:
                 self._version.labels(model, role).set(one.entry.version)
@@ -152,7 +152,3 @@ class Watch:
 def label_names(labels: Mapping[str, int], classes: Sequence[str]) -> dict[str, str]:
     """The names of labels that count columns: of classes where they have one."""
     return {label: classes[int(label)] if label.isdigit() and int(label) < len(classes) else label for label in labels}
-
-
-def _loaded(served: Served | None) -> list[Loaded]:
-    return [one for one in (served.primary, served.canary) if one] if served else []

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
-from fedpipe.errors import StoreError
+from fedpipe.errors import NotFoundError, StoreError
 
 SMALL = 16 * 2**20
 """Largest object, in bytes, that `read` takes into memory unless told otherwise."""
@@ -110,6 +110,15 @@ def check_key(key: str) -> str:
     if len(key) > 900 or not all(_SEGMENT.fullmatch(s) and s not in (".", "..") for s in segments):
         raise StoreError(f"not a safe object key: {key[:200]!r}")
     return key
+
+
+def poll_by_reading(store: Store, key: str, version: str, limit: int) -> Blob | None:
+    """`Store.poll` for a store that has no conditional read."""
+    try:
+        blob = store.read(key, limit=limit)
+    except NotFoundError:
+        return None
+    return None if blob.version == version else blob
 
 
 def probe_conditional_writes(store: Store, name: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from fedpipe.errors import NotFoundError, StoreError, TooLargeError
-from fedpipe.store.base import SMALL, Blob, Reader, check_key
+from fedpipe.store.base import SMALL, Blob, Reader, check_key, poll_by_reading
 
 _SCRATCH = ".fedpipe-tmp"
 _STALE_SECONDS = 24 * 3600
@@ -60,11 +60,7 @@ class LocalStore:
         return Blob(data, hashlib.sha256(data).hexdigest())
 
     def poll(self, key: str, version: str = "", *, limit: int = SMALL) -> Blob | None:
-        try:
-            blob = self.read(key, limit=limit)
-        except NotFoundError:
-            return None
-        return None if blob.version == version else blob
+        return poll_by_reading(self, key, version, limit)
 
     def age(self, key: str) -> float | None:
         try:

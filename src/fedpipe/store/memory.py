@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from fedpipe.errors import NotFoundError, TooLargeError
-from fedpipe.store.base import SMALL, Blob, Reader, check_key
+from fedpipe.store.base import SMALL, Blob, Reader, check_key, poll_by_reading
 
 
 class _Shelf:
@@ -73,11 +73,7 @@ class MemoryStore:
         return blob
 
     def poll(self, key: str, version: str = "", *, limit: int = SMALL) -> Blob | None:
-        try:
-            blob = self.read(key, limit=limit)
-        except NotFoundError:
-            return None
-        return None if blob.version == version else blob
+        return poll_by_reading(self, key, version, limit)
 
     def age(self, key: str) -> float | None:
         with self._shelf.lock:
