@@ -18,6 +18,42 @@ from fedpipe.signature import Signature
 Array = npt.NDArray[Any]
 
 
+class _Parameters(msgspec.Struct):
+    binary_data_size: int | None = None
+
+
+class _Tensor(msgspec.Struct):
+    """A tensor as the protocol writes it: described, or with its data."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: _Parameters | None = None
+    data: list[Any] | None = None
+
+
+class _Metadata(msgspec.Struct):
+    name: str
+    inputs: list[_Tensor]
+    outputs: list[_Tensor]
+    parameters: dict[str, Any] | None = None
+
+
+class _Answer(msgspec.Struct):
+    outputs: list[_Tensor]
+
+
+class _Listed(msgspec.Struct):
+    """A model in the list of our own server; one that failed has no inputs."""
+
+    name: str
+    inputs: list[_Tensor] = []
+
+
+class _Listing(msgspec.Struct):
+    models: list[_Listed]
+
+
 class RemoteModel:
     """A served model.
 
@@ -35,26 +71,29 @@ class RemoteModel:
         self._pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=60), retries=False)
         base, found, path = url.rstrip("/").partition("/v2")
         self._url = url.rstrip("/") if found and path else f"{base}/v2/models/{self._only(base)}"
-        told = self._asked("GET", self._url)
+        response = self._sent("GET", self._url)
         try:
-            self.name = str(told["name"])
-            self.inputs = [_spec(tensor) for tensor in told["inputs"]]
-            self.outputs = [_spec(tensor) for tensor in told["outputs"]]
-            parameters = told.get("parameters") or {}
+            described = msgspec.json.decode(response.data, type=_Metadata)
+            self.name = described.name
+            self.inputs = [_spec(tensor) for tensor in described.inputs]
+            self.outputs = [_spec(tensor) for tensor in described.outputs]
+            parameters = described.parameters or {}
             known = {name: parameters[name] for name in ("classes", "spread", "finite") if name in parameters}
             self.signature = msgspec.convert(known, Signature)
-        except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
-            raise InputError("what answers does not describe a model", where=self._url) from error
+        except (KeyError, msgspec.DecodeError) as error:
+            why = "what answers does not describe a model as the Open Inference Protocol does"
+            raise InputError(why, where=self._url) from error
 
     def _only(self, base: str) -> str:
-        models = self._asked("GET", f"{base}/models").get("models", [])
-        names = [str(model.get("name")) for model in models if "inputs" in model]
+        remedy = f"Write {base}/v2/models/NAME."
+        response = self._sent("GET", f"{base}/models")
+        try:
+            names = [model.name for model in msgspec.json.decode(response.data, type=_Listing).models if model.inputs]
+        except msgspec.DecodeError as error:
+            raise InputError("what answers does not list its models", where=base, remedy=remedy) from error
         if len(names) != 1:
-            raise InputError(
-                f"{len(names)} models are served there: {', '.join(names) or 'none'}",
-                where=base,
-                remedy=f"Write {base}/v2/models/NAME.",
-            )
+            there = f"{len(names)} models are served there: {', '.join(names) or 'none'}"
+            raise InputError(there, where=base, remedy=remedy)
         return names[0]
 
     def run(self, feed: dict[str, Array]) -> list[Array]:
@@ -76,14 +115,8 @@ class RemoteModel:
         response = self._sent("POST", f"{self._url}/infer", b"".join([json, *pieces]), {HEADER_LENGTH: str(len(json))})
         try:
             return _outputs(response, [spec.name for spec in self.outputs])
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, msgspec.DecodeError) as error:
             raise InputError(f"the answer is not of the protocol: {error}", where=self._url) from error
-
-    def _asked(self, method: str, url: str) -> dict[str, Any]:
-        try:
-            return msgspec.json.decode(self._sent(method, url).data, type=dict[str, Any])
-        except msgspec.DecodeError as error:
-            raise InputError("what answers does not speak the Open Inference Protocol", where=url) from error
 
     def _sent(self, method: str, url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
         try:
@@ -103,20 +136,20 @@ def _told(response: Any) -> str:
         return f"the server says: HTTP {response.status}"
 
 
-def _spec(tensor: dict[str, Any]) -> TensorSpec:
-    shape = tuple(None if size < 0 else int(size) for size in tensor["shape"])
-    return TensorSpec(str(tensor["name"]), DTYPES[tensor["datatype"]], shape)
+def _spec(tensor: _Tensor) -> TensorSpec:
+    shape = tuple(None if size < 0 else size for size in tensor.shape)
+    return TensorSpec(tensor.name, DTYPES[tensor.datatype], shape)
 
 
 def _outputs(response: Any, names: list[str]) -> list[Array]:
     data, length = memoryview(response.data), response.headers.get(HEADER_LENGTH)
     length = len(data) if length is None else int(length)
     found, rest = {}, data[length:]
-    for output in msgspec.json.decode(data[:length])["outputs"]:
-        dtype, size = DTYPES[output["datatype"]], (output.get("parameters") or {}).get("binary_data_size")
+    for output in msgspec.json.decode(data[:length], type=_Answer).outputs:
+        dtype, size = DTYPES[output.datatype], output.parameters.binary_data_size if output.parameters else None
         if size is None:
-            array = np.array(output["data"], dtype)
+            array = np.array(output.data, dtype)
         else:
             array, rest = np.frombuffer(rest[:size], dtype.newbyteorder("<")).astype(dtype), rest[size:]
-        found[output["name"]] = array.reshape(output["shape"])
+        found[output.name] = array.reshape(output.shape)
     return [found[name] for name in names]
