@@ -6,6 +6,7 @@ They serve in any KFP pipeline: `from fedpipe.components import shard, initialis
 from fedpipe.components.aggregate import aggregate
 from fedpipe.components.coordinate import coordinate
 from fedpipe.components.evaluate import evaluate
+from fedpipe.components.explore import explore
 from fedpipe.components.export import export
 from fedpipe.components.initialise import initialise
 from fedpipe.components.learn import learn
@@ -22,6 +23,7 @@ __all__ = [
     "aggregate",
     "coordinate",
     "evaluate",
+    "explore",
     "export",
     "initialise",
     "learn",

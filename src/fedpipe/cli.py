@@ -128,6 +128,31 @@ def check(
         out.print(f"[green]✓[/] [bold]{subject}[/] {_escaped(what)}", highlight=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: fedpipe explore federation.yaml -o data.html")
+def explore(
+    file: FederationFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("data.html"),
+) -> None:
+    """Show what the learners hold: labels, pictures, features, and how much they differ."""
+    from fedpipe.exploration import advice, heterogeneity
+    from fedpipe.exploration_page import label_line, table
+    from fedpipe.views import explore as look
+
+    with err.status("looking"):
+        found = look(file, output)
+    rows = [dict(list(row.items())[:-1]) for row in table(found)]  # the features are for the page
+    shown = Table(*(rows[0] if rows else []), *(["labels"] if found.classes else []), box=None, padding=(0, 2, 0, 0))
+    for view, row in zip(found.views, rows, strict=True):
+        shown.add_row(*row.values(), *([label_line(found, view)] if found.classes else []))
+    out.print(shown)
+    if found.classes:
+        value = heterogeneity(found)
+        out.print(f"heterogeneity of labels {value:.3f}: {advice(value)}", highlight=False, soft_wrap=True)
+    for name, why in found.left_out.items():
+        err.print(f"[yellow]note:[/] {name} was left out: {_escaped(why)}", highlight=False, soft_wrap=True)
+    out.print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
 @app.command("compile", epilog="Example: fedpipe compile federation.yaml -o pipeline.yaml")
 def compile_command(
     file: FederationFile,

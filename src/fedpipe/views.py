@@ -1,4 +1,4 @@
-"""Looking at a run, while it goes on or afterwards: its picture and its report, from the store alone."""
+"""Looking at data before a run, and at a run while it goes on or afterwards, from the store alone."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from pathlib import Path
 
 from fedpipe import plots
 from fedpipe.board import Board, Keeper, ask_to_stop, board_key, poll_board
-from fedpipe.errors import InputError, NotFoundError
+from fedpipe.data import read_examples
+from fedpipe.errors import FedpipeError, InputError, NotFoundError
+from fedpipe.exploration import Exploration, look
+from fedpipe.exploration_page import render_html
 from fedpipe.federation_file import read_federation
 from fedpipe.files import write_whole
 from fedpipe.manifests import Record
 from fedpipe.report import render
 from fedpipe.rounds import read_record
+from fedpipe.steps.explore import private
+from fedpipe.steps.shard import dealt
 from fedpipe.store import Store, check_uri, open_store, with_endpoint
 from fedpipe.summary import Story, read_story
 from fedpipe.timings import find_timing
@@ -38,6 +43,32 @@ def open_federation(source: str | Path, store: str | None = None) -> tuple[Store
     federation = read_federation(Path(source))
     uri = with_endpoint(check_uri(store), federation.store_uri) if store else federation.store_uri
     return open_store(uri).below(federation.name), uri
+
+
+def explore(source: str | Path, output: str | Path) -> Exploration:
+    """Writes a page that shows what the learners hold, their own files too where they can be read from here.
+
+    Raises:
+        DataError: the dataset cannot be dealt out.
+        InputError: the file cannot be written.
+    """
+    federation = read_federation(Path(source))
+    dealt_out = dealt(federation, federation.data.uri)[0] if federation.sharded else {}
+    views, left_out, settings = [], private(federation), federation.data
+    for learner in federation.learners:
+        if learner.name in left_out:
+            continue
+        try:
+            parts = dealt_out.get(learner.name) or {
+                "examples": read_examples(learner.data, features=settings.features, labels=settings.labels)[0]
+            }
+        except FedpipeError as error:
+            left_out[learner.name] = str(error)
+            continue
+        views.append(look(learner.name, parts))
+    found = Exploration(federation.name, tuple(views), left_out)
+    write_whole(Path(output), render_html(found).encode())
+    return found
 
 
 def report(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 STEPS: dict[str, str] = {
     "shard": "core",
+    "explore": "core",
     "initialise": "keras",
     "train": "keras",
     "train_private": "tff",

@@ -58,6 +58,12 @@ class Html(Artifact, frozen=True, kw_only=True):
     schema: ClassVar[str] = "system.HTML"
 
 
+class Markdown(Artifact, frozen=True, kw_only=True):
+    """A short text with tables."""
+
+    schema: ClassVar[str] = "system.Markdown"
+
+
 def _here(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 

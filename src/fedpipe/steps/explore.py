@@ -1,0 +1,47 @@
+"""Shows what the learners hold, before anything is trained: a page and a table."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from fedpipe.data import get_parts, get_shard
+from fedpipe.exploration import Exploration, look
+from fedpipe.exploration_page import render_html, render_markdown
+from fedpipe.federation import Federation
+from fedpipe.plan import Place
+from fedpipe.steps.contract import Html, Markdown
+from fedpipe.steps.shard import Shards, read
+
+PRIVATE = "it trains with differential privacy, and counts and pictures of its examples are exact"
+
+
+class Inputs(Struct, frozen=True, kw_only=True):
+    """The place and shards of the run, and the federation as text."""
+
+    place: Place
+    shards: Shards
+    federation: str
+
+
+class Outputs(Struct, frozen=True, kw_only=True):
+    """The page, and its table."""
+
+    page: Html
+    table: Markdown
+
+
+def run(inputs: Inputs) -> Outputs:
+    """Looks at the shards; data of their own stay with the learners."""
+    store, federation = inputs.place.open(), read(inputs.federation)
+    left_out = private(federation) | {k.name: "its data stay with it" for k in federation.learners if k.data}
+    views = []
+    for name, digest in inputs.shards.learners.items():
+        if name not in left_out:
+            views.append(look(name, get_parts(store, get_shard(store, name, digest).data, name)))
+    found = Exploration(federation.name, tuple(views), left_out)
+    return Outputs(page=Html(content=render_html(found)), table=Markdown(content=render_markdown(found)))
+
+
+def private(federation: Federation) -> dict[str, str]:
+    """Learners whose data are not shown, with the reason."""
+    return {learner.name: PRIVATE for learner in federation.learners if federation.privacy_of(learner.name)}
