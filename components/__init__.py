@@ -14,6 +14,7 @@ from fedpipe.components.learn_private import learn_private
 from fedpipe.components.report import report
 from fedpipe.components.score import score
 from fedpipe.components.shard import shard
+from fedpipe.components.simulate import simulate
 from fedpipe.components.tally import tally
 from fedpipe.components.train import train
 from fedpipe.components.train_private import train_private
@@ -31,6 +32,7 @@ __all__ = [
     "report",
     "score",
     "shard",
+    "simulate",
     "tally",
     "train",
     "train_private",

@@ -12,9 +12,14 @@ from fedpipe.pipelines.placement import place_coordinator, place_learner
 
 Learn = Callable[[Any, Any], Any]
 """Takes the place of the run and the first weights, both as outputs of a step; returns the last weights."""
+Look = Callable[[Any, Any], None]
+"""Takes the place of the run and the shards, both as outputs of a step."""
 
 
-def framed(federation: Federation, federation_json: str, code: str, description: str, learn: Learn) -> Any:
+def framed(
+    federation: Federation, federation_json: str, code: str, description: str, learn: Learn, *,
+    look: Look = lambda *_: None, scored: bool = True,
+) -> Any:  # fmt: skip
     """A pipeline of a federation.
 
     Args:
@@ -23,6 +28,8 @@ def framed(federation: Federation, federation_json: str, code: str, description:
         code: The text of model.py.
         description: What the UI says of it.
         learn: Wires the rounds.
+        look: Wires what looks at the data first.
+        scored: Whether learners score the last model, each on its own test part.
     """
 
     def steps(store: Any, run: Any, data: Any, **settings: Any) -> None:
@@ -30,6 +37,7 @@ def framed(federation: Federation, federation_json: str, code: str, description:
             federation=federation_json, store=store, run=run, data=data, job=dsl.PIPELINE_JOB_ID_PLACEHOLDER
         )
         place_coordinator(shard, federation, "shard")
+        look(shard.outputs["place"], shard.outputs["shards"])
         begun = components.initialise(
             place=shard.outputs["place"],
             shards=shard.outputs["shards"],
@@ -43,10 +51,10 @@ def framed(federation: Federation, federation_json: str, code: str, description:
         weights = learn(place, begun.outputs["weights"])
 
         scores = []
-        for learner in federation.learners:
-            scored = components.score(place=place, learner=learner.name, weights=weights)
-            place_learner(scored, federation, learner, f"score {learner.name}")
-            scores.append(scored.outputs["score"])
+        for learner in federation.learners if scored else ():
+            score = components.score(place=place, learner=learner.name, weights=weights)
+            place_learner(score, federation, learner, f"score {learner.name}")
+            scores.append(score.outputs["score"])
         evaluated = components.evaluate(place=place, weights=weights, scores=scores)
         place_coordinator(evaluated, federation, "evaluate")
         exported = components.export(place=place, weights=weights)

@@ -2,7 +2,7 @@
 
 from kfp import dsl, kubernetes
 
-from fedpipe.federation import Federation, Learner
+from fedpipe.federation import Federation, Learner, Placement
 
 SECRET_KEYS = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}
 """Keys of the secret (those of KFP's own `mlpipeline-minio-artifact`) and the variables that steps read."""
@@ -20,7 +20,11 @@ def place_learner(task: dsl.PipelineTask, federation: Federation, learner: Learn
     """A step of a learner: its own secret, its own node pool and resources."""
     _name_and_retry(task, name)
     _give_secret(task, federation, learner.secret or federation.secret)
-    placement = learner.placement
+    place_on(task, learner.placement)
+
+
+def place_on(task: dsl.PipelineTask, placement: Placement) -> None:
+    """The node pool and resources of a step."""
     for key, value in placement.node_selector.items():
         kubernetes.add_node_selector(task, key, value)
     for toleration in placement.tolerations:

@@ -7,7 +7,7 @@ import sys
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.table import Table
 
 from fedpipe import __version__
 from fedpipe.errors import FedpipeError, InputError
+
+if TYPE_CHECKING:
+    from fedpipe.runs import Result
 
 app = typer.Typer(
     name="fedpipe",
@@ -157,6 +160,9 @@ def explore(
 def compile_command(
     file: FederationFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="The pipeline file.")] = Path("pipeline.yaml"),
+    simulation: Annotated[
+        bool, typer.Option("--simulation", help="The rehearsal of `fedpipe simulate` instead.")
+    ] = False,
 ) -> None:
     """Compile a federation to one Kubeflow pipeline file."""
     from fedpipe.federation_file import read_federation
@@ -164,7 +170,7 @@ def compile_command(
 
     if output.suffix not in (".yaml", ".yml"):
         raise InputError("is not a .yaml file", where=str(output), remedy="Kubeflow takes pipelines as .yaml.")
-    estimate = compile_pipeline(read_federation(file), output)
+    estimate = compile_pipeline(read_federation(file), output, simulation=simulation)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("steps", f"{estimate.steps}, in {estimate.pods} pods")
     table.add_row("pipeline", f"{estimate.pipeline_bytes / 1000:.0f} kB")
@@ -200,16 +206,26 @@ def run(
     from fedpipe.progress import Progress
     from fedpipe.runs import run as run_source
 
+    given = _given(parameters)
+    with Progress(out) as progress:
+        result = run_source(
+            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, workers=workers
+        )
+    _tell_result(result)
+
+
+def _given(parameters: list[str] | None) -> dict[str, str]:
+    """Run-time parameters from NAME=VALUE. Raises InputError."""
     given = {}
     for text in parameters or []:
         key, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"{text!r} is not NAME=VALUE", where="--parameter")
         given[key] = value
-    with Progress(out) as progress:
-        result = run_source(
-            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, workers=workers
-        )
+    return given
+
+
+def _tell_result(result: Result) -> None:
     for label, value in result.summary.get("evaluation", {}).items():
         if label in ("central", "federated") and value:
             numbers = ", ".join(f"{k} {v:.4f}" for k, v in value["metrics"].items())
@@ -217,6 +233,33 @@ def run(
     for path in ("summary.json", "report.html", "model.onnx"):
         if (result.folder / path).exists():
             out.print(f"{path.split('.')[0]}: {result.folder / path}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples: fedpipe simulate federation.yaml  ·  fedpipe simulate federation.yaml --run trial-2 -p rounds=20"
+)
+def simulate(
+    file: FederationFile,
+    store: StoreOption = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for summary.json, report.html and model.onnx.")
+    ] = None,
+    name: Annotated[str, typer.Option("--run", help="The run's name; the same name resumes.")] = "simulation-1",
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", help="A run-time parameter, NAME=VALUE; repeatable."),
+    ] = None,
+) -> None:
+    """Rehearse a federation on this machine with TensorFlow Federated; a second run of the same name resumes."""
+    from fedpipe.progress import Progress
+    from fedpipe.runs import run as run_source
+
+    given = _given(parameters)
+    with Progress(out) as progress:
+        result = run_source(
+            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, simulation=True
+        )
+    _tell_result(result)
 
 
 RunName = Annotated[str, typer.Argument(help="The run's name, as `fedpipe run --run` takes it.", metavar="RUN")]

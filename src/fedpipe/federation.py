@@ -255,6 +255,93 @@ class ServerOptimizer(_Section, frozen=True, kw_only=True):
     momentum: Annotated[float, Meta(ge=0, lt=1, description="0: none")] = 0.0
 
 
+Rate = Annotated[float, Meta(gt=0, description="learning rate")]
+Decay = Annotated[float, Meta(ge=0, lt=1)]
+
+
+class Sgd(_Section, frozen=True, kw_only=True, tag_field="name", tag="sgd"):
+    """Gradient descent: v = momentum * v + g, w - learning_rate * v."""
+
+    learning_rate: Rate
+    momentum: Annotated[Decay, Meta(description="0: none")] = 0.0
+
+
+class Adagrad(_Section, frozen=True, kw_only=True, tag_field="name", tag="adagrad"):
+    """Adagrad (Duchi et al. 2011)."""
+
+    learning_rate: Rate
+    initial_preconditioner: Annotated[float, Meta(ge=0, description="what squares of gradients are added to")] = 0.1
+    epsilon: Annotated[float, Meta(ge=0, description="keeps the division stable")] = 1e-7
+
+
+class Adam(_Section, frozen=True, kw_only=True, tag_field="name", tag="adam"):
+    """Adam (Kingma and Ba 2015), with TFF's correction of the bias by the step."""
+
+    learning_rate: Rate
+    beta_1: Annotated[Decay, Meta(description="decay of the mean of gradients")] = 0.9
+    beta_2: Annotated[Decay, Meta(description="decay of the mean of their squares")] = 0.999
+    epsilon: Annotated[float, Meta(ge=0, description="keeps the division stable")] = 1e-7
+
+
+class Yogi(_Section, frozen=True, kw_only=True, tag_field="name", tag="yogi"):
+    """Yogi (Zaheer et al. 2018), with TFF's correction of the bias by the step."""
+
+    learning_rate: Rate
+    beta_1: Annotated[Decay, Meta(description="decay of the mean of gradients")] = 0.9
+    beta_2: Annotated[Decay, Meta(description="decay of the estimate of their squares")] = 0.999
+    epsilon: Annotated[float, Meta(ge=0, description="keeps the division stable")] = 1e-3
+    initial_preconditioner: Annotated[float, Meta(ge=0, description="first estimate of the squares")] = 1e-6
+
+
+Optimizer = Sgd | Adagrad | Adam | Yogi
+
+
+class Simulation(_Section, frozen=True, kw_only=True):
+    """How `fedpipe simulate` rehearses with TensorFlow Federated; rounds, epochs and batches are of `training`."""
+
+    algorithm: Annotated[
+        Literal["fedavg", "fedprox", "fedsgd", "mimelite"],
+        Meta(
+            description="federated averaging; the same with a proximal term (Li et al. 2020); one gradient step of all "
+            "data a round; MimeLite (Karimireddy et al. 2020)"
+        ),
+    ] = "fedavg"
+    process: Annotated[
+        str,
+        Meta(
+            pattern=r"^([^:]+\.py(:[A-Za-z_]\w*)?)?\Z",
+            description="`FILE.py:FUNCTION`, an algorithm of your own instead (docs/simulation.md)",
+        ),
+    ] = ""
+    model: Annotated[
+        str,
+        Meta(
+            pattern=r"^([^:]+\.py(:[A-Za-z_]\w*)?)?\Z",
+            description="`FILE.py:FUNCTION` that returns a TFF model to train instead of the Keras one; its variables "
+            "must have the shapes of the Keras model's, in order",
+        ),
+    ] = ""
+    weighting: Annotated[
+        Literal["examples", "uniform"], Meta(description="weight of a client: its train examples, or 1")
+    ] = "examples"
+    client_optimizer: Annotated[
+        Optimizer | None, Meta(description="of the clients' training; by default what model.py compiles")
+    ] = None
+    server_optimizer: Annotated[Optimizer, Meta(description="of the global weights")] = field(
+        default_factory=lambda: Sgd(learning_rate=1.0)
+    )
+    proximal_strength: Annotated[
+        float, Meta(ge=0, description="of `fedprox`: half of it times the squared distance from the global weights")
+    ] = 0.1
+    held_out: Annotated[
+        tuple[Name, ...], Meta(description="learners that never train; the model is tested on them")
+    ] = ()
+    test_every: Annotated[int, Meta(ge=0, description="rounds from test to test; 0: only after the last")] = 1
+    placement: Annotated[Placement, Meta(description="node pool and resources of the simulation")] = field(
+        default_factory=Placement
+    )
+
+
 class Vote(_Section, frozen=True, kw_only=True):
     """How learners decide on a proposed model."""
 
@@ -393,6 +480,9 @@ class Federation(_Section, frozen=True, kw_only=True):
         default_factory=Evaluation
     )
     export: Annotated[Export, Meta(description="the ONNX model")] = field(default_factory=Export)
+    simulation: Annotated[Simulation, Meta(description="a rehearsal with TensorFlow Federated")] = field(
+        default_factory=Simulation
+    )
     images: Annotated[Images, Meta(description="container images of the steps")] = field(default_factory=Images)
     secret: Annotated[str, Meta(description="Kubernetes secret with the store's keys (`accesskey`, `secretkey`)")] = (
         "mlpipeline-minio-artifact"  # noqa: S105  (the name of a secret)

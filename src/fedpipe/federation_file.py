@@ -94,9 +94,17 @@ def _resolved(federation: Federation, folder: Path) -> Federation:
         store = msgspec.structs.replace(federation.store, uri=check_uri(federation.store.uri, folder=folder))
     learners = tuple(msgspec.structs.replace(item, data=place(item.data)) for item in federation.learners)
     data = msgspec.structs.replace(federation.data, uri=place(federation.data.uri))
-    file, _, function = federation.model.partition(":")
-    model = f"{place(file)}:{function or 'build'}"
-    return msgspec.structs.replace(federation, store=store, learners=learners, data=data, model=model)
+
+    def code(name: str) -> str:
+        file, _, function = name.partition(":")
+        return name and f"{place(file)}:{function or 'build'}"
+
+    simulation = msgspec.structs.replace(
+        federation.simulation, process=code(federation.simulation.process), model=code(federation.simulation.model)
+    )
+    return msgspec.structs.replace(
+        federation, store=store, learners=learners, data=data, model=code(federation.model), simulation=simulation
+    )
 
 
 def _explained(message: str, where: str) -> FederationError:
@@ -222,6 +230,7 @@ def _mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
         if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
             yield "data.shards.fractions", f"add up to {sum(fractions):g}", "They must add up to 1."
     yield from _session_mistakes(f)
+    yield from _simulation_mistakes(f)
     yield from _vote_mistakes(f)
     yield from _privacy_mistakes(f)
     try:
@@ -255,6 +264,22 @@ def _session_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
         )
     if stopping.metric.startswith("test_") and not (f.evaluation.every_round or f.vote):
         yield f"{path}.metric", "needs the learners' tests", "Set evaluation.every_round to true."
+
+
+def _simulation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    names, held_out = [learner.name for learner in f.learners], f.simulation.held_out
+    for position, name in enumerate(held_out):
+        path = f"simulation.held_out[{position}]"
+        if name not in names:
+            yield path, f"there is no learner {name!r}", f"Learners: {', '.join(names)}."
+        if name in held_out[:position]:
+            yield path, f"{name!r} is there twice", "Name each learner once."
+    left = len(names) - len(held_out)
+    if held_out and left < max(1, f.quorum.learners_per_round):
+        asked = f"a round asks for {f.quorum.learners_per_round}" if f.quorum.learners_per_round else "nobody trains"
+        yield "simulation.held_out", f"leaves {left} learners to train, but {asked}", "Hold fewer out."
+    if f.simulation.process and f.simulation.model:
+        yield "simulation.model", "has no effect on a process of your own", "Build the model in it."
 
 
 def _vote_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import importlib.abc
 import inspect
 import os
 import random
@@ -41,30 +42,46 @@ def frameworks() -> tuple[Any, Any]:
     return tensorflow, keras
 
 
-def load_code(code: bytes, digest: str) -> types.ModuleType:
-    """Imports a model.py whose bytes have this digest.
+def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleType:
+    """Imports a user's file whose bytes have this digest.
+
+    Args:
+        code: its bytes.
+        digest: what they must have.
+        name: of the file, for messages.
 
     Raises:
         ModelError: the bytes are others, or the file cannot be imported; the message names the line.
     """
     if f"sha256:{hashlib.sha256(code).hexdigest()}" != digest:
         raise ModelError(f"the model code is not the one that the plan names ({digest})")
-    module = types.ModuleType("fedpipe_model")
-    module.__file__ = "model.py"
+    module = types.ModuleType(f"fedpipe_{name.removesuffix('.py')}")
+    module.__file__ = name
+    module.__loader__ = _Source(code)  # AutoGraph converts loops by their source, which is no file here
     sys.modules[module.__name__] = module  # Keras looks classes up by their module
     try:
-        exec(compile(code, "model.py", "exec"), module.__dict__)  # noqa: S102  (the user's own code, pinned by digest)
+        exec(compile(code, name, "exec"), module.__dict__)  # noqa: S102  (the user's own code, pinned by digest)
     except Exception as error:
-        raise ModelError(f"cannot be imported: {_described(error)}", where="model.py") from error
+        raise ModelError(f"cannot be imported: {described(error)}", where=name) from error
     return module
 
 
-def _described(error: BaseException) -> str:
-    """The error in one line, with the line of model.py in which it arose."""
+class _Source(importlib.abc.InspectLoader):
+    """Tells the source of a user's file."""
+
+    def __init__(self, code: bytes) -> None:
+        self._text = code.decode(errors="replace")
+
+    def get_source(self, fullname: str) -> str:
+        return self._text
+
+
+def described(error: BaseException) -> str:
+    """The error in one line, with the line of the user's file in which it arose."""
     lines = []
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == "model.py":
+        if "/" not in (name := trace.tb_frame.f_code.co_filename) and name.endswith(".py"):  # as `load_code` names it
             lines.append(trace.tb_lineno)
         trace = trace.tb_next
     if isinstance(error, SyntaxError) and error.lineno:
@@ -80,8 +97,8 @@ def find_function(module: types.ModuleType, name: str) -> Callable[[], Any]:
         close = difflib.get_close_matches(name, vars(module), n=1)
         raise ModelError(
             f"there is no function {name!r}",
-            where="model.py",
-            remedy=f"Did you mean {close[0]!r}?" if close else "Define it: it returns a compiled Keras model.",
+            where=module.__file__,
+            remedy=f"Did you mean {close[0]!r}?" if close else "Define it; docs/ say what it returns.",
         )
     return function
 
@@ -91,7 +108,7 @@ def built(build: Callable[[], Any], keras: Any) -> Any:
     try:
         model = build()
     except Exception as error:
-        raise ModelError(f"{build.__name__}() fails: {_described(error)}", where="model.py") from error
+        raise ModelError(f"{build.__name__}() fails: {described(error)}", where="model.py") from error
     if not isinstance(model, keras.Model):
         raise ModelError(
             f"{build.__name__}() returns {type(model).__name__}, not a Keras model",
@@ -260,7 +277,7 @@ class KerasModel:
         try:
             result = self.keras.evaluate(x[picked], y[picked], verbose=0, return_dict=True)
         except Exception as error:
-            raise ModelError(f"the labels or shapes do not fit the model: {_described(error)}") from error
+            raise ModelError(f"the labels or shapes do not fit the model: {described(error)}") from error
         if not np.isfinite(result["loss"]):
             raise ModelError(f"the loss of the first examples is {result['loss']}: the labels do not fit the model")
         return set(result)

@@ -12,10 +12,11 @@ import yaml
 
 from fedpipe import __version__
 from fedpipe.errors import MissingExtraError, ModelError
-from fedpipe.federation import Federation, Learner
+from fedpipe.federation import Federation, Learner, Placement
 from fedpipe.files import write_whole
 from fedpipe.graph import Graph, parse_graph
 from fedpipe.objects import encode
+from fedpipe.steps.simulate import check_simulated
 
 _CODE_LIMIT = 64 * 2**10
 """Largest model.py, in bytes: it travels in a step's argument, and Linux caps one at 128 KiB."""
@@ -44,12 +45,24 @@ class Estimate(NamedTuple):
 
 def read_code(federation: Federation) -> str:
     """The text of the federation's model.py. Raises ModelError."""
-    path = Path(federation.model.rpartition(":")[0] or federation.model)
+    return _read_file(federation.model, "model")
+
+
+def read_simulation_files(federation: Federation) -> tuple[str, str]:
+    """The texts of the files of `simulation.process` and `simulation.model`, empty without. Raises ModelError."""
+    settings = federation.simulation
+    named = (("process", settings.process), ("model", settings.model))
+    process, model = (_read_file(name, f"simulation.{key}") if name else "" for key, name in named)
+    return process, model
+
+
+def _read_file(named: str, key: str) -> str:
+    path = Path(named.rpartition(":")[0] or named)
     try:
         code = path.read_text()
     except OSError as error:
         raise ModelError(
-            f"cannot be read: {error.strerror}", where=str(path), remedy="`model` names the file."
+            f"cannot be read: {error.strerror}", where=str(path), remedy=f"`{key}` names the file."
         ) from error
     except UnicodeDecodeError as error:
         raise ModelError("is not UTF-8 text", where=str(path)) from error
@@ -64,24 +77,31 @@ def read_code(federation: Federation) -> str:
 
 def as_json(federation: Federation) -> str:
     """The federation as the steps take it: without this machine's folders and without what only placement needs."""
-    file, _, function = federation.model.rpartition(":")
+
+    def bare(named: str) -> str:
+        return named.rpartition("/")[2]
+
+    simulation = msgspec.structs.replace(
+        federation.simulation, placement=Placement(), process=bare(federation.simulation.process),
+        model=bare(federation.simulation.model),
+    )  # fmt: skip
     learners = tuple(
-        msgspec.structs.replace(learner, placement=type(learner.placement)(), secret="")
-        for learner in federation.learners
+        msgspec.structs.replace(learner, placement=Placement(), secret="") for learner in federation.learners
     )
     portable = msgspec.structs.replace(
-        federation, store="store", model=f"{Path(file).name}:{function}", learners=learners,
+        federation, store="store", model=bare(federation.model), learners=learners, simulation=simulation,
         data=msgspec.structs.replace(federation.data, uri=Path(federation.data.uri).name),
     )  # fmt: skip
     return encode(portable).decode()
 
 
-def compile_pipeline(federation: Federation, output: Path) -> Estimate:
+def compile_pipeline(federation: Federation, output: Path, *, simulation: bool = False) -> Estimate:
     """Writes the pipeline file.
 
     Args:
         federation: as `read_federation` gives it.
         output: a .yaml file; it appears only when it is whole.
+        simulation: of a rehearsal on one machine, with TensorFlow Federated.
 
     Raises:
         ModelError: model.py cannot be read.
@@ -96,11 +116,17 @@ def compile_pipeline(federation: Federation, output: Path) -> Estimate:
             from fedpipe.pipelines.collective_learning import collective_learning
             from fedpipe.pipelines.federated_averaging import federated_averaging
             from fedpipe.pipelines.sessions import sessions
+            from fedpipe.pipelines.tff_simulation import tff_simulation
     except ImportError as error:
         raise MissingExtraError(str(error.name or "kfp"), "kubeflow") from error
     in_steps = collective_learning if federation.proposers else federated_averaging
     wire = sessions if federation.in_sessions else in_steps
-    wired = wire(federation, as_json(federation), read_code(federation))
+    texts = (as_json(federation), read_code(federation))
+    if simulation:
+        check_simulated(federation)
+        wired = tff_simulation(federation, *texts, *read_simulation_files(federation))
+    else:
+        wired = wire(federation, *texts)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "pipeline.yaml"

@@ -86,7 +86,7 @@ class Engine:
         waiting = list(self._graph.tasks)
         running: dict[Future[Result], Task] = {}
         with tempfile.TemporaryDirectory() as scratch, self._pools() as pool_of:
-            for private in [task for task in waiting if STEPS.get(task.step or "") == "tff"][:1]:
+            for private in [task for task in waiting if task.step in ("train_private", "learn_private")][:1]:
                 pool_of(private).submit(self._warm)
             while waiting or running:
                 for task in [t for t in waiting if t.after <= results.keys()]:

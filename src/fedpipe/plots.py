@@ -23,6 +23,14 @@ COLOURS = (
 )
 
 
+_SIMULATED = ("test_", "held_out_", "central_", "num_", "aggregator", "distributor", "finalizer")
+"""What metrics of a simulated round begin with that are not of its training."""
+
+
+_LONG = ("learn", "learn_private", "coordinate", "simulate")
+"""Steps that work through many rounds, and note the time of each."""
+
+
 def figure_of(width: float, height: float) -> Any:
     """An empty figure of so many inches."""
     import matplotlib as mpl
@@ -98,12 +106,16 @@ def learning_figures(story: Story) -> list[Any]:
     records = [r for r in story.records if r.round]
     names = list(dict.fromkeys(n for r in records for n in (*r.metrics, *global_metrics(story, r.round))))
     pictures = []
-    for name in names:
+    for name in (n for n in names if not n.startswith(_SIMULATED)):
         training = [(r.round, r.metrics[name]) for r in records if name in r.metrics]
         shared = [
             (r.round, value) for r in story.records if (value := global_metrics(story, r.round).get(name)) is not None
         ]
         curves = {"learners' training": training, "shared model, learners' test parts": shared}
+        for prefix, told in (("held_out_", "held-out learners"), ("central_", "central test set")):
+            curves[f"shared model, {told}"] = [
+                (r.round, r.metrics[prefix + name]) for r in records if prefix + name in r.metrics
+            ]
         pictures.append(_lines_figure({k: v for k, v in curves.items() if v}, title=name, y=name))
     return pictures
 
@@ -183,7 +195,7 @@ def label_counts(story: Story) -> str:
 
 def timings(story: Story) -> str:
     """When each step ran: a lane for the coordinator and one for each learner, a colour for each kind of step."""
-    drawn = [t for t in story.timings if t.step not in ("learn", "learn_private", "coordinate")]  # only their work
+    drawn = [t for t in story.timings if t.round or t.step not in _LONG]  # of long steps, only their work
     lanes = ["", *(learner.name for learner in story.plan.federation.learners)]
     figure, axes = _figure(7.5, 1.2 + 0.22 * len(lanes))
     begin = min(t.started for t in story.timings)

@@ -18,11 +18,19 @@ from fedpipe.federation import Federation, Vote
 from fedpipe.objects import digest_of
 from fedpipe.privacy import Budget, training_event
 from fedpipe.steps.shard import dealt
+from fedpipe.steps.simulate import check_simulated
 from fedpipe.store import open_store
 from fedpipe.voting import bar, electorate, proposer_of
 
 Array = npt.NDArray[Any]
 Shapes = dict[str, tuple[int, ...]]
+
+
+class SimulationFiles(NamedTuple):
+    """The texts of the user's files for a simulation; empty for those that there are not."""
+
+    process: str = ""
+    model: str = ""
 
 
 class Finding(NamedTuple):
@@ -205,7 +213,19 @@ def called(function: Callable[..., Any], *arguments: Any, environment: str = "ke
     return function(*arguments)
 
 
-def check(federation: Federation, code: str, uri: str, store: str, call: Callable[..., Any] = called) -> list[Finding]:
+def check_simulation(federation: Federation, code: str, examples: bytes, files: SimulationFiles) -> Finding:
+    """Builds the simulated algorithm, in the tff environment, whose NumPy is another. Raises ModelError."""
+    from fedpipe.tff.simulation import make
+
+    make(federation, code, Examples(**weights.loads(examples)), *files)
+    settings = federation.simulation
+    return Finding("simulation", f"{settings.process or settings.algorithm}, {federation.training.rounds} rounds")
+
+
+def check(
+    federation: Federation, code: str, uri: str, store: str, call: Callable[..., Any] = called,
+    files: SimulationFiles | None = None,
+) -> list[Finding]:  # fmt: skip
     """All checks that change nothing.
 
     Args:
@@ -214,14 +234,19 @@ def check(federation: Federation, code: str, uri: str, store: str, call: Callabl
         uri: of the dataset.
         store: URI of the store, whose privacy ledgers are read; empty to leave it alone.
         call: calls a function with its arguments in an environment: `called`, or `Workers.call`.
+        files: of a simulation, which is checked instead of the learners' private training.
     """
+    if files is not None:
+        check_simulated(federation)
     findings, examples, sizes = check_data(federation, uri)
     if federation.vote:
         findings.append(_vote_told(federation, federation.vote))
     findings += call(check_model, federation, code, examples)
+    sample = weights.dumps(examples._asdict()) if examples else b""
+    if files is not None and sample:
+        findings.append(call(check_simulation, federation, code, sample, files, environment="tff"))
     if any(federation.privacy_of(learner.name) for learner in federation.learners):
         shapes = call(weight_shapes, federation, code)
-        sample = weights.dumps(examples._asdict()) if examples else b""
         call(check_private_model, federation, code, shapes, sample, environment="tff")
         if store:
             findings += call(check_budgets, federation, sizes, store, environment="tff")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from fedpipe.rounds import history, read_head, read_record
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
 from fedpipe.store import check_uri, open_store, with_endpoint
-from fedpipe.workers import Workers, start_server
+from fedpipe.workers import Workers, start_server, warm_simulation
 
 DEFAULT_RUN = "run-1"
 
@@ -42,6 +43,7 @@ class _Job(NamedTuple):
     arguments: dict[str, Any]
     federation: Federation | None
     code: str
+    files: preflight.SimulationFiles | None
 
 
 def run(
@@ -53,6 +55,7 @@ def run(
     parameters: Mapping[str, Any] | None = None,
     listener: Listener = lambda _: None,
     workers: int = 0,
+    simulation: bool = False,
 ) -> Result:
     """Runs a federation on this machine; a second run of the same name resumes.
 
@@ -64,6 +67,7 @@ def run(
         parameters: run-time parameters of the pipeline, such as `learning_rate`.
         listener: hears about each step.
         workers: processes for the steps of each environment; one per core by default.
+        simulation: rehearses a federation file with TensorFlow Federated.
 
     Raises:
         InputError: a mistake in what was given; nothing was changed.
@@ -71,10 +75,10 @@ def run(
         FedpipeError: the run failed; what was done stays done.
     """
     start_server()  # TensorFlow's import takes longer than all that comes before the first Keras step
-    job = _prepared(Path(source), store, run_name(name, ""), parameters or {})
+    job = _prepared(Path(source), store, run_name(name, ""), parameters or {}, simulation=simulation)
     folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
     with Workers() as processes:  # what the checks have warmed serves the first steps
-        _check_first(job, name, processes.call)
+        _check_first(job, name, _warmed(processes) if job.files else processes.call)
         _make(folder)
         engine = Engine(
             job.graph, job.arguments, folder=folder, listener=listener, workers=workers, processes=processes
@@ -87,6 +91,20 @@ def run(
     return Result(fetch_results(Place(**place), folder), folder)
 
 
+def _warmed(processes: Workers) -> Callable[..., Any]:
+    """`Workers.call`, with TensorFlow Federated imported by one process of its environment while others work."""
+    pool = ThreadPoolExecutor(1)
+    warm = pool.submit(processes.call, warm_simulation, environment="tff")
+    pool.shutdown(wait=False)
+
+    def call(function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
+        if environment == "tff":
+            warm.result()
+        return processes.call(function, *arguments, environment=environment)
+
+    return call
+
+
 def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
     """All that can be wrong is found before anything is written; a store that is a folder is made last."""
     uri = job.arguments.get("store")
@@ -97,13 +115,13 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
         store.probe()
     if job.federation is not None and read_record(store.below(job.federation.name), name, 0) is None:
         check_deadline(store.below(job.federation.name), job.federation.quorum.deadline)
-        preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call)
+        preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call, job.files)
     if is_folder:
         store.probe()
 
 
-def _prepared(source: Path, store: str | None, name: str, parameters: Mapping[str, Any]) -> _Job:
-    graph, default_store = _graph_of(source)
+def _prepared(source: Path, store: str | None, name: str, parameters: Mapping[str, Any], *, simulation: bool) -> _Job:
+    graph, default_store = _graph_of(source, simulation=simulation)
     arguments = dict(parameters)
     if "run" in graph.parameters:
         arguments["run"] = name
@@ -119,22 +137,27 @@ def _prepared(source: Path, store: str | None, name: str, parameters: Mapping[st
     if federation is not None:
         settings = {k: checked[k] for k in Settings.__struct_fields__ if k in checked}
         federation = Settings(**settings).applied(federation)
-    return _Job(graph, checked, federation, _constant(graph, "code"))
+    files = None
+    if any(task.step == "simulate" for task in graph.tasks):
+        files = preflight.SimulationFiles(_constant(graph, "process"), _constant(graph, "tff_model"))
+    return _Job(graph, checked, federation, _constant(graph, "code"), files)
 
 
-def _graph_of(source: Path) -> tuple[Graph, str]:
+def _graph_of(source: Path, *, simulation: bool) -> tuple[Graph, str]:
     """The graph of a compiled pipeline, or of a federation file that is compiled now, and its own store."""
     try:
         head = next(iter(yaml.load_all(source.read_text(), Loader=yaml.CSafeLoader)), None)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         head = None  # read_federation says what is wrong
     if isinstance(head, dict) and "pipelineInfo" in head:
+        if simulation:
+            raise InputError("is a compiled pipeline", where=str(source), remedy="`fedpipe run` runs it as it is.")
         graph = read_graph(source)
         return graph, str(graph.parameters.get("store", ""))
     federation = read_federation(source)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        compile_pipeline(federation, path)
+        compile_pipeline(federation, path, simulation=simulation)
         graph = parse_graph(next(iter(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))))
     return graph, federation.store_uri
 

@@ -93,7 +93,10 @@ def global_metrics(story: Story, number: int) -> dict[str, float]:
     """As `tested`; for the last round from the federated evaluation; in a run with votes from what voters measured."""
     if story.plan.federation.vote:
         return mean_tested(scores.test for scores in held_scores(story)[number].values())
-    found = tested(story.records, number)
+    record = story.records[number]
+    found = tested(story.records, number) or {  # a simulated round tells its tests itself
+        name.removeprefix("test_"): value for name, value in record.metrics.items() if name.startswith("test_")
+    }
     last = story.records[-1]
     federated = story.evaluation.federated if story.evaluation else None
     if (
@@ -112,7 +115,7 @@ def round_seconds(story: Story, number: int) -> float:
     spans = [
         (t.started, t.started + t.seconds)
         for t in story.timings
-        if t.round == number and t.step in ("train", "train_private", "aggregate", "vote", "tally")
+        if t.round == number and t.step in ("train", "train_private", "aggregate", "simulate", "vote", "tally")
     ]
     return max(e for _, e in spans) - min(s for s, _ in spans) if spans else 0.0
 

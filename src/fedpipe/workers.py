@@ -268,6 +268,11 @@ def warm_up() -> None:
     importlib.import_module("fedpipe.private_model").frameworks()
 
 
+def warm_simulation() -> None:
+    """Imports TensorFlow Federated and starts its runtime."""
+    importlib.import_module("fedpipe.tff.runtime").federated()
+
+
 def run_step(name: str, executor_input: dict[str, Any], log: str) -> None:
     """Runs a step; what it logs and prints goes to a file."""
     from fedpipe.steps.contract import execute

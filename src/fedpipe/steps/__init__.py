@@ -24,8 +24,12 @@ STEPS: dict[str, str] = {
     "evaluate": "keras",
     "export": "keras",
     "report": "core",
+    "simulate": "tff",
 }
 """Each step and the environment (image) in which it runs."""
 
-WAITING = ("learn", "learn_private", "coordinate")
+SESSION = ("learn", "learn_private", "coordinate")
 """Steps of a session: they wait for each other most of the time, so all of them must run at once."""
+
+WAITING = (*SESSION, "simulate")
+"""Steps that wait for what they have others do, round after round, and tell how far they are."""

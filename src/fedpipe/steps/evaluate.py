@@ -63,14 +63,16 @@ def _outputs(evaluation: Evaluation) -> Outputs:
 
 
 def _scores(store: Store, plan: Plan) -> list[Score]:
-    scores = []
+    """What every learner's score step left; nothing when there was none, as in a simulation."""
+    scores: dict[str, Score | None] = {}
     for learner in plan.federation.learners:
         try:
-            score = find_score(store, learner.name, plan.run)
+            scores[learner.name] = find_score(store, learner.name, plan.run)
         except CorruptError as error:
-            score = Score(learner=learner.name, weights="", why=error.what)
-        scores.append(score or Score(learner=learner.name, weights="", why="no score"))
-    return scores
+            scores[learner.name] = Score(learner=learner.name, weights="", why=error.what)
+    if not any(scores.values()):
+        return []
+    return [score or Score(learner=name, weights="", why="no score") for name, score in scores.items()]
 
 
 def flat_metrics(evaluation: Evaluation) -> dict[str, float]:

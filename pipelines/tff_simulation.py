@@ -1,0 +1,42 @@
+"""A rehearsal of the federation on one machine, with TensorFlow Federated.
+
+    shard the data; explore it; initialise w_0
+    simulate:  for each round t, w_t <- next(w_{t-1}, the clients of t), tested as the federation says
+    evaluate; export
+
+The weights are those of every other pipeline: what is rehearsed is evaluated, exported and served, and a run on a
+cluster can go on from it.
+"""
+
+from typing import Any
+
+from fedpipe import components
+from fedpipe.federation import Federation
+from fedpipe.pipelines.frame import framed
+from fedpipe.pipelines.placement import place_coordinator, place_on
+
+
+def tff_simulation(federation: Federation, federation_json: str, code: str, process: str, tff_model: str) -> Any:
+    """The pipeline of a federation.
+
+    Args:
+        federation: The federation, for its rounds and the placement of the simulation.
+        federation_json: The same as text, as the steps take it.
+        code: The text of model.py.
+        process: The text of the file of `simulation.process`; empty without.
+        tff_model: The text of the file of `simulation.model`; empty without.
+    """
+
+    def look(place: Any, shards: Any) -> None:
+        explored = components.explore(place=place, shards=shards, federation=federation_json)
+        place_coordinator(explored, federation, "explore")
+
+    def learn(place: Any, weights: Any) -> Any:
+        simulated = components.simulate(place=place, base=weights, process=process, tff_model=tff_model)
+        place_coordinator(simulated, federation, "simulate")
+        place_on(simulated, federation.simulation.placement)
+        return simulated.outputs["weights"]
+
+    by = federation.simulation.process or federation.simulation.algorithm
+    described = f"Simulation by {by}: {len(federation.learners)} clients, {federation.training.rounds} rounds."
+    return framed(federation, federation_json, code, described, learn, look=look, scored=False)

@@ -1,0 +1,118 @@
+"""Rehearses the federation's rounds on one machine, with TensorFlow Federated."""
+
+from __future__ import annotations
+
+import time
+
+from msgspec import Struct
+
+from fedpipe.board import Board, stop_key
+from fedpipe.coordinator import Moment
+from fedpipe.errors import InputError, RoundError
+from fedpipe.federation import Federation
+from fedpipe.manifests import Record
+from fedpipe.plan import Place, Plan, read_plan
+from fedpipe.rounds import commit, read_record
+from fedpipe.session import monitored, select, stalled
+from fedpipe.steps.contract import Hands, Model
+from fedpipe.store import Store
+from fedpipe.timings import Timing, note
+
+
+class Inputs(Struct, frozen=True, kw_only=True):
+    """The run with its first weights, and the user's files of `simulation.process` and `simulation.model` as text."""
+
+    place: Place
+    base: str
+    process: str = ""
+    tff_model: str = ""
+
+
+class Outputs(Struct, frozen=True, kw_only=True):
+    """Digest of the weights after the last round, and how many rounds there are."""
+
+    weights: str
+    rounds: int
+    model: Model
+
+
+def find(inputs: Inputs) -> Outputs | None:
+    """The last weights when the last round is committed."""
+    store = inputs.place.open()
+    plan = read_plan(store, inputs.place.plan)
+    record = read_record(store, plan.run, plan.federation.training.rounds)
+    return _outputs(commit(store, record)) if record else None
+
+
+def run(inputs: Inputs, hands: Hands) -> Outputs:
+    """Works through the rounds that are not committed; a repeated step goes on where the store says it was."""
+    store = inputs.place.open()
+    plan = read_plan(store, inputs.place.plan)
+    check_simulated(plan.federation)
+    records = _committed(store, plan)
+    while not _ends(store, plan, records):
+        number, started, clock = len(records), time.time(), time.monotonic()
+        hands.call(advance, inputs, number)
+        record = read_record(store, plan.run, number)
+        if record is None:
+            raise RoundError(f"round {number} is not committed")
+        records.append(record)
+        seconds = time.monotonic() - clock
+        note(store, plan.run, Timing(step="simulate", round=number, started=started, seconds=seconds))
+        hands.tell(_moment(plan, records, seconds), _numbers(record))
+    return _outputs(commit(store, records[-1]))
+
+
+def advance(inputs: Inputs, number: int) -> None:
+    """One round, where TensorFlow Federated is."""
+    from fedpipe.tff import simulation
+
+    simulation.advance(inputs.place, inputs.process, inputs.tff_model, number)
+
+
+def check_simulated(federation: Federation) -> None:
+    """Checks that a simulation can stand for this federation. Raises InputError."""
+    for path, given, remedy in (
+        ("algorithm", federation.proposers, "`fedpipe run` rehearses collective learning on this machine."),
+        ("algorithm.vote", federation.vote, "Remove it; `fedpipe run` rehearses votes on this machine."),
+        ("privacy", any(federation.privacy_of(k.name) for k in federation.learners),
+         "It would spend what the learners' budgets do not know of. Simulate with data that need no privacy."),
+    ):  # fmt: skip
+        if given:
+            raise InputError("cannot be simulated", where=path, remedy=remedy)
+
+
+def _committed(store: Store, plan: Plan) -> list[Record]:
+    records: list[Record] = []
+    while record := read_record(store, plan.run, len(records)):
+        records.append(record)
+    if not records:
+        raise RoundError(f"run {plan.run!r} has not begun: round 0 is not committed")
+    return records
+
+
+def _ends(store: Store, plan: Plan, records: list[Record]) -> bool:
+    training = plan.federation.training
+    if records[-1].round >= training.rounds or store.size(stop_key(plan.run)) is not None:
+        return True
+    stopping = training.early_stopping
+    return stopping is not None and stalled(monitored(records, stopping.metric), stopping)
+
+
+def _moment(plan: Plan, records: list[Record], seconds: float) -> Moment:
+    record, federation = records[-1], plan.federation
+    board = Board(
+        federation=federation.name, run=plan.run, session="simulation", round=record.round, phase="train",
+        base=records[-2].weights, asked=select(federation, record.round),
+    )  # fmt: skip
+    return Moment("closed", board, record=record, seconds=seconds, last=federation.training.rounds)
+
+
+def _numbers(record: Record) -> dict[str, float]:
+    """What a line of progress tells: no counts of TFF's, and no measurements of its parts."""
+    return {name: value for name, value in record.metrics.items() if not name.startswith("num_") and "/" not in name}
+
+
+def _outputs(record: Record) -> Outputs:
+    metadata = {"digest": record.weights, "round": record.round, "run": record.run, "federation": record.federation}
+    return Outputs(weights=record.weights, rounds=record.round, model=Model(metadata={**metadata, **_numbers(record)}))

@@ -1,0 +1,1 @@
+"""All that imports TensorFlow Federated: simulation of a federation on one machine. Runs in the tff environment."""

@@ -1,0 +1,181 @@
+"""The algorithms of a simulation: TFF's own by name, or one of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpipe.errors import ModelError
+from fedpipe.federation import Optimizer, Simulation
+from fedpipe.keras_model import described, find_function
+from fedpipe.tff.models import Code, FederatedModel
+from fedpipe.tff.optimizers import compiled_optimizer, make_optimizer, make_proximal
+from fedpipe.tff.runtime import federated
+
+Array = npt.NDArray[Any]
+Weights = tuple[Sequence[Array], Sequence[Array]]
+"""Trainable and other weights, in the model's order."""
+
+
+class Process(NamedTuple):
+    """An algorithm: rounds over a state at the server.
+
+    `initialize()` gives the first state; `next(state, clients)` the next one with the round's metrics; `weights(state)`
+    the model in it; `start(state, weights)` the same state with another model.
+    """
+
+    initialize: Callable[[], Any]
+    next: Callable[[Any, list[Any]], tuple[Any, dict[str, float]]]
+    weights: Callable[[Any], Weights]
+    start: Callable[[Any, Weights], Any]
+
+
+def _fed_avg(tff: Any, model: Any, client: Any, server: Any, settings: Simulation) -> Any:
+    return tff.learning.algorithms.build_weighted_fed_avg(
+        model, client, server, client_weighting=_weighting(tff, settings)
+    )
+
+
+def _fed_prox(tff: Any, model: Any, client: Any, server: Any, settings: Simulation) -> Any:
+    return _fed_avg(tff, model, make_proximal(client, settings.proximal_strength), server, settings)
+
+
+def _fed_sgd(tff: Any, model: Any, client: Any, server: Any, settings: Simulation) -> Any:
+    return tff.learning.algorithms.build_fed_sgd(model, server)
+
+
+def _mime_lite(tff: Any, model: Any, client: Any, server: Any, settings: Simulation) -> Any:
+    return tff.learning.algorithms.build_weighted_mime_lite(
+        model, client, server, client_weighting=_weighting(tff, settings)
+    )
+
+
+ALGORITHMS: dict[str, Callable[..., Any]] = {
+    "fedavg": _fed_avg, "fedprox": _fed_prox, "fedsgd": _fed_sgd, "mimelite": _mime_lite,
+}  # fmt: skip
+"""TFF's builders of learning processes."""
+
+
+def _weighting(tff: Any, settings: Simulation) -> Any:
+    kinds = tff.learning.ClientWeighting
+    return kinds.NUM_EXAMPLES if settings.weighting == "examples" else kinds.UNIFORM
+
+
+def make_process(model: FederatedModel, settings: Simulation, learning_rate: float) -> Process:
+    """The algorithm that the federation file names.
+
+    Args:
+        model: what it trains.
+        settings: of the simulation.
+        learning_rate: of the clients' compiled optimizer; 0: as compiled.
+
+    Raises:
+        ModelError: TFF has no counterpart of the compiled optimizer.
+    """
+    tff = federated()
+    client: Optimizer | None = settings.client_optimizer
+    if client is None and settings.algorithm != "fedsgd":  # which has no training at the clients
+        client = compiled_optimizer(model.keras.optimizer, learning_rate)
+    made = ALGORITHMS[settings.algorithm](
+        tff, model.build, client and make_optimizer(client), make_optimizer(settings.server_optimizer), settings
+    )
+    return _learning_process(made)
+
+
+def _learning_process(made: Any) -> Process:
+    tff = federated()
+
+    def advance(state: Any, clients: list[Any]) -> tuple[Any, dict[str, float]]:
+        output = made.next(state, clients)
+        return output.state, flat_metrics(output.metrics)
+
+    def weights(state: Any) -> Weights:
+        found = made.get_model_weights(state)
+        return list(found.trainable), list(found.non_trainable)
+
+    def start(state: Any, weights: Weights) -> Any:
+        return made.set_model_weights(state, tff.learning.models.ModelWeights(list(weights[0]), list(weights[1])))
+
+    return Process(made.initialize, advance, weights, start)
+
+
+def make_own_process(model: FederatedModel, code: Code) -> Process:
+    """The user's own algorithm.
+
+    Args:
+        model: gives the function that makes the TFF model.
+        code: a file with a function that takes it and returns a LearningProcess, an IterativeProcess, or the pair of
+            federated computations `initialize` and `next`.
+
+    Raises:
+        ModelError: what is wrong with the file, and where.
+    """
+    tff = federated()
+    function: Callable[..., Any] = find_function(code.load(), code.function)
+    try:
+        made = function(model.build)
+    except Exception as error:
+        raise ModelError(f"{code.function}() fails: {described(error)}", where=code.file) from error
+    if isinstance(made, tff.learning.templates.LearningProcess):
+        return _learning_process(made)
+    if isinstance(made, tuple) and len(made) == 2:
+        initialize, advance = made
+    else:
+        initialize, advance = getattr(made, "initialize", None), getattr(made, "next", None)
+    for name, found in (("initialize", initialize), ("next", advance)):
+        if not isinstance(found, tff.Computation):
+            raise ModelError(
+                f"{code.function}() returns {type(made).__name__} without a federated computation `{name}`",
+                where=code.file,
+                remedy="Return a LearningProcess, or `initialize` and `next` made by @tff.federated_computation.",
+            )
+    try:
+        tff.templates.IterativeProcess(initialize, advance)
+    except TypeError as error:
+        raise ModelError(f"its `initialize` and `next` do not fit: {described(error)}", where=code.file) from error
+    return _iterative_process(initialize, advance, code.file)
+
+
+def _iterative_process(initialize: Any, advance: Any, file: str) -> Process:
+    """A process whose state is the model: its trainable weights, or these and the other ones."""
+    import tree
+
+    def step(state: Any, clients: list[Any]) -> tuple[Any, dict[str, float]]:
+        found = advance(state, clients)
+        if advance.type_signature.result.is_equivalent_to(initialize.type_signature.result):
+            return found, {}
+        return found[0], flat_metrics(found[1])
+
+    def weights(state: Any) -> Weights:
+        tff = federated()
+        if isinstance(state, tff.learning.models.ModelWeights):
+            return list(state.trainable), list(state.non_trainable)
+        return [np.asarray(leaf) for leaf in tree.flatten(state)], []
+
+    def start(state: Any, given: Weights) -> Any:
+        wanted = [*given[0], *given[1]]
+        shapes = [np.shape(leaf) for leaf in tree.flatten(state)]
+        if shapes != [value.shape for value in wanted]:
+            raise ModelError(
+                f"its state holds arrays of the shapes {shapes}, the model's are {[v.shape for v in wanted]}",
+                where=file,
+                remedy="Let the state be the model's weights, or return a LearningProcess.",
+            )
+        return tree.unflatten_as(state, wanted)
+
+    return Process(initialize, step, weights, start)
+
+
+def flat_metrics(metrics: Any) -> dict[str, float]:
+    """The numbers in TFF's nested metrics, the training's by their own names: `loss`, `aggregator/clipped_count`."""
+    import tree
+
+    found: dict[str, float] = {}
+    for path, value in tree.flatten_with_path(metrics):
+        if np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf" and np.isfinite(value):
+            name = "/".join(str(part) for part in path)
+            found[name.removeprefix("client_work/train/").removeprefix("client_work/")] = float(value)
+    return found

@@ -1,0 +1,251 @@
+"""A simulated federation: TFF's rounds over the learners' shards, each committed as a round of the run."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from fedpipe import weights
+from fedpipe.data import Examples, get_parts
+from fedpipe.errors import DataError, FedpipeError, InputError, RoundError, StepError, WeightsError
+from fedpipe.federation import Federation
+from fedpipe.federation import Simulation as Settings
+from fedpipe.keras_learner import kept_parts
+from fedpipe.keras_model import described
+from fedpipe.learner import seed_of
+from fedpipe.manifests import MOST_METRICS, Record
+from fedpipe.objects import decode, digest_of, encode, fetch_file, get_bytes, put_file
+from fedpipe.plan import Place, Plan, read_plan
+from fedpipe.rounds import commit, read_record
+from fedpipe.session import select
+from fedpipe.store import Store
+from fedpipe.tff.algorithms import Process, make_own_process, make_process
+from fedpipe.tff.datasets import check_alike, first_examples, size_of, test_batches, train_batches, whole_batch
+from fedpipe.tff.models import Code, FederatedModel
+from fedpipe.tff.runtime import federated
+from fedpipe.tff.state import make_state_manager, state_bytes
+
+log = logging.getLogger("fedpipe")
+
+
+@functools.lru_cache(maxsize=1)
+def cached_simulation(place: Place, process: str, model: str) -> Simulation:
+    """The simulation of a run; a worker builds and traces it once."""
+    return Simulation(place, process, model)
+
+
+def advance(place: Place, process: str, model: str, number: int) -> None:
+    """Works through one round and commits it, unless that was done.
+
+    Args:
+        place: where the run is.
+        process: text of the file of `simulation.process`.
+        model: text of the file of `simulation.model`.
+        number: the round, from 1.
+    """
+    try:
+        cached_simulation(place, process, model).advance(number)
+    except BaseException:
+        cached_simulation.cache_clear()  # its state may be of another round
+        raise
+
+
+def make(
+    federation: Federation, code: str, examples: Examples, process: str, model: str
+) -> tuple[FederatedModel, Process]:
+    """The model and the algorithm of a federation; built once in a process, by the check before the run.
+
+    Args:
+        federation: with its run-time settings.
+        code: the text of model.py.
+        examples: some, to know shapes and dtypes by.
+        process: the text of the user's own algorithm; empty without.
+        model: the text of the user's own TFF model; empty without.
+
+    Raises:
+        ModelError: what is wrong with which file.
+    """
+    forms = tuple((str(array.dtype), array.shape[1:]) for array in examples)
+    settings, rate = encode(federation.simulation), federation.training.learning_rate
+    return _made(code_of(federation.model, code), settings, rate, forms, process, model)
+
+
+@functools.lru_cache(maxsize=2)
+def _made(
+    code: Code, encoded: bytes, rate: float, forms: tuple[tuple[str, tuple[int, ...]], ...], process: str, model: str
+) -> tuple[FederatedModel, Process]:
+    settings = decode(encoded, Settings, where="simulation")
+    x, y = (np.zeros((1, *shape), dtype) for dtype, shape in forms)
+    made = FederatedModel(code, x, y, code_of(settings.model, model) if settings.model else None)
+    if settings.process:
+        return made, make_own_process(made, code_of(settings.process, process))
+    return made, make_process(made, settings, rate)
+
+
+class Simulation:
+    """A run in TFF's hands.
+
+    Args:
+        place: where the run is.
+        process: text of the user's own algorithm; empty without.
+        model: text of the user's own TFF model; empty without.
+
+    Raises:
+        InputError: the federation cannot be simulated, or a file of the user is wrong.
+    """
+
+    def __init__(self, place: Place, process: str = "", model: str = "") -> None:
+        self._store: Store = place.open()
+        self._plan: Plan = read_plan(self._store, place.plan)
+        federation, self._run = self._plan.federation, place.run
+        self._settings, self._training = federation.simulation, federation.training
+        text = get_bytes(self._store, self._plan.code).decode()
+        module = code_of(federation.model, text).load()
+        self._parts = {k.name: kept_parts(place, k.name, module) for k in federation.learners}
+        self._model, self._process = make(federation, text, self._first_examples(), process, model)
+        files = [digest_of(text.encode())[7:19] for text in (process, model) if text]
+        by = self._settings.process or self._settings.algorithm
+        self._rule = " ".join(["tff", by, *files])[:200]
+        self._trainers = without(federation, self._settings.held_out)
+        self._test = get_parts(self._store, self._plan.test)["test"] if self._plan.test else None
+        self._manager = make_state_manager(self._store, self._run)
+        self._tester = federated().learning.algorithms.build_fed_eval(self._model.build)
+        self._state: Any = None
+        self._number = -1
+
+    def _first_examples(self) -> Examples:
+        names = list(self._parts)
+        first = first_examples(self._parts[names[0]], names[0])
+        for name in names[1:]:
+            check_alike(first, first_examples(self._parts[name], name), (names[0], name))
+        return first
+
+    def advance(self, number: int) -> Record:
+        """One round: train, test, commit.
+
+        Raises:
+            InputError: earlier rounds were made by another algorithm.
+            RoundError: the round before is not committed, or the weights are not finite.
+        """
+        if found := read_record(self._store, self._run, number):
+            return commit(self._store, found)
+        previous = read_record(self._store, self._run, number - 1)
+        if previous is None:
+            raise RoundError(f"round {number} cannot begin: round {number - 1} is not committed")
+        start = self._weights_of(previous)
+        state = self._state if self._number == number - 1 else self._resumed(previous, start)
+        names = select(self._trainers, number)
+        try:
+            state, metrics = self._process.next(state, [self._batches(name, number) for name in names])
+        except FedpipeError:
+            raise
+        except Exception as error:
+            raise StepError(f"round {number} failed in TensorFlow Federated: {described(error)}") from error
+        named = self._model.named(self._process.weights(state), like=start)
+        if self._tests(number):
+            metrics |= self._tested(named)
+        record = self._committed(previous, named, state, metrics)
+        self._state, self._number = state, number
+        log.info("round %d: %s", number, " ".join(f"{k} {v:.4g}" for k, v in record.metrics.items()))
+        return record
+
+    def _weights_of(self, record: Record) -> dict[str, weights.Array]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "weights"
+            fetch_file(self._store, record.weights, path)
+            return weights.load(path)
+
+    def _resumed(self, previous: Record, start: dict[str, weights.Array]) -> Any:
+        """The state after a round: that of a new algorithm with these weights, or the one in the store."""
+        first = self._process.start(self._process.initialize(), self._model.arrays(start))
+        if not previous.round:
+            return first
+        if previous.rule != self._rule:
+            raise InputError(
+                f"round {previous.round} of run {self._run!r} was made by {previous.rule!r}, not by {self._rule!r}",
+                remedy="Choose another run name, or restore simulation.algorithm and its files.",
+            )
+        log.info("going on after round %d", previous.round)
+        return asyncio.run(self._manager.load(previous.round, first))
+
+    def _batches(self, name: str, number: int) -> Any:
+        part = self._parts[name].get("train")
+        if part is None or not size_of(part):
+            raise DataError(f"{name} has no examples to train on", remedy="Hold it out: simulation.held_out.")
+        if self._settings.algorithm == "fedsgd" and not self._settings.process:
+            return whole_batch(part)
+        return train_batches(part, self._training, seed_of(self._training.seed, name, number))
+
+    def _tests(self, number: int) -> bool:
+        every, last = self._settings.test_every, self._training.rounds
+        return number == last or bool(every and number % every == 0)
+
+    def _tested(self, named: dict[str, weights.Array]) -> dict[str, float]:
+        """Metrics of a model: on the test parts of learners that train, on all of those that do not, and centrally."""
+        held_out = self._settings.held_out
+        size = self._training.batch_size
+        trainers = [[parts["test"]] for name, parts in self._parts.items() if name not in held_out and _has(parts)]
+        others = [[p for p in self._parts[name].values() if size_of(p)] for name in held_out]
+        found: dict[str, float] = {}
+        for prefix, clients in (("test_", trainers), ("held_out_", others)):
+            if clients:
+                batches = [test_batches(parts, size) for parts in clients]
+                found |= {f"{prefix}{k}": v for k, v in self._federated(named, batches).items()}
+        if self._test is not None:
+            central = self._model.evaluate(named, *self._test)
+            found |= {f"central_{k}": v for k, v in central.items()}
+        return found
+
+    def _federated(self, named: dict[str, weights.Array], batches: list[Any]) -> dict[str, float]:
+        tff = federated()
+        trainable, other = self._model.arrays(named)
+        state = self._tester.set_model_weights(
+            self._tester.initialize(), tff.learning.models.ModelWeights(trainable, other)
+        )
+        told = self._tester.next(state, batches).metrics["client_work"]["eval"]["current_round_metrics"]
+        return {k: float(v) for k, v in told.items() if k not in ("num_examples", "num_batches")}
+
+    def _committed(
+        self, previous: Record, named: dict[str, weights.Array], state: Any, metrics: dict[str, float]
+    ) -> Record:
+        try:
+            weights.check_finite(named)
+        except WeightsError as error:
+            raise RoundError(f"after round {previous.round + 1} {error.what}: lower the learning rates") from error
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "weights"
+            digest = weights.save(named, path)
+            put_file(self._store, path, digest)
+        asyncio.run(self._manager.save(state, previous.round + 1))
+        return commit(
+            self._store,
+            Record(
+                federation=previous.federation, run=self._run, round=previous.round + 1, previous=previous.ref,
+                plan=previous.plan, base=previous.weights, weights=digest, layout=previous.layout,
+                state={"program": digest_of(state_bytes(state))}, rule=self._rule,
+                metrics=dict(list(metrics.items())[:MOST_METRICS]),
+            ),
+        )  # fmt: skip
+
+
+def _has(parts: dict[str, Any]) -> bool:
+    return "test" in parts and bool(size_of(parts["test"]))
+
+
+def code_of(named: str, text: str) -> Code:
+    """A user's file, as the federation file names it."""
+    file, _, function = named.partition(":")
+    return Code(Path(file).name, text, function or "build")
+
+
+def without(federation: Federation, names: tuple[str, ...]) -> Federation:
+    """The federation without these learners, of which rounds are drawn."""
+    left = tuple(learner for learner in federation.learners if learner.name not in names)
+    return msgspec.structs.replace(federation, learners=left)
