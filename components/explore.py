@@ -6,9 +6,7 @@ from fedpipe.components.container import container
 
 
 @dsl.container_component
-def explore(
-    page: dsl.Output[dsl.HTML], table: dsl.Output[dsl.Markdown], place: dict, shards: dict, federation: str
-):
+def explore(page: dsl.Output[dsl.HTML], table: dsl.Output[dsl.Markdown], place: dict, shards: dict, federation: str):
     """Shows labels, pictures and features of each learner's shard, and how much learners differ.
 
     Args:

@@ -150,7 +150,9 @@ class KerasLearner:
             dataset = dataset.shuffle(len(part.y), seed=seed)
         if training.local_steps:
             return {"x": dataset.repeat().batch(size).take(training.local_steps), "epochs": 1, "shuffle": False}
-        return {"x": dataset.batch(size), "epochs": epochs, "shuffle": False}
+        # One pass over all epochs: with one for each, Keras decides their order, and a simulation has another.
+        steps = -(-self._size("train") // size)
+        return {"x": dataset.batch(size).repeat(epochs), "epochs": epochs, "steps_per_epoch": steps, "shuffle": False}
 
     def _private_batches(self, dataset: Any) -> Any:
         """Whole batches, shuffled anew in each pass by a seed that nobody knows, an example at most once in a pass."""

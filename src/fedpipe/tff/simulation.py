@@ -18,7 +18,7 @@ from fedpipe.errors import DataError, FedpipeError, InputError, RoundError, Step
 from fedpipe.federation import Federation
 from fedpipe.federation import Simulation as Settings
 from fedpipe.keras_learner import kept_parts
-from fedpipe.keras_model import described
+from fedpipe.keras_model import described, frameworks
 from fedpipe.learner import seed_of
 from fedpipe.manifests import MOST_METRICS, Record
 from fedpipe.objects import decode, digest_of, encode, fetch_file, get_bytes, put_file
@@ -106,6 +106,7 @@ class Simulation:
         self._plan: Plan = read_plan(self._store, place.plan)
         federation, self._run = self._plan.federation, place.run
         self._settings, self._training = federation.simulation, federation.training
+        frameworks()[0].random.set_seed(self._training.seed)  # shuffles mix it with their own, at a Keras learner too
         text = get_bytes(self._store, self._plan.code).decode()
         module = code_of(federation.model, text).load()
         self._parts = {k.name: kept_parts(place, k.name, module) for k in federation.learners}
