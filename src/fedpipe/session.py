@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from random import Random
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from fedpipe.federation import EarlyStopping, Federation
 from fedpipe.manifests import Record, Tested
 from fedpipe.rounds import mean_tested
@@ -20,6 +22,9 @@ RATE = 200.0
 """Looks a second that all who wait may make together, so that a crowd does not overload a small store."""
 IDLE_RATE = 20.0
 """The same for a crowd that has waited long."""
+
+SIMULATED = "tff"
+"""What the rule of a simulated round's record begins with."""
 
 
 def pause(waited: float, crowd: int, random: Random) -> float:
@@ -77,6 +82,19 @@ def select(federation: Federation, number: int, attempt: int = 1, away: Collecti
         return hashlib.sha256(repr((federation.training.seed, "select", number, name)).encode()).digest()
 
     return tuple(sorted(sorted(pool, key=drawn)[:count]))
+
+
+def trainers(federation: Federation) -> Federation:
+    """The federation of a simulation: without the learners that are held out."""
+    left = tuple(learner for learner in federation.learners if learner.name not in federation.simulation.held_out)
+    return replace(federation, learners=left)
+
+
+def took_part(federation: Federation, record: Record) -> tuple[str, ...]:
+    """The learners that a round is made of; clients of a simulated one leave no updates, and are drawn again."""
+    if record.rule.startswith(SIMULATED):
+        return select(trainers(federation), record.round)
+    return tuple(update.learner for update in record.updates)
 
 
 def enough(federation: Federation, asked: Collection[str]) -> int:

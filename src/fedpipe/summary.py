@@ -17,6 +17,7 @@ from fedpipe.manifests import Record, Scores, Spent
 from fedpipe.objects import find
 from fedpipe.plan import Plan, read_plan
 from fedpipe.rounds import cleaned, history, mean_tested
+from fedpipe.session import took_part
 from fedpipe.store import Store
 from fedpipe.timings import Timing, read_timings
 from fedpipe.voting import electorate, score_of
@@ -152,7 +153,7 @@ def _round(story: Story, record: Record) -> dict[str, Any]:
         "round": record.round,
         "loss": record.metrics.get("loss"),
         "metrics": metrics,
-        "learners": [u.learner for u in record.updates],
+        "learners": list(took_part(story.plan.federation, record)),
         "dropped": [{"learner": d.learner, "why": d.why} for d in record.dropped],
         "record": record.ref.record,
         "weights": record.weights,

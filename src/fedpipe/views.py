@@ -12,11 +12,14 @@ from fedpipe.data import read_examples
 from fedpipe.errors import FedpipeError, InputError, NotFoundError
 from fedpipe.exploration import Exploration, look
 from fedpipe.exploration_page import render_html
+from fedpipe.federation import Federation
 from fedpipe.federation_file import read_federation
 from fedpipe.files import write_whole
 from fedpipe.manifests import Record
+from fedpipe.plan import read_plan
 from fedpipe.report import render
 from fedpipe.rounds import read_record
+from fedpipe.session import took_part
 from fedpipe.steps.explore import private
 from fedpipe.steps.shard import dealt
 from fedpipe.store import Store, check_uri, open_store, with_endpoint
@@ -175,12 +178,14 @@ def watch(
     if read_record(opened, run, 0) is None:
         listener("", f"waiting for run {run} to begin. {_known(opened)}")
     keeper, number = Keeper(opened, run, ""), 0
+    federation: Federation | None = None
     while True:
         ended = opened.size(f"runs/{run}/summary.json") is not None
         found = poll_board(opened, run)
         board = found[0] if found else None
         while record := read_record(opened, run, number):
-            listener(round_line(opened, record), "")
+            federation = federation or read_plan(opened, record.plan).federation
+            listener(round_line(opened, federation, record), "")
             number += 1
         if ended or (board and board.phase == "ended"):
             listener(f"the session ended: {board.why}" if board and board.phase == "ended" else "the run has ended", "")
@@ -189,7 +194,7 @@ def watch(
         time.sleep(again)
 
 
-def round_line(store: Store, record: Record) -> str:
+def round_line(store: Store, federation: Federation, record: Record) -> str:
     """What a round did: metrics, who took part, how it was decided, and seconds of each phase."""
     numbers = "  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
     phases = ("await-train", "aggregate", "await-vote", "tally")
@@ -199,7 +204,7 @@ def round_line(store: Store, record: Record) -> str:
     if record.proposer:
         parts.append(f"proposed by {record.proposer}")
     elif record.round:
-        parts.append(f"{len(record.updates)} learners")
+        parts.append(f"{len(took_part(federation, record))} learners")
     if record.outcome:
         word = "accepted" if record.accepted else "rejected"
         parts.append(f"{word} by {record.outcome.approvals} of {record.outcome.voters}")

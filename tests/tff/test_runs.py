@@ -75,6 +75,7 @@ class TestASimulation:
         summary = json.loads((tmp_path / "out" / "summary.json").read_text())
         assert [r["round"] for r in summary["rounds"]] == [1, 2]
         assert summary["rounds"][1]["seconds"] > 0
+        assert len(summary["rounds"][1]["learners"]) == 5
         page = (tmp_path / "out" / "report.html").read_text()
         assert "shared model, central test set" in page
 

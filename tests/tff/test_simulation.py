@@ -248,6 +248,7 @@ class TestRounds:
         assert [moment.record.round for moment, _ in told] == [1, 2]
         assert told[0][1].keys() >= {"loss", "accuracy", "test_loss", "central_accuracy"}
         assert "num_examples" not in told[0][1]
+        assert told[0][0].board.asked == ("a", "b", "c")
 
     def test_another_algorithm_does_not_go_on_from_its_state(self, tff: Worker, tmp_path: Path) -> None:
         place = begun(tmp_path, simulation={"process": "own.py:build", "test_every": 0})

@@ -13,7 +13,7 @@ from fedpipe.federation import Federation
 from fedpipe.manifests import Record
 from fedpipe.plan import Place, Plan, read_plan
 from fedpipe.rounds import commit, read_record
-from fedpipe.session import monitored, select, stalled
+from fedpipe.session import monitored, stalled, took_part
 from fedpipe.steps.contract import Hands, Model
 from fedpipe.store import Store
 from fedpipe.timings import Timing, note
@@ -103,7 +103,7 @@ def _moment(plan: Plan, records: list[Record], seconds: float) -> Moment:
     record, federation = records[-1], plan.federation
     board = Board(
         federation=federation.name, run=plan.run, session="simulation", round=record.round, phase="train",
-        base=records[-2].weights, asked=select(federation, record.round),
+        base=records[-2].weights, asked=took_part(federation, record),
     )  # fmt: skip
     return Moment("closed", board, record=record, seconds=seconds, last=federation.training.rounds)
 

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from fedpipe import weights
@@ -24,7 +23,7 @@ from fedpipe.manifests import MOST_METRICS, Record
 from fedpipe.objects import decode, digest_of, encode, fetch_file, get_bytes, put_file
 from fedpipe.plan import Place, Plan, read_plan
 from fedpipe.rounds import commit, read_record
-from fedpipe.session import select
+from fedpipe.session import SIMULATED, select, trainers
 from fedpipe.store import Store
 from fedpipe.tff.algorithms import Process, make_own_process, make_process
 from fedpipe.tff.datasets import check_alike, first_examples, size_of, test_batches, train_batches, whole_batch
@@ -113,8 +112,8 @@ class Simulation:
         self._model, self._process = make(federation, text, self._first_examples(), process, model)
         files = [digest_of(text.encode())[7:19] for text in (process, model) if text]
         by = self._settings.process or self._settings.algorithm
-        self._rule = " ".join(["tff", by, *files])[:200]
-        self._trainers = without(federation, self._settings.held_out)
+        self._rule = " ".join([SIMULATED, by, *files])[:200]
+        self._trainers = trainers(federation)
         self._test = get_parts(self._store, self._plan.test)["test"] if self._plan.test else None
         self._manager = make_state_manager(self._store, self._run)
         self._tester = federated().learning.algorithms.build_fed_eval(self._model.build)
@@ -244,9 +243,3 @@ def code_of(named: str, text: str) -> Code:
     """A user's file, as the federation file names it."""
     file, _, function = named.partition(":")
     return Code(Path(file).name, text, function or "build")
-
-
-def without(federation: Federation, names: tuple[str, ...]) -> Federation:
-    """The federation without these learners, of which rounds are drawn."""
-    left = tuple(learner for learner in federation.learners if learner.name not in names)
-    return msgspec.structs.replace(federation, learners=left)
