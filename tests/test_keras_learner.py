@@ -282,7 +282,7 @@ def test_event_files_are_read_by_tensorflow(tmp_path: Path) -> None:
     tensorflow, _ = frameworks()
     from tensorflow.core.util.event_pb2 import Event
 
-    (tmp_path / "events").write_bytes(event_file([{"loss": 2.0}, {"loss": 1.0}]))
+    (tmp_path / "events").write_bytes(event_file([(0, {"epoch_loss": 2.0}), (1, {"epoch_loss": 1.0})]))
     events = [Event.FromString(r.numpy()) for r in tensorflow.data.TFRecordDataset(str(tmp_path / "events"))]
     assert events[0].file_version == "brain.Event:2"
     assert [(e.step, e.summary.value[0].tag, e.summary.value[0].simple_value) for e in events[1:]] == [

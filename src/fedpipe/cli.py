@@ -42,6 +42,10 @@ FederationFile = Annotated[Path, typer.Argument(help="The federation file.", met
 StoreOption = Annotated[
     str | None, typer.Option("--store", help="s3://bucket/prefix or file:///folder, instead of the file's.")
 ]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for summary.json, report.html and model.onnx.")]
+ParameterOption = Annotated[
+    list[str] | None, typer.Option("--parameter", "-p", help="A run-time parameter, NAME=VALUE; repeatable.")
+]
 
 
 def main() -> int:
@@ -192,14 +196,9 @@ def compile_command(
 def run(
     file: Annotated[Path, typer.Argument(help="A federation file or a compiled pipeline.", metavar="FILE")],
     store: StoreOption = None,
-    out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder for summary.json, report.html and model.onnx.")
-    ] = None,
+    out_folder: OutOption = None,
     name: Annotated[str, typer.Option("--run", help="The run's name; the same name resumes.")] = "run-1",
-    parameters: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", "-p", help="A run-time parameter, NAME=VALUE; repeatable."),
-    ] = None,
+    parameters: ParameterOption = None,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0: one per core.")] = 0,
 ) -> None:
     """Run a federation on this machine; a second run of the same name resumes."""
@@ -241,14 +240,9 @@ def _tell_result(result: Result) -> None:
 def simulate(
     file: FederationFile,
     store: StoreOption = None,
-    out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder for summary.json, report.html and model.onnx.")
-    ] = None,
+    out_folder: OutOption = None,
     name: Annotated[str, typer.Option("--run", help="The run's name; the same name resumes.")] = "simulation-1",
-    parameters: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", "-p", help="A run-time parameter, NAME=VALUE; repeatable."),
-    ] = None,
+    parameters: ParameterOption = None,
 ) -> None:
     """Rehearse a federation on this machine with TensorFlow Federated; a second run of the same name resumes."""
     from fedpipe.progress import Progress
@@ -308,6 +302,34 @@ def stop(run_name: RunName, file: FederationOption = Path("federation.yaml"), st
     from fedpipe.views import stop as ask
 
     out.print(_escaped(ask(file, run_name, store=store)), highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples: fedpipe tensorboard run-1 -f demo/federation.yaml  ·  fedpipe tensorboard run-1 --copy events"
+)
+def tensorboard(
+    run_name: RunName,
+    file: FederationOption = Path("federation.yaml"),
+    store: StoreOption = None,
+    host: Annotated[str, typer.Option("--host", help="The address to listen at.")] = "localhost",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0: a free one.")] = 6006,
+    copy: Annotated[
+        Path | None, typer.Option("--copy", help="Only copy the event files to this folder.", metavar="DIR")
+    ] = None,
+) -> None:
+    """Show a run's event files in TensorBoard, also while it goes on."""
+    import tempfile
+
+    from fedpipe.tensorboard import fetch_events, show
+    from fedpipe.views import open_federation
+
+    opened, _ = open_federation(file, store)
+    if copy is not None:
+        out.print(f"{fetch_events(opened, run_name, copy)} event files in {copy}", highlight=False, soft_wrap=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        code = show(opened, run_name, Path(folder), host=host, port=port)
+    raise typer.Exit(code)
 
 
 @app.command(epilog="Example: fedpipe report run-2 --beside run-1 -o report.html")

@@ -6,7 +6,7 @@ import functools
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -261,7 +261,8 @@ def make_keras_learner(
     model = plan_model(store, plan)
 
     def put_events(epochs: list[dict[str, float]]) -> None:
-        store.replace(f"{folder}/events.out.tfevents.{plan.run}", event_file(epochs))
+        points = [(step, {f"epoch_{k}": v for k, v in metrics.items()}) for step, metrics in enumerate(epochs)]
+        store.replace(f"{folder}/events.out.tfevents.{plan.run}", event_file(points))
 
     on_epochs = put_events if folder and plan.federation.training.tensorboard else None
     parts = kept_parts(place, name, model.module) if place else learner_parts(store, plan, name, model.module)
@@ -328,8 +329,8 @@ def _as_part(value: Any, name: str) -> Part:
     return Examples(x, y)
 
 
-def event_file(epochs: list[dict[str, float]]) -> bytes:
-    """A TensorBoard event file with one scalar per metric and epoch."""
+def event_file(points: Iterable[tuple[int, Mapping[str, float]]]) -> bytes:
+    """A TensorBoard event file with one scalar per metric and step."""
     tensorflow, _ = frameworks()
     from tensorflow.core.framework.summary_pb2 import Summary
     from tensorflow.core.util.event_pb2 import Event
@@ -339,7 +340,7 @@ def event_file(epochs: list[dict[str, float]]) -> bytes:
         path = Path(folder) / "events"
         with tensorflow.io.TFRecordWriter(str(path)) as writer:
             writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-            for step, metrics in enumerate(epochs):
-                values = [Summary.Value(tag=f"epoch_{k}", simple_value=float(v)) for k, v in metrics.items()]
+            for step, metrics in points:
+                values = [Summary.Value(tag=k, simple_value=float(v)) for k, v in metrics.items()]
                 writer.write(Event(wall_time=now, step=step, summary=Summary(value=values)).SerializeToString())
         return path.read_bytes()

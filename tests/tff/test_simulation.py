@@ -194,6 +194,8 @@ class TestRounds:
         for before, record in itertools.pairwise(records):
             assert (record.previous, record.base, record.layout) == (before.ref, before.weights, before.layout)
             assert record.rule == "tff fedavg"
+            events = f"runs/run-1/{record.round}/tensorboard/events.out.tfevents.{record.round:06d}"
+            assert b"test_accuracy" in place.open().read(events).data
 
     def test_it_is_tested_on_the_learners_test_parts_and_centrally(self, tff: Worker, tmp_path: Path) -> None:
         place = begun(tmp_path)

@@ -16,7 +16,7 @@ from fedpipe.data import Examples, get_parts
 from fedpipe.errors import DataError, FedpipeError, InputError, RoundError, StepError, WeightsError
 from fedpipe.federation import Federation
 from fedpipe.federation import Simulation as Settings
-from fedpipe.keras_learner import kept_parts
+from fedpipe.keras_learner import event_file, kept_parts
 from fedpipe.keras_model import described, frameworks
 from fedpipe.learner import seed_of
 from fedpipe.manifests import MOST_METRICS, Record
@@ -152,6 +152,9 @@ class Simulation:
         if self._tests(number):
             metrics |= self._tested(named)
         record = self._committed(previous, named, state, metrics)
+        if self._training.tensorboard:
+            key = f"runs/{self._run}/{number}/tensorboard/events.out.tfevents.{number:06d}"
+            self._store.replace(key, event_file([(number, record.metrics)]))
         self._state, self._number = state, number
         log.info("round %d: %s", number, " ".join(f"{k} {v:.4g}" for k, v in record.metrics.items()))
         return record
