@@ -13,7 +13,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("mean", "aggregate_step", "memory", "transfer", "start", "local_run", "vote_round", "session", "serving")
+NAMES = (
+    "mean",
+    "aggregate_step",
+    "memory",
+    "transfer",
+    "start",
+    "local_run",
+    "simulation",
+    "vote_round",
+    "session",
+    "serving",
+)
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parent / "README.md"
 MARKS = ("<!-- figures -->", "<!-- end of figures -->")

@@ -110,6 +110,33 @@ MISTAKES = {
     "model without a file": ("model", "build", "model: "),
     "an opset that is none": ("export", {"opset": 99}, "export.opset: Expected `int` <= 18"),
     "memory": ("learners.0.placement", {"memory": "8 gigs"}, "learners[0].placement.memory: "),
+    "an unknown call": (
+        "training.preprocessing",
+        "windowed(3)",
+        "training.preprocessing: there is no 'windowed'. Chain calls of map, take, ",
+    ),
+    "epochs beside a repeat": (
+        "training",
+        {"rounds": 1, "batch_size": 1, "local_epochs": 2, "preprocessing": "repeat(2)"},
+        "training.local_epochs: has no effect beside training.preprocessing. Write `repeat` there instead.",
+    ),
+    "held out, who?": (
+        "simulation.held_out",
+        ["c"],
+        "simulation.held_out[0]: there is no learner 'c'. Learners: a, b.",
+    ),
+    "held out twice": ("simulation.held_out", ["a", "a"], "simulation.held_out[1]: 'a' is there twice"),
+    "all held out": ("simulation.held_out", ["a", "b"], "simulation.held_out: leaves 0 learners to train"),
+    "an unknown optimizer": (
+        "simulation.client_optimizer",
+        {"name": "rmsprop", "learning_rate": 1},
+        "simulation.client_optimizer.name: Invalid value 'rmsprop'. Valid: adagrad, adam, sgd, yogi.",
+    ),
+    "a model beside a process": (
+        "simulation",
+        {"process": "p.py", "model": "m.py"},
+        "simulation.model: has no effect on a process of your own",
+    ),
     "GPU count": ("learners.0.placement", {"accelerator": {"count": 0}}, "learners[0].placement.accelerator.count: "),
 }
 

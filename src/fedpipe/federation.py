@@ -220,6 +220,13 @@ class Training(_Section, frozen=True, kw_only=True):
         int, Meta(ge=0, description="passes over the train part per round; 0 with `local_steps`")
     ] = 1
     local_steps: Annotated[int, Meta(ge=0, description="batches per round instead of epochs; 0: epochs count")] = 0
+    preprocessing: Annotated[
+        str,
+        Meta(
+            description="what a round trains on, as calls of tf.data: `repeat(5).shuffle(100, seed=1).batch(20)`, "
+            "instead of epochs and shuffling; `map(f)` names a function of model.py (docs/simulation.md)"
+        ),
+    ] = ""
     learning_rate: Annotated[float, Meta(ge=0, description="of the local optimizer; 0: as compiled in model.py")] = 0.0
     optimizer: Annotated[
         Literal["reset", "keep"],

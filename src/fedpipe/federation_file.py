@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from fedpipe.errors import FederationError, FedpipeError
 from fedpipe.federation import ByFractions, BySize, Collective, Federation, Privacy, StorePlace
+from fedpipe.preprocessing import parse
 from fedpipe.store import check_uri
 
 
@@ -229,6 +230,7 @@ def _mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             )
         if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
             yield "data.shards.fractions", f"add up to {sum(fractions):g}", "They must add up to 1."
+    yield from _preprocessing_mistakes(f)
     yield from _session_mistakes(f)
     yield from _simulation_mistakes(f)
     yield from _vote_mistakes(f)
@@ -237,6 +239,25 @@ def _mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
         check_uri(f.store_uri)
     except FedpipeError as error:
         yield "store", error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
+
+
+def _preprocessing_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    if not f.training.preprocessing:
+        return
+    try:
+        parse(f.training.preprocessing)
+    except FederationError as error:
+        yield "training.preprocessing", error.what, error.remedy or ""
+    for name, value, instead in (("local_epochs", f.training.local_epochs > 1, "`repeat`"),
+                                 ("local_steps", f.training.local_steps, "`repeat` and `take`")):  # fmt: skip
+        if value:
+            yield f"training.{name}", "has no effect beside training.preprocessing", f"Write {instead} there instead."
+    if any(f.privacy_of(learner.name) for learner in f.learners):
+        yield (
+            "training.preprocessing",
+            "cannot be used beside privacy",
+            "Epsilon is computed for batches as DP-SGD draws them.",
+        )
 
 
 def _session_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

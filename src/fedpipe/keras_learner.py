@@ -24,6 +24,7 @@ from fedpipe.learner import Arrays, Trained, Verdict, seed_of
 from fedpipe.manifests import Scores, Tested
 from fedpipe.objects import get_bytes
 from fedpipe.plan import Place, Plan, read_plan
+from fedpipe.preprocessing import applied, parse
 from fedpipe.privacy import training_event
 from fedpipe.shards import split
 from fedpipe.store import Store
@@ -142,6 +143,10 @@ class KerasLearner:
         size, epochs = training.batch_size, training.local_epochs
         if self._privacy:
             return {"x": self._private_batches(_dataset(part)), "epochs": 1, "shuffle": False}
+        if training.preprocessing:
+            calls, module = parse(training.preprocessing), self._model.module
+            made = applied(calls, _dataset(part), module, batch_size=size, seed=seed)
+            return {"x": made, "epochs": 1, "shuffle": False}
         if isinstance(part, Examples) and not training.local_steps and _needs_arrays(part, training.fit):
             frameworks()[0].random.set_seed(seed)  # Keras shuffles arrays by TensorFlow's own seed
             return {"x": part.x, "y": part.y, "batch_size": size, "epochs": epochs}
@@ -278,10 +283,14 @@ def kept_parts(place: Place, name: str, module: ModuleType) -> dict[str, Part]:
 
 def learner_parts(store: Store, plan: Plan, name: str, module: ModuleType) -> dict[str, Part]:
     """A learner's parts: its shard, its own file, or what `load` of model.py returns for its own data."""
-    own = plan.federation.learner(name).data
-    if not own:
+    if not plan.federation.learner(name).data:
         return dict(datasets.get_parts(store, datasets.get_shard(store, name, plan.shards[name]).data, name))
-    settings = plan.federation.data
+    return own_parts(plan.federation, name, module)
+
+
+def own_parts(federation: Federation, name: str, module: ModuleType) -> dict[str, Part]:
+    """What a learner brought: its own file, or what `load` of model.py returns for it. Raises DataError."""
+    own, settings = federation.learner(name).data, federation.data
     load = getattr(module, "load", None)
     if load is None:
         examples, _ = datasets.read_examples(own, features=settings.features, labels=settings.labels)
@@ -291,7 +300,15 @@ def learner_parts(store: Store, plan: Plan, name: str, module: ModuleType) -> di
             loaded = load(own)
         except Exception as error:
             raise DataError(f"load({own!r}) fails: {type(error).__name__}: {error}", where="model.py") from error
-    return parts_of(loaded, plan.federation, name)
+    return parts_of(loaded, federation, name)
+
+
+def as_examples(part: Part) -> Examples:
+    """A part as arrays."""
+    if isinstance(part, Examples):
+        return part
+    pairs = list(part.as_numpy_iterator())
+    return Examples(np.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs]))
 
 
 def parts_of(loaded: Any, federation: Federation, name: str) -> dict[str, Part]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation import Training
+from fedpipe.preprocessing import check_functions, parse
 
 Array = npt.NDArray[Any]
 _OWNED = {
@@ -319,6 +320,12 @@ def check_arguments(training: Training) -> None:
         valid = set(inspect.signature(callback.__init__).parameters) - {"self", "kwargs"}
         _check_names(arguments, valid, f"training.callbacks.{name}")
     make_callbacks(training)
+
+
+def check_preprocessing(training: Training, module: types.ModuleType) -> None:
+    """Checks that model.py has the functions that `training.preprocessing` names. Raises ModelError."""
+    if training.preprocessing:
+        check_functions(parse(training.preprocessing), module)
 
 
 def check_criterion(criterion: str, measured: set[str], *, where: str = "algorithm.vote.criterion") -> None:

@@ -77,10 +77,11 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
         ModelError: what is wrong with model.py or the arguments.
         MissingExtraError: Keras is not installed.
     """
-    from fedpipe.keras_model import check_arguments, check_classes, check_criterion
+    from fedpipe.keras_model import check_arguments, check_classes, check_criterion, check_preprocessing
 
     check_arguments(federation.training)
     model = _model(federation, code)
+    check_preprocessing(federation.training, model.module)
     check_classes(model.keras, federation.export.classes)
     if federation.training.learning_rate:
         model.set_learning_rate(federation.training.learning_rate)

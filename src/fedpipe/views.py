@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from fedpipe import plots
 from fedpipe.board import Board, Keeper, ask_to_stop, board_key, poll_board
 from fedpipe.data import read_examples
 from fedpipe.errors import FedpipeError, InputError, NotFoundError
-from fedpipe.exploration import Exploration, look
+from fedpipe.exploration import Exploration, View, look
 from fedpipe.exploration_page import render_html
-from fedpipe.federation import Federation
+from fedpipe.federation import Federation, Learner
 from fedpipe.federation_file import read_federation
 from fedpipe.files import write_whole
+from fedpipe.kubeflow import read_code
 from fedpipe.manifests import Record
+from fedpipe.objects import digest_of
 from fedpipe.plan import read_plan
 from fedpipe.report import render
 from fedpipe.rounds import read_record
@@ -26,6 +30,7 @@ from fedpipe.store import Store, check_uri, open_store, with_endpoint
 from fedpipe.summary import Story, read_story
 from fedpipe.timings import find_timing
 from fedpipe.vote_plots import metrics_of, vote_figure, vote_pictures
+from fedpipe.workers import Workers
 
 _LOOK_AGAIN = 1.0
 """Seconds between two looks at a run that goes on."""
@@ -57,21 +62,38 @@ def explore(source: str | Path, output: str | Path) -> Exploration:
     """
     federation = read_federation(Path(source))
     dealt_out = dealt(federation, federation.data.uri)[0] if federation.sharded else {}
-    views, left_out, settings = [], private(federation), federation.data
-    for learner in federation.learners:
-        if learner.name in left_out:
-            continue
-        try:
-            parts = dealt_out.get(learner.name) or {
-                "examples": read_examples(learner.data, features=settings.features, labels=settings.labels)[0]
-            }
-        except FedpipeError as error:
-            left_out[learner.name] = str(error)
-            continue
-        views.append(look(learner.name, parts))
+    views, left_out = [], private(federation)
+    with Workers() as processes:
+        for learner in federation.learners:
+            if learner.name in left_out:
+                continue
+            try:
+                parts = dealt_out.get(learner.name)
+                views.append(look(learner.name, parts) if parts else _look_at_own(federation, learner, processes))
+            except FedpipeError as error:
+                left_out[learner.name] = str(error)
     found = Exploration(federation.name, tuple(views), left_out)
     write_whole(Path(output), render_html(found).encode())
     return found
+
+
+def _look_at_own(federation: Federation, learner: Learner, processes: Workers) -> View:
+    """A learner's own file, read by `load` of model.py where there is one, which needs Keras."""
+    code, settings = read_code(federation), federation.data
+    if re.search(r"^def load\(", code, re.MULTILINE):
+        return cast(View, processes.call(loaded_view, federation, code, learner.name))
+    examples, _ = read_examples(learner.data, features=settings.features, labels=settings.labels)
+    return look(learner.name, {"examples": examples})
+
+
+def loaded_view(federation: Federation, code: str, name: str) -> View:
+    """What a learner holds by `load` of model.py. Raises DataError and ModelError."""
+    from fedpipe.keras_learner import as_examples, own_parts
+    from fedpipe.keras_model import load_code
+
+    data = code.encode()
+    parts = own_parts(federation, name, load_code(data, digest_of(data)))
+    return look(name, {part: as_examples(value) for part, value in parts.items()})
 
 
 def report(

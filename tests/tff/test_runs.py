@@ -64,6 +64,15 @@ class TestASimulation:
             assert rounds[-1]["metrics"][f"central_{metric}"] == pytest.approx(central[metric], abs=1e-5)
         assert (tmp_path / "b" / "model.onnx").exists()
 
+    def test_gives_the_weights_of_a_run_with_preprocessing(self, linear: Path, tmp_path: Path) -> None:
+        change(linear.parent, **{"  local_epochs: 2": '  preprocessing: "repeat(2).shuffle(100, seed=3).batch(20)"'})
+        change(linear.parent, **{"rounds: 5": "rounds: 2"})
+        run(linear, store=f"file://{tmp_path}/keras", out=tmp_path / "a", name="r")
+        run(linear, store=f"file://{tmp_path}/tff", out=tmp_path / "b", name="r", simulation=True)
+        ours, theirs = (last_weights(tmp_path / kind, "r") for kind in ("keras", "tff"))
+        for name, value in ours.items():
+            np.testing.assert_allclose(theirs[name], value, atol=1e-5)
+
     def test_ends_with_its_processes_and_its_output(self, linear: Path, tmp_path: Path) -> None:
         before = workers()
         command = [sys.executable, "-m", "fedpipe", "simulate", str(linear), "--out", str(tmp_path / "out")]

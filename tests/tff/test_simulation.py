@@ -240,6 +240,21 @@ class TestRounds:
                 ends.append(rounds(tff, place, 4))
         assert ends[0] == ends[1]
 
+    def test_preprocessing_says_what_a_round_trains_on(self, tff: Worker, tmp_path: Path) -> None:
+        """Three whole batches a round are three steps."""
+        code = DENSE + "\ndef same(x, y):\n    return x * 1.0, y\n"
+        training = {"rounds": 1, "batch_size": 2, "preprocessing": "map(same).batch(16).repeat(3)"}
+        place = begun(tmp_path, code=code, training=training, simulation={"test_every": 0})
+        found = weights_of(place, rounds(tff, place, 1)[-1])
+        expected = federated(lambda w: mean_delta(w, steps=3), sgd, 1)
+        np.testing.assert_allclose(found[KERNEL], expected[KERNEL], atol=2e-5)
+
+    def test_preprocessing_keeps_the_form(self, tff: Worker, tmp_path: Path) -> None:
+        code = DENSE + "\ndef half(x, y):\n    return x[:2], y\n"
+        place = begun(tmp_path, code=code, training={"rounds": 1, "batch_size": 2, "preprocessing": "map(half)"})
+        with pytest.raises(DataError, match=r"preprocessing makes features of float32\[4\] into float32\[2\]"):
+            rounds(tff, place, 1)
+
     def test_the_step_tells_each_round_and_ends_early(self, tff: Worker, tmp_path: Path) -> None:
         stopping = {"patience": 1, "metric": "test_loss", "min_delta": 100.0}
         place = begun(tmp_path, training={**WHOLE, "rounds": 9, "early_stopping": stopping})

@@ -75,11 +75,18 @@ def run(inputs: Inputs) -> Outputs:
 
     def initial() -> dict[str, Array]:
         from fedpipe.keras_learner import plan_model
-        from fedpipe.keras_model import check_arguments, check_classes, check_criterion, check_private
+        from fedpipe.keras_model import (
+            check_arguments,
+            check_classes,
+            check_criterion,
+            check_preprocessing,
+            check_private,
+        )
 
         check_arguments(plan.federation.training)
         put_bytes(store, inputs.code.encode())
         model = plan_model(store, plan)
+        check_preprocessing(plan.federation.training, model.module)
         check_classes(model.keras, plan.federation.export.classes)
         if plan.test is not None:
             measured = model.check_examples(*get_parts(store, plan.test)["test"])

@@ -4,33 +4,54 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
-
-import numpy as np
 
 from fedpipe.data import Examples
 from fedpipe.errors import DataError
 from fedpipe.federation import Training
+from fedpipe.keras_learner import as_examples
 from fedpipe.keras_model import frameworks
+from fedpipe.preprocessing import applied, parse
 
 _WIDER = 4
 """Batches of the training that make one of a test, which keeps no activations."""
 
 
-def train_batches(part: Any, training: Training, seed: int) -> Any:
+def train_batches(part: Any, training: Training, seed: int, module: ModuleType) -> Any:
     """What a client trains on in a round: the same batches in the same order as a Keras learner.
 
     Args:
         part: Examples, or a tf.data.Dataset of single (x, y).
         training: epochs or steps, and the size of a batch.
         seed: of the order.
+        module: model.py, whose functions the preprocessing may name.
+
+    Raises:
+        DataError: preprocessing gives other forms than the examples have.
     """
+    if training.preprocessing:
+        return _preprocessed(part, training, seed, module)
     dataset = _singles(part)
     if isinstance(part, Examples) and training.fit.get("shuffle", True):
         dataset = dataset.shuffle(len(part.y), seed=seed)
     if training.local_steps:
         return dataset.repeat().batch(training.batch_size).take(training.local_steps)
     return dataset.batch(training.batch_size).repeat(training.local_epochs)
+
+
+def _preprocessed(part: Any, training: Training, seed: int, module: ModuleType) -> Any:
+    singles = _pairs(part)
+    made = applied(parse(training.preprocessing), singles, module, batch_size=training.batch_size, seed=seed)
+    for what, before, after in zip(("features", "labels"), singles.element_spec, made.element_spec, strict=True):
+        if (after.dtype, after.shape[1:]) != (before.dtype, before.shape):
+            raise DataError(
+                f"preprocessing makes {what} of {before.dtype.name}{before.shape.as_list()} into "
+                f"{after.dtype.name}{after.shape[1:].as_list()}",
+                where="training.preprocessing",
+                remedy="Let `map` keep the form; what every example needs belongs into the model.",
+            )
+    return made.map(_named)
 
 
 def whole_batch(part: Any) -> Any:
@@ -49,9 +70,16 @@ def test_batches(parts: list[Any], size: int) -> Any:
 
 
 def _singles(part: Any) -> Any:
+    return _pairs(part).map(_named)
+
+
+def _pairs(part: Any) -> Any:
     tensorflow, _ = frameworks()
-    dataset = tensorflow.data.Dataset.from_tensor_slices(tuple(part)) if isinstance(part, Examples) else part
-    return dataset.map(lambda x, y: OrderedDict(x=x, y=y))
+    return tensorflow.data.Dataset.from_tensor_slices(tuple(part)) if isinstance(part, Examples) else part
+
+
+def _named(x: Any, y: Any) -> OrderedDict[str, Any]:
+    return OrderedDict(x=x, y=y)
 
 
 def size_of(part: Any) -> int:
@@ -64,10 +92,7 @@ def first_examples(parts: Mapping[str, Any], learner: str) -> Examples:
     part = next((p for p in parts.values() if size_of(p)), None)
     if part is None:
         raise DataError(f"{learner} has no examples")
-    if isinstance(part, Examples):
-        return Examples(part.x[:2], part.y[:2])
-    pairs = list(part.take(2).as_numpy_iterator())
-    return Examples(np.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs]))
+    return Examples(part.x[:2], part.y[:2]) if isinstance(part, Examples) else as_examples(part.take(2))
 
 
 def check_alike(first: Examples, other: Examples, names: tuple[str, str]) -> None:

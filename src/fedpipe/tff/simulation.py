@@ -107,8 +107,8 @@ class Simulation:
         self._settings, self._training = federation.simulation, federation.training
         frameworks()[0].random.set_seed(self._training.seed)  # shuffles mix it with their own, at a Keras learner too
         text = get_bytes(self._store, self._plan.code).decode()
-        module = code_of(federation.model, text).load()
-        self._parts = {k.name: kept_parts(place, k.name, module) for k in federation.learners}
+        self._module = code_of(federation.model, text).load()
+        self._parts = {k.name: kept_parts(place, k.name, self._module) for k in federation.learners}
         self._model, self._process = make(federation, text, self._first_examples(), process, model)
         files = [digest_of(text.encode())[7:19] for text in (process, model) if text]
         by = self._settings.process or self._settings.algorithm
@@ -184,7 +184,7 @@ class Simulation:
             raise DataError(f"{name} has no examples to train on", remedy="Hold it out: simulation.held_out.")
         if self._settings.algorithm == "fedsgd" and not self._settings.process:
             return whole_batch(part)
-        return train_batches(part, self._training, seed_of(self._training.seed, name, number))
+        return train_batches(part, self._training, seed_of(self._training.seed, name, number), self._module)
 
     def _tests(self, number: int) -> bool:
         every, last = self._settings.test_every, self._training.rounds
