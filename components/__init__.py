@@ -4,7 +4,9 @@ They serve in any KFP pipeline: `from fedpipe.components import shard, initialis
 """
 
 from fedpipe.components.aggregate import aggregate
+from fedpipe.components.aggregate_tff import aggregate_tff
 from fedpipe.components.coordinate import coordinate
+from fedpipe.components.coordinate_tff import coordinate_tff
 from fedpipe.components.evaluate import evaluate
 from fedpipe.components.explore import explore
 from fedpipe.components.export import export
@@ -22,7 +24,9 @@ from fedpipe.components.vote import vote
 
 __all__ = [
     "aggregate",
+    "aggregate_tff",
     "coordinate",
+    "coordinate_tff",
     "evaluate",
     "explore",
     "export",

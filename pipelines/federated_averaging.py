@@ -13,7 +13,7 @@ Algorithm (McMahan et al. 2017, "FederatedAveraging"), unrolled:
 from typing import Any
 
 from fedpipe import components
-from fedpipe.federation import Averaging, Federation
+from fedpipe.federation import Averaging, Federation, tag_of
 from fedpipe.pipelines.frame import decide, framed, score_start, train
 from fedpipe.pipelines.placement import place_coordinator
 
@@ -27,6 +27,7 @@ def federated_averaging(federation: Federation, federation_json: str, code: str)
         code: The text of model.py.
     """
     rounds, learners = federation.training.rounds, federation.learners
+    aggregate = components.aggregate_tff if federation.aggregated_by_tff else components.aggregate
 
     def learn(place: Any, weights: Any) -> Any:
         start = score_start(federation, place, weights) if federation.vote else []
@@ -35,7 +36,7 @@ def federated_averaging(federation: Federation, federation_json: str, code: str)
             for learner in learners:
                 trained = train(federation, learner, place, number, weights, "train")
                 updates.append(trained.outputs["update"])
-            combined = components.aggregate(place=place, round=number, base=weights, updates=updates)
+            combined = aggregate(place=place, round=number, base=weights, updates=updates)
             place_coordinator(combined, federation, f"{number} aggregate")
             candidate = combined.outputs["weights"]
             weights = decide(federation, place, number, weights, candidate, "", start) if federation.vote else candidate
@@ -43,5 +44,6 @@ def federated_averaging(federation: Federation, federation_json: str, code: str)
 
     assert isinstance(federation.algorithm, Averaging)
     voted = ", each put to the vote" if federation.vote else ""
-    described = f"Federated averaging: {len(learners)} learners, {rounds} rounds, {federation.algorithm.rule}{voted}."
+    rule = tag_of(federation.algorithm.rule)
+    described = f"Federated averaging: {len(learners)} learners, {rounds} rounds, {rule}{voted}."
     return framed(federation, federation_json, code, described, learn)

@@ -28,13 +28,14 @@ def sessions(federation: Federation, federation_json: str, code: str) -> Any:
         code: The text of model.py.
     """
     spans = spans_of(federation)
+    coordinate = components.coordinate_tff if federation.aggregated_by_tff else components.coordinate
 
     def learn(place: Any, weights: Any) -> Any:
         coordinated: Any = None
         for first, last in spans:
             about = {"place": place, "first": first, "last": last, "job": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
             prefix = f"{first}-{last or 'end'} " if len(spans) > 1 else ""
-            before, coordinated = coordinated, components.coordinate(**about)
+            before, coordinated = coordinated, coordinate(**about)
             place_coordinator(coordinated, federation, f"{prefix}coordinate")
             steps: list[Any] = [coordinated]
             for learner in federation.learners:

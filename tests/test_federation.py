@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpipe.errors import FederationError, InputError
-from fedpipe.federation import Dirichlet, Federation
+from fedpipe.federation import Dirichlet, Federation, Sgd
 from fedpipe.federation_file import parse_federation, read_federation
 from fedpipe.objects import encode
 from fedpipe.plan import Settings
@@ -78,7 +78,43 @@ MISTAKES = {
     "unknown rule": (
         "algorithm",
         {"name": "averaging", "rule": "meen"},
-        "algorithm.rule: Invalid enum value 'meen'. Valid: mean",
+        "algorithm.rule.name: Invalid value 'meen'. Valid: compression, dp_adaptive, dp_fixed, dp_tree, mean, robust, "
+        "secure, secure_dp.",
+    ),
+    "a rule of another engine": (
+        "algorithm",
+        {"name": "averaging", "rule": "robust"},
+        "algorithm.rule: 'robust' is of TensorFlow Federated. Add `engine: tff` to the algorithm.",
+    ),
+    "an optimizer of another engine": (
+        "algorithm",
+        {"name": "averaging", "server_optimizer": {"name": "adam", "learning_rate": 0.1}},
+        "algorithm.server_optimizer.name: 'adam' is of TensorFlow Federated. Add `engine: tff`",
+    ),
+    "unknown optimizer": (
+        "algorithm",
+        {"name": "averaging", "server_optimizer": "adamw"},
+        "algorithm.server_optimizer.name: Invalid value 'adamw'. Valid: adagrad, adam, sgd, yogi.",
+    ),
+    "an optimizer without its rate": (
+        "algorithm",
+        {"name": "averaging", "engine": "tff", "server_optimizer": "yogi"},
+        "algorithm.server_optimizer: the key 'learning_rate' is missing",
+    ),
+    "noise among unequal learners": (
+        "algorithm",
+        {"name": "averaging", "engine": "tff", "rule": {"name": "dp_fixed", "noise_multiplier": 1, "clip": 1}},
+        "algorithm.weighting: must be uniform beside the rule 'dp_fixed'",
+    ),
+    "a rule without its settings": (
+        "algorithm",
+        {"name": "averaging", "engine": "tff", "rule": "dp_tree"},
+        "algorithm.rule: the key 'noise_multiplier' is missing",
+    ),
+    "unknown engine": (
+        "algorithm",
+        {"name": "averaging", "engine": "tfff"},
+        "algorithm.engine: Invalid enum value 'tfff'. Valid: fedpipe, tff.",
     ),
     "unknown name alone": ("algorithm", "avg", "algorithm.name: Invalid value 'avg'. Valid: averaging, collective."),
     "unknown algorithm": ("algorithm", {"name": "avg"}, "algorithm.name: Invalid value 'avg'"),
@@ -253,6 +289,14 @@ training: {rounds: 1, batch_size: 8}
     def test_a_name_alone_stands_for_all_defaults(self, tmp_path: Path) -> None:
         assert self.read(tmp_path, "algorithm: collective") == self.read(tmp_path, "algorithm: {name: collective}")
         assert self.read(tmp_path, "algorithm: averaging") == self.read(tmp_path, "")
+        robust = self.read(tmp_path, "algorithm: {name: averaging, engine: tff, rule: robust, server_optimizer: sgd}")
+        assert robust == self.read(
+            tmp_path,
+            "algorithm: {name: averaging, engine: tff, rule: {name: robust, zeroing: true, clipping: true},"
+            " server_optimizer: {name: sgd, learning_rate: 1.0, momentum: 0.0}}",
+        )
+        momentum = self.read(tmp_path, "algorithm: {name: averaging, server_optimizer: {momentum: 0.9}}").algorithm
+        assert momentum.server_optimizer == Sgd(learning_rate=1.0, momentum=0.9)
 
     def test_everybody_proposes_unless_told(self, tmp_path: Path) -> None:
         assert self.read(tmp_path, "algorithm: collective").proposers == ("a", "b", "c")

@@ -6,16 +6,13 @@ learners/<name>/runs/<run>/<round>/absent   why a learner did not vote
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from fedpipe.errors import CorruptError, TooLargeError, WeightsError
+from fedpipe.errors import CorruptError, TooLargeError
 from fedpipe.manifests import Ballot, Dropped, Scores
-from fedpipe.objects import fetch_file, find, key_of, publish
+from fedpipe.objects import find, publish
 from fedpipe.plan import Plan
 from fedpipe.rounds import MANIFEST, Roll, gather, learner_key, read_record
 from fedpipe.store import Store
 from fedpipe.voting import check_ballot
-from fedpipe.weights import Layout, check_finite, fetch_from, read_layout, stream
 
 
 def publish_ballot(store: Store, ballot: Ballot) -> Ballot:
@@ -34,35 +31,6 @@ def find_vote(store: Store, learner: str, run: str, number: int) -> Ballot | Dro
         return ballot
     record = read_record(store, run, number) if number else None
     return next((item for item in record.absent if item.learner == learner), None) if record else None
-
-
-def fetch_candidate(store: Store, digest: str, owner: str, layout: Layout, path: Path) -> None:
-    """Writes proposed weights to a file, once their size is the model's, and checks them tensor by tensor.
-
-    Args:
-        store: the federation's store.
-        digest: of the weights.
-        owner: the learner that proposed them; empty for aggregated weights.
-        layout: of the model.
-        path: where they go.
-
-    Raises:
-        WeightsError: they cannot be the model's, or are not finite.
-        CorruptError: the bytes have another digest.
-        NotFoundError: they are missing.
-    """
-    size = store.size(key_of(digest, owner, "proposals"))
-    if size != layout.size:
-        raise WeightsError(
-            f"the proposal does not fit the model: it has {size} bytes where the model has {layout.size}"
-        )
-    fetch_file(store, digest, path, owner, "proposals")
-    with path.open("rb") as file:
-        fetch = fetch_from(file)
-        if difference := layout.difference(read_layout(fetch, layout.size)):
-            raise WeightsError(f"the proposal does not fit the model: {difference}")
-        for name, array in stream(fetch, layout.size):
-            check_finite({name: array})
 
 
 def known_scores(store: Store, learner: str, run: str, number: int, base: str) -> Scores | None:

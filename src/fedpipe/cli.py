@@ -202,14 +202,18 @@ def run(
     workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0: one per core.")] = 0,
 ) -> None:
     """Run a federation on this machine; a second run of the same name resumes."""
+    _run(file, store, out_folder, name, parameters, workers=workers)
+
+
+def _run(
+    file: Path, store: str | None, folder: Path | None, name: str, parameters: list[str] | None, **how: Any
+) -> None:
     from fedpipe.progress import Progress
     from fedpipe.runs import run as run_source
 
     given = _given(parameters)
     with Progress(out) as progress:
-        result = run_source(
-            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, workers=workers
-        )
+        result = run_source(file, store=store, out=folder, name=name, parameters=given, listener=progress, **how)
     _tell_result(result)
 
 
@@ -245,15 +249,7 @@ def simulate(
     parameters: ParameterOption = None,
 ) -> None:
     """Rehearse a federation on this machine with TensorFlow Federated; a second run of the same name resumes."""
-    from fedpipe.progress import Progress
-    from fedpipe.runs import run as run_source
-
-    given = _given(parameters)
-    with Progress(out) as progress:
-        result = run_source(
-            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, simulation=True
-        )
-    _tell_result(result)
+    _run(file, store, out_folder, name, parameters, simulation=True)
 
 
 RunName = Annotated[str, typer.Argument(help="The run's name, as `fedpipe run --run` takes it.", metavar="RUN")]

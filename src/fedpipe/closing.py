@@ -9,16 +9,17 @@ from __future__ import annotations
 import functools
 import logging
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from fedpipe.aggregation import RULES, Combined, Forest, Source, combine
 from fedpipe.aggregation.server import make_server_step
-from fedpipe.ballots import collect_ballots, fetch_candidate
+from fedpipe.ballots import collect_ballots
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, WeightsError
-from fedpipe.federation import Averaging
-from fedpipe.manifests import Dropped, Record, Update
+from fedpipe.federation import Averaging, tag_of
+from fedpipe.manifests import MOST_METRICS, Dropped, Record, Update
 from fedpipe.objects import put_file
 from fedpipe.plan import Plan
 from fedpipe.rounds import (
@@ -28,6 +29,7 @@ from fedpipe.rounds import (
     check_update,
     collect,
     commit,
+    fetch_weights,
     find_dropped,
     find_update,
     layout_of,
@@ -42,9 +44,12 @@ from fedpipe.voting import proposer_of, tally
 
 log = logging.getLogger("fedpipe")
 
+Combiner = Callable[[Store, Plan, Record, list[Update], Path], Combined]
+"""Takes the round before, the updates, and a folder where the result's files go. Raises WeightsError."""
+
 
 def close_round(
-    store: Store, plan: Plan, number: int, base: str, roll: Roll | None = None, forest: Forest | None = None
+    store: Store, plan: Plan, number: int, base: str, roll: Roll | None = None, combiner: Combiner | None = None
 ) -> Record:
     """Aggregates the valid updates of a round and commits the result; when learners vote, it is the candidate.
 
@@ -54,7 +59,7 @@ def close_round(
         number: the round, from 1.
         base: digest of the weights that the round began with.
         roll: whom the round asked; by default those that it selects, however long they take.
-        forest: updates that were fetched and added up already.
+        combiner: combines the updates; by default in constant memory.
 
     Raises:
         QuorumError: too few valid updates; nothing is committed.
@@ -72,13 +77,16 @@ def close_round(
     updates, dropped = collect(store, federation=federation.name, run=plan.run, number=number, base=base, roll=roll)
     check_quorum(number, len(updates), dropped, federation.min_learners)
     with tempfile.TemporaryDirectory() as folder:
-        combined = _combined(store, plan, previous, updates, Path(folder), forest)
+        try:
+            combined = (combiner or in_constant_memory())(store, plan, previous, updates, Path(folder))
+        except WeightsError as error:
+            raise RoundError(f"round {number}: {error}", remedy="HEAD stays at the last good round.") from error
         used = [u for u in updates if u.learner in combined.accepted]
         dropped = sorted([*dropped, *_refusals(combined)], key=lambda d: d.learner)
         check_quorum(number, len(used), dropped, federation.min_learners)
         put_file(store, *combined.weights)
         for path, digest in combined.state.values():
-            put_file(store, path, digest)
+            put_file(store, path, digest, kind="coordinator")
     for drop in dropped:
         log.warning("round %d: %s is dropped: %s", number, drop.learner, drop.why)
     record = _record(plan, previous, combined, used, dropped)
@@ -102,25 +110,29 @@ def _places(names: tuple[str, ...]) -> dict[str, int]:
     return {name: place for place, name in enumerate(sorted(names))}
 
 
-def _combined(
-    store: Store, plan: Plan, previous: Record, updates: list[Update], folder: Path, forest: Forest | None
-) -> Combined:
-    algorithm = plan.federation.algorithm
-    assert isinstance(algorithm, Averaging)
-    try:
+def in_constant_memory(forest: Forest | None = None) -> Combiner:
+    """What streams updates from the store.
+
+    Args:
+        forest: updates that were fetched and added up already.
+    """
+
+    def combined(store: Store, plan: Plan, previous: Record, updates: list[Update], folder: Path) -> Combined:
+        algorithm = plan.federation.algorithm
+        assert isinstance(algorithm, Averaging)
         return combine(
             store,
             [source_of(plan, update) for update in updates],
             layout=layout_of(store, previous),
             base=previous.weights,
             state=previous.state,
-            rule=RULES[algorithm.rule],
+            rule=RULES[tag_of(algorithm.rule)],
             server=make_server_step(algorithm.server_optimizer),
             folder=folder,
             forest=forest,
         )
-    except WeightsError as error:
-        raise RoundError(f"round {previous.round + 1}: {error}", remedy="HEAD stays at the last good round.") from error
+
+    return combined
 
 
 def _refusals(combined: Combined) -> list[Dropped]:
@@ -133,9 +145,21 @@ def _record(plan: Plan, previous: Record, combined: Combined, used: list[Update]
     return Record(
         federation=plan.federation.name, run=plan.run, round=previous.round + 1, previous=previous.parent,
         plan=previous.plan, base=previous.weights, weights=combined.weights[1], layout=previous.layout,
-        state={slot: digest for slot, (_, digest) in combined.state.items()}, rule=algorithm.rule,
-        updates=tuple(used), dropped=tuple(dropped), metrics=mean_metrics(used),
+        state={slot: digest for slot, (_, digest) in combined.state.items()}, rule=_named(algorithm),
+        updates=tuple(used), dropped=tuple(dropped), metrics=_metrics(used, combined),
     )  # fmt: skip
+
+
+def _named(algorithm: Averaging) -> str:
+    rule = tag_of(algorithm.rule)
+    return rule if algorithm.engine == "fedpipe" else f"{algorithm.engine} {rule}"
+
+
+def _metrics(used: list[Update], combined: Combined) -> dict[str, float]:
+    """The updates' means, and as many of the aggregation's own numbers as a record takes."""
+    found = mean_metrics(used)
+    measured = {k: v for k, v in combined.measured.items() if k not in found}
+    return found | dict(list(measured.items())[: max(0, MOST_METRICS - len(found))])
 
 
 def close_vote(store: Store, plan: Plan, number: int, base: str, roll: Roll | None = None) -> Record:
@@ -237,5 +261,5 @@ def _adopt(store: Store, update: Update, *, weights_of: Record) -> None:
     """Makes a learner's proposal a global object, once it is known to be sound: whatever it is, voters only saw it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights"
-        fetch_candidate(store, update.weights, update.learner, layout_of(store, weights_of), path)
+        fetch_weights(store, update.weights, layout_of(store, weights_of), path, update.learner, "proposals")
         put_file(store, path, update.weights)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from fedpipe.aggregation import Forest
 from fedpipe.board import ENDINGS, Away, Board, Ending, Keeper, MovedError, Phase, stop_key
-from fedpipe.closing import close_round, close_vote, places_of, proposal_of, source_of
+from fedpipe.closing import close_round, close_vote, in_constant_memory, places_of, proposal_of, source_of
 from fedpipe.errors import CorruptError, DroppedError, QuorumError, RoundError, StoreUnavailableError, TooLargeError
 from fedpipe.manifests import Record
 from fedpipe.plan import Plan
@@ -44,6 +44,8 @@ log = logging.getLogger("fedpipe")
 
 Rounds = Generator[float, None, Record]
 """Yields seconds to wait, and returns a record."""
+Close = Callable[[int, str, Roll], Record]
+"""Takes a round's number, the digest of the weights that it began with, and whom it asked."""
 
 _WORTH_FETCHING = 2**20
 """Bytes of a model from which updates are fetched while others are awaited."""
@@ -84,18 +86,20 @@ class Coordinator:
         clock: seconds, of this process alone.
         listener: hears of every moment.
         random: of the jitter between looks.
+        close: aggregates a round and commits it; by default in constant memory, as updates arrive.
     """
 
     def __init__(
         self, store: Store, plan: Plan, session: str, *, last: int = 0,
         clock: Callable[[], float] = time.monotonic, listener: Callable[[Moment], None] = lambda _: None,
-        random: Random | None = None,
+        random: Random | None = None, close: Close | None = None,
     ) -> None:  # fmt: skip
         self._store, self._plan, self._federation = store, plan, plan.federation
         self._session = session
         self._last = min(last or plan.federation.training.rounds, plan.federation.training.rounds)
         self._clock, self._tell, self._random = clock, listener, random or Random()  # noqa: S311  (jitter)
         self._keeper = Keeper(store, plan.run, session, clock)
+        self._close, self._plants = close or self._close_here, close is None
         self._record: Record | None = None
         self._values: list[float] = []
         self._away: dict[str, Away] = {}
@@ -210,7 +214,7 @@ class Coordinator:
             return select(self._federation, number, attempt, self._away)
 
         def close(roll: Roll) -> Record:
-            return close_round(self._store, self._plan, number, previous.weights, roll, self._forest)
+            return self._close(number, previous.weights, roll)
 
         drafted = read_candidate(self._store, self._plan.run, number) if self._federation.vote else None
         if drafted is None:
@@ -218,6 +222,9 @@ class Coordinator:
         if not self._federation.vote:
             return drafted
         return (yield from self._vote(previous, drafted.weights, ""))
+
+    def _close_here(self, number: int, base: str, roll: Roll) -> Record:
+        return close_round(self._store, self._plan, number, base, roll, in_constant_memory(self._forest))
 
     def _collective(self, previous: Record) -> Rounds:
         number = previous.round + 1
@@ -274,7 +281,7 @@ class Coordinator:
 
     def _planted(self, previous: Record, board: Board, folder: Path) -> Forest | None:
         """Where updates of this round are added up as they arrive; None for a vote, and for a model that is small."""
-        if board.phase != "train" or self._federation.proposers:
+        if not self._plants or board.phase != "train" or self._federation.proposers:
             return None
         layout = self._layout = self._layout or layout_of(self._store, previous)
         if layout.size < _WORTH_FETCHING:

@@ -137,13 +137,19 @@ def check_examples(x: Array, y: Array, where: str) -> None:
         raise DataError("the dataset is empty", where=where)
 
 
+def classes_of(y: Array) -> Array:
+    """One class per example, (examples,); one-hot and other vector labels count as the class of their largest entry."""
+    flat = y.reshape(len(y), -1)
+    return flat[:, 0] if flat.shape[1] == 1 else np.argmax(flat, axis=1)
+
+
 def label_counts(y: Array) -> dict[str, int]:
     """How often each class occurs; empty when the labels are no classes.
 
     >>> label_counts(np.array([1, 0, 1]))
     {'0': 1, '1': 2}
     """
-    classes = np.argmax(y, axis=1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(len(y), -1)[:, 0]
+    classes = classes_of(y)
     if not np.array_equal(classes, np.floor(classes)):
         return {}
     values, counts = np.unique(classes.astype(np.int64), return_counts=True)

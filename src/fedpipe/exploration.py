@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.data import Examples, label_counts
+from fedpipe.data import Examples, classes_of, label_counts
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -72,17 +72,20 @@ def look(learner: str, parts: Mapping[str, Examples]) -> View:
     labels = label_counts(y)
     pictures = _as_pictures(x)
     samples, means = ({}, {}) if pictures is None or not labels else _pictures_by_class(pictures, y, labels)
-    rows = x.reshape(len(x), -1)
     return View(
         learner=learner,
         parts={name: len(part.y) for name, part in parts.items()},
         labels=labels,
-        features=Statistics(*(float(f(rows, dtype=np.float64)) if f in (np.mean, np.std) else float(f(rows))
-                              for f in (np.min, np.max, np.mean, np.std))),
-        columns=rows.mean(axis=0, dtype=np.float64) if x.ndim == 2 else np.empty(0),
+        features=Statistics(
+            minimum=float(x.min()),
+            maximum=float(x.max()),
+            mean=float(x.mean(dtype=np.float64)),
+            deviation=float(x.std(dtype=np.float64)),
+        ),
+        columns=x.mean(axis=0, dtype=np.float64) if x.ndim == 2 else np.empty(0),
         samples=samples,
         means=means,
-    )  # fmt: skip
+    )
 
 
 def _as_pictures(x: Array) -> Array | None:
@@ -96,7 +99,7 @@ def _as_pictures(x: Array) -> Array | None:
 def _pictures_by_class(
     pictures: Array, y: Array, labels: Mapping[str, int]
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    classes = np.argmax(y, axis=1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(len(y), -1)[:, 0]
+    classes = classes_of(y)
     members = {label: np.flatnonzero(classes == int(label)) for label in labels}
     samples = {label: pictures[held[0]].astype(np.float64) for label, held in members.items()}
     means = {label: pictures[held].mean(axis=0, dtype=np.float64) for label, held in members.items()}

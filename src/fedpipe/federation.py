@@ -252,16 +252,6 @@ class Training(_Section, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, description="seed of initial weights, shuffling and dropout")] = 0
 
 
-class ServerOptimizer(_Section, frozen=True, kw_only=True):
-    """What turns the aggregate into the next global weights."""
-
-    name: Annotated[Literal["sgd"], Meta(description="`sgd`: w + learning_rate * v, v = momentum * v + (mean - w)")] = (
-        "sgd"
-    )
-    learning_rate: Annotated[float, Meta(gt=0, description="1 takes the aggregate as it is")] = 1.0
-    momentum: Annotated[float, Meta(ge=0, lt=1, description="0: none")] = 0.0
-
-
 Rate = Annotated[float, Meta(gt=0, description="learning rate")]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
 
@@ -328,15 +318,12 @@ class Simulation(_Section, frozen=True, kw_only=True):
             "must have the shapes of the Keras model's, in order",
         ),
     ] = ""
-    weighting: Annotated[
-        Literal["examples", "uniform"], Meta(description="weight of a client: its train examples, or 1")
-    ] = "examples"
     client_optimizer: Annotated[
         Optimizer | None, Meta(description="of the clients' training; by default what model.py compiles")
     ] = None
-    server_optimizer: Annotated[Optimizer, Meta(description="of the global weights")] = field(
-        default_factory=lambda: Sgd(learning_rate=1.0)
-    )
+    server_optimizer: Annotated[
+        Optimizer | None, Meta(description="of the global weights; by default the algorithm's")
+    ] = None
     proximal_strength: Annotated[
         float, Meta(ge=0, description="of `fedprox`: half of it times the squared distance from the global weights")
     ] = 0.1
@@ -380,16 +367,96 @@ class Vote(_Section, frozen=True, kw_only=True):
         return self.criterion == "loss" if self.minimise is None else self.minimise
 
 
+Noise = Annotated[float, Meta(ge=0, description="standard deviation of the noise, in clipping norms; 0: none")]
+Zeroing = Annotated[bool, Meta(description="an update far larger than most becomes zero; the bound adapts")]
+Clipping = Annotated[bool, Meta(description="larger updates are scaled to a norm that adapts to most of them")]
+
+
+class Mean(_Section, frozen=True, kw_only=True, tag_field="name", tag="mean"):
+    """The mean of all updates (McMahan et al. 2017)."""
+
+
+class Robust(_Section, frozen=True, kw_only=True, tag_field="name", tag="robust"):
+    """The mean after zeroing and clipping, `tff.learning.robust_aggregator` (Charles et al. 2021)."""
+
+    zeroing: Zeroing = True
+    clipping: Clipping = True
+
+
+class FixedNoise(_Section, frozen=True, kw_only=True, tag_field="name", tag="dp_fixed"):
+    """Updates clipped to a fixed norm, and Gaussian noise (McMahan et al. 2018)."""
+
+    noise_multiplier: Noise
+    clip: Annotated[float, Meta(gt=0, description="largest L2 norm of an update")]
+
+
+class AdaptiveNoise(_Section, frozen=True, kw_only=True, tag_field="name", tag="dp_adaptive"):
+    """Updates clipped to a norm that adapts to the median, and Gaussian noise (Andrew et al. 2021)."""
+
+    noise_multiplier: Noise
+    initial_clip: Annotated[float, Meta(gt=0, description="first clipping norm")] = 0.1
+    quantile: Annotated[float, Meta(gt=0, lt=1, description="share of updates that the norm shall not clip")] = 0.5
+    clip_rate: Annotated[float, Meta(ge=0, description="how fast the norm adapts, geometrically")] = 0.2
+    zeroing: Zeroing = True
+
+
+class TreeNoise(_Section, frozen=True, kw_only=True, tag_field="name", tag="dp_tree"):
+    """Updates clipped to a fixed norm, and noise of a tree over the rounds: DP-FTRL (Kairouz et al. 2021)."""
+
+    noise_multiplier: Noise
+    clip: Annotated[float, Meta(gt=0, description="largest L2 norm of an update")]
+
+
+class Compressed(_Section, frozen=True, kw_only=True, tag_field="name", tag="compression"):
+    """The mean of updates with 8 bits a number, `tff.learning.compression_aggregator`."""
+
+    zeroing: Zeroing = True
+    clipping: Clipping = True
+
+
+class Secure(_Section, frozen=True, kw_only=True, tag_field="name", tag="secure"):
+    """The mean by sums of integers, `tff.learning.secure_aggregator`; its sums are not secret here."""
+
+    zeroing: Zeroing = True
+    clipping: Clipping = True
+
+
+class SecureNoise(_Section, frozen=True, kw_only=True, tag_field="name", tag="secure_dp"):
+    """Skellam noise of each learner in a sum of integers, TFF's `ddp_secure_aggregator` (Agarwal et al. 2021)."""
+
+    noise_multiplier: Noise
+    bits: Annotated[int, Meta(ge=8, le=22, description="bits of a number in the sum")] = 20
+
+
+def tag_of(settings: Struct) -> str:
+    """The `name` by which the federation file tells these settings from others."""
+    return str(settings.__struct_config__.tag)
+
+
+Rule = Mean | Robust | FixedNoise | AdaptiveNoise | TreeNoise | Compressed | Secure | SecureNoise
+UNWEIGHTED = (FixedNoise, AdaptiveNoise, TreeNoise, SecureNoise)
+"""Rules in which no learner may count more than another: the noise hides one update."""
+
+
 class Averaging(_Section, frozen=True, kw_only=True, tag_field="name", tag="averaging"):
     """Federated averaging (McMahan et al. 2017)."""
 
-    rule: Annotated[Literal["mean"], Meta(description="how updates are combined")] = "mean"
+    engine: Annotated[
+        Literal["fedpipe", "tff"],
+        Meta(description="who combines updates: fedpipe in constant memory, or TensorFlow Federated"),
+    ] = "fedpipe"
+    rule: Annotated[
+        Rule,
+        Meta(
+            description="how updates are combined; its `name` alone stands for its defaults; all but `mean` are TFF's"
+        ),
+    ] = field(default_factory=Mean)
     weighting: Annotated[
         Literal["examples", "uniform"], Meta(description="weight of an update: its train examples, or 1")
     ] = "examples"
-    server_optimizer: Annotated[ServerOptimizer, Meta(description="the step of the global weights")] = field(
-        default_factory=ServerOptimizer
-    )
+    server_optimizer: Annotated[
+        Optimizer, Meta(description="the step of the global weights; `sgd` with 1.0 takes the aggregate as it is")
+    ] = field(default_factory=lambda: Sgd(learning_rate=1.0))
     vote: Annotated[
         Vote | None, Meta(description="learners vote on each aggregated model; without it, every one is taken")
     ] = None
@@ -526,9 +593,19 @@ class Federation(_Section, frozen=True, kw_only=True):
         return self.learner(name).privacy or self.privacy
 
     @property
+    def learners_asked(self) -> int:
+        """How many learners' updates make a round."""
+        return self.quorum.learners_per_round or len(self.learners)
+
+    @property
     def min_learners(self) -> int:
         """The quorum as a number."""
-        return self.quorum.min_learners or (self.quorum.learners_per_round or len(self.learners)) // 2 + 1
+        return self.quorum.min_learners or self.learners_asked // 2 + 1
+
+    @property
+    def aggregated_by_tff(self) -> bool:
+        """Whether TensorFlow Federated combines the updates."""
+        return isinstance(self.algorithm, Averaging) and self.algorithm.engine == "tff"
 
     @property
     def in_sessions(self) -> bool:

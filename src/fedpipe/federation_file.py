@@ -14,7 +14,19 @@ import yaml
 from msgspec import Struct
 
 from fedpipe.errors import FederationError, FedpipeError
-from fedpipe.federation import ByFractions, BySize, Collective, Federation, Privacy, StorePlace
+from fedpipe.federation import (
+    UNWEIGHTED,
+    Averaging,
+    ByFractions,
+    BySize,
+    Collective,
+    Federation,
+    Mean,
+    Privacy,
+    Sgd,
+    StorePlace,
+    tag_of,
+)
 from fedpipe.preprocessing import parse
 from fedpipe.store import check_uri
 
@@ -67,14 +79,39 @@ def parse_federation(content: Any, *, where: str = "federation") -> Federation:
     """Checks builtin values (from YAML or JSON) and returns the federation. Raises FederationError."""
     if not isinstance(content, dict):
         raise FederationError("is not a table of keys and values", where=where)
-    if isinstance(content.get("algorithm"), str):  # its name alone: all else by default
-        content = {**content, "algorithm": {"name": content["algorithm"]}}
     try:
-        federation = msgspec.convert(content, Federation)
+        federation = msgspec.convert(_in_full(content), Federation)
     except msgspec.ValidationError as error:
         raise _explained(str(error), where) from error
     check_federation(federation, where=where)
     return federation
+
+
+def _in_full(content: dict[str, Any]) -> dict[str, Any]:
+    """What may be said shortly, in full: a name alone, and the server's plain step."""
+    full = dict(content)
+    algorithm = full["algorithm"] = _named(full.get("algorithm", {"name": "averaging"}))
+    if isinstance(algorithm, dict) and "rule" in algorithm:
+        algorithm["rule"] = _named(algorithm["rule"])
+    for section in (algorithm, simulation := _copied(full.get("simulation", {}))):
+        if isinstance(section, dict) and "server_optimizer" in section:
+            section["server_optimizer"] = _server(section["server_optimizer"])
+    return full | {"simulation": simulation}
+
+
+def _named(given: Any) -> Any:
+    return {"name": given} if isinstance(given, str) else _copied(given)
+
+
+def _copied(given: Any) -> Any:
+    return dict(given) if isinstance(given, dict) else given
+
+
+def _server(given: Any) -> Any:
+    optimizer = _named(given)
+    if isinstance(optimizer, dict) and optimizer.setdefault("name", "sgd") == "sgd":
+        optimizer.setdefault("learning_rate", 1.0)
+    return optimizer
 
 
 def check_federation(federation: Federation, *, where: str) -> None:
@@ -230,6 +267,7 @@ def _mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             )
         if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
             yield "data.shards.fractions", f"add up to {sum(fractions):g}", "They must add up to 1."
+    yield from _aggregation_mistakes(f)
     yield from _preprocessing_mistakes(f)
     yield from _session_mistakes(f)
     yield from _simulation_mistakes(f)
@@ -239,6 +277,26 @@ def _mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
         check_uri(f.store_uri)
     except FedpipeError as error:
         yield "store", error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
+
+
+def _aggregation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    if not isinstance(f.algorithm, Averaging):
+        return
+    rule, optimizer = f.algorithm.rule, f.algorithm.server_optimizer
+    if f.algorithm.engine == "fedpipe":
+        for path, part, own in (("rule", rule, Mean), ("server_optimizer.name", optimizer, Sgd)):
+            if not isinstance(part, own):
+                yield (
+                    f"algorithm.{path}",
+                    f"{tag_of(part)!r} is of TensorFlow Federated",
+                    "Add `engine: tff` to the algorithm.",
+                )
+    if isinstance(rule, UNWEIGHTED) and f.algorithm.weighting != "uniform":
+        yield (
+            "algorithm.weighting",
+            f"must be uniform beside the rule {tag_of(rule)!r}",
+            "Its noise hides one update among others of the same weight.",
+        )
 
 
 def _preprocessing_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

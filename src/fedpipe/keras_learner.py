@@ -36,7 +36,7 @@ log = logging.getLogger("fedpipe")
 _LARGE = 64 * 2**20
 """Bytes of a train part from which it is not copied any more."""
 
-_WIDER = 4
+WIDER = 4
 """Batches of the training that make one of an evaluation, which keeps no activations and so needs less memory."""
 
 Part = Any
@@ -142,15 +142,15 @@ class KerasLearner:
         training, part = self._federation.training, self._parts["train"]
         size, epochs = training.batch_size, training.local_epochs
         if self._privacy:
-            return {"x": self._private_batches(_dataset(part)), "epochs": 1, "shuffle": False}
+            return {"x": self._private_batches(singles_of(part)), "epochs": 1, "shuffle": False}
         if training.preprocessing:
             calls, module = parse(training.preprocessing), self._model.module
-            made = applied(calls, _dataset(part), module, batch_size=size, seed=seed)
+            made = applied(calls, singles_of(part), module, batch_size=size, seed=seed)
             return {"x": made, "epochs": 1, "shuffle": False}
         if isinstance(part, Examples) and not training.local_steps and _needs_arrays(part, training.fit):
             frameworks()[0].random.set_seed(seed)  # Keras shuffles arrays by TensorFlow's own seed
             return {"x": part.x, "y": part.y, "batch_size": size, "epochs": epochs}
-        dataset = _dataset(part)
+        dataset = singles_of(part)
         if isinstance(part, Examples) and training.fit.get("shuffle", True):
             dataset = dataset.shuffle(len(part.y), seed=seed)
         if training.local_steps:
@@ -168,9 +168,7 @@ class KerasLearner:
 
     def _size(self, part: str) -> int:
         held = self._parts.get(part)
-        if held is None:
-            return 0
-        return len(held.y) if isinstance(held, Examples) else int(held.cardinality().numpy())
+        return 0 if held is None else size_of(held)
 
     def _score(self, weights: Arrays) -> Scores:
         """Means on the vote part, when learners vote, and on the test part."""
@@ -197,8 +195,8 @@ class KerasLearner:
         """
         self._model.reset_draws(seed_of(self._federation.training.seed, "evaluate"))
         self._model.set_weights(weights)
-        size, data = self._federation.training.batch_size, _dataset(self._parts[part])
-        data = data.take(batches * size or -1).batch(size * _WIDER)
+        size, data = self._federation.training.batch_size, singles_of(self._parts[part])
+        data = data.take(batches * size or -1).batch(size * WIDER)
         return dict(self._model.keras.evaluate(data, **self._federation.training.evaluate, verbose=0, return_dict=True))
 
 
@@ -215,7 +213,12 @@ def _needs_arrays(part: Examples, fit: Mapping[str, Any]) -> bool:
     return "validation_split" in fit or part.x.nbytes + part.y.nbytes > _LARGE
 
 
-def _dataset(part: Part) -> Any:
+def size_of(part: Part) -> int:
+    """Examples of a part."""
+    return len(part.y) if isinstance(part, Examples) else int(part.cardinality().numpy())
+
+
+def singles_of(part: Part) -> Any:
     """A part as a tf.data.Dataset of single (x, y)."""
     tensorflow, _ = frameworks()
     return tensorflow.data.Dataset.from_tensor_slices(tuple(part)) if isinstance(part, Examples) else part

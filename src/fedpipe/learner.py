@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedpipe import weights
 from fedpipe.accounting import TrainingEvent
-from fedpipe.ballots import fetch_candidate, find_vote, known_scores, publish_ballot
+from fedpipe.ballots import find_vote, known_scores, publish_ballot
 from fedpipe.errors import (
     BudgetError,
     CorruptError,
@@ -27,7 +27,7 @@ from fedpipe.manifests import Ballot, Dropped, Scores, Update
 from fedpipe.objects import fetch_file, put_file
 from fedpipe.plan import Plan
 from fedpipe.privacy import Budget
-from fedpipe.rounds import ANY_ROLL, Roll, drop, find_part, find_update, publish_update, read_record
+from fedpipe.rounds import ANY_ROLL, Roll, drop, fetch_weights, find_part, find_update, publish_update, read_record
 from fedpipe.store import Store
 
 Array = npt.NDArray[Any]
@@ -254,7 +254,7 @@ def _cast(
     verdict, unfit = Verdict(known, approve=False), ""
     try:
         if number:
-            fetch_candidate(store, candidate, owner, weights.layout_of(current), folder / "candidate")
+            fetch_weights(store, candidate, weights.layout_of(current), folder / "candidate", owner, "proposals")
             verdict = learner.test_weights(weights.load(folder / "candidate"))
     except (CorruptError, NotFoundError) as error:  # else one bad proposal would leave every vote below the quorum
         verdict, unfit = Verdict(Scores(), approve=False), error.what[:500]

@@ -86,8 +86,8 @@ class Engine:
         waiting = list(self._graph.tasks)
         running: dict[Future[Result], Task] = {}
         with tempfile.TemporaryDirectory() as scratch, self._pools() as pool_of:
-            for private in [task for task in waiting if task.step in ("train_private", "learn_private")][:1]:
-                pool_of(private).submit(self._warm)
+            for first in [task for task in waiting if _needs_warmth(task)][:1]:
+                pool_of(first).submit(self._warm)
             while waiting or running:
                 for task in [t for t in waiting if t.after <= results.keys()]:
                     waiting.remove(task)
@@ -231,6 +231,11 @@ class Engine:
             raise StepError(
                 f"step {task.name!r} ended with code {done.returncode}", remedy=f"Its log: {self._log(task)}"
             )
+
+
+def _needs_warmth(task: Task) -> bool:
+    """Whether the task trains privately; what needs TensorFlow Federated was warmed by the check before the run."""
+    return task.step in ("train_private", "learn_private")
 
 
 def run_here(name: str, executor_input: dict[str, Any], hands: Hands | None = None) -> None:

@@ -55,15 +55,17 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-Kind = Literal["objects", "proposals"]
-"""A learner's objects are its own; every learner may read its proposals."""
+Kind = Literal["objects", "proposals", "coordinator"]
+"""A learner's objects are its own; every learner may read its proposals; no learner reads what is the coordinator's."""
 
 
 def key_of(digest: str, owner: str | None = None, kind: Kind = "objects") -> str:
-    """The key of an object: `objects/<hex>`, or `objects` or `proposals` below `learners/<owner>/`."""
+    """The key of an object: `objects/<hex>`, `coordinator/<hex>`, or one below `learners/<owner>/`."""
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
         raise CorruptError(f"not a digest: {digest[:100]!r}")
-    folder = f"learners/{owner}/{kind}" if owner else "objects"
+    if owner:
+        return f"learners/{owner}/{kind}/{digest.removeprefix('sha256:')}"
+    folder = "coordinator" if kind == "coordinator" else "objects"
     return f"{folder}/{digest.removeprefix('sha256:')}"
 
 

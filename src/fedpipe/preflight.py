@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fedpipe import weights
 from fedpipe.data import Examples
 from fedpipe.errors import BudgetError, DataError, FederationError, ModelError
-from fedpipe.federation import Federation, Vote
+from fedpipe.federation import Averaging, Federation, Vote, tag_of
 from fedpipe.objects import digest_of
 from fedpipe.privacy import Budget, training_event
 from fedpipe.steps.shard import dealt
@@ -223,6 +223,17 @@ def check_simulation(federation: Federation, code: str, examples: bytes, files: 
     return Finding("simulation", f"{settings.process or settings.algorithm}, {federation.training.rounds} rounds")
 
 
+def check_aggregation(federation: Federation, shapes: list[tuple[int, ...]]) -> Finding:
+    """Compiles the aggregation for weights of these shapes, in the tff environment. Raises StepError."""
+    from fedpipe.tff.aggregation import make_aggregation
+
+    make_aggregation(federation, [("float32", shape) for shape in shapes])
+    algorithm = federation.algorithm
+    assert isinstance(algorithm, Averaging)
+    rule, optimizer = tag_of(algorithm.rule), tag_of(algorithm.server_optimizer)
+    return Finding("aggregation", f"{rule} and {optimizer}, by TensorFlow Federated")
+
+
 def check(
     federation: Federation, code: str, uri: str, store: str, call: Callable[..., Any] = called,
     files: SimulationFiles | None = None,
@@ -246,6 +257,9 @@ def check(
     sample = weights.dumps(examples._asdict()) if examples else b""
     if files is not None and sample:
         findings.append(call(check_simulation, federation, code, sample, files, environment="tff"))
+    if files is None and federation.aggregated_by_tff:
+        shapes = call(weight_shapes, federation, code)
+        findings.append(call(check_aggregation, federation, list(shapes.values()), environment="tff"))
     if any(federation.privacy_of(learner.name) for learner in federation.learners):
         shapes = call(weight_shapes, federation, code)
         call(check_private_model, federation, code, shapes, sample, environment="tff")

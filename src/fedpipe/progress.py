@@ -94,7 +94,7 @@ def _line(event: Event) -> str:
         "[dim]= [/]"
         if event.what == "found"
         else "[green]✓[/]"
-        if event.task.step != "aggregate"
+        if event.task.step not in ("aggregate", "aggregate_tff")
         else "[bold green]●[/]"
     )
     dropped = f" [red]without {escape(reason)}[/]" if reason else ""
@@ -109,10 +109,15 @@ def _round_line(moment: Moment, told: Mapping[str, Any]) -> str:
         return f"[yellow]the session ended after round {board.round}[/]: {escape(board.why)}"
     if moment.what != "closed" or record is None:
         return ""
-    numbers = "  ".join(f"{k} {v:.4f}" for k, v in told.items() if isinstance(v, float))
+    numbers = "  ".join(f"{k} {v:.4f}" for k, v in told.items() if _is_shown(k, v))
     dropped = "".join(f"\n  [red]✗ {escape(d.learner)}[/] dropped: {escape(d.why)}" for d in record.dropped)
     name = f"round {record.round} of {moment.last}"
     return f"[bold green]●[/] {name:<22} {numbers} [dim]{moment.seconds:.1f} s[/]{dropped}"
+
+
+def _is_shown(name: str, value: Any) -> bool:
+    """Whether a line tells it: metrics, but nothing that was measured inside of an algorithm."""
+    return isinstance(value, float) and "/" not in name
 
 
 def _told(result: dict[str, Any]) -> tuple[str, str]:
@@ -121,6 +126,6 @@ def _told(result: dict[str, Any]) -> tuple[str, str]:
         listed = result["artifacts"].get(name, {}).get("artifacts", [])
         if listed and listed[0].get("metadata"):
             metadata = listed[0]["metadata"]
-            shown = {k: v for k, v in metadata.items() if isinstance(v, float)}
+            shown = {k: v for k, v in metadata.items() if _is_shown(k, v)}
             return "  ".join(f"{k} {v:.4f}" for k, v in shown.items()), str(metadata.get("dropped", ""))
     return "", ""

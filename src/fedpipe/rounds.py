@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -27,11 +28,12 @@ from fedpipe.errors import (
     QuorumError,
     RoundError,
     TooLargeError,
+    WeightsError,
 )
 from fedpipe.manifests import Dropped, Head, Record, Ref, Tested, Update
-from fedpipe.objects import decode, digest_of, encode, find, key_of, publish
+from fedpipe.objects import Kind, decode, digest_of, encode, fetch_file, find, key_of, publish
 from fedpipe.store import Store
-from fedpipe.weights import Layout, read_layout
+from fedpipe.weights import Layout, check_finite, fetch_from, read_layout, stream
 
 T = TypeVar("T")
 MANIFEST = 2**16
@@ -167,6 +169,38 @@ def layout_of(store: Store, record: Record) -> Layout:
     if digest_of(store.read_range(key, 0, layout.data_start)) != record.layout:
         raise CorruptError("the global weights have another layout than the run", where=f"{store.uri}/{key}")
     return layout
+
+
+def fetch_weights(
+    store: Store, digest: str, layout: Layout, path: Path, owner: str = "", kind: Kind = "objects"
+) -> None:
+    """Writes weights of somebody else to a file, once their size is the model's, and checks them tensor by tensor.
+
+    Args:
+        store: the federation's store.
+        digest: of the weights.
+        layout: of the model.
+        path: where they go.
+        owner: the learner that made them; empty for aggregated weights.
+        kind: where that learner keeps them.
+
+    Raises:
+        WeightsError: they cannot be the model's, or are not finite.
+        CorruptError: the bytes have another digest.
+        NotFoundError: they are missing.
+    """
+    size = store.size(key_of(digest, owner, kind))
+    if size is None:
+        raise NotFoundError("the weights are not in the store")
+    if size != layout.size:
+        raise WeightsError(f"the update does not fit the model: it has {size} bytes where the model has {layout.size}")
+    fetch_file(store, digest, path, owner, kind)
+    with path.open("rb") as file:
+        fetch = fetch_from(file)
+        if difference := layout.difference(read_layout(fetch, layout.size)):
+            raise WeightsError(f"the update does not fit the model: {difference}")
+        for name, array in stream(fetch, layout.size):
+            check_finite({name: array})
 
 
 def publish_update(store: Store, update: Update) -> Update:

@@ -45,6 +45,11 @@ class _Job(NamedTuple):
     code: str
     files: preflight.SimulationFiles | None
 
+    @property
+    def needs_tff(self) -> bool:
+        """Whether TensorFlow Federated is imported at once, for some step needs it."""
+        return any(task.step in ("simulate", "aggregate_tff", "coordinate_tff") for task in self.graph.tasks)
+
 
 def run(
     source: str | Path,
@@ -78,7 +83,7 @@ def run(
     job = _prepared(Path(source), store, run_name(name, ""), parameters or {}, simulation=simulation)
     folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
     with Workers() as processes:  # what the checks have warmed serves the first steps
-        _check_first(job, name, _warmed(processes) if job.files else processes.call)
+        _check_first(job, name, _warmed(processes) if job.needs_tff else processes.call)
         _make(folder)
         engine = Engine(
             job.graph, job.arguments, folder=folder, listener=listener, workers=workers, processes=processes

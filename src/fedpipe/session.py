@@ -23,7 +23,7 @@ RATE = 200.0
 IDLE_RATE = 20.0
 """The same for a crowd that has waited long."""
 
-SIMULATED = "tff"
+SIMULATED = "simulation"
 """What the rule of a simulated round's record begins with."""
 
 

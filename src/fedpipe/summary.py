@@ -111,13 +111,12 @@ def global_metrics(story: Story, number: int) -> dict[str, float]:
     return found
 
 
+_ROUND_STEPS = ("train", "train_private", "aggregate", "aggregate_tff", "simulate", "vote", "tally")
+
+
 def round_seconds(story: Story, number: int) -> float:
     """From the first step's start to the last one's end, in seconds."""
-    spans = [
-        (t.started, t.started + t.seconds)
-        for t in story.timings
-        if t.round == number and t.step in ("train", "train_private", "aggregate", "simulate", "vote", "tally")
-    ]
+    spans = [(t.started, t.started + t.seconds) for t in story.timings if t.round == number and t.step in _ROUND_STEPS]
     return max(e for _, e in spans) - min(s for s, _ in spans) if spans else 0.0
 
 

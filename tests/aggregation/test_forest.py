@@ -15,7 +15,7 @@ from fedpipe import weights
 from fedpipe.aggregation import RULES, Combined, Forest, Source, combine
 from fedpipe.aggregation.rules import mean, total
 from fedpipe.aggregation.server import make_server_step
-from fedpipe.federation import ServerOptimizer
+from fedpipe.federation import Sgd
 from fedpipe.objects import digest_of, key_of
 from fedpipe.store import MemoryStore
 from tests.aggregation.test_streaming import BASE, put, update
@@ -26,7 +26,7 @@ def final(store: MemoryStore, sources: list[Source], folder: Path, forest: Fores
     store.replace(key_of(digest_of(data)), data)
     return combine(
         store, sources, layout=weights.layout_of(BASE), base=digest_of(data), state={}, rule=RULES["mean"],
-        server=make_server_step(ServerOptimizer(momentum=0.9)), folder=folder, forest=forest,
+        server=make_server_step(Sgd(learning_rate=1.0, momentum=0.9)), folder=folder, forest=forest,
     )  # fmt: skip
 
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from fedpipe.aggregation.server import SERVER_OPTIMIZERS, make_server_step
-from fedpipe.federation import ServerOptimizer
+from fedpipe.federation import Sgd
 
 
 def test_the_default_takes_the_aggregate() -> None:
-    step = make_server_step(ServerOptimizer())
+    step = make_server_step(Sgd(learning_rate=1.0))
     assert step.replaces
     assert step.slots == ()
     np.testing.assert_array_equal(step.step(np.array([5.0]), np.array([7.0]), {})[0], [7.0])
@@ -16,7 +16,7 @@ def test_momentum_against_keras() -> None:
     """Keras's SGD with the gradient w - mean is an independent form of the same step."""
     keras = pytest.importorskip("keras")
     rate, momentum = 0.3, 0.9
-    step = make_server_step(ServerOptimizer(learning_rate=rate, momentum=momentum))
+    step = make_server_step(Sgd(learning_rate=rate, momentum=momentum))
     variable = keras.Variable(np.array([1.0, -2.0]), dtype="float64")
     optimizer = keras.optimizers.SGD(rate, momentum=momentum)
     optimizer.build([variable])
@@ -30,7 +30,7 @@ def test_momentum_against_keras() -> None:
 
 
 def test_by_hand() -> None:
-    step = make_server_step(ServerOptimizer(learning_rate=0.5, momentum=0.5))
+    step = make_server_step(Sgd(learning_rate=0.5, momentum=0.5))
     ours, state = step.step(np.array([1.0]), np.array([3.0]), {"velocity": np.array([4.0])})
     assert state["velocity"] == 4.0  # (3 - 1) + 0.5 * 4
     assert ours == 3.0  # 1 + 0.5 * 4

@@ -16,7 +16,7 @@ from fedpipe import weights
 from fedpipe.aggregation import RULES, Combined, Source, combine
 from fedpipe.aggregation.server import make_server_step
 from fedpipe.errors import StoreUnavailableError, WeightsError
-from fedpipe.federation import ServerOptimizer
+from fedpipe.federation import Sgd
 from fedpipe.objects import digest_of, key_of
 from fedpipe.store import MemoryStore
 
@@ -58,7 +58,7 @@ def run(store: MemoryStore, sources: list[Source], folder: Path, *, state: Any =
     store.replace(key_of(digest_of(data)), data)
     return combine(
         store, sources, layout=weights.layout_of(BASE), base=digest_of(data), state=state or {}, rule=RULES["mean"],
-        server=make_server_step(ServerOptimizer(**optimizer)), folder=folder,
+        server=make_server_step(Sgd(**{"learning_rate": 1.0} | optimizer)), folder=folder,
     )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_momentum_goes_on_from_its_state(store: MemoryStore, sources: list[Sourc
     optimizer = {"learning_rate": 0.5, "momentum": 0.9}
     first = run(store, sources, tmp_path / "one", **optimizer)
     path, digest = first.state["velocity"]
-    store.upload(key_of(digest), path)
+    store.upload(key_of(digest, kind="coordinator"), path)
     second = result(run(store, sources, tmp_path / "two", state={"velocity": digest}, **optimizer))
     mean = sum(update(k)["kernel"].astype(np.float64) * (k + 1) for k in range(4)) / 10
     velocity = mean - BASE["kernel"]
@@ -238,7 +238,7 @@ def test_memory_does_not_grow_with_learners(tmp_path: Path) -> None:
     for k in range(24):
         store.upload(key_of(digest, f"l{k:02}"), tmp_path / "w")
     sources = [Source(f"l{k:02}", digest, (tmp_path / "w").stat().st_size, k + 1, k) for k in range(24)]
-    server, layout = make_server_step(ServerOptimizer()), weights.layout_of(large)
+    server, layout = make_server_step(Sgd(learning_rate=1.0)), weights.layout_of(large)
     del large
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")

@@ -76,6 +76,39 @@ class TestASimulation:
         for name, value in ours.items():
             np.testing.assert_allclose(theirs[name], value, atol=1e-5)
 
+    @pytest.mark.parametrize(
+        "server",
+        ["{name: sgd, learning_rate: 0.5, momentum: 0.9}", "{name: adam, learning_rate: 0.05}",
+         "{name: yogi, learning_rate: 0.05}"],
+        ids=["fedavgm", "fedadam", "fedyogi"],
+    )  # fmt: skip
+    def test_gives_the_weights_of_a_run_that_tff_aggregates(self, server: str, linear: Path, tmp_path: Path) -> None:
+        """Reddi et al. 2021, with the server's step in the aggregate step, or in TFF's own rounds."""
+        change(
+            linear.parent,
+            **{"  rule: mean": "  engine: tff\n  rule: mean", "{name: sgd, learning_rate: 1.0, momentum: 0.0}": server},
+        )
+        run(linear, store=f"file://{tmp_path}/keras", out=tmp_path / "a", name="r")
+        run(linear, store=f"file://{tmp_path}/tff", out=tmp_path / "b", name="r", simulation=True)
+        ours, theirs = (last_weights(tmp_path / kind, "r") for kind in ("keras", "tff"))
+        for name, value in ours.items():
+            np.testing.assert_allclose(theirs[name], value, atol=1e-5)
+
+    def test_rehearses_the_aggregator_of_the_run(self, linear: Path, tmp_path: Path) -> None:
+        """Step by step: a container for each training, and one of TFF's that aggregates."""
+        change(linear.parent, **{
+            "  rule: mean": "  engine: tff\n  rule: {name: robust, zeroing: false}", "rounds: 5": "rounds: 2",
+            "rounds_per_step: all": "rounds_per_step: 1",
+        })  # fmt: skip
+        done = run(linear, store=f"file://{tmp_path}/keras", out=tmp_path / "a", name="r")
+        run(linear, store=f"file://{tmp_path}/tff", out=tmp_path / "b", name="r", simulation=True)
+        ours, theirs = (last_weights(tmp_path / kind, "r") for kind in ("keras", "tff"))
+        for name, value in ours.items():
+            np.testing.assert_allclose(theirs[name], value, atol=1e-5)
+        norms = [each["metrics"]["aggregator/clipping_norm"] for each in done.summary["rounds"]]
+        assert norms[0] == 1.0
+        assert norms[1] != 1.0
+
     def test_ends_with_its_processes_and_its_output(self, linear: Path, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "fedpipe", "simulate", str(linear), "--out", str(tmp_path / "out")]
         ours = {"STARTED_BY": str(tmp_path)}

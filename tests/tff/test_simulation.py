@@ -174,7 +174,9 @@ class TestAlgorithms:
     @pytest.mark.parametrize("case", CASES)
     def test_weights_are_those_of_the_formulas(self, case: str, tff: Worker, tmp_path: Path) -> None:
         settings, expected = CASES[case]
-        place = begun(tmp_path, simulation={"test_every": 0, **settings})
+        algorithm = {"name": "averaging", "weighting": settings.get("weighting", "examples")}
+        simulation = {k: v for k, v in settings.items() if k != "weighting"}
+        place = begun(tmp_path, algorithm=algorithm, simulation={"test_every": 0, **simulation})
         found = weights_of(place, rounds(tff, place)[-1])
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value, atol=2e-5)
@@ -193,7 +195,7 @@ class TestRounds:
         assert [r.round for r in records] == [0, 1, 2, 3]
         for before, record in itertools.pairwise(records):
             assert (record.previous, record.base, record.layout) == (before.ref, before.weights, before.layout)
-            assert record.rule == "tff fedavg"
+            assert record.rule == "simulation fedavg"
             events = f"runs/run-1/{record.round}/tensorboard/events.out.tfevents.{record.round:06d}"
             assert b"test_accuracy" in place.open().read(events).data
 

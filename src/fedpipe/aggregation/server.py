@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.federation import ServerOptimizer
+from fedpipe.federation import Optimizer, Sgd, tag_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,7 +25,7 @@ class ServerStep(NamedTuple):
     step: Callable[[Floats, Floats, dict[str, Floats]], tuple[Floats, dict[str, Floats]]]
 
 
-def sgd(settings: ServerOptimizer) -> ServerStep:
+def sgd(settings: Sgd) -> ServerStep:
     """Gradient descent on the server, with momentum.
 
     .. math:: v' = \\beta v + (\\bar w - w), \\quad w' = w + \\eta v'
@@ -48,9 +48,9 @@ def sgd(settings: ServerOptimizer) -> ServerStep:
     return ServerStep(slots=("velocity",) if momentum else (), replaces=rate == 1.0 and not momentum, step=step)
 
 
-SERVER_OPTIMIZERS: dict[str, Callable[[ServerOptimizer], ServerStep]] = {"sgd": sgd}
+SERVER_OPTIMIZERS: dict[str, Callable[..., ServerStep]] = {"sgd": sgd}
 
 
-def make_server_step(settings: ServerOptimizer) -> ServerStep:
-    """The optimizer that the federation file names."""
-    return SERVER_OPTIMIZERS[settings.name](settings)
+def make_server_step(settings: Optimizer) -> ServerStep:
+    """The optimizer that the federation file names; the others are TFF's."""
+    return SERVER_OPTIMIZERS[tag_of(settings)](settings)

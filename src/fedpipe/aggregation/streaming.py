@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,12 +30,16 @@ Floats = npt.NDArray[np.float64]
 
 
 class Combined(NamedTuple):
-    """The next global weights and optimizer state as files, and the learners that were refused, with the reason."""
+    """The next global weights and optimizer state as files, and the learners that were refused, with the reason.
+
+    `measured` are numbers of the aggregation itself.
+    """
 
     weights: tuple[Path, str]
     state: dict[str, tuple[Path, str]]
     accepted: tuple[str, ...]
     refused: dict[str, str]
+    measured: Mapping[str, float] = MappingProxyType({})
 
 
 def combine(
@@ -132,7 +137,7 @@ class _Optimizer:
             fetch_file(store, base, self._base)
         for slot in server.slots:
             if slot in state:
-                fetch_file(store, state[slot], folder / f"old-{slot}")
+                fetch_file(store, state[slot], folder / f"old-{slot}", kind="coordinator")
         self._layouts = {slot: layout_of({slot: np.broadcast_to(0.0, self._count)}) for slot in server.slots}
         self._known = frozenset(state) & frozenset(server.slots)
         self._position = 0

@@ -15,9 +15,11 @@ STEPS: dict[str, str] = {
     "train": "keras",
     "train_private": "tff",
     "aggregate": "core",
+    "aggregate_tff": "tff",
     "learn": "keras",
     "learn_private": "tff",
     "coordinate": "core",
+    "coordinate_tff": "tff",
     "vote": "keras",
     "tally": "core",
     "score": "keras",
@@ -28,7 +30,7 @@ STEPS: dict[str, str] = {
 }
 """Each step and the environment (image) in which it runs."""
 
-SESSION = ("learn", "learn_private", "coordinate")
+SESSION = ("learn", "learn_private", "coordinate", "coordinate_tff")
 """Steps of a session: they wait for each other most of the time, so all of them must run at once."""
 
 WAITING = (*SESSION, "simulate")

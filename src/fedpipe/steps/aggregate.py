@@ -31,7 +31,11 @@ class Outputs(Struct, frozen=True, kw_only=True):
 def run(inputs: Inputs) -> Outputs:
     """Commits the round once; a repeated step finds it committed."""
     store = inputs.place.open()
-    record = close_round(store, read_plan(store, inputs.place.plan), inputs.round, inputs.base)
+    return outputs_of(close_round(store, read_plan(store, inputs.place.plan), inputs.round, inputs.base))
+
+
+def outputs_of(record: Record) -> Outputs:
+    """What the step gives once the round is aggregated."""
     return Outputs(weights=record.weights, model=Model(metadata=told(record)))
 
 

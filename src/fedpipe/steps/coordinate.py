@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from fedpipe.coordinator import Coordinator, Moment
+from fedpipe.coordinator import Close, Coordinator, Moment
 from fedpipe.manifests import Record
 from fedpipe.plan import Place, Plan, read_plan
 from fedpipe.rounds import commit, read_record
@@ -42,6 +42,11 @@ def find(inputs: Inputs) -> Outputs | None:
 
 def run(inputs: Inputs, hands: Hands) -> Outputs:
     """Works until the session has ended; a repeated step goes on where the store says it was."""
+    return coordinated(inputs, hands)
+
+
+def coordinated(inputs: Inputs, hands: Hands, close: Close | None = None) -> Outputs:
+    """Works until the session has ended; `close` aggregates and commits a round, by default right here."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
 
@@ -49,7 +54,7 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
         hands.tell(moment, told(plan, moment.record) if moment.record else {})
 
     session = f"{inputs.job}-{inputs.first}"
-    coordinator = Coordinator(store, plan, session, last=inputs.last, listener=listen)
+    coordinator = Coordinator(store, plan, session, last=inputs.last, listener=listen, close=close)
     return _outputs(plan, drive(coordinator.run(), hands.sleep))
 
 

@@ -9,12 +9,13 @@ from msgspec import Struct
 from fedpipe.board import Board, stop_key
 from fedpipe.coordinator import Moment
 from fedpipe.errors import InputError, RoundError
-from fedpipe.federation import Federation
+from fedpipe.federation import UNWEIGHTED, Averaging, Federation
 from fedpipe.manifests import Record
 from fedpipe.plan import Place, Plan, read_plan
 from fedpipe.rounds import commit, read_record
 from fedpipe.session import monitored, stalled, took_part
 from fedpipe.steps.contract import Hands, Model
+from fedpipe.steps.coordinate import Outputs
 from fedpipe.store import Store
 from fedpipe.timings import Timing, note
 
@@ -26,14 +27,6 @@ class Inputs(Struct, frozen=True, kw_only=True):
     base: str
     process: str = ""
     tff_model: str = ""
-
-
-class Outputs(Struct, frozen=True, kw_only=True):
-    """Digest of the weights after the last round, and how many rounds there are."""
-
-    weights: str
-    rounds: int
-    model: Model
 
 
 def find(inputs: Inputs) -> Outputs | None:
@@ -75,11 +68,18 @@ def check_simulated(federation: Federation) -> None:
     for path, given, remedy in (
         ("algorithm", federation.proposers, "`fedpipe run` rehearses collective learning on this machine."),
         ("algorithm.vote", federation.vote, "Remove it; `fedpipe run` rehearses votes on this machine."),
+        ("simulation.algorithm", federation.simulation.algorithm == "fedsgd" and not _takes_weights(federation),
+         "TFF's fedsgd counts clients by their examples: choose fedavg, or another algorithm.rule."),
         ("privacy", any(federation.privacy_of(k.name) for k in federation.learners),
          "It would spend what the learners' budgets do not know of. Simulate with data that need no privacy."),
     ):  # fmt: skip
         if given:
             raise InputError("cannot be simulated", where=path, remedy=remedy)
+
+
+def _takes_weights(federation: Federation) -> bool:
+    algorithm = federation.algorithm
+    return not (isinstance(algorithm, Averaging) and isinstance(algorithm.rule, UNWEIGHTED))
 
 
 def _committed(store: Store, plan: Plan) -> list[Record]:

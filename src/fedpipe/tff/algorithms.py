@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.errors import ModelError
-from fedpipe.federation import Optimizer, Simulation
+from fedpipe.federation import UNWEIGHTED, Averaging, Federation, Optimizer
 from fedpipe.keras_model import described, find_function
+from fedpipe.session import trainers
+from fedpipe.tff.aggregators import make_factory
 from fedpipe.tff.models import Code, FederatedModel
 from fedpipe.tff.optimizers import compiled_optimizer, make_optimizer, make_proximal
 from fedpipe.tff.runtime import federated
@@ -33,56 +35,82 @@ class Process(NamedTuple):
     start: Callable[[Any, Weights], Any]
 
 
-def _fed_avg(tff: Any, model: Any, client: Any, server: Any, settings: Simulation) -> Any:
-    return tff.learning.algorithms.build_weighted_fed_avg(
-        model, client, server, client_weighting=_weighting(tff, settings)
+class Parts(NamedTuple):
+    """What an algorithm of TFF is made of: optimizers, the aggregator (None: the mean), and how clients count."""
+
+    client: Any
+    server: Any
+    aggregator: Any
+    weighted: bool
+    proximal_strength: float
+
+
+def _fed_avg(tff: Any, model: Any, parts: Parts) -> Any:
+    algorithms = tff.learning.algorithms
+    if isinstance(parts.aggregator, tff.aggregators.UnweightedAggregationFactory):
+        return algorithms.build_unweighted_fed_avg(model, parts.client, parts.server, model_aggregator=parts.aggregator)
+    return algorithms.build_weighted_fed_avg(
+        model, parts.client, parts.server, client_weighting=_weighting(tff, parts), model_aggregator=parts.aggregator
     )
 
 
-def _fed_prox(tff: Any, model: Any, client: Any, server: Any, settings: Simulation) -> Any:
-    return _fed_avg(tff, model, make_proximal(client, settings.proximal_strength), server, settings)
+def _fed_prox(tff: Any, model: Any, parts: Parts) -> Any:
+    return _fed_avg(tff, model, parts._replace(client=make_proximal(parts.client, parts.proximal_strength)))
 
 
-def _fed_sgd(tff: Any, model: Any, client: Any, server: Any, settings: Simulation) -> Any:
-    return tff.learning.algorithms.build_fed_sgd(model, server)
+def _fed_sgd(tff: Any, model: Any, parts: Parts) -> Any:
+    return tff.learning.algorithms.build_fed_sgd(model, parts.server, model_aggregator=parts.aggregator)
 
 
-def _mime_lite(tff: Any, model: Any, client: Any, server: Any, settings: Simulation) -> Any:
-    return tff.learning.algorithms.build_weighted_mime_lite(
-        model, client, server, client_weighting=_weighting(tff, settings)
+def _mime_lite(tff: Any, model: Any, parts: Parts) -> Any:
+    algorithms = tff.learning.algorithms
+    if isinstance(parts.aggregator, tff.aggregators.UnweightedAggregationFactory):
+        return algorithms.build_unweighted_mime_lite(
+            model, parts.client, parts.server, model_aggregator=parts.aggregator
+        )
+    return algorithms.build_weighted_mime_lite(
+        model, parts.client, parts.server, client_weighting=_weighting(tff, parts), model_aggregator=parts.aggregator
     )
 
 
-ALGORITHMS: dict[str, Callable[..., Any]] = {
+ALGORITHMS: dict[str, Callable[[Any, Any, Parts], Any]] = {
     "fedavg": _fed_avg, "fedprox": _fed_prox, "fedsgd": _fed_sgd, "mimelite": _mime_lite,
 }  # fmt: skip
 """TFF's builders of learning processes."""
 
 
-def _weighting(tff: Any, settings: Simulation) -> Any:
-    kinds = tff.learning.ClientWeighting
-    return kinds.NUM_EXAMPLES if settings.weighting == "examples" else kinds.UNIFORM
+def _weighting(tff: Any, parts: Parts) -> Any:
+    return tff.learning.ClientWeighting.NUM_EXAMPLES if parts.weighted else tff.learning.ClientWeighting.UNIFORM
 
 
-def make_process(model: FederatedModel, settings: Simulation, learning_rate: float) -> Process:
-    """The algorithm that the federation file names.
+def make_process(model: FederatedModel, federation: Federation) -> Process:
+    """The algorithm that the federation file names, with its aggregator when that is TFF's.
 
     Args:
         model: what it trains.
-        settings: of the simulation.
-        learning_rate: of the clients' compiled optimizer; 0: as compiled.
+        federation: with its algorithm, the settings of the simulation and the clients' learning rate; 0: as compiled.
 
     Raises:
         ModelError: TFF has no counterpart of the compiled optimizer.
     """
     tff = federated()
+    settings, algorithm = federation.simulation, federation.algorithm
+    assert isinstance(algorithm, Averaging)
     client: Optimizer | None = settings.client_optimizer
     if client is None and settings.algorithm != "fedsgd":  # which has no training at the clients
-        client = compiled_optimizer(model.keras.optimizer, learning_rate)
-    made = ALGORITHMS[settings.algorithm](
-        tff, model.build, client and make_optimizer(client), make_optimizer(settings.server_optimizer), settings
+        client = compiled_optimizer(model.keras.optimizer, federation.training.learning_rate)
+    aggregator = None
+    if algorithm.engine == "tff":
+        takes_weights = not isinstance(algorithm.rule, UNWEIGHTED)  # those of `uniform` are all 1
+        aggregator = make_factory(algorithm.rule, takes_weights, trainers(federation).learners_asked, model.specs)
+    parts = Parts(
+        client=client and make_optimizer(client),
+        server=make_optimizer(settings.server_optimizer or algorithm.server_optimizer),
+        aggregator=aggregator,
+        weighted=algorithm.weighting == "examples",
+        proximal_strength=settings.proximal_strength,
     )
-    return _learning_process(made)
+    return _learning_process(ALGORITHMS[settings.algorithm](tff, model.build, parts))
 
 
 def _learning_process(made: Any) -> Process:

@@ -10,12 +10,8 @@ from typing import Any
 from fedpipe.data import Examples
 from fedpipe.errors import DataError
 from fedpipe.federation import Training
-from fedpipe.keras_learner import as_examples
-from fedpipe.keras_model import frameworks
+from fedpipe.keras_learner import WIDER, as_examples, singles_of, size_of
 from fedpipe.preprocessing import applied, parse
-
-_WIDER = 4
-"""Batches of the training that make one of a test, which keeps no activations."""
 
 
 def train_batches(part: Any, training: Training, seed: int, module: ModuleType) -> Any:
@@ -32,7 +28,7 @@ def train_batches(part: Any, training: Training, seed: int, module: ModuleType) 
     """
     if training.preprocessing:
         return _preprocessed(part, training, seed, module)
-    dataset = _singles(part)
+    dataset = _named_singles(part)
     if isinstance(part, Examples) and training.fit.get("shuffle", True):
         dataset = dataset.shuffle(len(part.y), seed=seed)
     if training.local_steps:
@@ -41,7 +37,7 @@ def train_batches(part: Any, training: Training, seed: int, module: ModuleType) 
 
 
 def _preprocessed(part: Any, training: Training, seed: int, module: ModuleType) -> Any:
-    singles = _pairs(part)
+    singles = singles_of(part)
     made = applied(parse(training.preprocessing), singles, module, batch_size=training.batch_size, seed=seed)
     for what, before, after in zip(("features", "labels"), singles.element_spec, made.element_spec, strict=True):
         if (after.dtype, after.shape[1:]) != (before.dtype, before.shape):
@@ -56,35 +52,25 @@ def _preprocessed(part: Any, training: Training, seed: int, module: ModuleType) 
 
 def whole_batch(part: Any) -> Any:
     """All examples as one batch: what federated SGD takes the gradient of."""
-    dataset = _singles(part)
+    dataset = _named_singles(part)
     return dataset.batch(max(1, int(dataset.cardinality().numpy())))
 
 
 def test_batches(parts: list[Any], size: int) -> Any:
     """What a client tests with: these parts, one after another."""
-    datasets = [_singles(part) for part in parts]
+    datasets = [_named_singles(part) for part in parts]
     whole = datasets[0]
     for dataset in datasets[1:]:
         whole = whole.concatenate(dataset)
-    return whole.batch(size * _WIDER)
+    return whole.batch(size * WIDER)
 
 
-def _singles(part: Any) -> Any:
-    return _pairs(part).map(_named)
-
-
-def _pairs(part: Any) -> Any:
-    tensorflow, _ = frameworks()
-    return tensorflow.data.Dataset.from_tensor_slices(tuple(part)) if isinstance(part, Examples) else part
+def _named_singles(part: Any) -> Any:
+    return singles_of(part).map(_named)
 
 
 def _named(x: Any, y: Any) -> OrderedDict[str, Any]:
     return OrderedDict(x=x, y=y)
-
-
-def size_of(part: Any) -> int:
-    """Examples of a part."""
-    return len(part.y) if isinstance(part, Examples) else int(part.cardinality().numpy())
 
 
 def first_examples(parts: Mapping[str, Any], learner: str) -> Examples:

@@ -93,6 +93,11 @@ class FederatedModel:
                     remedy="Make them alike, in the same order: the Keras model is evaluated and exported.",
                 )
 
+    @property
+    def specs(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Dtypes and shapes of the trainable weights."""
+        return [("float32", self._names[name]) for name in self._trainable]
+
     def arrays(self, weights: Mapping[str, Array]) -> tuple[list[Array], list[Array]]:
         """Named weights as TFF takes them: trainable and other ones, in order. Raises ModelError."""
         found = {ours: weights[theirs] for theirs, ours in self._matched(weights).items()}

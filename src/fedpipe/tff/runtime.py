@@ -41,12 +41,18 @@ def federated() -> Any:
 
     context = tff.framework.SyncExecutionContext(
         executor_fn=tff.framework.ResourceManagingExecutorFactory(executor_stack_fn=stack),
-        compiler_fn=tff.backends.native.desugar_and_transform_to_native,
+        compiler_fn=functools.partial(_native, tff),
         transform_args=tff.tensorflow.transform_args,
         transform_result=tff.tensorflow.transform_result,
     )
     tff.framework.set_default_context(context)
     return tff
+
+
+def _native(tff: Any, computation: Any) -> Any:
+    """What the worker can execute: it knows no secure sums, so they are made in the clear, with their checks."""
+    bodies = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
+    return tff.backends.native.desugar_and_transform_to_native(bodies)
 
 
 def _connected(tff: Any) -> Any:

@@ -7,7 +7,7 @@ import functools
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,7 @@ from fedpipe import weights
 from fedpipe.data import Examples, get_parts
 from fedpipe.errors import DataError, FedpipeError, InputError, RoundError, StepError, WeightsError
 from fedpipe.federation import Federation
-from fedpipe.federation import Simulation as Settings
-from fedpipe.keras_learner import event_file, kept_parts
+from fedpipe.keras_learner import event_file, kept_parts, size_of
 from fedpipe.keras_model import described, frameworks
 from fedpipe.learner import seed_of
 from fedpipe.manifests import MOST_METRICS, Record
@@ -26,10 +25,10 @@ from fedpipe.rounds import commit, read_record
 from fedpipe.session import SIMULATED, select, trainers
 from fedpipe.store import Store
 from fedpipe.tff.algorithms import Process, make_own_process, make_process
-from fedpipe.tff.datasets import check_alike, first_examples, size_of, test_batches, train_batches, whole_batch
+from fedpipe.tff.datasets import check_alike, first_examples, test_batches, train_batches, whole_batch
 from fedpipe.tff.models import Code, FederatedModel
 from fedpipe.tff.runtime import federated
-from fedpipe.tff.state import make_state_manager, state_bytes
+from fedpipe.tff.state import make_state_manager
 
 log = logging.getLogger("fedpipe")
 
@@ -72,20 +71,28 @@ def make(
         ModelError: what is wrong with which file.
     """
     forms = tuple((str(array.dtype), array.shape[1:]) for array in examples)
-    settings, rate = encode(federation.simulation), federation.training.learning_rate
-    return _made(code_of(federation.model, code), settings, rate, forms, process, model)
+    return _made(code_of(federation.model, code), encode(federation), forms, process, model)
 
 
 @functools.lru_cache(maxsize=2)
 def _made(
-    code: Code, encoded: bytes, rate: float, forms: tuple[tuple[str, tuple[int, ...]], ...], process: str, model: str
+    code: Code, encoded: bytes, forms: tuple[tuple[str, tuple[int, ...]], ...], process: str, model: str
 ) -> tuple[FederatedModel, Process]:
-    settings = decode(encoded, Settings, where="simulation")
+    federation = decode(encoded, Federation, where="federation")
+    settings = federation.simulation
     x, y = (np.zeros((1, *shape), dtype) for dtype, shape in forms)
     made = FederatedModel(code, x, y, code_of(settings.model, model) if settings.model else None)
     if settings.process:
         return made, make_own_process(made, code_of(settings.process, process))
-    return made, make_process(made, settings, rate)
+    return made, make_process(made, federation)
+
+
+class _After(NamedTuple):
+    """What a round left: the algorithm's state, and the weights in it by their names."""
+
+    number: int
+    state: Any
+    weights: dict[str, weights.Array]
 
 
 class Simulation:
@@ -117,8 +124,7 @@ class Simulation:
         self._test = get_parts(self._store, self._plan.test)["test"] if self._plan.test else None
         self._manager = make_state_manager(self._store, self._run)
         self._tester = federated().learning.algorithms.build_fed_eval(self._model.build)
-        self._state: Any = None
-        self._number = -1
+        self._after: _After | None = None
 
     def _first_examples(self) -> Examples:
         names = list(self._parts)
@@ -139,23 +145,24 @@ class Simulation:
         previous = read_record(self._store, self._run, number - 1)
         if previous is None:
             raise RoundError(f"round {number} cannot begin: round {number - 1} is not committed")
-        start = self._weights_of(previous)
-        state = self._state if self._number == number - 1 else self._resumed(previous, start)
+        after = self._after
+        if after is None or after.number != number - 1:
+            after = self._resumed(previous)
         names = select(self._trainers, number)
         try:
-            state, metrics = self._process.next(state, [self._batches(name, number) for name in names])
+            state, metrics = self._process.next(after.state, [self._batches(name, number) for name in names])
         except FedpipeError:
             raise
         except Exception as error:
             raise StepError(f"round {number} failed in TensorFlow Federated: {described(error)}") from error
-        named = self._model.named(self._process.weights(state), like=start)
+        named = self._model.named(self._process.weights(state), like=after.weights)
         if self._tests(number):
             metrics |= self._tested(named)
         record = self._committed(previous, named, state, metrics)
         if self._training.tensorboard:
             key = f"runs/{self._run}/{number}/tensorboard/events.out.tfevents.{number:06d}"
             self._store.replace(key, event_file([(number, record.metrics)]))
-        self._state, self._number = state, number
+        self._after = _After(number, state, named)
         log.info("round %d: %s", number, " ".join(f"{k} {v:.4g}" for k, v in record.metrics.items()))
         return record
 
@@ -165,18 +172,19 @@ class Simulation:
             fetch_file(self._store, record.weights, path)
             return weights.load(path)
 
-    def _resumed(self, previous: Record, start: dict[str, weights.Array]) -> Any:
-        """The state after a round: that of a new algorithm with these weights, or the one in the store."""
+    def _resumed(self, previous: Record) -> _After:
+        """What a round left: a new algorithm with its weights, or the state in the store."""
+        start = self._weights_of(previous)
         first = self._process.start(self._process.initialize(), self._model.arrays(start))
         if not previous.round:
-            return first
+            return _After(0, first, start)
         if previous.rule != self._rule:
             raise InputError(
                 f"round {previous.round} of run {self._run!r} was made by {previous.rule!r}, not by {self._rule!r}",
                 remedy="Choose another run name, or restore simulation.algorithm and its files.",
             )
         log.info("going on after round %d", previous.round)
-        return asyncio.run(self._manager.load(previous.round, first))
+        return _After(previous.round, asyncio.run(self._manager.load(previous.round, first)), start)
 
     def _batches(self, name: str, number: int) -> Any:
         part = self._parts[name].get("train")
@@ -226,13 +234,13 @@ class Simulation:
             path = Path(folder) / "weights"
             digest = weights.save(named, path)
             put_file(self._store, path, digest)
-        asyncio.run(self._manager.save(state, previous.round + 1))
+        kept = asyncio.run(self._manager.save(state, previous.round + 1))
         return commit(
             self._store,
             Record(
                 federation=previous.federation, run=self._run, round=previous.round + 1, previous=previous.ref,
                 plan=previous.plan, base=previous.weights, weights=digest, layout=previous.layout,
-                state={"program": digest_of(state_bytes(state))}, rule=self._rule,
+                state={"program": kept}, rule=self._rule,
                 metrics=dict(list(metrics.items())[:MOST_METRICS]),
             ),
         )  # fmt: skip

@@ -1,15 +1,20 @@
-"""TFF's program state in the store: safetensors, no pickle."""
+"""TFF's states in the store: safetensors, no pickle."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedpipe import weights
 from fedpipe.errors import CorruptError, NotFoundError
+from fedpipe.objects import digest_of
 from fedpipe.store import Store
 from fedpipe.tff.runtime import federated
+
+Array = npt.NDArray[Any]
 
 _LARGEST = 2**33
 """Bytes of a state that is read into memory."""
@@ -34,26 +39,20 @@ def make_state_manager(store: Store, run: str) -> Any:
 
         async def load(self, version: int, structure: Any) -> Any:
             """The state of a version, in this structure. Raises ProgramStateNotFoundError and CorruptError."""
-            import tree
-
             key = state_key(run, version)
             try:
                 arrays = weights.loads(store.read(key, limit=_LARGEST).data)
             except NotFoundError as error:
                 raise tff.program.ProgramStateNotFoundError(version) from error
-            leaves = [np.asarray(leaf) for leaf in tree.flatten(structure)]
-            found = [array for _, array in sorted(arrays.items())]
-            forms = [[(array.shape, array.dtype) for array in each] for each in (found, leaves)]
-            if forms[0] != forms[1]:
-                raise CorruptError("the arrays of the state are not what the algorithm keeps", where=key)
-            return tree.unflatten_as(structure, [array if array.ndim else array[()] for array in found])
+            return state_of(arrays, structure, where=key)
 
-        async def save(self, program_state: Any, version: int) -> None:
-            """Writes a version, once. Raises ProgramStateExistsError when another state is there."""
-            data = state_bytes(program_state)
+        async def save(self, program_state: Any, version: int) -> str:
+            """Writes a version once and returns its digest. Raises ProgramStateExistsError when another is there."""
+            data = weights.dumps(named_leaves(program_state))
             key = state_key(run, version)
             if not store.create(key, data) and store.read(key, limit=_LARGEST).data != data:
                 raise tff.program.ProgramStateExistsError(version=version, path=key)
+            return digest_of(data)
 
     return StateManager()
 
@@ -63,8 +62,38 @@ def state_key(run: str, version: int) -> str:
     return f"runs/{run}/program/{version}"
 
 
-def state_bytes(state: Any) -> bytes:
-    """The arrays of a state as safetensors, named by their position."""
+def named_leaves(state: Any) -> dict[str, Array]:
+    """The leaves of a state, named by their position; text as its bytes."""
     import tree
 
-    return weights.dumps({f"{k:06d}": np.asarray(leaf) for k, leaf in enumerate(tree.flatten(state))})
+    return {f"{k:06d}": _array(leaf) for k, leaf in enumerate(tree.flatten(state))}
+
+
+def _array(leaf: Any) -> Array:
+    array = np.asarray(leaf)
+    return np.frombuffer(array.item(), np.uint8) if array.dtype.kind in "SO" else array
+
+
+def state_of(arrays: Mapping[str, Array], structure: Any, *, where: str) -> Any:
+    """The leaves of `named_leaves` in this structure; the first axis of an array may grow from round to round.
+
+    Raises:
+        CorruptError: they are another algorithm's.
+    """
+    import tree
+
+    found = [array for _, array in sorted(arrays.items())]
+    leaves = tree.flatten(structure)
+    if [_form(array) for array in found] != [_form(_array(leaf)) for leaf in leaves]:
+        raise CorruptError("the arrays of the state are not what the algorithm keeps", where=where)
+    return tree.unflatten_as(structure, [_leaf(*pair) for pair in zip(found, leaves, strict=True)])
+
+
+def _form(array: Array) -> tuple[str, int, tuple[int, ...]]:
+    return array.dtype.str, array.ndim, array.shape[1:]
+
+
+def _leaf(array: Array, like: Any) -> Any:
+    if np.asarray(like).dtype.kind in "SO":
+        return array.tobytes()
+    return array if array.ndim else array[()]

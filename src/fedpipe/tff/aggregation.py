@@ -1,0 +1,184 @@
+"""TFF's aggregation processes and server optimizers, over updates that come from the store.
+
+    g_k    <- w - w_k                          each learner's update, as a gradient in float32
+    g, a'  <- aggregator.next(a, g_k, n_k)     the rule: zeroing, clipping, noise, compression, sums of integers
+    w', s' <- optimizer.next(s, w, g)          the server's step
+
+All floats go through it, BatchNorm's statistics too. Counters take the largest value, as everywhere. The states a and
+s are an object in the store, so that a round can be worked through by any machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpipe import weights
+from fedpipe.aggregation import Combined
+from fedpipe.aggregation.rules import is_float, largest
+from fedpipe.closing import source_of
+from fedpipe.errors import CorruptError, NotFoundError, StepError, WeightsError
+from fedpipe.federation import (
+    AdaptiveNoise,
+    Averaging,
+    Federation,
+    FixedNoise,
+    Secure,
+    SecureNoise,
+    TreeNoise,
+    tag_of,
+)
+from fedpipe.keras_model import described
+from fedpipe.manifests import Record, Update
+from fedpipe.objects import decode, encode, fetch_file
+from fedpipe.plan import Plan
+from fedpipe.rounds import fetch_weights, layout_of
+from fedpipe.store import Store
+from fedpipe.tff.aggregators import Specs, make_factory
+from fedpipe.tff.algorithms import flat_metrics
+from fedpipe.tff.optimizers import make_optimizer
+from fedpipe.tff.runtime import federated
+from fedpipe.tff.state import named_leaves, state_of
+
+log = logging.getLogger("fedpipe")
+
+Array = npt.NDArray[Any]
+_SLOT = "tff"
+"""The record's name for the state."""
+
+CAUTIONS: dict[type, str] = {
+    Secure: "the sums are made in the clear: this step sees every update (docs/aggregation.md)",
+    SecureNoise: "noise and sums are made in this step, which sees every update before (docs/aggregation.md)",
+    FixedNoise: "the noise is added in this step, which sees every update before (docs/aggregation.md)",
+    AdaptiveNoise: "the noise is added in this step, which sees every update before (docs/aggregation.md)",
+    TreeNoise: "the noise is added in this step, which sees every update before (docs/aggregation.md)",
+}
+"""What TFF's runtime does not secure, as the step's log says it."""
+
+
+class Aggregation(NamedTuple):
+    """A rule and a server optimizer, compiled for a layout.
+
+    `initialize()` gives both states; `next(state, start, updates, weights)` the next ones, the next floats, and what
+    was measured.
+    """
+
+    initialize: Callable[[], Any]
+    next: Callable[[Any, list[Array], list[list[Array]], list[float]], tuple[Any, list[Array], dict[str, float]]]
+
+
+def combine(store: Store, plan: Plan, previous: Record, updates: list[Update], folder: Path) -> Combined:
+    """Combines updates by TFF; what is wrong with one refuses it, and nothing of it remains in the result.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan, with a rule of `engine: tff`.
+        previous: the record before; its state goes on.
+        updates: of the round, by learner.
+        folder: where the result's files go. All updates are held in memory, as float32.
+
+    Raises:
+        WeightsError: no update could be used, or the result is not finite.
+        StepError: TFF failed.
+    """
+    federation = plan.federation
+    algorithm = federation.algorithm
+    assert isinstance(algorithm, Averaging)
+    if caution := CAUTIONS.get(type(algorithm.rule)):
+        log.warning("%s: %s", tag_of(algorithm.rule), caution)
+    layout = layout_of(store, previous)
+    fetch_file(store, previous.weights, folder / "base")
+    base = weights.load(folder / "base")
+    floats = [name for name, value in base.items() if is_float(value.dtype)]
+    start = [base[name].astype(np.float32) for name in floats]
+    gradients: dict[str, list[Array]] = {}
+    counters: dict[str, Array] = {}
+    refused: dict[str, str] = {}
+    for update in updates:
+        try:
+            fetch_weights(store, update.weights, layout, folder / "update", update.learner)
+        except (WeightsError, CorruptError, NotFoundError) as error:
+            refused[update.learner] = error.what
+            continue
+        given = weights.load(folder / "update")
+        gradients[update.learner] = [w - given[name].astype(np.float32) for name, w in zip(floats, start, strict=True)]
+        for name in base.keys() - set(floats):
+            counters[name] = largest([counters.get(name, given[name]), given[name]])
+    if not gradients:
+        raise WeightsError("no update can be used: " + "; ".join(f"{k}: {v}" for k, v in sorted(refused.items())))
+    made = make_aggregation(federation, [(str(w.dtype), w.shape) for w in start])
+    state = made.initialize()
+    if digest := previous.state.get(_SLOT):
+        fetch_file(store, digest, folder / "before", kind="coordinator")
+        state = state_of(weights.load(folder / "before"), state, where=digest)
+    shares = [float(source_of(plan, update).weight) for update in updates if update.learner in gradients]
+    try:
+        state, after, measured = made.next(state, start, list(gradients.values()), shares)
+    except Exception as error:
+        raise StepError(f"TensorFlow Federated cannot combine the updates: {described(error)}") from error
+    if measured.get("finalizer/update_non_finite"):
+        raise WeightsError("the aggregate is not finite although every update is: lower the learning rates")
+    floating = {name: value.astype(base[name].dtype) for name, value in zip(floats, after, strict=True)}
+    weights.check_finite(floating)
+    return Combined(
+        weights=(folder / "weights", weights.save(base | floating | counters, folder / "weights")),
+        state={_SLOT: (folder / "state", weights.save(named_leaves(state), folder / "state"))},
+        accepted=tuple(sorted(gradients)),
+        refused=refused,
+        measured=measured,
+    )
+
+
+def make_aggregation(federation: Federation, specs: Specs) -> Aggregation:
+    """The aggregation of a federation; compiled once in a process.
+
+    Args:
+        federation: with its rule, weighting and server optimizer. Sums with noise are divided by the learners that a
+            round asks for.
+        specs: of the floats.
+
+    Raises:
+        StepError: TFF refuses it.
+    """
+    try:
+        return _compiled(encode(federation.algorithm), tuple(specs), federation.learners_asked)
+    except Exception as error:
+        raise StepError(f"TensorFlow Federated cannot make this aggregation: {described(error)}") from error
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled(encoded: bytes, specs: Specs, expected: int) -> Aggregation:
+    tff = federated()
+    algorithm = decode(encoded, Averaging, where="algorithm")
+    tensors = [tff.types.TensorType(np.dtype(dtype), shape) for dtype, shape in specs]
+    kind = tff.types.StructWithPythonType(tensors, list)
+    weighted = algorithm.weighting == "examples"
+    factory = make_factory(algorithm.rule, weighted, expected, specs)
+    aggregator = factory.create(kind, tff.types.TensorType(np.float32)) if weighted else factory.create(kind)
+    others = tff.types.StructWithPythonType([], tuple)
+    model = tff.types.StructWithPythonType(
+        [("trainable", kind), ("non_trainable", others)], tff.learning.models.ModelWeights
+    )
+    finalizer = tff.learning.templates.build_apply_optimizer_finalizer(
+        make_optimizer(algorithm.server_optimizer), model
+    )
+
+    def initialize() -> Any:
+        return aggregator.initialize(), finalizer.initialize()
+
+    def advance(
+        state: Any, start: list[Array], updates: list[list[Array]], shares: list[float]
+    ) -> tuple[Any, list[Array], dict[str, float]]:
+        combined = aggregator.next(state[0], updates, *([shares] if weighted else []))
+        current = tff.learning.models.ModelWeights(start, ())
+        stepped = finalizer.next(state[1], current, combined.result)
+        measured = flat_metrics({"aggregator": combined.measurements, "finalizer": stepped.measurements})
+        return (combined.state, stepped.state), [np.asarray(w) for w in stepped.result.trainable], measured
+
+    return Aggregation(initialize, advance)
