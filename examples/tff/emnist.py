@@ -1,6 +1,7 @@
 """The tutorial "Federated Learning for Image Classification" of TensorFlow Federated, as a federation.
 
-    python examples/tff/emnist.py emnist --emnist DIR     # DIR has fed_emnist_digitsonly_train.h5 and ..._test.h5
+    python examples/tff/emnist.py emnist --emnist DIR     # DIR has emnist_all.sqlite, or fed_emnist_digitsonly_train.h5
+                                                          # and fed_emnist_digitsonly_test.h5
     .venv-tff/bin/python examples/tff/emnist.py emnist    # or TFF's synthetic EMNIST, which needs no files
     fedpipe explore emnist/federation.yaml
     fedpipe simulate emnist/federation.yaml
@@ -15,6 +16,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
+from fedpipe.client_files import read_clients
+from fedpipe.errors import FedpipeError
 
 CLIENTS = 10
 
@@ -55,19 +59,18 @@ simulation:
 
 
 def read_files(folder: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Writer to part to pixels and label, from TFF's HDF5 files: `examples/<writer>/{pixels,label}`."""
-    import h5py
-
+    """Writer to part to pixels and label, from TFF's files: `emnist_all.sqlite`, or an HDF5 file for each part."""
+    whole = folder / "emnist_all.sqlite"
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    for part in ("train", "test"):
-        path = folder / f"fed_emnist_digitsonly_{part}.h5"
-        try:
-            with h5py.File(path) as file:
-                for writer in sorted(file["examples"])[:CLIENTS]:
-                    group = file["examples"][writer]
-                    found.setdefault(writer, {})[part] = {name: group[name][()] for name in ("pixels", "label")}
-        except (OSError, KeyError) as error:
-            sys.exit(f"{path}: is no HDF5 file of federated EMNIST ({error}). TFF's own loader downloads them.")
+    try:
+        for part in ("train", "test"):
+            path = whole if whole.exists() else folder / f"fed_emnist_digitsonly_{part}.h5"
+            clients = read_clients(path, split=f"digits_only_{part}", columns=("pixels", "label"), most=CLIENTS)
+            for writer, columns in clients.items():
+                pixels = columns["pixels"].reshape(-1, 28, 28)  # SQLite keeps no shape
+                found.setdefault(writer, {})[part] = {"pixels": pixels, "label": columns["label"]}
+    except (FedpipeError, OSError) as error:
+        sys.exit(f"{error} TFF's own loader downloads these files.")
     return found
 
 
@@ -106,7 +109,7 @@ def write_federation(writers: dict[str, dict[str, dict[str, np.ndarray]]], folde
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the federation is written")
-    parser.add_argument("--emnist", type=Path, metavar="DIR", help="folder with the HDF5 files; without: synthetic")
+    parser.add_argument("--emnist", type=Path, metavar="DIR", help="folder with TFF's files; without: synthetic")
     given = parser.parse_args()
     path = write_federation(read_files(given.emnist) if given.emnist else read_synthetic(), given.folder)
     print(f"next: fedpipe simulate {path}")

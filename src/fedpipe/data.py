@@ -1,4 +1,4 @@
-"""Examples: read from .npz and Parquet, and kept as shards in the store."""
+"""Examples: read from files, and kept as shards in the store."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from fedpipe import weights
+from fedpipe.client_files import HDF5, SQLITE, read_keyed
 from fedpipe.errors import CorruptError, DataError, NotFoundError
 from fedpipe.objects import Digest, decode, encode, fetch_file, get_bytes, put_bytes, put_file
 from fedpipe.store import Store, open_store
@@ -41,14 +42,21 @@ class Shard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     labels: dict[str, int]
 
 
-def read_examples(uri: str, *, features: str, labels: str, key: str = "") -> tuple[Examples, Array | None]:
+FORMATS = (".npz", ".parquet", *HDF5, *SQLITE)
+"""Files that can be read."""
+
+
+def read_examples(
+    uri: str, *, features: str, labels: str, key: str = "", split: str = ""
+) -> tuple[Examples, Array | None]:
     """Reads a dataset.
 
     Args:
-        uri: an .npz or .parquet file: a path, `file://...` or `s3://bucket/key`.
+        uri: a file of FORMATS: a path, `file://...` or `s3://bucket/key`.
         features: array of the features; in Parquet a list column, or all other number columns when there is none.
         labels: array or column of the labels.
-        key: array or column of keys, when one is wanted.
+        key: array or column of keys, when one is wanted; `client` in HDF5 and SQLite.
+        split: of a SQLite file with several.
 
     Returns:
         The examples, and the keys or None.
@@ -57,7 +65,7 @@ def read_examples(uri: str, *, features: str, labels: str, key: str = "") -> tup
         DataError: the file cannot be read, lacks an array, is empty, or its arrays do not fit together.
     """
     with tempfile.TemporaryDirectory() as folder:
-        arrays = _read_arrays(_local_file(uri, Path(folder)), features, labels, key)
+        arrays = _read_arrays(_local_file(uri, Path(folder)), features, labels, key, split)
     return _checked(arrays, uri, features, labels, key)
 
 
@@ -74,18 +82,20 @@ def _local_file(uri: str, folder: Path) -> Path:
     return folder / name
 
 
-def _read_arrays(path: Path, features: str, labels: str, key: str) -> dict[str, Array]:
+def _read_arrays(path: Path, features: str, labels: str, key: str, split: str) -> dict[str, Array]:
     try:
         if path.suffix == ".npz":
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files if name in (features, labels, key)}
         if path.suffix == ".parquet":
             return _read_parquet(path, features, labels, key)
+        if path.suffix in FORMATS:
+            return read_keyed(path, (features, labels), split=split)
     except FileNotFoundError as error:
         raise DataError("there is no such dataset", where=str(path), remedy="Check data.uri.") from error
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         raise DataError(f"the dataset cannot be read: {str(error)[:300]}", where=str(path)) from error
-    raise DataError("unknown kind of dataset", where=str(path), remedy="Use an .npz or a .parquet file.")
+    raise DataError("unknown kind of dataset", where=str(path), remedy=f"Use one of {', '.join(FORMATS)}.")
 
 
 def _read_parquet(path: Path, features: str, labels: str, key: str) -> dict[str, Array]:

@@ -90,15 +90,26 @@ class Parts(_Section, frozen=True, kw_only=True):
 class Data(_Section, frozen=True, kw_only=True):
     """The dataset that is sharded over the learners without data of their own."""
 
-    uri: Annotated[str, Meta(description="an .npz or .parquet file: a path beside this file, or `s3://...`")] = ""
+    uri: Annotated[
+        str,
+        Meta(
+            description="an .npz or .parquet file, or TFF's .h5 or .sqlite (docs/simulation.md): a path beside this file, or `s3://...`"
+        ),
+    ] = ""
     features: Annotated[
         str, Meta(description="array of the features; in Parquet a list column, or empty: all others")
     ] = "x"
     labels: Annotated[str, Meta(description="array or column of the labels")] = "y"
+    split: Annotated[str, Meta(description="of a SQLite file that has several, such as `train`")] = ""
     shards: Annotated[Scheme, Meta(description="how the examples are dealt out")] = field(default_factory=Iid)
     parts: Annotated[Parts, Meta(description="train, vote and test part of each learner")] = field(
         default_factory=Parts
     )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What is read of a file: the arguments of `read_examples`."""
+        return {"features": self.features, "labels": self.labels, "split": self.split}
 
 
 class Toleration(_Section, frozen=True, kw_only=True):

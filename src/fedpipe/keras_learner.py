@@ -296,7 +296,7 @@ def own_parts(federation: Federation, name: str, module: ModuleType) -> dict[str
     own, settings = federation.learner(name).data, federation.data
     load = getattr(module, "load", None)
     if load is None:
-        examples, _ = datasets.read_examples(own, features=settings.features, labels=settings.labels)
+        examples, _ = datasets.read_examples(own, **settings.columns)
         loaded: Any = examples
     else:
         try:

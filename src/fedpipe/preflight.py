@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe import weights
-from fedpipe.data import Examples
+from fedpipe.data import FORMATS, Examples
 from fedpipe.errors import BudgetError, DataError, FederationError, ModelError
 from fedpipe.federation import Averaging, Federation, Vote, tag_of
 from fedpipe.objects import digest_of
@@ -100,9 +100,9 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
 def _check_own_data(federation: Federation, has_load: bool) -> None:
     for position, learner in enumerate(federation.learners):
         path = Path(urlsplit(learner.data).path)
-        if learner.data and not has_load and path.suffix not in (".npz", ".parquet"):
+        if learner.data and not has_load and path.suffix not in FORMATS:
             raise DataError(
-                f"{learner.data!r} is neither .npz nor .parquet",
+                f"{learner.data!r} is of no kind that fedpipe reads ({', '.join(FORMATS)})",
                 where=f"learners[{position}].data",
                 remedy="Define load(uri) in model.py to read it.",
             )

@@ -82,7 +82,7 @@ def _look_at_own(federation: Federation, learner: Learner, processes: Workers) -
     code, settings = read_code(federation), federation.data
     if re.search(r"^def load\(", code, re.MULTILINE):
         return cast(View, processes.call(loaded_view, federation, code, learner.name))
-    examples, _ = read_examples(learner.data, features=settings.features, labels=settings.labels)
+    examples, _ = read_examples(learner.data, **settings.columns)
     return look(learner.name, {"examples": examples})
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from fedpipe.client_files import read_clients
 from fedpipe.runs import run
 from fedpipe.views import explore
 from fedpipe.workers import find_python
@@ -36,6 +40,36 @@ def write_emnist(folder: Path) -> None:
                 group["pixels"], group["label"] = pixels[chosen], digits.target[chosen].astype(np.int32)
 
 
+def write_sqlite(folder: Path) -> None:
+    """The same as `emnist_all.sqlite`, where a picture is a list of 784 numbers."""
+    write_emnist(folder)
+    rows = []
+    for part in ("train", "test"):
+        for writer, columns in read_clients(folder / f"fed_emnist_digitsonly_{part}.h5").items():
+            for pixels, label in zip(columns["pixels"], columns["label"], strict=True):
+                rows.append((f"digits_only_{part}", writer, serialized(pixels, int(label))))
+        (folder / f"fed_emnist_digitsonly_{part}.h5").unlink()
+    with contextlib.closing(sqlite3.connect(folder / "emnist_all.sqlite")) as database, database:
+        database.execute("CREATE TABLE examples (split_name TEXT, client_id TEXT, serialized_example_proto BLOB)")
+        database.executemany("INSERT INTO examples VALUES (?, ?, ?)", rows)
+
+
+def serialized(pixels: np.ndarray, label: int) -> bytes:
+    """A `tf.train.Example`, by the wire format of Protocol Buffers: tag, length, content."""
+
+    def wrapped(tag: int, content: bytes) -> bytes:
+        length, size = b"", len(content)
+        while size > 127:
+            length, size = length + bytes([size & 127 | 128]), size >> 7
+        return bytes([tag << 3 | 2]) + length + bytes([size]) + content
+
+    columns = {
+        b"pixels": wrapped(2, wrapped(1, pixels.astype("<f4").tobytes())),
+        b"label": wrapped(3, bytes([8, label])),
+    }
+    return wrapped(1, b"".join(wrapped(1, wrapped(1, name) + wrapped(2, value)) for name, value in columns.items()))
+
+
 def example(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [python, str(EXAMPLES / "emnist.py"), *arguments], capture_output=True, text=True, timeout=200,
@@ -57,11 +91,38 @@ def test_image_classification_on_files_of_emnists_format(tmp_path: Path) -> None
     assert rounds[-1]["metrics"]["test_accuracy"] > 0.6
 
 
+def test_an_algorithm_of_ones_own_learns_pictures(tmp_path: Path) -> None:
+    """As the tutorial "Building Your Own Federated Learning Algorithm": SGD 0.01 at the clients, 15 rounds."""
+    write_emnist(tmp_path / "files")
+    assert example(str(tmp_path / "emnist"), "--emnist", str(tmp_path / "files")).returncode == 0
+    file = tmp_path / "emnist" / "federation.yaml"
+    shutil.copy(EXAMPLES / "own_algorithm.py", file.parent)
+    text = file.read_text().replace("rounds: 10", "rounds: 15")
+    file.write_text(f"{text[: text.index('simulation:')]}simulation: {{process: own_algorithm.py}}\n")
+    rounds = run(file, out=tmp_path / "out", simulation=True).summary["rounds"]
+    accuracies = [each["metrics"]["test_accuracy"] for each in rounds]
+    assert len(accuracies) == 15
+    assert accuracies[-1] > accuracies[0] + 0.2
+    assert np.mean(accuracies[-3:]) > np.mean(accuracies[6:9]) > np.mean(accuracies[:3])
+
+
+def test_both_formats_of_emnist_give_the_same_federation(tmp_path: Path) -> None:
+    write_emnist(tmp_path / "hdf5")
+    write_sqlite(tmp_path / "sqlite")
+    for kind in ("hdf5", "sqlite"):
+        done = example(str(tmp_path / f"of-{kind}"), "--emnist", str(tmp_path / kind))
+        assert done.returncode == 0, done.stderr
+    for number in range(10):
+        first, second = (np.load(tmp_path / f"of-{kind}" / f"writer-{number}.npz") for kind in ("hdf5", "sqlite"))
+        for name in first.files:
+            np.testing.assert_array_equal(first[name], second[name])
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "fed_emnist_digitsonly_train.h5").write_text("nonsense")
     done = example(str(tmp_path / "out"), "--emnist", str(tmp_path))
     assert done.returncode == 1
-    assert "is no HDF5 file of federated EMNIST" in done.stderr
+    assert "is no HDF5 file of federated data" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from fedpipe import weights
 from fedpipe.data import Examples, put_parts, put_shard
-from fedpipe.errors import DataError, InputError, ModelError, RoundError
+from fedpipe.errors import DataError, InputError, ModelError, NotFoundError, RoundError
 from fedpipe.manifests import Record
 from fedpipe.objects import get_bytes, put_bytes
 from fedpipe.plan import Place
@@ -26,6 +27,7 @@ from fedpipe.store import LocalStore
 from fedpipe.workers import Worker
 from tests.federations import make_federation
 from tests.models import DENSE
+from tests.tff_files import clients_of
 
 pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("tff")]
 
@@ -410,3 +412,17 @@ class TestMistakes:
         with pytest.raises(RoundError, match=r"after round 1 .* NaN or infinity: lower the learning rates"):
             rounds(tff, place, 1, process=OWN.replace("LEARNING_RATE = 0.5", 'LEARNING_RATE = float("inf")'))
         assert read_record(place.open(), "run-1", 1) is None
+
+
+class TestClientData:
+    def test_it_is_keyed_by_learner(self, tff: Worker, tmp_path: Path) -> None:
+        place = begun(tmp_path)
+        for part, held in (("train", TRAIN), ("test", TEST)):
+            expected = [(name, len(e.y), e.x[0].tobytes()) for name, e in held.items()]
+            assert tff.call(clients_of, place, part) == expected
+
+    def test_a_part_that_there_is_not(self, tff: Worker, tmp_path: Path) -> None:
+        with pytest.raises(NotFoundError, match="no learner has a part 'tain'"):
+            tff.call(clients_of, begun(tmp_path), "tain")
+        with pytest.raises(NotFoundError, match="there is no run 'run-2'"):
+            tff.call(clients_of, replace(begun(tmp_path), run="run-2"), "train")

@@ -108,7 +108,7 @@ def dealt(federation: Federation, uri: str) -> tuple[dict[str, dict[str, Example
     """
     scheme = federation.data.shards
     column = scheme.column if isinstance(scheme, ByKey) else ""
-    examples, keys = read_examples(uri, features=federation.data.features, labels=federation.data.labels, key=column)
+    examples, keys = read_examples(uri, key=column, **federation.data.columns)
     seed = federation.training.seed
     kept, held_out = holdout(len(examples.y), federation.evaluation.holdout, seed)
     rest = Examples(examples.x[kept], examples.y[kept])

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from fedpipe.data import Examples
-from fedpipe.errors import DataError
+from fedpipe.data import Examples, get_parts, get_shard
+from fedpipe.errors import DataError, NotFoundError
 from fedpipe.federation import Training
 from fedpipe.keras_learner import WIDER, as_examples, singles_of, size_of
+from fedpipe.plan import Place, read_plan
 from fedpipe.preprocessing import applied, parse
+from fedpipe.rounds import read_record
+from fedpipe.tff.runtime import federated
 
 
 def train_batches(part: Any, training: Training, seed: int, module: ModuleType) -> Any:
@@ -48,6 +51,28 @@ def _preprocessed(part: Any, training: Training, seed: int, module: ModuleType) 
                 remedy="Let `map` keep the form; what every example needs belongs into the model.",
             )
     return made.map(_named)
+
+
+def client_data(place: Place, part: str = "train") -> Any:
+    """The shards of a run as a `tff.simulation.datasets.ClientData` keyed by learner, for scripts of one's own.
+
+    Args:
+        place: where the run is.
+        part: `train`, `vote` or `test`.
+
+    Raises:
+        NotFoundError: there is no such run, or no learner has such a part.
+    """
+    store = place.open()
+    begun = read_record(store, place.run, 0)
+    if begun is None:
+        raise NotFoundError(f"there is no run {place.run!r}", where=store.uri)
+    shards = read_plan(store, begun.plan).shards
+    found = {name: get_parts(store, get_shard(store, name, digest).data, name) for name, digest in shards.items()}
+    columns = {name: OrderedDict(parts[part]._asdict()) for name, parts in found.items() if part in parts}
+    if not columns:
+        raise NotFoundError(f"no learner has a part {part!r}", where=store.uri, remedy="Parts: train, vote, test.")
+    return federated().simulation.datasets.TestClientData(columns)
 
 
 def whole_batch(part: Any) -> Any:
