@@ -93,7 +93,8 @@ class Data(_Section, frozen=True, kw_only=True):
     uri: Annotated[
         str,
         Meta(
-            description="an .npz or .parquet file, or TFF's .h5 or .sqlite (docs/simulation.md): a path beside this file, or `s3://...`"
+            description="an .npz or .parquet file, or TFF's .h5 or .sqlite (docs/simulation.md): a path beside this "
+            "file, or `s3://...`"
         ),
     ] = ""
     features: Annotated[
