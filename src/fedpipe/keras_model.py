@@ -9,6 +9,7 @@ import importlib.abc
 import inspect
 import os
 import random
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,8 +88,12 @@ def described(error: BaseException) -> str:
         trace = trace.tb_next
     if isinstance(error, SyntaxError) and error.lineno:
         lines.append(error.lineno)
+    text = str(error)
+    if text.startswith("in user code:"):  # AutoGraph's: a trace as text, with the message at its end
+        lines += [int(number) for number in re.findall(r'^ *File "[^/"]+", line (\d+)', text, re.MULTILINE)]
+        text = text.strip().splitlines()[-1]
     place = f" (line {lines[-1]})" if lines else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
+    return f"{type(error).__name__}: {' '.join(text.split()).removeprefix(f'{type(error).__name__}: ')[:300]}{place}"
 
 
 def find_function(module: types.ModuleType, name: str) -> Callable[[], Any]:

@@ -351,6 +351,9 @@ def build():
 """
 
 
+HAND_WRITTEN = (EXAMPLES / "hand_written_model.py").read_text()
+
+
 class TestAModelMadeForTff:
     def test_a_functional_model(self, tff: Worker, tmp_path: Path) -> None:
         place = begun(tmp_path, simulation={"model": "f.py:build", "test_every": 0})
@@ -358,9 +361,8 @@ class TestAModelMadeForTff:
         np.testing.assert_allclose(found[KERNEL], CASES["fedavg"][1][KERNEL], atol=2e-5)
 
     def test_a_hand_written_variable_model(self, tff: Worker, tmp_path: Path) -> None:
-        text = (EXAMPLES / "hand_written_model.py").read_text()
         place = begun(tmp_path, simulation={"model": "v.py:build", "test_every": 0})
-        records = rounds(tff, place, tff_model=text)
+        records = rounds(tff, place, tff_model=HAND_WRITTEN)
         np.testing.assert_allclose(weights_of(place, records[-1])[KERNEL], CASES["fedavg"][1][KERNEL], atol=2e-5)
         assert records[-1].metrics["accuracy"] > 0.4
 
@@ -369,6 +371,19 @@ class TestAModelMadeForTff:
         [
             ("def build(): return 3", "returns int, not a TFF model"),
             ("def build(): raise ValueError('no')", r"build\(\) fails: ValueError: no \(line 1\)"),
+            (
+                HAND_WRITTEN.replace("loss=mean, accuracy=mean", "loss=mean, acuracy=mean"),
+                r"cannot train it: ValueError: The metric names in `metric_finalizers` do not match .* \{'acuracy'\}",
+            ),
+            (
+                HAND_WRITTEN.replace("(None,), tf.int64", "(None,), tf.int32"),
+                r"its input_spec is x float32\[4\], y int32\[\], the batches are x float32\[4\], y int64\[\]",
+            ),
+            (HAND_WRITTEN.replace("(None, FEATURES)", "(None, 5)"), r"its input_spec is x float32\[5\], y int64\[\]"),
+            (
+                HAND_WRITTEN.replace("axis=1), labels", "axis=1), 1.0 * labels"),
+                r"cannot train it: TypeError: .* \(line 54\)",
+            ),
             (FUNCTIONAL.replace("Dense(3,", "Dense(2,"), r"shapes \[\(4, 2\), \(2,\)\], those of the Keras model"),
         ],
     )

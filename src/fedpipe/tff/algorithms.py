@@ -91,7 +91,7 @@ def make_process(model: FederatedModel, federation: Federation) -> Process:
         federation: with its algorithm, the settings of the simulation and the clients' learning rate; 0: as compiled.
 
     Raises:
-        ModelError: TFF has no counterpart of the compiled optimizer.
+        ModelError: TFF has no counterpart of the compiled optimizer, or cannot train the model.
     """
     tff = federated()
     settings, algorithm = federation.simulation, federation.algorithm
@@ -110,7 +110,13 @@ def make_process(model: FederatedModel, federation: Federation) -> Process:
         weighted=algorithm.weighting == "examples",
         proximal_strength=settings.proximal_strength,
     )
-    return _learning_process(ALGORITHMS[settings.algorithm](tff, model.build, parts))
+    try:
+        return _learning_process(ALGORITHMS[settings.algorithm](tff, model.build, parts))
+    except Exception as error:
+        raise ModelError(
+            f"TensorFlow Federated cannot train it: {described(error)}",
+            where=settings.model.partition(":")[0] or federation.model.partition(":")[0],
+        ) from error
 
 
 def _learning_process(made: Any) -> Process:

@@ -73,17 +73,24 @@ class FederatedModel:
 
         self.build: Any = build if other is None else _made_for_tff(other, tff)
         if other is not None:
-            self._check_shapes(self.build)
+            self._check_forms(self.build, spec)
 
-    def _check_shapes(self, model: Any) -> None:
+    def _check_forms(self, model: Any, spec: Mapping[str, Any]) -> None:
         tensorflow, _ = frameworks()
         tff = federated()
         if isinstance(model, tff.learning.models.FunctionalModel):
-            trainable, fixed = model.initial_weights
+            (trainable, fixed), wants = model.initial_weights, model.input_spec
         else:
             with tensorflow.Graph().as_default():
                 made = model()
-                trainable, fixed = made.trainable_variables, made.non_trainable_variables
+                trainable, fixed, wants = made.trainable_variables, made.non_trainable_variables, made.input_spec
+        theirs, ours = _told_forms(wants), _told_forms(spec)
+        if theirs != ours:
+            raise ModelError(
+                f"its input_spec is {theirs}, the batches are {ours}",
+                where="simulation.model",
+                remedy="Make input_spec an OrderedDict(x=..., y=...) of the batches' dtypes and shapes.",
+            )
         for what, found, names in (("trainable", trainable, self._trainable), ("other", fixed, self._other)):
             theirs, ours = [tuple(v.shape) for v in found], [self._names[name] for name in names]
             if theirs != ours:
@@ -140,6 +147,13 @@ class FederatedModel:
                 metric.update_state(labels, predicted)
         regularization = sum(float(value) for value in model.losses)
         return {"loss": total / len(y) + regularization, **{m.name: float(m.result()) for m in self._metrics}}
+
+
+def _told_forms(spec: Any) -> str:
+    """`x float32[4], y int64[]`: what one example is made of."""
+    if not isinstance(spec, Mapping):
+        return repr(spec)[:200]
+    return ", ".join(f"{name} {part.dtype.name}{part.shape.as_list()[1:]}" for name, part in spec.items())
 
 
 def _loss_of(model: Any, keras: Any) -> Any:
