@@ -3,9 +3,12 @@
 from kfp import dsl, kubernetes
 
 from fedpipe.federation import Federation, Learner, Placement
+from fedpipe.signing import SIGNING_KEY
 
 SECRET_KEYS = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}
 """Keys of the secret (those of KFP's own `mlpipeline-minio-artifact`) and the variables that steps read."""
+
+SIGNING_KEYS = {"signingkey": SIGNING_KEY}
 
 RETRIES = 2
 
@@ -19,7 +22,10 @@ def place_coordinator(task: dsl.PipelineTask, federation: Federation, name: str)
 def place_learner(task: dsl.PipelineTask, federation: Federation, learner: Learner, name: str) -> None:
     """A step of a learner: its own secret, its own node pool and resources."""
     _name_and_retry(task, name)
-    _give_secret(task, federation, learner.secret or federation.secret)
+    secret = learner.secret or federation.secret
+    _give_secret(task, federation, secret)
+    if learner.secret:  # `fedpipe enroll` puts the key there that signs its updates
+        kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=SIGNING_KEYS, optional=True)
     place_on(task, learner.placement)
 
 

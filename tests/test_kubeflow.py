@@ -45,7 +45,12 @@ def test_each_learner_has_its_own_secret_and_place(compiled: Any) -> None:
     labels = {name: pipeline["components"][component]["executorLabel"] for name, component in tasks.items()}
 
     def secret(name: str) -> Any:
-        (found,) = platform[labels[name]]["secretAsEnv"]
+        found, *more = platform[labels[name]]["secretAsEnv"]
+        for signing in more:
+            assert signing["secretName"] == found["secretName"]
+            assert signing["optional"]
+            assert signing["keyToEnv"] == [{"secretKey": "signingkey", "envVar": "FEDPIPE_SIGNING_KEY"}]
+        assert len(more) == (found["secretName"] == "a-keys")
         assert {k["secretKey"]: k["envVar"] for k in found["keyToEnv"]} == {
             "accesskey": "AWS_ACCESS_KEY_ID",
             "secretkey": "AWS_SECRET_ACCESS_KEY",

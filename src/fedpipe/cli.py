@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from enum import StrEnum
@@ -17,7 +18,9 @@ from fedpipe import __version__
 from fedpipe.errors import FedpipeError, InputError
 
 if TYPE_CHECKING:
+    from fedpipe.identities import Identity
     from fedpipe.runs import Result
+    from fedpipe.store.minio import Credentials
 
 app = typer.Typer(
     name="fedpipe",
@@ -290,6 +293,101 @@ def watch(run_name: RunName, file: FederationOption = Path("federation.yaml"), s
             status.update(_escaped(state))
 
         follow(file, run_name, store=store, listener=tell)
+
+
+LearnerName = Annotated[str, typer.Argument(help="A learner of the federation file.", metavar="LEARNER")]
+KeysOption = Annotated[
+    Path | None, typer.Option("--keys", help="Folder of the key files; `keys` beside the federation file by default.")
+]
+AccessKeyOption = Annotated[
+    str | None, typer.Option("--access-key", help="A user of the store that was made already.", metavar="KEY")
+]
+SecretKeyOption = Annotated[
+    Path | None, typer.Option("--secret-key-file", help="A file with that user's secret key.", metavar="FILE")
+]
+
+
+@app.command(
+    epilog="Examples: fedpipe enroll hospital-a  ·  fedpipe enroll hospital-a --access-key KEY --secret-key-file FILE"
+)
+def enroll(
+    learner: LearnerName,
+    file: FederationOption = Path("federation.yaml"),
+    store: StoreOption = None,
+    keys: KeysOption = None,
+    access_key: AccessKeyOption = None,
+    secret_key_file: SecretKeyOption = None,
+) -> None:
+    """Give a learner its identity: a key that signs its updates, a user of the store, a Kubernetes Secret."""
+    from fedpipe.identities import enroll as make
+
+    given = _given_user(access_key, secret_key_file)
+    _tell_identity(make(file, learner, store=store, keys=keys, given=given), "enrolled")
+
+
+@app.command(epilog="Example: fedpipe rotate hospital-a -f demo/federation.yaml")
+def rotate(
+    learner: LearnerName,
+    file: FederationOption = Path("federation.yaml"),
+    store: StoreOption = None,
+    keys: KeysOption = None,
+    access_key: AccessKeyOption = None,
+    secret_key_file: SecretKeyOption = None,
+) -> None:
+    """Give an enrolled learner new keys; the old ones are worth nothing from then on."""
+    from fedpipe.identities import rotate as make
+
+    given = _given_user(access_key, secret_key_file)
+    _tell_identity(make(file, learner, store=store, keys=keys, given=given), "has new keys")
+
+
+@app.command(epilog="Example: fedpipe revoke hospital-a -f demo/federation.yaml")
+def revoke(learner: LearnerName, file: FederationOption = Path("federation.yaml"), store: StoreOption = None) -> None:
+    """Take a learner's identity away: no update of it counts any more."""
+    from fedpipe.identities import revoke as take
+
+    left = take(file, learner, store=store)
+    out.print(f"{learner} is revoked: its updates are refused", highlight=False)
+    if left:
+        out.print(f"remove its user of the store, {_escaped(left)}: fedpipe did not make it", highlight=False)
+
+
+@app.command(epilog="Examples: fedpipe policy hospital-a  ·  fedpipe policy  ·  fedpipe policy --server")
+def policy(
+    learner: Annotated[str, typer.Argument(help="A learner; without it, the coordinator.", metavar="[LEARNER]")] = "",
+    file: FederationOption = Path("federation.yaml"),
+    store: StoreOption = None,
+    server: Annotated[bool, typer.Option("--server", help="That of `fedpipe serve`.")] = False,
+) -> None:
+    """Print what a learner, the coordinator or the server may do in the store, as a policy of S3."""
+    from fedpipe.identities import policy_of
+
+    print(json.dumps(policy_of(file, learner, store=store, server=server), indent=2))
+
+
+def _given_user(access_key: str | None, secret_key_file: Path | None) -> Credentials | None:
+    """The keys of a user that was made already. Raises InputError."""
+    from fedpipe.store.minio import Credentials
+
+    if access_key is None and secret_key_file is None:
+        return None
+    if access_key is None or secret_key_file is None:
+        raise InputError("a user has two keys", where="--access-key", remedy="Give --access-key and --secret-key-file.")
+    try:
+        return Credentials(access_key, secret_key_file.read_text().strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", where=str(secret_key_file)) from error
+
+
+def _tell_identity(made: Identity, what: str) -> None:
+    out.print(f"{made.learner} {what}", highlight=False)
+    for path in made.files:
+        out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    if made.user:
+        manifest = made.files[-1]
+        out.print(f"its user of the store: {_escaped(made.user)}", highlight=False)
+        out.print(f"next: kubectl apply -n NAMESPACE -f {manifest}", highlight=False, soft_wrap=True)
+        out.print(f"and in the federation file, for this learner: secret: {made.secret}", highlight=False)
 
 
 @app.command(epilog="Example: fedpipe stop run-1 -f demo/federation.yaml")

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from fedpipe.aggregation import RULES, Combined, Forest, Source, combine
 from fedpipe.aggregation.server import make_server_step
 from fedpipe.ballots import collect_ballots
+from fedpipe.enrolment import read_enrolled
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, WeightsError
 from fedpipe.federation import Averaging, tag_of
 from fedpipe.manifests import MOST_METRICS, Dropped, Record, Update
@@ -219,6 +220,7 @@ def proposal_of(store: Store, plan: Plan, previous: Record, roll: Roll) -> Recor
             update, federation=plan.federation.name, run=plan.run, number=number, learner=proposer,
             base=previous.weights,
         )  # fmt: skip
+        read_enrolled(store).check(update)
     except (DroppedError, CorruptError) as error:
         return replace(record, dropped=(Dropped(learner=proposer, why=error.what[:500]),))
     return replace(

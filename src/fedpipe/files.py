@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fedpipe.errors import InputError
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file beside its place and moves it there. Raises InputError when it cannot be written."""
+def write_whole(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Writes a file beside its place and moves it there; `mode` is less the umask.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_bytes(data)
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(data)
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", where=str(path)) from error

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fedpipe import weights
 from fedpipe.accounting import TrainingEvent
 from fedpipe.ballots import find_vote, known_scores, publish_ballot
+from fedpipe.enrolment import signed
 from fedpipe.errors import (
     BudgetError,
     CorruptError,
@@ -28,6 +29,7 @@ from fedpipe.objects import fetch_file, put_file
 from fedpipe.plan import Plan
 from fedpipe.privacy import Budget
 from fedpipe.rounds import ANY_ROLL, Roll, drop, fetch_weights, find_part, find_update, publish_update, read_record
+from fedpipe.signing import find_key
 from fedpipe.store import Store
 
 Array = npt.NDArray[Any]
@@ -168,14 +170,13 @@ def _offered(
     if trained.optimizer is not None:
         kept = weights.save(trained.optimizer, folder / "optimizer")
         put_file(store, folder / "optimizer", kept, name)
-    return publish_update(
-        store,
-        Update(
-            federation=federation.name, run=plan.run, round=number, learner=name, base=base, weights=digest,
-            size=(folder / "weights").stat().st_size, examples=trained.examples, metrics=trained.metrics,
-            tested=tested, optimizer=kept, spent=spent,
-        ),
+    update = Update(
+        federation=federation.name, run=plan.run, round=number, learner=name, base=base, weights=digest,
+        size=(folder / "weights").stat().st_size, examples=trained.examples, metrics=trained.metrics,
+        tested=tested, optimizer=kept, spent=spent,
     )  # fmt: skip
+    key = find_key(name)
+    return publish_update(store, signed(update, key) if key else update)
 
 
 def _budget(store: Store, plan: Plan, name: str, learner: Learner) -> Budget | None:

@@ -1,6 +1,7 @@
 """The small JSON objects that say what happened in a round: who made what from which base, who voted how.
 
-All bytes are canonical and hold no clock and no chance, so that a replay of a round writes the same bytes.
+All bytes are canonical and hold no clock and no chance, so that a replay of a round writes the same bytes. Only a
+signature tells its time; an update is written once, so it is in the record as it was signed first.
 """
 
 from __future__ import annotations
@@ -59,6 +60,14 @@ class Spent(_Manifest, frozen=True, kw_only=True):
         return math.inf if value is None else value
 
 
+class Signature(_Manifest, frozen=True, kw_only=True):
+    """Who signed (the public key), when (seconds since 1970), and the Ed25519 signature, in hexadecimal digits."""
+
+    key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    time: float
+    value: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
+
+
 class Update(_Manifest, frozen=True, kw_only=True):
     """What a learner offers to a round."""
 
@@ -75,6 +84,7 @@ class Update(_Manifest, frozen=True, kw_only=True):
     tested: Tested | None = None
     optimizer: Digest | None = None
     spent: Spent | None = None
+    signature: Signature | None = None
 
 
 class Dropped(_Manifest, frozen=True, kw_only=True):

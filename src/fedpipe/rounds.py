@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from fedpipe.enrolment import read_enrolled
 from fedpipe.errors import (
     ConflictError,
     CorruptError,
@@ -289,10 +290,13 @@ def collect(
 ) -> tuple[list[Update], list[Dropped]]:
     """The valid updates of a round and the learners without one, both sorted by name."""
 
+    enrolled = read_enrolled(store)
+
     def read(learner: str) -> Update | None:
         update = find_update(store, learner, run, number)
         if update is not None:
             check_update(update, federation=federation, run=run, number=number, learner=learner, base=base)
+            enrolled.check(update)
         return update
 
     return gather(store, run, number, roll, read, name="dropped", otherwise="no update")

@@ -14,6 +14,7 @@ import yaml
 
 from fedpipe import preflight
 from fedpipe.board import check_deadline
+from fedpipe.enrolment import read_enrolled
 from fedpipe.errors import InputError, NotFoundError, PipelineError
 from fedpipe.federation import Federation
 from fedpipe.federation_file import read_federation
@@ -23,9 +24,10 @@ from fedpipe.kubeflow import compile_pipeline
 from fedpipe.local import Engine, Listener
 from fedpipe.plan import Place, Settings, read_plan
 from fedpipe.rounds import history, read_head, read_record
+from fedpipe.signing import KEYS, find_key
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
-from fedpipe.store import check_uri, open_store, with_endpoint
+from fedpipe.store import Store, check_uri, open_store, with_endpoint
 from fedpipe.workers import Workers, start_server, warm_simulation
 
 DEFAULT_RUN = "run-1"
@@ -118,11 +120,25 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
     store, is_folder = open_store(uri), uri.startswith("file://")
     if not is_folder:
         store.probe()
+    if job.federation is not None:
+        _check_keys(store.below(job.federation.name), job.federation)
     if job.federation is not None and read_record(store.below(job.federation.name), name, 0) is None:
         check_deadline(store.below(job.federation.name), job.federation.quorum.deadline)
         preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call, job.files)
     if is_folder:
         store.probe()
+
+
+def _check_keys(store: Store, federation: Federation) -> None:
+    """Checks that who is enrolled can sign here: else all would train, and nothing would count. Raises InputError."""
+    enrolled = read_enrolled(store).learners
+    for learner in federation.learners:
+        known = enrolled.get(learner.name)
+        if known is not None and known.revoked is None and find_key(learner.name) is None:
+            raise InputError(
+                f"{learner.name} is enrolled and must sign its updates, and its key is not here",
+                remedy=f"Set {KEYS} to the folder of the keys, such as keys/ beside the federation file.",
+            )
 
 
 def _prepared(source: Path, store: str | None, name: str, parameters: Mapping[str, Any], *, simulation: bool) -> _Job:

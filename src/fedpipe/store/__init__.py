@@ -8,11 +8,14 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from fedpipe.errors import StoreError
-from fedpipe.store.base import SMALL, Blob, Reader, Store
+from fedpipe.store.base import SECRET_DIR, SMALL, Blob, Reader, Store
 from fedpipe.store.local import LocalStore
 from fedpipe.store.memory import MemoryStore
 
-__all__ = ["SMALL", "Blob", "LocalStore", "MemoryStore", "Reader", "Store", "check_uri", "open_store", "with_endpoint"]
+__all__ = [
+    "SECRET_DIR", "SMALL", "Blob", "LocalStore", "MemoryStore", "Reader", "Store", "check_uri", "open_store",
+    "with_endpoint",
+]  # fmt: skip
 
 _SCHEMES = ("file", "s3", "memory")
 

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol, Self
 
 from fedpipe.errors import NotFoundError, StoreError
 
+SECRET_DIR = "FEDPIPE_SECRET_DIR"  # noqa: S105  (the name of a variable)
+"""Environment variable: a folder that holds a mounted secret: `accesskey`, `secretkey` and perhaps `signingkey`."""
 SMALL = 16 * 2**20
 """Largest object, in bytes, that `read` takes into memory unless told otherwise."""
 

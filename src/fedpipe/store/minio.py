@@ -23,7 +23,7 @@ import urllib3
 from minio.error import InvalidResponseError, S3Error, ServerError
 
 from fedpipe.errors import NotFoundError, StoreError, StoreUnavailableError, TooLargeError
-from fedpipe.store.base import SMALL, Blob, Reader, check_key, probe_conditional_writes
+from fedpipe.store.base import SECRET_DIR, SMALL, Blob, Reader, check_key, probe_conditional_writes
 
 T = TypeVar("T")
 
@@ -31,8 +31,6 @@ DEADLINE = 60.0
 """Seconds that one request may take with all its retries; a transfer is many requests."""
 PROBE_DEADLINE = 8.0
 """Seconds after which a mistyped endpoint is reported."""
-SECRET_DIR = "FEDPIPE_SECRET_DIR"  # noqa: S105  (the name of a variable)
-"""Environment variable: a folder that holds a mounted secret with the files `accesskey` and `secretkey`."""
 _SINGLE_PUT = 64 * 2**20
 _PIECE = 2**20
 _TRANSIENT = {

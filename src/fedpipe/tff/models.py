@@ -84,10 +84,10 @@ class FederatedModel:
             with tensorflow.Graph().as_default():
                 made = model()
                 trainable, fixed, wants = made.trainable_variables, made.non_trainable_variables, made.input_spec
-        theirs, ours = _told_forms(wants), _told_forms(spec)
-        if theirs != ours:
+        wanted, given = _told_forms(wants), _told_forms(spec)
+        if wanted != given:
             raise ModelError(
-                f"its input_spec is {theirs}, the batches are {ours}",
+                f"its input_spec is {wanted}, the batches are {given}",
                 where="simulation.model",
                 remedy="Make input_spec an OrderedDict(x=..., y=...) of the batches' dtypes and shapes.",
             )

@@ -1,0 +1,126 @@
+"""Who is enrolled, with which public key: one object in the store that no learner may write.
+
+    enrolled    learner to public key, store user, and when it was enrolled or revoked
+
+A learner that is enrolled must sign its updates. The signature is over all of the update's manifest (federation, run,
+round, base, learner, digest of the weights, examples, ...) and the time; whoever has stolen the credentials of the
+store, but not the key, cannot pass for the learner, and an update cannot be used again for another round or base.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated
+
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from fedpipe.errors import ConflictError, CorruptError, DroppedError, NotFoundError
+from fedpipe.federation import Name
+from fedpipe.manifests import Signature, Update
+from fedpipe.objects import decode, encode
+from fedpipe.signing import public_key, sign, verify
+from fedpipe.store import Store
+
+_KEY = "enrolled"
+_TRIES = 20
+PublicKey = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class Enrolment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A learner's identity: its public key, and its user of the store (empty without one). Times are since 1970."""
+
+    key: PublicKey
+    user: str = ""
+    since: float
+    revoked: float | None = None
+
+
+class Enrolled(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All learners that are or were enrolled."""
+
+    format: int = 1
+    learners: dict[Name, Enrolment] = {}
+
+    def check(self, update: Update) -> None:
+        """Checks who signed an update; one of a learner that was never enrolled need not be signed.
+
+        Raises:
+            DroppedError: the reason why it is refused.
+        """
+        enrolment, signature = self.learners.get(update.learner), update.signature
+        if enrolment is None:
+            return
+        if enrolment.revoked is not None:
+            raise DroppedError(f"it was revoked on {told_time(enrolment.revoked)}")
+        if signature is None:
+            raise DroppedError("its update is not signed, and it is enrolled")
+        if signature.key != enrolment.key:
+            raise DroppedError("its update is signed with another key than the enrolled one")
+        if not verify(enrolment.key, _signed_bytes(update), signature.value):
+            raise DroppedError("the signature does not fit its update")
+
+
+NOBODY = Enrolled()
+
+
+def told_time(seconds: float) -> str:
+    """Seconds since 1970 as people read them."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def signed(update: Update, private: str, clock: Callable[[], float] = time.time) -> Update:
+    """The update with its signature.
+
+    Args:
+        update: complete.
+        private: the learner's key.
+        clock: seconds since 1970.
+    """
+    unsigned = replace(update, signature=Signature(key=public_key(private), time=clock(), value="0" * 128))
+    assert unsigned.signature is not None
+    value = sign(private, _signed_bytes(unsigned))
+    return replace(unsigned, signature=replace(unsigned.signature, value=value))
+
+
+def _signed_bytes(update: Update) -> bytes:
+    """What is signed: the canonical bytes of the manifest with an empty signature, told apart from all else."""
+    assert update.signature is not None
+    return b"fedpipe update\n" + encode(replace(update, signature=replace(update.signature, value="0" * 128)))
+
+
+def read_enrolled(store: Store) -> Enrolled:
+    """Who is enrolled; nobody in a federation that enrolls nobody. Raises CorruptError."""
+    return _read(store)[0]
+
+
+def _read(store: Store) -> tuple[Enrolled, str | None]:
+    try:
+        blob = store.read(_KEY)
+    except NotFoundError:
+        return NOBODY, None
+    found = decode(blob.data, Enrolled, where=f"{store.uri}/{_KEY}")
+    if found.format != 1:
+        raise CorruptError(f"is of format {found.format}", where=f"{store.uri}/{_KEY}", remedy="Upgrade fedpipe.")
+    return found, blob.version
+
+
+def change_enrolled(store: Store, change: Callable[[Enrolled], Enrolled]) -> Enrolled:
+    """Changes who is enrolled by compare-and-swap, and returns it.
+
+    Args:
+        store: the federation's store.
+        change: gives the next from the current; may raise, and nothing is changed.
+
+    Raises:
+        ConflictError: others changed it at every try.
+    """
+    for _ in range(_TRIES):
+        current, version = _read(store)
+        after = change(current)
+        data = encode(after)
+        if store.create(_KEY, data) if version is None else store.swap(_KEY, data, version):
+            return after
+    raise ConflictError("who is enrolled was changed by others at every try", where=f"{store.uri}/{_KEY}")

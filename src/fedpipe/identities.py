@@ -1,0 +1,268 @@
+"""Learners' identities: a key pair, a user of the store that can do no more than it must, and a Kubernetes Secret.
+
+    keys/<learner>.key           the private key, for a learner that runs on this machine
+    keys/<learner>.secret.yaml   the Secret with the key and the store's credentials, for `kubectl apply`
+
+Users are made where the store is MinIO, by its admin API; for another store, and where the caller is no admin, the
+policy is told and the keys of a user that somebody else made are taken. All that can fail comes before the store says
+that the learner is enrolled, and is undone when it fails.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import difflib
+import hashlib
+import secrets
+import string
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import yaml
+from msgspec.structs import replace
+
+from fedpipe.enrolment import Enrolled, Enrolment, change_enrolled, read_enrolled, told_time
+from fedpipe.errors import InputError
+from fedpipe.federation import Federation, Learner
+from fedpipe.federation_file import read_federation
+from fedpipe.files import write_whole
+from fedpipe.policies import Policy, coordinator_policy, learner_policy, server_policy
+from fedpipe.signing import make_key, public_key
+from fedpipe.store import Store, check_uri, open_store, with_endpoint
+from fedpipe.store.minio import Credentials
+
+_LETTERS = string.ascii_letters + string.digits
+
+
+class Identity(NamedTuple):
+    """What was made for a learner: its files, its user of the store, and its Secret's name."""
+
+    learner: str
+    files: tuple[Path, ...]
+    user: str
+    secret: str
+
+
+class _Place(NamedTuple):
+    """The federation with its store."""
+
+    federation: Federation
+    uri: str
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.uri).below(self.federation.name)
+
+    @property
+    def on_s3(self) -> bool:
+        return self.uri.startswith("s3://")
+
+    @property
+    def bucket(self) -> str:
+        return urlsplit(self.uri).netloc
+
+    @property
+    def prefix(self) -> str:
+        return "/".join(filter(None, (urlsplit(self.uri).path.strip("/"), self.federation.name)))
+
+
+def enroll(
+    source: str | Path, learner: str, *, store: str | None = None, keys: str | Path | None = None,
+    given: Credentials | None = None,
+) -> Identity:  # fmt: skip
+    """Gives a learner its identity.
+
+    Args:
+        source: the federation file.
+        learner: its name in the file.
+        store: URI of the store instead of the federation's.
+        keys: folder of the keys; `keys` beside the federation file by default.
+        given: credentials of a user of the store that somebody made already.
+
+    Raises:
+        InputError: there is no such learner, or it is enrolled.
+        StoreError: the store cannot be used, or makes no users; nothing was changed.
+    """
+    place, member = _opened(source, learner, store)
+    known = read_enrolled(place.store).learners.get(learner)
+    if known is not None and known.revoked is None:
+        raise InputError(
+            f"{learner!r} is enrolled since {told_time(known.since)}",
+            remedy=f"`fedpipe rotate {learner}` gives it new keys.",
+        )
+    return _identified(place, member, _folder(source, keys), given)
+
+
+def rotate(
+    source: str | Path, learner: str, *, store: str | None = None, keys: str | Path | None = None,
+    given: Credentials | None = None,
+) -> Identity:  # fmt: skip
+    """Gives an enrolled learner new keys; the old ones are worth nothing from then on.
+
+    Raises:
+        InputError: it is not enrolled.
+        StoreError: the store cannot be used; nothing was changed.
+    """
+    place, member = _opened(source, learner, store)
+    _check_enrolled(place, learner)
+    return _identified(place, member, _folder(source, keys), given)
+
+
+def revoke(source: str | Path, learner: str, *, store: str | None = None) -> str:
+    """Takes a learner's identity away: no update of it counts any more, and its user of the store is removed.
+
+    Returns:
+        The user that is left in a store that fedpipe does not administer; empty without one.
+
+    Raises:
+        InputError: it is not enrolled.
+        StoreError: the user could not be removed. The learner's updates do not count any more.
+    """
+    place, _ = _opened(source, learner, store)
+    known = _check_enrolled(place, learner)
+    _write_enrolled(place, learner, replace(known, revoked=time.time()))  # first, for it is what counts
+    if not known.user or known.user != _user(place, learner):
+        return known.user
+    from fedpipe.store.users import Users
+
+    Users(place.uri).remove(known.user)
+    return ""
+
+
+def policy_of(source: str | Path, learner: str = "", *, store: str | None = None, server: bool = False) -> Policy:
+    """What somebody may do in the store, as a policy of S3.
+
+    Args:
+        source: the federation file.
+        learner: whose policy; empty for the coordinator's.
+        store: URI of the store instead of the federation's.
+        server: that of `fedpipe serve` instead.
+
+    Raises:
+        InputError: there is no such learner, or the store has no users.
+    """
+    place = _place(source, store)
+    if not place.on_s3:
+        raise InputError("a folder has no users", where=place.uri, remedy="Policies are for s3://...")
+    if server:
+        return server_policy(place.bucket, place.prefix, place.federation.model_name)
+    if not learner:
+        return coordinator_policy(place.bucket, place.prefix)
+    return learner_policy(place.bucket, place.prefix, _member(place.federation, source, learner).name)
+
+
+def _opened(source: str | Path, learner: str, store: str | None) -> tuple[_Place, Learner]:
+    place = _place(source, store)
+    return place, _member(place.federation, source, learner)
+
+
+def _place(source: str | Path, store: str | None) -> _Place:
+    federation = read_federation(Path(source))
+    return _Place(federation, with_endpoint(check_uri(store), federation.store_uri) if store else federation.store_uri)
+
+
+def _member(federation: Federation, source: str | Path, learner: str) -> Learner:
+    names = [member.name for member in federation.learners]
+    if learner in names:
+        return federation.learner(learner)
+    close = difflib.get_close_matches(learner, names, n=1)
+    remedy = f"Did you mean {close[0]!r}?" if close else f"Learners: {', '.join(names)}."
+    raise InputError(f"there is no learner {learner!r}", where=str(source), remedy=remedy)
+
+
+def _check_enrolled(place: _Place, learner: str) -> Enrolment:
+    known = read_enrolled(place.store).learners.get(learner)
+    if known is None or known.revoked is not None:
+        when = f" since it was revoked on {told_time(known.revoked)}" if known and known.revoked else ""
+        raise InputError(f"{learner!r} is not enrolled{when}", remedy=f"`fedpipe enroll {learner}` does that.")
+    return known
+
+
+def _folder(source: str | Path, keys: str | Path | None) -> Path:
+    return Path(keys) if keys else Path(source).absolute().parent / "keys"
+
+
+def _identified(place: _Place, learner: Learner, folder: Path, given: Credentials | None) -> Identity:
+    """Makes user, files and enrolment, in this order; what was made is undone when a later part fails."""
+    private, name = make_key(), learner.secret or f"fedpipe-{place.federation.name}-{learner.name}"
+    with contextlib.ExitStack() as undo:
+        credentials = given
+        if place.on_s3 and given is None:
+            credentials = undo.enter_context(_new_user(place, learner.name))
+        files = undo.enter_context(_written(folder, learner.name, private, name, credentials))
+        user = credentials.access_key if credentials else ""
+        _write_enrolled(place, learner.name, Enrolment(key=public_key(private), user=user, since=time.time()))
+    return Identity(learner.name, files, user, name)
+
+
+def _write_enrolled(place: _Place, learner: str, enrolment: Enrolment) -> None:
+    def change(current: Enrolled) -> Enrolled:
+        return replace(current, learners=current.learners | {learner: enrolment})
+
+    change_enrolled(place.store, change)
+
+
+def _user(place: _Place, learner: str) -> str:
+    """A name of its own among all users of the server, where another bucket may hold a federation of this name."""
+    where = hashlib.sha256(f"{place.bucket}/{place.prefix}".encode()).hexdigest()[:8]
+    return f"fedpipe-{place.federation.name}-{learner}-{where}"
+
+
+@contextlib.contextmanager
+def _new_user(place: _Place, learner: str) -> Iterator[Credentials]:
+    """A user of the store with the learner's policy; one that was there keeps its name and gets another secret."""
+    from fedpipe.store.users import Users
+
+    users, name = Users(place.uri), _user(place, learner)
+    made = Credentials(name, "".join(secrets.choice(_LETTERS) for _ in range(40)))
+    there = users.has(name)
+    try:
+        users.put(made, learner_policy(place.bucket, place.prefix, learner))
+        yield made
+    except BaseException:
+        if not there:
+            users.remove(name)
+        raise
+
+
+@contextlib.contextmanager
+def _written(
+    folder: Path, learner: str, private: str, secret: str, credentials: Credentials | None
+) -> Iterator[tuple[Path, ...]]:
+    """The files, readable by nobody else; those of an earlier identity come back when something fails later."""
+    texts = {folder / f"{learner}.key": f"{private}\n"}
+    if credentials is not None:
+        texts[folder / f"{learner}.secret.yaml"] = _secret_manifest(secret, learner, private, credentials)
+    before = {path: path.read_bytes() if path.exists() else None for path in texts}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / ".gitignore").exists():
+            write_whole(folder / ".gitignore", b"*\n")
+        for path, text in texts.items():
+            write_whole(path, text.encode(), mode=0o600)
+        yield tuple(texts)
+    except BaseException as error:
+        for path, data in before.items():
+            if data is not None:
+                write_whole(path, data, mode=0o600)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        if isinstance(error, OSError):
+            raise InputError(f"cannot be written: {error.strerror}", where=str(folder)) from error
+        raise
+
+
+def _secret_manifest(name: str, learner: str, private: str, credentials: Credentials) -> str:
+    values = {"accesskey": credentials.access_key, "secretkey": credentials.secret_key, "signingkey": private}
+    return yaml.safe_dump({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "fedpipe", "fedpipe/learner": learner}},
+        "type": "Opaque",
+        "data": {key: base64.b64encode(value.encode()).decode() for key, value in values.items()},
+    })  # fmt: skip

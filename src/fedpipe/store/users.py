@@ -1,0 +1,80 @@
+"""Users of a MinIO server, by its admin API."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import urllib3
+from minio import MinioAdmin
+from minio.credentials.providers import StaticProvider
+from minio.error import MinioAdminException
+
+from fedpipe.errors import StoreError
+from fedpipe.store.minio import Credentials, find_credentials
+
+_SECONDS = 10.0
+_REMEDY = (
+    "Make a user yourself, with the policy that `fedpipe policy` prints, and give its keys with --access-key and "
+    "--secret-key-file."
+)
+
+
+class Users:
+    """The users of a store that its administrator opens.
+
+    Args:
+        uri: of the store, `s3://...` with its endpoint.
+        credentials: of the administrator; those of the environment by default.
+
+    Raises:
+        StoreError: fedpipe makes no users there, or there are no credentials.
+    """
+
+    def __init__(self, uri: str, credentials: Credentials | None = None) -> None:
+        given = dict(parse_qsl(urlsplit(uri).query)).get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
+        endpoint = urlsplit(given)
+        if not endpoint.netloc:
+            raise StoreError("fedpipe makes no users of this store", where=uri, remedy=_REMEDY)
+        held = credentials or find_credentials()
+        self._uri = uri
+        self._admin = MinioAdmin(
+            endpoint=endpoint.netloc,
+            credentials=StaticProvider(held.access_key, held.secret_key, held.session_token),
+            secure=endpoint.scheme == "https",
+            http_client=urllib3.PoolManager(timeout=urllib3.Timeout(_SECONDS), retries=urllib3.Retry(1)),
+        )
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a user. Raises StoreError."""
+        with self._translated():
+            return name in json.loads(self._admin.user_list())
+
+    def put(self, credentials: Credentials, policy: dict[str, Any]) -> None:
+        """Makes a user with a policy of its own, or gives it another secret. Raises StoreError."""
+        name = credentials.access_key
+        with self._translated():
+            self._admin.policy_add(name, policy=policy)
+            self._admin.user_add(name, credentials.secret_key)
+            self._admin.policy_set(name, user=name)
+
+    def remove(self, name: str) -> None:
+        """Removes a user and its policy, as far as they are there. Raises StoreError."""
+        with self._translated():
+            for forget in (self._admin.user_remove, self._admin.policy_remove):
+                with contextlib.suppress(MinioAdminException):
+                    forget(name)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (MinioAdminException, ValueError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise StoreError(f"the store makes no users for us: {told}", where=self._uri, remedy=_REMEDY) from error
+        except urllib3.exceptions.HTTPError as error:
+            raise StoreError("the store's admin API does not answer", where=self._uri, remedy=_REMEDY) from error
