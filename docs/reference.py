@@ -43,7 +43,9 @@ def shown(kind: Any) -> str:
     if origin is tuple:
         return f"list of {shown(arguments[0])}"
     if origin is dict:
-        return "table"
+        named = [argument for argument in arguments if typing.get_origin(argument) is Literal]
+        keys = f", by {' or '.join(f'`{v}`' for v in typing.get_args(named[0]))}" if named else ""
+        return f"table of {shown(arguments[1])}{keys}" if keys else "table"
     if isinstance(kind, type) and issubclass(kind, Struct):
         return f"[{kind.__name__}](#{kind.__name__.lower()})"
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(kind, str(kind))

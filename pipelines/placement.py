@@ -1,5 +1,6 @@
 """Names, credentials, node pools and retries of steps."""
 
+import msgspec
 from kfp import dsl, kubernetes
 
 from fedpipe.federation import Federation, Learner, Placement
@@ -14,9 +15,10 @@ RETRIES = 2
 
 
 def place_coordinator(task: dsl.PipelineTask, federation: Federation, name: str) -> None:
-    """A step of the coordinator: the federation's secret, any node."""
+    """A step of the coordinator: the federation's secret, any node unless the file says otherwise."""
     _name_and_retry(task, name)
     _give_secret(task, federation, federation.secret)
+    place_on(task, _of_kind(task, federation))
 
 
 def place_learner(task: dsl.PipelineTask, federation: Federation, learner: Learner, name: str) -> None:
@@ -26,7 +28,13 @@ def place_learner(task: dsl.PipelineTask, federation: Federation, learner: Learn
     _give_secret(task, federation, secret)
     if learner.secret:  # `fedpipe enroll` puts the key there that signs its updates
         kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=SIGNING_KEYS, optional=True)
-    place_on(task, learner.placement)
+    place_on(task, learner.placement.over(_of_kind(task, federation)))
+
+
+def _of_kind(task: dsl.PipelineTask, federation: Federation) -> Placement:
+    """What the file says of all steps of this kind: `train` stands for `train-private` too."""
+    kind = task.component_spec.name.removesuffix("-private").removesuffix("-tff")
+    return {str(name): placement for name, placement in federation.placement.items()}.get(kind, Placement())
 
 
 def place_on(task: dsl.PipelineTask, placement: Placement) -> None:
@@ -43,10 +51,33 @@ def place_on(task: dsl.PipelineTask, placement: Placement) -> None:
         )
     if placement.accelerator:
         task.set_accelerator_type(placement.accelerator.type).set_accelerator_limit(placement.accelerator.count)
-    if placement.cpu:
-        task.set_cpu_limit(placement.cpu).set_cpu_request(placement.cpu)
-    if placement.memory:
-        task.set_memory_limit(placement.memory).set_memory_request(placement.memory)
+    for affinity in placement.affinity:
+        expressions = [msgspec.to_builtins(expression) for expression in affinity.expressions]
+        kubernetes.add_node_affinity(task, match_expressions=expressions, weight=affinity.weight or None)
+    for limit, request, set_limit, set_request in (
+        (placement.cpu, placement.cpu_request, task.set_cpu_limit, task.set_cpu_request),
+        (placement.memory, placement.memory_request, task.set_memory_limit, task.set_memory_request),
+    ):
+        if limit:
+            set_limit(limit)
+        if request or limit:
+            set_request(request or limit)
+    if placement.shared_memory:
+        kubernetes.empty_dir_mount(
+            task,
+            "shared-memory",
+            "/dev/shm",  # noqa: S108  (where shared memory is)
+            medium="Memory",
+            size_limit=placement.shared_memory,
+        )
+    if placement.pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(placement.pull_secrets))
+    for key, value in placement.labels.items():
+        kubernetes.add_pod_label(task, key, value)
+    for key, value in placement.annotations.items():
+        kubernetes.add_pod_annotation(task, key, value)
+    if placement.timeout:
+        kubernetes.set_timeout(task, placement.timeout)
 
 
 def _name_and_retry(task: dsl.PipelineTask, name: str) -> None:

@@ -173,6 +173,26 @@ MISTAKES = {
         {"process": "p.py", "model": "m.py"},
         "simulation.model: has no effect on a process of your own",
     ),
+    "a request above the limit": (
+        "learners.0.placement",
+        {"cpu": "500m", "cpu_request": "1"},
+        "learners[0].placement.cpu_request: 1 is more than the limit, 500m. Lower it.",
+    ),
+    "a kind of step": (
+        "placement",
+        {"trian": {"cpu": "1"}},
+        "placement: Invalid enum value 'trian'",
+    ),
+    "affinity without values": (
+        "placement",
+        {"train": {"affinity": [{"expressions": [{"key": "zone"}]}]}},
+        "placement.train.affinity[0].expressions[0].values: is empty, and In compares with it",
+    ),
+    "affinity with values": (
+        "placement",
+        {"train": {"affinity": [{"expressions": [{"key": "zone", "operator": "Exists", "values": ["x"]}]}]}},
+        "placement.train.affinity[0].expressions[0].values: must be empty for Exists",
+    ),
     "GPU count": ("learners.0.placement", {"accelerator": {"count": 0}}, "learners[0].placement.accelerator.count: "),
 }
 

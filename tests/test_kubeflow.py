@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 
 from fedpipe.errors import InputError, ModelError
 from fedpipe.federation_file import parse_federation, read_federation
-from fedpipe.kubeflow import Estimate, compile_pipeline, read_code
+from fedpipe.kubeflow import Estimate, as_json, compile_pipeline, read_code
 from tests.federations import make_federation
 
 PLACED = """
@@ -28,6 +29,9 @@ learners:
   - name: b
 training: {rounds: 1, rounds_per_step: 1, batch_size: 4}
 """
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "placement"
 
 
 @pytest.fixture
@@ -253,3 +257,89 @@ def _content() -> dict[str, Any]:
         "training": {"rounds": 1, "batch_size": 1},
         "data": {"uri": "x.npz"},
     }
+
+
+BY_KIND = """
+name: tiny
+store: s3://bucket/prefix
+learners:
+  - name: a
+    placement:
+      cpu: "4"
+      cpu_request: 500m
+      affinity:
+        - expressions: [{key: gpu, values: [a100, h100]}]
+        - {weight: 10, expressions: [{key: zone, operator: Exists}]}
+      labels: {team: a}
+  - {name: b}
+training: {rounds: 1, batch_size: 1}
+data: {uri: s3://bucket/x.npz}
+placement:
+  learn:
+    cpu: "1"
+    memory: 8Gi
+    memory_request: 4Gi
+    shared_memory: 2Gi
+    pull_secrets: [registry]
+    labels: {kueue.x-k8s.io/queue-name: gpus}
+    annotations: {note: x}
+    timeout: 3600
+  evaluate: {node_selector: {pool: cpu}}
+"""
+
+
+class TestPlacement:
+    @pytest.fixture
+    def placed(self, tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Settings and resources by the executor's name."""
+        (tmp_path / "f.yaml").write_text(BY_KIND)
+        (tmp_path / "model.py").write_text("def build(): ...\n")
+        compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
+        pipeline, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+        executors = pipeline["deploymentSpec"]["executors"]
+        resources = {name: executor["container"].get("resources", {}) for name, executor in executors.items()}
+        return platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"], resources
+
+    def test_of_a_kind_of_step(self, placed: Any) -> None:
+        settings, resources = placed
+        learn = settings["exec-learn-2"]
+        assert learn["emptyDirMounts"] == [
+            {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": "2Gi", "volumeName": "shared-memory"}
+        ]
+        assert [s["secretName"] for s in learn["imagePullSecret"]] == ["registry"]
+        assert learn["podMetadata"] == {"labels": {"kueue.x-k8s.io/queue-name": "gpus"}, "annotations": {"note": "x"}}
+        assert learn["activeDeadlineSeconds"] == "3600"
+        found = {k: v for k, v in resources["exec-learn-2"].items() if k.startswith("resource")}
+        assert found == {
+            "resourceCpuLimit": "1", "resourceCpuRequest": "1", "resourceMemoryLimit": "8Gi",
+            "resourceMemoryRequest": "4Gi",
+        }  # fmt: skip
+        assert settings["exec-evaluate"]["nodeSelector"] == {"labels": {"pool": "cpu"}}
+        assert "emptyDirMounts" not in settings["exec-score"]
+
+    def test_what_the_learner_says_comes_first(self, placed: Any) -> None:
+        settings, resources = placed
+        learn, score = settings["exec-learn"], settings["exec-score"]
+        needed, preferred = learn["nodeAffinity"]
+        assert needed == {"matchExpressions": [{"key": "gpu", "operator": "In", "values": ["a100", "h100"]}]}
+        assert preferred == {"matchExpressions": [{"key": "zone", "operator": "Exists"}], "weight": 10}
+        assert learn["podMetadata"]["labels"] == score["podMetadata"]["labels"] == {"team": "a"}
+        assert resources["exec-learn"]["resourceCpuRequest"] == "500m"
+        assert resources["exec-learn"]["resourceMemoryLimit"] == "8Gi"
+        assert "resourceMemoryLimit" not in resources["exec-score"]
+
+    def test_nothing_of_it_is_in_the_steps_arguments(self, tmp_path: Path) -> None:
+        (tmp_path / "f.yaml").write_text(BY_KIND)
+        assert "kueue" not in as_json(read_federation(tmp_path / "f.yaml"))
+
+    @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+    def test_the_examples_compile(self, example: Path, tmp_path: Path) -> None:
+        shutil.copy(example, tmp_path / "federation.yaml")
+        (tmp_path / "model.py").write_text("def build(): ...\n")
+        compile_pipeline(read_federation(tmp_path / "federation.yaml"), tmp_path / "p.yaml")
+        platform = list(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))[1]
+        assert len(platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]) >= 5
+
+
+def test_there_are_examples_of_placements() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.yaml")} == {"a100", "cpu-only", "mixed-pool", "spot"}

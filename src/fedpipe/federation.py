@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
+from msgspec.structs import replace
 
 SAFE_NAME = r"^[a-z0-9]([a-z0-9\-]{0,38}[a-z0-9])?\Z"
 """What a name must be, so that it can be part of an object key, a pod's name and a short step name."""
@@ -131,18 +132,57 @@ class Accelerator(_Section, frozen=True, kw_only=True):
     count: Annotated[Positive, Meta(description="how many")] = 1
 
 
+class NodeExpression(_Section, frozen=True, kw_only=True):
+    """What a label of a node must be."""
+
+    key: Annotated[str, Meta(min_length=1, description="the label")]
+    operator: Annotated[
+        Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"], Meta(description="how it is compared")
+    ] = "In"
+    values: Annotated[tuple[str, ...], Meta(description="with what; nothing for Exists and DoesNotExist")] = ()
+
+
+class Affinity(_Section, frozen=True, kw_only=True):
+    """Nodes that a pod needs, or prefers."""
+
+    expressions: Annotated[tuple[NodeExpression, ...], Meta(min_length=1, description="all of them must be true")]
+    weight: Annotated[int, Meta(ge=0, le=100, description="0: such a node is needed; 1 to 100: it is preferred")] = 0
+
+
+_CORES = r"^(\d+(\.\d+)?m?)?\Z"
+_BYTES = r"^(\d+(\.\d+)?(E|P|T|G|M|K|Ei|Pi|Ti|Gi|Mi|Ki)?)?\Z"
+
+
 class Placement(_Section, frozen=True, kw_only=True):
-    """Where a learner's pods run and what they get."""
+    """Where pods run and what they get."""
 
     node_selector: Annotated[dict[str, str], Meta(description="labels that the node must have")] = field(
         default_factory=dict
     )
     tolerations: Annotated[tuple[Toleration, ...], Meta(description="taints that are tolerated")] = ()
     accelerator: Annotated[Accelerator | None, Meta(description="GPUs; none by default")] = None
-    cpu: Annotated[str, Meta(pattern=r"^(\d+(\.\d+)?m?)?\Z", description="cores, such as `4` or `500m`")] = ""
-    memory: Annotated[
-        str, Meta(pattern=r"^(\d+(\.\d+)?(E|P|T|G|M|K|Ei|Pi|Ti|Gi|Mi|Ki)?)?\Z", description="such as `8Gi`")
+    affinity: Annotated[
+        tuple[Affinity, ...], Meta(description="nodes that are needed or preferred, where a selector says too little")
+    ] = ()
+    cpu: Annotated[str, Meta(pattern=_CORES, description="limit of cores, such as `4` or `500m`")] = ""
+    cpu_request: Annotated[str, Meta(pattern=_CORES, description="cores that are kept free; empty: the limit")] = ""
+    memory: Annotated[str, Meta(pattern=_BYTES, description="limit, such as `8Gi`")] = ""
+    memory_request: Annotated[str, Meta(pattern=_BYTES, description="memory that is kept free; empty: the limit")] = ""
+    shared_memory: Annotated[
+        str, Meta(pattern=_BYTES, description="size of `/dev/shm`, such as `2Gi`; counts as memory")
     ] = ""
+    pull_secrets: Annotated[tuple[str, ...], Meta(description="secrets with which images are pulled")] = ()
+    labels: Annotated[dict[str, str], Meta(description="of the pod, such as `kueue.x-k8s.io/queue-name`")] = field(
+        default_factory=dict
+    )
+    annotations: Annotated[dict[str, str], Meta(description="of the pod")] = field(default_factory=dict)
+    timeout: Annotated[int, Meta(ge=0, description="seconds after which a step is ended; 0: none")] = 0
+
+    def over(self, other: Placement) -> Placement:
+        """This placement, with the other's settings where it says nothing."""
+        nothing = Placement()
+        told = {f: getattr(self, f) for f in self.__struct_fields__ if getattr(self, f) != getattr(nothing, f)}
+        return replace(other, **told)
 
 
 class Privacy(_Section, frozen=True, kw_only=True):
@@ -539,6 +579,12 @@ class Images(_Section, frozen=True, kw_only=True):
     tag: Annotated[str, Meta(description="tag; empty: this version of fedpipe")] = ""
 
 
+StepKind = Literal[
+    "shard", "explore", "initialise", "train", "learn", "vote", "score", "aggregate", "coordinate", "tally", "evaluate",
+    "export", "report",
+]  # fmt: skip
+
+
 class Federation(_Section, frozen=True, kw_only=True):
     """A federation file."""
 
@@ -569,6 +615,13 @@ class Federation(_Section, frozen=True, kw_only=True):
     simulation: Annotated[Simulation, Meta(description="a rehearsal with TensorFlow Federated")] = field(
         default_factory=Simulation
     )
+    placement: Annotated[
+        dict[StepKind, Placement],
+        Meta(
+            description="node pool and resources by kind of step, such as `train` or `evaluate`; what a learner's own "
+            "placement says comes first"
+        ),
+    ] = field(default_factory=dict)
     images: Annotated[Images, Meta(description="container images of the steps")] = field(default_factory=Images)
     secret: Annotated[str, Meta(description="Kubernetes secret with the store's keys (`accesskey`, `secretkey`)")] = (
         "mlpipeline-minio-artifact"  # noqa: S105  (the name of a secret)

@@ -267,6 +267,7 @@ def _mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             )
         if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
             yield "data.shards.fractions", f"add up to {sum(fractions):g}", "They must add up to 1."
+    yield from _placement_mistakes(f)
     yield from _aggregation_mistakes(f)
     yield from _preprocessing_mistakes(f)
     yield from _session_mistakes(f)
@@ -277,6 +278,41 @@ def _mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
         check_uri(f.store_uri)
     except FedpipeError as error:
         yield "store", error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
+
+
+def _placement_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    given = {f"placement.{kind}": placement for kind, placement in f.placement.items()}
+    given |= {f"learners[{position}].placement": learner.placement for position, learner in enumerate(f.learners)}
+    given["simulation.placement"] = f.simulation.placement
+    for path, placement in given.items():
+        for what in ("cpu", "memory"):
+            limit, request = getattr(placement, what), getattr(placement, f"{what}_request")
+            if limit and request and quantity(request) > quantity(limit):
+                yield f"{path}.{what}_request", f"{request} is more than the limit, {limit}", "Lower it."
+        for number, affinity in enumerate(placement.affinity):
+            for position, expression in enumerate(affinity.expressions):
+                where = f"{path}.affinity[{number}].expressions[{position}].values"
+                if expression.operator in ("Exists", "DoesNotExist") and expression.values:
+                    yield where, f"must be empty for {expression.operator}", "Remove them."
+                if expression.operator in ("In", "NotIn") and not expression.values:
+                    yield where, f"is empty, and {expression.operator} compares with it", "Name one value at least."
+                if expression.operator in ("Gt", "Lt") and len(expression.values) != 1:
+                    yield where, f"has {len(expression.values)} entries, {expression.operator} takes one", "Write one."
+
+
+def quantity(text: str) -> float:
+    """A quantity of Kubernetes as a number.
+
+    >>> quantity("500m"), quantity("2Gi"), quantity("1.5")
+    (0.5, 2147483648.0, 1.5)
+    """
+    match = re.fullmatch(r"([\d.]+)([A-Za-z]*)", text)
+    assert match is not None
+    return float(match[1]) * _UNITS[match[2]]
+
+
+_UNITS = {"": 1.0, "m": 1e-3, **{unit: 1e3 ** (k + 1) for k, unit in enumerate("KMGTPE")},
+          **{f"{unit}i": 1024.0 ** (k + 1) for k, unit in enumerate("KMGTPE")}}  # fmt: skip
 
 
 def _aggregation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

@@ -12,7 +12,7 @@ import yaml
 
 from fedpipe import __version__
 from fedpipe.errors import MissingExtraError, ModelError
-from fedpipe.federation import Federation, Learner, Placement
+from fedpipe.federation import Federation, Placement
 from fedpipe.files import write_whole
 from fedpipe.graph import Graph, parse_graph
 from fedpipe.objects import encode
@@ -89,7 +89,7 @@ def as_json(federation: Federation) -> str:
         msgspec.structs.replace(learner, placement=Placement(), secret="") for learner in federation.learners
     )
     portable = msgspec.structs.replace(
-        federation, store="store", model=bare(federation.model), learners=learners, simulation=simulation,
+        federation, store="store", model=bare(federation.model), learners=learners, simulation=simulation, placement={},
         data=msgspec.structs.replace(federation.data, uri=Path(federation.data.uri).name),
     )  # fmt: skip
     return encode(portable).decode()
@@ -183,13 +183,14 @@ def _fitting(federation: Federation) -> str:
 
 def _crowded(federation: Federation) -> list[str]:
     """A session's learners need their accelerators at the same time."""
-    pools: dict[tuple[str, tuple[tuple[str, str], ...]], list[Learner]] = {}
+    pools: dict[tuple[str, tuple[tuple[str, str], ...]], list[int]] = {}
     for learner in federation.learners if federation.in_sessions else ():
-        if accelerator := learner.placement.accelerator:
-            key = accelerator.type, tuple(sorted(learner.placement.node_selector.items()))
-            pools.setdefault(key, []).append(learner)
+        placement = learner.placement.over(federation.placement.get("learn", Placement()))
+        if accelerator := placement.accelerator:
+            key = accelerator.type, tuple(sorted(placement.node_selector.items()))
+            pools.setdefault(key, []).append(accelerator.count)
     return [
-        f"{len(those)} learners want {sum(k.placement.accelerator.count for k in those if k.placement.accelerator)} x "
+        f"{len(those)} learners want {sum(those)} x "
         f"{kind} of one pool at the same time, for a session. If it has fewer, rounds go on without those that wait: "
         "give them pools of their own, or set training.rounds_per_step to 1, where trainings take turns."
         for (kind, _), those in pools.items()
