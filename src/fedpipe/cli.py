@@ -390,6 +390,65 @@ def _tell_identity(made: Identity, what: str) -> None:
         out.print(f"and in the federation file, for this learner: secret: {made.secret}", highlight=False)
 
 
+@app.command(epilog="Examples: fedpipe runs -f demo/federation.yaml  ·  fedpipe runs --json")
+def runs(
+    file: FederationOption = Path("federation.yaml"),
+    store: StoreOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the runs of a federation, the latest first."""
+    from fedpipe.views import runs as find
+
+    found = find(file, store=store)
+    if as_json:
+        print(json.dumps([line._asdict() for line in found], indent=2))
+        return
+    if not found:
+        out.print("no run has begun here", highlight=False)
+        return
+    table = Table("run", "rounds", "state", "last round", "ago", box=None, pad_edge=False, header_style="dim")
+    for line in found:
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in line.metrics.items() if "/" not in name)
+        mark = " (HEAD)" if line.at_head else ""
+        planned = "?" if line.planned is None else line.planned
+        table.add_row(f"{line.name}{mark}", f"{line.rounds} of {planned}", line.state, numbers, _ago(line.age))
+    out.print(table)
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+@app.command(epilog="Examples: fedpipe compare run-1 run-2  ·  fedpipe compare run-1 run-2 run-3 --json")
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Two runs or more.", metavar="RUN RUN...")],
+    file: FederationOption = Path("federation.yaml"),
+    store: StoreOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show in which settings runs differ, and what came out; `fedpipe report --beside` draws them."""
+    from fedpipe.views import compare as put_beside
+
+    if len(names) < 2:
+        raise InputError("one run is beside nothing", remedy="Name two: fedpipe compare RUN RUN.")
+    found = put_beside(file, names, store=store)
+    if as_json:
+        print(json.dumps(found._asdict(), indent=2))
+        return
+    table = Table("", *found.runs, box=None, pad_edge=False, header_style="bold")
+    for path, values in found.settings.items():
+        table.add_row(path, *values)
+    if not found.settings:
+        table.add_row("[dim]the same settings[/]")
+    table.add_section()
+    for name, numbers in found.results.items():
+        table.add_row(name, *("" if value is None else f"{value:.6g}" for value in numbers))
+    out.print(table)
+
+
 @app.command(epilog="Example: fedpipe stop run-1 -f demo/federation.yaml")
 def stop(run_name: RunName, file: FederationOption = Path("federation.yaml"), store: StoreOption = None) -> None:
     """End a session after its current round; the model of then is evaluated and exported."""

@@ -10,6 +10,8 @@ from typing import cast
 
 from fedpipe import plots
 from fedpipe.board import Board, Keeper, ask_to_stop, board_key, poll_board
+from fedpipe.comparison import Comparison, RunLine, list_runs
+from fedpipe.comparison import compare as compare_stories
 from fedpipe.data import read_examples
 from fedpipe.errors import FedpipeError, InputError, NotFoundError
 from fedpipe.exploration import Exploration, View, look
@@ -96,6 +98,28 @@ def loaded_view(federation: Federation, code: str, name: str) -> View:
     return look(name, {part: as_examples(value) for part, value in parts.items()})
 
 
+def runs(source: str | Path, *, store: str | None = None) -> list[RunLine]:
+    """All runs of a federation that have begun, the latest first."""
+    return list_runs(open_federation(source, store)[0])
+
+
+def compare(source: str | Path, names: Sequence[str], *, store: str | None = None) -> Comparison:
+    """Runs of a federation beside each other: in which settings they differ, and what came out.
+
+    Raises:
+        NotFoundError: there is no such run.
+    """
+    opened, uri = open_federation(source, store)
+    _check_runs(opened, names)
+    return compare_stories([read_story(opened, name, uri) for name in names])
+
+
+def _check_runs(store: Store, names: Sequence[str]) -> None:
+    for name in names:
+        if read_record(store, name, 0) is None:
+            raise NotFoundError(f"there is no run {name!r}", where=store.uri, remedy=_known(store))
+
+
 def report(
     source: str | Path, run: str, output: str | Path, *, store: str | None = None, beside: Sequence[str] = ()
 ) -> None:
@@ -106,9 +130,7 @@ def report(
         InputError: the file cannot be written.
     """
     opened, uri = open_federation(source, store)
-    for name in (run, *beside):
-        if read_record(opened, name, 0) is None:
-            raise NotFoundError(f"there is no run {name!r}", where=opened.uri, remedy=_known(opened))
+    _check_runs(opened, (run, *beside))
     page = render(read_story(opened, run, uri), [read_story(opened, name, uri) for name in beside])
     write_whole(Path(output), page.encode())
 
@@ -171,8 +193,7 @@ def stop(source: str | Path, run: str, *, store: str | None = None) -> str:
         InputError: it has no session that could be stopped.
     """
     opened, _ = open_federation(source, store)
-    if read_record(opened, run, 0) is None:
-        raise NotFoundError(f"there is no run {run!r}", where=opened.uri, remedy=_known(opened))
+    _check_runs(opened, [run])
     found = poll_board(opened, run)
     board = found[0] if found else None
     if opened.size(f"runs/{run}/summary.json") is not None or (board and board.phase == "ended"):
