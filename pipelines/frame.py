@@ -8,7 +8,7 @@ from kfp import dsl
 
 from fedpipe import components
 from fedpipe.federation import Federation, Learner
-from fedpipe.pipelines.placement import place_coordinator, place_learner
+from fedpipe.pipelines.placement import form_of_placements, place_coordinator, place_learner, placed_by
 
 Learn = Callable[[Any, Any], Any]
 """Takes the place of the run and the first weights, both as outputs of a step; returns the last weights."""
@@ -32,7 +32,11 @@ def framed(
         scored: Whether learners score the last model, each on its own test part.
     """
 
-    def steps(store: Any, run: Any, data: Any, **settings: Any) -> None:
+    def steps(**form: Any) -> None:
+        with placed_by({name: form.pop(name) for name in form_of_placements(federation)}):
+            wired(**form)
+
+    def wired(store: Any, run: Any, data: Any, **settings: Any) -> None:
         shard = components.shard(
             federation=federation_json, store=store, run=run, data=data, job=dsl.PIPELINE_JOB_ID_PLACEHOLDER
         )
@@ -84,6 +88,7 @@ def form_of(federation: Federation) -> dict[str, Any]:
         "min_learners": federation.min_learners,
         "deadline": quorum.deadline,
         **(in_sessions if federation.in_sessions else {}),
+        **form_of_placements(federation),
     }
 
 

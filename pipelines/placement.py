@@ -1,5 +1,10 @@
 """Names, credentials, node pools and retries of steps."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
 import msgspec
 from kfp import dsl, kubernetes
 
@@ -28,7 +33,56 @@ def place_learner(task: dsl.PipelineTask, federation: Federation, learner: Learn
     _give_secret(task, federation, secret)
     if learner.secret:  # `fedpipe enroll` puts the key there that signs its updates
         kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=SIGNING_KEYS, optional=True)
-    place_on(task, learner.placement.over(_of_kind(task, federation)))
+    placement = learner.placement.over(_of_kind(task, federation))
+    if placement.in_form:
+        _place_by_form(task, learner.name, placement.accelerator is not None)
+        placement = msgspec.structs.replace(placement, node_selector={}, tolerations=(), accelerator=None)
+    place_on(task, placement)
+
+
+_FORM: ContextVar[dict[str, Any]] = ContextVar("form")
+"""The pipeline's parameters while it is wired: they reach the steps of a learner by the learner's name alone."""
+
+
+def form_of_placements(federation: Federation) -> dict[str, Any]:
+    """Run-time parameters of the learners that want them, with their defaults."""
+    form: dict[str, Any] = {}
+    for learner in federation.learners:
+        placement, prefix = learner.placement, _prefix(learner.name)
+        if not placement.in_form:
+            continue
+        form[f"{prefix}_node_selector"] = dict(placement.node_selector)
+        form[f"{prefix}_tolerations"] = [
+            {k: v for k, v in msgspec.to_builtins(toleration).items() if v} for toleration in placement.tolerations
+        ]
+        if placement.accelerator:
+            form[f"{prefix}_accelerator"] = placement.accelerator.type
+            form[f"{prefix}_accelerators"] = placement.accelerator.count
+    return form
+
+
+@contextlib.contextmanager
+def placed_by(form: dict[str, Any]) -> Iterator[None]:
+    """While a pipeline is wired: its parameters of `form_of_placements`."""
+    token = _FORM.set(form)
+    try:
+        yield
+    finally:
+        _FORM.reset(token)
+
+
+def _prefix(learner: str) -> str:
+    name = learner.replace("-", "_")
+    return f"learner_{name}" if name[0].isdigit() else name  # a parameter is a Python name
+
+
+def _place_by_form(task: dsl.PipelineTask, learner: str, accelerated: bool) -> None:
+    form, prefix = _FORM.get(), _prefix(learner)
+    kubernetes.add_node_selector_json(task, form[f"{prefix}_node_selector"])
+    kubernetes.add_toleration_json(task, form[f"{prefix}_tolerations"])
+    if accelerated:
+        task.set_accelerator_type(form[f"{prefix}_accelerator"])
+        task.set_accelerator_limit(form[f"{prefix}_accelerators"])
 
 
 def _of_kind(task: dsl.PipelineTask, federation: Federation) -> Placement:

@@ -9,6 +9,7 @@ import yaml
 
 from fedpipe.errors import InputError, ModelError
 from fedpipe.federation_file import parse_federation, read_federation
+from fedpipe.graph import check_arguments, read_graph
 from fedpipe.kubeflow import Estimate, as_json, compile_pipeline, read_code
 from tests.federations import make_federation
 
@@ -327,6 +328,37 @@ class TestPlacement:
         assert resources["exec-learn"]["resourceCpuRequest"] == "500m"
         assert resources["exec-learn"]["resourceMemoryLimit"] == "8Gi"
         assert "resourceMemoryLimit" not in resources["exec-score"]
+
+    def test_in_the_form(self, tmp_path: Path) -> None:
+        """Selector, tolerations and accelerator of a learner can be set when a run is started."""
+        placement = (
+            "{in_form: true, cpu: '2', node_selector: {pool: a}, accelerator: {count: 2}, "
+            "tolerations: [{key: gpu, operator: Exists}]}"
+        )
+        text = BY_KIND.replace("  - {name: b}", f"  - {{name: clinic-b, placement: {placement}}}")
+        (tmp_path / "f.yaml").write_text(text)
+        (tmp_path / "model.py").write_text("def build(): ...\n")
+        compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
+        graph = read_graph(tmp_path / "p.yaml")
+        assert {k: v for k, v in graph.parameters.items() if k.startswith("clinic_b_")} == {
+            "clinic_b_node_selector": {"pool": "a"},
+            "clinic_b_tolerations": [{"key": "gpu", "operator": "Exists"}],
+            "clinic_b_accelerator": "nvidia.com/gpu",
+            "clinic_b_accelerators": 2,
+        }
+        given = check_arguments(graph, {"clinic_b_node_selector": '{"pool": "z"}', "clinic_b_accelerators": "1"})
+        assert (given["clinic_b_node_selector"], given["clinic_b_accelerators"]) == ({"pool": "z"}, 1)
+        pipeline, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+        settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-learn-2"]
+        assert settings["nodeSelector"] == {
+            "nodeSelectorJson": {"componentInputParameter": "clinic_b_node_selector"}
+        }  # fmt: skip
+        assert settings["tolerations"] == [
+            {"tolerationJson": {"componentInputParameter": "clinic_b_tolerations"}}
+        ]  # fmt: skip
+        resources = pipeline["deploymentSpec"]["executors"]["exec-learn-2"]["container"]["resources"]
+        assert "clinic_b_accelerators" in resources["accelerator"]["resourceCount"]
+        assert resources["resourceCpuLimit"] == "2"
 
     def test_nothing_of_it_is_in_the_steps_arguments(self, tmp_path: Path) -> None:
         (tmp_path / "f.yaml").write_text(BY_KIND)

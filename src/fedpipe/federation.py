@@ -177,6 +177,10 @@ class Placement(_Section, frozen=True, kw_only=True):
     )
     annotations: Annotated[dict[str, str], Meta(description="of the pod")] = field(default_factory=dict)
     timeout: Annotated[int, Meta(ge=0, description="seconds after which a step is ended; 0: none")] = 0
+    in_form: Annotated[
+        bool,
+        Meta(description="of a learner: selector, tolerations and accelerator are run-time parameters of the pipeline"),
+    ] = False
 
     def over(self, other: Placement) -> Placement:
         """This placement, with the other's settings where it says nothing."""
