@@ -45,6 +45,7 @@ from fedpipe.tff.algorithms import flat_metrics
 from fedpipe.tff.optimizers import make_optimizer
 from fedpipe.tff.runtime import federated
 from fedpipe.tff.state import named_leaves, state_of
+from fedpipe.weights import Layout
 
 log = logging.getLogger("fedpipe")
 
@@ -92,47 +93,63 @@ def combine(store: Store, plan: Plan, previous: Record, updates: list[Update], f
     assert isinstance(algorithm, Averaging)
     if caution := CAUTIONS.get(type(algorithm.rule)):
         log.warning("%s: %s", tag_of(algorithm.rule), caution)
-    layout = layout_of(store, previous)
     fetch_file(store, previous.weights, folder / "base")
     base = weights.load(folder / "base")
-    floats = [name for name, value in base.items() if is_float(value.dtype)]
-    start = [base[name].astype(np.float32) for name in floats]
-    gradients: dict[str, list[Array]] = {}
-    counters: dict[str, Array] = {}
-    refused: dict[str, str] = {}
-    for update in updates:
-        try:
-            fetch_weights(store, update.weights, layout, folder / "update", update.learner)
-        except (WeightsError, CorruptError, NotFoundError) as error:
-            refused[update.learner] = error.what
-            continue
-        given = weights.load(folder / "update")
-        gradients[update.learner] = [w - given[name].astype(np.float32) for name, w in zip(floats, start, strict=True)]
-        for name in base.keys() - set(floats):
-            counters[name] = largest([counters.get(name, given[name]), given[name]])
-    if not gradients:
-        raise WeightsError("no update can be used: " + "; ".join(f"{k}: {v}" for k, v in sorted(refused.items())))
-    made = make_aggregation(federation, [(str(w.dtype), w.shape) for w in start])
-    state = made.initialize()
-    if digest := previous.state.get(_SLOT):
-        fetch_file(store, digest, folder / "before", kind="coordinator")
-        state = state_of(weights.load(folder / "before"), state, where=digest)
-    shares = [float(source_of(plan, update).weight) for update in updates if update.learner in gradients]
+    start = {name: value.astype(np.float32) for name, value in base.items() if is_float(value.dtype)}
+    given = _read(store, layout_of(store, previous), start, updates, folder)
+    shares = [float(source_of(plan, update).weight) for update in updates if update.learner in given.gradients]
+    made = make_aggregation(federation, [(str(w.dtype), w.shape) for w in start.values()])
+    state = _resumed(store, previous, made.initialize(), folder)
     try:
-        state, after, measured = made.next(state, start, list(gradients.values()), shares)
+        state, after, measured = made.next(state, list(start.values()), list(given.gradients.values()), shares)
     except Exception as error:
         raise StepError(f"TensorFlow Federated cannot combine the updates: {described(error)}") from error
     if measured.get("finalizer/update_non_finite"):
         raise WeightsError("the aggregate is not finite although every update is: lower the learning rates")
-    floating = {name: value.astype(base[name].dtype) for name, value in zip(floats, after, strict=True)}
-    weights.check_finite(floating)
+    floats = {name: value.astype(base[name].dtype) for name, value in zip(start, after, strict=True)}
+    weights.check_finite(floats)
     return Combined(
-        weights=(folder / "weights", weights.save(base | floating | counters, folder / "weights")),
+        weights=(folder / "weights", weights.save(base | floats | given.counters, folder / "weights")),
         state={_SLOT: (folder / "state", weights.save(named_leaves(state), folder / "state"))},
-        accepted=tuple(sorted(gradients)),
-        refused=refused,
+        accepted=tuple(sorted(given.gradients)),
+        refused=given.refused,
         measured=measured,
     )
+
+
+class _Given(NamedTuple):
+    """A round's updates: float32 gradients by learner, the largest counters, and who was refused with the reason."""
+
+    gradients: dict[str, list[Array]]
+    counters: dict[str, Array]
+    refused: dict[str, str]
+
+
+def _read(store: Store, layout: Layout, start: dict[str, Array], updates: list[Update], folder: Path) -> _Given:
+    given = _Given({}, {}, {})
+    for update in updates:
+        try:
+            fetch_weights(store, update.weights, layout, folder / "update", update.learner)
+        except (WeightsError, CorruptError, NotFoundError) as error:
+            given.refused[update.learner] = error.what
+            continue
+        arrays = weights.load(folder / "update")
+        given.gradients[update.learner] = [w - arrays[name].astype(np.float32) for name, w in start.items()]
+        for name in arrays.keys() - start.keys():
+            given.counters[name] = largest([given.counters.get(name, arrays[name]), arrays[name]])
+    if not given.gradients:
+        reasons = "; ".join(f"{name}: {why}" for name, why in sorted(given.refused.items()))
+        raise WeightsError(f"no update can be used: {reasons}")
+    return given
+
+
+def _resumed(store: Store, previous: Record, state: Any, folder: Path) -> Any:
+    """The state that the round before left; the one given when there is none."""
+    digest = previous.state.get(_SLOT)
+    if digest is None:
+        return state
+    fetch_file(store, digest, folder / "before", kind="coordinator")
+    return state_of(weights.load(folder / "before"), state, where=digest)
 
 
 def make_aggregation(federation: Federation, specs: Specs) -> Aggregation:
