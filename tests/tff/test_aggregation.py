@@ -12,9 +12,9 @@ import pytest
 from fedpipe import weights
 from fedpipe.errors import StepError
 from fedpipe.learner import Arrays, Trained, contribute
-from fedpipe.manifests import Record
+from fedpipe.manifests import Record, Update
 from fedpipe.objects import digest_of, get_bytes, put_bytes
-from fedpipe.plan import Place
+from fedpipe.plan import Place, read_plan
 from fedpipe.preflight import check_aggregation
 from fedpipe.rounds import read_record
 from fedpipe.steps.aggregate_tff import close
@@ -23,7 +23,8 @@ from fedpipe.steps.shard import Shards
 from fedpipe.store import LocalStore
 from fedpipe.workers import Worker
 from tests.federations import PlusOneLearner, make_federation
-from tests.tff.test_simulation import BETAS, adagrad, adam, momentum, yogi
+from tests.tff.test_simulation import BETAS, adagrad, adam, momentum, rounds, yogi
+from tests.tff.test_simulation import begun as begun_simulation
 
 pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("tff")]
 
@@ -67,8 +68,6 @@ def begun(folder: Path, start: Arrays = START, weighting: str = "uniform", **alg
 
 def played(tff: Worker, place: Place, count: int = 1, changes: dict[str, Any] = CHANGES) -> list[Record]:
     """Works through rounds, each aggregated in the tff environment."""
-    from fedpipe.plan import read_plan
-
     store = place.open()
     plan = read_plan(store, place.plan)
     found = [read_record(store, "run-1", 0)]
@@ -234,6 +233,36 @@ class TestServerOptimizers:
             np.testing.assert_allclose(found_of(place, record), now, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "yogi"])
+def test_keras_learners_and_this_step_give_the_weights_of_a_simulation(name: str, tff: Worker, tmp_path: Path) -> None:
+    """FedAvgM, FedAdam and FedYogi (Reddi et al. 2021): the same data, model, seed, optimizer and rounds."""
+    from fedpipe.keras_learner import make_keras_learner
+
+    server = {"name": name, "learning_rate": 0.1, **({"momentum": 0.9} if name == "sgd" else {})}
+    algorithm = {"name": "averaging", "engine": "tff", "server_optimizer": server}
+    training = {"rounds": 5, "batch_size": 2, "local_epochs": 2, "seed": 3}
+    places = [
+        begun_simulation(tmp_path / kind, algorithm=algorithm, training=training, simulation={"test_every": 0})
+        for kind in ("run", "simulated")
+    ]
+    store = places[0].open()
+    plan = read_plan(store, places[0].plan)
+    record = read_record(store, "run-1", 0)
+    for number in range(1, 6):
+        assert record is not None
+        for learner in plan.shards:
+            offered = contribute(
+                store, plan, learner, number, record.weights, lambda k=learner: make_keras_learner(store, plan, k, k)
+            )
+            assert isinstance(offered, Update), offered
+        record = tff.call(close, places[0], number, record.weights)
+    simulated = rounds(tff, places[1], 5)[-1]
+    assert record is not None
+    ours, theirs = weights_of(places[0], record), weights_of(places[1], simulated)
+    for key, value in ours.items():
+        np.testing.assert_allclose(theirs[key], value, atol=1e-5)
+
+
 class TestRounds:
     def test_the_state_goes_on_in_another_process_to_the_same_bytes(self, tff: Worker, tmp_path: Path) -> None:
         settings = {"rule": "robust", "server_optimizer": {"name": "adam", "learning_rate": 0.1}}
@@ -268,8 +297,6 @@ class TestRounds:
         place = begun(tmp_path, rule="secure")
         base = played(tff, place, 0)[0].weights
         for name, change in CHANGES.items():
-            from fedpipe.plan import read_plan
-
             store = place.open()
             contribute(store, read_plan(store, place.plan), name, 1, base, lambda c=change: Adding(*c, 1))
         tff.call(run_logged, str(tmp_path / "log"), close, place, 1, base)
