@@ -274,7 +274,7 @@ class TestRounds:
     def test_another_algorithm_does_not_go_on_from_its_state(self, tff: Worker, tmp_path: Path) -> None:
         place = begun(tmp_path, simulation={"process": "own.py:build", "test_every": 0})
         rounds(tff, place, 1, process=OWN)
-        with pytest.raises(InputError, match=r"was made by 'tff own\.py:build"):
+        with pytest.raises(InputError, match=r"was made by 'simulation own\.py:build"):
             rounds(tff, place, 2, process=OWN + "\n# changed\n")
 
 
