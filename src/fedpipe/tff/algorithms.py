@@ -127,7 +127,9 @@ def _learning_process(made: Any) -> Process:
         return output.state, flat_metrics(output.metrics)
 
     def weights(state: Any) -> Weights:
-        found = made.get_model_weights(state)
+        found = getattr(state, "global_model_weights", None)  # of TFF's composed algorithms: no computation is needed
+        if not isinstance(found, tff.learning.models.ModelWeights):
+            found = made.get_model_weights(state)
         return list(found.trainable), list(found.non_trainable)
 
     def start(state: Any, weights: Weights) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Mapping
 from types import ModuleType
@@ -11,17 +12,37 @@ from fedpipe.data import Examples, get_parts, get_shard
 from fedpipe.errors import DataError, NotFoundError
 from fedpipe.federation import Training
 from fedpipe.keras_learner import WIDER, as_examples, singles_of, size_of
+from fedpipe.keras_model import frameworks
 from fedpipe.plan import Place, read_plan
 from fedpipe.preprocessing import applied, parse
 from fedpipe.rounds import read_record
 from fedpipe.tff.runtime import federated
 
 
-def train_batches(part: Any, training: Training, seed: int, module: ModuleType) -> Any:
-    """What a client trains on in a round: the same batches in the same order as a Keras learner.
+class Client:
+    """A client's examples; their datasets are made once, for TensorFlow traces each function anew.
 
     Args:
         part: Examples, or a tf.data.Dataset of single (x, y).
+    """
+
+    def __init__(self, part: Any) -> None:
+        self.part = part
+
+    @functools.cached_property
+    def singles(self) -> Any:
+        """A dataset of single `OrderedDict(x, y)`."""
+        if not isinstance(self.part, Examples):
+            return self.part.map(_named)
+        tensorflow, _ = frameworks()
+        return tensorflow.data.Dataset.from_tensor_slices(_named(*self.part))
+
+
+def train_batches(client: Client, training: Training, seed: int, module: ModuleType) -> Any:
+    """What a client trains on in a round: the same batches in the same order as a Keras learner.
+
+    Args:
+        client: who trains.
         training: epochs or steps, and the size of a batch.
         seed: of the order.
         module: model.py, whose functions the preprocessing may name.
@@ -30,10 +51,10 @@ def train_batches(part: Any, training: Training, seed: int, module: ModuleType) 
         DataError: preprocessing gives other forms than the examples have.
     """
     if training.preprocessing:
-        return _preprocessed(part, training, seed, module)
-    dataset = _named_singles(part)
-    if isinstance(part, Examples) and training.fit.get("shuffle", True):
-        dataset = dataset.shuffle(len(part.y), seed=seed)
+        return _preprocessed(client.part, training, seed, module)
+    dataset = client.singles
+    if isinstance(client.part, Examples) and training.fit.get("shuffle", True):
+        dataset = dataset.shuffle(len(client.part.y), seed=seed)
     if training.local_steps:
         return dataset.repeat().batch(training.batch_size).take(training.local_steps)
     return dataset.batch(training.batch_size).repeat(training.local_epochs)
@@ -75,23 +96,18 @@ def client_data(place: Place, part: str = "train") -> Any:
     return federated().simulation.datasets.TestClientData(columns)
 
 
-def whole_batch(part: Any) -> Any:
+def whole_batch(client: Client) -> Any:
     """All examples as one batch: what federated SGD takes the gradient of."""
-    dataset = _named_singles(part)
-    return dataset.batch(max(1, int(dataset.cardinality().numpy())))
+    return client.singles.batch(max(1, size_of(client.part)))
 
 
 def test_batches(parts: list[Any], size: int) -> Any:
     """What a client tests with: these parts, one after another."""
-    datasets = [_named_singles(part) for part in parts]
+    datasets = [Client(part).singles for part in parts]
     whole = datasets[0]
     for dataset in datasets[1:]:
         whole = whole.concatenate(dataset)
     return whole.batch(size * WIDER)
-
-
-def _named_singles(part: Any) -> Any:
-    return singles_of(part).map(_named)
 
 
 def _named(x: Any, y: Any) -> OrderedDict[str, Any]:

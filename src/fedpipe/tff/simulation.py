@@ -25,7 +25,7 @@ from fedpipe.rounds import commit, read_record
 from fedpipe.session import SIMULATED, select, trainers
 from fedpipe.store import Store
 from fedpipe.tff.algorithms import Process, make_own_process, make_process
-from fedpipe.tff.datasets import check_alike, first_examples, test_batches, train_batches, whole_batch
+from fedpipe.tff.datasets import Client, check_alike, first_examples, test_batches, train_batches, whole_batch
 from fedpipe.tff.models import Code, FederatedModel
 from fedpipe.tff.runtime import federated
 from fedpipe.tff.state import make_state_manager
@@ -123,7 +123,7 @@ class Simulation:
         self._trainers = trainers(federation)
         self._test = get_parts(self._store, self._plan.test)["test"] if self._plan.test else None
         self._manager = make_state_manager(self._store, self._run)
-        self._tester = federated().learning.algorithms.build_fed_eval(self._model.build)
+        self._clients: dict[str, Client] = {}
         self._after: _After | None = None
 
     def _first_examples(self) -> Examples:
@@ -187,12 +187,15 @@ class Simulation:
         return _After(previous.round, asyncio.run(self._manager.load(previous.round, first)), start)
 
     def _batches(self, name: str, number: int) -> Any:
-        part = self._parts[name].get("train")
-        if part is None or not size_of(part):
-            raise DataError(f"{name} has no examples to train on", remedy="Hold it out: simulation.held_out.")
+        client = self._clients.get(name)
+        if client is None:
+            part = self._parts[name].get("train")
+            if part is None or not size_of(part):
+                raise DataError(f"{name} has no examples to train on", remedy="Hold it out: simulation.held_out.")
+            client = self._clients[name] = Client(part)
         if self._settings.algorithm == "fedsgd" and not self._settings.process:
-            return whole_batch(part)
-        return train_batches(part, self._training, seed_of(self._training.seed, name, number), self._module)
+            return whole_batch(client)
+        return train_batches(client, self._training, seed_of(self._training.seed, name, number), self._module)
 
     def _tests(self, number: int) -> bool:
         every, last = self._settings.test_every, self._training.rounds
@@ -213,6 +216,10 @@ class Simulation:
             central = self._model.evaluate(named, *self._test)
             found |= {f"central_{k}": v for k, v in central.items()}
         return found
+
+    @functools.cached_property
+    def _tester(self) -> Any:
+        return federated().learning.algorithms.build_fed_eval(self._model.build)
 
     def _federated(self, named: dict[str, weights.Array], batches: list[Any]) -> dict[str, float]:
         tff = federated()
