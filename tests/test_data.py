@@ -90,7 +90,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such dataset"):
         read(tmp_path / "absent.npz")
     (tmp_path / "d.csv").write_text("1,2")
-    with pytest.raises(DataError, match=r"Use an \.npz or a \.parquet"):
+    with pytest.raises(DataError, match=r"Use one of \.npz, \.parquet"):
         read(tmp_path / "d.csv")
     (tmp_path / "d.parquet").write_text("1,2")
     with pytest.raises(DataError, match="cannot be read"):

@@ -210,7 +210,14 @@ class TestOperations:
     def test_each_request_is_a_line_of_json(self, served: Served) -> None:
         served.get('/v2/models/colours?"quoted"')
         served.infer("colours")
-        lines = [json.loads(line) for line in (served.folder / "stdout").read_text().splitlines()]
+
+        def logged() -> list[dict[str, Any]]:
+            return [json.loads(line) for line in (served.folder / "stdout").read_text().splitlines()]
+
+        end = time.monotonic() + 10  # a line is written once the answer is sent
+        while not (lines := logged()) or not lines[-1]["path"].endswith("/infer"):
+            assert time.monotonic() < end
+            time.sleep(0.01)
         assert lines[-1]["path"] == "/v2/models/colours/infer"
         assert (lines[-1]["status"], lines[-1]["model"], lines[-1]["version"]) == (200, "colours", "3")
         assert lines[-1]["seconds"] > 0
