@@ -34,9 +34,8 @@ def place_learner(task: dsl.PipelineTask, federation: Federation, learner: Learn
     if learner.secret:  # `fedpipe enroll` puts the key there that signs its updates
         kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=SIGNING_KEYS, optional=True)
     placement = learner.placement.over(_of_kind(task, federation))
-    if placement.in_form:
-        _place_by_form(task, learner.name, placement.accelerator is not None)
-        placement = msgspec.structs.replace(placement, node_selector={}, tolerations=(), accelerator=None)
+    if learner.placement.in_form:
+        placement = _place_by_form(task, learner, placement)
     place_on(task, placement)
 
 
@@ -76,13 +75,17 @@ def _prefix(learner: str) -> str:
     return f"learner_{name}" if name[0].isdigit() else name  # a parameter is a Python name
 
 
-def _place_by_form(task: dsl.PipelineTask, learner: str, accelerated: bool) -> None:
-    form, prefix = _FORM.get(), _prefix(learner)
+def _place_by_form(task: dsl.PipelineTask, learner: Learner, placement: Placement) -> Placement:
+    """Sets what the form says of a learner, and returns the rest of its placement."""
+    form, prefix = _FORM.get(), _prefix(learner.name)
     kubernetes.add_node_selector_json(task, form[f"{prefix}_node_selector"])
     kubernetes.add_toleration_json(task, form[f"{prefix}_tolerations"])
-    if accelerated:
+    accelerator = placement.accelerator
+    if learner.placement.accelerator:  # that of a kind of step is no parameter
         task.set_accelerator_type(form[f"{prefix}_accelerator"])
         task.set_accelerator_limit(form[f"{prefix}_accelerators"])
+        accelerator = None
+    return msgspec.structs.replace(placement, node_selector={}, tolerations=(), accelerator=accelerator)
 
 
 def _of_kind(task: dsl.PipelineTask, federation: Federation) -> Placement:

@@ -360,6 +360,16 @@ class TestPlacement:
         assert "clinic_b_accelerators" in resources["accelerator"]["resourceCount"]
         assert resources["resourceCpuLimit"] == "2"
 
+    def test_the_accelerator_of_a_kind_of_step_is_no_parameter(self, tmp_path: Path) -> None:
+        text = BY_KIND.replace("  - {name: b}", "  - {name: b, placement: {in_form: true}}")
+        (tmp_path / "f.yaml").write_text(text.replace("  learn:\n", "  learn:\n    accelerator: {count: 3}\n"))
+        (tmp_path / "model.py").write_text("def build(): ...\n")
+        compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
+        assert "b_accelerators" not in read_graph(tmp_path / "p.yaml").parameters
+        pipeline = next(iter(yaml.safe_load_all((tmp_path / "p.yaml").read_text())))
+        resources = pipeline["deploymentSpec"]["executors"]["exec-learn-2"]["container"]["resources"]
+        assert resources["accelerator"]["resourceCount"] == "3"
+
     def test_nothing_of_it_is_in_the_steps_arguments(self, tmp_path: Path) -> None:
         (tmp_path / "f.yaml").write_text(BY_KIND)
         assert "kueue" not in as_json(read_federation(tmp_path / "f.yaml"))

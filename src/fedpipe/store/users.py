@@ -65,9 +65,10 @@ class Users:
     def remove(self, name: str) -> None:
         """Removes a user and its policy, as far as they are there. Raises StoreError."""
         with self._translated():
-            for forget in (self._admin.user_remove, self._admin.policy_remove):
-                with contextlib.suppress(MinioAdminException):
-                    forget(name)
+            if self.has(name):
+                self._admin.user_remove(name)
+            if name in json.loads(self._admin.policy_list()):
+                self._admin.policy_remove(name)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
