@@ -15,7 +15,12 @@ HEAD = """# The chart `fedpipe`
 
 Serves the models that a federation has accepted ([docs/serving.md](../../docs/serving.md)): a Deployment with probes,
 HorizontalPodAutoscaler, PodDisruptionBudget, NetworkPolicy and ServiceMonitor, or KServe's ServingRuntime and
-InferenceService. Pods fit Pod Security's level `restricted`. This page is generated from `values.yaml` (`make docs`).
+InferenceService. With `federation.name` it also installs what the runs of a federation need in their namespace:
+accounts and Secrets of learners, a Role for operators, a NetworkPolicy for all steps, a quota, priority classes; and,
+when they are enabled, a Job that makes bucket and users, and a MinIO for a trial
+([docs/kubeflow.md](../../docs/kubeflow.md)). Pods fit Pod Security's level `restricted`.
+Made for Kubernetes 1.29 and newer, tested on 1.34. This page is generated from
+`values.yaml` (`make docs`).
 
 ```sh
 kubectl -n ml create secret generic store --from-literal=accesskey=... --from-literal=secretkey=...
@@ -24,7 +29,15 @@ helm -n ml install prod helm/fedpipe --set store.existingSecret=store \\
 helm -n ml test prod
 ```
 
-The key in the Secret needs to read `NAME/models/*` and to list the bucket below it, nothing else.
+The key in the Secret needs to read `NAME/models/*` and to list the bucket below it, nothing else. On a MinIO, the chart
+makes that user itself: `--set bucket.enabled=true,bucket.adminSecret=...,bucket.serverSecret=store`.
+
+For the learners, in the namespace where Kubeflow runs their pods:
+
+```sh
+helm -n kubeflow install digits helm/fedpipe --set serving.enabled=false,federation.name=digits \\
+  --set 'federation.learners[0].name=hospital-a,federation.learners[0].secret=fedpipe-digits-hospital-a'
+```
 
 | value | default | meaning |
 | --- | --- | --- |

@@ -46,3 +46,35 @@ capabilities: {drop: [ALL]}
 - --no-access-log
 {{- end }}
 {{- end }}
+
+{{/* Labels of what a federation's runs need; the argument is a list of the root and the part. */}}
+{{- define "fedpipe.partLabels" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ $root.Chart.Name }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+{{- end }}
+
+{{- define "fedpipe.coreImage" -}}
+{{ .Values.bucket.image }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{- define "fedpipe.subjects" -}}
+{{- range .Values.federation.operators }}
+- kind: {{ .kind }}
+  name: {{ .name }}
+  {{- if eq .kind "ServiceAccount" }}
+  namespace: {{ .namespace | default $.Release.Namespace }}
+  {{- else }}
+  apiGroup: rbac.authorization.k8s.io
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Whether the chart's own Deployment serves; KServe's objects do otherwise. */}}
+{{- define "fedpipe.serves" -}}
+{{- if and .Values.serving.enabled (not .Values.kserve.enabled) }}true{{ end }}
+{{- end }}
