@@ -7,7 +7,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup setup-tff setup-bench demo test test-fast faults check bench lock docs clean
+.PHONY: help setup setup-tff setup-bench demo test test-fast faults check bench lock docs images e2e clean
 
 help: ## list the words
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,12 @@ bench: setup setup-tff setup-bench ## measure side by side with peers
 docs: setup ## write the generated pages of docs/
 	$(BIN)/python docs/reference.py
 	$(BIN)/python docs/chart.py
+
+images: ## build the containers of the steps with podman, buildah or docker (images/build --help)
+	images/build
+
+e2e: setup ## a real Kubernetes on this machine: chart, images, a federation of pods (needs root)
+	$(BIN)/python -m pytest --color=no tests/e2e
 
 lock: | $(UV) ## write requirements/*.txt, pinned by hash
 	UV="$(UV)" requirements/lock

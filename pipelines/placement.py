@@ -21,14 +21,15 @@ RETRIES = 2
 
 def place_coordinator(task: dsl.PipelineTask, federation: Federation, name: str) -> None:
     """A step of the coordinator: the federation's secret, any node unless the file says otherwise."""
-    _name_and_retry(task, name)
+    _name_and_retry(task, name, federation)
     _give_secret(task, federation, federation.secret)
     place_on(task, _of_kind(task, federation))
 
 
 def place_learner(task: dsl.PipelineTask, federation: Federation, learner: Learner, name: str) -> None:
     """A step of a learner: its own secret, its own node pool and resources."""
-    _name_and_retry(task, name)
+    _name_and_retry(task, name, federation)
+    kubernetes.add_pod_label(task, "fedpipe/learner", learner.name)
     secret = learner.secret or federation.secret
     _give_secret(task, federation, secret)
     if learner.secret:  # `fedpipe enroll` puts the key there that signs its updates
@@ -137,8 +138,10 @@ def place_on(task: dsl.PipelineTask, placement: Placement) -> None:
         kubernetes.set_timeout(task, placement.timeout)
 
 
-def _name_and_retry(task: dsl.PipelineTask, name: str) -> None:
+def _name_and_retry(task: dsl.PipelineTask, name: str, federation: Federation) -> None:
     task.set_display_name(name)
+    kubernetes.add_pod_label(task, "fedpipe/federation", federation.name)
+    kubernetes.add_pod_label(task, "fedpipe/step", name.replace(" ", "-"))
     task.set_caching_options(False)  # every step writes to the store
     task.set_retry(num_retries=RETRIES, backoff_duration="10s", backoff_factor=2.0, backoff_max_duration="120s")
 

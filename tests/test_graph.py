@@ -9,7 +9,7 @@ import yaml
 from fedpipe.errors import PipelineError
 from fedpipe.federation_file import read_federation
 from fedpipe.graph import check_arguments, fill_command, parse_graph, read_graph, resolve
-from fedpipe.kubeflow import compile_pipeline
+from fedpipe.kubeflow.compilation import compile_pipeline
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedpipe.errors import FedpipeError
     from fedpipe.federation_file import read_federation
-    from fedpipe.kubeflow import compile_pipeline
+    from fedpipe.kubeflow.compilation import compile_pipeline
     from fedpipe.prediction import predict
     from fedpipe.runs import check, export, run
     from fedpipe.store import open_store
@@ -37,7 +37,7 @@ __all__ = [
 _HOMES = {
     "FedpipeError": "errors",
     "check": "runs",
-    "compile_pipeline": "kubeflow",
+    "compile_pipeline": "kubeflow.compilation",
     "export": "runs",
     "open_store": "store",
     "predict": "prediction",

@@ -16,6 +16,17 @@ from rich.table import Table
 
 from fedpipe import __version__
 from fedpipe.errors import FedpipeError, InputError
+from fedpipe.kubeflow_cli import (
+    ContextOption,
+    HostOption,
+    KfpNamespaceOption,
+    NamespaceOption,
+    ParameterOption,
+    TokenOption,
+    commands,
+    given_parameters,
+    where_of,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from fedpipe.identities import Identity
@@ -31,6 +42,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(commands)
 out, err = Console(), Console(stderr=True)
 
 
@@ -46,9 +58,6 @@ StoreOption = Annotated[
     str | None, typer.Option("--store", help="s3://bucket/prefix or file:///folder, instead of the file's.")
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for summary.json, report.html and model.onnx.")]
-ParameterOption = Annotated[
-    list[str] | None, typer.Option("--parameter", "-p", help="A run-time parameter, NAME=VALUE; repeatable.")
-]
 
 
 def main() -> int:
@@ -163,17 +172,26 @@ def explore(
     out.print(f"wrote {output}", highlight=False, soft_wrap=True)
 
 
-@app.command("compile", epilog="Example: fedpipe compile federation.yaml -o pipeline.yaml")
+@app.command(
+    "compile",
+    epilog="Examples: fedpipe compile federation.yaml -o pipeline.yaml  ·  "
+    "fedpipe compile federation.yaml --manifest objects.yaml",
+)
 def compile_command(
     file: FederationFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="The pipeline file.")] = Path("pipeline.yaml"),
     simulation: Annotated[
         bool, typer.Option("--simulation", help="The rehearsal of `fedpipe simulate` instead.")
     ] = False,
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", help="Write it as Pipeline and PipelineVersion objects too, for `kubectl apply`."),
+    ] = None,
 ) -> None:
     """Compile a federation to one Kubeflow pipeline file."""
     from fedpipe.federation_file import read_federation
-    from fedpipe.kubeflow import compile_pipeline
+    from fedpipe.files import write_whole
+    from fedpipe.kubeflow.compilation import compile_pipeline, manifest_of
 
     if output.suffix not in (".yaml", ".yml"):
         raise InputError("is not a .yaml file", where=str(output), remedy="Kubeflow takes pipelines as .yaml.")
@@ -186,7 +204,9 @@ def compile_command(
         "overhead",
         f"about {estimate.overhead_seconds} s of Kubeflow's own over {estimate.critical_steps} steps in a row",
     )
-    out.print(f"wrote {output}", highlight=False, soft_wrap=True)
+    if manifest:
+        write_whole(manifest, manifest_of(output.read_bytes()).encode())
+    out.print(f"wrote {' and '.join(map(str, filter(None, (output, manifest))))}", highlight=False, soft_wrap=True)
     out.print(table)
     for warning in estimate.warnings:
         err.print(f"[yellow]note:[/] {_escaped(warning)}", highlight=False, soft_wrap=True)
@@ -214,21 +234,10 @@ def _run(
     from fedpipe.progress import Progress
     from fedpipe.runs import run as run_source
 
-    given = _given(parameters)
+    given = given_parameters(parameters)
     with Progress(out) as progress:
         result = run_source(file, store=store, out=folder, name=name, parameters=given, listener=progress, **how)
     _tell_result(result)
-
-
-def _given(parameters: list[str] | None) -> dict[str, str]:
-    """Run-time parameters from NAME=VALUE. Raises InputError."""
-    given = {}
-    for text in parameters or []:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"{text!r} is not NAME=VALUE", where="--parameter")
-        given[key] = value
-    return given
 
 
 def _tell_result(result: Result) -> None:
@@ -280,10 +289,31 @@ def plot(
     draw(file, run_name, path, store=store, live=not once, listener=tell)
 
 
-@app.command(epilog="Examples: fedpipe watch run-1  ·  fedpipe watch run-1 -f demo/federation.yaml")
-def watch(run_name: RunName, file: FederationOption = Path("federation.yaml"), store: StoreOption = None) -> None:
-    """Follow a run from its store, wherever it runs: rounds, metrics, who is awaited, seconds of each phase."""
+@app.command(
+    epilog="Examples: fedpipe watch run-1  ·  fedpipe watch run-1 -f demo/federation.yaml  ·  "
+    "fedpipe watch run-1 --namespace hospitals"
+)
+def watch(
+    run_name: RunName,
+    file: FederationOption = Path("federation.yaml"),
+    store: StoreOption = None,
+    host: HostOption = "",
+    namespace: NamespaceOption = "",
+    kfp_namespace: KfpNamespaceOption = "kubeflow",
+    context: ContextOption = "",
+    token_file: TokenOption = None,
+) -> None:
+    """Follow a run from its store, wherever it runs: rounds, metrics, who is awaited, seconds of each phase.
+
+    With --host or --namespace, Kubernetes is asked too: which pods wait, and why.
+    """
     from fedpipe.views import watch as follow
+
+    pods = None
+    if host or namespace:
+        from fedpipe.kubeflow.pods import watcher
+
+        pods = watcher(run_name, where_of(host, namespace, kfp_namespace, context, token_file))
 
     with out.status("looking") as status:
 
@@ -292,7 +322,7 @@ def watch(run_name: RunName, file: FederationOption = Path("federation.yaml"), s
                 out.print(_escaped(line), highlight=False, soft_wrap=True)
             status.update(_escaped(state))
 
-        follow(file, run_name, store=store, listener=tell)
+        follow(file, run_name, store=store, listener=tell, pods=pods)
 
 
 LearnerName = Annotated[str, typer.Argument(help="A learner of the federation file.", metavar="LEARNER")]
@@ -363,6 +393,28 @@ def policy(
     from fedpipe.identities import policy_of
 
     print(json.dumps(policy_of(file, learner, store=store, server=server), indent=2))
+
+
+SecretFolder = Annotated[
+    Path | None, typer.Option(help="A folder with the files accesskey and secretkey, as a Secret is mounted.")
+]
+
+
+@app.command(epilog="Example: fedpipe prepare 's3://bucket/hospitals/digits?endpoint=http://minio:9000' --server keys")
+def prepare(
+    uri: Annotated[str, typer.Argument(help="The federation's part of the store.", metavar="s3://BUCKET/PREFIX/NAME")],
+    coordinator: SecretFolder = None,
+    server: SecretFolder = None,
+    model: Annotated[str, typer.Option("--model", help="The served model's name; else NAME.")] = "",
+) -> None:
+    """Make a federation's bucket, and users for its coordinator and its server, as the store's administrator."""
+    from fedpipe.identities import prepare as make
+    from fedpipe.store import SECRET_DIR
+    from fedpipe.store.minio import find_credentials
+
+    users = [find_credentials({SECRET_DIR: str(folder)}) if folder else None for folder in (coordinator, server)]
+    for line in make(uri, coordinator=users[0], server=users[1], model=model):
+        out.print(_escaped(line), highlight=False, soft_wrap=True)
 
 
 def _given_user(access_key: str | None, secret_key_file: Path | None) -> Credentials | None:

@@ -11,6 +11,7 @@ FedpipeError                    exit code
 │   ├── StoreUnavailableError   2   no answer before the deadline
 │   ├── NotFoundError           2   no such object
 │   └── TooLargeError           2   an object above the limit of what reads it
+├── ClusterError                2   Kubeflow or Kubernetes refuses or cannot be reached
 ├── CorruptError                3   bytes that are not what they claim to be
 │   └── WeightsError            3   weights that are malformed or do not fit
 ├── RoundError                  3   a round cannot be committed
@@ -93,6 +94,13 @@ class NotFoundError(StoreError):
 
 class TooLargeError(StoreError):
     """An object is larger than what reads it allows."""
+
+
+class ClusterError(FedpipeError):
+    """Kubeflow Pipelines or Kubernetes refuses a request or cannot be reached; `status` is HTTP's, 0 without one."""
+
+    exit_code = 2
+    status = 0
 
 
 class CorruptError(FedpipeError):

@@ -576,11 +576,19 @@ class Export(_Section, frozen=True, kw_only=True):
     )
 
 
+Environment = Literal["core", "keras", "tff", "serve"]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+
+
 class Images(_Section, frozen=True, kw_only=True):
     """Container images of the steps."""
 
     registry: Annotated[str, Meta(description="what stands before `/core:TAG` and `/keras:TAG`")] = "fedpipe"
     tag: Annotated[str, Meta(description="tag; empty: this version of fedpipe")] = ""
+    digests: Annotated[
+        dict[Environment, Digest],
+        Meta(description="`sha256:...` by environment, as `make images` writes them; instead of the tag"),
+    ] = field(default_factory=dict)
 
 
 StepKind = Literal[

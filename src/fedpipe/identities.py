@@ -155,6 +155,47 @@ def policy_of(source: str | Path, learner: str = "", *, store: str | None = None
     return learner_policy(place.bucket, place.prefix, _member(place.federation, source, learner).name)
 
 
+def prepare(
+    uri: str, *, coordinator: Credentials | None = None, server: Credentials | None = None, model: str = ""
+) -> list[str]:
+    """Makes a federation's bucket and the users of its coordinator and its server; what is there is brought up to date.
+
+    Args:
+        uri: of the federation's own part of the store: `s3://bucket/prefix/NAME`, with its endpoint.
+        coordinator: of the user to make for the coordinator's steps.
+        server: of the user to make for `fedpipe serve`.
+        model: the served model's name; the federation's by default.
+
+    Returns:
+        What was done, a line each.
+
+    Raises:
+        InputError: the URI names no federation of an S3 store.
+        StoreError: the store refuses, or makes no users.
+    """
+    from fedpipe.store.minio import make_bucket
+    from fedpipe.store.users import Users
+
+    parts = urlsplit(check_uri(uri))
+    prefix = parts.path.strip("/")
+    if parts.scheme != "s3" or not prefix:
+        raise InputError(
+            "names no federation of a store", where=uri, remedy="Write s3://bucket/prefix/NAME?endpoint=..."
+        )
+    made = make_bucket(uri)
+    open_store(uri).probe()
+    done = [f"bucket {parts.netloc} {'was made' if made else 'is there'}, and honours conditional writes"]
+    name = model or prefix.rpartition("/")[2]
+    for who, credentials, policy in (
+        ("coordinator", coordinator, coordinator_policy(parts.netloc, prefix)),
+        ("server", server, server_policy(parts.netloc, prefix, name)),
+    ):
+        if credentials is not None:
+            Users(uri).put(credentials, policy)
+            done.append(f"user {credentials.access_key} may do what the {who} needs below {prefix}/")
+    return done
+
+
 def _opened(source: str | Path, learner: str, store: str | None) -> tuple[_Place, Learner]:
     place = _place(source, store)
     return place, _member(place.federation, source, learner)

@@ -20,7 +20,7 @@ from fedpipe.federation import Federation
 from fedpipe.federation_file import read_federation
 from fedpipe.files import write_whole
 from fedpipe.graph import Graph, check_arguments, parse_graph, read_graph, resolve
-from fedpipe.kubeflow import compile_pipeline
+from fedpipe.kubeflow.compilation import compile_pipeline
 from fedpipe.local import Engine, Listener
 from fedpipe.plan import Place, Settings, read_plan
 from fedpipe.rounds import history, read_head, read_record
@@ -258,7 +258,7 @@ def check(source: str | Path, *, store: bool = True) -> list[preflight.Finding]:
     Raises:
         FedpipeError: the first mistake, with its remedy.
     """
-    from fedpipe.kubeflow import read_code
+    from fedpipe.kubeflow.compilation import read_code
 
     federation = read_federation(Path(source))
     findings = [preflight.Finding("federation", f"{federation.name}: {len(federation.learners)} learners")]

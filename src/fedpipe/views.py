@@ -19,7 +19,7 @@ from fedpipe.exploration_page import render_html
 from fedpipe.federation import Federation, Learner
 from fedpipe.federation_file import read_federation
 from fedpipe.files import write_whole
-from fedpipe.kubeflow import read_code
+from fedpipe.kubeflow.compilation import read_code
 from fedpipe.manifests import Record
 from fedpipe.objects import digest_of
 from fedpipe.plan import read_plan
@@ -36,6 +36,8 @@ from fedpipe.workers import Workers
 
 _LOOK_AGAIN = 1.0
 """Seconds between two looks at a run that goes on."""
+_PODS_AGAIN = 5.0
+"""Seconds between two looks at its pods."""
 FORMATS = (".html", ".png", ".svg")
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{again}<style>
 body {{ font: 15px system-ui, sans-serif; margin: 1rem }} svg {{ max-width: 100%; height: auto }}</style>
@@ -206,7 +208,7 @@ def stop(source: str | Path, run: str, *, store: str | None = None) -> str:
 
 def watch(
     source: str | Path, run: str, *, store: str | None = None, listener: Callable[[str, str], None],
-    again: float = _LOOK_AGAIN,
+    again: float = _LOOK_AGAIN, pods: Callable[[], list[str]] | None = None,
 ) -> None:  # fmt: skip
     """Follows a run from its store until it has ended, wherever it runs.
 
@@ -216,11 +218,16 @@ def watch(
         store: URI of the store instead of the federation's.
         listener: hears `(line, state)`: a line for what has happened, or the state of now.
         again: seconds between two looks.
+        pods: a line for each pod that waits; asked now and then.
+
+    Raises:
+        ClusterError: of `pods`.
     """
     opened, _ = open_federation(source, store)
     if read_record(opened, run, 0) is None:
         listener("", f"waiting for run {run} to begin. {_known(opened)}")
     keeper, number = Keeper(opened, run, ""), 0
+    waiting = _Waiting(pods or list, listener)
     federation: Federation | None = None
     while True:
         ended = opened.size(f"runs/{run}/summary.json") is not None
@@ -233,8 +240,29 @@ def watch(
         if ended or (board and board.phase == "ended"):
             listener(f"the session ended: {board.why}" if board and board.phase == "ended" else "the run has ended", "")
             return
-        listener("", _state(keeper, board, opened.age(board_key(run)) or 0.0) if board else "")
+        state = _state(keeper, board, opened.age(board_key(run)) or 0.0) if board else ""
+        listener("", "; ".join(filter(None, [state, *waiting.look()])))
         time.sleep(again)
+
+
+class _Waiting:
+    """Pods that wait: each is a line of its own once, and part of the state as long as it waits."""
+
+    def __init__(self, pods: Callable[[], list[str]], listener: Callable[[str, str], None]) -> None:
+        self._pods, self._listener = pods, listener
+        self._lines: list[str] = []
+        self._told: set[str] = set()
+        self._next = 0.0
+
+    def look(self) -> list[str]:
+        """The lines of now."""
+        if time.monotonic() >= self._next:
+            self._lines, self._next = self._pods(), time.monotonic() + _PODS_AGAIN
+            for line in self._lines:
+                if (who := line.partition(" is ")[0]) not in self._told:
+                    self._told.add(who)
+                    self._listener(line, "")
+        return self._lines
 
 
 def round_line(store: Store, federation: Federation, record: Record) -> str:

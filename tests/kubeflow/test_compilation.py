@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from fedpipe.errors import InputError, ModelError
+from fedpipe.errors import FederationError, InputError, ModelError
 from fedpipe.federation_file import parse_federation, read_federation
 from fedpipe.graph import check_arguments, read_graph
-from fedpipe.kubeflow import Estimate, as_json, compile_pipeline, read_code
+from fedpipe.kubeflow.compilation import Estimate, as_json, compile_pipeline, images_of, manifest_of, read_code
 from tests.federations import make_federation
 
 PLACED = """
@@ -32,7 +33,7 @@ training: {rounds: 1, rounds_per_step: 1, batch_size: 4}
 """
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "placement"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "placement"
 
 
 @pytest.fixture
@@ -308,7 +309,8 @@ class TestPlacement:
             {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": "2Gi", "volumeName": "shared-memory"}
         ]
         assert [s["secretName"] for s in learn["imagePullSecret"]] == ["registry"]
-        assert learn["podMetadata"] == {"labels": {"kueue.x-k8s.io/queue-name": "gpus"}, "annotations": {"note": "x"}}
+        assert learn["podMetadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+        assert learn["podMetadata"]["annotations"] == {"note": "x"}
         assert learn["activeDeadlineSeconds"] == "3600"
         found = {k: v for k, v in resources["exec-learn-2"].items() if k.startswith("resource")}
         assert found == {
@@ -324,7 +326,10 @@ class TestPlacement:
         needed, preferred = learn["nodeAffinity"]
         assert needed == {"matchExpressions": [{"key": "gpu", "operator": "In", "values": ["a100", "h100"]}]}
         assert preferred == {"matchExpressions": [{"key": "zone", "operator": "Exists"}], "weight": 10}
-        assert learn["podMetadata"]["labels"] == score["podMetadata"]["labels"] == {"team": "a"}
+        assert learn["podMetadata"]["labels"]["team"] == score["podMetadata"]["labels"]["team"] == "a"
+        assert learn["podMetadata"]["labels"] == {
+            "fedpipe/federation": "tiny", "fedpipe/step": "learn-a", "fedpipe/learner": "a", "team": "a",
+        }  # fmt: skip
         assert resources["exec-learn"]["resourceCpuRequest"] == "500m"
         assert resources["exec-learn"]["resourceMemoryLimit"] == "8Gi"
         assert "resourceMemoryLimit" not in resources["exec-score"]
@@ -385,3 +390,70 @@ class TestPlacement:
 
 def test_there_are_examples_of_placements() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.yaml")} == {"a100", "cpu-only", "mixed-pool", "spot"}
+
+
+class TestManifest:
+    """KFP's Kubernetes API mode: the pipeline as objects that a cluster or a Git repository keeps."""
+
+    def test_it_is_what_kfp_writes(self, digits: Path, tmp_path: Path) -> None:
+        """KFP's compiler writes the same objects of the same pipeline; only images and names are ours."""
+        path = tmp_path / "pipeline.yaml"
+        compile_pipeline(read_federation(digits / "federation.yaml"), path)
+        pipeline, version = yaml.safe_load_all(manifest_of(path.read_bytes(), "kubeflow"))
+        spec, platform = yaml.safe_load_all(path.read_text())
+        theirs = tmp_path / "theirs.yaml"
+        _kfp_manifest(theirs)
+        their_pipeline, their_version = yaml.safe_load_all(theirs.read_text())
+        for ours, other in ((pipeline, their_pipeline), (version, their_version)):
+            assert (ours["apiVersion"], ours["kind"]) == (other["apiVersion"], other["kind"])
+            assert set(ours["spec"]) - {"description", "platformSpec"} == set(other["spec"]) - {
+                "description",
+                "platformSpec",
+            }
+        assert version["spec"]["pipelineSpec"] == spec
+        assert version["spec"]["platformSpec"] == platform
+        assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"] == "digits"
+        assert pipeline["metadata"]["namespace"] == version["metadata"]["namespace"] == "kubeflow"
+
+    def test_another_content_is_another_version(self, digits: Path, tmp_path: Path) -> None:
+        path = tmp_path / "pipeline.yaml"
+        compile_pipeline(read_federation(digits / "federation.yaml"), path)
+        before = [one["metadata"]["name"] for one in yaml.safe_load_all(manifest_of(path.read_bytes()))]
+        assert re.fullmatch(r"digits-0-1-0-[0-9a-f]{12}", before[1])
+        (digits / "model.py").write_text((digits / "model.py").read_text() + "\n# changed\n")
+        compile_pipeline(read_federation(digits / "federation.yaml"), path)
+        after = [one["metadata"]["name"] for one in yaml.safe_load_all(manifest_of(path.read_bytes()))]
+        assert before[0] == after[0]
+        assert before[1] != after[1]
+
+
+def _kfp_manifest(path: Path) -> None:
+    from kfp import compiler, dsl
+    from kfp.compiler.compiler_utils import KubernetesManifestOptions
+
+    from fedpipe import components
+
+    def tiny():  # type: ignore[no-untyped-def]  # KFP reads annotations as data
+        components.shard(federation="", store="", run="")
+
+    options = KubernetesManifestOptions(pipeline_name="tiny", namespace="kubeflow", include_pipeline_manifest=True)
+    compiler.Compiler().compile(
+        dsl.pipeline(name="tiny")(tiny), str(path), kubernetes_manifest_options=options, kubernetes_manifest_format=True
+    )
+
+
+class TestImages:
+    def test_by_digest_when_it_is_known(self, digits: Path, tmp_path: Path) -> None:
+        file = digits / "federation.yaml"
+        digest = f"sha256:{'0' * 64}"
+        content = yaml.safe_load(file.read_text())
+        content["images"] = {"registry": "registry.example/fp", "tag": "7", "digests": {"keras": digest}}
+        file.write_text(yaml.safe_dump(content))
+        assert images_of(read_federation(file)) == ["registry.example/fp/core:7", f"registry.example/fp/keras@{digest}"]
+
+    @pytest.mark.parametrize("digests", [{"keras": "sha256:0"}, {"other": f"sha256:{'0' * 64}"}, {"core": "latest"}])
+    def test_that_are_none(self, digits: Path, digests: dict[str, str]) -> None:
+        file = digits / "federation.yaml"
+        file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "images": {"digests": digests}}))
+        with pytest.raises(FederationError, match=r"images\.digests"):
+            read_federation(file)

@@ -157,7 +157,7 @@ class TestCommand:
     def test_a_step_in_a_process_of_its_own(self, tmp_path: Path, digits: Path) -> None:
         """The shard step as a container runs it; it imports neither kfp nor TensorFlow nor the command line."""
         from fedpipe.federation_file import read_federation
-        from fedpipe.kubeflow import as_json
+        from fedpipe.kubeflow.compilation import as_json
 
         values = {
             "federation": as_json(read_federation(digits / "federation.yaml")),
@@ -199,7 +199,7 @@ def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_step_notes_its_time_once(tmp_path: Path, digits: Path) -> None:
     from fedpipe.federation_file import read_federation
-    from fedpipe.kubeflow import as_json
+    from fedpipe.kubeflow.compilation import as_json
     from fedpipe.store import open_store
 
     federation = as_json(read_federation(digits / "federation.yaml"))

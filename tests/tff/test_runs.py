@@ -19,7 +19,7 @@ from fedpipe.cli import app
 from fedpipe.errors import InputError
 from fedpipe.federation_file import read_federation
 from fedpipe.graph import read_graph
-from fedpipe.kubeflow import compile_pipeline
+from fedpipe.kubeflow.compilation import compile_pipeline
 from fedpipe.objects import get_bytes
 from fedpipe.rounds import history
 from fedpipe.runs import run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ from fedpipe import __version__
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation import Federation, Placement
 from fedpipe.files import write_whole
-from fedpipe.graph import Graph, parse_graph
+from fedpipe.graph import Graph, parse_graph, read_graph
 from fedpipe.objects import encode
 from fedpipe.steps.simulate import check_simulated
 
@@ -139,12 +140,57 @@ def compile_pipeline(federation: Federation, output: Path, *, simulation: bool =
 def _with_images(text: str, federation: Federation) -> tuple[str, dict[str, Any]]:
     """The pipeline file with the federation's images, and what it says of the pipeline."""
     documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
-    wanted = f"{federation.images.registry}/%s:{federation.images.tag or __version__}"
     for executor in documents[0]["deploymentSpec"]["executors"].values():
         environment = executor["container"]["image"].rpartition("/")[2].partition(":")[0]
-        executor["container"]["image"] = wanted % environment
+        executor["container"]["image"] = image_of(federation, environment)
     head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     return head + yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True), documents[0]
+
+
+def manifest_of(text: bytes, namespace: str = "") -> str:
+    """A pipeline file as objects of Kubernetes, for Git and `kubectl apply` (KFP's Kubernetes API mode, from 2.14).
+
+    Args:
+        text: the pipeline file.
+        namespace: of the objects; that of `kubectl` by default.
+
+    Returns:
+        `Pipeline`, and a `PipelineVersion` that is named by the content: another content is another version.
+    """
+    spec, *platform = yaml.safe_load_all(text)
+    name = spec["pipelineInfo"]["name"]
+    where = {"namespace": namespace} if namespace else {}
+    version = version_of(text)
+    shown = {"displayName": name, "description": spec["pipelineInfo"].get("description", "")}
+    pipeline = {"metadata": {"name": name, **where}, "spec": shown}
+    body = {"displayName": version, "pipelineName": name, "pipelineSpec": spec}
+    body |= {"platformSpec": platform[0]} if platform else {}
+    labelled = {"name": f"{name}-{version.replace('.', '-')}", **where}
+    head = {"apiVersion": "pipelines.kubeflow.org/v2beta1"}
+    objects = [head | {"kind": "Pipeline"} | pipeline,
+               head | {"kind": "PipelineVersion", "metadata": labelled, "spec": body}]  # fmt: skip
+    return yaml.dump_all(objects, Dumper=yaml.CSafeDumper, sort_keys=False)
+
+
+def version_of(text: bytes) -> str:
+    """The name of a pipeline's version: that of fedpipe, and what the file contains."""
+    return f"{__version__}-{hashlib.sha256(text).hexdigest()[:12]}"
+
+
+def image_of(federation: Federation, environment: str) -> str:
+    """The image of an environment: by its digest where the federation knows it, else by a tag."""
+    images = federation.images
+    digest = {str(name): digest for name, digest in images.digests.items()}.get(environment)
+    name = f"{images.registry}/{environment}"
+    return f"{name}@{digest}" if digest else f"{name}:{images.tag or __version__}"
+
+
+def images_of(federation: Federation) -> list[str]:
+    """All images that the federation's pipeline needs."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        compile_pipeline(federation, path)
+        return sorted({task.image for task in read_graph(path).tasks})
 
 
 def estimate(federation: Federation, graph: Graph, pipeline_bytes: int) -> Estimate:

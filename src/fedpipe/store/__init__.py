@@ -13,11 +13,12 @@ from fedpipe.store.local import LocalStore
 from fedpipe.store.memory import MemoryStore
 
 __all__ = [
-    "SECRET_DIR", "SMALL", "Blob", "LocalStore", "MemoryStore", "Reader", "Store", "check_uri", "open_store",
-    "with_endpoint",
+    "SECRET_DIR", "SMALL", "Blob", "LocalStore", "MemoryStore", "Reader", "Store", "check_uri", "endpoint_of",
+    "open_store", "with_endpoint",
 ]  # fmt: skip
 
 _SCHEMES = ("file", "s3", "memory")
+_REGION = "us-east-1"
 
 
 @functools.cache
@@ -62,6 +63,14 @@ def with_endpoint(uri: str, default: str) -> str:
     return uri
 
 
+def endpoint_of(uri: str, *, endpoint: str | None = None, region: str | None = None) -> str:
+    """Where an S3 URI is served: what is given, its query's, that of the environment, or AWS."""
+    query = dict(parse_qsl(urlsplit(uri).query))
+    region = region or query.get("region") or os.environ.get("AWS_REGION") or _REGION
+    found = endpoint or query.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL")
+    return found or f"https://s3.{region}.amazonaws.com"
+
+
 def open_store(
     uri: str, *, endpoint: str | None = None, region: str | None = None, deadline: float | None = None
 ) -> Store:
@@ -88,12 +97,10 @@ def open_store(
     from fedpipe.store.minio import DEADLINE, MinioStore  # 0.3 s that a local store need not pay
 
     query = dict(parse_qsl(parts.query))
-    region = region or query.get("region") or os.environ.get("AWS_REGION") or "us-east-1"
-    endpoint = endpoint or query.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL")
     return MinioStore(
         parts.netloc,
         parts.path.strip("/"),
-        endpoint=endpoint or f"https://s3.{region}.amazonaws.com",
-        region=region,
+        endpoint=endpoint_of(uri, endpoint=endpoint, region=region),
+        region=region or query.get("region") or os.environ.get("AWS_REGION") or _REGION,
         deadline=DEADLINE if deadline is None else deadline,
     )

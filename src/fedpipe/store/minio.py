@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 import minio
 import minio.time
@@ -423,6 +424,24 @@ class _MinioReader:
         if self._response is not None:
             _give_back(self._response)
             self._response = None
+
+
+def make_bucket(uri: str) -> bool:
+    """Makes the bucket of an S3 store unless it is there; whether it was made. Raises StoreError."""
+    bucket, query = urlsplit(uri).netloc, dict(parse_qsl(urlsplit(uri).query))
+    endpoint = query.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
+    store = MinioStore(bucket, endpoint=endpoint, region=query.get("region", "us-east-1"))
+
+    def call() -> bool:
+        try:
+            store._client.make_bucket(bucket)
+        except S3Error as error:
+            if error.code != "BucketAlreadyOwnedByYou":
+                raise
+            return False
+        return True
+
+    return store._retried(call, "")
 
 
 def _refusal(response: Any) -> Exception:

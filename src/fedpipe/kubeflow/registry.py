@@ -1,0 +1,107 @@
+"""Whether an image can be pulled, by the registry's own API (OCI Distribution Specification 1.1, section "Pull")."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlencode
+
+import urllib3
+
+_ACCEPT = ", ".join(
+    f"application/vnd.{kind}+json"
+    for kind in (
+        "oci.image.index.v1", "oci.image.manifest.v1", "docker.distribution.manifest.list.v2",
+        "docker.distribution.manifest.v2",
+    )
+)  # fmt: skip
+Answer = tuple[Literal["ok", "warning", "error"], str, str]
+
+
+class Reference(NamedTuple):
+    """An image's name in its parts; `registry` is empty where the nodes' default is meant."""
+
+    registry: str
+    repository: str
+    version: str
+
+
+def parse_reference(image: str) -> Reference:
+    """`host[:port]/repository[:tag][@digest]` in its parts."""
+    name, at, digest = image.partition("@")
+    head, slash, rest = name.partition("/")
+    registry = head if slash and re.search(r"[.:]|^localhost$", head) else ""
+    path = rest if registry else name
+    repository, colon, tag = path.rpartition(":")
+    return Reference(registry, repository if colon else path, digest if at else (tag if colon else "latest"))
+
+
+def find_image(image: str, auths: Mapping[str, Mapping[str, Any]]) -> Answer:
+    """Asks the registry for the image's manifest: how well that went, what was found, and the remedy.
+
+    Args:
+        image: its name.
+        auths: of Docker's configuration: credentials by registry.
+    """
+    reference = parse_reference(image)
+    if not reference.registry:
+        return "warning", "names no registry, and no node has it", "Set `images.registry` to where you pushed it."
+    path = f"{reference.registry}/v2/{reference.repository}/manifests/{reference.version}"
+    pool = urllib3.PoolManager(timeout=urllib3.Timeout(10), retries=False)
+    basic = _basic(auths.get(reference.registry, {}))
+    try:
+        answer = _asked(pool, path, basic)
+    except urllib3.exceptions.HTTPError as error:
+        why = re.sub(r"<[^>]*>:? ?", "", str(error))[:200]
+        return "warning", f"its registry cannot be reached from here: {why}", "The nodes may reach it all the same."
+    if answer.status == 200:
+        return "ok", "can be pulled", ""
+    if answer.status in (401, 403):
+        return "error", f"the registry refuses (HTTP {answer.status})", "Name a secret in `placement.pull_secrets`."
+    if answer.status == 404:
+        return "error", "the registry does not have it", "Push it: REGISTRY=... images/build --push"
+    return "warning", f"the registry answers HTTP {answer.status}", ""
+
+
+def _basic(auth: Mapping[str, Any]) -> dict[str, str]:
+    token = auth.get("auth") or ""
+    if not token and auth.get("username"):
+        token = base64.b64encode(f"{auth['username']}:{auth.get('password', '')}".encode()).decode()
+    return {"Authorization": f"Basic {token}"} if token else {}
+
+
+def _asked(pool: urllib3.PoolManager, path: str, basic: dict[str, str]) -> Any:
+    """The answer to HEAD, over https and, for a registry of this machine, http; with a token where it wants one."""
+    local = re.match(r"(localhost|127\.|10\.|192\.168\.)", path)
+    for scheme in ("https", "http") if local else ("https",):
+        try:
+            answer = pool.request("HEAD", f"{scheme}://{path}", headers={"Accept": _ACCEPT, **basic})
+        except urllib3.exceptions.SSLError:
+            if scheme == "https" and local:
+                continue
+            raise
+        challenge = answer.headers.get("WWW-Authenticate", "")
+        if answer.status == 401 and challenge.lower().startswith("bearer "):
+            bearer = _bearer(pool, challenge, basic)
+            if bearer:
+                headers = {"Accept": _ACCEPT, "Authorization": f"Bearer {bearer}"}
+                return pool.request("HEAD", f"{scheme}://{path}", headers=headers)
+        return answer
+    raise urllib3.exceptions.HTTPError("no answer")
+
+
+def _bearer(pool: urllib3.PoolManager, challenge: str, basic: dict[str, str]) -> str:
+    """A token as the registry's challenge says where to get one (Docker's token authentication)."""
+    fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+    realm = fields.pop("realm", "")
+    if not re.match(r"https?://", realm):
+        return ""
+    answer = pool.request("GET", f"{realm}?{urlencode(fields)}", headers=basic)
+    try:
+        found = json.loads(answer.data)
+        return str(found.get("token") or found.get("access_token") or "")
+    except (ValueError, AttributeError):
+        return ""

@@ -1,0 +1,149 @@
+"""A server that takes what KFP's client sends, and holds it against the models of KFP's own API.
+
+It knows nothing of running pipelines: it shows what a command asks of KFP, in which order, and what is left when KFP
+refuses. A body with a field that the API's model does not have, or of another type, is refused as KFP does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import kfp_server_api
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tests import servers
+
+ROOT = "/apis/v2beta1"
+KINDS = {
+    "experiments": ("experiment_id", kfp_server_api.V2beta1Experiment),
+    "pipelines": ("pipeline_id", kfp_server_api.V2beta1Pipeline),
+    "runs": ("run_id", kfp_server_api.V2beta1Run),
+    "recurringruns": ("recurring_run_id", kfp_server_api.V2beta1RecurringRun),
+}
+LISTS = {"recurringruns": "recurringRuns", "versions": "pipeline_versions"}
+
+
+class KfpServer:
+    """What was asked, in `asked`; what is there, in `held`; requests whose path has `refuse` in it fail."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, Any]] = []
+        self.held: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in (*KINDS, "versions")}
+        self.files: dict[str, bytes] = {}
+        self.refuse: tuple[str, str, int, str] | None = None
+        self.token = ""
+        self.health: Any = {"multi_user": False, "tag_name": "2.16.0", "commit_sha": "0"}
+        self._ids = itertools.count(1)
+        self.url = ""
+
+    def app(self) -> Starlette:
+        return Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "POST", "DELETE"])])
+
+    async def _answer(self, request: Request) -> Response:
+        path, body = request.url.path.removeprefix(ROOT), await request.body()
+        upload = path == "/pipelines/upload_version"
+        given = json.loads(body) if body and not upload else None
+        self.asked.append((request.method, path, given))
+        if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
+            return JSONResponse({"error": "token expired", "code": 16}, 401)
+        if self.refuse and self.refuse[0] == request.method and self.refuse[1] in path:
+            return JSONResponse({"error": self.refuse[3], "message": self.refuse[3], "code": 13}, self.refuse[2])
+        if path == "/healthz":
+            return Response(self.health) if isinstance(self.health, str) else JSONResponse(self.health)
+        if upload:
+            return self._uploaded(request, body)
+        return self._of_kind(request, path, given)
+
+    def _uploaded(self, request: Request, body: bytes) -> Response:
+        boundary = request.headers["content-type"].partition("boundary=")[2].encode()
+        part = body.split(b"--" + boundary)[1].partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
+        key, query = f"version-{next(self._ids)}", request.query_params
+        made = {"pipeline_version_id": key, "pipeline_id": query["pipelineid"], "display_name": query["name"]}
+        self.files[key], self.held["versions"][key] = part, made
+        return JSONResponse(made)
+
+    def _of_kind(self, request: Request, path: str, given: Any) -> Response:
+        parts = path.strip("/").split("/")
+        kind = "versions" if len(parts) > 2 and parts[2] == "versions" else parts[0]
+        if request.method == "GET" and kind in self.held:
+            return self._listed(kind, request)
+        if request.method == "POST" and len(parts) == 1:
+            return self._made(kind, given)
+        key, _, act = parts[-1].partition(":")
+        if key not in self.held[kind]:
+            return JSONResponse({"error": f"{key} not found"}, 404)
+        if act:
+            self.held[kind][key] |= {"status": {"enable": "ENABLED", "disable": "DISABLED"}[act]}
+        elif request.method == "DELETE":
+            del self.held[kind][key]
+        return JSONResponse({})
+
+    def _listed(self, kind: str, request: Request) -> Response:
+        """Pages of two, so that every reader has to turn them."""
+        found = list(self.held[kind].values())
+        if text := request.query_params.get("filter"):
+            (predicate,) = json.loads(text)["predicates"]
+            assert predicate["key"] == "display_name"
+            found = [one for one in found if one["display_name"] == predicate["stringValue"]]
+        start = int(request.query_params.get("page_token") or 0)
+        answer: dict[str, Any] = {LISTS.get(kind, kind): found[start : start + 2]}
+        if start + 2 < len(found):
+            answer["next_page_token"] = str(start + 2)
+        return JSONResponse(answer)
+
+    def _made(self, kind: str, given: Any) -> Response:
+        id_name, model = KINDS[kind]
+        if wrong := _unlike(given, model):
+            return JSONResponse({"error": f"invalid {kind}: {wrong}"}, 400)
+        key = f"{kind}-{next(self._ids)}"
+        made = {**given, id_name: key}
+        if kind == "recurringruns":
+            made["status"] = {"ENABLE": "ENABLED"}.get(given["mode"], "DISABLED")
+        if kind == "runs":
+            made["created_at"] = "2026-11-21T12:00:00Z"
+        self.held[kind][key] = made
+        return JSONResponse(made)
+
+
+def _unlike(given: Any, model: Any) -> str:
+    """In what a body is unlike a generated model; empty when it fits."""
+    names = {key: (name, model.openapi_types[name]) for name, key in model.attribute_map.items()}
+    for key, value in given.items():
+        if key not in names:
+            return f"unknown field {key!r}"
+        kind = names[key][1]
+        inner = getattr(kfp_server_api, kind, None)
+        if inner is not None and hasattr(inner, "openapi_types") and isinstance(value, dict):
+            if wrong := _unlike(value, inner):
+                return f"{key}: {wrong}"
+        elif kind == "str" and not isinstance(value, (str, int)):  # int64 travels as either
+            return f"{key} is no text"
+        elif kind == "bool" and not isinstance(value, bool):
+            return f"{key} is no boolean"
+    return ""
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[KfpServer]:
+    """A server on a free port."""
+    kfp, port = KfpServer(), servers.free_port()
+    kfp.url = f"http://127.0.0.1:{port}"
+    server = uvicorn.Server(uvicorn.Config(kfp.app(), port=port, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            pass
+        yield kfp
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -1,0 +1,255 @@
+"""Runs and schedules, as KFP's client asks for them: in the shapes of KFP's own API, and with nothing half created."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fedpipe.cli import app
+from fedpipe.errors import ClusterError, InputError, PipelineError
+from fedpipe.kubeflow.clients import Where, open_kfp
+from fedpipe.kubeflow.submission import change_schedule, check_cron, next_times, schedule, schedules, submit
+from tests.kubeflow.kfp_server import KfpServer, serving
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpServer]:
+    monkeypatch.setenv("HOME", str(tmp_path))  # KFP's client keeps a file there
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def file(digits: Path) -> Path:
+    """A federation that pods can reach."""
+    path = digits / "federation.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["store"] = {"uri": "s3://bucket/hospitals", "endpoint": "http://minio.store.svc:9000"}
+    content["data"]["uri"] = "s3://bucket/digits.npz"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def where(kfp: KfpServer, **more: Any) -> Where:
+    return Where(host=kfp.url, **more)
+
+
+class TestSubmit:
+    def test_uploads_the_pipeline_and_starts_a_run_of_exactly_that_version(self, kfp: KfpServer, file: Path) -> None:
+        made = submit(file, where=where(kfp), run="trial-1", parameters={"learning_rate": "0.01", "rounds": "3"})
+        (pipeline,), (version,) = kfp.held["pipelines"].values(), kfp.held["versions"].values()
+        (experiment,), (run,) = kfp.held["experiments"].values(), kfp.held["runs"].values()
+        assert pipeline["display_name"] == experiment["display_name"] == "digits"
+        text = kfp.files[version["pipeline_version_id"]]
+        assert version["display_name"] == made.version == f"0.1.0-{hashlib.sha256(text).hexdigest()[:12]}"
+        assert next(yaml.safe_load_all(text))["pipelineInfo"]["name"] == "digits"
+        assert run["display_name"] == made.run == "trial-1"
+        assert run["pipeline_version_reference"] == {
+            "pipeline_id": pipeline["pipeline_id"], "pipeline_version_id": version["pipeline_version_id"],
+        }  # fmt: skip
+        assert run["runtime_config"]["parameters"] == {"learning_rate": 0.01, "rounds": 3, "run": "trial-1"}
+        assert made.url == f"{kfp.url}/#/runs/details/{made.run_id}"
+
+    def test_the_same_content_is_the_same_version(self, kfp: KfpServer, file: Path) -> None:
+        first, second = (submit(file, where=where(kfp), run=name) for name in ("one", "two"))
+        assert first.version == second.version
+        assert len(kfp.held["versions"]) == len(kfp.held["pipelines"]) == len(kfp.held["experiments"]) == 1
+        (file.parent / "model.py").write_text((file.parent / "model.py").read_text() + "\n# changed\n")
+        assert submit(file, where=where(kfp), run="three").version != first.version
+        assert len(kfp.held["pipelines"]) == 1
+
+    def test_a_run_has_a_name_of_its_own(self, kfp: KfpServer, file: Path) -> None:
+        assert re.fullmatch(r"run-\d{8}-\d{6}", submit(file, where=where(kfp)).run)
+
+    def test_a_name_that_exists(self, kfp: KfpServer, file: Path) -> None:
+        for name in ("a", "b", "c", "d"):  # several pages of runs
+            submit(file, where=where(kfp), run=name)
+        before = len([one for one in kfp.asked if one[0] != "GET"])
+        with pytest.raises(InputError, match="there is a run 'c' already"):
+            submit(file, where=where(kfp), run="c")
+        assert len([one for one in kfp.asked if one[0] != "GET"]) == before
+
+    def test_nothing_is_left_of_a_run_that_cannot_start(self, kfp: KfpServer, file: Path) -> None:
+        kfp.refuse = ("POST", "/runs", 400, "the pipeline is too large")
+        with pytest.raises(ClusterError, match="the pipeline is too large"):
+            submit(file, where=where(kfp))
+        assert not any(kfp.held.values())
+
+    def test_what_was_there_before_stays(self, kfp: KfpServer, file: Path) -> None:
+        submit(file, where=where(kfp), run="one")
+        kfp.refuse = ("POST", "/runs", 500, "no room")
+        with pytest.raises(ClusterError):
+            submit(file, where=where(kfp), run="two", experiment="other")
+        assert {kind: len(held) for kind, held in kfp.held.items() if held} == {
+            "pipelines": 1, "versions": 1, "experiments": 1, "runs": 1,
+        }  # fmt: skip
+
+    def test_what_cannot_be_removed_is_named(self, kfp: KfpServer, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import kfp as package
+
+        def fail(*_: Any, **__: Any) -> Any:
+            kfp.refuse = ("DELETE", "/pipelines", 403, "not allowed")
+            raise ClusterError("the run was refused")
+
+        monkeypatch.setattr(package.Client, "run_pipeline", fail)
+        with pytest.raises(ClusterError) as caught:
+            submit(file, where=where(kfp))
+        assert "the run was refused" in str(caught.value)
+        assert re.search(r"could not be removed: version 0\.1\.0-\w+, pipeline digits", str(caught.value))
+
+    def test_in_a_deployment_of_many_users(self, kfp: KfpServer, file: Path) -> None:
+        kfp.health = {"multi_user": True}
+        submit(file, where=where(kfp, namespace="hospitals"))
+        (experiment,) = kfp.held["experiments"].values()
+        assert experiment["namespace"] == "hospitals"
+
+    def test_a_store_that_pods_cannot_reach(self, kfp: KfpServer, digits: Path) -> None:
+        with pytest.raises(InputError, match="the pods cannot reach the store 'file://"):
+            submit(digits / "federation.yaml", where=where(kfp))
+        assert not kfp.asked
+
+    def test_data_that_pods_cannot_read(self, kfp: KfpServer, file: Path) -> None:
+        with pytest.raises(InputError, match=r"the pods cannot read the data: '/digits\.npz'"):
+            submit(file, where=where(kfp), parameters={"data": "/digits.npz"})
+        assert not kfp.asked
+
+    def test_a_parameter_that_is_none(self, kfp: KfpServer, file: Path) -> None:
+        with pytest.raises(PipelineError, match="unknown parameter 'learnig_rate'"):
+            submit(file, where=where(kfp), parameters={"learnig_rate": "1"})
+        assert not kfp.asked
+
+
+class TestSchedule:
+    def test_is_one_at_a_time_without_catching_up_of_a_pinned_version(self, kfp: KfpServer, file: Path) -> None:
+        made = schedule(file, "0 0 3 * * 0", where=where(kfp))
+        (held,) = kfp.held["recurringruns"].values()
+        assert held["display_name"] == made.name == "digits"
+        assert held["max_concurrency"] in (1, "1")
+        assert held["no_catchup"] is True
+        assert held["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 0"}}
+        assert held["pipeline_version_reference"]["pipeline_version_id"] == made.version_id in kfp.held["versions"]
+        assert (
+            "run" not in held["runtime_config"]["parameters"]
+        )  # every run has a name of its own, and goes on from HEAD
+
+    def test_is_paused_resumed_and_deleted(self, kfp: KfpServer, file: Path) -> None:
+        for name in ("a", "b", "c"):
+            schedule(file, "0 0 3 * * 0", where=where(kfp), name=name)
+        change_schedule("c", "pause", where=where(kfp))
+        assert {one.name: one.enabled for one in schedules(where(kfp))} == {"a": True, "b": True, "c": False}
+        change_schedule("c", "resume", where=where(kfp))
+        assert all(one.enabled for one in schedules(where(kfp)))
+        change_schedule("b", "delete", where=where(kfp))
+        assert [one.name for one in schedules(where(kfp))] == ["a", "c"]
+
+    def test_of_a_name_that_exists(self, kfp: KfpServer, file: Path) -> None:
+        schedule(file, "0 0 3 * * 0", where=where(kfp))
+        with pytest.raises(InputError, match="there is a schedule 'digits' already"):
+            schedule(file, "0 0 4 * * 0", where=where(kfp))
+
+    def test_that_is_not_there(self, kfp: KfpServer) -> None:
+        with pytest.raises(InputError, match=r"there is no schedule 'x'\. Schedules: none"):
+            change_schedule("x", "pause", where=where(kfp))
+
+    def test_nothing_is_left_of_one_that_is_refused(self, kfp: KfpServer, file: Path) -> None:
+        kfp.refuse = ("POST", "/recurringruns", 400, "no")
+        with pytest.raises(ClusterError):
+            schedule(file, "0 0 3 * * 0", where=where(kfp))
+        assert not any(kfp.held.values())
+
+    def test_runs_name_themselves(self, kfp: KfpServer, file: Path) -> None:
+        with pytest.raises(InputError, match="a schedule makes many"):
+            schedule(file, "0 0 3 * * 0", where=where(kfp), parameters={"run": "x"})
+
+
+class TestCron:
+    @pytest.mark.parametrize("cron", ["0 0 3 * * 0", "*/30 * * * * *", "0 0 9 ? * 2-6", "0 0 0 1 jan *"])
+    def test_that_kfp_takes(self, cron: str) -> None:
+        check_cron(cron)
+
+    @pytest.mark.parametrize(
+        ("cron", "told"),
+        [
+            ("0 3 * * 0", r'has 5 fields.*seconds come first\. Write "0 0 3 \* \* 0"'),
+            ("0 0 3 * *  * * *", "has 8 fields, not 6"),
+            ("0 0 25 * * 0", "is no schedule"),
+            ("hourly", "has 1 fields"),
+            ("", "--cron is missing"),
+        ],
+    )
+    def test_that_is_none(self, cron: str, told: str) -> None:
+        with pytest.raises(InputError, match=told):
+            check_cron(cron)
+
+    def test_says_when_it_comes(self) -> None:
+        assert [time[:3] for time in next_times("0 0 3 * * 0")] == ["Sun"] * 3
+        assert next_times("0 0 3 * * 0")[0].endswith("03:00:00 UTC")
+
+
+class TestConnection:
+    def test_another_server_answers(self, kfp: KfpServer) -> None:
+        kfp.health = "<html>log in</html>"
+        with pytest.raises(ClusterError, match=r"this is not the API of Kubeflow Pipelines.*text/plain|its answer is"):
+            open_kfp(where(kfp))
+
+    def test_json_of_something_else(self, kfp: KfpServer) -> None:
+        kfp.health = {"status": "UP"}
+        with pytest.raises(ClusterError, match="this is not the API of Kubeflow Pipelines"):
+            open_kfp(where(kfp))
+
+    def test_an_expired_token(self, kfp: KfpServer, tmp_path: Path) -> None:
+        kfp.token = "fresh"
+        (tmp_path / "token").write_text("stale\n")
+        with pytest.raises(ClusterError, match=r"token expired \(HTTP 401\).*get a new one") as caught:
+            open_kfp(where(kfp, token_file=tmp_path / "token"))
+        assert "stale" not in str(caught.value)
+        assert len(kfp.asked) == 1  # and it is not tried for half a minute
+        (tmp_path / "token").write_text("fresh\n")
+        assert open_kfp(where(kfp, token_file=tmp_path / "token")).health["tag_name"] == "2.16.0"
+
+    @pytest.mark.parametrize(("content", "told"), [(None, "cannot be read"), ("\n", "there is no token in it")])
+    def test_a_token_file_that_is_none(self, kfp: KfpServer, tmp_path: Path, content: str | None, told: str) -> None:
+        if content is not None:
+            (tmp_path / "token").write_text(content)
+        with pytest.raises(InputError, match=told):
+            open_kfp(where(kfp, token_file=tmp_path / "token"))
+
+    def test_nobody_answers(self) -> None:
+        with pytest.raises(ClusterError, match="cannot be reached"):
+            open_kfp(Where(host="http://127.0.0.1:1"))
+
+    def test_neither_a_host_nor_a_cluster(self, kfp: KfpServer) -> None:
+        with pytest.raises(ClusterError, match="Kubeflow Pipelines is not known"):
+            open_kfp(Where())
+
+
+class TestTheCommands:
+    def test_submit_says_where_the_run_is(self, kfp: KfpServer, file: Path) -> None:
+        told = CliRunner().invoke(app, ["submit", str(file), "--host", kfp.url, "--run", "trial", "-p", "rounds=2"])
+        assert told.exit_code == 0, told.output
+        assert f"trial: {kfp.url}/#/runs/details/" in told.output
+        assert f"fedpipe watch trial -f {file}" in " ".join(told.output.split())
+
+    def test_schedule_makes_lists_and_changes(self, kfp: KfpServer, file: Path) -> None:
+        def run(*arguments: str) -> str:
+            told = CliRunner().invoke(app, ["schedule", *arguments, "--host", kfp.url])
+            assert told.exit_code == 0, told.output
+            return " ".join(told.output.split())
+
+        assert "digits: 0 0 3 * * 0, next Sun" in run("--cron", "0 0 3 * * 0", "-f", str(file))
+        assert "on" in run("list")
+        assert "digits is paused" in run("pause", "digits")
+        assert "paused" in run("list")
+        assert '"enabled": false' in run("list", "--json")
+        assert "digits is deleted; its runs stay" in run("delete", "digits")
+        assert run("list") == "no schedules"
