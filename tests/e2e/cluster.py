@@ -1,0 +1,377 @@
+"""A real Kubernetes on this machine: etcd, apiserver, controller-manager, scheduler, kube-proxy, kubelet and containerd.
+
+All of it runs in a network namespace of its own, which a pair of veth joins to this machine's: the node is NODE there.
+The binaries are built once from the modules of tests/e2e/go.mod and kept. Nothing is left behind when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import urllib3
+import yaml
+from Crypto.PublicKey import RSA
+
+from tests import servers
+
+HERE = Path(__file__).parent
+HOST, NODE = "10.97.0.1", "10.97.0.2"
+PODS, SERVICES, DNS = "10.98.0.0/24", "10.96.0.0/24", NODE
+NAME = "fedpipe-e2e"
+BINARIES = {
+    "etcd": "go.etcd.io/etcd/server/v3",
+    "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
+    "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
+    "kube-proxy": "k8s.io/kubernetes/cmd/kube-proxy",
+    "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
+    "kubelet": "k8s.io/kubernetes/cmd/kubelet",
+    "pause": "./pause",
+}
+TOOLS = ("containerd", "runc", "podman", "debootstrap", "iptables", "ip", "nsenter", "dnsmasq", "conntrack", "openssl")
+PACKAGES = (
+    "containerd runc podman debootstrap iptables iproute2 util-linux dnsmasq-base conntrack containernetworking-plugins"
+)
+CNI = Path("/usr/lib/cni")
+
+
+class Cluster(NamedTuple):
+    """A running cluster with one node."""
+
+    folder: Path
+    kubeconfig: Path
+    containerd: Path
+    start: Callable[..., None]
+
+    def import_image(self, archive: IO[bytes] | None, name: str, *, also: str = "") -> None:
+        """Puts an image, as `podman save` writes it, on the node, under its name and another."""
+        ctr = ["ctr", "--address", str(self.containerd), "--namespace", "k8s.io", "images"]
+        done = subprocess.run([*ctr, "import", "-"], stdin=archive, capture_output=True, text=True, check=True)
+        held = done.stdout.split()[1]
+        for wanted in filter(None, (name, also)):
+            if wanted != held:
+                _run(*ctr, "tag", "--force", held, wanted)
+
+    def import_binary(self, binary: Path, name: str) -> None:
+        """Puts an image with one binary on the node."""
+        with _image_of(binary) as image:
+            save = ["podman", "save", "--format", "docker-archive", image]
+            with subprocess.Popen(save, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as saving:
+                self.import_image(saving.stdout, name)
+
+    def tell_name(self, name: str, address: str) -> None:
+        """Makes a name of the cluster known to its pods: there is no CoreDNS here."""
+        (self.folder / "names" / name).write_text(f"{address} {name}\n")
+
+    def kill(self, container: str) -> None:
+        """Ends a container as the kernel does when memory is short."""
+        _run(
+            "ctr", "--address", str(self.containerd), "--namespace", "k8s.io", "tasks", "kill", "-s", "KILL", container
+        )
+
+
+def missing() -> str:
+    """What keeps a cluster from running here; empty when nothing does."""
+    if os.geteuid() != 0:
+        return "it needs root, for a network namespace and containers"
+    lacking = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if lacking or not (CNI / "bridge").exists():
+        return f"it needs {', '.join(lacking) or 'CNI plugins'}: apt-get install {PACKAGES}"
+    probe = subprocess.run(["unshare", "--net", "true"], check=False, capture_output=True)
+    return "" if probe.returncode == 0 else "it may not make a network namespace"
+
+
+def find_binaries() -> dict[str, Path]:
+    """Kubernetes' binaries, built with Go when they are not kept from an earlier time."""
+    modules = (HERE / "go.mod").read_bytes() + (HERE / "go.sum").read_bytes()
+    folder = servers.cache_folder() / f"kubernetes-{hashlib.sha256(modules).hexdigest()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name, package in BINARIES.items():
+            if not (folder / name).exists():
+                _build(package, folder / name)
+    return {name: folder / name for name in BINARIES}
+
+
+def _build(package: str, target: Path) -> None:
+    go = shutil.which("go") or "/usr/local/go/bin/go"
+    version = "v" + (HERE / "go.mod").read_text().partition("k8s.io/kubernetes v")[2].split()[0]
+    major, minor = version[1:].split(".")[:2]
+    where = "k8s.io/component-base/version"
+    flags = f"-s -w -X {where}.gitVersion={version} -X {where}.gitMajor={major} -X {where}.gitMinor={minor}"
+    command = [go, "build", "-trimpath", "-ldflags", flags, "-o", f"{target}.new", package]
+    environment = {**os.environ, "GOTOOLCHAIN": "auto", "CGO_ENABLED": "0"}
+    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{package} could not be built with Go: {done.stderr[-2000:]}")
+    Path(f"{target}.new").replace(target)
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[Cluster]:
+    """Starts the cluster, and ends all that belongs to it."""
+    binaries = find_binaries()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_network())
+        stack.callback(_unmount, folder)
+        start = _Starter(folder, stack)
+        tokens = {name: secrets.token_hex(16) for name in ("admin", "node", "manager", "scheduler", "proxy")}
+        containerd = _start_containerd(start, binaries["pause"])
+        _start_control_plane(start, binaries, tokens)
+        configs = {name: _kubeconfig(folder, name, token) for name, token in tokens.items()}
+        _await(lambda: _get(folder, tokens["admin"], "/readyz") == "ok", "the apiserver")
+        _start_controllers(start, binaries, configs)
+        _start_node(start, binaries, configs, containerd)
+        _await(lambda: _is_ready(folder, tokens["admin"]), "the node")
+        yield Cluster(folder, configs["admin"], containerd, start.start)
+
+
+class _Starter(NamedTuple):
+    """Starts processes in the cluster's network, and ends them in reverse."""
+
+    folder: Path
+    stack: contextlib.ExitStack
+
+    def start(self, name: str, *command: str | Path) -> None:
+        log = self.stack.enter_context((self.folder / f"{name}.log").open("wb"))
+        inside = ["nsenter", f"--net=/run/netns/{NAME}", *map(str, command)]
+        process = subprocess.Popen(inside, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        self.stack.callback(_end, process)
+
+    def write(self, name: str, text: str | dict[str, Any]) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text if isinstance(text, str) else yaml.safe_dump(text))
+        return path
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+        return
+    process.kill()
+    process.wait()
+
+
+@contextlib.contextmanager
+def _network() -> Iterator[None]:
+    """A network namespace with the node's address, joined to this machine."""
+    _drop_network()
+    _run("ip", "netns", "add", NAME)
+    try:
+        _run("ip", "link", "add", "fedpipe-host", "type", "veth", "peer", "name", "node", "netns", NAME)
+        _run("ip", "addr", "add", f"{HOST}/24", "dev", "fedpipe-host")
+        _run("ip", "link", "set", "fedpipe-host", "up")
+        _run("ip", "route", "add", SERVICES, "via", NODE)
+        for command in (
+            ("addr", "add", f"{NODE}/24", "dev", "node"), ("link", "set", "node", "up"), ("link", "set", "lo", "up"),
+            # kube-proxy and the kubelet want a way out; there is none
+            ("route", "add", "default", "via", HOST),
+        ):  # fmt: skip
+            _run("ip", "-n", NAME, *command)
+        _run("nsenter", f"--net=/run/netns/{NAME}", "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        yield
+    finally:
+        _drop_network()
+
+
+def _drop_network() -> None:
+    for command in (["ip", "link", "del", "fedpipe-host"], ["ip", "netns", "del", NAME]):
+        subprocess.run(command, check=False, capture_output=True)
+
+
+def _unmount(folder: Path) -> None:
+    """Ends what still runs in pods, and takes away what containers and the kubelet have mounted."""
+    for path in Path("/proc").glob("[0-9]*/cgroup"):
+        with contextlib.suppress(OSError, ProcessLookupError):
+            if "/kubepods" in path.read_text():
+                os.kill(int(path.parent.name), signal.SIGKILL)
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError, ProcessLookupError):
+            line = process.read_bytes()
+            if b"containerd-shim" in line and str(folder).encode() in line:
+                os.kill(int(process.parent.name), signal.SIGKILL)
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in reversed(mounts):
+        if mount.startswith(f"{folder}/"):
+            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
+    for space in Path("/run/netns").glob("cni-*"):
+        subprocess.run(["ip", "netns", "del", space.name], check=False, capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)  # gigabytes of images
+
+
+def _start_containerd(start: _Starter, pause: Path) -> Path:
+    folder = start.folder / "containerd"
+    address = folder / "containerd.sock"
+    network = {
+        "cniVersion": "0.4.0", "name": "pods", "type": "bridge", "bridge": "pods", "isGateway": True, "hairpinMode": True,
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": PODS}]], "routes": [{"dst": "0.0.0.0/0"}],
+                 "dataDir": str(folder / "addresses")},
+    }  # fmt: skip
+    start.write("containerd/cni/10-pods.conf", json.dumps(network))
+    config = f"""version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
+[grpc]
+  address = "{address}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "fedpipe.test/pause:1"
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{CNI}"
+    conf_dir = "{folder}/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+"""
+    start.start("containerd", "containerd", "--config", start.write("containerd/config.toml", config))
+    cluster = Cluster(start.folder, Path(), address, start.start)
+    _await(lambda: _quietly("ctr", "--address", str(address), "version"), "containerd")
+    cluster.import_binary(pause, "fedpipe.test/pause:1")
+    return address
+
+
+@contextlib.contextmanager
+def _image_of(binary: Path) -> Iterator[str]:
+    """An image with one binary in it, as long as it is needed."""
+    name = f"localhost/fedpipe-{binary.name}:1"
+    packing = ["tar", "--create", "--directory", str(binary.parent), "--mode=0755", binary.name]
+    packed = subprocess.run(packing, capture_output=True, check=True).stdout
+    changes = [f'--change=ENTRYPOINT ["/{binary.name}"]', "--change=USER 65535:65535"]
+    subprocess.run(["podman", "import", "--quiet", *changes, "-", name], input=packed, check=True, capture_output=True)
+    try:
+        yield name
+    finally:
+        _run("podman", "rmi", "--force", name)
+
+
+def _start_control_plane(start: _Starter, binaries: dict[str, Path], tokens: dict[str, str]) -> None:
+    folder, local = start.folder, "http://127.0.0.1"
+    start.start(
+        "etcd", binaries["etcd"], "--data-dir", folder / "etcd", "--listen-client-urls", f"{local}:2379",
+        "--advertise-client-urls", f"{local}:2379", "--listen-peer-urls", f"{local}:2380", "--unsafe-no-fsync",
+        "--initial-advertise-peer-urls", f"{local}:2380", "--initial-cluster", f"default={local}:2380",
+    )  # fmt: skip
+    key = RSA.generate(2048)
+    private = start.write("accounts.key", key.export_key().decode())
+    public = start.write("accounts.pub", key.public_key().export_key().decode())
+    users = {
+        "admin": "admin,admin,system:masters", "node": "system:node:node-1,node,system:nodes",
+        "manager": "system:kube-controller-manager,manager,", "scheduler": "system:kube-scheduler,scheduler,",
+        "proxy": "system:kube-proxy,proxy,",
+    }  # fmt: skip
+    listed = start.write("tokens.csv", "".join(f"{tokens[name]},{user}\n" for name, user in users.items()))
+    start.start(
+        "kube-apiserver", binaries["kube-apiserver"], "--etcd-servers", f"{local}:2379", "--cert-dir", folder / "certs",
+        "--bind-address", NODE, "--advertise-address", NODE, "--secure-port", "6443",
+        "--service-cluster-ip-range", SERVICES, "--token-auth-file", listed, "--authorization-mode", "Node,RBAC",
+        "--service-account-key-file", public, "--service-account-signing-key-file", private,
+        "--service-account-issuer", "https://kubernetes.default.svc", "--enable-admission-plugins", "NodeRestriction",
+        "--allow-privileged=true", "--kubelet-preferred-address-types", "InternalIP",
+    )  # fmt: skip
+
+
+def _kubeconfig(folder: Path, name: str, token: str) -> Path:
+    certificate = folder / "certs" / "apiserver.crt"
+    _await(certificate.exists, "the apiserver's certificate")
+    path = folder / f"{name}.kubeconfig"
+    path.write_text(yaml.safe_dump({
+        "apiVersion": "v1", "kind": "Config", "current-context": "e2e",
+        "clusters": [{"name": "e2e", "cluster": {
+            "server": f"https://{NODE}:6443", "certificate-authority": str(certificate)}}],
+        "users": [{"name": "e2e", "user": {"token": token}}],
+        "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "e2e"}}],
+    }))  # fmt: skip
+    path.chmod(0o600)
+    return path
+
+
+def _start_controllers(start: _Starter, binaries: dict[str, Path], configs: dict[str, Path]) -> None:
+    start.start(
+        "kube-controller-manager", binaries["kube-controller-manager"], "--kubeconfig", configs["manager"],
+        "--leader-elect=false", "--service-account-private-key-file", start.folder / "accounts.key",
+        "--root-ca-file", start.folder / "certs" / "apiserver.crt", "--bind-address", "127.0.0.1",
+        "--use-service-account-credentials=true", "--horizontal-pod-autoscaler-sync-period", "300s",
+        "--cert-dir", start.folder / "manager-certs",
+    )  # fmt: skip
+    start.start(
+        "kube-scheduler", binaries["kube-scheduler"], "--kubeconfig", configs["scheduler"], "--leader-elect=false",
+        "--bind-address", "127.0.0.1", "--cert-dir", start.folder / "scheduler-certs",
+    )  # fmt: skip
+
+
+def _start_node(start: _Starter, binaries: dict[str, Path], configs: dict[str, Path], containerd: Path) -> None:
+    config = start.write("kubelet.yaml", {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration", "address": NODE,
+        "containerRuntimeEndpoint": f"unix://{containerd}", "cgroupDriver": "cgroupfs", "failCgroupV1": False,
+        "failSwapOn": False, "clusterDNS": [DNS], "clusterDomain": "cluster.local", "readOnlyPort": 0,
+        "evictionHard": {"memory.available": "50Mi"}, "authorization": {"mode": "AlwaysAllow"},
+        "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
+        "enforceNodeAllocatable": [], "resolvConf": str(start.write("resolv.conf", "")), "serializeImagePulls": False,
+        "nodeStatusUpdateFrequency": "2s", "syncFrequency": "2s", "imageGCHighThresholdPercent": 100,
+        "podLogsDir": str(start.folder / "pod-logs"),
+    })  # fmt: skip
+    start.start(
+        "kubelet", binaries["kubelet"], "--config", config, "--kubeconfig", configs["node"], "--node-ip", NODE,
+        "--hostname-override", "node-1", "--root-dir", start.folder / "kubelet", "--cert-dir", start.folder / "kubelet-certs",
+    )  # fmt: skip
+    proxy = start.write("proxy.yaml", {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": "iptables",
+        "clusterCIDR": PODS, "hostnameOverride": "node-1", "clientConnection": {"kubeconfig": str(configs["proxy"])},
+        "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+    })  # fmt: skip
+    start.start("kube-proxy", binaries["kube-proxy"], "--config", proxy)
+    (start.folder / "names").mkdir()
+    start.start(
+        "dnsmasq", "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--port", "53", "--user=root",
+        "--listen-address", DNS, "--bind-interfaces", f"--hostsdir={start.folder / 'names'}",
+    )  # fmt: skip
+
+
+def _get(folder: Path, token: str, path: str) -> str:
+    pool = urllib3.PoolManager(ca_certs=str(folder / "certs" / "apiserver.crt"), timeout=5, retries=False)
+    try:
+        answer = pool.request("GET", f"https://{NODE}:6443{path}", headers={"Authorization": f"Bearer {token}"})
+    except (urllib3.exceptions.HTTPError, OSError):
+        return ""
+    return answer.data.decode()
+
+
+def _is_ready(folder: Path, token: str) -> bool:
+    try:
+        nodes = json.loads(_get(folder, token, "/api/v1/nodes"))["items"]
+    except (ValueError, KeyError):
+        return False
+    return any(c["type"] == "Ready" and c["status"] == "True" for n in nodes for c in n["status"].get("conditions", ()))
+
+
+def _await(done: Callable[[], Any], what: str, seconds: float = 90) -> None:
+    for _ in range(int(seconds * 5)):
+        if done():
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"{what} did not come up in {seconds:.0f} s")
+
+
+def _quietly(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()[-1000:]}")
+    return done

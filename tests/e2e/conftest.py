@@ -1,0 +1,211 @@
+"""One cluster, one store and the images for all tests here; what cannot run here fails and says what it needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import minio
+import pytest
+import urllib3
+import yaml
+from kubernetes import client, config
+
+from fedpipe import __version__
+from fedpipe.federation_file import read_federation
+from fedpipe.identities import enroll, policy_of
+from fedpipe.kubeflow.compilation import compile_pipeline
+from fedpipe.kubeflow.doctor import diagnose
+from fedpipe.store import open_store
+from fedpipe.store.minio import Credentials
+from fedpipe.store.users import Users
+from tests import servers
+from tests.e2e import cluster as clusters
+from tests.e2e import images
+from tests.e2e.cluster import Cluster
+from tests.e2e.images import REGISTRY
+from tests.e2e.sites import JOB, POOL, Site, secret
+
+NAMES = ("core", "keras", "tff", "serve")
+ON_NODE = ("core", "keras", "serve")
+"""The image of TFF runs in test_images.py: to copy its 3 GB takes a minute."""
+NAMESPACE = "hospitals"
+ENDPOINT = f"http://{clusters.NODE}:9000"
+BUCKET = "federation"
+
+
+@pytest.fixture(scope="session")
+def built(containers: None) -> dict[str, str]:
+    """Digests of the images, built from this work tree."""
+    return images.build(NAMES)
+
+
+@pytest.fixture(scope="session")
+def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Settings with which podman works on machines of few rights."""
+    config = tmp_path_factory.mktemp("podman") / "containers.conf"
+    config.write_text(images.CONTAINERS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONTAINERS_CONF", str(config))
+        yield
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, built: dict[str, str]) -> Iterator[Cluster]:
+    """A real Kubernetes with one node, that holds the images."""
+    if lacking := clusters.missing():
+        pytest.fail(f"no cluster can run here: {lacking}")
+    with clusters.running(tmp_path_factory.mktemp("cluster")) as running:
+        for name in ON_NODE:
+            images.load(running, name, built[name], __version__)
+        ended = threading.Event()
+        telling = threading.Thread(target=_tell_names, args=(running, ended))
+        telling.start()
+        yield running
+        ended.set()
+        telling.join()
+
+
+def _tell_names(cluster: Cluster, ended: threading.Event) -> None:
+    """Makes the names of services known to pods, as CoreDNS does."""
+    core = client.CoreV1Api(config.new_client_from_config(str(cluster.kubeconfig)))
+    while not ended.wait(1):
+        for service in core.list_service_for_all_namespaces().items:
+            name = f"{service.metadata.name}.{service.metadata.namespace}.svc.cluster.local"
+            cluster.tell_name(name, service.spec.cluster_ip)
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(cluster: Cluster) -> Iterator[Path]:
+    """The kubeconfig of an administrator, for fedpipe, helm and the tests themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+        yield cluster.kubeconfig
+
+
+@pytest.fixture(scope="session")
+def api(kubeconfig: Path) -> client.ApiClient:
+    """A client of the cluster's API."""
+    return config.new_client_from_config(str(kubeconfig))
+
+
+@pytest.fixture(scope="session")
+def core(api: client.ApiClient) -> client.CoreV1Api:
+    """Pods, secrets and nodes."""
+    return client.CoreV1Api(api)
+
+
+@pytest.fixture(scope="session")
+def namespace(core: client.CoreV1Api) -> str:
+    """A namespace in which only restricted pods may run."""
+    level = {"pod-security.kubernetes.io/enforce": "restricted"}
+    core.create_namespace({"metadata": {"name": NAMESPACE, "labels": level}})
+    return NAMESPACE
+
+
+@pytest.fixture(scope="session")
+def trial_image(cluster: Cluster) -> str:
+    """MinIO as an image on the node."""
+    cluster.import_binary(servers.find_binary("minio"), "fedpipe.test/minio:1")
+    return "fedpipe.test/minio:1"
+
+
+@pytest.fixture(scope="session")
+def store(cluster: Cluster) -> Iterator[str]:
+    """URI of a bucket on a real MinIO beside the pods; its administrator's keys are in the environment."""
+    data = cluster.folder / "minio"
+    data.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIO_ROOT_USER", servers.ACCESS_KEY)
+        patch.setenv("MINIO_ROOT_PASSWORD", servers.SECRET_KEY)
+        patch.setenv("AWS_ACCESS_KEY_ID", servers.ACCESS_KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", servers.SECRET_KEY)
+        for name in ("AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION"):
+            patch.delenv(name, raising=False)
+        address = ENDPOINT.removeprefix("http://")
+        cluster.start("minio", servers.find_binary("minio"), "server", "--quiet", "--address", address, str(data))
+        pool = urllib3.PoolManager(retries=False, timeout=5)
+        admin = minio.Minio(
+            address, servers.ACCESS_KEY, servers.SECRET_KEY, secure=False, region="us-east-1", http_client=pool
+        )
+        eventually(lambda: admin.make_bucket(BUCKET) is None)
+        yield f"s3://{BUCKET}?endpoint={ENDPOINT}"
+
+
+def eventually(act: Callable[[], Any], seconds: float = 60) -> Any:
+    """What an act gives once it gives something true; its last failure is raised."""
+    last: Exception | None = None
+    for _ in range(int(seconds * 2)):
+        try:
+            if found := act():
+                return found
+        except Exception as error:
+            last = error
+        time.sleep(0.5)
+    raise AssertionError(f"not in {seconds:.0f} s") from last
+
+
+@pytest.fixture(scope="session")
+def pool(core: client.CoreV1Api) -> None:
+    """The node is of the pool `gpu`, and has two of what learners ask for."""
+    name = core.list_node().items[0].metadata.name
+    core.patch_node(name, {"metadata": {"labels": {"pool": "gpu"}}})
+    patch = [{"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": "2"}]
+    core.patch_node_status(name, patch)
+    eventually(lambda: core.read_node(name).status.allocatable.get("nvidia.com/gpu") == "2")
+
+
+@pytest.fixture(scope="session")
+def site(
+    tmp_path_factory: pytest.TempPathFactory, store: str, api: client.ApiClient, core: client.CoreV1Api, namespace: str, pool: None,
+    built: dict[str, str],
+) -> Callable[..., Site]:  # fmt: skip
+    """Sets a federation up: users, secrets, data, pipeline."""
+
+    def make(prefix: str, learners: list[dict[str, Any]], *, endpoint: str = ENDPOINT, enrolled: bool = True,
+             training: dict[str, Any] | None = None) -> Site:  # fmt: skip
+        folder = tmp_path_factory.mktemp("sites") / prefix
+        subprocess.run([sys.executable, "-m", "fedpipe", "init", str(folder)], check=True, capture_output=True)
+        file = folder / "federation.yaml"
+        content = yaml.safe_load(file.read_text())
+        where = f"s3://{BUCKET}/{prefix}?endpoint={ENDPOINT}"
+        content |= {
+            "store": where, "learners": learners, "secret": f"{prefix}-coordinator",
+            "images": {"registry": REGISTRY, "digests": built},
+        }  # fmt: skip
+        content["data"] |= {"uri": f"s3://{BUCKET}/{prefix}/digits/data/digits.npz?endpoint={ENDPOINT}"}
+        content["data"]["shards"]["minimum"] = 50
+        content["training"] |= {"rounds": 2, "local_epochs": 1, **(training or {})}
+        content["quorum"] = {"min_learners": len(learners), "deadline": 600}
+        file.write_text(yaml.safe_dump(content))
+        open_store(where).upload("digits/data/digits.npz", folder / "digits.npz")
+        coordinator = Credentials(f"{prefix}-coordinator", "a-secret-of-the-coordinator")
+        Users(where).put(coordinator, policy_of(file))
+        secret(core, namespace, f"{prefix}-coordinator", coordinator)
+        for learner in learners if enrolled else ():
+            made = enroll(file, learner["name"])
+            core.create_namespaced_secret(namespace, yaml.safe_load(made.files[1].read_text()))
+            learner["secret"] = made.secret
+        content["store"] = f"s3://{BUCKET}/{prefix}?endpoint={endpoint}"
+        file.write_text(yaml.safe_dump(content))
+        compile_pipeline(read_federation(file), folder / "pipeline.yaml")
+        content["store"] = where  # a test looks at the store itself
+        file.write_text(yaml.safe_dump(content))
+        return Site(file, folder / "pipeline.yaml", api, namespace)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(site: Callable[..., Site]) -> Site:
+    """A federation of two learners whose session has run as pods."""
+    made = site("hospitals", [{"name": name, "placement": POOL} for name in ("hospital-a", "hospital-b")])
+    assert [f for f in diagnose(made.file, where=made.where) if f.level == "error" and f.subject != "kubeflow"] == []
+    results = made.driver(JOB).run({"run": "session"})
+    assert len(results) == 6 + 2 + 2  # shard to report, learn, score
+    return made

@@ -1,0 +1,64 @@
+"""The images of this work tree, built by `images/build` over a base of Debian's own packages: no registry is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from tests import servers
+from tests.e2e.cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+BASE, REGISTRY = "localhost/fedpipe-base:bookworm", "fedpipe.test/fedpipe"
+# This machine may lack CAP_SYS_RESOURCE, and then neither crun nor podman's default limits work.
+CONTAINERS = """[containers]
+default_ulimits = []
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+"""
+
+
+def build(names: tuple[str, ...]) -> dict[str, str]:
+    """Builds images, and returns their digests by name."""
+    environment = {
+        **os.environ, "BUILDER": "podman", "REGISTRY": REGISTRY, "BASE_IMAGE": BASE, "BUILD_FLAGS": "--network host",
+    }  # fmt: skip
+    if subprocess.run(["podman", "image", "exists", BASE], env=environment, check=False).returncode:
+        _make_base(environment)
+    _checked(["images/build", *names], environment)
+    digests: dict[str, str] = yaml.safe_load((ROOT / "images" / "digests.yaml").read_text())["digests"]
+    return digests
+
+
+def _make_base(environment: dict[str, str]) -> None:
+    """Debian with Python 3.11, from Debian's packages."""
+    archive = servers.cache_folder() / "base-bookworm.tar"
+    if not archive.exists():
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        include = "--include=python3,python3-venv,ca-certificates"
+        _checked(["debootstrap", "--variant=minbase", include, "bookworm", f"{archive}.new"], environment)
+        # docs and lists of packages are no part of an image
+        for waste in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists"):
+            subprocess.run(["rm", "-rf", f"{archive}.new/{waste}"], check=True)
+        _checked(["tar", "--create", "--file", str(archive), "--directory", f"{archive}.new", "."], environment)
+        subprocess.run(["rm", "-rf", f"{archive}.new"], check=True)
+    _checked(["podman", "import", "--quiet", str(archive), BASE], environment)
+
+
+def load(cluster: Cluster, name: str, digest: str, version: str) -> None:
+    """Puts a built image on the cluster's node, under its tag and its digest."""
+    tagged = f"{REGISTRY}/{name}:{version}"
+    command = ["podman", "save", "--format", "docker-archive", tagged]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as save:
+        cluster.import_image(save.stdout, tagged, also=f"{REGISTRY}/{name}@{digest}")
+
+
+def _checked(command: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {done.stdout[-1500:]}{done.stderr[-1500:]}")

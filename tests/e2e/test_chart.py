@@ -1,0 +1,181 @@
+"""The chart on a real cluster: everything applies, installs, answers, is upgraded, rolled back and gone again."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes import client, dynamic
+
+from fedpipe.data import read_examples
+from fedpipe.errors import StoreError
+from fedpipe.prediction import predict
+from fedpipe.serving.client import RemoteModel
+from fedpipe.store import open_store
+from fedpipe.store.minio import Credentials, MinioStore
+from tests import servers
+from tests.e2e.cluster import Cluster
+from tests.e2e.conftest import BUCKET, ENDPOINT, eventually
+from tests.e2e.images import REGISTRY
+from tests.e2e.sites import Site, secret
+
+CHART = Path(__file__).parents[2] / "helm" / "fedpipe"
+NAMESPACE = "serving"
+FEDERATION = {
+    "federation": {
+        "name": "digits", "nodes": True,
+        "learners": [{"name": "hospital-a", "keys": {"accesskey": "a", "secretkey": "b", "signingkey": "c"}},
+                     {"name": "hospital-b", "secret": "there"}],
+        "operators": [{"kind": "User", "name": "eve"}, {"kind": "ServiceAccount", "name": "watcher"}],
+    },
+    "quota": {"hard": {"requests.nvidia.com/gpu": "8"}},
+    "priorityClasses": [{"name": "pool-gpu", "value": 1000, "preemptionPolicy": "Never"}],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(core: client.CoreV1Api) -> Iterator[str]:
+    """A namespace in which only restricted pods may run."""
+    level = {"pod-security.kubernetes.io/enforce": "restricted"}
+    core.create_namespace({"metadata": {"name": NAMESPACE, "labels": level}})
+    yield NAMESPACE
+    core.delete_namespace(NAMESPACE)
+
+
+@pytest.fixture(scope="module")
+def values(trained: Site, core: client.CoreV1Api, place: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of the federation is served; the server's user is made by the chart's Job."""
+    secret(core, place, "administrator", Credentials(servers.ACCESS_KEY, servers.SECRET_KEY))
+    secret(core, place, "server", Credentials("chart-server", "secret-of-the-server"))
+    path = tmp_path_factory.mktemp("chart") / "values.yaml"
+    path.write_text(yaml.safe_dump({
+        **FEDERATION,
+        "store": {"uri": f"s3://{BUCKET}/hospitals/digits?endpoint={ENDPOINT}", "existingSecret": "server"},
+        "bucket": {"enabled": True, "adminSecret": "administrator", "serverSecret": "server", "image": f"{REGISTRY}/core"},
+        "image": {"repository": f"{REGISTRY}/serve"},
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
+    }))  # fmt: skip
+    return path
+
+
+def helm(*arguments: str) -> str:
+    done = subprocess.run([str(servers.find_binary("helm")), "--namespace", NAMESPACE, *arguments],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_every_object_is_applied_by_the_server(api: client.ApiClient, values: Path) -> None:
+    """Server-side apply checks each object against Kubernetes' own schemas: a field that is not known is refused."""
+    more = ["--set=trialStore.enabled=true,trialStore.secret=administrator,trialStore.storage=1Gi",
+            "--set=autoscaling.enabled=true"]  # fmt: skip
+    text = helm("template", "all", str(CHART), "--kube-version", "1.34.0", "--values", str(values), *more)
+    objects = dynamic.DynamicClient(api)
+    applied = []
+    for body in filter(None, yaml.safe_load_all(text)):
+        resource = objects.resources.get(api_version=body["apiVersion"], kind=body["kind"])
+        resource.server_side_apply(
+            body=body, namespace=body["metadata"].get("namespace"), field_manager="test",
+            dry_run="All", field_validation="Strict",
+        )  # fmt: skip
+        applied.append(body["kind"])
+    assert len(applied) >= 18
+    assert {"Job", "Role", "ClusterRole", "NetworkPolicy", "ResourceQuota", "PriorityClass", "Secret"} <= set(applied)
+
+
+def test_installed_upgraded_rolled_back_and_gone(
+    core: client.CoreV1Api, trained: Site, values: Path, place: str, cluster: Cluster
+) -> None:
+    helm("install", "prod", str(CHART), "--values", str(values), "--set", "replicas=1", "--wait", "--wait-for-jobs",
+         "--timeout", "5m")  # fmt: skip
+    data = trained.file.parent / "digits.npz"
+    answer = ask(core, place, data)
+    assert "Phase:          Succeeded" in helm("test", "prod", "--timeout", "2m")
+
+    helm("upgrade", "prod", str(CHART), "--values", str(values), "--set", "replicas=2,serving.poll=2", "--wait",
+         "--wait-for-jobs", "--timeout", "5m")  # fmt: skip
+    assert pods(core, place) == 2
+    assert ask(core, place, data) == answer
+    helm("rollback", "prod", "1", "--wait", "--timeout", "5m")
+    eventually(lambda: pods(core, place) == 1)
+    assert ask(core, place, data) == answer
+    assert "rollback" in helm("history", "prod").lower()
+
+    helm("uninstall", "prod", "--wait", "--timeout", "3m")
+    left = core.list_namespaced_pod(place, label_selector="app.kubernetes.io/instance=prod").items
+    assert [pod.metadata.name for pod in left if pod.metadata.deletion_timestamp is None] == []
+    assert not core.list_namespaced_service(place).items
+    assert "hospital-a" not in str(core.list_namespaced_service_account(place).items)
+
+
+def ask(core: client.CoreV1Api, place: str, data: Path) -> list[str]:
+    """What the service answers to the first digits: the same as the model of the store."""
+    (service,) = core.list_namespaced_service(place, label_selector="app.kubernetes.io/component=serving").items
+    url = f"http://{service.spec.cluster_ip}"
+    examples, _ = read_examples(str(data))
+    return [str(c) for c in eventually(lambda: predict(RemoteModel(url), examples.x[:20]).classes)]
+
+
+def pods(core: client.CoreV1Api, place: str) -> int:
+    found = core.list_namespaced_pod(place, label_selector="app.kubernetes.io/component=serving").items
+    return sum(pod.metadata.deletion_timestamp is None for pod in found)
+
+
+def test_the_servers_user_reads_models_and_nothing_else(values: Path, trained: Site) -> None:
+    """The Job of the chart has made it with the policy of a server."""
+    server = MinioStore(BUCKET, "hospitals/digits", endpoint=ENDPOINT,
+                        credentials=Credentials("chart-server", "secret-of-the-server"))  # fmt: skip
+    assert [key for key in server.keys("models/digits/") if key.endswith("model.onnx")]
+    for act in (lambda: server.read("HEAD"), lambda: server.create("models/digits/9/model.onnx", b"x")):
+        with pytest.raises(StoreError):
+            act()
+
+
+def test_an_operator_may_watch_and_no_more(api: client.ApiClient, values: Path, place: str) -> None:
+    """RBAC with least rights, as the apiserver decides it."""
+    helm("install", "roles", str(CHART), "--values", str(values), "--set", "serving.enabled=false,bucket.enabled=false")
+    try:
+        allowed = {
+            ("list", "pods", ""): True, ("get", "pods", "log"): True, ("list", "resourcequotas", ""): True,
+            ("get", "secrets", ""): False, ("create", "pods", ""): False, ("delete", "pods", ""): False,
+            ("get", "pods", "exec"): False,
+        }  # fmt: skip
+        authorization = client.AuthorizationV1Api(api)
+        for (verb, resource, part), expected in allowed.items():
+            attributes = {"namespace": place, "verb": verb, "resource": resource, "subresource": part}
+            body = {"spec": {"user": "eve", "resourceAttributes": attributes}}
+            answer = authorization.create_subject_access_review(body)
+            assert answer.status.allowed is expected, (verb, resource, part)
+    finally:
+        helm("uninstall", "roles")
+
+
+def test_a_trial_store(cluster: Cluster, core: client.CoreV1Api, place: str, values: Path, trial_image: str) -> None:
+    """For a first try: a MinIO of the chart's own, with the bucket and the coordinator's user made by the Job."""
+    secret(core, place, "coordinator", Credentials("trial-coordinator", "secret-of-the-coordinator"))
+    uri = "s3://trial/digits?endpoint=http://trial-fedpipe-store.serving.svc.cluster.local:9000"
+    helm("install", "trial", str(CHART), "--wait", "--wait-for-jobs", "--timeout", "4m",
+         "--set", f"serving.enabled=false,trialStore.enabled=true,trialStore.secret=administrator,trialStore.image={trial_image}",
+         "--set", f"bucket.enabled=true,bucket.adminSecret=administrator,bucket.coordinatorSecret=coordinator,"
+         f"bucket.image={REGISTRY}/core,store.uri={uri}")  # fmt: skip
+    (service,) = core.list_namespaced_service(place, label_selector="app.kubernetes.io/component=store").items
+    where = f"s3://trial?endpoint=http://{service.spec.cluster_ip}:9000"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "trial-coordinator")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-coordinator")
+        assert open_store(where).below("digits").create("runs/x", b"1")
+        with pytest.raises(StoreError):
+            open_store(where).below("other").create("runs/x", b"1")
+    helm("uninstall", "trial", "--wait")
+
+
+def test_names_that_the_schema_refuses(values: Path) -> None:
+    done = subprocess.run(
+        [str(servers.find_binary("helm")), "template", "x", str(CHART), "--values", str(values), "--kube-version", "1.34.0",
+         "--set", "federation.learners[0].name=Not_A_Name"], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode
+    assert "federation" in done.stderr

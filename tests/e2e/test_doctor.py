@@ -1,0 +1,200 @@
+"""What `doctor` finds on a real cluster before a run, and `watch` while a pod waits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client
+from typer.testing import CliRunner
+
+from fedpipe.cli import app
+from fedpipe.kubeflow.clients import open_kubernetes
+from fedpipe.kubeflow.doctor import Finding, diagnose
+from fedpipe.kubeflow.pods import waiting_lines
+from fedpipe.store.minio import Credentials
+from tests.e2e.conftest import eventually
+from tests.e2e.sites import POOL, Site, secret
+from tests.kubeflow.kfp_server import serving
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def changed(site: Callable[..., Site], request: pytest.FixtureRequest) -> Callable[..., list[Finding]]:
+    """What doctor finds of a federation of two learners after a change to its file."""
+    prefix = request.node.name.replace("_", "-").removeprefix("test-")[:30].strip("-")
+    made = site(prefix, [{"name": name, "placement": dict(POOL)} for name in ("a", "b")], enrolled=False)
+
+    def find(change: Callable[[dict[str, Any]], None]) -> list[Finding]:
+        content = yaml.safe_load(made.file.read_text())
+        change(content)
+        made.file.write_text(yaml.safe_dump(content))
+        return diagnose(made.file, where=made.where)
+
+    find.site = made  # type: ignore[attr-defined]
+    return find
+
+
+def of(found: list[Finding], subject: str) -> Finding:
+    return next(one for one in found if one.subject == subject)
+
+
+def placing(**more: Any) -> Callable[[dict[str, Any]], None]:
+    """Changes the placement of the second learner."""
+
+    def change(content: dict[str, Any]) -> None:
+        content["learners"][1]["placement"] |= more
+
+    return change
+
+
+def test_a_federation_that_is_well(changed: Callable[..., list[Finding]]) -> None:
+    found = changed(lambda _: None)
+    assert [one for one in found if one.level == "error" and one.subject != "kubeflow"] == []
+    assert "honours conditional writes" in of(found, "store").what
+    assert of(found, "a").what.startswith("fits on 1 of 1 nodes: ")
+    assert "1 nvidia.com/gpu" in of(found, "a").what
+    images = [one for one in found if one.subject.startswith("image ")]
+    assert [(one.level, one.what) for one in images] == [("ok", "is on node-1")] * 2
+
+
+def test_a_pool_that_no_node_is_of(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
+    """Told before by doctor, and as a pod that waits by watch."""
+    found = of(changed(placing(node_selector={"pool": "gpus"})), "b")
+    assert found.level == "error"
+    assert found.what == "no node has the labels pool=gpus"
+    assert "Nodes have pool=gpu." in found.remedy
+
+    made: Site = changed.site  # type: ignore[attr-defined]
+    CliRunner().invoke(app, ["compile", str(made.file), "-o", str(made.pipeline)])
+    pipeline = made.driver("waits")
+    (task,) = [task for task in pipeline.graph.tasks if task.name == "learn b"]
+    job = pipeline.create(task, {"parameterValues": {}, "artifacts": {}})
+    (line,) = eventually(lambda: [w for w in waiting_lines(open_kubernetes(made.where), "waits") if "node(s)" in w])
+    assert line.startswith("learn-b is Pending for ")
+    assert "didn't match Pod's node affinity/selector" in line
+    client.BatchV1Api(made.api).delete_namespaced_job(job, made.namespace, propagation_policy="Foreground")
+
+
+def test_a_taint_that_is_not_tolerated(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
+    core.patch_node("node-1", {"spec": {"taints": [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]}})
+    try:
+        found = of(changed(lambda _: None), "b")
+        assert found.level == "error"
+        assert found.what == "the taint gpu=yes:NoSchedule of its nodes is not tolerated"
+        toleration = found.remedy.partition("tolerations: ")[2]
+        assert of(changed(placing(tolerations=yaml.safe_load(toleration))), "b").level == "ok"
+    finally:
+        core.patch_node("node-1", {"spec": {"taints": None}})
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"accelerator": {"count": 8}}, "asks for 0.1 cpu, 1Gi memory, 8 nvidia.com/gpu; its nodes have at most 2 nvidia"),
+        ({"memory_request": "500Gi", "memory": "500Gi"}, "its nodes have at most"),
+    ],
+)  # fmt: skip
+def test_a_request_that_no_node_has_room_for(
+    changed: Callable[..., list[Finding]], more: dict[str, Any], told: str
+) -> None:
+    found = of(changed(placing(**more)), "b")
+    assert found.level == "error"
+    assert told in found.what
+
+
+def test_secrets_that_lack_something(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
+    made: Site = changed.site  # type: ignore[attr-defined]
+    core.create_namespaced_secret(made.namespace, {"metadata": {"name": "half"}, "stringData": {"accesskey": "x"}})
+
+    def change(content: dict[str, Any]) -> None:
+        content["learners"][0]["secret"], content["learners"][1]["secret"] = "half", "nowhere"
+
+    found = changed(change)
+    assert of(found, "secret half").what == "of a: lacks the key secretkey"
+    assert '"nowhere" not found' in of(found, "secret nowhere").what
+    assert "kubectl apply" in of(found, "secret nowhere").remedy
+
+
+def test_a_quota_that_is_too_small(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
+    """A session needs the accelerators of all learners at the same time."""
+    made: Site = changed.site  # type: ignore[attr-defined]
+    quota = {"metadata": {"name": "gpus"}, "spec": {"hard": {"requests.nvidia.com/gpu": "1"}}}
+    core.create_namespaced_resource_quota(made.namespace, quota)
+    try:
+        eventually(lambda: core.read_namespaced_resource_quota("gpus", made.namespace).status.hard)
+        found = of(changed(lambda _: None), "quota gpus")
+        assert found.level == "error"
+        assert found.what == (
+            "2 requests.nvidia.com/gpu wanted, 1 requests.nvidia.com/gpu allowed, at the same time, as a session needs them"
+        )
+    finally:
+        core.delete_namespaced_resource_quota("gpus", made.namespace)
+
+
+def test_the_launchers_settings(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
+    assert of(changed(lambda _: None), "kfp-launcher").level == "warning"
+    made: Site = changed.site  # type: ignore[attr-defined]
+    data = {"defaultPipelineRoot": "s3://federation/artifacts"}
+    core.create_namespaced_config_map(made.namespace, {"metadata": {"name": "kfp-launcher"}, "data": data})
+    try:
+        assert of(changed(lambda _: None), "kfp-launcher").what == "artifacts go to s3://federation/artifacts"
+    finally:
+        core.delete_namespaced_config_map("kfp-launcher", made.namespace)
+
+
+def test_images_and_a_store_that_are_not_there(
+    changed: Callable[..., list[Finding]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bad part hides no other."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+
+    def change(content: dict[str, Any]) -> None:
+        content["images"] = {"registry": "127.0.0.1:1/nowhere"}
+
+    found = changed(change)
+    assert of(found, "store").level == "error"
+    told = [one for one in found if one.subject.startswith("image ")]
+    assert len(told) == 2
+    assert all("its registry cannot be reached from here" in one.what for one in told)
+    assert of(found, "a").level == "ok"
+
+
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("KUBECONFIG", str(tmp_path / "none"))
+        yield
+
+
+def test_the_command_says_healthy_or_not(changed: Callable[..., list[Finding]]) -> None:
+    made: Site = changed.site  # type: ignore[attr-defined]
+    with serving() as kfp:
+        given = ["doctor", str(made.file), "--host", kfp.url, "--namespace", made.namespace]
+        well = CliRunner().invoke(app, given)
+        assert well.exit_code == 0, well.output
+        assert "Kubeflow Pipelines 2.16.0 answers" in well.output
+        assert "no errors" in well.output
+        changed(placing(node_selector={"pool": "none"}))
+        ill = CliRunner().invoke(app, [*given, "--json"])
+        assert ill.exit_code == 1
+        assert "no node has the labels pool=none" in {one["what"] for one in json.loads(ill.stdout)}
+
+
+def test_without_a_cluster(changed: Callable[..., list[Finding]], no_cluster: None) -> None:
+    found = changed(lambda _: None)
+    assert "there is no cluster: no kubeconfig" in of(found, "kubernetes").what
+    assert of(found, "store").level == "ok"
+
+
+def test_credentials_stay_secret(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
+    made: Site = changed.site  # type: ignore[attr-defined]
+    secret(core, made.namespace, "told", Credentials("someone", "never-to-be-told"))
+    found = changed(lambda content: content["learners"][0].update(secret="told"))
+    assert of(found, "secret told").level == "ok"
+    assert "never-to-be-told" not in str(found)

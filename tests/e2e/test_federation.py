@@ -1,0 +1,69 @@
+"""The digits federation as pods: compiled by fedpipe, each learner with its own pool, its own user of the store and key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from kubernetes import client
+
+from fedpipe.federation_file import read_federation
+from fedpipe.kubeflow.clients import open_kubernetes
+from fedpipe.kubeflow.pods import logs, pods_of
+from fedpipe.rounds import history, read_head
+from fedpipe.runs import run
+from fedpipe.session import took_part
+from tests.e2e import cluster as clusters
+from tests.e2e.cluster import Cluster
+from tests.e2e.conftest import ENDPOINT
+from tests.e2e.sites import JOB, Site
+from tests.e2e.stall import Stall
+
+
+def test_a_session_of_pods(trained: Site, core: client.CoreV1Api) -> None:
+    made, store = trained, trained.store
+    record = list(history(store, "session"))[-1]
+    assert record.round == 2
+    assert took_part(read_federation(made.file), record) == {"hospital-a", "hospital-b"}
+    assert read_head(store)[0].weights == record.weights
+    summary = json.loads(store.read("runs/session/summary.json").data)
+    assert summary["evaluation"]["central"]["metrics"]["accuracy"] > 0.5
+    assert summary["onnx"]
+    pods = core.list_namespaced_pod(made.namespace, label_selector=f"pipeline/runid={JOB}").items
+    assert {pod.spec.containers[0].image.rpartition("/")[2].partition("@")[0] for pod in pods} == {"core", "keras"}
+    assert all("@sha256:" in pod.spec.containers[0].image for pod in pods)
+    said = list(logs(JOB, where=made.where, learner="hospital-b"))
+    assert {step for step, _ in said} == {"learn-hospital-b", "score-hospital-b"}
+    assert any("round 2" in line for _, line in said)
+
+
+def test_a_pod_killed_in_the_middle_of_an_upload(site: Callable[..., Site], cluster: Cluster, tmp_path: Path) -> None:
+    """It is tried again, and the federation comes to the very bytes that it comes to on this machine undisturbed."""
+    stall = Stall(clusters.HOST, ENDPOINT, "/learners/hospital-b/objects/")
+    made = site("disturbed", [{"name": name} for name in ("hospital-a", "hospital-b")], endpoint=stall.endpoint)
+    killed = []
+
+    def kill() -> None:
+        assert stall.held.wait(300)
+        kubernetes = open_kubernetes(made.where)
+        (pod,) = [one for one in pods_of(kubernetes, "killed") if one.step == "learn-hospital-b"]
+        status = kubernetes.core.read_namespaced_pod(pod.name, made.namespace).status.container_statuses[0]
+        cluster.kill(status.container_id.removeprefix("containerd://"))
+        killed.append(pod.name)
+        stall.go_on.set()
+
+    with ThreadPoolExecutor(1) as beside:
+        killing = beside.submit(kill)
+        made.driver("killed").run({"run": "killed"}, until="coordinate")
+        killing.result()
+    stall.close()
+    pods = [pod for pod in pods_of(open_kubernetes(made.where), "killed") if pod.step == "learn-hospital-b"]
+    assert [pod.state for pod in pods] == ["Failed", "Succeeded"]
+    assert [pods[0].name] == killed
+
+    alone = run(made.file, store=str(tmp_path / "alone"), out=tmp_path / "out", name="killed")
+    head = read_head(made.store)
+    assert head is not None
+    assert head[0].weights == alone.summary["rounds"][-1]["weights"]
