@@ -20,6 +20,7 @@ MODULES = {
     "minio": "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c",
     "versitygw": "github.com/versity/versitygw/cmd/versitygw@v1.8.0",
     "helm": "helm.sh/helm/v3/cmd/helm@v3.22.0",
+    "registry": "github.com/distribution/distribution/v3/cmd/registry@v3.0.0",
     "mc": "github.com/minio/mc@v0.0.0-20250313080218-cf909e1063a9",
 }
 ACCESS_KEY, SECRET_KEY = "fedpipe-tests", "fedpipe-tests-secret"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -16,6 +18,7 @@ from rich.table import Table
 
 from fedpipe import __version__
 from fedpipe.errors import FedpipeError, InputError
+from fedpipe.kubeflow.clients import Where
 from fedpipe.kubeflow_cli import (
     ContextOption,
     HostOption,
@@ -264,11 +267,33 @@ def simulate(
     _run(file, store, out_folder, name, parameters, simulation=True)
 
 
+def _near(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose store may be inside a cluster that this machine is not: it is given one that it reaches."""
+
+    @functools.wraps(command)
+    def nearer(**given: Any) -> None:
+        from fedpipe.federation_file import read_federation
+        from fedpipe.store import check_uri, with_endpoint
+
+        own = read_federation(given["file"]).store_uri
+        uri = with_endpoint(check_uri(given["store"]), own) if given["store"] else own
+        if ".svc" not in uri:
+            command(**given)
+            return
+        from fedpipe.kubeflow.forwarding import reached
+
+        with reached(uri, Where(context=given.get("context", ""))) as near:
+            command(**{**given, "store": near})
+
+    return nearer
+
+
 RunName = Annotated[str, typer.Argument(help="The run's name, as `fedpipe run --run` takes it.", metavar="RUN")]
 FederationOption = Annotated[Path, typer.Option("--federation", "-f", help="The federation file.")]
 
 
 @app.command(epilog="Examples: fedpipe plot run-1  ·  fedpipe plot run-1 -f demo/federation.yaml -o votes.png --once")
+@_near
 def plot(
     run_name: RunName,
     file: FederationOption = Path("federation.yaml"),
@@ -293,6 +318,7 @@ def plot(
     epilog="Examples: fedpipe watch run-1  ·  fedpipe watch run-1 -f demo/federation.yaml  ·  "
     "fedpipe watch run-1 --namespace hospitals"
 )
+@_near
 def watch(
     run_name: RunName,
     file: FederationOption = Path("federation.yaml"),
@@ -340,6 +366,7 @@ SecretKeyOption = Annotated[
 @app.command(
     epilog="Examples: fedpipe enroll hospital-a  ·  fedpipe enroll hospital-a --access-key KEY --secret-key-file FILE"
 )
+@_near
 def enroll(
     learner: LearnerName,
     file: FederationOption = Path("federation.yaml"),
@@ -356,6 +383,7 @@ def enroll(
 
 
 @app.command(epilog="Example: fedpipe rotate hospital-a -f demo/federation.yaml")
+@_near
 def rotate(
     learner: LearnerName,
     file: FederationOption = Path("federation.yaml"),
@@ -372,6 +400,7 @@ def rotate(
 
 
 @app.command(epilog="Example: fedpipe revoke hospital-a -f demo/federation.yaml")
+@_near
 def revoke(learner: LearnerName, file: FederationOption = Path("federation.yaml"), store: StoreOption = None) -> None:
     """Take a learner's identity away: no update of it counts any more."""
     from fedpipe.identities import revoke as take
@@ -405,7 +434,6 @@ def prepare(
     uri: Annotated[str, typer.Argument(help="The federation's part of the store.", metavar="s3://BUCKET/PREFIX/NAME")],
     coordinator: SecretFolder = None,
     server: SecretFolder = None,
-    model: Annotated[str, typer.Option("--model", help="The served model's name; else NAME.")] = "",
 ) -> None:
     """Make a federation's bucket, and users for its coordinator and its server, as the store's administrator."""
     from fedpipe.identities import prepare as make
@@ -413,7 +441,7 @@ def prepare(
     from fedpipe.store.minio import find_credentials
 
     users = [find_credentials({SECRET_DIR: str(folder)}) if folder else None for folder in (coordinator, server)]
-    for line in make(uri, coordinator=users[0], server=users[1], model=model):
+    for line in make(uri, coordinator=users[0], server=users[1]):
         out.print(_escaped(line), highlight=False, soft_wrap=True)
 
 
@@ -443,6 +471,7 @@ def _tell_identity(made: Identity, what: str) -> None:
 
 
 @app.command(epilog="Examples: fedpipe runs -f demo/federation.yaml  ·  fedpipe runs --json")
+@_near
 def runs(
     file: FederationOption = Path("federation.yaml"),
     store: StoreOption = None,
@@ -475,6 +504,7 @@ def _ago(seconds: float) -> str:
 
 
 @app.command(epilog="Examples: fedpipe compare run-1 run-2  ·  fedpipe compare run-1 run-2 run-3 --json")
+@_near
 def compare(
     names: Annotated[list[str], typer.Argument(help="Two runs or more.", metavar="RUN RUN...")],
     file: FederationOption = Path("federation.yaml"),
@@ -502,6 +532,7 @@ def compare(
 
 
 @app.command(epilog="Example: fedpipe stop run-1 -f demo/federation.yaml")
+@_near
 def stop(run_name: RunName, file: FederationOption = Path("federation.yaml"), store: StoreOption = None) -> None:
     """End a session after its current round; the model of then is evaluated and exported."""
     from fedpipe.views import stop as ask
@@ -512,6 +543,7 @@ def stop(run_name: RunName, file: FederationOption = Path("federation.yaml"), st
 @app.command(
     epilog="Examples: fedpipe tensorboard run-1 -f demo/federation.yaml  ·  fedpipe tensorboard run-1 --copy events"
 )
+@_near
 def tensorboard(
     run_name: RunName,
     file: FederationOption = Path("federation.yaml"),
@@ -538,6 +570,7 @@ def tensorboard(
 
 
 @app.command(epilog="Example: fedpipe report run-2 --beside run-1 -o report.html")
+@_near
 def report(
     run_name: RunName,
     file: FederationOption = Path("federation.yaml"),

@@ -149,22 +149,19 @@ def policy_of(source: str | Path, learner: str = "", *, store: str | None = None
     if not place.on_s3:
         raise InputError("a folder has no users", where=place.uri, remedy="Policies are for s3://...")
     if server:
-        return server_policy(place.bucket, place.prefix, place.federation.model_name)
+        return server_policy(place.bucket, place.prefix)
     if not learner:
         return coordinator_policy(place.bucket, place.prefix)
     return learner_policy(place.bucket, place.prefix, _member(place.federation, source, learner).name)
 
 
-def prepare(
-    uri: str, *, coordinator: Credentials | None = None, server: Credentials | None = None, model: str = ""
-) -> list[str]:
+def prepare(uri: str, *, coordinator: Credentials | None = None, server: Credentials | None = None) -> list[str]:
     """Makes a federation's bucket and the users of its coordinator and its server; what is there is brought up to date.
 
     Args:
         uri: of the federation's own part of the store: `s3://bucket/prefix/NAME`, with its endpoint.
         coordinator: of the user to make for the coordinator's steps.
         server: of the user to make for `fedpipe serve`.
-        model: the served model's name; the federation's by default.
 
     Returns:
         What was done, a line each.
@@ -185,10 +182,9 @@ def prepare(
     made = make_bucket(uri)
     open_store(uri).probe()
     done = [f"bucket {parts.netloc} {'was made' if made else 'is there'}, and honours conditional writes"]
-    name = model or prefix.rpartition("/")[2]
     for who, credentials, policy in (
         ("coordinator", coordinator, coordinator_policy(parts.netloc, prefix)),
-        ("server", server, server_policy(parts.netloc, prefix, name)),
+        ("server", server, server_policy(parts.netloc, prefix)),
     ):
         if credentials is not None:
             Users(uri).put(credentials, policy)

@@ -40,6 +40,10 @@ FileOption = Annotated[Path, typer.Option("--federation", "-f", help="The federa
 ExperimentOption = Annotated[str, typer.Option("--experiment", help="Name of the experiment; else the federation's.")]
 RootOption = Annotated[str, typer.Option("--pipeline-root", help="Where Kubeflow keeps artifacts.")]
 AccountOption = Annotated[str, typer.Option("--service-account", help="The pods run as this one.")]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Even if pods could never start, as `fedpipe doctor` tells."),
+]
 ParameterOption = Annotated[
     list[str] | None, typer.Option("--parameter", "-p", help="A run-time parameter, NAME=VALUE; repeatable.")
 ]
@@ -72,6 +76,7 @@ def submit(
     experiment: ExperimentOption = "",
     pipeline_root: RootOption = "",
     service_account: AccountOption = "",
+    force: ForceOption = False,
     host: HostOption = "",
     namespace: NamespaceOption = "",
     kfp_namespace: KfpNamespaceOption = "kubeflow",
@@ -85,7 +90,7 @@ def submit(
     with err.status("submitting"):
         made = start(
             file, where=where, run=run, experiment=experiment, pipeline_root=pipeline_root,
-            service_account=service_account, parameters=given_parameters(parameters),
+            service_account=service_account, parameters=given_parameters(parameters), force=force,
         )  # fmt: skip
     _say(out, f"{made.run}: {made.url}")
     _say(out, f"version {made.version} of the pipeline")
@@ -117,6 +122,7 @@ def schedule(
     experiment: ExperimentOption = "",
     pipeline_root: RootOption = "",
     service_account: AccountOption = "",
+    force: ForceOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="`list` as JSON.")] = False,
     host: HostOption = "",
     namespace: NamespaceOption = "",
@@ -136,7 +142,7 @@ def schedule(
         with err.status("scheduling"):
             made = submission.schedule(
                 file, cron, where=where, name=name, experiment=experiment, pipeline_root=pipeline_root,
-                service_account=service_account, parameters=given_parameters(parameters),
+                service_account=service_account, parameters=given_parameters(parameters), force=force,
             )  # fmt: skip
         _say(out, f"{made.name}: {made.cron}, next {', '.join(submission.next_times(cron))}")
 
@@ -201,7 +207,7 @@ def doctor(
     context: ContextOption = "",
     token_file: TokenOption = None,
 ) -> None:
-    """Find what keeps a federation from running on the cluster; exit code 1 when something does."""
+    """Find what keeps a federation from running on the cluster; exit code 2 when something does."""
     from fedpipe.kubeflow.doctor import diagnose
 
     where = where_of(host, namespace, kfp_namespace, context, token_file)
@@ -216,7 +222,7 @@ def doctor(
         warnings = sum(finding.level == "warning" for finding in found)
         _say(out, f"{errors or 'no'} errors, {warnings or 'no'} warnings")
     if errors:
-        raise typer.Exit(1)
+        raise typer.Exit(2)
 
 
 _MARKS = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "error": "[red]error  [/]"}

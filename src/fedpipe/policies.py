@@ -2,7 +2,7 @@
 
     learner       reads the global objects, the runs and proposals; writes below `learners/<name>/`; lists nothing
     coordinator   does everything below the federation's prefix
-    server        reads and lists the exported models of one name
+    server        reads and lists the exported models
 
 The coordinator's own objects (`coordinator/`) and other learners' shards and updates are out of a learner's reach.
 """
@@ -41,11 +41,11 @@ def coordinator_policy(bucket: str, prefix: str) -> Policy:
     )
 
 
-def server_policy(bucket: str, prefix: str, model: str) -> Policy:
-    """What `fedpipe serve` needs."""
+def server_policy(bucket: str, prefix: str) -> Policy:
+    """What `fedpipe serve` needs: it looks for models of any name."""
     return _policy(
-        _allow(READ, bucket, prefix, f"models/{model}/*"),
-        _listed(bucket, f"{prefix}/models/{model}/*"),
+        _allow(READ, bucket, prefix, "models/*"),
+        _listed(bucket, f"{prefix}/models/*"),
         _located(bucket),
     )
 

@@ -15,6 +15,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +63,11 @@ class Cluster(NamedTuple):
         for wanted in filter(None, (name, also)):
             if wanted != held:
                 _run(*ctr, "tag", "--force", held, wanted)
+
+    def has_image(self, name: str) -> bool:
+        """Whether the node holds an image of this name."""
+        ctr = ["ctr", "--address", str(self.containerd), "--namespace", "k8s.io", "images", "list", "--quiet"]
+        return name in _run(*ctr).stdout.split()
 
     def import_binary(self, binary: Path, name: str) -> None:
         """Puts an image with one binary on the node."""
@@ -136,6 +142,14 @@ def running(folder: Path) -> Iterator[Cluster]:
         _start_node(start, binaries, configs, containerd)
         _await(lambda: _is_ready(folder, tokens["admin"]), "the node")
         yield Cluster(folder, configs["admin"], containerd, start.start)
+
+
+@contextlib.contextmanager
+def attached(folder: Path) -> Iterator[Cluster]:
+    """A cluster that another process has started: what is started in it here is ended here."""
+    with contextlib.ExitStack() as stack:
+        start = _Starter(folder, stack).start
+        yield Cluster(folder, folder / "admin.kubeconfig", folder / "containerd" / "containerd.sock", start)
 
 
 class _Starter(NamedTuple):
@@ -375,3 +389,11 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()[-1000:]}")
     return done
+
+
+if __name__ == "__main__":  # for work on the tests: FEDPIPE_E2E_CLUSTER=FOLDER pytest tests/e2e
+    place = Path(sys.argv[1])
+    place.mkdir(parents=True)
+    with running(place) as started:
+        print(f"export FEDPIPE_E2E_CLUSTER={place} KUBECONFIG={started.kubeconfig}", flush=True)
+        signal.pause()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -34,7 +36,6 @@ from tests.e2e.sites import JOB, POOL, Site, secret
 NAMES = ("core", "keras", "tff", "serve")
 ON_NODE = ("core", "keras", "serve")
 """The image of TFF runs in test_images.py: to copy its 3 GB takes a minute."""
-NAMESPACE = "hospitals"
 ENDPOINT = f"http://{clusters.NODE}:9000"
 BUCKET = "federation"
 
@@ -60,10 +61,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, built: dict[str, str]) -> 
     """A real Kubernetes with one node, that holds the images."""
     if lacking := clusters.missing():
         pytest.fail(f"no cluster can run here: {lacking}")
-    with clusters.running(tmp_path_factory.mktemp("cluster")) as running:
+    started = os.environ.get("FEDPIPE_E2E_CLUSTER")  # by `python -m tests.e2e.cluster`
+    at = clusters.attached(Path(started)) if started else clusters.running(tmp_path_factory.mktemp("cluster"))
+    ended = threading.Event()
+    with at as running:
         for name in ON_NODE:
             images.load(running, name, built[name], __version__)
-        ended = threading.Event()
         telling = threading.Thread(target=_tell_names, args=(running, ended))
         telling.start()
         yield running
@@ -104,21 +107,23 @@ def core(api: client.ApiClient) -> client.CoreV1Api:
 def namespace(core: client.CoreV1Api) -> str:
     """A namespace in which only restricted pods may run."""
     level = {"pod-security.kubernetes.io/enforce": "restricted"}
-    core.create_namespace({"metadata": {"name": NAMESPACE, "labels": level}})
-    return NAMESPACE
+    name = f"hospitals-{secrets.token_hex(2)}"
+    core.create_namespace({"metadata": {"name": name, "labels": level}})
+    return name
 
 
 @pytest.fixture(scope="session")
 def trial_image(cluster: Cluster) -> str:
     """MinIO as an image on the node."""
-    cluster.import_binary(servers.find_binary("minio"), "fedpipe.test/minio:1")
-    return "fedpipe.test/minio:1"
+    name = "fedpipe.test/minio:1"
+    images.load_binary(cluster, servers.find_binary("minio"), name)
+    return name
 
 
 @pytest.fixture(scope="session")
 def store(cluster: Cluster) -> Iterator[str]:
     """URI of a bucket on a real MinIO beside the pods; its administrator's keys are in the environment."""
-    data = cluster.folder / "minio"
+    data = cluster.folder / f"minio-{secrets.token_hex(2)}"
     data.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIO_ROOT_USER", servers.ACCESS_KEY)
@@ -188,9 +193,11 @@ def site(
         Users(where).put(coordinator, policy_of(file))
         secret(core, namespace, f"{prefix}-coordinator", coordinator)
         for learner in learners if enrolled else ():
+            learner["secret"] = f"{prefix}-{learner['name']}"
+        file.write_text(yaml.safe_dump(content))
+        for learner in learners if enrolled else ():
             made = enroll(file, learner["name"])
             core.create_namespaced_secret(namespace, yaml.safe_load(made.files[1].read_text()))
-            learner["secret"] = made.secret
         content["store"] = f"s3://{BUCKET}/{prefix}?endpoint={endpoint}"
         file.write_text(yaml.safe_dump(content))
         compile_pipeline(read_federation(file), folder / "pipeline.yaml")

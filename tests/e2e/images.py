@@ -50,12 +50,23 @@ def _make_base(environment: dict[str, str]) -> None:
     _checked(["podman", "import", "--quiet", str(archive), BASE], environment)
 
 
+def load_binary(cluster: Cluster, binary: Path, name: str) -> None:
+    """Puts an image on the node that is the base with a binary in it."""
+    recipe = f'FROM {BASE}\nCOPY {binary.name} /{binary.name}\nENTRYPOINT ["/{binary.name}"]\n'
+    building = ["podman", "build", "--quiet", "--tag", name, "--file", "-", str(binary.parent)]
+    subprocess.run(building, input=recipe, text=True, check=True, capture_output=True)
+    with subprocess.Popen(["podman", "save", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as save:
+        cluster.import_image(save.stdout, name)
+
+
 def load(cluster: Cluster, name: str, digest: str, version: str) -> None:
     """Puts a built image on the cluster's node, under its tag and its digest."""
-    tagged = f"{REGISTRY}/{name}:{version}"
+    tagged, named = f"{REGISTRY}/{name}:{version}", f"{REGISTRY}/{name}@{digest}"
+    if cluster.has_image(named):
+        return
     command = ["podman", "save", "--format", "docker-archive", tagged]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as save:
-        cluster.import_image(save.stdout, tagged, also=f"{REGISTRY}/{name}@{digest}")
+        cluster.import_image(save.stdout, tagged, also=named)
 
 
 def _checked(command: list[str], environment: dict[str, str]) -> None:

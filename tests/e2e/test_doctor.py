@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from kubernetes import client
 from typer.testing import CliRunner
 
 from fedpipe.cli import app
+from fedpipe.errors import InputError
 from fedpipe.kubeflow.clients import open_kubernetes
 from fedpipe.kubeflow.doctor import Finding, diagnose
 from fedpipe.kubeflow.pods import waiting_lines
@@ -25,9 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 
 @pytest.fixture
-def changed(site: Callable[..., Site], request: pytest.FixtureRequest) -> Callable[..., list[Finding]]:
+def changed(site: Callable[..., Site]) -> Callable[..., list[Finding]]:
     """What doctor finds of a federation of two learners after a change to its file."""
-    prefix = request.node.name.replace("_", "-").removeprefix("test-")[:30].strip("-")
+    prefix = f"doctor-{secrets.token_hex(3)}"
     made = site(prefix, [{"name": name, "placement": dict(POOL)} for name in ("a", "b")], enrolled=False)
 
     def find(change: Callable[[dict[str, Any]], None]) -> list[Finding]:
@@ -182,8 +184,21 @@ def test_the_command_says_healthy_or_not(changed: Callable[..., list[Finding]]) 
         assert "no errors" in well.output
         changed(placing(node_selector={"pool": "none"}))
         ill = CliRunner().invoke(app, [*given, "--json"])
-        assert ill.exit_code == 1
+        assert ill.exit_code == 2
         assert "no node has the labels pool=none" in {one["what"] for one in json.loads(ill.stdout)}
+
+
+def test_what_could_never_start_is_not_submitted(changed: Callable[..., list[Finding]]) -> None:
+    made: Site = changed.site  # type: ignore[attr-defined]
+    changed(placing(node_selector={"pool": "none"}))
+    with serving() as kfp:
+        given = ["submit", str(made.file), "--host", kfp.url, "--namespace", made.namespace]
+        refused = CliRunner().invoke(app, given)
+        assert isinstance(refused.exception, InputError)
+        assert "b: no node has the labels pool=none" in str(refused.exception)
+        assert not any(kfp.held.values())
+        assert CliRunner().invoke(app, [*given, "--force"]).exit_code == 0
+        assert len(kfp.held["runs"]) == 1
 
 
 def test_without_a_cluster(changed: Callable[..., list[Finding]], no_cluster: None) -> None:

@@ -63,7 +63,7 @@ def test_core_keras_and_tff_do_a_round(site: Callable[..., Site], containers: No
     results = pipeline.run({"run": "images"}, until="train_private")
     images = {task.image.rpartition("/")[2].partition("@")[0] for task in pipeline.graph.tasks if task.key in results}
     assert images == {"core", "keras", "tff"}
-    (trained,) = [results[task.key] for task in pipeline.graph.tasks if task.step == "train_private"]
+    trained = next(results[task.key] for task in pipeline.graph.tasks if task.step == "train_private")
     assert trained["parameterValues"]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import urllib3
 
-from fedpipe.errors import ClusterError, InputError, MissingExtraError
+from fedpipe.errors import ClusterError, FedpipeError, InputError, MissingExtraError
 
 _SECONDS = 20.0
 """How long a request to KFP or Kubernetes may take."""
@@ -158,9 +159,10 @@ def open_kubernetes(where: Where) -> Kubernetes:
     namespace = where.namespace
     try:
         try:
-            config.load_kube_config(context=where.context or None, client_configuration=settings)
+            path = os.environ.get("KUBECONFIG") or None  # the client would look for it only once
+            config.load_kube_config(path, context=where.context or None, client_configuration=settings)
             if not namespace:
-                contexts, active = config.list_kube_config_contexts()
+                contexts, active = config.list_kube_config_contexts(path)
                 chosen = next((c for c in contexts if c["name"] == where.context), active)
                 namespace = chosen["context"].get("namespace", "")
         except config.ConfigException as error:
@@ -188,6 +190,8 @@ def told(where: str) -> Iterator[None]:
     """Raises what the clients of KFP and Kubernetes raise as a ClusterError."""
     try:
         yield
+    except FedpipeError:
+        raise
     except Exception as error:
         status = getattr(error, "status", None)
         if isinstance(error, urllib3.exceptions.HTTPError):

@@ -17,11 +17,12 @@ import msgspec
 import urllib3
 
 from fedpipe.enrolment import read_enrolled
-from fedpipe.errors import ClusterError, FedpipeError
+from fedpipe.errors import ClusterError, FedpipeError, InputError
 from fedpipe.federation import Federation, NodeExpression, Placement
 from fedpipe.federation_file import read_federation
 from fedpipe.kubeflow.clients import Kubernetes, Where, open_kfp, open_kubernetes, told
 from fedpipe.kubeflow.compilation import images_of
+from fedpipe.kubeflow.forwarding import reached
 from fedpipe.kubeflow.registry import find_image
 from fedpipe.store import check_uri, endpoint_of, open_store, with_endpoint
 
@@ -67,7 +68,7 @@ def diagnose(
     uri = with_endpoint(check_uri(store), federation.store_uri) if store else federation.store_uri
     found: list[Finding] = []
     parts: tuple[Callable[[], Iterator[Finding]], ...] = (
-        lambda: _of_store(federation, uri),
+        lambda: _of_store(federation, uri, where),
         lambda: _of_kfp(where),
         lambda: _of_cluster(federation, uri, where),
     )
@@ -78,10 +79,34 @@ def diagnose(
     return found
 
 
-def _of_store(federation: Federation, uri: str) -> Iterator[Finding]:
-    if not uri.startswith("s3://"):
-        yield Finding("error", "store", f"pods cannot reach {uri}", "Set `store` to an s3:// URI.")
+def check_placeable(federation: Federation, where: Where) -> None:
+    """Refuses a federation whose pods could never start, where Kubernetes can be asked.
+
+    Raises:
+        InputError: a Secret lacks, or no node could ever fit a step; the first of `diagnose`'s errors.
+    """
+    try:
+        cluster = open_kubernetes(where)
+        nodes = _nodes(cluster)
+    except ClusterError:
+        return  # KFP alone is reached from here, or nodes may not be looked at: pods will tell, and `watch` shows it
+    for finding in (*_of_secrets(federation, cluster), *_of_pools(federation, nodes)):
+        if finding.level == "error":
+            raise InputError(finding.what, where=finding.subject, remedy=f"{finding.remedy} Or --force.")
+
+
+def _of_store(federation: Federation, far: str, where: Where) -> Iterator[Finding]:
+    if not far.startswith("s3://"):
+        yield Finding("error", "store", f"pods cannot reach {far}", "Set `store` to an s3:// URI.")
         return
+    try:
+        with reached(far, where) as uri:
+            yield from _of_reached(federation, uri)
+    except ClusterError as error:
+        yield Finding("error", "store", error.what, error.remedy or "")
+
+
+def _of_reached(federation: Federation, uri: str) -> Iterator[Finding]:
     try:
         yield from _of_clock(uri)
         open_store(uri).probe()

@@ -21,6 +21,7 @@ from fedpipe.federation_file import read_federation
 from fedpipe.graph import Graph, check_arguments, parse_graph
 from fedpipe.kubeflow.clients import Kfp, Where, open_kfp, quiet, told
 from fedpipe.kubeflow.compilation import compile_pipeline, version_of
+from fedpipe.kubeflow.doctor import check_placeable
 from fedpipe.steps.shard import run_name
 
 _PAGE = 100
@@ -57,7 +58,7 @@ class _Uploaded(NamedTuple):
 
 def submit(
     source: str | Path, *, where: Where, run: str = "", experiment: str = "", pipeline_root: str = "",
-    service_account: str = "", parameters: Mapping[str, Any] | None = None,
+    service_account: str = "", parameters: Mapping[str, Any] | None = None, force: bool = False,
 ) -> Submitted:  # fmt: skip
     """Starts a run of a federation on KFP.
 
@@ -69,13 +70,17 @@ def submit(
         pipeline_root: where KFP keeps artifacts, instead of its own setting.
         service_account: the pods run as this one, instead of KFP's own.
         parameters: run-time parameters of the pipeline.
+        force: does not ask Kubernetes whether the pods could ever start.
 
     Raises:
-        InputError: a mistake in what was given, or there is a run of this name; nothing was created.
+        InputError: a mistake in what was given, pods that could never start, or a run of this name; nothing was
+            created.
         ClusterError: KFP refuses or cannot be reached; what was created was removed or is named.
     """
     name = run_name(run or time.strftime("run-%Y%m%d-%H%M%S", time.gmtime()), "")
     with _compiled(source, {**(parameters or {}), "run": name}) as (federation, text, given):
+        if not force:
+            check_placeable(federation, where)
         kfp = open_kfp(where)
         if any(one.display_name == name for one in _all(kfp, kfp.client.list_runs, "runs", name, kfp.namespace)):
             raise InputError(f"there is a run {name!r} already", remedy="Choose another name with --run.")
@@ -92,7 +97,7 @@ def submit(
 
 def schedule(
     source: str | Path, cron: str, *, where: Where, name: str = "", experiment: str = "", pipeline_root: str = "",
-    service_account: str = "", parameters: Mapping[str, Any] | None = None,
+    service_account: str = "", parameters: Mapping[str, Any] | None = None, force: bool = False,
 ) -> Schedule:  # fmt: skip
     """Starts a run again and again: one at a time, none for times that were missed, each from HEAD.
 
@@ -107,15 +112,19 @@ def schedule(
         pipeline_root: where KFP keeps artifacts, instead of its own setting.
         service_account: the pods run as this one, instead of KFP's own.
         parameters: run-time parameters of the pipeline.
+        force: does not ask Kubernetes whether the pods could ever start.
 
     Raises:
-        InputError: a mistake in what was given, or there is a schedule of this name; nothing was created.
+        InputError: a mistake in what was given, pods that could never start, or a schedule of this name; nothing
+            was created.
         ClusterError: KFP refuses or cannot be reached; what was created was removed or is named.
     """
     check_cron(cron)
     if "run" in (parameters or {}):
         raise InputError("`run` names one run, and a schedule makes many", remedy="Leave it out: runs name themselves.")
     with _compiled(source, parameters or {}) as (federation, text, given):
+        if not force:
+            check_placeable(federation, where)
         kfp, title = open_kfp(where), name or federation.name
         if any(one.name == title for one in _schedules(kfp)):
             raise InputError(
