@@ -40,7 +40,7 @@ BINARIES = {
     "kubelet": "k8s.io/kubernetes/cmd/kubelet",
     "pause": "./pause",
 }
-TOOLS = ("containerd", "runc", "podman", "debootstrap", "iptables", "ip", "nsenter", "dnsmasq", "conntrack", "openssl")
+TOOLS = ("containerd", "runc", "podman", "debootstrap", "iptables", "ip", "nsenter", "dnsmasq", "conntrack")
 PACKAGES = (
     "containerd runc podman debootstrap iptables iproute2 util-linux dnsmasq-base conntrack containernetworking-plugins"
 )
@@ -392,6 +392,9 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 if __name__ == "__main__":  # for work on the tests: FEDPIPE_E2E_CLUSTER=FOLDER pytest tests/e2e
+    if sys.argv[1:] == ["--missing"]:  # for CI
+        print(missing())
+        sys.exit()
     place = Path(sys.argv[1])
     place.mkdir(parents=True)
     with running(place) as started:

@@ -12,6 +12,8 @@ from kubernetes import client, dynamic
 
 from fedpipe.data import read_examples
 from fedpipe.errors import StoreError
+from fedpipe.kubeflow.clients import Where
+from fedpipe.kubeflow.forwarding import reached
 from fedpipe.prediction import predict
 from fedpipe.serving.client import RemoteModel
 from fedpipe.store import open_store
@@ -170,6 +172,13 @@ def test_a_trial_store(cluster: Cluster, core: client.CoreV1Api, place: str, val
         assert open_store(where).below("digits").create("runs/x", b"1")
         with pytest.raises(StoreError):
             open_store(where).below("other").create("runs/x", b"1")
+        inside = uri.replace("/digits?", "?")
+        with reached(inside, Where()) as near:  # from outside, where the service's name means nothing
+            assert near.startswith("s3://trial?endpoint=http%3A%2F%2F127.0.0.1%3A")
+            assert open_store(near).below("digits").read("runs/x").data == b"1"
+            large = bytes(range(256)) * 20_000
+            assert open_store(near).below("digits").create("runs/large", large)
+            assert open_store(near).below("digits").read("runs/large", limit=10**7).data == large
     helm("uninstall", "trial", "--wait")
 
 
