@@ -189,7 +189,8 @@ def _network() -> Iterator[None]:
         _run("ip", "link", "add", "fedpipe-host", "type", "veth", "peer", "name", "node", "netns", NAME)
         _run("ip", "addr", "add", f"{HOST}/24", "dev", "fedpipe-host")
         _run("ip", "link", "set", "fedpipe-host", "up")
-        _run("ip", "route", "add", SERVICES, "via", NODE)
+        for net in (SERVICES, PODS):
+            _run("ip", "route", "add", net, "via", NODE)
         for command in (
             ("addr", "add", f"{NODE}/24", "dev", "node"), ("link", "set", "node", "up"), ("link", "set", "lo", "up"),
             # kube-proxy and the kubelet want a way out; there is none

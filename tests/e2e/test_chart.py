@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from tests.e2e.images import REGISTRY
 from tests.e2e.sites import Site, secret
 
 CHART = Path(__file__).parents[2] / "helm" / "fedpipe"
-NAMESPACE = "serving"
+NAMESPACE = f"serving-{secrets.token_hex(2)}"
 FEDERATION = {
     "federation": {
         "name": "digits", "nodes": True,
@@ -159,7 +160,7 @@ def test_an_operator_may_watch_and_no_more(api: client.ApiClient, values: Path, 
 def test_a_trial_store(cluster: Cluster, core: client.CoreV1Api, place: str, values: Path, trial_image: str) -> None:
     """For a first try: a MinIO of the chart's own, with the bucket and the coordinator's user made by the Job."""
     secret(core, place, "coordinator", Credentials("trial-coordinator", "secret-of-the-coordinator"))
-    uri = "s3://trial/digits?endpoint=http://trial-fedpipe-store.serving.svc.cluster.local:9000"
+    uri = f"s3://trial/digits?endpoint=http://trial-fedpipe-store.{place}.svc.cluster.local:9000"
     helm("install", "trial", str(CHART), "--wait", "--wait-for-jobs", "--timeout", "4m",
          "--set", f"serving.enabled=false,trialStore.enabled=true,trialStore.secret=administrator,trialStore.image={trial_image}",
          "--set", f"bucket.enabled=true,bucket.adminSecret=administrator,bucket.coordinatorSecret=coordinator,"

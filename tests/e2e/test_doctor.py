@@ -132,9 +132,7 @@ def test_a_quota_that_is_too_small(changed: Callable[..., list[Finding]], core: 
         eventually(lambda: core.read_namespaced_resource_quota("gpus", made.namespace).status.hard)
         found = of(changed(lambda _: None), "quota gpus")
         assert found.level == "error"
-        assert found.what == (
-            "2 requests.nvidia.com/gpu wanted, 1 requests.nvidia.com/gpu allowed, at the same time, as a session needs them"
-        )
+        assert found.what == ("2 requests.nvidia.com/gpu wanted, 1 allowed, at the same time, as a session needs them")
     finally:
         core.delete_namespaced_resource_quota("gpus", made.namespace)
 

@@ -26,7 +26,7 @@ def test_a_session_of_pods(trained: Site, core: client.CoreV1Api) -> None:
     made, store = trained, trained.store
     record = list(history(store, "session"))[-1]
     assert record.round == 2
-    assert took_part(read_federation(made.file), record) == {"hospital-a", "hospital-b"}
+    assert took_part(read_federation(made.file), record) == ("hospital-a", "hospital-b")
     assert read_head(store)[0].weights == record.weights
     summary = json.loads(store.read("runs/session/summary.json").data)
     assert summary["evaluation"]["central"]["metrics"]["accuracy"] > 0.5

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 import urllib3
+import yaml
 
 from fedpipe.enrolment import read_enrolled
 from fedpipe.errors import ClusterError, FedpipeError, InputError
@@ -307,10 +308,12 @@ def _placed(who: str, placement: Placement, nodes: list[_Node]) -> Finding:
     tolerated = [node for node in matching if not _untolerated(placement, node)]
     if not tolerated:
         taint = _untolerated(placement, matching[0])[0]
-        value = f", value: {taint.value}" if taint.value else ", operator: Exists"
+        toleration = {"key": taint.key, "effect": taint.effect}
+        toleration |= {"value": taint.value} if taint.value else {"operator": "Exists"}
+        shown = yaml.safe_dump([toleration], default_flow_style=True, width=1000).strip()
         return Finding(
             "error", who, f"the taint {taint.key}={taint.value or ''}:{taint.effect} of its nodes is not tolerated",
-            f"Add to its placement: tolerations: [{{key: {taint.key}{value}, effect: {taint.effect}}}]",
+            f"Add to its placement: tolerations: {shown}",
         )  # fmt: skip
     fitting = [node for node in tolerated if all(node.room.get(k, Decimal(0)) >= v for k, v in wanted.items())]
     asked = (
