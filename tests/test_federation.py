@@ -183,6 +183,11 @@ MISTAKES = {
         {"trian": {"cpu": "1"}},
         "placement: Invalid enum value 'trian'",
     ),
+    "a kind of step in the form": (
+        "placement",
+        {"train": {"in_form": True}},
+        "placement.train.in_form: a kind of step has no parameters. Set it at the learners' placements.",
+    ),
     "affinity without values": (
         "placement",
         {"train": {"affinity": [{"expressions": [{"key": "zone"}]}]}},

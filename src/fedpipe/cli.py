@@ -273,10 +273,10 @@ def _near(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def nearer(**given: Any) -> None:
         from fedpipe.federation_file import read_federation
-        from fedpipe.store import check_uri, with_endpoint
+        from fedpipe.store import chosen_uri
 
         own = read_federation(given["file"]).store_uri
-        uri = with_endpoint(check_uri(given["store"]), own) if given["store"] else own
+        uri = chosen_uri(given["store"], own)
         if ".svc" not in uri:
             command(**given)
             return

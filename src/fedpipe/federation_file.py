@@ -284,6 +284,9 @@ def _placement_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     given = {f"placement.{kind}": placement for kind, placement in f.placement.items()}
     given |= {f"learners[{position}].placement": learner.placement for position, learner in enumerate(f.learners)}
     given["simulation.placement"] = f.simulation.placement
+    for kind, placement in f.placement.items():
+        if placement.in_form:
+            yield f"placement.{kind}.in_form", "a kind of step has no parameters", "Set it at the learners' placements."
     for path, placement in given.items():
         for what in ("cpu", "memory"):
             limit, request = getattr(placement, what), getattr(placement, f"{what}_request")

@@ -32,7 +32,7 @@ from fedpipe.federation_file import read_federation
 from fedpipe.files import write_whole
 from fedpipe.policies import Policy, coordinator_policy, learner_policy, server_policy
 from fedpipe.signing import make_key, public_key
-from fedpipe.store import Store, check_uri, open_store, with_endpoint
+from fedpipe.store import Store, check_uri, chosen_uri, open_store
 from fedpipe.store.minio import Credentials
 
 _LETTERS = string.ascii_letters + string.digits
@@ -105,7 +105,8 @@ def rotate(
 
     Raises:
         InputError: it is not enrolled.
-        StoreError: the store cannot be used; nothing was changed.
+        StoreError: the store cannot be used. Where its user got a new secret already, the old one is worth nothing, and
+            the same command again makes everything new.
     """
     place, member = _opened(source, learner, store)
     _check_enrolled(place, learner)
@@ -199,7 +200,7 @@ def _opened(source: str | Path, learner: str, store: str | None) -> tuple[_Place
 
 def _place(source: str | Path, store: str | None) -> _Place:
     federation = read_federation(Path(source))
-    return _Place(federation, with_endpoint(check_uri(store), federation.store_uri) if store else federation.store_uri)
+    return _Place(federation, chosen_uri(store, federation.store_uri))
 
 
 def _member(federation: Federation, source: str | Path, learner: str) -> Learner:

@@ -27,7 +27,7 @@ from fedpipe.rounds import history, read_head, read_record
 from fedpipe.signing import KEYS, find_key
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
-from fedpipe.store import Store, check_uri, open_store, with_endpoint
+from fedpipe.store import Store, check_uri, chosen_uri, open_store
 from fedpipe.workers import Workers, start_server, warm_simulation
 
 DEFAULT_RUN = "run-1"
@@ -149,7 +149,7 @@ def _prepared(source: Path, store: str | None, name: str, parameters: Mapping[st
     if store is not None:
         if "store" not in graph.parameters:
             raise PipelineError("the pipeline has no parameter `store`", where=str(source))
-        arguments["store"] = with_endpoint(check_uri(store), default_store)
+        arguments["store"] = chosen_uri(store, default_store)
     checked = check_arguments(graph, arguments)
     if "store" in checked:
         checked["store"] = check_uri(checked["store"])
@@ -229,7 +229,7 @@ def export(
         ExportError: the model differs from the trained one; nothing is written.
     """
     federation = read_federation(Path(source))
-    uri = with_endpoint(check_uri(store), federation.store_uri) if store else federation.store_uri
+    uri = chosen_uri(store, federation.store_uri)
     opened = open_store(uri).below(federation.name)
     if name is None:
         head = read_head(opened)

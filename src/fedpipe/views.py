@@ -28,7 +28,7 @@ from fedpipe.rounds import read_record
 from fedpipe.session import took_part
 from fedpipe.steps.explore import private
 from fedpipe.steps.shard import dealt
-from fedpipe.store import Store, check_uri, open_store, with_endpoint
+from fedpipe.store import Store, chosen_uri, open_store
 from fedpipe.summary import Story, read_story
 from fedpipe.timings import find_timing
 from fedpipe.vote_plots import metrics_of, vote_figure, vote_pictures
@@ -53,7 +53,7 @@ def open_federation(source: str | Path, store: str | None = None) -> tuple[Store
         store: URI of the store instead of the federation's.
     """
     federation = read_federation(Path(source))
-    uri = with_endpoint(check_uri(store), federation.store_uri) if store else federation.store_uri
+    uri = chosen_uri(store, federation.store_uri)
     return open_store(uri).below(federation.name), uri
 
 

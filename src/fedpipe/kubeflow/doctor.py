@@ -25,7 +25,7 @@ from fedpipe.kubeflow.clients import Kubernetes, Where, open_kfp, open_kubernete
 from fedpipe.kubeflow.compilation import images_of
 from fedpipe.kubeflow.forwarding import reached
 from fedpipe.kubeflow.registry import find_image
-from fedpipe.store import check_uri, endpoint_of, open_store, with_endpoint
+from fedpipe.store import chosen_uri, endpoint_of, open_store
 
 _TESTED = "2.16"
 _SKEW = 60.0
@@ -66,7 +66,7 @@ def diagnose(
         FederationError: the file itself is wrong.
     """
     federation = read_federation(Path(source))
-    uri = with_endpoint(check_uri(store), federation.store_uri) if store else federation.store_uri
+    uri = chosen_uri(store, federation.store_uri)
     found: list[Finding] = []
     parts: tuple[Callable[[], Iterator[Finding]], ...] = (
         lambda: _of_store(federation, uri, where),

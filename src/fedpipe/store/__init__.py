@@ -13,8 +13,8 @@ from fedpipe.store.local import LocalStore
 from fedpipe.store.memory import MemoryStore
 
 __all__ = [
-    "SECRET_DIR", "SMALL", "Blob", "LocalStore", "MemoryStore", "Reader", "Store", "check_uri", "endpoint_of",
-    "open_store", "with_endpoint",
+    "SECRET_DIR", "SMALL", "Blob", "LocalStore", "MemoryStore", "Reader", "Store", "check_uri", "chosen_uri",
+    "endpoint_of", "open_store", "with_endpoint",
 ]  # fmt: skip
 
 _SCHEMES = ("file", "s3", "memory")
@@ -61,6 +61,11 @@ def with_endpoint(uri: str, default: str) -> str:
     if uri.startswith("s3://") and "?" not in uri and known.scheme == "s3" and known.query:
         return f"{uri}?{known.query}"
     return uri
+
+
+def chosen_uri(given: str | None, default: str) -> str:
+    """The store that a command was given, in its full form, or the federation's. Raises StoreError."""
+    return with_endpoint(check_uri(given), default) if given else default
 
 
 def endpoint_of(uri: str, *, endpoint: str | None = None, region: str | None = None) -> str:
