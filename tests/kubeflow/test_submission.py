@@ -13,8 +13,9 @@ import yaml
 from typer.testing import CliRunner
 
 from fedpipe.cli import app
-from fedpipe.errors import ClusterError, InputError, PipelineError
+from fedpipe.errors import ClusterError, InputError, NotFoundError, PipelineError
 from fedpipe.kubeflow.clients import Where, open_kfp
+from fedpipe.kubeflow.pods import find_run_id, watcher
 from fedpipe.kubeflow.submission import change_schedule, check_cron, next_times, schedule, schedules, submit
 from tests.kubeflow.kfp_server import KfpServer, serving
 
@@ -253,3 +254,26 @@ class TestTheCommands:
         assert '"enabled": false' in run("list", "--json")
         assert "digits is deleted; its runs stay" in run("delete", "digits")
         assert run("list") == "no schedules"
+
+
+class TestWatch:
+    def test_ends_when_kubeflow_says_that_the_run_has_failed(
+        self, kfp: KfpServer, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Before anything is in the store, too: it would wait for ever."""
+        made = submit(file, where=where(kfp), run="trial")
+        look = watcher("trial", where(kfp))
+        assert look() == []
+        kfp.held["runs"][made.run_id] |= {"state": "FAILED", "error": {"code": 2, "message": "no such\n image"}}
+        with pytest.raises(ClusterError, match=r"run 'trial' is failed: no such image\. `fedpipe logs trial`"):
+            look()
+
+    def test_waits_for_a_run_that_is_not_there_yet(self, kfp: KfpServer, file: Path) -> None:
+        look = watcher("trial", where(kfp))
+        assert look() == []
+        submit(file, where=where(kfp), run="trial")
+        assert look() == []
+
+    def test_logs_of_a_run_that_is_not_there(self, kfp: KfpServer) -> None:
+        with pytest.raises(NotFoundError, match="Kubeflow has no run 'x'"):
+            find_run_id("x", where(kfp))

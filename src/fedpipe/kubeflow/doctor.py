@@ -5,6 +5,7 @@ Each part is looked at on its own: a store that cannot be reached does not hide 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ import urllib3
 import yaml
 
 from fedpipe.enrolment import read_enrolled
-from fedpipe.errors import ClusterError, FedpipeError, InputError
+from fedpipe.errors import ClusterError, FedpipeError, InputError, StoreError
 from fedpipe.federation import Federation, NodeExpression, Placement
 from fedpipe.federation_file import read_federation
 from fedpipe.kubeflow.clients import Kubernetes, Where, open_kfp, open_kubernetes, told
@@ -80,18 +81,24 @@ def diagnose(
     return found
 
 
-def check_placeable(federation: Federation, where: Where) -> None:
-    """Refuses a federation whose pods could never start, where Kubernetes can be asked.
+def check_startable(federation: Federation, uri: str, where: Where) -> None:
+    """Refuses a federation whose pods could never start or would not count, where store and Kubernetes can be asked.
+
+    Args:
+        federation: the federation.
+        uri: of its store, as pods reach it.
+        where: where Kubeflow is.
 
     Raises:
-        InputError: a Secret lacks, or no node could ever fit a step; the first of `diagnose`'s errors.
+        InputError: a learner is not enrolled, a Secret lacks, or no node could ever fit a step.
     """
-    try:
+    findings: list[Finding] = []
+    with contextlib.suppress(ClusterError, StoreError), reached(uri, where) as near:
+        findings += [finding for finding in _of_enrolment(federation, near) if finding.subject != "store"]
+    with contextlib.suppress(ClusterError):  # nodes may not be looked at: pods will tell, and `watch` shows it
         cluster = open_kubernetes(where)
-        nodes = _nodes(cluster)
-    except ClusterError:
-        return  # KFP alone is reached from here, or nodes may not be looked at: pods will tell, and `watch` shows it
-    for finding in (*_of_secrets(federation, cluster), *_of_pools(federation, nodes)):
+        findings += [*_of_secrets(federation, cluster), *_of_pools(federation, _nodes(cluster))]
+    for finding in findings:
         if finding.level == "error":
             raise InputError(finding.what, where=finding.subject, remedy=f"{finding.remedy} Or --force.")
 
@@ -115,6 +122,11 @@ def _of_reached(federation: Federation, uri: str) -> Iterator[Finding]:
         yield Finding("error", "store", error.what, error.remedy or "")
         return
     yield Finding("ok", "store", f"{uri} can be written, and honours conditional writes")
+    yield from _of_enrolment(federation, uri)
+
+
+def _of_enrolment(federation: Federation, uri: str) -> Iterator[Finding]:
+    """Where some learners are enrolled, all must be; where none is, nobody signs."""
     try:
         known = read_enrolled(open_store(uri).below(federation.name)).learners
     except FedpipeError as error:

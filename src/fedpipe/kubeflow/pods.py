@@ -6,13 +6,14 @@ learner's steps, `fedpipe/learner` (pipelines/placement.py). Only pods that do a
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from fedpipe.errors import InputError, NotFoundError
+from fedpipe.errors import ClusterError, InputError, NotFoundError
 from fedpipe.kubeflow.clients import Kubernetes, Where, open_kfp, open_kubernetes, told
 from fedpipe.kubeflow.submission import find_run
 
@@ -20,6 +21,8 @@ RUN_LABEL, STEP_LABEL, LEARNER_LABEL = "pipeline/runid", "fedpipe/step", "fedpip
 _MAIN = "main"
 """The container of Argo's pods that does the work."""
 _LOOK_AGAIN = 2.0
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_LOST = ("FAILED", "CANCELED", "SKIPPED")
 
 
 class Pod(NamedTuple):
@@ -49,7 +52,7 @@ def find_run_id(run: str, where: Where) -> str:
         NotFoundError: KFP has no such run.
         ClusterError: KFP cannot be asked.
     """
-    if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", run):
+    if _ID.fullmatch(run):
         return run
     kfp = open_kfp(where)
     found = find_run(kfp, run)
@@ -98,17 +101,26 @@ def waiting_lines(cluster: Kubernetes, run_id: str) -> list[str]:
 
 
 def watcher(run: str, where: Where) -> Callable[[], list[str]]:
-    """What says why pods of a run wait, each time it is asked; KFP is asked for the run once it is there."""
-    cluster = open_kubernetes(where)
-    known: list[str] = []
+    """What says why pods of a run wait, each time it is asked, and raises when Kubeflow says that the run has failed.
+
+    Where Kubernetes cannot be asked, only the run's state is told; for an id, only its pods are.
+    """
+    kfp = None if _ID.fullmatch(run) else open_kfp(where)
+    cluster: Kubernetes | None = None
+    with contextlib.suppress(ClusterError):
+        cluster = open_kubernetes(where)
 
     def look() -> list[str]:
-        if not known:
-            try:
-                known.append(find_run_id(run, where))
-            except NotFoundError:
-                return []
-        return waiting_lines(cluster, known[0])
+        found = find_run(kfp, run) if kfp else None
+        if kfp and found is None:
+            return []
+        if found is not None and found.state in _LOST:
+            why = " ".join(str(getattr(found.error, "message", "") or "").split())
+            raise ClusterError(
+                f"run {run!r} is {found.state.lower()}{f': {why}' if why else ''}",
+                remedy=f"`fedpipe logs {run}` shows what its steps said.",
+            )
+        return waiting_lines(cluster, str(found.run_id) if found else run) if cluster else []
 
     return look
 

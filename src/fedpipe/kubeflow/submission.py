@@ -21,7 +21,7 @@ from fedpipe.federation_file import read_federation
 from fedpipe.graph import Graph, check_arguments, parse_graph
 from fedpipe.kubeflow.clients import Kfp, Where, open_kfp, quiet, told
 from fedpipe.kubeflow.compilation import compile_pipeline, version_of
-from fedpipe.kubeflow.doctor import check_placeable
+from fedpipe.kubeflow.doctor import check_startable
 from fedpipe.steps.shard import run_name
 
 _PAGE = 100
@@ -45,6 +45,15 @@ class Schedule(NamedTuple):
     cron: str
     enabled: bool
     version_id: str
+
+
+class _Compiled(NamedTuple):
+    """A federation, its pipeline file, the run-time parameters that were given, and its store as pods reach it."""
+
+    federation: Federation
+    text: bytes
+    parameters: dict[str, Any]
+    store: str
 
 
 class _Uploaded(NamedTuple):
@@ -78,20 +87,20 @@ def submit(
         ClusterError: KFP refuses or cannot be reached; what was created was removed or is named.
     """
     name = run_name(run or time.strftime("run-%Y%m%d-%H%M%S", time.gmtime()), "")
-    with _compiled(source, {**(parameters or {}), "run": name}) as (federation, text, given):
-        if not force:
-            check_placeable(federation, where)
-        kfp = open_kfp(where)
-        if any(one.display_name == name for one in _all(kfp, kfp.client.list_runs, "runs", name, kfp.namespace)):
-            raise InputError(f"there is a run {name!r} already", remedy="Choose another name with --run.")
-        with _undone() as undo:
-            uploaded = _upload(kfp, federation.name, text, experiment, undo)
-            with quiet(), told(kfp.host):
-                started = kfp.client.run_pipeline(
-                    uploaded.experiment_id, name, params=given, pipeline_id=uploaded.pipeline_id,
-                    version_id=uploaded.version_id, pipeline_root=pipeline_root or None,
-                    service_account=service_account or None,
-                )  # fmt: skip
+    federation, text, given, uri = _compiled(source, {**(parameters or {}), "run": name})
+    if not force:
+        check_startable(federation, uri, where)
+    kfp = open_kfp(where)
+    if any(one.display_name == name for one in _all(kfp, kfp.client.list_runs, "runs", name, kfp.namespace)):
+        raise InputError(f"there is a run {name!r} already", remedy="Choose another name with --run.")
+    with _undone() as undo:
+        uploaded = _upload(kfp, federation.name, text, experiment, undo)
+        with quiet(), told(kfp.host):
+            started = kfp.client.run_pipeline(
+                uploaded.experiment_id, name, params=given, pipeline_id=uploaded.pipeline_id,
+                version_id=uploaded.version_id, pipeline_root=pipeline_root or None,
+                service_account=service_account or None,
+            )  # fmt: skip
     return Submitted(name, started.run_id, kfp.url(f"runs/details/{started.run_id}"), uploaded.version)
 
 
@@ -122,23 +131,23 @@ def schedule(
     check_cron(cron)
     if "run" in (parameters or {}):
         raise InputError("`run` names one run, and a schedule makes many", remedy="Leave it out: runs name themselves.")
-    with _compiled(source, parameters or {}) as (federation, text, given):
-        if not force:
-            check_placeable(federation, where)
-        kfp, title = open_kfp(where), name or federation.name
-        if any(one.name == title for one in _schedules(kfp)):
-            raise InputError(
-                f"there is a schedule {title!r} already",
-                remedy=f"Choose another with --name, or: fedpipe schedule delete {title}",
-            )
-        with _undone() as undo:
-            uploaded = _upload(kfp, federation.name, text, experiment, undo)
-            with quiet(), told(kfp.host):
-                made = kfp.client.create_recurring_run(
-                    uploaded.experiment_id, title, cron_expression=cron, max_concurrency=1, no_catchup=True,
-                    params=given, pipeline_id=uploaded.pipeline_id, version_id=uploaded.version_id,
-                    pipeline_root=pipeline_root or None, service_account=service_account or None,
-                )  # fmt: skip
+    federation, text, given, uri = _compiled(source, parameters or {})
+    if not force:
+        check_startable(federation, uri, where)
+    kfp, title = open_kfp(where), name or federation.name
+    if any(one.name == title for one in _schedules(kfp)):
+        raise InputError(
+            f"there is a schedule {title!r} already",
+            remedy=f"Choose another with --name, or: fedpipe schedule delete {title}",
+        )
+    with _undone() as undo:
+        uploaded = _upload(kfp, federation.name, text, experiment, undo)
+        with quiet(), told(kfp.host):
+            made = kfp.client.create_recurring_run(
+                uploaded.experiment_id, title, cron_expression=cron, max_concurrency=1, no_catchup=True,
+                params=given, pipeline_id=uploaded.pipeline_id, version_id=uploaded.version_id,
+                pipeline_root=pipeline_root or None, service_account=service_account or None,
+            )  # fmt: skip
     return Schedule(title, made.recurring_run_id, cron, True, uploaded.version_id)
 
 
@@ -215,9 +224,8 @@ def find_run(kfp: Kfp, name: str) -> Any | None:
     return next((run for run in _all(kfp, kfp.client.list_runs, "runs", "", kfp.namespace) if run.run_id == name), None)
 
 
-@contextlib.contextmanager
-def _compiled(source: str | Path, parameters: Mapping[str, Any]) -> Iterator[tuple[Federation, bytes, dict[str, Any]]]:
-    """The federation, its pipeline file, and its run-time parameters: all checked, before KFP is asked anything."""
+def _compiled(source: str | Path, parameters: Mapping[str, Any]) -> _Compiled:
+    """A federation that is ready for KFP: all is checked before KFP is asked anything."""
     federation = read_federation(Path(source))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
@@ -226,7 +234,7 @@ def _compiled(source: str | Path, parameters: Mapping[str, Any]) -> Iterator[tup
     graph = parse_graph(next(iter(yaml.load_all(text, Loader=yaml.CSafeLoader))))
     checked = check_arguments(graph, parameters)
     _check_reach(graph, federation, checked, str(source))
-    yield federation, text, {name: checked[name] for name in parameters}
+    return _Compiled(federation, text, {name: checked[name] for name in parameters}, str(checked["store"]))
 
 
 def _check_reach(graph: Graph, federation: Federation, arguments: Mapping[str, Any], source: str) -> None:
