@@ -19,17 +19,7 @@ from rich.table import Table
 from fedpipe import __version__
 from fedpipe.errors import FedpipeError, InputError
 from fedpipe.kubeflow.clients import Where
-from fedpipe.kubeflow_cli import (
-    ContextOption,
-    HostOption,
-    KfpNamespaceOption,
-    NamespaceOption,
-    ParameterOption,
-    TokenOption,
-    commands,
-    given_parameters,
-    where_of,
-)  # fmt: skip
+from fedpipe.kubeflow_cli import ParameterOption, commands, connected, given_parameters
 
 if TYPE_CHECKING:
     from fedpipe.identities import Identity
@@ -319,15 +309,13 @@ def plot(
     "fedpipe watch run-1 --namespace hospitals"
 )
 @_near
+@connected
 def watch(
     run_name: RunName,
     file: FederationOption = Path("federation.yaml"),
     store: StoreOption = None,
-    host: HostOption = "",
-    namespace: NamespaceOption = "",
-    kfp_namespace: KfpNamespaceOption = "kubeflow",
-    context: ContextOption = "",
-    token_file: TokenOption = None,
+    *,
+    where: Where,
 ) -> None:
     """Follow a run from its store, wherever it runs: rounds, metrics, who is awaited, seconds of each phase.
 
@@ -336,10 +324,10 @@ def watch(
     from fedpipe.views import watch as follow
 
     pods = None
-    if host or namespace:
+    if where.host or where.namespace:
         from fedpipe.kubeflow.pods import watcher
 
-        pods = watcher(run_name, where_of(host, namespace, kfp_namespace, context, token_file))
+        pods = watcher(run_name, where)
 
     with out.status("looking") as status:
 

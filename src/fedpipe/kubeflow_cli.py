@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,21 +24,59 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 out, err = Console(), Console(stderr=True)
 
-HostOption = Annotated[
-    str,
-    typer.Option("--host", envvar="KF_PIPELINES_ENDPOINT", help="URL of Kubeflow Pipelines; else by the kubeconfig."),
-]
-NamespaceOption = Annotated[
-    str, typer.Option("--namespace", "-n", envvar="FEDPIPE_NAMESPACE", help="Namespace of the runs' pods.")
-]
-KfpNamespaceOption = Annotated[
-    str, typer.Option("--kfp-namespace", envvar="FEDPIPE_KFP_NAMESPACE", help="Namespace of Kubeflow Pipelines itself.")
-]
-ContextOption = Annotated[str, typer.Option("--context", help="Context of the kubeconfig; else the current one.")]
-TokenOption = Annotated[
-    Path | None,
-    typer.Option("--token-file", envvar="FEDPIPE_KFP_TOKEN_FILE", help="A file with a bearer token for Kubeflow."),
-]
+_CONNECTION: dict[str, tuple[Any, Any]] = {
+    "host": (
+        Annotated[
+            str,
+            typer.Option("--host", envvar="KF_PIPELINES_ENDPOINT", help="URL of Kubeflow; else by the kubeconfig."),
+        ],
+        "",
+    ),
+    "namespace": (
+        Annotated[
+            str, typer.Option("--namespace", "-n", envvar="FEDPIPE_NAMESPACE", help="Namespace of the runs' pods.")
+        ],
+        "",
+    ),
+    "kfp_namespace": (
+        Annotated[
+            str,
+            typer.Option("--kfp-namespace", envvar="FEDPIPE_KFP_NAMESPACE", help="Namespace of Kubeflow Pipelines."),
+        ],
+        "kubeflow",
+    ),
+    "context": (
+        Annotated[str, typer.Option("--context", help="Context of the kubeconfig; else the current one.")], "",
+    ),
+    "token_file": (
+        Annotated[
+            Path | None,
+            typer.Option("--token-file", envvar="FEDPIPE_KFP_TOKEN_FILE", help="A file with a bearer token."),
+        ],
+        None,
+    ),
+}  # fmt: skip
+"""The options that say where Kubeflow is: annotation and default of each field of `Where`."""
+
+
+def connected(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes `where`, with the options that it is made of instead."""
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in _CONNECTION.items()
+    ]
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        where = Where(**{name: given.pop(name) for name in Where._fields})
+        command(**given, where=where)
+
+    own = inspect.signature(command, eval_str=True)
+    kept = [parameter for parameter in own.parameters.values() if parameter.name != "where"]
+    with_options.__signature__ = own.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    return with_options
+
+
 FileOption = Annotated[Path, typer.Option("--federation", "-f", help="The federation file.")]
 ExperimentOption = Annotated[str, typer.Option("--experiment", help="Name of the experiment; else the federation's.")]
 RootOption = Annotated[str, typer.Option("--pipeline-root", help="Where Kubeflow keeps artifacts.")]
@@ -47,11 +88,6 @@ ForceOption = Annotated[
 ParameterOption = Annotated[
     list[str] | None, typer.Option("--parameter", "-p", help="A run-time parameter, NAME=VALUE; repeatable.")
 ]
-
-
-def where_of(host: str, namespace: str, kfp_namespace: str, context: str, token_file: Path | None) -> Where:
-    """What the options say of where Kubeflow is."""
-    return Where(host, namespace, kfp_namespace, context, token_file)
 
 
 def given_parameters(parameters: list[str] | None) -> dict[str, str]:
@@ -69,6 +105,7 @@ def given_parameters(parameters: list[str] | None) -> dict[str, str]:
     epilog="Examples: fedpipe submit federation.yaml  ·  "
     "fedpipe submit federation.yaml --host https://kubeflow.example/pipeline --token-file token -p rounds=20"
 )
+@connected
 def submit(
     file: Annotated[Path, typer.Argument(help="The federation file.", metavar="FILE")],
     run: Annotated[str, typer.Option("--run", help="The run's name; else from the time of now.")] = "",
@@ -77,16 +114,12 @@ def submit(
     pipeline_root: RootOption = "",
     service_account: AccountOption = "",
     force: ForceOption = False,
-    host: HostOption = "",
-    namespace: NamespaceOption = "",
-    kfp_namespace: KfpNamespaceOption = "kubeflow",
-    context: ContextOption = "",
-    token_file: TokenOption = None,
+    *,
+    where: Where,
 ) -> None:
     """Compile a federation, upload it to Kubeflow, and start a run."""
     from fedpipe.kubeflow.submission import submit as start
 
-    where = where_of(host, namespace, kfp_namespace, context, token_file)
     with err.status("submitting"):
         made = start(
             file, where=where, run=run, experiment=experiment, pipeline_root=pipeline_root,
@@ -111,6 +144,7 @@ class Act(StrEnum):
     epilog='Examples: fedpipe schedule --cron "0 0 3 * * 0" -f federation.yaml  ·  fedpipe schedule list  ·  '
     "fedpipe schedule pause digits"
 )
+@connected
 def schedule(
     act: Annotated[Act, typer.Argument(help="Deleting a schedule leaves its runs.")] = Act.create,
     name: Annotated[str, typer.Argument(help="The schedule's name; a new one takes the federation's.")] = "",
@@ -124,16 +158,12 @@ def schedule(
     service_account: AccountOption = "",
     force: ForceOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="`list` as JSON.")] = False,
-    host: HostOption = "",
-    namespace: NamespaceOption = "",
-    kfp_namespace: KfpNamespaceOption = "kubeflow",
-    context: ContextOption = "",
-    token_file: TokenOption = None,
+    *,
+    where: Where,
 ) -> None:
     """Start runs again and again: one at a time, no run for a time that was missed, each from HEAD."""
     from fedpipe.kubeflow import submission
 
-    where = where_of(host, namespace, kfp_namespace, context, token_file)
     if act is Act.list:
         _list_schedules(where, as_json=as_json)
     elif act is not Act.create:
@@ -175,42 +205,36 @@ def _change_schedule(act: Act, name: str, where: Where) -> None:
 
 
 @commands.command(epilog="Examples: fedpipe logs run-7  ·  fedpipe logs run-7 --learner hospital-b --follow")
+@connected
 def logs(
     run: Annotated[str, typer.Argument(help="The run's name in Kubeflow, or its id.", metavar="RUN")],
     step: Annotated[str, typer.Option("--step", help="Only steps with this in their name.")] = "",
     learner: Annotated[str, typer.Option("--learner", help="Only steps of this learner.")] = "",
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the steps have ended.")] = False,
-    host: HostOption = "",
-    namespace: NamespaceOption = "",
-    kfp_namespace: KfpNamespaceOption = "kubeflow",
-    context: ContextOption = "",
-    token_file: TokenOption = None,
+    *,
+    where: Where,
 ) -> None:
     """Show what the steps of a run say."""
     from fedpipe.kubeflow.pods import logs as read
 
-    where = where_of(host, namespace, kfp_namespace, context, token_file)
     for name, line in read(run, where=where, step=step, learner=learner, follow=follow):
         out.print(f"[cyan]{name}[/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
 @commands.command(epilog="Examples: fedpipe doctor federation.yaml  ·  fedpipe doctor federation.yaml --json")
+@connected
 def doctor(
     file: Annotated[Path, typer.Argument(help="The federation file.", metavar="FILE")],
     store: Annotated[
         str | None, typer.Option("--store", help="URI by which this machine reaches the store, instead of the file's.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    host: HostOption = "",
-    namespace: NamespaceOption = "",
-    kfp_namespace: KfpNamespaceOption = "kubeflow",
-    context: ContextOption = "",
-    token_file: TokenOption = None,
+    *,
+    where: Where,
 ) -> None:
     """Find what keeps a federation from running on the cluster; exit code 2 when something does."""
     from fedpipe.kubeflow.doctor import diagnose
 
-    where = where_of(host, namespace, kfp_namespace, context, token_file)
     if as_json:
         found = diagnose(file, where=where, store=store)
         out.print_json(json.dumps([finding._asdict() for finding in found]))
