@@ -23,7 +23,7 @@ from fedpipe.closing import close_round, close_vote
 from fedpipe.enrolment import read_enrolled
 from fedpipe.errors import InputError, NotFoundError, StoreError
 from fedpipe.federation_file import read_federation
-from fedpipe.identities import Identity, enroll, policy_of, revoke, rotate
+from fedpipe.identities import Identity, enroll, policy_of, prepare, revoke, rotate
 from fedpipe.learner import contribute, vote
 from fedpipe.manifests import Update
 from fedpipe.plan import Plan
@@ -292,6 +292,40 @@ class TestARunOnThisMachine:
         assert not (digits / "store" / "digits" / "runs").exists()
         monkeypatch.setenv("FEDPIPE_KEYS", str(made.files[0].parent))
         _check_keys(open_store(str(digits / "store")).below("digits"), read_federation(digits / "federation.yaml"))
+
+
+class TestTheServersUser:
+    def test_finds_the_models_and_reads_nothing_else(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By the URI of the federation's part of the store, as the chart gives it; before the first model too."""
+        from fedpipe.serving.catalogue import locate, versions
+        from fedpipe.store.users import Users
+
+        uri = uri_of(file)
+        part, _, query = uri.partition("?")
+        done = prepare(f"{part}/tiny?{query}", server=Credentials("the-server", "secret-of-the-server"))
+        assert done[0].endswith("is there, and honours conditional writes")
+        assert done[1].startswith("user the-server may do what the server needs below ")
+        coordinators(file).create("coordinator/state", b"1")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-server")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-server")
+        place = locate(store=f"{part}/tiny?{query}")
+        (home,) = place.homes()
+        assert versions(home) == {}
+        with monkeypatch.context() as patch:
+            patch.setenv("AWS_ACCESS_KEY_ID", servers.ACCESS_KEY)
+            patch.setenv("AWS_SECRET_ACCESS_KEY", servers.SECRET_KEY)
+            coordinators(file).create("models/tiny/1/model.onnx", b"x")
+        (home,) = place.homes()
+        assert versions(home) == {"tiny": [1]}
+        for act in (lambda: place.store.read("coordinator/state"), lambda: place.store.create("models/tiny/2/x", b"x")):
+            with pytest.raises(StoreError):
+                act()
+        monkeypatch.undo()
+        Users(uri, Credentials(servers.ACCESS_KEY, servers.SECRET_KEY)).remove("the-server")
+
+    def test_a_place_that_is_no_federation(self) -> None:
+        with pytest.raises(InputError, match="names no federation of a store"):
+            prepare("s3://bucket?endpoint=http://127.0.0.1:1")
 
 
 class TestTheCommands:

@@ -67,10 +67,16 @@ class Place(NamedTuple):
         """Folders that hold `<name>/<version>/model.onnx`. Raises StoreError."""
         if self.holds == "models":
             return [self.store]
-        folders = self.store.folders() if self.holds == "any" else ["models"]
-        if "models" in folders:
-            return [self.store.below("models")]
-        return [self.store.below(folder).below("models") for folder in folders]
+        models = self.store.below("models")
+        if self.holds == "federation" or models.folders():
+            return [models]
+        try:
+            folders = self.store.folders()
+        except StoreUnavailableError:
+            raise
+        except StoreError:  # a user that may list the models of one federation, of which there are none yet
+            return [models]
+        return [models] if "models" in folders else [self.store.below(folder).below("models") for folder in folders]
 
     def home_of(self, name: str) -> Store:
         """The folder that holds a model. Raises NotFoundError and StoreError."""
