@@ -41,7 +41,7 @@ def test_a_session_of_pods(trained: Site, core: client.CoreV1Api) -> None:
 
 def test_a_pod_killed_in_the_middle_of_an_upload(site: Callable[..., Site], cluster: Cluster, tmp_path: Path) -> None:
     """It is tried again, and the federation comes to the very bytes that it comes to on this machine undisturbed."""
-    stall = Stall(clusters.HOST, ENDPOINT, "/learners/hospital-b/objects/")
+    stall = Stall(clusters.HOST, ENDPOINT, "fedpipe-digits-hospital-b")
     made = site("disturbed", [{"name": name} for name in ("hospital-a", "hospital-b")], endpoint=stall.endpoint)
     killed = []
 

@@ -89,10 +89,12 @@ class _Forwarder:
         with client, contextlib.suppress(Exception):  # the store's client tells of a connection that ends
             connect = self._cluster.core.connect_get_namespaced_pod_portforward
             forward = portforward(connect, self._pod, self._namespace, ports=str(self._port))
-            remote = forward.socket(self._port)
-            remote.setblocking(True)
-            threading.Thread(target=_pass, args=(remote, client), daemon=True).start()
-            _pass(client, remote)
+            with contextlib.closing(forward.socket(self._port)) as remote:
+                remote.setblocking(True)
+                back = threading.Thread(target=_pass, args=(remote, client), daemon=True)
+                back.start()
+                _pass(client, remote)
+                back.join()
 
 
 def _pass(source: Any, target: Any) -> None:
