@@ -244,7 +244,7 @@ def doctor(
     errors = sum(finding.level == "error" for finding in found)
     if not as_json:
         warnings = sum(finding.level == "warning" for finding in found)
-        _say(out, f"{errors or 'no'} errors, {warnings or 'no'} warnings")
+        _say(out, f"errors: {errors}, warnings: {warnings}")
     if errors:
         raise typer.Exit(2)
 

@@ -221,7 +221,7 @@ def watch(
         pods: a line for each pod that waits; asked now and then.
 
     Raises:
-        ClusterError: of `pods`.
+        StepError: of `pods`, when the run has failed.
     """
     opened, _ = open_federation(source, store)
     if read_record(opened, run, 0) is None:

@@ -179,7 +179,7 @@ def test_the_command_says_healthy_or_not(changed: Callable[..., list[Finding]]) 
         well = CliRunner().invoke(app, given)
         assert well.exit_code == 0, well.output
         assert "Kubeflow Pipelines 2.16.0 answers" in well.output
-        assert "no errors" in well.output
+        assert "errors: 0" in well.output
         changed(placing(node_selector={"pool": "none"}))
         ill = CliRunner().invoke(app, [*given, "--json"])
         assert ill.exit_code == 2

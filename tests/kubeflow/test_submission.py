@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fedpipe.cli import app
-from fedpipe.errors import ClusterError, InputError, NotFoundError, PipelineError
+from fedpipe.errors import ClusterError, InputError, NotFoundError, PipelineError, StepError
 from fedpipe.kubeflow.clients import Where, open_kfp
 from fedpipe.kubeflow.pods import find_run_id, watcher
 from fedpipe.kubeflow.submission import change_schedule, check_cron, next_times, schedule, schedules, submit
@@ -265,8 +265,16 @@ class TestWatch:
         look = watcher("trial", where(kfp))
         assert look() == []
         kfp.held["runs"][made.run_id] |= {"state": "FAILED", "error": {"code": 2, "message": "no such\n image"}}
-        with pytest.raises(ClusterError, match=r"run 'trial' is failed: no such image\. `fedpipe logs trial`"):
+        with pytest.raises(StepError, match=r"run 'trial' is failed: no such image\. `fedpipe logs trial`"):
             look()
+
+    def test_goes_on_when_kubeflow_does_not_answer_for_a_while(self, kfp: KfpServer, file: Path) -> None:
+        submit(file, where=where(kfp), run="trial")
+        look = watcher("trial", where(kfp))
+        kfp.refuse = ("GET", "/runs", 503, "no leader")
+        assert look() == ["Kubeflow cannot be asked: no leader (HTTP 503)"]
+        kfp.refuse = None
+        assert look() == []
 
     def test_waits_for_a_run_that_is_not_there_yet(self, kfp: KfpServer, file: Path) -> None:
         look = watcher("trial", where(kfp))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from fedpipe.errors import ClusterError, InputError, NotFoundError
+from fedpipe.errors import ClusterError, InputError, NotFoundError, StepError
 from fedpipe.kubeflow.clients import Kubernetes, Where, open_kfp, open_kubernetes, told
 from fedpipe.kubeflow.submission import find_run
 
@@ -111,16 +111,19 @@ def watcher(run: str, where: Where) -> Callable[[], list[str]]:
         cluster = open_kubernetes(where)
 
     def look() -> list[str]:
-        found = find_run(kfp, run) if kfp else None
-        if kfp and found is None:
-            return []
-        if found is not None and found.state in _LOST:
-            why = " ".join(str(getattr(found.error, "message", "") or "").split())
-            raise ClusterError(
-                f"run {run!r} is {found.state.lower()}{f': {why}' if why else ''}",
-                remedy=f"`fedpipe logs {run}` shows what its steps said.",
-            )
-        return waiting_lines(cluster, str(found.run_id) if found else run) if cluster else []
+        try:
+            found = find_run(kfp, run) if kfp else None
+            if kfp and found is None:
+                return []
+            if found is None or found.state not in _LOST:
+                return waiting_lines(cluster, str(found.run_id) if found else run) if cluster else []
+        except ClusterError as error:  # for a moment, perhaps: the store tells what matters
+            return [f"Kubeflow cannot be asked: {error.what}"]
+        why = " ".join(str(getattr(found.error, "message", "") or "").split())
+        raise StepError(
+            f"run {run!r} is {found.state.lower()}{f': {why}' if why else ''}",
+            remedy=f"`fedpipe logs {run}` shows what its steps said.",
+        )
 
     return look
 
