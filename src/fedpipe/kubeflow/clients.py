@@ -52,6 +52,7 @@ class Kfp(NamedTuple):
 
     @property
     def host(self) -> str:
+        """The URL of its API."""
         return str(self.client._existing_config.host)
 
     def url(self, path: str) -> str:
