@@ -204,6 +204,11 @@ def _network() -> Iterator[None]:
 
 
 def _drop_network() -> None:
+    """Also of a cluster whose tests were killed: what still runs in it ends."""
+    left = subprocess.run(["ip", "netns", "pids", NAME], check=False, capture_output=True, text=True).stdout.split()
+    for process in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process), signal.SIGKILL)
     for command in (["ip", "link", "del", "fedpipe-host"], ["ip", "netns", "del", NAME]):
         subprocess.run(command, check=False, capture_output=True)
 
@@ -400,4 +405,5 @@ if __name__ == "__main__":  # for work on the tests: FEDPIPE_E2E_CLUSTER=FOLDER 
     place.mkdir(parents=True)
     with running(place) as started:
         print(f"export FEDPIPE_E2E_CLUSTER={place} KUBECONFIG={started.kubeconfig}", flush=True)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         signal.pause()
