@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,20 @@ BUCKET = "federation"
 
 
 @pytest.fixture(scope="session")
-def built(containers: None) -> dict[str, str]:
+def binaries() -> Iterator[Future[None]]:
+    """What is built with Go the first time, begun beside the images: those wait for downloads and disks."""
+
+    def build() -> None:
+        clusters.find_binaries()
+        for name in ("minio", "helm"):
+            servers.find_binary(name)
+
+    with ThreadPoolExecutor(1) as beside:
+        yield beside.submit(build)
+
+
+@pytest.fixture(scope="session")
+def built(containers: None, binaries: Future[None]) -> dict[str, str]:
     """Digests of the images, built from this work tree."""
     return images.build(NAMES)
 
@@ -57,10 +71,13 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory, built: dict[str, str]) -> Iterator[Cluster]:
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, built: dict[str, str], binaries: Future[None]
+) -> Iterator[Cluster]:
     """A real Kubernetes with one node, that holds the images."""
     if lacking := clusters.missing():
         pytest.fail(f"no cluster can run here: {lacking}")
+    binaries.result()
     started = os.environ.get("FEDPIPE_E2E_CLUSTER")  # by `python -m tests.e2e.cluster`
     at = clusters.attached(Path(started)) if started else clusters.running(tmp_path_factory.mktemp("cluster"))
     ended = threading.Event()
