@@ -42,7 +42,7 @@ BUCKET = "federation"
 
 
 @pytest.fixture(scope="session")
-def binaries() -> Iterator[Future[None]]:
+def binaries(containers: None) -> Iterator[Future[None]]:
     """What is built with Go the first time, begun beside the images: those wait for downloads and disks."""
 
     def build() -> None:
@@ -63,6 +63,8 @@ def built(containers: None, binaries: Future[None]) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Settings with which podman works on machines of few rights."""
+    if lacking := clusters.missing():
+        pytest.fail(f"no cluster can run here: {lacking}")
     config = tmp_path_factory.mktemp("podman") / "containers.conf"
     config.write_text(images.CONTAINERS)
     with pytest.MonkeyPatch.context() as patch:
@@ -75,8 +77,6 @@ def cluster(
     tmp_path_factory: pytest.TempPathFactory, built: dict[str, str], binaries: Future[None]
 ) -> Iterator[Cluster]:
     """A real Kubernetes with one node, that holds the images."""
-    if lacking := clusters.missing():
-        pytest.fail(f"no cluster can run here: {lacking}")
     binaries.result()
     started = os.environ.get("FEDPIPE_E2E_CLUSTER")  # by `python -m tests.e2e.cluster`
     at = clusters.attached(Path(started)) if started else clusters.running(tmp_path_factory.mktemp("cluster"))

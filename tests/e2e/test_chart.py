@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import secrets
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from fedpipe.serving.client import RemoteModel
 from fedpipe.store import open_store
 from fedpipe.store.minio import Credentials, MinioStore
 from tests import servers
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import NODE, Cluster
 from tests.e2e.conftest import BUCKET, ENDPOINT, eventually
 from tests.e2e.images import REGISTRY
 from tests.e2e.sites import Site, secret
@@ -138,8 +142,16 @@ def check_servers_user() -> None:
             act()
 
 
-def test_an_operator_may_watch_and_no_more(api: client.ApiClient, values: Path, place: str) -> None:
-    """RBAC with least rights, as the apiserver decides it."""
+def test_an_operator_may_watch_and_no_more(
+    api: client.ApiClient,
+    core: client.CoreV1Api,
+    cluster: Cluster,
+    trained: Site,
+    values: Path,
+    place: str,
+    tmp_path: Path,
+) -> None:
+    """RBAC with least rights, as the apiserver decides it; and what doctor sees with them, as a pod would ask."""
     helm("install", "roles", str(CHART), "--values", str(values), "--set", "serving.enabled=false,bucket.enabled=false")
     try:
         allowed = {
@@ -153,8 +165,39 @@ def test_an_operator_may_watch_and_no_more(api: client.ApiClient, values: Path, 
             body = {"spec": {"user": "eve", "resourceAttributes": attributes}}
             answer = authorization.create_subject_access_review(body)
             assert answer.status.allowed is expected, (verb, resource, part)
+        found = doctor_in_a_pod(core, cluster, trained, place, tmp_path)
+        assert found["kubernetes"]["what"] == f"answers; runs are in namespace {place}"
+        assert found["hospital-a"]["what"].startswith("fits on 1 of 1 nodes")
+        assert found["secret hospitals-hospital-a"]["what"].endswith("may not be looked at from here")
+        assert found["kubeflow"]["what"].startswith("ml-pipeline.kubeflow.svc.cluster.local")
     finally:
         helm("uninstall", "roles")
+
+
+def doctor_in_a_pod(
+    core: client.CoreV1Api, cluster: Cluster, trained: Site, place: str, folder: Path
+) -> dict[str, dict[str, str]]:
+    """What doctor finds with the token that a pod of the service account `watcher` has, where pods have it."""
+    core.create_namespaced_service_account(place, {"metadata": {"name": "watcher"}})
+    made = core.create_namespaced_service_account_token("watcher", place, {"spec": {"expirationSeconds": 600}})
+    account = folder / "serviceaccount"
+    account.mkdir()
+    (account / "token").write_text(made.status.token)
+    (account / "namespace").write_text(place)
+    shutil.copy(cluster.folder / "certs" / "apiserver.crt", account / "ca.crt")
+    mounted = (
+        "mkdir -p /run/secrets && mount -t tmpfs none /run/secrets && mkdir /run/secrets/kubernetes.io && "
+        'cp -r "$0" /run/secrets/kubernetes.io/serviceaccount && exec "$@"'
+    )
+    environment = {
+        **os.environ, "KUBERNETES_SERVICE_HOST": NODE, "KUBERNETES_SERVICE_PORT": "6443", "KUBECONFIG": str(folder / "none"),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "fedpipe", "doctor", str(trained.file), "--json"]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mounted, str(account), *command],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {one["subject"]: one for one in json.loads(done.stdout)}
 
 
 def test_a_trial_store(cluster: Cluster, core: client.CoreV1Api, place: str, values: Path, trial_image: str) -> None:
