@@ -56,7 +56,7 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for summar
 def main() -> int:
     """Runs the command; an error is one message, never a traceback."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what a command ends with by typer.Exit
     except FedpipeError as error:
         err.print(f"[bold red]fedpipe:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
         return error.exit_code
@@ -70,7 +70,7 @@ def main() -> int:
             error.show()
             return int(error.exit_code)
         raise
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _escaped(text: str) -> str:

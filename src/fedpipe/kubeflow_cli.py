@@ -198,7 +198,7 @@ def _change_schedule(act: Act, name: str, where: Where) -> None:
     from fedpipe.kubeflow import submission
 
     if not name:
-        raise InputError("which schedule?", remedy=f"Such as: fedpipe schedule {act} digits")
+        raise InputError("no schedule is named", remedy=f"Such as: fedpipe schedule {act} digits")
     submission.change_schedule(name, act.value, where=where)
     done = {Act.pause: "is paused", Act.resume: "goes on", Act.delete: "is deleted; its runs stay"}
     _say(out, f"{name} {done[act]}")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -285,3 +289,15 @@ class TestWatch:
     def test_logs_of_a_run_that_is_not_there(self, kfp: KfpServer) -> None:
         with pytest.raises(NotFoundError, match="Kubeflow has no run 'x'"):
             find_run_id("x", where(kfp))
+
+
+def test_doctor_ends_with_a_code_that_says_unhealthy(digits: Path, tmp_path: Path) -> None:
+    """As a shell sees it, not as a test runner does."""
+    told = subprocess.run(
+        [sys.executable, "-m", "fedpipe", "doctor", str(digits / "federation.yaml"), "--json"],
+        env={**os.environ, "KUBECONFIG": str(tmp_path / "none")}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert told.returncode == 2
+    found = {one["subject"]: one for one in json.loads(told.stdout)}
+    assert found["store"]["level"] == found["kubernetes"]["level"] == "error"
+    assert found["store"]["remedy"] == "Set `store` to an s3:// URI."
