@@ -103,26 +103,30 @@ def find_binaries() -> dict[str, Path]:
     modules = (HERE / "go.mod").read_bytes() + (HERE / "go.sum").read_bytes()
     folder = servers.cache_folder() / f"kubernetes-{hashlib.sha256(modules).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
+    found = {name: folder / name for name in BINARIES}
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for name, package in BINARIES.items():
-            if not (folder / name).exists():
-                _build(package, folder / name)
-    return {name: folder / name for name in BINARIES}
+        if not all(path.exists() for path in found.values()):
+            _build(folder)
+    return found
 
 
-def _build(package: str, target: Path) -> None:
-    go = shutil.which("go") or "/usr/local/go/bin/go"
+def _build(folder: Path) -> None:
+    """All of them by one command, so that one is linked while another compiles."""
+    go, scratch = shutil.which("go") or "/usr/local/go/bin/go", folder / "build"
     version = "v" + (HERE / "go.mod").read_text().partition("k8s.io/kubernetes v")[2].split()[0]
     major, minor = version[1:].split(".")[:2]
     where = "k8s.io/component-base/version"
     flags = f"-s -w -X {where}.gitVersion={version} -X {where}.gitMajor={major} -X {where}.gitMinor={minor}"
-    command = [go, "build", "-trimpath", "-ldflags", flags, "-o", f"{target}.new", package]
+    command = [go, "build", "-trimpath", "-ldflags", flags, "-o", f"{scratch}/", *BINARIES.values()]
     environment = {**os.environ, "GOTOOLCHAIN": "auto", "CGO_ENABLED": "0"}
+    scratch.mkdir(exist_ok=True)
     done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{package} could not be built with Go: {done.stderr[-2000:]}")
-    Path(f"{target}.new").replace(target)
+        raise RuntimeError(f"Kubernetes could not be built with Go: {done.stderr[-2000:]}")
+    for name, package in BINARIES.items():
+        built = Path(package.removesuffix("/v3")).name  # as Go names a binary
+        (scratch / built).replace(folder / name)
 
 
 @contextlib.contextmanager
