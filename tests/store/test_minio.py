@@ -257,5 +257,11 @@ class TestCredentials:
 
     def test_they_are_never_printed(self) -> None:
         assert "hidden" not in repr(Credentials("a", "hidden"))
-        store = MinioStore("b", endpoint="http://h:1", credentials=Credentials("a", "hidden"))
+        store = MinioStore("bucket", endpoint="http://h:1", credentials=Credentials("a", "hidden"))
         assert "hidden" not in repr(store) + store.uri
+
+
+@pytest.mark.parametrize("bucket", ["b", "Upper", "under_score", "-dash", "x" * 64])
+def test_a_bucket_that_can_be_none(bucket: str, s3_keys: None) -> None:
+    with pytest.raises(StoreError, match=r"is no name of a bucket\. Those have 3 to 63"):
+        open_store(f"s3://{bucket}?endpoint=http://127.0.0.1:1")

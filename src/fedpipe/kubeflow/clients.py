@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import warnings
@@ -122,7 +123,7 @@ def _token(path: Path | None) -> str:
 def _health(client: Any) -> dict[str, Any]:
     """What `healthz` answers, read as it came: KFP's own client takes any answer for a good one."""
     host = client._existing_config.host
-    with told(host):
+    with quiet(), told(host):
         answer = client._healthz_api.healthz_service_get_healthz(_preload_content=False, _request_timeout=_SECONDS)
     try:
         health = json.loads(answer.data)
@@ -140,9 +141,14 @@ def _health(client: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """KFP's client prints links and failures; ours are told once, in one form."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+    """KFP's client prints links and logs failures; ours are told once, in one form."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def open_kubernetes(where: Where) -> Kubernetes:

@@ -349,7 +349,7 @@ def _all(kfp: Kfp, lister: Callable[..., Any], kind: str, name: str, namespace: 
     found: list[Any] = []
     token = ""
     while True:
-        with told(kfp.host):
+        with quiet(), told(kfp.host):
             page = lister(page_token=token, page_size=_PAGE, **given)
         found += getattr(page, kind) or []
         token = page.next_page_token or ""

@@ -47,6 +47,9 @@ _SKEW = datetime.timedelta(minutes=1)
 """What two clocks may differ; S3 servers refuse signatures that are 15 minutes off."""
 
 
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
+
+
 class Credentials(NamedTuple):
     """What opens an S3 store; never printed."""
 
@@ -152,6 +155,12 @@ class MinioStore:
         deadline: float = DEADLINE,
         _client: tuple[_Client, urllib3.PoolManager] | None = None,
     ) -> None:
+        if not _BUCKET.fullmatch(bucket):
+            raise StoreError(
+                f"{bucket!r} is no name of a bucket",
+                where=f"s3://{bucket}",
+                remedy="Those have 3 to 63 lower-case letters, digits, '.' and '-'.",
+            )
         self._bucket, self._prefix, self._deadline = bucket, prefix, deadline
         self._endpoint, self._region, self._credentials = endpoint, region, credentials
         self._client, self._pool = _client or _connect(endpoint, region, credentials or find_credentials())
