@@ -5,6 +5,7 @@ Each part is looked at on its own: a store that cannot be reached does not hide 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 import time
@@ -72,7 +73,7 @@ def diagnose(
     parts: tuple[Callable[[], Iterator[Finding]], ...] = (
         lambda: _of_store(federation, uri, where),
         lambda: _of_kfp(where),
-        lambda: _of_cluster(federation, uri, where),
+        lambda: _of_cluster(federation, where),
     )
     for part in parts:
         for finding in part():
@@ -176,7 +177,7 @@ def _of_kfp(where: Where) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _of_cluster(federation: Federation, uri: str, where: Where) -> Iterator[Finding]:
+def _of_cluster(federation: Federation, where: Where) -> Iterator[Finding]:
     try:
         cluster = open_kubernetes(where)
         with told("Kubernetes"):
@@ -243,13 +244,13 @@ def _of_secrets(federation: Federation, cluster: Kubernetes) -> Iterator[Finding
 
 
 def _of_images(federation: Federation, cluster: Kubernetes, nodes: list[_Node]) -> Iterator[Finding]:
-    pull_secrets = {name for learner in federation.learners for name in learner.placement.pull_secrets}
+    auths = _credentials(cluster, {name for learner in federation.learners for name in learner.placement.pull_secrets})
     for image in images_of(federation):
         held = [node.name for node in nodes if any(_same_image(image, name) for name in node.images)]
         if held:
             yield Finding("ok", f"image {image}", f"is on {', '.join(held)}")
             continue
-        level, what, remedy = find_image(image, _credentials(cluster, pull_secrets))
+        level, what, remedy = find_image(image, auths)
         yield Finding(level, f"image {image}", what, remedy)
 
 
@@ -264,16 +265,10 @@ def _credentials(cluster: Kubernetes, names: set[str]) -> dict[str, dict[str, An
         try:
             with told(f"secret {name}"):
                 secret = cluster.core.read_namespaced_secret(name, cluster.namespace, _request_timeout=_SECONDS)
-            found |= msgspec.json.decode(_decoded((secret.data or {})[".dockerconfigjson"]))["auths"]
+            found |= msgspec.json.decode(base64.b64decode((secret.data or {})[".dockerconfigjson"]))["auths"]
         except (ClusterError, KeyError, ValueError, msgspec.DecodeError):
             continue  # without it the registry itself says that it may not be read
     return found
-
-
-def _decoded(text: str) -> bytes:
-    import base64
-
-    return base64.b64decode(text)
 
 
 def _nodes(cluster: Kubernetes) -> list[_Node]:

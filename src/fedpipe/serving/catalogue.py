@@ -19,7 +19,7 @@ from fedpipe.federation_file import read_federation
 from fedpipe.manifests import Origin
 from fedpipe.objects import digest_of, encode, find
 from fedpipe.serving.policy import Policy, policy_key, read_policy
-from fedpipe.store import LocalStore, Store, check_uri, open_store, with_endpoint
+from fedpipe.store import LocalStore, Store, chosen_uri, open_store
 
 log = logging.getLogger("fedpipe")
 LARGEST = 2 * 2**30
@@ -115,9 +115,7 @@ def locate(*, source: Path | None = None, store: str | None = None, folder: Path
             raise InputError("there is no such folder", where=str(folder), remedy="It holds NAME/VERSION/model.onnx.")
         return Place(LocalStore(folder), "models", is_local=True)
     federation = read_federation(source) if source else None
-    uri = check_uri(store) if store else ""
-    if federation:
-        uri = with_endpoint(uri, federation.store_uri) if uri else federation.store_uri
+    uri = chosen_uri(store, federation.store_uri if federation else "")
     opened = open_store(uri, deadline=_DEADLINE)
     is_local = uri.startswith("file://")
     if federation:
