@@ -18,7 +18,7 @@ from rich.table import Table
 
 from fedpipe import __version__
 from fedpipe.errors import FedpipeError, InputError
-from fedpipe.kubeflow.clients import Where
+from fedpipe.kubeflow.where import Where
 from fedpipe.kubeflow_cli import ParameterOption, commands, connected, given_parameters
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedpipe.errors import InputError
-from fedpipe.kubeflow.clients import Where
+from fedpipe.kubeflow.where import Where
 
 if TYPE_CHECKING:
     from fedpipe.kubeflow.doctor import Finding

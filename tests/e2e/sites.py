@@ -10,7 +10,7 @@ from typing import Any
 from kubernetes import client
 
 from fedpipe.federation_file import read_federation
-from fedpipe.kubeflow.clients import Where
+from fedpipe.kubeflow.where import Where
 from fedpipe.store import open_store
 from fedpipe.store.minio import Credentials
 from tests.e2e.driver import Pipeline

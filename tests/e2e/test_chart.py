@@ -17,8 +17,8 @@ import yaml
 from kubernetes import client, dynamic
 
 from fedpipe.errors import StoreError
-from fedpipe.kubeflow.clients import Where
 from fedpipe.kubeflow.forwarding import reached
+from fedpipe.kubeflow.where import Where
 from fedpipe.prediction import predict
 from fedpipe.serving.client import RemoteModel
 from fedpipe.store import open_store

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from fedpipe.cli import app
 from fedpipe.errors import ClusterError, InputError, NotFoundError, PipelineError, StepError
-from fedpipe.kubeflow.clients import Where, open_kfp
+from fedpipe.kubeflow.clients import open_kfp
 from fedpipe.kubeflow.pods import find_run_id, watcher
 from fedpipe.kubeflow.submission import change_schedule, check_cron, next_times, schedule, schedules, submit
+from fedpipe.kubeflow.where import Where
 from tests.kubeflow.kfp_server import KfpServer, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -20,28 +20,11 @@ from typing import Any, NamedTuple
 import urllib3
 
 from fedpipe.errors import ClusterError, FedpipeError, InputError, MissingExtraError
+from fedpipe.kubeflow.where import Where
 
 _SECONDS = 20.0
 """How long a request to KFP or Kubernetes may take."""
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-
-
-class Where(NamedTuple):
-    """Where Kubeflow is; what is empty is what the environment and the kubeconfig say.
-
-    Args:
-        host: URL of KFP.
-        namespace: where the pods of runs are.
-        kfp_namespace: where KFP itself is.
-        context: of the kubeconfig.
-        token_file: a file with a bearer token for KFP.
-    """
-
-    host: str = ""
-    namespace: str = ""
-    kfp_namespace: str = "kubeflow"
-    context: str = ""
-    token_file: Path | None = None
 
 
 class Kfp(NamedTuple):

@@ -23,10 +23,11 @@ from fedpipe.enrolment import read_enrolled
 from fedpipe.errors import ClusterError, FedpipeError, InputError, StoreError
 from fedpipe.federation import Federation, NodeExpression, Placement
 from fedpipe.federation_file import read_federation
-from fedpipe.kubeflow.clients import Kubernetes, Where, open_kfp, open_kubernetes, told
+from fedpipe.kubeflow.clients import Kubernetes, open_kfp, open_kubernetes, told
 from fedpipe.kubeflow.compilation import images_of
 from fedpipe.kubeflow.forwarding import reached
 from fedpipe.kubeflow.registry import find_image
+from fedpipe.kubeflow.where import Where
 from fedpipe.store import chosen_uri, endpoint_of, open_store
 
 _TESTED = "2.16"

@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from fedpipe.errors import ClusterError
-from fedpipe.kubeflow.clients import Kubernetes, Where, open_kubernetes, told
+from fedpipe.kubeflow.clients import Kubernetes, open_kubernetes, told
+from fedpipe.kubeflow.where import Where
 from fedpipe.store import endpoint_of
 
 _SERVICE = re.compile(r"(?P<name>[a-z0-9-]+)\.(?P<namespace>[a-z0-9-]+)\.svc(\.[a-z0-9.-]+)?\Z")

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from fedpipe.errors import ClusterError, InputError, NotFoundError, StepError
-from fedpipe.kubeflow.clients import Kubernetes, Where, open_kfp, open_kubernetes, told
+from fedpipe.kubeflow.clients import Kubernetes, open_kfp, open_kubernetes, told
 from fedpipe.kubeflow.submission import find_run
+from fedpipe.kubeflow.where import Where
 
 RUN_LABEL, STEP_LABEL, LEARNER_LABEL = "pipeline/runid", "fedpipe/step", "fedpipe/learner"
 _MAIN = "main"

@@ -19,9 +19,10 @@ from fedpipe.errors import ClusterError, FedpipeError, InputError
 from fedpipe.federation import Federation
 from fedpipe.federation_file import read_federation
 from fedpipe.graph import Graph, check_arguments, parse_graph
-from fedpipe.kubeflow.clients import Kfp, Where, open_kfp, quiet, told
+from fedpipe.kubeflow.clients import Kfp, open_kfp, quiet, told
 from fedpipe.kubeflow.compilation import compile_pipeline, version_of
 from fedpipe.kubeflow.doctor import check_startable
+from fedpipe.kubeflow.where import Where
 from fedpipe.steps.shard import run_name
 
 _PAGE = 100
