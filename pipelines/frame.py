@@ -62,7 +62,7 @@ def framed(
         evaluated = components.evaluate(place=place, weights=weights, scores=scores)
         place_coordinator(evaluated, federation, "evaluate")
         exported = components.export(place=place, weights=weights)
-        place_coordinator(exported, federation, "export")
+        place_coordinator(exported, federation, "export", signs=True)
         told = components.report(place=place, evaluation=evaluated.outputs["evaluation"], onnx=exported.outputs["onnx"])
         place_coordinator(told, federation, "report")
 

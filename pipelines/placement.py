@@ -19,10 +19,19 @@ SIGNING_KEYS = {"signingkey": SIGNING_KEY}
 RETRIES = 2
 
 
-def place_coordinator(task: dsl.PipelineTask, federation: Federation, name: str) -> None:
-    """A step of the coordinator: the federation's secret, any node unless the file says otherwise."""
+def place_coordinator(task: dsl.PipelineTask, federation: Federation, name: str, *, signs: bool = False) -> None:
+    """A step of the coordinator: the federation's secret, any node unless the file says otherwise.
+
+    Args:
+        task: the step.
+        federation: it belongs to.
+        name: to show.
+        signs: gives it the coordinator's key, of `fedpipe enroll --coordinator`, where the secret has one.
+    """
     _name_and_retry(task, name, federation)
     _give_secret(task, federation, federation.secret)
+    if signs and federation.store_uri.startswith("s3://"):
+        _give_key(task, federation.secret)
     place_on(task, _of_kind(task, federation))
 
 
@@ -33,7 +42,7 @@ def place_learner(task: dsl.PipelineTask, federation: Federation, learner: Learn
     secret = learner.secret or federation.secret
     _give_secret(task, federation, secret)
     if learner.secret:  # `fedpipe enroll` puts the key there that signs its updates
-        kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=SIGNING_KEYS, optional=True)
+        _give_key(task, secret)
     placement = learner.placement.over(_of_kind(task, federation))
     if learner.placement.in_form:
         placement = _place_by_form(task, learner, placement)
@@ -149,3 +158,7 @@ def _name_and_retry(task: dsl.PipelineTask, name: str, federation: Federation) -
 def _give_secret(task: dsl.PipelineTask, federation: Federation, secret: str) -> None:
     if federation.store_uri.startswith("s3://"):
         kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=SECRET_KEYS)
+
+
+def _give_key(task: dsl.PipelineTask, secret: str) -> None:
+    kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=SIGNING_KEYS, optional=True)

@@ -21,21 +21,24 @@ from typer.testing import CliRunner
 from fedpipe.cli import app
 from fedpipe.closing import close_round, close_vote
 from fedpipe.enrolment import read_enrolled
-from fedpipe.errors import InputError, NotFoundError, StoreError
+from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError
 from fedpipe.federation_file import read_federation
-from fedpipe.identities import Identity, enroll, policy_of, prepare, revoke, rotate
+from fedpipe.identities import Identity, enroll, policy_of, prepare, revoke, rotate, sign
 from fedpipe.learner import contribute, vote
 from fedpipe.manifests import Update
 from fedpipe.plan import Plan
+from fedpipe.publication import ModelVersion, versions
 from fedpipe.rounds import history, read_head
 from fedpipe.runs import _check_keys
-from fedpipe.signing import public_key
+from fedpipe.serving.catalogue import Catalogue, locate
+from fedpipe.signing import COORDINATOR, make_key, public_key
 from fedpipe.steps.initialise import begin
 from fedpipe.store import Store, open_store
 from fedpipe.store.minio import Credentials, MinioStore
 from fedpipe.timings import Timing, note
 from tests import servers
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan
+from tests.served import publish, softmax
 
 LEARNERS = {"a": PlusOneLearner(1), "b": PlusOneLearner(2)}
 
@@ -262,6 +265,115 @@ class TestRevoke:
         assert opened(file, secret_of(enroll(file, "a"))).create("learners/a/x", b"1")  # and it can come back
 
 
+class TestTheCoordinator:
+    def test_its_user_does_all_but_say_who_is_enrolled(self, file: Path) -> None:
+        made = enroll(file, COORDINATOR)
+        assert made.who == "the coordinator"
+        assert made.secret == "fedpipe-tiny"  # not Kubeflow's own, which the file names by default
+        assert [path.name for path in made.files] == ["_coordinator.key", "_coordinator.secret.yaml"]
+        secret = secret_of(made)
+        known = read_enrolled(coordinators(file)).coordinator
+        assert known is not None
+        assert known.key == public_key(secret["signingkey"])
+        own = opened(file, secret)
+        assert own.create("models/tiny/1/model.onnx", b"x")
+        assert read_enrolled(own).coordinator == known
+        token = own.read("enrolled").version
+        for act in (
+            lambda: own.replace("enrolled", b"{}"),
+            lambda: own.swap("enrolled", b"{}", token),
+            lambda: own.delete("enrolled"),
+        ):
+            with pytest.raises(StoreError):
+                act()
+        assert read_enrolled(coordinators(file)).coordinator == known
+
+    def test_a_secret_that_the_file_names(self, tmp_path: Path, file: Path) -> None:
+        content = yaml.safe_load(file.read_text())
+        file.write_text(yaml.safe_dump(content | {"secret": "ours"}))
+        assert enroll(file, COORDINATOR).secret == "ours"
+
+    def test_only_once_and_never_a_learner(self, file: Path) -> None:
+        enroll(file, COORDINATOR)
+        with pytest.raises(InputError, match="the coordinator is enrolled since") as caught:
+            enroll(file, COORDINATOR)
+        assert caught.value.remedy == "`fedpipe rotate --coordinator` gives it new keys."
+        assert not read_enrolled(coordinators(file)).learners
+
+    def test_revoked_it_is_known_for_that(self, file: Path) -> None:
+        secret = secret_of(enroll(file, COORDINATOR))
+        assert revoke(file, COORDINATOR) == ""
+        with pytest.raises(StoreError):
+            opened(file, secret).read("enrolled")
+        known = read_enrolled(coordinators(file)).coordinator
+        assert known is not None
+        assert known.revoked
+
+
+class TestSign:
+    @pytest.fixture
+    def published(self, tmp_path: Path) -> Path:
+        """A federation in a folder that published two versions before its coordinator was enrolled."""
+        file = write_file(tmp_path, str(tmp_path / "store"))
+        for version in (1, 2):
+            publish(coordinators(file).below("models"), "m", version, softmax(version))
+        return file
+
+    def test_versions_from_before_are_served_again(self, published: Path) -> None:
+        def served(version: int) -> bytes:
+            catalogue = Catalogue(locate(source=published))
+            catalogue.look()
+            return catalogue.fetch(ModelVersion("m", version))
+
+        assert served(1) == softmax(1)
+        enroll(published, COORDINATOR)
+        with pytest.raises(CorruptError, match="m version 1 is not signed, and the coordinator is enrolled") as caught:
+            served(1)
+        assert "fedpipe sign m 1" in str(caught.value.remedy)
+        told = CliRunner().invoke(app, ["sign", "m", "1", "-f", str(published)])
+        assert told.output == "m version 1 is signed by the coordinator\n"
+        assert served(1) == softmax(1)
+        with pytest.raises(CorruptError, match="m version 2 is not signed"):
+            served(2)
+        rotate(published, COORDINATOR)
+        with pytest.raises(CorruptError, match="m version 1 is signed with another key than the enrolled one"):
+            served(1)
+        assert [entry.version for entry in sign(published, "m", [1, 2])] == [1, 2]
+        assert served(1) == softmax(1)
+        assert served(2) == softmax(2)
+        revoke(published, COORDINATOR)
+        with pytest.raises(CorruptError, match="the coordinator was revoked on"):
+            served(1)
+
+    def test_what_cannot_be_signed(self, published: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="the coordinator is not enrolled") as caught:
+            sign(published, "m", [1])
+        assert caught.value.remedy == "`fedpipe enroll --coordinator` does that."
+        enroll(published, COORDINATOR)
+        with pytest.raises(InputError, match="the coordinator's key is not here"):
+            sign(published, "m", [1], keys=tmp_path / "absent")
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "_coordinator.key").write_text(make_key())
+        with pytest.raises(InputError, match="the coordinator's key is not the enrolled one"):
+            sign(published, "m", [1], keys=tmp_path / "other")
+        with pytest.raises(NotFoundError, match="there is no m version 3") as missing:
+            sign(published, "m", [1, 3])
+        assert missing.value.remedy == "There are: m 1, 2."
+        models = coordinators(published).below("models")
+        models.replace("m/2/model.onnx", softmax(3))
+        with pytest.raises(CorruptError, match="the model has the digest"):
+            sign(published, "m", [1, 2])
+        assert not [key for key in models.keys() if key.endswith("signature.json")]
+
+
+@pytest.mark.parametrize("command", ["enroll", "rotate", "revoke"])
+@pytest.mark.parametrize("arguments", [[], ["a", "--coordinator"]])
+def test_an_identity_is_of_a_learner_or_of_the_coordinator(command: str, arguments: list[str], tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, [command, *arguments, "-f", str(write_file(tmp_path, "store"))])
+    assert isinstance(told.exception, InputError)
+    assert str(told.exception.remedy) == "Give a LEARNER, or --coordinator."
+
+
 class TestOtherStores:
     def test_a_server_without_the_admin_api(self, tmp_path: Path, s3_keys: None) -> None:
         with servers.running("versitygw", tmp_path / "server") as server:
@@ -291,13 +403,20 @@ class TestARunOnThisMachine:
         assert "Set FEDPIPE_KEYS" in str(told.exception.remedy)
         assert not (digits / "store" / "digits" / "runs").exists()
         monkeypatch.setenv("FEDPIPE_KEYS", str(made.files[0].parent))
-        _check_keys(open_store(str(digits / "store")).below("digits"), read_federation(digits / "federation.yaml"))
+        store, federation = (
+            open_store(str(digits / "store")).below("digits"),
+            read_federation(digits / "federation.yaml"),
+        )
+        _check_keys(store, federation, exports=True)
+        enroll(digits / "federation.yaml", COORDINATOR, keys=digits / "elsewhere")
+        _check_keys(store, federation, exports=False)
+        with pytest.raises(InputError, match="the coordinator is enrolled and must sign the model"):
+            _check_keys(store, federation, exports=True)
 
 
 class TestTheServersUser:
     def test_finds_the_models_and_reads_nothing_else(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """By the URI of the federation's part of the store, as the chart gives it; before the first model too."""
-        from fedpipe.serving.catalogue import locate, versions
         from fedpipe.store.users import Users
 
         uri = uri_of(file)
@@ -310,13 +429,13 @@ class TestTheServersUser:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-server")
         place = locate(store=f"{part}/tiny?{query}")
         (home,) = place.homes()
-        assert versions(home) == {}
+        assert versions(home.models) == {}
         with monkeypatch.context() as patch:
             patch.setenv("AWS_ACCESS_KEY_ID", servers.ACCESS_KEY)
             patch.setenv("AWS_SECRET_ACCESS_KEY", servers.SECRET_KEY)
             coordinators(file).create("models/tiny/1/model.onnx", b"x")
         (home,) = place.homes()
-        assert versions(home) == {"tiny": [1]}
+        assert versions(home.models) == {"tiny": [1]}
         for act in (lambda: place.store.read("coordinator/state"), lambda: place.store.create("models/tiny/2/x", b"x")):
             with pytest.raises(StoreError):
                 act()

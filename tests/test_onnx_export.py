@@ -7,7 +7,8 @@ import pytest
 
 from fedpipe import weights
 from fedpipe.data import Examples, put_parts, put_shard
-from fedpipe.errors import ExportError
+from fedpipe.enrolment import Enrolled, Enrolment, change_enrolled
+from fedpipe.errors import ExportError, InputError
 from fedpipe.keras_learner import plan_model
 from fedpipe.keras_model import KerasModel
 from fedpipe.objects import digest_of, put_bytes
@@ -15,6 +16,8 @@ from fedpipe.onnx_conversion import convert
 from fedpipe.onnx_export import largest_difference, publish, run_onnx, signature_of, verified, versions
 from fedpipe.plan import Plan
 from fedpipe.prediction import open_model
+from fedpipe.publication import ModelVersion, check_publication
+from fedpipe.signing import make_key, public_key
 from fedpipe.store import MemoryStore
 from tests.federations import make_federation
 from tests.models import RICH, make_plan
@@ -74,6 +77,39 @@ def test_an_export_that_was_killed_between_claim_and_model_is_completed(store: M
     assert publish(store, plan, digest) == first
     assert store.read(first.path).data == data
     assert versions(store, "tiny") == [1]
+
+
+class TestACoordinatorThatIsEnrolled:
+    @pytest.fixture
+    def enrolled(self, store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> Enrolled:
+        key = make_key()
+        monkeypatch.setenv("FEDPIPE_SIGNING_KEY", key)
+        coordinator = Enrolment(key=public_key(key), since=1.0e9)
+        return change_enrolled(store, lambda current: msgspec.structs.replace(current, coordinator=coordinator))
+
+    def test_signs_what_it_publishes(self, store: MemoryStore, enrolled: Enrolled) -> None:
+        plan, digest = prepared(store)
+        first = publish(store, plan, digest)
+        entry = ModelVersion("tiny", first.version)
+        check_publication(store.below("models"), entry, first.origin, enrolled)
+
+    def test_killed_before_it_signed_or_before_the_model(self, store: MemoryStore, enrolled: Enrolled) -> None:
+        plan, digest = prepared(store)
+        first = publish(store, plan, digest)
+        entry = ModelVersion("tiny", first.version)
+        store.delete(first.path)
+        store.delete(f"models/{entry.signature_key}")
+        assert publish(store, plan, digest) == first
+        check_publication(store.below("models"), entry, first.origin, enrolled)
+
+    def test_without_its_key_nothing_is_published(
+        self, store: MemoryStore, enrolled: Enrolled, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("FEDPIPE_SIGNING_KEY")
+        plan, digest = prepared(store)
+        with pytest.raises(InputError, match="the coordinator is enrolled and must sign what it publishes"):
+            publish(store, plan, digest)
+        assert versions(store, "tiny") == []
 
 
 def test_the_model_tells_its_signature_under_its_own_digest(store: MemoryStore) -> None:

@@ -339,7 +339,10 @@ def watch(
         follow(file, run_name, store=store, listener=tell, pods=pods)
 
 
-LearnerName = Annotated[str, typer.Argument(help="A learner of the federation file.", metavar="LEARNER")]
+LearnerName = Annotated[str, typer.Argument(help="A learner of the federation file.", metavar="[LEARNER]")]
+CoordinatorOption = Annotated[
+    bool, typer.Option("--coordinator", help="The coordinator instead: its key signs the models that it publishes.")
+]
 KeysOption = Annotated[
     Path | None, typer.Option("--keys", help="Folder of the key files; `keys` beside the federation file by default.")
 ]
@@ -352,11 +355,13 @@ SecretKeyOption = Annotated[
 
 
 @app.command(
-    epilog="Examples: fedpipe enroll hospital-a  ·  fedpipe enroll hospital-a --access-key KEY --secret-key-file FILE"
+    epilog="Examples: fedpipe enroll hospital-a  ·  fedpipe enroll --coordinator  ·  "
+    "fedpipe enroll hospital-a --access-key KEY --secret-key-file FILE"
 )
 @_near
 def enroll(
-    learner: LearnerName,
+    learner: LearnerName = "",
+    coordinator: CoordinatorOption = False,
     file: FederationOption = Path("federation.yaml"),
     store: StoreOption = None,
     keys: KeysOption = None,
@@ -367,13 +372,17 @@ def enroll(
     from fedpipe.identities import enroll as make
 
     given = _given_user(access_key, secret_key_file)
-    _tell_identity(make(file, learner, store=store, keys=keys, given=given), "enrolled")
+    made = make(file, _whose(learner, coordinator), store=store, keys=keys, given=given)
+    _tell_identity(made, "is enrolled")
+    if coordinator:
+        out.print("versions that were published before: `fedpipe sign NAME VERSION`, or they are not served any more")
 
 
-@app.command(epilog="Example: fedpipe rotate hospital-a -f demo/federation.yaml")
+@app.command(epilog="Examples: fedpipe rotate hospital-a -f demo/federation.yaml  ·  fedpipe rotate --coordinator")
 @_near
 def rotate(
-    learner: LearnerName,
+    learner: LearnerName = "",
+    coordinator: CoordinatorOption = False,
     file: FederationOption = Path("federation.yaml"),
     store: StoreOption = None,
     keys: KeysOption = None,
@@ -384,19 +393,53 @@ def rotate(
     from fedpipe.identities import rotate as make
 
     given = _given_user(access_key, secret_key_file)
-    _tell_identity(make(file, learner, store=store, keys=keys, given=given), "has new keys")
+    made = make(file, _whose(learner, coordinator), store=store, keys=keys, given=given)
+    _tell_identity(made, "has new keys")
+    if coordinator:
+        out.print("versions that the old key signed: `fedpipe sign NAME VERSION`, or they are not served any more")
 
 
-@app.command(epilog="Example: fedpipe revoke hospital-a -f demo/federation.yaml")
+@app.command(epilog="Examples: fedpipe revoke hospital-a -f demo/federation.yaml  ·  fedpipe revoke --coordinator")
 @_near
-def revoke(learner: LearnerName, file: FederationOption = Path("federation.yaml"), store: StoreOption = None) -> None:
+def revoke(
+    learner: LearnerName = "",
+    coordinator: CoordinatorOption = False,
+    file: FederationOption = Path("federation.yaml"),
+    store: StoreOption = None,
+) -> None:
     """Take a learner's identity away: no update of it counts any more."""
     from fedpipe.identities import revoke as take
 
-    left = take(file, learner, store=store)
-    out.print(f"{learner} is revoked: its updates are refused", highlight=False)
+    left = take(file, _whose(learner, coordinator), store=store)
+    told = "the coordinator is revoked: its models" if coordinator else f"{learner} is revoked: its updates"
+    out.print(f"{told} are refused", highlight=False)
     if left:
         out.print(f"remove its user of the store, {_escaped(left)}: fedpipe did not make it", highlight=False)
+
+
+def _whose(learner: str, coordinator: bool) -> str:
+    """The learner, or the coordinator. Raises InputError."""
+    from fedpipe.signing import COORDINATOR
+
+    if coordinator == bool(learner):
+        raise InputError("whose identity?", remedy="Give a LEARNER, or --coordinator.")
+    return COORDINATOR if coordinator else learner
+
+
+@app.command(epilog="Examples: fedpipe sign digits 3 -f demo/federation.yaml  ·  fedpipe sign digits 1 2 3 --keys keys")
+@_near
+def sign(
+    name: Annotated[str, typer.Argument(help="The model's name.", metavar="NAME")],
+    versions: Annotated[list[int], typer.Argument(help="Published versions.", metavar="VERSION...")],
+    file: FederationOption = Path("federation.yaml"),
+    store: StoreOption = None,
+    keys: KeysOption = None,
+) -> None:
+    """Sign published models with the coordinator's key, where it was enrolled, or got a new key, after them."""
+    from fedpipe.identities import sign as put
+
+    for entry in put(file, name, versions, store=store, keys=keys):
+        out.print(f"{entry} is signed by the coordinator", highlight=False)
 
 
 @app.command(epilog="Examples: fedpipe policy hospital-a  ·  fedpipe policy  ·  fedpipe policy --server")
@@ -448,14 +491,14 @@ def _given_user(access_key: str | None, secret_key_file: Path | None) -> Credent
 
 
 def _tell_identity(made: Identity, what: str) -> None:
-    out.print(f"{made.learner} {what}", highlight=False)
+    out.print(f"{made.who} {what}", highlight=False)
     for path in made.files:
         out.print(f"wrote {path}", highlight=False, soft_wrap=True)
     if made.user:
         manifest = made.files[-1]
         out.print(f"its user of the store: {_escaped(made.user)}", highlight=False)
         out.print(f"next: kubectl apply -n NAMESPACE -f {manifest}", highlight=False, soft_wrap=True)
-        out.print(f"and in the federation file, for this learner: secret: {made.secret}", highlight=False)
+        out.print(f"and in the federation file, for {made.who}: secret: {made.secret}", highlight=False)
 
 
 @app.command(epilog="Examples: fedpipe runs -f demo/federation.yaml  ·  fedpipe runs --json")
@@ -767,7 +810,7 @@ def promote(
     from fedpipe.serving.promotion import promote as decide
     from fedpipe.serving.promotion import rule_for
 
-    home = locate(source=_named(file, store, models), store=store, folder=models).home_of(name)
+    home = locate(source=_named(file, store, models), store=store, folder=models).home_of(name).models
     rule = decide(home, name, rule_for(home, name, version, latest=latest, canary=canary)).rule
     out.print(f"{name}: {_escaped(str(rule))} from now on", highlight=False, soft_wrap=True)
 

@@ -1,10 +1,11 @@
 """Who is enrolled, with which public key: one object in the store that no learner may write.
 
-    enrolled    learner to public key, store user, and when it was enrolled or revoked
+    enrolled    learner to public key, store user, and when it was enrolled or revoked; the same of the coordinator
 
-A learner that is enrolled must sign its updates. The signature is over all of the update's manifest (federation, run,
-round, base, learner, digest of the weights, examples, ...) and the time; whoever has stolen the credentials of the
-store, but not the key, cannot pass for the learner, and an update cannot be used again for another round or base.
+A coordinator that is enrolled signs the models that it publishes (`publication`). A learner that is enrolled must sign
+its updates. The signature is over all of the update's manifest (federation, run, round, base, learner, digest of the
+weights, examples, ...) and the time; whoever has stolen the credentials of the store, but not the key, cannot pass for
+the learner, and an update cannot be used again for another round or base.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from typing import Annotated
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from fedpipe.errors import ConflictError, CorruptError, DroppedError, NotFoundError
+from fedpipe.errors import (
+    ConflictError,
+    CorruptError,
+    DroppedError,
+    NotFoundError,
+    StoreError,
+    StoreUnavailableError,
+)
 from fedpipe.federation import Name
 from fedpipe.manifests import Signature, Update
 from fedpipe.objects import decode, encode
@@ -30,7 +38,7 @@ PublicKey = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Enrolment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A learner's identity: its public key, and its user of the store (empty without one). Times are since 1970."""
+    """An identity: its public key, and its user of the store (empty without one). Times are since 1970."""
 
     key: PublicKey
     user: str = ""
@@ -39,10 +47,11 @@ class Enrolment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Enrolled(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All learners that are or were enrolled."""
+    """All learners that are or were enrolled, and the coordinator if it is."""
 
     format: int = 1
     learners: dict[Name, Enrolment] = {}
+    coordinator: Enrolment | None = None
 
     def check(self, update: Update) -> None:
         """Checks who signed an update; one of a learner that was never enrolled need not be signed.
@@ -50,20 +59,49 @@ class Enrolled(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Raises:
             DroppedError: the reason why it is refused.
         """
-        enrolment, signature = self.learners.get(update.learner), update.signature
+        enrolment = self.learners.get(update.learner)
         if enrolment is None:
             return
-        if enrolment.revoked is not None:
-            raise DroppedError(f"it was revoked on {told_time(enrolment.revoked)}")
-        if signature is None:
-            raise DroppedError("its update is not signed, and it is enrolled")
-        if signature.key != enrolment.key:
-            raise DroppedError("its update is signed with another key than the enrolled one")
-        if not verify(enrolment.key, _signed_bytes(update), signature.value):
-            raise DroppedError("the signature does not fit its update")
+        if flaw := flaw_of(enrolment, update.signature, lambda s: _signed_bytes(update, s), "it", "its update"):
+            raise DroppedError(flaw)
 
 
 NOBODY = Enrolled()
+
+
+def flaw_of(
+    enrolment: Enrolment, signature: Signature | None, content: Callable[[Signature], bytes], who: str, what: str
+) -> str:
+    """What is wrong with a signature; empty when it is good.
+
+    Args:
+        enrolment: of who must have signed.
+        signature: the one that was found; None without one.
+        content: gives what is signed, from the signature without its value.
+        who: must have signed, in words.
+        what: is signed, in words.
+    """
+    if enrolment.revoked is not None:
+        return f"{who} was revoked on {told_time(enrolment.revoked)}"
+    if signature is None:
+        return f"{what} is not signed, and {who} is enrolled"
+    if signature.key != enrolment.key:
+        return f"{what} is signed with another key than the enrolled one"
+    if not verify(enrolment.key, content(signature), signature.value):
+        return f"the signature does not fit {what}"
+    return ""
+
+
+def make_signature(private: str, content: Callable[[Signature], bytes], clock: Callable[[], float]) -> Signature:
+    """A signature of now.
+
+    Args:
+        private: the signer's key.
+        content: gives what is signed, from the signature without its value.
+        clock: seconds since 1970.
+    """
+    empty = Signature(key=public_key(private), time=clock(), value="0" * 128)
+    return replace(empty, value=sign(private, content(empty)))
 
 
 def told_time(seconds: float) -> str:
@@ -79,21 +117,34 @@ def signed(update: Update, private: str, clock: Callable[[], float] = time.time)
         private: the learner's key.
         clock: seconds since 1970.
     """
-    unsigned = replace(update, signature=Signature(key=public_key(private), time=clock(), value="0" * 128))
-    assert unsigned.signature is not None
-    value = sign(private, _signed_bytes(unsigned))
-    return replace(unsigned, signature=replace(unsigned.signature, value=value))
+    return replace(update, signature=make_signature(private, lambda s: _signed_bytes(update, s), clock))
 
 
-def _signed_bytes(update: Update) -> bytes:
+def _signed_bytes(update: Update, signature: Signature) -> bytes:
     """What is signed: the canonical bytes of the manifest with an empty signature, told apart from all else."""
-    assert update.signature is not None
-    return b"fedpipe update\n" + encode(replace(update, signature=replace(update.signature, value="0" * 128)))
+    return b"fedpipe update\n" + encode(replace(update, signature=replace(signature, value="0" * 128)))
 
 
 def read_enrolled(store: Store) -> Enrolled:
     """Who is enrolled; nobody in a federation that enrolls nobody. Raises CorruptError."""
     return _read(store)[0]
+
+
+def find_enrolled(store: Store) -> Enrolled:
+    """As `read_enrolled`, for who may list this one key: some stores answer "forbidden" for what is missing.
+
+    Raises:
+        CorruptError: it cannot be read.
+        StoreError: it is there and may not be read, or the store does not answer.
+    """
+    try:
+        return read_enrolled(store)
+    except StoreUnavailableError:
+        raise
+    except StoreError:
+        if _KEY in store.keys(_KEY):
+            raise
+        return NOBODY
 
 
 def _read(store: Store) -> tuple[Enrolled, str | None]:

@@ -14,6 +14,8 @@ SAFE_NAME = r"^[a-z0-9]([a-z0-9\-]{0,38}[a-z0-9])?\Z"
 """What a name must be, so that it can be part of an object key, a pod's name and a short step name."""
 
 Name = Annotated[str, Meta(pattern=SAFE_NAME)]
+KUBEFLOWS_SECRET = "mlpipeline-minio-artifact"  # noqa: S105  (the name of a secret)
+"""Where Kubeflow keeps the keys of its own store."""
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -636,7 +638,7 @@ class Federation(_Section, frozen=True, kw_only=True):
     ] = field(default_factory=dict)
     images: Annotated[Images, Meta(description="container images of the steps")] = field(default_factory=Images)
     secret: Annotated[str, Meta(description="Kubernetes secret with the store's keys (`accesskey`, `secretkey`)")] = (
-        "mlpipeline-minio-artifact"  # noqa: S105  (the name of a secret)
+        KUBEFLOWS_SECRET
     )
 
     @property

@@ -1,11 +1,12 @@
-"""Learners' identities: a key pair, a user of the store that can do no more than it must, and a Kubernetes Secret.
+"""Identities: a key pair, a user of the store that can do no more than it must, and a Kubernetes Secret.
 
     keys/<learner>.key           the private key, for a learner that runs on this machine
     keys/<learner>.secret.yaml   the Secret with the key and the store's credentials, for `kubectl apply`
 
-Users are made where the store is MinIO, by its admin API; for another store, and where the caller is no admin, the
-policy is told and the keys of a user that somebody else made are taken. All that can fail comes before the store says
-that the learner is enrolled, and is undone when it fails.
+The coordinator is called COORDINATOR where a learner's name is expected, and so are its files. Users are made where
+the store is MinIO, by its admin API; for another store, and where the caller is no admin, the policy is told and the
+keys of a user that somebody else made are taken. All that can fail comes before the store says that somebody is
+enrolled, and is undone when it fails.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import hashlib
 import secrets
 import string
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -26,12 +27,15 @@ import yaml
 from msgspec.structs import replace
 
 from fedpipe.enrolment import Enrolled, Enrolment, change_enrolled, read_enrolled, told_time
-from fedpipe.errors import InputError
-from fedpipe.federation import Federation, Learner
+from fedpipe.errors import InputError, NotFoundError
+from fedpipe.federation import KUBEFLOWS_SECRET, Federation
 from fedpipe.federation_file import read_federation
 from fedpipe.files import write_whole
+from fedpipe.manifests import Origin
+from fedpipe.objects import find
 from fedpipe.policies import Policy, coordinator_policy, learner_policy, server_policy
-from fedpipe.signing import make_key, public_key
+from fedpipe.publication import ModelVersion, read_model, sign_publication, versions
+from fedpipe.signing import COORDINATOR, KEYS, find_key, make_key, public_key
 from fedpipe.store import Store, check_uri, chosen_uri, open_store
 from fedpipe.store.minio import Credentials
 
@@ -39,9 +43,9 @@ _LETTERS = string.ascii_letters + string.digits
 
 
 class Identity(NamedTuple):
-    """What was made for a learner: its files, its user of the store, and its Secret's name."""
+    """What was made: whose it is, in words, the files, the user of the store, and the Secret's name."""
 
-    learner: str
+    who: str
     files: tuple[Path, ...]
     user: str
     secret: str
@@ -70,15 +74,43 @@ class _Place(NamedTuple):
         return "/".join(filter(None, (urlsplit(self.uri).path.strip("/"), self.federation.name)))
 
 
+class _Member(NamedTuple):
+    """A learner or the coordinator."""
+
+    name: str
+    secret: str
+
+    @property
+    def who(self) -> str:
+        return "the coordinator" if self.name == COORDINATOR else repr(self.name)
+
+    @property
+    def argument(self) -> str:
+        return "--coordinator" if self.name == COORDINATOR else self.name
+
+    def policy(self, place: _Place) -> Policy:
+        if self.name == COORDINATOR:
+            return coordinator_policy(place.bucket, place.prefix)
+        return learner_policy(place.bucket, place.prefix, self.name)
+
+    def enrolment(self, enrolled: Enrolled) -> Enrolment | None:
+        return enrolled.coordinator if self.name == COORDINATOR else enrolled.learners.get(self.name)
+
+    def enrolled(self, current: Enrolled, enrolment: Enrolment) -> Enrolled:
+        if self.name == COORDINATOR:
+            return replace(current, coordinator=enrolment)
+        return replace(current, learners=current.learners | {self.name: enrolment})
+
+
 def enroll(
     source: str | Path, learner: str, *, store: str | None = None, keys: str | Path | None = None,
     given: Credentials | None = None,
 ) -> Identity:  # fmt: skip
-    """Gives a learner its identity.
+    """Gives a learner, or the coordinator, its identity.
 
     Args:
         source: the federation file.
-        learner: its name in the file.
+        learner: its name in the file, or COORDINATOR.
         store: URI of the store instead of the federation's.
         keys: folder of the keys; `keys` beside the federation file by default.
         given: credentials of a user of the store that somebody made already.
@@ -88,11 +120,11 @@ def enroll(
         StoreError: the store cannot be used, or makes no users; nothing was changed.
     """
     place, member = _opened(source, learner, store)
-    known = read_enrolled(place.store).learners.get(learner)
+    known = member.enrolment(read_enrolled(place.store))
     if known is not None and known.revoked is None:
         raise InputError(
-            f"{learner!r} is enrolled since {told_time(known.since)}",
-            remedy=f"`fedpipe rotate {learner}` gives it new keys.",
+            f"{member.who} is enrolled since {told_time(known.since)}",
+            remedy=f"`fedpipe rotate {member.argument}` gives it new keys.",
         )
     return _identified(place, member, _folder(source, keys), given)
 
@@ -101,7 +133,9 @@ def rotate(
     source: str | Path, learner: str, *, store: str | None = None, keys: str | Path | None = None,
     given: Credentials | None = None,
 ) -> Identity:  # fmt: skip
-    """Gives an enrolled learner new keys; the old ones are worth nothing from then on.
+    """Gives who is enrolled new keys; the old ones are worth nothing from then on.
+
+    Models that the coordinator signed with its old key have to be signed again (`sign`), or are not served any more.
 
     Raises:
         InputError: it is not enrolled.
@@ -109,12 +143,12 @@ def rotate(
             the same command again makes everything new.
     """
     place, member = _opened(source, learner, store)
-    _check_enrolled(place, learner)
+    _check_enrolled(place, member)
     return _identified(place, member, _folder(source, keys), given)
 
 
 def revoke(source: str | Path, learner: str, *, store: str | None = None) -> str:
-    """Takes a learner's identity away: no update of it counts any more, and its user of the store is removed.
+    """Takes an identity away: nothing that it signs counts any more, and its user of the store is removed.
 
     Returns:
         The user that is left in a store that fedpipe does not administer; empty without one.
@@ -123,15 +157,54 @@ def revoke(source: str | Path, learner: str, *, store: str | None = None) -> str
         InputError: it is not enrolled.
         StoreError: the user could not be removed. The learner's updates do not count any more.
     """
-    place, _ = _opened(source, learner, store)
-    known = _check_enrolled(place, learner)
-    _write_enrolled(place, learner, replace(known, revoked=time.time()))  # first, for it is what counts
-    if not known.user or known.user != _user(place, learner):
+    place, member = _opened(source, learner, store)
+    known = _check_enrolled(place, member)
+    _write_enrolled(place, member, replace(known, revoked=time.time()))  # first, for it is what counts
+    if not known.user or known.user != _user(place, member):
         return known.user
     from fedpipe.store.users import Users
 
     Users(place.uri).remove(known.user)
     return ""
+
+
+def sign(
+    source: str | Path, name: str, numbers: Sequence[int], *, store: str | None = None, keys: str | Path | None = None
+) -> list[ModelVersion]:
+    """Signs published versions with the coordinator's key, where it was enrolled, or got a new key, after them.
+
+    Args:
+        source: the federation file.
+        name: of the model.
+        numbers: the versions; each must have the digest that its origin tells.
+        store: URI of the store instead of the federation's.
+        keys: folder of the keys; `keys` beside the federation file by default.
+
+    Raises:
+        InputError: the coordinator is not enrolled, or its key is not here.
+        NotFoundError: there is no such version; none was signed.
+        CorruptError: a version is not what its origin tells; none was signed.
+    """
+    place = _place(source, store)
+    known = _check_enrolled(place, _member(place.federation, source, COORDINATOR))
+    folder = _folder(source, keys)
+    private = find_key(COORDINATOR, {KEYS: str(folder)}) or find_key(COORDINATOR)
+    if private is None or public_key(private) != known.key:
+        what = "is not the enrolled one" if private else "is not here"
+        raise InputError(f"the coordinator's key {what}", where=str(folder), remedy="Name its folder by --keys.")
+    models = place.store.below("models")
+    there = versions(models)
+    origins = {}
+    for entry in (ModelVersion(name, number) for number in numbers):
+        origin = find(models, entry.origin_key, Origin)
+        if entry.version not in there.get(name, []) or origin is None:
+            known_ones = "; ".join(f"{model} {', '.join(map(str, have))}" for model, have in sorted(there.items()))
+            raise NotFoundError(f"there is no {entry}", where=models.uri, remedy=f"There are: {known_ones or 'none'}.")
+        read_model(models, entry, origin)
+        origins[entry] = origin
+    for entry, origin in origins.items():
+        sign_publication(models, entry, origin, private)
+    return list(origins)
 
 
 def policy_of(source: str | Path, learner: str = "", *, store: str | None = None, server: bool = False) -> Policy:
@@ -153,7 +226,7 @@ def policy_of(source: str | Path, learner: str = "", *, store: str | None = None
         return server_policy(place.bucket, place.prefix)
     if not learner:
         return coordinator_policy(place.bucket, place.prefix)
-    return learner_policy(place.bucket, place.prefix, _member(place.federation, source, learner).name)
+    return _member(place.federation, source, learner).policy(place)
 
 
 def prepare(uri: str, *, coordinator: Credentials | None = None, server: Credentials | None = None) -> list[str]:
@@ -193,7 +266,7 @@ def prepare(uri: str, *, coordinator: Credentials | None = None, server: Credent
     return done
 
 
-def _opened(source: str | Path, learner: str, store: str | None) -> tuple[_Place, Learner]:
+def _opened(source: str | Path, learner: str, store: str | None) -> tuple[_Place, _Member]:
     place = _place(source, store)
     return place, _member(place.federation, source, learner)
 
@@ -203,20 +276,23 @@ def _place(source: str | Path, store: str | None) -> _Place:
     return _Place(federation, chosen_uri(store, federation.store_uri))
 
 
-def _member(federation: Federation, source: str | Path, learner: str) -> Learner:
+def _member(federation: Federation, source: str | Path, learner: str) -> _Member:
+    if learner == COORDINATOR:  # Kubeflow's own secret is not ours to replace
+        own = federation.secret != KUBEFLOWS_SECRET
+        return _Member(COORDINATOR, federation.secret if own else f"fedpipe-{federation.name}")
     names = [member.name for member in federation.learners]
     if learner in names:
-        return federation.learner(learner)
+        return _Member(learner, federation.learner(learner).secret or f"fedpipe-{federation.name}-{learner}")
     close = difflib.get_close_matches(learner, names, n=1)
     remedy = f"Did you mean {close[0]!r}?" if close else f"Learners: {', '.join(names)}."
     raise InputError(f"there is no learner {learner!r}", where=str(source), remedy=remedy)
 
 
-def _check_enrolled(place: _Place, learner: str) -> Enrolment:
-    known = read_enrolled(place.store).learners.get(learner)
+def _check_enrolled(place: _Place, member: _Member) -> Enrolment:
+    known = member.enrolment(read_enrolled(place.store))
     if known is None or known.revoked is not None:
         when = f" since it was revoked on {told_time(known.revoked)}" if known and known.revoked else ""
-        raise InputError(f"{learner!r} is not enrolled{when}", remedy=f"`fedpipe enroll {learner}` does that.")
+        raise InputError(f"{member.who} is not enrolled{when}", remedy=f"`fedpipe enroll {member.argument}` does that.")
     return known
 
 
@@ -224,42 +300,39 @@ def _folder(source: str | Path, keys: str | Path | None) -> Path:
     return Path(keys) if keys else Path(source).absolute().parent / "keys"
 
 
-def _identified(place: _Place, learner: Learner, folder: Path, given: Credentials | None) -> Identity:
+def _identified(place: _Place, member: _Member, folder: Path, given: Credentials | None) -> Identity:
     """Makes user, files and enrolment, in this order; what was made is undone when a later part fails."""
-    private, name = make_key(), learner.secret or f"fedpipe-{place.federation.name}-{learner.name}"
+    private = make_key()
     with contextlib.ExitStack() as undo:
         credentials = given
         if place.on_s3 and given is None:
-            credentials = undo.enter_context(_new_user(place, learner.name))
-        files = undo.enter_context(_written(folder, learner.name, private, name, credentials))
+            credentials = undo.enter_context(_new_user(place, member))
+        files = undo.enter_context(_written(folder, member, private, credentials))
         user = credentials.access_key if credentials else ""
-        _write_enrolled(place, learner.name, Enrolment(key=public_key(private), user=user, since=time.time()))
-    return Identity(learner.name, files, user, name)
+        _write_enrolled(place, member, Enrolment(key=public_key(private), user=user, since=time.time()))
+    return Identity(member.who.strip("'"), files, user, member.secret)
 
 
-def _write_enrolled(place: _Place, learner: str, enrolment: Enrolment) -> None:
-    def change(current: Enrolled) -> Enrolled:
-        return replace(current, learners=current.learners | {learner: enrolment})
-
-    change_enrolled(place.store, change)
+def _write_enrolled(place: _Place, member: _Member, enrolment: Enrolment) -> None:
+    change_enrolled(place.store, lambda current: member.enrolled(current, enrolment))
 
 
-def _user(place: _Place, learner: str) -> str:
+def _user(place: _Place, member: _Member) -> str:
     """A name of its own among all users of the server, where another bucket may hold a federation of this name."""
     where = hashlib.sha256(f"{place.bucket}/{place.prefix}".encode()).hexdigest()[:8]
-    return f"fedpipe-{place.federation.name}-{learner}-{where}"
+    return f"fedpipe-{place.federation.name}-{member.name}-{where}"
 
 
 @contextlib.contextmanager
-def _new_user(place: _Place, learner: str) -> Iterator[Credentials]:
-    """A user of the store with the learner's policy; one that was there keeps its name and gets another secret."""
+def _new_user(place: _Place, member: _Member) -> Iterator[Credentials]:
+    """A user of the store with the member's policy; one that was there keeps its name and gets another secret."""
     from fedpipe.store.users import Users
 
-    users, name = Users(place.uri), _user(place, learner)
+    users, name = Users(place.uri), _user(place, member)
     made = Credentials(name, "".join(secrets.choice(_LETTERS) for _ in range(40)))
     there = users.has(name)
     try:
-        users.put(made, learner_policy(place.bucket, place.prefix, learner))
+        users.put(made, member.policy(place))
         yield made
     except BaseException:
         if not there:
@@ -269,12 +342,12 @@ def _new_user(place: _Place, learner: str) -> Iterator[Credentials]:
 
 @contextlib.contextmanager
 def _written(
-    folder: Path, learner: str, private: str, secret: str, credentials: Credentials | None
+    folder: Path, member: _Member, private: str, credentials: Credentials | None
 ) -> Iterator[tuple[Path, ...]]:
     """The files, readable by nobody else; those of an earlier identity come back when something fails later."""
-    texts = {folder / f"{learner}.key": f"{private}\n"}
+    texts = {folder / f"{member.name}.key": f"{private}\n"}
     if credentials is not None:
-        texts[folder / f"{learner}.secret.yaml"] = _secret_manifest(secret, learner, private, credentials)
+        texts[folder / f"{member.name}.secret.yaml"] = _secret_manifest(member, private, credentials)
     before = {path: path.read_bytes() if path.exists() else None for path in texts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -295,12 +368,15 @@ def _written(
         raise
 
 
-def _secret_manifest(name: str, learner: str, private: str, credentials: Credentials) -> str:
+def _secret_manifest(member: _Member, private: str, credentials: Credentials) -> str:
+    labels = {"app.kubernetes.io/part-of": "fedpipe"}
+    if member.name != COORDINATOR:
+        labels["fedpipe/learner"] = member.name
     values = {"accesskey": credentials.access_key, "secretkey": credentials.secret_key, "signingkey": private}
     return yaml.safe_dump({
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "fedpipe", "fedpipe/learner": learner}},
+        "metadata": {"name": member.secret, "labels": labels},
         "type": "Opaque",
         "data": {key: base64.b64encode(value.encode()).decode() for key, value in values.items()},
     })  # fmt: skip

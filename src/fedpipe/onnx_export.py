@@ -13,7 +13,8 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from fedpipe.data import get_parts, get_shard
-from fedpipe.errors import ExportError, NotFoundError
+from fedpipe.enrolment import read_enrolled
+from fedpipe.errors import ExportError, InputError, NotFoundError
 from fedpipe.keras_evaluation import fetch_weights
 from fedpipe.keras_learner import plan_model
 from fedpipe.keras_model import KerasModel
@@ -21,7 +22,9 @@ from fedpipe.manifests import Origin
 from fedpipe.objects import decode, digest_of, encode
 from fedpipe.onnx_conversion import convert
 from fedpipe.plan import Plan
+from fedpipe.publication import ModelVersion, sign_publication
 from fedpipe.signature import KEY, Signature, Spread, write_signature
+from fedpipe.signing import COORDINATOR, KEYS, find_key
 from fedpipe.store import Store
 
 Array = npt.NDArray[Any]
@@ -111,18 +114,21 @@ def _samples(store: Store, plan: Plan, model: KerasModel) -> tuple[Array, str]:
 def publish(store: Store, plan: Plan, digest: str) -> Exported:
     """Publishes verified weights once as the next version of the model.
 
-    First the version is claimed by its origin, then the model is written: a repeated step finds its claim and
-    completes it, and a server never sees half a version.
+    First the version is claimed by its origin, then signed, then the model is written: a repeated step finds its claim
+    and completes it, and a server never sees half a version.
 
     Raises:
         ExportError: the model differs from the trained one; nothing is published.
+        InputError: the coordinator is enrolled and its key is not here; nothing is published.
     """
-    name = plan.federation.model_name
+    name, key = plan.federation.model_name, _publishing_key(store)
     claimed = _claimed(store, name, plan.run, digest)
     if claimed and store.size(claimed.path) is not None:
         return claimed
     data, origin = verified(store, plan, digest)
     exported = claimed if claimed and claimed.origin == origin else _claim(store, name, origin)
+    if key is not None:
+        sign_publication(store.below("models"), ModelVersion(name, exported.version), origin, key)
     store.create(exported.path, data)
     log.info(
         "published %s version %d: differs from Keras by %.2g",
@@ -131,6 +137,17 @@ def publish(store: Store, plan: Plan, digest: str) -> Exported:
         origin.max_abs_difference,
     )
     return exported
+
+
+def _publishing_key(store: Store) -> str | None:
+    """The coordinator's private key; None where nobody checks who published."""
+    enrolment, key = read_enrolled(store).coordinator, find_key(COORDINATOR)
+    if enrolment is not None and enrolment.revoked is None and key is None:
+        raise InputError(
+            "the coordinator is enrolled and must sign what it publishes, and its key is not here",
+            remedy=f"Give the step the secret of `fedpipe enroll --coordinator`, or set {KEYS} to the keys' folder.",
+        )
+    return key
 
 
 def versions(store: Store, name: str) -> list[int]:

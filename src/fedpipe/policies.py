@@ -1,8 +1,8 @@
 """What each identity may do in an S3 store, as policies of S3.
 
     learner       reads the global objects, the runs and proposals; writes below `learners/<name>/`; lists nothing
-    coordinator   does everything below the federation's prefix
-    server        reads and lists the exported models
+    coordinator   does everything below the federation's prefix, but says not who is enrolled
+    server        reads and lists the exported models, and reads who is enrolled
 
 The coordinator's own objects (`coordinator/`) and other learners' shards and updates are out of a learner's reach.
 """
@@ -36,16 +36,17 @@ def coordinator_policy(bucket: str, prefix: str) -> Policy:
     """What the coordinator's steps need."""
     return _policy(
         _allow((*READ, *WRITE, "s3:DeleteObject"), bucket, prefix, "*"),
+        _allow(("s3:PutObject", "s3:DeleteObject"), bucket, prefix, "enrolled") | {"Effect": "Deny"},
         _listed(bucket, f"{prefix}/*"),
         _located(bucket),
     )
 
 
 def server_policy(bucket: str, prefix: str) -> Policy:
-    """What `fedpipe serve` needs: it looks for models of any name."""
+    """What `fedpipe serve` needs: it looks for models of any name, and checks who signed them."""
     return _policy(
-        _allow(READ, bucket, prefix, "models/*"),
-        _listed(bucket, f"{prefix}/models/*"),
+        _allow(READ, bucket, prefix, "models/*", "enrolled"),
+        _listed(bucket, f"{prefix}/models/*", f"{prefix}/enrolled"),
         _located(bucket),
     )
 
@@ -59,10 +60,10 @@ def _allow(actions: tuple[str, ...], bucket: str, prefix: str, *keys: str) -> Po
     return {"Effect": "Allow", "Action": list(actions), "Resource": resources}
 
 
-def _listed(bucket: str, prefix: str) -> Policy:
+def _listed(bucket: str, *prefixes: str) -> Policy:
     return {
         "Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [f"arn:aws:s3:::{bucket}"],
-        "Condition": {"StringLike": {"s3:prefix": [prefix]}},
+        "Condition": {"StringLike": {"s3:prefix": list(prefixes)}},
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from fedpipe.kubeflow.compilation import compile_pipeline
 from fedpipe.local import Engine, Listener
 from fedpipe.plan import Place, Settings, read_plan
 from fedpipe.rounds import history, read_head, read_record
-from fedpipe.signing import KEYS, find_key
+from fedpipe.signing import COORDINATOR, KEYS, find_key
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
 from fedpipe.store import Store, check_uri, chosen_uri, open_store
@@ -121,7 +121,8 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
     if not is_folder:
         store.probe()
     if job.federation is not None:
-        _check_keys(store.below(job.federation.name), job.federation)
+        exports = any(task.step == "export" for task in job.graph.tasks)
+        _check_keys(store.below(job.federation.name), job.federation, exports=exports)
     if job.federation is not None and read_record(store.below(job.federation.name), name, 0) is None:
         check_deadline(store.below(job.federation.name), job.federation.quorum.deadline)
         preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call, job.files)
@@ -129,14 +130,17 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
         store.probe()
 
 
-def _check_keys(store: Store, federation: Federation) -> None:
+def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
     """Checks that who is enrolled can sign here: else all would train, and nothing would count. Raises InputError."""
-    enrolled = read_enrolled(store).learners
-    for learner in federation.learners:
-        known = enrolled.get(learner.name)
-        if known is not None and known.revoked is None and find_key(learner.name) is None:
+    enrolled = read_enrolled(store)
+    names = [learner.name for learner in federation.learners]
+    signers = [(name, name, "its updates", enrolled.learners.get(name)) for name in names]
+    if exports:
+        signers.append((COORDINATOR, "the coordinator", "the model", enrolled.coordinator))
+    for name, who, what, enrolment in signers:
+        if enrolment is not None and enrolment.revoked is None and find_key(name) is None:
             raise InputError(
-                f"{learner.name} is enrolled and must sign its updates, and its key is not here",
+                f"{who} is enrolled and must sign {what}, and its key is not here",
                 remedy=f"Set {KEYS} to the folder of the keys, such as keys/ beside the federation file.",
             )
 

@@ -1,4 +1,4 @@
-"""Ed25519 keys and signatures (RFC 8032): who signs an update is who was enrolled."""
+"""Ed25519 keys and signatures (RFC 8032): who signs an update or a model is who was enrolled."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from fedpipe.errors import InputError
 from fedpipe.store import SECRET_DIR
 
 SIGNING_KEY = "FEDPIPE_SIGNING_KEY"
-"""Environment variable: the learner's private key, 64 hexadecimal digits."""
+"""Environment variable: the private key of the learner or the coordinator, 64 hexadecimal digits."""
 KEYS = "FEDPIPE_KEYS"
-"""Environment variable: a folder of private keys, `<learner>.key`, for the learners that run on this machine."""
+"""Environment variable: a folder of private keys, `<learner>.key`, for those that run on this machine."""
+COORDINATOR = "_coordinator"
+"""Whose key signs published models; no learner can have this name."""
 _SIZE = 32
 
 
@@ -60,9 +62,9 @@ def _private(text: str) -> Any:
 
 
 def find_key(learner: str, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The private key of a learner on this machine; None when it has none.
+    """The private key of a learner, or of COORDINATOR, on this machine; None when it has none.
 
-    In a container it comes from the learner's secret, by `FEDPIPE_SIGNING_KEY` or as a mounted file; on a machine that
+    In a container it comes from its secret, by `FEDPIPE_SIGNING_KEY` or as a mounted file; on a machine that
     plays all learners, from the folder `FEDPIPE_KEYS`.
 
     Raises:

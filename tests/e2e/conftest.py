@@ -24,6 +24,7 @@ from fedpipe.federation_file import read_federation
 from fedpipe.identities import enroll, policy_of
 from fedpipe.kubeflow.compilation import compile_pipeline
 from fedpipe.kubeflow.doctor import diagnose
+from fedpipe.signing import COORDINATOR
 from fedpipe.store import open_store
 from fedpipe.store.minio import Credentials
 from fedpipe.store.users import Users
@@ -206,15 +207,16 @@ def site(
         content["quorum"] = {"min_learners": len(learners), "deadline": 600}
         file.write_text(yaml.safe_dump(content))
         open_store(where).upload("digits/data/digits.npz", folder / "digits.npz")
-        coordinator = Credentials(f"{prefix}-coordinator", "a-secret-of-the-coordinator")
-        Users(where).put(coordinator, policy_of(file))
-        secret(core, namespace, f"{prefix}-coordinator", coordinator)
-        for learner in learners if enrolled else ():
-            learner["secret"] = f"{prefix}-{learner['name']}"
-        file.write_text(yaml.safe_dump(content))
-        for learner in learners if enrolled else ():
-            made = enroll(file, learner["name"])
-            core.create_namespaced_secret(namespace, yaml.safe_load(made.files[1].read_text()))
+        if enrolled:
+            for learner in learners:
+                learner["secret"] = f"{prefix}-{learner['name']}"
+            file.write_text(yaml.safe_dump(content))
+            for who in (COORDINATOR, *(learner["name"] for learner in learners)):
+                core.create_namespaced_secret(namespace, yaml.safe_load(enroll(file, who).files[1].read_text()))
+        else:
+            coordinator = Credentials(f"{prefix}-coordinator", "a-secret-of-the-coordinator")
+            Users(where).put(coordinator, policy_of(file))
+            secret(core, namespace, f"{prefix}-coordinator", coordinator)
         content["store"] = f"s3://{BUCKET}/{prefix}?endpoint={endpoint}"
         file.write_text(yaml.safe_dump(content))
         compile_pipeline(read_federation(file), folder / "pipeline.yaml")

@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 
 from fedpipe.cli import app
 from fedpipe.errors import InputError
+from fedpipe.identities import enroll
 from fedpipe.kubeflow.clients import open_kubernetes
 from fedpipe.kubeflow.doctor import Finding, diagnose
 from fedpipe.kubeflow.pods import waiting_lines
+from fedpipe.signing import COORDINATOR
 from fedpipe.store.minio import Credentials
 from tests.e2e.conftest import eventually
 from tests.e2e.sites import POOL, Site, secret
@@ -113,12 +115,18 @@ def test_a_request_that_no_node_has_room_for(
 def test_secrets_that_lack_something(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
     made: Site = changed.site  # type: ignore[attr-defined]
     core.create_namespaced_secret(made.namespace, {"metadata": {"name": "half"}, "stringData": {"accesskey": "x"}})
+    enroll(made.file, COORDINATOR)
+    unsigned = {"metadata": {"name": "unsigned"}, "stringData": {"accesskey": "x", "secretkey": "y"}}
+    core.create_namespaced_secret(made.namespace, unsigned)
 
     def change(content: dict[str, Any]) -> None:
         content["learners"][0]["secret"], content["learners"][1]["secret"] = "half", "nowhere"
+        content["secret"] = "unsigned"
 
     found = changed(change)
     assert of(found, "secret half").what == "of a: lacks the key secretkey"
+    assert of(found, "coordinator").what == "is enrolled, and signs the models that it publishes"
+    assert of(found, "secret unsigned").what == "of the coordinator: lacks the key signingkey"
     assert '"nowhere" not found' in of(found, "secret nowhere").what
     assert "kubectl apply" in of(found, "secret nowhere").remedy
 

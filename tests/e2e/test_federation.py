@@ -9,9 +9,13 @@ from pathlib import Path
 
 from kubernetes import client
 
+from fedpipe.enrolment import read_enrolled
 from fedpipe.federation_file import read_federation
 from fedpipe.kubeflow.clients import open_kubernetes
 from fedpipe.kubeflow.pods import logs, pods_of
+from fedpipe.manifests import Origin
+from fedpipe.objects import decode
+from fedpipe.publication import ModelVersion, check_publication
 from fedpipe.rounds import history, read_head
 from fedpipe.runs import run
 from fedpipe.session import took_part
@@ -30,7 +34,10 @@ def test_a_session_of_pods(trained: Site, core: client.CoreV1Api) -> None:
     assert read_head(store)[0].weights == record.weights
     summary = json.loads(store.read("runs/session/summary.json").data)
     assert summary["evaluation"]["central"]["metrics"]["accuracy"] > 0.5
-    assert summary["onnx"]
+    version = ModelVersion("digits", summary["onnx"]["version"])
+    models, enrolled = store.below("models"), read_enrolled(store)
+    assert enrolled.coordinator is not None
+    check_publication(models, version, decode(models.read(version.origin_key).data, Origin, where=""), enrolled)
     pods = core.list_namespaced_pod(made.namespace, label_selector=f"pipeline/runid={JOB}").items
     assert {pod.spec.containers[0].image.rpartition("/")[2].partition("@")[0] for pod in pods} == {"core", "keras"}
     assert all("@sha256:" in pod.spec.containers[0].image for pod in pods)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from fedpipe.enrolment import Enrolment, change_enrolled
 from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError, StoreUnavailableError
-from fedpipe.serving.catalogue import Catalogue, Entry, Place, locate, versions
+from fedpipe.manifests import Origin
+from fedpipe.objects import decode
+from fedpipe.publication import ModelVersion, sign_publication, versions
+from fedpipe.serving.catalogue import Catalogue, Place, locate
 from fedpipe.serving.policy import Rule, policy_key, read_policy
 from fedpipe.serving.promotion import promote
+from fedpipe.signing import make_key, public_key
 from fedpipe.store import LocalStore, MemoryStore, Store
 from tests.faults.stores import HookedStore
 from tests.served import publish, softmax
@@ -64,19 +70,19 @@ def test_a_claim_without_a_model_is_no_version(models: MemoryStore) -> None:
 
 def test_bytes_have_the_digest_of_their_origin(store: MemoryStore, models: MemoryStore) -> None:
     publish(models, "m", 1, softmax())
-    assert looked(place(store)).fetch(Entry("m", 1)) == softmax()
+    assert looked(place(store)).fetch(ModelVersion("m", 1)) == softmax()
     models.replace("m/1/model.onnx", softmax(2))
     with pytest.raises(CorruptError, match="the model has the digest"):
-        looked(place(store)).fetch(Entry("m", 1))
+        looked(place(store)).fetch(ModelVersion("m", 1))
     models.delete("m/1/origin.json")
     with pytest.raises(CorruptError, match="does not tell its origin"):
-        looked(place(store)).fetch(Entry("m", 1))
+        looked(place(store)).fetch(ModelVersion("m", 1))
 
 
 def test_a_folder_of_ones_own_needs_no_origin(tmp_path: Path) -> None:
     (tmp_path / "m" / "1").mkdir(parents=True)
     (tmp_path / "m" / "1" / "model.onnx").write_bytes(softmax())
-    assert looked(locate(folder=tmp_path)).fetch(Entry("m", 1)) == softmax()
+    assert looked(locate(folder=tmp_path)).fetch(ModelVersion("m", 1)) == softmax()
 
 
 def test_copies_serve_while_the_store_is_lost(store: MemoryStore, models: MemoryStore, tmp_path: Path) -> None:
@@ -85,7 +91,7 @@ def test_copies_serve_while_the_store_is_lost(store: MemoryStore, models: Memory
     publish(models, "m", 2, softmax(2))
     promote(models, "m", Rule(kind="pinned", version=1))
     catalogue = looked(place(HookedStore(store, lost)), cache)
-    catalogue.fetch(Entry("m", 1))
+    catalogue.fetch(ModelVersion("m", 1))
     lost.lost = True
     again = Catalogue(place(HookedStore(store, lost)), cache)
     found = again.look()
@@ -93,9 +99,9 @@ def test_copies_serve_while_the_store_is_lost(store: MemoryStore, models: Memory
     assert found["m"][1].rule == Rule(kind="pinned", version=1)
     assert again.is_lost
     assert "cannot be reached" in again.troubles[0]
-    assert again.fetch(Entry("m", 1)) == softmax(1)
+    assert again.fetch(ModelVersion("m", 1)) == softmax(1)
     with pytest.raises(StoreUnavailableError):
-        again.fetch(Entry("m", 2))
+        again.fetch(ModelVersion("m", 2))
     lost.lost = False
     assert again.look()["m"][0] == [1, 2]
     assert not again.is_lost
@@ -106,10 +112,86 @@ def test_a_copy_that_was_spoiled_is_fetched_again(store: MemoryStore, models: Me
     publish(models, "m", 1, softmax())
     cache = LocalStore(tmp_path)
     catalogue = looked(place(store), cache)
-    catalogue.fetch(Entry("m", 1))
+    catalogue.fetch(ModelVersion("m", 1))
     cache.replace("m/1/model.onnx", b"spoiled")
-    assert catalogue.fetch(Entry("m", 1)) == softmax()
+    assert catalogue.fetch(ModelVersion("m", 1)) == softmax()
     assert cache.read("m/1/model.onnx").data == softmax()
+
+
+class TestAFederationWhoseCoordinatorIsEnrolled:
+    KEY = make_key()
+
+    @pytest.fixture
+    def signed(self, store: MemoryStore, models: MemoryStore) -> MemoryStore:
+        """Two versions, of which the first is signed."""
+        for version in (1, 2):
+            publish(models, "m", version, softmax(version))
+        self.sign(models, 1)
+        enrolment = Enrolment(key=public_key(self.KEY), since=1.0e9)
+        change_enrolled(store, lambda current: msgspec.structs.replace(current, coordinator=enrolment))
+        return store
+
+    def sign(self, models: Store, version: int) -> None:
+        entry = ModelVersion("m", version)
+        sign_publication(models, entry, decode(models.read(entry.origin_key).data, Origin, where=""), self.KEY)
+
+    def test_serves_what_it_signed(self, signed: MemoryStore) -> None:
+        catalogue = looked(place(signed))
+        assert catalogue.fetch(ModelVersion("m", 1)) == softmax(1)
+        with pytest.raises(CorruptError, match="m version 2 is not signed, and the coordinator is enrolled"):
+            catalogue.fetch(ModelVersion("m", 2))
+
+    def test_an_old_version_is_no_new_one(self, signed: MemoryStore, models: MemoryStore) -> None:
+        """Who may write in the store, but has not the key, copies a version to a higher number, or to another name."""
+        for target in ("m/3", "n/1"):
+            for name in ("origin.json", "signature.json", "model.onnx"):
+                models.create(f"{target}/{name}", models.read(f"m/1/{name}").data)
+        catalogue = looked(place(signed))
+        for entry in (ModelVersion("m", 3), ModelVersion("n", 1)):
+            with pytest.raises(CorruptError, match=f"the signature does not fit {entry}"):
+                catalogue.fetch(entry)
+
+    def test_another_origin_with_its_own_digest(self, signed: MemoryStore, models: MemoryStore) -> None:
+        publish(models, "m", 9, softmax(9))
+        for name in ("origin.json", "model.onnx"):
+            models.replace(f"m/1/{name}", models.read(f"m/9/{name}").data)
+        with pytest.raises(CorruptError, match="the signature does not fit m version 1"):
+            looked(place(signed)).fetch(ModelVersion("m", 1))
+
+    def test_a_signature_that_is_none(self, signed: MemoryStore, models: MemoryStore) -> None:
+        models.replace("m/1/signature.json", b"{}")
+        with pytest.raises(CorruptError, match="not a valid signature"):
+            looked(place(signed)).fetch(ModelVersion("m", 1))
+
+    def test_who_is_enrolled_cannot_be_read(self, signed: MemoryStore) -> None:
+        signed.replace("enrolled", b"spoiled")
+        with pytest.raises(CorruptError, match="not a valid enrolled"):
+            looked(place(signed)).fetch(ModelVersion("m", 1))
+
+    def test_a_copy_is_checked_again_while_the_store_answers(self, signed: MemoryStore, tmp_path: Path) -> None:
+        lost, cache = Lost(), LocalStore(tmp_path)
+        catalogue = looked(place(HookedStore(signed, lost)), cache)
+        assert catalogue.fetch(ModelVersion("m", 1)) == softmax(1)
+        revoked = Enrolment(key=public_key(self.KEY), since=1.0e9, revoked=1.1e9)
+        change_enrolled(signed, lambda current: msgspec.structs.replace(current, coordinator=revoked))
+        with pytest.raises(CorruptError, match="the coordinator was revoked on 2004-11-09"):
+            catalogue.fetch(ModelVersion("m", 1))
+        lost.lost = True  # in doubt it goes on: what was verified once answers
+        assert catalogue.fetch(ModelVersion("m", 1)) == softmax(1)
+
+    def test_a_store_that_forbids_what_is_missing(self, store: MemoryStore, models: MemoryStore) -> None:
+        """AWS S3 does to who may not list the bucket; `enrolled` alone may be listed."""
+
+        def forbid(_number: int, name: str, key: str) -> None:
+            if (name, key) == ("read", "enrolled"):
+                raise StoreError("the store refuses the credentials")
+
+        publish(models, "m", 1, softmax())
+        catalogue = looked(place(HookedStore(store, forbid)))
+        assert catalogue.fetch(ModelVersion("m", 1)) == softmax()
+        store.create("enrolled", b"{}")
+        with pytest.raises(StoreError, match="refuses the credentials"):
+            catalogue.fetch(ModelVersion("m", 1))
 
 
 def test_copies_of_what_is_served_no_more_are_removed(store: MemoryStore, models: MemoryStore, tmp_path: Path) -> None:
@@ -118,7 +200,7 @@ def test_copies_of_what_is_served_no_more_are_removed(store: MemoryStore, models
         publish(models, "m", version, softmax(version))
     catalogue = looked(place(store), cache)
     for version in (1, 2):
-        catalogue.fetch(Entry("m", version))
+        catalogue.fetch(ModelVersion("m", version))
     promote(models, "m", Rule(kind="pinned", version=2))
     catalogue.settle("m", {2}, read_policy(models, "m")[0])
     assert sorted(cache.keys()) == ["m/2/model.onnx", "m/2/origin.json", policy_key("m")]
@@ -133,7 +215,7 @@ def test_a_full_disk_is_no_reason_not_to_serve(
 
     publish(models, "m", 1, softmax())
     catalogue = looked(place(store), HookedStore(LocalStore(tmp_path), full))
-    assert catalogue.fetch(Entry("m", 1)) == softmax()
+    assert catalogue.fetch(ModelVersion("m", 1)) == softmax()
     assert "m version 1 is not kept on this machine" in caplog.text
 
 
@@ -150,9 +232,9 @@ def test_places_that_are_wrong(tmp_path: Path) -> None:
 
 def test_the_federation_file_names_the_store(digits: Path) -> None:
     file = digits / "federation.yaml"
-    assert [home.uri for home in locate(source=file).homes()] == [f"file://{digits}/store/digits/models"]
+    assert [home.models.uri for home in locate(source=file).homes()] == [f"file://{digits}/store/digits/models"]
     other = locate(source=file, store=str(digits / "other"))
-    assert [home.uri for home in other.homes()] == [f"file://{digits}/other/digits/models"]
+    assert [home.models.uri for home in other.homes()] == [f"file://{digits}/other/digits/models"]
 
 
 def test_a_store_may_hold_several_federations(store: MemoryStore, tmp_path: Path) -> None:
@@ -164,8 +246,8 @@ def test_a_store_may_hold_several_federations(store: MemoryStore, tmp_path: Path
     catalogue = Catalogue(place, LocalStore(tmp_path))
     assert {name: numbers for name, (numbers, _) in catalogue.look().items()} == {"m": [1], "n": [2]}
     assert catalogue.troubles == ["memory:///west/models: there is another model 'm', which is not served"]
-    assert catalogue.fetch(Entry("n", 2)) == softmax(2)
-    assert place.home_of("n").uri == "memory:///south/models"
+    assert catalogue.fetch(ModelVersion("n", 2)) == softmax(2)
+    assert place.home_of("n").models.uri == "memory:///south/models"
     with pytest.raises(NotFoundError, match=r"there is no model 'o'\. There are: m, m, n"):
         place.home_of("o")
     one = Place(store.below("west"), "any", is_local=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedpipe.errors import CorruptError, StoreUnavailableError
-from fedpipe.serving.catalogue import Catalogue, Entry, Place
+from fedpipe.publication import ModelVersion
+from fedpipe.serving.catalogue import Catalogue, Place
 from fedpipe.serving.follower import Follower
 from fedpipe.serving.policy import Rule, policy_key
 from fedpipe.serving.promotion import promote
@@ -22,8 +23,8 @@ class World:
 
     def __init__(self, store: MemoryStore) -> None:
         self.store, self.now, self.lost = store.below("models"), 0.0, False
-        self.loads: list[Entry] = []
-        self.failed: list[Entry] = []
+        self.loads: list[ModelVersion] = []
+        self.failed: list[ModelVersion] = []
         catalogue = Catalogue(Place(HookedStore(store, self._lose), "federation", is_local=False))
         self.follower = Follower(
             catalogue, self._load, failed=lambda entry, _: self.failed.append(entry), clock=lambda: self.now
@@ -33,7 +34,7 @@ class World:
         if self.lost:
             raise StoreUnavailableError("the store cannot be reached")
 
-    def _load(self, entry: Entry, data: bytes) -> Loaded:
+    def _load(self, entry: ModelVersion, data: bytes) -> Loaded:
         self.loads.append(entry)
         if data == BAD:
             raise CorruptError("no model", where=str(entry))
@@ -60,7 +61,7 @@ def test_the_latest_version_takes_over(world: World) -> None:
     world.publish(2)
     assert world.answers() == (2, None)
     assert world.answers() == (2, None)
-    assert world.loads == [Entry("m", 1), Entry("m", 2)]
+    assert world.loads == [ModelVersion("m", 1), ModelVersion("m", 2)]
 
 
 def test_a_version_that_fails_never_answers_and_is_told_of(world: World) -> None:
@@ -68,8 +69,8 @@ def test_a_version_that_fails_never_answers_and_is_told_of(world: World) -> None
     world.answers()
     world.publish(2, BAD)
     assert world.answers() == (1, None)
-    assert world.failed == [Entry("m", 2)]
-    assert "no model" in world.follower.failures[Entry("m", 2)].why
+    assert world.failed == [ModelVersion("m", 2)]
+    assert "no model" in world.follower.failures[ModelVersion("m", 2)].why
     world.publish(3)
     assert world.answers() == (3, None)
 
@@ -93,7 +94,7 @@ def test_of_several_that_are_new_the_newest_that_loads_answers(world: World) -> 
     world.publish(2)
     world.publish(3, BAD)
     assert world.answers() == (2, None)
-    assert Entry("m", 1) not in world.loads
+    assert ModelVersion("m", 1) not in world.loads
 
 
 def test_pinned_back_and_forth(world: World) -> None:
@@ -115,7 +116,7 @@ def test_a_canary_beside_the_version_that_answers(world: World) -> None:
     assert world.answers() == (1, 2)
     promote(world.store, "m", Rule(kind="pinned", version=2))
     assert world.answers() == (2, None)
-    assert world.loads == [Entry("m", 1), Entry("m", 2)]  # it was there already
+    assert world.loads == [ModelVersion("m", 1), ModelVersion("m", 2)]  # it was there already
 
 
 def test_a_canary_that_fails_leaves_all_to_the_other(world: World) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedpipe.prediction import open_model
-from fedpipe.serving.catalogue import Entry
+from fedpipe.publication import ModelVersion
 from fedpipe.serving.protocol import RefusedError
 from fedpipe.serving.runner import Batching, Runner
 from fedpipe.serving.runtime import Loaded, try_model
@@ -22,7 +22,7 @@ EXPECTED = open_model(softmax()).run({"x": X})[0]
 
 def runner(data: bytes = softmax(), *, batching: Batching | None = None, seconds: float = 30, **more: Any) -> Runner:
     model = open_model(data)
-    loaded = Loaded(Entry("m", 1), model, try_model(model))
+    loaded = Loaded(ModelVersion("m", 1), model, try_model(model))
     return Runner(loaded, ThreadPoolExecutor(2), batching=batching or Batching(), seconds=seconds, **more)
 
 

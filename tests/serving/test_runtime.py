@@ -8,12 +8,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fedpipe.errors import CorruptError
 from fedpipe.prediction import open_model
+from fedpipe.publication import ModelVersion
 from fedpipe.serving import runtime
-from fedpipe.serving.catalogue import Entry
 from fedpipe.serving.runtime import cores, load, try_model
 from tests.served import X, onnx_model, softmax
 
-ENTRY = Entry("m", 1)
+ENTRY = ModelVersion("m", 1)
 
 
 def graph_of(nodes: list[object], shape: list[object], out: list[object], *constants: object) -> bytes:

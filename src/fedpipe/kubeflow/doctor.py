@@ -33,7 +33,8 @@ from fedpipe.store import chosen_uri, endpoint_of, open_store
 _TESTED = "2.16"
 _SKEW = 60.0
 """Seconds by which clocks may differ before it is told; S3 refuses requests from 15 minutes on."""
-_KEYS = ("accesskey", "secretkey")
+_KEYS, _SIGNING_KEY = ("accesskey", "secretkey"), "signingkey"
+_COORDINATOR = "the coordinator"
 _SECONDS = 20
 
 
@@ -74,7 +75,7 @@ def diagnose(
     parts: tuple[Callable[[], Iterator[Finding]], ...] = (
         lambda: _of_store(federation, uri, where),
         lambda: _of_kfp(where),
-        lambda: _of_cluster(federation, where),
+        lambda: _of_cluster(federation, uri, where),
     )
     for part in parts:
         for finding in part():
@@ -99,7 +100,8 @@ def check_startable(federation: Federation, uri: str, where: Where) -> None:
         findings += [finding for finding in _of_enrolment(federation, near) if finding.subject != "store"]
     with contextlib.suppress(ClusterError):  # nodes may not be looked at: pods will tell, and `watch` shows it
         cluster = open_kubernetes(where)
-        findings += [*_of_secrets(federation, cluster), *_of_pools(federation, _nodes(cluster))]
+        findings += [*_of_secrets(federation, cluster, _signers(federation, uri, where))]
+        findings += _of_pools(federation, _nodes(cluster))
     for finding in findings:
         if finding.level == "error":
             raise InputError(finding.what, where=finding.subject, remedy=f"{finding.remedy} Or --force.")
@@ -130,19 +132,32 @@ def _of_reached(federation: Federation, uri: str) -> Iterator[Finding]:
 def _of_enrolment(federation: Federation, uri: str) -> Iterator[Finding]:
     """Where some learners are enrolled, all must be; where none is, nobody signs."""
     try:
-        known = read_enrolled(open_store(uri).below(federation.name)).learners
+        enrolled = read_enrolled(open_store(uri).below(federation.name))
     except FedpipeError as error:
         yield Finding("error", "store", error.what, error.remedy or "")
         return
-    if not known:
-        return
-    for learner in federation.learners:
+    if enrolled.coordinator is not None and enrolled.coordinator.revoked is not None:
+        what = "is revoked: no server takes the models that it publishes"
+        yield Finding("error", "coordinator", what, "fedpipe enroll --coordinator")
+    elif enrolled.coordinator is not None:
+        yield Finding("ok", "coordinator", "is enrolled, and signs the models that it publishes")
+    known = enrolled.learners
+    for learner in federation.learners if known else ():
         enrolment = known.get(learner.name)
         if enrolment is None or enrolment.revoked is not None:
             what = "is revoked" if enrolment else "is not enrolled, while others are: its updates are refused"
             yield Finding("error", learner.name, what, f"fedpipe enroll {learner.name}")
         else:
             yield Finding("ok", learner.name, "is enrolled")
+
+
+def _signers(federation: Federation, far: str, where: Where) -> set[str]:
+    """Who must sign, by name; nobody where the store cannot be asked, which is told elsewhere."""
+    with contextlib.suppress(FedpipeError), reached(far, where) as uri:
+        enrolled = read_enrolled(open_store(uri).below(federation.name))
+        known = enrolled.learners | ({_COORDINATOR: enrolled.coordinator} if enrolled.coordinator else {})
+        return {name for name, enrolment in known.items() if enrolment.revoked is None}
+    return set()
 
 
 def _of_clock(uri: str) -> Iterator[Finding]:
@@ -178,7 +193,7 @@ def _of_kfp(where: Where) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _of_cluster(federation: Federation, where: Where) -> Iterator[Finding]:
+def _of_cluster(federation: Federation, uri: str, where: Where) -> Iterator[Finding]:
     try:
         cluster = open_kubernetes(where)
         with told("Kubernetes"):
@@ -188,7 +203,7 @@ def _of_cluster(federation: Federation, where: Where) -> Iterator[Finding]:
         return
     yield Finding("ok", "kubernetes", f"answers; runs are in namespace {cluster.namespace}")
     yield from _of_launcher(cluster)
-    yield from _of_secrets(federation, cluster)
+    yield from _of_secrets(federation, cluster, _signers(federation, uri, where))
     nodes: list[_Node] | None = None
     try:
         nodes = _nodes(cluster)
@@ -218,8 +233,8 @@ def _of_launcher(cluster: Kubernetes) -> Iterator[Finding]:
         yield Finding("ok", "kfp-launcher", f"artifacts go to {root}")
 
 
-def _of_secrets(federation: Federation, cluster: Kubernetes) -> Iterator[Finding]:
-    owners: dict[str, list[str]] = {federation.secret: ["the coordinator"]}
+def _of_secrets(federation: Federation, cluster: Kubernetes, signers: set[str]) -> Iterator[Finding]:
+    owners: dict[str, list[str]] = {federation.secret: [_COORDINATOR]}
     for learner in federation.learners:
         owners.setdefault(learner.secret or federation.secret, []).append(learner.name)
     for name, who in owners.items():
@@ -234,11 +249,12 @@ def _of_secrets(federation: Federation, cluster: Kubernetes) -> Iterator[Finding
             remedy = f"kubectl apply -n {cluster.namespace} -f keys/NAME.secret.yaml, as `fedpipe enroll` writes it."
             yield Finding("error", f"secret {name}", f"{shared}: {error.what}", remedy)
             continue
-        missing = [key for key in _KEYS if not (found.data or {}).get(key)]
+        keys = (*_KEYS, _SIGNING_KEY) if signers.intersection(who) else _KEYS
+        missing = [key for key in keys if not (found.data or {}).get(key)]
         if missing:
             yield Finding(
                 "error", f"secret {name}", f"{shared}: lacks the key {' and '.join(missing)}",
-                f"It needs {' and '.join(_KEYS)}, and `signingkey` where the learner is enrolled.",
+                f"It needs {' and '.join(_KEYS)}, and {_SIGNING_KEY} where its owner is enrolled.",
             )  # fmt: skip
         else:
             yield Finding("ok", f"secret {name}", shared)

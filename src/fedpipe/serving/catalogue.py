@@ -1,12 +1,16 @@
-"""The models that can be served: `<name>/<version>/model.onnx` below a store or a folder, and copies of them here."""
+"""The models that can be served: `<name>/<version>/model.onnx` below a store or a folder, and copies of them here.
+
+What is loaded has the digest that its origin tells and, where the coordinator is enrolled, its signature. A copy was
+verified when it was made; while the store can be reached, its signature is checked again.
+"""
 
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fedpipe.enrolment import NOBODY, Enrolled, find_enrolled
 from fedpipe.errors import (
     CorruptError,
     FedpipeError,
@@ -18,35 +22,24 @@ from fedpipe.errors import (
 from fedpipe.federation_file import read_federation
 from fedpipe.manifests import Origin
 from fedpipe.objects import digest_of, encode, find
+from fedpipe.publication import ModelVersion, check_publication, read_model, versions
 from fedpipe.serving.policy import Policy, policy_key, read_policy
 from fedpipe.store import LocalStore, Store, chosen_uri, open_store
 
 log = logging.getLogger("fedpipe")
-LARGEST = 2 * 2**30
-"""Bytes of a model: what one protobuf message can hold."""
 _DEADLINE = 5.0
 """Seconds after which a store counts as unreachable: versions that are loaded go on meanwhile."""
-_MODEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.\-]{0,99})/([1-9]\d{0,8})/model\.onnx")
 
 
-class Entry(NamedTuple):
-    """A version that may be served."""
+class Home(NamedTuple):
+    """A folder of `<name>/<version>/model.onnx`, and the federation that it belongs to, if to any."""
 
-    name: str
-    version: int
+    models: Store
+    federation: Store | None = None
 
-    @property
-    def key(self) -> str:
-        """Where its model is."""
-        return f"{self.name}/{self.version}/model.onnx"
-
-    @property
-    def origin_key(self) -> str:
-        """Where it is told what it was made from."""
-        return f"{self.name}/{self.version}/origin.json"
-
-    def __str__(self) -> str:
-        return f"{self.name} version {self.version}"
+    def enrolled(self) -> Enrolled:
+        """Who may publish here. Raises StoreError and CorruptError."""
+        return NOBODY if self.federation is None else find_enrolled(self.federation)
 
 
 class Place(NamedTuple):
@@ -63,26 +56,26 @@ class Place(NamedTuple):
     holds: Literal["models", "federation", "any"]
     is_local: bool
 
-    def homes(self) -> list[Store]:
+    def homes(self) -> list[Home]:
         """Folders that hold `<name>/<version>/model.onnx`. Raises StoreError."""
         if self.holds == "models":
-            return [self.store]
-        models = self.store.below("models")
-        if self.holds == "federation" or models.folders():
-            return [models]
+            return [Home(self.store)]
+        this = _home(self.store)
+        if self.holds == "federation" or this.models.folders():
+            return [this]
         try:
             folders = self.store.folders()
         except StoreUnavailableError:
             raise
         except StoreError:  # a user that may list the models of one federation, of which there are none yet
-            return [models]
-        return [models] if "models" in folders else [self.store.below(folder).below("models") for folder in folders]
+            return [this]
+        return [this] if "models" in folders else [_home(self.store.below(folder)) for folder in folders]
 
-    def home_of(self, name: str) -> Store:
+    def home_of(self, name: str) -> Home:
         """The folder that holds a model. Raises NotFoundError and StoreError."""
         known: list[str] = []
         for home in self.homes():
-            there = versions(home)
+            there = versions(home.models)
             if name in there:
                 return home
             known += there
@@ -91,6 +84,10 @@ class Place(NamedTuple):
             where=self.store.uri,
             remedy=f"There are: {', '.join(sorted(known)) or 'none'}.",
         )
+
+
+def _home(federation: Store) -> Home:
+    return Home(federation.below("models"), federation)
 
 
 def locate(*, source: Path | None = None, store: str | None = None, folder: Path | None = None) -> Place:
@@ -123,15 +120,6 @@ def locate(*, source: Path | None = None, store: str | None = None, folder: Path
     return Place(opened, "any", is_local)
 
 
-def versions(models: Store) -> dict[str, list[int]]:
-    """The published versions by model, ascending. Raises StoreError."""
-    found: dict[str, list[int]] = {}
-    for key in models.keys():  # noqa: SIM118  (of a store)
-        if match := _MODEL.fullmatch(key):
-            found.setdefault(match[1], []).append(int(match[2]))
-    return {name: sorted(numbers) for name, numbers in found.items()}
-
-
 class Catalogue:
     """Reads models, and keeps a copy of what is served so that a restart needs no store.
 
@@ -142,7 +130,7 @@ class Catalogue:
 
     def __init__(self, place: Place, cache: Store | None = None) -> None:
         self._place, self._cache, self.uri = place, cache, place.store.uri
-        self._homes: dict[str, Store] = {}
+        self._homes: dict[str, Home] = {}
         self.is_lost = False
         """Whether the store did not answer the last time."""
         self.troubles: list[str] = []
@@ -161,17 +149,17 @@ class Catalogue:
             self.troubles, self.is_lost = [str(error)], True
             if self._cache is None:
                 raise
-            return self._seen([self._cache])
+            return self._seen([Home(self._cache)])
 
-    def _seen(self, homes: list[Store]) -> dict[str, tuple[list[int], Policy | None]]:
+    def _seen(self, homes: list[Home]) -> dict[str, tuple[list[int], Policy | None]]:
         found: dict[str, tuple[list[int], Policy | None]] = {}
         for home in homes:
-            for name, numbers in versions(home).items():
+            for name, numbers in versions(home.models).items():
                 if name in found:
-                    self.troubles.append(f"{home.uri}: there is another model {name!r}, which is not served")
+                    self.troubles.append(f"{home.models.uri}: there is another model {name!r}, which is not served")
                     continue
-                found[name] = numbers, self._policy(home, name)
-                if home is not self._cache:
+                found[name] = numbers, self._policy(home.models, name)
+                if home.models is not self._cache:
                     self._homes[name] = home
         return found
 
@@ -182,37 +170,51 @@ class Catalogue:
             self.troubles.append(str(error))
             return None
 
-    def fetch(self, entry: Entry) -> bytes:
-        """The model's bytes, which have the digest of its origin.
+    def fetch(self, entry: ModelVersion) -> bytes:
+        """The model's bytes, which have the digest of its origin, signed where the coordinator is enrolled.
 
         Raises:
-            CorruptError: they do not, or the origin cannot be read.
+            CorruptError: they do not, the origin cannot be read, or the enrolled coordinator did not sign it.
             StoreError: the store does not answer and there is no copy, or the model is too large.
         """
-        if self._cache is not None:
-            try:
-                return self._read(self._cache, entry)
-            except (FedpipeError, OSError):  # not there, or spoiled
-                pass
-        if entry.name not in self._homes:
-            raise StoreUnavailableError("the store cannot be reached, and there is no copy", where=str(entry))
-        data = self._read(self._homes[entry.name], entry)
+        home, copy = self._homes.get(entry.name), self._copied(entry)
+        try:
+            if home is None:
+                raise StoreUnavailableError("the store cannot be reached, and there is no copy", where=str(entry))
+            origin = self._signed_origin(home, entry)
+            if copy is not None and origin is not None and digest_of(copy) == origin.digest:
+                return copy
+            data = read_model(home.models, entry, origin)
+        except StoreUnavailableError:
+            if copy is None:
+                raise
+            return copy
         self._keep(entry, data)
         return data
 
-    def _read(self, models: Store, entry: Entry) -> bytes:
+    def _copied(self, entry: ModelVersion) -> bytes | None:
+        """The copy on this machine; None where there is none, or it is spoiled."""
+        if self._cache is None:
+            return None
+        try:
+            return read_model(self._cache, entry, self._origin(self._cache, entry))
+        except (FedpipeError, OSError):
+            return None
+
+    def _signed_origin(self, home: Home, entry: ModelVersion) -> Origin | None:
+        """What the version was made from, by who may say so. Raises CorruptError and StoreError."""
+        origin = self._origin(home.models, entry)
+        if origin is not None:
+            check_publication(home.models, entry, origin, home.enrolled())
+        return origin
+
+    def _origin(self, models: Store, entry: ModelVersion) -> Origin | None:
         origin = find(models, entry.origin_key, Origin)
         if origin is None and self._place.holds != "models":
             raise CorruptError("the version does not tell its origin", where=f"{models.uri}/{entry.origin_key}")
-        data = models.read(entry.key, limit=LARGEST).data
-        if origin is not None and digest_of(data) != origin.digest:
-            raise CorruptError(
-                f"the model has the digest {digest_of(data)}, its origin says {origin.digest}",
-                where=f"{models.uri}/{entry.key}",
-            )
-        return data
+        return origin
 
-    def _keep(self, entry: Entry, data: bytes) -> None:
+    def _keep(self, entry: ModelVersion, data: bytes) -> None:
         """Copies a version; a full disk is no reason not to serve."""
         if self._cache is None:
             return
@@ -226,7 +228,7 @@ class Catalogue:
     def _copy(self, name: str, key: str) -> None:
         assert self._cache is not None
         try:
-            self._cache.replace(key, self._homes[name].read(key).data)
+            self._cache.replace(key, self._homes[name].models.read(key).data)
         except NotFoundError:
             self._cache.delete(key)
 
@@ -237,10 +239,8 @@ class Catalogue:
         try:
             if read_policy(self._cache, name)[0] != policy:
                 self._cache.replace(policy_key(name), encode(policy))
-            for key in list(self._cache.keys(f"{name}/")):
-                match = _MODEL.fullmatch(key)
-                if match and int(match[2]) not in served:
-                    self._cache.delete(key)
-                    self._cache.delete(Entry(name, int(match[2])).origin_key)
+            for number in set(versions(self._cache).get(name, [])) - served:
+                self._cache.delete(ModelVersion(name, number).key)
+                self._cache.delete(ModelVersion(name, number).origin_key)
         except (OSError, StoreError) as error:
             log.warning("the copy of %s on this machine is not up to date: %s", name, error)

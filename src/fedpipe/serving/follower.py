@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from fedpipe.errors import FedpipeError, StoreError
-from fedpipe.serving.catalogue import Catalogue, Entry
+from fedpipe.publication import ModelVersion
+from fedpipe.serving.catalogue import Catalogue
 from fedpipe.serving.policy import Policy, Rule
 from fedpipe.serving.runtime import Loaded
 
@@ -62,15 +63,15 @@ class Follower:
     """
 
     def __init__(
-        self, catalogue: Catalogue, load: Callable[[Entry, bytes], Loaded],
-        *, failed: Callable[[Entry, str], None] = lambda *_: None,
+        self, catalogue: Catalogue, load: Callable[[ModelVersion, bytes], Loaded],
+        *, failed: Callable[[ModelVersion, str], None] = lambda *_: None,
         changed: Callable[[str, Served | None], None] = lambda *_: None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._catalogue, self._load, self._failed, self._changed = catalogue, load, failed, changed
         self._clock = clock
         self.uri = catalogue.uri
         self.served: Mapping[str, Served] = {}
-        self.failures: Mapping[Entry, Failure] = {}
+        self.failures: Mapping[ModelVersion, Failure] = {}
         self.trouble = ""
         """What was wrong with the store or a policy the last time; empty when nothing was."""
         self.looked = False
@@ -124,11 +125,11 @@ class Follower:
         for version in versions:
             if before and (loaded := before.version(version)):
                 return loaded
-            if loaded := self._loaded(Entry(name, version)):
+            if loaded := self._loaded(ModelVersion(name, version)):
                 return loaded
         return None
 
-    def _loaded(self, entry: Entry) -> Loaded | None:
+    def _loaded(self, entry: ModelVersion) -> Loaded | None:
         known = self.failures.get(entry)
         if known and self._clock() < known.again:
             return None
@@ -154,5 +155,5 @@ class Follower:
         self._changed(name, None)
 
 
-def _entries(served: Served) -> list[Entry]:
+def _entries(served: Served) -> list[ModelVersion]:
     return [one.entry for one in served.loaded]

@@ -8,7 +8,7 @@ import msgspec
 
 from fedpipe.errors import ConflictError, InputError, NotFoundError
 from fedpipe.objects import encode
-from fedpipe.serving.catalogue import versions
+from fedpipe.publication import versions
 from fedpipe.serving.policy import KEPT, Change, Policy, Rule, policy_key, read_policy
 from fedpipe.store import Store
 

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from fedpipe.errors import CorruptError, FedpipeError
 from fedpipe.prediction import OnnxModel, open_model, runtime
-from fedpipe.serving.catalogue import Entry
+from fedpipe.publication import ModelVersion
 
 Array = npt.NDArray[Any]
 TRIAL_SECONDS = 120.0
@@ -40,7 +40,7 @@ class Trial(Struct, frozen=True, kw_only=True):
 class Loaded(NamedTuple):
     """A version that can answer."""
 
-    entry: Entry
+    entry: ModelVersion
     model: OnnxModel
     trial: Trial
 
@@ -50,7 +50,7 @@ class Loaded(NamedTuple):
         return {spec.name: array for spec, array in zip(self.model.outputs, found, strict=True)}
 
 
-def load(entry: Entry, data: bytes, *, threads: int) -> Loaded:
+def load(entry: ModelVersion, data: bytes, *, threads: int) -> Loaded:
     """Tries a model in a process of its own, then loads it here: a hostile one takes nobody along.
 
     Raises:
@@ -71,7 +71,7 @@ def _give_back_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _tried(entry: Entry, data: bytes) -> Trial:
+def _tried(entry: ModelVersion, data: bytes) -> Trial:
     command = [sys.executable, "-m", "fedpipe.serving.runtime", str(4 * len(data) + _ROOM)]
     try:
         done = subprocess.run(command, input=data, capture_output=True, timeout=TRIAL_SECONDS, check=False)  # noqa: S603
