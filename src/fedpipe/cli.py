@@ -375,7 +375,7 @@ def enroll(
     made = make(file, _whose(learner, coordinator), store=store, keys=keys, given=given)
     _tell_identity(made, "is enrolled")
     if coordinator:
-        out.print("versions that were published before: `fedpipe sign NAME VERSION`, or they are not served any more")
+        _tell_to_sign("versions that were published before")
 
 
 @app.command(epilog="Examples: fedpipe rotate hospital-a -f demo/federation.yaml  ·  fedpipe rotate --coordinator")
@@ -396,7 +396,7 @@ def rotate(
     made = make(file, _whose(learner, coordinator), store=store, keys=keys, given=given)
     _tell_identity(made, "has new keys")
     if coordinator:
-        out.print("versions that the old key signed: `fedpipe sign NAME VERSION`, or they are not served any more")
+        _tell_to_sign("versions that the old key signed")
 
 
 @app.command(epilog="Examples: fedpipe revoke hospital-a -f demo/federation.yaml  ·  fedpipe revoke --coordinator")
@@ -422,7 +422,7 @@ def _whose(learner: str, coordinator: bool) -> str:
     from fedpipe.signing import COORDINATOR
 
     if coordinator == bool(learner):
-        raise InputError("whose identity?", remedy="Give a LEARNER, or --coordinator.")
+        raise InputError("whose identity it is must be said", remedy="Give a LEARNER, or --coordinator.")
     return COORDINATOR if coordinator else learner
 
 
@@ -499,6 +499,12 @@ def _tell_identity(made: Identity, what: str) -> None:
         out.print(f"its user of the store: {_escaped(made.user)}", highlight=False)
         out.print(f"next: kubectl apply -n NAMESPACE -f {manifest}", highlight=False, soft_wrap=True)
         out.print(f"and in the federation file, for {made.who}: secret: {made.secret}", highlight=False)
+
+
+def _tell_to_sign(which: str) -> None:
+    out.print(
+        f"{which} are not served any more, unless you `fedpipe sign NAME VERSION`", highlight=False, soft_wrap=True
+    )
 
 
 @app.command(epilog="Examples: fedpipe runs -f demo/federation.yaml  ·  fedpipe runs --json")
