@@ -19,7 +19,7 @@ help: ## list the words
 
 .venv/.ready: requirements/dev.txt pyproject.toml | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
-	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
+	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -27,7 +27,7 @@ setup: .venv/.ready ## make .venv (finds or installs uv by itself)
 
 .venv-tff/.ready: requirements/tff.txt pyproject.toml | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-tff
-	$(UV) pip sync --quiet --python .venv-tff/bin/python --require-hashes requirements/tff.txt
+	$(UV) pip sync --quiet --compile-bytecode --python .venv-tff/bin/python --require-hashes requirements/tff.txt
 	$(UV) pip install --quiet --python .venv-tff/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -35,7 +35,7 @@ setup-tff: .venv-tff/.ready ## make .venv-tff, for TensorFlow Federated
 
 .venv-bench/.ready: requirements/bench.txt | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-bench
-	$(UV) pip sync --quiet --python .venv-bench/bin/python --require-hashes requirements/bench.txt
+	$(UV) pip sync --quiet --compile-bytecode --python .venv-bench/bin/python --require-hashes requirements/bench.txt
 	touch $@
 
 setup-bench: .venv-bench/.ready ## make .venv-bench, for the peers that benchmarks compare with

@@ -74,6 +74,7 @@ class Engine:
         self._job = f"local-{uuid.uuid4().hex[:12]}"
         self._processes = processes or Workers()
         self._stopped = threading.Event()
+        self._aside: set[str] = set()
         self._computing = threading.Semaphore(self._count)
 
     def run(self) -> dict[str, Result]:
@@ -84,6 +85,7 @@ class Engine:
         """
         results: dict[str, Result] = {}
         waiting = list(self._graph.tasks)
+        awaited = {key for task in waiting for key in task.after}
         running: dict[Future[Result], Task] = {}
         with tempfile.TemporaryDirectory() as scratch, self._pools() as pool_of:
             for first in [task for task in waiting if _needs_warmth(task)][:1]:
@@ -91,6 +93,8 @@ class Engine:
             while waiting or running:
                 for task in [t for t in waiting if t.after <= results.keys()]:
                     waiting.remove(task)
+                    if _is_core(task) and task.key not in awaited and (waiting or running):
+                        self._aside.add(task.key)  # others are at work, and nobody waits for it
                     inputs = resolve(task, self._parameters, results, self._job)
                     self._tell("started", task, inputs=inputs["parameterValues"])
                     future = pool_of(task).submit(self._attempt, task, inputs, Path(scratch) / task.key)
@@ -177,10 +181,11 @@ class Engine:
                     write_outputs(done, executor_input["outputs"])
                 elif task.step in WAITING:
                     run_here(task.step, executor_input, self._hands(task, inputs["parameterValues"]))
-                elif STEPS.get(task.step) == "core":
+                elif _is_core(task) and task.key not in self._aside:
                     run_here(task.step, executor_input)
                 else:
                     log, environment = str(self._log(task)), STEPS[task.step]
+                    environment = "aside" if task.key in self._aside else environment
                     self._processes.call(run_step, task.step, executor_input, log, environment=environment)
         return _collected(task, executor_input), found
 
@@ -231,6 +236,10 @@ class Engine:
             raise StepError(
                 f"step {task.name!r} ended with code {done.returncode}", remedy=f"Its log: {self._log(task)}"
             )
+
+
+def _is_core(task: Task) -> bool:
+    return STEPS.get(task.step or "") == "core"
 
 
 def _needs_warmth(task: Task) -> bool:

@@ -81,11 +81,12 @@ def run(
         StoreError: the store cannot be used; nothing was changed.
         FedpipeError: the run failed; what was done stays done.
     """
-    start_server()  # TensorFlow's import takes longer than all that comes before the first Keras step
-    job = _prepared(Path(source), store, run_name(name, ""), parameters or {}, simulation=simulation)
-    folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
     with Workers() as processes:  # what the checks have warmed serves the first steps
-        _check_first(job, name, _warmed(processes) if job.needs_tff else processes.call)
+        call = _warmed(processes) if simulation else processes.call
+        start_server()  # the frameworks' imports take longer than all that comes before the first step
+        job = _prepared(Path(source), store, run_name(name, ""), parameters or {}, simulation=simulation)
+        folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
+        _check_first(job, name, _warmed(processes) if job.needs_tff and not simulation else call)
         _make(folder)
         engine = Engine(
             job.graph, job.arguments, folder=folder, listener=listener, workers=workers, processes=processes

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpipe.errors import MissingExtraError, StepError
-from fedpipe.keras_model import frameworks
+from fedpipe.keras_model import frameworks, uncollected
 
 _LARGEST_MESSAGE = 2**31 - 1
 """Bytes of a model or of a client's data on their way to the worker: what gRPC allows."""
@@ -27,10 +27,11 @@ _START_SECONDS = 60.0
 def federated() -> Any:
     """The module `tensorflow_federated`, with the runtime set. Raises MissingExtraError and StepError."""
     frameworks()
-    try:
-        import tensorflow_federated as tff
-    except ImportError as error:
-        raise MissingExtraError("TensorFlow Federated", "tff") from error
+    with uncollected():
+        try:
+            import tensorflow_federated as tff
+        except ImportError as error:
+            raise MissingExtraError("TensorFlow Federated", "tff") from error
     stub = _connected(tff)
 
     def stack(cardinalities: dict[Any, int]) -> Any:

@@ -16,7 +16,7 @@ from fedpipe.data import Examples, get_parts
 from fedpipe.errors import DataError, FedpipeError, InputError, RoundError, StepError, WeightsError
 from fedpipe.federation import Federation
 from fedpipe.keras_learner import event_file, kept_parts, size_of
-from fedpipe.keras_model import described, frameworks
+from fedpipe.keras_model import described, frameworks, uncollected
 from fedpipe.learner import seed_of
 from fedpipe.manifests import MOST_METRICS, Record
 from fedpipe.objects import decode, digest_of, encode, fetch_file, get_bytes, put_file
@@ -81,10 +81,11 @@ def _made(
     federation = decode(encoded, Federation, where="federation")
     settings = federation.simulation
     x, y = (np.zeros((1, *shape), dtype) for dtype, shape in forms)
-    made = FederatedModel(code, x, y, code_of(settings.model, model) if settings.model else None)
-    if settings.process:
-        return made, make_own_process(made, code_of(settings.process, process))
-    return made, make_process(made, federation)
+    with uncollected():  # TFF traces the whole algorithm
+        made = FederatedModel(code, x, y, code_of(settings.model, model) if settings.model else None)
+        if settings.process:
+            return made, make_own_process(made, code_of(settings.process, process))
+        return made, make_process(made, federation)
 
 
 class _After(NamedTuple):
