@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import gc
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from fedpipe import weights
 from fedpipe.errors import ModelError
-from fedpipe.keras_model import KerasModel, check_arguments, load_code
+from fedpipe.keras_model import KerasModel, check_arguments, load_code, uncollected
 from fedpipe.objects import digest_of
 from tests.federations import make_federation
 from tests.models import DENSE, RICH
@@ -23,6 +25,19 @@ def after_training(model: KerasModel, seed: int) -> str:
     model.reset(seed)
     model.keras.fit(X, (X[:, 0] > 0).astype(np.float32), epochs=2, batch_size=8, verbose=0)
     return weights.digest_of(model.weights())
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_looked_for_meanwhile_and_then_as_before(enabled: bool) -> None:
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with contextlib.suppress(ImportError), uncollected():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 def test_names_are_stable_and_hold_no_random_state() -> None:

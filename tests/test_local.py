@@ -127,6 +127,11 @@ class TestWorkers:
             worker.call(divmod, 1, 0)
         worker.stop()
 
+    def test_who_steps_aside_takes_what_others_leave(self) -> None:
+        with Workers() as workers:
+            assert workers.call(os.nice, 0, environment="aside") == 19
+            assert workers.call(os.nice, 0) == os.nice(0)
+
     def test_a_killed_worker_is_noticed_and_replaced(self) -> None:
         worker = Worker()
         process = worker.call(os.getpid)
