@@ -35,6 +35,7 @@ from fedpipe.signing import COORDINATOR, make_key, public_key
 from fedpipe.steps.initialise import begin
 from fedpipe.store import Store, open_store
 from fedpipe.store.minio import Credentials, MinioStore
+from fedpipe.store.users import Users
 from fedpipe.timings import Timing, note
 from tests import servers
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan
@@ -208,8 +209,6 @@ class TestEnroll:
         assert not (file.parent / "keys").exists()
 
     def test_nothing_is_left_when_it_fails(self, file: Path) -> None:
-        from fedpipe.store.users import Users
-
         name = enroll(file, "b").user.replace("-b-", "-a-")
         shutil.rmtree(file.parent / "keys")
         (file.parent / "keys").write_text("a file where the folder must be")
@@ -384,6 +383,12 @@ class TestOtherStores:
             assert not (tmp_path / "keys").exists()
             assert "a" not in read_enrolled(coordinators(file)).learners
 
+    def test_a_store_of_amazon(self, s3_keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+        with pytest.raises(StoreError, match="fedpipe makes no users of this store") as caught:
+            Users("s3://bucket")
+        assert "fedpipe policy" in str(caught.value.remedy)
+
     def test_somebody_who_is_no_administrator(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         secret = secret_of(enroll(file, "a"))
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", secret["accesskey"])
@@ -417,8 +422,6 @@ class TestARunOnThisMachine:
 class TestTheServersUser:
     def test_finds_the_models_and_reads_nothing_else(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """By the URI of the federation's part of the store, as the chart gives it; before the first model too."""
-        from fedpipe.store.users import Users
-
         uri = uri_of(file)
         part, _, query = uri.partition("?")
         done = prepare(f"{part}/tiny?{query}", server=Credentials("the-server", "secret-of-the-server"))

@@ -244,7 +244,7 @@ def prepare(uri: str, *, coordinator: Credentials | None = None, server: Credent
         InputError: the URI names no federation of an S3 store.
         StoreError: the store refuses, or makes no users.
     """
-    from fedpipe.store.minio import make_bucket
+    from fedpipe.store.minio import MinioStore
     from fedpipe.store.users import Users
 
     parts = urlsplit(check_uri(uri))
@@ -253,8 +253,10 @@ def prepare(uri: str, *, coordinator: Credentials | None = None, server: Credent
         raise InputError(
             "names no federation of a store", where=uri, remedy="Write s3://bucket/prefix/NAME?endpoint=..."
         )
-    made = make_bucket(uri)
-    open_store(uri).probe()
+    store = open_store(uri)
+    assert isinstance(store, MinioStore)
+    made = store.make_bucket()
+    store.probe()
     done = [f"bucket {parts.netloc} {'was made' if made else 'is there'}, and honours conditional writes"]
     for who, credentials, policy in (
         ("coordinator", coordinator, coordinator_policy(parts.netloc, prefix)),

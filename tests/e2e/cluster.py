@@ -55,26 +55,24 @@ class Cluster(NamedTuple):
     containerd: Path
     start: Callable[..., None]
 
-    def import_image(self, archive: IO[bytes] | None, name: str, *, also: str = "") -> None:
-        """Puts an image, as `podman save` writes it, on the node, under its name and another."""
-        ctr = ["ctr", "--address", str(self.containerd), "--namespace", "k8s.io", "images"]
-        done = subprocess.run([*ctr, "import", "-"], stdin=archive, capture_output=True, text=True, check=True)
-        held = done.stdout.split()[1]
-        for wanted in filter(None, (name, also)):
+    def import_image(self, image: str, *names: str) -> None:
+        """Puts an image of podman's on the node, under these names."""
+        save = ["podman", "save", "--format", "docker-archive", image]
+        with subprocess.Popen(save, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as saving:
+            done = self._ctr("images", "import", "-", stdin=saving.stdout)
+        held = done.split()[1]
+        for wanted in names:
             if wanted != held:
-                _run(*ctr, "tag", "--force", held, wanted)
+                self._ctr("images", "tag", "--force", held, wanted)
 
     def has_image(self, name: str) -> bool:
         """Whether the node holds an image of this name."""
-        ctr = ["ctr", "--address", str(self.containerd), "--namespace", "k8s.io", "images", "list", "--quiet"]
-        return name in _run(*ctr).stdout.split()
+        return name in self._ctr("images", "list", "--quiet").split()
 
     def import_binary(self, binary: Path, name: str) -> None:
         """Puts an image with one binary on the node."""
         with _image_of(binary) as image:
-            save = ["podman", "save", "--format", "docker-archive", image]
-            with subprocess.Popen(save, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as saving:
-                self.import_image(saving.stdout, name)
+            self.import_image(image, name)
 
     def tell_name(self, name: str, address: str) -> None:
         """Makes a name of the cluster known to its pods: there is no CoreDNS here."""
@@ -82,9 +80,12 @@ class Cluster(NamedTuple):
 
     def kill(self, container: str) -> None:
         """Ends a container as the kernel does when memory is short."""
-        _run(
-            "ctr", "--address", str(self.containerd), "--namespace", "k8s.io", "tasks", "kill", "-s", "KILL", container
-        )
+        self._ctr("tasks", "kill", "-s", "KILL", container)
+
+    def _ctr(self, *arguments: str, stdin: IO[bytes] | None = None) -> str:
+        """What containerd's client says of its part for Kubernetes."""
+        command = ["ctr", "--address", str(self.containerd), "--namespace", "k8s.io", *arguments]
+        return subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=True).stdout
 
 
 def missing() -> str:

@@ -55,8 +55,7 @@ def load_binary(cluster: Cluster, binary: Path, name: str) -> None:
     recipe = f'FROM {BASE}\nCOPY {binary.name} /{binary.name}\nENTRYPOINT ["/{binary.name}"]\n'
     building = ["podman", "build", "--quiet", "--tag", name, "--file", "-", str(binary.parent)]
     subprocess.run(building, input=recipe, text=True, check=True, capture_output=True)
-    with subprocess.Popen(["podman", "save", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as save:
-        cluster.import_image(save.stdout, name)
+    cluster.import_image(name, name)
 
 
 def load(cluster: Cluster, name: str, digest: str, version: str) -> None:
@@ -64,9 +63,7 @@ def load(cluster: Cluster, name: str, digest: str, version: str) -> None:
     tagged, named = f"{REGISTRY}/{name}:{version}", f"{REGISTRY}/{name}@{digest}"
     if cluster.has_image(named):
         return
-    command = ["podman", "save", "--format", "docker-archive", tagged]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as save:
-        cluster.import_image(save.stdout, tagged, also=named)
+    cluster.import_image(tagged, tagged, named)
 
 
 def _checked(command: list[str], environment: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ kubeconfig, through Kubernetes' own API server: no port has to be forwarded.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -70,12 +71,16 @@ def open_kfp(where: Where) -> Kfp:
     class Client(kfp.Client):  # type: ignore[misc]
         """Without KFP's five tries of five seconds, and without what it prints."""
 
+        @functools.cached_property
+        def health(self) -> dict[str, Any]:
+            return _health(self)
+
         def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
             if not where.host and self._existing_config.host == kfp_api.Configuration().host:
                 raise ClusterError(
                     "Kubeflow Pipelines is not known", remedy="Give its URL with --host, or set a kubeconfig."
                 )
-            return kfp_api.V2beta1GetHealthzResponse(multi_user=bool(_health(self).get("multi_user")))
+            return kfp_api.V2beta1GetHealthzResponse(multi_user=bool(self.health.get("multi_user")))
 
     import kfp_server_api as kfp_api
 
@@ -87,8 +92,8 @@ def open_kfp(where: Where) -> Kfp:
             kube_context=where.context or None,
         )  # fmt: skip
     client._run_api.api_client.rest_client.pool_manager.connection_pool_kw["timeout"] = urllib3.Timeout(_SECONDS)
-    health = _health(client)
-    return Kfp(client, health, (where.namespace or own_namespace()) if health.get("multi_user") else None)
+    namespace = (where.namespace or own_namespace()) if client.health.get("multi_user") else None
+    return Kfp(client, client.health, namespace)
 
 
 def _token(path: Path | None) -> str:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 import minio
 import minio.time
@@ -395,6 +394,20 @@ class MinioStore:
     def probe(self) -> None:
         probe_conditional_writes(self._again(self._prefix, min(PROBE_DEADLINE, self._deadline)), uuid.uuid4().hex)
 
+    def make_bucket(self) -> bool:
+        """Makes the bucket unless it is there; whether it was made. Raises StoreError."""
+
+        def call() -> bool:
+            try:
+                self._client.make_bucket(self._bucket)
+            except S3Error as error:
+                if error.code != "BucketAlreadyOwnedByYou":
+                    raise
+                return False
+            return True
+
+        return self._retried(call, "")
+
 
 class _MinioReader:
     """A stream that goes on where it was when a connection breaks."""
@@ -433,24 +446,6 @@ class _MinioReader:
         if self._response is not None:
             _give_back(self._response)
             self._response = None
-
-
-def make_bucket(uri: str) -> bool:
-    """Makes the bucket of an S3 store unless it is there; whether it was made. Raises StoreError."""
-    bucket, query = urlsplit(uri).netloc, dict(parse_qsl(urlsplit(uri).query))
-    endpoint = query.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
-    store = MinioStore(bucket, endpoint=endpoint, region=query.get("region", "us-east-1"))
-
-    def call() -> bool:
-        try:
-            store._client.make_bucket(bucket)
-        except S3Error as error:
-            if error.code != "BucketAlreadyOwnedByYou":
-                raise
-            return False
-        return True
-
-    return store._retried(call, "")
 
 
 def _refusal(response: Any) -> Exception:

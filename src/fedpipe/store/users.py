@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import urllib3
 from minio import MinioAdmin
@@ -15,6 +14,7 @@ from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException
 
 from fedpipe.errors import StoreError
+from fedpipe.store import endpoint_of
 from fedpipe.store.minio import Credentials, find_credentials
 
 _SECONDS = 10.0
@@ -36,9 +36,8 @@ class Users:
     """
 
     def __init__(self, uri: str, credentials: Credentials | None = None) -> None:
-        given = dict(parse_qsl(urlsplit(uri).query)).get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
-        endpoint = urlsplit(given)
-        if not endpoint.netloc:
+        endpoint = urlsplit(endpoint_of(uri))
+        if endpoint.netloc.endswith(".amazonaws.com"):
             raise StoreError("fedpipe makes no users of this store", where=uri, remedy=_REMEDY)
         held = credentials or find_credentials()
         self._uri = uri
