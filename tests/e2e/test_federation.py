@@ -15,7 +15,7 @@ from fedpipe.kubeflow.clients import open_kubernetes
 from fedpipe.kubeflow.pods import logs, pods_of
 from fedpipe.manifests import Origin
 from fedpipe.objects import decode
-from fedpipe.publication import ModelVersion, check_publication
+from fedpipe.publication import ModelVersion, check_publication, versions
 from fedpipe.rounds import history, read_head
 from fedpipe.runs import run
 from fedpipe.session import took_part
@@ -34,8 +34,9 @@ def test_a_session_of_pods(trained: Site, core: client.CoreV1Api) -> None:
     assert read_head(store)[0].weights == record.weights
     summary = json.loads(store.read("runs/session/summary.json").data)
     assert summary["evaluation"]["central"]["metrics"]["accuracy"] > 0.5
-    version = ModelVersion("digits", summary["onnx"]["version"])
     models, enrolled = store.below("models"), read_enrolled(store)
+    assert versions(models) == {"digits": [1]}
+    version = ModelVersion("digits", 1)
     assert enrolled.coordinator is not None
     check_publication(models, version, decode(models.read(version.origin_key).data, Origin, where=""), enrolled)
     pods = core.list_namespaced_pod(made.namespace, label_selector=f"pipeline/runid={JOB}").items
