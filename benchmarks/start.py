@@ -21,7 +21,7 @@ import sys, time, os
 started = time.perf_counter()
 from fedpipe.objects import digest_of
 from fedpipe.data import Examples
-from fedpipe.keras_learner import _dataset
+from fedpipe.keras_learner import singles_of
 from fedpipe.keras_model import KerasModel, frameworks
 import numpy as np
 code = open(sys.argv[1], "rb").read()
@@ -33,7 +33,7 @@ class First(keras.callbacks.Callback):
         os._exit(0)
 model.reset(1)
 examples = Examples(np.zeros((320, 8, 8, 1), "float32"), np.zeros(320))
-model.keras.fit(_dataset(examples).shuffle(320, seed=1).batch(16), verbose=0, callbacks=[First()])
+model.keras.fit(singles_of(examples).shuffle(320, seed=1).batch(16), verbose=0, callbacks=[First()])
 """
 
 
@@ -46,7 +46,12 @@ def _run(*arguments: str) -> None:
 
 def run() -> list[Row]:
     """Process start to the first store call, and to the first batch."""
-    place = {"store": "s3://b?endpoint=http://127.0.0.1:9", "federation": "f", "run": "r", "plan": "sha256:" + "0" * 64}
+    place = {
+        "store": "s3://bench?endpoint=http://127.0.0.1:9",
+        "federation": "f",
+        "run": "r",
+        "plan": "sha256:" + "0" * 64,
+    }
     values = {"place": place, "round": 1, "base": "b", "updates": []}
     with tempfile.TemporaryDirectory() as folder:
         executor_input = json.dumps({"inputs": {"parameterValues": values}, "outputs": {"outputFile": f"{folder}/o"}})

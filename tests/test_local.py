@@ -132,6 +132,14 @@ class TestWorkers:
             assert workers.call(os.nice, 0, environment="aside") == 19
             assert workers.call(os.nice, 0) == os.nice(0)
 
+    def test_whoever_calls_when_all_is_over_starts_nothing(self) -> None:
+        workers, worker = Workers(), Worker()
+        workers.stop()
+        worker.stop(for_good=True)
+        for call in (workers.call, worker.call):
+            with pytest.raises(WorkerDiedError, match="ended"):
+                call(os.getpid)
+
     def test_a_killed_worker_is_noticed_and_replaced(self) -> None:
         worker = Worker()
         process = worker.call(os.getpid)

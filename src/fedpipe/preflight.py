@@ -21,6 +21,7 @@ from fedpipe.steps.shard import dealt
 from fedpipe.steps.simulate import check_simulated
 from fedpipe.store import open_store
 from fedpipe.voting import bar, electorate, proposer_of
+from fedpipe.workers import beside
 
 Array = npt.NDArray[Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -253,10 +254,13 @@ def check(
     findings, examples, sizes = check_data(federation, uri)
     if federation.vote:
         findings.append(_vote_told(federation, federation.vote))
-    findings += call(check_model, federation, code, examples)
     sample = weights.dumps(examples._asdict()) if examples else b""
-    if files is not None and sample:
-        findings.append(call(check_simulation, federation, code, sample, files, environment="tff"))
+    simulated = None
+    if files is not None and sample:  # TFF traces the algorithm while Keras is imported and tries the model
+        simulated = beside(call, check_simulation, federation, code, sample, files, environment="tff")
+    findings += call(check_model, federation, code, examples)
+    if simulated is not None:
+        findings.append(simulated.result())
     if files is None and federation.aggregated_by_tff:
         shapes = call(weight_shapes, federation, code)
         findings.append(call(check_aggregation, federation, list(shapes.values()), environment="tff"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from fedpipe.signing import COORDINATOR, KEYS, find_key
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
 from fedpipe.store import Store, check_uri, chosen_uri, open_store
-from fedpipe.workers import Workers, start_server, warm_simulation
+from fedpipe.workers import Workers, beside, start_server, warm_simulation
 
 DEFAULT_RUN = "run-1"
 
@@ -101,9 +100,7 @@ def run(
 
 def _warmed(processes: Workers) -> Callable[..., Any]:
     """`Workers.call`, with TensorFlow Federated imported by one process of its environment while others work."""
-    pool = ThreadPoolExecutor(1)
-    warm = pool.submit(processes.call, warm_simulation, environment="tff")
-    pool.shutdown(wait=False)
+    warm = beside(processes.call, warm_simulation, environment="tff")
 
     def call(function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
         if environment == "tff":

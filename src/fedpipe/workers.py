@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -124,6 +125,7 @@ class Worker:
         self._process: Any = None
         self._connection: Connection | None = None
         self._ending = threading.Lock()
+        self._is_over = False
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a function of this package in the process.
@@ -146,6 +148,12 @@ class Worker:
         return answer
 
     def _start(self) -> Connection:
+        with self._ending:  # whoever ends it waits until it can be ended
+            if self._is_over:
+                raise WorkerDiedError("the worker process was ended")
+            return self._connected()
+
+    def _connected(self) -> Connection:
         context = multiprocessing.get_context("forkserver")
         self._connection, theirs = ours, _ = context.Pipe()
         if self._environment == "tff":
@@ -158,9 +166,14 @@ class Worker:
         theirs.close()
         return ours
 
-    def stop(self) -> None:
-        """Ends the process at once; another thread may find it ended while it waits for an answer."""
+    def stop(self, *, for_good: bool = False) -> None:
+        """Ends the process at once; another thread may find it ended while it waits for an answer.
+
+        Args:
+            for_good: it is not started again, by whichever thread still has a call for it.
+        """
         with self._ending:
+            self._is_over = self._is_over or for_good
             process, self._process = self._process, None
             connection, self._connection = self._connection, None
         if process is not None:
@@ -199,6 +212,7 @@ class Workers:
         self._idle: dict[str, list[Worker]] = {}
         self._all: list[Worker] = []
         self._lock = threading.Lock()
+        self._is_over = False
 
     def __enter__(self) -> Self:
         return self
@@ -216,6 +230,8 @@ class Workers:
         if environment != "tff":
             start_server()
         with self._lock:
+            if self._is_over:
+                raise WorkerDiedError("the worker processes were ended")
             idle = self._idle.setdefault(environment, [])
             worker = idle.pop() if idle else Worker(environment)
             if worker not in self._all:
@@ -227,9 +243,19 @@ class Workers:
                 idle.append(worker)
 
     def stop(self) -> None:
-        """Ends all processes at once."""
+        """Ends all processes at once, for good."""
+        with self._lock:
+            self._is_over = True
         for worker in self._all:
-            worker.stop()
+            worker.stop(for_good=True)
+
+
+def beside(function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
+    """Calls a function in a thread of its own, such as `Workers.call` while another process works."""
+    pool = ThreadPoolExecutor(1)
+    done = pool.submit(function, *arguments, **named)
+    pool.shutdown(wait=False)
+    return done
 
 
 class _Bug(NamedTuple):
