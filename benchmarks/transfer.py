@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests import servers
+from tests import binaries, servers
 
 from benchmarks.measure import MIB, Row, at_least, repeated
 from fedpipe.objects import fetch_file, key_of, put_file
@@ -20,7 +20,7 @@ SIZE = 512 * MIB
 def run() -> list[Row]:
     """MB/s to and from a MinIO on this machine."""
     os.environ.update(AWS_ACCESS_KEY_ID=servers.ACCESS_KEY, AWS_SECRET_ACCESS_KEY=servers.SECRET_KEY)
-    mc = str(servers.find_binary("mc"))
+    mc = str(binaries.find_binary("mc"))
     with tempfile.TemporaryDirectory() as name, servers.running("minio", Path(name) / "minio") as server:
         folder = Path(name)
         host = server.endpoint.removeprefix("http://")

@@ -1,11 +1,9 @@
-"""Real S3 servers, and helm, for tests and benchmarks: from a binary on PATH, or built once with Go and cached."""
+"""Real S3 servers for tests and benchmarks."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -16,13 +14,8 @@ from typing import NamedTuple
 import minio
 import urllib3
 
-MODULES = {
-    "minio": "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c",
-    "versitygw": "github.com/versity/versitygw/cmd/versitygw@v1.8.0",
-    "helm": "helm.sh/helm/v3/cmd/helm@v3.22.0",
-    "registry": "github.com/distribution/distribution/v3/cmd/registry@v3.0.0",
-    "mc": "github.com/minio/mc@v0.0.0-20250313080218-cf909e1063a9",
-}
+from tests import binaries
+
 ACCESS_KEY, SECRET_KEY = "fedpipe-tests", "fedpipe-tests-secret"
 
 
@@ -36,39 +29,6 @@ class Server(NamedTuple):
     @property
     def uri(self) -> str:
         return f"s3://tests?endpoint={self.endpoint}"
-
-
-def cache_folder() -> Path:
-    """Where built servers are kept."""
-    root = os.environ.get("FEDPIPE_TEST_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "fedpipe-tests"
-
-
-def find_binary(name: str) -> Path:
-    """The binary of a server, built with Go when it is not on PATH. Raises RuntimeError with the remedy."""
-    if found := shutil.which(name):
-        return Path(found)
-    version = MODULES[name].rpartition("@")[2]
-    folder = cache_folder() / version
-    binary = folder / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:  # test processes build it once
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not binary.exists():
-            _build(name, folder)
-    return binary
-
-
-def _build(name: str, folder: Path) -> None:
-    go = shutil.which("go") or ("/usr/local/go/bin/go" if Path("/usr/local/go/bin/go").exists() else None)
-    if go is None:
-        raise RuntimeError(f"tests need {name}: put it on PATH, or install Go 1.24 or newer and it is built once")
-    scratch = folder / "build"
-    environment = {**os.environ, "GOBIN": str(scratch), "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "auto"}
-    done = subprocess.run([go, "install", MODULES[name]], env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name} could not be built with Go: {done.stderr[-2000:]}")
-    (scratch / name).replace(folder / name)
 
 
 @contextlib.contextmanager
@@ -88,7 +48,7 @@ def running(name: str, folder: Path, port: int = 0) -> Iterator[Server]:
 
 
 def _command(name: str, folder: Path, port: int) -> list[str]:
-    binary, data = str(find_binary(name)), folder / "data"
+    binary, data = str(binaries.find_binary(name)), folder / "data"
     data.mkdir(exist_ok=True)
     if name == "minio":
         return [

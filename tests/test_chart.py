@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fedpipe import __version__
-from tests import servers
+from tests import binaries
 
 CHART = Path(__file__).parents[1] / "helm" / "fedpipe"
 STORE = {"store.uri": "s3://models/prod/digits?endpoint=http://minio:9000", "store.existingSecret": "store"}
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("helm")]
 def helm(*arguments: str, **values: str) -> subprocess.CompletedProcess[str]:
     sets = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
     # Installed from its module, helm takes Kubernetes for 1.20.
-    command = [str(servers.find_binary("helm")), *arguments, "--kube-version", "1.34.0", *sets]
+    command = [str(binaries.find_binary("helm")), *arguments, "--kube-version", "1.34.0", *sets]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

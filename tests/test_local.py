@@ -127,11 +127,6 @@ class TestWorkers:
             worker.call(divmod, 1, 0)
         worker.stop()
 
-    def test_who_steps_aside_takes_what_others_leave(self) -> None:
-        with Workers() as workers:
-            assert workers.call(os.nice, 0, environment="aside") == 19
-            assert workers.call(os.nice, 0) == os.nice(0)
-
     def test_whoever_calls_when_all_is_over_starts_nothing(self) -> None:
         workers, worker = Workers(), Worker()
         workers.stop()

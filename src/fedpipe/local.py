@@ -74,7 +74,6 @@ class Engine:
         self._job = f"local-{uuid.uuid4().hex[:12]}"
         self._processes = processes or Workers()
         self._stopped = threading.Event()
-        self._aside: set[str] = set()
         self._computing = threading.Semaphore(self._count)
 
     def run(self) -> dict[str, Result]:
@@ -91,10 +90,11 @@ class Engine:
             for first in [task for task in waiting if _needs_warmth(task)][:1]:
                 pool_of(first).submit(self._warm)
             while waiting or running:
+                urgent = any(task.key in awaited for task in (*waiting, *running.values()))
                 for task in [t for t in waiting if t.after <= results.keys()]:
+                    if urgent and _is_core(task) and task.key not in awaited:
+                        continue  # nobody waits for it: it leaves the cores to those that are awaited
                     waiting.remove(task)
-                    if _is_core(task) and task.key not in awaited and (waiting or running):
-                        self._aside.add(task.key)  # others are at work, and nobody waits for it
                     inputs = resolve(task, self._parameters, results, self._job)
                     self._tell("started", task, inputs=inputs["parameterValues"])
                     future = pool_of(task).submit(self._attempt, task, inputs, Path(scratch) / task.key)
@@ -181,11 +181,10 @@ class Engine:
                     write_outputs(done, executor_input["outputs"])
                 elif task.step in WAITING:
                     run_here(task.step, executor_input, self._hands(task, inputs["parameterValues"]))
-                elif _is_core(task) and task.key not in self._aside:
+                elif _is_core(task):
                     run_here(task.step, executor_input)
                 else:
                     log, environment = str(self._log(task)), STEPS[task.step]
-                    environment = "aside" if task.key in self._aside else environment
                     self._processes.call(run_step, task.step, executor_input, log, environment=environment)
         return _collected(task, executor_input), found
 

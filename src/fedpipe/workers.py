@@ -24,8 +24,6 @@ from typing import Any, NamedTuple, Self
 from fedpipe import errors
 from fedpipe.errors import FedpipeError, InputError, WorkerDiedError
 
-_ASIDE = 19
-"""Niceness of a process that is to take only what others leave."""
 _START = threading.Lock()
 _STARTED = threading.Event()
 
@@ -116,8 +114,7 @@ class Worker:
     """One process that runs calls one after another; it is started again when it died.
 
     Args:
-        environment: of the steps that it runs: `keras`, which is this Python's own, or `tff`; `aside`, also this
-            Python's own, takes what others leave of the machine's cores.
+        environment: of the steps that it runs: `keras`, which is this Python's own, or `tff`.
     """
 
     def __init__(self, environment: str = "keras") -> None:
@@ -159,9 +156,8 @@ class Worker:
         if self._environment == "tff":
             self._process = _started(find_python(self._environment), theirs)
         else:
-            niceness = _ASIDE if self._environment == "aside" else 0
             with _START, _without_main():
-                self._process = context.Process(target=_serve, args=(theirs, dict(os.environ), niceness), daemon=True)
+                self._process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
                 self._process.start()
         theirs.close()
         return ours
@@ -268,11 +264,10 @@ def _bug(error: Exception) -> _Bug:
     return _Bug("".join(traceback.format_exception(error)))
 
 
-def _serve(connection: Connection, environment: dict[str, str], niceness: int = 0) -> None:
+def _serve(connection: Connection, environment: dict[str, str]) -> None:
     """The worker's loop, in the caller's environment of now: the server's may be older, and lack credentials."""
     import signal
 
-    os.nice(niceness)
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine ends its workers itself

@@ -7,8 +7,6 @@ The binaries are built once from the modules of tests/e2e/go.mod and kept. Nothi
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import secrets
@@ -25,7 +23,7 @@ import urllib3
 import yaml
 from Crypto.PublicKey import RSA
 
-from tests import servers
+from tests import binaries
 
 HERE = Path(__file__).parent
 HOST, NODE = "10.97.0.1", "10.97.0.2"
@@ -101,50 +99,28 @@ def missing() -> str:
 
 def find_binaries() -> dict[str, Path]:
     """Kubernetes' binaries, built with Go when they are not kept from an earlier time."""
-    modules = (HERE / "go.mod").read_bytes() + (HERE / "go.sum").read_bytes()
-    folder = servers.cache_folder() / f"kubernetes-{hashlib.sha256(modules).hexdigest()[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {name: folder / name for name in BINARIES}
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not all(path.exists() for path in found.values()):
-            _build(folder)
-    return found
-
-
-def _build(folder: Path) -> None:
-    """All of them by one command, so that one is linked while another compiles."""
-    go, scratch = shutil.which("go") or "/usr/local/go/bin/go", folder / "build"
     version = "v" + (HERE / "go.mod").read_text().partition("k8s.io/kubernetes v")[2].split()[0]
     major, minor = version[1:].split(".")[:2]
     where = "k8s.io/component-base/version"
-    flags = f"-s -w -X {where}.gitVersion={version} -X {where}.gitMajor={major} -X {where}.gitMinor={minor}"
-    command = [go, "build", "-trimpath", "-ldflags", flags, "-o", f"{scratch}/", *BINARIES.values()]
-    environment = {**os.environ, "GOTOOLCHAIN": "auto", "CGO_ENABLED": "0"}
-    scratch.mkdir(exist_ok=True)
-    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"Kubernetes could not be built with Go: {done.stderr[-2000:]}")
-    for name, package in BINARIES.items():
-        built = Path(package.removesuffix("/v3")).name  # as Go names a binary
-        (scratch / built).replace(folder / name)
+    flags = f"-X {where}.gitVersion={version} -X {where}.gitMajor={major} -X {where}.gitMinor={minor}"
+    return binaries.build("kubernetes", HERE, BINARIES, flags)
 
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Cluster]:
     """Starts the cluster, and ends all that belongs to it."""
-    binaries = find_binaries()
+    programs = find_binaries()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_network())
         stack.callback(_unmount, folder)
         start = _Starter(folder, stack)
         tokens = {name: secrets.token_hex(16) for name in ("admin", "node", "manager", "scheduler", "proxy")}
-        containerd = _start_containerd(start, binaries["pause"])
-        _start_control_plane(start, binaries, tokens)
+        containerd = _start_containerd(start, programs["pause"])
+        _start_control_plane(start, programs, tokens)
         configs = {name: _kubeconfig(folder, name, token) for name, token in tokens.items()}
         _await(lambda: _get(folder, tokens["admin"], "/readyz") == "ok", "the apiserver")
-        _start_controllers(start, binaries, configs)
-        _start_node(start, binaries, configs, containerd)
+        _start_controllers(start, programs, configs)
+        _start_node(start, programs, configs, containerd)
         _await(lambda: _is_ready(folder, tokens["admin"]), "the node")
         yield Cluster(folder, configs["admin"], containerd, start.start)
 
@@ -283,10 +259,10 @@ def _image_of(binary: Path) -> Iterator[str]:
         _run("podman", "rmi", "--force", name)
 
 
-def _start_control_plane(start: _Starter, binaries: dict[str, Path], tokens: dict[str, str]) -> None:
+def _start_control_plane(start: _Starter, programs: dict[str, Path], tokens: dict[str, str]) -> None:
     folder, local = start.folder, "http://127.0.0.1"
     start.start(
-        "etcd", binaries["etcd"], "--data-dir", folder / "etcd", "--listen-client-urls", f"{local}:2379",
+        "etcd", programs["etcd"], "--data-dir", folder / "etcd", "--listen-client-urls", f"{local}:2379",
         "--advertise-client-urls", f"{local}:2379", "--listen-peer-urls", f"{local}:2380", "--unsafe-no-fsync",
         "--initial-advertise-peer-urls", f"{local}:2380", "--initial-cluster", f"default={local}:2380",
     )  # fmt: skip
@@ -300,7 +276,7 @@ def _start_control_plane(start: _Starter, binaries: dict[str, Path], tokens: dic
     }  # fmt: skip
     listed = start.write("tokens.csv", "".join(f"{tokens[name]},{user}\n" for name, user in users.items()))
     start.start(
-        "kube-apiserver", binaries["kube-apiserver"], "--etcd-servers", f"{local}:2379", "--cert-dir", folder / "certs",
+        "kube-apiserver", programs["kube-apiserver"], "--etcd-servers", f"{local}:2379", "--cert-dir", folder / "certs",
         "--bind-address", NODE, "--advertise-address", NODE, "--secure-port", "6443",
         "--service-cluster-ip-range", SERVICES, "--token-auth-file", listed, "--authorization-mode", "Node,RBAC",
         "--service-account-key-file", public, "--service-account-signing-key-file", private,
@@ -324,21 +300,21 @@ def _kubeconfig(folder: Path, name: str, token: str) -> Path:
     return path
 
 
-def _start_controllers(start: _Starter, binaries: dict[str, Path], configs: dict[str, Path]) -> None:
+def _start_controllers(start: _Starter, programs: dict[str, Path], configs: dict[str, Path]) -> None:
     start.start(
-        "kube-controller-manager", binaries["kube-controller-manager"], "--kubeconfig", configs["manager"],
+        "kube-controller-manager", programs["kube-controller-manager"], "--kubeconfig", configs["manager"],
         "--leader-elect=false", "--service-account-private-key-file", start.folder / "accounts.key",
         "--root-ca-file", start.folder / "certs" / "apiserver.crt", "--bind-address", "127.0.0.1",
         "--use-service-account-credentials=true", "--horizontal-pod-autoscaler-sync-period", "300s",
         "--cert-dir", start.folder / "manager-certs",
     )  # fmt: skip
     start.start(
-        "kube-scheduler", binaries["kube-scheduler"], "--kubeconfig", configs["scheduler"], "--leader-elect=false",
+        "kube-scheduler", programs["kube-scheduler"], "--kubeconfig", configs["scheduler"], "--leader-elect=false",
         "--bind-address", "127.0.0.1", "--cert-dir", start.folder / "scheduler-certs",
     )  # fmt: skip
 
 
-def _start_node(start: _Starter, binaries: dict[str, Path], configs: dict[str, Path], containerd: Path) -> None:
+def _start_node(start: _Starter, programs: dict[str, Path], configs: dict[str, Path], containerd: Path) -> None:
     config = start.write("kubelet.yaml", {
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration", "address": NODE,
         "containerRuntimeEndpoint": f"unix://{containerd}", "cgroupDriver": "cgroupfs", "failCgroupV1": False,
@@ -350,7 +326,7 @@ def _start_node(start: _Starter, binaries: dict[str, Path], configs: dict[str, P
         "podLogsDir": str(start.folder / "pod-logs"),
     })  # fmt: skip
     start.start(
-        "kubelet", binaries["kubelet"], "--config", config, "--kubeconfig", configs["node"], "--node-ip", NODE,
+        "kubelet", programs["kubelet"], "--config", config, "--kubeconfig", configs["node"], "--node-ip", NODE,
         "--hostname-override", "node-1", "--root-dir", start.folder / "kubelet", "--cert-dir", start.folder / "kubelet-certs",
     )  # fmt: skip
     proxy = start.write("proxy.yaml", {
@@ -358,7 +334,7 @@ def _start_node(start: _Starter, binaries: dict[str, Path], configs: dict[str, P
         "clusterCIDR": PODS, "hostnameOverride": "node-1", "clientConnection": {"kubeconfig": str(configs["proxy"])},
         "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     })  # fmt: skip
-    start.start("kube-proxy", binaries["kube-proxy"], "--config", proxy)
+    start.start("kube-proxy", programs["kube-proxy"], "--config", proxy)
     (start.folder / "names").mkdir()
     start.start(
         "dnsmasq", "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--port", "53", "--user=root",

@@ -28,7 +28,7 @@ from fedpipe.signing import COORDINATOR
 from fedpipe.store import open_store
 from fedpipe.store.minio import Credentials
 from fedpipe.store.users import Users
-from tests import servers
+from tests import binaries, servers
 from tests.e2e import cluster as clusters
 from tests.e2e import images
 from tests.e2e.cluster import Cluster
@@ -43,20 +43,20 @@ BUCKET = "federation"
 
 
 @pytest.fixture(scope="session")
-def binaries(containers: None) -> Iterator[Future[None]]:
+def programs(containers: None) -> Iterator[Future[None]]:
     """What is built with Go the first time, begun beside the images: those wait for downloads and disks."""
 
     def build() -> None:
         clusters.find_binaries()
         for name in ("minio", "helm"):
-            servers.find_binary(name)
+            binaries.find_binary(name)
 
     with ThreadPoolExecutor(1) as beside:
         yield beside.submit(build)
 
 
 @pytest.fixture(scope="session")
-def built(containers: None, binaries: Future[None]) -> dict[str, str]:
+def built(containers: None, programs: Future[None]) -> dict[str, str]:
     """Digests of the images, built from this work tree."""
     return images.build(NAMES)
 
@@ -75,10 +75,10 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cluster(
-    tmp_path_factory: pytest.TempPathFactory, built: dict[str, str], binaries: Future[None]
+    tmp_path_factory: pytest.TempPathFactory, built: dict[str, str], programs: Future[None]
 ) -> Iterator[Cluster]:
     """A real Kubernetes with one node, that holds the images."""
-    binaries.result()
+    programs.result()
     started = os.environ.get("FEDPIPE_E2E_CLUSTER")  # by `python -m tests.e2e.cluster`
     at = clusters.attached(Path(started)) if started else clusters.running(tmp_path_factory.mktemp("cluster"))
     ended = threading.Event()
@@ -134,7 +134,7 @@ def namespace(core: client.CoreV1Api) -> str:
 def trial_image(cluster: Cluster) -> str:
     """MinIO as an image on the node."""
     name = "fedpipe.test/minio:1"
-    images.load_binary(cluster, servers.find_binary("minio"), name)
+    images.load_binary(cluster, binaries.find_binary("minio"), name)
     return name
 
 
@@ -151,7 +151,7 @@ def store(cluster: Cluster) -> Iterator[str]:
         for name in ("AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION"):
             patch.delenv(name, raising=False)
         address = ENDPOINT.removeprefix("http://")
-        cluster.start("minio", servers.find_binary("minio"), "server", "--quiet", "--address", address, str(data))
+        cluster.start("minio", binaries.find_binary("minio"), "server", "--quiet", "--address", address, str(data))
         pool = urllib3.PoolManager(retries=False, timeout=5)
         admin = minio.Minio(
             address, servers.ACCESS_KEY, servers.SECRET_KEY, secure=False, region="us-east-1", http_client=pool

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tests import servers
+from tests import binaries
 from tests.e2e.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def build(names: tuple[str, ...]) -> dict[str, str]:
 
 def _make_base(environment: dict[str, str]) -> None:
     """Debian with Python 3.11, from Debian's packages."""
-    archive = servers.cache_folder() / "base-bookworm.tar"
+    archive = binaries.cache_folder() / "base-bookworm.tar"
     if not archive.exists():
         archive.parent.mkdir(parents=True, exist_ok=True)
         include = "--include=python3,python3-venv,ca-certificates"

@@ -23,7 +23,7 @@ from fedpipe.prediction import predict
 from fedpipe.serving.client import RemoteModel
 from fedpipe.store import open_store
 from fedpipe.store.minio import Credentials, MinioStore
-from tests import servers
+from tests import binaries, servers
 from tests.e2e.cluster import NODE, Cluster
 from tests.e2e.conftest import BUCKET, ENDPOINT, eventually
 from tests.e2e.images import REGISTRY
@@ -69,7 +69,7 @@ def values(trained: Site, core: client.CoreV1Api, place: str, tmp_path_factory: 
 
 
 def helm(*arguments: str) -> str:
-    done = subprocess.run([str(servers.find_binary("helm")), "--namespace", NAMESPACE, *arguments],
+    done = subprocess.run([str(binaries.find_binary("helm")), "--namespace", NAMESPACE, *arguments],
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
@@ -228,7 +228,7 @@ def test_a_trial_store(cluster: Cluster, core: client.CoreV1Api, place: str, val
 
 def test_names_that_the_schema_refuses(values: Path) -> None:
     done = subprocess.run(
-        [str(servers.find_binary("helm")), "template", "x", str(CHART), "--values", str(values), "--kube-version", "1.34.0",
+        [str(binaries.find_binary("helm")), "template", "x", str(CHART), "--values", str(values), "--kube-version", "1.34.0",
          "--set", "federation.learners[0].name=Not_A_Name"], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode

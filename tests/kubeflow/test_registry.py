@@ -14,7 +14,7 @@ import pytest
 import urllib3
 
 from fedpipe.kubeflow.registry import Reference, find_image, parse_reference
-from tests import servers
+from tests import binaries, servers
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 BCRYPT = "$2b$05$S4qEwu3ZNbkBfeGX3TlktOKT29gvM2JrZU14gP4l6ubaJ8jMU10BO"  # of the password `testpassword`
@@ -60,7 +60,7 @@ def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         (folder / "users").write_text(f"someone:{BCRYPT}\n")
         settings["auth"] = {"htpasswd": {"realm": "registry", "path": str(folder / "users")}}
     (folder / "config.yml").write_text(json.dumps(settings))
-    command = [str(servers.find_binary("registry")), "serve", str(folder / "config.yml")]
+    command = [str(binaries.find_binary("registry")), "serve", str(folder / "config.yml")]
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             yield f"127.0.0.1:{port}", closed

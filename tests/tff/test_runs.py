@@ -20,6 +20,7 @@ from fedpipe.errors import InputError
 from fedpipe.federation_file import read_federation
 from fedpipe.graph import read_graph
 from fedpipe.kubeflow.compilation import compile_pipeline
+from fedpipe.local import Event
 from fedpipe.objects import get_bytes
 from fedpipe.rounds import history
 from fedpipe.runs import run
@@ -54,7 +55,17 @@ class TestASimulation:
     def test_gives_the_weights_of_a_run(self, linear: Path, tmp_path: Path) -> None:
         """The same data, model, seed, batches, optimizer and rounds: Keras learners and our mean, or TFF."""
         run(linear, store=f"file://{tmp_path}/keras", out=tmp_path / "a", name="r")
-        simulated = run(linear, store=f"file://{tmp_path}/tff", out=tmp_path / "b", name="r", simulation=True)
+        events: list[Event] = []
+        simulated = run(
+            linear,
+            store=f"file://{tmp_path}/tff",
+            out=tmp_path / "b",
+            name="r",
+            simulation=True,
+            listener=events.append,
+        )
+        steps = [event.task.step for event in events if event.what == "started"]
+        assert steps.index("explore") > steps.index("simulate")  # nobody waits for its page
         ours, theirs = (last_weights(tmp_path / kind, "r") for kind in ("keras", "tff"))
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
