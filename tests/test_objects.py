@@ -1,3 +1,4 @@
+import resource
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,19 @@ def test_altered_bytes_are_seen(store: MemoryStore, tmp_path: Path) -> None:
     with pytest.raises(CorruptError):
         fetch_file(store, digest, tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_a_part_leaves_no_file(store: MemoryStore, tmp_path: Path) -> None:
+    """The system writes what still fits and says how much, without an error."""
+    digest = put_bytes(store, bytes(300_000))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (290_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            fetch_file(store, digest, tmp_path / "w")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_object_of_the_wrong_size_is_mended(store: MemoryStore, tmp_path: Path) -> None:

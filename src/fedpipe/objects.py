@@ -99,7 +99,7 @@ def fetch_file(store: Store, digest: str, path: Path, owner: str | None = None, 
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     found = hashlib.sha256()
     try:
-        with contextlib.closing(store.open(key)) as reader, temporary.open("wb", buffering=0) as file:
+        with contextlib.closing(store.open(key)) as reader, temporary.open("wb") as file:
             while piece := reader.read(_PIECE):
                 found.update(piece)
                 file.write(piece)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from fedpipe.aggregation.rules import BLOCK
 from fedpipe.errors import FedpipeError, NotFoundError, WeightsError
@@ -25,6 +26,8 @@ from fedpipe.weights import FLOATS, Layout, read_layout
 
 _PIECE = 4 * BLOCK
 """Bytes of an update that are combined at a time."""
+Piece = bytes | memoryview
+"""Some bytes on their way."""
 _AHEAD = 32
 """Pieces that are fetched before they are needed."""
 
@@ -90,7 +93,7 @@ class Operand(Protocol):
     def read(self, chunk: Chunk) -> bytes:
         """The bytes of the next chunk; fewer when it is truncated."""
 
-    def taken(self, data: bytes) -> None:
+    def taken(self, data: Piece) -> None:
         """Takes note of bytes that were read."""
 
     def verify(self) -> None:
@@ -132,7 +135,7 @@ class Feed:
         """See `Operand.read`."""
         return self._reader.read(chunk.stop - chunk.start)
 
-    def taken(self, data: bytes) -> None:
+    def taken(self, data: Piece) -> None:
         """See `Operand.taken`: its digest grows."""
         self._digest.update(data)
 
@@ -164,9 +167,10 @@ class Kept:
     def read(self, chunk: Chunk) -> bytes:
         """See `Operand.read`."""
         self._file = self._file or self.path.open("rb", buffering=0)
-        return bytes(self._file.read(chunk.sum_bytes if self.summed else chunk.stop - chunk.start))
+        data: bytes = self._file.read(chunk.sum_bytes if self.summed else chunk.stop - chunk.start)
+        return data
 
-    def taken(self, data: bytes) -> None:
+    def taken(self, data: Piece) -> None:
         """Nothing: it was verified."""
 
     def verify(self) -> None:
@@ -179,6 +183,11 @@ class Kept:
         self._file = None
 
 
+def bytes_of(values: npt.NDArray[Any]) -> Piece:
+    """The bytes of a flat array that nobody changes any more, without a copy of them."""
+    return values.view(np.uint8).data
+
+
 class Aside:
     """Hashes or writes pieces in their order in another thread, and lets only a few of them wait."""
 
@@ -186,7 +195,7 @@ class Aside:
         self._pool = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
 
-    def do(self, function: Callable[[bytes], None], data: bytes) -> None:
+    def do(self, function: Callable[[Piece], None], data: Piece) -> None:
         """Calls the function with a piece, soon."""
         self._waiting.append(self._pool.submit(function, data))
         if len(self._waiting) > _AHEAD:

@@ -16,7 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.aggregation.feeds import Ahead, Aside, Chunk, Feed, Kept, Operand, RefusedError, Source, chunks_of
+from fedpipe.aggregation.feeds import (
+    Ahead,
+    Aside,
+    Chunk,
+    Feed,
+    Kept,
+    Operand,
+    RefusedError,
+    Source,
+    bytes_of,
+    chunks_of,
+)
 from fedpipe.aggregation.rules import Rule, largest, level, total
 from fedpipe.store import Store
 from fedpipe.weights import Layout
@@ -89,12 +100,12 @@ class Forest:
         self._all[source.learner] = source
         path = self._new()
         try:
-            with contextlib.ExitStack() as stack, path.open("wb", buffering=0) as file:
+            with contextlib.ExitStack() as stack, path.open("wb") as file:
                 feed = stack.enter_context(contextlib.closing(Feed(self._store, source, self._layout)))
                 for chunk, values in passed(stack, [feed], self._layout, _as_it_is):
                     if chunk.is_float and not np.isfinite(values).all():
                         raise RefusedError(source.learner, "the weights hold NaN or infinity")
-                    file.write(values.tobytes())
+                    file.write(bytes_of(values))
         except RefusedError as error:
             path.unlink()
             self.refused[source.learner] = error.what
@@ -117,11 +128,11 @@ class Forest:
 
     def _added(self, left: Kept, right: Kept) -> Kept:
         path = self._new()
-        with contextlib.ExitStack() as stack, path.open("wb", buffering=0) as file:
+        with contextlib.ExitStack() as stack, path.open("wb") as file:
             for item in (left, right):
                 stack.enter_context(contextlib.closing(item))
             for _, values in passed(stack, [left, right], self._layout, total):
-                file.write(values.tobytes())
+                file.write(bytes_of(values))
         left.path.unlink()
         right.path.unlink()
         return Kept(path, left.learner, left.place, left.weight + right.weight, summed=True)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Operand, RefusedError, Source
+from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Operand, Piece, RefusedError, Source, bytes_of
 from fedpipe.aggregation.forest import Forest, passed
 from fedpipe.aggregation.rules import Rule, check_weights
 from fedpipe.aggregation.server import ServerStep
@@ -101,7 +101,7 @@ def _one_pass(
         operands += [stack.enter_context(contextlib.closing(item)) for item in kept]
         writer = stack.enter_context(contextlib.closing(Aside()))
 
-        def emit(data: bytes) -> None:
+        def emit(data: Piece) -> None:
             out.update(data)
             file.write(data)
 
@@ -109,7 +109,7 @@ def _one_pass(
         for chunk, result in passed(stack, operands, layout, rule):
             stepped = optimizer.step(chunk, result).astype(chunk.dtype) if chunk.is_float else result
             if not (chunk.is_float and not np.isfinite(stepped).all()):
-                writer.do(emit, stepped.tobytes())
+                writer.do(emit, bytes_of(stepped))
                 continue
             _find_culprit(store, sources, chunk)
             raise WeightsError("the aggregate is not finite although every update is: lower the learning rates")
