@@ -49,16 +49,22 @@ class Measures:
             "fedpipe_training_input_deviation", "Standard deviation in the central test set.", version, **one
         )
         self._watches: dict[tuple[str, str], Watch] = {}
+        self._known: dict[tuple[Any, ...], Any] = {}
+
+    def _of(self, metric: Any, *labels: str) -> Any:
+        """`metric.labels`, which takes as long as a small model's run, once for each."""
+        key = (metric, *labels)
+        return self._known.get(key) or self._known.setdefault(key, metric.labels(*labels))
 
     def answered(self, model: str, version: str, code: int, seconds: float) -> None:
         """A request has its answer."""
-        self._requests.labels(model, version, str(code)).inc()
+        self._of(self._requests, model, version, str(code)).inc()
         if model:
-            self._seconds.labels(model).observe(seconds)
+            self._of(self._seconds, model).observe(seconds)
 
     def batched(self, model: str, rows: int) -> None:
         """A run of so many examples."""
-        self._rows.labels(model).observe(rows)
+        self._of(self._rows, model).observe(rows)
 
     def failed(self, model: str, version: int) -> None:
         """A version could not be loaded."""
@@ -78,6 +84,7 @@ class Measures:
             for label in self._watches[key].labels:
                 self._trained.remove(*key, label)
             del self._watches[key]
+        self._known.clear()
         for version, one in there.items():
             if (model, version) not in self._watches:
                 self._watches[model, version] = self._watched(model, version, one)
@@ -102,14 +109,15 @@ class Measures:
             return
         values = feed[loaded.model.inputs[0].name]
         if watch.add(values):
-            self._mean.labels(*key).set(watch.mean)
-            self._deviation.labels(*key).set(watch.deviation)
+            self._of(self._mean, *key).set(watch.mean)
+            self._of(self._deviation, *key).set(watch.deviation)
         outputs = found[loaded.model.outputs[0].name]
         if outputs.ndim == 2 and outputs.shape[1] > 1:
             classes = loaded.model.signature.classes
-            for column, count in zip(*np.unique(outputs.argmax(axis=1), return_counts=True), strict=True):
+            counts = np.bincount(outputs.argmax(axis=1))
+            for column in counts.nonzero()[0].tolist():
                 name = classes[column] if column < len(classes) else str(column)
-                self._predictions.labels(*key, name).inc(int(count))
+                self._of(self._predictions, *key, name).inc(int(counts[column]))
 
     def page(self, follower: Follower, ready: bool) -> bytes:
         """All metrics in Prometheus's text format."""
@@ -128,7 +136,7 @@ class Watch:
     def add(self, values: Array) -> bool:
         """Counts examples; False when they hold NaN or infinity."""
         flat = values.reshape(-1)
-        total = float(np.sum(flat, dtype=np.float64))
+        total = float(flat.sum(dtype=np.float64))
         squares = float(np.dot(flat, flat)) if flat.dtype.kind == "f" else float(np.sum(np.square(flat, dtype=float)))
         if not (math.isfinite(total) and math.isfinite(squares)):
             return False
