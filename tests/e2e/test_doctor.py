@@ -112,6 +112,21 @@ def test_a_request_that_no_node_has_room_for(
     assert told in found.what
 
 
+def test_a_pool_that_a_sessions_learners_do_not_fit_in_together(changed: Callable[..., list[Finding]]) -> None:
+    subject = "2 learners of node-1"
+    assert subject not in [one.subject for one in changed(lambda _: None)]
+    found = changed(placing(accelerator={"count": 2}))
+    assert of(found, "b").level == "ok"
+    assert of(found, subject).level == "warning"
+    assert of(found, subject).what == "3 nvidia.com/gpu wanted, 2 there, at the same time, as a session needs them"
+    assert "set training.rounds_per_step to 1" in of(found, subject).remedy
+
+    def take_turns(content: dict[str, Any]) -> None:
+        content["training"]["rounds_per_step"] = 1
+
+    assert subject not in [one.subject for one in changed(take_turns)]
+
+
 def test_secrets_that_lack_something(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
     made: Site = changed.site  # type: ignore[attr-defined]
     core.create_namespaced_secret(made.namespace, {"metadata": {"name": "half"}, "stringData": {"accesskey": "x"}})

@@ -309,6 +309,32 @@ def _of_pools(federation: Federation, nodes: list[_Node]) -> Iterator[Finding]:
     """Whether each learner's steps could ever be placed."""
     for who, placement in placements_of(federation):
         yield _placed(who, placement, nodes)
+    if federation.in_sessions:
+        yield from _together(federation, nodes)
+
+
+def _together(federation: Federation, nodes: list[_Node]) -> Iterator[Finding]:
+    """Whether learners that share nodes want no more at the same time, as in a session, than these nodes have."""
+    learners = [
+        (requests_of(placement), frozenset(node.name for node in _fitting(placement, nodes)))
+        for _, placement in placements_of(federation)[: len(federation.learners)]
+    ]
+    for pool in sorted({names for _, names in learners if names}, key=sorted):
+        sharing = [wanted for wanted, names in learners if names <= pool and names]
+        members = [node for node in nodes if node.name in pool]
+        short = []
+        for resource in sorted({name for wanted in sharing for name in wanted}):
+            asked = sum((wanted.get(resource, Decimal(0)) for wanted in sharing), Decimal(0))
+            there = sum((node.room.get(resource, Decimal(0)) for node in members), Decimal(0))
+            if asked > there:
+                short.append(f"{told_amount(resource, asked)} {resource} wanted, {told_amount(resource, there)} there")
+        if short:
+            yield Finding(
+                "warning", f"{len(sharing)} learners of {', '.join(sorted(pool)[:3])}{' ...' if len(pool) > 3 else ''}",
+                f"{'; '.join(short)}, at the same time, as a session needs them",
+                "Rounds go on without those that wait. Unless the pool grows by itself, give it more nodes, or set "
+                "training.rounds_per_step to 1: then trainings take turns.",
+            )  # fmt: skip
 
 
 def placements_of(federation: Federation) -> list[tuple[str, Placement]]:
@@ -339,7 +365,7 @@ def _placed(who: str, placement: Placement, nodes: list[_Node]) -> Finding:
             "error", who, f"the taint {taint.key}={taint.value or ''}:{taint.effect} of its nodes is not tolerated",
             f"Add to its placement: tolerations: {shown}",
         )  # fmt: skip
-    fitting = [node for node in tolerated if all(node.room.get(k, Decimal(0)) >= v for k, v in wanted.items())]
+    fitting = _fitting(placement, tolerated)
     asked = (
         ", ".join(f"{told_amount(name, amount)} {name}" for name, amount in wanted.items()) or "nothing in particular"
     )
@@ -349,6 +375,16 @@ def _placed(who: str, placement: Placement, nodes: list[_Node]) -> Finding:
         what = f"asks for {asked}; its nodes have at most {short}" if short else f"no one node has {asked} together"
         return Finding("error", who, what, "Ask for less, or give the pool larger nodes.")
     return Finding("ok", who, f"fits on {len(fitting)} of {len(nodes)} nodes: {asked}")
+
+
+def _fitting(placement: Placement, nodes: list[_Node]) -> list[_Node]:
+    """Nodes on which a pod could run, were they empty."""
+    wanted = requests_of(placement)
+    return [
+        node for node in nodes
+        if _matches(placement, node.labels) and not _untolerated(placement, node)
+        and all(node.room.get(resource, Decimal(0)) >= amount for resource, amount in wanted.items())
+    ]  # fmt: skip
 
 
 def requests_of(placement: Placement) -> dict[str, Decimal]:
