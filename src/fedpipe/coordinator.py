@@ -315,13 +315,11 @@ class Coordinator:
         needed = enough(self._federation, board.asked) if board.phase == "train" else len(board.asked)
         told: dict[str, bool] = {}
         offered: list[str] = []
-        heard = 0.0
         while True:
             for name in board.asked:
                 sign = None if name in told else self._keeper.sign(name)
                 if sign and (sign.round, sign.attempt, sign.phase) == (board.round, board.attempt, board.phase):
                     told[name] = sign.took_part
-                    heard = self._keeper.waited()  # one answer seldom comes alone
                     self._answered(board, name, told)
                     offered += [name] if sign.took_part else []
             self._lost = None
@@ -334,7 +332,9 @@ class Coordinator:
                 self._fetch(board, offered.pop(0))
                 continue
             left = self._federation.quorum.deadline - waited
-            yield min(max(left, 0.01), pause(waited - heard, len(board.asked), self._random))
+            awaited = len(board.asked) - len(told)
+            share = awaited / len(board.asked)  # the fewer are awaited, the less a look costs, and the sooner it comes
+            yield min(max(left, 0.01), pause(waited * share, awaited, self._random))
 
     def _answered(self, board: Board, name: str, told: Mapping[str, bool]) -> None:
         awaited = [n for n in board.asked if n not in told]

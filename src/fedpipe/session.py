@@ -17,7 +17,7 @@ from fedpipe.rounds import mean_tested
 T = TypeVar("T")
 
 SHARE = 1 / 16
-"""Of the time that nothing was heard, the pause until the next look: looks grow with the logarithm of the wait."""
+"""Of the time that was already waited, the pause until the next look: looks grow with the logarithm of the wait."""
 RATE = 200.0
 """Looks a second that all who wait may make together, so that a crowd does not overload a small store."""
 IDLE_RATE = 20.0
@@ -33,7 +33,7 @@ def pause(waited: float, crowd: int, random: Random) -> float:
     .. math:: p = u \\cdot \\min(\\max(1, c / 20), \\max(c / 200, w / 16)), \\quad u \\sim U(0.75, 1.25)
 
     Args:
-        waited: seconds since the wait began, or since something was last heard.
+        waited: seconds since the wait began.
         crowd: how many look at the same store.
         random: of the jitter, which keeps a crowd from looking at the same moment.
     """
