@@ -332,9 +332,8 @@ class Coordinator:
                 self._fetch(board, offered.pop(0))
                 continue
             left = self._federation.quorum.deadline - waited
-            awaited = len(board.asked) - len(told)
-            share = awaited / len(board.asked)  # the fewer are awaited, the less a look costs, and the sooner it comes
-            yield min(max(left, 0.01), pause(waited * share, awaited, self._random))
+            share = 1 - len(told) / len(board.asked)  # the fewer are awaited, the less a look costs
+            yield min(max(left, 0.01), pause(waited * share, len(board.asked), self._random))
 
     def _answered(self, board: Board, name: str, told: Mapping[str, bool]) -> None:
         awaited = [n for n in board.asked if n not in told]
