@@ -131,7 +131,7 @@ def beside(label: str, model: Path, folder: Path, *, is_small: bool) -> list[Row
 
     spec = open_model(model).inputs[0]
     shape = [size or 1 for size in spec.shape[1:]]
-    lua, many = script(folder, spec.name, shape), script(folder, spec.name, shape, MANY)
+    lua = script(folder, spec.name, shape)
     (folder / "models" / label / "1").mkdir(parents=True)
     shutil.copy(model, folder / "models" / label / "1" / "model.onnx")
     found, wide = [], []
@@ -142,6 +142,7 @@ def beside(label: str, model: Path, folder: Path, *, is_small: bool) -> list[Row
         with server_of(folder, *WIDE) as url:
             found.append((alone, one, load(f"{url}/v2/models/{label}/infer", lua, 8)))
             if is_small:
+                many = script(folder, spec.name, shape, MANY)
                 wide.append((load(f"{url}/v2/models/{label}/infer", many, 8)[2], raw(model, "side by side", MANY)[1]))
     alone = median([one[0][0][0] for one in found])
     p50, p99 = (median([one[1][k] for one in found]) for k in (0, 1))
@@ -150,14 +151,14 @@ def beside(label: str, model: Path, folder: Path, *, is_small: bool) -> list[Row
     latency = at_most(
         f"{label} over HTTP, p50 (p99 {p99 * 1e3:.2f} ms)", p50 * 1e3, alone * 1e3 + 1, "raw + 1 ms", 1.0, "ms"
     )
-    what, beside = f"{label} at saturation, {' '.join(WIDE)}", "onnxruntime alone"
+    what, peer = f"{label} at saturation, {' '.join(WIDE)}", "onnxruntime alone"
     rows = [
         latency if is_small else latency._replace(goal="stated", reached=True),
-        at_least(what, rate, most, beside, 0.9, "requests/s"),
+        at_least(what, rate, most, peer, 0.9, "requests/s"),
     ]
     if is_small:
         rate, most = (median([one[k] for one in wide]) for k in (0, 1))
-        rows.append(at_least(f"the same, {MANY} examples a request", rate, most, beside, 0.9, "requests/s"))
+        rows.append(at_least(f"the same, {MANY} examples a request", rate, most, peer, 0.9, "requests/s"))
     return rows
 
 

@@ -159,7 +159,7 @@ class _Optimizer:
         old = {slot: self._old(slot, aggregate.size) for slot in self._server.slots}
         result, new = self._server.step(base, aggregate, old)
         for slot, values in new.items():
-            self._files[slot].write(values.tobytes())
+            self._files[slot].write(bytes_of(values))
         self._position += aggregate.size
         return result
 

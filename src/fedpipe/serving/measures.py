@@ -84,7 +84,7 @@ class Measures:
             for label in self._watches[key].labels:
                 self._trained.remove(*key, label)
             del self._watches[key]
-        self._known.clear()
+        self._known.clear()  # what was removed above must not be counted on
         for version, one in there.items():
             if (model, version) not in self._watches:
                 self._watches[model, version] = self._watched(model, version, one)
