@@ -127,7 +127,7 @@ def server_of(folder: Path, *options: str) -> Iterator[str]:
 
 def beside(label: str, model: Path, folder: Path, *, is_small: bool) -> list[Row]:
     """A model behind HTTP and in onnxruntime alone."""
-    from fedpipe.prediction import open_model
+    from fedpipe.registry.prediction import open_model
 
     spec = open_model(model).inputs[0]
     shape = [size or 1 for size in spec.shape[1:]]
@@ -173,8 +173,8 @@ def asked(pool: urllib3.PoolManager, url: str) -> tuple[int, str]:
 
 def switches(folder: Path) -> Row:
     """50 000 requests across 20 versions and a rollback: how many were answered wrongly or not at all."""
-    from fedpipe.serving.policy import Rule
     from fedpipe.serving.promotion import promote
+    from fedpipe.serving.traffic import Split
     from fedpipe.store import LocalStore
 
     models = LocalStore(folder / "store").below("models")
@@ -196,7 +196,7 @@ def switches(folder: Path) -> Row:
                 wrong, answered = asked(pool, url)
                 errors += wrong
                 seen.add(answered)
-            promote(models, "m", Rule(kind="pinned", version=1))
+            promote(models, "m", Split(kind="pinned", version=1))
             server.wait_for("m", 1)
             errors += asked(pool, url)[0]
             told = wrk.communicate()[0]

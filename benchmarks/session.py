@@ -20,17 +20,18 @@ from tests.federations import PlusOneLearner, make_federation, make_plan
 
 from benchmarks.measure import MIB, REPEATS, ROOT, Row, at_most, median, quiet
 from fedpipe import weights
-from fedpipe.attendance import Attendance, at_once
-from fedpipe.board import Board, Sign, poll_board, put_sign
-from fedpipe.coordinator import Coordinator, Moment
-from fedpipe.learner import contribute
-from fedpipe.manifests import Update
-from fedpipe.objects import fetch_file, put_file
-from fedpipe.plan import Plan
-from fedpipe.rounds import publish_update, read_record
-from fedpipe.session import drive
+from fedpipe.learners.contribute import contribute
+from fedpipe.rounds.history import read_record
+from fedpipe.rounds.manifests import Update
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.updates import publish_update
+from fedpipe.sessions.attendance import Attendance, at_once
+from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
+from fedpipe.sessions.coordinator import Coordinator, Moment
+from fedpipe.sessions.pacing import drive
 from fedpipe.steps.initialise import begin
 from fedpipe.store import open_store
+from fedpipe.store.objects import fetch_file, put_file
 
 NAMES = tuple(f"learner-{number}" for number in range(5))
 TRAINING = 0.5

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from tests.federations import PlusOneLearner, make_federation, make_plan
 
-from fedpipe.attendance import Attendance, at_once
-from fedpipe.coordinator import Coordinator, Moment
-from fedpipe.learner import contribute
-from fedpipe.manifests import Update
-from fedpipe.session import drive
+from fedpipe.learners.contribute import contribute
+from fedpipe.rounds.manifests import Update
+from fedpipe.sessions.attendance import Attendance, at_once
+from fedpipe.sessions.coordinator import Coordinator, Moment
+from fedpipe.sessions.pacing import drive
 from fedpipe.steps.initialise import begin
 from fedpipe.store import open_store
 

@@ -12,7 +12,7 @@ from benchmarks.measure import ROOT, Row, at_most, quiet, repeated
 
 # `fedpipe step aggregate` against a store that answers nothing: the process ends at its first store call.
 _CORE = (
-    "import sys, os; import fedpipe.store.minio as m; "
+    "import sys, os; import fedpipe.store.s3 as m; "
     "m.MinioStore.read = lambda *a, **k: os._exit(0); "
     "from fedpipe.__main__ import main; sys.exit(main())"
 )

@@ -4,8 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-from fedpipe.closing import close_round
-from fedpipe.plan import read_plan
+from fedpipe.rounds.closing import close_round
+from fedpipe.rounds.plan import read_plan
 from fedpipe.store import open_store
 
 

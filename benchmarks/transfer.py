@@ -11,8 +11,8 @@ from pathlib import Path
 from tests import binaries, servers
 
 from benchmarks.measure import MIB, Row, at_least, repeated
-from fedpipe.objects import fetch_file, key_of, put_file
 from fedpipe.store import open_store
+from fedpipe.store.objects import fetch_file, key_of, put_file
 
 SIZE = 512 * MIB
 

@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-from fedpipe import __version__
 from fedpipe.steps import STEPS
+from fedpipe.version import __version__
 
 REGISTRY = "fedpipe"
 

@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
-from fedpipe.federation import Federation
+from fedpipe.federation.federation import Federation
 
 PAGE = Path(__file__).parent / "federation.md"
 HEAD = """# The federation file
 
 `federation.yaml` is the one thing that you write; `fedpipe init DIR` writes a working one. Unknown keys are errors.
-Relative paths are resolved beside the file. This page is generated from the types in `src/fedpipe/federation.py`
+Relative paths are resolved beside the file. This page is generated from the types in `src/fedpipe/federation/`
 (`make docs`).
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from kfp import compiler, dsl
 
 from fedpipe import components, read_federation
-from fedpipe.kubeflow.compilation import as_json, read_code
+from fedpipe.compiled.compiler import as_json, read_code
 
 
 @dsl.container_component

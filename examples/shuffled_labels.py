@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 import fedpipe
-from fedpipe.views import report
+from fedpipe.commands.compare import report
 
 
 def write_data(folder: Path) -> None:
@@ -65,7 +65,7 @@ def tell(found: dict[str, dict], folder: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    from fedpipe.cli import Algorithm, init
+    from fedpipe.cli.main import Algorithm, init
 
     target = Path(sys.argv[1])
     init(target, Algorithm.collective, force=True)

@@ -12,9 +12,9 @@ Algorithm (Fetch.ai's colearn), unrolled:
 
 from typing import Any
 
-from fedpipe.federation import Federation
+from fedpipe.federation.federation import Federation
 from fedpipe.pipelines.frame import decide, framed, score_start, train
-from fedpipe.voting import proposer_of
+from fedpipe.rounds.voting import proposer_of
 
 
 def collective_learning(federation: Federation, federation_json: str, code: str) -> Any:

@@ -13,7 +13,9 @@ Algorithm (McMahan et al. 2017, "FederatedAveraging"), unrolled:
 from typing import Any
 
 from fedpipe import components
-from fedpipe.federation import Averaging, Federation, tag_of
+from fedpipe.federation.algorithms import Averaging
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import tag_of
 from fedpipe.pipelines.frame import decide, framed, score_start, train
 from fedpipe.pipelines.placement import place_coordinator
 

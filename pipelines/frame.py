@@ -7,7 +7,7 @@ from typing import Any
 from kfp import dsl
 
 from fedpipe import components
-from fedpipe.federation import Federation, Learner
+from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.pipelines.placement import form_of_placements, place_coordinator, place_learner, placed_by
 
 Learn = Callable[[Any, Any], Any]
@@ -105,7 +105,7 @@ def _with_form(form: dict[str, Any], function: Callable[..., None]) -> Callable[
     return pipeline
 
 
-def train(federation: Federation, learner: Learner, place: Any, number: int, base: Any, act: str) -> Any:
+def train(federation: Federation, learner: LearnerSettings, place: Any, number: int, base: Any, act: str) -> Any:
     """A learner's training step, with differential privacy when the federation says so; `act` names it."""
     step = components.train_private if federation.privacy_of(learner.name) else components.train
     trained = step(place=place, learner=learner.name, round=number, base=base)

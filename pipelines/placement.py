@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 from kfp import dsl, kubernetes
 
-from fedpipe.federation import Federation, Learner, Placement
-from fedpipe.signing import SIGNING_KEY
+from fedpipe.federation.federation import Federation, LearnerSettings
+from fedpipe.federation.placement import Placement
+from fedpipe.identity.signing import SIGNING_KEY
 
 SECRET_KEYS = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}
 """Keys of the secret (those of KFP's own `mlpipeline-minio-artifact`) and the variables that steps read."""
@@ -35,7 +36,7 @@ def place_coordinator(task: dsl.PipelineTask, federation: Federation, name: str,
     place_on(task, _of_kind(task, federation))
 
 
-def place_learner(task: dsl.PipelineTask, federation: Federation, learner: Learner, name: str) -> None:
+def place_learner(task: dsl.PipelineTask, federation: Federation, learner: LearnerSettings, name: str) -> None:
     """A step of a learner: its own secret, its own node pool and resources."""
     _name_and_retry(task, name, federation)
     kubernetes.add_pod_label(task, "fedpipe/learner", learner.name)
@@ -85,7 +86,7 @@ def _prefix(learner: str) -> str:
     return f"learner_{name}" if name[0].isdigit() else name  # a parameter is a Python name
 
 
-def _place_by_form(task: dsl.PipelineTask, learner: Learner, placement: Placement) -> Placement:
+def _place_by_form(task: dsl.PipelineTask, learner: LearnerSettings, placement: Placement) -> Placement:
     """Sets what the form says of a learner, and returns the rest of its placement."""
     form, prefix = _FORM.get(), _prefix(learner.name)
     kubernetes.add_node_selector_json(task, form[f"{prefix}_node_selector"])

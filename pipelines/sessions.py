@@ -14,7 +14,7 @@ from typing import Any
 from kfp import dsl
 
 from fedpipe import components
-from fedpipe.federation import Federation
+from fedpipe.federation.federation import Federation
 from fedpipe.pipelines.frame import framed
 from fedpipe.pipelines.placement import place_coordinator, place_learner
 

@@ -11,7 +11,7 @@ cluster can go on from it.
 from typing import Any
 
 from fedpipe import components
-from fedpipe.federation import Federation
+from fedpipe.federation.federation import Federation
 from fedpipe.pipelines.frame import framed
 from fedpipe.pipelines.placement import place_coordinator, place_on
 

@@ -50,7 +50,7 @@ def store() -> MemoryStore:
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
     """A folder with what `fedpipe init` writes."""
-    from fedpipe.cli import init
+    from fedpipe.cli.main import init
 
     init(tmp_path / "digits", force=False)
     return tmp_path / "digits"

@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from fedpipe.accounting import TrainingEvent
-from fedpipe.closing import close_round, close_vote
 from fedpipe.errors import DroppedError
-from fedpipe.federation import Federation, Vote
-from fedpipe.federation_file import parse_federation
-from fedpipe.learner import Arrays, Trained, Verdict, contribute, vote
-from fedpipe.manifests import Dropped, Record, Scores, Tested, Update
-from fedpipe.objects import digest_of
-from fedpipe.plan import Plan
+from fedpipe.federation.algorithms import Vote
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.file import parse_federation
+from fedpipe.learners.contribute import contribute
+from fedpipe.learners.learner import Arrays, Trained, Verdict
+from fedpipe.learners.vote import vote
+from fedpipe.rounds.accounting import TrainingEvent
+from fedpipe.rounds.closing import close_round, close_vote
+from fedpipe.rounds.manifests import Dropped, Record, Scores, Tested, Update
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.voting import approves, proposer_of
 from fedpipe.steps.initialise import begin
 from fedpipe.store import Store
-from fedpipe.voting import approves, proposer_of
+from fedpipe.store.objects import digest_of
 from fedpipe.weights import dumps
 
 

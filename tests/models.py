@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fedpipe.federation import Federation
-from fedpipe.objects import digest_of, put_bytes
-from fedpipe.plan import Plan
+from fedpipe.federation.federation import Federation
+from fedpipe.rounds.plan import Plan
 from fedpipe.store import Store
+from fedpipe.store.objects import digest_of, put_bytes
 
 DENSE = """
 import keras

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fedpipe.data import Examples
-from fedpipe.federation import Privacy
-from fedpipe.federation_file import parse_federation
-from fedpipe.keras_learner import KerasLearner
-from fedpipe.manifests import Scores
-from fedpipe.objects import digest_of
-from fedpipe.private_model import PrivateModel
+from fedpipe.data.examples import Examples
+from fedpipe.federation.file import parse_federation
+from fedpipe.federation.training import Privacy
+from fedpipe.learners.keras.learner import KerasLearner
+from fedpipe.learners.keras.private import PrivateModel
+from fedpipe.rounds.manifests import Scores
+from fedpipe.store.objects import digest_of
 
 PREFIX = "sequential/"
 """What Keras 3 writes before the names of a sequential model's layers."""
@@ -64,7 +64,7 @@ def train_large(code: str, privacy: dict[str, Any], training: dict[str, Any], *r
     """As `train`, with every train part taken for a large one; and whether TensorFlow has a seed then."""
     from tensorflow.python.eager import context
 
-    from fedpipe import keras_learner
+    from fedpipe.learners.keras import learner as keras_learner
 
     kept, keras_learner._LARGE = keras_learner._LARGE, 0
     try:

@@ -17,23 +17,23 @@ import numpy as np
 import urllib3
 from onnx import TensorProto, helper, numpy_helper
 
-from fedpipe.manifests import Origin
-from fedpipe.objects import digest_of, encode
-from fedpipe.signature import KEY, Signature, write_signature
+from fedpipe.registry.card import CARD_KEY, Card, write_card
+from fedpipe.registry.publication import Origin
 from fedpipe.store import Store
+from fedpipe.store.objects import digest_of, encode
 
 X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 
 
-def onnx_model(graph: Any, signature: Signature | None = None) -> bytes:
+def onnx_model(graph: Any, signature: Card | None = None) -> bytes:
     """A graph as the bytes of a model."""
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     if signature:
-        model.metadata_props.add(key=KEY, value=write_signature(signature))
+        model.metadata_props.add(key=CARD_KEY, value=write_card(signature))
     return bytes(model.SerializeToString())
 
 
-def softmax(seed: int = 0, *, signature: Signature | None = None) -> bytes:
+def softmax(seed: int = 0, *, signature: Card | None = None) -> bytes:
     """softmax(x W): four features, three classes."""
     weights = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
     graph = helper.make_graph(

@@ -8,13 +8,14 @@ from collections.abc import Callable, Generator
 from random import Random
 from typing import Any
 
-from fedpipe.attendance import Attendance
-from fedpipe.board import Board, board_key
-from fedpipe.coordinator import Coordinator, Moment
-from fedpipe.learner import contribute, vote
-from fedpipe.manifests import Dropped
-from fedpipe.plan import Plan
-from fedpipe.rounds import Roll
+from fedpipe.learners.contribute import contribute
+from fedpipe.learners.vote import vote
+from fedpipe.rounds.manifests import Dropped
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.roll import Roll
+from fedpipe.sessions.attendance import Attendance
+from fedpipe.sessions.board import Board, board_key
+from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.store import MemoryStore, Store
 
 Actor = Generator[float, None, Any]

@@ -15,7 +15,7 @@ import fedpipe
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"kfp", "kubernetes", "tensorflow", "keras", "onnxruntime", "tf2onnx", "sklearn", "matplotlib", "pyarrow"}
-FACES = {"fedpipe.components", "fedpipe.pipelines", "fedpipe.preload", "fedpipe.templates"}
+FACES = {"fedpipe.components", "fedpipe.pipelines", "fedpipe.engine.preload", "fedpipe.templates"}
 
 
 def modules() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedpipe import __version__
+from fedpipe.version import __version__
 from tests import binaries
 
 CHART = Path(__file__).parents[1] / "helm" / "fedpipe"
@@ -80,7 +80,7 @@ def test_the_command_is_one_that_fedpipe_takes(tmp_path: Path) -> None:
     """Every option that the chart writes is one of `fedpipe serve --help`."""
     from typer.main import get_command
 
-    from fedpipe.cli import app
+    from fedpipe.cli.main import app
 
     known = {
         name

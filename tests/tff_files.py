@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpipe.plan import Place
+from fedpipe.rounds.plan import RunPlace
 
 
 def writers() -> dict[str, dict[str, np.ndarray]]:
@@ -36,7 +36,7 @@ def write_sqlite(path: str) -> None:
     tff.simulation.datasets.save_to_sql_client_data(list(found), dataset, path)
 
 
-def clients_of(place: Place, part: str) -> list[tuple[str, int, bytes]]:
+def clients_of(place: RunPlace, part: str) -> list[tuple[str, int, bytes]]:
     """Keys, sizes and first features of a run's shards, as TFF reads them."""
     from fedpipe.tff.datasets import client_data
 

@@ -5,7 +5,7 @@ import time
 
 from arrays import WEIGHTS, updates
 
-from fedpipe.aggregation.rules import average
+from fedpipe.aggregation.rule import average
 
 held, times = updates(), []
 for _ in range(6):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpipe.client_files import read_clients
+from fedpipe.data.client_files import read_clients
 from fedpipe.errors import FedpipeError
 
 CLIENTS = 10

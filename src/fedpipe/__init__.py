@@ -14,15 +14,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fedpipe.version import __version__ as __version__
+
 if TYPE_CHECKING:
+    from fedpipe.commands.check import check
+    from fedpipe.commands.export import export
+    from fedpipe.commands.run import run
+    from fedpipe.compiled.compiler import compile_pipeline
     from fedpipe.errors import FedpipeError
-    from fedpipe.federation_file import read_federation
-    from fedpipe.kubeflow.compilation import compile_pipeline
-    from fedpipe.prediction import predict
-    from fedpipe.runs import check, export, run
+    from fedpipe.federation.file import read_federation
+    from fedpipe.registry.prediction import predict
     from fedpipe.store import open_store
 
-__version__ = "0.1.0"
 __all__ = [
     "FedpipeError",
     "check",
@@ -36,13 +39,13 @@ __all__ = [
 
 _HOMES = {
     "FedpipeError": "errors",
-    "check": "runs",
-    "compile_pipeline": "kubeflow.compilation",
-    "export": "runs",
+    "check": "commands.check",
+    "compile_pipeline": "compiled.compiler",
+    "export": "commands.export",
     "open_store": "store",
-    "predict": "prediction",
-    "read_federation": "federation_file",
-    "run": "runs",
+    "predict": "registry.prediction",
+    "read_federation": "federation.file",
+    "run": "commands.run",
 }
 
 

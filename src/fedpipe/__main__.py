@@ -11,7 +11,7 @@ def main() -> int:
         from fedpipe.steps.contract import main as step
 
         return step(sys.argv[2:])
-    from fedpipe.cli import main as command
+    from fedpipe.cli.main import main as command
 
     return command()
 

@@ -14,11 +14,11 @@ import pytest
 
 from fedpipe import weights
 from fedpipe.aggregation import RULES, Combined, Source, combine
-from fedpipe.aggregation.server import make_server_step
+from fedpipe.aggregation.optimizers import make_server_step
 from fedpipe.errors import StoreUnavailableError, WeightsError
-from fedpipe.federation import Sgd
-from fedpipe.objects import digest_of, key_of
+from fedpipe.federation.algorithms import Sgd
 from fedpipe.store import MemoryStore
+from fedpipe.store.objects import digest_of, key_of
 
 BASE = {
     "kernel": np.linspace(-1, 1, 700_000, dtype=np.float32).reshape(700, 1000),
@@ -84,10 +84,10 @@ def test_it_is_the_mean(store: MemoryStore, sources: list[Source], tmp_path: Pat
 
 
 def test_it_is_the_mean_of_arrays_in_memory(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
-    from fedpipe.aggregation.rules import average
+    from fedpipe.aggregation.rule import average
 
     found = result(run(store, sources, tmp_path))
-    expected = average([update(k) for k in range(4)], [1, 2, 3, 4])
+    expected = average([update(k) for k in range(4)], [1, 2, 3, 4], rule=RULES["mean"])
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
 

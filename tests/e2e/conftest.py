@@ -19,15 +19,15 @@ import urllib3
 import yaml
 from kubernetes import client, config
 
-from fedpipe import __version__
-from fedpipe.federation_file import read_federation
-from fedpipe.identities import enroll, policy_of
-from fedpipe.kubeflow.compilation import compile_pipeline
-from fedpipe.kubeflow.doctor import diagnose
-from fedpipe.signing import COORDINATOR
+from fedpipe.commands.identities import enroll, policy_of
+from fedpipe.compiled.compiler import compile_pipeline
+from fedpipe.federation.file import read_federation
+from fedpipe.identity.signing import COORDINATOR
+from fedpipe.kubeflow.doctor.diagnosis import diagnose
 from fedpipe.store import open_store
-from fedpipe.store.minio import Credentials
+from fedpipe.store.s3_client import Credentials
 from fedpipe.store.users import Users
+from fedpipe.version import __version__
 from tests import binaries, servers
 from tests.e2e import cluster as clusters
 from tests.e2e import images

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from kubernetes import client
 
-from fedpipe.graph import Graph, Task, fill_command, parse_graph, resolve
+from fedpipe.compiled.graph import Graph, Task, fill_command, parse_graph, resolve
 
 OUTPUT = "/tmp/outputs/executor_output.json"
 MARK = "== executor output =="

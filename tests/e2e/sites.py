@@ -9,10 +9,10 @@ from typing import Any
 
 from kubernetes import client
 
-from fedpipe.federation_file import read_federation
+from fedpipe.federation.file import read_federation
 from fedpipe.kubeflow.where import Where
 from fedpipe.store import open_store
-from fedpipe.store.minio import Credentials
+from fedpipe.store.s3_client import Credentials
 from tests.e2e.driver import Pipeline
 
 JOB = "3a5f3e0e-6f0c-4f7e-9a53-0d4a1f0c7b11"

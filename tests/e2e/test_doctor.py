@@ -13,14 +13,15 @@ import yaml
 from kubernetes import client
 from typer.testing import CliRunner
 
-from fedpipe.cli import app
+from fedpipe.cli.main import app
+from fedpipe.commands.identities import enroll
 from fedpipe.errors import InputError
-from fedpipe.identities import enroll
+from fedpipe.identity.signing import COORDINATOR
 from fedpipe.kubeflow.clients import open_kubernetes
-from fedpipe.kubeflow.doctor import Finding, diagnose
+from fedpipe.kubeflow.doctor.diagnosis import diagnose
+from fedpipe.kubeflow.doctor.finding import Finding
 from fedpipe.kubeflow.pods import waiting_lines
-from fedpipe.signing import COORDINATOR
-from fedpipe.store.minio import Credentials
+from fedpipe.store.s3_client import Credentials
 from tests.e2e.conftest import eventually
 from tests.e2e.sites import POOL, Site, secret
 from tests.kubeflow.kfp_server import serving

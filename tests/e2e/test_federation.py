@@ -9,16 +9,15 @@ from pathlib import Path
 
 from kubernetes import client
 
-from fedpipe.enrolment import read_enrolled
-from fedpipe.federation_file import read_federation
+from fedpipe.commands.run import run
+from fedpipe.federation.file import read_federation
+from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.kubeflow.clients import open_kubernetes
 from fedpipe.kubeflow.pods import logs, pods_of
-from fedpipe.manifests import Origin
-from fedpipe.objects import decode
-from fedpipe.publication import ModelVersion, check_publication, versions
-from fedpipe.rounds import history, read_head
-from fedpipe.runs import run
-from fedpipe.session import took_part
+from fedpipe.registry.publication import ModelVersion, Origin, check_publication, versions
+from fedpipe.rounds.history import history, read_head
+from fedpipe.rounds.selection import took_part
+from fedpipe.store.objects import decode
 from tests.e2e import cluster as clusters
 from tests.e2e.cluster import Cluster
 from tests.e2e.conftest import ENDPOINT

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from fedpipe import __version__
-from fedpipe.graph import Task
+from fedpipe.compiled.graph import Task
+from fedpipe.version import __version__
 from tests import servers
 from tests.e2e import cluster as clusters
 from tests.e2e.cluster import Cluster

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import msgspec
 
-from fedpipe.ballots import publish_ballot
-from fedpipe.closing import close_round, close_vote
-from fedpipe.manifests import Record
-from fedpipe.objects import encode, fetch_file, put_file
-from fedpipe.plan import Plan
-from fedpipe.rounds import Roll, history, precedes, publish_update, read_head, read_record
+from fedpipe.rounds.ballots import publish_ballot
+from fedpipe.rounds.closing import close_round, close_vote
+from fedpipe.rounds.history import history, precedes, read_head, read_record
+from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.roll import Roll
+from fedpipe.rounds.updates import publish_update
 from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore, Store
+from fedpipe.store.objects import encode, fetch_file, put_file
 from tests.federations import fresh
 
 

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 
 from fedpipe.errors import CorruptError
-from fedpipe.manifests import Head
-from fedpipe.objects import encode, key_of
-from fedpipe.rounds import read_head, read_record, record_key
+from fedpipe.rounds.history import read_head, read_record, record_key
+from fedpipe.rounds.manifests import Head
 from fedpipe.store import MemoryStore
+from fedpipe.store.objects import encode, key_of
 from tests.faults.invariants import check
 from tests.federations import make_plan, play
 

@@ -27,18 +27,18 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fedpipe.attendance import Attendance, at_once
-from fedpipe.board import Board
-from fedpipe.coordinator import Coordinator
 from fedpipe.errors import FedpipeError, StoreError
-from fedpipe.learner import Arrays, Trained
-from fedpipe.objects import key_of
-from fedpipe.plan import Place, Plan
-from fedpipe.rounds import find_update
-from fedpipe.session import drive
+from fedpipe.learners.learner import Arrays, Trained
+from fedpipe.rounds.plan import Plan, RunPlace
+from fedpipe.rounds.updates import find_update
+from fedpipe.sessions.attendance import Attendance, at_once
+from fedpipe.sessions.board import Board
+from fedpipe.sessions.coordinator import Coordinator
+from fedpipe.sessions.pacing import drive
 from fedpipe.steps import learn
 from fedpipe.steps.initialise import begin
 from fedpipe.store import Store, open_store
+from fedpipe.store.objects import key_of
 from tests import servers
 from tests.faults.invariants import check
 from tests.faults.proxy import disturbing
@@ -266,7 +266,7 @@ def _take_part(life: Life) -> None:
 
 def act(store: Store, plan: Plan, name: str, board: Board, learner: Any) -> bool:
     """The very body of the step `learn`, with a learner that needs no framework."""
-    place = Place(store="memory://unused", federation=plan.federation.name, run=plan.run)
+    place = RunPlace(store="memory://unused", federation=plan.federation.name, run=plan.run)
     learn.opened = lambda _: (store, plan)  # type: ignore[assignment]  (this process is ours alone)
     return learn.act(learn.Inputs(place=place, learner=name), board, lambda *_: learner)
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from fedpipe.board import Board
 from fedpipe.errors import StoreError, StoreUnavailableError
-from fedpipe.objects import key_of
-from fedpipe.plan import Plan
-from fedpipe.rounds import find_update
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.updates import find_update
+from fedpipe.sessions.board import Board
 from fedpipe.steps.initialise import begin
 from fedpipe.store import Store
+from fedpipe.store.objects import key_of
 from tests.faults.invariants import check
 from tests.faults.stores import HookedStore, killing
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan

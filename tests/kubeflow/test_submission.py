@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fedpipe.cli import app
+from fedpipe.cli.main import app
 from fedpipe.errors import ClusterError, InputError, NotFoundError, PipelineError, StepError
 from fedpipe.kubeflow.clients import open_kfp
 from fedpipe.kubeflow.pods import find_run_id, watcher

@@ -7,16 +7,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fedpipe.enrolment import Enrolment, change_enrolled
 from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError, StoreUnavailableError
-from fedpipe.manifests import Origin
-from fedpipe.objects import decode
-from fedpipe.publication import ModelVersion, sign_publication, versions
-from fedpipe.serving.catalogue import Catalogue, Place, locate
-from fedpipe.serving.policy import Rule, policy_key, read_policy
+from fedpipe.identity.enrolment import Enrolment, change_enrolled
+from fedpipe.identity.signing import make_key, public_key
+from fedpipe.registry.publication import ModelVersion, Origin, sign_publication, versions
+from fedpipe.serving.catalogue import Catalogue, Location, locate
 from fedpipe.serving.promotion import promote
-from fedpipe.signing import make_key, public_key
+from fedpipe.serving.traffic import Split, read_traffic, traffic_key
 from fedpipe.store import LocalStore, MemoryStore, Store
+from fedpipe.store.objects import decode
 from tests.faults.stores import HookedStore
 from tests.served import publish, softmax
 
@@ -32,11 +31,11 @@ class Lost:
             raise StoreUnavailableError("the store cannot be reached")
 
 
-def place(models: object) -> Place:
-    return Place(models, "federation", is_local=False)  # type: ignore[arg-type]
+def place(models: object) -> Location:
+    return Location(models, "federation", is_local=False)  # type: ignore[arg-type]
 
 
-def looked(place: Place, cache: Store | None = None) -> Catalogue:
+def looked(place: Location, cache: Store | None = None) -> Catalogue:
     """A catalogue that knows what is there."""
     catalogue = Catalogue(place, cache)
     catalogue.look()
@@ -89,14 +88,14 @@ def test_copies_serve_while_the_store_is_lost(store: MemoryStore, models: Memory
     lost, cache = Lost(), LocalStore(tmp_path)
     publish(models, "m", 1, softmax(1))
     publish(models, "m", 2, softmax(2))
-    promote(models, "m", Rule(kind="pinned", version=1))
+    promote(models, "m", Split(kind="pinned", version=1))
     catalogue = looked(place(HookedStore(store, lost)), cache)
     catalogue.fetch(ModelVersion("m", 1))
     lost.lost = True
     again = Catalogue(place(HookedStore(store, lost)), cache)
     found = again.look()
     assert found["m"][0] == [1]
-    assert found["m"][1].rule == Rule(kind="pinned", version=1)
+    assert found["m"][1].rule == Split(kind="pinned", version=1)
     assert again.is_lost
     assert "cannot be reached" in again.troubles[0]
     assert again.fetch(ModelVersion("m", 1)) == softmax(1)
@@ -201,9 +200,9 @@ def test_copies_of_what_is_served_no_more_are_removed(store: MemoryStore, models
     catalogue = looked(place(store), cache)
     for version in (1, 2):
         catalogue.fetch(ModelVersion("m", version))
-    promote(models, "m", Rule(kind="pinned", version=2))
-    catalogue.settle("m", {2}, read_policy(models, "m")[0])
-    assert sorted(cache.keys()) == ["m/2/model.onnx", "m/2/origin.json", policy_key("m")]
+    promote(models, "m", Split(kind="pinned", version=2))
+    catalogue.settle("m", {2}, read_traffic(models, "m")[0])
+    assert sorted(cache.keys()) == ["m/2/model.onnx", "m/2/origin.json", traffic_key("m")]
 
 
 def test_a_full_disk_is_no_reason_not_to_serve(
@@ -242,7 +241,7 @@ def test_a_store_may_hold_several_federations(store: MemoryStore, tmp_path: Path
     publish(store.below("south").below("models"), "n", 2, softmax(2))
     publish(store.below("west").below("models"), "m", 3, softmax(3))
     store.create("north/HEAD", b"")
-    place = Place(store, "any", is_local=False)
+    place = Location(store, "any", is_local=False)
     catalogue = Catalogue(place, LocalStore(tmp_path))
     assert {name: numbers for name, (numbers, _) in catalogue.look().items()} == {"m": [1], "n": [2]}
     assert catalogue.troubles == ["memory:///west/models: there is another model 'm', which is not served"]
@@ -250,5 +249,5 @@ def test_a_store_may_hold_several_federations(store: MemoryStore, tmp_path: Path
     assert place.home_of("n").models.uri == "memory:///south/models"
     with pytest.raises(NotFoundError, match=r"there is no model 'o'\. There are: m, m, n"):
         place.home_of("o")
-    one = Place(store.below("west"), "any", is_local=False)
+    one = Location(store.below("west"), "any", is_local=False)
     assert {name: numbers for name, (numbers, _) in Catalogue(one).look().items()} == {"m": [3]}

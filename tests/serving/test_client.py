@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fedpipe.cli import app
+from fedpipe.cli.main import app
 from fedpipe.errors import InputError
-from fedpipe.prediction import open_model, predict
+from fedpipe.registry.card import Card, Spread
+from fedpipe.registry.prediction import open_model, predict
 from fedpipe.serving.client import RemoteModel
-from fedpipe.signature import Signature, Spread
 from fedpipe.store import LocalStore
 from tests.served import Served, X, publish, serving, softmax
 
-SIGNATURE = Signature(classes=("red", "green", "blue"), spread=Spread(minimum=-3, maximum=3, mean=0.1, deviation=1.1))
+SIGNATURE = Card(classes=("red", "green", "blue"), spread=Spread(minimum=-3, maximum=3, mean=0.1, deviation=1.1))
 MODEL = softmax(signature=SIGNATURE)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from fedpipe.errors import CorruptError, StoreUnavailableError
-from fedpipe.publication import ModelVersion
-from fedpipe.serving.catalogue import Catalogue, Place
+from fedpipe.registry.publication import ModelVersion
+from fedpipe.serving.catalogue import Catalogue, Location
 from fedpipe.serving.follower import Follower
-from fedpipe.serving.policy import Rule, policy_key
 from fedpipe.serving.promotion import promote
 from fedpipe.serving.runtime import Loaded
+from fedpipe.serving.traffic import Split, traffic_key
 from fedpipe.store import MemoryStore
 from tests.faults.stores import HookedStore
 from tests.served import publish
@@ -25,7 +25,7 @@ class World:
         self.store, self.now, self.lost = store.below("models"), 0.0, False
         self.loads: list[ModelVersion] = []
         self.failed: list[ModelVersion] = []
-        catalogue = Catalogue(Place(HookedStore(store, self._lose), "federation", is_local=False))
+        catalogue = Catalogue(Location(HookedStore(store, self._lose), "federation", is_local=False))
         self.follower = Follower(
             catalogue, self._load, failed=lambda entry, _: self.failed.append(entry), clock=lambda: self.now
         )
@@ -101,20 +101,20 @@ def test_pinned_back_and_forth(world: World) -> None:
     for version in (1, 2):
         world.publish(version)
     assert world.answers() == (2, None)
-    promote(world.store, "m", Rule(kind="pinned", version=1))
+    promote(world.store, "m", Split(kind="pinned", version=1))
     assert world.answers() == (1, None)
     world.publish(3)
     assert world.answers() == (1, None)
-    promote(world.store, "m", Rule())
+    promote(world.store, "m", Split())
     assert world.answers() == (3, None)
 
 
 def test_a_canary_beside_the_version_that_answers(world: World) -> None:
     for version in (1, 2):
         world.publish(version)
-    promote(world.store, "m", Rule(kind="canary", version=1, canary=2, share=0.1))
+    promote(world.store, "m", Split(kind="canary", version=1, canary=2, share=0.1))
     assert world.answers() == (1, 2)
-    promote(world.store, "m", Rule(kind="pinned", version=2))
+    promote(world.store, "m", Split(kind="pinned", version=2))
     assert world.answers() == (2, None)
     assert world.loads == [ModelVersion("m", 1), ModelVersion("m", 2)]  # it was there already
 
@@ -122,7 +122,7 @@ def test_a_canary_beside_the_version_that_answers(world: World) -> None:
 def test_a_canary_that_fails_leaves_all_to_the_other(world: World) -> None:
     world.publish(1)
     world.publish(2, BAD)
-    promote(world.store, "m", Rule(kind="canary", version=1, canary=2, share=0.5))
+    promote(world.store, "m", Split(kind="canary", version=1, canary=2, share=0.5))
     assert world.answers() == (1, None)
 
 
@@ -130,7 +130,7 @@ def test_a_pinned_version_that_fails_leaves_whoever_answered(world: World) -> No
     world.publish(1)
     world.answers()
     world.publish(2, BAD)
-    promote(world.store, "m", Rule(kind="pinned", version=2))
+    promote(world.store, "m", Split(kind="pinned", version=2))
     assert world.answers() == (1, None)
 
 
@@ -149,7 +149,7 @@ def test_while_the_store_is_lost_everything_goes_on(world: World) -> None:
 def test_a_policy_that_is_spoiled_changes_nothing(world: World) -> None:
     world.publish(1)
     world.answers()
-    world.store.create(policy_key("m"), b"nonsense")
+    world.store.create(traffic_key("m"), b"nonsense")
     world.publish(2)
     assert world.answers() == (1, None)
     assert "not a valid policy" in world.follower.trouble

@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from fedpipe.signature import Signature, Spread
+from fedpipe.registry.card import Card, Spread
 from fedpipe.store import LocalStore
 from tests.served import Served, onnx_model, publish, serving
 
@@ -42,7 +42,7 @@ def nearest(images: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
     )
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     spread = Spread(minimum=0, maximum=1, mean=0.3, deviation=0.4)
-    return onnx_model(graph, Signature(classes=names, spread=spread))
+    return onnx_model(graph, Card(classes=names, spread=spread))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fedpipe.prediction import TensorSpec
+from fedpipe.registry.prediction import TensorSpec
 from fedpipe.serving.protocol import DATATYPES, DTYPES, RefusedError, Request, answer, parse
 
 SPEC = TensorSpec("x", np.dtype(np.float32), (None, 2))

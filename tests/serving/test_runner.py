@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedpipe.prediction import open_model
-from fedpipe.publication import ModelVersion
+from fedpipe.registry.prediction import open_model
+from fedpipe.registry.publication import ModelVersion
 from fedpipe.serving.protocol import RefusedError
 from fedpipe.serving.runner import Batching, Runner
 from fedpipe.serving.runtime import Loaded, try_model

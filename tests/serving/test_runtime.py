@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fedpipe.errors import CorruptError
-from fedpipe.prediction import open_model
-from fedpipe.publication import ModelVersion
+from fedpipe.registry.prediction import open_model
+from fedpipe.registry.publication import ModelVersion
 from fedpipe.serving import runtime
 from fedpipe.serving.runtime import cores, load, try_model
 from tests.served import X, onnx_model, softmax
@@ -129,7 +129,7 @@ def test_a_signature_that_is_none_is_refused() -> None:
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
-    model.metadata_props.add(key="fedpipe.signature", value='{"classes": 3}')
+    model.metadata_props.add(key="fedpipe.card", value='{"classes": 3}')
     with pytest.raises(CorruptError, match="not a valid signature"):
         load(ENTRY, model.SerializeToString(), threads=1)
 

@@ -20,15 +20,15 @@ import pytest
 import tritonclient.http as triton
 import urllib3
 
-from fedpipe.prediction import open_model
-from fedpipe.serving.policy import Rule
+from fedpipe.registry.card import Card, Spread
+from fedpipe.registry.prediction import open_model
 from fedpipe.serving.promotion import promote
-from fedpipe.signature import Signature, Spread
+from fedpipe.serving.traffic import Split
 from fedpipe.store import LocalStore, Store, open_store
 from tests import servers
 from tests.served import Served, X, constant, every_dtype, publish, serving, slow, softmax
 
-SIGNATURE = Signature(
+SIGNATURE = Card(
     classes=("red", "green", "blue"),
     labels={"0": 30, "1": 50, "2": 20},
     spread=Spread(minimum=-3, maximum=3, mean=0.1, deviation=1.1),
@@ -305,7 +305,7 @@ class TestFollowing:
                     if version == 3:
                         publish(models, "m", 4, b"broken")
                         server.wait_until(lambda: server.get("/v2/health/ready").json()["degraded"])
-                promote(models, "m", Rule(kind="pinned", version=2))
+                promote(models, "m", Split(kind="pinned", version=2))
                 server.wait_for("m", 2)
             finally:
                 time.sleep(0.3)

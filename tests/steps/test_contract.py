@@ -15,7 +15,7 @@ from kfp.compiler import Compiler
 from fedpipe import components
 from fedpipe.components.container import image
 from fedpipe.errors import InputError, StepError
-from fedpipe.plan import Place
+from fedpipe.rounds.plan import RunPlace
 from fedpipe.steps import STEPS
 from fedpipe.steps.contract import Artifact, Html, Metrics, body, execute, local_path, main, parse, write_outputs
 from fedpipe.steps.shard import Shards
@@ -25,7 +25,7 @@ KINDS = {
     int: "NUMBER_INTEGER",
     float: "NUMBER_DOUBLE",
     dict: "STRUCT",
-    Place: "STRUCT",
+    RunPlace: "STRUCT",
     Shards: "STRUCT",
 }
 ROOT = Path(__file__).parents[2]
@@ -156,8 +156,8 @@ class TestCommand:
 
     def test_a_step_in_a_process_of_its_own(self, tmp_path: Path, digits: Path) -> None:
         """The shard step as a container runs it; it imports neither kfp nor TensorFlow nor the command line."""
-        from fedpipe.federation_file import read_federation
-        from fedpipe.kubeflow.compilation import as_json
+        from fedpipe.compiled.compiler import as_json
+        from fedpipe.federation.file import read_federation
 
         values = {
             "federation": as_json(read_federation(digits / "federation.yaml")),
@@ -198,8 +198,8 @@ def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_step_notes_its_time_once(tmp_path: Path, digits: Path) -> None:
-    from fedpipe.federation_file import read_federation
-    from fedpipe.kubeflow.compilation import as_json
+    from fedpipe.compiled.compiler import as_json
+    from fedpipe.federation.file import read_federation
     from fedpipe.store import open_store
 
     federation = as_json(read_federation(digits / "federation.yaml"))

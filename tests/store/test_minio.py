@@ -19,7 +19,8 @@ import urllib3
 
 from fedpipe.errors import StoreError, StoreUnavailableError
 from fedpipe.store import Store, open_store
-from fedpipe.store.minio import Credentials, MinioStore, find_credentials
+from fedpipe.store.s3 import MinioStore
+from fedpipe.store.s3_client import Credentials, find_credentials
 from tests import servers
 from tests.store.contract import StoreContract
 

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 
 from fedpipe import weights
+from fedpipe.engine.preflight import check_aggregation
+from fedpipe.engine.workers import Worker
 from fedpipe.errors import StepError
-from fedpipe.learner import Arrays, Trained, contribute
-from fedpipe.manifests import Record, Update
-from fedpipe.objects import digest_of, get_bytes, put_bytes
-from fedpipe.plan import Place, read_plan
-from fedpipe.preflight import check_aggregation
-from fedpipe.rounds import read_record
+from fedpipe.learners.contribute import contribute
+from fedpipe.learners.learner import Arrays, Trained
+from fedpipe.rounds.history import read_record
+from fedpipe.rounds.manifests import Record, Update
+from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps.aggregate_tff import close
 from fedpipe.steps.initialise import begin, make_plan
 from fedpipe.steps.shard import Shards
 from fedpipe.store import LocalStore
-from fedpipe.workers import Worker
+from fedpipe.store.objects import digest_of, get_bytes, put_bytes
 from tests.federations import PlusOneLearner, make_federation
 from tests.tff.test_simulation import BETAS, adagrad, adam, momentum, rounds, yogi
 from tests.tff.test_simulation import begun as begun_simulation
@@ -56,17 +57,17 @@ class Adding(PlusOneLearner):
         return Trained(new, self._examples, {"loss": 1.0}, None, None)
 
 
-def begun(folder: Path, start: Arrays = START, weighting: str = "uniform", **algorithm: Any) -> Place:
+def begun(folder: Path, start: Arrays = START, weighting: str = "uniform", **algorithm: Any) -> RunPlace:
     algorithm = {"name": "averaging", "engine": "tff", "weighting": weighting, **algorithm}
     federation = make_federation(NAMES, algorithm=algorithm, evaluation={"every_round": False})
     store = LocalStore(folder).below(federation.name)
     put_bytes(store, b"code")
     plan = make_plan("run-1", federation, "code", Shards(learners=dict.fromkeys(NAMES, digest_of(b"x"))))
     begin(store, plan, lambda: start)
-    return Place(store=f"file://{folder}", federation=federation.name, run="run-1", plan=plan.digest)
+    return RunPlace(store=f"file://{folder}", federation=federation.name, run="run-1", plan=plan.digest)
 
 
-def played(tff: Worker, place: Place, count: int = 1, changes: dict[str, Any] = CHANGES) -> list[Record]:
+def played(tff: Worker, place: RunPlace, count: int = 1, changes: dict[str, Any] = CHANGES) -> list[Record]:
     """Works through rounds, each aggregated in the tff environment."""
     store = place.open()
     plan = read_plan(store, place.plan)
@@ -79,7 +80,7 @@ def played(tff: Worker, place: Place, count: int = 1, changes: dict[str, Any] = 
     return found  # type: ignore[return-value]
 
 
-def weights_of(place: Place, record: Record) -> Arrays:
+def weights_of(place: RunPlace, record: Record) -> Arrays:
     return dict(weights.loads(get_bytes(place.open(), record.weights)))
 
 
@@ -98,7 +99,7 @@ def clipped(vector: np.ndarray, norm: float) -> np.ndarray:
     return vector * min(1.0, norm / max(np.linalg.norm(vector), 1e-12))
 
 
-def found_of(place: Place, record: Record) -> np.ndarray:
+def found_of(place: RunPlace, record: Record) -> np.ndarray:
     arrays = weights_of(place, record)
     return np.append(arrays["w"].astype(np.float64).ravel(), arrays["b"])
 
@@ -236,7 +237,7 @@ class TestServerOptimizers:
 @pytest.mark.parametrize("name", ["sgd", "adam", "yogi"])
 def test_keras_learners_and_this_step_give_the_weights_of_a_simulation(name: str, tff: Worker, tmp_path: Path) -> None:
     """FedAvgM, FedAdam and FedYogi (Reddi et al. 2021): the same data, model, seed, optimizer and rounds."""
-    from fedpipe.keras_learner import make_keras_learner
+    from fedpipe.learners.keras.learner import make_keras_learner
 
     server = {"name": name, "learning_rate": 0.1, **({"momentum": 0.9} if name == "sgd" else {})}
     algorithm = {"name": "averaging", "engine": "tff", "server_optimizer": server}
@@ -292,7 +293,7 @@ class TestRounds:
         assert record.weights == without.weights
 
     def test_what_is_not_secured_is_said_in_the_log(self, tff: Worker, tmp_path: Path) -> None:
-        from fedpipe.workers import run_logged
+        from fedpipe.engine.workers import run_logged
 
         place = begun(tmp_path, rule="secure")
         base = played(tff, place, 0)[0].weights

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from fedpipe.client_files import read_clients
-from fedpipe.runs import run
-from fedpipe.views import explore
-from fedpipe.workers import find_python
+from fedpipe.commands.explore import explore
+from fedpipe.commands.run import run
+from fedpipe.data.client_files import read_clients
+from fedpipe.frameworks import find_python
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tff"
 

@@ -15,16 +15,16 @@ import pytest
 from typer.testing import CliRunner
 
 from fedpipe import weights
-from fedpipe.cli import app
+from fedpipe.cli.main import app
+from fedpipe.commands.run import run
+from fedpipe.compiled.compiler import compile_pipeline
+from fedpipe.compiled.graph import read_graph
+from fedpipe.engine.local import Event
 from fedpipe.errors import InputError
-from fedpipe.federation_file import read_federation
-from fedpipe.graph import read_graph
-from fedpipe.kubeflow.compilation import compile_pipeline
-from fedpipe.local import Event
-from fedpipe.objects import get_bytes
-from fedpipe.rounds import history
-from fedpipe.runs import run
+from fedpipe.federation.file import read_federation
+from fedpipe.rounds.history import history
 from fedpipe.store import LocalStore
+from fedpipe.store.objects import get_bytes
 from tests.federations import change
 
 LINEAR = """

@@ -12,19 +12,20 @@ import pytest
 from msgspec.structs import replace
 
 from fedpipe import weights
-from fedpipe.data import Examples, put_parts, put_shard
+from fedpipe.data.examples import Examples
+from fedpipe.data.parts import put_parts, put_shard
+from fedpipe.engine.preflight import SimulationFiles, check_simulation
+from fedpipe.engine.workers import Worker
 from fedpipe.errors import DataError, InputError, ModelError, NotFoundError, RoundError
-from fedpipe.manifests import Record
-from fedpipe.objects import get_bytes, put_bytes
-from fedpipe.plan import Place
-from fedpipe.preflight import SimulationFiles, check_simulation
-from fedpipe.rounds import read_record
+from fedpipe.rounds.history import read_record
+from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.plan import RunPlace
 from fedpipe.steps.contract import Hands
 from fedpipe.steps.initialise import begin, make_plan
 from fedpipe.steps.shard import Shards
 from fedpipe.steps.simulate import Inputs, advance, run
 from fedpipe.store import LocalStore
-from fedpipe.workers import Worker
+from fedpipe.store.objects import get_bytes, put_bytes
 from tests.federations import make_federation
 from tests.models import DENSE
 from tests.tff_files import clients_of
@@ -55,7 +56,7 @@ def tff() -> Iterator[Worker]:
     worker.stop()
 
 
-def begun(folder: Path, *, code: str = DENSE, start: Arrays = START, **content: Any) -> Place:
+def begun(folder: Path, *, code: str = DENSE, start: Arrays = START, **content: Any) -> RunPlace:
     """A run whose round 0 is committed, without Keras."""
     federation = make_federation(**{"training": WHOLE, **content})
     whole = LocalStore(folder)
@@ -65,10 +66,10 @@ def begun(folder: Path, *, code: str = DENSE, start: Arrays = START, **content: 
     put_bytes(store, code.encode())
     plan = make_plan("run-1", federation, code, Shards(learners=shards, test=test))
     begin(store, plan, lambda: start)
-    return Place(store=f"file://{folder}", federation=federation.name, run="run-1", plan=plan.digest)
+    return RunPlace(store=f"file://{folder}", federation=federation.name, run="run-1", plan=plan.digest)
 
 
-def rounds(tff: Worker, place: Place, count: int = 3, **texts: str) -> list[Record]:
+def rounds(tff: Worker, place: RunPlace, count: int = 3, **texts: str) -> list[Record]:
     """Works through rounds in the tff environment."""
     inputs = Inputs(place=place, base="", **texts)
     for number in range(1, count + 1):
@@ -77,7 +78,7 @@ def rounds(tff: Worker, place: Place, count: int = 3, **texts: str) -> list[Reco
     return [record for record in found if record]
 
 
-def weights_of(place: Place, record: Record) -> Arrays:
+def weights_of(place: RunPlace, record: Record) -> Arrays:
     return dict(weights.loads(get_bytes(place.open(), record.weights)))
 
 
@@ -418,7 +419,7 @@ class TestMistakes:
         with pytest.raises(DataError, match=r"the features of a are float32\[4\], those of c float64\[4\]"):
             tff.call(
                 advance,
-                Inputs(place=Place(store=place.store, federation="tiny", run="run-2", plan=plan.digest), base=""),
+                Inputs(place=RunPlace(store=place.store, federation="tiny", run="run-2", plan=plan.digest), base=""),
                 1,
             )
 

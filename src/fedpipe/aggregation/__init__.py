@@ -10,9 +10,10 @@ the learners is taken, since a counter never runs backwards (for booleans: true 
 from __future__ import annotations
 
 from fedpipe.aggregation.feeds import Source
-from fedpipe.aggregation.forest import Forest
-from fedpipe.aggregation.rules import RULES, Rule, mean
-from fedpipe.aggregation.server import SERVER_OPTIMIZERS, ServerStep, sgd
+from fedpipe.aggregation.optimizers import SERVER_OPTIMIZERS, ServerStep, sgd
+from fedpipe.aggregation.rule import Rule
+from fedpipe.aggregation.rules.mean import RULES, mean
 from fedpipe.aggregation.streaming import Combined, combine
+from fedpipe.aggregation.tree import Forest
 
 __all__ = ["RULES", "SERVER_OPTIMIZERS", "Combined", "Forest", "Rule", "ServerStep", "Source", "combine", "mean", "sgd"]

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.aggregation.rules import BLOCK
+from fedpipe.aggregation.rule import BLOCK
 from fedpipe.errors import FedpipeError, NotFoundError, WeightsError
-from fedpipe.objects import key_of
 from fedpipe.store import Reader, Store
+from fedpipe.store.objects import key_of
 from fedpipe.weights import FLOATS, Layout, read_layout
 
 _PIECE = 4 * BLOCK

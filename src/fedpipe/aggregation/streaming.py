@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Operand, Piece, RefusedError, Source, bytes_of
-from fedpipe.aggregation.forest import Forest, passed
-from fedpipe.aggregation.rules import Rule, check_weights
-from fedpipe.aggregation.server import ServerStep
+from fedpipe.aggregation.optimizers import ServerStep
+from fedpipe.aggregation.rule import Rule, check_weights
+from fedpipe.aggregation.tree import Forest, passed
 from fedpipe.errors import WeightsError
-from fedpipe.objects import fetch_file, key_of
 from fedpipe.store import Store
+from fedpipe.store.objects import fetch_file, key_of
 from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of
 
 Floats = npt.NDArray[np.float64]

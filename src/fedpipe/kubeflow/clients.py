@@ -85,7 +85,7 @@ def open_kfp(where: Where) -> Kfp:
     import kfp_server_api as kfp_api
 
     token = _token(where.token_file)
-    with warnings.catch_warnings(), quiet(), told(where.host or "Kubeflow Pipelines"):
+    with warnings.catch_warnings(), quiet(), mapped(where.host or "Kubeflow Pipelines"):
         warnings.simplefilter("ignore")
         client = Client(
             host=where.host or None, existing_token=token or None, namespace=where.kfp_namespace,
@@ -111,7 +111,7 @@ def _token(path: Path | None) -> str:
 def _health(client: Any) -> dict[str, Any]:
     """What `healthz` answers, read as it came: KFP's own client takes any answer for a good one."""
     host = client._existing_config.host
-    with quiet(), told(host):
+    with quiet(), mapped(host):
         answer = client._healthz_api.healthz_service_get_healthz(_preload_content=False, _request_timeout=_SECONDS)
     try:
         health = json.loads(answer.data)
@@ -181,7 +181,7 @@ def own_namespace() -> str:
 
 
 @contextlib.contextmanager
-def told(where: str) -> Iterator[None]:
+def mapped(where: str) -> Iterator[None]:
     """Raises what the clients of KFP and Kubernetes raise as a ClusterError."""
     try:
         yield

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from fedpipe.errors import ClusterError
-from fedpipe.kubeflow.clients import Kubernetes, open_kubernetes, told
+from fedpipe.kubeflow.clients import Kubernetes, mapped, open_kubernetes
 from fedpipe.kubeflow.where import Where
 from fedpipe.store import endpoint_of
 
@@ -56,7 +56,7 @@ def _is_known(host: str) -> bool:
 
 def _behind(cluster: Kubernetes, service: str, namespace: str, port: int) -> tuple[str, int]:
     """A pod that is ready behind a service, and its port. Raises ClusterError."""
-    with told(f"service {service}.{namespace}"):
+    with mapped(f"service {service}.{namespace}"):
         found = cluster.core.read_namespaced_endpoints(service, namespace, _request_timeout=20)
         ports = cluster.core.read_namespaced_service(service, namespace, _request_timeout=20).spec.ports
     name = next((one.name for one in ports if one.port == port), None)

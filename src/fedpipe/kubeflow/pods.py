@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from fedpipe.errors import ClusterError, InputError, NotFoundError, StepError
-from fedpipe.kubeflow.clients import Kubernetes, open_kfp, open_kubernetes, told
+from fedpipe.kubeflow.clients import Kubernetes, mapped, open_kfp, open_kubernetes
 from fedpipe.kubeflow.submission import find_run
 from fedpipe.kubeflow.where import Where
 
@@ -64,7 +64,7 @@ def find_run_id(run: str, where: Where) -> str:
 
 def pods_of(cluster: Kubernetes, run_id: str) -> list[Pod]:
     """The pods that do the work of a run, the oldest first. Raises ClusterError."""
-    with told("Kubernetes"):
+    with mapped("Kubernetes"):
         found = cluster.core.list_namespaced_pod(
             cluster.namespace, label_selector=f"{RUN_LABEL}={run_id},{STEP_LABEL}", _request_timeout=20
         )
@@ -169,13 +169,13 @@ def logs(
 def _await_begin(cluster: Kubernetes, pod: Pod) -> None:
     while pod.waits:
         time.sleep(_LOOK_AGAIN)
-        with told(f"pod {pod.name}"):
+        with mapped(f"pod {pod.name}"):
             pod = _pod(cluster.core.read_namespaced_pod(pod.name, cluster.namespace), datetime.now(UTC))
 
 
 def _lines(cluster: Kubernetes, pod: Pod, *, follow: bool) -> Iterator[str]:
     """The lines of a pod's working container."""
-    with told(f"pod {pod.name}"):
+    with mapped(f"pod {pod.name}"):
         containers = [c.name for c in cluster.core.read_namespaced_pod(pod.name, cluster.namespace).spec.containers]
         container = _MAIN if _MAIN in containers else containers[0]
         answer = cluster.core.read_namespaced_pod_log(

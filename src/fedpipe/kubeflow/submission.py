@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from fedpipe.compiled.compiler import compile_pipeline, version_of
+from fedpipe.compiled.graph import Graph, check_arguments, parse_graph
 from fedpipe.errors import ClusterError, FedpipeError, InputError
-from fedpipe.federation import Federation
-from fedpipe.federation_file import read_federation
-from fedpipe.graph import Graph, check_arguments, parse_graph
-from fedpipe.kubeflow.clients import Kfp, open_kfp, quiet, told
-from fedpipe.kubeflow.compilation import compile_pipeline, version_of
-from fedpipe.kubeflow.doctor import check_startable
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.file import read_federation
+from fedpipe.kubeflow.clients import Kfp, mapped, open_kfp, quiet
+from fedpipe.kubeflow.doctor.diagnosis import check_startable
 from fedpipe.kubeflow.where import Where
 from fedpipe.steps.shard import run_name
 
@@ -96,7 +96,7 @@ def submit(
         raise InputError(f"there is a run {name!r} already", remedy="Choose another name with --run.")
     with _undone() as undo:
         uploaded = _upload(kfp, federation.name, text, experiment, undo)
-        with quiet(), told(kfp.host):
+        with quiet(), mapped(kfp.host):
             started = kfp.client.run_pipeline(
                 uploaded.experiment_id, name, params=given, pipeline_id=uploaded.pipeline_id,
                 version_id=uploaded.version_id, pipeline_root=pipeline_root or None,
@@ -143,7 +143,7 @@ def schedule(
         )
     with _undone() as undo:
         uploaded = _upload(kfp, federation.name, text, experiment, undo)
-        with quiet(), told(kfp.host):
+        with quiet(), mapped(kfp.host):
             made = kfp.client.create_recurring_run(
                 uploaded.experiment_id, title, cron_expression=cron, max_concurrency=1, no_catchup=True,
                 params=given, pipeline_id=uploaded.pipeline_id, version_id=uploaded.version_id,
@@ -213,7 +213,7 @@ def change_schedule(name: str, act: str, *, where: Where) -> None:
         "pause": client.disable_recurring_run, "resume": client.enable_recurring_run,
         "delete": client.delete_recurring_run,
     }  # fmt: skip
-    with told(kfp.host):
+    with mapped(kfp.host):
         acts[act](found[0].schedule_id)
 
 
@@ -267,7 +267,7 @@ class _Undo(contextlib.ExitStack):
     def later(self, what: str, act: Callable[[], Any]) -> None:
         def undo() -> None:
             try:
-                with told(what):
+                with mapped(what):
                     act()
             except ClusterError:
                 self.left.append(what)
@@ -294,7 +294,7 @@ def _upload(kfp: Kfp, name: str, text: bytes, experiment: str, undo: _Undo) -> _
     """The pipeline, the version with exactly this content, and the experiment: found, or made."""
     client = kfp.client
     version = version_of(text)
-    with tempfile.TemporaryDirectory() as folder, quiet(), told(kfp.host):
+    with tempfile.TemporaryDirectory() as folder, quiet(), mapped(kfp.host):
         path = Path(folder) / "pipeline.yaml"
         path.write_bytes(text)
         pipeline_id = _find(kfp, client.list_pipelines, "pipelines", name, kfp.namespace)
@@ -350,7 +350,7 @@ def _all(kfp: Kfp, lister: Callable[..., Any], kind: str, name: str, namespace: 
     found: list[Any] = []
     token = ""
     while True:
-        with quiet(), told(kfp.host):
+        with quiet(), mapped(kfp.host):
             page = lister(page_token=token, page_size=_PAGE, **given)
         found += getattr(page, kind) or []
         token = page.next_page_token or ""

@@ -18,15 +18,15 @@ import msgspec
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from fedpipe import __version__
 from fedpipe.serving.follower import Follower, Served
 from fedpipe.serving.measures import Measures
-from fedpipe.serving.protocol import HEADER_LENGTH, RefusedError, answer, described, parse
+from fedpipe.serving.protocol import HEADER_LENGTH, RefusedError, answer, parse
+from fedpipe.serving.responses import JSON, Response, json_response, metadata_of, refusal, send_response
 from fedpipe.serving.runner import Batching, Runner
 from fedpipe.serving.runtime import Loaded
+from fedpipe.version import __version__
 
 log = logging.getLogger("fedpipe")
-_JSON = (b"content-type", b"application/json")
 _PAGE_RULES = (
     b"content-security-policy",
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
@@ -43,16 +43,6 @@ class Limits(NamedTuple):
     bodies: int = 256 * 2**20
     seconds: float = 30.0
     requests: int = 1024
-
-
-class Response(NamedTuple):
-    """An answer, and what the log and the metrics tell of it."""
-
-    status: int
-    body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
-    model: str = ""
-    version: str = ""
 
 
 Handler = Callable[["Call"], Any]
@@ -141,15 +131,15 @@ class App:
                 raise RefusedError(404, f"there is nothing at {scope['path'][:200]!r}")
             response = await handler(Call(scope, receive, headers))
         except RefusedError as error:
-            response = _refused(error, scope)
+            response = refusal(error, scope)
         except _GoneError:
             return
         except Exception:
             log.exception("a request failed")
-            response = _refused(RefusedError(500, "the server failed; its log tells why"), scope)
+            response = refusal(RefusedError(500, "the server failed; its log tells why"), scope)
         seconds = time.perf_counter() - started
         self._measures.answered(response.model, response.version, response.status, seconds)
-        await _sent(response, send)
+        await send_response(response, send)
         if self._access_log:
             self._write(scope, response, seconds)
 
@@ -179,10 +169,10 @@ class App:
     # What is asked.
 
     async def _server(self, _: Call) -> Response:
-        return _json({"name": "fedpipe", "version": __version__, "extensions": ["binary_tensor_data"]})
+        return json_response({"name": "fedpipe", "version": __version__, "extensions": ["binary_tensor_data"]})
 
     async def _live(self, _: Call) -> Response:
-        return _json({"live": True})
+        return json_response({"live": True})
 
     async def _ready(self, _: Call) -> Response:
         why = self._why_not()
@@ -191,7 +181,7 @@ class App:
         found: dict[str, Any] = {"ready": not why, "degraded": bool(degraded)}
         if not self._token:  # else only whoever has it learns more, from /models
             found |= {"why": degraded, **({"error": why} if why else {})}
-        return _json(found, status=503 if why else 200)
+        return json_response(found, status=503 if why else 200)
 
     def _why_not(self) -> str:
         """Why requests are not to be sent here; empty when they are."""
@@ -207,7 +197,7 @@ class App:
         """Not of the protocol: every model with who answers, and which versions failed."""
         failures = self._follower.failures
         names = sorted({*self._follower.served, *(entry.name for entry in failures)})
-        return _json({"models": [self._told(name) for name in names], "trouble": self._follower.trouble})
+        return json_response({"models": [self._told(name) for name in names], "trouble": self._follower.trouble})
 
     def _told(self, name: str) -> dict[str, Any]:
         served = self._follower.served.get(name)
@@ -218,7 +208,7 @@ class App:
                 "policy": str(served.rule),
                 "version": served.primary.entry.version,
                 "canary": served.canary.entry.version if served.canary else None,
-                **_metadata(served.primary, served),
+                **metadata_of(served.primary, served),
             }
         return found
 
@@ -228,11 +218,13 @@ class App:
 
     async def _model(self, call: Call) -> Response:
         loaded, served = self._found(call)
-        return _json(_metadata(loaded, served))
+        return json_response(metadata_of(loaded, served))
 
     async def _model_ready(self, call: Call) -> Response:
         loaded, _ = self._found(call)
-        return _json({"name": loaded.entry.name, "ready": not self.draining}, status=503 if self.draining else 200)
+        return json_response(
+            {"name": loaded.entry.name, "ready": not self.draining}, status=503 if self.draining else 200
+        )
 
     def _found(self, call: Call) -> tuple[Loaded, Served]:
         """The version that a path names, or who answers now."""
@@ -260,7 +252,7 @@ class App:
             held = self._reserved(call)
             return await self._inferred(call, loaded)
         except RefusedError as error:
-            return _refused(error, call.scope, name, version)
+            return refusal(error, call.scope, name, version)
         finally:
             self._open -= 1
             self._held -= held
@@ -292,7 +284,7 @@ class App:
         found = await self._runner(loaded).run(request.feed)
         self._measures.saw(loaded, request.feed, found)
         made = answer(loaded.entry.name, loaded.entry.version, request, found)
-        headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+        headers: tuple[tuple[bytes, bytes], ...] = (JSON,)
         if made.header_length is not None:
             headers = (
                 (b"content-type", b"application/octet-stream"),
@@ -361,42 +353,3 @@ def _constant(response: Response) -> Handler:
         return response
 
     return handler
-
-
-def _metadata(loaded: Loaded, served: Served) -> dict[str, Any]:
-    """A model's metadata; `parameters` is not of the protocol, clients that do not know it pass over it."""
-    signature = loaded.model.signature
-    versions = [str(one.entry.version) for one in served.loaded]
-    return {
-        "name": loaded.entry.name,
-        "versions": sorted(versions, key=int),
-        "platform": "onnxruntime_onnx",
-        "inputs": [described(spec) for spec in loaded.model.inputs],
-        "outputs": [described(spec) for spec in loaded.model.outputs],
-        "parameters": {
-            "classes": signature.classes,
-            "spread": msgspec.to_builtins(signature.spread),
-            "finite": signature.finite,
-        },
-    }
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(status, msgspec.json.encode(value))
-
-
-def _refused(error: RefusedError, scope: Scope, model: str = "", version: str = "") -> Response:
-    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
-    if error.status == 401:
-        headers += ((b"www-authenticate", b"Bearer"),)
-    if error.status == 503:
-        headers += ((b"retry-after", b"1"),)
-    if error.status in (408, 413):  # the rest of the body is not awaited
-        headers += ((b"connection", b"close"),)
-    return Response(error.status, msgspec.json.encode({"error": str(error)}), headers, model, version)
-
-
-async def _sent(response: Response, send: Send) -> None:
-    length = (b"content-length", str(len(response.body)).encode())
-    await send({"type": "http.response.start", "status": response.status, "headers": [*response.headers, length]})
-    await send({"type": "http.response.body", "body": response.body})

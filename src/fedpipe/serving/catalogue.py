@@ -10,7 +10,6 @@ import logging
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fedpipe.enrolment import NOBODY, Enrolled, find_enrolled
 from fedpipe.errors import (
     CorruptError,
     FedpipeError,
@@ -19,12 +18,12 @@ from fedpipe.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from fedpipe.federation_file import read_federation
-from fedpipe.manifests import Origin
-from fedpipe.objects import digest_of, encode, find
-from fedpipe.publication import ModelVersion, check_publication, read_model, versions
-from fedpipe.serving.policy import Policy, policy_key, read_policy
+from fedpipe.federation.file import read_federation
+from fedpipe.identity.enrolment import NOBODY, Enrolled, find_enrolled
+from fedpipe.registry.publication import ModelVersion, Origin, check_publication, read_model, versions
+from fedpipe.serving.traffic import Traffic, read_traffic, traffic_key
 from fedpipe.store import LocalStore, Store, chosen_uri, open_store
+from fedpipe.store.objects import digest_of, encode, find
 
 log = logging.getLogger("fedpipe")
 _DEADLINE = 5.0
@@ -42,7 +41,7 @@ class Home(NamedTuple):
         return NOBODY if self.federation is None else find_enrolled(self.federation)
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where models are.
 
     Args:
@@ -90,7 +89,7 @@ def _home(federation: Store) -> Home:
     return Home(federation.below("models"), federation)
 
 
-def locate(*, source: Path | None = None, store: str | None = None, folder: Path | None = None) -> Place:
+def locate(*, source: Path | None = None, store: str | None = None, folder: Path | None = None) -> Location:
     """Where the models are.
 
     Args:
@@ -110,14 +109,14 @@ def locate(*, source: Path | None = None, store: str | None = None, folder: Path
     if folder is not None:
         if not folder.is_dir():
             raise InputError("there is no such folder", where=str(folder), remedy="It holds NAME/VERSION/model.onnx.")
-        return Place(LocalStore(folder), "models", is_local=True)
+        return Location(LocalStore(folder), "models", is_local=True)
     federation = read_federation(source) if source else None
     uri = chosen_uri(store, federation.store_uri if federation else "")
     opened = open_store(uri, deadline=_DEADLINE)
     is_local = uri.startswith("file://")
     if federation:
-        return Place(opened.below(federation.name), "federation", is_local)
-    return Place(opened, "any", is_local)
+        return Location(opened.below(federation.name), "federation", is_local)
+    return Location(opened, "any", is_local)
 
 
 class Catalogue:
@@ -128,7 +127,7 @@ class Catalogue:
         cache: a folder of this machine for copies; None when the models are on it.
     """
 
-    def __init__(self, place: Place, cache: Store | None = None) -> None:
+    def __init__(self, place: Location, cache: Store | None = None) -> None:
         self._place, self._cache, self.uri = place, cache, place.store.uri
         self._homes: dict[str, Home] = {}
         self.is_lost = False
@@ -136,7 +135,7 @@ class Catalogue:
         self.troubles: list[str] = []
         """What was wrong the last time."""
 
-    def look(self) -> dict[str, tuple[list[int], Policy | None]]:
+    def look(self) -> dict[str, tuple[list[int], Traffic | None]]:
         """Versions and policy of each model, None for one that is spoiled; from the copy while the store is lost.
 
         Raises:
@@ -151,8 +150,8 @@ class Catalogue:
                 raise
             return self._seen([Home(self._cache)])
 
-    def _seen(self, homes: list[Home]) -> dict[str, tuple[list[int], Policy | None]]:
-        found: dict[str, tuple[list[int], Policy | None]] = {}
+    def _seen(self, homes: list[Home]) -> dict[str, tuple[list[int], Traffic | None]]:
+        found: dict[str, tuple[list[int], Traffic | None]] = {}
         for home in homes:
             for name, numbers in versions(home.models).items():
                 if name in found:
@@ -163,9 +162,9 @@ class Catalogue:
                     self._homes[name] = home
         return found
 
-    def _policy(self, home: Store, name: str) -> Policy | None:
+    def _policy(self, home: Store, name: str) -> Traffic | None:
         try:
-            return read_policy(home, name)[0]
+            return read_traffic(home, name)[0]
         except CorruptError as error:
             self.troubles.append(str(error))
             return None
@@ -219,7 +218,7 @@ class Catalogue:
         if self._cache is None:
             return
         try:
-            for key in (entry.origin_key, policy_key(entry.name)):
+            for key in (entry.origin_key, traffic_key(entry.name)):
                 self._copy(entry.name, key)
             self._cache.replace(entry.key, data)
         except (OSError, StoreError) as error:
@@ -232,13 +231,13 @@ class Catalogue:
         except NotFoundError:
             self._cache.delete(key)
 
-    def settle(self, name: str, served: set[int], policy: Policy) -> None:
+    def settle(self, name: str, served: set[int], policy: Traffic) -> None:
         """Brings the copy of a model to what is served: its policy, and no other versions."""
         if self._cache is None or self.is_lost:
             return
         try:
-            if read_policy(self._cache, name)[0] != policy:
-                self._cache.replace(policy_key(name), encode(policy))
+            if read_traffic(self._cache, name)[0] != policy:
+                self._cache.replace(traffic_key(name), encode(policy))
             for number in set(versions(self._cache).get(name, [])) - served:
                 self._cache.delete(ModelVersion(name, number).key)
                 self._cache.delete(ModelVersion(name, number).origin_key)

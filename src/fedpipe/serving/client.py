@@ -11,9 +11,9 @@ import numpy.typing as npt
 import urllib3
 
 from fedpipe.errors import InputError
-from fedpipe.prediction import TensorSpec
+from fedpipe.registry.card import Card
+from fedpipe.registry.prediction import TensorSpec
 from fedpipe.serving.protocol import DATATYPES, DTYPES, HEADER_LENGTH
-from fedpipe.signature import Signature
 
 Array = npt.NDArray[Any]
 
@@ -79,7 +79,7 @@ class RemoteModel:
             self.outputs = [_spec(tensor) for tensor in described.outputs]
             parameters = described.parameters or {}
             known = {name: parameters[name] for name in ("classes", "spread", "finite") if name in parameters}
-            self.signature = msgspec.convert(known, Signature)
+            self.signature = msgspec.convert(known, Card)
         except (KeyError, msgspec.DecodeError) as error:
             why = "what answers does not describe a model as the Open Inference Protocol does"
             raise InputError(why, where=self._url) from error

@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from fedpipe.errors import FedpipeError, StoreError
-from fedpipe.publication import ModelVersion
+from fedpipe.registry.publication import ModelVersion
 from fedpipe.serving.catalogue import Catalogue
-from fedpipe.serving.policy import Policy, Rule
 from fedpipe.serving.runtime import Loaded
+from fedpipe.serving.traffic import Split, Traffic
 
 log = logging.getLogger("fedpipe")
 _RETRY = 60.0
@@ -23,7 +23,7 @@ _LONGEST_RETRY = 3600.0
 class Served(NamedTuple):
     """Who answers for a model: never changed, only replaced as a whole."""
 
-    rule: Rule
+    rule: Split
     primary: Loaded
     canary: Loaded | None = None
 
@@ -103,7 +103,7 @@ class Follower:
             self._take_down(name)
         self.looked = True
 
-    def _update(self, name: str, versions: list[int], policy: Policy) -> None:
+    def _update(self, name: str, versions: list[int], policy: Traffic) -> None:
         before, rule = self.served.get(name), policy.rule
         candidates = list(reversed(versions)) if rule.kind == "latest" else [rule.version or 0]
         primary = self._first(name, candidates, before)

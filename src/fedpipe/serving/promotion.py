@@ -7,15 +7,15 @@ import time
 import msgspec
 
 from fedpipe.errors import ConflictError, InputError, NotFoundError
-from fedpipe.objects import encode
-from fedpipe.publication import versions
-from fedpipe.serving.policy import KEPT, Change, Policy, Rule, policy_key, read_policy
+from fedpipe.registry.publication import versions
+from fedpipe.serving.traffic import KEPT, Change, Split, Traffic, read_traffic, traffic_key
 from fedpipe.store import Store
+from fedpipe.store.objects import encode
 
 
 def rule_for(
     models: Store, name: str, version: int | None, *, latest: bool = False, canary: float | None = None
-) -> Rule:
+) -> Split:
     """The rule that a person asks for.
 
     Args:
@@ -31,15 +31,15 @@ def rule_for(
     if latest == (version is not None) or (latest and canary is not None):
         raise InputError("which version is to answer?", where=name, remedy="Give a VERSION, or --latest.")
     if latest:
-        return Rule()
+        return Split()
     if canary is None:
-        return Rule(kind="pinned", version=version)
-    rule = read_policy(models, name)[0].rule
+        return Split(kind="pinned", version=version)
+    rule = read_traffic(models, name)[0].rule
     stable = rule.version or max((v for v in versions(models).get(name, []) if v != version), default=version)
-    return Rule(kind="canary", version=stable, canary=version, share=canary)
+    return Split(kind="canary", version=stable, canary=version, share=canary)
 
 
-def promote(models: Store, name: str, rule: Rule) -> Policy:
+def promote(models: Store, name: str, rule: Split) -> Traffic:
     """Makes a rule the one that holds.
 
     Args:
@@ -61,10 +61,10 @@ def promote(models: Store, name: str, rule: Rule) -> Policy:
             )
     if rule.kind == "canary" and rule.canary == rule.version:
         raise InputError("the canary is the version that answers already", where=name)
-    policy, token = read_policy(models, name)
+    policy, token = read_traffic(models, name)
     changes = (*policy.changes, Change(rule=rule, time=time.time()))[-KEPT:]
     changed = msgspec.structs.replace(policy, rule=rule, changes=changes)
-    key, data = policy_key(name), encode(changed)
+    key, data = traffic_key(name), encode(changed)
     if not (models.swap(key, data, token) if token else models.create(key, data)):
         raise ConflictError(
             "somebody else changed the policy at the same moment",

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from msgspec import Meta, Raw, Struct
 
 from fedpipe.errors import FedpipeError
-from fedpipe.prediction import TensorSpec
+from fedpipe.registry.prediction import TensorSpec
 
 Array = npt.NDArray[Any]
 

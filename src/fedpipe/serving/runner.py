@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.prediction import runtime
+from fedpipe.registry.prediction import runtime
 from fedpipe.serving.protocol import RefusedError
 from fedpipe.serving.runtime import Loaded
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from fedpipe.errors import CorruptError, FedpipeError
-from fedpipe.prediction import OnnxModel, open_model, runtime
-from fedpipe.publication import ModelVersion
+from fedpipe.registry.prediction import OnnxModel, open_model, runtime
+from fedpipe.registry.publication import ModelVersion
 
 Array = npt.NDArray[Any]
 TRIAL_SECONDS = 120.0

@@ -17,8 +17,8 @@ from types import FrameType
 from typing import NamedTuple
 
 from fedpipe.errors import InputError, MissingExtraError
-from fedpipe.prediction import runtime
-from fedpipe.serving.catalogue import Catalogue, Place
+from fedpipe.registry.prediction import runtime
+from fedpipe.serving.catalogue import Catalogue, Location
 from fedpipe.serving.follower import Follower
 from fedpipe.serving.runner import Batching
 from fedpipe.serving.runtime import cores, load
@@ -145,7 +145,7 @@ def _cache(uri: str, given: Path | None) -> Store:
     return LocalStore(folder)
 
 
-def serve(place: Place, options: Options, *, told: Callable[[str], None] = lambda _: None) -> None:
+def serve(place: Location, options: Options, *, told: Callable[[str], None] = lambda _: None) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Args:

@@ -6,16 +6,16 @@ from typing import Any
 
 from msgspec import Struct
 
-from fedpipe.closing import close_round
-from fedpipe.manifests import Record
-from fedpipe.plan import Place, read_plan
+from fedpipe.rounds.closing import close_round
+from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps.contract import Model
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
     """The round, its base, and what the learners' steps gave (their order of arrival does not matter)."""
 
-    place: Place
+    place: RunPlace
     round: int
     base: str
     updates: list[Any] = []

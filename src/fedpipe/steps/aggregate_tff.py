@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fedpipe.closing import close_round
-from fedpipe.manifests import Record
-from fedpipe.plan import Place, read_plan
-from fedpipe.rounds import Roll, read_candidate, read_record
+from fedpipe.rounds.closing import close_round
+from fedpipe.rounds.history import read_candidate, read_record
+from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.rounds.roll import Roll
 from fedpipe.steps.aggregate import Inputs, Outputs, outputs_of
 
 __all__ = ["Inputs", "Outputs", "close", "find", "run"]
@@ -23,7 +24,7 @@ def run(inputs: Inputs) -> Outputs:
     return outputs_of(close(inputs.place, inputs.round, inputs.base))
 
 
-def close(place: Place, number: int, base: str, roll: Roll | None = None) -> Record:
+def close(place: RunPlace, number: int, base: str, roll: Roll | None = None) -> Record:
     """Aggregates a round and commits it, where TensorFlow Federated is."""
     from fedpipe.tff.aggregation import combine
 

@@ -17,9 +17,9 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreError
-from fedpipe.plan import Place
+from fedpipe.rounds.plan import RunPlace
+from fedpipe.rounds.timings import Timing, note
 from fedpipe.steps import STEPS, WAITING
-from fedpipe.timings import Timing, note
 
 log = logging.getLogger("fedpipe")
 
@@ -144,7 +144,7 @@ def find(name: str, values: dict[str, Any]) -> Any | None:
 
 def _note_time(name: str, inputs: Any, outputs: Any, started: float, seconds: float) -> None:
     place = getattr(inputs, "place", None) or getattr(outputs, "place", None)
-    if not isinstance(place, Place):
+    if not isinstance(place, RunPlace):
         return
     timing = Timing(
         step=name,

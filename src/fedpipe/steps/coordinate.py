@@ -6,11 +6,11 @@ from typing import Any
 
 from msgspec import Struct
 
-from fedpipe.coordinator import Close, Coordinator, Moment
-from fedpipe.manifests import Record
-from fedpipe.plan import Place, Plan, read_plan
-from fedpipe.rounds import commit, read_record
-from fedpipe.session import drive
+from fedpipe.rounds.history import commit, read_record
+from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.sessions.coordinator import Close, Coordinator, Moment
+from fedpipe.sessions.pacing import drive
 from fedpipe.steps import aggregate, tally
 from fedpipe.steps.contract import Hands, Model
 
@@ -18,7 +18,7 @@ from fedpipe.steps.contract import Hands, Model
 class Inputs(Struct, frozen=True, kw_only=True):
     """Which session: rounds [first, last] of the run, to its end when last is 0, of this KFP job."""
 
-    place: Place
+    place: RunPlace
     first: int = 1
     last: int = 0
     job: str = ""

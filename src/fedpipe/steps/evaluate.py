@@ -8,17 +8,17 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.errors import CorruptError, NotFoundError
-from fedpipe.evaluation import Evaluation, Score, find_score
-from fedpipe.objects import decode, encode
-from fedpipe.plan import Place, Plan, read_plan
+from fedpipe.rounds.evaluation import Evaluation, Score, find_score
+from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.steps.contract import Confusion, Metrics
 from fedpipe.store import Store
+from fedpipe.store.objects import decode, encode
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
     """The weights, and what the learners' score steps gave."""
 
-    place: Place
+    place: RunPlace
     weights: str
     scores: list[Any] = []
 
@@ -45,7 +45,7 @@ def run(inputs: Inputs) -> Outputs:
     """Evaluates once; a repeated step finds the evaluation."""
     if found := find(inputs):
         return found
-    from fedpipe.keras_evaluation import evaluate
+    from fedpipe.learners.keras.evaluation import evaluate
 
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from fedpipe.data import get_parts, get_shard
-from fedpipe.exploration import Exploration, look
-from fedpipe.exploration_page import render_html, render_markdown
-from fedpipe.federation import Federation
-from fedpipe.plan import Place
+from fedpipe.data.exploration import Exploration, look
+from fedpipe.data.parts import get_parts, get_shard
+from fedpipe.federation.federation import Federation
+from fedpipe.reports.exploration_page import render_html, render_markdown
+from fedpipe.rounds.plan import RunPlace
 from fedpipe.steps.contract import Html, Markdown
 from fedpipe.steps.shard import Shards, read
 
@@ -18,7 +18,7 @@ PRIVATE = "it trains with differential privacy, and counts and pictures of its e
 class Inputs(Struct, frozen=True, kw_only=True):
     """The place and shards of the run, and the federation as text."""
 
-    place: Place
+    place: RunPlace
     shards: Shards
     federation: str
 

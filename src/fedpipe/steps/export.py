@@ -8,15 +8,15 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.errors import NotFoundError
-from fedpipe.objects import decode, encode
-from fedpipe.plan import Place, read_plan
+from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps.contract import Model
+from fedpipe.store.objects import decode, encode
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
     """Which weights."""
 
-    place: Place
+    place: RunPlace
     weights: str
 
 
@@ -41,7 +41,7 @@ def run(inputs: Inputs) -> Outputs:
     """Publishes once; a repeated step finds the version."""
     if found := find(inputs):
         return found
-    from fedpipe.onnx_export import publish
+    from fedpipe.registry.export import publish
 
     store = inputs.place.open()
     exported = publish(store, read_plan(store, inputs.place.plan), inputs.weights)
@@ -50,7 +50,7 @@ def run(inputs: Inputs) -> Outputs:
     return _outputs(onnx)
 
 
-def _key(place: Place) -> str:
+def _key(place: RunPlace) -> str:
     return f"runs/{place.run}/onnx"
 
 

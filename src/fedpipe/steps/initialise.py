@@ -12,17 +12,17 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe import weights
-from fedpipe.board import check_deadline
-from fedpipe.data import get_parts
+from fedpipe.data.parts import get_parts
 from fedpipe.errors import InputError, ModelError
-from fedpipe.federation import Federation
-from fedpipe.manifests import Head, Record
-from fedpipe.objects import digest_of, fetch_file, put_bytes, put_file
-from fedpipe.plan import Place, Plan, Settings, differences, read_plan
-from fedpipe.rounds import commit, read_head, read_record
+from fedpipe.federation.federation import Federation
+from fedpipe.rounds.history import commit, read_head, read_record
+from fedpipe.rounds.manifests import Head, Record
+from fedpipe.rounds.plan import Plan, RunPlace, Settings, differences, read_plan
+from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.contract import Model
 from fedpipe.steps.shard import Shards, read
 from fedpipe.store import Store
+from fedpipe.store.objects import digest_of, fetch_file, put_bytes, put_file
 from fedpipe.weights import Array, Layout
 
 log = logging.getLogger("fedpipe")
@@ -31,7 +31,7 @@ log = logging.getLogger("fedpipe")
 class Inputs(Struct, frozen=True, kw_only=True):
     """The place and shards of the run, the federation and model.py as text, and the run-time settings."""
 
-    place: Place
+    place: RunPlace
     shards: Shards
     federation: str
     code: str
@@ -48,7 +48,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
 class Outputs(Struct, frozen=True, kw_only=True):
     """The place with the plan's digest, and the first weights."""
 
-    placed: Place
+    placed: RunPlace
     weights: str
     model: Model
 
@@ -74,14 +74,9 @@ def run(inputs: Inputs) -> Outputs:
         check_deadline(store, plan.federation.quorum.deadline)
 
     def initial() -> dict[str, Array]:
-        from fedpipe.keras_learner import plan_model
-        from fedpipe.keras_model import (
-            check_arguments,
-            check_classes,
-            check_criterion,
-            check_preprocessing,
-            check_private,
-        )
+        from fedpipe.learners.keras.arguments import check_arguments, check_criterion, check_preprocessing
+        from fedpipe.learners.keras.learner import plan_model
+        from fedpipe.learners.keras.model import check_classes, check_private
 
         check_arguments(plan.federation.training)
         put_bytes(store, inputs.code.encode())
@@ -102,7 +97,7 @@ def run(inputs: Inputs) -> Outputs:
     return _outputs(inputs.place, begin(store, plan, initial))
 
 
-def _outputs(place: Place, record: Record) -> Outputs:
+def _outputs(place: RunPlace, record: Record) -> Outputs:
     place = msgspec.structs.replace(place, plan=record.plan)
     metadata = {"digest": record.weights, "round": 0, "run": record.run, "federation": record.federation}
     return Outputs(placed=place, weights=record.weights, model=Model(metadata=metadata))

@@ -8,22 +8,25 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from fedpipe.attendance import Attendance, at_once
-from fedpipe.board import Board, board_key
-from fedpipe.learner import Learner, contribute, vote
-from fedpipe.manifests import Ballot, Dropped, Update
-from fedpipe.plan import Place, Plan, read_plan
-from fedpipe.rounds import Roll, read_record
-from fedpipe.session import drive
+from fedpipe.learners.contribute import contribute
+from fedpipe.learners.learner import Learner
+from fedpipe.learners.vote import vote
+from fedpipe.rounds.history import read_record
+from fedpipe.rounds.manifests import Ballot, Dropped, Update
+from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.rounds.roll import Roll
+from fedpipe.rounds.timings import Timing, note
+from fedpipe.sessions.attendance import Attendance, at_once
+from fedpipe.sessions.board import Board, board_key
+from fedpipe.sessions.pacing import drive
 from fedpipe.steps.contract import Hands, Metrics
 from fedpipe.store import Store
-from fedpipe.timings import Timing, note
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
     """Who learns in which session: rounds [first, last] of the run, to its end when last is 0, of this KFP job."""
 
-    place: Place
+    place: RunPlace
     learner: str
     first: int = 1
     last: int = 0
@@ -67,7 +70,7 @@ def perform(inputs: Inputs, board: Board) -> bool:
     """Trains or votes with Keras, as the board asks. Says whether the learner took part."""
 
     def make(store: Store, plan: Plan, label: str, folder: str) -> Learner:
-        from fedpipe.keras_learner import make_keras_learner
+        from fedpipe.learners.keras.learner import make_keras_learner
 
         return make_keras_learner(store, plan, inputs.learner, label, folder, place=inputs.place)
 
@@ -95,7 +98,7 @@ def act(inputs: Inputs, board: Board, make: Callable[[Store, Plan, str, str], Le
 
 
 @functools.lru_cache(maxsize=4)
-def opened(place: Place) -> tuple[Store, Plan]:
+def opened(place: RunPlace) -> tuple[Store, Plan]:
     """The store and the plan, opened once in a process."""
     store = place.open()
     return store, read_plan(store, place.plan)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fedpipe.board import Board
-from fedpipe.learner import Learner
-from fedpipe.plan import Plan
+from fedpipe.learners.learner import Learner
+from fedpipe.rounds.plan import Plan
+from fedpipe.sessions.board import Board
 from fedpipe.steps.contract import Hands
 from fedpipe.steps.learn import Inputs, Outputs, act, attend, find
 from fedpipe.store import Store
@@ -21,7 +21,7 @@ def perform(inputs: Inputs, board: Board) -> bool:
     """Trains privately or votes, as the board asks. Says whether the learner took part."""
 
     def make(store: Store, plan: Plan, label: str, folder: str) -> Learner:
-        from fedpipe.private_model import make_private_learner
+        from fedpipe.learners.keras.private import make_private_learner
 
         return make_private_learner(store, plan, inputs.learner, place=inputs.place)
 

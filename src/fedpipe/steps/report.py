@@ -7,16 +7,16 @@ from typing import Any
 
 from msgspec import Struct
 
-from fedpipe.plan import Place
-from fedpipe.report import render
+from fedpipe.reports.report import render
+from fedpipe.reports.story import read_story, summarise
+from fedpipe.rounds.plan import RunPlace
 from fedpipe.steps.contract import Html
-from fedpipe.summary import read_story, summarise
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
     """The run, and what has to be done before its report."""
 
-    place: Place
+    place: RunPlace
     evaluation: dict[str, Any] = {}
     onnx: dict[str, Any] = {}
 

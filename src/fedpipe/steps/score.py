@@ -7,9 +7,9 @@ import logging
 from msgspec import Struct
 
 from fedpipe.errors import CorruptError, DataError, ModelError, NotFoundError
-from fedpipe.evaluation import Score, find_score, score_key
-from fedpipe.objects import digest_of, encode
-from fedpipe.plan import Place, read_plan
+from fedpipe.rounds.evaluation import Score, find_score, score_key
+from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.store.objects import digest_of, encode
 
 log = logging.getLogger("fedpipe")
 
@@ -17,7 +17,7 @@ log = logging.getLogger("fedpipe")
 class Inputs(Struct, frozen=True, kw_only=True):
     """Who tests which weights."""
 
-    place: Place
+    place: RunPlace
     learner: str
     weights: str
 
@@ -38,7 +38,7 @@ def run(inputs: Inputs) -> Outputs:
     """Tests once; a learner that cannot is left out, with the reason."""
     if found := find(inputs):
         return found
-    from fedpipe.keras_evaluation import score_learner
+    from fedpipe.learners.keras.evaluation import score_learner
 
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)

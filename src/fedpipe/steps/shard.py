@@ -9,14 +9,17 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fedpipe.data import Examples, Shard, put_parts, put_shard, read_examples
+from fedpipe.data.examples import Examples, read_examples
+from fedpipe.data.parts import Shard, put_parts, put_shard
+from fedpipe.data.shards import deal, holdout, split
 from fedpipe.errors import DataError, InputError, NotFoundError
-from fedpipe.federation import SAFE_NAME, ByKey, Federation
-from fedpipe.federation_file import parse_federation
-from fedpipe.objects import decode, encode
-from fedpipe.plan import Place
-from fedpipe.shards import deal, holdout, split
+from fedpipe.federation.data import ByKey
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.file import parse_federation
+from fedpipe.federation.names import SAFE_NAME
+from fedpipe.rounds.plan import RunPlace
 from fedpipe.store import Store
+from fedpipe.store.objects import decode, encode
 
 log = logging.getLogger("fedpipe")
 
@@ -41,7 +44,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
 class Outputs(Struct, frozen=True, kw_only=True):
     """Where the run is, and its shards."""
 
-    place: Place
+    place: RunPlace
     shards: Shards
 
 
@@ -62,7 +65,7 @@ def read(federation: str) -> Federation:
 def run(inputs: Inputs) -> Outputs:
     """Deals once per run: a repeated step finds the shards of the first one."""
     federation = read(inputs.federation)
-    place = Place(store=inputs.store, federation=federation.name, run=run_name(inputs.run, inputs.job))
+    place = RunPlace(store=inputs.store, federation=federation.name, run=run_name(inputs.run, inputs.job))
     store = place.open()
     uri = inputs.data or federation.data.uri
     settings = msgspec.to_builtins((federation.data, federation.evaluation.holdout, federation.training.seed))

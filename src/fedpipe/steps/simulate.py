@@ -6,24 +6,26 @@ import time
 
 from msgspec import Struct
 
-from fedpipe.board import Board, stop_key
-from fedpipe.coordinator import Moment
 from fedpipe.errors import InputError, RoundError
-from fedpipe.federation import UNWEIGHTED, Averaging, Federation
-from fedpipe.manifests import Record
-from fedpipe.plan import Place, Plan, read_plan
-from fedpipe.rounds import commit, read_record
-from fedpipe.session import monitored, stalled, took_part
+from fedpipe.federation.algorithms import UNWEIGHTED, Averaging
+from fedpipe.federation.federation import Federation
+from fedpipe.rounds.history import commit, read_record
+from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.rounds.selection import took_part
+from fedpipe.rounds.stopping import monitored, stalled
+from fedpipe.rounds.timings import Timing, note
+from fedpipe.sessions.board import Board, stop_key
+from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps.contract import Hands, Model
 from fedpipe.steps.coordinate import Outputs
 from fedpipe.store import Store
-from fedpipe.timings import Timing, note
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
     """The run with its first weights, and the user's files of `simulation.process` and `simulation.model` as text."""
 
-    place: Place
+    place: RunPlace
     base: str
     process: str = ""
     tff_model: str = ""

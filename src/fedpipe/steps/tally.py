@@ -6,17 +6,17 @@ from typing import Any
 
 from msgspec import Struct
 
-from fedpipe.closing import close_vote
-from fedpipe.federation import Vote
-from fedpipe.manifests import Record
-from fedpipe.plan import Place, read_plan
+from fedpipe.federation.algorithms import Vote
+from fedpipe.rounds.closing import close_vote
+from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps.contract import Model
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
     """The round, its base, and what the vote steps gave (their order of arrival does not matter)."""
 
-    place: Place
+    place: RunPlace
     round: int
     base: str
     ballots: list[Any] = []

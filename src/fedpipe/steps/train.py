@@ -6,20 +6,21 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from fedpipe.learner import Learner, contribute
-from fedpipe.manifests import Dropped, Update
-from fedpipe.objects import digest_of, encode
-from fedpipe.plan import Place, Plan, read_plan
-from fedpipe.rounds import find_part
-from fedpipe.session import select
+from fedpipe.learners.contribute import contribute
+from fedpipe.learners.learner import Learner
+from fedpipe.rounds.manifests import Dropped, Update
+from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.rounds.selection import select
+from fedpipe.rounds.updates import find_part
 from fedpipe.steps.contract import Metrics
 from fedpipe.store import Store
+from fedpipe.store.objects import digest_of, encode
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
     """Who trains, in which round, from which global weights."""
 
-    place: Place
+    place: RunPlace
     learner: str
     round: int
     base: str
@@ -43,7 +44,7 @@ def run(inputs: Inputs) -> Outputs:
     """Trains and publishes; a learner that cannot take part is dropped, and the step succeeds."""
 
     def make(store: Store, plan: Plan) -> Learner:
-        from fedpipe.keras_learner import make_keras_learner
+        from fedpipe.learners.keras.learner import make_keras_learner
 
         label = f"round {inputs.round} {inputs.learner}"
         folder = f"learners/{inputs.learner}/runs/{plan.run}/{inputs.round}/tensorboard"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fedpipe.learner import Learner
-from fedpipe.plan import Plan
+from fedpipe.learners.learner import Learner
+from fedpipe.rounds.plan import Plan
 from fedpipe.steps.train import Inputs, Outputs, find, train
 from fedpipe.store import Store
 
@@ -14,7 +14,7 @@ def run(inputs: Inputs) -> Outputs:
     """Trains and publishes; a learner whose privacy budget is spent is dropped, and the step succeeds."""
 
     def make(store: Store, plan: Plan) -> Learner:
-        from fedpipe.private_model import make_private_learner
+        from fedpipe.learners.keras.private import make_private_learner
 
         return make_private_learner(store, plan, inputs.learner)
 

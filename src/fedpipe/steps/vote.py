@@ -6,10 +6,11 @@ import logging
 
 from msgspec import Struct
 
-from fedpipe.ballots import find_vote
-from fedpipe.learner import Learner, vote
-from fedpipe.manifests import Ballot, Dropped, Scores
-from fedpipe.plan import Place, read_plan
+from fedpipe.learners.learner import Learner
+from fedpipe.learners.vote import vote
+from fedpipe.rounds.ballots import find_vote
+from fedpipe.rounds.manifests import Ballot, Dropped, Scores
+from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps.contract import Metrics
 
 log = logging.getLogger("fedpipe")
@@ -18,7 +19,7 @@ log = logging.getLogger("fedpipe")
 class Inputs(Struct, frozen=True, kw_only=True):
     """Who votes in which round on whose candidate; in round 0 the base itself is scored."""
 
-    place: Place
+    place: RunPlace
     learner: str
     round: int
     base: str
@@ -49,7 +50,7 @@ def run(inputs: Inputs) -> Outputs:
     plan = read_plan(store, inputs.place.plan)
 
     def make_learner() -> Learner:
-        from fedpipe.keras_learner import make_keras_learner
+        from fedpipe.learners.keras.learner import make_keras_learner
 
         return make_keras_learner(store, plan, inputs.learner, f"round {inputs.round} {inputs.learner}")
 

@@ -99,7 +99,8 @@ def open_store(
         return shelf.below(parts.path.strip("/")) if parts.path.strip("/") else shelf
     if parts.scheme == "file":
         return LocalStore(Path(unquote(parts.path)))
-    from fedpipe.store.minio import DEADLINE, MinioStore  # 0.3 s that a local store need not pay
+    from fedpipe.store.s3 import MinioStore  # 0.3 s that a local store need not pay
+    from fedpipe.store.s3_client import DEADLINE
 
     query = dict(parse_qsl(parts.query))
     return MinioStore(

@@ -15,7 +15,7 @@ from minio.error import MinioAdminException
 
 from fedpipe.errors import StoreError
 from fedpipe.store import endpoint_of
-from fedpipe.store.minio import Credentials, find_credentials
+from fedpipe.store.s3_client import Credentials, find_credentials
 
 _SECONDS = 10.0
 _REMEDY = (

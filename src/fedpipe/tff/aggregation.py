@@ -21,25 +21,19 @@ import numpy.typing as npt
 
 from fedpipe import weights
 from fedpipe.aggregation import Combined
-from fedpipe.aggregation.rules import is_float, largest
-from fedpipe.closing import source_of
+from fedpipe.aggregation.rule import is_float, largest
 from fedpipe.errors import CorruptError, NotFoundError, StepError, WeightsError
-from fedpipe.federation import (
-    AdaptiveNoise,
-    Averaging,
-    Federation,
-    FixedNoise,
-    Secure,
-    SecureNoise,
-    TreeNoise,
-    tag_of,
-)
-from fedpipe.keras_model import described
-from fedpipe.manifests import Record, Update
-from fedpipe.objects import decode, encode, fetch_file
-from fedpipe.plan import Plan
-from fedpipe.rounds import fetch_weights, layout_of
+from fedpipe.federation.algorithms import AdaptiveNoise, Averaging, FixedNoise, Secure, SecureNoise, TreeNoise
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import tag_of
+from fedpipe.learners.user_code import described
+from fedpipe.rounds.closing import source_of
+from fedpipe.rounds.history import record_layout
+from fedpipe.rounds.manifests import Record, Update
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.updates import fetch_weights
 from fedpipe.store import Store
+from fedpipe.store.objects import decode, encode, fetch_file
 from fedpipe.tff.aggregators import Specs, make_factory
 from fedpipe.tff.algorithms import flat_metrics
 from fedpipe.tff.optimizers import make_optimizer
@@ -96,7 +90,7 @@ def combine(store: Store, plan: Plan, previous: Record, updates: list[Update], f
     fetch_file(store, previous.weights, folder / "base")
     base = weights.load(folder / "base")
     start = {name: value.astype(np.float32) for name, value in base.items() if is_float(value.dtype)}
-    given = _read(store, layout_of(store, previous), start, updates, folder)
+    given = _read(store, record_layout(store, previous), start, updates, folder)
     shares = [float(source_of(plan, update).weight) for update in updates if update.learner in given.gradients]
     made = make_aggregation(federation, [(str(w.dtype), w.shape) for w in start.values()])
     state = _resumed(store, previous, made.initialize(), folder)

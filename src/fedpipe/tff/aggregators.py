@@ -6,25 +6,25 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fedpipe.federation import (
+from fedpipe.federation.algorithms import (
     AdaptiveNoise,
     Compressed,
     FixedNoise,
     Mean,
     Robust,
-    Rule,
+    RuleSettings,
     Secure,
     SecureNoise,
     TreeNoise,
 )
-from fedpipe.keras_model import frameworks
+from fedpipe.frameworks import frameworks
 from fedpipe.tff.runtime import federated
 
 Specs = Sequence[tuple[str, tuple[int, ...]]]
 """Dtype and shape of each array."""
 
 
-def make_factory(rule: Rule, weighted: bool, expected: int, specs: Specs) -> Any:
+def make_factory(rule: RuleSettings, weighted: bool, expected: int, specs: Specs) -> Any:
     """The `tff.aggregators` factory of a rule.
 
     Args:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.errors import ModelError
-from fedpipe.federation import UNWEIGHTED, Averaging, Federation, Optimizer
-from fedpipe.keras_model import described, find_function
-from fedpipe.session import trainers
+from fedpipe.federation.algorithms import UNWEIGHTED, Averaging, OptimizerSettings
+from fedpipe.federation.federation import Federation
+from fedpipe.learners.user_code import described, find_function
+from fedpipe.rounds.selection import trainers
 from fedpipe.tff.aggregators import make_factory
 from fedpipe.tff.models import Code, FederatedModel
 from fedpipe.tff.optimizers import compiled_optimizer, make_optimizer, make_proximal
@@ -96,7 +97,7 @@ def make_process(model: FederatedModel, federation: Federation) -> Process:
     tff = federated()
     settings, algorithm = federation.simulation, federation.algorithm
     assert isinstance(algorithm, Averaging)
-    client: Optimizer | None = settings.client_optimizer
+    client: OptimizerSettings | None = settings.client_optimizer
     if client is None and settings.algorithm != "fedsgd":  # which has no training at the clients
         client = compiled_optimizer(model.keras.optimizer, federation.training.learning_rate)
     aggregator = None

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from fedpipe.data import Examples, get_parts, get_shard
+from fedpipe.data.examples import Examples
+from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.errors import DataError, NotFoundError
-from fedpipe.federation import Training
-from fedpipe.keras_learner import WIDER, as_examples, singles_of, size_of
-from fedpipe.keras_model import frameworks
-from fedpipe.plan import Place, read_plan
-from fedpipe.preprocessing import applied, parse
-from fedpipe.rounds import read_record
+from fedpipe.federation.preprocessing import applied, parse
+from fedpipe.federation.training import Training
+from fedpipe.frameworks import frameworks
+from fedpipe.learners.keras.learner import WIDER, as_examples, singles_of, size_of
+from fedpipe.rounds.history import read_record
+from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.tff.runtime import federated
 
 
@@ -74,7 +75,7 @@ def _preprocessed(part: Any, training: Training, seed: int, module: ModuleType) 
     return made.map(_named)
 
 
-def client_data(place: Place, part: str = "train") -> Any:
+def client_data(place: RunPlace, part: str = "train") -> Any:
     """The shards of a run as a `tff.simulation.datasets.ClientData` keyed by learner, for scripts of one's own.
 
     Args:

@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.errors import ModelError
-from fedpipe.keras_model import built, described, find_function, frameworks, load_code
-from fedpipe.objects import digest_of
-from fedpipe.private_model import match_names
+from fedpipe.frameworks import frameworks
+from fedpipe.learners.keras.model import built
+from fedpipe.learners.keras.private import match_names
+from fedpipe.learners.user_code import described, find_function, load_code
+from fedpipe.store.objects import digest_of
 from fedpipe.tff.runtime import federated
 
 Array = npt.NDArray[Any]

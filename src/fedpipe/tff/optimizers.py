@@ -10,8 +10,8 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.errors import ModelError
-from fedpipe.federation import Adagrad, Adam, Optimizer, Sgd, Yogi
-from fedpipe.keras_model import frameworks
+from fedpipe.federation.algorithms import Adagrad, Adam, OptimizerSettings, Sgd, Yogi
+from fedpipe.frameworks import frameworks
 from fedpipe.tff.runtime import federated
 
 _BUILDERS: dict[type[Struct], str] = {
@@ -24,7 +24,7 @@ _BUILDERS: dict[type[Struct], str] = {
 _NAMES = {"initial_preconditioner": "initial_preconditioner_value"}
 
 
-def make_optimizer(settings: Optimizer) -> Any:
+def make_optimizer(settings: OptimizerSettings) -> Any:
     """The `tff.learning.optimizers.Optimizer` of these settings."""
     arguments = {_NAMES.get(f.name, f.name): getattr(settings, f.name) for f in msgspec.structs.fields(settings)}
     if isinstance(settings, Sgd) and not settings.momentum:
@@ -32,26 +32,26 @@ def make_optimizer(settings: Optimizer) -> Any:
     return getattr(federated().learning.optimizers, _BUILDERS[type(settings)])(**arguments)
 
 
-def _sgd(config: dict[str, Any], rate: float) -> Optimizer | None:
+def _sgd(config: dict[str, Any], rate: float) -> OptimizerSettings | None:
     return None if config.get("nesterov") else Sgd(learning_rate=rate, momentum=config.get("momentum", 0.0))
 
 
-def _adam(config: dict[str, Any], rate: float) -> Optimizer | None:
+def _adam(config: dict[str, Any], rate: float) -> OptimizerSettings | None:
     names = ("beta_1", "beta_2", "epsilon")
     return None if config.get("amsgrad") else Adam(learning_rate=rate, **{name: config[name] for name in names})
 
 
-def _adagrad(config: dict[str, Any], rate: float) -> Optimizer:
+def _adagrad(config: dict[str, Any], rate: float) -> OptimizerSettings:
     start = config["initial_accumulator_value"]
     return Adagrad(learning_rate=rate, initial_preconditioner=start, epsilon=config["epsilon"])
 
 
-_COMPILED: dict[str, Callable[[dict[str, Any], float], Optimizer | None]] = {
+_COMPILED: dict[str, Callable[[dict[str, Any], float], OptimizerSettings | None]] = {
     "SGD": _sgd, "Adam": _adam, "Adagrad": _adagrad,
 }  # fmt: skip
 
 
-def compiled_optimizer(compiled: Any, learning_rate: float) -> Optimizer:
+def compiled_optimizer(compiled: Any, learning_rate: float) -> OptimizerSettings:
     """The settings of a Keras optimizer, with another learning rate unless that is 0.
 
     Raises:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpipe.errors import MissingExtraError, StepError
-from fedpipe.keras_model import frameworks, uncollected
+from fedpipe.frameworks import frameworks, uncollected
 
 _LARGEST_MESSAGE = 2**31 - 1
 """Bytes of a model or of a client's data on their way to the worker: what gRPC allows."""

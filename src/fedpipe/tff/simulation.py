@@ -12,18 +12,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedpipe import weights
-from fedpipe.data import Examples, get_parts
+from fedpipe.data.examples import Examples
+from fedpipe.data.parts import get_parts
 from fedpipe.errors import DataError, FedpipeError, InputError, RoundError, StepError, WeightsError
-from fedpipe.federation import Federation
-from fedpipe.keras_learner import event_file, kept_parts, size_of
-from fedpipe.keras_model import described, frameworks, uncollected
-from fedpipe.learner import seed_of
-from fedpipe.manifests import MOST_METRICS, Record
-from fedpipe.objects import decode, digest_of, encode, fetch_file, get_bytes, put_file
-from fedpipe.plan import Place, Plan, read_plan
-from fedpipe.rounds import commit, read_record
-from fedpipe.session import SIMULATED, select, trainers
+from fedpipe.federation.federation import Federation
+from fedpipe.frameworks import frameworks, uncollected
+from fedpipe.learners.keras.events import event_file
+from fedpipe.learners.keras.learner import kept_parts, size_of
+from fedpipe.learners.learner import seed_of
+from fedpipe.learners.user_code import described
+from fedpipe.rounds.history import commit, read_record
+from fedpipe.rounds.manifests import MOST_METRICS, Record
+from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.rounds.selection import SIMULATED, select, trainers
 from fedpipe.store import Store
+from fedpipe.store.objects import decode, digest_of, encode, fetch_file, get_bytes, put_file
 from fedpipe.tff.algorithms import Process, make_own_process, make_process
 from fedpipe.tff.datasets import Client, check_alike, first_examples, test_batches, train_batches, whole_batch
 from fedpipe.tff.models import Code, FederatedModel
@@ -34,12 +37,12 @@ log = logging.getLogger("fedpipe")
 
 
 @functools.lru_cache(maxsize=1)
-def cached_simulation(place: Place, process: str, model: str) -> Simulation:
+def cached_simulation(place: RunPlace, process: str, model: str) -> Simulation:
     """The simulation of a run; a worker builds and traces it once."""
     return Simulation(place, process, model)
 
 
-def advance(place: Place, process: str, model: str, number: int) -> None:
+def advance(place: RunPlace, process: str, model: str, number: int) -> None:
     """Works through one round and commits it, unless that was done.
 
     Args:
@@ -108,7 +111,7 @@ class Simulation:
         InputError: the federation cannot be simulated, or a file of the user is wrong.
     """
 
-    def __init__(self, place: Place, process: str = "", model: str = "") -> None:
+    def __init__(self, place: RunPlace, process: str = "", model: str = "") -> None:
         self._store: Store = place.open()
         self._plan: Plan = read_plan(self._store, place.plan)
         federation, self._run = self._plan.federation, place.run

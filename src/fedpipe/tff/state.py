@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from fedpipe import weights
 from fedpipe.errors import CorruptError, NotFoundError
-from fedpipe.objects import digest_of
 from fedpipe.store import Store
+from fedpipe.store.objects import digest_of
 from fedpipe.tff.runtime import federated
 
 Array = npt.NDArray[Any]

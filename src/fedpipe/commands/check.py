@@ -1,0 +1,37 @@
+"""Checks a federation file, its data, its model and its store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedpipe.engine import preflight
+from fedpipe.engine.workers import Workers
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.file import read_federation
+from fedpipe.store import open_store
+
+
+def check(source: str | Path, *, store: bool = True) -> list[preflight.Checked]:
+    """Checks a federation file, its data, its model and, unless told otherwise, its store; nothing is changed.
+
+    Raises:
+        FedpipeError: the first mistake, with its remedy.
+    """
+    from fedpipe.compiled.compiler import read_code
+
+    federation = read_federation(Path(source))
+    findings = [preflight.Checked("federation", f"{federation.name}: {len(federation.learners)} learners")]
+    uri = federation.store_uri if store else ""
+    with Workers() as processes:
+        findings += preflight.check(federation, read_code(federation), federation.data.uri, uri, processes.call)
+    if store:
+        findings.append(_checked_store(federation))
+    return findings
+
+
+def _checked_store(federation: Federation) -> preflight.Checked:
+    uri = federation.store_uri
+    if uri.startswith("file://"):  # a folder is made by the first run
+        return preflight.Checked("store", uri)
+    open_store(uri).probe()
+    return preflight.Checked("store", f"{uri} honours conditional writes")

@@ -1,0 +1,63 @@
+"""Shows what learners hold before a run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import cast
+
+from fedpipe.compiled.compiler import read_code
+from fedpipe.data.examples import read_examples
+from fedpipe.data.exploration import Exploration, View, look
+from fedpipe.engine.workers import Workers
+from fedpipe.errors import FedpipeError
+from fedpipe.federation.federation import Federation, LearnerSettings
+from fedpipe.federation.file import read_federation
+from fedpipe.reports.exploration_page import render_html
+from fedpipe.steps.explore import private
+from fedpipe.steps.shard import dealt
+from fedpipe.store.files import write_whole
+from fedpipe.store.objects import digest_of
+
+
+def explore(source: str | Path, output: str | Path) -> Exploration:
+    """Writes a page that shows what the learners hold, their own files too where they can be read from here.
+
+    Raises:
+        DataError: the dataset cannot be dealt out.
+        InputError: the file cannot be written.
+    """
+    federation = read_federation(Path(source))
+    dealt_out = dealt(federation, federation.data.uri)[0] if federation.sharded else {}
+    views, left_out = [], private(federation)
+    with Workers() as processes:
+        for learner in federation.learners:
+            if learner.name in left_out:
+                continue
+            try:
+                parts = dealt_out.get(learner.name)
+                views.append(look(learner.name, parts) if parts else _look_at_own(federation, learner, processes))
+            except FedpipeError as error:
+                left_out[learner.name] = str(error)
+    found = Exploration(federation.name, tuple(views), left_out)
+    write_whole(Path(output), render_html(found).encode())
+    return found
+
+
+def _look_at_own(federation: Federation, learner: LearnerSettings, processes: Workers) -> View:
+    """A learner's own file, read by `load` of model.py where there is one, which needs Keras."""
+    code, settings = read_code(federation), federation.data
+    if re.search(r"^def load\(", code, re.MULTILINE):
+        return cast(View, processes.call(loaded_view, federation, code, learner.name))
+    examples, _ = read_examples(learner.data, **settings.columns)
+    return look(learner.name, {"examples": examples})
+
+
+def loaded_view(federation: Federation, code: str, name: str) -> View:
+    """What a learner holds by `load` of model.py. Raises DataError and ModelError."""
+    from fedpipe.learners.keras.learner import as_examples, own_parts
+    from fedpipe.learners.user_code import load_code
+
+    data = code.encode()
+    parts = own_parts(federation, name, load_code(data, digest_of(data)))
+    return look(name, {part: as_examples(value) for part, value in parts.items()})

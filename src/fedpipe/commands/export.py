@@ -1,0 +1,58 @@
+"""Exports the shared model as a verified ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fedpipe.engine.workers import Workers
+from fedpipe.errors import NotFoundError
+from fedpipe.federation.file import read_federation
+from fedpipe.rounds.history import history, read_head, read_record
+from fedpipe.rounds.plan import read_plan
+from fedpipe.store import chosen_uri, open_store
+from fedpipe.store.files import write_whole
+
+
+def export(
+    source: str | Path, output: str | Path, *, store: str | None = None, name: str | None = None
+) -> dict[str, Any]:
+    """Writes the shared model as a verified ONNX file.
+
+    Args:
+        source: the federation file.
+        output: an .onnx file; it appears only when it is verified.
+        store: URI of the store instead of the federation's.
+        name: the run whose last model is taken; HEAD's by default.
+
+    Returns:
+        digest, opset, largest difference and the run, as in the model's origin.
+
+    Raises:
+        NotFoundError: nothing was trained yet.
+        ExportError: the model differs from the trained one; nothing is written.
+    """
+    federation = read_federation(Path(source))
+    uri = chosen_uri(store, federation.store_uri)
+    opened = open_store(uri).below(federation.name)
+    if name is None:
+        head = read_head(opened)
+        record = read_record(opened, head[0].run, head[0].round) if head else None
+    else:
+        record = next(reversed(history(opened, name)), None)
+    if record is None:
+        raise NotFoundError("there is no trained model", where=opened.uri, remedy=f"Run `fedpipe run {source}` first.")
+    with Workers() as processes:
+        data, origin = processes.call(_verified, uri, federation.name, record.plan, record.weights)
+    write_whole(Path(output), data)
+    return dict(origin)
+
+
+def _verified(uri: str, federation: str, plan: str, weights: str) -> tuple[bytes, dict[str, Any]]:
+    from fedpipe.registry.export import verified
+
+    store = open_store(uri).below(federation)
+    data, origin = verified(store, read_plan(store, plan), weights)
+    return data, msgspec.to_builtins(origin)

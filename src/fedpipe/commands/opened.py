@@ -1,0 +1,36 @@
+"""Opens a federation's part of the store and checks the names of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedpipe.errors import NotFoundError
+from fedpipe.federation.file import read_federation
+from fedpipe.rounds.history import read_record
+from fedpipe.store import Store, chosen_uri, open_store
+
+
+def open_federation(source: str | Path, store: str | None = None) -> tuple[Store, str]:
+    """The federation's part of the store, and the URI of the whole.
+
+    Args:
+        source: the federation file.
+        store: URI of the store instead of the federation's.
+    """
+    federation = read_federation(Path(source))
+    uri = chosen_uri(store, federation.store_uri)
+    return open_store(uri).below(federation.name), uri
+
+
+def check_runs(store: Store, names: Sequence[str]) -> None:
+    """Raise NotFoundError for the first of these runs that has not begun."""
+    for name in names:
+        if read_record(store, name, 0) is None:
+            raise NotFoundError(f"there is no run {name!r}", where=store.uri, remedy=known_runs(store))
+
+
+def known_runs(store: Store) -> str:
+    """What a user may have meant."""
+    names = sorted({key.split("/")[1] for key in store.keys("runs/")})
+    return f"Runs: {', '.join(names)}." if names else "No run has begun here."

@@ -1,0 +1,83 @@
+"""Draws a run's scores and ballots while it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedpipe.commands.opened import known_runs, open_federation
+from fedpipe.commands.watch import _LOOK_AGAIN
+from fedpipe.errors import InputError, NotFoundError
+from fedpipe.reports import plots
+from fedpipe.reports.story import Story, read_story
+from fedpipe.reports.vote_plots import metrics_of, vote_figure, vote_pictures
+from fedpipe.rounds.history import read_record
+from fedpipe.store.files import write_whole
+
+FORMATS = (".html", ".png", ".svg")
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{again}<style>
+body {{ font: 15px system-ui, sans-serif; margin: 1rem }} svg {{ max-width: 100%; height: auto }}</style>
+</head><body><h1>{title}</h1><p>{state}</p>{pictures}</body></html>
+"""
+
+
+def plot(
+    source: str | Path, run: str, output: str | Path, *, store: str | None = None, live: bool = True,
+    listener: Callable[[str], None] = lambda _: None, again: float = _LOOK_AGAIN,
+) -> None:  # fmt: skip
+    """Draws a run: its scores over the rounds and its ballots. Draws it again after each round until it has ended.
+
+    Args:
+        source: the federation file.
+        run: the run's name; one that has not begun is waited for when `live`.
+        output: an .html, .svg or .png file; a page of a run that goes on loads itself again.
+        store: URI of the store instead of the federation's.
+        live: go on until the run has ended.
+        listener: hears how far the run is, after each drawing.
+        again: seconds between two looks.
+
+    Raises:
+        NotFoundError: there is no such run.
+        InputError: the file cannot be written, or its format is none of the three.
+    """
+    path = Path(output)
+    if path.suffix not in FORMATS:
+        raise InputError(
+            f"cannot draw a {path.suffix or 'file without a suffix'}",
+            where=str(path),
+            remedy="Use .html, .svg or .png.",
+        )
+    opened, uri = open_federation(source, store)
+    drawn = -1
+    while True:
+        ended = opened.size(f"runs/{run}/summary.json") is not None
+        count = max(0, drawn)
+        while read_record(opened, run, count) is not None:
+            count += 1
+        if not count and not live:
+            raise NotFoundError(f"there is no run {run!r}", where=opened.uri, remedy=known_runs(opened))
+        if count and (count != drawn or ended):
+            story = read_story(opened, run, uri)
+            rounds = f"round {count - 1} of {story.plan.federation.training.rounds}"
+            state = rounds if ended else f"{rounds}, going on"
+            write_whole(path, _drawn(story, path.suffix, state, going_on=live and not ended))
+            listener(state)
+            drawn = count
+        elif drawn < 0:
+            listener(f"waiting for run {run} to begin. {known_runs(opened)}")
+            drawn = 0
+        if ended or not live:
+            return
+        time.sleep(again)
+
+
+def _drawn(story: Story, suffix: str, state: str, *, going_on: bool) -> bytes:
+    voted = story.plan.federation.vote is not None
+    if suffix == ".html":
+        again = '<meta http-equiv="refresh" content="2">' if going_on else ""
+        pictures = "".join(vote_pictures(story) if voted else plots.learning_curves(story))
+        title = f"{story.plan.federation.name}, {story.plan.run}"
+        return _PAGE.format(title=title, again=again, state=state, pictures=pictures).encode()
+    figures = [vote_figure(story, metrics_of(story)[0])] if voted else plots.learning_figures(story)
+    return plots.png(figures[0]) if suffix == ".png" else plots.svg(figures[0]).encode()

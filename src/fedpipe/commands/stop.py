@@ -1,0 +1,28 @@
+"""Asks a session to end after its current round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedpipe.commands.opened import check_runs, open_federation
+from fedpipe.errors import InputError
+from fedpipe.sessions.board import ask_to_stop, poll_board
+
+
+def stop(source: str | Path, run: str, *, store: str | None = None) -> str:
+    """Asks a session to end after its current round, and says what will happen.
+
+    Raises:
+        NotFoundError: there is no such run.
+        InputError: it has no session that could be stopped.
+    """
+    opened, _ = open_federation(source, store)
+    check_runs(opened, [run])
+    found = poll_board(opened, run)
+    board = found[0] if found else None
+    if opened.size(f"runs/{run}/summary.json") is not None or (board and board.phase == "ended"):
+        raise InputError(f"run {run!r} has ended already", where=opened.uri)
+    asked = "" if ask_to_stop(opened, run) else "was already asked to end, and "
+    if board is None:
+        return f"run {run} {asked}ends as soon as its session begins; a run of single steps is not stopped by this"
+    return f"run {run} {asked}ends after round {board.round}; the model is evaluated and exported as usual"

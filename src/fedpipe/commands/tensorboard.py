@@ -1,0 +1,105 @@
+"""A run's event files, copied from the store for TensorBoard."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fedpipe.errors import InputError, NotFoundError
+from fedpipe.frameworks import find_python
+from fedpipe.rounds.history import read_record
+from fedpipe.rounds.plan import read_plan
+from fedpipe.store import Store
+
+_LARGEST = 64 * 2**20
+"""Bytes of an event file; learners write them, so larger ones are left where they are."""
+_SECONDS = 5.0
+"""Between two looks for new files, while TensorBoard runs."""
+
+
+class Events(NamedTuple):
+    """An event file in the store, and where TensorBoard finds it."""
+
+    key: str
+    path: Path
+
+
+def find_events(store: Store, run: str) -> Iterator[Events]:
+    """The event files of a run: `simulation`, or a folder for each learner and round.
+
+    Raises:
+        NotFoundError: there is no such run.
+    """
+    record = read_record(store, run, 0)
+    if record is None:
+        raise NotFoundError(f"there is no run {run!r}", where=store.uri)
+    names = [learner.name for learner in read_plan(store, record.plan).federation.learners]
+    for owner in ("", *names):
+        prefix = f"learners/{owner}/runs/{run}/" if owner else f"runs/{run}/"
+        for key in store.keys(prefix):
+            if match := re.fullmatch(r"(\d{1,9})/tensorboard/([\w.-]+)", key.removeprefix(prefix)):
+                folder = Path(owner) / f"round-{match[1]}" if owner else Path("simulation")
+                yield Events(key, folder / match[2])
+
+
+def fetch_events(store: Store, run: str, folder: Path) -> int:
+    """Copies the event files that are new, or have grown, and returns how many there are in all.
+
+    Raises:
+        NotFoundError: there is no such run.
+        InputError: the folder cannot be written.
+    """
+    count = 0
+    for key, path in find_events(store, run):
+        size, there = store.size(key), folder / path
+        if size is None or size > _LARGEST:
+            continue
+        count += 1
+        if there.is_file() and there.stat().st_size == size:
+            continue
+        try:
+            there.parent.mkdir(parents=True, exist_ok=True)
+            store.download(key, there)
+        except OSError as error:
+            raise InputError(f"cannot be written: {error.strerror}", where=str(there)) from error
+    return count
+
+
+def find_tensorboard() -> Path:
+    """The program: on the path, or in the tff environment, which has it. Raises InputError."""
+    found = shutil.which("tensorboard")
+    path = Path(found) if found else find_python("tff").parent / "tensorboard"
+    if not path.is_file():
+        raise InputError("TensorBoard is not installed", remedy="`pip install tensorboard`, or `make setup-tff`.")
+    return path
+
+
+def show(store: Store, run: str, folder: Path, *, host: str, port: int) -> int:
+    """Runs TensorBoard until it is ended, and brings it new files while the run goes on.
+
+    Returns:
+        TensorBoard's exit code.
+
+    Raises:
+        NotFoundError: there is no such run, or it has no event files.
+        InputError: TensorBoard is not installed.
+    """
+    program = find_tensorboard()
+    if not fetch_events(store, run, folder):
+        raise NotFoundError(
+            f"run {run!r} has no event files", where=store.uri, remedy="Set training.tensorboard to true."
+        )
+    command = [str(program), "--logdir", str(folder), "--host", host, "--port", str(port), "--reload_interval", "5"]
+    with subprocess.Popen(command) as process:  # noqa: S603  (the user's own TensorBoard)
+        try:
+            while True:
+                try:
+                    return process.wait(_SECONDS)
+                except subprocess.TimeoutExpired:
+                    fetch_events(store, run, folder)
+        finally:
+            process.terminate()

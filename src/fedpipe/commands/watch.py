@@ -1,0 +1,111 @@
+"""Follows a run from its store, wherever it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedpipe.commands.opened import known_runs, open_federation
+from fedpipe.federation.federation import Federation
+from fedpipe.rounds.history import read_record
+from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.plan import read_plan
+from fedpipe.rounds.selection import took_part
+from fedpipe.rounds.timings import find_timing
+from fedpipe.sessions.board import Board, Keeper, board_key, poll_board
+from fedpipe.store import Store
+
+_LOOK_AGAIN = 1.0
+"""Seconds between two looks at a run that goes on."""
+_PODS_AGAIN = 5.0
+"""Seconds between two looks at its pods."""
+
+
+def watch(
+    source: str | Path, run: str, *, store: str | None = None, listener: Callable[[str, str], None],
+    again: float = _LOOK_AGAIN, pods: Callable[[], list[str]] | None = None,
+) -> None:  # fmt: skip
+    """Follows a run from its store until it has ended, wherever it runs.
+
+    Args:
+        source: the federation file.
+        run: the run's name; one that has not begun is waited for.
+        store: URI of the store instead of the federation's.
+        listener: hears `(line, state)`: a line for what has happened, or the state of now.
+        again: seconds between two looks.
+        pods: a line for each pod that waits; asked now and then.
+
+    Raises:
+        StepError: of `pods`, when the run has failed.
+    """
+    opened, _ = open_federation(source, store)
+    if read_record(opened, run, 0) is None:
+        listener("", f"waiting for run {run} to begin. {known_runs(opened)}")
+    keeper, number = Keeper(opened, run, ""), 0
+    waiting = _Waiting(pods or list, listener)
+    federation: Federation | None = None
+    while True:
+        ended = opened.size(f"runs/{run}/summary.json") is not None
+        found = poll_board(opened, run)
+        board = found[0] if found else None
+        while record := read_record(opened, run, number):
+            federation = federation or read_plan(opened, record.plan).federation
+            listener(round_line(opened, federation, record), "")
+            number += 1
+        if ended or (board and board.phase == "ended"):
+            listener(f"the session ended: {board.why}" if board and board.phase == "ended" else "the run has ended", "")
+            return
+        state = _state(keeper, board, opened.age(board_key(run)) or 0.0) if board else ""
+        listener("", "; ".join(filter(None, [state, *waiting.look()])))
+        time.sleep(again)
+
+
+class _Waiting:
+    """Pods that wait: each is a line of its own once, and part of the state as long as it waits."""
+
+    def __init__(self, pods: Callable[[], list[str]], listener: Callable[[str, str], None]) -> None:
+        self._pods, self._listener = pods, listener
+        self._lines: list[str] = []
+        self._told: set[str] = set()
+        self._next = 0.0
+
+    def look(self) -> list[str]:
+        """The lines of now."""
+        if time.monotonic() >= self._next:
+            self._lines, self._next = self._pods(), time.monotonic() + _PODS_AGAIN
+            for line in self._lines:
+                if (who := line.partition(" is ")[0]) not in self._told:
+                    self._told.add(who)
+                    self._listener(line, "")
+        return self._lines
+
+
+def round_line(store: Store, federation: Federation, record: Record) -> str:
+    """What a round did: metrics, who took part, how it was decided, and seconds of each phase."""
+    numbers = "  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
+    phases = ("await-train", "aggregate", "await-vote", "tally")
+    timings = [(step, find_timing(store, record.run, record.round, step)) for step in phases]
+    seconds = ", ".join(f"{step.removeprefix('await-')} {t.seconds:.1f} s" for step, t in timings if t)
+    parts = [f"round {record.round}", numbers]
+    if record.proposer:
+        parts.append(f"proposed by {record.proposer}")
+    elif record.round:
+        parts.append(f"{len(took_part(federation, record))} learners")
+    if record.outcome:
+        word = "accepted" if record.accepted else "rejected"
+        parts.append(f"{word} by {record.outcome.approvals} of {record.outcome.voters}")
+    parts += [f"without {item.learner} ({item.why})" for item in (*record.dropped, *record.absent)]
+    return "  ".join(filter(None, [*parts, seconds]))
+
+
+def _state(keeper: Keeper, board: Board, seconds: float) -> str:
+    """What a session does now, and whom it awaits."""
+    awaited = []
+    for name in board.asked:
+        sign = keeper.sign(name)
+        if not sign or (sign.round, sign.attempt, sign.phase) != (board.round, board.attempt, board.phase):
+            awaited.append(name)
+    who = f"awaiting {', '.join(awaited)}" if awaited else "all have answered"
+    away = f"; away: {', '.join(board.away)}" if board.away else ""
+    return f"round {board.round} {board.phase}: {who} for {seconds:.0f} s{away}"

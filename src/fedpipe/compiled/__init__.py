@@ -1,0 +1,1 @@
+"""From a federation to a pipeline file; needs no cluster."""

@@ -1,0 +1,174 @@
+"""Compiles a federation to a KFP v2 pipeline file."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from fedpipe.compiled.estimate import Estimate, estimate
+from fedpipe.compiled.graph import parse_graph, read_graph
+from fedpipe.errors import MissingExtraError, ModelError
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.placement import Placement
+from fedpipe.steps.simulate import check_simulated
+from fedpipe.store.files import write_whole
+from fedpipe.store.objects import encode
+from fedpipe.version import __version__
+
+_CODE_LIMIT = 64 * 2**10
+"""Largest model.py, in bytes: it travels in a step's argument, and Linux caps one at 128 KiB."""
+
+
+def read_code(federation: Federation) -> str:
+    """The text of the federation's model.py. Raises ModelError."""
+    return _read_file(federation.model, "model")
+
+
+def read_simulation_files(federation: Federation) -> tuple[str, str]:
+    """The texts of the files of `simulation.process` and `simulation.model`, empty without. Raises ModelError."""
+    settings = federation.simulation
+    named = (("process", settings.process), ("model", settings.model))
+    process, model = (_read_file(name, f"simulation.{key}") if name else "" for key, name in named)
+    return process, model
+
+
+def _read_file(named: str, key: str) -> str:
+    path = Path(named.rpartition(":")[0] or named)
+    try:
+        code = path.read_text()
+    except OSError as error:
+        raise ModelError(
+            f"cannot be read: {error.strerror}", where=str(path), remedy=f"`{key}` names the file."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ModelError("is not UTF-8 text", where=str(path)) from error
+    if len(code.encode()) > _CODE_LIMIT:
+        raise ModelError(
+            f"has {len(code.encode())} bytes, more than {_CODE_LIMIT}",
+            where=str(path),
+            remedy="Put data out of it.",
+        )
+    return code
+
+
+def as_json(federation: Federation) -> str:
+    """The federation as the steps take it: without this machine's folders and without what only placement needs."""
+
+    def bare(named: str) -> str:
+        return named.rpartition("/")[2]
+
+    simulation = msgspec.structs.replace(
+        federation.simulation, placement=Placement(), process=bare(federation.simulation.process),
+        model=bare(federation.simulation.model),
+    )  # fmt: skip
+    learners = tuple(
+        msgspec.structs.replace(learner, placement=Placement(), secret="") for learner in federation.learners
+    )
+    portable = msgspec.structs.replace(
+        federation, store="store", model=bare(federation.model), learners=learners, simulation=simulation, placement={},
+        data=msgspec.structs.replace(federation.data, uri=Path(federation.data.uri).name),
+    )  # fmt: skip
+    return encode(portable).decode()
+
+
+def compile_pipeline(federation: Federation, output: Path, *, simulation: bool = False) -> Estimate:
+    """Writes the pipeline file.
+
+    Args:
+        federation: as `read_federation` gives it.
+        output: a .yaml file; it appears only when it is whole.
+        simulation: of a rehearsal on one machine, with TensorFlow Federated.
+
+    Raises:
+        ModelError: model.py cannot be read.
+        InputError: the file cannot be written.
+        MissingExtraError: kfp is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # kfp's own deprecations are not the user's
+            from kfp import compiler
+
+            from fedpipe.pipelines.collective_learning import collective_learning
+            from fedpipe.pipelines.federated_averaging import federated_averaging
+            from fedpipe.pipelines.sessions import sessions
+            from fedpipe.pipelines.tff_simulation import tff_simulation
+    except ImportError as error:
+        raise MissingExtraError(str(error.name or "kfp"), "kubeflow") from error
+    in_steps = collective_learning if federation.proposers else federated_averaging
+    wire = sessions if federation.in_sessions else in_steps
+    texts = (as_json(federation), read_code(federation))
+    if simulation:
+        check_simulated(federation)
+        wired = tff_simulation(federation, *texts, *read_simulation_files(federation))
+    else:
+        wired = wire(federation, *texts)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(wired, str(path))
+        text, pipeline = _with_images(path.read_text(), federation)
+    write_whole(output, text.encode())
+    return estimate(federation, parse_graph(pipeline), len(text.encode()))
+
+
+def _with_images(text: str, federation: Federation) -> tuple[str, dict[str, Any]]:
+    """The pipeline file with the federation's images, and what it says of the pipeline."""
+    documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
+    for executor in documents[0]["deploymentSpec"]["executors"].values():
+        environment = executor["container"]["image"].rpartition("/")[2].partition(":")[0]
+        executor["container"]["image"] = image_of(federation, environment)
+    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    return head + yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True), documents[0]
+
+
+def manifest_of(text: bytes, namespace: str = "") -> str:
+    """A pipeline file as objects of Kubernetes, for Git and `kubectl apply` (KFP's Kubernetes API mode, from 2.14).
+
+    Args:
+        text: the pipeline file.
+        namespace: of the objects; that of `kubectl` by default.
+
+    Returns:
+        `Pipeline`, and a `PipelineVersion` that is named by the content: another content is another version.
+    """
+    spec, *platform = yaml.safe_load_all(text)
+    name = spec["pipelineInfo"]["name"]
+    where = {"namespace": namespace} if namespace else {}
+    version = version_of(text)
+    shown = {"displayName": name, "description": spec["pipelineInfo"].get("description", "")}
+    pipeline = {"metadata": {"name": name, **where}, "spec": shown}
+    body = {"displayName": version, "pipelineName": name, "pipelineSpec": spec}
+    body |= {"platformSpec": platform[0]} if platform else {}
+    labelled = {"name": f"{name}-{version.replace('.', '-')}", **where}
+    head = {"apiVersion": "pipelines.kubeflow.org/v2beta1"}
+    objects = [head | {"kind": "Pipeline"} | pipeline,
+               head | {"kind": "PipelineVersion", "metadata": labelled, "spec": body}]  # fmt: skip
+    return yaml.dump_all(objects, Dumper=yaml.CSafeDumper, sort_keys=False)
+
+
+def version_of(text: bytes) -> str:
+    """The name of a pipeline's version: that of fedpipe, and what the file contains."""
+    return f"{__version__}-{hashlib.sha256(text).hexdigest()[:12]}"
+
+
+def image_of(federation: Federation, environment: str) -> str:
+    """The image of an environment: by its digest where the federation knows it, else by a tag."""
+    images = federation.images
+    digest = {str(name): digest for name, digest in images.digests.items()}.get(environment)
+    name = f"{images.registry}/{environment}"
+    return f"{name}@{digest}" if digest else f"{name}:{images.tag or __version__}"
+
+
+def images_of(federation: Federation) -> list[str]:
+    """All images that the federation's pipeline needs."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        compile_pipeline(federation, path)
+        return sorted({task.image for task in read_graph(path).tasks})

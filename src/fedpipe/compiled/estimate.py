@@ -1,0 +1,102 @@
+"""Estimates what a compiled pipeline asks of Kubeflow Pipelines."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from fedpipe.compiled.graph import Graph
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.placement import Placement
+
+# Measured on a KFP 2.16 backend: see docs/kubeflow.md, "How large a run can be".
+_WORKFLOW_BASE, _WORKFLOW_PER_STEP, _STATUS_PER_STEP = 277_000, 2_900, 1_400
+_WORKFLOW_LIMIT = 2**20
+_SECONDS_PER_STEP = 20
+_COMFORTABLE_STEPS = 100
+
+
+class Estimate(NamedTuple):
+    """What a compiled pipeline asks of KFP.
+
+    `workflow_bytes` is the Argo workflow with its status; `overhead_seconds` is what KFP adds on the critical path.
+    """
+
+    steps: int
+    pods: int
+    critical_steps: int
+    pipeline_bytes: int
+    workflow_bytes: int
+    overhead_seconds: int
+    warnings: tuple[str, ...]
+
+
+def estimate(federation: Federation, graph: Graph, pipeline_bytes: int) -> Estimate:
+    """What the unrolled pipeline of a federation asks of KFP."""
+    steps, critical = len(graph.tasks), _longest_chain(graph)
+    workflow = _WORKFLOW_BASE + steps * (_WORKFLOW_PER_STEP + _STATUS_PER_STEP)
+    return Estimate(
+        steps=steps,
+        pods=2 * steps,
+        critical_steps=critical,
+        pipeline_bytes=pipeline_bytes,
+        workflow_bytes=workflow,
+        overhead_seconds=critical * _SECONDS_PER_STEP,
+        warnings=tuple(_warnings(federation, graph, workflow)),
+    )
+
+
+def _longest_chain(graph: Graph) -> int:
+    """Steps that wait for each other."""
+    depth: dict[str, int] = {}
+    for task in graph.tasks:
+        depth[task.key] = 1 + max((depth[key] for key in task.after), default=0)
+    return max(depth.values())
+
+
+def _fitting(federation: Federation) -> str:
+    """How many rounds a step should work through, so that the run is comfortable."""
+    learners, rounds = len(federation.learners), federation.training.rounds
+    around = learners + len(("shard", "initialise", "evaluate", "export", "report"))
+    sessions = (_COMFORTABLE_STEPS - around) // (learners + 1)
+    fewest = -(-rounds // sessions) if sessions > 0 else rounds
+    if federation.training.rounds_per_step == "all" or federation.training.rounds_per_step >= rounds:
+        return "have fewer learners in one federation"
+    return f"set training.rounds_per_step to {f'{fewest} or more, or to ' if 1 < fewest < rounds else ''}all"
+
+
+def _crowded(federation: Federation) -> list[str]:
+    """A session's learners need their accelerators at the same time."""
+    pools: dict[tuple[str, tuple[tuple[str, str], ...]], list[int]] = {}
+    for learner in federation.learners if federation.in_sessions else ():
+        placement = learner.placement.over(federation.placement.get("learn", Placement()))
+        if accelerator := placement.accelerator:
+            key = accelerator.type, tuple(sorted(placement.node_selector.items()))
+            pools.setdefault(key, []).append(accelerator.count)
+    return [
+        f"{len(those)} learners want {sum(those)} x "
+        f"{kind} of one pool at the same time, for a session. If it has fewer, rounds go on without those that wait: "
+        "give them pools of their own, or set training.rounds_per_step to 1, where trainings take turns."
+        for (kind, _), those in pools.items()
+        if len(those) > 1
+    ]
+
+
+def _warnings(federation: Federation, graph: Graph, workflow: int) -> list[str]:
+    steps, rounds, found = len(graph.tasks), federation.training.rounds, []
+    advice = _fitting(federation)
+    if workflow > _WORKFLOW_LIMIT:
+        found.append(f"{steps} steps make a workflow of about {workflow // 1000} kB; Argo's limit is 1 MiB: {advice}.")
+    elif steps > _COMFORTABLE_STEPS:
+        found.append(f"{steps} steps are near what KFP runs well ({_COMFORTABLE_STEPS}): {advice}.")
+    found += _crowded(federation)
+    if federation.proposers and rounds % len(federation.proposers):
+        found.append(
+            f"{rounds} rounds are no multiple of {len(federation.proposers)} proposers, and every run begins with "
+            f"{federation.proposers[0]}: in recurring runs, the first ones propose more often."
+        )
+    if not federation.store_uri.startswith("s3://"):
+        found.append("the store is a folder of this machine: on a cluster, set the parameter `store` to an s3:// URI.")
+    places: list[Any] = [federation.data.uri, *(learner.data for learner in federation.learners)]
+    if any(uri and "://" not in uri for uri in places):
+        found.append("the data is a file of this machine: on a cluster, put it where the pods can read it.")
+    return found

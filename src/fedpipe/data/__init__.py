@@ -1,0 +1,1 @@
+"""Examples: read from files, dealt out, kept as shards, explored."""

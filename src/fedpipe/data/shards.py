@@ -1,0 +1,142 @@
+"""How a dataset is dealt out to learners: pure functions of labels or keys, a scheme and its seed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpipe.errors import DataError
+from fedpipe.federation.data import ByFractions, ByKey, ByLabel, BySize, Dirichlet, Iid, Parts, Scheme
+
+Indices = npt.NDArray[np.int64]
+_DIRICHLET_TRIES = 100
+
+
+def deal(
+    scheme: Scheme, learners: int, *, labels: npt.NDArray[Any], keys: npt.NDArray[Any] | None = None
+) -> list[Indices]:
+    """Deals the examples out: each goes to exactly one learner.
+
+    Args:
+        scheme: how, with its seed and the minimum size.
+        learners: how many shards.
+        labels: shape (examples,) or (examples, ...); only by label and Dirichlet look at them, as one class each.
+        keys: shape (examples,); needed by key.
+
+    Returns:
+        One sorted array of indices per learner.
+
+    Raises:
+        DataError: too few examples, sizes that do not add up, or a shard below the minimum.
+    """
+    count = len(labels)
+    if count < learners:
+        raise DataError(f"{count} examples cannot be dealt to {learners} learners", where="data.shards")
+    generator = np.random.default_rng(scheme.seed)
+    shards = [np.sort(shard) for shard in _dealt(scheme, learners, labels, keys, generator)]
+    smallest = min(range(learners), key=lambda k: len(shards[k]))
+    if len(shards[smallest]) < scheme.minimum:
+        raise DataError(
+            f"learner {smallest + 1} of {learners} would get {len(shards[smallest])} examples, fewer than the minimum "
+            f"of {scheme.minimum}",
+            where="data.shards",
+            remedy="Lower data.shards.minimum, choose another seed, or have fewer learners.",
+        )
+    return shards
+
+
+@functools.singledispatch
+def _dealt(scheme: Any, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
+    raise TypeError(type(scheme).__name__)
+
+
+@_dealt.register
+def _(scheme: Iid, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
+    return list(np.array_split(generator.permutation(len(labels)), learners))
+
+
+@_dealt.register
+def _(scheme: ByLabel, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
+    order = np.argsort(_classes(labels), kind="stable")
+    pieces = np.array_split(order, learners * scheme.pieces)
+    dealt = np.array_split(generator.permutation(len(pieces)), learners)
+    return [np.concatenate([pieces[p] for p in hand]) for hand in dealt]
+
+
+@_dealt.register
+def _(scheme: ByKey, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
+    if keys is None:
+        raise DataError(f"there is no column {scheme.column!r} to shard by", where="data.shards.column")
+    _, groups, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    if len(sizes) < learners:
+        raise DataError(f"{len(sizes)} keys in {scheme.column!r} for {learners} learners", where="data.shards.column")
+    owner = np.empty(len(sizes), np.int64)
+    load = np.zeros(learners, np.int64)
+    shuffled = generator.permutation(len(sizes))
+    for key in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:  # the largest first, to whom has least
+        owner[key] = int(np.argmin(load))
+        load[owner[key]] += sizes[key]
+    return [np.flatnonzero(owner[groups.reshape(-1)] == learner) for learner in range(learners)]
+
+
+@_dealt.register
+def _(scheme: Dirichlet, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
+    classes = _classes(labels)
+    for _ in range(_DIRICHLET_TRIES):  # a draw may leave a learner with too little: then it is drawn anew
+        hands: list[list[Indices]] = [[] for _ in range(learners)]
+        for label in np.unique(classes):
+            members = generator.permutation(np.flatnonzero(classes == label))
+            shares = generator.dirichlet(np.full(learners, scheme.alpha))
+            cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(int)
+            for hand, piece in zip(hands, np.split(members, cuts), strict=True):
+                hand.append(piece)
+        shards = [np.concatenate(hand) for hand in hands]
+        if min(len(shard) for shard in shards) >= scheme.minimum:
+            break
+    return shards
+
+
+@_dealt.register
+def _(scheme: BySize, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
+    if sum(scheme.sizes) != len(labels):
+        raise DataError(
+            f"the sizes add up to {sum(scheme.sizes)}, there are {len(labels)} examples to deal",
+            where="data.shards.sizes",
+            remedy="The examples of evaluation.holdout are taken away first.",
+        )
+    return _cut(generator.permutation(len(labels)), np.cumsum(scheme.sizes)[:-1])
+
+
+@_dealt.register
+def _(scheme: ByFractions, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
+    cuts = np.rint(np.cumsum(scheme.fractions)[:-1] * len(labels)).astype(int)
+    return _cut(generator.permutation(len(labels)), cuts)
+
+
+def _cut(order: Indices, cuts: Any) -> list[Indices]:
+    return list(np.split(order, cuts))
+
+
+def _classes(labels: npt.NDArray[Any]) -> Indices:
+    """One integer per example; one-hot and other vector labels count as the class of their largest entry."""
+    flat = labels.reshape(len(labels), -1)
+    column = flat[:, 0] if flat.shape[1] == 1 else np.argmax(flat, axis=1)
+    return np.unique(column, return_inverse=True)[1].reshape(-1)
+
+
+def holdout(count: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """Indices that stay for the learners and those kept for the central test set, both sorted."""
+    order = np.random.default_rng([seed, 1]).permutation(count)
+    kept = round(count * fraction)
+    return np.sort(order[kept:]), np.sort(order[:kept])
+
+
+def split(count: int, parts: Parts, seed: Sequence[int]) -> dict[str, Indices]:
+    """The train, vote and test part of one learner's examples: disjoint, complete, seeded."""
+    order = np.random.default_rng(list(seed)).permutation(count)
+    cuts = [round(count * parts.train), round(count * (parts.train + parts.vote))]
+    return {name: np.sort(part) for name, part in zip(("train", "vote", "test"), np.split(order, cuts), strict=True)}

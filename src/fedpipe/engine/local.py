@@ -1,0 +1,296 @@
+"""The local engine: runs a compiled pipeline on this machine, without Kubernetes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedpipe.compiled.graph import Graph, Task, fill_command, resolve
+from fedpipe.engine.workers import Workers, logged_to, run_logged, run_step, warm_up
+from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError, WorkerDiedError
+from fedpipe.sessions.coordinator import Moment
+from fedpipe.steps import STEPS, WAITING
+from fedpipe.steps.contract import Hands, find, write_outputs
+
+TaskResult = dict[str, Any]
+"""An executor output: `parameterValues` and `artifacts` with their metadata."""
+
+_LONGEST_WAIT = 5.0
+"""Seconds; waits between tries are made for clusters, where a fault takes longer to pass."""
+
+
+class Event(NamedTuple):
+    """What a listener hears: a task `started`, is `done` (`found` when it was done before), or will be `retried`.
+
+    A session's coordinator tells a `moment` too, with what the UI shows of a round.
+    """
+
+    what: str
+    task: Task
+    seconds: float = 0.0
+    inputs: Mapping[str, Any] = {}
+    result: TaskResult | None = None
+    why: str = ""
+    total: int = 0
+    moment: Moment | None = None
+    told: Mapping[str, Any] = {}
+
+
+Listener = Callable[[Event], None]
+
+
+class Engine:
+    """Runs the tasks of a graph, side by side where the graph allows.
+
+    Args:
+        graph: the compiled pipeline.
+        parameters: of the pipeline, complete.
+        folder: where logs go.
+        listener: hears about each task; several threads may call it at once.
+        workers: processes for the steps of each environment; as many as the machine has cores by default.
+        processes: that are warm already; the engine ends them.
+    """
+
+    def __init__(
+        self, graph: Graph, parameters: Mapping[str, Any], *, folder: Path, listener: Listener = lambda _: None,
+        workers: int = 0, processes: Workers | None = None,
+    ) -> None:  # fmt: skip
+        self._graph, self._parameters, self._listener = graph, parameters, listener
+        self._logs = folder / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._count = workers or os.cpu_count() or 1
+        self._job = f"local-{uuid.uuid4().hex[:12]}"
+        self._processes = processes or Workers()
+        self._stopped = threading.Event()
+        self._computing = threading.Semaphore(self._count)
+
+    def run(self) -> dict[str, TaskResult]:
+        """Runs all tasks and returns their results by key.
+
+        Raises:
+            FedpipeError: a step failed for good; what was done stays done, and a second run goes on from there.
+        """
+        results: dict[str, TaskResult] = {}
+        waiting = list(self._graph.tasks)
+        awaited = {key for task in waiting for key in task.after}
+        running: dict[Future[TaskResult], Task] = {}
+        with tempfile.TemporaryDirectory() as scratch, self._pools() as pool_of:
+            for first in [task for task in waiting if _needs_warmth(task)][:1]:
+                pool_of(first).submit(self._warm)
+            while waiting or running:
+                urgent = any(task.key in awaited for task in (*waiting, *running.values()))
+                for task in [t for t in waiting if t.after <= results.keys()]:
+                    if urgent and _is_core(task) and task.key not in awaited:
+                        continue  # nobody waits for it: it leaves the cores to those that are awaited
+                    waiting.remove(task)
+                    inputs = resolve(task, self._parameters, results, self._job)
+                    self._tell("started", task, inputs=inputs["parameterValues"])
+                    future = pool_of(task).submit(self._attempt, task, inputs, Path(scratch) / task.key)
+                    running[future] = task
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    task = running.pop(future)
+                    results[task.key] = future.result()
+        return results
+
+    def _tell(self, what: str, task: Task, **more: Any) -> None:
+        self._listener(Event(what, task, total=len(self._graph.tasks), **more))
+
+    @contextlib.contextmanager
+    def _pools(self) -> Iterator[Callable[[Task], ThreadPoolExecutor]]:
+        """Threads for each environment: those of core work themselves, the others wait for a worker process.
+
+        The steps of a session must all run at once, however many they are: their threads wait, and what they have to
+        compute goes to the worker processes, so many at a time.
+        """
+        waiting = sum(task.step in WAITING for task in self._graph.tasks)
+        pools = {environment: ThreadPoolExecutor(self._count) for environment in ("core", "keras", "tff")}
+        pools["waiting"] = ThreadPoolExecutor(max(1, waiting))
+
+        def pool_of(task: Task) -> ThreadPoolExecutor:
+            return pools["waiting" if task.step in WAITING else STEPS.get(task.step or "", "core")]
+
+        try:
+            yield pool_of
+        finally:
+            self._stopped.set()
+            for pool in pools.values():
+                pool.shutdown(wait=False, cancel_futures=True)
+            self._processes.stop()
+            for pool in pools.values():
+                pool.shutdown()
+
+    def _attempt(self, task: Task, inputs: dict[str, Any], scratch: Path) -> TaskResult:
+        """Runs a task until it succeeds, is not worth another try, or has had all its tries."""
+        for tried in range(task.retries + 1):
+            started = time.monotonic()
+            try:
+                result, found = self._once(task, inputs, scratch)
+            except (WorkerDiedError, StoreUnavailableError, RuntimeError) as error:
+                if self._stopped.is_set() or tried == task.retries:
+                    raise self._final(task, error) from error
+                self._tell("retried", task, why=str(error).strip().splitlines()[-1])
+                self._stopped.wait(min(_LONGEST_WAIT, task.backoff * 2**tried))
+                continue
+            seconds = time.monotonic() - started
+            self._tell(
+                "found" if found else "done",
+                task,
+                seconds=seconds,
+                inputs=inputs["parameterValues"],
+                result=result,
+            )
+            return result
+        raise AssertionError("unreachable")
+
+    def _final(self, task: Task, error: Exception) -> Exception:
+        if isinstance(error, FedpipeError) and not isinstance(error, WorkerDiedError):
+            return error
+        log = self._log(task)
+        with log.open("a") as file:
+            file.write(f"{error}\n")
+        reason = str(error).strip().splitlines()[-1]
+        return StepError(f"step {task.name!r} failed: {reason}", remedy=f"Its log: {log}")
+
+    def _log(self, task: Task) -> Path:
+        return self._logs / f"{re.sub(r'[^A-Za-z0-9-]+', '-', task.name)}.log"
+
+    def _once(self, task: Task, inputs: dict[str, Any], scratch: Path) -> tuple[TaskResult, bool]:
+        executor_input = {"inputs": inputs, "outputs": _outputs(task, scratch)}
+        output = Path(executor_input["outputs"]["outputFile"])
+        output.unlink(missing_ok=True)
+        found = False
+        if task.step is None:
+            self._run_container(task, executor_input)
+        else:
+            with logged_to(self._log(task)):
+                done = find(task.step, inputs["parameterValues"])
+                if done is not None:
+                    found = True
+                    write_outputs(done, executor_input["outputs"])
+                elif task.step in WAITING:
+                    run_here(task.step, executor_input, self._hands(task, inputs["parameterValues"]))
+                elif _is_core(task):
+                    run_here(task.step, executor_input)
+                else:
+                    log, environment = str(self._log(task)), STEPS[task.step]
+                    self._processes.call(run_step, task.step, executor_input, log, environment=environment)
+        return _collected(task, executor_input), found
+
+    def _hands(self, task: Task, inputs: Mapping[str, Any]) -> Hands:
+        """A waiting step waits here, computes in a worker process, and tells the listener how far it is."""
+        log, environment = str(self._log(task)), STEPS[task.step or ""]
+
+        def call(function: Callable[..., Any], *arguments: Any) -> Any:
+            with self._computing:
+                if self._stopped.is_set():
+                    raise StepError("the run was stopped")
+                return self._processes.call(run_logged, log, function, *arguments, environment=environment)
+
+        def sleep(seconds: float) -> None:
+            if self._stopped.wait(seconds):
+                raise StepError("the run was stopped")
+
+        def tell(moment: Moment, told: Mapping[str, Any]) -> None:
+            self._tell("moment", task, inputs=inputs, moment=moment, told=told)
+
+        return Hands(call, sleep, tell)
+
+    def _warm(self) -> None:
+        """Lets a worker of the tff environment import what it needs, while other steps run."""
+        with contextlib.suppress(Exception):  # the first step says what is wrong
+            self._processes.call(warm_up, environment="tff")
+
+    def _run_container(self, task: Task, executor_input: dict[str, Any]) -> None:
+        """A step that is not ours runs as a command of this machine."""
+        command = [fill_command(part, executor_input) for part in (*task.command, *task.arguments)]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        with self._log(task).open("a") as log:
+            try:
+                done = subprocess.run(  # noqa: S603  (the user's own pipeline)
+                    command,
+                    env={**os.environ, "PATH": path},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    check=False,
+                )
+            except (OSError, IndexError) as error:
+                raise InputError(
+                    f"step {task.name!r} cannot run here: {error}",
+                    remedy=f"It needs its container, {task.image}.",
+                ) from error
+        if done.returncode:
+            raise StepError(
+                f"step {task.name!r} ended with code {done.returncode}", remedy=f"Its log: {self._log(task)}"
+            )
+
+
+def _is_core(task: Task) -> bool:
+    return STEPS.get(task.step or "") == "core"
+
+
+def _needs_warmth(task: Task) -> bool:
+    """Whether the task trains privately; what needs TensorFlow Federated was warmed by the check before the run."""
+    return task.step in ("train_private", "learn_private")
+
+
+def run_here(name: str, executor_input: dict[str, Any], hands: Hands | None = None) -> None:
+    """Runs a core step, or a waiting one, in this process."""
+    from fedpipe.steps.contract import execute
+
+    try:
+        execute(name, executor_input, hands)
+    except FedpipeError:
+        raise
+    except Exception as error:
+        import traceback
+
+        raise RuntimeError("".join(traceback.format_exception(error))) from error
+
+
+def _outputs(task: Task, scratch: Path) -> dict[str, Any]:
+    scratch.mkdir(parents=True, exist_ok=True)
+
+    def artifact(name: str, kind: str) -> dict[str, Any]:
+        uri = str(scratch / f"{name}.artifact")
+        return {"artifacts": [{"name": name, "type": {"schemaTitle": kind}, "uri": uri, "metadata": {}}]}
+
+    return {
+        "outputFile": str(scratch / "executor_output.json"),
+        "parameters": {name: {"outputFile": str(scratch / name)} for name in task.outputs},
+        "artifacts": {name: artifact(name, kind) for name, kind in task.artifacts.items()},
+    }
+
+
+def _collected(task: Task, executor_input: dict[str, Any]) -> TaskResult:
+    """The executor output, completed by the files that a container wrote instead."""
+    outputs = executor_input["outputs"]
+    path = Path(outputs["outputFile"])
+    written = json.loads(path.read_text()) if path.exists() else {}
+    values = dict(written.get("parameterValues", {}))
+    for name, parameter in outputs["parameters"].items():
+        file = Path(parameter["outputFile"])
+        if name not in values and file.exists():
+            values[name] = _as_json(file.read_text())
+        if name not in values:
+            raise StepError(f"step {task.name!r} gave no output {name!r}")
+    return {"parameterValues": values, "artifacts": {**outputs["artifacts"], **written.get("artifacts", {})}}
+
+
+def _as_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

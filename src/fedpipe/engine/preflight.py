@@ -1,0 +1,275 @@
+"""What is checked before anything runs: nothing is written, and every mistake has its remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpipe import weights
+from fedpipe.data.examples import FORMATS, Examples
+from fedpipe.engine.workers import beside
+from fedpipe.errors import BudgetError, DataError, FederationError, ModelError
+from fedpipe.federation.algorithms import Averaging, Vote
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import tag_of
+from fedpipe.rounds.budget import Budget, training_event
+from fedpipe.rounds.voting import bar, electorate, proposer_of
+from fedpipe.steps.shard import dealt
+from fedpipe.steps.simulate import check_simulated
+from fedpipe.store import open_store
+from fedpipe.store.objects import digest_of
+
+Array = npt.NDArray[Any]
+Shapes = dict[str, tuple[int, ...]]
+
+
+class SimulationFiles(NamedTuple):
+    """The texts of the user's files for a simulation; empty for those that there are not."""
+
+    process: str = ""
+    model: str = ""
+
+
+class Checked(NamedTuple):
+    """Something that was checked and is good."""
+
+    subject: str
+    what: str
+
+
+def check_data(federation: Federation, uri: str) -> tuple[list[Checked], Examples | None, dict[str, int]]:
+    """Deals the dataset on paper.
+
+    Returns:
+        What was found; a few examples with the smallest and the largest label, or none without a common dataset; and
+        how many train examples each learner gets.
+
+    Raises:
+        DataError: the data cannot be dealt out as the federation says.
+    """
+    if not federation.sharded:
+        return [Checked("data", "every learner brings its own")], None, {}
+    parts, test = dealt(federation, uri)
+    findings = [Checked("data", f"{len(test.y) if test else 0} examples for the central test")]
+    for name, part in parts.items():
+        findings.append(Checked(name, ", ".join(f"{len(e.y)} {p}" for p, e in part.items())))
+    whole = [e for part in parts.values() for e in part.values()] + ([test] if test else [])
+    return findings, _extremes(whole), {name: len(part["train"].y) for name, part in parts.items()}
+
+
+def _extremes(sets: list[Examples]) -> Examples:
+    """The examples with the smallest and the largest label."""
+    picked = []
+    for choose in (np.argmin, np.argmax):
+        found = [(e, int(choose(e.y.reshape(len(e.y), -1)[:, 0]))) for e in sets if len(e.y)]
+        values = [e.y.reshape(len(e.y), -1)[i, 0] for e, i in found]
+        picked.append(found[int(choose(values))])
+    return Examples(np.stack([e.x[i] for e, i in picked]), np.stack([e.y[i] for e, i in picked]))
+
+
+def check_model(federation: Federation, code: str, examples: Examples | None) -> list[Checked]:
+    """Builds the model, tries it on examples, and checks the training arguments against Keras.
+
+    Raises:
+        ModelError: what is wrong with model.py or the arguments.
+        MissingExtraError: Keras is not installed.
+    """
+    from fedpipe.learners.keras.arguments import check_arguments, check_criterion, check_preprocessing
+    from fedpipe.learners.keras.model import check_classes
+
+    check_arguments(federation.training)
+    model = _model(federation, code)
+    check_preprocessing(federation.training, model.module)
+    check_classes(model.keras, federation.export.classes)
+    if federation.training.learning_rate:
+        model.set_learning_rate(federation.training.learning_rate)
+    if examples is not None:
+        measured = model.check_examples(*examples)
+        if federation.vote:
+            check_criterion(federation.vote.criterion, measured)
+        if stopping := federation.training.early_stopping:
+            check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
+    if any(learner.data for learner in federation.learners):
+        _check_own_data(federation, hasattr(model.module, "load"))
+    shape = model.keras.input_shape
+    return [Checked("model", f"{model.keras.count_params():,} parameters, input {shape}, loss {model.keras.loss}")]
+
+
+def _check_own_data(federation: Federation, has_load: bool) -> None:
+    for position, learner in enumerate(federation.learners):
+        path = Path(urlsplit(learner.data).path)
+        if learner.data and not has_load and path.suffix not in FORMATS:
+            raise DataError(
+                f"{learner.data!r} is of no kind that fedpipe reads ({', '.join(FORMATS)})",
+                where=f"learners[{position}].data",
+                remedy="Define load(uri) in model.py to read it.",
+            )
+
+
+def weight_shapes(federation: Federation, code: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's weights. Raises ModelError."""
+    return {name: value.shape for name, value in _model(federation, code).weights().items()}
+
+
+def _model(federation: Federation, code: str) -> Any:
+    from fedpipe.learners.keras.model import cached_model
+
+    data, training = code.encode(), federation.training
+    function = federation.model.rpartition(":")[2]
+    return cached_model(data, digest_of(data), function, training.precision, training.seed)
+
+
+def check_private_model(federation: Federation, code: str, shapes: Shapes, examples: bytes) -> None:
+    """Builds the model for private training and, when there are examples, takes one private step.
+
+    Args:
+        federation: the federation with its run-time settings.
+        code: the text of model.py.
+        shapes: names and shapes of the weights.
+        examples: `x` and `y` as weights are written, for another NumPy; empty when there are none.
+
+    Raises:
+        ModelError: it cannot be trained privately; the message says why.
+        MissingExtraError: TensorFlow Privacy is not installed.
+    """
+    from fedpipe.learners.keras.private import PrivateModel
+
+    data, size = code.encode(), federation.training.batch_size
+    chosen = {privacy for learner in federation.learners if (privacy := federation.privacy_of(learner.name))}
+    for privacy in sorted(chosen, key=repr):
+        model = PrivateModel(data, digest_of(data), federation.model.rpartition(":")[2], privacy)
+        model.set_weights({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+        if not examples:
+            continue
+        given = weights.loads(examples)
+        try:
+            model.keras.train_on_batch(*(np.resize(given[k], (size, *given[k].shape[1:])) for k in "xy"))
+        except Exception as error:
+            raise ModelError(
+                f"cannot be trained privately: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                where="model.py",
+            ) from error
+
+
+def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> list[Checked]:
+    """What the private learners with a shard have spent, and what this run will add.
+
+    Args:
+        federation: the federation with its run-time settings.
+        sizes: train examples by learner; of those who bring their own data, nobody knows here.
+        uri: of the store.
+
+    Raises:
+        FederationError: a learner cannot train even once more, or its delta is too large for its examples.
+    """
+    store, found = open_store(uri).below(federation.name), []
+    for position, learner in enumerate(federation.learners):
+        privacy = federation.privacy_of(learner.name)
+        count = turns(federation, learner.name)
+        if privacy is None or learner.name not in sizes or not count:
+            continue
+        path, examples = f"learners[{position}].privacy" if learner.privacy else "privacy", sizes[learner.name]
+        if privacy.delta * examples >= 1:
+            raise FederationError(
+                f"{privacy.delta:g} is not below 1 / {examples} train examples of {learner.name}: that protects nobody",
+                where=f"{path}.delta",
+                remedy=f"Choose a smaller one, such as {0.1 / examples:.0e}.",
+            )
+        planned = training_event(federation.training, privacy, examples)
+        budget = Budget(store, learner.name, privacy)
+        try:
+            budget.check(planned)
+        except BudgetError as error:
+            raise FederationError(error.what, where=f"{path}.target_epsilon", remedy=error.remedy) from error
+        after = budget.spent(*[planned] * count).epsilon
+        told = f"epsilon {budget.spent().epsilon:.3g} of {privacy.target_epsilon:g} is spent"
+        more = (
+            "this run meets the target, and later trainings are refused"
+            if after > privacy.target_epsilon
+            else f"{after:.3g} after this run"
+        )
+        found.append(Checked(learner.name, f"{told}; {more}"))
+    return found
+
+
+def turns(federation: Federation, name: str) -> int:
+    """How often a learner trains in a run."""
+    rounds = federation.training.rounds
+    if not federation.proposers:
+        return rounds
+    return sum(proposer_of(federation.proposers, number) == name for number in range(1, rounds + 1))
+
+
+def _vote_told(federation: Federation, vote: Vote) -> Checked:
+    names = [learner.name for learner in federation.learners]
+    voters = len(electorate(vote, names, names[0] if federation.proposers else ""))
+    needed = math.ceil(bar(vote, voters))
+    return Checked("vote", f"{vote.rule}: {needed} of {voters} approvals, by the {vote.criterion}")
+
+
+def called(function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
+    """Calls a function in this process, whatever environment it wants."""
+    return function(*arguments)
+
+
+def check_simulation(federation: Federation, code: str, examples: bytes, files: SimulationFiles) -> Checked:
+    """Builds the simulated algorithm, in the tff environment, whose NumPy is another. Raises ModelError."""
+    from fedpipe.tff.simulation import make
+
+    make(federation, code, Examples(**weights.loads(examples)), *files)
+    settings = federation.simulation
+    return Checked("simulation", f"{settings.process or settings.algorithm}, {federation.training.rounds} rounds")
+
+
+def check_aggregation(federation: Federation, shapes: list[tuple[int, ...]]) -> Checked:
+    """Compiles the aggregation for weights of these shapes, in the tff environment. Raises StepError."""
+    from fedpipe.tff.aggregation import make_aggregation
+
+    make_aggregation(federation, [("float32", shape) for shape in shapes])
+    algorithm = federation.algorithm
+    assert isinstance(algorithm, Averaging)
+    rule, optimizer = tag_of(algorithm.rule), tag_of(algorithm.server_optimizer)
+    return Checked("aggregation", f"{rule} and {optimizer}, by TensorFlow Federated")
+
+
+def check(
+    federation: Federation, code: str, uri: str, store: str, call: Callable[..., Any] = called,
+    files: SimulationFiles | None = None,
+) -> list[Checked]:  # fmt: skip
+    """All checks that change nothing.
+
+    Args:
+        federation: the federation with its run-time settings.
+        code: the text of model.py.
+        uri: of the dataset.
+        store: URI of the store, whose privacy ledgers are read; empty to leave it alone.
+        call: calls a function with its arguments in an environment: `called`, or `Workers.call`.
+        files: of a simulation, which is checked instead of the learners' private training.
+    """
+    if files is not None:
+        check_simulated(federation)
+    findings, examples, sizes = check_data(federation, uri)
+    if federation.vote:
+        findings.append(_vote_told(federation, federation.vote))
+    sample = weights.dumps(examples._asdict()) if examples else b""
+    simulated = None
+    if files is not None and sample:  # TFF traces the algorithm while Keras is imported and tries the model
+        simulated = beside(call, check_simulation, federation, code, sample, files, environment="tff")
+    findings += call(check_model, federation, code, examples)
+    if simulated is not None:
+        findings.append(simulated.result())
+    if files is None and federation.aggregated_by_tff:
+        shapes = call(weight_shapes, federation, code)
+        findings.append(call(check_aggregation, federation, list(shapes.values()), environment="tff"))
+    if any(federation.privacy_of(learner.name) for learner in federation.learners):
+        shapes = call(weight_shapes, federation, code)
+        call(check_private_model, federation, code, shapes, sample, environment="tff")
+        if store:
+            findings += call(check_budgets, federation, sizes, store, environment="tff")
+    return findings

@@ -1,0 +1,10 @@
+"""Imported once by the server from which workers are forked."""
+
+from __future__ import annotations
+
+import contextlib
+
+with contextlib.suppress(Exception):  # a worker that needs TensorFlow says what is missing
+    from fedpipe.frameworks import frameworks
+
+    frameworks()

@@ -1,0 +1,1 @@
+"""The federation file: its types and its grammar."""

@@ -1,0 +1,237 @@
+"""Finds mistakes in a federation file that its types cannot express."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from fedpipe.errors import FederationError, FedpipeError
+from fedpipe.federation.algorithms import UNWEIGHTED, Averaging, Collective, Mean, Sgd
+from fedpipe.federation.data import ByFractions, BySize
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import tag_of
+from fedpipe.federation.preprocessing import parse
+from fedpipe.federation.training import Privacy
+from fedpipe.store import check_uri
+
+
+def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    """What types cannot say: path, what is wrong, remedy."""
+    names = [learner.name for learner in f.learners]
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            yield (
+                f"learners[{position}].name",
+                f"the learner {name!r} is there twice",
+                "Give each its own name.",
+            )
+    count = len(f.sharded)
+    if count and not f.data.uri:
+        yield "data.uri", "is missing", f"Name a dataset to shard, or give {f.sharded[0]!r} data of its own."
+    if not f.training.local_epochs and not f.training.local_steps:
+        yield (
+            "training.local_epochs",
+            "is 0 and local_steps too",
+            "One of the two says how long a learner trains.",
+        )
+    if f.quorum.min_learners > len(names):
+        yield (
+            "quorum.min_learners",
+            f"is {f.quorum.min_learners}, but there are {len(names)} learners",
+            "Lower it.",
+        )
+    parts = (f.data.parts.train, f.data.parts.vote, f.data.parts.test)
+    if not math.isclose(sum(parts), 1.0, abs_tol=1e-9):
+        yield "data.parts", f"add up to {sum(parts):g}", "train, vote and test must add up to 1."
+    if not f.data.parts.train:
+        yield "data.parts.train", "is 0", "A learner needs examples to train on."
+    if isinstance(f.data.shards, BySize) and len(f.data.shards.sizes) != count:
+        yield (
+            "data.shards.sizes",
+            f"has {len(f.data.shards.sizes)} entries for {count} learners",
+            "One for each.",
+        )
+    if isinstance(f.data.shards, ByFractions):
+        fractions = f.data.shards.fractions
+        if len(fractions) != count:
+            yield (
+                "data.shards.fractions",
+                f"has {len(fractions)} entries for {count} learners",
+                "One for each.",
+            )
+        if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
+            yield "data.shards.fractions", f"add up to {sum(fractions):g}", "They must add up to 1."
+    yield from _placement_mistakes(f)
+    yield from _aggregation_mistakes(f)
+    yield from _preprocessing_mistakes(f)
+    yield from _session_mistakes(f)
+    yield from _simulation_mistakes(f)
+    yield from _vote_mistakes(f)
+    yield from _privacy_mistakes(f)
+    try:
+        check_uri(f.store_uri)
+    except FedpipeError as error:
+        yield "store", error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
+
+
+def _placement_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    given = {f"placement.{kind}": placement for kind, placement in f.placement.items()}
+    given |= {f"learners[{position}].placement": learner.placement for position, learner in enumerate(f.learners)}
+    given["simulation.placement"] = f.simulation.placement
+    for kind, placement in f.placement.items():
+        if placement.in_form:
+            yield f"placement.{kind}.in_form", "a kind of step has no parameters", "Set it at the learners' placements."
+    for path, placement in given.items():
+        for what in ("cpu", "memory"):
+            limit, request = getattr(placement, what), getattr(placement, f"{what}_request")
+            if limit and request and quantity(request) > quantity(limit):
+                yield f"{path}.{what}_request", f"{request} is more than the limit, {limit}", "Lower it."
+        for number, affinity in enumerate(placement.affinity):
+            for position, expression in enumerate(affinity.expressions):
+                where = f"{path}.affinity[{number}].expressions[{position}].values"
+                if expression.operator in ("Exists", "DoesNotExist") and expression.values:
+                    yield where, f"must be empty for {expression.operator}", "Remove them."
+                if expression.operator in ("In", "NotIn") and not expression.values:
+                    yield where, f"is empty, and {expression.operator} compares with it", "Name one value at least."
+                if expression.operator in ("Gt", "Lt") and len(expression.values) != 1:
+                    yield where, f"has {len(expression.values)} entries, {expression.operator} takes one", "Write one."
+
+
+def quantity(text: str) -> float:
+    """A quantity of Kubernetes as a number.
+
+    >>> quantity("500m"), quantity("2Gi"), quantity("1.5")
+    (0.5, 2147483648.0, 1.5)
+    """
+    match = re.fullmatch(r"([\d.]+)([A-Za-z]*)", text)
+    assert match is not None
+    return float(match[1]) * _UNITS[match[2]]
+
+
+_UNITS = {"": 1.0, "m": 1e-3, **{unit: 1e3 ** (k + 1) for k, unit in enumerate("KMGTPE")},
+          **{f"{unit}i": 1024.0 ** (k + 1) for k, unit in enumerate("KMGTPE")}}  # fmt: skip
+
+
+def _aggregation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    if not isinstance(f.algorithm, Averaging):
+        return
+    rule, optimizer = f.algorithm.rule, f.algorithm.server_optimizer
+    if f.algorithm.engine == "fedpipe":
+        for path, part, own in (("rule", rule, Mean), ("server_optimizer.name", optimizer, Sgd)):
+            if not isinstance(part, own):
+                yield (
+                    f"algorithm.{path}",
+                    f"{tag_of(part)!r} is of TensorFlow Federated",
+                    "Add `engine: tff` to the algorithm.",
+                )
+    if isinstance(rule, UNWEIGHTED) and f.algorithm.weighting != "uniform":
+        yield (
+            "algorithm.weighting",
+            f"must be uniform beside the rule {tag_of(rule)!r}",
+            "Its noise hides one update among others of the same weight.",
+        )
+
+
+def _preprocessing_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    if not f.training.preprocessing:
+        return
+    try:
+        parse(f.training.preprocessing)
+    except FederationError as error:
+        yield "training.preprocessing", error.what, error.remedy or ""
+    for name, value, instead in (("local_epochs", f.training.local_epochs > 1, "`repeat`"),
+                                 ("local_steps", f.training.local_steps, "`repeat` and `take`")):  # fmt: skip
+        if value:
+            yield f"training.{name}", "has no effect beside training.preprocessing", f"Write {instead} there instead."
+    if any(f.privacy_of(learner.name) for learner in f.learners):
+        yield (
+            "training.preprocessing",
+            "cannot be used beside privacy",
+            "Epsilon is computed for batches as DP-SGD draws them.",
+        )
+
+
+def _session_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    wanted, fewest, stopping = f.quorum.learners_per_round, f.quorum.min_learners, f.training.early_stopping
+    if wanted > len(f.learners):
+        yield "quorum.learners_per_round", f"is {wanted}, but there are {len(f.learners)} learners", "Lower it."
+    if wanted and fewest > wanted:
+        yield "quorum.min_learners", f"is {fewest}, but a round asks for {wanted} learners", "Lower it."
+    if wanted and isinstance(f.algorithm, Collective):
+        yield "quorum.learners_per_round", "cannot be set in collective learning", "Remove it."
+    if f.quorum.over_selection > 1 and not wanted:
+        yield "quorum.over_selection", "has no effect when all learners are asked", "Set quorum.learners_per_round too."
+    if f.training.max_seconds and not f.in_sessions:
+        yield "training.max_seconds", "needs a session", "Set training.rounds_per_step to all."
+    if stopping is None:
+        return
+    path = "training.early_stopping"
+    if not f.in_sessions:
+        yield path, "needs a session", "Set training.rounds_per_step to all."
+    if stopping.minimise is None and stopping.metric not in ("loss", "test_loss"):
+        yield (
+            f"{path}.minimise",
+            f"is missing, and nobody can tell whether less {stopping.metric} is better",
+            "Write true or false.",
+        )
+    if stopping.metric.startswith("test_") and not (f.evaluation.every_round or f.vote):
+        yield f"{path}.metric", "needs the learners' tests", "Set evaluation.every_round to true."
+
+
+def _simulation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    names, held_out = [learner.name for learner in f.learners], f.simulation.held_out
+    for position, name in enumerate(held_out):
+        path = f"simulation.held_out[{position}]"
+        if name not in names:
+            yield path, f"there is no learner {name!r}", f"Learners: {', '.join(names)}."
+        if name in held_out[:position]:
+            yield path, f"{name!r} is there twice", "Name each learner once."
+    left = len(names) - len(held_out)
+    if held_out and left < max(1, f.quorum.learners_per_round):
+        asked = f"a round asks for {f.quorum.learners_per_round}" if f.quorum.learners_per_round else "nobody trains"
+        yield "simulation.held_out", f"leaves {left} learners to train, but {asked}", "Hold fewer out."
+    if f.simulation.process and f.simulation.model:
+        yield "simulation.model", "has no effect on a process of your own", "Build the model in it."
+
+
+def _vote_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    if f.vote is not None:
+        if f.vote.criterion != "loss" and f.vote.minimise is None:
+            yield (
+                "algorithm.vote.minimise",
+                f"is missing, and nobody can tell whether less {f.vote.criterion} is better",
+                "Write true or false.",
+            )
+        if not f.data.parts.vote and f.sharded:
+            yield "data.parts.vote", "is 0", "Learners vote with this part of their data."
+    if isinstance(f.algorithm, Collective):
+        names = [learner.name for learner in f.learners]
+        for position, name in enumerate(f.algorithm.proposers):
+            path = f"algorithm.proposers[{position}]"
+            if name not in names:
+                yield path, f"there is no learner {name!r}", f"Learners: {', '.join(names)}."
+            if name in f.algorithm.proposers[:position]:
+                yield path, f"{name!r} is there twice", "Name each proposer once."
+
+
+def _privacy_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    given: list[tuple[str, Privacy | None]] = [("privacy", f.privacy)]
+    given += [(f"learners[{position}].privacy", learner.privacy) for position, learner in enumerate(f.learners)]
+    for path, privacy in given:
+        if privacy is None:
+            continue
+        if f.training.batch_size % privacy.microbatches:
+            yield (
+                f"{path}.microbatches",
+                f"{privacy.microbatches} does not divide training.batch_size, {f.training.batch_size}",
+                "Each microbatch has the same number of examples.",
+            )
+        if f.training.callbacks or "validation_split" in f.training.fit:
+            yield (
+                "training.callbacks" if f.training.callbacks else "training.fit.validation_split",
+                f"cannot be used beside {path}",
+                "It acts on what the train examples show without noise, and no epsilon would hold.",
+            )
+        if f.training.precision != "float32":
+            yield "training.precision", f"must be float32 beside {path}", "Gradients are clipped in float32."

@@ -1,0 +1,1 @@
+"""Who is who: keys, enrolment, and what each may do in the store."""

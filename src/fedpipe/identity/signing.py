@@ -1,0 +1,93 @@
+"""Ed25519 keys and signatures (RFC 8032): who signs an update or a model is who was enrolled."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from fedpipe.errors import InputError
+from fedpipe.store import SECRET_DIR
+
+
+class Signature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who signed (the public key), when (seconds since 1970), and the Ed25519 signature, in hexadecimal digits."""
+
+    key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    time: float
+    value: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
+
+
+SIGNING_KEY = "FEDPIPE_SIGNING_KEY"
+"""Environment variable: the private key of the learner or the coordinator, 64 hexadecimal digits."""
+KEYS = "FEDPIPE_KEYS"
+"""Environment variable: a folder of private keys, `<learner>.key`, for those that run on this machine."""
+COORDINATOR = "_coordinator"
+"""Whose key signs published models; no learner can have this name."""
+_SIZE = 32
+
+
+def make_key() -> str:
+    """A new private key: 64 hexadecimal digits."""
+    return secrets.token_hex(_SIZE)
+
+
+def public_key(private: str) -> str:
+    """The public key of a private one, both 64 hexadecimal digits. Raises InputError."""
+    return str(_private(private).public_key().export_key(format="raw").hex())
+
+
+def sign(private: str, data: bytes) -> str:
+    """The signature of these bytes, 128 hexadecimal digits; the same for the same key and bytes. Raises InputError."""
+    from Crypto.Signature import eddsa
+
+    return str(eddsa.new(_private(private), "rfc8032").sign(data).hex())
+
+
+def verify(public: str, data: bytes, signature: str) -> bool:
+    """Whether the signature is of these bytes by this key; false too for what is neither key nor signature."""
+    from Crypto.Signature import eddsa
+
+    try:
+        key = eddsa.import_public_key(bytes.fromhex(public))
+        eddsa.new(key, "rfc8032").verify(data, bytes.fromhex(signature))
+    except ValueError:
+        return False
+    return True
+
+
+def _private(text: str) -> Any:
+    from Crypto.Signature import eddsa
+
+    try:
+        seed = bytes.fromhex(text.strip())
+        if len(seed) != _SIZE:
+            raise ValueError("another length")
+        return eddsa.import_private_key(seed)
+    except ValueError as error:
+        raise InputError("is no private key: 64 hexadecimal digits are", where=SIGNING_KEY) from error
+
+
+def find_key(learner: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The private key of a learner, or of COORDINATOR, on this machine; None when it has none.
+
+    In a container it comes from its secret, by `FEDPIPE_SIGNING_KEY` or as a mounted file; on a machine that
+    plays all learners, from the folder `FEDPIPE_KEYS`.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    if environ.get(SIGNING_KEY):
+        return environ[SIGNING_KEY]
+    for folder, name in ((environ.get(SECRET_DIR), "signingkey"), (environ.get(KEYS), f"{learner}.key")):
+        path = Path(folder or "", name)
+        if folder and path.exists():
+            try:
+                return path.read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"the private key cannot be read: {error}", where=str(path)) from error
+    return None

@@ -1,0 +1,1 @@
+"""Finds what keeps a federation from running on a cluster; changes nothing."""

@@ -1,0 +1,1 @@
+"""What learners do: train, vote, score; one adapter per framework."""

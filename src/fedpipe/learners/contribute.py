@@ -1,0 +1,139 @@
+"""A learner's part of a round: train, write the weights, publish the update."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from fedpipe import weights
+from fedpipe.errors import (
+    BudgetError,
+    CorruptError,
+    DataError,
+    DroppedError,
+    FedpipeError,
+    ModelError,
+    NotFoundError,
+)
+from fedpipe.identity.signing import find_key
+from fedpipe.learners.learner import Arrays, Learner, log, seed_of
+from fedpipe.rounds.budget import Budget
+from fedpipe.rounds.history import read_record
+from fedpipe.rounds.manifests import Dropped, Scores, Update
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.roll import ANY_ROLL, Roll, drop
+from fedpipe.rounds.updates import find_part, find_update, publish_update, signed
+from fedpipe.store import Store
+from fedpipe.store.objects import fetch_file, put_file
+
+
+def contribute(
+    store: Store, plan: Plan, name: str, number: int, base: str, make_learner: Callable[[], Learner], *,
+    roll: Roll = ANY_ROLL, seconds: float | None = None,
+) -> Update | Dropped:  # fmt: skip
+    """A learner's part of a round: train from the base, write the weights, publish the manifest.
+
+    Work that is already published is not repeated. A learner that cannot take part leaves the reason and is dropped;
+    only a failing store or a corrupt base is an error, so that the step is tried again.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        name: the learner.
+        number: the round, from 1.
+        base: digest of the global weights that the round begins with.
+        make_learner: makes the learner, with its data, when there is work to do.
+        roll: of the round's attempt.
+        seconds: until the learner is too late; the deadline by default.
+    """
+    if found := find_part(store, name, plan.run, number):
+        log.info("round %d: what %s did is already there", number, name)
+        return found
+    with tempfile.TemporaryDirectory() as folder:
+        start = fetched(store, base, Path(folder) / "base")
+        optimizer = _last_optimizer(store, plan, name, number, Path(folder) / "optimizer")
+        try:
+            seconds = plan.federation.quorum.deadline if seconds is None else seconds
+            return _offered(store, plan, name, number, base, start, optimizer, make_learner(), Path(folder), seconds)
+        except (DroppedError, DataError, ModelError, CorruptError, NotFoundError, OSError) as error:
+            dropped = dropped_by(name, error)
+            drop(store, plan.run, number, dropped, name=roll.note("dropped"))
+            log.warning("round %d: %s is dropped: %s", number, name, dropped.why)
+            return dropped
+
+
+def dropped_by(name: str, error: FedpipeError | OSError) -> Dropped:
+    """Return why a learner takes no part, from the error that kept it away."""
+    if isinstance(error, OSError):  # not of the store, whose errors are its own: this machine's disk is full
+        return Dropped(learner=name, why=f"the learner's disk cannot be used: {error.strerror}")
+    if isinstance(error, BudgetError):
+        return Dropped(learner=name, why=error.what, code="DP_BUDGET_EXCEEDED", spent=error.spent)
+    return Dropped(learner=name, why=error.what)
+
+
+def _offered(
+    store: Store, plan: Plan, name: str, number: int, base: str, start: Arrays, optimizer: Arrays | None,
+    learner: Learner, folder: Path, seconds: float,
+) -> Update:  # fmt: skip
+    federation = plan.federation
+    budget = _budget(store, plan, name, learner)
+    wanted = federation.evaluation.every_round and not federation.vote  # a vote scores every candidate anyway
+    tested = learner.accept_weights(start, None if wanted else Scores()).test
+    trained = learner.propose_weights(
+        seed=seed_of(federation.training.seed, name, number),
+        seconds=seconds,
+        optimizer=optimizer,
+    )
+    weights.check_finite(trained.weights)
+    digest = weights.save(trained.weights, folder / "weights")
+    spent = None
+    if budget is not None:
+        assert trained.event is not None
+        spent = budget.charge(trained.event, run=plan.run, number=number, weights=digest)
+    put_file(store, folder / "weights", digest, name, "proposals" if federation.proposers else "objects")
+    kept = None
+    if trained.optimizer is not None:
+        kept = weights.save(trained.optimizer, folder / "optimizer")
+        put_file(store, folder / "optimizer", kept, name)
+    update = Update(
+        federation=federation.name, run=plan.run, round=number, learner=name, base=base, weights=digest,
+        size=(folder / "weights").stat().st_size, examples=trained.examples, metrics=trained.metrics,
+        tested=tested, optimizer=kept, spent=spent,
+    )  # fmt: skip
+    key = find_key(name)
+    return publish_update(store, signed(update, key) if key else update)
+
+
+def _budget(store: Store, plan: Plan, name: str, learner: Learner) -> Budget | None:
+    """The learner's privacy budget, checked: it allows one more training. None without differential privacy."""
+    privacy = plan.federation.privacy_of(name)
+    if privacy is None:
+        return None
+    if learner.planned is None:
+        raise DroppedError(f"{name} has a privacy section, and this step trains without differential privacy")
+    budget = Budget(store, name, privacy)
+    budget.check(learner.planned)
+    return budget
+
+
+def fetched(store: Store, digest: str, path: Path, owner: str | None = None) -> Arrays:
+    """Fetch weights from the store, verified, and load them."""
+    fetch_file(store, digest, path, owner)
+    arrays = weights.load(path)
+    path.unlink()
+    return arrays
+
+
+def _last_optimizer(store: Store, plan: Plan, name: str, number: int, path: Path) -> Arrays | None:
+    """The optimizer state of this learner's last update in the run that was accepted, when it is to be kept."""
+    if plan.federation.training.optimizer == "reset":
+        return None
+    for earlier in range(number - 1, 0, -1):
+        update = find_update(store, name, plan.run, earlier)
+        if update is None or update.optimizer is None:
+            continue
+        record = read_record(store, plan.run, earlier) if plan.federation.vote else None
+        if record is None or record.accepted:
+            return fetched(store, update.optimizer, path, name)
+    return None

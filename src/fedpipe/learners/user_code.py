@@ -1,0 +1,79 @@
+"""Loads a user's Python file by digest and reports its errors with their lines."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.abc
+import re
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+from fedpipe.errors import ModelError
+
+
+def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleType:
+    """Imports a user's file whose bytes have this digest.
+
+    Args:
+        code: its bytes.
+        digest: what they must have.
+        name: of the file, for messages.
+
+    Raises:
+        ModelError: the bytes are others, or the file cannot be imported; the message names the line.
+    """
+    if f"sha256:{hashlib.sha256(code).hexdigest()}" != digest:
+        raise ModelError(f"the model code is not the one that the plan names ({digest})")
+    module = types.ModuleType(f"fedpipe_{name.removesuffix('.py')}")
+    module.__file__ = name
+    module.__loader__ = _Source(code)  # AutoGraph converts loops by their source, which is no file here
+    sys.modules[module.__name__] = module  # Keras looks classes up by their module
+    try:
+        exec(compile(code, name, "exec"), module.__dict__)  # noqa: S102  (the user's own code, pinned by digest)
+    except Exception as error:
+        raise ModelError(f"cannot be imported: {described(error)}", where=name) from error
+    return module
+
+
+class _Source(importlib.abc.InspectLoader):
+    """Tells the source of a user's file."""
+
+    def __init__(self, code: bytes) -> None:
+        self._text = code.decode(errors="replace")
+
+    def get_source(self, fullname: str) -> str:
+        return self._text
+
+
+def described(error: BaseException) -> str:
+    """The error in one line, with the line of the user's file in which it arose."""
+    lines = []
+    trace = error.__traceback__
+    while trace is not None:
+        if "/" not in (name := trace.tb_frame.f_code.co_filename) and name.endswith(".py"):  # as `load_code` names it
+            lines.append(trace.tb_lineno)
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and error.lineno:
+        lines.append(error.lineno)
+    text = str(error)
+    if text.startswith("in user code:"):  # AutoGraph's: a trace as text, with the message at its end
+        lines += [int(number) for number in re.findall(r'^ *File "[^/"]+", line (\d+)', text, re.MULTILINE)]
+        text = text.strip().splitlines()[-1]
+    place = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {' '.join(text.split()).removeprefix(f'{type(error).__name__}: ')[:300]}{place}"
+
+
+def find_function(module: types.ModuleType, name: str) -> Callable[[], Any]:
+    """The user's function of that name. Raises ModelError."""
+    function: Callable[[], Any] | None = getattr(module, name, None)
+    if not callable(function):
+        close = difflib.get_close_matches(name, vars(module), n=1)
+        raise ModelError(
+            f"there is no function {name!r}",
+            where=module.__file__,
+            remedy=f"Did you mean {close[0]!r}?" if close else "Define it; docs/ say what it returns.",
+        )
+    return function

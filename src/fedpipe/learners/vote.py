@@ -1,0 +1,78 @@
+"""A learner's vote on a candidate."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from fedpipe import weights
+from fedpipe.errors import (
+    CorruptError,
+    DataError,
+    DroppedError,
+    ModelError,
+    NotFoundError,
+)
+from fedpipe.learners.contribute import dropped_by, fetched
+from fedpipe.learners.learner import Arrays, Learner, Verdict, log
+from fedpipe.rounds.ballots import find_vote, known_scores, publish_ballot
+from fedpipe.rounds.manifests import Ballot, Dropped, Scores
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.roll import ANY_ROLL, Roll, drop
+from fedpipe.rounds.updates import fetch_weights
+from fedpipe.store import Store
+
+
+def vote(
+    store: Store, plan: Plan, name: str, number: int, base: str, candidate: str, owner: str,
+    make_learner: Callable[[], Learner], *, roll: Roll = ANY_ROLL,
+) -> Ballot | Dropped:  # fmt: skip
+    """A learner's vote on a candidate: measure it, compare with the base, publish the ballot.
+
+    A ballot that is already cast is not repeated, and the base is measured only when no earlier ballot tells. A
+    learner that cannot vote leaves the reason and is absent; only a failing store or a corrupt base is an error.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        name: the learner.
+        number: the round; in round 0 the base is scored, and there is nothing to vote on.
+        base: digest of the weights that the round began with.
+        candidate: digest of the proposed weights.
+        owner: the learner that proposed them; empty for aggregated weights.
+        make_learner: makes the learner, with its data, when there is work to do.
+        roll: of the vote's attempt.
+    """
+    if found := find_vote(store, name, plan.run, number):
+        log.info("round %d: what %s voted is already there", number, name)
+        return found
+    with tempfile.TemporaryDirectory() as folder:
+        current = fetched(store, base, Path(folder) / "base")
+        try:
+            ballot = _cast(store, plan, name, number, base, current, candidate, owner, make_learner(), Path(folder))
+            return publish_ballot(store, ballot)
+        except (DroppedError, DataError, ModelError, CorruptError, NotFoundError, OSError) as error:
+            absent = dropped_by(name, error)
+            drop(store, plan.run, number, absent, name=roll.note("absent"))
+            log.warning("round %d: %s does not vote: %s", number, name, absent.why)
+            return absent
+
+
+def _cast(
+    store: Store, plan: Plan, name: str, number: int, base: str, current: Arrays, candidate: str, owner: str,
+    learner: Learner, folder: Path,
+) -> Ballot:  # fmt: skip
+    known = learner.accept_weights(current, known_scores(store, name, plan.run, number, base))
+    verdict, unfit = Verdict(known, approve=False), ""
+    try:
+        if number:
+            fetch_weights(store, candidate, weights.layout_of(current), folder / "candidate", owner, "proposals")
+            verdict = learner.test_weights(weights.load(folder / "candidate"))
+    except (CorruptError, NotFoundError) as error:  # else one bad proposal would leave every vote below the quorum
+        verdict, unfit = Verdict(Scores(), approve=False), error.what[:500]
+        log.warning("round %d: %s votes no: %s", number, name, unfit)
+    return Ballot(
+        federation=plan.federation.name, run=plan.run, round=number, learner=name, base=base, candidate=candidate,
+        approve=verdict.approve, current=known, proposed=verdict.scores, why=unfit,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Published models: export, signature, card, prediction."""

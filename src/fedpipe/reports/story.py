@@ -1,0 +1,206 @@
+"""What a run did, put together from its records: `summary.json` and the tables of the report."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from fedpipe.data.parts import Shard, get_shard
+from fedpipe.errors import NotFoundError
+from fedpipe.rounds.ballots import start_scores
+from fedpipe.rounds.evaluation import Evaluation
+from fedpipe.rounds.history import history
+from fedpipe.rounds.manifests import Record, Scores, Spent
+from fedpipe.rounds.plan import Plan, read_plan
+from fedpipe.rounds.roll import cleaned
+from fedpipe.rounds.selection import took_part
+from fedpipe.rounds.timings import Timing, read_timings
+from fedpipe.rounds.updates import mean_tested
+from fedpipe.rounds.voting import electorate, score_of
+from fedpipe.sessions.board import Ending, poll_board
+from fedpipe.store import Store
+from fedpipe.store.objects import find
+
+
+class Story(Struct, frozen=True, kw_only=True):
+    """All that the store tells about a run."""
+
+    store: str
+    plan: Plan
+    records: tuple[Record, ...]
+    shards: tuple[Shard, ...]
+    evaluation: Evaluation | None
+    onnx: dict[str, Any]
+    timings: tuple[Timing, ...]
+    start: dict[str, Scores] = {}
+    ending: Ending = ""
+
+
+def read_story(store: Store, run: str, uri: str = "") -> Story:
+    """Reads a run.
+
+    Args:
+        store: the federation's part of the store.
+        run: the run's name.
+        uri: of the whole store, as `--store` takes it.
+
+    Raises:
+        NotFoundError: there is no such run.
+        CorruptError: its chain is broken.
+    """
+    records = tuple(history(store, run))
+    if not records:
+        raise NotFoundError(f"there is no run {run!r}", where=store.uri)
+    plan = read_plan(store, records[0].plan)
+    names = tuple(learner.name for learner in plan.federation.learners)
+    return Story(
+        store=uri or store.uri,
+        plan=plan,
+        records=records,
+        shards=tuple(get_shard(store, name, digest) for name, digest in sorted(plan.shards.items())),
+        evaluation=find(store, f"runs/{run}/evaluation", Evaluation),
+        onnx=find(store, f"runs/{run}/onnx", dict) or {},
+        timings=tuple(sorted(read_timings(store, run, names), key=lambda t: t.started)),
+        start=start_scores(store, plan) if plan.federation.vote else {},
+        ending=board[0].ending if (board := poll_board(store, run)) else "",
+    )
+
+
+def tested(records: tuple[Record, ...], number: int) -> dict[str, float]:
+    """Metrics of the model that round `number` made, from the learners' tests at the start of the next round.
+
+    Means over the learners' test parts, weighted by their examples; empty when nobody tested it.
+    """
+    following = next((r.updates for r in records if r.round == number + 1), ())
+    return mean_tested(update.tested for update in following)
+
+
+def held_scores(story: Story) -> list[dict[str, Scores]]:
+    """What each learner measured of the shared model after each round of votes, from round 0 on.
+
+    A learner that did not vote on the model that was accepted has no scores of it.
+    """
+    held = [dict(story.start)]
+    for record in story.records[1:]:
+        if record.accepted:
+            held.append({ballot.learner: ballot.proposed for ballot in record.ballots})
+        else:
+            held.append({**held[-1], **{ballot.learner: ballot.current for ballot in record.ballots}})
+    return held
+
+
+def global_metrics(story: Story, number: int) -> dict[str, float]:
+    """As `tested`; for the last round from the federated evaluation; in a run with votes from what voters measured."""
+    if story.plan.federation.vote:
+        return mean_tested(scores.test for scores in held_scores(story)[number].values())
+    record = story.records[number]
+    found = tested(story.records, number) or {  # a simulated round tells its tests itself
+        name.removeprefix("test_"): value for name, value in record.metrics.items() if name.startswith("test_")
+    }
+    last = story.records[-1]
+    federated = story.evaluation.federated if story.evaluation else None
+    if (
+        not found
+        and number == last.round
+        and federated
+        and story.evaluation
+        and story.evaluation.weights == last.weights
+    ):
+        found = dict(federated.metrics)
+    return found
+
+
+_ROUND_STEPS = ("train", "train_private", "aggregate", "aggregate_tff", "simulate", "vote", "tally")
+
+
+def round_seconds(story: Story, number: int) -> float:
+    """From the first step's start to the last one's end, in seconds."""
+    spans = [(t.started, t.started + t.seconds) for t in story.timings if t.round == number and t.step in _ROUND_STEPS]
+    return max(e for _, e in spans) - min(s for s, _ in spans) if spans else 0.0
+
+
+def summarise(story: Story) -> dict[str, Any]:
+    """`summary.json`.
+
+    `loss` and the metrics without a prefix are of the learners' training in the round; `test_...` are of the model
+    that the round made, on the learners' test parts. In a run with votes, each round says how it was decided, and
+    round 0 holds what the learners measured before anybody trained.
+    """
+    voted = story.plan.federation.vote is not None
+    rounds = [_round(story, record) for record in story.records if record.round or voted]
+    timings = story.timings
+    ends = [t.started + t.seconds for t in timings]
+    return {
+        "federation": story.plan.federation.name,
+        "run": story.plan.run,
+        "store": story.store,
+        "rounds": rounds,
+        "evaluation": msgspec.to_builtins(story.evaluation) if story.evaluation else {},
+        "onnx": {k: story.onnx[k] for k in ("path", "digest", "max_abs_difference", "opset") if k in story.onnx},
+        "seconds": round(max(ends) - min(t.started for t in timings), 3) if timings else 0.0,
+        **({"ending": story.ending} if story.ending else {}),
+        **({"privacy": msgspec.to_builtins(spent)} if (spent := privacy(story)) else {}),
+    }
+
+
+def _round(story: Story, record: Record) -> dict[str, Any]:
+    metrics = {k: v for k, v in record.metrics.items() if k != "loss"}
+    metrics |= {f"test_{k}": v for k, v in global_metrics(story, record.round).items()}
+    vote = {"vote": decision(story, record)} if story.plan.federation.vote else {}
+    return {
+        "round": record.round,
+        "loss": record.metrics.get("loss"),
+        "metrics": metrics,
+        "learners": list(took_part(story.plan.federation, record)),
+        "dropped": [{"learner": d.learner, "why": d.why} for d in record.dropped],
+        "record": record.ref.record,
+        "weights": record.weights,
+        "seconds": round(round_seconds(story, record.round), 3),
+        **vote,
+    }
+
+
+def decision(story: Story, record: Record) -> dict[str, Any]:
+    """How a round was decided: proposer, outcome, epsilon, and each learner's scores of the candidate and ballot."""
+    spent = record.spent_by(record.proposer)
+    return {
+        "proposer": record.proposer,
+        "accepted": record.accepted,
+        "approvals": record.outcome.approvals if record.outcome else 0,
+        "voters": record.outcome.voters if record.outcome else 0,
+        "code": next((d.code for d in record.dropped if d.learner == record.proposer), ""),
+        "epsilon": spent.epsilon if spent and math.isfinite(spent.epsilon) else None,
+        "learners": {learner.name: _voter(story, record, learner.name) for learner in story.plan.federation.learners},
+    }
+
+
+def _voter(story: Story, record: Record, name: str) -> dict[str, Any]:
+    """`ballot` is yes, no, void (the proposer's under `others_vote`), absent, or none when there was no vote."""
+    vote = story.plan.federation.vote
+    assert vote is not None
+    ballot = next((b for b in record.ballots if b.learner == name), None)
+    scores = ballot.proposed if ballot else story.start.get(name) if not record.round else None
+    why = next((a.why for a in record.absent if a.learner == name), cleaned(ballot.why) if ballot else "")
+    answer = "none" if record.outcome is None else "absent"
+    if ballot is not None:
+        counts = name in electorate(vote, [name], record.proposer)
+        answer = "void" if not counts else "yes" if ballot.approve else "no"
+    return {
+        "ballot": answer,
+        "vote_score": score_of(vote, scores.vote) if scores else None,
+        "test_score": score_of(vote, scores.test) if scores else None,
+        **({"why": why} if why else {}),
+    }
+
+
+def privacy(story: Story) -> dict[str, Spent]:
+    """What each private learner had spent at the end of the run, as far as its updates and refusals tell."""
+    found: dict[str, Spent] = {}
+    for record in story.records:
+        for learner in story.plan.federation.learners:
+            if spent := record.spent_by(learner.name):
+                found[learner.name] = spent
+    return dict(sorted(found.items()))

@@ -1,0 +1,1 @@
+"""Rounds: what a round is, how it is written down, decided and committed."""

@@ -1,0 +1,75 @@
+"""The ballots of a round in the store: cast once, collected by the tally.
+
+learners/<name>/runs/<run>/<round>/ballot   how a learner voted, and what it measured
+learners/<name>/runs/<run>/<round>/absent   why a learner did not vote
+"""
+
+from __future__ import annotations
+
+from fedpipe.errors import CorruptError, TooLargeError
+from fedpipe.rounds.history import read_record
+from fedpipe.rounds.manifests import Ballot, Dropped, Scores
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.roll import MANIFEST, Roll, gather, learner_key
+from fedpipe.rounds.voting import check_ballot
+from fedpipe.store import Store
+from fedpipe.store.objects import find, publish
+
+
+def publish_ballot(store: Store, ballot: Ballot) -> Ballot:
+    """Writes a ballot once and returns the one that counts."""
+    return publish(store, learner_key(ballot.learner, ballot.run, ballot.round, "ballot"), ballot, limit=MANIFEST)
+
+
+def find_ballot(store: Store, learner: str, run: str, number: int) -> Ballot | None:
+    """A learner's ballot of a round; None when there is none. Raises CorruptError."""
+    return find(store, learner_key(learner, run, number, "ballot"), Ballot, limit=MANIFEST)
+
+
+def find_vote(store: Store, learner: str, run: str, number: int) -> Ballot | Dropped | None:
+    """What a learner did in a vote that needs no repetition: its ballot, or its absence once the round is committed."""
+    if ballot := find_ballot(store, learner, run, number):
+        return ballot
+    record = read_record(store, run, number) if number else None
+    return next((item for item in record.absent if item.learner == learner), None) if record else None
+
+
+def known_scores(store: Store, learner: str, run: str, number: int, base: str) -> Scores | None:
+    """What this learner measured of a round's base when it was proposed: its last ballot tells, if it voted then."""
+    for earlier in range(number - 1, -1, -1):
+        ballot = find_ballot(store, learner, run, earlier)
+        if ballot is not None:
+            return {ballot.base: ballot.current, ballot.candidate: ballot.proposed}.get(base)
+    return None
+
+
+def collect_ballots(
+    store: Store, plan: Plan, *, number: int, base: str, candidate: str, roll: Roll
+) -> tuple[list[Ballot], list[Dropped]]:
+    """The valid ballots of a round, and the learners without one with the reason, both sorted by name."""
+    federation, vote = plan.federation, plan.federation.vote
+    assert vote is not None
+
+    def read(learner: str) -> Ballot | None:
+        ballot = find_ballot(store, learner, plan.run, number)
+        if ballot is not None:
+            check_ballot(
+                ballot, vote=vote, federation=federation.name, run=plan.run, number=number, learner=learner, base=base,
+                candidate=candidate,
+            )  # fmt: skip
+        return ballot
+
+    return gather(store, plan.run, number, roll, read, name="absent", otherwise="no ballot")
+
+
+def start_scores(store: Store, plan: Plan) -> dict[str, Scores]:
+    """What the learners measured of the run's first weights, before anybody trained; some may be missing."""
+    found: dict[str, Scores] = {}
+    for learner in plan.federation.learners:
+        try:
+            ballot = find_ballot(store, learner.name, plan.run, 0)
+        except (CorruptError, TooLargeError):
+            continue
+        if ballot is not None:
+            found[learner.name] = ballot.current
+    return found

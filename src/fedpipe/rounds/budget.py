@@ -1,0 +1,108 @@
+"""A learner's privacy budget: a ledger in the store of what its private trainings have spent, over all runs.
+
+    learners/<name>/ledger/<number>     one private training, written once, before its update is released
+
+Entries are numbered without a gap, so that two runs at the same time cannot spend the same budget: the second one
+finds the number taken, reads the ledger again and checks again.
+"""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import Struct
+
+from fedpipe.errors import BudgetError
+from fedpipe.federation.names import Name
+from fedpipe.federation.training import Privacy, Training
+from fedpipe.rounds.accounting import TrainingEvent, epsilon
+from fedpipe.rounds.manifests import Spent
+from fedpipe.rounds.roll import MANIFEST
+from fedpipe.store import Store
+from fedpipe.store.objects import Digest, encode, find
+
+
+def training_event(training: Training, privacy: Privacy, examples: int, steps: int = 0) -> TrainingEvent:
+    """The event of a private training on so many examples; of a whole one unless `steps` says how far it went."""
+    size = training.batch_size
+    taken = steps or training.local_steps or training.local_epochs * (examples // size)
+    return TrainingEvent(
+        examples=examples, batch_size=size, microbatches=privacy.microbatches,
+        noise_multiplier=privacy.noise_multiplier, steps=taken, passes=-(-taken // max(1, examples // size)),
+    )  # fmt: skip
+
+
+class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One private training that may have been released, and what had been spent with it."""
+
+    format: int = 1
+    learner: Name
+    run: Name
+    round: int
+    weights: Digest
+    event: TrainingEvent
+    spent: Spent
+
+
+class Budget:
+    """What a learner may spend.
+
+    Args:
+        store: the federation's store.
+        learner: the learner's name.
+        privacy: its settings.
+    """
+
+    def __init__(self, store: Store, learner: str, privacy: Privacy) -> None:
+        self._store, self._learner, self._privacy = store, learner, privacy
+        self._entries: list[Entry] = []
+
+    def entries(self) -> list[Entry]:
+        """The ledger, as far as it goes now. Raises CorruptError: without its ledger a learner does not train."""
+        while True:
+            entry = find(self._store, self._key(len(self._entries) + 1), Entry, limit=MANIFEST)
+            if entry is None:
+                return list(self._entries)
+            self._entries.append(entry)
+
+    def _key(self, number: int) -> str:
+        return f"learners/{self._learner}/ledger/{number:08d}"
+
+    def spent(self, *more: TrainingEvent) -> Spent:
+        """What the ledger's trainings, and these, spend together."""
+        events = [entry.event for entry in self.entries()] + list(more)
+        privacy = self._privacy
+
+        def bounded(sampling: str) -> float | None:
+            value = epsilon(events, delta=privacy.delta, accountant=privacy.accountant, sampling=sampling)
+            return value if math.isfinite(value) else None
+
+        return Spent(
+            events=len(events), epsilon_poisson=bounded("poisson"), epsilon_unamplified=bounded("none"),
+            delta=privacy.delta, target_epsilon=privacy.target_epsilon, sampling=privacy.sampling,
+        )  # fmt: skip
+
+    def check(self, planned: TrainingEvent) -> Spent:
+        """What is spent with one more training. Raises BudgetError, with what is spent, when it exceeds the target."""
+        after = self.spent(planned)
+        if after.epsilon > self._privacy.target_epsilon:
+            before = self.spent()
+            raise BudgetError(
+                f"the next training of {self._learner} would bring epsilon from {before.epsilon:.4g} to "
+                f"{after.epsilon:.4g}, the target is {self._privacy.target_epsilon:g}",
+                remedy="Raise target_epsilon or the noise, train fewer epochs, or let this learner only vote.",
+                spent=before,
+            )
+        return after
+
+    def charge(self, event: TrainingEvent, *, run: str, number: int, weights: str) -> Spent:
+        """Writes down a training that is about to be released, and returns what is spent with it.
+
+        Raises:
+            BudgetError: another run has spent the budget in the meantime; the training must not be released.
+        """
+        while True:
+            spent = self.check(event)  # the number that is taken follows the very entries that were checked
+            entry = Entry(learner=self._learner, run=run, round=number, weights=weights, event=event, spent=spent)
+            if self._store.create(self._key(spent.events), encode(entry)):
+                return spent

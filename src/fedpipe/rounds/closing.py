@@ -1,0 +1,255 @@
+"""How a round ends: updates are combined, ballots counted, the record committed.
+
+A round of averaging ends in `close_round`, a vote in `close_vote`; the steps `aggregate` and `tally` call them, and so
+does the coordinator of a session. Both may be repeated after a crash at any point, and by two at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from fedpipe.aggregation import RULES, Combined, Forest, Source, combine
+from fedpipe.aggregation.optimizers import make_server_step
+from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, WeightsError
+from fedpipe.federation.algorithms import Averaging
+from fedpipe.federation.names import tag_of
+from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.rounds.ballots import collect_ballots
+from fedpipe.rounds.history import begun_from, commit, propose_candidate, read_candidate, read_record, record_layout
+from fedpipe.rounds.manifests import MOST_METRICS, Dropped, Record, Update
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.roll import Roll, check_quorum, find_dropped
+from fedpipe.rounds.selection import select
+from fedpipe.rounds.updates import check_signed, check_update, collect, fetch_weights, find_update, mean_metrics
+from fedpipe.rounds.voting import proposer_of, tally
+from fedpipe.store import Store
+from fedpipe.store.objects import put_file
+
+log = logging.getLogger("fedpipe")
+
+Combiner = Callable[[Store, Plan, Record, list[Update], Path], Combined]
+"""Takes the round before, the updates, and a folder where the result's files go. Raises WeightsError."""
+
+
+def close_round(
+    store: Store, plan: Plan, number: int, base: str, roll: Roll | None = None, combiner: Combiner | None = None
+) -> Record:
+    """Aggregates the valid updates of a round and commits the result; when learners vote, it is the candidate.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        number: the round, from 1.
+        base: digest of the weights that the round began with.
+        roll: whom the round asked; by default those that it selects, however long they take.
+        combiner: combines the updates; by default in constant memory.
+
+    Raises:
+        QuorumError: too few valid updates; nothing is committed.
+        RoundError: the round before is not committed, or ended with other weights.
+    """
+    if found := read_record(store, plan.run, number):
+        log.info("round %d is already committed", number)
+        return commit(store, found)
+    federation = plan.federation
+    if federation.vote and (drafted := read_candidate(store, plan.run, number)):
+        log.info("the candidate of round %d is already there", number)
+        return drafted
+    previous = begun_from(store, plan.run, number, base)
+    roll = roll or Roll(select(federation, number))
+    updates, dropped = collect(store, federation=federation.name, run=plan.run, number=number, base=base, roll=roll)
+    check_quorum(number, len(updates), dropped, federation.min_learners)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            combined = (combiner or in_constant_memory())(store, plan, previous, updates, Path(folder))
+        except WeightsError as error:
+            raise RoundError(f"round {number}: {error}", remedy="HEAD stays at the last good round.") from error
+        used = [u for u in updates if u.learner in combined.accepted]
+        dropped = sorted([*dropped, *_refusals(combined)], key=lambda d: d.learner)
+        check_quorum(number, len(used), dropped, federation.min_learners)
+        put_file(store, *combined.weights)
+        for path, digest in combined.state.values():
+            put_file(store, path, digest, kind="coordinator")
+    for drop in dropped:
+        log.warning("round %d: %s is dropped: %s", number, drop.learner, drop.why)
+    record = _record(plan, previous, combined, used, dropped)
+    return propose_candidate(store, record) if federation.vote else commit(store, record)
+
+
+def source_of(plan: Plan, update: Update) -> Source:
+    """An update as the aggregation takes it."""
+    algorithm = plan.federation.algorithm
+    weight = update.examples if isinstance(algorithm, Averaging) and algorithm.weighting == "examples" else 1
+    return Source(update.learner, update.weights, update.size, weight, places_of(plan)[update.learner])
+
+
+def places_of(plan: Plan) -> dict[str, int]:
+    """Each learner's position among all of the federation, sorted by name."""
+    return _places(tuple(learner.name for learner in plan.federation.learners))
+
+
+@functools.lru_cache(maxsize=4)
+def _places(names: tuple[str, ...]) -> dict[str, int]:
+    return {name: place for place, name in enumerate(sorted(names))}
+
+
+def in_constant_memory(forest: Forest | None = None) -> Combiner:
+    """What streams updates from the store.
+
+    Args:
+        forest: updates that were fetched and added up already.
+    """
+
+    def combined(store: Store, plan: Plan, previous: Record, updates: list[Update], folder: Path) -> Combined:
+        algorithm = plan.federation.algorithm
+        assert isinstance(algorithm, Averaging)
+        return combine(
+            store,
+            [source_of(plan, update) for update in updates],
+            layout=record_layout(store, previous),
+            base=previous.weights,
+            state=previous.state,
+            rule=RULES[tag_of(algorithm.rule)],
+            server=make_server_step(algorithm.server_optimizer),
+            folder=folder,
+            forest=forest,
+        )
+
+    return combined
+
+
+def _refusals(combined: Combined) -> list[Dropped]:
+    return [Dropped(learner=name, why=why) for name, why in combined.refused.items()]
+
+
+def _record(plan: Plan, previous: Record, combined: Combined, used: list[Update], dropped: list[Dropped]) -> Record:
+    algorithm = plan.federation.algorithm
+    assert isinstance(algorithm, Averaging)
+    return Record(
+        federation=plan.federation.name, run=plan.run, round=previous.round + 1, previous=previous.parent,
+        plan=previous.plan, base=previous.weights, weights=combined.weights[1], layout=previous.layout,
+        state={slot: digest for slot, (_, digest) in combined.state.items()}, rule=_named(algorithm),
+        updates=tuple(used), dropped=tuple(dropped), metrics=_metrics(used, combined),
+    )  # fmt: skip
+
+
+def _named(algorithm: Averaging) -> str:
+    rule = tag_of(algorithm.rule)
+    return rule if algorithm.engine == "fedpipe" else f"{algorithm.engine} {rule}"
+
+
+def _metrics(used: list[Update], combined: Combined) -> dict[str, float]:
+    """The updates' means, and as many of the aggregation's own numbers as a record takes."""
+    found = mean_metrics(used)
+    measured = {k: v for k, v in combined.measured.items() if k not in found}
+    return found | dict(list(measured.items())[: max(0, MOST_METRICS - len(found))])
+
+
+def close_vote(store: Store, plan: Plan, number: int, base: str, roll: Roll | None = None) -> Record:
+    """Decides a round by its ballots and commits it.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        number: the round, from 1.
+        base: digest of the weights that the round began with.
+        roll: whom the vote asked; by default all, however long they take.
+
+    Raises:
+        QuorumError: too few learners voted; nothing is committed.
+        RoundError: the round before is not committed, or ended with other weights.
+    """
+    if found := read_record(store, plan.run, number):
+        log.info("round %d is already committed", number)
+        return commit(store, found)
+    previous = begun_from(store, plan.run, number, base)
+    roll = roll or Roll(tuple(learner.name for learner in plan.federation.learners))
+    collective = bool(plan.federation.proposers)
+    proposed = proposal_of(store, plan, previous, roll) if collective else _aggregated(store, plan, number)
+    if proposed.candidate is None:
+        log.warning("round %d: nothing to vote on: %s", number, proposed.dropped[0].why)
+        return commit(store, proposed)
+    record = _decided(store, plan, previous, proposed, roll)
+    log.info("round %d: %s", number, "accepted" if record.accepted else "rejected")
+    return commit(store, record)
+
+
+def _aggregated(store: Store, plan: Plan, number: int) -> Record:
+    """The aggregate step's record, as it is when the vote accepts it."""
+    record = read_candidate(store, plan.run, number)
+    if record is None:
+        raise RoundError(f"round {number} has nothing to vote on: its updates are not aggregated")
+    return replace(record, candidate=record.weights)
+
+
+def proposal_of(store: Store, plan: Plan, previous: Record, roll: Roll) -> Record:
+    """The round with its proposer's update, as it is when the vote accepts it; without a proposal it is rejected."""
+    number = previous.round + 1
+    proposer = proposer_of(plan.federation.proposers, number)
+    record = Record(
+        federation=plan.federation.name, run=plan.run, round=number, previous=previous.parent, plan=previous.plan,
+        base=previous.weights, weights=previous.weights, layout=previous.layout, rule="collective", accepted=False,
+        proposer=proposer,
+    )  # fmt: skip
+    if why := roll.unheard.get(proposer):
+        return replace(record, dropped=(Dropped(learner=proposer, why=why),))
+    try:
+        update = find_update(store, proposer, plan.run, number)
+        if update is None:
+            found = find_dropped(store, proposer, plan.run, number)
+            return replace(record, dropped=(found or Dropped(learner=proposer, why="no proposal"),))
+        check_update(
+            update, federation=plan.federation.name, run=plan.run, number=number, learner=proposer,
+            base=previous.weights,
+        )  # fmt: skip
+        check_signed(update, read_enrolled(store))
+    except (DroppedError, CorruptError) as error:
+        return replace(record, dropped=(Dropped(learner=proposer, why=error.what[:500]),))
+    return replace(
+        record,
+        updates=(update,),
+        metrics=update.metrics,
+        candidate=update.weights,
+        weights=update.weights,
+        accepted=True,
+    )
+
+
+def _decided(store: Store, plan: Plan, previous: Record, proposed: Record, roll: Roll) -> Record:
+    federation, number = plan.federation, proposed.round
+    assert federation.vote is not None
+    assert proposed.candidate is not None
+    ballots, absent = collect_ballots(
+        store, plan, number=number, base=previous.weights, candidate=proposed.candidate, roll=roll
+    )
+    for item in absent:
+        log.warning("round %d: %s does not vote: %s", number, item.learner, item.why)
+    check_quorum(number, len(ballots), absent, federation.min_learners)
+    names = [learner.name for learner in federation.learners]
+    outcome = tally(federation.vote, names, ballots, proposed.proposer)
+    record = replace(proposed, ballots=tuple(ballots), absent=tuple(absent), outcome=outcome)
+    rejected = replace(record, accepted=False, weights=previous.weights, state=previous.state)
+    if not outcome.accepted:
+        return rejected
+    try:
+        if proposed.proposer:
+            _adopt(store, proposed.updates[0], weights_of=previous)
+    except (CorruptError, NotFoundError) as error:
+        refused = Dropped(learner=proposed.proposer, why=error.what[:500])
+        log.warning("round %d: the proposal cannot be taken: %s", number, refused.why)
+        return replace(rejected, dropped=(refused,))
+    return record
+
+
+def _adopt(store: Store, update: Update, *, weights_of: Record) -> None:
+    """Makes a learner's proposal a global object, once it is known to be sound: whatever it is, voters only saw it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights"
+        fetch_weights(store, update.weights, record_layout(store, weights_of), path, update.learner, "proposals")
+        put_file(store, path, update.weights)

@@ -1,0 +1,72 @@
+"""What an evaluation is: sums that can be added over learners, and what is made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from fedpipe.store import Store
+from fedpipe.store.objects import find
+
+Matrix = tuple[tuple[int, ...], ...]
+
+
+class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A learner's test of a model.
+
+    `states` holds the variables of each Keras metric (a mean's total and count, a curve's bins): they add up over
+    learners, so that the federated metric is exact even where a mean of means would be wrong. `confusion[i][j]`
+    counts examples of class i taken for class j. `label_shape` is the shape of one label. `why` says why there is
+    nothing.
+    """
+
+    learner: str
+    weights: str
+    examples: Annotated[int, Meta(ge=0)] = 0
+    metrics: dict[str, float] = {}
+    states: tuple[tuple[float, ...], ...] = ()
+    confusion: Matrix = ()
+    label_shape: tuple[int, ...] = ()
+    why: str = ""
+
+
+class Measured(Struct, frozen=True, kw_only=True):
+    """Loss and metrics of a model over so many examples."""
+
+    examples: int
+    metrics: dict[str, float]
+
+
+class Evaluation(Struct, frozen=True, kw_only=True):
+    """The final model: on the central test set, and over the learners' test parts."""
+
+    weights: str
+    central: Measured | None = None
+    federated: Measured | None = None
+    learners: dict[str, Measured] = {}
+    left_out: dict[str, str] = {}
+    confusion: Matrix = ()
+    classes: tuple[str, ...] = ()
+
+
+def score_key(learner: str, run: str) -> str:
+    """The key of a learner's score."""
+    return f"learners/{learner}/runs/{run}/score"
+
+
+def find_score(store: Store, learner: str, run: str) -> Score | None:
+    """A learner's score; None when there is none. Raises CorruptError."""
+    return find(store, score_key(learner, run), Score)
+
+
+def add_matrices(matrices: list[Matrix]) -> Matrix:
+    """The sum of confusion matrices of one size; empty when sizes differ or there is none.
+
+    >>> add_matrices([((1, 0), (2, 3)), ((1, 1), (0, 0))])
+    ((2, 1), (2, 3))
+    """
+    sizes = {tuple(len(row) for row in m) for m in matrices}
+    if len(sizes) != 1 or () in sizes:
+        return ()
+    return tuple(tuple(sum(cells) for cells in zip(*rows, strict=True)) for rows in zip(*matrices, strict=True))

@@ -1,0 +1,152 @@
+"""How a round is committed: update manifests, write-once records, HEAD by compare-and-swap.
+
+    HEAD                                        the last committed round
+    runs/<run>/<round>/record                   what was committed; never written twice
+    runs/<run>/<round>/candidate                what was aggregated, when learners vote on it
+    learners/<name>/runs/<run>/<round>/update   who made what from which base
+    learners/<name>/runs/<run>/<round>/dropped  why a learner did not take part
+
+Accepted records form one chain by `previous`; a rejected one hangs on it and moves nothing. All bytes are canonical
+and hold no clock and no chance, so that a replay of a round, by a retry or by a second engine, writes the same bytes
+and finds its work done.
+"""
+
+from __future__ import annotations
+
+from fedpipe.errors import (
+    ConflictError,
+    CorruptError,
+    NotFoundError,
+    RoundError,
+)
+from fedpipe.rounds.manifests import Head, Record, Ref
+from fedpipe.store import Store
+from fedpipe.store.objects import decode, digest_of, encode, find, key_of, publish
+from fedpipe.weights import Layout, read_layout
+
+_HEAD_TRIES = 50
+
+
+def record_key(run: str, number: int) -> str:
+    """The key of a round's record."""
+    return f"runs/{run}/{number}/record"
+
+
+def read_head(store: Store) -> tuple[Head, str] | None:
+    """HEAD and its version token; None before the first commit. Raises CorruptError."""
+    try:
+        blob = store.read("HEAD")
+    except NotFoundError:
+        return None
+    return decode(blob.data, Head, where=f"{store.uri}/HEAD"), blob.version
+
+
+def read_record(store: Store, run: str, number: int) -> Record | None:
+    """The record of a round; None when the round is not committed. Raises CorruptError."""
+    key = record_key(run, number)
+    record = find(store, key, Record)
+    if record is not None and (record.run, record.round) != (run, number):
+        raise CorruptError(f"is the record of run {record.run!r}, round {record.round}", where=f"{store.uri}/{key}")
+    return record
+
+
+def commit(store: Store, record: Record) -> Record:
+    """Commits a round exactly once and returns what was committed.
+
+    The record is created; when another engine was first, its record counts. Then HEAD moves from the record's
+    `previous` to it, unless the round was rejected. Both acts may be repeated after a crash at any point.
+
+    Raises:
+        ConflictError: HEAD went on along another line.
+    """
+    if not store.create(record_key(record.run, record.round), encode(record)):
+        found = read_record(store, record.run, record.round)
+        if found is None:
+            raise ConflictError(f"the record of round {record.round} was removed while it was read")
+        record = found
+    _advance(store, record)
+    return record
+
+
+def _advance(store: Store, record: Record) -> None:
+    """Moves HEAD to an accepted record; a rejected one only has to hang on HEAD's chain."""
+    head = Head(run=record.run, round=record.round, record=record.ref.record, weights=record.weights)
+    for _ in range(_HEAD_TRIES):
+        current = read_head(store)
+        if current is None:
+            if record.previous is not None:
+                raise ConflictError("HEAD is missing although rounds were committed", where=store.uri)
+            if store.create("HEAD", encode(head)):
+                return
+        elif current[0].ref == record.previous:
+            if not record.accepted or store.swap("HEAD", encode(head), current[1]):
+                return
+        elif record.parent is not None and precedes(store, record.parent, current[0].ref):
+            return
+        else:
+            raise ConflictError(
+                f"HEAD is at round {current[0].round} of run {current[0].run!r}, which does not follow from round "
+                f"{record.round} of run {record.run!r}",
+                where=f"{store.uri}/HEAD",
+                remedy="Two runs of one federation went on at the same time; start this one anew under another name.",
+            )
+    raise ConflictError("HEAD moved at every try", where=f"{store.uri}/HEAD")
+
+
+def precedes(store: Store, earlier: Ref, later: Ref) -> bool:
+    """True when the chain that ends in `later` holds `earlier`."""
+    cursor: Ref | None = later
+    while cursor is not None:
+        if cursor == earlier:
+            return True
+        if cursor.run == earlier.run and cursor.round <= earlier.round:
+            return False
+        record = read_record(store, cursor.run, cursor.round)
+        if record is None or record.ref != cursor:
+            raise CorruptError(f"the chain is broken at round {cursor.round} of run {cursor.run!r}", where=store.uri)
+        cursor = record.previous
+    return False
+
+
+def history(store: Store, run: str) -> list[Record]:
+    """The committed records of a run, from round 0 on. Raises CorruptError when the chain is broken."""
+    records: list[Record] = []
+    while (record := read_record(store, run, len(records))) is not None:
+        if records and record.previous != records[-1].parent:
+            raise CorruptError(f"round {record.round} does not follow round {record.round - 1}", where=store.uri)
+        records.append(record)
+    return records
+
+
+def propose_candidate(store: Store, record: Record) -> Record:
+    """Writes down what becomes the round's record if the learners accept it; returns the one that counts."""
+    return publish(store, _candidate_key(record.run, record.round), record)
+
+
+def read_candidate(store: Store, run: str, number: int) -> Record | None:
+    """What the learners vote on in a round of averaging; None when nothing is aggregated yet. Raises CorruptError."""
+    return find(store, _candidate_key(run, number), Record)
+
+
+def _candidate_key(run: str, number: int) -> str:
+    return f"runs/{run}/{number}/candidate"
+
+
+def begun_from(store: Store, run: str, number: int, base: str) -> Record:
+    """The record on which a round builds. Raises RoundError when the round before ended with other weights."""
+    previous = read_record(store, run, number - 1)
+    if previous is None or previous.weights != base:
+        raise RoundError(f"round {number} cannot begin with {base}: it is not what round {number - 1} ended with")
+    return previous
+
+
+def record_layout(store: Store, record: Record) -> Layout:
+    """The layout of a record's weights, read from their first bytes. Raises CorruptError when it is not the run's."""
+    key = key_of(record.weights)
+    size = store.size(key)
+    if size is None:
+        raise CorruptError("the global weights are missing", where=f"{store.uri}/{key}")
+    layout = read_layout(lambda start, length: store.read_range(key, start, length), size)
+    if digest_of(store.read_range(key, 0, layout.data_start)) != record.layout:
+        raise CorruptError("the global weights have another layout than the run", where=f"{store.uri}/{key}")
+    return layout

@@ -1,0 +1,186 @@
+"""The small JSON objects that say what happened in a round: who made what from which base, who voted how.
+
+All bytes are canonical and hold no clock and no chance, so that a replay of a round writes the same bytes. Only a
+signature tells its time; an update is written once, so it is in the record as it was signed first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from fedpipe.federation.names import Name
+from fedpipe.identity.signing import Signature
+from fedpipe.store.objects import Digest, digest_of, encode
+
+MOST_METRICS = 100
+
+Count = Annotated[int, Meta(ge=0)]
+ExampleCount = Annotated[int, Meta(ge=1, le=2**53)]
+Metrics = Annotated[dict[Annotated[str, Meta(max_length=100)], float], Meta(max_length=MOST_METRICS)]
+
+
+class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
+    """A small JSON object in the store."""
+
+
+class Tested(Manifest, frozen=True, kw_only=True):
+    """Means of a model over `examples` of a learner's test or vote part."""
+
+    examples: ExampleCount
+    metrics: Metrics
+
+
+class Scores(Manifest, frozen=True, kw_only=True):
+    """What a model shows on a learner's vote part and test part; None for a part that is empty or was not used."""
+
+    vote: Tested | None = None
+    test: Tested | None = None
+
+
+class Spent(Manifest, frozen=True, kw_only=True):
+    """What a learner's private training has spent so far, over all runs, at its delta.
+
+    `epsilon_poisson` takes batches as drawn by Poisson sampling; `epsilon_unamplified` only that an example is seen
+    once an epoch. None: no finite bound.
+    """
+
+    events: Count
+    epsilon_poisson: float | None
+    epsilon_unamplified: float | None
+    delta: float
+    target_epsilon: float
+    sampling: Literal["poisson", "none"]
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon under the assumption that the federation file names."""
+        value = self.epsilon_poisson if self.sampling == "poisson" else self.epsilon_unamplified
+        return math.inf if value is None else value
+
+
+class Update(Manifest, frozen=True, kw_only=True):
+    """What a learner offers to a round."""
+
+    format: int = 1
+    federation: Name
+    run: Name
+    round: Annotated[int, Meta(ge=1)]
+    learner: Name
+    base: Digest
+    weights: Digest
+    size: Count
+    examples: ExampleCount
+    metrics: Metrics
+    tested: Tested | None = None
+    optimizer: Digest | None = None
+    spent: Spent | None = None
+    signature: Signature | None = None
+
+
+class Dropped(Manifest, frozen=True, kw_only=True):
+    """A learner that did not take part in a round, and why; for a spent privacy budget also what it has spent."""
+
+    learner: str
+    why: str
+    code: Literal["", "DP_BUDGET_EXCEEDED"] = ""
+    spent: Spent | None = None
+
+
+class Ballot(Manifest, frozen=True, kw_only=True):
+    """A learner's vote on a candidate: a yes only when the candidate is strictly better than the base.
+
+    In round 0 the candidate is the base: its scores are recorded before anybody trains. `why` says why a candidate
+    could not be measured, which is a no.
+    """
+
+    format: int = 1
+    federation: Name
+    run: Name
+    round: Count
+    learner: Name
+    base: Digest
+    candidate: Digest
+    approve: bool
+    current: Scores
+    proposed: Scores
+    why: Annotated[str, Meta(max_length=500)] = ""
+
+
+class Outcome(Manifest, frozen=True, kw_only=True):
+    """How a vote ended: approvals among the voters that count."""
+
+    approvals: Count
+    voters: Count
+    accepted: bool
+
+
+class Ref(Manifest, frozen=True, kw_only=True):
+    """A committed record: where it is and what its bytes are."""
+
+    run: Name
+    round: Count
+    record: Digest
+
+
+class Record(Manifest, frozen=True, kw_only=True):
+    """A committed round: the chain's link.
+
+    A round that was voted down is recorded and `accepted` is false: it keeps its base as weights, HEAD stays, and the
+    next record's `previous` is that of this one. `candidate` is what was voted on; None when nobody proposed.
+    `layout` is the digest of the weights' header, which pins names, dtypes and shapes for the whole run; `state` is
+    the server optimizer's.
+    """
+
+    format: int = 1
+    federation: Name
+    run: Name
+    round: Count
+    previous: Ref | None
+    plan: Digest
+    base: Digest | None
+    weights: Digest
+    layout: Digest
+    state: dict[str, Digest] = {}
+    rule: str = ""
+    updates: tuple[Update, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    metrics: dict[str, float] = {}
+    accepted: bool = True
+    proposer: str = ""
+    candidate: Digest | None = None
+    ballots: tuple[Ballot, ...] = ()
+    absent: tuple[Dropped, ...] = ()
+    outcome: Outcome | None = None
+
+    def spent_by(self, learner: str) -> Spent | None:
+        """What a learner's private training had spent by this round; None when that is not known here."""
+        offered = [update.spent for update in self.updates if update.learner == learner]
+        refused = [dropped.spent for dropped in self.dropped if dropped.learner == learner]
+        return next((spent for spent in (*offered, *refused) if spent), None)
+
+    @property
+    def parent(self) -> Ref | None:
+        """What the next record names as `previous`: the last accepted round, where HEAD is."""
+        return self.ref if self.accepted else self.previous
+
+    @property
+    def ref(self) -> Ref:
+        """This record as the next one names it."""
+        return Ref(run=self.run, round=self.round, record=digest_of(encode(self)))
+
+
+class Head(Manifest, frozen=True, kw_only=True):
+    """The last committed round and its weights."""
+
+    run: Name
+    round: Count
+    record: Digest
+    weights: Digest
+
+    @property
+    def ref(self) -> Ref:
+        """The record that HEAD names."""
+        return Ref(run=self.run, round=self.round, record=self.record)

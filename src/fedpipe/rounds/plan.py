@@ -1,0 +1,115 @@
+"""A run's plan: the federation with its run-time settings, its code and its shards, pinned by digest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from fedpipe.errors import InputError
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.file import check_federation
+from fedpipe.federation.names import Name
+from fedpipe.federation.training import EarlyStopping
+from fedpipe.store import Store, open_store
+from fedpipe.store.objects import Digest, decode, digest_of, encode, get_bytes, put_bytes
+
+
+class RunPlace(Struct, frozen=True, kw_only=True):
+    """Where a run is: what every step needs to find the rest."""
+
+    store: str
+    federation: Name
+    run: Name
+    plan: str = ""
+
+    def open(self) -> Store:
+        """The federation's part of the store."""
+        return open_store(self.store).below(self.federation)
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """The run-time parameters of a pipeline; zero or empty means: as in the federation file."""
+
+    rounds: int = 0
+    learning_rate: float = 0.0
+    local_epochs: int = 0
+    batch_size: int = 0
+    min_learners: int = 0
+    deadline: float = 0.0
+    patience: int = 0
+    max_seconds: float = 0.0
+
+    def applied(self, federation: Federation) -> Federation:
+        """The federation with these settings. Raises InputError for one that is out of range."""
+        for name in self.__struct_fields__:
+            if getattr(self, name) < 0:
+                raise InputError(f"{getattr(self, name)} is negative", where=f"parameter {name}")
+        if self.min_learners > len(federation.learners):
+            raise InputError(
+                f"{self.min_learners} is more than the {len(federation.learners)} learners",
+                where="parameter min_learners",
+                remedy="Lower it.",
+            )
+        names = ("rounds", "learning_rate", "local_epochs", "batch_size", "max_seconds")
+        training: dict[str, Any] = {name: value for name in names if (value := getattr(self, name))}
+        if "local_epochs" in training:
+            training["local_steps"] = 0
+        if self.patience:
+            stopping = federation.training.early_stopping or EarlyStopping(patience=self.patience)
+            training["early_stopping"] = msgspec.structs.replace(stopping, patience=self.patience)
+        quorum = {name: value for name in ("min_learners", "deadline") if (value := getattr(self, name))}
+        changed = msgspec.structs.replace(
+            federation,
+            training=msgspec.structs.replace(federation.training, **training),
+            quorum=msgspec.structs.replace(federation.quorum, **quorum),
+        )
+        check_federation(changed, where="with these parameters")
+        return changed
+
+
+class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a run does; its digest is in every record of the run."""
+
+    format: int = 1
+    run: Name
+    federation: Federation
+    code: Digest
+    function: str
+    shards: dict[str, Digest]
+    test: Digest | None = None
+
+    def put(self, store: Store) -> str:
+        """Writes the plan and returns its digest."""
+        return put_bytes(store, encode(self))
+
+    @property
+    def digest(self) -> str:
+        """The plan's digest."""
+        return digest_of(encode(self))
+
+
+def read_plan(store: Store, digest: str) -> Plan:
+    """The plan of that digest. Raises CorruptError and StoreError."""
+    return decode(get_bytes(store, digest), Plan, where=f"plan {digest}")
+
+
+def differences(old: Plan, new: Plan) -> list[str]:
+    """What changed between two plans: `training.rounds: 5 -> 6`, sorted by path."""
+    before, after = _flat(msgspec.to_builtins(old)), _flat(msgspec.to_builtins(new))
+    return [
+        f"{path}: {before.get(path, 'absent')} -> {after.get(path, 'absent')}"
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path, "absent") != after.get(path, "absent")
+    ]
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        items = [(f"{path}.{k}" if path else str(k), v) for k, v in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(f"{path}[{k}]", v) for k, v in enumerate(value)]
+    else:
+        return {path.removeprefix("federation."): value}
+    return {p: v for key, item in items for p, v in _flat(item, key).items()}

@@ -1,0 +1,116 @@
+"""The roll of a round: who was asked, who is excused, and whether enough took part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from fedpipe.errors import (
+    CorruptError,
+    DroppedError,
+    QuorumError,
+    TooLargeError,
+)
+from fedpipe.rounds.manifests import Dropped
+from fedpipe.store import Store
+from fedpipe.store.objects import encode, find
+
+T = TypeVar("T")
+MANIFEST = 2**16
+"""Largest manifest of a learner, in bytes, that is read."""
+
+
+def learner_key(learner: str, run: str, number: int, name: str) -> str:
+    """A key in a learner's own part of a round: `update` or `dropped`."""
+    return f"learners/{learner}/runs/{run}/{number}/{name}"
+
+
+def drop(store: Store, run: str, number: int, dropped: Dropped, *, name: str = "dropped") -> None:
+    """Leaves the reason why a learner does not take part (`dropped`) or does not vote (`absent`)."""
+    manifest = msgspec.structs.replace(dropped, why=dropped.why[:500])
+    store.replace(learner_key(dropped.learner, run, number, name), encode(manifest))
+
+
+def find_dropped(store: Store, learner: str, run: str, number: int, *, name: str = "dropped") -> Dropped | None:
+    """The reason that a learner left, cleaned; None when it left none that can be read."""
+    try:
+        found = find(store, learner_key(learner, run, number, name), Dropped, limit=MANIFEST)
+    except (CorruptError, TooLargeError):
+        return None
+    if found is None:
+        return None
+    return msgspec.structs.replace(found, learner=learner, why=cleaned(found.why) or "no reason given")
+
+
+def cleaned(text: str) -> str:
+    """Text that a learner had a hand in, short and without control characters."""
+    return "".join(c if c.isprintable() else " " for c in text[:500])
+
+
+class Roll(NamedTuple):
+    """Whom a round asks, as its coordinator knows them.
+
+    `asked` are those whose part counts; `excused` says of others, or of some of them, why theirs does not: they are
+    late, away or not needed. `unheard` says of a proposer why its proposal is not put to the vote. `attempt` counts
+    how often the round was opened.
+    """
+
+    asked: tuple[str, ...]
+    excused: Mapping[str, str] = {}
+    unheard: Mapping[str, str] = {}
+    attempt: int = 1
+
+    def note(self, name: str) -> str:
+        """Where a learner leaves why it takes no part in this attempt: under a `name` of its own from the second on."""
+        return name if self.attempt == 1 else f"{name}-{self.attempt}"
+
+
+ANY_ROLL = Roll(())
+"""Where nobody was asked by name: the steps of a pipeline."""
+
+
+def gather(
+    store: Store, run: str, number: int, roll: Roll, read: Callable[[str], T | None], *, name: str, otherwise: str,
+) -> tuple[list[T], list[Dropped]]:  # fmt: skip
+    """What the learners left for a round, and those without it with the reason, both sorted by name.
+
+    Args:
+        store: the federation's store.
+        run: the run's name.
+        number: the round.
+        roll: whose part is wanted.
+        read: a learner's part, checked; None when there is none. May raise DroppedError, CorruptError, TooLargeError.
+        name: where a learner without it leaves its reason: `dropped` or `absent`.
+        otherwise: the reason of one that left none.
+    """
+    found: list[T] = []
+    missing: list[Dropped] = []
+    for learner in sorted({*roll.asked, *roll.excused}):
+        if why := roll.excused.get(learner):
+            missing.append(Dropped(learner=learner, why=why))
+            continue
+        try:
+            part = read(learner)
+        except (DroppedError, CorruptError, TooLargeError) as error:
+            missing.append(Dropped(learner=learner, why=cleaned(error.what)))
+            continue
+        if part is not None:
+            found.append(part)
+        else:
+            left = find_dropped(store, learner, run, number, name=roll.note(name))
+            missing.append(left or Dropped(learner=learner, why=otherwise))
+    return found, missing
+
+
+def check_quorum(number: int, taking_part: int, dropped: list[Dropped], minimum: int) -> None:
+    """Raises QuorumError, naming who is missing and why, when fewer than `minimum` learners take part."""
+    if taking_part >= minimum:
+        return
+    missing = "; ".join(f"{d.learner}: {d.why}" for d in dropped) or "nobody was dropped"
+    raise QuorumError(
+        f"round {number}: {taking_part} of {taking_part + len(dropped)} learners took part, the quorum is {minimum} "
+        f"({missing})",
+        remedy="HEAD stays at the last good round. Mend the learners, or lower quorum.min_learners.",
+    )

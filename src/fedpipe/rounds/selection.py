@@ -1,0 +1,62 @@
+"""Which learners a round asks, and which took part."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection
+
+from msgspec.structs import replace
+
+from fedpipe.federation.federation import Federation
+from fedpipe.rounds.manifests import Record
+
+SIMULATED = "simulation"
+"""What the rule of a simulated round's record begins with."""
+
+
+def select(federation: Federation, number: int, attempt: int = 1, away: Collection[str] = ()) -> tuple[str, ...]:
+    """The learners that a round asks, sorted by name.
+
+    Without `quorum.learners_per_round` all of them. Else so many times `over_selection`, in an order that is drawn anew
+    for each round; each further attempt asks twice as many, the first ones among them. Those who are away are not
+    asked, unless the quorum cannot be had without them.
+
+    Args:
+        federation: with seed and quorum.
+        number: the round.
+        attempt: from 1.
+        away: learners that did not answer and have not come back.
+
+    Source: over-selection as in Bonawitz et al., "Towards Federated Learning at Scale", 2019, section 2.3.
+    """
+    names = sorted(learner.name for learner in federation.learners)
+    there = [name for name in names if name not in away]
+    pool = names if attempt > 1 or len(there) < federation.min_learners else there
+    quorum = federation.quorum
+    if not quorum.learners_per_round:
+        return tuple(pool)
+    count = math.ceil(quorum.learners_per_round * quorum.over_selection) * 2 ** (attempt - 1)
+
+    def drawn(name: str) -> bytes:
+        return hashlib.sha256(repr((federation.training.seed, "select", number, name)).encode()).digest()
+
+    return tuple(sorted(sorted(pool, key=drawn)[:count]))
+
+
+def trainers(federation: Federation) -> Federation:
+    """The federation of a simulation: without the learners that are held out."""
+    left = tuple(learner for learner in federation.learners if learner.name not in federation.simulation.held_out)
+    return replace(federation, learners=left)
+
+
+def took_part(federation: Federation, record: Record) -> tuple[str, ...]:
+    """The learners that a round is made of; clients of a simulated one leave no updates, and are drawn again."""
+    if record.rule.startswith(SIMULATED):
+        return select(trainers(federation), record.round)
+    return tuple(update.learner for update in record.updates)
+
+
+def enough(federation: Federation, asked: Collection[str]) -> int:
+    """Updates with which a round need not wait for more."""
+    return federation.quorum.learners_per_round or len(asked)

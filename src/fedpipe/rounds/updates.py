@@ -1,0 +1,158 @@
+"""Updates: published once by a learner, checked and collected by the coordinator."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from fedpipe.errors import (
+    DroppedError,
+    NotFoundError,
+    WeightsError,
+)
+from fedpipe.identity.enrolment import Enrolled, flaw_of, make_signature, read_enrolled
+from fedpipe.identity.signing import Signature
+from fedpipe.rounds.history import read_record
+from fedpipe.rounds.manifests import Dropped, Tested, Update
+from fedpipe.rounds.roll import MANIFEST, Roll, gather, learner_key
+from fedpipe.store import Store
+from fedpipe.store.objects import Kind, encode, fetch_file, find, key_of, publish
+from fedpipe.weights import Layout, check_finite, fetch_from, read_layout, stream
+
+
+def fetch_weights(
+    store: Store, digest: str, layout: Layout, path: Path, owner: str = "", kind: Kind = "objects"
+) -> None:
+    """Writes weights of somebody else to a file, once their size is the model's, and checks them tensor by tensor.
+
+    Args:
+        store: the federation's store.
+        digest: of the weights.
+        layout: of the model.
+        path: where they go.
+        owner: the learner that made them; empty for aggregated weights.
+        kind: where that learner keeps them.
+
+    Raises:
+        WeightsError: they cannot be the model's, or are not finite.
+        CorruptError: the bytes have another digest.
+        NotFoundError: they are missing.
+    """
+    size = store.size(key_of(digest, owner, kind))
+    if size is None:
+        raise NotFoundError("the weights are not in the store")
+    if size != layout.size:
+        raise WeightsError(f"the update does not fit the model: it has {size} bytes where the model has {layout.size}")
+    fetch_file(store, digest, path, owner, kind)
+    with path.open("rb") as file:
+        fetch = fetch_from(file)
+        if difference := layout.difference(read_layout(fetch, layout.size)):
+            raise WeightsError(f"the update does not fit the model: {difference}")
+        for name, array in stream(fetch, layout.size):
+            check_finite({name: array})
+
+
+def publish_update(store: Store, update: Update) -> Update:
+    """Writes an update's manifest once and returns the one that counts."""
+    return publish(store, learner_key(update.learner, update.run, update.round, "update"), update, limit=MANIFEST)
+
+
+def find_update(store: Store, learner: str, run: str, number: int) -> Update | None:
+    """A learner's manifest for a round; None when there is none. Raises CorruptError."""
+    return find(store, learner_key(learner, run, number, "update"), Update, limit=MANIFEST)
+
+
+def find_part(store: Store, learner: str, run: str, number: int) -> Update | Dropped | None:
+    """What a learner did in a round that needs no repetition: its update, or its absence once the round is committed.
+
+    A learner that was dropped from a committed round must not train for it again: nobody would take the result, and a
+    private one would pay for it.
+    """
+    if update := find_update(store, learner, run, number):
+        return update
+    record = read_record(store, run, number)
+    return next((d for d in record.dropped if d.learner == learner), None) if record else None
+
+
+def check_update(update: Update, *, federation: str, run: str, number: int, learner: str, base: str) -> None:
+    """Checks that a manifest is of this round and says nothing impossible.
+
+    Raises:
+        DroppedError: the reason why the learner is dropped.
+    """
+    expected = {"federation": federation, "run": run, "round": number, "learner": learner, "base": base}
+    for name, value in expected.items():
+        if getattr(update, name) != value:
+            raise DroppedError(f"the update's {name} is {getattr(update, name)}, the round's is {value}")
+    numbers = [*update.metrics.values(), *(update.tested.metrics.values() if update.tested else ())]
+    if not all(math.isfinite(v) for v in numbers):
+        raise DroppedError("a metric of the update is NaN or infinite")
+
+
+def collect(
+    store: Store, *, federation: str, run: str, number: int, base: str, roll: Roll
+) -> tuple[list[Update], list[Dropped]]:
+    """The valid updates of a round and the learners without one, both sorted by name."""
+
+    enrolled = read_enrolled(store)
+
+    def read(learner: str) -> Update | None:
+        update = find_update(store, learner, run, number)
+        if update is not None:
+            check_update(update, federation=federation, run=run, number=number, learner=learner, base=base)
+            check_signed(update, enrolled)
+        return update
+
+    return gather(store, run, number, roll, read, name="dropped", otherwise="no update")
+
+
+def mean_metrics(updates: list[Update]) -> dict[str, float]:
+    """Means of the updates' metrics, weighted by examples: sums first, then divided.
+
+    Only metrics that all have that tell any: a learner that trains privately tells none.
+    """
+    return _mean_of([u for u in updates if u.metrics])
+
+
+def mean_tested(tests: Iterable[Tested | None]) -> dict[str, float]:
+    """Means of what was tested, weighted by examples; only metrics that all have."""
+    return _mean_of([test for test in tests if test])
+
+
+def _mean_of(measured: Sequence[Update | Tested]) -> dict[str, float]:
+    names = set.intersection(*(set(m.metrics) for m in measured)) if measured else set()
+    total = sum(m.examples for m in measured)
+    return {n: math.fsum(m.metrics[n] * m.examples for m in measured) / total for n in sorted(names)}
+
+
+def signed(update: Update, private: str, clock: Callable[[], float] = time.time) -> Update:
+    """Sign an update.
+
+    Args:
+        update: complete.
+        private: the learner's key.
+        clock: seconds since 1970.
+    """
+    return replace(update, signature=make_signature(private, lambda s: _signed_bytes(update, s), clock))
+
+
+def check_signed(update: Update, enrolled: Enrolled) -> None:
+    """Check who signed an update; a learner that was never enrolled need not sign.
+
+    Raises:
+        DroppedError: the reason why it is refused.
+    """
+    enrolment = enrolled.learners.get(update.learner)
+    if enrolment is None:
+        return
+    if flaw := flaw_of(enrolment, update.signature, lambda s: _signed_bytes(update, s), "it", "its update"):
+        raise DroppedError(flaw)
+
+
+def _signed_bytes(update: Update, signature: Signature) -> bytes:
+    """Return the bytes that are signed: the canonical manifest with an empty signature, under a prefix of its own."""
+    return b"fedpipe update\n" + encode(replace(update, signature=replace(signature, value="0" * 128)))

@@ -1,0 +1,1 @@
+"""Sessions: learners and a coordinator that meet at the store."""

@@ -1,0 +1,393 @@
+"""Any S3 endpoint as the store, through the `minio` package."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import hashlib
+import itertools
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import urllib3
+from minio.error import InvalidResponseError, S3Error, ServerError
+
+from fedpipe.errors import NotFoundError, StoreError, StoreUnavailableError, TooLargeError
+from fedpipe.store.base import SMALL, Blob, Reader, check_key, probe_conditional_writes
+from fedpipe.store.s3_client import (
+    DEADLINE,
+    Credentials,
+    SigningClient,
+    connect,
+    find_credentials,
+    reason_of,
+    time_of_signing,
+)
+
+T = TypeVar("T")
+PROBE_DEADLINE = 8.0
+"""Seconds after which a mistyped endpoint is reported."""
+_SINGLE_PUT = 64 * 2**20
+_PIECE = 2**20
+_TRANSIENT = {
+    "InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "SlowDownRead",
+    "SlowDownWrite", "ConditionalRequestConflict", "XMinioServerNotInitialized",
+}  # fmt: skip
+_DENIED = {
+    "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken",
+    "ExpiredPresignRequest", "RequestExpired", "RequestNotReadyYet", "RequestTimeTooSkewed",
+}  # fmt: skip
+"""A wrong clock is among the reasons: each server has its own word for it."""
+
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
+
+
+class _TornError(OSError):
+    """The bytes of one version came under the ETag of another."""
+
+
+def _is_torn(blob: Blob, headers: Mapping[str, str]) -> bool:
+    """Whether the ETag is the MD5 of other bytes than these.
+
+    VersityGW opens the file and reads its ETag one after the other: a write in between goes unnoticed, and who waits
+    for a change would never see it. ETags of parts or of encrypted objects are no MD5; if one still looks like it, it
+    comes again with the next try, and is taken.
+    """
+    found = re.fullmatch(r'"?([0-9a-f]{32})"?', blob.version)
+    if found is None or "x-amz-server-side-encryption" in headers:
+        return False
+    return hashlib.md5(blob.data, usedforsecurity=False).hexdigest() != found[1]
+
+
+class MinioStore:
+    """Objects in a bucket below a prefix.
+
+    Conditional writes are presigned PUTs with `If-None-Match` or `If-Match`, because the minio package cannot send
+    these headers itself (it would turn them into user metadata and overwrite silently).
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        endpoint: str,
+        region: str = "us-east-1",
+        credentials: Credentials | None = None,
+        deadline: float = DEADLINE,
+        _client: tuple[SigningClient, urllib3.PoolManager] | None = None,
+    ) -> None:
+        if not _BUCKET.fullmatch(bucket):
+            raise StoreError(
+                f"{bucket!r} is no name of a bucket",
+                where=f"s3://{bucket}",
+                remedy="Those have 3 to 63 lower-case letters, digits, '.' and '-'.",
+            )
+        self._bucket, self._prefix, self._deadline = bucket, prefix, deadline
+        self._endpoint, self._region, self._credentials = endpoint, region, credentials
+        self._client, self._pool = _client or connect(endpoint, region, credentials or find_credentials())
+        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._torn: dict[str, str] = {}  # versions that came with other bytes, by key
+
+    def below(self, prefix: str) -> Self:
+        return self._again(self._key(prefix), self._deadline)
+
+    def _again(self, prefix: str, deadline: float) -> Self:
+        return type(self)(
+            self._bucket, prefix, endpoint=self._endpoint, region=self._region, credentials=self._credentials,
+            deadline=deadline, _client=(self._client, self._pool),
+        )  # fmt: skip
+
+    def _key(self, key: str) -> str:
+        check_key(key)
+        return f"{self._prefix}/{key}" if self._prefix else key
+
+    def _where(self, key: str) -> str:
+        return f"{self.uri}/{key}" if key else f"{self.uri} at {self._endpoint}"
+
+    def _retried(self, call: Callable[[], T], key: str) -> T:
+        """Runs a request again after passing faults, with growing waits, until the deadline."""
+        end = time.monotonic() + self._deadline
+        for attempt in itertools.count():
+            try:
+                return call()
+            except S3Error as error:
+                was_wrong = self._client.set_clock(self._pool, self._endpoint) if error.code in _DENIED else False
+                if was_wrong:
+                    continue
+                if error.code not in _TRANSIENT and was_wrong is not None:
+                    raise self._translated(error, key) from error
+                cause: Exception = error
+            except InvalidResponseError as error:
+                raise StoreError(f"what answers is not an S3 store: {error}", where=self._where("")) from error
+            except (ServerError, urllib3.exceptions.HTTPError, OSError) as error:
+                cause = error
+            # Jitter keeps a crowd of learners from coming back at the same moment.
+            wait = min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
+            if time.monotonic() + wait > end:
+                raise StoreUnavailableError(
+                    f"the store cannot be reached: {reason_of(cause)}",
+                    where=self._where(""),
+                    remedy="Check the endpoint and that the server runs.",
+                ) from cause
+            time.sleep(wait)
+        raise AssertionError("unreachable")
+
+    def _translated(self, error: S3Error, key: str) -> StoreError:
+        if error.code in ("NoSuchKey", "NoSuchObject"):
+            return NotFoundError("no such object", where=self._where(key))
+        if error.code == "NoSuchBucket":
+            return StoreError(
+                f"the bucket {self._bucket!r} does not exist",
+                where=self._where(""),
+                remedy="Create it first.",
+            )
+        if error.code in _DENIED:
+            return StoreError(
+                f"the store refuses the credentials ({error.code})",
+                where=self._where(key),
+                remedy="Check the access key, the secret key and the policy of this user.",
+            )
+        return StoreError(f"the store refuses the request: {error.code}: {error.message}", where=self._where(key))
+
+    def read(self, key: str, *, limit: int = SMALL) -> Blob:
+        def call() -> Blob:
+            with self._opened(key) as response:
+                return self._whole(response, key, limit)
+
+        return self._retried(call, key)
+
+    def _whole(self, response: Any, key: str, limit: int) -> Blob:
+        size = int(response.headers["Content-Length"])
+        if size > limit:
+            raise TooLargeError(f"{size} bytes where at most {limit} are allowed", where=self._where(key))
+        blob = Blob(response.read(), response.headers["ETag"])
+        if _is_torn(blob, response.headers) and self._torn.get(key) != blob.version:
+            self._torn[key] = blob.version
+            raise _TornError(f"{self._where(key)} was written while it was read")
+        self._torn.pop(key, None)
+        return blob
+
+    def poll(self, key: str, version: str = "", *, limit: int = SMALL) -> Blob | None:
+        def call() -> Blob | None:
+            condition = {"If-None-Match": version} if version else {}
+            response = self._pool.urlopen("GET", self._presigned("GET", key), headers=condition, preload_content=False)
+            try:
+                if response.status == 200:
+                    return self._whole(response, key, limit)
+                if response.status == 304:
+                    return None
+                raise _refusal(response)
+            finally:
+                _give_back(response)
+
+        try:
+            return self._retried(call, key)
+        except NotFoundError:
+            return None
+
+    def age(self, key: str) -> float | None:
+        try:
+            found = self._retried(lambda: self._client.stat_object(self._bucket, self._key(key)), key)
+        except NotFoundError:
+            return None
+        now = (found.metadata or {}).get("Date")
+        if now is None or found.last_modified is None:
+            raise StoreError("the store does not tell its time", where=self._where(key))
+        return max(0.0, (parsedate_to_datetime(str(now)) - found.last_modified).total_seconds())
+
+    def _presigned(self, method: str, key: str) -> str:
+        return self._client.get_presigned_url(
+            method, self._bucket, self._key(key), expires=datetime.timedelta(minutes=15),
+            request_date=time_of_signing() + self._client.offset,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _opened(self, key: str, start: int = 0, length: int = 0) -> Iterator[Any]:
+        response = self._client.get_object(self._bucket, self._key(key), offset=start, length=length)
+        try:
+            yield response
+        finally:
+            _give_back(response)
+
+    def open(self, key: str) -> Reader:
+        return _MinioReader(self, key)
+
+    def _start(self, key: str, start: int) -> Any:
+        return self._retried(lambda: self._client.get_object(self._bucket, self._key(key), offset=start), key)
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        def call() -> bytes:
+            with self._opened(key, start, length) as response:
+                return bytes(response.read())
+
+        if length <= 0:
+            return b""
+        try:
+            return self._retried(call, key)
+        except NotFoundError:
+            raise
+        except StoreError as error:
+            if isinstance(error.__cause__, S3Error) and error.__cause__.code == "InvalidRange":
+                return b""
+            raise
+
+    def size(self, key: str) -> int | None:
+        try:
+            return self._retried(lambda: self._client.stat_object(self._bucket, self._key(key)), key).size
+        except NotFoundError:
+            return None
+
+    def create(self, key: str, data: bytes) -> bool:
+        return self._put_if(key, data, {"If-None-Match": "*"})
+
+    def swap(self, key: str, data: bytes, version: str) -> bool:
+        return self._put_if(key, data, {"If-Match": version})
+
+    def _put_if(self, key: str, data: bytes, condition: dict[str, str]) -> bool:
+        tries = 0
+
+        def call() -> bool:
+            nonlocal tries
+            tries += 1
+            return self._put(key, data, condition)
+
+        if self._retried(call, key):
+            return True
+        # The answer to an earlier try may have been lost after the store had taken it: then the bytes are ours.
+        return tries > 1 and self.size(key) is not None and self.read(key).data == data
+
+    def _put(self, key: str, body: Any, headers: dict[str, str]) -> bool:
+        response = self._pool.urlopen("PUT", self._presigned("PUT", key), body=body, headers=headers)
+        if response.status == 200:
+            return True
+        # MinIO answers 404 to If-Match on an absent object: lost as well, but a missing bucket is an error.
+        if response.status == 412 or (response.status == 404 and b"NoSuchKey" in response.data):
+            return False
+        raise _refusal(response)
+
+    def replace(self, key: str, data: bytes) -> None:
+        self._retried(lambda: self._put(key, data, {}), key)
+
+    def upload(self, key: str, path: Path) -> None:
+        if path.stat().st_size > _SINGLE_PUT:
+            name = self._key(key)
+            self._retried(lambda: self._client.fput_object(self._bucket, name, str(path), part_size=16 * 2**20), key)
+            return
+
+        def call() -> None:
+            with path.open("rb") as file:
+                self._put(key, file, {"Content-Length": str(path.stat().st_size)})
+
+        self._retried(call, key)
+
+    def download(self, key: str, path: Path) -> None:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        reader = self.open(key)
+        try:
+            with temporary.open("wb") as file:
+                while piece := reader.read(_PIECE):
+                    file.write(piece)
+            temporary.replace(path)
+        finally:
+            reader.close()
+            temporary.unlink(missing_ok=True)
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        root = f"{self._prefix}/" if self._prefix else ""
+
+        def call() -> list[str]:
+            found = self._client.list_objects(self._bucket, prefix=root + prefix, recursive=True)
+            return [str(o.object_name)[len(root) :] for o in found]
+
+        yield from sorted(self._retried(call, prefix))
+
+    def folders(self) -> list[str]:
+        root = f"{self._prefix}/" if self._prefix else ""
+
+        def call() -> list[str]:
+            found = self._client.list_objects(self._bucket, prefix=root)
+            return [str(o.object_name)[len(root) :].rstrip("/") for o in found if o.is_dir]
+
+        return sorted(self._retried(call, ""))
+
+    def delete(self, key: str) -> None:
+        self._retried(lambda: self._client.remove_object(self._bucket, self._key(key)), key)
+
+    def probe(self) -> None:
+        probe_conditional_writes(self._again(self._prefix, min(PROBE_DEADLINE, self._deadline)), uuid.uuid4().hex)
+
+    def make_bucket(self) -> bool:
+        """Makes the bucket unless it is there; whether it was made. Raises StoreError."""
+
+        def call() -> bool:
+            try:
+                self._client.make_bucket(self._bucket)
+            except S3Error as error:
+                if error.code != "BucketAlreadyOwnedByYou":
+                    raise
+                return False
+            return True
+
+        return self._retried(call, "")
+
+
+class _MinioReader:
+    """A stream that goes on where it was when a connection breaks."""
+
+    def __init__(self, store: MinioStore, key: str) -> None:
+        self._store, self._key, self._position = store, key, 0
+        self._response = store._start(key, 0)
+        self._version = self._response.headers["ETag"]
+        self.size = int(self._response.headers["Content-Length"])
+
+    def read(self, length: int) -> bytes:
+        wanted = min(length, self.size - self._position)
+        pieces = []
+        while wanted:
+            piece = self._store._retried(functools.partial(self._piece, wanted), self._key)
+            pieces.append(piece)
+            self._position += len(piece)
+            wanted -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _piece(self, wanted: int) -> bytes:
+        try:
+            if self._response is None:
+                self._response = self._store._start(self._key, self._position)
+                if self._response.headers["ETag"] != self._version:
+                    raise StoreError("the object changed while it was read", where=self._store._where(self._key))
+            piece = bytes(self._response.read(wanted))
+            if not piece:
+                raise urllib3.exceptions.ProtocolError("the connection ended early")
+            return piece
+        except (urllib3.exceptions.HTTPError, OSError):
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._response is not None:
+            _give_back(self._response)
+            self._response = None
+
+
+def _refusal(response: Any) -> Exception:
+    """The error that an answer stands for."""
+    if b"<Error>" in response.data:
+        return S3Error.fromxml(response)
+    return ServerError(f"HTTP {response.status}", response.status)
+
+
+def _give_back(response: Any) -> None:
+    """Returns the connection to the pool; an unread rest is cut off instead of being downloaded."""
+    if response.length_remaining:
+        response.close()
+    response.release_conn()

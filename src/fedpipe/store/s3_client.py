@@ -1,0 +1,123 @@
+"""The S3 client: credentials, connection, and signatures by the clock of the server."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import minio
+import minio.time
+import urllib3
+
+from fedpipe.errors import StoreError
+from fedpipe.store.base import SECRET_DIR
+
+DEADLINE = 60.0
+"""Seconds that one request may take with all its retries; a transfer is many requests."""
+_SKEW = datetime.timedelta(minutes=1)
+"""What two clocks may differ; S3 servers refuse signatures that are 15 minutes off."""
+
+
+class Credentials(NamedTuple):
+    """What opens an S3 store; never printed."""
+
+    access_key: str
+    secret_key: str
+    session_token: str | None = None
+
+    def __repr__(self) -> str:
+        return "Credentials(***)"
+
+
+def find_credentials(environ: Mapping[str, str] = os.environ) -> Credentials:
+    """Credentials from `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or from the mounted secret.
+
+    Raises:
+        StoreError: neither is there, or a file of the secret is missing.
+    """
+    if environ.get("AWS_ACCESS_KEY_ID") and environ.get("AWS_SECRET_ACCESS_KEY"):
+        token = environ.get("AWS_SESSION_TOKEN")
+        return Credentials(environ["AWS_ACCESS_KEY_ID"], environ["AWS_SECRET_ACCESS_KEY"], token)
+    folder = environ.get(SECRET_DIR)
+    if not folder:
+        raise StoreError(
+            "no credentials for the store",
+            remedy=f"Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or {SECRET_DIR} to a mounted secret.",
+        )
+    try:
+        return Credentials(*((Path(folder) / name).read_text().strip() for name in ("accesskey", "secretkey")))
+    except OSError as error:
+        raise StoreError(
+            f"the mounted secret cannot be read: {error.strerror}",
+            where=folder,
+            remedy="It needs the keys accesskey and secretkey.",
+        ) from error
+
+
+class SigningClient(minio.Minio):
+    """A client that signs by the server's clock when its own is wrong."""
+
+    offset = datetime.timedelta(0)
+
+    def set_clock(self, pool: urllib3.PoolManager, endpoint: str) -> bool | None:
+        """Asks the server for its time; False when that is no news, and so not why a request was refused.
+
+        None when it cannot be asked now.
+        """
+        try:
+            answer = pool.urlopen("HEAD", endpoint)
+        except urllib3.exceptions.HTTPError:
+            return None
+        told = answer.headers.get("Date")
+        if told is None:
+            return None if answer.status >= 500 else False
+        offset = parsedate_to_datetime(told) - time_of_signing()
+        if abs(offset - self.offset) < _SKEW:
+            return False
+        self.offset = offset
+        return True
+
+    def _build_headers(self, *arguments: Any, **more: Any) -> tuple[dict[str, Any], datetime.datetime]:
+        headers, date = super()._build_headers(*arguments, **more)
+        headers["x-amz-date"] = minio.time.to_amz_date(date + self.offset)
+        return headers, date + self.offset
+
+
+def time_of_signing() -> datetime.datetime:
+    """Now, as the minio package takes it when it signs a request."""
+    return minio.time.utcnow()
+
+
+def reason_of(error: Exception) -> str:
+    text = str(error.reason) if isinstance(error, urllib3.exceptions.MaxRetryError) else str(error)
+    return text.split(": ", 1)[-1][:200]
+
+
+def connect(endpoint: str, region: str, credentials: Credentials) -> tuple[SigningClient, urllib3.PoolManager]:
+    url = urllib3.util.parse_url(endpoint)
+    if url.scheme not in ("http", "https") or not url.netloc or url.path not in (None, "/"):
+        raise StoreError(
+            f"not an endpoint: {endpoint!r}",
+            where="store.endpoint",
+            remedy="Write http://host:port or https://host.",
+        )
+    pool = urllib3.PoolManager(
+        maxsize=16,
+        timeout=urllib3.Timeout(connect=5, read=60),
+        retries=False,  # _retried does it, with one deadline over all
+        blocksize=2**20,  # http.client sends files in pieces of 16 KiB otherwise
+    )
+    client = SigningClient(
+        endpoint=url.netloc,
+        access_key=credentials.access_key,
+        secret_key=credentials.secret_key,
+        session_token=credentials.session_token,
+        secure=url.scheme == "https",
+        region=region,  # without it the client asks for the bucket's location, which small keys may not
+        http_client=pool,
+    )
+    return client, pool

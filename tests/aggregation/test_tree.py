@@ -1,0 +1,122 @@
+"""Sums that grow while others are awaited: the same bytes in any order of arrival."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpipe import weights
+from fedpipe.aggregation import RULES, Combined, Forest, Source, combine
+from fedpipe.aggregation.optimizers import make_server_step
+from fedpipe.aggregation.rule import total
+from fedpipe.aggregation.rules.mean import mean
+from fedpipe.federation.algorithms import Sgd
+from fedpipe.store import MemoryStore
+from fedpipe.store.objects import digest_of, key_of
+from tests.aggregation.test_streaming import BASE, put, update
+
+
+def final(store: MemoryStore, sources: list[Source], folder: Path, forest: Forest | None = None) -> Combined:
+    data = weights.dumps(BASE)
+    store.replace(key_of(digest_of(data)), data)
+    return combine(
+        store, sources, layout=weights.layout_of(BASE), base=digest_of(data), state={}, rule=RULES["mean"],
+        server=make_server_step(Sgd(learning_rate=1.0, momentum=0.9)), folder=folder, forest=forest,
+    )  # fmt: skip
+
+
+def forest_of(store: MemoryStore, asked: set[int], folder: Path) -> Forest:
+    return Forest(store, weights.layout_of(BASE), asked, folder)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_the_same_bytes_in_any_order_of_arrival(data: st.DataObject) -> None:
+    """Some are fetched early, in any order; the rest is read in the last pass; some of those asked never come."""
+    count = data.draw(st.integers(1, 12))
+    asked = data.draw(st.sets(st.integers(0, count), min_size=1))
+    come = data.draw(st.sets(st.sampled_from(sorted(asked)), min_size=1))
+    early = data.draw(st.permutations(sorted(data.draw(st.sets(st.sampled_from(sorted(come)))))))
+    store = MemoryStore()
+    sources = {k: put(store, f"l{k}", weights.dumps(update(k)), data.draw(st.integers(1, 1000))) for k in come}
+    with (
+        tempfile.TemporaryDirectory() as one,
+        tempfile.TemporaryDirectory() as two,
+        tempfile.TemporaryDirectory() as trees,
+    ):
+        forest = forest_of(store, asked, Path(trees))
+        for place in early:
+            forest.add(sources[place])
+        expected = final(store, list(sources.values()), Path(one))
+        found = final(store, data.draw(st.permutations(list(sources.values()))), Path(two), forest)
+        assert found.weights[0].read_bytes() == expected.weights[0].read_bytes()
+        assert found.accepted == expected.accepted
+        assert {k: v[1] for k, v in found.state.items()} == {k: v[1] for k, v in expected.state.items()}
+
+
+def test_complete_subtrees_are_kept_as_one_sum(store: MemoryStore, tmp_path: Path) -> None:
+    sources = [put(store, f"l{k}", weights.dumps(update(k)), k + 1) for k in range(8)]
+    forest = forest_of(store, set(range(8)), tmp_path)
+    held = []
+    for place in (0, 2, 1, 3, 7, 4, 6, 5):
+        forest.add(sources[place])
+        held.append(len(forest.kept))
+    assert held == [1, 2, 2, 1, 2, 3, 3, 1]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda data: data[:-1], "the manifest says"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "do not match their digest"),
+        (lambda _: weights.dumps({**update(1), "w": np.float32([[np.nan]])}), "shape|NaN|bytes"),
+    ],
+)
+def test_what_is_unfit_is_refused_before_it_is_added(
+    store: MemoryStore, tmp_path: Path, change: object, why: str
+) -> None:
+    sources = [put(store, f"l{k}", weights.dumps(update(k)), k + 1) for k in range(3)]
+    evil = sources[1]
+    store.replace(key_of(evil.digest, "l1"), change(weights.dumps(update(1))))  # type: ignore[operator]
+    forest = forest_of(store, {0, 1, 2}, tmp_path)
+    for source in sources:
+        forest.add(source)
+    combined = final(store, sources, tmp_path, forest)
+    assert combined.accepted == ("l0", "l2")
+    assert set(combined.refused) == {"l1"}
+    assert re.search(why, combined.refused["l1"])
+    expected = final(store, [sources[0], sources[2]], tmp_path)
+    assert combined.weights[1] == expected.weights[1]
+
+
+def test_not_finite_is_refused_early(store: MemoryStore, tmp_path: Path) -> None:
+    bad = {**update(1)}
+    name = next(k for k, v in bad.items() if v.dtype == np.float32)
+    bad[name] = np.full_like(bad[name], np.inf)
+    forest = forest_of(store, {0, 1}, tmp_path)
+    forest.add(put(store, "l1", weights.dumps(bad)))
+    assert forest.refused == {"l1": "the weights hold NaN or infinity"}
+
+
+def test_a_forest_with_something_that_does_not_count_is_not_used(store: MemoryStore, tmp_path: Path) -> None:
+    sources = [put(store, f"l{k}", weights.dumps(update(k)), k + 1) for k in range(3)]
+    forest = forest_of(store, {0, 1, 2}, tmp_path)
+    forest.add(sources[0])
+    forest.add(sources[2]._replace(weight=9))
+    combined = final(store, sources[:2], tmp_path, forest)
+    assert combined.weights[1] == final(store, sources[:2], tmp_path).weights[1]
+
+
+def test_the_sum_is_that_of_the_tree() -> None:
+    """((a + b) + (c + d)) + e, in float64: a sum from left to right would give other bits."""
+    values = [np.float64([x]) for x in (1.0, 1e-16, 1e-16, 1e-16, -1.0)]
+    expected = ((1.0 + 1e-16) + (1e-16 + 1e-16)) + -1.0
+    assert total(iter(values), [1.0] * 5)[0] == expected
+    assert mean(iter(values), [1.0] * 5)[0] == expected / 5

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpipe.data.shards import deal, holdout, split
+from fedpipe.errors import DataError
+from fedpipe.federation.data import ByFractions, ByKey, ByLabel, BySize, Dirichlet, Iid, Parts
+
+SEEDS = st.integers(0, 2**32)
+
+
+@st.composite
+def schemes(draw: st.DrawFn, learners: int, count: int) -> Any:
+    seed = draw(SEEDS)
+    cuts = sorted(draw(st.lists(st.integers(1, count - 1), min_size=learners - 1, max_size=learners - 1, unique=True)))
+    sizes = tuple(int(n) for n in np.diff([0, *cuts, count]))
+    return draw(
+        st.sampled_from(
+            [
+                Iid(seed=seed),
+                ByLabel(seed=seed, pieces=draw(st.integers(1, 3))),
+                ByKey(seed=seed, column="k"),
+                Dirichlet(seed=seed, alpha=draw(st.floats(0.3, 100))),
+                BySize(seed=seed, sizes=sizes),
+                ByFractions(seed=seed, fractions=tuple(n / count for n in sizes)),
+            ]
+        )
+    )
+
+
+@given(st.data())
+def test_every_example_exactly_once(data: st.DataObject) -> None:
+    learners, count = data.draw(st.integers(1, 5)), data.draw(st.integers(20, 80))
+    rng = np.random.default_rng(data.draw(SEEDS))
+    labels, keys = rng.integers(0, 4, count), rng.integers(0, 12, count)
+    scheme = data.draw(schemes(learners, count))
+    try:
+        shards = deal(scheme, learners, labels=labels, keys=keys)
+    except DataError:
+        return  # too few keys, or a draw below the minimum
+    assert sorted(np.concatenate(shards)) == list(range(count))
+    assert len(shards) == learners
+    again = deal(scheme, learners, labels=labels, keys=keys)
+    assert all(np.array_equal(a, b) for a, b in zip(shards, again, strict=True))
+
+
+def test_another_seed_deals_otherwise() -> None:
+    labels = np.arange(100) % 10
+    assert not np.array_equal(deal(Iid(seed=1), 2, labels=labels)[0], deal(Iid(seed=2), 2, labels=labels)[0])
+
+
+def test_iid_shards_are_even() -> None:
+    assert [len(s) for s in deal(Iid(), 3, labels=np.zeros(11))] == [4, 4, 3]
+
+
+def test_by_label_gives_few_labels_each() -> None:
+    labels = np.repeat(np.arange(10), 50)
+    shards = deal(ByLabel(pieces=2), 5, labels=labels)
+    assert all(len(np.unique(labels[s])) <= 2 for s in shards)
+    assert [len(s) for s in shards] == [100] * 5
+
+
+def test_by_key_keeps_keys_whole_and_sizes_even() -> None:
+    keys = np.repeat(np.arange(20), 7)
+    shards = deal(ByKey(column="k"), 4, labels=np.zeros(140), keys=keys)
+    owners = [set(keys[s]) for s in shards]
+    assert sum(len(o) for o in owners) == 20
+    assert [len(s) for s in shards] == [35] * 4
+
+
+def test_by_key_takes_text_too() -> None:
+    keys = np.array(["ann", "bob", "ann", "eve"])
+    assert sorted(len(s) for s in deal(ByKey(column="k"), 2, labels=np.zeros(4), keys=keys)) == [2, 2]
+
+
+def test_dirichlet_is_uneven_for_small_alpha_and_even_for_large() -> None:
+    labels = np.repeat(np.arange(10), 200)
+
+    def spread(alpha: float) -> float:
+        shards = deal(Dirichlet(alpha=alpha, seed=3), 5, labels=labels)
+        counts = np.array([[np.sum(labels[s] == k) for k in range(10)] for s in shards])
+        return float(np.std(counts / 200))
+
+    assert spread(0.1) > 0.25
+    assert spread(1000) < 0.02
+
+
+def test_dirichlet_draws_again_for_the_minimum() -> None:
+    labels = np.repeat(np.arange(2), 50)
+    shards = deal(Dirichlet(alpha=0.3, seed=0, minimum=10), 4, labels=labels)
+    assert min(len(s) for s in shards) >= 10
+
+
+def test_sizes_and_fractions() -> None:
+    assert [len(s) for s in deal(BySize(sizes=(5, 3, 2)), 3, labels=np.zeros(10))] == [5, 3, 2]
+    assert [len(s) for s in deal(ByFractions(fractions=(0.5, 0.3, 0.2)), 3, labels=np.zeros(10))] == [5, 3, 2]
+
+
+def test_one_hot_labels_count_as_classes() -> None:
+    labels = np.eye(4)[np.repeat(np.arange(4), 10)]
+    shards = deal(ByLabel(pieces=1), 4, labels=labels)
+    assert all(len(np.unique(np.argmax(labels[s], axis=1))) == 1 for s in shards)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "learners", "what"),
+    [
+        (Iid(), 11, "10 examples cannot be dealt to 11 learners"),
+        (Iid(minimum=6), 2, "would get 5 examples, fewer than the minimum of 6"),
+        (BySize(sizes=(5, 4)), 2, "the sizes add up to 9, there are 10"),
+        (ByKey(column="k"), 4, "3 keys in 'k' for 4 learners"),
+        (Dirichlet(alpha=0.01, minimum=6), 2, "fewer than the minimum"),
+    ],
+)
+def test_what_cannot_be_dealt_is_told(scheme: Any, learners: int, what: str) -> None:
+    labels = np.zeros(10)
+    with pytest.raises(DataError, match=what):
+        deal(scheme, learners, labels=labels, keys=np.arange(10) % 3)
+
+
+def test_parts_are_disjoint_complete_and_seeded() -> None:
+    parts = split(100, Parts(train=0.7, vote=0.2, test=0.1), [1, 2])
+    assert {k: len(v) for k, v in parts.items()} == {"train": 70, "vote": 20, "test": 10}
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(100))
+    assert not np.array_equal(parts["train"], split(100, Parts(train=0.7, vote=0.2, test=0.1), [1, 3])["train"])
+
+
+def test_the_holdout_is_away_from_the_rest() -> None:
+    kept, held = holdout(50, 0.2, 0)
+    assert len(held) == 10
+    assert sorted([*kept, *held]) == list(range(50))
+    assert len(holdout(50, 0.0, 0)[1]) == 0

@@ -1,0 +1,181 @@
+"""The local engine over small graphs of other people's containers, and its worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedpipe.compiled.graph import Graph, Task, parse_graph
+from fedpipe.engine.local import Engine, Event
+from fedpipe.engine.workers import Failure, Worker, Workers, start_server
+from fedpipe.errors import FedpipeError, InputError, QuorumError, StepError, WorkerDiedError
+
+
+def graph(tasks: dict[str, dict[str, Any]]) -> Graph:
+    """A graph of shell commands; `after` and `inputs` as given."""
+    spec: dict[str, Any] = {
+        "pipelineInfo": {"name": "p"},
+        "deploymentSpec": {"executors": {}},
+        "components": {},
+        "root": {
+            "dag": {"tasks": {}},
+            "inputDefinitions": {"parameters": {"n": {"parameterType": "STRING", "defaultValue": "7"}}},
+        },
+    }
+    for key, task in tasks.items():
+        command = ["sh", "-c", task["run"]]
+        spec["deploymentSpec"]["executors"][f"e-{key}"] = {
+            "container": {"image": "alpine", "command": command, "args": task.get("args", [])}
+        }
+        outputs = {"parameters": {o: {"parameterType": "STRING"} for o in task.get("outputs", [])}}
+        spec["components"][f"c-{key}"] = {"executorLabel": f"e-{key}", "outputDefinitions": outputs}
+        spec["root"]["dag"]["tasks"][key] = {
+            "taskInfo": {"name": key},
+            "componentRef": {"name": f"c-{key}"},
+            "dependentTasks": task.get("after", []),
+            "inputs": {"parameters": task.get("inputs", {})},
+            "retryPolicy": {"maxRetryCount": 0},
+        }
+    return parse_graph(spec)
+
+
+OUT = "{{$.outputs.parameters['o'].output_file}}"
+
+
+def test_outputs_reach_the_next_task(tmp_path: Path) -> None:
+    tasks = {
+        "one": {
+            "run": 'echo "$0" > "$1"',
+            "args": ["{{$.inputs.parameters['n']}}", OUT],
+            "outputs": ["o"],
+            "inputs": {"n": {"componentInputParameter": "n"}},
+        },
+        "two": {
+            "run": 'printf "%s and more" "$0" > "$1"',
+            "args": ["{{$.inputs.parameters['x']}}", OUT],
+            "outputs": ["o"],
+            "inputs": {"x": {"taskOutputParameter": {"producerTask": "one", "outputParameterKey": "o"}}},
+        },
+    }
+    results = Engine(graph(tasks), {"n": "hello"}, folder=tmp_path).run()
+    assert results["two"]["parameterValues"]["o"].split() == ["hello", "and", "more"]
+
+
+def test_tasks_run_side_by_side(tmp_path: Path) -> None:
+    """Two tasks that wait for each other's file end only when both run at once."""
+    wait = 'touch "$0"; for i in $(seq 100); do [ -e "$1" ] && exit 0; sleep 0.1; done; exit 1'
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    tasks = {"a": {"run": wait, "args": [one, two]}, "b": {"run": wait, "args": [two, one]}}
+    Engine(graph(tasks), {}, folder=tmp_path, workers=2).run()
+
+
+def test_a_task_waits_for_those_before_it(tmp_path: Path) -> None:
+    events: list[Event] = []
+    tasks = {"b": {"run": "true", "after": ["a"]}, "a": {"run": "sleep 0.2"}}
+    Engine(graph(tasks), {}, folder=tmp_path, listener=events.append).run()
+    assert [(e.what, e.task.name) for e in events] == [("started", "a"), ("done", "a"), ("started", "b"), ("done", "b")]
+    assert events[1].seconds >= 0.2
+
+
+def test_a_failing_container_names_its_log(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match=r"step 'a' ended with code 3. Its log: .*a\.log"):
+        Engine(graph({"a": {"run": "echo why; exit 3"}}), {}, folder=tmp_path).run()
+    assert "why" in (tmp_path / "logs" / "a.log").read_text()
+
+
+def test_a_missing_output_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="step 'a' gave no output 'o'"):
+        Engine(graph({"a": {"run": "true", "outputs": ["o"]}}), {}, folder=tmp_path).run()
+
+
+def test_a_command_that_is_not_here(tmp_path: Path) -> None:
+    made = graph({"a": {"run": "true"}})
+    task = made.tasks[0]._replace(command=("no-such-command",))
+    with pytest.raises(InputError, match="It needs its container, alpine"):
+        Engine(made._replace(tasks=(task,)), {}, folder=tmp_path).run()
+
+
+@pytest.mark.xdist_group("runs")  # one process that has TensorFlow loaded serves all
+class TestWorkers:
+    @pytest.fixture(autouse=True)
+    def _server(self) -> None:
+        start_server()
+
+    def test_a_result_comes_back(self) -> None:
+        worker = Worker()
+        assert worker.call(max, 3, 5) == 5
+        assert worker.call(os.getpid) == worker.call(os.getpid) != os.getpid()
+        worker.stop()
+
+    def test_an_error_keeps_its_class_and_parts(self) -> None:
+        worker = Worker()
+        with pytest.raises(QuorumError, match="too few") as caught:
+            worker.call(raise_quorum)
+        assert caught.value.remedy == "wait"
+        worker.stop()
+
+    def test_a_bug_comes_with_its_traceback(self) -> None:
+        worker = Worker()
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            worker.call(divmod, 1, 0)
+        worker.stop()
+
+    def test_whoever_calls_when_all_is_over_starts_nothing(self) -> None:
+        workers, worker = Workers(), Worker()
+        workers.stop()
+        worker.stop(for_good=True)
+        for call in (workers.call, worker.call):
+            with pytest.raises(WorkerDiedError, match="ended"):
+                call(os.getpid)
+
+    def test_a_killed_worker_is_noticed_and_replaced(self) -> None:
+        worker = Worker()
+        process = worker.call(os.getpid)
+        threading.Timer(0.3, os.kill, (process, signal.SIGKILL)).start()
+        with pytest.raises(WorkerDiedError):
+            worker.call(time.sleep, 30)
+        assert worker.call(os.getpid) != process
+        worker.stop()
+
+    def test_the_warm_one_is_used_again_and_several_work_at_once(self) -> None:
+        with Workers() as workers:
+            first = workers.call(os.getpid)
+            assert workers.call(os.getpid) == first
+            with ThreadPoolExecutor(2) as pool:
+                asleep = pool.submit(workers.call, time.sleep, 1.0)
+                time.sleep(0.3)
+                assert workers.call(os.getpid) != first
+                asleep.result()
+            assert workers.call(os.getpid) == first
+        with pytest.raises(ProcessLookupError):
+            os.kill(first, 0)
+
+
+def raise_quorum() -> None:
+    raise QuorumError("too few", remedy="wait")
+
+
+@pytest.mark.parametrize("kind", [FedpipeError, InputError, StepError])
+def test_failures_are_errors_again(kind: type[FedpipeError]) -> None:
+    made = Failure.of(kind("what", where="where", remedy="remedy")).error()
+    assert type(made) is kind
+    assert str(made) == "where: what. remedy"
+
+
+def test_a_missing_extra_survives_too() -> None:
+    from fedpipe.errors import MissingExtraError
+
+    assert "fedpipe[keras]" in str(Failure.of(MissingExtraError("TensorFlow", "keras")).error())
+
+
+def test_task_steps() -> None:
+    task = graph({"a": {"run": "true"}}).tasks[0]
+    assert task.step is None
+    assert Task(**{**task._asdict(), "command": ("fedpipe", "step", "train")}).step == "train"

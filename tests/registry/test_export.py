@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from fedpipe import weights
+from fedpipe.data.examples import Examples
+from fedpipe.data.parts import put_parts, put_shard
+from fedpipe.errors import ExportError, InputError
+from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled
+from fedpipe.identity.signing import make_key, public_key
+from fedpipe.learners.keras.learner import plan_model
+from fedpipe.learners.keras.model import KerasModel
+from fedpipe.learners.keras.onnx import convert
+from fedpipe.registry.export import largest_difference, publish, run_onnx, signature_of, verified, versions
+from fedpipe.registry.prediction import open_model
+from fedpipe.registry.publication import ModelVersion, check_publication
+from fedpipe.rounds.plan import Plan
+from fedpipe.store import MemoryStore
+from fedpipe.store.objects import digest_of, put_bytes
+from tests.federations import make_federation
+from tests.models import RICH, make_plan
+
+X = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+
+
+def prepared(store: MemoryStore, **export: object) -> tuple[Plan, str]:
+    test, _ = put_parts(store, {"test": Examples(X, np.zeros(30, np.int64))})
+    plan = make_plan(store, make_federation(export=export), RICH, test=test)
+    model = plan_model(store, plan)
+    model.reset(3)
+    return plan, put_bytes(store, weights.dumps(model.weights()))
+
+
+def test_onnx_answers_like_keras_for_any_batch() -> None:
+    model = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
+    data = convert(model, 17)
+    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
+    for count in (1, 7, 30):
+        np.testing.assert_allclose(run_onnx(data, X[:count])[0], model.keras.predict_on_batch(X[:count]), atol=1e-6)
+    assert largest_difference(model, data, X) < 1e-5
+
+
+def test_equal_models_give_equal_bytes() -> None:
+    model = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
+    again = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
+    again.set_weights(model.weights())
+    assert convert(model, 17) == convert(model, 17) == convert(again, 17)
+
+
+@pytest.mark.parametrize("opset", [15, 18])
+def test_the_opset_is_the_one_asked_for(opset: int) -> None:
+    model = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
+    assert onnx.load_from_string(convert(model, opset)).opset_import[0].version == opset
+
+
+def test_versions_count_up_and_a_repeated_export_finds_its_own(store: MemoryStore) -> None:
+    plan, digest = prepared(store)
+    first = publish(store, plan, digest)
+    assert first.version == 1
+    assert publish(store, plan, digest) == first
+    other = put_bytes(
+        store, weights.dumps({k: v + 1 for k, v in weights.loads(store.read(f"objects/{digest[7:]}").data).items()})
+    )
+    assert publish(store, plan, other).version == 2
+    assert versions(store, "tiny") == [1, 2]
+    assert first.origin.samples == "holdout"
+    assert first.origin.compared == 30
+
+
+def test_an_export_that_was_killed_between_claim_and_model_is_completed(store: MemoryStore) -> None:
+    plan, digest = prepared(store)
+    first = publish(store, plan, digest)
+    data = store.read(first.path).data
+    store.delete(first.path)
+    assert publish(store, plan, digest) == first
+    assert store.read(first.path).data == data
+    assert versions(store, "tiny") == [1]
+
+
+class TestACoordinatorThatIsEnrolled:
+    @pytest.fixture
+    def enrolled(self, store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> Enrolled:
+        key = make_key()
+        monkeypatch.setenv("FEDPIPE_SIGNING_KEY", key)
+        coordinator = Enrolment(key=public_key(key), since=1.0e9)
+        return change_enrolled(store, lambda current: msgspec.structs.replace(current, coordinator=coordinator))
+
+    def test_signs_what_it_publishes(self, store: MemoryStore, enrolled: Enrolled) -> None:
+        plan, digest = prepared(store)
+        first = publish(store, plan, digest)
+        entry = ModelVersion("tiny", first.version)
+        check_publication(store.below("models"), entry, first.origin, enrolled)
+
+    def test_killed_before_it_signed_or_before_the_model(self, store: MemoryStore, enrolled: Enrolled) -> None:
+        plan, digest = prepared(store)
+        first = publish(store, plan, digest)
+        entry = ModelVersion("tiny", first.version)
+        store.delete(first.path)
+        store.delete(f"models/{entry.signature_key}")
+        assert publish(store, plan, digest) == first
+        check_publication(store.below("models"), entry, first.origin, enrolled)
+
+    def test_without_its_key_nothing_is_published(
+        self, store: MemoryStore, enrolled: Enrolled, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("FEDPIPE_SIGNING_KEY")
+        plan, digest = prepared(store)
+        with pytest.raises(InputError, match="the coordinator is enrolled and must sign what it publishes"):
+            publish(store, plan, digest)
+        assert versions(store, "tiny") == []
+
+
+def test_the_model_tells_its_signature_under_its_own_digest(store: MemoryStore) -> None:
+    plan, digest = prepared(store, classes=["no", "maybe", "yes"])
+    shards = {}
+    for name, labels in (("a", [0, 1, 1]), ("b", [1, 2])):
+        part = Examples(np.zeros((len(labels), 4), np.float32), np.array(labels))
+        shards[name] = put_shard(store, name, {"train": part})[1]
+    plan = msgspec.structs.replace(plan, shards=shards)
+    data, origin = verified(store, plan, digest)
+    signature = open_model(data).signature
+    assert origin.digest == digest_of(data)
+    assert signature.classes == ("no", "maybe", "yes")
+    assert signature.labels == {"0": 1, "1": 3, "2": 1}
+    assert signature.spread is not None
+    assert signature.spread.mean == pytest.approx(X.mean(), rel=1e-5)
+    assert signature.spread.maximum == X.max()
+    assert verified(store, plan, digest)[0] == data
+
+
+def test_a_private_federation_does_not_tell_exact_counts(store: MemoryStore) -> None:
+    plan, _ = prepared(store)
+    shard = put_shard(store, "a", {"train": Examples(np.zeros((3, 4), np.float32), np.array([0, 1, 1]))})[1]
+    private = {"noise_multiplier": 1.0, "l2_norm_clip": 1.0, "microbatches": 1, "target_epsilon": 5.0, "delta": 1e-3}
+    federation = make_federation(privacy=private)
+    plan = msgspec.structs.replace(plan, shards={"a": shard}, federation=federation)
+    assert signature_of(store, plan).labels == {}
+
+
+def test_beyond_the_tolerance_nothing_is_published(store: MemoryStore) -> None:
+    plan, digest = prepared(store, tolerance=1e-30)
+    with pytest.raises(ExportError, match=r"differs from the trained one by .*Nothing was published"):
+        publish(store, plan, digest)
+    assert versions(store, "tiny") == []
+
+
+def test_without_a_central_test_set_it_is_compared_on_random_numbers(store: MemoryStore) -> None:
+    plan = make_plan(store, make_federation(), RICH)
+    digest = put_bytes(store, weights.dumps(plan_model(store, plan).weights()))
+    _, origin = verified(store, plan, digest)
+    assert origin.samples == "random"
+    assert origin.max_abs_difference < 1e-5

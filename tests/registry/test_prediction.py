@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from fedpipe.errors import DataError, InputError
+from fedpipe.registry.prediction import predict
+
+
+@pytest.fixture
+def softmax(tmp_path: Path) -> Path:
+    """An ONNX model made by hand: softmax over three features."""
+    node = helper.make_node("Softmax", ["x"], ["p"], axis=1)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    return tmp_path / "m.onnx"
+
+
+def test_classes_and_probabilities(softmax: Path) -> None:
+    found = predict(softmax, [[0.0, 2.0, 1.0], [5, 0, 0]])
+    assert found.classes is not None
+    assert found.probabilities is not None
+    assert list(found.classes) == [1, 0]
+    np.testing.assert_allclose(found.probabilities[0], np.exp(2) / np.exp([0, 2, 1]).sum(), rtol=1e-6)
+
+
+def test_features_that_do_not_fit(softmax: Path) -> None:
+    with pytest.raises(DataError, match=r"the features have shape \(2, 4\), the model takes \('n', 3\)"):
+        predict(softmax, np.zeros((2, 4)))
+
+
+def test_what_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such file"):
+        predict(tmp_path / "absent.onnx", [[1]])
+    (tmp_path / "m.onnx").write_text("nonsense")
+    with pytest.raises(InputError, match="is not an ONNX model"):
+        predict(tmp_path / "m.onnx", [[1]])

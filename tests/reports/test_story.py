@@ -1,0 +1,234 @@
+"""What is told of a run with votes: numbers, pictures, the report, the growing table."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedpipe.cli.vote_table import VoteTable
+from fedpipe.commands.compare import report
+from fedpipe.commands.plot import plot
+from fedpipe.compiled.graph import Task
+from fedpipe.engine.local import Event
+from fedpipe.errors import InputError, NotFoundError
+from fedpipe.reports.report import render
+from fedpipe.reports.story import Story, global_metrics, held_scores, read_story, summarise
+from fedpipe.reports.vote_plots import metrics_of, vote_pictures
+from fedpipe.rounds.plan import Plan
+from fedpipe.steps.initialise import begin
+from fedpipe.store import LocalStore, MemoryStore, Store
+from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective, play_vote
+from tests.rounds.test_budget import learners as private_learners
+from tests.rounds.test_budget import private_plan
+
+
+def eventful() -> dict[str, PlusOneLearner]:
+    """Round 1 of a is accepted, 2 of b is rejected, 3 of c has no proposal; d never votes."""
+    made = {name: PlusOneLearner(number, wants=20.0) for name, number in (("a", 1.0), ("b", -1.0))}
+    return {
+        **made,
+        "c": PlusOneLearner(1.0, fails="no power", wants=20.0),
+        "d": PlusOneLearner(1.0, absent="<b>asleep</b>"),
+    }
+
+
+def plan_of(**more: Any) -> Plan:
+    return make_plan(make_federation(tuple("abcd"), algorithm={"name": "collective"}, **more))
+
+
+@pytest.fixture
+def story(store: MemoryStore) -> Story:
+    play_collective(store, plan_of(), eventful())
+    return read_story(store, "r1")
+
+
+class TestSummary:
+    def test_each_round_says_how_it_was_decided(self, story: Story) -> None:
+        start, first, second, third = summarise(story)["rounds"]
+        assert [r["round"] for r in (start, first, second, third)] == [0, 1, 2, 3]
+        assert start["vote"]["learners"]["a"] == {"ballot": "none", "vote_score": 10.0, "test_score": 10.0}
+        assert first["vote"] == {
+            "proposer": "a", "accepted": True, "approvals": 2, "voters": 3, "code": "", "epsilon": None,
+            "learners": {
+                "a": {"ballot": "void", "vote_score": 5.0, "test_score": 5.0},
+                "b": {"ballot": "yes", "vote_score": 5.0, "test_score": 5.0},
+                "c": {"ballot": "yes", "vote_score": 5.0, "test_score": 5.0},
+                "d": {"ballot": "absent", "vote_score": None, "test_score": None, "why": "<b>asleep</b>"},
+            },
+        }  # fmt: skip
+        assert (second["vote"]["accepted"], second["vote"]["learners"]["a"]["ballot"]) == (False, "no")
+        assert second["vote"]["learners"]["a"]["vote_score"] == 10.0  # of what was proposed
+        assert (third["vote"]["voters"], third["vote"]["learners"]["a"]["ballot"]) == (0, "none")
+        assert third["dropped"] == [{"learner": "c", "why": "no power"}]
+
+    def test_metrics_are_of_the_shared_model_after_the_vote(self, story: Story) -> None:
+        assert [global_metrics(story, n)["loss"] for n in range(4)] == [10.0, 5.0, 5.0, 5.0]
+        assert [sorted(held) for held in held_scores(story)] == [["a", "b", "c"]] * 4
+
+    def test_epsilon_goes_with_every_proposal(self, store: MemoryStore) -> None:
+        play_collective(store, private_plan(target_epsilon=0.9), private_learners())
+        found = summarise(read_story(store, "r1"))
+        mine = [r["vote"] for r in found["rounds"] if r["vote"]["proposer"] == "a"]
+        assert mine[0]["epsilon"] < mine[1]["epsilon"] == mine[2]["epsilon"] <= 0.9
+        assert [vote["code"] for vote in mine] == ["", "", "DP_BUDGET_EXCEEDED"]
+        assert found["privacy"]["a"]["events"] == 2
+        assert set(found["privacy"]) == {"a"}
+
+    def test_a_run_without_votes_says_nothing_of_them(self, store: MemoryStore) -> None:
+        play(store, make_plan())
+        found = summarise(read_story(store, "r1"))
+        assert [r["round"] for r in found["rounds"]] == [1, 2, 3]
+        assert not any("vote" in r for r in found["rounds"])
+        assert "privacy" not in found
+
+
+class TestReport:
+    def test_votes_and_ballots(self, story: Story) -> None:
+        page = render(story)
+        for part in ("Votes", "strictly lower", "accepted, 2 of 3", "rejected, 0 of 3", "no proposal", "1 of 3</b>"):
+            assert part in page
+        assert "<b>asleep</b>" not in page  # what a learner wrote is text
+
+    def test_both_epsilons_and_what_they_assume(self, store: MemoryStore) -> None:
+        play_collective(store, private_plan(target_epsilon=0.9), private_learners())
+        page = render(read_story(store, "r1"))
+        for part in (
+            "epsilon, Poisson sampling",
+            "epsilon, no amplification",
+            "DP_BUDGET_EXCEEDED",
+            "not drawn by Poisson",
+        ):
+            assert part in page
+
+    def test_runs_beside_each_other(self, store: MemoryStore) -> None:
+        play_collective(store, plan_of(), eventful())
+        other = make_plan(
+            make_federation(tuple("abcd"), training={"rounds": 2, "batch_size": 1, "start": "fresh"}), "r2"
+        )
+        play(store, other)
+        page = render(read_story(store, "r1"), [read_story(store, "r2")])
+        for part in ("Beside other runs", "r1, collective", "r2, averaging"):
+            assert part in page
+
+
+class TestPictures:
+    def test_one_for_each_metric_with_every_kind_of_ballot(self, story: Story) -> None:
+        assert metrics_of(story) == ["loss"]
+        (picture,) = vote_pictures(story)
+        assert "mathdefault" not in picture
+        for part in ("loss of the shared model", ">yes<", ">no<", ">void<", ">absent<", "weighted by examples"):
+            assert part in picture
+
+    def test_equal_runs_give_equal_pictures(self, story: Story) -> None:
+        assert vote_pictures(story) == vote_pictures(story)
+
+
+def write_file(folder: Path, store: str = "store") -> Path:
+    path = folder / "federation.yaml"
+    path.write_text(
+        "name: tiny\nlearners: [{name: a}, {name: b}, {name: c}, {name: d}]\ndata: {uri: x.npz}\n"
+        f"training: {{rounds: 3, batch_size: 1}}\nalgorithm: {{name: collective}}\nstore: {store}\n"
+    )
+    return path
+
+
+class TestViews:
+    @pytest.mark.parametrize("suffix", ["html", "svg", "png"])
+    def test_a_finished_run_is_drawn_once(self, tmp_path: Path, suffix: str) -> None:
+        file = write_file(tmp_path)
+        store: Store = LocalStore(tmp_path / "store").below("tiny")
+        play_collective(store, plan_of(), eventful())
+        store.replace("runs/r1/summary.json", b"{}")
+        heard: list[str] = []
+        plot(file, "r1", tmp_path / f"p.{suffix}", listener=heard.append)
+        assert heard == ["round 3 of 3"]
+        data = (tmp_path / f"p.{suffix}").read_bytes()
+        assert {"html": b"<svg", "svg": b"<svg", "png": b"\x89PNG"}[suffix] in data
+        assert b"refresh" not in data
+
+    def test_it_is_drawn_again_while_the_run_goes_on(self, tmp_path: Path) -> None:
+        file, out, heard = write_file(tmp_path), tmp_path / "p.html", list[str]()
+        store: Store = LocalStore(tmp_path / "store").below("tiny")
+        thread = threading.Thread(target=lambda: plot(file, "r1", out, listener=heard.append, again=0.01))
+        thread.start()
+
+        def wait_for(state: str) -> None:
+            end = time.monotonic() + 30
+            while state not in heard:
+                assert time.monotonic() < end, heard
+                time.sleep(0.01)
+
+        wait_for("waiting for run r1 to begin. No run has begun here.")
+        plan, learners = plan_of(), eventful()
+        record = begin(store, plan, fresh)
+        for number in (1, 2):
+            record = play_vote(store, plan, number, record.weights, learners)
+            wait_for(f"round {number} of 3, going on")
+            assert "refresh" in out.read_text()
+        store.replace("runs/r1/summary.json", b"{}")
+        thread.join(30)
+        assert heard[-1] == "round 2 of 3"
+        assert "refresh" not in out.read_text()
+
+    def test_mistakes(self, tmp_path: Path) -> None:
+        file = write_file(tmp_path)
+        with pytest.raises(NotFoundError, match="there is no run 'r9'"):
+            plot(file, "r9", tmp_path / "p.html", live=False)
+        with pytest.raises(InputError, match=r"cannot draw a \.gif"):
+            plot(file, "r1", tmp_path / "p.gif")
+        with pytest.raises(NotFoundError, match="there is no run 'r9'"):
+            report(file, "r9", tmp_path / "r.html")
+        play_collective(LocalStore(tmp_path / "store").below("tiny"), plan_of(), eventful())
+        with pytest.raises(NotFoundError, match=r"there is no run 'r9'. Runs: r1\."):
+            plot(file, "r9", tmp_path / "p.html", live=False)
+        with pytest.raises(NotFoundError, match="there is no run 'other'"):
+            report(file, "r1", tmp_path / "r.html", beside=["other"])
+        with pytest.raises(InputError, match="cannot be written"):
+            report(file, "r1", tmp_path / "no" / "r.html")
+        report(file, "r1", tmp_path / "r.html")
+        assert "Votes" in (tmp_path / "r.html").read_text()
+
+
+def event(step: str, number: int, metadata: dict[str, Any], learner: str = "") -> Event:
+    task = Task(
+        step, f"{number} {step} {learner}", ("fedpipe", "step", step), (), "", {}, {}, (), {}, frozenset(), 0, 0
+    )
+    artifact = {"artifacts": [{"metadata": metadata}]}
+    result = {"artifacts": {"model" if step == "tally" else "metrics": artifact}}
+    return Event("done", task, inputs={"round": number, "learner": learner}, result=result)
+
+
+class TestTable:
+    TOLD = ("a", "yes", 0.5), ("b", "no", 1.25)
+
+    def told(self, width: int) -> list[str]:
+        table, lines = VoteTable(width), list[str]()
+        for name, ballot, loss in self.TOLD:
+            lines += table.lines(event("vote", 1, {"ballot": ballot, "vote_loss": loss, "test_loss": loss / 2}, name))
+        lines += table.lines(event("vote", 1, {"absent": "too few [examples]"}, "c"))
+        decided = {"criterion": "loss", "rule": "others_vote", "proposer": "a", "accepted": True, "approvals": 1,
+                   "voters": 2, "epsilon": 1.5, "dropped": ""}  # fmt: skip
+        return lines + table.lines(event("tally", 1, decided))
+
+    def test_a_row_holds_scores_and_ballots(self) -> None:
+        absent, head, names, row = self.told(120)
+        assert "absent: too few \\[examples]" in absent
+        assert "loss on vote and test part" in head
+        assert [c for c in names if c in "abc"] == ["a", "b", "c"]
+        assert "accepted 1/2 ε 1.5" in row
+        assert "0.5000 0.2500" in row
+        assert "✗[/]1.2500 0.6250" in row
+
+    def test_a_narrow_terminal_gets_ballots(self) -> None:
+        row = self.told(60)[-1]
+        assert "0.5000" not in row
+        assert "✗" in row
+
+    def test_a_round_without_a_proposal(self) -> None:
+        decided = {"criterion": "loss", "rule": "others_vote", "proposer": "a", "accepted": False, "dropped": "a: ill"}
+        (row,) = VoteTable(100).lines(event("tally", 2, decided))
+        assert "a: ill" in row
