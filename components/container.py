@@ -1,11 +1,18 @@
 """What the containers of all components share."""
 
+import contextlib
+import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
 from kfp import dsl
 
-from fedpipe.steps import STEPS
+from fedpipe.federation.environments import ENVIRONMENTS
 from fedpipe.version import __version__
 
 REGISTRY = "fedpipe"
+_CHOSEN: ContextVar[str] = ContextVar("environment", default="")
 
 
 def image(environment: str) -> str:
@@ -16,7 +23,30 @@ def image(environment: str) -> str:
 def container(step: str) -> dsl.ContainerSpec:
     """`fedpipe step NAME '{{$}}'`: the backend tells components apart by this command, so each has its own."""
     return dsl.ContainerSpec(
-        image=image(STEPS[step]),
+        image=image(_CHOSEN.get() or ENVIRONMENTS[step]),
         command=["fedpipe", "step", step],
         args=[dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
     )
+
+
+@functools.cache
+def in_environment(component: Any, environment: str) -> Any:
+    """Return a component that runs in another environment, such as `train` in `tff` for private training.
+
+    Args:
+        component: one of `fedpipe.components`.
+        environment: the name of a folder of `images/`.
+    """
+    if f"/{environment}:" in component.component_spec.implementation.container.image:
+        return component
+    with _chosen(environment):
+        return dsl.container_component(component.pipeline_func)
+
+
+@contextlib.contextmanager
+def _chosen(environment: str) -> Iterator[None]:
+    token = _CHOSEN.set(environment)
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)

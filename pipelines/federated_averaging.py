@@ -12,11 +12,10 @@ Algorithm (McMahan et al. 2017, "FederatedAveraging"), unrolled:
 
 from typing import Any
 
-from fedpipe import components
 from fedpipe.federation.algorithms import Averaging
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
-from fedpipe.pipelines.frame import decide, framed, score_start, train
+from fedpipe.pipelines.frame import component, decide, framed, score_start, train
 from fedpipe.pipelines.placement import place_coordinator
 
 
@@ -29,7 +28,6 @@ def federated_averaging(federation: Federation, federation_json: str, code: str)
         code: The text of model.py.
     """
     rounds, learners = federation.training.rounds, federation.learners
-    aggregate = components.aggregate_tff if federation.aggregated_by_tff else components.aggregate
 
     def learn(place: Any, weights: Any) -> Any:
         start = score_start(federation, place, weights) if federation.vote else []
@@ -38,7 +36,7 @@ def federated_averaging(federation: Federation, federation_json: str, code: str)
             for learner in learners:
                 trained = train(federation, learner, place, number, weights, "train")
                 updates.append(trained.outputs["update"])
-            combined = aggregate(place=place, round=number, base=weights, updates=updates)
+            combined = component(federation, "aggregate")(place=place, round=number, base=weights, updates=updates)
             place_coordinator(combined, federation, f"{number} aggregate")
             candidate = combined.outputs["weights"]
             weights = decide(federation, place, number, weights, candidate, "", start) if federation.vote else candidate

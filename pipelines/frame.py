@@ -7,6 +7,7 @@ from typing import Any
 from kfp import dsl
 
 from fedpipe import components
+from fedpipe.components.container import in_environment
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.pipelines.placement import form_of_placements, place_coordinator, place_learner, placed_by
 
@@ -14,6 +15,11 @@ Learn = Callable[[Any, Any], Any]
 """Takes the place of the run and the first weights, both as outputs of a step; returns the last weights."""
 Look = Callable[[Any, Any], None]
 """Takes the place of the run and the shards, both as outputs of a step."""
+
+
+def component(federation: Federation, step: str, learner: str = "") -> Any:
+    """Return the component of a step, in the environment that the federation file asks for."""
+    return in_environment(getattr(components, step), federation.environment_of(step, learner))
 
 
 def framed(
@@ -37,12 +43,12 @@ def framed(
             wired(**form)
 
     def wired(store: Any, run: Any, data: Any, **settings: Any) -> None:
-        shard = components.shard(
+        shard = component(federation, "shard")(
             federation=federation_json, store=store, run=run, data=data, job=dsl.PIPELINE_JOB_ID_PLACEHOLDER
         )
         place_coordinator(shard, federation, "shard")
         look(shard.outputs["place"], shard.outputs["shards"])
-        begun = components.initialise(
+        begun = component(federation, "initialise")(
             place=shard.outputs["place"],
             shards=shard.outputs["shards"],
             federation=federation_json,
@@ -56,14 +62,16 @@ def framed(
 
         scores = []
         for learner in federation.learners if scored else ():
-            score = components.score(place=place, learner=learner.name, weights=weights)
+            score = component(federation, "score", learner.name)(place=place, learner=learner.name, weights=weights)
             place_learner(score, federation, learner, f"score {learner.name}")
             scores.append(score.outputs["score"])
-        evaluated = components.evaluate(place=place, weights=weights, scores=scores)
+        evaluated = component(federation, "evaluate")(place=place, weights=weights, scores=scores)
         place_coordinator(evaluated, federation, "evaluate")
-        exported = components.export(place=place, weights=weights)
+        exported = component(federation, "export")(place=place, weights=weights)
         place_coordinator(exported, federation, "export", signs=True)
-        told = components.report(place=place, evaluation=evaluated.outputs["evaluation"], onnx=exported.outputs["onnx"])
+        told = component(federation, "report")(
+            place=place, evaluation=evaluated.outputs["evaluation"], onnx=exported.outputs["onnx"]
+        )
         place_coordinator(told, federation, "report")
 
     return dsl.pipeline(name=federation.name, description=description)(_with_form(form_of(federation), steps))
@@ -106,9 +114,8 @@ def _with_form(form: dict[str, Any], function: Callable[..., None]) -> Callable[
 
 
 def train(federation: Federation, learner: LearnerSettings, place: Any, number: int, base: Any, act: str) -> Any:
-    """A learner's training step, with differential privacy when the federation says so; `act` names it."""
-    step = components.train_private if federation.privacy_of(learner.name) else components.train
-    trained = step(place=place, learner=learner.name, round=number, base=base)
+    """A learner's training step; `act` names it."""
+    trained = component(federation, "train", learner.name)(place=place, learner=learner.name, round=number, base=base)
     place_learner(trained, federation, learner, f"{number} {act} {learner.name}")
     return trained
 
@@ -127,14 +134,14 @@ def decide(federation: Federation, place: Any, number: int, base: Any, candidate
     """
     ballots = []
     for position, learner in enumerate(federation.learners):
-        voted = components.vote(
+        voted = component(federation, "vote", learner.name)(
             place=place, learner=learner.name, round=number, base=base, candidate=candidate, owner=owner
         )
         if number == 1:
             voted.after(start[position])
         place_learner(voted, federation, learner, f"{number} vote {learner.name}")
         ballots.append(voted.outputs["ballot"])
-    counted = components.tally(place=place, round=number, base=base, ballots=ballots)
+    counted = component(federation, "tally")(place=place, round=number, base=base, ballots=ballots)
     place_coordinator(counted, federation, f"{number} tally")
     return counted.outputs["weights"]
 
@@ -143,7 +150,7 @@ def score_start(federation: Federation, place: Any, weights: Any) -> list:
     """Every learner scores the first weights, beside the first training."""
     steps = []
     for learner in federation.learners:
-        scored = components.vote(place=place, learner=learner.name, round=0, base=weights)
+        scored = component(federation, "vote", learner.name)(place=place, learner=learner.name, round=0, base=weights)
         place_learner(scored, federation, learner, f"0 score {learner.name}")
         steps.append(scored)
     return steps

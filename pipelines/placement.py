@@ -100,8 +100,8 @@ def _place_by_form(task: dsl.PipelineTask, learner: LearnerSettings, placement: 
 
 
 def _of_kind(task: dsl.PipelineTask, federation: Federation) -> Placement:
-    """What the file says of all steps of this kind: `train` stands for `train-private` too."""
-    kind = task.component_spec.name.removesuffix("-private").removesuffix("-tff")
+    """What the file says of all steps of this kind."""
+    kind = task.component_spec.name
     return {str(name): placement for name, placement in federation.placement.items()}.get(kind, Placement())
 
 

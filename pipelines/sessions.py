@@ -13,9 +13,8 @@ from typing import Any
 
 from kfp import dsl
 
-from fedpipe import components
 from fedpipe.federation.federation import Federation
-from fedpipe.pipelines.frame import framed
+from fedpipe.pipelines.frame import component, framed
 from fedpipe.pipelines.placement import place_coordinator, place_learner
 
 
@@ -28,19 +27,17 @@ def sessions(federation: Federation, federation_json: str, code: str) -> Any:
         code: The text of model.py.
     """
     spans = spans_of(federation)
-    coordinate = components.coordinate_tff if federation.aggregated_by_tff else components.coordinate
 
     def learn(place: Any, weights: Any) -> Any:
         coordinated: Any = None
         for first, last in spans:
             about = {"place": place, "first": first, "last": last, "job": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
             prefix = f"{first}-{last or 'end'} " if len(spans) > 1 else ""
-            before, coordinated = coordinated, coordinate(**about)
+            before, coordinated = coordinated, component(federation, "coordinate")(**about)
             place_coordinator(coordinated, federation, f"{prefix}coordinate")
             steps: list[Any] = [coordinated]
             for learner in federation.learners:
-                private = federation.privacy_of(learner.name)
-                learned = (components.learn_private if private else components.learn)(learner=learner.name, **about)
+                learned = component(federation, "learn", learner.name)(learner=learner.name, **about)
                 place_learner(learned, federation, learner, f"{prefix}learn {learner.name}")
                 steps.append(learned)
             for step in steps if before else []:

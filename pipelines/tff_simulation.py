@@ -10,9 +10,8 @@ cluster can go on from it.
 
 from typing import Any
 
-from fedpipe import components
 from fedpipe.federation.federation import Federation
-from fedpipe.pipelines.frame import framed
+from fedpipe.pipelines.frame import component, framed
 from fedpipe.pipelines.placement import place_coordinator, place_on
 
 
@@ -28,11 +27,11 @@ def tff_simulation(federation: Federation, federation_json: str, code: str, proc
     """
 
     def look(place: Any, shards: Any) -> None:
-        explored = components.explore(place=place, shards=shards, federation=federation_json)
+        explored = component(federation, "explore")(place=place, shards=shards, federation=federation_json)
         place_coordinator(explored, federation, "explore")
 
     def learn(place: Any, weights: Any) -> Any:
-        simulated = components.simulate(place=place, base=weights, process=process, tff_model=tff_model)
+        simulated = component(federation, "simulate")(place=place, base=weights, process=process, tff_model=tff_model)
         place_coordinator(simulated, federation, "simulate")
         place_on(simulated, federation.simulation.placement)
         return simulated.outputs["weights"]

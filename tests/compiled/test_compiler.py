@@ -97,7 +97,7 @@ def test_a_private_proposer_runs_in_another_image(tmp_path: Path) -> None:
     assert (images["1 propose a"], images["2 propose b"]) == ("keras:v7", "tff:v7")
     assert {images[f"{n} vote {k}"] for n in (1, 2) for k in "ab"} == {"keras:v7"}
     assert images["1 tally"] == "core:v7"
-    assert containers["2 propose b"]["command"] == ["fedpipe", "step", "train_private"]
+    assert containers["2 propose b"]["command"] == ["fedpipe", "step", "train"]
     rounds = {f"{n} {act}" for n in (1, 2) for act in ("vote a", "vote b", "tally")}
     assert {n for n in tasks if n[0] in "012"} == rounds | {"0 score a", "0 score b", "1 propose a", "2 propose b"}
     placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]

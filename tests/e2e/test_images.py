@@ -65,10 +65,10 @@ def test_core_keras_and_tff_do_a_round(site: Callable[..., Site], containers: No
     """shard in core, initialise in keras, private training in tff."""
     made = site("images", [{"name": "hospital-a", "privacy": PRIVACY}], enrolled=False, training={"rounds_per_step": 1})
     pipeline = Confined(made.api, made.namespace, made.pipeline, "images")
-    results = pipeline.run({"run": "images"}, until="train_private")
+    results = pipeline.run({"run": "images"}, until="train")
     images = {task.image.rpartition("/")[2].partition("@")[0] for task in pipeline.graph.tasks if task.key in results}
     assert images == {"core", "keras", "tff"}
-    trained = next(results[task.key] for task in pipeline.graph.tasks if task.step == "train_private")
+    trained = next(results[task.key] for task in pipeline.graph.tasks if task.step == "train")
     assert trained["parameterValues"]
 
 

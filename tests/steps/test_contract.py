@@ -15,6 +15,7 @@ from kfp.compiler import Compiler
 from fedpipe import components
 from fedpipe.components.container import image
 from fedpipe.errors import InputError, StepError
+from fedpipe.federation.environments import ENVIRONMENTS
 from fedpipe.rounds.plan import RunPlace
 from fedpipe.steps import STEPS
 from fedpipe.steps.contract import Artifact, Html, Metrics, body, execute, local_path, main, parse, write_outputs
@@ -78,7 +79,7 @@ class TestFaces:
         container = executor["container"]
         assert container["command"] == ["fedpipe", "step", name]
         assert container["args"] == ["{{$}}"]
-        assert container["image"] == image(STEPS[name])
+        assert container["image"] == image(ENVIRONMENTS[name])
 
     def test_describes_every_name(self, name: str, tmp_path: Path) -> None:
         root = compiled(name, tmp_path)["root"]

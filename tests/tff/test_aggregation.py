@@ -18,7 +18,7 @@ from fedpipe.learners.learner import Arrays, Trained
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record, Update
 from fedpipe.rounds.plan import RunPlace, read_plan
-from fedpipe.steps.aggregate_tff import close
+from fedpipe.steps.aggregate import close
 from fedpipe.steps.initialise import begin, make_plan
 from fedpipe.steps.shard import Shards
 from fedpipe.store import LocalStore

@@ -88,13 +88,13 @@ def _line(event: Event) -> str:
     if event.task.step in WAITING and event.what == "done":
         return ""  # its rounds were told
     numbers, reason = _told(event.result)
-    if reason and event.task.step in ("train", "train_private"):
+    if reason and event.task.step == "train":
         return f"[red]✗ {name}[/] dropped: {escape(reason)}"
     mark = (
         "[dim]= [/]"
         if event.what == "found"
         else "[green]✓[/]"
-        if event.task.step not in ("aggregate", "aggregate_tff")
+        if event.task.step != "aggregate"
         else "[bold green]●[/]"
     )
     dropped = f" [red]without {escape(reason)}[/]" if reason else ""

@@ -47,7 +47,10 @@ class _Job(NamedTuple):
     @property
     def needs_tff(self) -> bool:
         """Whether TensorFlow Federated is imported at once, for some step needs it."""
-        return any(task.step in ("simulate", "aggregate_tff", "coordinate_tff") for task in self.graph.tasks)
+        return any(
+            task.environment == "tff" and task.step in ("simulate", "aggregate", "coordinate")
+            for task in self.graph.tasks
+        )
 
 
 def run(

@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import yaml
 
 from fedpipe.errors import PipelineError
+from fedpipe.federation.environments import ENVIRONMENTS, Environment
 
 _PARAMETER = re.compile(r"\{\{\$\.inputs\.parameters\[(?:'|\")(.+?)(?:'|\")\]\}\}")
 _UNSUPPORTED = {
@@ -41,6 +42,12 @@ class Task(NamedTuple):
     def step(self) -> str | None:
         """The name of the fedpipe step; None for a container of somebody else."""
         return self.command[2] if self.command[:2] == ("fedpipe", "step") and len(self.command) == 3 else None
+
+    @property
+    def environment(self) -> str:
+        """The environment in which a fedpipe step runs, from the name of its image; `core` for other containers."""
+        named = re.split("[:@]", self.image.rpartition("/")[2])[0]
+        return named if named in get_args(Environment) and self.step else ENVIRONMENTS.get(self.step or "", "core")
 
 
 class Graph(NamedTuple):

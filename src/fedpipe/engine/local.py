@@ -21,7 +21,7 @@ from fedpipe.compiled.graph import Graph, Task, fill_command, resolve
 from fedpipe.engine.workers import Workers, logged_to, run_logged, run_step, warm_up
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError, WorkerDiedError
 from fedpipe.sessions.coordinator import Moment
-from fedpipe.steps import STEPS, WAITING
+from fedpipe.steps import WAITING
 from fedpipe.steps.contract import Hands, find, write_outputs
 
 TaskResult = dict[str, Any]
@@ -119,7 +119,7 @@ class Engine:
         pools["waiting"] = ThreadPoolExecutor(max(1, waiting))
 
         def pool_of(task: Task) -> ThreadPoolExecutor:
-            return pools["waiting" if task.step in WAITING else STEPS.get(task.step or "", "core")]
+            return pools["waiting" if task.step in WAITING else task.environment]
 
         try:
             yield pool_of
@@ -184,13 +184,13 @@ class Engine:
                 elif _is_core(task):
                     run_here(task.step, executor_input)
                 else:
-                    log, environment = str(self._log(task)), STEPS[task.step]
+                    log, environment = str(self._log(task)), task.environment
                     self._processes.call(run_step, task.step, executor_input, log, environment=environment)
         return _collected(task, executor_input), found
 
     def _hands(self, task: Task, inputs: Mapping[str, Any]) -> Hands:
         """A waiting step waits here, computes in a worker process, and tells the listener how far it is."""
-        log, environment = str(self._log(task)), STEPS[task.step or ""]
+        log, environment = str(self._log(task)), task.environment
 
         def call(function: Callable[..., Any], *arguments: Any) -> Any:
             with self._computing:
@@ -238,12 +238,12 @@ class Engine:
 
 
 def _is_core(task: Task) -> bool:
-    return STEPS.get(task.step or "") == "core"
+    return task.step is not None and task.environment == "core"
 
 
 def _needs_warmth(task: Task) -> bool:
     """Whether the task trains privately; what needs TensorFlow Federated was warmed by the check before the run."""
-    return task.step in ("train_private", "learn_private")
+    return task.step in ("train", "learn") and task.environment == "tff"
 
 
 def run_here(name: str, executor_input: dict[str, Any], hands: Hands | None = None) -> None:

@@ -11,6 +11,7 @@ from msgspec import Meta, field
 
 from fedpipe.federation.algorithms import Averaging, Collective, SimulationSettings, Vote
 from fedpipe.federation.data import Data
+from fedpipe.federation.environments import ENVIRONMENTS, Environment
 from fedpipe.federation.names import KUBEFLOWS_SECRET, Name, Section
 from fedpipe.federation.placement import Images, Placement, StepKind, StorePlace
 from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
@@ -119,6 +120,21 @@ class Federation(Section, frozen=True, kw_only=True):
     def aggregated_by_tff(self) -> bool:
         """Whether TensorFlow Federated combines the updates."""
         return isinstance(self.algorithm, Averaging) and self.algorithm.engine == "tff"
+
+    def environment_of(self, step: str, learner: str = "") -> Environment:
+        """Return the environment that a step runs in.
+
+        Private training and TensorFlow Federated's aggregation need another image than the step's own.
+
+        Args:
+            step: its name.
+            learner: whose step it is; empty for a step of the coordinator.
+        """
+        if step in ("train", "learn") and learner and self.privacy_of(learner):
+            return "tff"
+        if step in ("aggregate", "coordinate") and self.aggregated_by_tff:
+            return "tff"
+        return ENVIRONMENTS[step]
 
     @property
     def in_sessions(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 from msgspec.structs import replace
 
+from fedpipe.federation.environments import Environment
 from fedpipe.federation.names import Positive, Section
 
 
@@ -93,7 +94,6 @@ class Placement(Section, frozen=True, kw_only=True):
         return replace(other, **told)
 
 
-Environment = Literal["core", "keras", "tff", "serve"]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 

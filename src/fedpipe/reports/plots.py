@@ -27,7 +27,7 @@ _SIMULATED = ("test_", "held_out_", "central_", "num_", "aggregator", "distribut
 """What metrics of a simulated round begin with that are not of its training."""
 
 
-_LONG = ("learn", "learn_private", "coordinate", "coordinate_tff", "simulate")
+_LONG = ("learn", "coordinate", "simulate")
 """Steps that work through many rounds, and note the time of each."""
 
 

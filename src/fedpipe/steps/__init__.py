@@ -8,30 +8,13 @@ output. A body has two structs, `Inputs` and `Outputs`, that mirror the componen
 
 from __future__ import annotations
 
-STEPS: dict[str, str] = {
-    "shard": "core",
-    "explore": "core",
-    "initialise": "keras",
-    "train": "keras",
-    "train_private": "tff",
-    "aggregate": "core",
-    "aggregate_tff": "tff",
-    "learn": "keras",
-    "learn_private": "tff",
-    "coordinate": "core",
-    "coordinate_tff": "tff",
-    "vote": "keras",
-    "tally": "core",
-    "score": "keras",
-    "evaluate": "keras",
-    "export": "keras",
-    "report": "core",
-    "simulate": "tff",
-}
-"""Each step and the environment (image) in which it runs."""
+from fedpipe.federation.environments import ENVIRONMENTS
 
-SESSION = ("learn", "learn_private", "coordinate", "coordinate_tff")
+STEPS = tuple(ENVIRONMENTS)
+"""The names of all steps."""
+
+SESSION = ("learn", "coordinate")
 """Steps of a session: they wait for each other most of the time, so all of them must run at once."""
 
 WAITING = (*SESSION, "simulate")
-"""Steps that wait for what they have others do, round after round, and tell how far they are."""
+"""Steps that wait for work that others do, round after round, and report their progress."""

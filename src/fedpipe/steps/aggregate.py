@@ -6,9 +6,11 @@ from typing import Any
 
 from msgspec import Struct
 
-from fedpipe.rounds.closing import close_round
+from fedpipe.rounds.closing import Combiner, close_round
+from fedpipe.rounds.history import read_candidate, read_record
 from fedpipe.rounds.manifests import Record
-from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.rounds.roll import Roll
 from fedpipe.steps.contract import Model
 
 
@@ -28,14 +30,34 @@ class Outputs(Struct, frozen=True, kw_only=True):
     model: Model
 
 
+def find(inputs: Inputs) -> Outputs | None:
+    """Find the weights when the round is committed, or put to the vote."""
+    store, run = inputs.place.open(), inputs.place.run
+    record = read_record(store, run, inputs.round) or read_candidate(store, run, inputs.round)
+    return _outputs(record) if record else None
+
+
 def run(inputs: Inputs) -> Outputs:
-    """Commits the round once; a repeated step finds it committed."""
-    store = inputs.place.open()
-    return outputs_of(close_round(store, read_plan(store, inputs.place.plan), inputs.round, inputs.base))
+    """Commit the round once; a repeated step finds it committed."""
+    return _outputs(close(inputs.place, inputs.round, inputs.base))
 
 
-def outputs_of(record: Record) -> Outputs:
-    """What the step gives once the round is aggregated."""
+def close(place: RunPlace, number: int, base: str, roll: Roll | None = None) -> Record:
+    """Aggregate a round with the engine that the federation file names, and commit it."""
+    store = place.open()
+    plan = read_plan(store, place.plan)
+    return close_round(store, plan, number, base, roll, _combiner(plan))
+
+
+def _combiner(plan: Plan) -> Combiner | None:
+    if not plan.federation.aggregated_by_tff:
+        return None
+    from fedpipe.tff.aggregation import combine
+
+    return combine
+
+
+def _outputs(record: Record) -> Outputs:
     return Outputs(weights=record.weights, model=Model(metadata=told(record)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -9,7 +10,7 @@ from msgspec import Struct
 from fedpipe.rounds.history import commit, read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
-from fedpipe.sessions.coordinator import Close, Coordinator, Moment
+from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.pacing import drive
 from fedpipe.steps import aggregate, tally
 from fedpipe.steps.contract import Hands, Model
@@ -41,18 +42,15 @@ def find(inputs: Inputs) -> Outputs | None:
 
 
 def run(inputs: Inputs, hands: Hands) -> Outputs:
-    """Works until the session has ended; a repeated step goes on where the store says it was."""
-    return coordinated(inputs, hands)
-
-
-def coordinated(inputs: Inputs, hands: Hands, close: Close | None = None) -> Outputs:
-    """Works until the session has ended; `close` aggregates and commits a round, by default right here."""
+    """Work until the session has ended; a repeated step resumes where the store says it was."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
 
     def listen(moment: Moment) -> None:
         hands.tell(moment, told(plan, moment.record) if moment.record else {})
 
+    # The coordinator itself adds updates up as they arrive; TensorFlow Federated aggregates in its own environment.
+    close = partial(hands.call, aggregate.close, inputs.place) if plan.federation.aggregated_by_tff else None
     session = f"{inputs.job}-{inputs.first}"
     coordinator = Coordinator(store, plan, session, last=inputs.last, listener=listen, close=close)
     return _outputs(plan, drive(coordinator.run(), hands.sleep))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from functools import partial
 
 from msgspec import Struct
 
+from fedpipe.learners.adapters import make_learner
 from fedpipe.learners.contribute import contribute
-from fedpipe.learners.learner import Learner
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Update
@@ -49,42 +49,24 @@ def find(inputs: Inputs) -> Outputs | None:
 
 
 def run(inputs: Inputs, hands: Hands) -> Outputs:
-    """Attends the session. A learner that cannot train or vote is dropped from the round and stays."""
-    return attend(inputs, hands, perform)
-
-
-def attend(inputs: Inputs, hands: Hands, work: Callable[[Inputs, Board], bool]) -> Outputs:
-    """Attends the session; the work that the board asks for is done where the hands say."""
+    """Attend the session. A learner that cannot train or vote is dropped from the round and stays."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
 
     def answer(board: Board) -> bool:
-        return bool(hands.call(work, inputs, board))
+        return bool(hands.call(act, inputs, board))
 
     session = f"{inputs.job}-{inputs.first}"
     attendance = Attendance(store, plan, inputs.learner, session, at_once(answer), last=inputs.last)
     return _outputs(*drive(attendance.run(), hands.sleep))
 
 
-def perform(inputs: Inputs, board: Board) -> bool:
-    """Trains or votes with Keras, as the board asks. Says whether the learner took part."""
-
-    def make(store: Store, plan: Plan, label: str, folder: str) -> Learner:
-        from fedpipe.learners.keras.learner import make_keras_learner
-
-        return make_keras_learner(store, plan, inputs.learner, label, folder, place=inputs.place)
-
-    return act(inputs, board, make)
-
-
-def act(inputs: Inputs, board: Board, make: Callable[[Store, Plan, str, str], Learner]) -> bool:
-    """Does what the board asks with a learner that is made when there is work to do. Says whether it took part."""
+def act(inputs: Inputs, board: Board) -> bool:
+    """Train or vote as the board asks, where the framework is. Returns whether the learner took part."""
     store, plan = opened(inputs.place)
     name, number, roll = inputs.learner, board.round, Roll((), attempt=board.attempt)
 
-    def learner() -> Learner:
-        return make(store, plan, f"round {number} {name}", f"learners/{name}/runs/{plan.run}/{number}/tensorboard")
-
+    learner = partial(make_learner, store, plan, name, number, trains=board.phase == "train", place=inputs.place)
     started, clock = time.time(), time.monotonic()
     done: Update | Ballot | Dropped
     if board.phase == "train":

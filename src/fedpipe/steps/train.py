@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 from msgspec import Struct
 
+from fedpipe.learners.adapters import make_learner
 from fedpipe.learners.contribute import contribute
-from fedpipe.learners.learner import Learner
 from fedpipe.rounds.manifests import Dropped, Update
-from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.rounds.selection import select
 from fedpipe.rounds.updates import find_part
 from fedpipe.steps.contract import Metrics
-from fedpipe.store import Store
 from fedpipe.store.objects import digest_of, encode
 
 
@@ -41,25 +40,13 @@ def find(inputs: Inputs) -> Outputs | None:
 
 
 def run(inputs: Inputs) -> Outputs:
-    """Trains and publishes; a learner that cannot take part is dropped, and the step succeeds."""
-
-    def make(store: Store, plan: Plan) -> Learner:
-        from fedpipe.learners.keras.learner import make_keras_learner
-
-        label = f"round {inputs.round} {inputs.learner}"
-        folder = f"learners/{inputs.learner}/runs/{plan.run}/{inputs.round}/tensorboard"
-        return make_keras_learner(store, plan, inputs.learner, label, folder)
-
-    return train(inputs, make)
-
-
-def train(inputs: Inputs, make: Callable[[Store, Plan], Learner]) -> Outputs:
-    """Trains with the learner that `make` makes when there is work to do."""
+    """Train and publish; a learner that cannot take part is dropped, and the step succeeds."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     if inputs.learner not in select(plan.federation, inputs.round):
         return _outputs(Dropped(learner=inputs.learner, why="not asked in this round"))
-    return _outputs(contribute(store, plan, inputs.learner, inputs.round, inputs.base, lambda: make(store, plan)))
+    make = partial(make_learner, store, plan, inputs.learner, inputs.round)
+    return _outputs(contribute(store, plan, inputs.learner, inputs.round, inputs.base, make))
 
 
 def _outputs(result: Update | Dropped) -> Outputs:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from msgspec import Struct
 
-from fedpipe.learners.learner import Learner
+from fedpipe.learners.adapters import make_learner
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.ballots import find_vote
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
@@ -49,13 +50,9 @@ def run(inputs: Inputs) -> Outputs:
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
 
-    def make_learner() -> Learner:
-        from fedpipe.learners.keras.learner import make_keras_learner
-
-        return make_keras_learner(store, plan, inputs.learner, f"round {inputs.round} {inputs.learner}")
-
+    make = partial(make_learner, store, plan, inputs.learner, inputs.round, trains=False)
     candidate = inputs.candidate or inputs.base
-    result = vote(store, plan, inputs.learner, inputs.round, inputs.base, candidate, inputs.owner, make_learner)
+    result = vote(store, plan, inputs.learner, inputs.round, inputs.base, candidate, inputs.owner, make)
     return _outputs(result)
 
 

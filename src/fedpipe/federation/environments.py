@@ -1,0 +1,26 @@
+"""Environments: which image a step runs in, and what that image contains."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Environment = Literal["core", "keras", "tff", "serve"]
+"""An image, and the Python environment in it: see `images/`."""
+
+ENVIRONMENTS: dict[str, Environment] = {
+    "shard": "core",
+    "explore": "core",
+    "initialise": "keras",
+    "train": "keras",
+    "aggregate": "core",
+    "learn": "keras",
+    "coordinate": "core",
+    "vote": "keras",
+    "tally": "core",
+    "score": "keras",
+    "evaluate": "keras",
+    "export": "keras",
+    "report": "core",
+    "simulate": "tff",
+}
+"""Each step, and where it runs unless the federation file asks for more (`Federation.environment_of`)."""
