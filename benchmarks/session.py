@@ -74,7 +74,7 @@ def overhead(uri: str, name: str, rounds: int = 12) -> float:
             time.sleep(TRAINING)
             return isinstance(contribute(own, plan, learner, board.round, board.base, lambda: worker), Update)
 
-        drive(Attendance(own, plan, learner, "s", at_once(answer)).run(), time.sleep)
+        drive(Attendance(own, plan, learner, "s", {"train": at_once(answer)}).run(), time.sleep)
 
     threads = [threading.Thread(target=attend, args=(learner,)) for learner in NAMES]
     for thread in threads:
@@ -141,7 +141,7 @@ def crowd(uri: str, process: int, count: int = 100, seconds: float = 20.0) -> tu
                 raise SystemExit
 
         with contextlib.suppress(SystemExit):
-            drive(Attendance(own, plan, learner, "s", at_once(lambda _: True)).run(), sleep)
+            drive(Attendance(own, plan, learner, "s", {"train": at_once(lambda _: True)}).run(), sleep)
 
     threads = [threading.Thread(target=attend, args=(name,), daemon=True) for name in names]
     for thread in threads:

@@ -50,7 +50,7 @@ with tempfile.TemporaryDirectory() as folder:
             made = contribute(store, plan, name, board.round, board.base, lambda: learner)
             return isinstance(made, Update)
 
-        drive(Attendance(store, plan, name, "s", at_once(answer)).run(), time.sleep)
+        drive(Attendance(store, plan, name, "s", {"train": at_once(answer)}).run(), time.sleep)
 
     child = os.fork()
     if not child:

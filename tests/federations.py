@@ -15,10 +15,11 @@ from fedpipe.learners.contribute import contribute
 from fedpipe.learners.learner import Arrays, Trained, Verdict
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.accounting import TrainingEvent
-from fedpipe.rounds.closing import close_round, close_vote
+from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.manifests import Dropped, Record, Scores, Tested, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.voting import approves, proposer_of
+from fedpipe.sessions.scripts import tally_round
 from fedpipe.steps.initialise import begin
 from fedpipe.store import Store
 from fedpipe.store.objects import digest_of
@@ -126,6 +127,11 @@ def play_vote(store: Store, plan: Plan, number: int, base: str, learners: dict[s
         for name, learner in learners.items():
             vote(store, plan, name, number, base, offered.weights, proposer, lambda k=learner: k)
     return close_vote(store, plan, number, base)
+
+
+def close_vote(store: Store, plan: Plan, number: int, base: str) -> Record:
+    """What the tally step does."""
+    return tally_round(store, plan, number, base)
 
 
 def play_collective(store: Store, plan: Plan, learners: dict[str, Any]) -> Record:

@@ -10,15 +10,23 @@ from typing import Any
 
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.vote import vote
-from fedpipe.rounds.manifests import Dropped
+from fedpipe.rounds.manifests import Dropped, Record
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
-from fedpipe.sessions.attendance import Attendance
+from fedpipe.sessions.attendance import Answer, Attendance
 from fedpipe.sessions.board import Board, board_key
 from fedpipe.sessions.coordinator import Coordinator, Moment
+from fedpipe.sessions.phases import Script
+from fedpipe.sessions.scripts import script_of
 from fedpipe.store import MemoryStore, Store
 
 Actor = Generator[float, None, Any]
+
+
+Scripts = Callable[[Store, Plan], Callable[[Record], Script]]
+"""Gives the scripts of a run."""
+Answering = Callable[["World", Store, Plan, str, Any, Callable[[Board], float]], dict[str, Answer]]
+"""Gives a learner's answers."""
 
 
 class Killed(BaseException):
@@ -70,35 +78,37 @@ class World:
 
 def answering(
     world: World, store: Store, plan: Plan, name: str, learner: Any, seconds: Callable[[Board], float]
-) -> Callable[[Board], Generator[float, None, bool]]:
-    """What a learner does for the board: it takes so long, and uses a learner that needs no framework."""
+) -> dict[str, Answer]:
+    """How a learner answers the phases: it takes so long, and uses a learner that needs no framework."""
 
     def answer(board: Board) -> Generator[float, None, bool]:
         yield seconds(board)
         roll, number = Roll((), attempt=board.attempt), board.round
-        if board.phase == "train":
+        if board.phase != "vote":
             left = plan.federation.quorum.deadline - (store.age(board_key(plan.run)) or 0.0)
             done: Any = contribute(store, plan, name, number, board.base, lambda: learner, roll=roll, seconds=left)
         else:
             done = vote(store, plan, name, number, board.base, board.candidate, board.owner, lambda: learner, roll=roll)
         return not isinstance(done, Dropped)
 
-    return answer
+    return dict.fromkeys(("train", "propose", "vote"), answer)
 
 
 def coordinator(
     world: World, plan: Plan, *, store: Store | None = None, session: str = "s", last: int = 0,
-    listener: Callable[[Moment], None] = lambda _: None,
+    listener: Callable[[Moment], None] = lambda _: None, scripts: Scripts = script_of,
 ) -> Actor:  # fmt: skip
+    chosen = store or world.store
     return Coordinator(
-        store or world.store, plan, session, last=last, clock=world.clock, random=world.random, listener=listener
-    ).run()
+        chosen, plan, session, last=last, clock=world.clock, random=world.random, listener=listener,
+        script=scripts(chosen, plan),
+    ).run()  # fmt: skip
 
 
 def attendance(
     world: World, plan: Plan, name: str, learner: Any, *, store: Store | None = None, session: str = "s", last: int = 0,
-    seconds: Callable[[Board], float] = lambda _: 1.0,
+    seconds: Callable[[Board], float] = lambda _: 1.0, answering: Answering = answering,
 ) -> Actor:  # fmt: skip
     chosen = store or world.store
-    answer = answering(world, chosen, plan, name, learner, seconds)
-    return Attendance(chosen, plan, name, session, answer, last=last, clock=world.clock, random=world.random).run()
+    answers = answering(world, chosen, plan, name, learner, seconds)
+    return Attendance(chosen, plan, name, session, answers, last=last, clock=world.clock, random=world.random).run()

@@ -28,7 +28,7 @@ from fedpipe.identity.signing import COORDINATOR, make_key, public_key
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.vote import vote
 from fedpipe.registry.publication import ModelVersion, versions
-from fedpipe.rounds.closing import close_round, close_vote
+from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.history import history, read_head
 from fedpipe.rounds.manifests import Update
 from fedpipe.rounds.plan import Plan
@@ -40,7 +40,7 @@ from fedpipe.store.s3 import MinioStore
 from fedpipe.store.s3_client import Credentials
 from fedpipe.store.users import Users
 from tests import servers
-from tests.federations import PlusOneLearner, fresh, make_federation, make_plan
+from tests.federations import PlusOneLearner, close_vote, fresh, make_federation, make_plan
 from tests.served import publish, softmax
 
 LEARNERS = {"a": PlusOneLearner(1), "b": PlusOneLearner(2)}

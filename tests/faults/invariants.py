@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from fedpipe.rounds.ballots import publish_ballot
-from fedpipe.rounds.closing import close_round, close_vote
-from fedpipe.rounds.history import history, precedes, read_head, read_record
+from fedpipe.rounds.closing import close_round, close_vote, proposal_of
+from fedpipe.rounds.history import commit, history, precedes, read_head, read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
@@ -19,8 +20,11 @@ from fedpipe.store import MemoryStore, Store
 from fedpipe.store.objects import encode, fetch_file, put_file
 from tests.federations import fresh
 
+Replay = Callable[[Store, Plan, Record], Record]
+"""Plays a round again in a store that holds what its record names."""
 
-def check(store: Store, plan: Plan, *, rounds: int) -> list[Record]:
+
+def check(store: Store, plan: Plan, *, rounds: int, replay: Replay | None = None) -> list[Record]:
     """All invariants of a run that has come to its end.
 
     HEAD is one chain without gap or fork; every update counts once; no round is below the quorum; and a replay of what
@@ -31,7 +35,7 @@ def check(store: Store, plan: Plan, *, rounds: int) -> list[Record]:
     _check_head(store, records)
     for record in records[1:]:
         _check_round(plan, record, records[record.round - 1])
-    _check_replay(store, plan, records)
+    _check_replay(store, plan, records, replay or _replayed)
     return records
 
 
@@ -58,7 +62,7 @@ def _check_round(plan: Plan, record: Record, previous: Record) -> None:
         assert len(record.ballots) >= federation.min_learners, "a vote below the quorum"
 
 
-def _check_replay(store: Store, plan: Plan, records: list[Record]) -> None:
+def _check_replay(store: Store, plan: Plan, records: list[Record], replay: Replay) -> None:
     """A store with nothing but what the records name, and the same functions: the same bytes."""
     again = MemoryStore()
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +80,7 @@ def _check_replay(store: Store, plan: Plan, records: list[Record]) -> None:
                 put_file(again, path, update.weights, update.learner, kind)
             for ballot in record.ballots:
                 publish_ballot(again, ballot)
-            made = _replayed(again, plan, record)
+            made = replay(again, plan, record)
             if _spoiled(record):  # how it was spoiled is not in the record, only what was found
                 made = msgspec.structs.replace(made, dropped=record.dropped)
             assert encode(made) == encode(record), f"round {record.round} replays otherwise"
@@ -97,8 +101,22 @@ def _replayed(again: Store, plan: Plan, record: Record) -> Record:
         if not plan.federation.vote:
             return made
         assert made.round == record.round
-    absent = {item.learner: item.why for item in record.absent}
-    close_vote(again, plan, record.round, record.base, Roll(names, excused=absent, unheard=dropped))
+    else:
+        previous = read_record(again, plan.run, record.round - 1)
+        assert previous
+        made = proposal_of(again, plan, previous, Roll((), excused=dropped))
+    _vote_again(again, plan, record, made, names)
     found = read_record(again, plan.run, record.round)
     assert found is not None
     return found
+
+
+def _vote_again(again: Store, plan: Plan, record: Record, made: Record, names: tuple[str, ...]) -> None:
+    previous = read_record(again, plan.run, record.round - 1)
+    assert previous
+    if plan.federation.proposers and made.candidate is None:
+        commit(again, made)
+        return
+    absent = {item.learner: item.why for item in record.absent}
+    candidate = msgspec.structs.replace(made, candidate=made.candidate or made.weights)
+    close_vote(again, plan, previous, candidate, Roll(names, excused=absent))

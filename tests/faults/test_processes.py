@@ -261,14 +261,15 @@ def _take_part(life: Life) -> None:
         learner.round = board.round
         return act(store, life.plan, life.name, board, learner)
 
-    drive(Attendance(store, life.plan, life.name, "s", at_once(answer)).run(), time.sleep)
+    drive(Attendance(store, life.plan, life.name, "s", dict.fromkeys(learn.ANSWERS, at_once(answer))).run(), time.sleep)
 
 
 def act(store: Store, plan: Plan, name: str, board: Board, learner: Any) -> bool:
     """The very body of the step `learn`, with a learner that needs no framework."""
     place = RunPlace(store="memory://unused", federation=plan.federation.name, run=plan.run)
     learn.opened = lambda _: (store, plan)  # type: ignore[assignment]  (this process is ours alone)
-    return learn.act(learn.Inputs(place=place, learner=name), board, lambda *_: learner)
+    learn.make_learner = lambda *_, **__: learner  # type: ignore[assignment]
+    return learn.act(learn.Inputs(place=place, learner=name), board)
 
 
 def _skew(seconds: float) -> None:

@@ -16,13 +16,15 @@ from fedpipe.errors import StoreError, StoreUnavailableError
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.board import Board
+from fedpipe.sessions.scripts import script_of
 from fedpipe.steps.initialise import begin
 from fedpipe.store import Store
 from fedpipe.store.objects import key_of
 from tests.faults.invariants import check
 from tests.faults.stores import HookedStore, killing
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan
-from tests.simulation import Actor, World, attendance, coordinator
+from tests.sessions import toy
+from tests.simulation import Actor, World, answering, attendance, coordinator
 
 COUNT = 10 * int(os.environ.get("FEDPIPE_FAULTS", "100"))
 PARTS = 20
@@ -32,7 +34,9 @@ ALGORITHMS: list[Any] = [
     {"name": "averaging", "server_optimizer": {"momentum": 0.9, "learning_rate": 0.5}},
     {"name": "averaging", "vote": {"threshold": 0.4}},
     "collective",
+    "toy",
 ]
+"""The last one is a script of the tests: faults do not depend on what is played."""
 WRITES = ("create", "swap", "replace", "upload")
 
 
@@ -42,8 +46,11 @@ class Disturbed:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.world = World(seed)
-        self.names = tuple("abcde"[: self.random.randint(3, 5)])
-        algorithm = self.random.choice(ALGORITHMS)
+        count, algorithm = self.random.randint(3, 5), self.random.choice(ALGORITHMS)
+        self.is_toy = algorithm == "toy"
+        self.names = tuple("abcde"[: 5 if self.is_toy else count])  # its quorum is three, whoever is spoiled or away
+        self.scripts, self.answering = (toy.toy, toy.answers) if self.is_toy else (script_of, answering)
+        algorithm = "averaging" if self.is_toy else algorithm
         quorum = {"deadline": 60, "retries": 3, "min_learners": 2}
         if algorithm == "averaging" and self.random.random() < 0.3:
             quorum |= {"learners_per_round": 3, "over_selection": 1.3}
@@ -69,7 +76,7 @@ class Disturbed:
             self.stores.clear()  # the second run of the pipeline is not disturbed
         for key, data in self.spoiled.items():  # a replay needs what was counted before it was spoiled
             self.world.store.replace(key, data)
-        check(self.world.store, self.plan, rounds=ROUNDS)
+        check(self.world.store, self.plan, rounds=ROUNDS, replay=toy.replayed if self.is_toy else None)
         for name, learner in self.learners.items():
             allowed = ROUNDS + self.restarts[name] + self.lost.get(name, 0)
             assert learner.trained <= allowed, f"{name} trained {learner.trained} times, {allowed} were needed"
@@ -106,18 +113,24 @@ class Disturbed:
         self.stores[victim] = lambda store: HookedStore(store, before, after)
 
     def _session(self, session: str, *, disturbed: bool) -> None:
-        self._start("coordinator", lambda store: coordinator(self.world, self.plan, store=store, session=session))
+        self._start(
+            "coordinator",
+            lambda store: coordinator(self.world, self.plan, store=store, session=session, scripts=self.scripts),
+        )
         if disturbed and self.random.random() < 0.3:
             self.faults.append("two coordinators")
             self.world.spawn(
-                "twin", coordinator(self.world, self.plan, session=session), after=self.random.uniform(0, 20)
+                "twin",
+                coordinator(self.world, self.plan, session=session, scripts=self.scripts),
+                after=self.random.uniform(0, 20),
             )
         for name, learner in self.learners.items():
             seconds = self._pace() if disturbed else lambda _: 1.0
 
             def start(store: Store, name: str = name, learner: Any = learner, seconds: Any = seconds) -> Actor:
                 return attendance(
-                    self.world, self.plan, name, learner, store=store, session=session, seconds=seconds
+                    self.world, self.plan, name, learner, store=store, session=session, seconds=seconds,
+                    answering=self.answering,
                 )  # fmt: skip
 
             self._start(name, start, after=self.random.uniform(0, 5) if self.random.random() < 0.8 else 90.0)

@@ -95,7 +95,7 @@ class TestAnUndisturbedSession:
         assert session.records == history(store, plan.run)
         assert [learner.trained for learner in session.learners.values()] == [5, 5, 5]
         assert session.ending == "done"
-        assert session.world.results["a"] == (5, 0)
+        assert session.world.results["a"] == {"train": 5}
 
     def test_votes_too(self) -> None:
         plan = plan_of(6, algorithm={"name": "collective"})
@@ -217,7 +217,7 @@ class TestStragglers:
     def test_a_proposer_that_is_late_has_had_its_turn(self) -> None:
         session = Session(plan_of(3, algorithm={"name": "collective"}))
         session.learners = {name: PlusOneLearner(1.0, wants=30.0) for name in NAMES}
-        session.run(seconds={"a": lambda board: 100.0 if board.phase == "train" else 1.0})
+        session.run(seconds={"a": lambda board: 100.0 if board.phase == "propose" else 1.0})
         assert [record.accepted for record in session.records[1:]] == [False, True, True]
         assert session.dropped(1) == {"a": "late: no update within 60 s"}
 
@@ -231,14 +231,14 @@ class TestStragglers:
 class TestUpdatesAreAddedAsTheyArrive:
     @pytest.mark.parametrize("seed", range(5))
     def test_the_records_are_the_same(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("fedpipe.sessions.coordinator._WORTH_FETCHING", 0)
+        monkeypatch.setattr("fedpipe.rounds.closing.WORTH_FETCHING", 0)
         plan, store = plan_of(4, tuple("abcdefg")), MemoryStore()
         session = Session(plan, seed)
         session.run(seconds={name: lambda _: session.world.random.uniform(1, 50) for name in "abcdefg"})
         assert session.records[-1] == play(store, plan)
 
     def test_without_space_to_keep_them_the_closing_streams_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("fedpipe.sessions.coordinator._WORTH_FETCHING", 0)
+        monkeypatch.setattr("fedpipe.rounds.closing.WORTH_FETCHING", 0)
 
         def full(*_: Any) -> None:
             raise OSError(28, "No space left on device")
@@ -250,7 +250,7 @@ class TestUpdatesAreAddedAsTheyArrive:
         assert session.records[-1] == play(store, plan)
 
     def test_one_that_is_corrupt_is_refused_with_the_reason(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("fedpipe.sessions.coordinator._WORTH_FETCHING", 0)
+        monkeypatch.setattr("fedpipe.rounds.closing.WORTH_FETCHING", 0)
         session = Session(plan_of(1))
 
         def spoil() -> Any:
@@ -345,7 +345,7 @@ class TestEndings:
         last = session.run()
         assert session.ending == "stopped"
         assert 3 < last.round < 12
-        assert session.world.results["a"].trained == last.round
+        assert session.world.results["a"]["train"] == last.round
 
     def test_early_stopping(self) -> None:
         """The tests of the shared model get worse from the start: round 1 tells the start, 2 and 3 are worse."""

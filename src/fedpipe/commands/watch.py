@@ -84,7 +84,7 @@ class _Waiting:
 def round_line(store: Store, federation: Federation, record: Record) -> str:
     """What a round did: metrics, who took part, how it was decided, and seconds of each phase."""
     numbers = "  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
-    phases = ("await-train", "aggregate", "await-vote", "tally")
+    phases = ("await-train", "aggregate", "await-propose", "await-vote", "tally")
     timings = [(step, find_timing(store, record.run, record.round, step)) for step in phases]
     seconds = ", ".join(f"{step.removeprefix('await-')} {t.seconds:.1f} s" for step, t in timings if t)
     parts = [f"round {record.round}", numbers]

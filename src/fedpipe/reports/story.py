@@ -113,7 +113,7 @@ def global_metrics(story: Story, number: int) -> dict[str, float]:
     return found
 
 
-_ROUND_STEPS = ("train", "aggregate", "simulate", "vote", "tally")
+_ROUND_STEPS = ("train", "propose", "aggregate", "simulate", "vote", "tally")
 
 
 def round_seconds(story: Story, number: int) -> float:

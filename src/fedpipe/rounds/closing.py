@@ -6,17 +6,18 @@ does the coordinator of a session. Both may be repeated after a crash at any poi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from fedpipe.aggregation import RULES, Combined, Forest, Source, combine
 from fedpipe.aggregation.optimizers import make_server_step
-from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, WeightsError
+from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, TooLargeError, WeightsError
 from fedpipe.federation.algorithms import Averaging
 from fedpipe.federation.names import tag_of
 from fedpipe.identity.enrolment import read_enrolled
@@ -30,8 +31,12 @@ from fedpipe.rounds.updates import check_signed, check_update, collect, fetch_we
 from fedpipe.rounds.voting import proposer_of, tally
 from fedpipe.store import Store
 from fedpipe.store.objects import put_file
+from fedpipe.weights import Layout
 
 log = logging.getLogger("fedpipe")
+
+WORTH_FETCHING = 2**20
+"""Bytes of a model from which updates are fetched while others are awaited."""
 
 Combiner = Callable[[Store, Plan, Record, list[Update], Path], Combined]
 """Takes the round before, the updates, and a folder where the result's files go. Raises WeightsError."""
@@ -124,6 +129,59 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
     return combined
 
 
+class EarlySums:
+    """Adds updates up while others are awaited; see `sessions.phases.Early`.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        previous: the record of the round before.
+        forest: the sums.
+    """
+
+    def __init__(self, store: Store, plan: Plan, previous: Record, forest: Forest) -> None:
+        self._store, self._plan, self._previous = store, plan, previous
+        self.forest: Forest | None = forest
+
+    @classmethod
+    def plant(
+        cls, store: Store, plan: Plan, previous: Record, layout: Layout, asked: Collection[str], folder: Path
+    ) -> EarlySums | None:
+        """Begin the sums of a round; None when the model is small, so that early sums would save nothing.
+
+        Args:
+            store: the federation's store.
+            plan: the run's plan.
+            previous: the record of the round before.
+            layout: of the model.
+            asked: the learners that the round asks.
+            folder: where the sums are kept.
+        """
+        if layout.size < WORTH_FETCHING:
+            return None
+        places = places_of(plan)
+        return cls(store, plan, previous, Forest(store, layout, [places[name] for name in asked], folder))
+
+    def take(self, learner: str) -> None:
+        """Fetch a learner's update and add it; the closing reports what is wrong with it."""
+        if self.forest is None:
+            return
+        number, base = self._previous.round + 1, self._previous.weights
+        with contextlib.suppress(DroppedError, CorruptError, TooLargeError):
+            update = find_update(self._store, learner, self._plan.run, number)
+            if update is None:
+                return
+            check_update(
+                update, federation=self._plan.federation.name, run=self._plan.run, number=number, learner=learner,
+                base=base,
+            )  # fmt: skip
+            try:
+                self.forest.add(source_of(self._plan, update))
+            except OSError as error:  # no space to keep it: the closing streams from the store
+                log.warning("updates are not added before all have arrived: %s", error.strerror)
+                self.forest = None
+
+
 def _refusals(combined: Combined) -> list[Dropped]:
     return [Dropped(learner=name, why=why) for name, why in combined.refused.items()]
 
@@ -151,41 +209,25 @@ def _metrics(used: list[Update], combined: Combined) -> dict[str, float]:
     return found | dict(list(measured.items())[: max(0, MOST_METRICS - len(found))])
 
 
-def close_vote(store: Store, plan: Plan, number: int, base: str, roll: Roll | None = None) -> Record:
-    """Decides a round by its ballots and commits it.
+def close_vote(store: Store, plan: Plan, previous: Record, proposed: Record, roll: Roll) -> Record:
+    """Decide a round by its ballots and commit it.
 
     Args:
         store: the federation's store.
         plan: the run's plan.
-        number: the round, from 1.
-        base: digest of the weights that the round began with.
-        roll: whom the vote asked; by default all, however long they take.
+        previous: the record of the round before.
+        proposed: the round as it is when the vote accepts it, with its candidate.
+        roll: whom the vote asked.
 
     Raises:
         QuorumError: too few learners voted; nothing is committed.
-        RoundError: the round before is not committed, or ended with other weights.
     """
-    if found := read_record(store, plan.run, number):
-        log.info("round %d is already committed", number)
+    if found := read_record(store, plan.run, proposed.round):
+        log.info("round %d is already committed", proposed.round)
         return commit(store, found)
-    previous = begun_from(store, plan.run, number, base)
-    roll = roll or Roll(tuple(learner.name for learner in plan.federation.learners))
-    collective = bool(plan.federation.proposers)
-    proposed = proposal_of(store, plan, previous, roll) if collective else _aggregated(store, plan, number)
-    if proposed.candidate is None:
-        log.warning("round %d: nothing to vote on: %s", number, proposed.dropped[0].why)
-        return commit(store, proposed)
     record = _decided(store, plan, previous, proposed, roll)
-    log.info("round %d: %s", number, "accepted" if record.accepted else "rejected")
+    log.info("round %d: %s", record.round, "accepted" if record.accepted else "rejected")
     return commit(store, record)
-
-
-def _aggregated(store: Store, plan: Plan, number: int) -> Record:
-    """The aggregate step's record, as it is when the vote accepts it."""
-    record = read_candidate(store, plan.run, number)
-    if record is None:
-        raise RoundError(f"round {number} has nothing to vote on: its updates are not aggregated")
-    return replace(record, candidate=record.weights)
 
 
 def proposal_of(store: Store, plan: Plan, previous: Record, roll: Roll) -> Record:
@@ -197,7 +239,7 @@ def proposal_of(store: Store, plan: Plan, previous: Record, roll: Roll) -> Recor
         base=previous.weights, weights=previous.weights, layout=previous.layout, rule="collective", accepted=False,
         proposer=proposer,
     )  # fmt: skip
-    if why := roll.unheard.get(proposer):
+    if why := roll.excused.get(proposer):
         return replace(record, dropped=(Dropped(learner=proposer, why=why),))
     try:
         update = find_update(store, proposer, plan.run, number)

@@ -132,6 +132,11 @@ def _candidate_key(run: str, number: int) -> str:
     return f"runs/{run}/{number}/candidate"
 
 
+def is_aggregated(store: Store, run: str, number: int) -> bool:
+    """Return whether a round has an aggregate: it is committed, or put to the vote."""
+    return any(store.size(key(run, number)) is not None for key in (record_key, _candidate_key))
+
+
 def begun_from(store: Store, run: str, number: int, base: str) -> Record:
     """The record on which a round builds. Raises RoundError when the round before ended with other weights."""
     previous = read_record(store, run, number - 1)

@@ -53,13 +53,11 @@ class Roll(NamedTuple):
     """Whom a round asks, as its coordinator knows them.
 
     `asked` are those whose part counts; `excused` says of others, or of some of them, why theirs does not: they are
-    late, away or not needed. `unheard` says of a proposer why its proposal is not put to the vote. `attempt` counts
-    how often the round was opened.
+    late, away or not needed. `attempt` counts how often the phase was opened.
     """
 
     asked: tuple[str, ...]
     excused: Mapping[str, str] = {}
-    unheard: Mapping[str, str] = {}
     attempt: int = 1
 
     def note(self, name: str) -> str:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
 from random import Random
-from typing import NamedTuple
 
 from fedpipe.errors import RoundError, StoreUnavailableError
 from fedpipe.rounds.plan import Plan
@@ -23,13 +23,6 @@ Answer = Callable[[Board], Generator[float, None, bool]]
 """Does what the board asks of this learner, and says whether it took part; may yield seconds to wait."""
 
 
-class Attended(NamedTuple):
-    """What a learner did in a session."""
-
-    trained: int
-    voted: int
-
-
 class Attendance:
     """One learner in one session.
 
@@ -39,24 +32,27 @@ class Attendance:
         learner: the learner's name.
         session: what tells this session from an earlier one of the run.
         last: its last round; 0: the plan's.
-        answer: does what the board asks.
+        answers: by the name of a phase: does what the board asks.
         clock: seconds, of this process alone.
         random: of the jitter between looks.
     """
 
     def __init__(
-        self, store: Store, plan: Plan, learner: str, session: str, answer: Answer, *, last: int = 0,
+        self, store: Store, plan: Plan, learner: str, session: str, answers: Mapping[str, Answer], *, last: int = 0,
         clock: Callable[[], float] = time.monotonic, random: Random | None = None,
     ) -> None:  # fmt: skip
         self._store, self._plan, self._learner, self._session = store, plan, learner, session
-        self._answer, self._last = answer, last or plan.federation.training.rounds
+        self._answers, self._last = answers, last or plan.federation.training.rounds
         self._clock, self._random = clock, random or Random()  # noqa: S311  (jitter)
         self._signed: Sign | None = None
         self._version = ""
-        self._trained = self._voted = 0
+        self._took_part: Counter[str] = Counter()
 
-    def run(self) -> Generator[float, None, Attended]:
-        """Attends until the session has ended; yields seconds to wait.
+    def run(self) -> Generator[float, None, Counter[str]]:
+        """Attend until the session has ended; yields seconds to wait.
+
+        Returns:
+            How often the learner took part in each phase.
 
         Raises:
             RoundError: nobody moves the board any more.
@@ -72,7 +68,7 @@ class Attendance:
                     board, self._version = moved
                     heard = self._clock()
                     if self._is_over(board):
-                        return Attended(self._trained, self._voted)
+                        return self._took_part
                     yield from self._attended(board)
                     heard = self._clock()
                     continue
@@ -100,9 +96,8 @@ class Attendance:
         if board.phase == "ended":
             return
         if self._learner in board.asked:
-            took_part = yield from self._answer(board)
-            self._trained += took_part and board.phase == "train"
-            self._voted += took_part and board.phase == "vote"
+            took_part = yield from self._answers.get(board.phase, _unknown)(board)
+            self._took_part[board.phase] += took_part
             self._sign(Sign(round=board.round, attempt=board.attempt, phase=board.phase, took_part=took_part))
         elif self._learner in board.away:
             self._sign(Sign(round=board.round, attempt=board.attempt))
@@ -111,6 +106,12 @@ class Attendance:
         if sign != self._signed:
             put_sign(self._store, self._learner, self._plan.run, sign)
             self._signed = sign
+
+
+def _unknown(board: Board) -> Generator[float, None, bool]:
+    yield from ()
+    log.warning("round %d: this version of fedpipe cannot answer the phase %r", board.round, board.phase)
+    return False
 
 
 def at_once(function: Callable[[Board], bool]) -> Answer:

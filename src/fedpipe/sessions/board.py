@@ -22,7 +22,8 @@ from fedpipe.rounds.roll import MANIFEST
 from fedpipe.store import Blob, Store
 from fedpipe.store.objects import Digest, decode, digest_of, encode
 
-Phase = Literal["train", "vote", "ended"]
+PhaseName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9\-]{0,38}\Z")]
+"""What learners answer by: the phases of scripts, and `ended`."""
 Ending = Literal["", "done", "stopped", "early_stopping", "max_seconds", "below_quorum", "failed"]
 Count = Annotated[int, Meta(ge=0)]
 ENDINGS: dict[str, str] = {
@@ -54,7 +55,7 @@ class Board(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     session: str
     round: Count
     attempt: Annotated[int, Meta(ge=1)] = 1
-    phase: Phase
+    phase: PhaseName
     base: Digest
     asked: tuple[Name, ...] = ()
     candidate: str = ""
@@ -69,7 +70,7 @@ class Sign(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     round: Count
     attempt: Count = 0
-    phase: Literal["here", "train", "vote"] = "here"
+    phase: PhaseName = "here"
     took_part: bool = False
 
 
@@ -162,7 +163,7 @@ class Keeper:
             )
         self._opened = self._clock() - (self._store.age(board_key(self._run)) or 0.0)
 
-    def at(self, number: int, phase: Phase) -> bool:
+    def at(self, number: int, phase: str) -> bool:
         """Whether the board stands at this phase of a round."""
         return self.board is not None and (self.board.round, self.board.phase) == (number, phase)
 

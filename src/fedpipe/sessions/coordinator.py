@@ -7,42 +7,32 @@ yields how many seconds to wait, so that a test can run it by a clock of its own
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
-from functools import partial
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from fedpipe.aggregation import Forest
-from fedpipe.errors import CorruptError, DroppedError, QuorumError, RoundError, StoreUnavailableError, TooLargeError
-from fedpipe.rounds.closing import close_round, close_vote, in_constant_memory, places_of, proposal_of, source_of
-from fedpipe.rounds.history import commit, read_candidate, read_record, record_key, record_layout
+from fedpipe.errors import QuorumError, RoundError, StoreUnavailableError
+from fedpipe.rounds.history import commit, read_record, record_key
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll, learner_key
-from fedpipe.rounds.selection import enough, select
 from fedpipe.rounds.stopping import monitored, stalled
 from fedpipe.rounds.timings import Timing, note
-from fedpipe.rounds.updates import check_update, find_update
-from fedpipe.rounds.voting import proposer_of
-from fedpipe.sessions.board import ENDINGS, Away, Board, Ending, Keeper, MovedError, Phase, stop_key
+from fedpipe.sessions.board import ENDINGS, Away, Board, Ending, Keeper, MovedError, stop_key
 from fedpipe.sessions.pacing import patience_of, pause
+from fedpipe.sessions.phases import Early, Phase, Script
+from fedpipe.sessions.scripts import script_of
 from fedpipe.store import Store
-from fedpipe.weights import Layout
 
 log = logging.getLogger("fedpipe")
 
 Rounds = Generator[float, None, Record]
 """Yields seconds to wait, and returns a record."""
-Close = Callable[[int, str, Roll], Record]
-"""Takes a round's number, the digest of the weights that it began with, and whom it asked."""
 
-_WORTH_FETCHING = 2**20
-"""Bytes of a model from which updates are fetched while others are awaited."""
 _GRAIN = 2.0
 """Seconds by which a store's age may be wrong: S3 servers tell whole ones, and some tell now a little late."""
 
@@ -80,25 +70,23 @@ class Coordinator:
         clock: seconds, of this process alone.
         listener: hears of every moment.
         random: of the jitter between looks.
-        close: aggregates a round and commits it; by default in constant memory, as updates arrive.
+        script: gives a round's script, from the record of the round before; by default the plan's algorithm.
     """
 
     def __init__(
         self, store: Store, plan: Plan, session: str, *, last: int = 0,
         clock: Callable[[], float] = time.monotonic, listener: Callable[[Moment], None] = lambda _: None,
-        random: Random | None = None, close: Close | None = None,
+        random: Random | None = None, script: Callable[[Record], Script] | None = None,
     ) -> None:  # fmt: skip
         self._store, self._plan, self._federation = store, plan, plan.federation
         self._session = session
         self._last = min(last or plan.federation.training.rounds, plan.federation.training.rounds)
         self._clock, self._tell, self._random = clock, listener, random or Random()  # noqa: S311  (jitter)
         self._keeper = Keeper(store, plan.run, session, clock)
-        self._close, self._plants = close or self._close_here, close is None
+        self._script = script or script_of(store, plan)
         self._record: Record | None = None
         self._values: list[float] = []
         self._away: dict[str, Away] = {}
-        self._forest: Forest | None = None
-        self._layout: Layout | None = None
         self._lost: float | None = None
 
     def run(self) -> Rounds:
@@ -133,8 +121,6 @@ class Coordinator:
             return record
         try:
             commit(self._store, record)  # it may have been cut off before HEAD moved
-            if self._federation.vote and not record.round:
-                yield from self._score_start(record)
             while not (ending := self._ending(record)):
                 record = yield from self._round(record)
         except RoundError as error:
@@ -170,7 +156,7 @@ class Coordinator:
         return "max_seconds" if age is not None and age >= training.max_seconds else ""
 
     def _end(self, record: Record, ending: Ending, why: str) -> None:
-        board = self._keeper.move(self._made(record, record.round, 1, "ended", (), ending=ending, why=why[:500]))
+        board = self._keeper.move(self._made(record.weights, record.round, "ended", (), ending=ending, why=why[:500]))
         log.info("the session ends after round %d: %s", record.round, why)
         self._listen(Moment("ended", board))
 
@@ -178,125 +164,71 @@ class Coordinator:
         self._tell(moment._replace(last=self._last))
 
     def _made(
-        self, base: Record, number: int, attempt: int, phase: Phase, asked: tuple[str, ...], *, candidate: str = "",
+        self, base: str, number: int, phase: str, asked: tuple[str, ...], *, attempt: int = 1, candidate: str = "",
         owner: str = "", ending: Ending = "", why: str = "",
     ) -> Board:  # fmt: skip
         return Board(
             federation=self._federation.name, run=self._plan.run, session=self._session, round=number,
-            attempt=attempt, phase=phase, base=base.weights, asked=asked, candidate=candidate, owner=owner,
+            attempt=attempt, phase=phase, base=base, asked=asked, candidate=candidate, owner=owner,
             away=dict(self._away), ending=ending, why=why,
         )  # fmt: skip
 
-    def _score_start(self, record: Record) -> Generator[float, None, None]:
-        """The learners score the first weights; whoever does not has nothing to compare with later."""
-        names = tuple(learner.name for learner in self._federation.learners)
-        board = self._open(self._made(record, 0, 1, "vote", names, candidate=record.weights))
-        self._excused(board, (yield from self._answers(board)))
-
     def _round(self, previous: Record) -> Rounds:
-        if self._federation.proposers:
-            record = yield from self._collective(previous)
-        else:
-            record = yield from self._averaging(previous)
+        """Play the script of a round; after a crash it is played from its start, and what was done is found."""
+        script, result = self._script(previous), None
+        played: list[tuple[int, str]] = []
+        while True:
+            try:
+                phase: Phase = script.send(result)
+            except StopIteration as end:
+                record: Record = end.value
+                break
+            played.append((phase.round, phase.name))
+            result = yield from self._played(phase, self._is_past(phase, played))
         self._keep(record)
+        if self._keeper.board is not None:
+            self._listen(Moment("closed", self._keeper.board, record=record, seconds=self._keeper.waited()))
         return record
 
-    def _averaging(self, previous: Record) -> Rounds:
-        number = previous.round + 1
+    def _is_past(self, phase: Phase, played: list[tuple[int, str]]) -> bool:
+        """Whether the board, as an earlier coordinator left it, stands at a later phase of the script."""
+        board = self._keeper.board
+        return board is not None and board.round >= phase.round and (board.round, board.phase) not in played
 
-        def ask(attempt: int) -> tuple[str, ...]:
-            return select(self._federation, number, attempt, self._away)
-
-        def close(roll: Roll) -> Record:
-            return self._close(number, previous.weights, roll)
-
-        drafted = read_candidate(self._store, self._plan.run, number) if self._federation.vote else None
-        if drafted is None:
-            drafted = yield from self._tried(previous, "train", ask, close)
-        if not self._federation.vote:
-            return drafted
-        return (yield from self._vote(previous, drafted.weights, ""))
-
-    def _close_here(self, number: int, base: str, roll: Roll) -> Record:
-        return close_round(self._store, self._plan, number, base, roll, in_constant_memory(self._forest))
-
-    def _collective(self, previous: Record) -> Rounds:
-        number = previous.round + 1
-        proposer = proposer_of(self._federation.proposers, number)
-        self._come_back()
-        unheard: dict[str, str] = {}
-        if proposer in self._away:
-            unheard = {proposer: _told(self._away[proposer])}
-        elif not self._keeper.at(number, "vote"):
-            board = self._open(self._made(previous, number, 1, "train", (proposer,)))
-            unheard = self._excused(board, (yield from self._answers(board)))
-            self._note(board)
-        roll = Roll(tuple(learner.name for learner in self._federation.learners), unheard=unheard)
-        proposed = proposal_of(self._store, self._plan, previous, roll)
-        if proposed.candidate is None:
-            close = partial(close_vote, self._store, self._plan, number, previous.weights)
-            return self._closed(number, "tally", close, roll)
-        return (yield from self._vote(previous, proposed.candidate, proposer))
-
-    def _vote(self, previous: Record, candidate: str, owner: str) -> Rounds:
-        number, names = previous.round + 1, tuple(learner.name for learner in self._federation.learners)
-
-        def ask(attempt: int) -> tuple[str, ...]:
-            there = tuple(name for name in names if name not in self._away)
-            return names if attempt > 1 or len(there) < self._federation.min_learners else there
-
-        close = partial(close_vote, self._store, self._plan, number, previous.weights)
-        return (yield from self._tried(previous, "vote", ask, close, candidate, owner))
-
-    def _tried(
-        self, previous: Record, phase: Phase, ask: Callable[[int], tuple[str, ...]], close: Callable[[Roll], Record],
-        candidate: str = "", owner: str = "",
-    ) -> Rounds:  # fmt: skip
-        """Opens a phase and closes it, again and again while too few take part and another try is left."""
-        number, board = previous.round + 1, self._keeper.board
-        attempt = board.attempt if board and self._keeper.at(number, phase) else 1
+    def _played(self, phase: Phase, past: bool) -> Generator[float, None, Any]:
+        """Open a phase and close it, again while too few take part and another try is left."""
+        if past:
+            return self._closed(phase, Roll(phase.asks(1, ())), None)
+        board = self._keeper.board
+        attempt = board.attempt if board and self._keeper.at(phase.round, phase.name) else 1
         while True:
-            self._come_back()
-            board = self._open(
-                self._made(previous, number, attempt, phase, ask(attempt), candidate=candidate, owner=owner)
-            )
             with tempfile.TemporaryDirectory() as folder:
-                self._forest = self._planted(previous, board, Path(folder))
-                excused = self._excused(board, (yield from self._answers(board)))
-                self._note(board)
-                roll = Roll(board.asked, excused=excused, attempt=attempt)
+                roll, early = yield from self._asked(phase, attempt, Path(folder))
                 try:
-                    return self._closed(number, "aggregate" if phase == "train" else "tally", close, roll)
+                    return self._closed(phase, roll, early)
                 except QuorumError as error:
-                    if attempt > self._federation.quorum.retries:
+                    if attempt > phase.retries:
                         raise
                     log.warning("%s; trying the round again", error.what)
             attempt += 1
 
-    def _planted(self, previous: Record, board: Board, folder: Path) -> Forest | None:
-        """Where updates of this round are added up as they arrive; None for a vote, and for a model that is small."""
-        if not self._plants or board.phase != "train" or self._federation.proposers:
-            return None
-        layout = self._layout = self._layout or record_layout(self._store, previous)
-        if layout.size < _WORTH_FETCHING:
-            return None
-        places = places_of(self._plan)
-        return Forest(self._store, layout, [places[name] for name in board.asked], folder)
-
-    def _fetch(self, board: Board, name: str) -> None:
-        """Fetches an update and adds it, while others are awaited; what is wrong with it, the closing will say."""
-        with contextlib.suppress(DroppedError, CorruptError, TooLargeError):
-            update = find_update(self._store, name, board.run, board.round)
-            if update is not None and self._forest is not None:
-                check_update(
-                    update, federation=board.federation, run=board.run, number=board.round, learner=name,
-                    base=board.base,
-                )  # fmt: skip
-                try:
-                    self._forest.add(source_of(self._plan, update))
-                except OSError as error:  # no space to keep it: the closing streams from the store
-                    log.warning("updates are not added before all are there: %s", error.strerror)
-                    self._forest = None
+    def _asked(self, phase: Phase, attempt: int, folder: Path) -> Generator[float, None, tuple[Roll, Early | None]]:
+        """Ask those whom the phase asks, and wait until it is over."""
+        self._come_back()
+        asked = phase.asks(attempt, self._away)
+        if not asked:
+            return Roll((), excused=_excuses(self._away), attempt=attempt), None
+        board = self._open(
+            self._made(
+                phase.base, phase.round, phase.name, asked, attempt=attempt, candidate=phase.candidate,
+                owner=phase.owner,
+            )
+        )  # fmt: skip
+        early = phase.early(board.asked, folder)
+        excused = self._excused(board, phase, (yield from self._answers(board, phase, early)))
+        if phase.round:
+            self._note(board)
+        return Roll(board.asked, excused=excused, attempt=attempt), early
 
     def _open(self, board: Board) -> Board:
         board = self._keeper.move(board)
@@ -304,9 +236,9 @@ class Coordinator:
         self._listen(Moment("opened", board))
         return board
 
-    def _answers(self, board: Board) -> Generator[float, None, _Answers]:
-        """Waits until all have answered, enough took part, or the deadline passes."""
-        needed = enough(self._federation, board.asked) if board.phase == "train" else len(board.asked)
+    def _answers(self, board: Board, phase: Phase, early: Early | None) -> Generator[float, None, _Answers]:
+        """Wait until all have answered, enough took part, or the deadline passes."""
+        needed = phase.enough(board.asked)
         told: dict[str, bool] = {}
         offered: list[str] = []
         while True:
@@ -322,8 +254,8 @@ class Coordinator:
             waited = self._keeper.waited()
             if waited >= self._federation.quorum.deadline:
                 return _Answers(told, late=True)
-            if self._forest is not None and offered:
-                self._fetch(board, offered.pop(0))
+            if early is not None and offered:
+                early.take(offered.pop(0))
                 continue
             left = self._federation.quorum.deadline - waited
             share = 1 - len(told) / len(board.asked)  # the fewer are awaited, the less a look costs
@@ -345,17 +277,16 @@ class Coordinator:
         timing = Timing(step=f"await-{board.phase}", round=board.round, started=time.time() - waited, seconds=waited)
         note(self._store, board.run, timing)
 
-    def _excused(self, board: Board, answers: _Answers) -> dict[str, str]:
-        """Whose part does not count, and why; whoever is late is away from now on."""
-        excused = {name: _told(away) for name, away in board.away.items() if name not in board.asked}
+    def _excused(self, board: Board, phase: Phase, answers: _Answers) -> dict[str, str]:
+        """Return whose part does not count, and why; a learner that is late is away from now on."""
+        excused = _excuses({name: away for name, away in board.away.items() if name not in board.asked})
         missing = [name for name in board.asked if name not in answers.took_part]
         if not answers.late:
             count = sum(answers.took_part.values())
             return excused | dict.fromkeys(missing, f"not needed: {count} others had answered")
-        part = "update" if board.phase == "train" else "ballot"
         for name in missing:
-            if not self._in_time(board, name, part):
-                excused[name] = f"late: no {part} within {self._federation.quorum.deadline:g} s"
+            if not self._in_time(board, name, phase.answer):
+                excused[name] = f"late: no {phase.answer} within {self._federation.quorum.deadline:g} s"
                 self._away[name] = Away(since=board.round, sign=self._keeper.sign_digest(name))
         return excused
 
@@ -371,17 +302,18 @@ class Coordinator:
                 del self._away[name]
                 log.info("%s is back", name)
 
-    def _closed(self, number: int, step: str, close: Callable[[Roll], Record], roll: Roll) -> Record:
+    def _closed(self, phase: Phase, roll: Roll, early: Early | None) -> Any:
+        if not phase.closing:
+            return phase.close(roll, early)
         started, begun = time.time(), self._clock()
-        record = close(roll)
+        record = phase.close(roll, early)
         seconds = self._clock() - begun
-        note(self._store, self._plan.run, Timing(step=step, round=number, started=started, seconds=seconds))
+        timing = Timing(step=phase.closing, round=phase.round, started=started, seconds=seconds)
+        note(self._store, self._plan.run, timing)
         numbers = " ".join(f"{name} {value:.4g}" for name, value in record.metrics.items())
-        log.info("round %d %s in %.1f s: %s", number, step, seconds, numbers)
-        if self._keeper.board is not None and not (step == "aggregate" and self._federation.vote):
-            self._listen(Moment("closed", self._keeper.board, record=record, seconds=self._keeper.waited()))
+        log.info("round %d %s in %.1f s: %s", phase.round, phase.closing, seconds, numbers)
         return record
 
 
-def _told(away: Away) -> str:
-    return f"away since round {away.since}"
+def _excuses(away: Mapping[str, Away]) -> dict[str, str]:
+    return {name: f"away since round {item.since}" for name, item in away.items()}

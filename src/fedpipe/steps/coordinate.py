@@ -12,6 +12,7 @@ from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.pacing import drive
+from fedpipe.sessions.scripts import script_of
 from fedpipe.steps import aggregate, tally
 from fedpipe.steps.contract import Hands, Model
 
@@ -50,9 +51,11 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
         hands.tell(moment, told(plan, moment.record) if moment.record else {})
 
     # The coordinator itself adds updates up as they arrive; TensorFlow Federated aggregates in its own environment.
-    close = partial(hands.call, aggregate.close, inputs.place) if plan.federation.aggregated_by_tff else None
+    elsewhere = partial(hands.call, aggregate.close, inputs.place) if plan.federation.aggregated_by_tff else None
     session = f"{inputs.job}-{inputs.first}"
-    coordinator = Coordinator(store, plan, session, last=inputs.last, listener=listen, close=close)
+    coordinator = Coordinator(
+        store, plan, session, last=inputs.last, listener=listen, script=script_of(store, plan, elsewhere)
+    )
     return _outputs(plan, drive(coordinator.run(), hands.sleep))
 
 

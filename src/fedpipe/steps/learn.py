@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from functools import partial
 
 from msgspec import Struct
@@ -56,27 +57,42 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
     def answer(board: Board) -> bool:
         return bool(hands.call(act, inputs, board))
 
-    session = f"{inputs.job}-{inputs.first}"
-    attendance = Attendance(store, plan, inputs.learner, session, at_once(answer), last=inputs.last)
-    return _outputs(*drive(attendance.run(), hands.sleep))
+    session, answers = f"{inputs.job}-{inputs.first}", dict.fromkeys(ANSWERS, at_once(answer))
+    attendance = Attendance(store, plan, inputs.learner, session, answers, last=inputs.last)
+    took_part = drive(attendance.run(), hands.sleep)
+    return _outputs(took_part["train"] + took_part["propose"], took_part["vote"])
 
 
 def act(inputs: Inputs, board: Board) -> bool:
-    """Train or vote as the board asks, where the framework is. Returns whether the learner took part."""
+    """Answer the phase on the board, where the framework is. Returns whether the learner took part."""
     store, plan = opened(inputs.place)
-    name, number, roll = inputs.learner, board.round, Roll((), attempt=board.attempt)
-
-    learner = partial(make_learner, store, plan, name, number, trains=board.phase == "train", place=inputs.place)
     started, clock = time.time(), time.monotonic()
-    done: Update | Ballot | Dropped
-    if board.phase == "train":
-        left = plan.federation.quorum.deadline - (store.age(board_key(plan.run)) or 0.0)
-        done = contribute(store, plan, name, number, board.base, learner, roll=roll, seconds=left)
-    else:
-        done = vote(store, plan, name, number, board.base, board.candidate, board.owner, learner, roll=roll)
+    done = ANSWERS[board.phase](store, plan, inputs, board)
     seconds = time.monotonic() - clock
-    note(store, plan.run, Timing(step=board.phase, learner=name, round=number, started=started, seconds=seconds))
+    timing = Timing(step=board.phase, learner=inputs.learner, round=board.round, started=started, seconds=seconds)
+    note(store, plan.run, timing)
     return not isinstance(done, Dropped)
+
+
+def _contribute(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Update | Dropped:
+    left = plan.federation.quorum.deadline - (store.age(board_key(plan.run)) or 0.0)
+    make = partial(make_learner, store, plan, inputs.learner, board.round, place=inputs.place)
+    roll = Roll((), attempt=board.attempt)
+    return contribute(store, plan, inputs.learner, board.round, board.base, make, roll=roll, seconds=left)
+
+
+def _vote(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Ballot | Dropped:
+    make = partial(make_learner, store, plan, inputs.learner, board.round, trains=False, place=inputs.place)
+    roll = Roll((), attempt=board.attempt)
+    return vote(store, plan, inputs.learner, board.round, board.base, board.candidate, board.owner, make, roll=roll)
+
+
+ANSWERS: dict[str, Callable[[Store, Plan, Inputs, Board], Update | Ballot | Dropped]] = {
+    "train": _contribute,
+    "propose": _contribute,
+    "vote": _vote,
+}
+"""How a learner answers each phase of the scripts."""
 
 
 @functools.lru_cache(maxsize=4)

@@ -7,9 +7,9 @@ from typing import Any
 from msgspec import Struct
 
 from fedpipe.federation.algorithms import Vote
-from fedpipe.rounds.closing import close_vote
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.sessions.scripts import tally_round
 from fedpipe.steps.contract import Model
 
 
@@ -33,7 +33,7 @@ def run(inputs: Inputs) -> Outputs:
     """Commits the round once; a repeated step finds it committed."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
-    record = close_vote(store, plan, inputs.round, inputs.base)
+    record = tally_round(store, plan, inputs.round, inputs.base)
     assert plan.federation.vote is not None
     return Outputs(weights=record.weights, model=Model(metadata=told(record, plan.federation.vote)))
 

@@ -1,0 +1,186 @@
+"""The algorithms, each as a script that reads like its paper."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from fedpipe.errors import RoundError
+from fedpipe.rounds.closing import EarlySums, close_round, close_vote, in_constant_memory, proposal_of
+from fedpipe.rounds.history import begun_from, commit, is_aggregated, record_layout
+from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.roll import Roll
+from fedpipe.rounds.selection import enough, select
+from fedpipe.rounds.voting import proposer_of
+from fedpipe.sessions.phases import Early, Phase, Script, close_phase
+from fedpipe.store import Store
+from fedpipe.weights import Layout
+
+log = logging.getLogger("fedpipe")
+
+Aggregate = Callable[[int, str, Roll], Record]
+"""Aggregates a round and commits it, from its number, the digest of its base, and its roll."""
+
+
+def averaging(round: Round) -> Script:
+    """Federated averaging (McMahan et al. 2017, Algorithm 1); where learners vote, the aggregate is a candidate."""
+    aggregated = yield round.train()
+    if not round.votes:
+        return aggregated  # type: ignore[no-any-return]
+    return (yield round.vote(aggregated))  # type: ignore[no-any-return]
+
+
+def collective(round: Round) -> Script:
+    """Collective learning (Fetch.ai's colearn): one learner proposes, all vote."""
+    proposed = yield round.propose()
+    if proposed.candidate is None:
+        return (yield round.reject(proposed))  # type: ignore[no-any-return]
+    return (yield round.vote(proposed))  # type: ignore[no-any-return]
+
+
+def script_of(store: Store, plan: Plan, aggregate: Aggregate | None = None) -> Callable[[Record], Script]:
+    """Return the scripts of a run's rounds, each from the record of the round before.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        aggregate: aggregates a round and commits it; by default in constant memory, as updates arrive.
+    """
+    algorithm = collective if plan.federation.proposers else averaging
+    layouts: dict[str, Layout] = {}  # one for a whole run
+
+    def layout(previous: Record) -> Layout:
+        if previous.layout not in layouts:
+            layouts[previous.layout] = record_layout(store, previous)
+        return layouts[previous.layout]
+
+    def script(previous: Record) -> Script:
+        round = Round(store, plan, previous, layout, aggregate)
+        if round.votes and not previous.round:
+            yield round.score_start()
+        return (yield from algorithm(round))
+
+    return script
+
+
+def tally_round(store: Store, plan: Plan, number: int, base: str) -> Record:
+    """Play a round to its end, once everybody has voted in a step of its own.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        number: the round, from 1.
+        base: digest of the weights that the round began with.
+
+    Raises:
+        QuorumError: too few learners voted; nothing is committed.
+        RoundError: the round before is not committed or ended with other weights, or nothing was aggregated.
+    """
+    previous = begun_from(store, plan.run, number, base)
+    if not plan.federation.proposers and not is_aggregated(store, plan.run, number):
+        raise RoundError(f"round {number} has nothing to vote on: its updates are not aggregated")
+    record: Record = close_phase(script_of(store, plan)(previous))
+    return record
+
+
+class Round:
+    """A round that a script plays: the phases it can be made of.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        previous: the record of the round before.
+        layout: reads the layout of a record's weights.
+        aggregate: see `script_of`.
+    """
+
+    def __init__(
+        self, store: Store, plan: Plan, previous: Record, layout: Callable[[Record], Layout],
+        aggregate: Aggregate | None = None,
+    ) -> None:  # fmt: skip
+        self._store, self._plan, self._previous = store, plan, previous
+        self._layout, self._aggregate = layout, aggregate
+        self._retries = plan.federation.quorum.retries
+        self.number, self.base = previous.round + 1, previous.weights
+        self.votes = plan.federation.vote is not None
+
+    def train(self) -> Phase:
+        """Ask the selected learners for updates; close with the aggregate."""
+        return Phase(
+            name="train", round=self.number, base=self.base, answer="update", asks=self._selected,
+            enough=partial(enough, self._plan.federation), close=self._aggregated, closing="aggregate",
+            retries=self._retries, early=self._early,
+        )  # fmt: skip
+
+    def propose(self) -> Phase:
+        """Ask the proposer for an update; close with the proposal, which has no candidate when nothing came."""
+        proposer = proposer_of(self._plan.federation.proposers, self.number)
+
+        def asks(_attempt: int, away: Collection[str]) -> tuple[str, ...]:
+            return () if proposer in away else (proposer,)
+
+        def close(roll: Roll, _early: Early | None) -> Record:
+            return proposal_of(self._store, self._plan, self._previous, roll)
+
+        return Phase(name="propose", round=self.number, base=self.base, answer="update", asks=asks, close=close)
+
+    def vote(self, proposed: Record) -> Phase:
+        """Ask all learners for a ballot on a proposal or an aggregate; close with the tally."""
+        candidate = replace(proposed, candidate=proposed.candidate or proposed.weights)
+
+        def close(roll: Roll, _early: Early | None) -> Record:
+            return close_vote(self._store, self._plan, self._previous, candidate, roll)
+
+        return Phase(
+            name="vote", round=self.number, base=self.base, answer="ballot", asks=self._everybody, close=close,
+            closing="tally", retries=self._retries, candidate=candidate.candidate or "", owner=proposed.proposer,
+        )  # fmt: skip
+
+    def reject(self, proposed: Record) -> Phase:
+        """Ask nobody; close with the rejection of a round in which nothing was proposed."""
+
+        def close(_roll: Roll, _early: Early | None) -> Record:
+            log.warning("round %d: nothing to vote on: %s", proposed.round, proposed.dropped[0].why)
+            return commit(self._store, proposed)
+
+        return Phase(
+            name="reject", round=self.number, base=self.base, answer="", asks=lambda *_: (), close=close,
+            closing="tally",
+        )  # fmt: skip
+
+    def score_start(self) -> Phase:
+        """Ask all learners to score the first weights, so that the first vote has something to compare with."""
+        return Phase(
+            name="vote", round=0, base=self.base, answer="ballot", asks=self._all, close=lambda *_: None,
+            candidate=self.base,
+        )  # fmt: skip
+
+    def _selected(self, attempt: int, away: Collection[str]) -> tuple[str, ...]:
+        return select(self._plan.federation, self.number, attempt, away)
+
+    def _all(self, _attempt: int, _away: Collection[str]) -> tuple[str, ...]:
+        return tuple(learner.name for learner in self._plan.federation.learners)
+
+    def _everybody(self, attempt: int, away: Collection[str]) -> tuple[str, ...]:
+        """All who are there; those away too when the quorum needs them, and from the second attempt on."""
+        names = self._all(attempt, away)
+        there = tuple(name for name in names if name not in away)
+        return names if attempt > 1 or len(there) < self._plan.federation.min_learners else there
+
+    def _aggregated(self, roll: Roll, early: Early | None) -> Record:
+        if self._aggregate is not None:
+            return self._aggregate(self.number, self.base, roll)
+        sums = early.forest if isinstance(early, EarlySums) else None
+        combiner = in_constant_memory(sums)
+        return close_round(self._store, self._plan, self.number, self.base, roll, combiner)
+
+    def _early(self, asked: tuple[str, ...], folder: Path) -> Early | None:
+        if self._aggregate is not None:
+            return None
+        layout = self._layout(self._previous)
+        return EarlySums.plant(self._store, self._plan, self._previous, layout, asked, folder)
