@@ -35,15 +35,15 @@ WORDS: dict[str, str] = {
     r"of no kind": "has an unsupported format",
     r"whoever": "name the party: the learner, a client, anyone who",
     r"shall": "must, is to, should",
-    r"told|tells?(?! \S+(?: \S+){0,4} apart)": "reports, shows, says, names; only people tell",
+    r"told|(?<!nobody can )tells?(?! \S+(?: \S+){0,4} apart)": "reports, shows, says, names; only people tell",
     r"must be said": "specify, set, give",
     r"(?:the model|the version|the one) of then": "the model at that point",
     r"from then on": "from now on, stop working, afterwards",
     r"is there twice": "is listed twice",
 }
-"""Banned words, and their replacements. Each is a regular expression for whole words, in upper or lower case."""
+"""Banned words, and their replacements: regular expressions for whole words of any case; a space is any gap."""
 
-HEADLESS = re.compile(r"(?:what(?!'s)|whoever|whatever)\s", re.I)
+HEADLESS = re.compile(r"(?:what(?!'s)|whatever)\s", re.I)
 """A sentence that begins with such a clause and asks no question: name its subject."""
 
 EXEMPT = {
@@ -60,7 +60,7 @@ SUFFIXES = {".md", ".py", ".yaml", ".yml", ".tpl", ".txt", ".html", ".js", ".css
 _ABBREVIATIONS = re.compile(r"\b(?:et al|e\.g|i\.e|vs|cf|approx|no|fig)\.", re.I)
 _SENTENCE = re.compile(r"(?<=[.!?])[)\"'*]*\s+(?=[A-Z0-9`\"'(*\[])")
 _DIRECTIVE = re.compile(r"#\s*(?:noqa|type:|fmt:|shellcheck|mypy:|ruff:).*")
-_BANNED = {name: re.compile(rf"\b(?:{name})\b", re.I) for name in WORDS}
+_BANNED = {name: re.compile(rf"\b(?:{name})\b".replace(" ", r"\s"), re.I) for name in WORDS}
 
 
 class Text(NamedTuple):
