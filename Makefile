@@ -10,7 +10,7 @@ PYTEST_WORKERS ?= 2
 .PHONY: help setup setup-tff setup-bench demo test test-fast faults check bench lock docs images e2e clean
 
 help: ## list the words
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .tools/bin/uv: requirements/uv.txt
 	$(PYTHON) -m venv .tools
@@ -54,13 +54,14 @@ test-fast: setup ## run the tests that take seconds
 faults: setup ## 1000 disturbed sessions of real processes, 10 000 simulated ones (about half an hour)
 	FEDPIPE_FAULTS=1000 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/faults
 
-check: setup ## ruff, mypy, import rules, generated docs
+check: setup ## ruff, mypy, import rules, generated docs, English
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference.py --check
 	$(BIN)/python docs/chart.py --check
+	$(BIN)/python docs/english.py
 
 bench: setup setup-tff setup-bench ## measure side by side with peers
 	$(BIN)/python -m benchmarks

@@ -49,7 +49,7 @@ def main() -> int:
     }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     _write_page(results)
-    table = Table("what", "ours", "beside", "ratio", "goal", "reached")
+    table = Table("what", "ours", "compared with", "ratio", "goal", "reached")
     for name in NAMES:
         for row in results.get(name, []):
             reached = "[green]yes[/]" if row["reached"] else "[red]no[/]"
@@ -60,7 +60,7 @@ def main() -> int:
 
 def _write_page(results: dict[str, Any]) -> None:
     """Puts the figures into the README, between its markers."""
-    lines = ["| what | ours | beside | ratio | goal | reached |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| what | ours | compared with | ratio | goal | reached |", "| --- | --- | --- | --- | --- | --- |"]
     for name in NAMES:
         for row in results.get(name, []):
             reached = "yes" if row["reached"] else "**no**"

@@ -1,4 +1,4 @@
-"""The aggregate step from store to store, beside merely downloading the same updates."""
+"""The aggregate step from store to store, compared with merely downloading the same updates."""
 
 from __future__ import annotations
 

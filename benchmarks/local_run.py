@@ -1,4 +1,4 @@
-"""A local run of softmax regression, from process start to the last round, beside TFF's and Flower's simulation."""
+"""A local run of softmax regression up to the last round, compared with TFF's and Flower's simulation."""
 
 from __future__ import annotations
 

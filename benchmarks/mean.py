@@ -1,4 +1,4 @@
-"""Mean of ten updates of 100 MB held in memory, beside Flower and NVFlare."""
+"""Mean of ten updates of 100 MB held in memory, compared with Flower and NVFlare."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ MIB = 2**20
 
 
 class Row(NamedTuple):
-    """A figure: ours beside a peer's or a bound's, the ratio, and the goal it is held against."""
+    """A figure: ours and a peer's or a bound's, the ratio, and the goal."""
 
     what: str
     ours: str

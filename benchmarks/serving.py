@@ -1,4 +1,4 @@
-"""A served model over HTTP beside onnxruntime alone: latency, throughput, switches of versions, memory over reloads.
+"""A served model over HTTP compared with onnxruntime alone: latency, throughput, switches of versions, memory over reloads.
 
 The load comes from wrk (Debian's package), on the same cores.
 """
@@ -215,7 +215,7 @@ def memory_of(process: int) -> float:
 
 
 def reloads(folder: Path) -> Row:
-    """Resident memory after 100 further reloads of a model of 4 MB, beside that after the first ten."""
+    """Resident memory after 100 further reloads of a model of 4 MB, and that after the first ten."""
     from fedpipe.store import LocalStore
 
     models = LocalStore(folder / "store").below("models")
@@ -246,7 +246,7 @@ def large(seed: int) -> bytes:
 
 
 def run() -> list[Row]:
-    """All figures."""
+    """Measure all figures."""
     if shutil.which("wrk") is None:
         raise SystemExit("the load comes from wrk: apt-get install wrk")
     digits = (resources.files("fedpipe") / "templates" / "model.py").read_text()

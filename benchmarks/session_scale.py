@@ -29,7 +29,7 @@ DEADLINE = 300.0
 
 
 class Scale(NamedTuple):
-    """What a simulated session did, means over its rounds."""
+    """The measurements of a simulated session, as means over its rounds."""
 
     learners: int
     asked: str

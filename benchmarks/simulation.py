@@ -1,4 +1,4 @@
-"""A simulation of softmax regression beside a bare TFF script of the same: its rounds, and its start."""
+"""A simulation of softmax regression and a bare TFF script of the same: rounds and start."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def resident(name: str) -> int:
 
 store = open_store(sys.argv[1])
 plan = read_plan(store, sys.argv[3])
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 before = resident("VmRSS")
 close_round(store, plan, 1, sys.argv[2])
 print(json.dumps({"extra": resident("VmHWM") - before}))

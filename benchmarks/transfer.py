@@ -1,4 +1,4 @@
-"""Upload and download of 512 MiB, with the SHA-256 verified, beside `mc cp`."""
+"""Upload and download of 512 MiB, with the SHA-256 verified, compared with `mc cp`."""
 
 from __future__ import annotations
 

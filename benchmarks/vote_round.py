@@ -1,4 +1,4 @@
-"""A round of collective learning in the local engine, beside a bare Keras loop that trains and evaluates the same."""
+"""A round of collective learning in the local engine, and a bare Keras loop that trains and evaluates the same."""
 
 from __future__ import annotations
 

@@ -13,14 +13,17 @@ CHART = Path(__file__).parents[1] / "helm" / "fedpipe"
 PAGE = CHART / "README.md"
 HEAD = """# The chart `fedpipe`
 
-Serves the models that a federation has accepted ([docs/serving.md](../../docs/serving.md)): a Deployment with probes,
-HorizontalPodAutoscaler, PodDisruptionBudget, NetworkPolicy and ServiceMonitor, or KServe's ServingRuntime and
-InferenceService. With `federation.name` it also installs what the runs of a federation need in their namespace:
-accounts and Secrets of learners, a Role for operators, a NetworkPolicy for all steps, a quota, priority classes; and,
-when they are enabled, a Job that makes bucket and users, and a MinIO for a trial
-([docs/kubeflow.md](../../docs/kubeflow.md)). Pods fit Pod Security's level `restricted`.
-Made for Kubernetes 1.29 and newer, tested on 1.34. This page is generated from
-`values.yaml` (`make docs`).
+The chart serves the models that a federation has accepted ([docs/serving.md](../../docs/serving.md)). It installs a
+Deployment with probes, HorizontalPodAutoscaler, PodDisruptionBudget, NetworkPolicy and ServiceMonitor, or KServe's
+ServingRuntime and InferenceService.
+
+With `federation.name` it also installs the objects that runs of a federation need in their namespace
+([docs/kubeflow.md](../../docs/kubeflow.md)). These are accounts and Secrets of learners, a Role for operators, a
+NetworkPolicy for all steps, a quota and priority classes. Two more are off by default: a Job that makes bucket and
+users, and a MinIO for a trial.
+
+Pods fit Pod Security's level `restricted`. The chart is made for Kubernetes 1.29 and newer, and tested on 1.34. This
+page is generated from `values.yaml` (`make docs`).
 
 ```sh
 kubectl -n ml create secret generic store --from-literal=accesskey=... --from-literal=secretkey=...
@@ -29,7 +32,7 @@ helm -n ml install prod helm/fedpipe --set store.existingSecret=store \\
 helm -n ml test prod
 ```
 
-The key in the Secret needs to read `NAME/models/*` and to list the bucket below it, nothing else. On a MinIO, the chart
+The key in the Secret needs to read `NAME/models/*` and to list the bucket below it, nothing else. On MinIO, the chart
 makes that user itself: `--set bucket.enabled=true,bucket.adminSecret=...,bucket.serverSecret=store`.
 
 For the learners, in the namespace where Kubeflow runs their pods:
@@ -45,7 +48,7 @@ helm -n kubeflow install digits helm/fedpipe --set serving.enabled=false,federat
 
 
 def rows() -> Iterator[str]:
-    """A row for each value, in the order of the file."""
+    """Yield a row for each value, in the order of the file."""
     text = (CHART / "values.yaml").read_text()
     values = yaml.safe_load(text)
     section = ""
@@ -66,7 +69,7 @@ def rows() -> Iterator[str]:
 
 
 def main() -> int:
-    """Writes the page, or checks it."""
+    """Write the page, or check it."""
     page = HEAD + "\n".join(rows()) + "\n"
     if "--check" in sys.argv:
         if PAGE.read_text() != page:

@@ -17,14 +17,14 @@ from fedpipe.federation.federation import Federation
 PAGE = Path(__file__).parent / "federation.md"
 HEAD = """# The federation file
 
-`federation.yaml` is the one thing that you write; `fedpipe init DIR` writes a working one. Unknown keys are errors.
-Relative paths are resolved beside the file. This page is generated from the types in `src/fedpipe/federation/`
-(`make docs`).
+A user writes two files: `federation.yaml` and `model.py`. `fedpipe init DIR` writes working ones. Unknown keys are
+errors. Relative paths start at the folder of the federation file. This page is generated from the types in
+`src/fedpipe/federation/` (`make docs`).
 """
 
 
 def unwrapped(kind: Any) -> tuple[Any, str]:
-    """The type without its annotation, and the description in it."""
+    """Split a type into the type without its annotation, and the description in it."""
     text = ""
     while get_origin(kind) is Annotated:
         kind, *metas = get_args(kind)
@@ -33,7 +33,7 @@ def unwrapped(kind: Any) -> tuple[Any, str]:
 
 
 def shown(kind: Any) -> str:
-    """A type in words."""
+    """Express a type in words."""
     kind, _ = unwrapped(kind)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
@@ -44,7 +44,7 @@ def shown(kind: Any) -> str:
         return f"list of {shown(arguments[0])}"
     if origin is dict:
         named = [argument for argument in arguments if typing.get_origin(argument) is Literal]
-        keys = f", by {' or '.join(f'`{v}`' for v in typing.get_args(named[0]))}" if named else ""
+        keys = f"; keys: {', '.join(f'`{v}`' for v in typing.get_args(named[0]))}" if named else ""
         return f"table of {shown(arguments[1])}{keys}" if keys else "table"
     if isinstance(kind, type) and issubclass(kind, Struct):
         return f"[{kind.__name__}](#{kind.__name__.lower()})"
@@ -52,7 +52,7 @@ def shown(kind: Any) -> str:
 
 
 def limits(kind: Any) -> str:
-    """What a value must obey."""
+    """List the limits of a value."""
     found = []
     while get_origin(kind) is Annotated:
         kind, *metas = get_args(kind)
@@ -64,7 +64,7 @@ def limits(kind: Any) -> str:
 
 
 def default(field: Any) -> str:
-    """The default as YAML, or `required`."""
+    """Show the default as YAML, or `required`."""
     if field.default is not msgspec.NODEFAULT:
         value = field.default
         if isinstance(value, bool):
@@ -77,7 +77,7 @@ def default(field: Any) -> str:
 
 
 def structs(kind: Any) -> Iterator[Any]:
-    """The structs below a struct, in the order of the file, each once by the caller."""
+    """Yield the structs below a struct, in the order of the file, some more than once."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in msgspec.structs.fields(kind):
         for inner in inner_structs(hints[field.name]):
@@ -86,7 +86,7 @@ def structs(kind: Any) -> Iterator[Any]:
 
 
 def inner_structs(kind: Any) -> Iterator[Any]:
-    """The structs that a type mentions."""
+    """Yield the structs that a type mentions."""
     kind, _ = unwrapped(kind)
     if isinstance(kind, type) and issubclass(kind, Struct):
         yield kind
@@ -95,7 +95,7 @@ def inner_structs(kind: Any) -> Iterator[Any]:
 
 
 def section(kind: Any) -> str:
-    """A struct as a heading, its docstring and a table."""
+    """Write a struct as a heading, its docstring and a table."""
     hints = typing.get_type_hints(kind, include_extras=True)
     rows = []
     config = kind.__struct_config__
@@ -112,7 +112,7 @@ def section(kind: Any) -> str:
 
 
 def page() -> str:
-    """The whole page."""
+    """Write the whole page."""
     kinds = dict.fromkeys([Federation, *structs(Federation)])
     return "\n".join([HEAD, *(section(kind) for kind in kinds)])
 

@@ -3,7 +3,7 @@
     python examples/compose.py federation.yaml mine.yaml     # compile
     fedpipe run mine.yaml                                    # and run on this machine, or upload it to Kubeflow
 
-One learner trains one round; a container of your own then tells what came out.
+One learner trains one round; a container of your own then prints the result.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""What a vote is for: five learners, one of them with shuffled labels; collective learning beside plain averaging.
+"""Shows the purpose of a vote: of five learners one has shuffled labels; collective learning and plain averaging.
 
     python examples/shuffled_labels.py shuffled [ROUNDS]
 
 Four learners share handwritten digits; the fifth brings its own, with labels in a random order. The same learners learn
-twice: by proposals and votes, then by plain averaging. `shuffled/report.html` shows both runs beside each other.
+twice: by proposals and votes, then by plain averaging. `shuffled/report.html` shows both runs.
 """
 
 import sys
@@ -17,7 +17,7 @@ from fedpipe.commands.compare import report
 
 
 def write_data(folder: Path) -> None:
-    """A fifth of the digits, with shuffled labels, becomes a file of its own."""
+    """Write a fifth of the digits, with shuffled labels, to a file of its own."""
     with np.load(folder / "digits.npz") as digits:
         x, y = digits["x"], digits["y"]
     draw = np.random.default_rng(5)
@@ -28,7 +28,7 @@ def write_data(folder: Path) -> None:
 
 
 def write_federation(folder: Path, algorithm: dict, rounds: int) -> Path:
-    """The same learners, learning by one algorithm, from fresh weights."""
+    """Write the federation of the same learners and one algorithm, from fresh weights."""
     content = yaml.safe_load((folder / "federation.yaml").read_text())
     content["data"]["uri"] = "shared.npz"
     content["learners"][4]["data"] = "shuffled.npz"
@@ -40,7 +40,7 @@ def write_federation(folder: Path, algorithm: dict, rounds: int) -> Path:
 
 
 def learn(folder: Path, rounds: int) -> dict[str, dict]:
-    """Runs both, writes the report, and returns the two summaries."""
+    """Run both, write the report, and return the two summaries."""
     write_data(folder)
     found = {}
     for algorithm in ({"name": "collective"}, {"name": "averaging"}):
@@ -52,7 +52,7 @@ def learn(folder: Path, rounds: int) -> dict[str, dict]:
 
 
 def tell(found: dict[str, dict], folder: Path) -> None:
-    """Who was accepted how often, and what both made of it."""
+    """Print how often each learner was accepted, and the accuracy of both runs."""
     rounds = [entry["vote"] for entry in found["collective"]["rounds"] if entry["round"]]
     for name in rounds[0]["learners"]:
         mine = [vote for vote in rounds if vote["proposer"] == name]

@@ -94,3 +94,37 @@ def test_no_address_of_a_registry_and_no_folder_of_a_machine_is_committed() -> N
             assert "pythonhosted" + ".org" not in text, name
             assert "pypi" + ".org" not in text, name
             assert home + "/" not in text, name
+
+
+HOUSE = ROOT / "docs" / "architecture.md"
+
+
+def named_paths() -> set[tuple[str, str]]:
+    """The `path.py` and `path.py:name` of the page, without those of users and those that stand for any."""
+    found = re.findall(r"`([\w./-]+\.py)(?::([\w.]+))?`", HOUSE.read_text())
+    return {(path, name) for path, name in found if path != "model.py" and "NAME" not in path}
+
+
+@pytest.mark.parametrize(("path", "name"), sorted(named_paths()))
+def test_the_page_of_the_house_names_what_exists(path: str, name: str) -> None:
+    place = next((p for p in (ROOT / "src" / "fedpipe" / path, ROOT / path) if p.is_file()), None)
+    assert place is not None, path
+    scope: list[ast.stmt] = ast.parse(place.read_text()).body
+    for part in name.split(".") if name else ():
+        scope = next((inner for inner in (_named(node, part) for node in scope) if inner is not None), [])
+        assert scope, f"{path} has no {name}"
+
+
+def _named(node: ast.stmt, name: str) -> list[ast.stmt] | None:
+    """What a definition or an assignment of that name holds; None for any other statement."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
+        return node.body
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [node] if any(isinstance(t, ast.Name) and t.id == name for t in targets) else None
+
+
+def test_the_page_of_the_house_names_every_room() -> None:
+    drawn = HOUSE.read_text().split("```")[1]
+    inside = (ROOT / "src" / "fedpipe").iterdir()
+    rooms = {f"{p.name}/" if p.is_dir() else p.name for p in inside if not p.name.startswith(("_", "py."))}
+    assert rooms <= set(re.findall(r"^  (\S+)", drawn, re.M))

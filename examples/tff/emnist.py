@@ -7,8 +7,8 @@
     fedpipe simulate emnist/federation.yaml
 
 Ten writers are ten learners, with the tutorial's own settings: five passes, shuffled with seed 1, batches of 20, SGD
-0.02 at the clients and 1.0 at the server, ten rounds of all ten. With the real files the tutorial tells, for its
-training metrics from the first to the tenth round, accuracy 0.123 to 0.325 and loss 3.119 to 2.073.
+0.02 at the clients and 1.0 at the server, ten rounds of all ten. With the real files the tutorial reports training
+metrics from the first to the tenth round: accuracy 0.123 to 0.325 and loss 3.119 to 2.073.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Federated SGD of a perceptron beside the centrally trained one: two classes, ten parties with 32 examples each.
+"""Federated SGD of a perceptron, and the centrally trained one: two classes, ten parties with 32 examples each.
 
     python examples/tff/perceptron.py perceptron
 
-A round of federated SGD is one step along the gradient of all parties' examples: the same step as that of somebody who
-holds all of them. So both end with the same boundary, which is printed with both accuracies.
+A round of federated SGD is one step along the gradient of all parties' examples: the same step as in central training
+on all of them. So both end with the same boundary, which is printed with both accuracies.
 """
 
 import argparse
@@ -43,7 +43,7 @@ simulation:
 
 
 def two_classes() -> tuple[np.ndarray, np.ndarray]:
-    """Two clouds in the plane that overlap a little."""
+    """Draw two clouds in the plane that overlap a little."""
     random = np.random.default_rng(0)
     y = np.arange(PARTIES * EXAMPLES) % 2
     x = random.normal(size=(len(y), 2)) + np.where(y[:, None], [1.2, 0.8], [-1.2, -0.8])
@@ -51,7 +51,7 @@ def two_classes() -> tuple[np.ndarray, np.ndarray]:
 
 
 def central(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
-    """The perceptron of somebody who holds all examples: as many steps along the gradient of all of them."""
+    """Train the perceptron on all examples at once: as many steps along their gradient."""
     w, b = np.zeros((2, 1)), 0.0
     for _ in range(ROUNDS):
         error = 1 / (1 + np.exp(-(x @ w + b))) - y
@@ -60,11 +60,11 @@ def central(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def simulated(folder: Path) -> tuple[np.ndarray, float]:
-    """The perceptron of the federation."""
+    """Train the perceptron of the federation."""
     fedpipe.run(folder / "federation.yaml", out=folder / "out", simulation=True)
     at = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     odds = fedpipe.predict(folder / "out" / "model.onnx", np.array(at, np.float32)).outputs[:, 0].astype(np.float64)
-    scores = np.log(odds / (1 - odds))  # what the unit adds up, before the sigmoid
+    scores = np.log(odds / (1 - odds))  # the sum of the unit, before the sigmoid
     return scores[1:] - scores[0], float(scores[0])
 
 

@@ -109,7 +109,7 @@ def with_features(folder: Path, change_features: Callable[[np.ndarray], np.ndarr
 MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown key": (lambda d: change(d, "federation.yaml", "rounds:", "round:"), "training: unknown key 'round'. Did you mean 'rounds'?"),
     "wrong type": (lambda d: change(d, "federation.yaml", "rounds: 10", "rounds: ten"), "training.rounds: Expected `int`, got `str`"),
-    "same name twice": (lambda d: change(d, "federation.yaml", "hospital-b", "hospital-a"), "the learner 'hospital-a' is there twice"),
+    "same name twice": (lambda d: change(d, "federation.yaml", "hospital-b", "hospital-a"), "the learner 'hospital-a' is listed twice"),
     "unsafe name": (lambda d: change(d, "federation.yaml", "hospital-b", "../b"), "learners[1].name: not a safe name"),
     "no build": (lambda d: change(d, "model.py", "def build", "def make"), "model.py: there is no function 'build'"),
     "not compiled": (lambda d: change(d, "model.py", "model.compile(", "dict("), "the model is not compiled"),
@@ -163,14 +163,14 @@ COLLECTIVE_MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
     "criterion that is not compiled": (lambda d: change(d, "federation.yaml", "criterion: loss ", "criterion: acuracy\n    minimise: false "), "algorithm.vote.criterion: 'acuracy' is neither the loss nor a compiled metric. Did you mean 'accuracy'?"),
     "criterion of unknown direction": (lambda d: change(d, "federation.yaml", "criterion: loss ", "criterion: accuracy "), "algorithm.vote.minimise: is missing"),
     "rule": (lambda d: change(d, "federation.yaml", "rule: others_vote", "rule: other_vote"), "algorithm.vote.rule: Invalid enum value 'other_vote'. Valid: all_vote, others_vote."),
-    "empty vote part": (lambda d: change(d, "federation.yaml", "{train: 0.6, vote: 0.2, test: 0.2}", "{train: 0.8, vote: 0, test: 0.2}"), "data.parts.vote: is 0. Learners vote with this part"),
+    "empty vote part": (lambda d: change(d, "federation.yaml", "{train: 0.6, vote: 0.2, test: 0.2}", "{train: 0.8, vote: 0, test: 0.2}"), "data.parts.vote: is 0. Give learners examples to vote with"),
     "vote part below a batch": (lambda d: change(d, "federation.yaml", "{train: 0.6, vote: 0.2, test: 0.2}", "{train: 0.78, vote: 0.02, test: 0.2}"), "data.parts.vote: the vote part of hospital-a has 6 examples, a batch has 16. Raise it"),
     "proposer": (lambda d: change(d, "federation.yaml", "  name: collective", "  name: collective\n  proposers: [hospital-z]"), "algorithm.proposers[0]: there is no learner 'hospital-z'"),
     "no delta": (privacy("delta: 1.0e-4, ", ""), "learners[1].privacy: the key 'delta' is missing"),
     "negative noise": (privacy("noise_multiplier: 1.0", "noise_multiplier: -1.0"), "learners[1].privacy.noise_multiplier: Expected `float` > 0.0. Write a number > 0."),
     "microbatches": (privacy("microbatches: 16", "microbatches: 5"), "learners[1].privacy.microbatches: 5 does not divide training.batch_size, 16"),
     "epsilon of nothing": (privacy("target_epsilon: 8.0", "target_epsilon: 0"), "learners[1].privacy.target_epsilon: Expected `float` > 0.0"),
-    "callbacks beside privacy": (lambda d: (privacy()(d), change(d, "federation.yaml", "  seed: 1", "  seed: 1\n  callbacks: {EarlyStopping: {monitor: loss}}"))[0], "training.callbacks: cannot be used beside learners[1].privacy"),
+    "callbacks with privacy": (lambda d: (privacy()(d), change(d, "federation.yaml", "  seed: 1", "  seed: 1\n  callbacks: {EarlyStopping: {monitor: loss}}"))[0], "training.callbacks: cannot be combined with learners[1].privacy"),
 }  # fmt: skip
 
 

@@ -71,7 +71,7 @@ MISTAKES = {
     "negative rate": ("training.learning_rate", -1.0, "training.learning_rate: Expected `float` >= 0.0"),
     "list for a table": ("training", [1], "training: Expected `object`, got `array`"),
     "no learners": ("learners", [], "learners: Expected `array` of length >= 1"),
-    "twice the same": ("learners.1.name", "a", "learners[1].name: the learner 'a' is there twice"),
+    "twice the same": ("learners.1.name", "a", "learners[1].name: the learner 'a' is listed twice"),
     "slash in a name": ("learners.0.name", "a/b", "learners[0].name: not a safe name"),
     "dots in a name": ("learners.0.name", "..", "learners[0].name: not a safe name"),
     "capitals in a name": ("name", "Digits", "name: not a safe name"),
@@ -86,12 +86,12 @@ MISTAKES = {
     "a rule of another engine": (
         "algorithm",
         {"name": "averaging", "rule": "robust"},
-        "algorithm.rule: 'robust' is of TensorFlow Federated. Add `engine: tff` to the algorithm.",
+        "algorithm.rule: 'robust' needs TensorFlow Federated. Add `engine: tff` to the algorithm.",
     ),
     "an optimizer of another engine": (
         "algorithm",
         {"name": "averaging", "server_optimizer": {"name": "adam", "learning_rate": 0.1}},
-        "algorithm.server_optimizer.name: 'adam' is of TensorFlow Federated. Add `engine: tff`",
+        "algorithm.server_optimizer.name: 'adam' needs TensorFlow Federated. Add `engine: tff`",
     ),
     "unknown optimizer": (
         "algorithm",
@@ -106,7 +106,7 @@ MISTAKES = {
     "noise among unequal learners": (
         "algorithm",
         {"name": "averaging", "engine": "tff", "rule": {"name": "dp_fixed", "noise_multiplier": 1, "clip": 1}},
-        "algorithm.weighting: must be uniform beside the rule 'dp_fixed'",
+        "algorithm.weighting: must be uniform for the rule 'dp_fixed'",
     ),
     "a rule without its settings": (
         "algorithm",
@@ -140,7 +140,7 @@ MISTAKES = {
     "parts above 1": ("data.parts", {"train": 0.9, "vote": 0.1, "test": 0.1}, "data.parts: add up to 1.1"),
     "no train part": ("data.parts", {"train": 0.0, "vote": 0.5, "test": 0.5}, "data.parts.train: is 0"),
     "no data": ("data.uri", "", "data.uri: is missing"),
-    "no epochs and no steps": ("training.local_epochs", 0, "training.local_epochs: is 0 and local_steps too"),
+    "no epochs and no steps": ("training.local_epochs", 0, "training.local_epochs: is 0, and so is local_steps"),
     "a quorum of too many": ("quorum", {"min_learners": 3}, "quorum.min_learners: is 3, but there are 2 learners"),
     "no deadline": ("quorum", {"deadline": 0}, "quorum.deadline: Expected `float` > 0.0"),
     "unknown store": ("store", "ftp://x", "store: unknown store 'ftp://x'"),
@@ -153,27 +153,27 @@ MISTAKES = {
         "windowed(3)",
         "training.preprocessing: there is no 'windowed'. Chain calls of map, take, ",
     ),
-    "epochs beside a repeat": (
+    "epochs and a repeat": (
         "training",
         {"rounds": 1, "batch_size": 1, "local_epochs": 2, "preprocessing": "repeat(2)"},
-        "training.local_epochs: has no effect beside training.preprocessing. Write `repeat` there instead.",
+        "training.local_epochs: has no effect with training.preprocessing. Write `repeat` there instead.",
     ),
     "held out, who?": (
         "simulation.held_out",
         ["c"],
-        "simulation.held_out[0]: there is no learner 'c'. Learners: a, b.",
+        "simulation.held_out[0]: there is no learner 'c'. Choose from a, b.",
     ),
-    "held out twice": ("simulation.held_out", ["a", "a"], "simulation.held_out[1]: 'a' is there twice"),
+    "held out twice": ("simulation.held_out", ["a", "a"], "simulation.held_out[1]: 'a' is listed twice"),
     "all held out": ("simulation.held_out", ["a", "b"], "simulation.held_out: leaves 0 learners to train"),
     "an unknown optimizer": (
         "simulation.client_optimizer",
         {"name": "rmsprop", "learning_rate": 1},
         "simulation.client_optimizer.name: Invalid value 'rmsprop'. Valid: adagrad, adam, sgd, yogi.",
     ),
-    "a model beside a process": (
+    "a model and a process": (
         "simulation",
         {"process": "p.py", "model": "m.py"},
-        "simulation.model: has no effect on a process of your own",
+        "simulation.model: has no effect with a process of your own",
     ),
     "a request above the limit": (
         "learners.0.placement",
@@ -188,12 +188,12 @@ MISTAKES = {
     "a kind of step in the form": (
         "placement",
         {"train": {"in_form": True}},
-        "placement.train.in_form: a kind of step has no parameters. Set it at the learners' placements.",
+        "placement.train.in_form: cannot be set for a kind of step. Set it in the learners' placements.",
     ),
     "affinity without values": (
         "placement",
         {"train": {"affinity": [{"expressions": [{"key": "zone"}]}]}},
-        "placement.train.affinity[0].expressions[0].values: is empty, and In compares with it",
+        "placement.train.affinity[0].expressions[0].values: is empty, but In needs a value",
     ),
     "affinity with values": (
         "placement",
@@ -205,7 +205,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("path", "value", "message"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistakes_are_told_with_their_path(path: str, value: Any, message: str) -> None:
+def test_mistakes_show_their_path(path: str, value: Any, message: str) -> None:
     with pytest.raises(FederationError) as caught:
         parse_federation(changed(path, value), where="f.yaml")
     assert str(caught.value).startswith("f.yaml: ")
@@ -235,7 +235,7 @@ def test_files_that_are_none(tmp_path: Path, text: Any, message: str) -> None:
         read_federation(path)
 
 
-def test_relative_paths_are_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "f").mkdir()
     content = {**GOOD, "learners": [{"name": "a", "data": "own.npz"}, {"name": "b"}], "store": "store"}
     (tmp_path / "f" / "federation.yaml").write_text(yaml.safe_dump(content))
@@ -325,7 +325,7 @@ training: {rounds: 1, batch_size: 8}
         momentum = self.read(tmp_path, "algorithm: {name: averaging, server_optimizer: {momentum: 0.9}}").algorithm
         assert momentum.server_optimizer == Sgd(learning_rate=1.0, momentum=0.9)
 
-    def test_everybody_proposes_unless_told(self, tmp_path: Path) -> None:
+    def test_all_propose_by_default(self, tmp_path: Path) -> None:
         assert self.read(tmp_path, "algorithm: collective").proposers == ("a", "b", "c")
         chosen = self.read(tmp_path, "algorithm: {name: collective, proposers: [c, a]}")
         assert chosen.proposers == ("c", "a")

@@ -23,7 +23,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ .Values.serviceAccount.name | default (printf "%s-serving" (include "fedpipe.name" .)) }}
 {{- end }}
 
-{{/* What Pod Security's "restricted" asks of a container. */}}
+{{/* The settings that Pod Security's "restricted" requires of a container. */}}
 {{- define "fedpipe.restricted" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -47,7 +47,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end }}
 
-{{/* Labels of what a federation's runs need; the argument is a list of the root and the part. */}}
+{{/* Labels of the objects for a federation's runs; the argument is a list of the root and the part. */}}
 {{- define "fedpipe.partLabels" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: {{ $root.Chart.Name }}

@@ -1,4 +1,4 @@
-"""How learners learn together: averaging with its rules and optimizers, collective learning, simulation."""
+"""Settings of the algorithms: averaging with its rules and optimizers, collective learning, simulation."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ Decay = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class Sgd(Section, frozen=True, kw_only=True, tag_field="name", tag="sgd"):
-    """Gradient descent: v = momentum * v + g, w - learning_rate * v."""
+    """Runs gradient descent: v = momentum * v + g, w - learning_rate * v."""
 
     learning_rate: Rate
     momentum: Annotated[Decay, Meta(description="0: none")] = 0.0
 
 
 class Adagrad(Section, frozen=True, kw_only=True, tag_field="name", tag="adagrad"):
-    """Adagrad (Duchi et al. 2011)."""
+    """Runs Adagrad (Duchi et al. 2011)."""
 
     learning_rate: Rate
-    initial_preconditioner: Annotated[float, Meta(ge=0, description="what squares of gradients are added to")] = 0.1
+    initial_preconditioner: Annotated[float, Meta(ge=0, description="first value of the sum of squared gradients")] = (
+        0.1
+    )
     epsilon: Annotated[float, Meta(ge=0, description="keeps the division stable")] = 1e-7
 
 
 class Adam(Section, frozen=True, kw_only=True, tag_field="name", tag="adam"):
-    """Adam (Kingma and Ba 2015), with TFF's correction of the bias by the step."""
+    """Runs Adam (Kingma and Ba 2015), with TFF's correction of the bias by the step."""
 
     learning_rate: Rate
     beta_1: Annotated[Decay, Meta(description="decay of the mean of gradients")] = 0.9
@@ -38,7 +40,7 @@ class Adam(Section, frozen=True, kw_only=True, tag_field="name", tag="adam"):
 
 
 class Yogi(Section, frozen=True, kw_only=True, tag_field="name", tag="yogi"):
-    """Yogi (Zaheer et al. 2018), with TFF's correction of the bias by the step."""
+    """Runs Yogi (Zaheer et al. 2018), with TFF's correction of the bias by the step."""
 
     learning_rate: Rate
     beta_1: Annotated[Decay, Meta(description="decay of the mean of gradients")] = 0.9
@@ -51,20 +53,20 @@ OptimizerSettings = Sgd | Adagrad | Adam | Yogi
 
 
 class SimulationSettings(Section, frozen=True, kw_only=True):
-    """How `fedpipe simulate` rehearses with TensorFlow Federated; rounds, epochs and batches are of `training`."""
+    """Rehearses with TensorFlow Federated (`fedpipe simulate`); rounds, epochs and batches come from `training`."""
 
     algorithm: Annotated[
         Literal["fedavg", "fedprox", "fedsgd", "mimelite"],
         Meta(
-            description="federated averaging; the same with a proximal term (Li et al. 2020); one gradient step of all "
-            "data a round; MimeLite (Karimireddy et al. 2020)"
+            description="`fedavg`: federated averaging; `fedprox`: with a proximal term (Li et al. 2020); `fedsgd`: "
+            "one gradient step a round; `mimelite`: Karimireddy et al. 2020"
         ),
     ] = "fedavg"
     process: Annotated[
         str,
         Meta(
             pattern=r"^([^:]+\.py(:[A-Za-z_]\w*)?)?\Z",
-            description="`FILE.py:FUNCTION`, an algorithm of your own instead (docs/simulation.md)",
+            description="`FILE.py:FUNCTION` of an algorithm of your own, used instead (docs/simulation.md)",
         ),
     ] = ""
     model: Annotated[
@@ -72,47 +74,52 @@ class SimulationSettings(Section, frozen=True, kw_only=True):
         Meta(
             pattern=r"^([^:]+\.py(:[A-Za-z_]\w*)?)?\Z",
             description="`FILE.py:FUNCTION` that returns a TFF model to train instead of the Keras one; its variables "
-            "must have the shapes of the Keras model's, in order",
+            "must match the Keras model's shapes, in order",
         ),
     ] = ""
     client_optimizer: Annotated[
-        OptimizerSettings | None, Meta(description="of the clients' training; by default what model.py compiles")
+        OptimizerSettings | None, Meta(description="optimizer of the clients; none: as compiled in model.py")
     ] = None
     server_optimizer: Annotated[
-        OptimizerSettings | None, Meta(description="of the global weights; by default the algorithm's")
+        OptimizerSettings | None, Meta(description="optimizer of the global weights; none: the algorithm's own")
     ] = None
     proximal_strength: Annotated[
-        float, Meta(ge=0, description="of `fedprox`: half of it times the squared distance from the global weights")
+        float,
+        Meta(
+            ge=0,
+            description="weight of the proximal term of `fedprox`: half of it times the squared distance from the "
+            "global weights",
+        ),
     ] = 0.1
     held_out: Annotated[
         tuple[Name, ...], Meta(description="learners that never train; the model is tested on them")
     ] = ()
-    test_every: Annotated[int, Meta(ge=0, description="rounds from test to test; 0: only after the last")] = 1
+    test_every: Annotated[int, Meta(ge=0, description="rounds between tests; 0: only after the last round")] = 1
     placement: Annotated[Placement, Meta(description="node pool and resources of the simulation")] = field(
         default_factory=Placement
     )
 
 
 class Vote(Section, frozen=True, kw_only=True):
-    """How learners decide on a proposed model."""
+    """Lets learners decide on a proposed model."""
 
     rule: Annotated[
         Literal["all_vote", "others_vote"],
         Meta(
-            description="`all_vote`: all n ballots count; `others_vote`: the proposer's is void, n - 1 count. A model "
-            "that was aggregated has no proposer: all vote"
+            description="`all_vote`: all n ballots count; `others_vote`: the proposer's is void, n - 1 count. An "
+            "aggregated model has no proposer: all vote"
         ),
     ] = "others_vote"
     threshold: Annotated[
-        Fraction, Meta(description="share of the counted ballots that must be a yes; exact: 0.5 of 5 needs 3")
+        Fraction, Meta(description="share of the counted ballots that must approve; exact: 0.5 of 5 needs 3")
     ] = 0.5
     criterion: Annotated[
-        str, Meta(min_length=1, description="what is compared on the vote part: `loss`, or a compiled metric")
+        str, Meta(min_length=1, description="measure that is compared on the vote part: `loss` or a compiled metric")
     ] = "loss"
-    minimise: Annotated[
-        bool | None, Meta(description="whether less is better; must be said for anything but `loss`")
-    ] = None
-    batches: Annotated[int, Meta(ge=0, description="batches of the vote part that are used; 0: all")] = 0
+    minimise: Annotated[bool | None, Meta(description="whether less is better; required for anything but `loss`")] = (
+        None
+    )
+    batches: Annotated[int, Meta(ge=0, description="batches of the vote part to use; 0: all")] = 0
     absent: Annotated[
         Literal["against", "left_out"],
         Meta(description="a voter without a ballot counts as a no, or is left out of n"),
@@ -120,66 +127,68 @@ class Vote(Section, frozen=True, kw_only=True):
 
     @property
     def minimised(self) -> bool:
-        """Whether less of the criterion is better."""
+        """Return whether a lower criterion is better."""
         return self.criterion == "loss" if self.minimise is None else self.minimise
 
 
 Noise = Annotated[float, Meta(ge=0, description="standard deviation of the noise, in clipping norms; 0: none")]
-Zeroing = Annotated[bool, Meta(description="an update far larger than most becomes zero; the bound adapts")]
-Clipping = Annotated[bool, Meta(description="larger updates are scaled to a norm that adapts to most of them")]
+Zeroing = Annotated[bool, Meta(description="sets an update to zero when it is far larger than most; the bound adapts")]
+Clipping = Annotated[bool, Meta(description="scales larger updates down to a norm that adapts to most of them")]
 
 
 class Mean(Section, frozen=True, kw_only=True, tag_field="name", tag="mean"):
-    """The mean of all updates (McMahan et al. 2017)."""
+    """Averages all updates (McMahan et al. 2017)."""
 
 
 class Robust(Section, frozen=True, kw_only=True, tag_field="name", tag="robust"):
-    """The mean after zeroing and clipping, `tff.learning.robust_aggregator` (Charles et al. 2021)."""
+    """Averages after zeroing and clipping: `tff.learning.robust_aggregator` (Charles et al. 2021)."""
 
     zeroing: Zeroing = True
     clipping: Clipping = True
 
 
 class FixedNoise(Section, frozen=True, kw_only=True, tag_field="name", tag="dp_fixed"):
-    """Updates clipped to a fixed norm, and Gaussian noise (McMahan et al. 2018)."""
+    """Clips updates to a fixed norm and adds Gaussian noise (McMahan et al. 2018)."""
 
     noise_multiplier: Noise
     clip: Annotated[float, Meta(gt=0, description="largest L2 norm of an update")]
 
 
 class AdaptiveNoise(Section, frozen=True, kw_only=True, tag_field="name", tag="dp_adaptive"):
-    """Updates clipped to a norm that adapts to the median, and Gaussian noise (Andrew et al. 2021)."""
+    """Clips updates to a norm that follows the median and adds Gaussian noise (Andrew et al. 2021)."""
 
     noise_multiplier: Noise
     initial_clip: Annotated[float, Meta(gt=0, description="first clipping norm")] = 0.1
-    quantile: Annotated[float, Meta(gt=0, lt=1, description="share of updates that the norm shall not clip")] = 0.5
+    quantile: Annotated[
+        float, Meta(gt=0, lt=1, description="share of updates that the norm should leave unclipped")
+    ] = 0.5
     clip_rate: Annotated[float, Meta(ge=0, description="how fast the norm adapts, geometrically")] = 0.2
     zeroing: Zeroing = True
 
 
 class TreeNoise(Section, frozen=True, kw_only=True, tag_field="name", tag="dp_tree"):
-    """Updates clipped to a fixed norm, and noise of a tree over the rounds: DP-FTRL (Kairouz et al. 2021)."""
+    """Clips updates to a fixed norm and adds noise of a tree over the rounds: DP-FTRL (Kairouz et al. 2021)."""
 
     noise_multiplier: Noise
     clip: Annotated[float, Meta(gt=0, description="largest L2 norm of an update")]
 
 
 class Compressed(Section, frozen=True, kw_only=True, tag_field="name", tag="compression"):
-    """The mean of updates with 8 bits a number, `tff.learning.compression_aggregator`."""
+    """Averages updates with 8 bits a number: `tff.learning.compression_aggregator`."""
 
     zeroing: Zeroing = True
     clipping: Clipping = True
 
 
 class Secure(Section, frozen=True, kw_only=True, tag_field="name", tag="secure"):
-    """The mean by sums of integers, `tff.learning.secure_aggregator`; its sums are not secret here."""
+    """Averages by sums of integers: `tff.learning.secure_aggregator`; its sums are not secret here."""
 
     zeroing: Zeroing = True
     clipping: Clipping = True
 
 
 class SecureNoise(Section, frozen=True, kw_only=True, tag_field="name", tag="secure_dp"):
-    """Skellam noise of each learner in a sum of integers, TFF's `ddp_secure_aggregator` (Agarwal et al. 2021)."""
+    """Adds each learner's Skellam noise to a sum of integers: TFF's `ddp_secure_aggregator` (Agarwal et al. 2021)."""
 
     noise_multiplier: Noise
     bits: Annotated[int, Meta(ge=8, le=22, description="bits of a number in the sum")] = 20
@@ -187,20 +196,20 @@ class SecureNoise(Section, frozen=True, kw_only=True, tag_field="name", tag="sec
 
 RuleSettings = Mean | Robust | FixedNoise | AdaptiveNoise | TreeNoise | Compressed | Secure | SecureNoise
 UNWEIGHTED = (FixedNoise, AdaptiveNoise, TreeNoise, SecureNoise)
-"""Rules in which no learner may count more than another: the noise hides one update."""
+"""Rules that weigh all learners equally: their noise hides one update."""
 
 
 class Averaging(Section, frozen=True, kw_only=True, tag_field="name", tag="averaging"):
-    """Federated averaging (McMahan et al. 2017)."""
+    """Combines the learners' updates: federated averaging (McMahan et al. 2017)."""
 
     engine: Annotated[
         Literal["fedpipe", "tff"],
-        Meta(description="who combines updates: fedpipe in constant memory, or TensorFlow Federated"),
+        Meta(description="engine that combines updates: fedpipe in constant memory, or TensorFlow Federated"),
     ] = "fedpipe"
     rule: Annotated[
         RuleSettings,
         Meta(
-            description="how updates are combined; its `name` alone stands for its defaults; all but `mean` are TFF's"
+            description="how updates are combined; a `name` alone takes its defaults; all but `mean` need `engine: tff`"
         ),
     ] = field(default_factory=Mean)
     weighting: Annotated[
@@ -208,17 +217,17 @@ class Averaging(Section, frozen=True, kw_only=True, tag_field="name", tag="avera
     ] = "examples"
     server_optimizer: Annotated[
         OptimizerSettings,
-        Meta(description="the step of the global weights; `sgd` with 1.0 takes the aggregate as it is"),
+        Meta(description="step of the global weights; `sgd` with rate 1.0 takes the aggregate as it is"),
     ] = field(default_factory=lambda: Sgd(learning_rate=1.0))
     vote: Annotated[
-        Vote | None, Meta(description="learners vote on each aggregated model; without it, every one is taken")
+        Vote | None, Meta(description="learners vote on each aggregated model; none: every model is accepted")
     ] = None
 
 
 class Collective(Section, frozen=True, kw_only=True, tag_field="name", tag="collective"):
-    """Collective learning (Fetch.ai colearn): one proposes, all vote, an accepted proposal becomes everyone's model."""
+    """Lets one learner propose and all vote; an accepted proposal becomes the shared model (Fetch.ai colearn)."""
 
     vote: Annotated[Vote, Meta(description="how a proposal is accepted")] = field(default_factory=Vote)
     proposers: Annotated[
-        tuple[Name, ...], Meta(description="who proposes, in this order, round robin; empty: all learners, as listed")
+        tuple[Name, ...], Meta(description="learners that propose, one a round in this order; empty: all, as listed")
     ] = ()

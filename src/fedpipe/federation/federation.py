@@ -1,6 +1,6 @@
-"""The federation file: the one thing a user writes, as frozen typed structs.
+"""The federation file as frozen typed structs.
 
-Field descriptions are part of the types: `docs/federation.md` and the JSON schema are generated from them.
+Field descriptions are part of the types: `docs/federation.md` is generated from them.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quo
 
 
 class LearnerSettings(Section, frozen=True, kw_only=True):
-    """A data owner."""
+    """Describes a data owner."""
 
     name: Annotated[
         Name, Meta(description="lower-case letters, digits and `-`, at most 40; part of keys and step names")
     ]
     data: Annotated[
         str,
-        Meta(description="the learner's own data (.npz, .parquet, or what `load` of model.py takes); empty: a shard"),
+        Meta(description="the learner's own data (.npz, .parquet, or a URI for `load` of model.py); empty: a shard"),
     ] = ""
     secret: Annotated[
         str, Meta(description="Kubernetes secret with the learner's store keys; empty: the federation's")
     ] = ""
-    privacy: Annotated[Privacy | None, Meta(description="instead of the federation's `privacy`")] = None
+    privacy: Annotated[Privacy | None, Meta(description="replaces the federation's `privacy`")] = None
     placement: Annotated[Placement, Meta(description="node pool and resources")] = field(default_factory=Placement)
 
 
 class Federation(Section, frozen=True, kw_only=True):
-    """A federation file."""
+    """Describes a federation."""
 
     name: Annotated[Name, Meta(description="name of the federation; its folder in the store")]
-    learners: Annotated[tuple[LearnerSettings, ...], Meta(min_length=1, description="the data owners")]
-    training: Annotated[Training, Meta(description="what a learner does in a round")]
+    learners: Annotated[tuple[LearnerSettings, ...], Meta(min_length=1, description="data owners")]
+    training: Annotated[Training, Meta(description="training of a learner in a round")]
     store: Annotated[
-        str | StorePlace, Meta(description="where objects live: a URI, a path, or uri, endpoint and region")
+        str | StorePlace, Meta(description="place of the objects: a URI, a path, or uri, endpoint and region")
     ] = "store"
     model: Annotated[
         str,
@@ -50,25 +50,25 @@ class Federation(Section, frozen=True, kw_only=True):
             description="`FILE.py:FUNCTION` that returns a compiled Keras model",
         ),
     ] = "model.py:build"
-    data: Annotated[Data, Meta(description="the dataset to shard")] = field(default_factory=Data)
+    data: Annotated[Data, Meta(description="dataset to shard")] = field(default_factory=Data)
     algorithm: Annotated[
         Averaging | Collective,
-        Meta(description="how learners learn together; its `name` alone stands for all defaults"),
+        Meta(description="how learners learn together; a `name` alone takes all defaults"),
     ] = field(default_factory=Averaging)
     privacy: Annotated[Privacy | None, Meta(description="differential privacy of every learner's training")] = None
     quorum: Annotated[Quorum, Meta(description="when a round counts")] = field(default_factory=Quorum)
     evaluation: Annotated[EvaluationSettings, Meta(description="how the shared model is measured")] = field(
         default_factory=EvaluationSettings
     )
-    export: Annotated[Export, Meta(description="the ONNX model")] = field(default_factory=Export)
-    simulation: Annotated[SimulationSettings, Meta(description="a rehearsal with TensorFlow Federated")] = field(
+    export: Annotated[Export, Meta(description="ONNX model")] = field(default_factory=Export)
+    simulation: Annotated[SimulationSettings, Meta(description="rehearsal with TensorFlow Federated")] = field(
         default_factory=SimulationSettings
     )
     placement: Annotated[
         dict[StepKind, Placement],
         Meta(
-            description="node pool and resources by kind of step, such as `train` or `evaluate`; what a learner's own "
-            "placement says comes first"
+            description="node pool and resources by kind of step, such as `train` or `evaluate`; a learner's own "
+            "placement takes precedence"
         ),
     ] = field(default_factory=dict)
     images: Annotated[Images, Meta(description="container images of the steps")] = field(default_factory=Images)
@@ -78,7 +78,7 @@ class Federation(Section, frozen=True, kw_only=True):
 
     @property
     def store_uri(self) -> str:
-        """The store as one URI that says everything."""
+        """Return the store as one URI, with endpoint and region."""
         if isinstance(self.store, str):
             return self.store
         query = {"endpoint": self.store.endpoint, "region": self.store.region if self.store.endpoint else ""}
@@ -87,38 +87,38 @@ class Federation(Section, frozen=True, kw_only=True):
 
     @property
     def sharded(self) -> tuple[str, ...]:
-        """Names of the learners that get a shard of `data`, in their order."""
+        """Return the names of the learners that get a shard of `data`, in their order."""
         return tuple(learner.name for learner in self.learners if not learner.data)
 
     @property
     def vote(self) -> Vote | None:
-        """How learners vote on models; None when they do not."""
+        """Return how learners vote on models; None when they do not."""
         return self.algorithm.vote
 
     @property
     def proposers(self) -> tuple[str, ...]:
-        """Who proposes, in order; nobody when updates are averaged."""
+        """Return the learners that propose, in order; none when updates are averaged."""
         if isinstance(self.algorithm, Averaging):
             return ()
         return self.algorithm.proposers or tuple(learner.name for learner in self.learners)
 
     def privacy_of(self, name: str) -> Privacy | None:
-        """Differential privacy of a learner's training: its own, or the federation's. Raises KeyError."""
+        """Return the differential privacy of a learner: its own, or the federation's. Raises KeyError."""
         return self.learner(name).privacy or self.privacy
 
     @property
     def learners_asked(self) -> int:
-        """How many learners' updates make a round."""
+        """Return how many learners' updates form a round."""
         return self.quorum.learners_per_round or len(self.learners)
 
     @property
     def min_learners(self) -> int:
-        """The quorum as a number."""
+        """Return the quorum as a number."""
         return self.quorum.min_learners or self.learners_asked // 2 + 1
 
     @property
     def aggregated_by_tff(self) -> bool:
-        """Whether TensorFlow Federated combines the updates."""
+        """Return whether TensorFlow Federated combines the updates."""
         return isinstance(self.algorithm, Averaging) and self.algorithm.engine == "tff"
 
     def environment_of(self, step: str, learner: str = "") -> Environment:
@@ -138,14 +138,14 @@ class Federation(Section, frozen=True, kw_only=True):
 
     @property
     def in_sessions(self) -> bool:
-        """Whether a step works through several rounds."""
+        """Return whether a step works through several rounds."""
         return self.training.rounds_per_step != 1
 
     @property
     def model_name(self) -> str:
-        """The name under which the model is exported."""
+        """Return the name under which the model is exported."""
         return self.export.name or self.name
 
     def learner(self, name: str) -> LearnerSettings:
-        """The learner of that name. Raises KeyError."""
+        """Return the learner of that name. Raises KeyError."""
         return {learner.name: learner for learner in self.learners}[name]

@@ -1,4 +1,4 @@
-"""Reads federation.yaml: every mistake with the path of its key and the remedy."""
+"""Reads federation.yaml; every mistake is reported with the path of its key and the remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedpipe.store import check_uri
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice, and reads 1e-4 as a number as YAML 1.2 does."""
+    """Load safe YAML; refuse a key that is written twice, and read 1e-4 as a number as YAML 1.2 does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -37,13 +37,13 @@ _Loader.add_implicit_resolver(
 
 
 def read_federation(path: Path) -> Federation:
-    """Reads and checks a federation file; relative paths in it are resolved beside it.
+    """Reads and checks a federation file; relative paths in it start at its folder.
 
     Args:
         path: a YAML file.
 
     Raises:
-        FederationError: what is wrong, with the path of the key and the remedy.
+        FederationError: names the key, the mistake and the remedy.
     """
     try:
         text = path.read_text()
@@ -51,7 +51,7 @@ def read_federation(path: Path) -> Federation:
         raise FederationError(
             f"cannot be read: {error.strerror}",
             where=str(path),
-            remedy="`fedpipe init DIR` writes a working one.",
+            remedy="Write a working one with `fedpipe init DIR`.",
         ) from error
     except UnicodeDecodeError as error:
         raise FederationError("is not UTF-8 text", where=str(path)) from error
@@ -76,7 +76,7 @@ def parse_federation(content: Any, *, where: str = "federation") -> Federation:
 
 
 def _in_full(content: dict[str, Any]) -> dict[str, Any]:
-    """What may be said shortly, in full: a name alone, and the server's plain step."""
+    """Expand short forms: a name alone, and the server's plain step."""
     full = dict(content)
     algorithm = full["algorithm"] = _named(full.get("algorithm", {"name": "averaging"}))
     if isinstance(algorithm, dict) and "rule" in algorithm:
@@ -103,13 +103,13 @@ def _server(given: Any) -> Any:
 
 
 def check_federation(federation: Federation, *, where: str) -> None:
-    """Checks what types cannot say. Raises FederationError for the first mistake."""
+    """Checks rules that types cannot express. Raises FederationError for the first mistake."""
     for path, what, remedy in mistakes(federation):
         raise FederationError(what, where=f"{where}: {path}", remedy=remedy)
 
 
 def _resolved(federation: Federation, folder: Path) -> Federation:
-    """The same federation with absolute paths and URIs."""
+    """Return the same federation with absolute paths and URIs."""
 
     def place(uri: str) -> str:
         return uri if "://" in uri or not uri else str((folder / uri).resolve())
@@ -134,7 +134,7 @@ def _resolved(federation: Federation, folder: Path) -> Federation:
 
 
 def _explained(message: str, where: str) -> FederationError:
-    """msgspec's message with the path in the user's words, and the remedy."""
+    """Translate msgspec's message to the path and the words of the file, with the remedy."""
     what, _, path = message.partition(" - at `")
     path = path.rstrip("`").removeprefix("$").removeprefix(".")
     remedy = None
@@ -144,14 +144,14 @@ def _explained(message: str, where: str) -> FederationError:
         close = difflib.get_close_matches(match[1], known, n=1)
         remedy = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(sorted(set(known)))}."
     elif match := re.match(r"Object missing required field `(.*)`", what):
-        what, remedy = f"the key {match[1]!r} is missing", "Add it; docs/federation.md describes each key."
+        what, remedy = f"the key {match[1]!r} is missing", "Add it: docs/federation.md describes each key."
     elif what.startswith("Invalid"):
         remedy = f"Valid: {', '.join(_choices_at(path))}."
     elif "matching regex" in what and path.rsplit(".", 1)[-1] == "name":
         what = "not a safe name"
         remedy = "Use at most 40 lower-case letters, digits and '-', with a letter or digit at both ends."
     elif "matching regex" in what:
-        remedy = "docs/federation.md shows the form."
+        remedy = "Write it in the form that docs/federation.md shows."
     elif match := re.match(r"Expected `\w+[^`]*` ([<>]=?) (\S+)$", what):
         remedy = f"Write a number {match[1]} {match[2].removesuffix('.0')}."
     elif match := re.match(r"Expected `(\w+)[^`]*`, got", what):
@@ -163,14 +163,14 @@ _EXPECTED = {
     "int": "Write a whole number, without quotes.",
     "float": "Write a number, without quotes.",
     "bool": "Write true or false.",
-    "str": "Write text; put it in quotes when it looks like a number.",
+    "str": "Write text, in quotes when it looks like a number.",
     "object": "Write a table of keys and values.",
     "array": "Write a list.",
 }
 
 
 def _structs_at(path: str) -> list[Any]:
-    """The structs that may stand at a path such as `learners[...].placement`."""
+    """Find the structs that may stand at a path such as `learners[...].placement`."""
     kinds: list[Any] = [Federation]
     for part in filter(None, re.sub(r"\[.*?\]", "", path).split(".")):
         kinds = [struct for kind in _types_of(kinds, part) for struct in _structs_in(kind)]
@@ -187,7 +187,7 @@ def _keys_of(struct: Any) -> list[str]:
 
 
 def _choices_at(path: str) -> list[str]:
-    """What may be written at a path that has a closed set of values: literals, or the tags of structs."""
+    """Return the values that a path may have: literals, or the tags of structs."""
     parent, _, name = path.rpartition(".")
     structs = _structs_at(parent)
     tags = [s.__struct_config__.tag for s in structs if s.__struct_config__.tag_field == name]

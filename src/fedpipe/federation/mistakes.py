@@ -17,14 +17,14 @@ from fedpipe.store import check_uri
 
 
 def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
-    """What types cannot say: path, what is wrong, remedy."""
+    """Yield mistakes that types cannot express: path, mistake, remedy."""
     names = [learner.name for learner in f.learners]
     for position, name in enumerate(names):
         if name in names[:position]:
             yield (
                 f"learners[{position}].name",
-                f"the learner {name!r} is there twice",
-                "Give each its own name.",
+                f"the learner {name!r} is listed twice",
+                "Give each learner its own name.",
             )
     count = len(f.sharded)
     if count and not f.data.uri:
@@ -32,8 +32,8 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     if not f.training.local_epochs and not f.training.local_steps:
         yield (
             "training.local_epochs",
-            "is 0 and local_steps too",
-            "One of the two says how long a learner trains.",
+            "is 0, and so is local_steps",
+            "Set one of the two: it decides how long a learner trains.",
         )
     if f.quorum.min_learners > len(names):
         yield (
@@ -43,14 +43,14 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
         )
     parts = (f.data.parts.train, f.data.parts.vote, f.data.parts.test)
     if not math.isclose(sum(parts), 1.0, abs_tol=1e-9):
-        yield "data.parts", f"add up to {sum(parts):g}", "train, vote and test must add up to 1."
+        yield "data.parts", f"add up to {sum(parts):g}", "Make train, vote and test add up to 1."
     if not f.data.parts.train:
-        yield "data.parts.train", "is 0", "A learner needs examples to train on."
+        yield "data.parts.train", "is 0", "Give learners examples to train on."
     if isinstance(f.data.shards, BySize) and len(f.data.shards.sizes) != count:
         yield (
             "data.shards.sizes",
             f"has {len(f.data.shards.sizes)} entries for {count} learners",
-            "One for each.",
+            "Write one entry for each learner.",
         )
     if isinstance(f.data.shards, ByFractions):
         fractions = f.data.shards.fractions
@@ -58,10 +58,10 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             yield (
                 "data.shards.fractions",
                 f"has {len(fractions)} entries for {count} learners",
-                "One for each.",
+                "Write one entry for each learner.",
             )
         if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
-            yield "data.shards.fractions", f"add up to {sum(fractions):g}", "They must add up to 1."
+            yield "data.shards.fractions", f"add up to {sum(fractions):g}", "Make them add up to 1."
     yield from _placement_mistakes(f)
     yield from _aggregation_mistakes(f)
     yield from _preprocessing_mistakes(f)
@@ -81,7 +81,7 @@ def _placement_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     given["simulation.placement"] = f.simulation.placement
     for kind, placement in f.placement.items():
         if placement.in_form:
-            yield f"placement.{kind}.in_form", "a kind of step has no parameters", "Set it at the learners' placements."
+            yield f"placement.{kind}.in_form", "cannot be set for a kind of step", "Set it in the learners' placements."
     for path, placement in given.items():
         for what in ("cpu", "memory"):
             limit, request = getattr(placement, what), getattr(placement, f"{what}_request")
@@ -91,15 +91,19 @@ def _placement_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             for position, expression in enumerate(affinity.expressions):
                 where = f"{path}.affinity[{number}].expressions[{position}].values"
                 if expression.operator in ("Exists", "DoesNotExist") and expression.values:
-                    yield where, f"must be empty for {expression.operator}", "Remove them."
+                    yield where, f"must be empty for {expression.operator}", "Remove the values."
                 if expression.operator in ("In", "NotIn") and not expression.values:
-                    yield where, f"is empty, and {expression.operator} compares with it", "Name one value at least."
+                    yield where, f"is empty, but {expression.operator} needs a value", "Name at least one."
                 if expression.operator in ("Gt", "Lt") and len(expression.values) != 1:
-                    yield where, f"has {len(expression.values)} entries, {expression.operator} takes one", "Write one."
+                    yield (
+                        where,
+                        f"has {len(expression.values)} entries, but {expression.operator} takes one",
+                        "Keep one.",
+                    )
 
 
 def quantity(text: str) -> float:
-    """A quantity of Kubernetes as a number.
+    """Convert a quantity of Kubernetes to a number.
 
     >>> quantity("500m"), quantity("2Gi"), quantity("1.5")
     (0.5, 2147483648.0, 1.5)
@@ -122,14 +126,14 @@ def _aggregation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             if not isinstance(part, own):
                 yield (
                     f"algorithm.{path}",
-                    f"{tag_of(part)!r} is of TensorFlow Federated",
+                    f"{tag_of(part)!r} needs TensorFlow Federated",
                     "Add `engine: tff` to the algorithm.",
                 )
     if isinstance(rule, UNWEIGHTED) and f.algorithm.weighting != "uniform":
         yield (
             "algorithm.weighting",
-            f"must be uniform beside the rule {tag_of(rule)!r}",
-            "Its noise hides one update among others of the same weight.",
+            f"must be uniform for the rule {tag_of(rule)!r}",
+            "Set it to uniform: the noise hides one update among others of the same weight.",
         )
 
 
@@ -143,12 +147,12 @@ def _preprocessing_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     for name, value, instead in (("local_epochs", f.training.local_epochs > 1, "`repeat`"),
                                  ("local_steps", f.training.local_steps, "`repeat` and `take`")):  # fmt: skip
         if value:
-            yield f"training.{name}", "has no effect beside training.preprocessing", f"Write {instead} there instead."
+            yield f"training.{name}", "has no effect with training.preprocessing", f"Write {instead} there instead."
     if any(f.privacy_of(learner.name) for learner in f.learners):
         yield (
             "training.preprocessing",
-            "cannot be used beside privacy",
-            "Epsilon is computed for batches as DP-SGD draws them.",
+            "cannot be combined with privacy",
+            "Remove one of them: epsilon is computed for batches as DP-SGD draws them.",
         )
 
 
@@ -172,7 +176,7 @@ def _session_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     if stopping.minimise is None and stopping.metric not in ("loss", "test_loss"):
         yield (
             f"{path}.minimise",
-            f"is missing, and nobody can tell whether less {stopping.metric} is better",
+            f"is missing, and it is unclear whether a lower {stopping.metric} is better",
             "Write true or false.",
         )
     if stopping.metric.startswith("test_") and not (f.evaluation.every_round or f.vote):
@@ -184,15 +188,17 @@ def _simulation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     for position, name in enumerate(held_out):
         path = f"simulation.held_out[{position}]"
         if name not in names:
-            yield path, f"there is no learner {name!r}", f"Learners: {', '.join(names)}."
+            yield path, f"there is no learner {name!r}", f"Choose from {', '.join(names)}."
         if name in held_out[:position]:
-            yield path, f"{name!r} is there twice", "Name each learner once."
+            yield path, f"{name!r} is listed twice", "Name each learner once."
     left = len(names) - len(held_out)
     if held_out and left < max(1, f.quorum.learners_per_round):
-        asked = f"a round asks for {f.quorum.learners_per_round}" if f.quorum.learners_per_round else "nobody trains"
-        yield "simulation.held_out", f"leaves {left} learners to train, but {asked}", "Hold fewer out."
+        asked = (
+            f"a round asks for {f.quorum.learners_per_round}" if f.quorum.learners_per_round else "a round needs one"
+        )
+        yield "simulation.held_out", f"leaves {left} learners to train, but {asked}", "Hold out fewer learners."
     if f.simulation.process and f.simulation.model:
-        yield "simulation.model", "has no effect on a process of your own", "Build the model in it."
+        yield "simulation.model", "has no effect with a process of your own", "Build the model in the process."
 
 
 def _vote_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
@@ -200,19 +206,19 @@ def _vote_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
         if f.vote.criterion != "loss" and f.vote.minimise is None:
             yield (
                 "algorithm.vote.minimise",
-                f"is missing, and nobody can tell whether less {f.vote.criterion} is better",
+                f"is missing, and it is unclear whether a lower {f.vote.criterion} is better",
                 "Write true or false.",
             )
         if not f.data.parts.vote and f.sharded:
-            yield "data.parts.vote", "is 0", "Learners vote with this part of their data."
+            yield "data.parts.vote", "is 0", "Give learners examples to vote with."
     if isinstance(f.algorithm, Collective):
         names = [learner.name for learner in f.learners]
         for position, name in enumerate(f.algorithm.proposers):
             path = f"algorithm.proposers[{position}]"
             if name not in names:
-                yield path, f"there is no learner {name!r}", f"Learners: {', '.join(names)}."
+                yield path, f"there is no learner {name!r}", f"Choose from {', '.join(names)}."
             if name in f.algorithm.proposers[:position]:
-                yield path, f"{name!r} is there twice", "Name each proposer once."
+                yield path, f"{name!r} is listed twice", "Name each proposer once."
 
 
 def _privacy_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
@@ -225,13 +231,17 @@ def _privacy_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             yield (
                 f"{path}.microbatches",
                 f"{privacy.microbatches} does not divide training.batch_size, {f.training.batch_size}",
-                "Each microbatch has the same number of examples.",
+                "Choose a divisor: each microbatch has the same number of examples.",
             )
         if f.training.callbacks or "validation_split" in f.training.fit:
             yield (
                 "training.callbacks" if f.training.callbacks else "training.fit.validation_split",
-                f"cannot be used beside {path}",
-                "It acts on what the train examples show without noise, and no epsilon would hold.",
+                f"cannot be combined with {path}",
+                "Remove it: it acts on train examples without noise, so no epsilon would hold.",
             )
         if f.training.precision != "float32":
-            yield "training.precision", f"must be float32 beside {path}", "Gradients are clipped in float32."
+            yield (
+                "training.precision",
+                f"must be float32 with {path}",
+                "Set it to float32: gradients are clipped in that precision.",
+            )

@@ -7,19 +7,19 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 SAFE_NAME = r"^[a-z0-9]([a-z0-9\-]{0,38}[a-z0-9])?\Z"
-"""What a name must be, so that it can be part of an object key, a pod's name and a short step name."""
+"""The form of a name that can be part of an object key, a pod's name and a short step name."""
 
 Name = Annotated[str, Meta(pattern=SAFE_NAME)]
 KUBEFLOWS_SECRET = "mlpipeline-minio-artifact"  # noqa: S105  (the name of a secret)
-"""Where Kubeflow keeps the keys of its own store."""
+"""The Secret in which Kubeflow keeps the keys of its own store."""
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[int, Meta(ge=1)]
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of the file: unknown keys are errors."""
+    """A section of the file; unknown keys are errors."""
 
 
 def tag_of(settings: Struct) -> str:
-    """The `name` by which the federation file tells these settings from others."""
+    """Return the `name` of these settings in the federation file."""
     return str(settings.__struct_config__.tag)

@@ -1,4 +1,4 @@
-"""Where things are: the store, the nodes of the pods, and the images of the steps."""
+"""Places: the store, the nodes of the pods, and the images of the steps."""
 
 from __future__ import annotations
 
@@ -12,46 +12,51 @@ from fedpipe.federation.names import Positive, Section
 
 
 class StorePlace(Section, frozen=True, kw_only=True):
-    """Where the federation's objects live, when a URI alone does not say it."""
+    """Places the federation's objects, where a URI alone is not enough."""
 
-    uri: Annotated[str, Meta(description="`s3://bucket/prefix`, `file:///folder` or a path beside this file")]
+    uri: Annotated[str, Meta(description="`s3://bucket/prefix`, `file:///folder` or a path relative to this file")]
     endpoint: Annotated[str, Meta(description="`http(s)://host[:port]` of an S3 server; AWS when empty")] = ""
     region: Annotated[str, Meta(description="region of the bucket")] = "us-east-1"
 
 
 class Toleration(Section, frozen=True, kw_only=True):
-    """A Kubernetes toleration."""
+    """Tolerates a Kubernetes taint."""
 
-    key: Annotated[str, Meta(description="key of the taint; empty tolerates all")] = ""
+    key: Annotated[str, Meta(description="key of the taint; empty: all keys")] = ""
     operator: Annotated[Literal["Equal", "Exists"], Meta(description="how the value is compared")] = "Equal"
     value: Annotated[str, Meta(description="value of the taint")] = ""
     effect: Annotated[
-        Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"], Meta(description="effect; empty: all")
+        Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"],
+        Meta(description="effect of the taint; empty: all effects"),
     ] = ""
 
 
 class Accelerator(Section, frozen=True, kw_only=True):
-    """GPUs of a step."""
+    """Requests GPUs for a step."""
 
     type: Annotated[str, Meta(description="resource name")] = "nvidia.com/gpu"
-    count: Annotated[Positive, Meta(description="how many")] = 1
+    count: Annotated[Positive, Meta(description="number of them")] = 1
 
 
 class NodeExpression(Section, frozen=True, kw_only=True):
-    """What a label of a node must be."""
+    """Compares a label of a node."""
 
     key: Annotated[str, Meta(min_length=1, description="the label")]
     operator: Annotated[
-        Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"], Meta(description="how it is compared")
+        Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"], Meta(description="comparison")
     ] = "In"
-    values: Annotated[tuple[str, ...], Meta(description="with what; nothing for Exists and DoesNotExist")] = ()
+    values: Annotated[
+        tuple[str, ...], Meta(description="values to compare with; none for Exists and DoesNotExist")
+    ] = ()
 
 
 class Affinity(Section, frozen=True, kw_only=True):
-    """Nodes that a pod needs, or prefers."""
+    """Selects nodes that a pod requires or prefers."""
 
-    expressions: Annotated[tuple[NodeExpression, ...], Meta(min_length=1, description="all of them must be true")]
-    weight: Annotated[int, Meta(ge=0, le=100, description="0: such a node is needed; 1 to 100: it is preferred")] = 0
+    expressions: Annotated[
+        tuple[NodeExpression, ...], Meta(min_length=1, description="comparisons that must all be true")
+    ]
+    weight: Annotated[int, Meta(ge=0, le=100, description="0: such a node is required; 1 to 100: it is preferred")] = 0
 
 
 _CORES = r"^(\d+(\.\d+)?m?)?\Z"
@@ -59,7 +64,7 @@ _BYTES = r"^(\d+(\.\d+)?(E|P|T|G|M|K|Ei|Pi|Ti|Gi|Mi|Ki)?)?\Z"
 
 
 class Placement(Section, frozen=True, kw_only=True):
-    """Where pods run and what they get."""
+    """Sets the nodes and the resources of pods."""
 
     node_selector: Annotated[dict[str, str], Meta(description="labels that the node must have")] = field(
         default_factory=dict
@@ -67,44 +72,44 @@ class Placement(Section, frozen=True, kw_only=True):
     tolerations: Annotated[tuple[Toleration, ...], Meta(description="taints that are tolerated")] = ()
     accelerator: Annotated[Accelerator | None, Meta(description="GPUs; none by default")] = None
     affinity: Annotated[
-        tuple[Affinity, ...], Meta(description="nodes that are needed or preferred, where a selector says too little")
+        tuple[Affinity, ...], Meta(description="nodes that are required or preferred, where a selector is not enough")
     ] = ()
     cpu: Annotated[str, Meta(pattern=_CORES, description="limit of cores, such as `4` or `500m`")] = ""
-    cpu_request: Annotated[str, Meta(pattern=_CORES, description="cores that are kept free; empty: the limit")] = ""
+    cpu_request: Annotated[str, Meta(pattern=_CORES, description="cores to reserve; empty: the limit")] = ""
     memory: Annotated[str, Meta(pattern=_BYTES, description="limit, such as `8Gi`")] = ""
-    memory_request: Annotated[str, Meta(pattern=_BYTES, description="memory that is kept free; empty: the limit")] = ""
+    memory_request: Annotated[str, Meta(pattern=_BYTES, description="memory to reserve; empty: the limit")] = ""
     shared_memory: Annotated[
         str, Meta(pattern=_BYTES, description="size of `/dev/shm`, such as `2Gi`; counts as memory")
     ] = ""
-    pull_secrets: Annotated[tuple[str, ...], Meta(description="secrets with which images are pulled")] = ()
-    labels: Annotated[dict[str, str], Meta(description="of the pod, such as `kueue.x-k8s.io/queue-name`")] = field(
-        default_factory=dict
+    pull_secrets: Annotated[tuple[str, ...], Meta(description="Secrets for pulling images")] = ()
+    labels: Annotated[dict[str, str], Meta(description="labels of the pod, such as `kueue.x-k8s.io/queue-name`")] = (
+        field(default_factory=dict)
     )
-    annotations: Annotated[dict[str, str], Meta(description="of the pod")] = field(default_factory=dict)
-    timeout: Annotated[int, Meta(ge=0, description="seconds after which a step is ended; 0: none")] = 0
+    annotations: Annotated[dict[str, str], Meta(description="annotations of the pod")] = field(default_factory=dict)
+    timeout: Annotated[int, Meta(ge=0, description="seconds after which a step is ended; 0: no limit")] = 0
     in_form: Annotated[
         bool,
-        Meta(description="of a learner: selector, tolerations and accelerator are run-time parameters of the pipeline"),
+        Meta(description="makes a learner's selector, tolerations and accelerator parameters of the pipeline"),
     ] = False
 
     def over(self, other: Placement) -> Placement:
-        """This placement, with the other's settings where it says nothing."""
+        """Return this placement, with the other's settings where this one has defaults."""
         nothing = Placement()
-        told = {f: getattr(self, f) for f in self.__struct_fields__ if getattr(self, f) != getattr(nothing, f)}
-        return replace(other, **told)
+        given = {f: getattr(self, f) for f in self.__struct_fields__ if getattr(self, f) != getattr(nothing, f)}
+        return replace(other, **given)
 
 
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 
 class Images(Section, frozen=True, kw_only=True):
-    """Container images of the steps."""
+    """Names the container images of the steps."""
 
-    registry: Annotated[str, Meta(description="what stands before `/core:TAG` and `/keras:TAG`")] = "fedpipe"
-    tag: Annotated[str, Meta(description="tag; empty: this version of fedpipe")] = ""
+    registry: Annotated[str, Meta(description="prefix of `/core:TAG` and `/keras:TAG`")] = "fedpipe"
+    tag: Annotated[str, Meta(description="tag; empty: the version of fedpipe")] = ""
     digests: Annotated[
         dict[Environment, Digest],
-        Meta(description="`sha256:...` by environment, as `make images` writes them; instead of the tag"),
+        Meta(description="`sha256:...` by environment, as `make images` writes them; they replace the tag"),
     ] = field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""What a learner trains on in a round, as an expression of tf.data: `repeat(5).shuffle(100, seed=1).batch(20)`.
+"""A round's preprocessing as an expression of tf.data: `repeat(5).shuffle(100, seed=1).batch(20)`.
 
 The expression is read, never executed: a chain of known calls with plain numbers, and names of functions of model.py.
 """
@@ -23,7 +23,7 @@ class Step(NamedTuple):
     arguments: dict[str, Any]
 
 
-# The signatures are what a user may write; `function` is the name of a function of model.py.
+# A user may write calls with these signatures; `function` is the name of a function of model.py.
 def _repeat(count: int) -> None: ...
 def _shuffle(buffer_size: int, seed: int | None = None) -> None: ...
 def _batch(batch_size: int, drop_remainder: bool = False) -> None: ...
@@ -38,27 +38,27 @@ CALLS: dict[str, Callable[..., None]] = {
 
 
 def parse(expression: str) -> tuple[Step, ...]:
-    """The calls of an expression, in order.
+    """Parse an expression to its calls, in order.
 
     >>> [step.name for step in parse("repeat(5).shuffle(100, seed=1).batch(20)")]
     ['repeat', 'shuffle', 'batch']
 
     Raises:
-        FederationError: it is no chain of known calls; the message shows what is allowed.
+        FederationError: it is not a chain of known calls; the message lists them.
     """
     try:
         node: ast.AST = ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise _refused(f"{expression[:80]!r} is no expression") from error
+        raise _refused(f"{expression[:80]!r} is not an expression") from error
     steps: list[Step] = []
     while True:
         if not isinstance(node, ast.Call):
-            raise _refused(f"{ast.unparse(node)[:80]!r} is no call")
+            raise _refused(f"{ast.unparse(node)[:80]!r} is not a call")
         if isinstance(node.func, ast.Name):
             steps.append(_step(node.func.id, node))
             break
         if not isinstance(node.func, ast.Attribute):
-            raise _refused(f"{ast.unparse(node.func)[:80]!r} is no call of a name")
+            raise _refused(f"{ast.unparse(node.func)[:80]!r} is not a call of a name")
         steps.append(_step(node.func.attr, node))
         node = node.func.value
     steps.reverse()
@@ -107,7 +107,7 @@ def _fits(value: Any, kind: Any) -> bool:
 def _check_order(steps: list[Step]) -> None:
     names = [step.name for step in steps]
     if names.count("batch") > 1:
-        raise _refused("batch is there twice")
+        raise _refused("batch is listed twice")
     if "batch" in names and set(names[names.index("batch") + 1 :]) - {"prefetch", "take", "repeat"}:
         raise _refused("after batch, only take, repeat and prefetch may follow")
 
@@ -120,14 +120,14 @@ def _refused(what: str) -> FederationError:
 
 
 def applied(steps: tuple[Step, ...], dataset: Any, module: ModuleType, *, batch_size: int, seed: int) -> Any:
-    """A dataset of single (x, y) as batches.
+    """Apply the calls to a dataset of single (x, y), and return it in batches.
 
     Args:
         steps: of the expression.
         dataset: a tf.data.Dataset.
         module: model.py, for `map`.
-        batch_size: when the expression has no `batch`.
-        seed: of a `shuffle` without one.
+        batch_size: used when the expression has no `batch`.
+        seed: used by a `shuffle` without one.
 
     Raises:
         ModelError: model.py has no such function.
@@ -144,7 +144,7 @@ def applied(steps: tuple[Step, ...], dataset: Any, module: ModuleType, *, batch_
 
 
 def function_of(module: ModuleType, name: str) -> Callable[..., Any]:
-    """A function of model.py that takes (x, y) and returns them changed. Raises ModelError."""
+    """Return a function of model.py that takes (x, y) and returns them changed. Raises ModelError."""
     found: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(found):
         raise ModelError(
