@@ -92,7 +92,7 @@ def revoke(
     revoked = "the coordinator is revoked: its models" if coordinator else f"{learner} is revoked: its updates"
     say(f"{revoked} are refused")
     if left:
-        say(f"remove its user of the store, {left}: fedpipe did not create it")
+        say(f"remove its user of the store yourself: {left}, which fedpipe did not create")
 
 
 def _member(learner: str, coordinator: bool) -> str:

@@ -49,9 +49,7 @@ _CONNECTION: dict[str, tuple[Any, Any]] = {
     "host": (
         Annotated[
             str,
-            typer.Option(
-                "--host", envvar="KF_PIPELINES_ENDPOINT", help="URL of Kubeflow Pipelines; else from the kubeconfig."
-            ),
+            typer.Option("--host", envvar="KF_PIPELINES_ENDPOINT", help="URL of Kubeflow; by default the kubeconfig's."),
         ],
         "",
     ),
@@ -69,7 +67,7 @@ _CONNECTION: dict[str, tuple[Any, Any]] = {
         "kubeflow",
     ),
     "context": (
-        Annotated[str, typer.Option("--context", help="Context of the kubeconfig; else the current one.")], "",
+        Annotated[str, typer.Option("--context", help="Context of the kubeconfig; by default the current one.")], "",
     ),
     "token_file": (
         Annotated[

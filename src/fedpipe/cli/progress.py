@@ -19,7 +19,7 @@ from fedpipe.steps import WAITING
 
 
 class Progress:
-    """Listens to the local engine: draws a bar on a terminal, and prints only lines elsewhere."""
+    """A listener of the local engine, with a bar on a terminal, and only lines elsewhere."""
 
     def __init__(self) -> None:
         doing = TextColumn("{task.description}", markup=False)
@@ -43,7 +43,7 @@ class Progress:
         self._bar.stop()
 
     def __call__(self, event: Event) -> None:
-        """Takes an event of the engine."""
+        """Take an event of the engine."""
         with self._lock:
             self._count(event)
             if event.moment is not None:
@@ -53,7 +53,7 @@ class Progress:
                     say_text(text)
 
     def _follow(self, moment: Moment) -> None:
-        """Draws a second bar: the rounds of a session, and the learners that it awaits."""
+        """Draw a second bar: the rounds of a session, and the learners that it awaits."""
         board = moment.board
         if self._session is None:
             self._session = self._bar.add_task("session", total=moment.last)
@@ -101,14 +101,14 @@ def _mark(event: Event) -> Part:
     return ("●", "bold green") if event.task.step in ("aggregate", "aggregate_tff") else ("✓", "green")
 
 
-def _round_line(moment: Moment, told: Mapping[str, Any]) -> Text | None:
-    """Describes a closed round of a session, or why the session ended before its last one."""
+def _round_line(moment: Moment, metrics: Mapping[str, Any]) -> Text | None:
+    """Describe a closed round of a session, or why the session ended before its last one."""
     board, record = moment.board, moment.record
     if moment.what == "ended" and board.ending != "done":
         return styled((f"the session ended after round {board.round}", "yellow"), f": {board.why}")
     if moment.what != "closed" or record is None:
         return None
-    numbers = "  ".join(f"{k} {v:.4f}" for k, v in told.items() if _is_shown(k, v))
+    numbers = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if _is_shown(k, v))
     dropped: list[Part] = []
     for item in record.dropped:
         dropped += ["\n  ", (f"✗ {item.learner}", "red"), f" dropped: {item.why}"]
@@ -122,7 +122,7 @@ def _is_shown(name: str, value: Any) -> bool:
 
 
 def _outcome(result: dict[str, Any]) -> tuple[str, str]:
-    """Returns the metrics of a step's artifact as text, and the learners that were dropped, or why."""
+    """Return the metrics of a step's artifact as text, and the learners that were dropped, or why."""
     for name in ("metrics", "model"):
         listed = result["artifacts"].get(name, {}).get("artifacts", [])
         if listed and listed[0].get("metadata"):

@@ -1,7 +1,7 @@
-"""The terminal: all that the command prints goes through here, as text and never as markup.
+"""The only way to the terminal: everything is printed as text, and never read as markup.
 
-Names, paths, messages of a store and lines of a pod come from elsewhere. `plain` removes from every text what a
-terminal would obey, and styles are given apart from it, so that no text can be taken for a style.
+Names, paths, error messages and log lines come from outside. `plain` strips their control sequences, and styles are
+passed separately, so that no text can style or steer the terminal.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Part = str | tuple[str, str]
 """A text, or a text and its style."""
 
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
-"""Escape sequences of a terminal (ECMA-48): control sequences, such as colours; titles and links; the short ones."""
+"""Control sequences of a terminal (ECMA-48): CSI, such as colours; OSC, such as titles and links; short ones."""
 _CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
-"""Control characters but tab and newline, and those that reverse the direction of writing."""
+"""Control characters except tab and newline, and those that change the direction of writing."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console that takes strings as they are."""
+    """Return a console that prints strings as they are."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
@@ -34,7 +34,7 @@ out, err = console(), console(stderr=True)
 
 
 def plain(text: str) -> str:
-    """Return a text without the sequences and characters that a terminal obeys instead of showing.
+    """Return a text without control sequences and control characters.
 
     >>> plain("\\x1b[31mred\\x1b[0m [/b]")
     'red [/b]'
@@ -49,17 +49,17 @@ def styled(*parts: Part) -> Text:
 
 
 def say(*parts: Part) -> None:
-    """Print a line of results."""
+    """Print a line on standard output."""
     say_text(styled(*parts))
 
 
 def say_text(text: Text) -> None:
-    """Print a line of results that `styled` has joined."""
+    """Print a line from `styled` on standard output."""
     out.print(text, soft_wrap=True)
 
 
 def remark(*parts: Part) -> None:
-    """Print a line about the work, on standard error."""
+    """Print a line on standard error."""
     err.print(styled(*parts), soft_wrap=True)
 
 
@@ -69,7 +69,7 @@ def note(text: str) -> None:
 
 
 def show_json(value: Any) -> None:
-    """Print a value for programs."""
+    """Print a value as JSON, for programs."""
     print(json.dumps(value, indent=2))
 
 
@@ -85,13 +85,13 @@ def show_table(rows: Iterable[Sequence[Part]], head: Sequence[str] = ()) -> None
 
 @contextlib.contextmanager
 def busy(text: str) -> Iterator[None]:
-    """Show on standard error that the command works, where that is a terminal."""
+    """Show activity on standard error, if it is a terminal."""
     with err.status(styled(text)):
         yield
 
 
 @contextlib.contextmanager
 def following(text: str) -> Iterator[Callable[[str], None]]:
-    """Show a state below the printed lines, where standard output is a terminal; yields a function that changes it."""
+    """Show a state below the printed lines, if standard output is a terminal; yield a function that changes it."""
     with out.status(styled(text)) as status:
         yield lambda state: status.update(styled(state))

@@ -35,30 +35,30 @@ class VoteTable:
         self._cast: dict[int, dict[str, dict[str, Any]]] = {}
 
     def lines(self, event: Event) -> list[Text]:
-        """Returns the lines to print: a row when a round is decided, a warning for an absent voter."""
+        """Return the lines to print: a row when a round is decided, a warning for an absent voter."""
         if event.moment is not None and event.moment.record is not None:
             return self._session_lines(event.moment.record, dict(event.told))
         number = int(event.inputs["round"])
         if event.task.step == "tally":
             return self._row(number, _metadata(event, "model"))
-        learner, told = str(event.inputs["learner"]), _metadata(event, "metrics")
-        self._cast.setdefault(number, {})[learner] = told
-        return [_absence(event.task.name, told["absent"])] if "absent" in told else []
+        learner, ballot = str(event.inputs["learner"]), _metadata(event, "metrics")
+        self._cast.setdefault(number, {})[learner] = ballot
+        return [_absence(event.task.name, ballot["absent"])] if "absent" in ballot else []
 
-    def _session_lines(self, record: Record, told: dict[str, Any]) -> list[Text]:
-        """Returns the lines of a round of a session, whose record holds all ballots."""
+    def _session_lines(self, record: Record, tally: dict[str, Any]) -> list[Text]:
+        """Return the lines of a round of a session, whose record holds all ballots."""
         cast = {b.learner: {"ballot": "yes" if b.approve else "no", **flat(b.proposed)} for b in record.ballots}
         absent = {item.learner: {"absent": item.why} for item in record.absent}
         self._cast[record.round] = {**cast, **absent}
         warnings = [_absence(f"{record.round} vote {name}", item["absent"]) for name, item in absent.items()]
-        return [*warnings, *self._row(record.round, told)]
+        return [*warnings, *self._row(record.round, tally)]
 
-    def _row(self, number: int, told: dict[str, Any]) -> list[Text]:
+    def _row(self, number: int, tally: dict[str, Any]) -> list[Text]:
         learners = sorted(self._cast.get(number, {}))
         wide = 44 + _SCORES * len(learners) <= self._width
-        cells = [part for name in learners for part in _cell(name, self._cast[number][name], told, wide)]
-        row = styled(_sign(told), f" {number:>3} {told['proposer']!s:<14.14} ", _result(told), " ", *cells)
-        return [*self._head(learners, str(told["criterion"]), wide), row]
+        cells = [part for name in learners for part in _cell(name, self._cast[number][name], tally, wide)]
+        row = styled(_sign(tally), f" {number:>3} {tally['proposer']!s:<14.14} ", _result(tally), " ", *cells)
+        return [*self._head(learners, str(tally["criterion"]), wide), row]
 
     def _head(self, learners: list[str], criterion: str, wide: bool) -> list[Text]:
         if self._begun or not learners:
@@ -74,24 +74,24 @@ def _absence(what: str, why: Any) -> Text:
     return styled((f"– {what}", "yellow"), f" absent: {why}")
 
 
-def _sign(told: dict[str, Any]) -> Part:
-    return ("●", "bold green") if told["accepted"] else ("○", "dim")
+def _sign(tally: dict[str, Any]) -> Part:
+    return ("●", "bold green") if tally["accepted"] else ("○", "dim")
 
 
-def _result(told: dict[str, Any]) -> Part:
-    if "voters" not in told:
-        return str(told["dropped"]), "red"
-    word = "accepted" if told["accepted"] else "rejected"
-    spent = f" ε {told['epsilon']:.3g}" if "epsilon" in told else ""
-    return f"{word} {told['approvals']}/{told['voters']}{spent:<8}"
+def _result(tally: dict[str, Any]) -> Part:
+    if "voters" not in tally:
+        return str(tally["dropped"]), "red"
+    word = "accepted" if tally["accepted"] else "rejected"
+    spent = f" ε {tally['epsilon']:.3g}" if "epsilon" in tally else ""
+    return f"{word} {tally['approvals']}/{tally['voters']}{spent:<8}"
 
 
-def _cell(name: str, told_by: dict[str, Any], told: dict[str, Any], wide: bool) -> list[Part]:
-    void = told["rule"] == "others_vote" and name == told["proposer"]
-    mark = _MARKS["void" if void else str(told_by.get("ballot", "absent"))]
+def _cell(name: str, ballot: dict[str, Any], tally: dict[str, Any], wide: bool) -> list[Part]:
+    void = tally["rule"] == "others_vote" and name == tally["proposer"]
+    mark = _MARKS["void" if void else str(ballot.get("ballot", "absent"))]
     if not wide:
         return [mark, " "]
-    scores = [told_by.get(f"{part}_{told['criterion']}") for part in ("vote", "test")]
+    scores = [ballot.get(f"{part}_{tally['criterion']}") for part in ("vote", "test")]
     shown = " ".join(f"{score:.4f}"[:6] if isinstance(score, float) else "     –" for score in scores)
     return [mark, f"{shown:<{_SCORES - 1}}"]
 

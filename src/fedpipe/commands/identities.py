@@ -1,4 +1,4 @@
-"""Identities: a key pair, a user of the store with the fewest rights that work, and a Kubernetes Secret.
+"""Identities: a key pair, a user of the store with minimal rights, and a Kubernetes Secret.
 
     keys/<learner>.key           the private key, for a learner that runs on this machine
     keys/<learner>.secret.yaml   the Secret with the key and the store's credentials, for `kubectl apply`

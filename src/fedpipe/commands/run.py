@@ -127,7 +127,7 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
 
 
 def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
-    """Checks for the keys of enrolled members: without them all would train, and nothing count. Raises InputError."""
+    """Checks for the keys of enrolled members: without them, all would train in vain. Raises InputError."""
     enrolled = read_enrolled(store)
     names = [learner.name for learner in federation.learners]
     signers = [(name, name, "its updates", enrolled.learners.get(name)) for name in names]
