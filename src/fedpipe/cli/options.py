@@ -49,7 +49,7 @@ _CONNECTION: dict[str, tuple[Any, Any]] = {
     "host": (
         Annotated[
             str,
-            typer.Option("--host", envvar="KF_PIPELINES_ENDPOINT", help="URL of Kubeflow; by default the kubeconfig's."),
+            typer.Option("--host", envvar="KF_PIPELINES_ENDPOINT", help="URL of Kubeflow; by default from kubeconfig."),
         ],
         "",
     ),
