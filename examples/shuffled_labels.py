@@ -65,7 +65,7 @@ def tell(found: dict[str, dict], folder: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    from fedpipe.cli.main import Algorithm, init
+    from fedpipe.commands.init import Algorithm, init
 
     target = Path(sys.argv[1])
     init(target, Algorithm.collective, force=True)

@@ -50,7 +50,7 @@ def store() -> MemoryStore:
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
     """A folder with what `fedpipe init` writes."""
-    from fedpipe.cli.main import init
+    from fedpipe.commands.init import init
 
-    init(tmp_path / "digits", force=False)
+    init(tmp_path / "digits")
     return tmp_path / "digits"

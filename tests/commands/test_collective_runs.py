@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import fedpipe
-from fedpipe.cli.main import Algorithm, init
+from fedpipe.commands.init import Algorithm, init
 from fedpipe.engine.local import Event
 from fedpipe.rounds.history import history, read_head
 from fedpipe.store import open_store
@@ -29,7 +29,7 @@ PRIVACY = "{noise_multiplier: 1.5, l2_norm_clip: 1.0, microbatches: 16, delta: 1
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
     """A folder with what `fedpipe init --algorithm collective` writes."""
-    init(tmp_path / "digits", Algorithm.collective, force=False)
+    init(tmp_path / "digits", Algorithm.collective)
     return tmp_path / "digits"
 
 

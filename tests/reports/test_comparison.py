@@ -108,7 +108,7 @@ class TestTheCommands:
 
     @pytest.mark.parametrize(
         ("names", "message"),
-        [(["first"], "one run is beside nothing"), (["first", "secnod"], "there is no run 'secnod'")],
+        [(["first"], "compare needs at least two runs"), (["first", "secnod"], "there is no run 'secnod'")],
     )
     def test_mistakes(self, names: list[str], message: str, file: Path) -> None:
         told = CliRunner().invoke(app, ["compare", *names, "-f", str(file)])

@@ -1,1 +1,1 @@
-"""What the commands do, without a terminal."""
+"""The work of the commands, without a terminal: the Python API."""

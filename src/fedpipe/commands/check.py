@@ -12,7 +12,7 @@ from fedpipe.store import open_store
 
 
 def check(source: str | Path, *, store: bool = True) -> list[preflight.Checked]:
-    """Checks a federation file, its data, its model and, unless told otherwise, its store; nothing is changed.
+    """Checks a federation file, its data, its model and, unless `store` is false, its store; changes nothing.
 
     Raises:
         FedpipeError: the first mistake, with its remedy.
@@ -31,7 +31,7 @@ def check(source: str | Path, *, store: bool = True) -> list[preflight.Checked]:
 
 def _checked_store(federation: Federation) -> preflight.Checked:
     uri = federation.store_uri
-    if uri.startswith("file://"):  # a folder is made by the first run
+    if uri.startswith("file://"):  # the first run creates a folder
         return preflight.Checked("store", uri)
     open_store(uri).probe()
     return preflight.Checked("store", f"{uri} honours conditional writes")

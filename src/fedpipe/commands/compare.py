@@ -14,12 +14,12 @@ from fedpipe.store.files import write_whole
 
 
 def runs(source: str | Path, *, store: str | None = None) -> list[RunLine]:
-    """All runs of a federation that have begun, the latest first."""
+    """Lists all runs of a federation that have begun, the latest first."""
     return list_runs(open_federation(source, store)[0])
 
 
 def compare(source: str | Path, names: Sequence[str], *, store: str | None = None) -> Comparison:
-    """Runs of a federation beside each other: in which settings they differ, and what came out.
+    """Compares runs of a federation: the settings in which they differ, and their results.
 
     Raises:
         NotFoundError: there is no such run.
@@ -32,7 +32,7 @@ def compare(source: str | Path, names: Sequence[str], *, store: str | None = Non
 def report(
     source: str | Path, run: str, output: str | Path, *, store: str | None = None, beside: Sequence[str] = ()
 ) -> None:
-    """Writes a run's report anew, with other runs of the federation beside it.
+    """Regenerates a run's report from the store, compared with other runs of the federation.
 
     Raises:
         NotFoundError: there is no such run.

@@ -1,4 +1,4 @@
-"""Shows what learners hold before a run."""
+"""Shows the data of the learners before a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedpipe.store.objects import digest_of
 
 
 def explore(source: str | Path, output: str | Path) -> Exploration:
-    """Writes a page that shows what the learners hold, their own files too where they can be read from here.
+    """Writes a page about the learners' data, including their own files where this machine can read them.
 
     Raises:
         DataError: the dataset cannot be dealt out.
@@ -45,7 +45,7 @@ def explore(source: str | Path, output: str | Path) -> Exploration:
 
 
 def _look_at_own(federation: Federation, learner: LearnerSettings, processes: Workers) -> View:
-    """A learner's own file, read by `load` of model.py where there is one, which needs Keras."""
+    """Looks at a learner's own file, read by `load` of model.py where it has one, which needs Keras."""
     code, settings = read_code(federation), federation.data
     if re.search(r"^def load\(", code, re.MULTILINE):
         return cast(View, processes.call(loaded_view, federation, code, learner.name))
@@ -54,7 +54,7 @@ def _look_at_own(federation: Federation, learner: LearnerSettings, processes: Wo
 
 
 def loaded_view(federation: Federation, code: str, name: str) -> View:
-    """What a learner holds by `load` of model.py. Raises DataError and ModelError."""
+    """Looks at the data that `load` of model.py returns for a learner. Raises DataError and ModelError."""
     from fedpipe.learners.keras.learner import as_examples, own_parts
     from fedpipe.learners.user_code import load_code
 

@@ -23,15 +23,15 @@ def export(
 
     Args:
         source: the federation file.
-        output: an .onnx file; it appears only when it is verified.
-        store: URI of the store instead of the federation's.
-        name: the run whose last model is taken; HEAD's by default.
+        output: an .onnx file; it is written only after it is verified.
+        store: URI of a store to use instead of the federation's.
+        name: the run whose last model is exported; the run at HEAD by default.
 
     Returns:
-        digest, opset, largest difference and the run, as in the model's origin.
+        The digest, opset, largest difference and run, as in the model's origin.
 
     Raises:
-        NotFoundError: nothing was trained yet.
+        NotFoundError: there is no trained model.
         ExportError: the model differs from the trained one; nothing is written.
     """
     federation = read_federation(Path(source))

@@ -1,24 +1,23 @@
-"""Identities: a key pair, a user of the store that can do no more than it must, and a Kubernetes Secret.
+"""Identities: a key pair, a user of the store with minimal rights, and a Kubernetes Secret.
 
     keys/<learner>.key           the private key, for a learner that runs on this machine
     keys/<learner>.secret.yaml   the Secret with the key and the store's credentials, for `kubectl apply`
 
-The coordinator is called COORDINATOR where a learner's name is expected, and so are its files. Users are made where
-the store is MinIO, by its admin API; for another store, and where the caller is no admin, the policy is told and the
-keys of a user that somebody else made are taken. All that can fail comes before the store says that somebody is
-enrolled, and is undone when it fails.
+COORDINATOR takes the place of a learner's name for the coordinator, in the names of files too. Users are created with
+MinIO's admin API. For other stores, and without an administrator's credentials, an administrator creates the user with
+the printed policy and passes its keys. Every step that can fail comes before the store records the enrolment, and is
+undone when a later one fails.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import difflib
 import hashlib
 import secrets
 import string
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -26,80 +25,25 @@ from urllib.parse import urlsplit
 import yaml
 from msgspec.structs import replace
 
-from fedpipe.errors import InputError, NotFoundError
-from fedpipe.federation.federation import Federation
-from fedpipe.federation.file import read_federation
-from fedpipe.federation.names import KUBEFLOWS_SECRET
-from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled, read_enrolled, told_time
-from fedpipe.identity.policies import Policy, coordinator_policy, learner_policy, server_policy
-from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, make_key, public_key
-from fedpipe.registry.publication import ModelVersion, Origin, read_model, sign_publication, versions
-from fedpipe.store import Store, check_uri, chosen_uri, open_store
+from fedpipe.commands.members import Member, StoredFederation, check_enrolled, find_member, open_place
+from fedpipe.errors import InputError
+from fedpipe.identity.enrolment import Enrolment, read_enrolled, told_time
+from fedpipe.identity.policies import Policy, coordinator_policy, server_policy
+from fedpipe.identity.signing import COORDINATOR, make_key, public_key
+from fedpipe.store import check_uri, open_store
 from fedpipe.store.files import write_whole
-from fedpipe.store.objects import find
 from fedpipe.store.s3_client import Credentials
 
 _LETTERS = string.ascii_letters + string.digits
 
 
 class Identity(NamedTuple):
-    """What was made: whose it is, in words, the files, the user of the store, and the Secret's name."""
+    """A new identity: the member's name in a sentence, the files, the user of the store, and the Secret's name."""
 
     who: str
     files: tuple[Path, ...]
     user: str
     secret: str
-
-
-class _Place(NamedTuple):
-    """The federation with its store."""
-
-    federation: Federation
-    uri: str
-
-    @property
-    def store(self) -> Store:
-        return open_store(self.uri).below(self.federation.name)
-
-    @property
-    def on_s3(self) -> bool:
-        return self.uri.startswith("s3://")
-
-    @property
-    def bucket(self) -> str:
-        return urlsplit(self.uri).netloc
-
-    @property
-    def prefix(self) -> str:
-        return "/".join(filter(None, (urlsplit(self.uri).path.strip("/"), self.federation.name)))
-
-
-class _Member(NamedTuple):
-    """A learner or the coordinator."""
-
-    name: str
-    secret: str
-
-    @property
-    def who(self) -> str:
-        return "the coordinator" if self.name == COORDINATOR else repr(self.name)
-
-    @property
-    def argument(self) -> str:
-        return "--coordinator" if self.name == COORDINATOR else self.name
-
-    def policy(self, place: _Place) -> Policy:
-        if self.name == COORDINATOR:
-            return coordinator_policy(place.bucket, place.prefix)
-        return learner_policy(place.bucket, place.prefix, self.name)
-
-    def enrolment(self, enrolled: Enrolled) -> Enrolment | None:
-        return enrolled.coordinator if self.name == COORDINATOR else enrolled.learners.get(self.name)
-
-    def enrolled(self, current: Enrolled, enrolment: Enrolment) -> Enrolled:
-        if self.name == COORDINATOR:
-            return replace(current, coordinator=enrolment)
-        return replace(current, learners=current.learners | {self.name: enrolment})
 
 
 def enroll(
@@ -111,55 +55,58 @@ def enroll(
     Args:
         source: the federation file.
         learner: its name in the file, or COORDINATOR.
-        store: URI of the store instead of the federation's.
-        keys: folder of the keys; `keys` beside the federation file by default.
-        given: credentials of a user of the store that somebody made already.
+        store: URI of a store to use instead of the federation's.
+        keys: folder of the key files; `keys` next to the federation file by default.
+        given: credentials of an existing user of the store.
 
     Raises:
-        InputError: there is no such learner, or it is enrolled.
-        StoreError: the store cannot be used, or makes no users; nothing was changed.
+        InputError: there is no such learner, or it is already enrolled.
+        StoreError: the store cannot be used, or cannot create users; nothing was changed.
     """
-    place, member = _opened(source, learner, store)
+    place = open_place(source, store)
+    member = find_member(place, learner)
     known = member.enrolment(read_enrolled(place.store))
     if known is not None and known.revoked is None:
         raise InputError(
-            f"{member.who} is enrolled since {told_time(known.since)}",
-            remedy=f"`fedpipe rotate {member.argument}` gives it new keys.",
+            f"{member.who} has been enrolled since {told_time(known.since)}",
+            remedy=f"Run `fedpipe rotate {member.argument}` to replace its keys.",
         )
-    return _identified(place, member, _folder(source, keys), given)
+    return _identified(place, member, place.key_folder(keys), given)
 
 
 def rotate(
     source: str | Path, learner: str, *, store: str | None = None, keys: str | Path | None = None,
     given: Credentials | None = None,
 ) -> Identity:  # fmt: skip
-    """Gives who is enrolled new keys; the old ones are worth nothing from then on.
+    """Gives an enrolled learner, or the coordinator, new keys; the old keys stop working.
 
-    Models that the coordinator signed with its old key have to be signed again (`sign`), or are not served any more.
+    Models that the coordinator signed with its old key are not served until they are signed again (`sign`).
 
     Raises:
         InputError: it is not enrolled.
-        StoreError: the store cannot be used. Where its user got a new secret already, the old one is worth nothing, and
-            the same command again makes everything new.
+        StoreError: the store cannot be used. If its user already has a new secret, the old one no longer works: run the
+            same command again.
     """
-    place, member = _opened(source, learner, store)
-    _check_enrolled(place, member)
-    return _identified(place, member, _folder(source, keys), given)
+    place = open_place(source, store)
+    member = find_member(place, learner)
+    check_enrolled(place, member)
+    return _identified(place, member, place.key_folder(keys), given)
 
 
 def revoke(source: str | Path, learner: str, *, store: str | None = None) -> str:
-    """Takes an identity away: nothing that it signs counts any more, and its user of the store is removed.
+    """Revokes an identity: its signatures no longer count, and its user of the store is removed.
 
     Returns:
-        The user that is left in a store that fedpipe does not administer; empty without one.
+        The user that remains, where fedpipe did not create it; empty without one.
 
     Raises:
         InputError: it is not enrolled.
-        StoreError: the user could not be removed. The learner's updates do not count any more.
+        StoreError: the user could not be removed. The learner's updates no longer count.
     """
-    place, member = _opened(source, learner, store)
-    known = _check_enrolled(place, member)
-    _write_enrolled(place, member, replace(known, revoked=time.time()))  # first, for it is what counts
+    place = open_place(source, store)
+    member = find_member(place, learner)
+    known = check_enrolled(place, member)
+    member.enroll(place, replace(known, revoked=time.time()))  # first: this is what makes the updates stop counting
     if not known.user or known.user != _user(place, member):
         return known.user
     from fedpipe.store.users import Users
@@ -168,81 +115,40 @@ def revoke(source: str | Path, learner: str, *, store: str | None = None) -> str
     return ""
 
 
-def sign(
-    source: str | Path, name: str, numbers: Sequence[int], *, store: str | None = None, keys: str | Path | None = None
-) -> list[ModelVersion]:
-    """Signs published versions with the coordinator's key, where it was enrolled, or got a new key, after them.
-
-    Args:
-        source: the federation file.
-        name: of the model.
-        numbers: the versions; each must have the digest that its origin tells.
-        store: URI of the store instead of the federation's.
-        keys: folder of the keys; `keys` beside the federation file by default.
-
-    Raises:
-        InputError: the coordinator is not enrolled, or its key is not here.
-        NotFoundError: there is no such version; none was signed.
-        CorruptError: a version is not what its origin tells; none was signed.
-    """
-    place = _place(source, store)
-    known = _check_enrolled(place, _member(place.federation, source, COORDINATOR))
-    folder = _folder(source, keys)
-    private = find_key(COORDINATOR, {KEYS: str(folder)}) or find_key(COORDINATOR)
-    if private is None or public_key(private) != known.key:
-        what = "is not the enrolled one" if private else "is not here"
-        raise InputError(f"the coordinator's key {what}", where=str(folder), remedy="Name its folder by --keys.")
-    models = place.store.below("models")
-    there = versions(models)
-    origins = {}
-    for entry in (ModelVersion(name, number) for number in numbers):
-        origin = find(models, entry.origin_key, Origin)
-        if entry.version not in there.get(name, []) or origin is None:
-            known_ones = "; ".join(f"{model} {', '.join(map(str, have))}" for model, have in sorted(there.items()))
-            raise NotFoundError(f"there is no {entry}", where=models.uri, remedy=f"There are: {known_ones or 'none'}.")
-        read_model(models, entry, origin)
-        origins[entry] = origin
-    for entry, origin in origins.items():
-        sign_publication(models, entry, origin, private)
-    return list(origins)
-
-
 def policy_of(source: str | Path, learner: str = "", *, store: str | None = None, server: bool = False) -> Policy:
-    """What somebody may do in the store, as a policy of S3.
+    """Returns the S3 policy of a learner, the coordinator or the server.
 
     Args:
         source: the federation file.
-        learner: whose policy; empty for the coordinator's.
-        store: URI of the store instead of the federation's.
-        server: that of `fedpipe serve` instead.
+        learner: the learner; empty for the coordinator.
+        store: URI of a store to use instead of the federation's.
+        server: returns the policy of `fedpipe serve` instead.
 
     Raises:
         InputError: there is no such learner, or the store has no users.
     """
-    place = _place(source, store)
+    place = open_place(source, store)
     if not place.on_s3:
-        raise InputError("a folder has no users", where=place.uri, remedy="Policies are for s3://...")
+        raise InputError("a folder has no users", where=place.uri, remedy="Use an s3:// store.")
     if server:
         return server_policy(place.bucket, place.prefix)
-    if not learner:
-        return coordinator_policy(place.bucket, place.prefix)
-    return _member(place.federation, source, learner).policy(place)
+    return find_member(place, learner or COORDINATOR).policy(place)
 
 
 def prepare(uri: str, *, coordinator: Credentials | None = None, server: Credentials | None = None) -> list[str]:
-    """Makes a federation's bucket and the users of its coordinator and its server; what is there is brought up to date.
+    """Creates a federation's bucket and the users of its coordinator and its server, or updates existing ones.
 
     Args:
         uri: of the federation's own part of the store: `s3://bucket/prefix/NAME`, with its endpoint.
-        coordinator: of the user to make for the coordinator's steps.
-        server: of the user to make for `fedpipe serve`.
+        coordinator: credentials for a user that the coordinator's steps use.
+        server: credentials for a user that `fedpipe serve` uses.
 
     Returns:
-        What was done, a line each.
+        A line for each thing that was done.
 
     Raises:
-        InputError: the URI names no federation of an S3 store.
-        StoreError: the store refuses, or makes no users.
+        InputError: the URI names no federation in an S3 store.
+        StoreError: the store refuses, or cannot create users.
     """
     from fedpipe.store.s3 import MinioStore
     from fedpipe.store.users import Users
@@ -251,59 +157,27 @@ def prepare(uri: str, *, coordinator: Credentials | None = None, server: Credent
     prefix = parts.path.strip("/")
     if parts.scheme != "s3" or not prefix:
         raise InputError(
-            "names no federation of a store", where=uri, remedy="Write s3://bucket/prefix/NAME?endpoint=..."
+            "is not the URI of a federation in an S3 store",
+            where=uri,
+            remedy="Write s3://bucket/prefix/NAME?endpoint=...",
         )
     store = open_store(uri)
     assert isinstance(store, MinioStore)
     made = store.make_bucket()
     store.probe()
-    done = [f"bucket {parts.netloc} {'was made' if made else 'is there'}, and honours conditional writes"]
+    done = [f"bucket {parts.netloc} {'was created' if made else 'exists'} and honours conditional writes"]
     for who, credentials, policy in (
         ("coordinator", coordinator, coordinator_policy(parts.netloc, prefix)),
         ("server", server, server_policy(parts.netloc, prefix)),
     ):
         if credentials is not None:
             Users(uri).put(credentials, policy)
-            done.append(f"user {credentials.access_key} may do what the {who} needs below {prefix}/")
+            done.append(f"user {credentials.access_key} has the rights of the {who} below {prefix}/")
     return done
 
 
-def _opened(source: str | Path, learner: str, store: str | None) -> tuple[_Place, _Member]:
-    place = _place(source, store)
-    return place, _member(place.federation, source, learner)
-
-
-def _place(source: str | Path, store: str | None) -> _Place:
-    federation = read_federation(Path(source))
-    return _Place(federation, chosen_uri(store, federation.store_uri))
-
-
-def _member(federation: Federation, source: str | Path, learner: str) -> _Member:
-    if learner == COORDINATOR:  # Kubeflow's own secret is not ours to replace
-        own = federation.secret != KUBEFLOWS_SECRET
-        return _Member(COORDINATOR, federation.secret if own else f"fedpipe-{federation.name}")
-    names = [member.name for member in federation.learners]
-    if learner in names:
-        return _Member(learner, federation.learner(learner).secret or f"fedpipe-{federation.name}-{learner}")
-    close = difflib.get_close_matches(learner, names, n=1)
-    remedy = f"Did you mean {close[0]!r}?" if close else f"Learners: {', '.join(names)}."
-    raise InputError(f"there is no learner {learner!r}", where=str(source), remedy=remedy)
-
-
-def _check_enrolled(place: _Place, member: _Member) -> Enrolment:
-    known = member.enrolment(read_enrolled(place.store))
-    if known is None or known.revoked is not None:
-        when = f" since it was revoked on {told_time(known.revoked)}" if known and known.revoked else ""
-        raise InputError(f"{member.who} is not enrolled{when}", remedy=f"`fedpipe enroll {member.argument}` does that.")
-    return known
-
-
-def _folder(source: str | Path, keys: str | Path | None) -> Path:
-    return Path(keys) if keys else Path(source).absolute().parent / "keys"
-
-
-def _identified(place: _Place, member: _Member, folder: Path, given: Credentials | None) -> Identity:
-    """Makes user, files and enrolment, in this order; what was made is undone when a later part fails."""
+def _identified(place: StoredFederation, member: Member, folder: Path, given: Credentials | None) -> Identity:
+    """Creates user, files and enrolment, in this order, and undoes them when a later part fails."""
     private = make_key()
     with contextlib.ExitStack() as undo:
         credentials = given
@@ -311,42 +185,36 @@ def _identified(place: _Place, member: _Member, folder: Path, given: Credentials
             credentials = undo.enter_context(_new_user(place, member))
         files = undo.enter_context(_written(folder, member, private, credentials))
         user = credentials.access_key if credentials else ""
-        _write_enrolled(place, member, Enrolment(key=public_key(private), user=user, since=time.time()))
+        member.enroll(place, Enrolment(key=public_key(private), user=user, since=time.time()))
     return Identity(member.who.strip("'"), files, user, member.secret)
 
 
-def _write_enrolled(place: _Place, member: _Member, enrolment: Enrolment) -> None:
-    change_enrolled(place.store, lambda current: member.enrolled(current, enrolment))
-
-
-def _user(place: _Place, member: _Member) -> str:
-    """A name of its own among all users of the server, where another bucket may hold a federation of this name."""
+def _user(place: StoredFederation, member: Member) -> str:
+    """Returns a name that is unique on the server, where another bucket may hold a federation of the same name."""
     where = hashlib.sha256(f"{place.bucket}/{place.prefix}".encode()).hexdigest()[:8]
     return f"fedpipe-{place.federation.name}-{member.name}-{where}"
 
 
 @contextlib.contextmanager
-def _new_user(place: _Place, member: _Member) -> Iterator[Credentials]:
-    """A user of the store with the member's policy; one that was there keeps its name and gets another secret."""
+def _new_user(place: StoredFederation, member: Member) -> Iterator[Credentials]:
+    """Creates a user of the store with the member's policy; an existing one keeps its name and gets a new secret."""
     from fedpipe.store.users import Users
 
     users, name = Users(place.uri), _user(place, member)
     made = Credentials(name, "".join(secrets.choice(_LETTERS) for _ in range(40)))
-    there = users.has(name)
+    existed = users.has(name)
     try:
         users.put(made, member.policy(place))
         yield made
     except BaseException:
-        if not there:
+        if not existed:
             users.remove(name)
         raise
 
 
 @contextlib.contextmanager
-def _written(
-    folder: Path, member: _Member, private: str, credentials: Credentials | None
-) -> Iterator[tuple[Path, ...]]:
-    """The files, readable by nobody else; those of an earlier identity come back when something fails later."""
+def _written(folder: Path, member: Member, private: str, credentials: Credentials | None) -> Iterator[tuple[Path, ...]]:
+    """Writes the files, readable by this user alone; restores those of an earlier identity when a later part fails."""
     texts = {folder / f"{member.name}.key": f"{private}\n"}
     if credentials is not None:
         texts[folder / f"{member.name}.secret.yaml"] = _secret_manifest(member, private, credentials)
@@ -370,7 +238,7 @@ def _written(
         raise
 
 
-def _secret_manifest(member: _Member, private: str, credentials: Credentials) -> str:
+def _secret_manifest(member: Member, private: str, credentials: Credentials) -> str:
     labels = {"app.kubernetes.io/part-of": "fedpipe"}
     if member.name != COORDINATOR:
         labels["fedpipe/learner"] = member.name

@@ -12,11 +12,11 @@ from fedpipe.store import Store, chosen_uri, open_store
 
 
 def open_federation(source: str | Path, store: str | None = None) -> tuple[Store, str]:
-    """The federation's part of the store, and the URI of the whole.
+    """Opens the federation's part of the store; returns it with the URI of the whole store.
 
     Args:
         source: the federation file.
-        store: URI of the store instead of the federation's.
+        store: URI of a store to use instead of the federation's.
     """
     federation = read_federation(Path(source))
     uri = chosen_uri(store, federation.store_uri)
@@ -24,13 +24,13 @@ def open_federation(source: str | Path, store: str | None = None) -> tuple[Store
 
 
 def check_runs(store: Store, names: Sequence[str]) -> None:
-    """Raise NotFoundError for the first of these runs that has not begun."""
+    """Raises NotFoundError for the first of these runs that has not begun."""
     for name in names:
         if read_record(store, name, 0) is None:
             raise NotFoundError(f"there is no run {name!r}", where=store.uri, remedy=known_runs(store))
 
 
 def known_runs(store: Store) -> str:
-    """What a user may have meant."""
+    """Lists the runs of the store in a sentence."""
     names = sorted({key.split("/")[1] for key in store.keys("runs/")})
     return f"Runs: {', '.join(names)}." if names else "No run has begun here."

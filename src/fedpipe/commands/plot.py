@@ -1,4 +1,4 @@
-"""Draws a run's scores and ballots while it goes on."""
+"""Draws a run's scores and ballots while it is in progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedpipe.commands.opened import known_runs, open_federation
-from fedpipe.commands.watch import _LOOK_AGAIN
+from fedpipe.commands.watch import LOOK_AGAIN
 from fedpipe.errors import InputError, NotFoundError
 from fedpipe.reports import plots
 from fedpipe.reports.story import Story, read_story
@@ -24,30 +24,26 @@ body {{ font: 15px system-ui, sans-serif; margin: 1rem }} svg {{ max-width: 100%
 
 def plot(
     source: str | Path, run: str, output: str | Path, *, store: str | None = None, live: bool = True,
-    listener: Callable[[str], None] = lambda _: None, again: float = _LOOK_AGAIN,
+    listener: Callable[[str], None] = lambda _: None, again: float = LOOK_AGAIN,
 ) -> None:  # fmt: skip
-    """Draws a run: its scores over the rounds and its ballots. Draws it again after each round until it has ended.
+    """Draws a run's scores over the rounds and its ballots; redraws them after each round until the run has ended.
 
     Args:
         source: the federation file.
-        run: the run's name; one that has not begun is waited for when `live`.
-        output: an .html, .svg or .png file; a page of a run that goes on loads itself again.
-        store: URI of the store instead of the federation's.
-        live: go on until the run has ended.
-        listener: hears how far the run is, after each drawing.
-        again: seconds between two looks.
+        run: the run's name; with `live`, waits for a run that has not begun.
+        output: an .html, .svg or .png file; the page of a run in progress reloads itself.
+        store: URI of a store to use instead of the federation's.
+        live: continues until the run has ended.
+        listener: receives the state of the run after each drawing.
+        again: seconds between two looks at the store.
 
     Raises:
         NotFoundError: there is no such run.
-        InputError: the file cannot be written, or its format is none of the three.
+        InputError: the file cannot be written, or has an unsupported format.
     """
     path = Path(output)
     if path.suffix not in FORMATS:
-        raise InputError(
-            f"cannot draw a {path.suffix or 'file without a suffix'}",
-            where=str(path),
-            remedy="Use .html, .svg or .png.",
-        )
+        raise InputError("has an unsupported format", where=str(path), remedy="Use .html, .svg or .png.")
     opened, uri = open_federation(source, store)
     drawn = -1
     while True:
@@ -60,8 +56,8 @@ def plot(
         if count and (count != drawn or ended):
             story = read_story(opened, run, uri)
             rounds = f"round {count - 1} of {story.plan.federation.training.rounds}"
-            state = rounds if ended else f"{rounds}, going on"
-            write_whole(path, _drawn(story, path.suffix, state, going_on=live and not ended))
+            state = rounds if ended else f"{rounds}, in progress"
+            write_whole(path, _drawn(story, path.suffix, state, in_progress=live and not ended))
             listener(state)
             drawn = count
         elif drawn < 0:
@@ -72,10 +68,10 @@ def plot(
         time.sleep(again)
 
 
-def _drawn(story: Story, suffix: str, state: str, *, going_on: bool) -> bytes:
+def _drawn(story: Story, suffix: str, state: str, *, in_progress: bool) -> bytes:
     voted = story.plan.federation.vote is not None
     if suffix == ".html":
-        again = '<meta http-equiv="refresh" content="2">' if going_on else ""
+        again = '<meta http-equiv="refresh" content="2">' if in_progress else ""
         pictures = "".join(vote_pictures(story) if voted else plots.learning_curves(story))
         title = f"{story.plan.federation.name}, {story.plan.run}"
         return _PAGE.format(title=title, again=again, state=state, pictures=pictures).encode()

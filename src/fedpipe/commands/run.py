@@ -1,4 +1,4 @@
-"""Runs on this machine: from a federation file or a compiled pipeline to a summary, a report and a model."""
+"""Runs a federation file or a compiled pipeline on this machine, up to a summary, a report and a model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Job(NamedTuple):
 
     @property
     def needs_tff(self) -> bool:
-        """Whether TensorFlow Federated is imported at once, for some step needs it."""
+        """Whether a step needs TensorFlow Federated, so that it is imported at once."""
         return any(
             task.environment == "tff" and task.step in ("simulate", "aggregate", "coordinate")
             for task in self.graph.tasks
@@ -68,22 +68,22 @@ def run(
 
     Args:
         source: a federation file or a compiled pipeline.
-        store: URI of the store instead of the federation's.
+        store: URI of a store to use instead of the federation's.
         out: folder for the results; `fedpipe-out/<federation>/<run>` by default.
         name: the run's name.
         parameters: run-time parameters of the pipeline, such as `learning_rate`.
-        listener: hears about each step.
+        listener: receives the events of the engine.
         workers: processes for the steps of each environment; one per core by default.
         simulation: rehearses a federation file with TensorFlow Federated.
 
     Raises:
         InputError: a mistake in what was given; nothing was changed.
         StoreError: the store cannot be used; nothing was changed.
-        FedpipeError: the run failed; what was done stays done.
+        FedpipeError: the run failed; finished steps stay in the store.
     """
-    with Workers() as processes:  # what the checks have warmed serves the first steps
+    with Workers() as processes:  # the processes that the checks warm up serve the first steps
         call = _warmed(processes) if simulation else processes.call
-        start_server()  # the frameworks' imports take longer than all that comes before the first step
+        start_server()  # importing the frameworks takes longer than everything before the first step
         job = _prepared(Path(source), store, run_name(name, ""), parameters or {}, simulation=simulation)
         folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
         _check_first(job, name, _warmed(processes) if job.needs_tff and not simulation else call)
@@ -93,14 +93,14 @@ def run(
         )
         results = engine.run()
     reported = next((task for task in job.graph.tasks if task.step == "report"), None)
-    if reported is None:  # somebody's own pipeline
+    if reported is None:  # a user's own pipeline
         return Result({}, folder)
     place = resolve(reported, job.arguments, results, "")["parameterValues"]["place"]
     return Result(fetch_results(RunPlace(**place), folder), folder)
 
 
 def _warmed(processes: Workers) -> Callable[..., Any]:
-    """`Workers.call`, with TensorFlow Federated imported by one process of its environment while others work."""
+    """Wraps `Workers.call`: one process imports TensorFlow Federated while others work."""
     warm = beside(processes.call, warm_simulation, environment="tff")
 
     def call(function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
@@ -112,7 +112,7 @@ def _warmed(processes: Workers) -> Callable[..., Any]:
 
 
 def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
-    """All that can be wrong is found before anything is written; a store that is a folder is made last."""
+    """Finds mistakes before anything is written; a store that is a folder is created last."""
     uri = job.arguments.get("store")
     if uri is None:
         return
@@ -130,7 +130,7 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
 
 
 def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
-    """Checks that who is enrolled can sign here: else all would train, and nothing would count. Raises InputError."""
+    """Checks for the keys of enrolled members: without them, all would train in vain. Raises InputError."""
     enrolled = read_enrolled(store)
     names = [learner.name for learner in federation.learners]
     signers = [(name, name, "its updates", enrolled.learners.get(name)) for name in names]
@@ -139,8 +139,8 @@ def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
     for name, who, what, enrolment in signers:
         if enrolment is not None and enrolment.revoked is None and find_key(name) is None:
             raise InputError(
-                f"{who} is enrolled and must sign {what}, and its key is not here",
-                remedy=f"Set {KEYS} to the folder of the keys, such as keys/ beside the federation file.",
+                f"{who} is enrolled and must sign {what}, but its key is missing",
+                remedy=f"Set {KEYS} to the folder of the keys, such as keys/ next to the federation file.",
             )
 
 
@@ -168,14 +168,14 @@ def _prepared(source: Path, store: str | None, name: str, parameters: Mapping[st
 
 
 def _graph_of(source: Path, *, simulation: bool) -> tuple[Graph, str]:
-    """The graph of a compiled pipeline, or of a federation file that is compiled now, and its own store."""
+    """Returns the graph of a compiled pipeline, or of a federation file compiled now, and the URI of its store."""
     try:
         head = next(iter(yaml.load_all(source.read_text(), Loader=yaml.CSafeLoader)), None)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        head = None  # read_federation says what is wrong
+        head = None  # read_federation reports the mistake
     if isinstance(head, dict) and "pipelineInfo" in head:
         if simulation:
-            raise InputError("is a compiled pipeline", where=str(source), remedy="`fedpipe run` runs it as it is.")
+            raise InputError("is a compiled pipeline", where=str(source), remedy="Run it with `fedpipe run`.")
         graph = read_graph(source)
         return graph, str(graph.parameters.get("store", ""))
     federation = read_federation(source)
@@ -187,7 +187,7 @@ def _graph_of(source: Path, *, simulation: bool) -> tuple[Graph, str]:
 
 
 def _constant(graph: Graph, name: str) -> str:
-    """A constant input of the pipeline's steps, such as the federation as text."""
+    """Returns a constant input of the pipeline's steps, such as the federation as text."""
     for task in graph.tasks:
         constant = task.inputs.get(name, {}).get("runtimeValue", {}).get("constant")
         if task.step and isinstance(constant, str):
@@ -199,7 +199,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the folder cannot be made: {error.strerror}", where=str(folder)) from error
+        raise InputError(f"the folder cannot be created: {error.strerror}", where=str(folder)) from error
 
 
 def fetch_results(place: RunPlace, folder: Path) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from fedpipe.sessions.board import ask_to_stop, poll_board
 
 
 def stop(source: str | Path, run: str, *, store: str | None = None) -> str:
-    """Asks a session to end after its current round, and says what will happen.
+    """Asks a session to end after its current round; returns a sentence about the effect.
 
     Raises:
         NotFoundError: there is no such run.
-        InputError: it has no session that could be stopped.
+        InputError: the run has ended.
     """
     opened, _ = open_federation(source, store)
     check_runs(opened, [run])
@@ -22,7 +22,7 @@ def stop(source: str | Path, run: str, *, store: str | None = None) -> str:
     board = found[0] if found else None
     if opened.size(f"runs/{run}/summary.json") is not None or (board and board.phase == "ended"):
         raise InputError(f"run {run!r} has ended already", where=opened.uri)
-    asked = "" if ask_to_stop(opened, run) else "was already asked to end, and "
+    asked = "" if ask_to_stop(opened, run) else "was already asked to stop: it "
     if board is None:
-        return f"run {run} {asked}ends as soon as its session begins; a run of single steps is not stopped by this"
+        return f"run {run} {asked}ends as soon as its session begins; runs of single steps cannot be stopped"
     return f"run {run} {asked}ends after round {board.round}; the model is evaluated and exported as usual"

@@ -1,14 +1,16 @@
-"""A run's event files, copied from the store for TensorBoard."""
+"""Copies a run's event files from the store, and shows them in TensorBoard."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from fedpipe.commands.opened import known_runs, open_federation
 from fedpipe.errors import InputError, NotFoundError
 from fedpipe.frameworks import find_python
 from fedpipe.rounds.history import read_record
@@ -16,27 +18,59 @@ from fedpipe.rounds.plan import read_plan
 from fedpipe.store import Store
 
 _LARGEST = 64 * 2**20
-"""Bytes of an event file; learners write them, so larger ones are left where they are."""
+"""Bytes of an event file; learners write them, so larger ones are not copied."""
 _SECONDS = 5.0
-"""Between two looks for new files, while TensorBoard runs."""
+"""Seconds between two looks for new files, while TensorBoard runs."""
 
 
 class Events(NamedTuple):
-    """An event file in the store, and where TensorBoard finds it."""
+    """An event file: its key in the store, and its path in TensorBoard's folder."""
 
     key: str
     path: Path
 
 
+def tensorboard(source: str | Path, run: str, *, store: str | None = None, host: str, port: int) -> int:
+    """Shows a run's event files in TensorBoard until it ends.
+
+    Args:
+        source: the federation file.
+        run: the run's name.
+        store: URI of a store to use instead of the federation's.
+        host: the address to listen on.
+        port: the port; 0 for a free one.
+
+    Returns:
+        TensorBoard's exit code.
+
+    Raises:
+        NotFoundError: there is no such run, or it has no event files.
+        InputError: TensorBoard is not installed.
+    """
+    opened, _ = open_federation(source, store)
+    with tempfile.TemporaryDirectory() as folder:
+        return show(opened, run, Path(folder), host=host, port=port)
+
+
+def copy_events(source: str | Path, run: str, folder: str | Path, *, store: str | None = None) -> int:
+    """Copies a run's event files to a folder; returns their number.
+
+    Raises:
+        NotFoundError: there is no such run.
+        InputError: the folder cannot be written.
+    """
+    return fetch_events(open_federation(source, store)[0], run, Path(folder))
+
+
 def find_events(store: Store, run: str) -> Iterator[Events]:
-    """The event files of a run: `simulation`, or a folder for each learner and round.
+    """Finds the event files of a run: `simulation`, or a folder for each learner and round.
 
     Raises:
         NotFoundError: there is no such run.
     """
     record = read_record(store, run, 0)
     if record is None:
-        raise NotFoundError(f"there is no run {run!r}", where=store.uri)
+        raise NotFoundError(f"there is no run {run!r}", where=store.uri, remedy=known_runs(store))
     names = [learner.name for learner in read_plan(store, record.plan).federation.learners]
     for owner in ("", *names):
         prefix = f"learners/{owner}/runs/{run}/" if owner else f"runs/{run}/"
@@ -47,7 +81,7 @@ def find_events(store: Store, run: str) -> Iterator[Events]:
 
 
 def fetch_events(store: Store, run: str, folder: Path) -> int:
-    """Copies the event files that are new, or have grown, and returns how many there are in all.
+    """Copies the event files that are new or have grown; returns the number of all files.
 
     Raises:
         NotFoundError: there is no such run.
@@ -70,16 +104,16 @@ def fetch_events(store: Store, run: str, folder: Path) -> int:
 
 
 def find_tensorboard() -> Path:
-    """The program: on the path, or in the tff environment, which has it. Raises InputError."""
+    """Finds the program on the path, or in the tff environment. Raises InputError."""
     found = shutil.which("tensorboard")
     path = Path(found) if found else find_python("tff").parent / "tensorboard"
     if not path.is_file():
-        raise InputError("TensorBoard is not installed", remedy="`pip install tensorboard`, or `make setup-tff`.")
+        raise InputError("TensorBoard is not installed", remedy="Run `pip install tensorboard` or `make setup-tff`.")
     return path
 
 
 def show(store: Store, run: str, folder: Path, *, host: str, port: int) -> int:
-    """Runs TensorBoard until it is ended, and brings it new files while the run goes on.
+    """Runs TensorBoard until it ends, and copies new files while the run is in progress.
 
     Returns:
         TensorBoard's exit code.

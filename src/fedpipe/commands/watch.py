@@ -1,4 +1,4 @@
-"""Follows a run from its store, wherever it runs."""
+"""Follows a run from its store, whatever machine it runs on."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from fedpipe.rounds.timings import find_timing
 from fedpipe.sessions.board import Board, Keeper, board_key, poll_board
 from fedpipe.store import Store
 
-_LOOK_AGAIN = 1.0
-"""Seconds between two looks at a run that goes on."""
+LOOK_AGAIN = 1.0
+"""Seconds between two looks at a run in progress."""
 _PODS_AGAIN = 5.0
 """Seconds between two looks at its pods."""
 
 
 def watch(
     source: str | Path, run: str, *, store: str | None = None, listener: Callable[[str, str], None],
-    again: float = _LOOK_AGAIN, pods: Callable[[], list[str]] | None = None,
+    again: float = LOOK_AGAIN, pods: Callable[[], list[str]] | None = None,
 ) -> None:  # fmt: skip
-    """Follows a run from its store until it has ended, wherever it runs.
+    """Follows a run from its store until it has ended, whatever machine it runs on.
 
     Args:
         source: the federation file.
-        run: the run's name; one that has not begun is waited for.
-        store: URI of the store instead of the federation's.
-        listener: hears `(line, state)`: a line for what has happened, or the state of now.
-        again: seconds between two looks.
-        pods: a line for each pod that waits; asked now and then.
+        run: the run's name; waits for a run that has not begun.
+        store: URI of a store to use instead of the federation's.
+        listener: receives `(line, state)`: a line about an event, or the current state.
+        again: seconds between two looks at the store.
+        pods: returns a line for each pod that waits; called every few seconds.
 
     Raises:
-        StepError: of `pods`, when the run has failed.
+        StepError: the run has failed; raised by `pods`.
     """
     opened, _ = open_federation(source, store)
     if read_record(opened, run, 0) is None:
@@ -62,27 +62,27 @@ def watch(
 
 
 class _Waiting:
-    """Pods that wait: each is a line of its own once, and part of the state as long as it waits."""
+    """Reports pods that wait: once as a line, and in the state for as long as they wait."""
 
     def __init__(self, pods: Callable[[], list[str]], listener: Callable[[str, str], None]) -> None:
         self._pods, self._listener = pods, listener
         self._lines: list[str] = []
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._next = 0.0
 
     def look(self) -> list[str]:
-        """The lines of now."""
+        """Returns the current lines."""
         if time.monotonic() >= self._next:
             self._lines, self._next = self._pods(), time.monotonic() + _PODS_AGAIN
             for line in self._lines:
-                if (who := line.partition(" is ")[0]) not in self._told:
-                    self._told.add(who)
+                if (who := line.partition(" is ")[0]) not in self._reported:
+                    self._reported.add(who)
                     self._listener(line, "")
         return self._lines
 
 
 def round_line(store: Store, federation: Federation, record: Record) -> str:
-    """What a round did: metrics, who took part, how it was decided, and seconds of each phase."""
+    """Describes a round: metrics, participants, the vote, and the seconds of each phase."""
     numbers = "  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
     phases = ("await-train", "aggregate", "await-propose", "await-vote", "tally")
     timings = [(step, find_timing(store, record.run, record.round, step)) for step in phases]
@@ -100,7 +100,7 @@ def round_line(store: Store, federation: Federation, record: Record) -> str:
 
 
 def _state(keeper: Keeper, board: Board, seconds: float) -> str:
-    """What a session does now, and whom it awaits."""
+    """Describes the phase of a session and the learners that it awaits."""
     awaited = []
     for name in board.asked:
         sign = keeper.sign(name)

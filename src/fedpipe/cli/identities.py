@@ -1,0 +1,163 @@
+"""Commands for identities: enroll, rotate, revoke, policy, prepare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedpipe.cli.options import FEDERATION, FederationOption, KeysOption, StoreOption, forwarded
+from fedpipe.cli.panels import Panel
+from fedpipe.cli.text import say, show_json
+from fedpipe.errors import InputError
+
+if TYPE_CHECKING:
+    from fedpipe.commands.identities import Identity
+    from fedpipe.store.s3_client import Credentials
+
+commands = Panel("Identities")
+
+LearnerName = Annotated[str, typer.Argument(help="A learner of the federation file.", metavar="LEARNER")]
+CoordinatorOption = Annotated[
+    bool, typer.Option("--coordinator", help="The coordinator instead; its key signs the models that it publishes.")
+]
+AccessKeyOption = Annotated[
+    str | None, typer.Option("--access-key", help="Access key of an existing user of the store.", metavar="KEY")
+]
+SecretKeyOption = Annotated[
+    Path | None, typer.Option("--secret-key-file", help="File with that user's secret key.", metavar="FILE")
+]
+_MOUNTED = "a folder with the files accesskey and secretkey"
+
+
+@commands.add(
+    "fedpipe enroll hospital-a",
+    "fedpipe enroll --coordinator",
+    "fedpipe enroll hospital-a --access-key KEY --secret-key-file FILE",
+)
+@forwarded
+def enroll(
+    learner: LearnerName = "",
+    coordinator: CoordinatorOption = False,
+    file: FederationOption = FEDERATION,
+    store: StoreOption = None,
+    keys: KeysOption = None,
+    access_key: AccessKeyOption = None,
+    secret_key_file: SecretKeyOption = None,
+) -> None:
+    """Create a learner's identity: a signing key, a user of the store, a Kubernetes Secret."""
+    from fedpipe.commands.identities import enroll as make
+
+    given = _given_user(access_key, secret_key_file)
+    made = make(file, _member(learner, coordinator), store=store, keys=keys, given=given)
+    _show(made, "is enrolled")
+    if coordinator:
+        _say_to_sign("versions that were published before")
+
+
+@commands.add("fedpipe rotate hospital-a -f demo/federation.yaml", "fedpipe rotate --coordinator")
+@forwarded
+def rotate(
+    learner: LearnerName = "",
+    coordinator: CoordinatorOption = False,
+    file: FederationOption = FEDERATION,
+    store: StoreOption = None,
+    keys: KeysOption = None,
+    access_key: AccessKeyOption = None,
+    secret_key_file: SecretKeyOption = None,
+) -> None:
+    """Give an enrolled learner new keys; the old keys stop working."""
+    from fedpipe.commands.identities import rotate as make
+
+    given = _given_user(access_key, secret_key_file)
+    made = make(file, _member(learner, coordinator), store=store, keys=keys, given=given)
+    _show(made, "has new keys")
+    if coordinator:
+        _say_to_sign("versions that the old key signed")
+
+
+@commands.add("fedpipe revoke hospital-a -f demo/federation.yaml", "fedpipe revoke --coordinator")
+@forwarded
+def revoke(
+    learner: LearnerName = "",
+    coordinator: CoordinatorOption = False,
+    file: FederationOption = FEDERATION,
+    store: StoreOption = None,
+) -> None:
+    """Revoke a learner's identity: its updates no longer count."""
+    from fedpipe.commands.identities import revoke as take
+
+    left = take(file, _member(learner, coordinator), store=store)
+    revoked = "the coordinator is revoked: its models" if coordinator else f"{learner} is revoked: its updates"
+    say(f"{revoked} are refused")
+    if left:
+        say(f"remove its user of the store yourself: {left}, which fedpipe did not create")
+
+
+def _member(learner: str, coordinator: bool) -> str:
+    """Return the name of the learner, or COORDINATOR. Raises InputError."""
+    from fedpipe.identity.signing import COORDINATOR
+
+    if coordinator == bool(learner):
+        raise InputError("specify a learner or --coordinator")
+    return COORDINATOR if coordinator else learner
+
+
+def _given_user(access_key: str | None, secret_key_file: Path | None) -> Credentials | None:
+    """Return the keys of an existing user, None without one. Raises InputError."""
+    from fedpipe.store.s3_client import Credentials
+
+    if access_key is None and secret_key_file is None:
+        return None
+    if access_key is None or secret_key_file is None:
+        raise InputError("a user has two keys", where="--access-key", remedy="Use --access-key and --secret-key-file.")
+    try:
+        return Credentials(access_key, secret_key_file.read_text().strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", where=str(secret_key_file)) from error
+
+
+def _show(made: Identity, what: str) -> None:
+    say(f"{made.who} {what}")
+    for path in made.files:
+        say(f"wrote {path}")
+    if made.user:
+        say(f"its user of the store: {made.user}")
+        say(f"next: kubectl apply -n NAMESPACE -f {made.files[-1]}")
+        say(f"and in the federation file, for {made.who}: secret: {made.secret}")
+
+
+def _say_to_sign(which: str) -> None:
+    say(f"{which} are no longer served until you run `fedpipe sign NAME VERSION`")
+
+
+@commands.add("fedpipe policy hospital-a", "fedpipe policy", "fedpipe policy --server")
+def policy(
+    learner: Annotated[str, typer.Argument(help="A learner; by default the coordinator.", metavar="LEARNER")] = "",
+    file: FederationOption = FEDERATION,
+    store: StoreOption = None,
+    server: Annotated[bool, typer.Option("--server", help="The policy of `fedpipe serve` instead.")] = False,
+) -> None:
+    """Print the S3 policy of a learner, the coordinator or the server."""
+    from fedpipe.commands.identities import policy_of
+
+    show_json(policy_of(file, learner, store=store, server=server))
+
+
+@commands.add("fedpipe prepare 's3://bucket/hospitals/digits?endpoint=http://minio:9000' --server keys")
+def prepare(
+    uri: Annotated[str, typer.Argument(help="The federation's part of the store.", metavar="s3://BUCKET/PREFIX/NAME")],
+    coordinator: Annotated[
+        Path | None, typer.Option("--coordinator", help=f"Keys of the coordinator's user: {_MOUNTED}.")
+    ] = None,
+    server: Annotated[Path | None, typer.Option("--server", help=f"Keys of the server's user: {_MOUNTED}.")] = None,
+) -> None:
+    """Create a federation's bucket, and users for its coordinator and server, as the store's administrator."""
+    from fedpipe.commands.identities import prepare as make
+    from fedpipe.store import SECRET_DIR
+    from fedpipe.store.s3_client import find_credentials
+
+    users = [find_credentials({SECRET_DIR: str(folder)}) if folder else None for folder in (coordinator, server)]
+    for line in make(uri, coordinator=users[0], server=users[1]):
+        say(line)

@@ -1,0 +1,219 @@
+"""Commands for published models: export, sign, promote, serve, predict."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedpipe.cli.options import FEDERATION, FederationFile, FederationOption, KeysOption, StoreOption, forwarded
+from fedpipe.cli.panels import Panel
+from fedpipe.cli.text import Part, busy, remark, say, show_table
+from fedpipe.errors import InputError
+
+if TYPE_CHECKING:
+    from fedpipe.commands.predict import Answers
+
+commands = Panel("Publish and serve")
+
+
+@commands.add("fedpipe export federation.yaml -o model.onnx")
+def export(
+    file: FederationFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")] = Path("model.onnx"),
+    store: StoreOption = None,
+    name: Annotated[str | None, typer.Option("--run", help="The run; by default the one at HEAD.")] = None,
+) -> None:
+    """Write the shared model as an ONNX file, verified against Keras."""
+    from fedpipe.commands.export import export as export_model
+
+    with busy("converting"):
+        origin = export_model(file, output, store=store, name=name)
+    say(
+        f"wrote {output}: opset {origin['opset']}, differs from Keras by {origin['max_abs_difference']:.2g} over "
+        f"{origin['compared']} {origin['samples']} samples"
+    )
+    say(origin["digest"])
+
+
+@commands.add(
+    "fedpipe predict model.onnx data.npz",
+    "fedpipe predict http://localhost:8080 digit.png",
+    "fedpipe predict http://host/v2/models/digits/versions/3 rows.csv",
+)
+def predict(
+    model: Annotated[str, typer.Argument(help="An ONNX file, or the URL of a server.", metavar="FILE|URL")],
+    data: Annotated[Path, typer.Argument(help="An .npz, .npy, .csv or .png file.", metavar="DATA")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write all outputs to this .npz file.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="Rows to show.")] = 10,
+) -> None:
+    """Predict with an ONNX file, or with a model on a server."""
+    from fedpipe.commands.predict import predict_file, write_outputs
+
+    answers = predict_file(model, data)
+    count = len(answers.prediction.outputs)
+    head = ["example", "prediction"]
+    head += ["probability"] * (answers.prediction.classes is not None) + ["label"] * (answers.labels is not None)
+    show_table(_answer_rows(answers, min(rows, count)), head)
+    if count > rows:
+        say(f"{rows} of {count} shown")
+    if answers.accuracy is not None:
+        say(f"accuracy {answers.accuracy:.4f} over {count} examples")
+    if output is not None:
+        write_outputs(answers.prediction, output)
+        say(f"wrote {output}")
+
+
+def _answer_rows(answers: Answers, count: int) -> Iterator[Sequence[Part]]:
+    import numpy as np
+
+    prediction, labels = answers
+    for row in range(count):
+        cells = [str(row)]
+        if prediction.probabilities is not None:
+            cells += [prediction.name(row), f"{prediction.probabilities[row]:.4f}"]
+        else:
+            cells += [np.array2string(prediction.outputs[row], precision=4, threshold=8)]
+        yield cells + ([str(labels[row])] if labels is not None else [])
+
+
+@commands.add(
+    "fedpipe serve -f demo/federation.yaml",
+    "fedpipe serve --store s3://bucket/prefix/digits",
+    "fedpipe serve --models folder --port 0",
+)
+def serve(
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="A store, or one federation in it: s3://bucket/prefix[/NAME] or a folder."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--federation", "-f", help="A federation file, for its store; by default federation.yaml in this folder."
+        ),
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option("--models", help="A folder of NAME/VERSION/model.onnx.", metavar="DIR")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 for a free one.")] = 8080,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", help="Folder for copies, so that a restart works without the store.", metavar="DIR"),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="File with the bearer token that clients must send.")
+    ] = None,
+    poll: Annotated[float, typer.Option("--poll", min=0.1, help="Seconds between looks for new versions.")] = 5.0,
+    sessions: Annotated[int, typer.Option("--sessions", min=0, help="Parallel runs; 0 for one per four cores.")] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", min=0, help="Threads of a run; 0 for cores divided by sessions.")
+    ] = 0,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Largest batch of examples from several requests; 1 for none.")
+    ] = 1,
+    batch_delay: Annotated[
+        float, typer.Option("--batch-delay", min=0.0, help="Milliseconds that a request waits for others.")
+    ] = 2.0,
+    body_limit: Annotated[float, typer.Option("--body-limit", min=0.001, help="Largest request, in MiB.")] = 64.0,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that a request may take.")] = 30.0,
+    drain: Annotated[
+        float, typer.Option("--drain", min=0.0, help="Seconds after SIGTERM in which requests are still accepted.")
+    ] = 0.0,
+    access_log: Annotated[
+        bool, typer.Option("--access-log/--no-access-log", help="Log a line of JSON for each request.")
+    ] = True,
+) -> None:
+    """Serve the accepted models over HTTP with the Open Inference Protocol."""
+    import logging
+
+    from fedpipe.serving.app import Limits
+    from fedpipe.serving.catalogue import locate
+    from fedpipe.serving.runner import Batching
+    from fedpipe.serving.server import Options
+    from fedpipe.serving.server import serve as serve_models
+
+    body = int(body_limit * 2**20)
+    options = Options(
+        host=host, port=port, cache=cache, token=_token(token_file), poll=poll, sessions=sessions, threads=threads,
+        batching=Batching(batch, batch_delay / 1000), limits=Limits(body=body, bodies=4 * body, seconds=timeout),
+        drain=drain, access_log=access_log,
+    )  # fmt: skip
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fedpipe").setLevel(logging.INFO)
+    place = locate(source=_federation_file(file, store, models), store=store, folder=models)
+    serve_models(place, options, told=lambda address: remark(f"serving at {address}"))
+
+
+def _federation_file(file: Path | None, store: str | None, models: Path | None) -> Path | None:
+    """Return the federation file: the one in this folder when no option locates the models."""
+    return FEDERATION if not (file or store or models) and FEDERATION.is_file() else file
+
+
+def _token(file: Path | None) -> str:
+    """Return the token in a file, or in FEDPIPE_TOKEN. Raises InputError."""
+    if file is None:
+        return os.environ.get("FEDPIPE_TOKEN", "")
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the token cannot be read", where=str(file)) from error
+    if not token or not token.isascii():
+        raise InputError("contains no ASCII token", where=str(file))
+    return token
+
+
+@commands.add(
+    "fedpipe promote digits 3 -f demo/federation.yaml",
+    "fedpipe promote digits 4 --canary 0.1",
+    "fedpipe promote digits --latest",
+)
+def promote(
+    name: Annotated[str, typer.Argument(help="The model's name.", metavar="NAME")],
+    version: Annotated[
+        int | None, typer.Argument(help="A version; choose an older one to roll back.", metavar="VERSION")
+    ] = None,
+    latest: Annotated[bool, typer.Option("--latest", help="Always the newest version that loads.")] = False,
+    canary: Annotated[
+        float | None,
+        typer.Option("--canary", min=0.0, max=1.0, help="Share of the requests; the current version keeps the rest."),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--federation", "-f", help="The federation file.")] = None,
+    store: Annotated[str | None, typer.Option("--store", help="A store, as in `fedpipe serve`.")] = None,
+    models: Annotated[Path | None, typer.Option("--models", help="A folder, as in `fedpipe serve`.")] = None,
+) -> None:
+    """Choose the version of a model that answers; servers follow within seconds."""
+    from fedpipe.serving.catalogue import locate
+    from fedpipe.serving.promotion import promote as decide
+    from fedpipe.serving.promotion import rule_for
+
+    place = locate(source=_federation_file(file, store, models), store=store, folder=models)
+    home = place.home_of(name).models
+    rule = decide(home, name, rule_for(home, name, version, latest=latest, canary=canary)).rule
+    say(f"{name}: {rule} from now on")
+
+
+@commands.add("fedpipe sign digits 3 -f demo/federation.yaml", "fedpipe sign digits 1 2 3 --keys keys")
+@forwarded
+def sign(
+    name: Annotated[str, typer.Argument(help="The model's name.", metavar="NAME")],
+    versions: Annotated[list[int], typer.Argument(help="Published versions.", metavar="VERSION")],
+    file: FederationOption = FEDERATION,
+    store: StoreOption = None,
+    keys: KeysOption = None,
+) -> None:
+    """Sign published models with the coordinator's current key.
+
+    They need this when the coordinator was enrolled, or got a new key, after they were published.
+    """
+    from fedpipe.commands.publish import sign as sign_versions
+
+    for entry in sign_versions(file, name, versions, store=store, keys=keys):
+        say(f"{entry} is signed by the coordinator")

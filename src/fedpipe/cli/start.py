@@ -1,0 +1,72 @@
+"""Commands to start with: init, check, explore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedpipe.cli.options import FederationFile
+from fedpipe.cli.panels import Panel
+from fedpipe.cli.text import busy, note, say, show_table
+from fedpipe.commands.init import Algorithm
+
+commands = Panel("Start")
+
+
+@commands.add("fedpipe init demo", "fedpipe init demo --algorithm collective")
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
+    algorithm: Annotated[
+        Algorithm, typer.Option("--algorithm", help="How the learners train together.")
+    ] = Algorithm.averaging,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+) -> None:
+    """Write a working federation.yaml, model.py and data."""
+    from fedpipe.commands.init import init as write
+
+    names = write(folder, algorithm, force=force)
+    say(f"wrote {', '.join(names)} to {folder}")
+    say(f"next: fedpipe run {folder / 'federation.yaml'}")
+
+
+@commands.add("fedpipe check federation.yaml")
+def check(
+    file: FederationFile,
+    no_store: Annotated[bool, typer.Option("--no-store", help="Do not contact the store.")] = False,
+) -> None:
+    """Check a federation file, its data, model and store; change nothing."""
+    from fedpipe.commands.check import check as run_checks
+
+    with busy("checking"):
+        findings = run_checks(file, store=not no_store)
+    for subject, what in findings:
+        say(("✓ ", "green"), (subject, "bold"), f" {what}")
+
+
+@commands.add("fedpipe explore federation.yaml -o data.html")
+def explore(
+    file: FederationFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("data.html"),
+) -> None:
+    """Show the learners' data: labels, pictures, features, and how much they differ."""
+    from fedpipe.commands.explore import explore as look
+    from fedpipe.data.exploration import advice, heterogeneity
+    from fedpipe.reports.exploration_page import label_line, table
+
+    with busy("looking"):
+        found = look(file, output)
+    rows = [list(row.items())[:-1] for row in table(found)]  # the features are only for the page
+    head = [name for name, _ in rows[0]] if rows else []
+    lines = [[label_line(found, view)] if found.classes else [] for view in found.views]
+    show_table(
+        ([value for _, value in row] + line for row, line in zip(rows, lines, strict=True)),
+        head=head + (["labels"] if found.classes else []),
+    )
+    if found.classes:
+        value = heterogeneity(found)
+        say(f"heterogeneity of labels {value:.3f}: {advice(value)}")
+    for name, why in found.left_out.items():
+        note(f"{name} was left out: {why}")
+    say(f"wrote {output}")

@@ -1,0 +1,65 @@
+"""Signs published models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedpipe.commands.members import check_enrolled, find_member, open_place
+from fedpipe.errors import InputError, NotFoundError
+from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, public_key
+from fedpipe.registry.publication import ModelVersion, Origin, read_model, sign_publication, versions
+from fedpipe.store import Store
+from fedpipe.store.objects import find
+
+
+def sign(
+    source: str | Path, name: str, numbers: Sequence[int], *, store: str | None = None, keys: str | Path | None = None
+) -> list[ModelVersion]:
+    """Signs published versions with the coordinator's current key.
+
+    Versions need this when the coordinator was enrolled, or got a new key, after they were published.
+
+    Args:
+        source: the federation file.
+        name: of the model.
+        numbers: the versions; each must have the digest in its origin.
+        store: URI of a store to use instead of the federation's.
+        keys: folder of the key files; `keys` next to the federation file by default.
+
+    Raises:
+        InputError: the coordinator is not enrolled, or its key is missing.
+        NotFoundError: there is no such version; none was signed.
+        CorruptError: a version differs from its origin; none was signed.
+    """
+    place = open_place(source, store)
+    known = check_enrolled(place, find_member(place, COORDINATOR))
+    private = _private_key(place.key_folder(keys), known.key)
+    models = place.store.below("models")
+    published = versions(models)
+    origins = {entry: _origin(models, published, entry) for entry in (ModelVersion(name, n) for n in numbers)}
+    for entry, origin in origins.items():
+        read_model(models, entry, origin)
+    for entry, origin in origins.items():
+        sign_publication(models, entry, origin, private)
+    return list(origins)
+
+
+def _private_key(folder: Path, public: str) -> str:
+    private = find_key(COORDINATOR, {KEYS: str(folder)}) or find_key(COORDINATOR)
+    if private is None or public_key(private) != public:
+        what = "does not match the enrolled one" if private else "is missing"
+        raise InputError(
+            f"the coordinator's key {what}", where=str(folder), remedy="Specify the folder of the keys with --keys."
+        )
+    return private
+
+
+def _origin(models: Store, published: Mapping[str, list[int]], entry: ModelVersion) -> Origin:
+    origin = find(models, entry.origin_key, Origin)
+    if origin is None or entry.version not in published.get(entry.name, []):
+        known = "; ".join(f"{model} {', '.join(map(str, numbers))}" for model, numbers in sorted(published.items()))
+        raise NotFoundError(
+            f"there is no {entry}", where=models.uri, remedy=f"Published versions: {known}." if known else None
+        )
+    return origin
