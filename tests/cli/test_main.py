@@ -124,7 +124,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no dataset": (lambda d: (d / "digits.npz").unlink(), "there is no such dataset"),
     "shard below a batch": (lambda d: change(d, "federation.yaml", "batch_size: 16", "batch_size: 500"), "the train part of hospital-a has 198 examples, a batch has 500"),
     "fit argument": (lambda d: change(d, "federation.yaml", "seed: 1", "fit: {shufle: true}"), "unknown argument 'shufle'. Did you mean 'shuffle'?"),
-    "store": (lambda d: change(d, "federation.yaml", "store: store ", "store: s4://x "), "unknown store 's4://x'"),
+    "store": (lambda d: change(d, "federation.yaml", "store: store ", "store: s4://x "), "the store 's4://x' has an unknown scheme"),
 }  # fmt: skip
 
 
