@@ -61,6 +61,7 @@ check: setup ## ruff, mypy, import rules, generated docs
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference.py --check
 	$(BIN)/python docs/chart.py --check
+	$(BIN)/python docs/keys.py --check
 
 bench: setup setup-tff setup-bench ## measure side by side with peers
 	$(BIN)/python -m benchmarks
@@ -68,6 +69,7 @@ bench: setup setup-tff setup-bench ## measure side by side with peers
 docs: setup ## write the generated pages of docs/
 	$(BIN)/python docs/reference.py
 	$(BIN)/python docs/chart.py
+	$(BIN)/python docs/keys.py
 
 images: ## build the containers of the steps with podman, buildah or docker (images/build --help)
 	images/build

@@ -30,13 +30,13 @@ from fedpipe.errors import InputError, NotFoundError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
 from fedpipe.federation.names import KUBEFLOWS_SECRET
-from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled, read_enrolled, told_time
+from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled, format_time, read_enrolled
 from fedpipe.identity.policies import Policy, coordinator_policy, learner_policy, server_policy
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, make_key, public_key
-from fedpipe.registry.publication import ModelVersion, Origin, read_model, sign_publication, versions
+from fedpipe.registry.publication import ModelVersion, find_origin, read_model, sign_publication, versions
 from fedpipe.store import Store, check_uri, chosen_uri, open_store
 from fedpipe.store.files import write_whole
-from fedpipe.store.objects import find
+from fedpipe.store.keys import MODELS
 from fedpipe.store.s3_client import Credentials
 
 _LETTERS = string.ascii_letters + string.digits
@@ -123,7 +123,7 @@ def enroll(
     known = member.enrolment(read_enrolled(place.store))
     if known is not None and known.revoked is None:
         raise InputError(
-            f"{member.who} is enrolled since {told_time(known.since)}",
+            f"{member.who} is enrolled since {format_time(known.since)}",
             remedy=f"`fedpipe rotate {member.argument}` gives it new keys.",
         )
     return _identified(place, member, _folder(source, keys), given)
@@ -192,11 +192,11 @@ def sign(
     if private is None or public_key(private) != known.key:
         what = "is not the enrolled one" if private else "is not here"
         raise InputError(f"the coordinator's key {what}", where=str(folder), remedy="Name its folder by --keys.")
-    models = place.store.below("models")
+    models = place.store.below(MODELS)
     there = versions(models)
     origins = {}
     for entry in (ModelVersion(name, number) for number in numbers):
-        origin = find(models, entry.origin_key, Origin)
+        origin = find_origin(models, entry)
         if entry.version not in there.get(name, []) or origin is None:
             known_ones = "; ".join(f"{model} {', '.join(map(str, have))}" for model, have in sorted(there.items()))
             raise NotFoundError(f"there is no {entry}", where=models.uri, remedy=f"There are: {known_ones or 'none'}.")
@@ -293,7 +293,7 @@ def _member(federation: Federation, source: str | Path, learner: str) -> _Member
 def _check_enrolled(place: _Place, member: _Member) -> Enrolment:
     known = member.enrolment(read_enrolled(place.store))
     if known is None or known.revoked is not None:
-        when = f" since it was revoked on {told_time(known.revoked)}" if known and known.revoked else ""
+        when = f" since it was revoked on {format_time(known.revoked)}" if known and known.revoked else ""
         raise InputError(f"{member.who} is not enrolled{when}", remedy=f"`fedpipe enroll {member.argument}` does that.")
     return known
 

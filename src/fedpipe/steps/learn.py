@@ -17,10 +17,10 @@ from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.roll import Roll
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.sessions.attendance import Attendance, at_once
-from fedpipe.sessions.board import Board, board_key
+from fedpipe.sessions.board import Board
 from fedpipe.sessions.pacing import drive
 from fedpipe.steps.contract import Hands, Metrics
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -83,12 +83,12 @@ def act(inputs: Inputs, board: Board, make: Callable[[Store, Plan, str, str], Le
     name, number, roll = inputs.learner, board.round, Roll((), attempt=board.attempt)
 
     def learner() -> Learner:
-        return make(store, plan, f"round {number} {name}", f"learners/{name}/runs/{plan.run}/{number}/tensorboard")
+        return make(store, plan, f"round {number} {name}", keys.events(plan.run, number, name))
 
     started, clock = time.time(), time.monotonic()
     done: Update | Ballot | Dropped
     if board.phase == "train":
-        left = plan.federation.quorum.deadline - (store.age(board_key(plan.run)) or 0.0)
+        left = plan.federation.quorum.deadline - (store.age(keys.board(plan.run)) or 0.0)
         done = contribute(store, plan, name, number, board.base, learner, roll=roll, seconds=left)
     else:
         done = vote(store, plan, name, number, board.base, board.candidate, board.owner, learner, roll=roll)

@@ -13,7 +13,7 @@ from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.selection import select
 from fedpipe.rounds.updates import find_part
 from fedpipe.steps.contract import Metrics
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import digest_of, encode
 
 
@@ -47,8 +47,8 @@ def run(inputs: Inputs) -> Outputs:
         from fedpipe.learners.keras.learner import make_keras_learner
 
         label = f"round {inputs.round} {inputs.learner}"
-        folder = f"learners/{inputs.learner}/runs/{plan.run}/{inputs.round}/tensorboard"
-        return make_keras_learner(store, plan, inputs.learner, label, folder)
+        events = keys.events(plan.run, inputs.round, inputs.learner)
+        return make_keras_learner(store, plan, inputs.learner, label, events)
 
     return train(inputs, make)
 
