@@ -62,6 +62,7 @@ check: setup ## ruff, mypy, import rules, generated docs, English
 	$(BIN)/python docs/reference.py --check
 	$(BIN)/python docs/chart.py --check
 	$(BIN)/python docs/english.py
+	$(BIN)/python docs/keys.py --check
 
 bench: setup setup-tff setup-bench ## measure side by side with peers
 	$(BIN)/python -m benchmarks
@@ -69,6 +70,7 @@ bench: setup setup-tff setup-bench ## measure side by side with peers
 docs: setup ## write the generated pages of docs/
 	$(BIN)/python docs/reference.py
 	$(BIN)/python docs/chart.py
+	$(BIN)/python docs/keys.py
 
 images: ## build the containers of the steps with podman, buildah or docker (images/build --help)
 	images/build

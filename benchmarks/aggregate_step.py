@@ -18,8 +18,8 @@ from fedpipe.rounds.manifests import Head, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.updates import publish_update
 from fedpipe.steps.initialise import begin
-from fedpipe.store import Store, open_store
-from fedpipe.store.objects import digest_of, encode, fetch_file, key_of, put_file
+from fedpipe.store import Store, keys, open_store
+from fedpipe.store.objects import digest_of, encode, fetch_file, put_file
 
 LEARNERS = 10
 
@@ -65,7 +65,7 @@ def measure(store: Store, name: str) -> list[Row]:
 
         def raw() -> None:
             for learner, digest in updates:
-                reader = store.open(key_of(digest, learner))
+                reader = store.open(keys.content(digest, learner))
                 while reader.read(2**20):
                     pass
                 reader.close()

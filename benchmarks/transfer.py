@@ -11,8 +11,8 @@ from pathlib import Path
 from tests import binaries, servers
 
 from benchmarks.measure import MIB, Row, at_least, repeated
-from fedpipe.store import open_store
-from fedpipe.store.objects import fetch_file, key_of, put_file
+from fedpipe.store import keys, open_store
+from fedpipe.store.objects import fetch_file, put_file
 
 SIZE = 512 * MIB
 
@@ -42,7 +42,7 @@ def run() -> list[Row]:
 
         def upload() -> None:
             """The digest is known from writing the file; each part's SHA-256 is signed, and verified by the server."""
-            store.delete(key_of(digest))
+            store.delete(keys.content(digest))
             put_file(store, folder / "file", digest)
 
         def download() -> None:

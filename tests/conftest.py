@@ -12,6 +12,7 @@ from hypothesis import settings
 from fedpipe.store import MemoryStore
 from tests import servers
 
+pytest.register_assert_rewrite("fedpipe.store.testing")
 settings.register_profile("untimed", deadline=None)  # a slow moment of the machine is no failure
 settings.load_profile("untimed")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

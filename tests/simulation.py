@@ -14,11 +14,11 @@ from fedpipe.rounds.manifests import Dropped, Record
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
 from fedpipe.sessions.attendance import Answer, Attendance
-from fedpipe.sessions.board import Board, board_key
+from fedpipe.sessions.board import Board
 from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.phases import Script
 from fedpipe.sessions.scripts import script_of
-from fedpipe.store import MemoryStore, Store
+from fedpipe.store import MemoryStore, Store, keys
 
 Actor = Generator[float, None, Any]
 
@@ -85,7 +85,7 @@ def answering(
         yield seconds(board)
         roll, number = Roll((), attempt=board.attempt), board.round
         if board.phase != "vote":
-            left = plan.federation.quorum.deadline - (store.age(board_key(plan.run)) or 0.0)
+            left = plan.federation.quorum.deadline - (store.age(keys.board(plan.run)) or 0.0)
             done: Any = contribute(store, plan, name, number, board.base, lambda: learner, roll=roll, seconds=left)
         else:
             done = vote(store, plan, name, number, board.base, board.candidate, board.owner, lambda: learner, roll=roll)

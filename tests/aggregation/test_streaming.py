@@ -17,8 +17,8 @@ from fedpipe.aggregation import RULES, Combined, Source, combine
 from fedpipe.aggregation.optimizers import make_server_step
 from fedpipe.errors import StoreUnavailableError, WeightsError
 from fedpipe.federation.algorithms import Sgd
-from fedpipe.store import MemoryStore
-from fedpipe.store.objects import digest_of, key_of
+from fedpipe.store import MemoryStore, keys
+from fedpipe.store.objects import digest_of
 
 BASE = {
     "kernel": np.linspace(-1, 1, 700_000, dtype=np.float32).reshape(700, 1000),
@@ -44,7 +44,7 @@ def update(seed: int) -> dict[str, np.ndarray]:
 
 def put(store: MemoryStore, learner: str, data: bytes, weight: float = 1.0, **more: Any) -> Source:
     digest = more.get("digest", digest_of(data))
-    store.replace(key_of(digest, learner), data)
+    store.replace(keys.content(digest, learner), data)
     return Source(learner, digest, more.get("size", len(data)), weight, more.get("place", place_of(learner)))
 
 
@@ -55,7 +55,7 @@ def place_of(learner: str) -> int:
 
 def run(store: MemoryStore, sources: list[Source], folder: Path, *, state: Any = None, **optimizer: float) -> Combined:
     data = weights.dumps(BASE)
-    store.replace(key_of(digest_of(data)), data)
+    store.replace(keys.content(digest_of(data)), data)
     return combine(
         store, sources, layout=weights.layout_of(BASE), base=digest_of(data), state=state or {}, rule=RULES["mean"],
         server=make_server_step(Sgd(**{"learning_rate": 1.0} | optimizer)), folder=folder,
@@ -103,7 +103,7 @@ def test_momentum_goes_on_from_its_state(store: MemoryStore, sources: list[Sourc
     optimizer = {"learning_rate": 0.5, "momentum": 0.9}
     first = run(store, sources, tmp_path / "one", **optimizer)
     path, digest = first.state["velocity"]
-    store.upload(key_of(digest, kind="coordinator"), path)
+    store.upload(keys.content(digest, kind="coordinator"), path)
     second = result(run(store, sources, tmp_path / "two", state={"velocity": digest}, **optimizer))
     mean = sum(update(k)["kernel"].astype(np.float64) * (k + 1) for k in range(4)) / 10
     velocity = mean - BASE["kernel"]
@@ -234,9 +234,9 @@ def test_memory_does_not_grow_with_learners(tmp_path: Path) -> None:
     large = {"w": np.ones(4_000_000, np.float32)}
     digest = weights.save(large, tmp_path / "w")
     store = LocalStore(tmp_path / "store")
-    store.upload(key_of(digest), tmp_path / "w")
+    store.upload(keys.content(digest), tmp_path / "w")
     for k in range(24):
-        store.upload(key_of(digest, f"l{k:02}"), tmp_path / "w")
+        store.upload(keys.content(digest, f"l{k:02}"), tmp_path / "w")
     sources = [Source(f"l{k:02}", digest, (tmp_path / "w").stat().st_size, k + 1, k) for k in range(24)]
     server, layout = make_server_step(Sgd(learning_rate=1.0)), weights.layout_of(large)
     del large

@@ -17,14 +17,14 @@ from fedpipe.aggregation.optimizers import make_server_step
 from fedpipe.aggregation.rule import total
 from fedpipe.aggregation.rules.mean import mean
 from fedpipe.federation.algorithms import Sgd
-from fedpipe.store import MemoryStore
-from fedpipe.store.objects import digest_of, key_of
+from fedpipe.store import MemoryStore, keys
+from fedpipe.store.objects import digest_of
 from tests.aggregation.test_streaming import BASE, put, update
 
 
 def final(store: MemoryStore, sources: list[Source], folder: Path, forest: Forest | None = None) -> Combined:
     data = weights.dumps(BASE)
-    store.replace(key_of(digest_of(data)), data)
+    store.replace(keys.content(digest_of(data)), data)
     return combine(
         store, sources, layout=weights.layout_of(BASE), base=digest_of(data), state={}, rule=RULES["mean"],
         server=make_server_step(Sgd(learning_rate=1.0, momentum=0.9)), folder=folder, forest=forest,
@@ -84,7 +84,7 @@ def test_what_is_unfit_is_refused_before_it_is_added(
 ) -> None:
     sources = [put(store, f"l{k}", weights.dumps(update(k)), k + 1) for k in range(3)]
     evil = sources[1]
-    store.replace(key_of(evil.digest, "l1"), change(weights.dumps(update(1))))  # type: ignore[operator]
+    store.replace(keys.content(evil.digest, "l1"), change(weights.dumps(update(1))))  # type: ignore[operator]
     forest = forest_of(store, {0, 1, 2}, tmp_path)
     for source in sources:
         forest.add(source)

@@ -322,7 +322,7 @@ class TestOtherStores:
     def test_a_server_without_the_admin_api(self, tmp_path: Path, s3_keys: None) -> None:
         with servers.running("versitygw", tmp_path / "server") as server:
             file = write_file(tmp_path, server.uri)
-            with pytest.raises(StoreError, match="the store makes no users for us") as caught:
+            with pytest.raises(StoreError, match="the store refuses to manage users") as caught:
                 enroll(file, "a")
             assert "fedpipe policy" in str(caught.value.remedy)
             assert not (tmp_path / "keys").exists()
@@ -330,7 +330,7 @@ class TestOtherStores:
 
     def test_a_store_of_amazon(self, s3_keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-        with pytest.raises(StoreError, match="fedpipe makes no users of this store") as caught:
+        with pytest.raises(StoreError, match="fedpipe cannot create users on AWS") as caught:
             Users("s3://bucket")
         assert "fedpipe policy" in str(caught.value.remedy)
 

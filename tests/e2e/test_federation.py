@@ -17,6 +17,7 @@ from fedpipe.kubeflow.pods import logs, pods_of
 from fedpipe.registry.publication import ModelVersion, Origin, check_publication, versions
 from fedpipe.rounds.history import history, read_head
 from fedpipe.rounds.selection import took_part
+from fedpipe.store import keys
 from fedpipe.store.objects import decode
 from tests.e2e import cluster as clusters
 from tests.e2e.cluster import Cluster
@@ -37,7 +38,7 @@ def test_a_session_of_pods(trained: Site, core: client.CoreV1Api) -> None:
     assert versions(models) == {"digits": [1]}
     version = ModelVersion("digits", 1)
     assert enrolled.coordinator is not None
-    check_publication(models, version, decode(models.read(version.origin_key).data, Origin, where=""), enrolled)
+    check_publication(models, version, decode(models.read(keys.origin(*version)).data, Origin, where=""), enrolled)
     pods = core.list_namespaced_pod(made.namespace, label_selector=f"pipeline/runid={JOB}").items
     assert {pod.spec.containers[0].image.rpartition("/")[2].partition("@")[0] for pod in pods} == {"core", "keras"}
     assert all("@sha256:" in pod.spec.containers[0].image for pod in pods)

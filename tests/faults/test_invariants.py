@@ -6,10 +6,10 @@ import msgspec
 import pytest
 
 from fedpipe.errors import CorruptError
-from fedpipe.rounds.history import read_head, read_record, record_key
+from fedpipe.rounds.history import read_head, read_record
 from fedpipe.rounds.manifests import Head
-from fedpipe.store import MemoryStore
-from fedpipe.store.objects import encode, key_of
+from fedpipe.store import MemoryStore, keys
+from fedpipe.store.objects import encode
 from tests.faults.invariants import check
 from tests.federations import make_plan, play
 
@@ -26,11 +26,11 @@ def played(store: MemoryStore) -> MemoryStore:
 def change(store: MemoryStore, number: int, **changes: object) -> None:
     record = read_record(store, PLAN.run, number)
     assert record is not None
-    store.replace(record_key(PLAN.run, number), encode(msgspec.structs.replace(record, **changes)))
+    store.replace(keys.record(PLAN.run, number), encode(msgspec.structs.replace(record, **changes)))
 
 
 def test_a_gap(played: MemoryStore) -> None:
-    played.delete(record_key(PLAN.run, 3))
+    played.delete(keys.record(PLAN.run, 3))
     with pytest.raises(AssertionError, match="gap"):
         check(played, PLAN, rounds=3)
 
@@ -74,7 +74,7 @@ def test_weights_that_are_not_those_of_the_updates(played: MemoryStore) -> None:
     assert earlier is not None
     change(played, 3, weights=earlier.weights)
     _follow(played)
-    assert played.size(key_of(earlier.weights))
+    assert played.size(keys.content(earlier.weights))
     with pytest.raises(AssertionError, match="replays otherwise"):
         check(played, PLAN, rounds=3)
 

@@ -37,8 +37,7 @@ from fedpipe.sessions.coordinator import Coordinator
 from fedpipe.sessions.pacing import drive
 from fedpipe.steps import learn
 from fedpipe.steps.initialise import begin
-from fedpipe.store import Store, open_store
-from fedpipe.store.objects import key_of
+from fedpipe.store import Store, keys, open_store
 from tests import servers
 from tests.faults.invariants import check
 from tests.faults.proxy import disturbing
@@ -184,7 +183,7 @@ class Disturbed:
             kind = "proposals" if self.plan.federation.proposers else "objects"
             if update is None or self._spoiled:
                 return
-            key = key_of(update.weights, victim, kind)  # type: ignore[arg-type]
+            key = keys.content(update.weights, victim, kind)  # type: ignore[arg-type]
             data = self.store.read(key).data
             self._spoiled[key] = data
             turned = bytes([*data[:-1], data[-1] ^ 4])

@@ -18,8 +18,7 @@ from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.scripts import script_of
 from fedpipe.steps.initialise import begin
-from fedpipe.store import Store
-from fedpipe.store.objects import key_of
+from fedpipe.store import Store, keys
 from tests.faults.invariants import check
 from tests.faults.stores import HookedStore, killing
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan
@@ -170,7 +169,7 @@ class Disturbed:
             if self.world.now > 2000:
                 return
             yield 0.5
-        key = key_of(update.weights, victim, kind)  # type: ignore[arg-type]
+        key = keys.content(update.weights, victim, kind)  # type: ignore[arg-type]
         self.spoiled[key] = self.world.store.read(key).data
         data = bytearray(self.spoiled[key])
         data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)

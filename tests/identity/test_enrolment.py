@@ -14,10 +14,9 @@ from fedpipe.identity.signing import make_key, public_key
 from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.manifests import Record, Update
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import learner_key
 from fedpipe.rounds.updates import check_signed, find_update, signed
 from fedpipe.steps.initialise import begin
-from fedpipe.store import MemoryStore
+from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import encode
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play_collective, play_round
 
@@ -31,7 +30,7 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
     for name, key in KEYS.items():
         (tmp_path / f"{name}.key").write_text(key)
     monkeypatch.setenv("FEDPIPE_KEYS", str(tmp_path))
@@ -54,7 +53,7 @@ def why(record: Record, learner: str) -> str:
 
 def forge(store: MemoryStore, update: Update) -> None:
     """What somebody with the learner's credentials of the store, but not its key, could write."""
-    store.replace(learner_key(update.learner, update.run, update.round, "update"), encode(update))
+    store.replace(keys.update(update.learner, update.run, update.round), encode(update))
 
 
 class TestARound:
@@ -63,7 +62,7 @@ class TestARound:
         play_round(store, plan, 1, base, LEARNERS)
         return base
 
-    def test_takes_what_enrolled_learners_signed(self, store: MemoryStore, keys: Any) -> None:
+    def test_takes_what_enrolled_learners_signed(self, store: MemoryStore, folder: Any) -> None:
         put_enrolled(store, *KEYS)
         plan = make_plan()
         record = closed(store, plan, 1, self.played(store, plan))
@@ -75,23 +74,23 @@ class TestARound:
         record = closed(store, plan, 1, self.played(store, plan))
         assert [u.signature for u in record.updates] == [None] * 3
 
-    def test_refuses_one_that_is_not_signed(self, store: MemoryStore, keys: Any) -> None:
+    def test_refuses_one_that_is_not_signed(self, store: MemoryStore, folder: Any) -> None:
         put_enrolled(store, *KEYS)
-        (keys / "b.key").unlink()
+        (folder / "b.key").unlink()
         plan = make_plan()
         record = closed(store, plan, 1, self.played(store, plan))
         assert [u.learner for u in record.updates] == ["a", "c"]
         assert why(record, "b") == "its update is not signed, and it is enrolled"
 
-    def test_refuses_another_key(self, store: MemoryStore, keys: Any) -> None:
+    def test_refuses_another_key(self, store: MemoryStore, folder: Any) -> None:
         put_enrolled(store, *KEYS)
-        (keys / "b.key").write_text(KEYS["a"])
+        (folder / "b.key").write_text(KEYS["a"])
         plan = make_plan()
         assert why(closed(store, plan, 1, self.played(store, plan)), "b").startswith(
             "its update is signed with another key"
         )
 
-    def test_refuses_an_update_that_was_changed(self, store: MemoryStore, keys: Any) -> None:
+    def test_refuses_an_update_that_was_changed(self, store: MemoryStore, folder: Any) -> None:
         put_enrolled(store, *KEYS)
         plan = make_plan()
         base = self.played(store, plan)
@@ -100,7 +99,7 @@ class TestARound:
         forge(store, replace(update, examples=1000))
         assert why(closed(store, plan, 1, base), "b") == "the signature does not fit its update"
 
-    def test_refuses_one_that_claims_the_key_of_another(self, store: MemoryStore, keys: Any) -> None:
+    def test_refuses_one_that_claims_the_key_of_another(self, store: MemoryStore, folder: Any) -> None:
         """Signed by a, who says that it is b's."""
         put_enrolled(store, *KEYS)
         plan = make_plan()
@@ -112,7 +111,7 @@ class TestARound:
         forge(store, replace(mine, signature=replace(mine.signature, key=public_key(KEYS["b"]))))
         assert why(closed(store, plan, 1, base), "b") == "the signature does not fit its update"
 
-    def test_refuses_a_replay_of_an_earlier_round(self, store: MemoryStore, keys: Any) -> None:
+    def test_refuses_a_replay_of_an_earlier_round(self, store: MemoryStore, folder: Any) -> None:
         """As it was, its round is told; with the round changed, the signature does not fit."""
         put_enrolled(store, *KEYS)
         plan = make_plan()
@@ -120,7 +119,7 @@ class TestARound:
         play_round(store, plan, 2, first.weights, LEARNERS)
         old = find_update(store, "b", "r1", 1)
         assert old is not None
-        store.replace(learner_key("b", "r1", 2, "update"), encode(old))
+        store.replace(keys.update("b", "r1", 2), encode(old))
         forge(store, replace(first.updates[0], round=2))
         forge(store, replace(first.updates[2], round=2, base=first.weights))
         with pytest.raises(Exception, match="0 of 3 learners took part") as caught:
@@ -130,21 +129,21 @@ class TestARound:
         assert "a: the update's base is" in told
         assert "c: the signature does not fit its update" in told
 
-    def test_refuses_who_was_revoked(self, store: MemoryStore, keys: Any) -> None:
+    def test_refuses_who_was_revoked(self, store: MemoryStore, folder: Any) -> None:
         put_enrolled(store, *KEYS)
         put_enrolled(store, "c", revoked=1.7e9)
         plan = make_plan()
         assert why(closed(store, plan, 1, self.played(store, plan)), "c") == "it was revoked on 2023-11-14 22:13 UTC"
 
-    def test_who_is_not_enrolled_need_not_sign(self, store: MemoryStore, keys: Any) -> None:
+    def test_who_is_not_enrolled_need_not_sign(self, store: MemoryStore, folder: Any) -> None:
         put_enrolled(store, "a")
-        (keys / "b.key").unlink()
+        (folder / "b.key").unlink()
         plan = make_plan()
         assert len(closed(store, plan, 1, self.played(store, plan)).updates) == 3
 
-    def test_a_proposal_is_checked_too(self, store: MemoryStore, keys: Any) -> None:
+    def test_a_proposal_is_checked_too(self, store: MemoryStore, folder: Any) -> None:
         put_enrolled(store, *KEYS)
-        (keys / "a.key").write_text(KEYS["b"])
+        (folder / "a.key").write_text(KEYS["b"])
         algorithm = {"name": "collective", "vote": {"threshold": 0.5}}
         federation = make_federation(algorithm=algorithm, training={"rounds": 1, "batch_size": 1})
         record = play_collective(store, make_plan(federation), dict(LEARNERS))

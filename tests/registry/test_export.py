@@ -18,7 +18,7 @@ from fedpipe.registry.export import largest_difference, publish, run_onnx, signa
 from fedpipe.registry.prediction import open_model
 from fedpipe.registry.publication import ModelVersion, check_publication
 from fedpipe.rounds.plan import Plan
-from fedpipe.store import MemoryStore
+from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import digest_of, put_bytes
 from tests.federations import make_federation
 from tests.models import RICH, make_plan
@@ -99,7 +99,7 @@ class TestACoordinatorThatIsEnrolled:
         first = publish(store, plan, digest)
         entry = ModelVersion("tiny", first.version)
         store.delete(first.path)
-        store.delete(f"models/{entry.signature_key}")
+        store.delete(f"models/{keys.signature(*entry)}")
         assert publish(store, plan, digest) == first
         check_publication(store.below("models"), entry, first.origin, enrolled)
 

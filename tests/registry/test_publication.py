@@ -11,7 +11,7 @@ from fedpipe.errors import CorruptError
 from fedpipe.identity.enrolment import NOBODY, Enrolled, Enrolment
 from fedpipe.identity.signing import Signature, make_key, public_key
 from fedpipe.registry.publication import ModelVersion, Origin, check_publication, read_model, sign_publication
-from fedpipe.store import MemoryStore
+from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import decode
 
 KEY, OTHER = make_key(), make_key()
@@ -31,7 +31,7 @@ def signed(entry: ModelVersion = ENTRY, origin: Origin = ORIGIN, key: str = KEY)
 
 
 def signature(models: MemoryStore) -> Signature:
-    return decode(models.read(ENTRY.signature_key).data, Signature, where="")
+    return decode(models.read(keys.signature(*ENTRY)).data, Signature, where="")
 
 
 def test_what_the_coordinator_signed_is_good() -> None:
@@ -39,7 +39,7 @@ def test_what_the_coordinator_signed_is_good() -> None:
 
 
 def test_the_same_work_gives_the_same_bytes() -> None:
-    assert signed().read(ENTRY.signature_key).data == signed().read(ENTRY.signature_key).data
+    assert signed().read(keys.signature(*ENTRY)).data == signed().read(keys.signature(*ENTRY)).data
 
 
 def test_anybody_may_publish_where_no_coordinator_is_enrolled() -> None:
@@ -64,7 +64,7 @@ def test_no_digit_of_a_signature_can_be_another(place: int, digit: str) -> None:
     models = signed()
     good = signature(models)
     value = good.value[:place] + digit + good.value[place + 1 :]
-    models.replace(ENTRY.signature_key, msgspec.json.encode(msgspec.structs.replace(good, value=value)))
+    models.replace(keys.signature(*ENTRY), msgspec.json.encode(msgspec.structs.replace(good, value=value)))
     if value == good.value:
         check_publication(models, ENTRY, ORIGIN, ENROLLED)
     else:
@@ -75,7 +75,7 @@ def test_no_digit_of_a_signature_can_be_another(place: int, digit: str) -> None:
 def test_its_time_is_signed_too() -> None:
     models = signed()
     later = msgspec.structs.replace(signature(models), time=1.6e9)
-    models.replace(ENTRY.signature_key, msgspec.json.encode(later))
+    models.replace(keys.signature(*ENTRY), msgspec.json.encode(later))
     with pytest.raises(CorruptError, match="does not fit"):
         check_publication(models, ENTRY, ORIGIN, ENROLLED)
 
@@ -87,19 +87,19 @@ def test_somebody_elses_key() -> None:
 
 def test_a_good_signature_is_left_and_any_other_replaced() -> None:
     models = signed()
-    first = models.read(ENTRY.signature_key)
+    first = models.read(keys.signature(*ENTRY))
     sign_publication(models, ENTRY, ORIGIN, KEY)
-    assert models.read(ENTRY.signature_key).version == first.version
-    for spoiled in (b"no JSON", signed(key=OTHER).read(ENTRY.signature_key).data,
-                    signed(origin=msgspec.structs.replace(ORIGIN, run="s")).read(ENTRY.signature_key).data):  # fmt: skip
-        models.replace(ENTRY.signature_key, spoiled)
+    assert models.read(keys.signature(*ENTRY)).version == first.version
+    for spoiled in (b"no JSON", signed(key=OTHER).read(keys.signature(*ENTRY)).data,
+                    signed(origin=msgspec.structs.replace(ORIGIN, run="s")).read(keys.signature(*ENTRY)).data):  # fmt: skip
+        models.replace(keys.signature(*ENTRY), spoiled)
         sign_publication(models, ENTRY, ORIGIN, KEY)
         check_publication(models, ENTRY, ORIGIN, ENROLLED)
 
 
 def test_a_model_has_the_digest_of_its_origin() -> None:
     models = MemoryStore()
-    models.create(ENTRY.key, b"x")
+    models.create(keys.model(*ENTRY), b"x")
     assert read_model(models, ENTRY, None) == b"x"
     with pytest.raises(CorruptError, match="the model has the digest"):
         read_model(models, ENTRY, ORIGIN)

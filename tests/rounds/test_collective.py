@@ -12,14 +12,13 @@ from fedpipe.errors import ConflictError, QuorumError, RoundError
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.ballots import find_ballot, known_scores, publish_ballot, start_scores
-from fedpipe.rounds.history import history, read_head, record_key
+from fedpipe.rounds.history import history, read_head
 from fedpipe.rounds.manifests import Ballot, Dropped, Record, Update
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import learner_key
 from fedpipe.rounds.updates import find_update, publish_update
 from fedpipe.steps.initialise import begin
-from fedpipe.store import MemoryStore, Store
-from fedpipe.store.objects import encode, get_bytes, key_of, put_file
+from fedpipe.store import MemoryStore, Store, keys
+from fedpipe.store.objects import encode, get_bytes, put_file
 from tests.federations import PlusOneLearner, close_vote, fresh, make_federation, make_plan, play_collective, play_vote
 
 COLLECTIVE = {"name": "collective"}
@@ -88,7 +87,7 @@ class TestARound:
             return float(weights.loads(get_bytes(store, update.optimizer, "a"))["seen"])
 
         base = play_vote(store, plan, 1, start.weights, learners).weights
-        kept = store.read(key_of(find_update(store, "a", "r1", 1).optimizer, "a")).data  # type: ignore[union-attr,arg-type]
+        kept = store.read(keys.content(find_update(store, "a", "r1", 1).optimizer, "a")).data  # type: ignore[union-attr,arg-type]
         base = play_vote(store, plan, 2, base, learners).weights
         learners["a"] = PlusOneLearner(BAD, wants=1000.0)
         base = play_vote(store, plan, 3, base, learners).weights
@@ -96,7 +95,7 @@ class TestARound:
         learners["a"] = PlusOneLearner(GOOD, wants=1000.0)
         play_vote(store, plan, 5, base, learners)
         assert [state_of(n) for n in (1, 3, 5)] == [1.0, 2.0, 2.0]  # round 5 goes on from round 1, not from 3
-        assert store.read(key_of(find_update(store, "a", "r1", 1).optimizer, "a")).data == kept  # type: ignore[union-attr,arg-type]
+        assert store.read(keys.content(find_update(store, "a", "r1", 1).optimizer, "a")).data == kept  # type: ignore[union-attr,arg-type]
 
     def test_all_begin_equal_and_round_0_keeps_what_they_measure(self, store: MemoryStore) -> None:
         plan = plan_of()
@@ -207,7 +206,7 @@ class TestHostileProposals:
         found = read_head(store)
         assert found is not None
         assert found[0].round == 0
-        assert store.size(key_of(str(record.candidate))) is None
+        assert store.size(keys.content(str(record.candidate))) is None
 
     @pytest.mark.parametrize("change", [{"base": "sha256:" + "7" * 64}, {"run": "r2"}, {"round": 9}])
     def test_a_manifest_of_another_round(self, store: MemoryStore, tmp_path: Any, change: dict[str, Any]) -> None:
@@ -217,7 +216,7 @@ class TestHostileProposals:
             "federation": "tiny", "run": "r1", "round": 1, "learner": "a", "base": start.weights,
             "weights": start.weights, "size": 1, "examples": 1, "metrics": {},
         }  # fmt: skip
-        store.create(learner_key("a", "r1", 1, "update"), encode(Update(**{**content, **change})))
+        store.create(keys.answer("a", "r1", 1, "update"), encode(Update(**{**content, **change})))
         record = close_vote(store, plan, 1, start.weights)
         assert not record.accepted
         assert f"the update's {next(iter(change))} is" in record.dropped[0].why
@@ -239,7 +238,7 @@ class TestHostileProposals:
         start = begin(store, plan, fresh)
         offered = contribute(store, plan, "a", 1, start.weights, lambda: learners["a"])
         assert isinstance(offered, Update)
-        store.replace(key_of(offered.weights, "a", "proposals"), b"spoiled")
+        store.replace(keys.content(offered.weights, "a", "proposals"), b"spoiled")
         for name, learner in learners.items():
             vote(store, plan, name, 1, start.weights, offered.weights, "a", lambda k=learner: k)
         record = close_vote(store, plan, 1, start.weights)
@@ -256,7 +255,7 @@ class TestHostileProposals:
             vote(store, plan, name, 1, start.weights, offered.weights, "a", lambda k=name: learners[k])
         honest = find_ballot(store, "b", "r1", 1)
         assert honest is not None
-        store.create(learner_key("c", "r1", 1, "ballot"), encode(honest))  # somebody else's
+        store.create(keys.answer("c", "r1", 1, "ballot"), encode(honest))  # somebody else's
         record = close_vote(store, plan, 1, start.weights)
         assert [(a.learner, a.why) for a in record.absent] == [("c", "the ballot's learner is b, the round's is c")]
 
@@ -270,7 +269,7 @@ class TestQuorumAndResumption:
         with pytest.raises(QuorumError, match=r"1 of 3 learners took part, the quorum is 2 \(b: ill; c: ill\)"):
             play_vote(store, plan, 1, start.weights, learners)
         assert head(store) == before
-        assert store.size(record_key("r1", 1)) is None
+        assert store.size(keys.record("r1", 1)) is None
         play_vote(store, plan, 1, start.weights, wanting(a=GOOD, b=GOOD, c=GOOD))  # they are well again
         assert head(store) != before
 

@@ -10,14 +10,13 @@ import pytest
 from fedpipe import weights
 from fedpipe.errors import ConflictError, CorruptError, InputError, ModelError, QuorumError, RoundError
 from fedpipe.rounds.closing import close_round
-from fedpipe.rounds.history import commit, history, precedes, read_head, read_record, record_key
+from fedpipe.rounds.history import commit, history, precedes, read_head, read_record
 from fedpipe.rounds.plan import differences, read_plan
-from fedpipe.rounds.roll import learner_key
 from fedpipe.rounds.selection import select
 from fedpipe.rounds.updates import find_update, mean_metrics
 from fedpipe.steps.initialise import begin
-from fedpipe.store import LocalStore, MemoryStore, Store
-from fedpipe.store.objects import digest_of, encode, get_bytes, key_of
+from fedpipe.store import LocalStore, MemoryStore, Store, keys
+from fedpipe.store.objects import digest_of, encode, get_bytes
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_round
 
 
@@ -188,7 +187,7 @@ class TestTwoEngines:
 class TestCorruption:
     def test_a_record_in_the_wrong_place(self, store: MemoryStore) -> None:
         play(store, make_plan())
-        store.replace(record_key("r1", 2), store.read(record_key("r1", 1)).data)
+        store.replace(keys.record("r1", 2), store.read(keys.record("r1", 1)).data)
         with pytest.raises(CorruptError, match="is the record of run 'r1', round 1"):
             history(store, "r1")
 
@@ -196,7 +195,7 @@ class TestCorruption:
         play(store, make_plan())
         record = read_record(store, "r1", 1)
         assert record is not None
-        store.replace(record_key("r1", 1), encode(msgspec.structs.replace(record, metrics={"loss": 0.0})))
+        store.replace(keys.record("r1", 1), encode(msgspec.structs.replace(record, metrics={"loss": 0.0})))
         with pytest.raises(CorruptError, match="does not follow"):
             history(store, "r1")
 
@@ -213,7 +212,7 @@ def test_a_learner_writes_only_below_its_own_name(store: MemoryStore) -> None:
     play_round(store, plan, 1, base, {"a": PlusOneLearner(1)})
     play_round(store, plan, 1, base, {"a": PlusOneLearner(1)})
     assert all(key.startswith("learners/a/") for key in set(store.keys()) - before)
-    assert learner_key("a", "r1", 1, "update") in store.keys()
+    assert keys.update("a", "r1", 1) in store.keys()
 
 
 def test_plans_say_what_changed(store: MemoryStore) -> None:
@@ -251,7 +250,7 @@ def test_a_hostile_manifest_drops_its_learner(store: MemoryStore, change: dict[s
     plan = make_plan()
     base = begin(store, plan, fresh).weights
     play_round(store, plan, 1, base, {name: PlusOneLearner(1) for name in "abc"})
-    key = learner_key("a", "r1", 1, "update")
+    key = keys.update("a", "r1", 1)
     manifest = {**msgspec.json.decode(store.read(key).data), **change}
     store.replace(key, json.dumps(manifest).replace("Infinity", "1e999").encode())
     record = close_round(store, plan, 1, base)
@@ -268,7 +267,7 @@ def test_bytes_that_are_no_manifest_drop_their_learner(store: MemoryStore, data:
     plan = make_plan()
     base = begin(store, plan, fresh).weights
     play_round(store, plan, 1, base, {"b": PlusOneLearner(1), "c": PlusOneLearner(1)})
-    store.replace(learner_key("a", "r1", 1, "update"), data)
+    store.replace(keys.update("a", "r1", 1), data)
     assert [d.learner for d in close_round(store, plan, 1, base).dropped] == ["a"]
 
 
@@ -277,7 +276,7 @@ def test_a_hostile_reason_is_cut_and_cleaned(store: MemoryStore) -> None:
     base = begin(store, plan, fresh).weights
     play_round(store, plan, 1, base, {"b": PlusOneLearner(1), "c": PlusOneLearner(1)})
     store.replace(
-        learner_key("a", "r1", 1, "dropped"), encode({"learner": "a", "why": "\x1b[31m<script>" + "x" * 5000})
+        keys.answer("a", "r1", 1, "dropped"), encode({"learner": "a", "why": "\x1b[31m<script>" + "x" * 5000})
     )
     (dropped,) = close_round(store, plan, 1, base).dropped
     assert len(dropped.why) == 500
@@ -290,7 +289,7 @@ def test_hostile_weights_below_the_quorum_stop_the_round(store: MemoryStore) -> 
     play_round(store, plan, 1, base, {name: PlusOneLearner(k + 1) for k, name in enumerate("abc")})
     update = find_update(store, "a", "r1", 1)
     assert update is not None
-    store.replace(key_of(update.weights, "a"), b"nonsense")
+    store.replace(keys.content(update.weights, "a"), b"nonsense")
     with pytest.raises(QuorumError, match=r"2 of 3 learners took part, the quorum is 3 \(a: the weights have 8 bytes"):
         close_round(store, plan, 1, base)
     assert read_record(store, "r1", 1) is None
@@ -300,6 +299,6 @@ def test_altered_global_weights_stop_the_round(store: MemoryStore) -> None:
     plan = make_plan()
     base = begin(store, plan, fresh).weights
     play_round(store, plan, 1, base, {name: PlusOneLearner(1) for name in "abc"})
-    store.replace(key_of(base), weights.dumps({"w": np.zeros(9, np.float32)}))
+    store.replace(keys.content(base), weights.dumps({"w": np.zeros(9, np.float32)}))
     with pytest.raises(CorruptError, match="another layout than the run"):
         close_round(store, plan, 1, base)

@@ -13,8 +13,8 @@ from fedpipe.identity.signing import make_key, public_key
 from fedpipe.registry.publication import ModelVersion, Origin, sign_publication, versions
 from fedpipe.serving.catalogue import Catalogue, Location, locate
 from fedpipe.serving.promotion import promote
-from fedpipe.serving.traffic import Split, read_traffic, traffic_key
-from fedpipe.store import LocalStore, MemoryStore, Store
+from fedpipe.serving.traffic import Split, read_traffic
+from fedpipe.store import LocalStore, MemoryStore, Store, keys
 from fedpipe.store.objects import decode
 from tests.faults.stores import HookedStore
 from tests.served import publish, softmax
@@ -132,7 +132,7 @@ class TestAFederationWhoseCoordinatorIsEnrolled:
 
     def sign(self, models: Store, version: int) -> None:
         entry = ModelVersion("m", version)
-        sign_publication(models, entry, decode(models.read(entry.origin_key).data, Origin, where=""), self.KEY)
+        sign_publication(models, entry, decode(models.read(keys.origin(*entry)).data, Origin, where=""), self.KEY)
 
     def test_serves_what_it_signed(self, signed: MemoryStore) -> None:
         catalogue = looked(place(signed))
@@ -202,7 +202,7 @@ def test_copies_of_what_is_served_no_more_are_removed(store: MemoryStore, models
         catalogue.fetch(ModelVersion("m", version))
     promote(models, "m", Split(kind="pinned", version=2))
     catalogue.settle("m", {2}, read_traffic(models, "m")[0])
-    assert sorted(cache.keys()) == ["m/2/model.onnx", "m/2/origin.json", traffic_key("m")]
+    assert sorted(cache.keys()) == ["m/2/model.onnx", "m/2/origin.json", keys.traffic("m")]
 
 
 def test_a_full_disk_is_no_reason_not_to_serve(
@@ -225,7 +225,7 @@ def test_places_that_are_wrong(tmp_path: Path) -> None:
         locate(store="file:///x", folder=tmp_path)
     with pytest.raises(InputError, match="there is no such folder"):
         locate(folder=tmp_path / "absent")
-    with pytest.raises(StoreError, match="unknown store"):
+    with pytest.raises(StoreError, match="has an unknown scheme"):
         locate(store="ftp://x")
 
 

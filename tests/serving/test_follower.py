@@ -10,8 +10,8 @@ from fedpipe.serving.catalogue import Catalogue, Location
 from fedpipe.serving.follower import Follower
 from fedpipe.serving.promotion import promote
 from fedpipe.serving.runtime import Loaded
-from fedpipe.serving.traffic import Split, traffic_key
-from fedpipe.store import MemoryStore
+from fedpipe.serving.traffic import Split
+from fedpipe.store import MemoryStore, keys
 from tests.faults.stores import HookedStore
 from tests.served import publish
 
@@ -149,7 +149,7 @@ def test_while_the_store_is_lost_everything_goes_on(world: World) -> None:
 def test_a_policy_that_is_spoiled_changes_nothing(world: World) -> None:
     world.publish(1)
     world.answers()
-    world.store.create(traffic_key("m"), b"nonsense")
+    world.store.create(keys.traffic("m"), b"nonsense")
     world.publish(2)
     assert world.answers() == (1, None)
     assert "not a valid policy" in world.follower.trouble

@@ -400,7 +400,7 @@ class TestStores:
         (["--models", "absent"], "absent: there is no such folder"),
         (["--models", ".", "--host", "no.such.host.invalid"], "the address cannot be had"),
         (["--models", ".", "--token-file", "absent"], "absent: the token cannot be read"),
-        (["--store", "ftp://x"], "unknown store 'ftp://x'"),
+        (["--store", "ftp://x"], "the store 'ftp://x' has an unknown scheme"),
     ],
 )
 def test_mistakes_in_the_command(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from fedpipe.errors import ConflictError, CorruptError, InputError, NotFoundError
 from fedpipe.serving.follower import Served
 from fedpipe.serving.promotion import promote, rule_for
-from fedpipe.serving.traffic import Split, Traffic, read_traffic, traffic_key
-from fedpipe.store import MemoryStore
+from fedpipe.serving.traffic import Split, Traffic, read_traffic
+from fedpipe.store import MemoryStore, keys
 from tests.served import publish, softmax
 
 
@@ -83,7 +83,7 @@ def test_what_a_person_asks_for(models: MemoryStore) -> None:
     ],
 )
 def test_a_policy_that_is_none(models: MemoryStore, text: bytes) -> None:
-    models.create(traffic_key("m"), text)
+    models.create(keys.traffic("m"), text)
     with pytest.raises(CorruptError, match=r"m/policy\.json"):
         read_traffic(models, "m")
 

@@ -14,14 +14,13 @@ from fedpipe.errors import ConflictError, QuorumError, RoundError
 from fedpipe.rounds.history import history, read_head, read_record
 from fedpipe.rounds.manifests import Head, Record
 from fedpipe.rounds.plan import Plan, RunPlace
-from fedpipe.rounds.roll import learner_key
 from fedpipe.rounds.updates import find_update
-from fedpipe.sessions.board import Board, ask_to_stop, board_key, poll_board, sign_key
+from fedpipe.sessions.board import Board, ask_to_stop, poll_board
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import coordinate
 from fedpipe.steps.initialise import begin
-from fedpipe.store import MemoryStore
-from fedpipe.store.objects import encode, get_bytes, key_of
+from fedpipe.store import MemoryStore, keys
+from fedpipe.store.objects import encode, get_bytes
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective
 from tests.simulation import Killed, World, attendance, coordinator
 
@@ -142,7 +141,7 @@ class TestStragglers:
     def test_its_late_update_counts_nowhere(self) -> None:
         session = Session(plan_of(4))
         session.run(seconds={"c": lambda board: 100.0 if board.round == 1 else 30.0})
-        late = session.world.store.read(learner_key("c", "r1", 1, "update")) if session.learners["c"].trained else None
+        late = session.world.store.read(keys.update("c", "r1", 1)) if session.learners["c"].trained else None
         assert late is None or "c" not in [u.learner for u in session.records[1].updates]
         step = (1 * 1 + 2 * 2) / 3
         values = weights.loads(get_bytes(session.world.store, session.records[1].weights))
@@ -257,7 +256,7 @@ class TestUpdatesAreAddedAsTheyArrive:
             yield 5.0
             store, digest = session.world.store, find_update(session.world.store, "a", "r1", 1)
             assert digest
-            key = key_of(digest.weights, "a")
+            key = keys.content(digest.weights, "a")
             data = bytearray(store.read(key).data)
             data[-1] ^= 1
             store.replace(key, bytes(data))
@@ -405,13 +404,13 @@ class TestGuiltyBytes:
     @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"round": -1}', b"\xff" * 100, b"{}" * 100_000])
     def test_a_sign_that_is_none_is_no_answer(self, data: bytes) -> None:
         session = Session(plan_of(1))
-        session.world.store.replace(sign_key("c", "r1"), data)
+        session.world.store.replace(keys.sign("c", "r1"), data)
         session.run(absent="c")
         assert session.dropped(1) == {"c": "late: no update within 60 s"}
 
     def test_a_sign_without_an_update_is_a_drop(self) -> None:
         session = Session(plan_of(1))
-        session.world.store.replace(sign_key("c", "r1"), b'{"round":1,"attempt":1,"phase":"train","took_part":true}')
+        session.world.store.replace(keys.sign("c", "r1"), b'{"round":1,"attempt":1,"phase":"train","took_part":true}')
         session.run(absent="c")
         assert session.dropped(1) == {"c": "no update"}
 
@@ -425,7 +424,6 @@ class TestGuiltyBytes:
 def test_boards_are_canonical() -> None:
     board = Board(federation="f", run="r", session="s", round=1, phase="train", base="sha256:" + "0" * 64)
     assert encode(board) == encode(board)
-    assert board_key("r") == "runs/r/board"
     assert read_record(MemoryStore(), "r", 0) is None
 
 

@@ -18,12 +18,12 @@ from fedpipe.learners.contribute import contribute
 from fedpipe.rounds.history import begun_from, commit, propose_candidate, read_candidate, read_record, record_layout
 from fedpipe.rounds.manifests import Dropped, Record
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import MANIFEST, Roll, check_quorum, gather, learner_key
+from fedpipe.rounds.roll import MANIFEST, Roll, check_quorum, gather
 from fedpipe.rounds.updates import collect, fetch_weights
 from fedpipe.sessions.attendance import Answer
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.phases import Early, Phase, Script, close_phase
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import find, publish, put_file
 from tests.simulation import World
 
@@ -113,7 +113,7 @@ def confirm(store: Store, plan: Plan, previous: Record, candidate: Record) -> Ph
 
 
 def _key(learner: str, run: str, number: int) -> str:
-    return learner_key(learner, run, number, "confirmation")
+    return keys.answer(learner, run, number, "confirmation")
 
 
 def publish_confirmation(store: Store, plan: Plan, name: str, number: int, candidate: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from fedpipe.errors import StoreError
 from fedpipe.store import LocalStore, Store
-from tests.store.contract import StoreContract
+from fedpipe.store.testing import StoreContract
 
 
 class TestLocalStore(StoreContract):

@@ -1,7 +1,7 @@
 import pytest
 
 from fedpipe.store import MemoryStore, Store, open_store
-from tests.store.contract import StoreContract
+from fedpipe.store.testing import StoreContract
 
 
 class TestMemoryStore(StoreContract):

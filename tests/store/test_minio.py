@@ -21,8 +21,8 @@ from fedpipe.errors import StoreError, StoreUnavailableError
 from fedpipe.store import Store, open_store
 from fedpipe.store.s3 import MinioStore
 from fedpipe.store.s3_client import Credentials, find_credentials
+from fedpipe.store.testing import StoreContract
 from tests import servers
-from tests.store.contract import StoreContract
 
 _numbers = itertools.count()
 
@@ -264,5 +264,5 @@ class TestCredentials:
 
 @pytest.mark.parametrize("bucket", ["b", "Upper", "under_score", "-dash", "x" * 64])
 def test_a_bucket_that_can_be_none(bucket: str, s3_keys: None) -> None:
-    with pytest.raises(StoreError, match=r"is no name of a bucket\. Those have 3 to 63"):
+    with pytest.raises(StoreError, match=r"is not a valid bucket name\. Use 3 to 63"):
         open_store(f"s3://{bucket}?endpoint=http://127.0.0.1:1")

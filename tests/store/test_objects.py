@@ -5,8 +5,8 @@ import pytest
 
 from fedpipe.errors import CorruptError, NotFoundError
 from fedpipe.rounds.manifests import Head
-from fedpipe.store import MemoryStore
-from fedpipe.store.objects import decode, digest_of, encode, fetch_file, get_bytes, key_of, put_bytes, put_file
+from fedpipe.store import MemoryStore, keys
+from fedpipe.store.objects import decode, digest_of, encode, fetch_file, get_bytes, put_bytes, put_file
 
 
 def test_an_object_is_named_by_its_bytes(store: MemoryStore) -> None:
@@ -26,7 +26,7 @@ def test_a_learner_writes_below_its_own_name(store: MemoryStore) -> None:
 
 def test_altered_bytes_are_seen(store: MemoryStore, tmp_path: Path) -> None:
     digest = put_bytes(store, b"hello")
-    store.replace(key_of(digest), b"hellO")
+    store.replace(keys.content(digest), b"hellO")
     with pytest.raises(CorruptError, match="not the one in their name"):
         get_bytes(store, digest)
     with pytest.raises(CorruptError):
@@ -49,10 +49,10 @@ def test_a_disk_that_takes_a_part_leaves_no_file(store: MemoryStore, tmp_path: P
 
 def test_an_object_of_the_wrong_size_is_mended(store: MemoryStore, tmp_path: Path) -> None:
     digest = put_bytes(store, b"hello")
-    store.replace(key_of(digest), b"he")
+    store.replace(keys.content(digest), b"he")
     put_bytes(store, b"hello")
     assert get_bytes(store, digest) == b"hello"
-    store.replace(key_of(digest), b"he")
+    store.replace(keys.content(digest), b"he")
     (tmp_path / "file").write_bytes(b"hello")
     put_file(store, tmp_path / "file", digest)
     assert get_bytes(store, digest) == b"hello"
@@ -61,7 +61,7 @@ def test_an_object_of_the_wrong_size_is_mended(store: MemoryStore, tmp_path: Pat
 @pytest.mark.parametrize("digest", ["", "sha256:", "sha256:" + "g" * 64, "../" + "0" * 64, "sha256:" + "0" * 65])
 def test_what_is_no_digest_is_refused(digest: str) -> None:
     with pytest.raises(CorruptError, match="not a digest"):
-        key_of(digest)
+        keys.content(digest)
 
 
 def test_json_is_canonical() -> None:

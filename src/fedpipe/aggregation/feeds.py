@@ -20,8 +20,7 @@ import numpy.typing as npt
 
 from fedpipe.aggregation.rule import BLOCK
 from fedpipe.errors import FedpipeError, NotFoundError, WeightsError
-from fedpipe.store import Reader, Store
-from fedpipe.store.objects import key_of
+from fedpipe.store import Reader, Store, keys
 from fedpipe.weights import FLOATS, Layout, read_layout
 
 _PIECE = 4 * BLOCK
@@ -110,7 +109,7 @@ class Feed:
         self.learner, self.place, self.weight, self.summed = source.learner, source.place, source.weight, False
         self._source, self._digest = source, hashlib.sha256()
         try:
-            self._reader: Reader = store.open(key_of(source.digest, source.learner))
+            self._reader: Reader = store.open(keys.content(source.digest, source.learner))
         except NotFoundError as error:
             raise RefusedError(source.learner, "the weights are not in the store") from error
         try:

@@ -22,8 +22,8 @@ from fedpipe.aggregation.optimizers import ServerStep
 from fedpipe.aggregation.rule import Rule, check_weights
 from fedpipe.aggregation.tree import Forest, passed
 from fedpipe.errors import WeightsError
-from fedpipe.store import Store
-from fedpipe.store.objects import fetch_file, key_of
+from fedpipe.store import Store, keys
+from fedpipe.store.objects import fetch_file
 from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of
 
 Floats = npt.NDArray[np.float64]
@@ -119,7 +119,7 @@ def _one_pass(
 
 def _find_culprit(store: Store, sources: list[Source], chunk: Chunk) -> None:
     for source in sources:
-        data = store.read_range(key_of(source.digest, source.learner), chunk.start, chunk.stop - chunk.start)
+        data = store.read_range(keys.content(source.digest, source.learner), chunk.start, chunk.stop - chunk.start)
         if not np.isfinite(np.frombuffer(data, chunk.dtype)).all():
             raise RefusedError(source.learner, "the weights hold NaN or infinity")
 

@@ -27,7 +27,7 @@ from msgspec.structs import replace
 
 from fedpipe.commands.members import Member, StoredFederation, check_enrolled, find_member, open_place
 from fedpipe.errors import InputError
-from fedpipe.identity.enrolment import Enrolment, read_enrolled, told_time
+from fedpipe.identity.enrolment import Enrolment, format_time, read_enrolled
 from fedpipe.identity.policies import Policy, coordinator_policy, server_policy
 from fedpipe.identity.signing import COORDINATOR, make_key, public_key
 from fedpipe.store import check_uri, open_store
@@ -68,7 +68,7 @@ def enroll(
     known = member.enrolment(read_enrolled(place.store))
     if known is not None and known.revoked is None:
         raise InputError(
-            f"{member.who} has been enrolled since {told_time(known.since)}",
+            f"{member.who} has been enrolled since {format_time(known.since)}",
             remedy=f"Run `fedpipe rotate {member.argument}` to replace its keys.",
         )
     return _identified(place, member, place.key_folder(keys), given)

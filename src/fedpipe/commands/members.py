@@ -13,7 +13,7 @@ from fedpipe.errors import InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
 from fedpipe.federation.names import KUBEFLOWS_SECRET
-from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled, read_enrolled, told_time
+from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled, format_time, read_enrolled
 from fedpipe.identity.policies import Policy, coordinator_policy, learner_policy
 from fedpipe.identity.signing import COORDINATOR
 from fedpipe.store import Store, chosen_uri, open_store
@@ -112,5 +112,5 @@ def check_enrolled(place: StoredFederation, member: Member) -> Enrolment:
     known = member.enrolment(read_enrolled(place.store))
     if known is not None and known.revoked is None:
         return known
-    why = f": it was revoked on {told_time(known.revoked)}" if known and known.revoked else ""
+    why = f": it was revoked on {format_time(known.revoked)}" if known and known.revoked else ""
     raise InputError(f"{member.who} is not enrolled{why}", remedy=f"Run `fedpipe enroll {member.argument}`.")

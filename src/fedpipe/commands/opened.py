@@ -8,7 +8,7 @@ from pathlib import Path
 from fedpipe.errors import NotFoundError
 from fedpipe.federation.file import read_federation
 from fedpipe.rounds.history import read_record
-from fedpipe.store import Store, chosen_uri, open_store
+from fedpipe.store import Store, chosen_uri, keys, open_store
 
 
 def open_federation(source: str | Path, store: str | None = None) -> tuple[Store, str]:
@@ -32,5 +32,5 @@ def check_runs(store: Store, names: Sequence[str]) -> None:
 
 def known_runs(store: Store) -> str:
     """Lists the runs of the store in a sentence."""
-    names = sorted({key.split("/")[1] for key in store.keys("runs/")})
+    names = store.below(keys.RUNS).folders()
     return f"Runs: {', '.join(names)}." if names else "No run has begun here."

@@ -13,6 +13,7 @@ from fedpipe.reports import plots
 from fedpipe.reports.story import Story, read_story
 from fedpipe.reports.vote_plots import metrics_of, vote_figure, vote_pictures
 from fedpipe.rounds.history import read_record
+from fedpipe.store import keys
 from fedpipe.store.files import write_whole
 
 FORMATS = (".html", ".png", ".svg")
@@ -47,7 +48,7 @@ def plot(
     opened, uri = open_federation(source, store)
     drawn = -1
     while True:
-        ended = opened.size(f"runs/{run}/summary.json") is not None
+        ended = opened.size(keys.summary(run)) is not None
         count = max(0, drawn)
         while read_record(opened, run, count) is not None:
             count += 1

@@ -8,9 +8,8 @@ from pathlib import Path
 from fedpipe.commands.members import check_enrolled, find_member, open_place
 from fedpipe.errors import InputError, NotFoundError
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, public_key
-from fedpipe.registry.publication import ModelVersion, Origin, read_model, sign_publication, versions
+from fedpipe.registry.publication import ModelVersion, Origin, find_origin, read_model, sign_publication, versions
 from fedpipe.store import Store
-from fedpipe.store.objects import find
 
 
 def sign(
@@ -56,7 +55,7 @@ def _private_key(folder: Path, public: str) -> str:
 
 
 def _origin(models: Store, published: Mapping[str, list[int]], entry: ModelVersion) -> Origin:
-    origin = find(models, entry.origin_key, Origin)
+    origin = find_origin(models, entry)
     if origin is None or entry.version not in published.get(entry.name, []):
         known = "; ".join(f"{model} {', '.join(map(str, numbers))}" for model, numbers in sorted(published.items()))
         raise NotFoundError(

@@ -25,7 +25,7 @@ from fedpipe.rounds.plan import RunPlace, Settings
 from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
-from fedpipe.store import Store, check_uri, chosen_uri, open_store
+from fedpipe.store import Store, check_uri, chosen_uri, keys, open_store
 
 DEFAULT_RUN = "run-1"
 
@@ -205,9 +205,9 @@ def _make(folder: Path) -> None:
 def fetch_results(place: RunPlace, folder: Path) -> dict[str, Any]:
     """Copies a run's summary, report and model from the store to a folder, and returns the summary."""
     store = place.open()
-    summary: dict[str, Any] = json.loads(store.read(f"runs/{place.run}/summary.json").data)
+    summary: dict[str, Any] = json.loads(store.read(keys.summary(place.run)).data)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (folder / "report.html").write_bytes(store.read(f"runs/{place.run}/report.html").data)
+    (folder / "report.html").write_bytes(store.read(keys.report(place.run)).data)
     if summary["onnx"]:
         store.download(summary["onnx"]["path"], folder / "model.onnx")
     return summary

@@ -7,6 +7,7 @@ from pathlib import Path
 from fedpipe.commands.opened import check_runs, open_federation
 from fedpipe.errors import InputError
 from fedpipe.sessions.board import ask_to_stop, poll_board
+from fedpipe.store import keys
 
 
 def stop(source: str | Path, run: str, *, store: str | None = None) -> str:
@@ -20,7 +21,7 @@ def stop(source: str | Path, run: str, *, store: str | None = None) -> str:
     check_runs(opened, [run])
     found = poll_board(opened, run)
     board = found[0] if found else None
-    if opened.size(f"runs/{run}/summary.json") is not None or (board and board.phase == "ended"):
+    if opened.size(keys.summary(run)) is not None or (board and board.phase == "ended"):
         raise InputError(f"run {run!r} has ended already", where=opened.uri)
     asked = "" if ask_to_stop(opened, run) else "was already asked to stop: it "
     if board is None:

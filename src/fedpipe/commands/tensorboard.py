@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import tempfile
@@ -15,7 +14,7 @@ from fedpipe.errors import InputError, NotFoundError
 from fedpipe.frameworks import find_python
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.plan import read_plan
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 
 _LARGEST = 64 * 2**20
 """Bytes of an event file; learners write them, so larger ones are not copied."""
@@ -73,11 +72,11 @@ def find_events(store: Store, run: str) -> Iterator[Events]:
         raise NotFoundError(f"there is no run {run!r}", where=store.uri, remedy=known_runs(store))
     names = [learner.name for learner in read_plan(store, record.plan).federation.learners]
     for owner in ("", *names):
-        prefix = f"learners/{owner}/runs/{run}/" if owner else f"runs/{run}/"
-        for key in store.keys(prefix):
-            if match := re.fullmatch(r"(\d{1,9})/tensorboard/([\w.-]+)", key.removeprefix(prefix)):
-                folder = Path(owner) / f"round-{match[1]}" if owner else Path("simulation")
-                yield Events(key, folder / match[2])
+        for key in store.keys(keys.run_folder(run, owner)):
+            if found := keys.parse_events(key, run, owner):
+                number, name = found
+                folder = Path(owner) / f"round-{number}" if owner else Path("simulation")
+                yield Events(key, folder / name)
 
 
 def fetch_events(store: Store, run: str, folder: Path) -> int:

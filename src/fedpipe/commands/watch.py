@@ -13,8 +13,8 @@ from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import read_plan
 from fedpipe.rounds.selection import took_part
 from fedpipe.rounds.timings import find_timing
-from fedpipe.sessions.board import Board, Keeper, board_key, poll_board
-from fedpipe.store import Store
+from fedpipe.sessions.board import Board, Keeper, poll_board
+from fedpipe.store import Store, keys
 
 LOOK_AGAIN = 1.0
 """Seconds between two looks at a run in progress."""
@@ -46,7 +46,7 @@ def watch(
     waiting = _Waiting(pods or list, listener)
     federation: Federation | None = None
     while True:
-        ended = opened.size(f"runs/{run}/summary.json") is not None
+        ended = opened.size(keys.summary(run)) is not None
         found = poll_board(opened, run)
         board = found[0] if found else None
         while record := read_record(opened, run, number):
@@ -56,7 +56,7 @@ def watch(
         if ended or (board and board.phase == "ended"):
             listener(f"the session ended: {board.why}" if board and board.phase == "ended" else "the run has ended", "")
             return
-        state = _state(keeper, board, opened.age(board_key(run)) or 0.0) if board else ""
+        state = _state(keeper, board, opened.age(keys.board(run)) or 0.0) if board else ""
         listener("", "; ".join(filter(None, [state, *waiting.look()])))
         time.sleep(again)
 

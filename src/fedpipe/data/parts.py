@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from fedpipe import weights
 from fedpipe.data.examples import Examples, label_counts
 from fedpipe.errors import CorruptError
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import Digest, decode, encode, fetch_file, get_bytes, put_bytes, put_file
 
 
@@ -56,7 +56,7 @@ def put_shard(store: Store, learner: str, parts: Mapping[str, Examples]) -> tupl
     labels = label_counts(np.concatenate([e.y for e in parts.values()]))
     shard = Shard(learner=learner, data=data, size=size, parts={p: len(e.y) for p, e in parts.items()}, labels=labels)
     digest = put_bytes(store, encode(shard), learner)
-    store.replace(f"learners/{learner}/shard", encode(shard))
+    store.replace(keys.shard(learner), encode(shard))
     return shard, digest
 
 

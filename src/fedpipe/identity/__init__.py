@@ -1,1 +1,1 @@
-"""Who is who: keys, enrolment, and what each may do in the store."""
+"""Identities: signing keys, enrolment, and the policies of the store."""

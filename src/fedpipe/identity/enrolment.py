@@ -1,11 +1,12 @@
-"""Who is enrolled, with which public key: one object in the store that no learner may write.
+"""Keeps the public keys of enrolled identities, in one object that no learner may write (`keys.ENROLLED`).
 
-    enrolled    learner to public key, store user, and when it was enrolled or revoked; the same of the coordinator
+The object has an entry for each enrolled learner and for the coordinator: the public key, the user of the store, and
+when it was enrolled or revoked.
 
-A coordinator that is enrolled signs the models that it publishes (`publication`). A learner that is enrolled must sign
-its updates. The signature is over all of the update's manifest (federation, run, round, base, learner, digest of the
-weights, examples, ...) and the time; whoever has stolen the credentials of the store, but not the key, cannot pass for
-the learner, and an update cannot be used again for another round or base.
+An enrolled coordinator signs the models that it publishes (`fedpipe.registry.publication`). An enrolled learner must
+sign its updates. The signature covers the update's whole manifest (federation, run, round, base, learner, digest of the
+weights, examples, ...) and the time. So stolen credentials of the store are not enough to impersonate a learner, and an
+update cannot be reused for another round or base.
 """
 
 from __future__ import annotations
@@ -26,16 +27,18 @@ from fedpipe.errors import (
 )
 from fedpipe.federation.names import Name
 from fedpipe.identity.signing import Signature, public_key, sign, verify
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, encode
 
-_KEY = "enrolled"
 _TRIES = 20
 PublicKey = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Enrolment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An identity: its public key, and its user of the store (empty without one). Times are since 1970."""
+    """Holds an identity: its public key, and its user of the store (empty without one).
+
+    Times are in seconds since 1970.
+    """
 
     key: PublicKey
     user: str = ""
@@ -44,7 +47,7 @@ class Enrolment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Enrolled(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All learners that are or were enrolled, and the coordinator if it is."""
+    """Holds all learners that are or were enrolled, and the coordinator if it is."""
 
     format: int = 1
     learners: dict[Name, Enrolment] = {}
@@ -57,17 +60,17 @@ NOBODY = Enrolled()
 def flaw_of(
     enrolment: Enrolment, signature: Signature | None, content: Callable[[Signature], bytes], who: str, what: str
 ) -> str:
-    """What is wrong with a signature; empty when it is good.
+    """Returns what is wrong with a signature; empty if it is valid.
 
     Args:
-        enrolment: of who must have signed.
-        signature: the one that was found; None without one.
-        content: gives what is signed, from the signature without its value.
-        who: must have signed, in words.
-        what: is signed, in words.
+        enrolment: of the required signer.
+        signature: the signature found; None without one.
+        content: returns the signed bytes, given the signature without its value.
+        who: names the required signer in messages.
+        what: names the signed thing in messages.
     """
     if enrolment.revoked is not None:
-        return f"{who} was revoked on {told_time(enrolment.revoked)}"
+        return f"{who} was revoked on {format_time(enrolment.revoked)}"
     if signature is None:
         return f"{what} is not signed, and {who} is enrolled"
     if signature.key != enrolment.key:
@@ -78,69 +81,76 @@ def flaw_of(
 
 
 def make_signature(private: str, content: Callable[[Signature], bytes], clock: Callable[[], float]) -> Signature:
-    """A signature of now.
+    """Signs with the current time.
 
     Args:
         private: the signer's key.
-        content: gives what is signed, from the signature without its value.
-        clock: seconds since 1970.
+        content: returns the bytes to sign, given the signature without its value.
+        clock: returns seconds since 1970.
     """
     empty = Signature(key=public_key(private), time=clock(), value="0" * 128)
     return replace(empty, value=sign(private, content(empty)))
 
 
-def told_time(seconds: float) -> str:
-    """Seconds since 1970 as people read them."""
+def format_time(seconds: float) -> str:
+    """Formats seconds since 1970 for people."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def read_enrolled(store: Store) -> Enrolled:
-    """Who is enrolled; nobody in a federation that enrolls nobody. Raises CorruptError."""
+    """Reads who is enrolled; without the object, nobody is. Raises CorruptError."""
     return _read(store)[0]
 
 
 def find_enrolled(store: Store) -> Enrolled:
-    """As `read_enrolled`, for who may list this one key: some stores answer "forbidden" for what is missing.
+    """Reads who is enrolled, as a user that may list only this key.
+
+    Some stores answer "forbidden" for an object that is missing.
 
     Raises:
-        CorruptError: it cannot be read.
-        StoreError: it is there and may not be read, or the store does not answer.
+        CorruptError: the object is malformed.
+        StoreError: the object exists and may not be read, or the store does not answer.
     """
     try:
         return read_enrolled(store)
     except StoreUnavailableError:
         raise
     except StoreError:
-        if _KEY in store.keys(_KEY):
+        if keys.ENROLLED in store.keys(keys.ENROLLED):
             raise
         return NOBODY
 
 
 def _read(store: Store) -> tuple[Enrolled, str | None]:
     try:
-        blob = store.read(_KEY)
+        blob = store.read(keys.ENROLLED)
     except NotFoundError:
         return NOBODY, None
-    found = decode(blob.data, Enrolled, where=f"{store.uri}/{_KEY}")
+    where = f"{store.uri}/{keys.ENROLLED}"
+    found = decode(blob.data, Enrolled, where=where)
     if found.format != 1:
-        raise CorruptError(f"is of format {found.format}", where=f"{store.uri}/{_KEY}", remedy="Upgrade fedpipe.")
+        raise CorruptError(f"has the unknown format {found.format}", where=where, remedy="Upgrade fedpipe.")
     return found, blob.version
 
 
 def change_enrolled(store: Store, change: Callable[[Enrolled], Enrolled]) -> Enrolled:
-    """Changes who is enrolled by compare-and-swap, and returns it.
+    """Changes who is enrolled by compare-and-swap, and returns the result.
 
     Args:
         store: the federation's store.
-        change: gives the next from the current; may raise, and nothing is changed.
+        change: returns the new value, given the current one. If it raises, nothing changes.
 
     Raises:
-        ConflictError: others changed it at every try.
+        ConflictError: others changed the object at every try.
     """
     for _ in range(_TRIES):
         current, version = _read(store)
         after = change(current)
         data = encode(after)
-        if store.create(_KEY, data) if version is None else store.swap(_KEY, data, version):
+        if store.create(keys.ENROLLED, data) if version is None else store.swap(keys.ENROLLED, data, version):
             return after
-    raise ConflictError("who is enrolled was changed by others at every try", where=f"{store.uri}/{_KEY}")
+    raise ConflictError(
+        "others changed the enrolled identities at every try",
+        where=f"{store.uri}/{keys.ENROLLED}",
+        remedy="Repeat the command.",
+    )

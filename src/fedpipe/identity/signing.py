@@ -1,4 +1,4 @@
-"""Ed25519 keys and signatures (RFC 8032): who signs an update or a model is who was enrolled."""
+"""Makes and verifies Ed25519 signatures (RFC 8032) of updates and models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedpipe.store import SECRET_DIR
 
 
 class Signature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who signed (the public key), when (seconds since 1970), and the Ed25519 signature, in hexadecimal digits."""
+    """Holds the signer's public key, the time in seconds since 1970, and the signature, in hexadecimal digits."""
 
     key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     time: float
@@ -25,31 +25,31 @@ class Signature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 SIGNING_KEY = "FEDPIPE_SIGNING_KEY"
 """Environment variable: the private key of the learner or the coordinator, 64 hexadecimal digits."""
 KEYS = "FEDPIPE_KEYS"
-"""Environment variable: a folder of private keys, `<learner>.key`, for those that run on this machine."""
+"""Environment variable: a folder of private keys, `<learner>.key`, for learners that run on this machine."""
 COORDINATOR = "_coordinator"
-"""Whose key signs published models; no learner can have this name."""
+"""Stands for the coordinator, whose key signs published models; no learner can have this name."""
 _SIZE = 32
 
 
 def make_key() -> str:
-    """A new private key: 64 hexadecimal digits."""
+    """Generates a private key: 64 hexadecimal digits."""
     return secrets.token_hex(_SIZE)
 
 
 def public_key(private: str) -> str:
-    """The public key of a private one, both 64 hexadecimal digits. Raises InputError."""
+    """Returns the public key of a private one, both 64 hexadecimal digits. Raises InputError."""
     return str(_private(private).public_key().export_key(format="raw").hex())
 
 
 def sign(private: str, data: bytes) -> str:
-    """The signature of these bytes, 128 hexadecimal digits; the same for the same key and bytes. Raises InputError."""
+    """Signs bytes, deterministically, and returns 128 hexadecimal digits. Raises InputError."""
     from Crypto.Signature import eddsa
 
     return str(eddsa.new(_private(private), "rfc8032").sign(data).hex())
 
 
 def verify(public: str, data: bytes, signature: str) -> bool:
-    """Whether the signature is of these bytes by this key; false too for what is neither key nor signature."""
+    """Returns whether the key signed these bytes; also False for a malformed key or signature."""
     from Crypto.Signature import eddsa
 
     try:
@@ -66,17 +66,19 @@ def _private(text: str) -> Any:
     try:
         seed = bytes.fromhex(text.strip())
         if len(seed) != _SIZE:
-            raise ValueError("another length")
+            raise ValueError("wrong length")
         return eddsa.import_private_key(seed)
     except ValueError as error:
-        raise InputError("is no private key: 64 hexadecimal digits are", where=SIGNING_KEY) from error
+        raise InputError(
+            "the private key is malformed", where=SIGNING_KEY, remedy="Use 64 hexadecimal digits."
+        ) from error
 
 
 def find_key(learner: str, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The private key of a learner, or of COORDINATOR, on this machine; None when it has none.
+    """Finds the private key of a learner, or of COORDINATOR, on this machine; returns None without one.
 
-    In a container it comes from its secret, by `FEDPIPE_SIGNING_KEY` or as a mounted file; on a machine that
-    plays all learners, from the folder `FEDPIPE_KEYS`.
+    In a container, the key comes from the secret, through `FEDPIPE_SIGNING_KEY` or a mounted file. On a machine that
+    plays all learners, it comes from the folder `FEDPIPE_KEYS`.
 
     Raises:
         InputError: a file cannot be read.

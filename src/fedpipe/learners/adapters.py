@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedpipe.learners.learner import Learner
 from fedpipe.rounds.plan import Plan, RunPlace
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 
 
 def make_learner(
@@ -29,5 +29,5 @@ def make_learner(
         return make_private_learner(store, plan, name, place=place)
     from fedpipe.learners.keras.learner import make_keras_learner
 
-    folder = f"learners/{name}/runs/{plan.run}/{number}/tensorboard" if trains else ""
-    return make_keras_learner(store, plan, name, f"round {number} {name}", folder, place=place)
+    events = keys.events(plan.run, number, name) if trains else ""
+    return make_keras_learner(store, plan, name, f"round {number} {name}", events, place=place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from fedpipe.learners.keras.onnx import convert
 from fedpipe.registry.card import CARD_KEY, Card, Spread, write_card
 from fedpipe.registry.publication import ModelVersion, Origin, sign_publication
 from fedpipe.rounds.plan import Plan
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, digest_of, encode
 
 Array = npt.NDArray[Any]
@@ -127,7 +126,7 @@ def publish(store: Store, plan: Plan, digest: str) -> Exported:
     data, origin = verified(store, plan, digest)
     exported = claimed if claimed and claimed.origin == origin else _claim(store, name, origin)
     if key is not None:
-        sign_publication(store.below("models"), ModelVersion(name, exported.version), origin, key)
+        sign_publication(store.below(keys.MODELS), ModelVersion(name, exported.version), origin, key)
     store.create(exported.path, data)
     log.info(
         "published %s version %d: differs from Keras by %.2g",
@@ -151,24 +150,27 @@ def _publishing_key(store: Store) -> str | None:
 
 def versions(store: Store, name: str) -> list[int]:
     """The versions of a model that are claimed or published, ascending."""
-    keys = (re.fullmatch(rf"models/{name}/(\d+)/.*", key) for key in store.keys(f"models/{name}/"))
-    return sorted({int(match[1]) for match in keys if match})
+    return sorted(int(folder) for folder in store.below(f"{keys.MODELS}/{name}").folders() if folder.isdecimal())
 
 
 def _claimed(store: Store, name: str, run: str, digest: str) -> Exported | None:
     for version in reversed(versions(store, name)):
-        key = f"models/{name}/{version}/origin.json"
+        key = _path(keys.origin(name, version))
         try:
             origin = decode(store.read(key).data, Origin, where=key)
         except NotFoundError:
             continue
         if (origin.run, origin.weights) == (run, digest):
-            return Exported(version=version, path=f"models/{name}/{version}/model.onnx", origin=origin)
+            return Exported(version=version, path=_path(keys.model(name, version)), origin=origin)
     return None
 
 
 def _claim(store: Store, name: str, origin: Origin) -> Exported:
     version = max(versions(store, name), default=0) + 1
-    while not store.create(f"models/{name}/{version}/origin.json", encode(origin)):
+    while not store.create(_path(keys.origin(name, version)), encode(origin)):
         version += 1
-    return Exported(version=version, path=f"models/{name}/{version}/model.onnx", origin=origin)
+    return Exported(version=version, path=_path(keys.model(name, version)), origin=origin)
+
+
+def _path(key: str) -> str:
+    return f"{keys.MODELS}/{key}"

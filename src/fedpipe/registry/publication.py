@@ -10,7 +10,6 @@ sign: whoever may write in the store, but has not the key, can neither publish n
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from fedpipe.errors import CorruptError
 from fedpipe.identity.enrolment import Enrolled, flaw_of, make_signature
 from fedpipe.identity.signing import Signature, public_key, verify
 from fedpipe.rounds.manifests import Manifest
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import Digest, digest_of, encode, find
 
 
@@ -43,29 +42,13 @@ class Origin(Manifest, frozen=True, kw_only=True):
 
 LARGEST = 2 * 2**30
 """Bytes of a model: what one protobuf message can hold."""
-_MODEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.\-]{0,99})/([1-9]\d{0,8})/model\.onnx")
 
 
 class ModelVersion(NamedTuple):
-    """A version of a model, and its keys in the folder of models."""
+    """A version of a model; `keys.model(*entry)` is its key in the folder of models."""
 
     name: str
     version: int
-
-    @property
-    def key(self) -> str:
-        """Where the model is."""
-        return f"{self.name}/{self.version}/model.onnx"
-
-    @property
-    def origin_key(self) -> str:
-        """Where it is told what it was made from."""
-        return f"{self.name}/{self.version}/origin.json"
-
-    @property
-    def signature_key(self) -> str:
-        """Where it is told who published it."""
-        return f"{self.name}/{self.version}/signature.json"
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"
@@ -74,10 +57,14 @@ class ModelVersion(NamedTuple):
 def versions(models: Store) -> dict[str, list[int]]:
     """The published versions by model, ascending. Raises StoreError."""
     found: dict[str, list[int]] = {}
-    for key in models.keys():  # noqa: SIM118  (of a store)
-        if match := _MODEL.fullmatch(key):
-            found.setdefault(match[1], []).append(int(match[2]))
+    for name, number in filter(None, map(keys.parse_model, models.keys())):
+        found.setdefault(name, []).append(number)
     return {name: sorted(numbers) for name, numbers in found.items()}
+
+
+def find_origin(models: Store, entry: ModelVersion) -> Origin | None:
+    """Reads the origin of a version; returns None if there is none. Raises CorruptError and StoreError."""
+    return find(models, keys.origin(*entry), Origin)
 
 
 def read_model(models: Store, entry: ModelVersion, origin: Origin | None) -> bytes:
@@ -92,11 +79,11 @@ def read_model(models: Store, entry: ModelVersion, origin: Origin | None) -> byt
         CorruptError: they have another digest.
         StoreError: they are not there, are too large, or the store does not answer.
     """
-    data = models.read(entry.key, limit=LARGEST).data
+    data = models.read(keys.model(*entry), limit=LARGEST).data
     if origin is not None and digest_of(data) != origin.digest:
         raise CorruptError(
             f"the model has the digest {digest_of(data)}, its origin says {origin.digest}",
-            where=f"{models.uri}/{entry.key}",
+            where=f"{models.uri}/{keys.model(*entry)}",
         )
     return data
 
@@ -114,12 +101,12 @@ def sign_publication(
         clock: seconds since 1970.
     """
     try:
-        there = find(models, entry.signature_key, Signature)
+        there = find(models, keys.signature(*entry), Signature)
     except CorruptError:
         there = None
     content = _signed_bytes(entry, origin)
     if there is None or there.key != public_key(private) or not verify(there.key, content(there), there.value):
-        models.replace(entry.signature_key, encode(make_signature(private, content, clock)))
+        models.replace(keys.signature(*entry), encode(make_signature(private, content, clock)))
 
 
 def check_publication(models: Store, entry: ModelVersion, origin: Origin, enrolled: Enrolled) -> None:
@@ -131,11 +118,11 @@ def check_publication(models: Store, entry: ModelVersion, origin: Origin, enroll
     """
     if enrolled.coordinator is None:
         return
-    signature = find(models, entry.signature_key, Signature)
+    signature = find(models, keys.signature(*entry), Signature)
     if flaw := flaw_of(enrolled.coordinator, signature, _signed_bytes(entry, origin), "the coordinator", str(entry)):
         raise CorruptError(
             flaw,
-            where=f"{models.uri}/{entry.signature_key}",
+            where=f"{models.uri}/{keys.signature(*entry)}",
             remedy=f"Whoever has the key and trusts it: `fedpipe sign {entry.name} {entry.version}`.",
         )
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from fedpipe.errors import CorruptError
 from fedpipe.reports.story import Story, summarise
-from fedpipe.rounds.history import read_head, read_record, record_key
+from fedpipe.rounds.history import read_head, read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import differences, read_plan
 from fedpipe.sessions.board import poll_board
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 
 
 class RunLine(NamedTuple):
@@ -35,8 +35,7 @@ def list_runs(store: Store) -> list[RunLine]:
     """All runs that have begun, the latest first. Raises CorruptError."""
     head = read_head(store)
     at_head = head[0].run if head else ""
-    names = {key.split("/")[1] for key in store.keys("runs/")}
-    lines = [line for name in sorted(names) if (line := _line(store, name, at_head))]
+    lines = [line for name in store.below(keys.RUNS).folders() if (line := _line(store, name, at_head))]
     return sorted(lines, key=lambda line: (line.age, line.name))
 
 
@@ -53,7 +52,7 @@ def _line(store: Store, name: str, at_head: str) -> RunLine | None:
         planned=_planned(store, first),
         state=_state(store, name),
         metrics=record.metrics,
-        age=store.age(record_key(name, last)) or 0.0,
+        age=store.age(keys.record(name, last)) or 0.0,
         at_head=name == at_head,
     )
 
@@ -69,7 +68,7 @@ def _state(store: Store, name: str) -> str:
     board = poll_board(store, name)
     if board and board[0].ending not in ("", "done"):
         return str(board[0].ending).replace("_", " ")
-    return "ended" if store.size(f"runs/{name}/summary.json") is not None else "going on"
+    return "ended" if store.size(keys.summary(name)) is not None else "going on"
 
 
 class Comparison(NamedTuple):

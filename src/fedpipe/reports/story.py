@@ -21,7 +21,7 @@ from fedpipe.rounds.timings import Timing, read_timings
 from fedpipe.rounds.updates import mean_tested
 from fedpipe.rounds.voting import electorate, score_of
 from fedpipe.sessions.board import Ending, poll_board
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import find
 
 
@@ -61,8 +61,8 @@ def read_story(store: Store, run: str, uri: str = "") -> Story:
         plan=plan,
         records=records,
         shards=tuple(get_shard(store, name, digest) for name, digest in sorted(plan.shards.items())),
-        evaluation=find(store, f"runs/{run}/evaluation", Evaluation),
-        onnx=find(store, f"runs/{run}/onnx", dict) or {},
+        evaluation=find(store, keys.evaluation(run), Evaluation),
+        onnx=find(store, keys.onnx(run), dict) or {},
         timings=tuple(sorted(read_timings(store, run, names), key=lambda t: t.started)),
         start=start_scores(store, plan) if plan.federation.vote else {},
         ending=board[0].ending if (board := poll_board(store, run)) else "",

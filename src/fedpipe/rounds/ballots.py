@@ -10,20 +10,20 @@ from fedpipe.errors import CorruptError, TooLargeError
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import MANIFEST, Roll, gather, learner_key
+from fedpipe.rounds.roll import MANIFEST, Roll, gather
 from fedpipe.rounds.voting import check_ballot
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import find, publish
 
 
 def publish_ballot(store: Store, ballot: Ballot) -> Ballot:
     """Writes a ballot once and returns the one that counts."""
-    return publish(store, learner_key(ballot.learner, ballot.run, ballot.round, "ballot"), ballot, limit=MANIFEST)
+    return publish(store, keys.ballot(ballot.learner, ballot.run, ballot.round), ballot, limit=MANIFEST)
 
 
 def find_ballot(store: Store, learner: str, run: str, number: int) -> Ballot | None:
     """A learner's ballot of a round; None when there is none. Raises CorruptError."""
-    return find(store, learner_key(learner, run, number, "ballot"), Ballot, limit=MANIFEST)
+    return find(store, keys.ballot(learner, run, number), Ballot, limit=MANIFEST)
 
 
 def find_vote(store: Store, learner: str, run: str, number: int) -> Ballot | Dropped | None:

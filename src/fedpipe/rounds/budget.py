@@ -18,7 +18,7 @@ from fedpipe.federation.training import Privacy, Training
 from fedpipe.rounds.accounting import TrainingEvent, epsilon
 from fedpipe.rounds.manifests import Spent
 from fedpipe.rounds.roll import MANIFEST
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import Digest, encode, find
 
 
@@ -60,13 +60,10 @@ class Budget:
     def entries(self) -> list[Entry]:
         """The ledger, as far as it goes now. Raises CorruptError: without its ledger a learner does not train."""
         while True:
-            entry = find(self._store, self._key(len(self._entries) + 1), Entry, limit=MANIFEST)
+            entry = find(self._store, keys.ledger(self._learner, len(self._entries) + 1), Entry, limit=MANIFEST)
             if entry is None:
                 return list(self._entries)
             self._entries.append(entry)
-
-    def _key(self, number: int) -> str:
-        return f"learners/{self._learner}/ledger/{number:08d}"
 
     def spent(self, *more: TrainingEvent) -> Spent:
         """What the ledger's trainings, and these, spend together."""
@@ -104,5 +101,5 @@ class Budget:
         while True:
             spent = self.check(event)  # the number that is taken follows the very entries that were checked
             entry = Entry(learner=self._learner, run=run, round=number, weights=weights, event=event, spent=spent)
-            if self._store.create(self._key(spent.events), encode(entry)):
+            if self._store.create(keys.ledger(self._learner, spent.events), encode(entry)):
                 return spent

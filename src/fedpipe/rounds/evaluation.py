@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import find
 
 Matrix = tuple[tuple[int, ...], ...]
@@ -50,14 +50,9 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     classes: tuple[str, ...] = ()
 
 
-def score_key(learner: str, run: str) -> str:
-    """The key of a learner's score."""
-    return f"learners/{learner}/runs/{run}/score"
-
-
 def find_score(store: Store, learner: str, run: str) -> Score | None:
     """A learner's score; None when there is none. Raises CorruptError."""
-    return find(store, score_key(learner, run), Score)
+    return find(store, keys.score(learner, run), Score)
 
 
 def add_matrices(matrices: list[Matrix]) -> Matrix:

@@ -20,30 +20,25 @@ from fedpipe.errors import (
     RoundError,
 )
 from fedpipe.rounds.manifests import Head, Record, Ref
-from fedpipe.store import Store
-from fedpipe.store.objects import decode, digest_of, encode, find, key_of, publish
+from fedpipe.store import Store, keys
+from fedpipe.store.objects import decode, digest_of, encode, find, publish
 from fedpipe.weights import Layout, read_layout
 
 _HEAD_TRIES = 50
 
 
-def record_key(run: str, number: int) -> str:
-    """The key of a round's record."""
-    return f"runs/{run}/{number}/record"
-
-
 def read_head(store: Store) -> tuple[Head, str] | None:
     """HEAD and its version token; None before the first commit. Raises CorruptError."""
     try:
-        blob = store.read("HEAD")
+        blob = store.read(keys.HEAD)
     except NotFoundError:
         return None
-    return decode(blob.data, Head, where=f"{store.uri}/HEAD"), blob.version
+    return decode(blob.data, Head, where=f"{store.uri}/{keys.HEAD}"), blob.version
 
 
 def read_record(store: Store, run: str, number: int) -> Record | None:
     """The record of a round; None when the round is not committed. Raises CorruptError."""
-    key = record_key(run, number)
+    key = keys.record(run, number)
     record = find(store, key, Record)
     if record is not None and (record.run, record.round) != (run, number):
         raise CorruptError(f"is the record of run {record.run!r}, round {record.round}", where=f"{store.uri}/{key}")
@@ -59,7 +54,7 @@ def commit(store: Store, record: Record) -> Record:
     Raises:
         ConflictError: HEAD went on along another line.
     """
-    if not store.create(record_key(record.run, record.round), encode(record)):
+    if not store.create(keys.record(record.run, record.round), encode(record)):
         found = read_record(store, record.run, record.round)
         if found is None:
             raise ConflictError(f"the record of round {record.round} was removed while it was read")
@@ -76,10 +71,10 @@ def _advance(store: Store, record: Record) -> None:
         if current is None:
             if record.previous is not None:
                 raise ConflictError("HEAD is missing although rounds were committed", where=store.uri)
-            if store.create("HEAD", encode(head)):
+            if store.create(keys.HEAD, encode(head)):
                 return
         elif current[0].ref == record.previous:
-            if not record.accepted or store.swap("HEAD", encode(head), current[1]):
+            if not record.accepted or store.swap(keys.HEAD, encode(head), current[1]):
                 return
         elif record.parent is not None and precedes(store, record.parent, current[0].ref):
             return
@@ -87,10 +82,10 @@ def _advance(store: Store, record: Record) -> None:
             raise ConflictError(
                 f"HEAD is at round {current[0].round} of run {current[0].run!r}, which does not follow from round "
                 f"{record.round} of run {record.run!r}",
-                where=f"{store.uri}/HEAD",
+                where=f"{store.uri}/{keys.HEAD}",
                 remedy="Two runs of one federation went on at the same time; start this one anew under another name.",
             )
-    raise ConflictError("HEAD moved at every try", where=f"{store.uri}/HEAD")
+    raise ConflictError("HEAD moved at every try", where=f"{store.uri}/{keys.HEAD}")
 
 
 def precedes(store: Store, earlier: Ref, later: Ref) -> bool:
@@ -120,21 +115,17 @@ def history(store: Store, run: str) -> list[Record]:
 
 def propose_candidate(store: Store, record: Record) -> Record:
     """Writes down what becomes the round's record if the learners accept it; returns the one that counts."""
-    return publish(store, _candidate_key(record.run, record.round), record)
+    return publish(store, keys.candidate(record.run, record.round), record)
 
 
 def read_candidate(store: Store, run: str, number: int) -> Record | None:
     """What the learners vote on in a round of averaging; None when nothing is aggregated yet. Raises CorruptError."""
-    return find(store, _candidate_key(run, number), Record)
-
-
-def _candidate_key(run: str, number: int) -> str:
-    return f"runs/{run}/{number}/candidate"
+    return find(store, keys.candidate(run, number), Record)
 
 
 def is_aggregated(store: Store, run: str, number: int) -> bool:
     """Return whether a round has an aggregate: it is committed, or put to the vote."""
-    return any(store.size(key(run, number)) is not None for key in (record_key, _candidate_key))
+    return any(store.size(key(run, number)) is not None for key in (keys.record, keys.candidate))
 
 
 def begun_from(store: Store, run: str, number: int, base: str) -> Record:
@@ -147,7 +138,7 @@ def begun_from(store: Store, run: str, number: int, base: str) -> Record:
 
 def record_layout(store: Store, record: Record) -> Layout:
     """The layout of a record's weights, read from their first bytes. Raises CorruptError when it is not the run's."""
-    key = key_of(record.weights)
+    key = keys.content(record.weights)
     size = store.size(key)
     if size is None:
         raise CorruptError("the global weights are missing", where=f"{store.uri}/{key}")

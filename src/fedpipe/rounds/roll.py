@@ -14,7 +14,7 @@ from fedpipe.errors import (
     TooLargeError,
 )
 from fedpipe.rounds.manifests import Dropped
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import encode, find
 
 T = TypeVar("T")
@@ -22,21 +22,16 @@ MANIFEST = 2**16
 """Largest manifest of a learner, in bytes, that is read."""
 
 
-def learner_key(learner: str, run: str, number: int, name: str) -> str:
-    """A key in a learner's own part of a round: `update` or `dropped`."""
-    return f"learners/{learner}/runs/{run}/{number}/{name}"
-
-
 def drop(store: Store, run: str, number: int, dropped: Dropped, *, name: str = "dropped") -> None:
     """Leaves the reason why a learner does not take part (`dropped`) or does not vote (`absent`)."""
     manifest = msgspec.structs.replace(dropped, why=dropped.why[:500])
-    store.replace(learner_key(dropped.learner, run, number, name), encode(manifest))
+    store.replace(keys.answer(dropped.learner, run, number, name), encode(manifest))
 
 
 def find_dropped(store: Store, learner: str, run: str, number: int, *, name: str = "dropped") -> Dropped | None:
     """The reason that a learner left, cleaned; None when it left none that can be read."""
     try:
-        found = find(store, learner_key(learner, run, number, name), Dropped, limit=MANIFEST)
+        found = find(store, keys.answer(learner, run, number, name), Dropped, limit=MANIFEST)
     except (CorruptError, TooLargeError):
         return None
     if found is None:
@@ -62,7 +57,7 @@ class Roll(NamedTuple):
 
     def note(self, name: str) -> str:
         """Where a learner leaves why it takes no part in this attempt: under a `name` of its own from the second on."""
-        return name if self.attempt == 1 else f"{name}-{self.attempt}"
+        return keys.note(name, self.attempt)
 
 
 ANY_ROLL = Roll(())

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from msgspec import Struct
 
 from fedpipe.errors import CorruptError, NotFoundError, TooLargeError
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, encode, find
 
 _LIMIT = 2**16
@@ -25,24 +25,22 @@ class Timing(Struct, frozen=True, kw_only=True):
 
 def note(store: Store, run: str, timing: Timing) -> None:
     """Keeps a timing; the first counts, for a repeated step that finds its work done says nothing about the work."""
-    owner = f"learners/{timing.learner}/" if timing.learner else ""
-    store.create(f"{owner}runs/{run}/{timing.round}/{timing.step}.time", encode(timing))
+    store.create(keys.timing(run, timing.round, timing.step, timing.learner), encode(timing))
 
 
 def find_timing(store: Store, run: str, number: int, step: str, learner: str = "") -> Timing | None:
     """A step's timing; None when there is none that can be read."""
-    key = f"{f'learners/{learner}/' if learner else ''}runs/{run}/{number}/{step}.time"
     try:
-        return find(store, key, Timing, limit=_LIMIT)
+        return find(store, keys.timing(run, number, step, learner), Timing, limit=_LIMIT)
     except (CorruptError, TooLargeError):
         return None
 
 
 def read_timings(store: Store, run: str, learners: tuple[str, ...]) -> Iterator[Timing]:
     """All timings of a run; what is not one is left out."""
-    for owner in ("", *(f"learners/{name}/" for name in learners)):
-        for key in store.keys(f"{owner}runs/{run}/"):
-            if key.endswith(".time"):
+    for learner in ("", *learners):
+        for key in store.keys(keys.run_folder(run, learner)):
+            if keys.is_timing(key):
                 try:
                     yield decode(store.read(key, limit=_LIMIT).data, Timing, where=key)
                 except (CorruptError, NotFoundError):

@@ -18,14 +18,14 @@ from fedpipe.identity.enrolment import Enrolled, flaw_of, make_signature, read_e
 from fedpipe.identity.signing import Signature
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Dropped, Tested, Update
-from fedpipe.rounds.roll import MANIFEST, Roll, gather, learner_key
-from fedpipe.store import Store
-from fedpipe.store.objects import Kind, encode, fetch_file, find, key_of, publish
+from fedpipe.rounds.roll import MANIFEST, Roll, gather
+from fedpipe.store import Store, keys
+from fedpipe.store.objects import encode, fetch_file, find, publish
 from fedpipe.weights import Layout, check_finite, fetch_from, read_layout, stream
 
 
 def fetch_weights(
-    store: Store, digest: str, layout: Layout, path: Path, owner: str = "", kind: Kind = "objects"
+    store: Store, digest: str, layout: Layout, path: Path, owner: str = "", kind: keys.Kind = "objects"
 ) -> None:
     """Writes weights of somebody else to a file, once their size is the model's, and checks them tensor by tensor.
 
@@ -42,7 +42,7 @@ def fetch_weights(
         CorruptError: the bytes have another digest.
         NotFoundError: they are missing.
     """
-    size = store.size(key_of(digest, owner, kind))
+    size = store.size(keys.content(digest, owner, kind))
     if size is None:
         raise NotFoundError("the weights are not in the store")
     if size != layout.size:
@@ -58,12 +58,12 @@ def fetch_weights(
 
 def publish_update(store: Store, update: Update) -> Update:
     """Writes an update's manifest once and returns the one that counts."""
-    return publish(store, learner_key(update.learner, update.run, update.round, "update"), update, limit=MANIFEST)
+    return publish(store, keys.update(update.learner, update.run, update.round), update, limit=MANIFEST)
 
 
 def find_update(store: Store, learner: str, run: str, number: int) -> Update | None:
     """A learner's manifest for a round; None when there is none. Raises CorruptError."""
-    return find(store, learner_key(learner, run, number, "update"), Update, limit=MANIFEST)
+    return find(store, keys.update(learner, run, number), Update, limit=MANIFEST)
 
 
 def find_part(store: Store, learner: str, run: str, number: int) -> Update | Dropped | None:

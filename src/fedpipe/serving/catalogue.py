@@ -20,10 +20,10 @@ from fedpipe.errors import (
 )
 from fedpipe.federation.file import read_federation
 from fedpipe.identity.enrolment import NOBODY, Enrolled, find_enrolled
-from fedpipe.registry.publication import ModelVersion, Origin, check_publication, read_model, versions
-from fedpipe.serving.traffic import Traffic, read_traffic, traffic_key
-from fedpipe.store import LocalStore, Store, chosen_uri, open_store
-from fedpipe.store.objects import digest_of, encode, find
+from fedpipe.registry.publication import ModelVersion, Origin, check_publication, find_origin, read_model, versions
+from fedpipe.serving.traffic import Traffic, read_traffic
+from fedpipe.store import LocalStore, Store, chosen_uri, keys, open_store
+from fedpipe.store.objects import digest_of, encode
 
 log = logging.getLogger("fedpipe")
 _DEADLINE = 5.0
@@ -68,7 +68,7 @@ class Location(NamedTuple):
             raise
         except StoreError:  # a user that may list the models of one federation, of which there are none yet
             return [this]
-        return [this] if "models" in folders else [_home(self.store.below(folder)) for folder in folders]
+        return [this] if keys.MODELS in folders else [_home(self.store.below(folder)) for folder in folders]
 
     def home_of(self, name: str) -> Home:
         """The folder that holds a model. Raises NotFoundError and StoreError."""
@@ -86,7 +86,7 @@ class Location(NamedTuple):
 
 
 def _home(federation: Store) -> Home:
-    return Home(federation.below("models"), federation)
+    return Home(federation.below(keys.MODELS), federation)
 
 
 def locate(*, source: Path | None = None, store: str | None = None, folder: Path | None = None) -> Location:
@@ -208,9 +208,9 @@ class Catalogue:
         return origin
 
     def _origin(self, models: Store, entry: ModelVersion) -> Origin | None:
-        origin = find(models, entry.origin_key, Origin)
+        origin = find_origin(models, entry)
         if origin is None and self._place.holds != "models":
-            raise CorruptError("the version does not tell its origin", where=f"{models.uri}/{entry.origin_key}")
+            raise CorruptError("the version does not tell its origin", where=f"{models.uri}/{keys.origin(*entry)}")
         return origin
 
     def _keep(self, entry: ModelVersion, data: bytes) -> None:
@@ -218,9 +218,9 @@ class Catalogue:
         if self._cache is None:
             return
         try:
-            for key in (entry.origin_key, traffic_key(entry.name)):
+            for key in (keys.origin(*entry), keys.traffic(entry.name)):
                 self._copy(entry.name, key)
-            self._cache.replace(entry.key, data)
+            self._cache.replace(keys.model(*entry), data)
         except (OSError, StoreError) as error:
             log.warning("%s is not kept on this machine, a restart will need the store: %s", entry, error)
 
@@ -237,9 +237,9 @@ class Catalogue:
             return
         try:
             if read_traffic(self._cache, name)[0] != policy:
-                self._cache.replace(traffic_key(name), encode(policy))
+                self._cache.replace(keys.traffic(name), encode(policy))
             for number in set(versions(self._cache).get(name, [])) - served:
-                self._cache.delete(ModelVersion(name, number).key)
-                self._cache.delete(ModelVersion(name, number).origin_key)
+                self._cache.delete(keys.model(name, number))
+                self._cache.delete(keys.origin(name, number))
         except (OSError, StoreError) as error:
             log.warning("the copy of %s on this machine is not up to date: %s", name, error)

@@ -8,8 +8,8 @@ import msgspec
 
 from fedpipe.errors import ConflictError, InputError, NotFoundError
 from fedpipe.registry.publication import versions
-from fedpipe.serving.traffic import KEPT, Change, Split, Traffic, read_traffic, traffic_key
-from fedpipe.store import Store
+from fedpipe.serving.traffic import KEPT, Change, Split, Traffic, read_traffic
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import encode
 
 
@@ -64,7 +64,7 @@ def promote(models: Store, name: str, rule: Split) -> Traffic:
     policy, token = read_traffic(models, name)
     changes = (*policy.changes, Change(rule=rule, time=time.time()))[-KEPT:]
     changed = msgspec.structs.replace(policy, rule=rule, changes=changes)
-    key, data = traffic_key(name), encode(changed)
+    key, data = keys.traffic(name), encode(changed)
     if not (models.swap(key, data, token) if token else models.create(key, data)):
         raise ConflictError(
             "somebody else changed the policy at the same moment",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from fedpipe.errors import CorruptError, NotFoundError
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode
 
 Version = Annotated[int, Meta(ge=1, le=2**53)]
@@ -54,14 +54,9 @@ class Traffic(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     changes: tuple[Change, ...] = ()
 
 
-def traffic_key(name: str) -> str:
-    """Where the policy of a model is, below `models/`."""
-    return f"{name}/policy.json"
-
-
 def read_traffic(models: Store, name: str) -> tuple[Traffic, str]:
     """The policy and its version in the store; the default and "" when there is none. Raises CorruptError."""
-    key = traffic_key(name)
+    key = keys.traffic(name)
     try:
         blob = models.read(key)
     except NotFoundError:

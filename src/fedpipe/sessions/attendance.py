@@ -13,9 +13,9 @@ from random import Random
 
 from fedpipe.errors import RoundError, StoreUnavailableError
 from fedpipe.rounds.plan import Plan
-from fedpipe.sessions.board import Board, Sign, board_key, poll_board, put_sign
+from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
 from fedpipe.sessions.pacing import patience_of, pause
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 
 log = logging.getLogger("fedpipe")
 
@@ -83,7 +83,7 @@ class Attendance:
             if silent > patience_of(self._plan.federation):
                 raise RoundError(
                     f"the coordinator has said nothing for {silent:.0f} s",
-                    where=f"{self._store.uri}/{board_key(self._plan.run)}",
+                    where=f"{self._store.uri}/{keys.board(self._plan.run)}",
                     remedy="Did its step start, and did it fail? Its log tells.",
                 )
             yield pause(silent, len(self._plan.federation.learners), self._random)

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from fedpipe.errors import ConflictError, CorruptError, InputError, TooLargeError
 from fedpipe.federation.names import Name
 from fedpipe.rounds.roll import MANIFEST
-from fedpipe.store import Blob, Store
+from fedpipe.store import Blob, Store, keys
 from fedpipe.store.objects import Digest, decode, digest_of, encode
 
 PhaseName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9\-]{0,38}\Z")]
@@ -74,30 +74,15 @@ class Sign(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     took_part: bool = False
 
 
-def board_key(run: str) -> str:
-    """The key of a run's board."""
-    return f"runs/{run}/board"
-
-
-def stop_key(run: str) -> str:
-    """The key whose presence ends a session after its current round."""
-    return f"runs/{run}/stop"
-
-
-def sign_key(learner: str, run: str) -> str:
-    """The key of a learner's sign."""
-    return f"learners/{learner}/runs/{run}/sign"
-
-
 def poll_board(store: Store, run: str, version: str = "") -> tuple[Board, str] | None:
     """The board and its version when it is another than `version`. Raises CorruptError."""
-    blob = store.poll(board_key(run), version)
-    return None if blob is None else (decode(blob.data, Board, where=f"{store.uri}/{board_key(run)}"), blob.version)
+    blob = store.poll(keys.board(run), version)
+    return None if blob is None else (decode(blob.data, Board, where=f"{store.uri}/{keys.board(run)}"), blob.version)
 
 
 def put_sign(store: Store, learner: str, run: str, sign: Sign) -> None:
     """Leaves a learner's sign."""
-    store.replace(sign_key(learner, run), encode(sign))
+    store.replace(keys.sign(learner, run), encode(sign))
 
 
 def parse_sign(blob: Blob) -> Sign | None:
@@ -110,14 +95,14 @@ def parse_sign(blob: Blob) -> Sign | None:
 
 def ask_to_stop(store: Store, run: str) -> bool:
     """Asks a session to end after its current round; False when that was asked before."""
-    return store.create(stop_key(run), b"{}")
+    return store.create(keys.stop(run), b"{}")
 
 
 def check_deadline(store: Store, seconds: float) -> None:
     """Checks that a deadline is longer than a request takes. Raises InputError."""
-    store.poll("HEAD")  # connects
+    store.poll(keys.HEAD)  # connects
     started = time.monotonic()
-    store.poll("HEAD")
+    store.poll(keys.HEAD)
     taken = time.monotonic() - started
     if seconds <= taken:
         raise InputError(
@@ -158,10 +143,10 @@ class Keeper:
         if self._begun and self.board is None:
             raise ConflictError(
                 f"another session of run {self._run!r} has taken over",
-                where=f"{self._store.uri}/{board_key(self._run)}",
+                where=f"{self._store.uri}/{keys.board(self._run)}",
                 remedy="Two pipelines with one run name are at work; let one of them end.",
             )
-        self._opened = self._clock() - (self._store.age(board_key(self._run)) or 0.0)
+        self._opened = self._clock() - (self._store.age(keys.board(self._run)) or 0.0)
 
     def at(self, number: int, phase: str) -> bool:
         """Whether the board stands at this phase of a round."""
@@ -176,7 +161,7 @@ class Keeper:
         now = self.board
         if now is not None and (now.round, now.attempt, now.phase) == (board.round, board.attempt, board.phase):
             return now
-        data, key = encode(board), board_key(self._run)
+        data, key = encode(board), keys.board(self._run)
         moved = self._store.swap(key, data, self._version) if self._version else self._store.create(key, data)
         blob = self._store.poll(key)
         if not moved or blob is None or blob.data != data:
@@ -192,7 +177,7 @@ class Keeper:
         """What a learner left last; one conditional read."""
         known = self._signs.get(learner)
         try:
-            key, version = sign_key(learner, self._run), known.version if known else ""
+            key, version = keys.sign(learner, self._run), known.version if known else ""
             blob = self._store.poll(key, version, limit=MANIFEST) or known
         except TooLargeError:
             return None

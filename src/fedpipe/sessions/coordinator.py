@@ -16,17 +16,17 @@ from random import Random
 from typing import Any, NamedTuple
 
 from fedpipe.errors import QuorumError, RoundError, StoreUnavailableError
-from fedpipe.rounds.history import commit, read_record, record_key
+from fedpipe.rounds.history import commit, read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import Roll, learner_key
+from fedpipe.rounds.roll import Roll
 from fedpipe.rounds.stopping import monitored, stalled
 from fedpipe.rounds.timings import Timing, note
-from fedpipe.sessions.board import ENDINGS, Away, Board, Ending, Keeper, MovedError, stop_key
+from fedpipe.sessions.board import ENDINGS, Away, Board, Ending, Keeper, MovedError
 from fedpipe.sessions.pacing import patience_of, pause
 from fedpipe.sessions.phases import Early, Phase, Script
 from fedpipe.sessions.scripts import script_of
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 
 log = logging.getLogger("fedpipe")
 
@@ -148,11 +148,11 @@ class Coordinator:
         training = self._federation.training
         if record.round >= self._last:
             return "done"
-        if self._store.size(stop_key(self._plan.run)) is not None:
+        if self._store.size(keys.stop(self._plan.run)) is not None:
             return "stopped"
         if training.early_stopping and stalled(self._values, training.early_stopping):
             return "early_stopping"
-        age = self._store.age(record_key(self._plan.run, 0)) if training.max_seconds else None
+        age = self._store.age(keys.record(self._plan.run, 0)) if training.max_seconds else None
         return "max_seconds" if age is not None and age >= training.max_seconds else ""
 
     def _end(self, record: Record, ending: Ending, why: str) -> None:
@@ -292,7 +292,7 @@ class Coordinator:
 
     def _in_time(self, board: Board, name: str, part: str) -> bool:
         """Whether a learner whose sign is missing has left its part before the deadline, by the store's clock."""
-        age = self._store.age(learner_key(name, board.run, board.round, part))
+        age = self._store.age(keys.answer(name, board.run, board.round, part))
         return age is not None and self._keeper.waited() - age <= self._federation.quorum.deadline + _GRAIN
 
     def _come_back(self) -> None:

@@ -11,7 +11,7 @@ from fedpipe.errors import CorruptError, NotFoundError
 from fedpipe.rounds.evaluation import Evaluation, Score, find_score
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.steps.contract import Confusion, Metrics
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, encode
 
 
@@ -33,7 +33,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 def find(inputs: Inputs) -> Outputs | None:
     """The evaluation when it is already there."""
-    key = f"runs/{inputs.place.run}/evaluation"
+    key = keys.evaluation(inputs.place.run)
     try:
         found = decode(inputs.place.open().read(key).data, Evaluation, where=key)
     except NotFoundError:
@@ -50,7 +50,7 @@ def run(inputs: Inputs) -> Outputs:
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     evaluation = evaluate(store, plan, inputs.weights, _scores(store, plan))
-    store.replace(f"runs/{plan.run}/evaluation", encode(evaluation))
+    store.replace(keys.evaluation(plan.run), encode(evaluation))
     return _outputs(evaluation)
 
 

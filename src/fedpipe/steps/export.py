@@ -10,6 +10,7 @@ from msgspec import Struct
 from fedpipe.errors import NotFoundError
 from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps.contract import Model
+from fedpipe.store import keys
 from fedpipe.store.objects import decode, encode
 
 
@@ -29,9 +30,9 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 def find(inputs: Inputs) -> Outputs | None:
     """The version when these weights are already published."""
-    store = inputs.place.open()
+    store, key = inputs.place.open(), keys.onnx(inputs.place.run)
     try:
-        onnx = decode(store.read(_key(inputs.place)).data, dict, where=_key(inputs.place))
+        onnx = decode(store.read(key).data, dict, where=key)
     except NotFoundError:
         return None
     return _outputs(onnx) if onnx.get("weights") == inputs.weights and store.size(onnx["path"]) is not None else None
@@ -46,12 +47,8 @@ def run(inputs: Inputs) -> Outputs:
     store = inputs.place.open()
     exported = publish(store, read_plan(store, inputs.place.plan), inputs.weights)
     onnx = {"path": exported.path, "version": exported.version, **msgspec.to_builtins(exported.origin)}
-    store.replace(_key(inputs.place), encode(onnx))
+    store.replace(keys.onnx(inputs.place.run), encode(onnx))
     return _outputs(onnx)
-
-
-def _key(place: RunPlace) -> str:
-    return f"runs/{place.run}/onnx"
 
 
 def _outputs(onnx: dict[str, Any]) -> Outputs:

@@ -18,10 +18,10 @@ from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.roll import Roll
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.sessions.attendance import Attendance, at_once
-from fedpipe.sessions.board import Board, board_key
+from fedpipe.sessions.board import Board
 from fedpipe.sessions.pacing import drive
 from fedpipe.steps.contract import Hands, Metrics
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -75,7 +75,7 @@ def act(inputs: Inputs, board: Board) -> bool:
 
 
 def _contribute(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Update | Dropped:
-    left = plan.federation.quorum.deadline - (store.age(board_key(plan.run)) or 0.0)
+    left = plan.federation.quorum.deadline - (store.age(keys.board(plan.run)) or 0.0)
     make = partial(make_learner, store, plan, inputs.learner, board.round, place=inputs.place)
     roll = Roll((), attempt=board.attempt)
     return contribute(store, plan, inputs.learner, board.round, board.base, make, roll=roll, seconds=left)

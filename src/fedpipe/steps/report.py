@@ -11,6 +11,7 @@ from fedpipe.reports.report import render
 from fedpipe.reports.story import read_story, summarise
 from fedpipe.rounds.plan import RunPlace
 from fedpipe.steps.contract import Html
+from fedpipe.store import keys
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -32,6 +33,6 @@ def run(inputs: Inputs) -> Outputs:
     store = inputs.place.open()
     story = read_story(store, inputs.place.run, inputs.place.store)
     page = render(story)
-    store.replace(f"runs/{inputs.place.run}/report.html", page.encode())
-    store.replace(f"runs/{inputs.place.run}/summary.json", json.dumps(summarise(story), indent=2).encode())
+    store.replace(keys.report(inputs.place.run), page.encode())
+    store.replace(keys.summary(inputs.place.run), json.dumps(summarise(story), indent=2).encode())
     return Outputs(page=Html(content=page))

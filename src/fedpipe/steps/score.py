@@ -7,8 +7,9 @@ import logging
 from msgspec import Struct
 
 from fedpipe.errors import CorruptError, DataError, ModelError, NotFoundError
-from fedpipe.rounds.evaluation import Score, find_score, score_key
+from fedpipe.rounds.evaluation import Score, find_score
 from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.store import keys
 from fedpipe.store.objects import digest_of, encode
 
 log = logging.getLogger("fedpipe")
@@ -47,7 +48,7 @@ def run(inputs: Inputs) -> Outputs:
     except (DataError, ModelError, CorruptError, NotFoundError) as error:
         log.warning("%s is left out of the evaluation: %s", inputs.learner, error)
         score = Score(learner=inputs.learner, weights=inputs.weights, why=error.what)
-    store.replace(score_key(inputs.learner, plan.run), encode(score))
+    store.replace(keys.score(inputs.learner, plan.run), encode(score))
     return _outputs(score)
 
 

@@ -18,7 +18,7 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import parse_federation
 from fedpipe.federation.names import SAFE_NAME
 from fedpipe.rounds.plan import RunPlace
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, encode
 
 log = logging.getLogger("fedpipe")
@@ -70,7 +70,7 @@ def run(inputs: Inputs) -> Outputs:
     uri = inputs.data or federation.data.uri
     settings = msgspec.to_builtins((federation.data, federation.evaluation.holdout, federation.training.seed))
     wanted = _Request(data=uri, settings=settings, learners=federation.sharded, shards=Shards(learners={}))
-    key = f"runs/{place.run}/shards"
+    key = keys.shards(place.run)
     try:
         found = decode(store.read(key).data, _Request, where=key)
     except NotFoundError:
@@ -97,6 +97,8 @@ def run_name(run: str, job: str) -> str:
             where="run",
             remedy="Use at most 40 lower-case letters, digits and '-'.",
         )
+    if name in keys.RESERVED_RUNS:
+        raise InputError(f"{name!r} is reserved", where="run", remedy="Choose another name.")
     return name
 
 

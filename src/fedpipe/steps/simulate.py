@@ -15,11 +15,11 @@ from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.selection import took_part
 from fedpipe.rounds.stopping import monitored, stalled
 from fedpipe.rounds.timings import Timing, note
-from fedpipe.sessions.board import Board, stop_key
+from fedpipe.sessions.board import Board
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps.contract import Hands, Model
 from fedpipe.steps.coordinate import Outputs
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -95,7 +95,7 @@ def _committed(store: Store, plan: Plan) -> list[Record]:
 
 def _ends(store: Store, plan: Plan, records: list[Record]) -> bool:
     training = plan.federation.training
-    if records[-1].round >= training.rounds or store.size(stop_key(plan.run)) is not None:
+    if records[-1].round >= training.rounds or store.size(keys.stop(plan.run)) is not None:
         return True
     stopping = training.early_stopping
     return stopping is not None and stalled(monitored(records, stopping.metric), stopping)

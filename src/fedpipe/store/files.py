@@ -1,4 +1,4 @@
-"""Files that appear only when they are whole."""
+"""Writes files that appear only once they are complete."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from fedpipe.errors import InputError
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Writes a file beside its place and moves it there; `mode` is less the umask.
+    """Writes a temporary file in the same folder and renames it.
+
+    Args:
+        path: of the file.
+        data: its bytes.
+        mode: its permissions, which the umask restricts.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:

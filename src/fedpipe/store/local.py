@@ -1,4 +1,4 @@
-"""A folder as the store: the default on a laptop."""
+"""Keeps a store in a folder: the default on a laptop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedpipe.store.base import SMALL, Blob, Reader, check_key, poll_by_reading
 
 _SCRATCH = ".fedpipe-tmp"
 _STALE_SECONDS = 24 * 3600
-"""Age at which a file that a killed writer left behind is removed."""
+"""Age at which `probe` removes a file that a killed writer left behind."""
 
 
 class _FileReader:
@@ -34,7 +34,12 @@ class _FileReader:
 
 
 class LocalStore:
-    """Objects as files below a folder; atomic by link and rename, swapped under a file lock."""
+    """Keeps objects as files below a folder: atomic by link and rename, swapped under a file lock.
+
+    Args:
+        root: the folder.
+        prefix: of the keys in it.
+    """
 
     def __init__(self, root: Path, prefix: str = "") -> None:
         self._root = Path(root).absolute()
@@ -54,7 +59,7 @@ class LocalStore:
         with self._opened(key) as reader:
             if reader.size > limit:
                 raise TooLargeError(
-                    f"{reader.size} bytes where at most {limit} are allowed", where=str(self._path(key))
+                    f"the object has {reader.size} bytes, the limit is {limit}", where=str(self._path(key))
                 )
             data = reader.read(reader.size)
         return Blob(data, hashlib.sha256(data).hexdigest())
@@ -68,7 +73,7 @@ class LocalStore:
                 written = self._path(key).stat().st_mtime
         except NotFoundError:
             return None
-        with self._temporary(key) as temporary, temporary.open("wb") as file:  # a shared folder has its server's clock
+        with self._temporary(key) as temporary, temporary.open("wb") as file:  # a file server's clock counts
             return max(0.0, os.fstat(file.fileno()).st_mtime - written)
 
     def open(self, key: str) -> Reader:
@@ -150,7 +155,7 @@ class LocalStore:
             self._path(key).unlink(missing_ok=True)
 
     def probe(self) -> None:
-        """Checks that the folder can be made and written; removes what killed writers left a day ago."""
+        """Checks that the folder can be created and written; removes files that writers left a day ago."""
         with self._temporary("probe") as temporary:
             temporary.write_bytes(b"")
         for left in self._scratch.glob("*"):
@@ -160,7 +165,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _temporary(self, key: str) -> Iterator[Path]:
-        """A name on the same file system for what is not whole yet; makes the key's folder."""
+        """Gives a path on the same file system for an incomplete file, and creates the key's folder."""
         temporary = self._scratch / uuid.uuid4().hex
         try:
             with _mapped(self._folder, absent=StoreError):
@@ -182,7 +187,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One swap at a time in the whole folder; the kernel frees the lock of a killed process."""
+        """Allows one swap at a time in the whole folder; the kernel frees the lock of a killed process."""
         with _mapped(self._folder, absent=StoreError):
             self._scratch.mkdir(parents=True, exist_ok=True)
             with (self._scratch / "lock").open("a") as file:
@@ -192,15 +197,15 @@ class LocalStore:
 
 @contextlib.contextmanager
 def _mapped(path: Path, absent: type[StoreError] = NotFoundError) -> Iterator[None]:
-    """Turns the system's errors into the store's."""
+    """Turns errors of the operating system into errors of the store."""
     try:
         yield
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
         if missing and absent is NotFoundError:
-            raise NotFoundError("no such object", where=str(path)) from error
+            raise NotFoundError("there is no such object", where=str(path)) from error
         raise StoreError(
             f"the folder cannot be used: {error.strerror}",
             where=str(path),
-            remedy="Check its rights and free space.",
+            remedy="Check its permissions and free space.",
         ) from error

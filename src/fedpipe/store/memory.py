@@ -1,4 +1,4 @@
-"""A store in this process's memory, for tests and notebooks."""
+"""Keeps a store in the memory of this process, for tests and notebooks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedpipe.store.base import SMALL, Blob, Reader, check_key, poll_by_reading
 
 
 class _Shelf:
-    """The objects that all views of one memory store share."""
+    """Holds the objects that all views of one memory store share."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.lock = threading.Lock()
@@ -37,12 +37,12 @@ class _MemoryReader:
 
 
 class MemoryStore:
-    """Objects in a dictionary behind a lock.
+    """Keeps objects in a dictionary behind a lock.
 
     Args:
         name: part of its URI.
-        prefix: before every key.
-        clock: the store's own, in seconds; a simulation gives another.
+        prefix: of the keys in it.
+        clock: the store's own clock, in seconds; a simulation passes its own.
     """
 
     def __init__(
@@ -67,9 +67,11 @@ class MemoryStore:
     def read(self, key: str, *, limit: int = SMALL) -> Blob:
         blob = self._shelf.objects.get(self._key(key))
         if blob is None:
-            raise NotFoundError("no such object", where=f"{self.uri}/{key}")
+            raise NotFoundError("there is no such object", where=f"{self.uri}/{key}")
         if len(blob.data) > limit:
-            raise TooLargeError(f"{len(blob.data)} bytes where at most {limit} are allowed", where=f"{self.uri}/{key}")
+            raise TooLargeError(
+                f"the object has {len(blob.data)} bytes, the limit is {limit}", where=f"{self.uri}/{key}"
+            )
         return blob
 
     def poll(self, key: str, version: str = "", *, limit: int = SMALL) -> Blob | None:
@@ -127,4 +129,4 @@ class MemoryStore:
             self._shelf.objects.pop(self._key(key), None)
 
     def probe(self) -> None:
-        """Always ready."""
+        """Does nothing: memory is always ready."""

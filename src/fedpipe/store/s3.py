@@ -1,4 +1,4 @@
-"""Any S3 endpoint as the store, through the `minio` package."""
+"""Keeps a store in any S3 bucket, through the `minio` package."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fedpipe.store.s3_client import (
 
 T = TypeVar("T")
 PROBE_DEADLINE = 8.0
-"""Seconds after which a mistyped endpoint is reported."""
+"""Seconds after which `probe` reports a mistyped endpoint."""
 _SINGLE_PUT = 64 * 2**20
 _PIECE = 2**20
 _TRANSIENT = {
@@ -44,22 +44,20 @@ _DENIED = {
     "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken",
     "ExpiredPresignRequest", "RequestExpired", "RequestNotReadyYet", "RequestTimeTooSkewed",
 }  # fmt: skip
-"""A wrong clock is among the reasons: each server has its own word for it."""
-
-
+"""Codes for refused credentials; a wrong clock causes most of them, depending on the server."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
 
 
 class _TornError(OSError):
-    """The bytes of one version came under the ETag of another."""
+    """The server sent the bytes of one version with the ETag of another."""
 
 
 def _is_torn(blob: Blob, headers: Mapping[str, str]) -> bool:
-    """Whether the ETag is the MD5 of other bytes than these.
+    """Returns whether the ETag is the MD5 of other bytes than these.
 
-    VersityGW opens the file and reads its ETag one after the other: a write in between goes unnoticed, and who waits
-    for a change would never see it. ETags of parts or of encrypted objects are no MD5; if one still looks like it, it
-    comes again with the next try, and is taken.
+    VersityGW opens the file first and reads its ETag afterwards. After a write in between, a client that waits for a
+    change would never see it. ETags of multipart or encrypted objects are not MD5s. If one looks like an MD5 all the
+    same, the retry returns it again, and it is accepted.
     """
     found = re.fullmatch(r'"?([0-9a-f]{32})"?', blob.version)
     if found is None or "x-amz-server-side-encryption" in headers:
@@ -68,10 +66,10 @@ def _is_torn(blob: Blob, headers: Mapping[str, str]) -> bool:
 
 
 class MinioStore:
-    """Objects in a bucket below a prefix.
+    """Keeps objects in a bucket below a prefix.
 
-    Conditional writes are presigned PUTs with `If-None-Match` or `If-Match`, because the minio package cannot send
-    these headers itself (it would turn them into user metadata and overwrite silently).
+    Conditional writes are presigned PUTs with `If-None-Match` or `If-Match`. The minio package cannot send these
+    headers itself: it turns them into user metadata and overwrites silently.
     """
 
     def __init__(
@@ -87,15 +85,15 @@ class MinioStore:
     ) -> None:
         if not _BUCKET.fullmatch(bucket):
             raise StoreError(
-                f"{bucket!r} is no name of a bucket",
+                f"{bucket!r} is not a valid bucket name",
                 where=f"s3://{bucket}",
-                remedy="Those have 3 to 63 lower-case letters, digits, '.' and '-'.",
+                remedy="Use 3 to 63 lower-case letters, digits, '.' and '-'.",
             )
         self._bucket, self._prefix, self._deadline = bucket, prefix, deadline
         self._endpoint, self._region, self._credentials = endpoint, region, credentials
         self._client, self._pool = _client or connect(endpoint, region, credentials or find_credentials())
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._torn: dict[str, str] = {}  # versions that came with other bytes, by key
+        self._torn: dict[str, str] = {}  # versions that arrived with other bytes, by key
 
     def below(self, prefix: str) -> Self:
         return self._again(self._key(prefix), self._deadline)
@@ -114,7 +112,7 @@ class MinioStore:
         return f"{self.uri}/{key}" if key else f"{self.uri} at {self._endpoint}"
 
     def _retried(self, call: Callable[[], T], key: str) -> T:
-        """Runs a request again after passing faults, with growing waits, until the deadline."""
+        """Retries a request after transient faults, with growing waits, until the deadline."""
         end = time.monotonic() + self._deadline
         for attempt in itertools.count():
             try:
@@ -127,28 +125,30 @@ class MinioStore:
                     raise self._translated(error, key) from error
                 cause: Exception = error
             except InvalidResponseError as error:
-                raise StoreError(f"what answers is not an S3 store: {error}", where=self._where("")) from error
+                raise StoreError(
+                    f"the server is not an S3 store: {error}", where=self._where(""), remedy="Check the endpoint."
+                ) from error
             except (ServerError, urllib3.exceptions.HTTPError, OSError) as error:
                 cause = error
-            # Jitter keeps a crowd of learners from coming back at the same moment.
+            # Jitter keeps a crowd of learners from retrying at the same moment.
             wait = min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
             if time.monotonic() + wait > end:
                 raise StoreUnavailableError(
                     f"the store cannot be reached: {reason_of(cause)}",
                     where=self._where(""),
-                    remedy="Check the endpoint and that the server runs.",
+                    remedy="Check the endpoint, and that the server is running.",
                 ) from cause
             time.sleep(wait)
         raise AssertionError("unreachable")
 
     def _translated(self, error: S3Error, key: str) -> StoreError:
         if error.code in ("NoSuchKey", "NoSuchObject"):
-            return NotFoundError("no such object", where=self._where(key))
+            return NotFoundError("there is no such object", where=self._where(key))
         if error.code == "NoSuchBucket":
             return StoreError(
                 f"the bucket {self._bucket!r} does not exist",
                 where=self._where(""),
-                remedy="Create it first.",
+                remedy="Create the bucket first.",
             )
         if error.code in _DENIED:
             return StoreError(
@@ -168,7 +168,7 @@ class MinioStore:
     def _whole(self, response: Any, key: str, limit: int) -> Blob:
         size = int(response.headers["Content-Length"])
         if size > limit:
-            raise TooLargeError(f"{size} bytes where at most {limit} are allowed", where=self._where(key))
+            raise TooLargeError(f"the object has {size} bytes, the limit is {limit}", where=self._where(key))
         blob = Blob(response.read(), response.headers["ETag"])
         if _is_torn(blob, response.headers) and self._torn.get(key) != blob.version:
             self._torn[key] = blob.version
@@ -187,7 +187,7 @@ class MinioStore:
                     return None
                 raise _refusal(response)
             finally:
-                _give_back(response)
+                _release(response)
 
         try:
             return self._retried(call, key)
@@ -201,7 +201,7 @@ class MinioStore:
             return None
         now = (found.metadata or {}).get("Date")
         if now is None or found.last_modified is None:
-            raise StoreError("the store does not tell its time", where=self._where(key))
+            raise StoreError("the store does not report its time", where=self._where(key))
         return max(0.0, (parsedate_to_datetime(str(now)) - found.last_modified).total_seconds())
 
     def _presigned(self, method: str, key: str) -> str:
@@ -216,7 +216,7 @@ class MinioStore:
         try:
             yield response
         finally:
-            _give_back(response)
+            _release(response)
 
     def open(self, key: str) -> Reader:
         return _MinioReader(self, key)
@@ -262,14 +262,14 @@ class MinioStore:
 
         if self._retried(call, key):
             return True
-        # The answer to an earlier try may have been lost after the store had taken it: then the bytes are ours.
+        # An earlier try may have succeeded although its response was lost: then the bytes are ours.
         return tries > 1 and self.size(key) is not None and self.read(key).data == data
 
     def _put(self, key: str, body: Any, headers: dict[str, str]) -> bool:
         response = self._pool.urlopen("PUT", self._presigned("PUT", key), body=body, headers=headers)
         if response.status == 200:
             return True
-        # MinIO answers 404 to If-Match on an absent object: lost as well, but a missing bucket is an error.
+        # MinIO answers 404 to If-Match on an absent object, which counts as lost; a missing bucket is an error.
         if response.status == 412 or (response.status == 404 and b"NoSuchKey" in response.data):
             return False
         raise _refusal(response)
@@ -326,7 +326,7 @@ class MinioStore:
         probe_conditional_writes(self._again(self._prefix, min(PROBE_DEADLINE, self._deadline)), uuid.uuid4().hex)
 
     def make_bucket(self) -> bool:
-        """Makes the bucket unless it is there; whether it was made. Raises StoreError."""
+        """Creates the bucket unless it exists. Returns whether this call created it. Raises StoreError."""
 
         def call() -> bool:
             try:
@@ -341,7 +341,7 @@ class MinioStore:
 
 
 class _MinioReader:
-    """A stream that goes on where it was when a connection breaks."""
+    """Reads a stream, and resumes it where it was when a connection breaks."""
 
     def __init__(self, store: MinioStore, key: str) -> None:
         self._store, self._key, self._position = store, key, 0
@@ -375,19 +375,19 @@ class _MinioReader:
 
     def close(self) -> None:
         if self._response is not None:
-            _give_back(self._response)
+            _release(self._response)
             self._response = None
 
 
 def _refusal(response: Any) -> Exception:
-    """The error that an answer stands for."""
+    """Returns the error that a response stands for."""
     if b"<Error>" in response.data:
         return S3Error.fromxml(response)
     return ServerError(f"HTTP {response.status}", response.status)
 
 
-def _give_back(response: Any) -> None:
-    """Returns the connection to the pool; an unread rest is cut off instead of being downloaded."""
+def _release(response: Any) -> None:
+    """Returns the connection to the pool; closes it if the body has not been read to its end."""
     if response.length_remaining:
         response.close()
     response.release_conn()

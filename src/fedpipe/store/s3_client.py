@@ -1,4 +1,4 @@
-"""The S3 client: credentials, connection, and signatures by the clock of the server."""
+"""Connects to an S3 server, and signs requests by the server's clock."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fedpipe.errors import StoreError
 from fedpipe.store.base import SECRET_DIR
 
 DEADLINE = 60.0
-"""Seconds that one request may take with all its retries; a transfer is many requests."""
+"""Seconds that one request may take with all its retries; a transfer consists of many requests."""
 _SKEW = datetime.timedelta(minutes=1)
-"""What two clocks may differ; S3 servers refuse signatures that are 15 minutes off."""
+"""Tolerated difference of two clocks; S3 servers refuse signatures that are 15 minutes off."""
 
 
 class Credentials(NamedTuple):
-    """What opens an S3 store; never printed."""
+    """Holds the credentials of an S3 store, and never prints them."""
 
     access_key: str
     secret_key: str
@@ -34,10 +34,10 @@ class Credentials(NamedTuple):
 
 
 def find_credentials(environ: Mapping[str, str] = os.environ) -> Credentials:
-    """Credentials from `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or from the mounted secret.
+    """Reads credentials from `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or from the mounted secret.
 
     Raises:
-        StoreError: neither is there, or a file of the secret is missing.
+        StoreError: there are neither, or a file of the secret is missing.
     """
     if environ.get("AWS_ACCESS_KEY_ID") and environ.get("AWS_SECRET_ACCESS_KEY"):
         token = environ.get("AWS_SESSION_TOKEN")
@@ -45,7 +45,7 @@ def find_credentials(environ: Mapping[str, str] = os.environ) -> Credentials:
     folder = environ.get(SECRET_DIR)
     if not folder:
         raise StoreError(
-            "no credentials for the store",
+            "there are no credentials for the store",
             remedy=f"Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or {SECRET_DIR} to a mounted secret.",
         )
     try:
@@ -54,28 +54,30 @@ def find_credentials(environ: Mapping[str, str] = os.environ) -> Credentials:
         raise StoreError(
             f"the mounted secret cannot be read: {error.strerror}",
             where=folder,
-            remedy="It needs the keys accesskey and secretkey.",
+            remedy="Give the secret the keys accesskey and secretkey.",
         ) from error
 
 
 class SigningClient(minio.Minio):
-    """A client that signs by the server's clock when its own is wrong."""
+    """Signs by the server's clock when the clock of this machine is wrong."""
 
     offset = datetime.timedelta(0)
 
     def set_clock(self, pool: urllib3.PoolManager, endpoint: str) -> bool | None:
-        """Asks the server for its time; False when that is no news, and so not why a request was refused.
+        """Adopts the server's time.
 
-        None when it cannot be asked now.
+        Returns:
+            True if it differs from the time of the last signature, which explains a refusal; False if it does not;
+            None if the server does not answer now.
         """
         try:
             answer = pool.urlopen("HEAD", endpoint)
         except urllib3.exceptions.HTTPError:
             return None
-        told = answer.headers.get("Date")
-        if told is None:
+        date = answer.headers.get("Date")
+        if date is None:
             return None if answer.status >= 500 else False
-        offset = parsedate_to_datetime(told) - time_of_signing()
+        offset = parsedate_to_datetime(date) - time_of_signing()
         if abs(offset - self.offset) < _SKEW:
             return False
         self.offset = offset
@@ -88,28 +90,30 @@ class SigningClient(minio.Minio):
 
 
 def time_of_signing() -> datetime.datetime:
-    """Now, as the minio package takes it when it signs a request."""
+    """Returns the current time as the minio package uses it in signatures."""
     return minio.time.utcnow()
 
 
 def reason_of(error: Exception) -> str:
+    """Returns why a connection failed, in a few words."""
     text = str(error.reason) if isinstance(error, urllib3.exceptions.MaxRetryError) else str(error)
     return text.split(": ", 1)[-1][:200]
 
 
 def connect(endpoint: str, region: str, credentials: Credentials) -> tuple[SigningClient, urllib3.PoolManager]:
+    """Makes a client and its pool of connections; sends nothing. Raises StoreError for a malformed endpoint."""
     url = urllib3.util.parse_url(endpoint)
     if url.scheme not in ("http", "https") or not url.netloc or url.path not in (None, "/"):
         raise StoreError(
-            f"not an endpoint: {endpoint!r}",
+            f"{endpoint!r} is not an endpoint",
             where="store.endpoint",
             remedy="Write http://host:port or https://host.",
         )
     pool = urllib3.PoolManager(
         maxsize=16,
         timeout=urllib3.Timeout(connect=5, read=60),
-        retries=False,  # _retried does it, with one deadline over all
-        blocksize=2**20,  # http.client sends files in pieces of 16 KiB otherwise
+        retries=False,  # `MinioStore` retries, with one deadline for all tries
+        blocksize=2**20,  # the default is 16 KiB
     )
     client = SigningClient(
         endpoint=url.netloc,
@@ -117,7 +121,7 @@ def connect(endpoint: str, region: str, credentials: Credentials) -> tuple[Signi
         secret_key=credentials.secret_key,
         session_token=credentials.session_token,
         secure=url.scheme == "https",
-        region=region,  # without it the client asks for the bucket's location, which small keys may not
+        region=region,  # without it the client asks for the bucket's location, which many users may not
         http_client=pool,
     )
     return client, pool

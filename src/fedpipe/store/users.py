@@ -1,4 +1,4 @@
-"""Users of a MinIO server, by its admin API."""
+"""Manages the users of a MinIO server, through its admin API."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException
 
 from fedpipe.errors import StoreError
-from fedpipe.store import endpoint_of
 from fedpipe.store.s3_client import Credentials, find_credentials
+from fedpipe.store.uri import endpoint_of
 
 _SECONDS = 10.0
 _REMEDY = (
-    "Make a user yourself, with the policy that `fedpipe policy` prints, and give its keys with --access-key and "
+    "Create a user yourself with the policy that `fedpipe policy` prints, and pass its keys by --access-key and "
     "--secret-key-file."
 )
 
 
 class Users:
-    """The users of a store that its administrator opens.
+    """Creates and removes users of a store.
 
     Args:
         uri: of the store, `s3://...` with its endpoint.
-        credentials: of the administrator; those of the environment by default.
+        credentials: of the store's administrator; those of the environment by default.
 
     Raises:
-        StoreError: fedpipe makes no users there, or there are no credentials.
+        StoreError: fedpipe cannot create users there, or there are no credentials.
     """
 
     def __init__(self, uri: str, credentials: Credentials | None = None) -> None:
         endpoint = urlsplit(endpoint_of(uri))
         if endpoint.netloc.endswith(".amazonaws.com"):
-            raise StoreError("fedpipe makes no users of this store", where=uri, remedy=_REMEDY)
+            raise StoreError("fedpipe cannot create users on AWS", where=uri, remedy=_REMEDY)
         held = credentials or find_credentials()
         self._uri = uri
         self._admin = MinioAdmin(
@@ -49,12 +49,12 @@ class Users:
         )
 
     def has(self, name: str) -> bool:
-        """Whether there is such a user. Raises StoreError."""
+        """Returns whether a user exists. Raises StoreError."""
         with self._translated():
             return name in json.loads(self._admin.user_list())
 
     def put(self, credentials: Credentials, policy: dict[str, Any]) -> None:
-        """Makes a user with a policy of its own, or gives it another secret. Raises StoreError."""
+        """Creates a user with a policy of its own, or replaces its secret and policy. Raises StoreError."""
         name = credentials.access_key
         with self._translated():
             self._admin.policy_add(name, policy=policy)
@@ -62,7 +62,7 @@ class Users:
             self._admin.policy_set(name, user=name)
 
     def remove(self, name: str) -> None:
-        """Removes a user and its policy, as far as they are there. Raises StoreError."""
+        """Removes a user and its policy, if they exist. Raises StoreError."""
         with self._translated():
             if self.has(name):
                 self._admin.user_remove(name)
@@ -74,7 +74,7 @@ class Users:
         try:
             yield
         except (MinioAdminException, ValueError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise StoreError(f"the store makes no users for us: {told}", where=self._uri, remedy=_REMEDY) from error
+            reason = " ".join(str(error).split())[:200]
+            raise StoreError(f"the store refuses to manage users: {reason}", where=self._uri, remedy=_REMEDY) from error
         except urllib3.exceptions.HTTPError as error:
             raise StoreError("the store's admin API does not answer", where=self._uri, remedy=_REMEDY) from error

@@ -25,7 +25,7 @@ from fedpipe.rounds.history import commit, read_record
 from fedpipe.rounds.manifests import MOST_METRICS, Record
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.selection import SIMULATED, select, trainers
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, digest_of, encode, fetch_file, get_bytes, put_file
 from fedpipe.tff.algorithms import Process, make_own_process, make_process
 from fedpipe.tff.datasets import Client, check_alike, first_examples, test_batches, train_batches, whole_batch
@@ -164,8 +164,7 @@ class Simulation:
             metrics |= self._tested(named)
         record = self._committed(previous, named, state, metrics)
         if self._training.tensorboard:
-            key = f"runs/{self._run}/{number}/tensorboard/events.out.tfevents.{number:06d}"
-            self._store.replace(key, event_file([(number, record.metrics)]))
+            self._store.replace(keys.events(self._run, number), event_file([(number, record.metrics)]))
         self._after = _After(number, state, named)
         log.info("round %d: %s", number, " ".join(f"{k} {v:.4g}" for k, v in record.metrics.items()))
         return record

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fedpipe import weights
 from fedpipe.errors import CorruptError, NotFoundError
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import digest_of
 from fedpipe.tff.runtime import federated
 
@@ -34,12 +34,12 @@ def make_state_manager(store: Store, run: str) -> Any:
 
         async def get_versions(self) -> list[int] | None:
             """The versions that are there."""
-            found = sorted(int(key.rpartition("/")[2]) for key in store.keys(f"runs/{run}/program/"))
+            found = sorted(int(key.rpartition("/")[2]) for key in store.keys(keys.states(run)))
             return found or None
 
         async def load(self, version: int, structure: Any) -> Any:
             """The state of a version, in this structure. Raises ProgramStateNotFoundError and CorruptError."""
-            key = state_key(run, version)
+            key = keys.state(run, version)
             try:
                 arrays = weights.loads(store.read(key, limit=_LARGEST).data)
             except NotFoundError as error:
@@ -49,17 +49,12 @@ def make_state_manager(store: Store, run: str) -> Any:
         async def save(self, program_state: Any, version: int) -> str:
             """Writes a version once and returns its digest. Raises ProgramStateExistsError when another is there."""
             data = weights.dumps(named_leaves(program_state))
-            key = state_key(run, version)
+            key = keys.state(run, version)
             if not store.create(key, data) and store.read(key, limit=_LARGEST).data != data:
                 raise tff.program.ProgramStateExistsError(version=version, path=key)
             return digest_of(data)
 
     return StateManager()
-
-
-def state_key(run: str, version: int) -> str:
-    """Where a version of a run's state is."""
-    return f"runs/{run}/program/{version}"
 
 
 def named_leaves(state: Any) -> dict[str, Array]:

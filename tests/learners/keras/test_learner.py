@@ -18,9 +18,8 @@ from fedpipe.learners.keras.events import event_file
 from fedpipe.learners.keras.learner import KerasLearner, make_keras_learner, parts_of, plan_model
 from fedpipe.registry.export import run_onnx
 from fedpipe.rounds.manifests import Dropped, Scores, Update
-from fedpipe.rounds.roll import learner_key
 from fedpipe.steps.initialise import begin
-from fedpipe.store import MemoryStore
+from fedpipe.store import MemoryStore, keys
 from tests.federations import make_federation
 from tests.models import DENSE, RICH, make_plan
 
@@ -277,7 +276,7 @@ def test_an_update_from_shard_to_store(store: MemoryStore) -> None:
     plan_b = make_plan(store, federation(), shards={"a": digest, "b": digest})
     dropped = contribute(store, plan_b, "b", 1, base, lambda: make_keras_learner(store, plan_b, "b", "b"))
     assert isinstance(dropped, Dropped)  # the shard is a's: b cannot read it
-    assert learner_key("b", plan.run, 1, "dropped") in store.keys()
+    assert keys.answer("b", plan.run, 1, "dropped") in store.keys()
 
 
 def test_event_files_are_read_by_tensorflow(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def plan_model(store: Store, plan: Plan) -> KerasModel:
 
 
 def make_keras_learner(
-    store: Store, plan: Plan, name: str, label: str, folder: str = "", *, place: RunPlace | None = None
+    store: Store, plan: Plan, name: str, label: str, events: str = "", *, place: RunPlace | None = None
 ) -> KerasLearner:
     """The learner with its model and its data.
 
@@ -262,7 +262,7 @@ def make_keras_learner(
         plan: the run's plan.
         name: the learner.
         label: what its log lines begin with.
-        folder: key below which TensorBoard event files go; none when empty.
+        events: key of the TensorBoard event file; none when empty.
         place: of a session, whose learners keep their data from round to round.
 
     Raises:
@@ -272,9 +272,9 @@ def make_keras_learner(
 
     def put_events(epochs: list[dict[str, float]]) -> None:
         points = [(step, {f"epoch_{k}": v for k, v in metrics.items()}) for step, metrics in enumerate(epochs)]
-        store.replace(f"{folder}/events.out.tfevents.{plan.run}", event_file(points))
+        store.replace(events, event_file(points))
 
-    on_epochs = put_events if folder and plan.federation.training.tensorboard else None
+    on_epochs = put_events if events and plan.federation.training.tensorboard else None
     parts = kept_parts(place, name, model.module) if place else learner_parts(store, plan, name, model.module)
     return KerasLearner(model, plan.federation, parts, label=label, on_epochs=on_epochs)
 

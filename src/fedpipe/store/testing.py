@@ -1,4 +1,15 @@
-"""What every store must do. A test module for a store subclasses this and gives a `store` fixture."""
+"""The contract that every implementation of `fedpipe.store.Store` must pass.
+
+Subclass `StoreContract` in a test module and give it a fixture `store`, which returns an empty store:
+
+    class TestMyStore(StoreContract):
+        @pytest.fixture
+        def store(self) -> Store:
+            return MyStore()
+
+It needs pytest, so nothing in fedpipe imports this module. For detailed failures, put
+`pytest.register_assert_rewrite("fedpipe.store.testing")` into `conftest.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +25,13 @@ from fedpipe.store import Store
 
 
 class StoreContract:
-    def test_what_is_created_is_read(self, store: Store) -> None:
+    """Tests a store: conditional writes, versions, ages, streams, keys and mistakes."""
+
+    def test_a_created_object_is_read(self, store: Store) -> None:
         assert store.create("a/b", b"bytes")
         assert store.read("a/b").data == b"bytes"
 
-    def test_create_answers_who_won(self, store: Store) -> None:
+    def test_create_reports_who_won(self, store: Store) -> None:
         assert store.create("once", b"first")
         assert not store.create("once", b"second")
         assert store.read("once").data == b"first"
@@ -55,7 +68,7 @@ class StoreContract:
         assert won.count(True) == 1
         assert store.read("head").data == b"%d" % won.index(True)
 
-    def test_poll_tells_only_what_is_new(self, store: Store) -> None:
+    def test_poll_returns_only_new_versions(self, store: Store) -> None:
         assert store.poll("board") is None
         store.create("board", b"one")
         first = store.poll("board")
@@ -80,14 +93,14 @@ class StoreContract:
         assert young is not None
         assert old is not None
         assert young >= 0
-        assert 1.0 <= old - young < 60  # an S3 server tells whole seconds, and some say now a second late
+        assert 1.0 <= old - young < 60  # S3 servers report whole seconds, some of them a second late
 
     def test_replace_overwrites(self, store: Store) -> None:
         store.replace("note", b"one")
         store.replace("note", b"two, longer")
         assert store.read("note").data == b"two, longer"
 
-    def test_what_is_absent_is_named(self, store: Store) -> None:
+    def test_an_error_names_the_absent_object(self, store: Store) -> None:
         for act in (store.read, store.open):
             with pytest.raises(NotFoundError, match="absent"):
                 act("absent")
@@ -100,7 +113,7 @@ class StoreContract:
         with pytest.raises(NotFoundError):
             store.read("folder")
 
-    def test_read_refuses_what_is_larger_than_the_limit(self, store: Store) -> None:
+    def test_read_refuses_objects_above_the_limit(self, store: Store) -> None:
         store.create("large", bytes(100))
         with pytest.raises(StoreError, match="100 bytes"):
             store.read("large", limit=99)
@@ -117,7 +130,7 @@ class StoreContract:
         assert store.read("empty").data == b""
         assert store.size("empty") == 0
 
-    def test_a_stream_gives_the_bytes_in_order(self, store: Store) -> None:
+    def test_a_stream_returns_the_bytes_in_order(self, store: Store) -> None:
         data = bytes(range(256)) * 5000
         store.create("stream", data)
         reader = store.open("stream")
@@ -128,7 +141,7 @@ class StoreContract:
         reader.close()
         assert found == data
 
-    def test_a_stream_may_be_left_early(self, store: Store) -> None:
+    def test_a_stream_may_be_closed_early(self, store: Store) -> None:
         store.create("stream", bytes(3_000_000))
         reader = store.open("stream")
         reader.read(10)
@@ -136,7 +149,7 @@ class StoreContract:
         assert store.size("stream") == 3_000_000
 
     @pytest.mark.parametrize("size", [0, 1, 1_000_000, 70 * 2**20])
-    def test_files_of_any_size_go_up_and_down(self, store: Store, tmp_path: Path, size: int) -> None:
+    def test_files_of_any_size_are_uploaded_and_downloaded(self, store: Store, tmp_path: Path, size: int) -> None:
         data = hashlib.sha256(b"seed").digest() * (size // 32 + 1)
         (tmp_path / "up").write_bytes(data[:size])
         store.upload("file", tmp_path / "up")
@@ -144,12 +157,12 @@ class StoreContract:
         assert store.size("file") == size
         assert (tmp_path / "down").read_bytes() == data[:size]
 
-    def test_a_failed_download_leaves_nothing(self, store: Store, tmp_path: Path) -> None:
+    def test_a_failed_download_leaves_no_file(self, store: Store, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
             store.download("absent", tmp_path / "down")
         assert list(tmp_path.iterdir()) == []
 
-    def test_keys_are_sorted_and_by_prefix(self, store: Store) -> None:
+    def test_keys_are_sorted_and_filtered_by_prefix(self, store: Store) -> None:
         for key in ("b/2", "a/1", "b/1/x", "bc"):
             store.create(key, b"")
         assert list(store.keys()) == ["a/1", "b/1/x", "b/2", "bc"]
@@ -160,7 +173,7 @@ class StoreContract:
         assert store.below("b").folders() == ["1"]
         assert store.below("nothing").folders() == []
 
-    def test_delete_is_silent_when_there_is_nothing(self, store: Store) -> None:
+    def test_delete_ignores_absent_objects(self, store: Store) -> None:
         store.create("gone", b"x")
         store.delete("gone")
         store.delete("gone")
@@ -181,6 +194,6 @@ class StoreContract:
             with pytest.raises(StoreError, match="not a safe object key"):
                 act(key)
 
-    def test_probe_leaves_nothing(self, store: Store) -> None:
+    def test_probe_leaves_no_object(self, store: Store) -> None:
         store.probe()
         assert list(store.keys()) == []

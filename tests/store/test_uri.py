@@ -6,7 +6,7 @@ from fedpipe.errors import StoreError
 from fedpipe.store import LocalStore, check_uri, open_store
 
 
-def test_paths_are_resolved_beside_the_file(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_folder(tmp_path: Path) -> None:
     for text in ("store", "./store", "file://store", "file://./store"):
         assert check_uri(text, folder=tmp_path) == f"file://{tmp_path / 'store'}"
 
@@ -17,11 +17,18 @@ def test_full_uris_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "what"), [("ftp://x", "unknown store"), ("s3:///p", "no bucket"), ("s3://b?endpiont=x", "'endpiont'")]
+    ("text", "what"),
+    [
+        ("ftp://x", "'ftp://x' has an unknown scheme. Use s3://bucket/prefix"),
+        ("s3:///p", "'s3:///p' names no bucket. Write s3://bucket/prefix."),
+        ("s3://b?endpiont=x", r"an unknown parameter 'endpiont'. Use only endpoint and region."),
+        ("file:///a?region=x", r"an unknown parameter 'region'. Remove the query."),
+    ],
 )
 def test_mistakes(text: str, what: str) -> None:
-    with pytest.raises(StoreError, match=what):
+    with pytest.raises(StoreError) as caught:
         open_store(text)
+    assert what in str(caught.value)
 
 
 def test_a_folder(tmp_path: Path) -> None:

@@ -1,0 +1,306 @@
+"""The keys of the store: each is spelled here once, with who writes and who reads it.
+
+Keys are relative to the federation's part of the store, `<prefix>/<federation>/`. The module is used by its name:
+
+    from fedpipe.store import keys
+
+    store.read(keys.record("first", 3))
+
+`TABLE` lists every kind of key. The policies of `fedpipe.identity.policies` and the table in `docs/store.md` are made
+from it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Literal, NamedTuple
+
+from fedpipe.errors import CorruptError
+
+HEAD = "HEAD"
+ENROLLED = "enrolled"
+RUNS = "runs"
+"""The folder that has a folder for each run."""
+MODELS = "models"
+"""The folder of published models. Servers also read it alone, so the keys of models are relative to it."""
+RESERVED_RUNS = frozenset({"proposals"})
+"""Names that a run cannot have: every learner reads `learners/*/proposals/*`, and `*` also stands for `a/runs`."""
+
+Kind = Literal["objects", "proposals", "coordinator"]
+"""Every learner reads the proposals of others. Only the coordinator reads the kind `coordinator`."""
+
+
+def content(digest: str, owner: str | None = None, kind: Kind = "objects") -> str:
+    """Returns the key of an object that is named by its content.
+
+    Args:
+        digest: `sha256:` and 64 hexadecimal digits.
+        owner: the learner that keeps it; none for global objects.
+        kind: proposals exist only with an owner; without one they are objects.
+
+    Raises:
+        CorruptError: the digest is malformed.
+    """
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise CorruptError(f"{digest[:100]!r} is not a digest")
+    name = digest.removeprefix("sha256:")
+    if kind == "coordinator":
+        return f"coordinator/{name}"
+    return f"learners/{owner}/{kind}/{name}" if owner else f"objects/{name}"
+
+
+def probe(name: str) -> str:
+    """Returns the key of the object that `Store.probe` writes and removes."""
+    return f"probe-{name}"
+
+
+def run_folder(run: str, learner: str = "") -> str:
+    """Returns the prefix of a run's keys, of the coordinator or of one learner."""
+    return f"{learner_folder(learner)}runs/{run}/" if learner else f"{RUNS}/{run}/"
+
+
+def shards(run: str) -> str:
+    """Returns the key of the request that a run's shards were made from."""
+    return f"{run_folder(run)}shards"
+
+
+def record(run: str, number: int) -> str:
+    """Returns the key of a round's record."""
+    return f"{run_folder(run)}{number}/record"
+
+
+def candidate(run: str, number: int) -> str:
+    """Returns the key of the record that becomes a round's if the learners accept it."""
+    return f"{run_folder(run)}{number}/candidate"
+
+
+def board(run: str) -> str:
+    """Returns the key of a session's board."""
+    return f"{run_folder(run)}board"
+
+
+def stop(run: str) -> str:
+    """Returns the key whose presence ends a session after its current round."""
+    return f"{run_folder(run)}stop"
+
+
+def evaluation(run: str) -> str:
+    """Returns the key of the evaluation of a run's final model."""
+    return f"{run_folder(run)}evaluation"
+
+
+def onnx(run: str) -> str:
+    """Returns the key of the note that names a run's published model."""
+    return f"{run_folder(run)}onnx"
+
+
+def summary(run: str) -> str:
+    """Returns the key of a run's summary; it is there once the run has ended."""
+    return f"{run_folder(run)}summary.json"
+
+
+def report(run: str) -> str:
+    """Returns the key of a run's report."""
+    return f"{run_folder(run)}report.html"
+
+
+def states(run: str) -> str:
+    """Returns the prefix of the states that a simulated run keeps."""
+    return f"{run_folder(run)}program/"
+
+
+def state(run: str, number: int) -> str:
+    """Returns the key of the state after a round of a simulated run."""
+    return f"{states(run)}{number}"
+
+
+def timing(run: str, number: int, step: str, learner: str = "") -> str:
+    """Returns the key of a step's timing, in the learner's part for a learner's step."""
+    return f"{run_folder(run, learner)}{number}/{step}.time"
+
+
+def is_timing(key: str) -> bool:
+    """Returns whether a key in the folder of a run is that of a timing."""
+    return key.endswith(".time")
+
+
+def events(run: str, number: int, learner: str = "") -> str:
+    """Returns the key of a TensorBoard event file: a learner's in one round, or a simulated round's."""
+    name = run if learner else f"{number:06d}"
+    return f"{run_folder(run, learner)}{number}/tensorboard/events.out.tfevents.{name}"
+
+
+def parse_events(key: str, run: str, learner: str = "") -> tuple[int, str] | None:
+    """Returns the round and the name of an event file; None for any other key."""
+    prefix = re.escape(run_folder(run, learner))
+    found = re.fullmatch(rf"{prefix}(\d{{1,9}})/tensorboard/([\w.-]+)", key, re.ASCII)
+    return (int(found[1]), found[2]) if found else None
+
+
+def learner_folder(learner: str) -> str:
+    """Returns the prefix of all that a learner may write."""
+    return f"learners/{learner}/"
+
+
+def shard(learner: str) -> str:
+    """Returns the key of the manifest of a learner's shard."""
+    return f"{learner_folder(learner)}shard"
+
+
+def ledger(learner: str, number: int) -> str:
+    """Returns the key of an entry in a learner's privacy ledger; entries count from 1."""
+    return f"{learner_folder(learner)}ledger/{number:08d}"
+
+
+def sign(learner: str, run: str) -> str:
+    """Returns the key of a learner's sign in a session."""
+    return f"{run_folder(run, learner)}sign"
+
+
+def score(learner: str, run: str) -> str:
+    """Returns the key of a learner's score of the final model."""
+    return f"{run_folder(run, learner)}score"
+
+
+def answer(learner: str, run: str, number: int, name: str) -> str:
+    """Returns the key of a learner's answer in a round, or of its note that it gives none.
+
+    Args:
+        learner: its name.
+        run: the run's name.
+        number: the round.
+        name: `update` or `ballot`; or `note("dropped")` or `note("absent")`.
+    """
+    return f"{run_folder(run, learner)}{number}/{name}"
+
+
+def update(learner: str, run: str, number: int) -> str:
+    """Returns the key of the manifest of a learner's update."""
+    return answer(learner, run, number, "update")
+
+
+def ballot(learner: str, run: str, number: int) -> str:
+    """Returns the key of a learner's ballot."""
+    return answer(learner, run, number, "ballot")
+
+
+def note(name: str, attempt: int = 1) -> str:
+    """Returns the last segment of a note's key; each attempt at a round has notes of its own.
+
+    Args:
+        name: `dropped` (from the round) or `absent` (from the vote).
+        attempt: how often the round was opened, from 1.
+    """
+    return name if attempt == 1 else f"{name}-{attempt}"
+
+
+def model(name: str, version: int) -> str:
+    """Returns the key of a model's bytes, below MODELS."""
+    return f"{name}/{version}/model.onnx"
+
+
+def parse_model(key: str) -> tuple[str, int] | None:
+    """Returns the name and version of a model, from its key below MODELS; None for any other key."""
+    found = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_.\-]{0,99})/([1-9]\d{0,8})/model\.onnx", key, re.ASCII)
+    return (found[1], int(found[2])) if found else None
+
+
+def origin(name: str, version: int) -> str:
+    """Returns the key of a model's origin, below MODELS."""
+    return f"{name}/{version}/origin.json"
+
+
+def signature(name: str, version: int) -> str:
+    """Returns the key of the signature of a model's origin, below MODELS."""
+    return f"{name}/{version}/signature.json"
+
+
+def traffic(name: str) -> str:
+    """Returns the key of the policy that says which versions of a model answer, below MODELS."""
+    return f"{name}/policy.json"
+
+
+Party = Literal["owner", "learners", "coordinator", "server", "administrator"]
+"""`owner` is the learner in the key, `learners` are all of them, `server` is `fedpipe serve`. `administrator` is who
+enrolls: the administrator of the store."""
+
+
+class Access(NamedTuple):
+    """Who writes and who may read.
+
+    On a store with identities, policies enforce it. There the coordinator's policy also lets it write for learners, as
+    `fedpipe run` does with one user of the store for all.
+    """
+
+    writers: tuple[Party, ...]
+    readers: tuple[Party, ...]
+
+
+class Row(NamedTuple):
+    """A kind of key. In its pattern, `<...>` stands for a name, a number or a digest, and `[...]` may be absent."""
+
+    pattern: str
+    access: Access
+    meaning: str
+
+    def matches(self, key: str) -> bool:
+        """Returns whether a key, relative to the federation's part of the store, is of this kind."""
+        return bool(_expression(self.pattern).fullmatch(key))
+
+
+@functools.cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    text = re.escape(pattern).replace(r"\[", "(?:").replace(r"\]", ")?")
+    return re.compile(re.sub("<([a-z0-9]+)>", lambda found: _FORMS[found[1]], text), re.ASCII)
+
+
+_FORMS = {
+    "learner": r"[a-z0-9\-]+", "run": r"[a-z0-9\-]+", "step": r"[a-z0-9_\-]+", "file": r"[\w.\-]+", "name": "[0-9a-f]+",
+    "model": r"[A-Za-z0-9][\w.\-]*", "sha256": "[0-9a-f]{64}", "number": r"\d+", "round": r"\d+", "attempt": r"\d+",
+    "version": r"[1-9]\d*",
+}  # fmt: skip
+
+_OWN = Access(("coordinator",), ("coordinator",))
+_GLOBAL = Access(("coordinator",), ("coordinator", "learners"))
+_DEALT = Access(("owner", "coordinator"), ("owner", "coordinator"))
+_LEARNERS = Access(("owner",), ("owner", "coordinator"))
+_SHOWN = Access(("owner",), ("owner", "coordinator", "learners"))
+_PUBLISHED = Access(("coordinator",), ("coordinator", "server"))
+_ENROLLED = Access(("administrator",), ("coordinator", "server"))
+
+TABLE = (
+    Row("HEAD", _OWN, "the last committed round; moves by compare-and-swap only"),
+    Row("probe-<name>", _OWN, "a check of conditional writes; removed at once"),
+    Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, central test set"),
+    Row("coordinator/<sha256>", _OWN, "states of server optimizers and aggregators"),
+    Row("runs/<run>/shards", _GLOBAL, "what the shards were made from, and their digests"),
+    Row("runs/<run>/board", _GLOBAL, "a session: what is asked for now ([sessions](sessions.md))"),
+    Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),
+    Row("runs/<run>/<round>/record", _GLOBAL, "what was committed: updates, dropped learners, rule, result"),
+    Row("runs/<run>/<round>/candidate", _GLOBAL, "what was aggregated, when learners vote on it"),
+    Row("runs/<run>/<round>/<step>.time", _GLOBAL, "how long a step took"),
+    Row("runs/<run>/<round>/tensorboard/<file>", _GLOBAL, "TensorBoard event files of a simulation"),
+    Row("runs/<run>/program/<round>", _GLOBAL, "states of a simulation"),
+    Row("runs/<run>/evaluation", _GLOBAL, "the final model on the central and the learners' test sets"),
+    Row("runs/<run>/onnx", _GLOBAL, "the published version of the final model"),
+    Row("runs/<run>/summary.json", _GLOBAL, "the run in numbers; written when it has ended"),
+    Row("runs/<run>/report.html", _GLOBAL, "the report"),
+    Row("learners/<learner>/shard", _DEALT, "the manifest of the learner's current shard"),
+    Row("learners/<learner>/objects/<sha256>", _DEALT, "shards, weights of updates, optimizer states"),
+    Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
+    Row("learners/<learner>/ledger/<number>", _LEARNERS, "a private training: what has been spent, over all runs"),
+    Row("learners/<learner>/runs/<run>/sign", _LEARNERS, "a session: what the learner did last"),
+    Row("learners/<learner>/runs/<run>/<round>/update", _LEARNERS, "its update: base, digest, examples, metrics"),
+    Row("learners/<learner>/runs/<run>/<round>/dropped[-<attempt>]", _LEARNERS, "why it did not take part"),
+    Row("learners/<learner>/runs/<run>/<round>/ballot", _LEARNERS, "its vote, and its scores of base and candidate"),
+    Row("learners/<learner>/runs/<run>/<round>/absent[-<attempt>]", _LEARNERS, "why it did not vote"),
+    Row("learners/<learner>/runs/<run>/<round>/<step>.time", _LEARNERS, "how long its step took"),
+    Row("learners/<learner>/runs/<run>/<round>/tensorboard/<file>", _LEARNERS, "its TensorBoard event files"),
+    Row("learners/<learner>/runs/<run>/score", _LEARNERS, "the sums of its test of the final model"),
+    Row("models/<model>/<version>/origin.json", _PUBLISHED, "what a version was made from, and the model's digest"),
+    Row("models/<model>/<version>/signature.json", _PUBLISHED, "who published it, if the coordinator is enrolled"),
+    Row("models/<model>/<version>/model.onnx", _PUBLISHED, "the model; a version is never overwritten"),
+    Row("models/<model>/policy.json", _PUBLISHED, "which versions answer ([serving](serving.md))"),
+    Row("enrolled", _ENROLLED, "public keys of those who must sign ([identities](identities.md))"),
+)
