@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from fedpipe.aggregation import RULES, Combined, Forest, Source, combine
-from fedpipe.aggregation.optimizers import make_server_step
+from fedpipe.aggregation import Combined, Forest, Rule, Source, combine, make_rule, make_server_step
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, WeightsError
 from fedpipe.federation.algorithms import Averaging
 from fedpipe.federation.names import tag_of
@@ -30,6 +29,7 @@ from fedpipe.rounds.updates import check_signed, check_update, collect, fetch_we
 from fedpipe.rounds.voting import proposer_of, tally
 from fedpipe.store import Store
 from fedpipe.store.objects import put_file
+from fedpipe.weights import Layout
 
 log = logging.getLogger("fedpipe")
 
@@ -99,6 +99,26 @@ def _places(names: tuple[str, ...]) -> dict[str, int]:
     return {name: place for place, name in enumerate(sorted(names))}
 
 
+def plant(store: Store, plan: Plan, layout: Layout, asked: Iterable[str], folder: Path) -> Forest | None:
+    """Make a forest for a round of averaging; None when the rule needs single updates, and for a small model.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        layout: of the global weights.
+        asked: the learners that the round asks.
+        folder: where files are kept.
+    """
+    places = places_of(plan)
+    return Forest.plant(store, layout, _rule_of(plan), [places[name] for name in asked], folder)
+
+
+def _rule_of(plan: Plan) -> Rule:
+    algorithm = plan.federation.algorithm
+    assert isinstance(algorithm, Averaging)
+    return make_rule(algorithm.rule)
+
+
 def in_constant_memory(forest: Forest | None = None) -> Combiner:
     """What streams updates from the store.
 
@@ -115,7 +135,7 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
             layout=record_layout(store, previous),
             base=previous.weights,
             state=previous.state,
-            rule=RULES[tag_of(algorithm.rule)],
+            rule=_rule_of(plan),
             server=make_server_step(algorithm.server_optimizer),
             folder=folder,
             forest=forest,

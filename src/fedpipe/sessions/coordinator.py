@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from fedpipe.aggregation import Forest
 from fedpipe.errors import CorruptError, DroppedError, QuorumError, RoundError, StoreUnavailableError, TooLargeError
-from fedpipe.rounds.closing import close_round, close_vote, in_constant_memory, places_of, proposal_of, source_of
+from fedpipe.rounds.closing import close_round, close_vote, in_constant_memory, plant, proposal_of, source_of
 from fedpipe.rounds.history import commit, read_candidate, read_record, record_key, record_layout
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
@@ -41,8 +41,6 @@ Rounds = Generator[float, None, Record]
 Close = Callable[[int, str, Roll], Record]
 """Takes a round's number, the digest of the weights that it began with, and whom it asked."""
 
-_WORTH_FETCHING = 2**20
-"""Bytes of a model from which updates are fetched while others are awaited."""
 _GRAIN = 2.0
 """Seconds by which a store's age may be wrong: S3 servers tell whole ones, and some tell now a little late."""
 
@@ -274,14 +272,11 @@ class Coordinator:
             attempt += 1
 
     def _planted(self, previous: Record, board: Board, folder: Path) -> Forest | None:
-        """Where updates of this round are added up as they arrive; None for a vote, and for a model that is small."""
+        """Return where updates of this round are added as they arrive; None where that is impossible or in vain."""
         if not self._plants or board.phase != "train" or self._federation.proposers:
             return None
         layout = self._layout = self._layout or record_layout(self._store, previous)
-        if layout.size < _WORTH_FETCHING:
-            return None
-        places = places_of(self._plan)
-        return Forest(self._store, layout, [places[name] for name in board.asked], folder)
+        return plant(self._store, self._plan, layout, board.asked, folder)
 
     def _fetch(self, board: Board, name: str) -> None:
         """Fetches an update and adds it, while others are awaited; what is wrong with it, the closing will say."""
