@@ -12,27 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpipe import weights
-from fedpipe.aggregation import RULES, Combined, Forest, Source, combine
-from fedpipe.aggregation.optimizers import make_server_step
-from fedpipe.aggregation.rule import total
+from fedpipe.aggregation import Combined, Forest, Rule, Source, combine, make_server_step
 from fedpipe.aggregation.rules.mean import mean
-from fedpipe.federation.algorithms import Sgd
+from fedpipe.federation.algorithms import Mean, Sgd
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import digest_of
+from tests.aggregation.registered import Closest, Median, closest, median
 from tests.aggregation.test_streaming import BASE, put, update
 
 
-def final(store: MemoryStore, sources: list[Source], folder: Path, forest: Forest | None = None) -> Combined:
+def final(
+    store: MemoryStore, sources: list[Source], folder: Path, forest: Forest | None = None, rule: Rule | None = None
+) -> Combined:
     data = weights.dumps(BASE)
     store.replace(keys.content(digest_of(data)), data)
     return combine(
-        store, sources, layout=weights.layout_of(BASE), base=digest_of(data), state={}, rule=RULES["mean"],
+        store, sources, layout=weights.layout_of(BASE), base=digest_of(data), state={}, rule=rule or mean(Mean()),
         server=make_server_step(Sgd(learning_rate=1.0, momentum=0.9)), folder=folder, forest=forest,
     )  # fmt: skip
 
 
 def forest_of(store: MemoryStore, asked: set[int], folder: Path) -> Forest:
-    return Forest(store, weights.layout_of(BASE), asked, folder)
+    return Forest(store, weights.layout_of(BASE), mean(Mean()), asked, folder)
 
 
 @settings(deadline=None, max_examples=30)
@@ -114,9 +115,18 @@ def test_a_forest_with_something_that_does_not_count_is_not_used(store: MemorySt
     assert combined.weights[1] == final(store, sources[:2], tmp_path).weights[1]
 
 
-def test_the_sum_is_that_of_the_tree() -> None:
-    """((a + b) + (c + d)) + e, in float64: a sum from left to right would give other bits."""
-    values = [np.float64([x]) for x in (1.0, 1e-16, 1e-16, 1e-16, -1.0)]
-    expected = ((1.0 + 1e-16) + (1e-16 + 1e-16)) + -1.0
-    assert total(iter(values), [1.0] * 5)[0] == expected
-    assert mean(iter(values), [1.0] * 5)[0] == expected / 5
+@pytest.mark.parametrize("rule", [median(Median()), closest(Closest())], ids=["columns", "distances"])
+def test_a_rule_that_needs_single_updates_gets_no_sums(store: MemoryStore, tmp_path: Path, rule: Rule) -> None:
+    """Three times: no forest is planted, none can be made, and one of another rule is not taken."""
+    layout, why = weights.layout_of(BASE), "needs single updates"
+    assert Forest.plant(store, layout, rule, {0, 1}, tmp_path) is None
+    with pytest.raises(TypeError, match=why):
+        Forest(store, layout, rule, {0, 1}, tmp_path)  # type: ignore[arg-type]
+    sources, forest = (
+        [put(store, f"l{k}", weights.dumps(update(k))) for k in range(2)],
+        forest_of(store, {0, 1}, tmp_path),
+    )
+    for source in sources:
+        forest.add(source)
+    with pytest.raises(TypeError, match=why):
+        final(store, sources, tmp_path, forest, rule)

@@ -230,14 +230,14 @@ class TestStragglers:
 class TestUpdatesAreAddedAsTheyArrive:
     @pytest.mark.parametrize("seed", range(5))
     def test_the_records_are_the_same(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("fedpipe.rounds.closing.WORTH_FETCHING", 0)
+        monkeypatch.setattr("fedpipe.aggregation.tree.WORTH_ADDING", 0)
         plan, store = plan_of(4, tuple("abcdefg")), MemoryStore()
         session = Session(plan, seed)
         session.run(seconds={name: lambda _: session.world.random.uniform(1, 50) for name in "abcdefg"})
         assert session.records[-1] == play(store, plan)
 
     def test_without_space_to_keep_them_the_closing_streams_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("fedpipe.rounds.closing.WORTH_FETCHING", 0)
+        monkeypatch.setattr("fedpipe.aggregation.tree.WORTH_ADDING", 0)
 
         def full(*_: Any) -> None:
             raise OSError(28, "No space left on device")
@@ -249,7 +249,7 @@ class TestUpdatesAreAddedAsTheyArrive:
         assert session.records[-1] == play(store, plan)
 
     def test_one_that_is_corrupt_is_refused_with_the_reason(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("fedpipe.rounds.closing.WORTH_FETCHING", 0)
+        monkeypatch.setattr("fedpipe.aggregation.tree.WORTH_ADDING", 0)
         session = Session(plan_of(1))
 
         def spoil() -> Any:

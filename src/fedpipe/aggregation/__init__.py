@@ -1,19 +1,23 @@
-"""How updates become the next global weights.
+"""Aggregation: from a round's updates to the next global weights.
 
-    RULES               how the learners' floats are combined: `mean`
+    RULES               how the learners' floats are combined: `mean`; each rule is of a kind (`rule.py`)
     SERVER_OPTIMIZERS   how the combination moves the global weights: `sgd`
 
 Floats (weights, BatchNorm statistics) go through the rule. All other tensors are counters: the largest value over
-the learners is taken, since a counter never runs backwards (for booleans: true when any is true).
+the updates is taken, since a counter never runs backwards (for booleans: true when any is true).
 """
 
 from __future__ import annotations
 
 from fedpipe.aggregation.feeds import Source
-from fedpipe.aggregation.optimizers import SERVER_OPTIMIZERS, ServerStep, sgd
-from fedpipe.aggregation.rule import Rule
-from fedpipe.aggregation.rules.mean import RULES, mean
+from fedpipe.aggregation.memory import combine_arrays
+from fedpipe.aggregation.optimizers import SERVER_OPTIMIZERS, ServerStep, make_server_step, sgd
+from fedpipe.aggregation.rule import Columns, Distances, Rule, Sums
+from fedpipe.aggregation.rules import RULES, make_rule
 from fedpipe.aggregation.streaming import Combined, combine
 from fedpipe.aggregation.tree import Forest
 
-__all__ = ["RULES", "SERVER_OPTIMIZERS", "Combined", "Forest", "Rule", "ServerStep", "Source", "combine", "mean", "sgd"]
+__all__ = [
+    "RULES", "SERVER_OPTIMIZERS", "Columns", "Combined", "Distances", "Forest", "Rule", "ServerStep", "Source", "Sums",
+    "combine", "combine_arrays", "make_rule", "make_server_step", "sgd",
+]  # fmt: skip

@@ -1,6 +1,6 @@
-"""What a pass over a round's updates reads: an update in the store, one that was fetched before, or a sum of several.
+"""Operands of a pass over a round's updates: an update in the store, one in a file, or a sum of several.
 
-All of them are the same coordinates at the same places, so a pass takes one chunk of each at a time.
+All of them hold the same coordinates at the same places, so a pass takes one chunk of each at a time.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.aggregation.rule import BLOCK
+from fedpipe.aggregation.arithmetic import BLOCK
 from fedpipe.errors import FedpipeError, NotFoundError, WeightsError
 from fedpipe.store import Reader, Store, keys
 from fedpipe.weights import FLOATS, Layout, read_layout
 
-_PIECE = 4 * BLOCK
+PIECE = 4 * BLOCK
 """Bytes of an update that are combined at a time."""
 Piece = bytes | memoryview
-"""Some bytes on their way."""
+"""A part of an operand's bytes."""
 _AHEAD = 32
-"""Pieces that are fetched before they are needed."""
+"""Pieces that are read before they are needed."""
 
 
 class Source(NamedTuple):
-    """An update's weights in the store, with its weight in the mean.
+    """An update's weights in the store, and how much it counts.
 
-    `place` is the learner's position among all learners of the federation: it decides in which order sums are made.
+    `place` is the learner's position among all learners of the federation, which decides the order of sums.
     """
 
     learner: str
@@ -67,8 +67,8 @@ class Chunk(NamedTuple):
         return size // self.dtype.itemsize * 8 if self.is_float else size
 
 
-def chunks_of(layout: Layout) -> Iterator[Chunk]:
-    """The data of a layout, cut at changes of dtype and at _PIECE bytes."""
+def chunks_of(layout: Layout, piece: int = PIECE) -> Iterator[Chunk]:
+    """Cut the data of a layout at changes of dtype, and after `piece` bytes, a multiple of 8."""
     position = 0
     tensors = layout.tensors
     while position < len(tensors):
@@ -76,13 +76,13 @@ def chunks_of(layout: Layout) -> Iterator[Chunk]:
         while last + 1 < len(tensors) and tensors[last + 1].dtype == tensors[position].dtype:
             last += 1
         first, stop = tensors[position], tensors[last].stop
-        for start in range(first.start, stop, _PIECE):
-            yield Chunk(start, min(start + _PIECE, stop), first.numpy_dtype, first.dtype in FLOATS)
+        for start in range(first.start, stop, piece):
+            yield Chunk(start, min(start + piece, stop), first.numpy_dtype, first.dtype in FLOATS)
         position = last + 1
 
 
 class Operand(Protocol):
-    """Something that a pass reads: one update, or a sum of several (`summed`: floats are float64, weighted already)."""
+    """One update, or a sum of several (`summed`: its floats are float64 and weighted)."""
 
     learner: str
     place: int
@@ -90,20 +90,20 @@ class Operand(Protocol):
     summed: bool
 
     def read(self, chunk: Chunk) -> bytes:
-        """The bytes of the next chunk; fewer when it is truncated."""
+        """Read the bytes of the next chunk; fewer when the operand is truncated."""
 
     def taken(self, data: Piece) -> None:
-        """Takes note of bytes that were read."""
+        """Add bytes that were read to the digest."""
 
     def verify(self) -> None:
-        """After the last chunk. Raises RefusedError when the bytes were not those of the digest."""
+        """Check the digest after the last chunk. Raises RefusedError."""
 
     def close(self) -> None:
-        """Gives the connection or the file back."""
+        """Release the connection or the file."""
 
 
 class Feed:
-    """One update's bytes, from its header on."""
+    """One update in the store, read once from its header on."""
 
     def __init__(self, store: Store, source: Source, layout: Layout) -> None:
         self.learner, self.place, self.weight, self.summed = source.learner, source.place, source.weight, False
@@ -135,7 +135,7 @@ class Feed:
         return self._reader.read(chunk.stop - chunk.start)
 
     def taken(self, data: Piece) -> None:
-        """See `Operand.taken`: its digest grows."""
+        """See `Operand.taken`."""
         self._digest.update(data)
 
     def verify(self) -> None:
@@ -149,7 +149,7 @@ class Feed:
 
 
 class Kept:
-    """An update that was fetched and verified before, or a sum of such, in a file.
+    """An update in a file that was fetched and verified before, or a sum of such updates.
 
     Args:
         path: the data of the tensors without their header; of a sum, floats are float64.
@@ -170,10 +170,10 @@ class Kept:
         return data
 
     def taken(self, data: Piece) -> None:
-        """Nothing: it was verified."""
+        """Do nothing: the file was verified."""
 
     def verify(self) -> None:
-        """Nothing: it was verified."""
+        """Do nothing: the file was verified."""
 
     def close(self) -> None:
         """See `Operand.close`."""
@@ -183,35 +183,35 @@ class Kept:
 
 
 def bytes_of(values: npt.NDArray[Any]) -> Piece:
-    """The bytes of a flat array that nobody changes any more, without a copy of them."""
+    """Return the bytes of a flat array that will not change, without a copy."""
     return values.view(np.uint8).data
 
 
 class Aside:
-    """Hashes or writes pieces in their order in another thread, and lets only a few of them wait."""
+    """A thread that hashes or writes pieces in their order; only a few of them wait."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
 
     def do(self, function: Callable[[Piece], None], data: Piece) -> None:
-        """Calls the function with a piece, soon."""
+        """Call the function with a piece in the thread."""
         self._waiting.append(self._pool.submit(function, data))
         if len(self._waiting) > _AHEAD:
             self._waiting.popleft().result()
 
     def finish(self) -> None:
-        """Waits until all is done. Raises what a function raised."""
+        """Wait until all is done. Raises what a function raised."""
         while self._waiting:
             self._waiting.popleft().result()
 
     def close(self) -> None:
-        """Ends the thread."""
+        """End the thread."""
         self._pool.shutdown()
 
 
 class Ahead:
-    """Reads the chunks of all feeds in order, in a thread of its own, a few pieces ahead."""
+    """A thread that reads the chunks of all operands in order, a few pieces ahead."""
 
     def __init__(self, operands: Sequence[Operand], chunks: Iterator[Chunk]) -> None:
         self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
@@ -236,13 +236,13 @@ class Ahead:
                 return
 
     def next(self) -> bytes:
-        """The next piece. Raises what reading raised."""
+        """Return the next piece. Raises what reading raised."""
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
         return item
 
     def close(self) -> None:
-        """Ends the thread."""
+        """End the thread."""
         self._stopped.set()
         self._thread.join()

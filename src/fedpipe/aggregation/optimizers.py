@@ -1,4 +1,4 @@
-"""Server optimizers: from the aggregate to the next global weights."""
+"""Server optimizers: the step from the aggregate to the next global weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class ServerStep(NamedTuple):
-    """What an optimizer needs and does.
+    """An optimizer, and what it needs.
 
     `slots` are the names of its state arrays (each as large as the weights, float64, zero at first). `replaces` is
     true when the aggregate itself is the result, so that neither base nor state is read.
@@ -27,7 +27,7 @@ class ServerStep(NamedTuple):
 
 
 def sgd(settings: Sgd) -> ServerStep:
-    """Gradient descent on the server, with momentum.
+    """Make gradient descent on the server, with momentum.
 
     .. math:: v' = \\beta v + (\\bar w - w), \\quad w' = w + \\eta v'
 
@@ -53,5 +53,5 @@ SERVER_OPTIMIZERS: dict[str, Callable[..., ServerStep]] = {"sgd": sgd}
 
 
 def make_server_step(settings: OptimizerSettings) -> ServerStep:
-    """The optimizer that the federation file names; the others are TFF's."""
+    """Make the optimizer that the federation file names; the others are TFF's."""
     return SERVER_OPTIMIZERS[tag_of(settings)](settings)

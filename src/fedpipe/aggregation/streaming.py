@@ -1,32 +1,31 @@
 """Aggregation of updates that stay in the store: constant memory, identical bytes in any order of arrival.
 
-All updates of a round have one layout, so their files are the same coordinates at the same bytes. They are read side
+All updates of a round have one layout, so their files hold the same coordinates at the same bytes. They are read side
 by side, one chunk of each at a time, verified and combined while the next chunks are fetched. Memory is a few chunks,
-whatever the size of the model and the number of learners.
+whatever the size of the model and the number of learners. A rule of distances takes two passes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Operand, Piece, RefusedError, Source, bytes_of
+from fedpipe.aggregation.arithmetic import Array, Floats, check_weights
+from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Piece, RefusedError, Source, bytes_of
 from fedpipe.aggregation.optimizers import ServerStep
-from fedpipe.aggregation.rule import Rule, check_weights
-from fedpipe.aggregation.tree import Forest, passed
+from fedpipe.aggregation.passes import check_finite, combined, distances, finished, quiet
+from fedpipe.aggregation.rule import Columns, Distances, Rule, Sums, check_sums
+from fedpipe.aggregation.tree import Forest
 from fedpipe.errors import WeightsError
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import fetch_file
 from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of
-
-Floats = npt.NDArray[np.float64]
 
 
 class Combined(NamedTuple):
@@ -54,7 +53,7 @@ def combine(
     folder: Path,
     forest: Forest | None = None,
 ) -> Combined:
-    """Combines updates from the store into the next global weights.
+    """Combine updates from the store into the next global weights.
 
     An update whose bytes are missing, truncated, altered, differently laid out or not finite is refused, and the
     pass is repeated without it: nothing of it remains in the result.
@@ -64,14 +63,19 @@ def combine(
         layout: the layout of the global weights, which every update must have.
         base: digest of the global weights that the updates began from.
         state: digests of the server optimizer's arrays; empty before the first step.
+        rule: combines the floats.
+        server: moves the global weights to the combination.
         folder: where the result's files are written.
-        forest: updates of this round that were fetched and added up while others were awaited.
+        forest: updates of this round that were fetched and added up while others were awaited; for a rule of sums.
 
     Raises:
-        WeightsError: no update could be used, or the result is not finite.
+        WeightsError: no update could be used, they are too few for the rule, or the result is not finite.
         StoreError: the store failed; the step can be repeated.
+        TypeError: the rule needs single updates, and there is a forest.
     """
     check_weights([s.weight for s in sources])
+    if forest is not None:
+        check_sums(rule)
     known = forest if forest is not None and forest.fits(sources) else None
     refused = {s.learner: known.refused[s.learner] for s in sources if s.learner in known.refused} if known else {}
     kept = known.kept if known else []
@@ -80,7 +84,8 @@ def combine(
     with contextlib.closing(_Optimizer(store, server, base, state, layout, folder)) as optimizer:
         while left or kept:
             try:
-                path, digest = _one_pass(store, left, kept, layout, rule, optimizer, folder)
+                counted, last = _counted(store, left, layout, rule)
+                path, digest = _last_pass(store, counted, kept, layout, last, optimizer, folder)
             except RefusedError as error:
                 refused[error.learner] = error.what
                 left = [s for s in left if s.learner != error.learner]
@@ -90,23 +95,46 @@ def combine(
     raise WeightsError("no update can be used: " + "; ".join(f"{k}: {v}" for k, v in sorted(refused.items())))
 
 
-def _one_pass(
-    store: Store, sources: list[Source], kept: list[Kept], layout: Layout, rule: Rule, optimizer: _Optimizer,
-    folder: Path,
+def _counted(
+    store: Store, sources: list[Source], layout: Layout, rule: Rule
+) -> tuple[list[Source], Sums | Columns]:  # fmt: skip
+    """Return the updates that count, with their weights, and the rule of the last pass."""
+    if not isinstance(rule, Distances):
+        return sources, rule
+    in_order = sorted(sources, key=lambda s: s.place)
+    with contextlib.ExitStack() as stack, quiet():
+        found = distances(stack, _opened(stack, store, in_order, layout), layout)
+    weights = rule.weighed(found, [s.weight for s in in_order])
+    return [s._replace(weight=w) for s, w in zip(in_order, weights, strict=True) if w > 0], rule.then
+
+
+def _opened(stack: contextlib.ExitStack, store: Store, sources: list[Source], layout: Layout) -> list[Feed]:
+    return [stack.enter_context(contextlib.closing(Feed(store, source, layout))) for source in sources]
+
+
+def _last_pass(
+    store: Store, sources: list[Source], kept: list[Kept], layout: Layout, rule: Sums | Columns,
+    optimizer: _Optimizer, folder: Path,
 ) -> tuple[Path, str]:  # fmt: skip
     optimizer.restart()
     path, out = folder / "weights", hashlib.sha256()
     with contextlib.ExitStack() as stack, path.open("wb") as file:
-        operands: list[Operand] = [stack.enter_context(contextlib.closing(Feed(store, s, layout))) for s in sources]
-        operands += [stack.enter_context(contextlib.closing(item)) for item in kept]
+        feeds = _opened(stack, store, sources, layout)
+        trees = [stack.enter_context(contextlib.closing(item)) for item in kept]
         writer = stack.enter_context(contextlib.closing(Aside()))
+        stack.enter_context(quiet())
+        results: Iterator[tuple[Chunk, Array]] = (
+            finished(stack, [*feeds, *trees], layout, rule)
+            if isinstance(rule, Sums)
+            else combined(stack, feeds, layout, rule)
+        )
 
         def emit(data: Piece) -> None:
             out.update(data)
             file.write(data)
 
         writer.do(emit, head_bytes(layout))
-        for chunk, result in passed(stack, operands, layout, rule):
+        for chunk, result in results:
             stepped = optimizer.step(chunk, result).astype(chunk.dtype) if chunk.is_float else result
             if not (chunk.is_float and not np.isfinite(stepped).all()):
                 writer.do(emit, bytes_of(stepped))
@@ -120,12 +148,11 @@ def _one_pass(
 def _find_culprit(store: Store, sources: list[Source], chunk: Chunk) -> None:
     for source in sources:
         data = store.read_range(keys.content(source.digest, source.learner), chunk.start, chunk.stop - chunk.start)
-        if not np.isfinite(np.frombuffer(data, chunk.dtype)).all():
-            raise RefusedError(source.learner, "the weights hold NaN or infinity")
+        check_finite(source.learner, np.frombuffer(data, chunk.dtype))
 
 
 class _Optimizer:
-    """The server optimizer over chunks: base and state come from verified files, the new state goes to files."""
+    """The server optimizer over chunks: base and state are verified files, and so is the new state."""
 
     def __init__(
         self, store: Store, server: ServerStep, base: str, state: dict[str, str], layout: Layout, folder: Path
@@ -144,7 +171,7 @@ class _Optimizer:
         self._files: dict[str, Any] = {}
 
     def restart(self) -> None:
-        """Begins a pass from the first coordinate."""
+        """Begin a pass from the first coordinate."""
         self._position = 0
         self.close()
         for slot in self._server.slots:
@@ -152,7 +179,7 @@ class _Optimizer:
             self._files[slot].write(head_bytes(self._layouts[slot]))
 
     def step(self, chunk: Chunk, aggregate: Floats) -> Floats:
-        """The next values of a chunk's coordinates."""
+        """Return the next values of a chunk's coordinates."""
         if self._server.replaces:
             return aggregate
         base = np.fromfile(self._base, chunk.dtype, count=aggregate.size, offset=chunk.start).astype(np.float64)
@@ -170,13 +197,13 @@ class _Optimizer:
         return np.fromfile(self._folder / f"old-{slot}", np.float64, count=count, offset=offset)
 
     def finish(self) -> dict[str, tuple[Path, str]]:
-        """The new state's files and digests."""
+        """Return the new state's files and digests."""
         self.close()
         paths = {slot: self._folder / f"new-{slot}" for slot in self._server.slots}
         return {slot: (path, _file_digest(path)) for slot, path in paths.items()}
 
     def close(self) -> None:
-        """Closes the files of the new state."""
+        """Close the files of the new state."""
         for file in self._files.values():
             file.close()
         self._files = {}

@@ -195,6 +195,8 @@ class SecureNoise(Section, frozen=True, kw_only=True, tag_field="name", tag="sec
 
 
 RuleSettings = Mean | Robust | FixedNoise | AdaptiveNoise | TreeNoise | Compressed | Secure | SecureNoise
+OWN_RULES = (Mean,)
+"""Rules that fedpipe combines itself; the others are TensorFlow Federated's."""
 UNWEIGHTED = (FixedNoise, AdaptiveNoise, TreeNoise, SecureNoise)
 """Rules that weigh all learners equally: their noise hides one update."""
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from fedpipe.errors import FederationError, FedpipeError
-from fedpipe.federation.algorithms import UNWEIGHTED, Averaging, Collective, Mean, Sgd
+from fedpipe.federation.algorithms import OWN_RULES, UNWEIGHTED, Averaging, Collective, Sgd
 from fedpipe.federation.data import ByFractions, BySize
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
@@ -122,7 +122,7 @@ def _aggregation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
         return
     rule, optimizer = f.algorithm.rule, f.algorithm.server_optimizer
     if f.algorithm.engine == "fedpipe":
-        for path, part, own in (("rule", rule, Mean), ("server_optimizer.name", optimizer, Sgd)):
+        for path, part, own in (("rule", rule, OWN_RULES), ("server_optimizer.name", optimizer, Sgd)):
             if not isinstance(part, own):
                 yield (
                     f"algorithm.{path}",

@@ -6,18 +6,16 @@ does the coordinator of a session. Both may be repeated after a crash at any poi
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from fedpipe.aggregation import RULES, Combined, Forest, Source, combine
-from fedpipe.aggregation.optimizers import make_server_step
-from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, TooLargeError, WeightsError
+from fedpipe.aggregation import Combined, Forest, Rule, Source, combine, make_rule, make_server_step
+from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, WeightsError
 from fedpipe.federation.algorithms import Averaging
 from fedpipe.federation.names import tag_of
 from fedpipe.identity.enrolment import read_enrolled
@@ -31,12 +29,8 @@ from fedpipe.rounds.updates import check_signed, check_update, collect, fetch_we
 from fedpipe.rounds.voting import proposer_of, tally
 from fedpipe.store import Store
 from fedpipe.store.objects import put_file
-from fedpipe.weights import Layout
 
 log = logging.getLogger("fedpipe")
-
-WORTH_FETCHING = 2**20
-"""Bytes of a model from which updates are fetched while others are awaited."""
 
 Combiner = Callable[[Store, Plan, Record, list[Update], Path], Combined]
 """Takes the round before, the updates, and a folder where the result's files go. Raises WeightsError."""
@@ -104,6 +98,13 @@ def _places(names: tuple[str, ...]) -> dict[str, int]:
     return {name: place for place, name in enumerate(sorted(names))}
 
 
+def rule_of(plan: Plan) -> Rule:
+    """Return the aggregation rule of a run."""
+    algorithm = plan.federation.algorithm
+    assert isinstance(algorithm, Averaging)
+    return make_rule(algorithm.rule)
+
+
 def in_constant_memory(forest: Forest | None = None) -> Combiner:
     """What streams updates from the store.
 
@@ -120,66 +121,13 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
             layout=record_layout(store, previous),
             base=previous.weights,
             state=previous.state,
-            rule=RULES[tag_of(algorithm.rule)],
+            rule=rule_of(plan),
             server=make_server_step(algorithm.server_optimizer),
             folder=folder,
             forest=forest,
         )
 
     return combined
-
-
-class EarlySums:
-    """Adds updates up while others are awaited; see `sessions.phases.Early`.
-
-    Args:
-        store: the federation's store.
-        plan: the run's plan.
-        previous: the record of the round before.
-        forest: the sums.
-    """
-
-    def __init__(self, store: Store, plan: Plan, previous: Record, forest: Forest) -> None:
-        self._store, self._plan, self._previous = store, plan, previous
-        self.forest: Forest | None = forest
-
-    @classmethod
-    def plant(
-        cls, store: Store, plan: Plan, previous: Record, layout: Layout, asked: Collection[str], folder: Path
-    ) -> EarlySums | None:
-        """Begin the sums of a round; None when the model is small, so that early sums would save nothing.
-
-        Args:
-            store: the federation's store.
-            plan: the run's plan.
-            previous: the record of the round before.
-            layout: of the model.
-            asked: the learners that the round asks.
-            folder: where the sums are kept.
-        """
-        if layout.size < WORTH_FETCHING:
-            return None
-        places = places_of(plan)
-        return cls(store, plan, previous, Forest(store, layout, [places[name] for name in asked], folder))
-
-    def take(self, learner: str) -> None:
-        """Fetch a learner's update and add it; the closing reports what is wrong with it."""
-        if self.forest is None:
-            return
-        number, base = self._previous.round + 1, self._previous.weights
-        with contextlib.suppress(DroppedError, CorruptError, TooLargeError):
-            update = find_update(self._store, learner, self._plan.run, number)
-            if update is None:
-                return
-            check_update(
-                update, federation=self._plan.federation.name, run=self._plan.run, number=number, learner=learner,
-                base=base,
-            )  # fmt: skip
-            try:
-                self.forest.add(source_of(self._plan, update))
-            except OSError as error:  # no space to keep it: the closing streams from the store
-                log.warning("updates are not added before all have arrived: %s", error.strerror)
-                self.forest = None
 
 
 def _refusals(combined: Combined) -> list[Dropped]:

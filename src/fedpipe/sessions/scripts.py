@@ -10,7 +10,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from fedpipe.errors import RoundError
-from fedpipe.rounds.closing import EarlySums, close_round, close_vote, in_constant_memory, proposal_of
+from fedpipe.rounds.closing import close_round, close_vote, in_constant_memory, proposal_of
+from fedpipe.rounds.early import EarlySums
 from fedpipe.rounds.history import begun_from, commit, is_aggregated, record_layout
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan

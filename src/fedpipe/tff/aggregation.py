@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from fedpipe import weights
 from fedpipe.aggregation import Combined
-from fedpipe.aggregation.rule import is_float, largest
+from fedpipe.aggregation.arithmetic import is_float, largest
 from fedpipe.errors import CorruptError, NotFoundError, StepError, WeightsError
 from fedpipe.federation.algorithms import AdaptiveNoise, Averaging, FixedNoise, Secure, SecureNoise, TreeNoise
 from fedpipe.federation.federation import Federation

@@ -1,0 +1,128 @@
+"""Arithmetic on several learners' values that gives the same bits on every machine and in any order of arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpipe.errors import WeightsError
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+BLOCK = 3 * 2**15
+"""Elements that are combined at a time: two float64 arrays of a block fit the second-level cache of a core."""
+_STRIP = 2**13
+"""Elements whose distances are measured at a time."""
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Return whether a rule combines this dtype, which includes the small floats of ml_dtypes."""
+    return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float8"))
+
+
+def check_weights(weights: Sequence[float]) -> None:
+    """Raise WeightsError unless every weight is positive and finite."""
+    if not all(np.isfinite(w) and w > 0 for w in weights):
+        raise WeightsError(f"weights must be positive and finite: {list(weights)}")
+
+
+def largest(values: Iterable[Array]) -> Array:
+    """Return the largest value of each coordinate: the rule of all counters."""
+    result: Array | None = None
+    for value in values:
+        result = value.copy() if result is None else np.maximum(result, value, out=result)
+    if result is None:
+        raise WeightsError("there is nothing to compare")
+    return result
+
+
+def total(
+    values: Iterable[Array], weights: Sequence[float], places: Sequence[int] = (), summed: Collection[int] = ()
+) -> Floats:
+    """Return the weighted sum in float64, added up in the binary tree over the places.
+
+    Equal inputs give equal bits, and the sum of a whole subtree may replace its arrays. The error grows with the
+    logarithm of their number (Higham, "The Accuracy of Floating Point Summation", 1993, section 3).
+
+    Args:
+        values: one flat array per learner, each of the same length; taken one at a time.
+        weights: positive, one per array.
+        places: positions of the learners, increasing; 0, 1, 2, ... by default.
+        summed: positions of arrays that are weighted sums of a subtree, in float64, at the place of its first learner.
+
+    Raises:
+        WeightsError: no values, or weights that are not positive and finite.
+    """
+    check_weights(weights)
+    stack: list[tuple[int, Floats]] = []
+    spare: list[Floats] = []
+    for position, (value, weight) in enumerate(zip(values, weights, strict=True)):
+        place = places[position] if places else position
+        while len(stack) > 1 and level(stack[-2][0], stack[-1][0]) < level(stack[-1][0], place):
+            free = _merged(stack)
+            spare += [free] if free.flags.writeable else []
+        if position in summed:
+            stack.append((place, value))
+            continue
+        # Casting first is faster than a ufunc over mixed dtypes, which casts in small buffers.
+        part = spare.pop() if spare else np.empty(value.shape, np.float64)
+        np.copyto(part, value, casting="unsafe")
+        if weight != 1:
+            np.multiply(part, weight, out=part)
+        stack.append((place, part))
+    if not stack:
+        raise WeightsError("there is nothing to add")
+    while len(stack) > 1:
+        _merged(stack)
+    result = stack[0][1]
+    return result if result.flags.writeable else result.copy()
+
+
+def level(left: int, right: int) -> int:
+    """Return the height of the lowest subtree that holds both places.
+
+    >>> [level(0, 1), level(2, 3), level(1, 2), level(0, 7)]
+    [1, 1, 2, 3]
+    """
+    return (left ^ right).bit_length()
+
+
+def _merged(stack: list[tuple[int, Floats]]) -> Floats:
+    """Add the last sum to the one before it; return the array that is free now."""
+    (place, left), (_, right) = stack[-2:]
+    if not left.flags.writeable:  # the bytes of a file; a sum does not depend on the order of two
+        left, right = (right, left) if right.flags.writeable else (left.copy(), right)
+    np.add(left, right, out=left)
+    stack[-2:] = [(place, left)]
+    return right
+
+
+def add_distances(values: Sequence[Array], distances: Floats) -> None:
+    r"""Add a block's part of the squared distance between each two learners to a symmetric matrix.
+
+    .. math:: D_{ij} \leftarrow D_{ij} + \sum_c (x_{ic} - x_{jc})^2
+
+    Differences are taken first, in float64: the shorter form with inner products cancels where updates are close. The
+    sums are NumPy's own, for those of a BLAS depend on the machine.
+
+    Args:
+        values: one flat array per learner, each of the same length.
+        distances: the matrix, which is changed.
+    """
+    count, length = len(values), values[0].size
+    rows, scratch = (np.empty((count, min(length, _STRIP))) for _ in range(2))
+    for start in range(0, length, _STRIP):
+        size = min(_STRIP, length - start)
+        for row, value in zip(rows, values, strict=True):
+            np.copyto(row[:size], value[start : start + size], casting="unsafe")
+        for i in range(count - 1):
+            apart = scratch[i + 1 :, :size]
+            np.subtract(rows[i + 1 :, :size], rows[i, :size], out=apart)
+            np.multiply(apart, apart, out=apart)
+            part = apart.sum(axis=1)
+            distances[i, i + 1 :] += part
+            distances[i + 1 :, i] += part

@@ -1,0 +1,71 @@
+"""Sums of a round that grow while updates are awaited, so that less is left to do at its closing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from fedpipe.aggregation import Forest
+from fedpipe.errors import CorruptError, DroppedError, TooLargeError
+from fedpipe.rounds.closing import places_of, rule_of, source_of
+from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.updates import check_update, find_update
+from fedpipe.store import Store
+from fedpipe.weights import Layout
+
+log = logging.getLogger("fedpipe")
+
+
+class EarlySums:
+    """Adds updates up while others are awaited; see `sessions.phases.Early`.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        previous: the record of the round before.
+        forest: the sums.
+    """
+
+    def __init__(self, store: Store, plan: Plan, previous: Record, forest: Forest) -> None:
+        self._store, self._plan, self._previous = store, plan, previous
+        self.forest: Forest | None = forest
+
+    @classmethod
+    def plant(
+        cls, store: Store, plan: Plan, previous: Record, layout: Layout, asked: Collection[str], folder: Path
+    ) -> EarlySums | None:
+        """Begin the sums of a round; None when the rule needs single updates, or the model is small.
+
+        Args:
+            store: the federation's store.
+            plan: the run's plan.
+            previous: the record of the round before.
+            layout: of the model.
+            asked: the learners that the round asks.
+            folder: where the sums are kept.
+        """
+        places = places_of(plan)
+        forest = Forest.plant(store, layout, rule_of(plan), [places[name] for name in asked], folder)
+        return None if forest is None else cls(store, plan, previous, forest)
+
+    def take(self, learner: str) -> None:
+        """Fetch a learner's update and add it; the closing reports what is wrong with it."""
+        if self.forest is None:
+            return
+        number, base = self._previous.round + 1, self._previous.weights
+        with contextlib.suppress(DroppedError, CorruptError, TooLargeError):
+            update = find_update(self._store, learner, self._plan.run, number)
+            if update is None:
+                return
+            check_update(
+                update, federation=self._plan.federation.name, run=self._plan.run, number=number, learner=learner,
+                base=base,
+            )  # fmt: skip
+            try:
+                self.forest.add(source_of(self._plan, update))
+            except OSError as error:  # no space to keep it: the closing streams from the store
+                log.warning("updates are not added before all have arrived: %s", error.strerror)
+                self.forest = None
