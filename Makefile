@@ -7,7 +7,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup setup-tff setup-bench demo test test-fast faults check bench lock docs images e2e clean
+.PHONY: help setup setup-tff setup-bench demo test test-fast faults check cover mutants bench lock docs images e2e clean
 
 help: ## list the words
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,13 +46,19 @@ demo: setup ## train five learners on handwritten digits, and show the report
 	$(BIN)/fedpipe run demo/federation.yaml --out demo/out
 
 test: setup setup-tff ## run every test
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --durations=10 --durations-min=1
+
+cover: setup setup-tff ## run every test, and list the lines that none of them runs
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --cov --cov-report=term-missing:skip-covered
 
 test-fast: setup ## run the tests that take seconds
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup -m "not heavy"
 
 faults: setup ## 1000 disturbed sessions of real processes, 10 000 simulated ones (about half an hour)
 	FEDPIPE_FAULTS=1000 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/faults
+
+mutants: setup ## change 200 operators and constants, one at a time; 85 % must be noticed (about ten minutes)
+	$(BIN)/python -m tests.mutants --jobs $(PYTEST_WORKERS)
 
 check: setup ## ruff, mypy, import rules, generated docs, English
 	$(BIN)/ruff check .

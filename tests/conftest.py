@@ -11,12 +11,18 @@ from hypothesis import settings
 
 from fedpipe.store import MemoryStore
 from tests import servers
+from tests.faults import seeds
 
 pytest.register_assert_rewrite("fedpipe.store.testing")
 settings.register_profile("untimed", deadline=None)  # a slow moment of the machine is no failure
 settings.load_profile("untimed")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # tests give the same numbers with and without a GPU
+
+
+def pytest_report_header() -> str:
+    """Returns the seed with which a run's faults can be repeated."""
+    return f"faults: FEDPIPE_FAULT_SEED={seeds.FIRST}"
 
 
 @pytest.fixture(scope="session", params=["minio", "versitygw"])

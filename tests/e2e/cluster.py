@@ -25,19 +25,9 @@ from Crypto.PublicKey import RSA
 
 from tests import binaries
 
-HERE = Path(__file__).parent
 HOST, NODE = "10.97.0.1", "10.97.0.2"
 PODS, SERVICES, DNS = "10.98.0.0/24", "10.96.0.0/24", NODE
 NAME = "fedpipe-e2e"
-BINARIES = {
-    "etcd": "go.etcd.io/etcd/server/v3",
-    "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
-    "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
-    "kube-proxy": "k8s.io/kubernetes/cmd/kube-proxy",
-    "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
-    "kubelet": "k8s.io/kubernetes/cmd/kubelet",
-    "pause": "./pause",
-}
 TOOLS = ("containerd", "runc", "podman", "debootstrap", "iptables", "ip", "nsenter", "dnsmasq", "conntrack")
 PACKAGES = (
     "containerd runc podman debootstrap iptables iproute2 util-linux dnsmasq-base conntrack containernetworking-plugins"
@@ -97,19 +87,10 @@ def missing() -> str:
     return "" if probe.returncode == 0 else "it may not make a network namespace"
 
 
-def find_binaries() -> dict[str, Path]:
-    """Kubernetes' binaries, built with Go when they are not kept from an earlier time."""
-    version = "v" + (HERE / "go.mod").read_text().partition("k8s.io/kubernetes v")[2].split()[0]
-    major, minor = version[1:].split(".")[:2]
-    where = "k8s.io/component-base/version"
-    flags = f"-X {where}.gitVersion={version} -X {where}.gitMajor={major} -X {where}.gitMinor={minor}"
-    return binaries.build("kubernetes", HERE, BINARIES, flags)
-
-
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Cluster]:
     """Starts the cluster, and ends all that belongs to it."""
-    programs = find_binaries()
+    programs = binaries.find_kubernetes()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_network())
         stack.callback(_unmount, folder)

@@ -35,7 +35,6 @@ from tests.e2e.cluster import Cluster
 from tests.e2e.images import REGISTRY
 from tests.e2e.sites import JOB, POOL, Site, secret
 
-NAMES = ("core", "keras", "tff", "serve")
 ON_NODE = ("core", "keras", "serve")
 """The image of TFF runs in test_images.py: to copy its 3 GB takes a minute."""
 ENDPOINT = f"http://{clusters.NODE}:9000"
@@ -47,7 +46,7 @@ def programs(containers: None) -> Iterator[Future[None]]:
     """What is built with Go the first time, begun beside the images: those wait for downloads and disks."""
 
     def build() -> None:
-        clusters.find_binaries()
+        binaries.find_kubernetes()
         for name in ("minio", "helm"):
             binaries.find_binary(name)
 
@@ -58,18 +57,15 @@ def programs(containers: None) -> Iterator[Future[None]]:
 @pytest.fixture(scope="session")
 def built(containers: None, programs: Future[None]) -> dict[str, str]:
     """Digests of the images, built from this work tree."""
-    return images.build(NAMES)
+    return images.build()
 
 
 @pytest.fixture(scope="session")
-def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def containers() -> Iterator[None]:
     """Settings with which podman works on machines of few rights."""
     if lacking := clusters.missing():
         pytest.fail(f"no cluster can run here: {lacking}")
-    config = tmp_path_factory.mktemp("podman") / "containers.conf"
-    config.write_text(images.CONTAINERS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CONTAINERS_CONF", str(config))
+    with images.podman_settings():
         yield
 
 

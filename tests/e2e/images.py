@@ -1,17 +1,26 @@
-"""The images of this work tree, built by `images/build` over a base of Debian's own packages: no registry is needed."""
+"""The images of this work tree, built by `images/build` over a base of Debian's own packages: no registry is needed.
+
+Podman keeps the layers: one with the packages of a lock is built again when the lock, `images/install` or the base
+changes, and a change of fedpipe's code rebuilds only the layer with the code. `python -m tests.e2e.images` builds all.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests import binaries
 from tests.e2e.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
+NAMES = ("core", "keras", "tff", "serve")
 BASE, REGISTRY = "localhost/fedpipe-base:bookworm", "fedpipe.test/fedpipe"
 # This machine may lack CAP_SYS_RESOURCE, and then neither crun nor podman's default limits work.
 CONTAINERS = """[containers]
@@ -23,7 +32,17 @@ events_logger = "file"
 """
 
 
-def build(names: tuple[str, ...]) -> dict[str, str]:
+@contextlib.contextmanager
+def podman_settings() -> Iterator[None]:
+    """Makes podman work on machines of few rights, here and in what is started here."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        config = Path(folder) / "containers.conf"
+        config.write_text(CONTAINERS)
+        patch.setenv("CONTAINERS_CONF", str(config))
+        yield
+
+
+def build(names: tuple[str, ...] = NAMES) -> dict[str, str]:
     """Builds images, and returns their digests by name."""
     environment = {
         **os.environ, "BUILDER": "podman", "REGISTRY": REGISTRY, "BASE_IMAGE": BASE, "BUILD_FLAGS": "--network host",
@@ -70,3 +89,8 @@ def _checked(command: list[str], environment: dict[str, str]) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{command[0]}: {done.stdout[-1500:]}{done.stderr[-1500:]}")
+
+
+if __name__ == "__main__":
+    with podman_settings():
+        build()

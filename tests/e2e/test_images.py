@@ -18,9 +18,8 @@ from fedpipe.version import __version__
 from tests import servers
 from tests.e2e import cluster as clusters
 from tests.e2e.cluster import Cluster
-from tests.e2e.conftest import NAMES
 from tests.e2e.driver import FailedError, Pipeline
-from tests.e2e.images import REGISTRY
+from tests.e2e.images import NAMES, REGISTRY
 from tests.e2e.sites import Site
 
 LOCKS = {name: name for name in NAMES} | {"keras": os.environ.get("LOCK", "keras")}

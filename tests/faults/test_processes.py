@@ -1,6 +1,6 @@
 """Sessions of real processes that are killed, on a folder, on MinIO and on VersityGW, servers killed as well.
 
-A seed draws the faults. `FEDPIPE_FAULTS` says how many sessions are disturbed: 100 by default, 1000 in `make faults`.
+A seed of tests/faults/seeds.py draws the faults: 100 sessions are disturbed by default, 1000 in `make faults`.
 The processes are forked from a server that has no threads: a fork of this one, while the proxy's threads run, could
 take a lock along that nobody opens.
 """
@@ -12,7 +12,6 @@ import datetime
 import faulthandler
 import logging
 import multiprocessing
-import os
 import resource
 import shutil
 import signal
@@ -39,12 +38,12 @@ from fedpipe.steps import learn
 from fedpipe.steps.initialise import begin
 from fedpipe.store import Store, keys, open_store
 from tests import servers
+from tests.faults import seeds
 from tests.faults.invariants import check
 from tests.faults.proxy import disturbing
 from tests.faults.stores import killing
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan
 
-COUNT = int(os.environ.get("FEDPIPE_FAULTS", "100"))
 KINDS = ("folder", "minio", "folder", "versitygw")  # of seeds 0, 1, 2, 3, 4, ... in turn
 ROUNDS, NAMES, DEADLINE = 3, ("a", "b", "c"), 6.0
 PARTS = 8
@@ -283,7 +282,7 @@ def _skew(seconds: float) -> None:
 @pytest.mark.usefixtures("s3_keys")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_invariants_hold_wherever_processes_die(part: int, running: Callable[[str], Server]) -> None:
-    for seed in range(part, COUNT, PARTS):
+    for seed in seeds.drawn(part, PARTS, seeds.COUNT):
         kind = KINDS[seed % len(KINDS)]
         with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
             folder = Path(name)
@@ -300,4 +299,4 @@ def test_invariants_hold_wherever_processes_die(part: int, running: Callable[[st
             try:
                 disturbed.run()
             except Exception as error:
-                raise AssertionError(f"seed {seed} on {kind}: {'; '.join(disturbed.faults)}") from error
+                raise AssertionError(f"{seeds.how_to_repeat(seed)} on {kind}: {'; '.join(disturbed.faults)}") from error

@@ -1,11 +1,10 @@
 """Thousands of disturbed sessions under a simulated clock: whatever happens, the invariants hold at the end.
 
-`FEDPIPE_FAULTS` says how many of them real processes go through; here it is ten times as many.
+tests/faults/seeds.py draws the faults; they are ten times as many as those of real processes.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -19,13 +18,14 @@ from fedpipe.sessions.board import Board
 from fedpipe.sessions.scripts import script_of
 from fedpipe.steps.initialise import begin
 from fedpipe.store import Store, keys
+from tests.faults import seeds
 from tests.faults.invariants import check
 from tests.faults.stores import HookedStore, killing
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan
 from tests.sessions import toy
 from tests.simulation import Actor, World, answering, attendance, coordinator
 
-COUNT = 10 * int(os.environ.get("FEDPIPE_FAULTS", "100"))
+COUNT = 10 * seeds.COUNT
 PARTS = 20
 ROUNDS = 4
 ALGORITHMS: list[Any] = [
@@ -179,12 +179,12 @@ class Disturbed:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_invariants_hold_whatever_happens(part: int) -> None:
-    for seed in range(part, COUNT, PARTS):
+    for seed in seeds.drawn(part, PARTS, COUNT):
         disturbed = Disturbed(seed)
         try:
             disturbed.run()
         except Exception as error:
-            raise AssertionError(f"seed {seed}: {'; '.join(disturbed.faults)}") from error
+            raise AssertionError(f"{seeds.how_to_repeat(seed)}: {'; '.join(disturbed.faults)}") from error
 
 
 def test_the_plan_is_not_part_of_what_is_drawn() -> None:

@@ -1,0 +1,33 @@
+"""Timings of steps: the first counts, and what is not one is left out."""
+
+from __future__ import annotations
+
+from fedpipe.rounds.timings import Timing, find_timing, note, read_timings
+from fedpipe.store import MemoryStore
+
+START = Timing(step="initialise", started=1.0, seconds=2.0)
+TRAIN = Timing(step="train", learner="a", round=3, started=4.0, seconds=5.0)
+
+
+def test_each_is_found_again(store: MemoryStore) -> None:
+    note(store, "r1", START)
+    note(store, "r1", TRAIN)
+    assert find_timing(store, "r1", 0, "initialise") == START
+    assert find_timing(store, "r1", 3, "train", "a") == TRAIN
+    assert find_timing(store, "r1", 3, "train") is None
+    assert set(read_timings(store, "r1", ("a", "b"))) == {START, TRAIN}
+    assert set(read_timings(store, "r2", ("a",))) == set()
+
+
+def test_the_first_counts(store: MemoryStore) -> None:
+    note(store, "r1", TRAIN)
+    note(store, "r1", Timing(step="train", learner="a", round=3, started=9.0, seconds=0.1))
+    assert list(read_timings(store, "r1", ("a",))) == [TRAIN]
+
+
+def test_what_is_not_one_is_left_out(store: MemoryStore) -> None:
+    note(store, "r1", TRAIN)
+    store.create("runs/r1/0/initialise.time", b"?")
+    store.create("runs/r1/1/record", b"?")
+    assert find_timing(store, "r1", 0, "initialise") is None
+    assert list(read_timings(store, "r1", ("a",))) == [TRAIN]
