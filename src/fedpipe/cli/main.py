@@ -270,9 +270,9 @@ def _near(command: Callable[..., None]) -> Callable[..., None]:
         if ".svc" not in uri:
             command(**given)
             return
-        from fedpipe.kubeflow.forwarding import reached
+        from fedpipe.kubeflow.forwarding import reachable_store
 
-        with reached(uri, Where(context=given.get("context", ""))) as near:
+        with reachable_store(uri, Where(context=given.get("context", ""))) as near:
             command(**{**given, "store": near})
 
     return nearer
