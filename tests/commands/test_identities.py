@@ -323,7 +323,7 @@ class TestSign:
     def test_versions_from_before_are_served_again(self, published: Path) -> None:
         def served(version: int) -> bytes:
             catalogue = Catalogue(locate(source=published))
-            catalogue.look()
+            catalogue.list_models()
             return catalogue.fetch(ModelVersion("m", version))
 
         assert served(1) == softmax(1)

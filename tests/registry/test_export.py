@@ -121,13 +121,13 @@ def test_the_model_tells_its_signature_under_its_own_digest(store: MemoryStore) 
         shards[name] = put_shard(store, name, {"train": part})[1]
     plan = msgspec.structs.replace(plan, shards=shards)
     data, origin = verified(store, plan, digest)
-    signature = open_model(data).signature
+    card = open_model(data).card
     assert origin.digest == digest_of(data)
-    assert signature.classes == ("no", "maybe", "yes")
-    assert signature.labels == {"0": 1, "1": 3, "2": 1}
-    assert signature.spread is not None
-    assert signature.spread.mean == pytest.approx(X.mean(), rel=1e-5)
-    assert signature.spread.maximum == X.max()
+    assert card.classes == ("no", "maybe", "yes")
+    assert card.labels == {"0": 1, "1": 3, "2": 1}
+    assert card.spread is not None
+    assert card.spread.mean == pytest.approx(X.mean(), rel=1e-5)
+    assert card.spread.maximum == X.max()
     assert verified(store, plan, digest)[0] == data
 
 

@@ -672,7 +672,7 @@ def predict(
         opened = RemoteModel(model)
     else:
         opened = open_model(Path(model))
-    features, labels = read_features(data, opened.inputs[0], opened.signature.spread)
+    features, labels = read_features(data, opened.inputs[0], opened.card.spread)
     found = predict_batch(opened, features)
     table = Table(
         "example",
@@ -766,9 +766,11 @@ def serve(
     )  # fmt: skip
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fedpipe").setLevel(logging.INFO)
-    place = locate(source=_named(file, store, models), store=store, folder=models)
+    location = locate(source=_named(file, store, models), store=store, folder=models)
     serve_models(
-        place, options, told=lambda address: err.print(f"serving at {address}", highlight=False, soft_wrap=True)
+        location,
+        options,
+        on_listening=lambda address: err.print(f"serving at {address}", highlight=False, soft_wrap=True),
     )
 
 
@@ -814,11 +816,11 @@ def promote(
     """Decide which version of a model answers; servers follow within seconds."""
     from fedpipe.serving.catalogue import locate
     from fedpipe.serving.promotion import promote as decide
-    from fedpipe.serving.promotion import rule_for
+    from fedpipe.serving.promotion import split_for
 
-    home = locate(source=_named(file, store, models), store=store, folder=models).home_of(name).models
-    rule = decide(home, name, rule_for(home, name, version, latest=latest, canary=canary)).rule
-    out.print(f"{name}: {_escaped(str(rule))} from now on", highlight=False, soft_wrap=True)
+    home = locate(source=_named(file, store, models), store=store, folder=models).find_folder(name).models
+    split = decide(home, name, split_for(home, name, version, latest=latest, canary=canary)).split
+    out.print(f"{name}: {_escaped(str(split))} from now on", highlight=False, soft_wrap=True)
 
 
 @app.command(

@@ -42,7 +42,7 @@ class OnnxModel:
         self._session = session
         self.inputs = [_spec(value, where) for value in session.get_inputs()]
         self.outputs = [_spec(value, where) for value in session.get_outputs()]
-        self.signature = read_card(session.get_modelmeta().custom_metadata_map, where=where)
+        self.card = read_card(session.get_modelmeta().custom_metadata_map, where=where)
         self.provider = session.get_providers()[0]
 
     def run(self, feed: dict[str, Array], options: Any = None) -> list[Array]:
@@ -105,7 +105,7 @@ class Predictor(Protocol):
 
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
-    signature: Card
+    card: Card
 
     def run(self, feed: dict[str, Array]) -> list[Array]:
         """All outputs for inputs that have the model's dtypes."""
@@ -151,6 +151,6 @@ def predict(model: str | Path | Predictor, features: npt.ArrayLike) -> Predictio
     outputs = loaded.run({wanted.name: x.astype(wanted.dtype, copy=False)})[0]
     if outputs.ndim == 2 and outputs.shape[1] > 1 and np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
         classes = np.argmax(outputs, axis=1)
-        names = loaded.signature.classes if len(loaded.signature.classes) == outputs.shape[1] else ()
+        names = loaded.card.classes if len(loaded.card.classes) == outputs.shape[1] else ()
         return Prediction(outputs, classes, outputs[np.arange(len(outputs)), classes], names)
     return Prediction(outputs, None, None)

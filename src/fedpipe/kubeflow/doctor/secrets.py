@@ -42,9 +42,8 @@ def _check_secret(cluster: Kubernetes, name: str, owners: list[str], keys: tuple
     except ClusterError as error:
         if error.status == 403:
             return Finding("warning", subject, f"{of_owners}: you are not allowed to read it")
-        remedy = (
-            f"Apply the one that `fedpipe enroll` writes: kubectl apply -n {cluster.namespace} -f keys/NAME.secret.yaml"
-        )
+        apply = f"kubectl apply -n {cluster.namespace} -f keys/NAME.secret.yaml"
+        remedy = f"Apply the one that `fedpipe enroll` writes: {apply}"
         return Finding("error", subject, f"{of_owners}: {error.what}", remedy)
     missing = [key for key in keys if not data.get(key)]
     if missing:
