@@ -114,7 +114,7 @@ def test_a_model_of_text_is_refused() -> None:
         [value("x", TensorProto.STRING, ["n"])],
         [value("y", TensorProto.STRING, ["n"])],
     )
-    with pytest.raises(CorruptError, match=r"'x' is a tensor\(string\), which is no array of numbers"):
+    with pytest.raises(CorruptError, match=r"'x' is a tensor\(string\), not an array of numbers"):
         load(ENTRY, onnx_model(graph), threads=1)
 
 
