@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpipe.data.exploration import Exploration, View, advice, apartness, distances, heterogeneity
+from fedpipe.data.exploration import Exploration, View, advice, distances, distances_from_all, heterogeneity
 from fedpipe.reports.plots import COLOURS, figure_of, svg
 
 MOST_PICTURED = 24
@@ -52,7 +52,7 @@ def render_markdown(exploration: Exploration) -> str:
 
 def table(exploration: Exploration) -> list[dict[str, str]]:
     """A row per learner, all as text."""
-    apart = apartness(exploration).tolist() if exploration.classes else []
+    apart = distances_from_all(exploration).tolist() if exploration.classes else []
     return [_row(view, f"{apart[k]:.3f}" if apart else "") for k, view in enumerate(exploration.views)]
 
 
