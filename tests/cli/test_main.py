@@ -82,7 +82,7 @@ def test_compile(fedpipe: Callable[..., Result], digits: Path) -> None:
     done = fedpipe("compile", digits / "federation.yaml", "-o", "pipeline.yaml")
     assert done.code == 0
     assert "16, in 32 pods" in done.out
-    assert "the store is a folder of this machine" in done.err
+    assert "the store is a folder on this machine" in done.err
     assert Path("pipeline.yaml").exists()
     assert "is not a .yaml file" in fedpipe("compile", digits / "federation.yaml", "-o", "pipeline.json").err
 
@@ -114,7 +114,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no build": (lambda d: change(d, "model.py", "def build", "def make"), "model.py: there is no function 'build'"),
     "not compiled": (lambda d: change(d, "model.py", "model.compile(", "dict("), "the model is not compiled"),
     "syntax": (lambda d: change(d, "model.py", "return model", "return model)"), "SyntaxError"),
-    "no model.py": (lambda d: (d / "model.py").unlink(), "model.py: cannot be read"),
+    "no model.py": (lambda d: (d / "model.py").unlink(), "model.py: the file cannot be read"),
     "too few outputs": (lambda d: change(d, "model.py", "Dense(10", "Dense(9"), "the labels go from 0 to 9, the model has 9 outputs"),
     "wrong input": (lambda d: change(d, "model.py", "(8, 8, 1)", "(8, 8, 3)"), "the features have shape (8, 8, 1), the model takes (8, 8, 3)"),
     "negative labels": (lambda d: with_labels(d, lambda y: y - 1), "the labels go from -1 to 8"),
@@ -295,7 +295,7 @@ def test_export_before_anything_was_trained(fedpipe: Callable[..., Result], digi
 
 def test_an_unknown_parameter(fedpipe: Callable[..., Result], digits: Path) -> None:
     done = fedpipe("run", digits / "federation.yaml", "-p", "learning=1")
-    assert "unknown parameter 'learning'. Known: batch_size, data" in done.err
+    assert "unknown parameter 'learning'. Choose one of: batch_size, data" in done.err
 
 
 @pytest.mark.parametrize("word", ["init", "check", "compile", "run", "plot", "report", "export", "predict", "step"])
