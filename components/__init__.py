@@ -1,6 +1,6 @@
-"""The components: one container each, with the same name as its body in `fedpipe.steps`.
+"""Defines the components: one container each, with the same name as its body in `fedpipe.steps`.
 
-They serve in any KFP pipeline: `from fedpipe.components import shard, initialise, train`.
+They can be used in any KFP pipeline: `from fedpipe.components import shard, initialise, train`.
 """
 
 from fedpipe.components.aggregate import aggregate

@@ -1,4 +1,4 @@
-"""What the containers of all components share."""
+"""Builds the containers of all components."""
 
 from kfp import dsl
 
@@ -9,12 +9,12 @@ REGISTRY = "fedpipe"
 
 
 def image(environment: str) -> str:
-    """The image of an environment; `images` of the federation file replaces it when a pipeline is compiled."""
+    """Returns the image of an environment, which compilation replaces by `images` of the federation file."""
     return f"{REGISTRY}/{environment}:{__version__}"
 
 
 def container(step: str) -> dsl.ContainerSpec:
-    """`fedpipe step NAME '{{$}}'`: the backend tells components apart by this command, so each has its own."""
+    """Returns the container of `fedpipe step NAME '{{$}}'`; KFP's backend identifies a component by its command."""
     return dsl.ContainerSpec(
         image=image(STEPS[step]),
         command=["fedpipe", "step", step],
