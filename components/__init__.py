@@ -1,7 +1,7 @@
-"""The components: one container each, with the same name as its body in `fedpipe.steps`.
+"""Defines the components: one container each, with the same name as its body in `fedpipe.steps`.
 
-They serve in any KFP pipeline: `from fedpipe.components import shard, initialise, train`. One that must run in another
-image than its own is made by `container.in_environment`, such as `train` in `tff` for private training.
+They can be used in any KFP pipeline: `from fedpipe.components import shard, initialise, train`. To run one in another
+image, such as `train` in `tff` for private training, use `container.in_environment`.
 """
 
 from fedpipe.components.aggregate import aggregate

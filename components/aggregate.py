@@ -17,10 +17,10 @@ def aggregate(
     """Combines the valid updates of a round into the next global weights and commits the round.
 
     Args:
-        place: Where the run is.
+        place: Location of the run.
         round: Number of the round, from 1.
-        base: Digest of the weights that the round began with.
-        updates: What the learners' steps gave.
+        base: Digest of the weights at the start of the round.
+        updates: Outputs `update` of the learners' steps.
         weights: Digest of the next global weights.
         model: The global model of the round, with its metrics.
     """

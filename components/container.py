@@ -1,4 +1,4 @@
-"""What the containers of all components share."""
+"""Builds the containers of all components."""
 
 import contextlib
 import functools
@@ -16,12 +16,12 @@ _CHOSEN: ContextVar[str] = ContextVar("environment", default="")
 
 
 def image(environment: str) -> str:
-    """The image of an environment; `images` of the federation file replaces it when a pipeline is compiled."""
+    """Returns the image of an environment, which compilation replaces by `images` of the federation file."""
     return f"{REGISTRY}/{environment}:{__version__}"
 
 
 def container(step: str) -> dsl.ContainerSpec:
-    """`fedpipe step NAME '{{$}}'`: the backend tells components apart by this command, so each has its own."""
+    """Returns the container of `fedpipe step NAME '{{$}}'`; KFP's backend identifies a component by its command."""
     return dsl.ContainerSpec(
         image=image(_CHOSEN.get() or ENVIRONMENTS[step]),
         command=["fedpipe", "step", step],

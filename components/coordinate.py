@@ -1,4 +1,4 @@
-"""The coordinator of a session."""
+"""Coordinates a session."""
 
 from kfp import dsl
 
@@ -15,15 +15,15 @@ def coordinate(
     last: int = 0,
     job: str = "",
 ):
-    """Asks the learners round after round, combines what they offer, counts their votes and commits each round.
+    """Requests updates in each round, combines them, counts votes and commits the round.
 
     Args:
-        place: Where the run is.
+        place: Location of the run.
         first: First round of the session.
-        last: Last round of the session; 0 is the run's.
-        job: The pipeline job, which tells this session from an earlier one of the run.
+        last: Last round of the session; 0 stands for the last round of the run.
+        job: Id of the pipeline job, to distinguish this session from earlier ones of the run.
         weights: Digest of the global weights after the session.
-        rounds: How many rounds of the run are committed.
+        rounds: Number of committed rounds of the run.
         model: The global model after the session, with the metrics of its last round.
     """
     return container("coordinate")

@@ -14,14 +14,14 @@ def evaluate(
     weights: str,
     scores: list = [],
 ):
-    """Evaluates the final model on the central test set and over what the learners measured.
+    """Evaluates the final model on the central test set, and by the learners' scores.
 
     Args:
-        place: Where the run is.
+        place: Location of the run.
         weights: Digest of the weights.
-        scores: What the learners' score steps gave.
-        evaluation: All numbers.
-        metrics: The main numbers.
+        scores: Outputs `score` of the learners' score steps.
+        evaluation: All results.
+        metrics: The main results.
         confusion: The confusion matrix.
     """
     return container("evaluate")

@@ -1,4 +1,4 @@
-"""Shows what the learners hold."""
+"""Explores the learners' data."""
 
 from kfp import dsl
 
@@ -10,10 +10,10 @@ def explore(page: dsl.Output[dsl.HTML], table: dsl.Output[dsl.Markdown], place: 
     """Shows labels, pictures and features of each learner's shard, and how much learners differ.
 
     Args:
-        place: Where the run is.
+        place: Location of the run.
         shards: Digests of the shards.
         federation: The federation file as JSON text.
         page: The page with pictures.
-        table: Its table.
+        table: The table of the page.
     """
     return container("explore")

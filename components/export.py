@@ -7,12 +7,12 @@ from fedpipe.components.container import container
 
 @dsl.container_component
 def export(model: dsl.Output[dsl.Model], onnx: dsl.OutputPath(dict), place: dict, weights: str):
-    """Converts weights to ONNX, compares the answers with Keras's, and publishes the next version.
+    """Converts weights to ONNX, compares its outputs with those of Keras, and publishes the next version.
 
     Args:
-        place: Where the run is.
+        place: Location of the run.
         weights: Digest of the weights.
-        onnx: Version, key, digest and the largest difference.
+        onnx: Version, key, digest and largest difference of the outputs.
         model: The published model.
     """
     return container("export")

@@ -1,4 +1,4 @@
-"""Makes the plan and the first global weights."""
+"""Creates the plan and the first global weights."""
 
 from kfp import dsl
 
@@ -23,22 +23,22 @@ def initialise(
     patience: int = 0,
     max_seconds: float = 0.0,
 ):
-    """Makes the plan, the first global weights and round 0.
+    """Creates the plan, the first global weights and round 0.
 
     Args:
-        place: Where the run is.
-        shards: What `shard` made.
+        place: Location of the run.
+        shards: Output `shards` of the shard step.
         federation: The federation file as JSON text.
         code: The text of model.py.
-        rounds: Rounds of the run; 0 leaves the federation's.
-        learning_rate: Of the local optimizers; 0 leaves the federation's.
-        local_epochs: Passes per round; 0 leaves the federation's.
-        batch_size: Examples per step; 0 leaves the federation's.
-        min_learners: The quorum; 0 leaves the federation's.
-        deadline: Seconds for a learner's training; 0 leaves the federation's.
-        patience: Rounds without an improvement after which a session ends; 0 leaves the federation's.
-        max_seconds: Age of a run at which a session begins no more round; 0 leaves the federation's.
-        placed: The place with the digest of the plan.
+        rounds: Rounds of the run; 0 keeps the federation's.
+        learning_rate: Learning rate of the local optimizers; 0 keeps the federation's.
+        local_epochs: Local epochs per round; 0 keeps the federation's.
+        batch_size: Examples per training step; 0 keeps the federation's.
+        min_learners: The quorum; 0 keeps the federation's.
+        deadline: Seconds for a learner's training; 0 keeps the federation's.
+        patience: Rounds without improvement after which a session ends; 0 keeps the federation's.
+        max_seconds: Age of a run after which a session starts no further round; 0 keeps the federation's.
+        placed: Location of the run, with the digest of its plan.
         weights: Digest of the first global weights.
         model: The first global model.
     """

@@ -1,4 +1,4 @@
-"""A learner's part of a session."""
+"""Takes part in a session as a learner."""
 
 from kfp import dsl
 
@@ -16,16 +16,16 @@ def learn(
     last: int = 0,
     job: str = "",
 ):
-    """Trains and votes whenever the coordinator asks, until the session has ended.
+    """Trains and votes on the coordinator's requests until the session ends.
 
     Args:
-        place: Where the run is.
+        place: Location of the run.
         learner: Name of the learner.
         first: First round of the session.
-        last: Last round of the session; 0 is the run's.
-        job: The pipeline job, which tells this session from an earlier one of the run.
-        trained: How often the learner trained.
-        voted: How often it voted.
-        metrics: The same.
+        last: Last round of the session; 0 stands for the last round of the run.
+        job: Id of the pipeline job, to distinguish this session from earlier ones of the run.
+        trained: Number of trainings.
+        voted: Number of votes.
+        metrics: Both numbers.
     """
     return container("learn")

@@ -1,4 +1,4 @@
-"""Tells what the run did."""
+"""Reports on the run."""
 
 from kfp import dsl
 
@@ -10,9 +10,9 @@ def report(page: dsl.Output[dsl.HTML], place: dict, evaluation: dict = {}, onnx:
     """Writes summary.json and report.html to the store and shows the page.
 
     Args:
-        place: Where the run is.
-        evaluation: What `evaluate` gave.
-        onnx: What `export` gave.
+        place: Location of the run.
+        evaluation: Output of the evaluate step.
+        onnx: Output of the export step.
         page: The report.
     """
     return container("report")

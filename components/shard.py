@@ -15,15 +15,15 @@ def shard(
     data: str = "",
     job: str = "",
 ):
-    """Deals the dataset out to the learners and says where the run is.
+    """Deals the dataset out to the learners, and returns the location of the run.
 
     Args:
         federation: The federation file as JSON text.
         store: URI of the store.
-        run: Name of the run; when empty, it is made from `job`.
-        data: URI of the dataset; when empty, the federation's.
-        job: The KFP job's id.
-        place: Where the run is: what every later step takes.
+        run: Name of the run; derived from `job` if empty.
+        data: URI of the dataset; the federation's if empty.
+        job: Id of the KFP job.
+        place: Location of the run, which every later step takes.
         shards: Digests of the shards and of the central test set.
     """
     return container("shard")

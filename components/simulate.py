@@ -18,12 +18,12 @@ def simulate(
     """Rehearses the federation's rounds on one machine, with TensorFlow Federated.
 
     Args:
-        place: Where the run is.
-        base: Digest of the weights with which the rounds begin.
+        place: Location of the run.
+        base: Digest of the weights at the start of the first round.
         process: Text of the file of `simulation.process`.
         tff_model: Text of the file of `simulation.model`.
         weights: Digest of the weights after the last round.
-        rounds: How many rounds of the run are committed.
+        rounds: Number of committed rounds of the run.
         model: The global model after the last round, with its metrics.
     """
     return container("simulate")

@@ -14,14 +14,14 @@ def tally(
     base: str,
     ballots: list = [],
 ):
-    """Counts the ballots: the candidate becomes the shared model, or nothing changes; commits the round.
+    """Counts the ballots, makes an accepted candidate the shared model, and commits the round.
 
     Args:
-        place: Where the run is.
+        place: Location of the run.
         round: Number of the round, from 1.
-        base: Digest of the weights that the round began with.
-        ballots: What the learners' vote steps gave.
+        base: Digest of the weights at the start of the round.
+        ballots: Outputs `ballot` of the learners' vote steps.
         weights: Digest of the global weights after the vote.
-        model: The global model of the round, and how the vote ended.
+        model: The global model of the round, with the result of the vote.
     """
     return container("tally")

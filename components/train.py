@@ -1,4 +1,4 @@
-"""A learner's part of a round."""
+"""Trains a learner in a round."""
 
 from kfp import dsl
 
@@ -15,15 +15,15 @@ def train(
     round: int,
     base: str,
 ):
-    """Trains one learner from the global weights and publishes its update; a learner that cannot is dropped.
+    """Trains one learner from the global weights and publishes its update; a learner that cannot train is dropped.
 
     Args:
-        place: Where the run is.
+        place: Location of the run.
         learner: Name of the learner.
         round: Number of the round, from 1.
-        base: Digest of the global weights to begin with.
+        base: Digest of the global weights at the start of the round.
         update: Digest of the update's manifest, or `dropped`.
-        weights: Digest of the update's weights; empty when it is dropped.
+        weights: Digest of the update's weights; empty if the learner is dropped.
         metrics: Metrics of the training.
     """
     return container("train")

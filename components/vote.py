@@ -1,4 +1,4 @@
-"""A learner's ballot."""
+"""Casts a learner's ballot."""
 
 from kfp import dsl
 
@@ -16,14 +16,14 @@ def vote(
     candidate: str = "",
     owner: str = "",
 ):
-    """Measures a candidate on one learner's vote part and casts its ballot; a learner that cannot is absent.
+    """Scores a candidate on one learner's vote part and casts its ballot; a learner that cannot vote is absent.
 
     Args:
-        place: Where the run is.
+        place: Location of the run.
         learner: Name of the learner.
-        round: Number of the round; in round 0 the base is scored.
-        base: Digest of the global weights that the round began with.
-        candidate: Digest of the weights to vote on; empty when nobody proposed.
+        round: Number of the round; in round 0, the base is scored.
+        base: Digest of the global weights at the start of the round.
+        candidate: Digest of the weights to vote on; empty without a proposal.
         owner: The learner that proposed them; empty for aggregated weights.
         ballot: `yes`, `no`, `absent` or `none`.
         metrics: Scores of the candidate.

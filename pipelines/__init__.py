@@ -1,1 +1,1 @@
-"""The wiring: each pipeline reads like its algorithm."""
+"""Wires components to pipelines, each of which reads like its algorithm."""

@@ -1,12 +1,12 @@
-"""Collective learning, one step per learner and round.
+"""Wires collective learning, one step per learner and round.
 
 Algorithm (Fetch.ai's colearn), unrolled:
 
     shard the data; initialise w_0; each learner scores w_0
     for each round t = 1, 2, ...:
         the proposer p = (t - 1) mod K:  v_t <- train(p, w_{t-1})
-        for each learner k in parallel:  yes when v_t is strictly better than w_{t-1} on k's vote part
-        tally:  w_t <- v_t when enough approve, else w_{t-1}
+        for each learner k in parallel:  yes if v_t is strictly better than w_{t-1} on k's vote part
+        tally:  w_t <- v_t if enough approve, else w_{t-1}
     each learner scores w_T on its own test part; evaluate; export
 """
 
@@ -18,11 +18,11 @@ from fedpipe.rounds.voting import proposer_of
 
 
 def collective_learning(federation: Federation, federation_json: str, code: str) -> Any:
-    """The pipeline of a federation.
+    """Builds the pipeline of a federation.
 
     Args:
         federation: The federation, for its learners, rounds and placements.
-        federation_json: The same as text, as the steps take it.
+        federation_json: The federation as JSON for the steps.
         code: The text of model.py.
     """
     rounds, vote = federation.training.rounds, federation.vote

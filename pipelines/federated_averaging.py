@@ -1,4 +1,4 @@
-"""Federated averaging, one step per learner and round.
+"""Wires federated averaging, one step per learner and round.
 
 Algorithm (McMahan et al. 2017, "FederatedAveraging"), unrolled:
 
@@ -6,7 +6,7 @@ Algorithm (McMahan et al. 2017, "FederatedAveraging"), unrolled:
     for each round t = 1, 2, ...:
         for each learner k in parallel:  w_t^k <- train(k, w_{t-1})
         w_t <- aggregate(w_t^1, ..., w_t^K)
-        when learners vote:  w_t <- w_{t-1} unless enough of them approve of w_t
+        if learners vote:  w_t <- w_{t-1} unless enough of them approve of w_t
     each learner scores w_T on its own test part; evaluate; export
 """
 
@@ -20,11 +20,11 @@ from fedpipe.pipelines.placement import place_coordinator
 
 
 def federated_averaging(federation: Federation, federation_json: str, code: str) -> Any:
-    """The pipeline of a federation.
+    """Builds the pipeline of a federation.
 
     Args:
         federation: The federation, for its learners, rounds and placements.
-        federation_json: The same as text, as the steps take it.
+        federation_json: The federation as JSON for the steps.
         code: The text of model.py.
     """
     rounds, learners = federation.training.rounds, federation.learners

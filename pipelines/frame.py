@@ -1,4 +1,4 @@
-"""What every pipeline has around its rounds: shard and initialise before, score, evaluate, export and report after."""
+"""Wires the steps around the rounds of every pipeline: shard, initialise; then score, evaluate, export, report."""
 
 import inspect
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.pipelines.placement import form_of_placements, place_coordinator, place_learner, placed_by
 
 Learn = Callable[[Any, Any], Any]
-"""Takes the place of the run and the first weights, both as outputs of a step; returns the last weights."""
+"""Takes the location of the run and the first weights, both as outputs of a step; returns the last weights."""
 Look = Callable[[Any, Any], None]
-"""Takes the place of the run and the shards, both as outputs of a step."""
+"""Takes the location of the run and the shards, both as outputs of a step."""
 
 
 def component(federation: Federation, step: str, learner: str = "") -> Any:
@@ -26,15 +26,15 @@ def framed(
     federation: Federation, federation_json: str, code: str, description: str, learn: Learn, *,
     look: Look = lambda *_: None, scored: bool = True,
 ) -> Any:  # fmt: skip
-    """A pipeline of a federation.
+    """Builds a pipeline of a federation.
 
     Args:
         federation: The federation, for its learners, rounds and placements.
-        federation_json: The same as text, as the steps take it.
+        federation_json: The federation as JSON for the steps.
         code: The text of model.py.
-        description: What the UI says of it.
+        description: Description in the UI.
         learn: Wires the rounds.
-        look: Wires what looks at the data first.
+        look: Wires a first step that explores the data.
         scored: Whether learners score the last model, each on its own test part.
     """
 
@@ -49,12 +49,9 @@ def framed(
         place_coordinator(shard, federation, "shard")
         look(shard.outputs["place"], shard.outputs["shards"])
         begun = component(federation, "initialise")(
-            place=shard.outputs["place"],
-            shards=shard.outputs["shards"],
-            federation=federation_json,
-            code=code,
+            place=shard.outputs["place"], shards=shard.outputs["shards"], federation=federation_json, code=code,
             **settings,
-        )
+        )  # fmt: skip
         place_coordinator(begun, federation, "initialise")
         place = begun.outputs["placed"]
 
@@ -78,7 +75,7 @@ def framed(
 
 
 def form_of(federation: Federation) -> dict[str, Any]:
-    """The run-time parameters that the UI's form shows, with their defaults; rounds can be set in sessions only."""
+    """Returns the run-time parameters of the UI's form, with their defaults; only sessions have parameter `rounds`."""
     training, quorum = federation.training, federation.quorum
     stopping = training.early_stopping
     in_sessions = {
@@ -101,7 +98,7 @@ def form_of(federation: Federation) -> dict[str, Any]:
 
 
 def _with_form(form: dict[str, Any], function: Callable[..., None]) -> Callable[..., None]:
-    """The function with the form's entries as its arguments, from which KFP reads names, types and defaults."""
+    """Returns the function with the form's entries as arguments, from which KFP reads names, types and defaults."""
 
     def pipeline(*values: Any) -> None:
         function(**dict(zip(form, values, strict=True)))
@@ -114,23 +111,23 @@ def _with_form(form: dict[str, Any], function: Callable[..., None]) -> Callable[
 
 
 def train(federation: Federation, learner: LearnerSettings, place: Any, number: int, base: Any, act: str) -> Any:
-    """A learner's training step; `act` names it."""
+    """Wires a learner's training step; `act` names it."""
     trained = component(federation, "train", learner.name)(place=place, learner=learner.name, round=number, base=base)
     place_learner(trained, federation, learner, f"{number} {act} {learner.name}")
     return trained
 
 
 def decide(federation: Federation, place: Any, number: int, base: Any, candidate: Any, owner: str, start: list) -> Any:
-    """All learners vote on a candidate, and the tally commits the round; returns the weights after it.
+    """Wires a vote of all learners on a candidate and the tally that commits the round; returns the weights after it.
 
     Args:
         federation: The federation.
-        place: Where the run is.
+        place: Location of the run.
         number: The round.
-        base: Digest of the weights that the round began with.
+        base: Digest of the weights at the start of the round.
         candidate: Digest of the weights to vote on.
         owner: The learner that proposed them; empty for aggregated weights.
-        start: The steps that score the first weights, whose results the first votes take up.
+        start: The steps that score the first weights, whose results the first votes use.
     """
     ballots = []
     for position, learner in enumerate(federation.learners):
@@ -147,7 +144,7 @@ def decide(federation: Federation, place: Any, number: int, base: Any, candidate
 
 
 def score_start(federation: Federation, place: Any, weights: Any) -> list:
-    """Every learner scores the first weights, beside the first training."""
+    """Wires steps in which every learner scores the first weights, concurrently with the first training."""
     steps = []
     for learner in federation.learners:
         scored = component(federation, "vote", learner.name)(place=place, learner=learner.name, round=0, base=weights)

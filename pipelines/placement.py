@@ -1,4 +1,4 @@
-"""Names, credentials, node pools and retries of steps."""
+"""Sets names, credentials, node pools and retries of steps."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from fedpipe.federation.placement import Placement
 from fedpipe.identity.signing import SIGNING_KEY
 
 SECRET_KEYS = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}
-"""Keys of the secret (those of KFP's own `mlpipeline-minio-artifact`) and the variables that steps read."""
+"""Maps keys of the Secret (those of KFP's own `mlpipeline-minio-artifact`) to the variables that steps read."""
 
 SIGNING_KEYS = {"signingkey": SIGNING_KEY}
 
@@ -21,13 +21,13 @@ RETRIES = 2
 
 
 def place_coordinator(task: dsl.PipelineTask, federation: Federation, name: str, *, signs: bool = False) -> None:
-    """A step of the coordinator: the federation's secret, any node unless the file says otherwise.
+    """Places a step of the coordinator: with the federation's Secret, on any node unless the file restricts it.
 
     Args:
         task: the step.
-        federation: it belongs to.
-        name: to show.
-        signs: gives it the coordinator's key, of `fedpipe enroll --coordinator`, where the secret has one.
+        federation: its federation.
+        name: its display name.
+        signs: give it the coordinator's signing key, of `fedpipe enroll --coordinator`, if the Secret has one.
     """
     _name_and_retry(task, name, federation)
     _give_secret(task, federation, federation.secret)
@@ -37,12 +37,12 @@ def place_coordinator(task: dsl.PipelineTask, federation: Federation, name: str,
 
 
 def place_learner(task: dsl.PipelineTask, federation: Federation, learner: LearnerSettings, name: str) -> None:
-    """A step of a learner: its own secret, its own node pool and resources."""
+    """Places a step of a learner: with its own Secret, node pool and resources."""
     _name_and_retry(task, name, federation)
     kubernetes.add_pod_label(task, "fedpipe/learner", learner.name)
     secret = learner.secret or federation.secret
     _give_secret(task, federation, secret)
-    if learner.secret:  # `fedpipe enroll` puts the key there that signs its updates
+    if learner.secret:  # `fedpipe enroll` adds the key that signs its updates
         _give_key(task, secret)
     placement = learner.placement.over(_of_kind(task, federation))
     if learner.placement.in_form:
@@ -51,11 +51,11 @@ def place_learner(task: dsl.PipelineTask, federation: Federation, learner: Learn
 
 
 _FORM: ContextVar[dict[str, Any]] = ContextVar("form")
-"""The pipeline's parameters while it is wired: they reach the steps of a learner by the learner's name alone."""
+"""Holds the pipeline's parameters while it is wired; steps look theirs up by the learner's name."""
 
 
 def form_of_placements(federation: Federation) -> dict[str, Any]:
-    """Run-time parameters of the learners that want them, with their defaults."""
+    """Returns the run-time parameters of the learners with `placement.in_form`, with their defaults."""
     form: dict[str, Any] = {}
     for learner in federation.learners:
         placement, prefix = learner.placement, _prefix(learner.name)
@@ -73,7 +73,7 @@ def form_of_placements(federation: Federation) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def placed_by(form: dict[str, Any]) -> Iterator[None]:
-    """While a pipeline is wired: its parameters of `form_of_placements`."""
+    """Sets the parameters of `form_of_placements` while a pipeline is wired."""
     token = _FORM.set(form)
     try:
         yield
@@ -87,12 +87,12 @@ def _prefix(learner: str) -> str:
 
 
 def _place_by_form(task: dsl.PipelineTask, learner: LearnerSettings, placement: Placement) -> Placement:
-    """Sets what the form says of a learner, and returns the rest of its placement."""
+    """Sets the parts of a learner's placement that are in the form, and returns the rest of it."""
     form, prefix = _FORM.get(), _prefix(learner.name)
     kubernetes.add_node_selector_json(task, form[f"{prefix}_node_selector"])
     kubernetes.add_toleration_json(task, form[f"{prefix}_tolerations"])
     accelerator = placement.accelerator
-    if learner.placement.accelerator:  # that of a kind of step is no parameter
+    if learner.placement.accelerator:  # the accelerator of a kind of step is not a parameter
         task.set_accelerator_type(form[f"{prefix}_accelerator"])
         task.set_accelerator_limit(form[f"{prefix}_accelerators"])
         accelerator = None
@@ -100,13 +100,13 @@ def _place_by_form(task: dsl.PipelineTask, learner: LearnerSettings, placement: 
 
 
 def _of_kind(task: dsl.PipelineTask, federation: Federation) -> Placement:
-    """What the file says of all steps of this kind."""
+    """Returns the placement of all steps of this kind in the file."""
     kind = task.component_spec.name
     return {str(name): placement for name, placement in federation.placement.items()}.get(kind, Placement())
 
 
 def place_on(task: dsl.PipelineTask, placement: Placement) -> None:
-    """The node pool and resources of a step."""
+    """Sets the node pool and resources of a step."""
     for key, value in placement.node_selector.items():
         kubernetes.add_node_selector(task, key, value)
     for toleration in placement.tolerations:

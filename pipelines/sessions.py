@@ -1,12 +1,12 @@
-"""Rounds in sessions: one long step per learner beside one coordinator; they meet at the store.
+"""Wires rounds in sessions: one long step per learner and one for the coordinator, which meet at the store.
 
     shard the data; initialise w_0
     for each session, of rounds_per_step rounds:
-        side by side:  each learner k: learn(k)     trains and votes when the board asks
-                       coordinate                   asks, aggregates or tallies, commits, round after round
+        concurrently:  each learner k: learn(k)     trains and votes on requests of the board
+                       coordinate                   requests, aggregates or tallies, and commits each round
     each learner scores w_T on its own test part; evaluate; export
 
-What happens in a round is the algorithm's, as `federated_averaging` and `collective_learning` write it out.
+The algorithm defines a round, as in `federated_averaging` and `collective_learning`.
 """
 
 from typing import Any
@@ -19,11 +19,11 @@ from fedpipe.pipelines.placement import place_coordinator, place_learner
 
 
 def sessions(federation: Federation, federation_json: str, code: str) -> Any:
-    """The pipeline of a federation.
+    """Builds the pipeline of a federation.
 
     Args:
         federation: The federation, for its learners, rounds and placements.
-        federation_json: The same as text, as the steps take it.
+        federation_json: The federation as JSON for the steps.
         code: The text of model.py.
     """
     spans = spans_of(federation)
@@ -52,9 +52,9 @@ def sessions(federation: Federation, federation_json: str, code: str) -> Any:
 
 
 def spans_of(federation: Federation) -> list[tuple[int, int]]:
-    """First and last round of each session; the last session goes to the run's end, which is 0.
+    """Returns the first and last round of each session; 0 stands for the last round of the run.
 
-    The number of rounds is a run-time parameter: a session whose rounds are done ends at once.
+    The number of rounds is a run-time parameter: a session without remaining rounds ends immediately.
     """
     each, rounds = federation.training.rounds_per_step, federation.training.rounds
     if each == "all":

@@ -1,11 +1,11 @@
-"""A rehearsal of the federation on one machine, with TensorFlow Federated.
+"""Wires a rehearsal of the federation on one machine, with TensorFlow Federated.
 
     shard the data; explore it; initialise w_0
-    simulate:  for each round t, w_t <- next(w_{t-1}, the clients of t), tested as the federation says
+    simulate:  for each round t, w_t <- next(w_{t-1}, the clients of t), tested as the federation file requires
     evaluate; export
 
-The weights are those of every other pipeline: what is rehearsed is evaluated, exported and served, and a run on a
-cluster can go on from it.
+The weights have the same format as in every other pipeline: a rehearsed model is evaluated, exported and served, and a
+run on a cluster can continue from it.
 """
 
 from typing import Any
@@ -16,14 +16,14 @@ from fedpipe.pipelines.placement import place_coordinator, place_on
 
 
 def tff_simulation(federation: Federation, federation_json: str, code: str, process: str, tff_model: str) -> Any:
-    """The pipeline of a federation.
+    """Builds the pipeline of a federation.
 
     Args:
         federation: The federation, for its rounds and the placement of the simulation.
-        federation_json: The same as text, as the steps take it.
+        federation_json: The federation as JSON for the steps.
         code: The text of model.py.
-        process: The text of the file of `simulation.process`; empty without.
-        tff_model: The text of the file of `simulation.model`; empty without.
+        process: The text of the file of `simulation.process`, or the empty text.
+        tff_model: The text of the file of `simulation.model`, or the empty text.
     """
 
     def look(place: Any, shards: Any) -> None:

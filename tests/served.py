@@ -1,4 +1,4 @@
-"""Models made by hand, published as an export publishes them, and real servers of them."""
+"""Builds models by hand, publishes them like an export, and starts real servers of them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from fedpipe.store.objects import digest_of, encode
 X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 
 
-def onnx_model(graph: Any, signature: Card | None = None) -> bytes:
-    """A graph as the bytes of a model."""
+def onnx_model(graph: Any, card: Card | None = None) -> bytes:
+    """Returns a graph as the bytes of a model."""
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    if signature:
-        model.metadata_props.add(key=CARD_KEY, value=write_card(signature))
+    if card:
+        model.metadata_props.add(key=CARD_KEY, value=write_card(card))
     return bytes(model.SerializeToString())
 
 
-def softmax(seed: int = 0, *, signature: Card | None = None) -> bytes:
-    """softmax(x W): four features, three classes."""
+def softmax(seed: int = 0, *, card: Card | None = None) -> bytes:
+    """Returns the model softmax(x W): four features, three classes."""
     weights = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Softmax", ["z"], ["p"], axis=1)],
@@ -43,11 +43,11 @@ def softmax(seed: int = 0, *, signature: Card | None = None) -> bytes:
         [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["batch", 3])],
         [numpy_helper.from_array(weights, "w")],
     )
-    return onnx_model(graph, signature)
+    return onnx_model(graph, card)
 
 
 def constant(value: float) -> bytes:
-    """Answers `value` for every example of four features: tells which version answered."""
+    """Returns a model that answers `value` for every example of four features, to show which version answered."""
     graph = helper.make_graph(
         [
             helper.make_node("ReduceMean", ["x"], ["m"], axes=[1], keepdims=1),
@@ -63,7 +63,7 @@ def constant(value: float) -> bytes:
 
 
 def every_dtype() -> bytes:
-    """One input and one output of each dtype: the outputs are the inputs."""
+    """Returns a model with an input and an equal output of each dtype."""
     kinds = (
         "BOOL",
         "INT8",
@@ -89,7 +89,7 @@ def every_dtype() -> bytes:
 
 
 def slow() -> bytes:
-    """Takes seconds for the largest input: a loop of matrix products, as often as the input says."""
+    """Returns a model that takes seconds for large inputs: a loop of as many matrix products as the input."""
     body = helper.make_graph(
         [
             helper.make_node("MatMul", ["a_in", "a_in"], ["product"]),
@@ -128,7 +128,7 @@ def slow() -> bytes:
 
 
 def publish(models: Store, name: str, version: int, data: bytes) -> None:
-    """Publishes as `onnx_export.publish` does: the origin first, the model last."""
+    """Publishes a model like `registry.export.publish`: the origin first, the model last."""
     origin = Origin(
         federation="tiny", run="run-1", weights=digest_of(b""), digest=digest_of(data), opset=17, samples="random",
         compared=1, max_abs_difference=0.0,
@@ -138,7 +138,7 @@ def publish(models: Store, name: str, version: int, data: bytes) -> None:
 
 
 class Served(NamedTuple):
-    """A server process."""
+    """Controls a server process."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -146,29 +146,29 @@ class Served(NamedTuple):
 
     @property
     def host(self) -> str:
-        """`host:port`, as some clients take it."""
+        """Returns `host:port`."""
         return self.url.removeprefix("http://")
 
     def get(self, path: str, **more: Any) -> Any:
-        """An answer."""
+        """Returns the response to a GET request."""
         return urllib3.request("GET", f"{self.url}{path}", retries=False, timeout=20, **more)
 
     def post(self, path: str, **more: Any) -> Any:
-        """An answer."""
+        """Returns the response to a POST request."""
         return urllib3.request("POST", f"{self.url}{path}", retries=False, timeout=60, **more)
 
     def infer(self, name: str, x: Any = X, **more: Any) -> Any:
-        """The answer to an inference of JSON."""
+        """Returns the response to an inference in JSON."""
         tensor = {"name": "x", "shape": list(np.shape(x)), "datatype": "FP32", "data": np.ravel(x).tolist()}
         return self.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]}, **more)
 
     @property
     def log(self) -> str:
-        """What it wrote on standard error."""
+        """Returns its standard error."""
         return (self.folder / "stderr").read_text()
 
     def wait_until(self, happened: Callable[[], bool], seconds: float = 60) -> None:
-        """Waits until something has happened; fails with the server's log."""
+        """Waits until a condition holds; fails with the server's log."""
         end = time.monotonic() + seconds
         while not happened():
             assert time.monotonic() < end, self.log
@@ -176,16 +176,16 @@ class Served(NamedTuple):
 
     def wait_for(self, name: str, version: int) -> None:
         """Waits until this version answers."""
-        self.wait_until(lambda: self.get(f"/v2/models/{name}").data.startswith(_told(name, version)))
+        self.wait_until(lambda: self.get(f"/v2/models/{name}").data.startswith(_start_of_metadata(name, version)))
 
 
-def _told(name: str, version: int) -> bytes:
+def _start_of_metadata(name: str, version: int) -> bytes:
     return f'{{"name":"{name}","versions":["{version}"]'.encode()
 
 
 @contextlib.contextmanager
 def serving(folder: Path, *arguments: str, ready: bool = True, **environment: str) -> Iterator[Served]:
-    """A real server on a free port; its output goes to files in the folder."""
+    """Starts a real server on a free port; its output goes to files in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "fedpipe", "serve", "--port", "0", "--poll", "0.1", *arguments]
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:

@@ -176,5 +176,5 @@ def test_a_learner_with_shuffled_labels(tmp_path: Path, monkeypatch: pytest.Monk
     assert votes["hospital-e"]["approvals"] == 0
     assert votes["hospital-a"]["accepted"]
     page = (tmp_path / "shuffled" / "report.html").read_text()
-    for part in ("Beside other runs", "collective, collective", "averaging, averaging"):
+    for part in ("Comparison with other runs", "collective, collective", "averaging, averaging"):
         assert part in page

@@ -46,7 +46,7 @@ def compiled(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
-def test_each_learner_has_its_own_secret_and_place(compiled: Any) -> None:
+def test_each_learner_has_its_own_secret_and_placement(compiled: Any) -> None:
     pipeline, platform = compiled
     tasks = {t["taskInfo"]["name"]: t["componentRef"]["name"] for t in pipeline["root"]["dag"]["tasks"].values()}
     labels = {name: pipeline["components"][component]["executorLabel"] for name, component in tasks.items()}
@@ -66,7 +66,7 @@ def test_each_learner_has_its_own_secret_and_place(compiled: Any) -> None:
 
     assert secret("1 train a") == secret("score a") == "a-keys"
     assert secret("1 train b") == secret("1 aggregate") == secret("shard") == "mlpipeline-minio-artifact"
-    assert secret("export") == "mlpipeline-minio-artifact"  # of the coordinator's steps, it alone has the key
+    assert secret("export") == "mlpipeline-minio-artifact"  # the only step of the coordinator with the key
     placed = platform[labels["1 train a"]]
     assert placed["nodeSelector"] == {"labels": {"pool": "a"}}
     assert placed["tolerations"] == [{"effect": "NoSchedule", "key": "gpu", "operator": "Exists"}]
@@ -83,7 +83,7 @@ def test_images_are_those_of_the_federation(compiled: Any) -> None:
 
 
 def test_a_private_proposer_runs_in_another_image(tmp_path: Path) -> None:
-    """The tff image for its training alone; votes and the others' proposals stay in keras, the tally in core."""
+    """Uses the tff image for its training alone; votes and other proposals stay in keras, and the tally in core."""
     privacy = "{noise_multiplier: 1.0, l2_norm_clip: 1.0, microbatches: 4, delta: 1.0e-5, target_epsilon: 3.0}"
     text = PLACED.replace("  - name: b\n", f"  - name: b\n    privacy: {privacy}\n").replace("rounds: 1", "rounds: 2")
     (tmp_path / "f.yaml").write_text(f"{text}algorithm: {{name: collective}}\n")
@@ -116,13 +116,13 @@ class TestSessions:
         return next(iter(yaml.safe_load_all((folder / "p.yaml").read_text())))
 
     @pytest.mark.parametrize("algorithm", ["averaging", "collective"])
-    def test_learners_and_coordinator_side_by_side(self, tmp_path: Path, algorithm: str) -> None:
+    def test_learners_and_coordinator_run_concurrently(self, tmp_path: Path, algorithm: str) -> None:
         pipeline = self.tasks(tmp_path, 50, "all", algorithm=algorithm)
         tasks = {t["taskInfo"]["name"]: t.get("dependentTasks", []) for t in pipeline["root"]["dag"]["tasks"].values()}
         assert {n for n in tasks if "learn" in n or "coordinate" in n} == {"learn a", "learn b", "coordinate"}
         assert tasks["learn a"] == tasks["learn b"] == tasks["coordinate"] == ["initialise"]
 
-    def test_what_the_form_asks(self, tmp_path: Path) -> None:
+    def test_parameters_of_the_form(self, tmp_path: Path) -> None:
         stopping = {"patience": 4, "metric": "loss"}
         (tmp_path / "m.py").write_text("def build(): ...\n")
         training = {"rounds": 7, "batch_size": 4, "early_stopping": stopping, "max_seconds": 9.5}
@@ -167,7 +167,7 @@ class TestEstimate:
         return compile_pipeline(federation, folder / "p.yaml")
 
     def test_against_measured_runs(self, tmp_path: Path) -> None:
-        """120 steps of 625 kB and 210 of 886 kB before any status were measured on a backend."""
+        """Compares with workflows measured on a backend, without status: 625 kB for 120 steps, 886 kB for 210."""
         steps = {n: 277_000 + n * 2_900 for n in (120, 210)}
         assert steps[120] == pytest.approx(625_000, rel=0.01)
         assert steps[210] == pytest.approx(886_000, rel=0.01)
@@ -180,7 +180,7 @@ class TestEstimate:
     def test_near_the_limit(self, tmp_path: Path) -> None:
         (warning,) = [w for w in self.of(tmp_path, 20).warnings if "steps" in w]
         assert warning.startswith(
-            "130 steps are near what KFP runs well (100): set training.rounds_per_step to 2 or more"
+            "130 steps are more than KFP runs well (100): set training.rounds_per_step to 2 or more"
         )
 
     def test_beyond_the_limit(self, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ class TestEstimate:
         names = tuple(f"k{number}" for number in range(64))
         federation = make_federation(names, model=f"{tmp_path}/m.py:build")
         found = compile_pipeline(federation, tmp_path / "p.yaml")
-        assert "134 steps are near what KFP runs well (100): have fewer learners" in found.warnings[0]
+        assert "134 steps are more than KFP runs well (100): use fewer learners" in found.warnings[0]
 
     def test_learners_of_one_gpu_pool(self, tmp_path: Path) -> None:
         (tmp_path / "m.py").write_text("def build(): ...\n")
@@ -213,11 +213,11 @@ class TestEstimate:
             federation = make_federation(learners=learners, training=training, model=f"{tmp_path}/m.py:build")
             warnings = compile_pipeline(federation, tmp_path / "p.yaml").warnings
             assert (
-                sum("3 learners want 6 x nvidia.com/gpu of one pool at the same time" in w for w in warnings)
+                sum("3 learners need 6 x nvidia.com/gpu of one pool at the same time" in w for w in warnings)
                 == expected
             )
 
-    def test_what_pods_cannot_read(self, tmp_path: Path) -> None:
+    def test_files_that_pods_cannot_read(self, tmp_path: Path) -> None:
         found = self.of(tmp_path, 1)
         assert any("the store is a folder" in w for w in found.warnings)
         assert any("the data is a file" in w for w in found.warnings)
@@ -226,7 +226,7 @@ class TestEstimate:
         collective = self.of(tmp_path, 4, algorithm={"name": "collective"})
         assert collective.steps == 5 + 5 + 5 + 4 * (1 + 5 + 1)
         assert collective.critical_steps == 5 + 3 * 4
-        assert "4 rounds are no multiple of 5 proposers" in collective.warnings[0]
+        assert "4 rounds are not a multiple of 5 proposers" in collective.warnings[0]
         voted = self.of(tmp_path, 4, algorithm={"name": "averaging", "vote": {}})
         assert voted.steps == 5 + 5 + 5 + 4 * (5 + 1 + 5 + 1)
         assert voted.critical_steps == 5 + 4 * 4
@@ -295,7 +295,7 @@ placement:
 class TestPlacement:
     @pytest.fixture
     def placed(self, tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Settings and resources by the executor's name."""
+        """Returns settings and resources by the name of the executor."""
         (tmp_path / "f.yaml").write_text(BY_KIND)
         (tmp_path / "model.py").write_text("def build(): ...\n")
         compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
@@ -322,7 +322,7 @@ class TestPlacement:
         assert settings["exec-evaluate"]["nodeSelector"] == {"labels": {"pool": "cpu"}}
         assert "emptyDirMounts" not in settings["exec-score"]
 
-    def test_what_the_learner_says_comes_first(self, placed: Any) -> None:
+    def test_settings_of_the_learner_come_first(self, placed: Any) -> None:
         settings, resources = placed
         learn, score = settings["exec-learn"], settings["exec-score"]
         needed, preferred = learn["nodeAffinity"]
@@ -337,7 +337,7 @@ class TestPlacement:
         assert "resourceMemoryLimit" not in resources["exec-score"]
 
     def test_in_the_form(self, tmp_path: Path) -> None:
-        """Selector, tolerations and accelerator of a learner can be set when a run is started."""
+        """Checks that selector, tolerations and accelerator of a learner are parameters of a run."""
         placement = (
             "{in_form: true, cpu: '2', node_selector: {pool: a}, accelerator: {count: 2}, "
             "tolerations: [{key: gpu, operator: Exists}]}"
@@ -367,7 +367,7 @@ class TestPlacement:
         assert "clinic_b_accelerators" in resources["accelerator"]["resourceCount"]
         assert resources["resourceCpuLimit"] == "2"
 
-    def test_the_accelerator_of_a_kind_of_step_is_no_parameter(self, tmp_path: Path) -> None:
+    def test_the_accelerator_of_a_kind_of_step_is_not_a_parameter(self, tmp_path: Path) -> None:
         text = BY_KIND.replace("  - {name: b}", "  - {name: b, placement: {in_form: true}}")
         (tmp_path / "f.yaml").write_text(text.replace("  learn:\n", "  learn:\n    accelerator: {count: 3}\n"))
         (tmp_path / "model.py").write_text("def build(): ...\n")
@@ -377,7 +377,7 @@ class TestPlacement:
         resources = pipeline["deploymentSpec"]["executors"]["exec-learn-2"]["container"]["resources"]
         assert resources["accelerator"]["resourceCount"] == "3"
 
-    def test_nothing_of_it_is_in_the_steps_arguments(self, tmp_path: Path) -> None:
+    def test_arguments_of_steps_do_not_have_placements(self, tmp_path: Path) -> None:
         (tmp_path / "f.yaml").write_text(BY_KIND)
         assert "kueue" not in as_json(read_federation(tmp_path / "f.yaml"))
 
@@ -395,10 +395,10 @@ def test_there_are_examples_of_placements() -> None:
 
 
 class TestManifest:
-    """KFP's Kubernetes API mode: the pipeline as objects that a cluster or a Git repository keeps."""
+    """Tests KFP's Kubernetes API mode: the pipeline as objects for a cluster or a Git repository."""
 
-    def test_it_is_what_kfp_writes(self, digits: Path, tmp_path: Path) -> None:
-        """KFP's compiler writes the same objects of the same pipeline; only images and names are ours."""
+    def test_it_has_the_form_that_kfp_writes(self, digits: Path, tmp_path: Path) -> None:
+        """Compares it with the objects that KFP's compiler writes."""
         path = tmp_path / "pipeline.yaml"
         compile_pipeline(read_federation(digits / "federation.yaml"), path)
         pipeline, version = yaml.safe_load_all(manifest_of(path.read_bytes(), "kubeflow"))
@@ -417,7 +417,7 @@ class TestManifest:
         assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"] == "digits"
         assert pipeline["metadata"]["namespace"] == version["metadata"]["namespace"] == "kubeflow"
 
-    def test_another_content_is_another_version(self, digits: Path, tmp_path: Path) -> None:
+    def test_other_content_is_another_version(self, digits: Path, tmp_path: Path) -> None:
         path = tmp_path / "pipeline.yaml"
         compile_pipeline(read_federation(digits / "federation.yaml"), path)
         before = [one["metadata"]["name"] for one in yaml.safe_load_all(manifest_of(path.read_bytes()))]
@@ -445,7 +445,7 @@ def _kfp_manifest(path: Path) -> None:
 
 
 class TestImages:
-    def test_by_digest_when_it_is_known(self, digits: Path, tmp_path: Path) -> None:
+    def test_by_digest_if_there_is_one(self, digits: Path, tmp_path: Path) -> None:
         file = digits / "federation.yaml"
         digest = f"sha256:{'0' * 64}"
         content = yaml.safe_load(file.read_text())
@@ -454,7 +454,7 @@ class TestImages:
         assert images_of(read_federation(file)) == ["registry.example/fp/core:7", f"registry.example/fp/keras@{digest}"]
 
     @pytest.mark.parametrize("digests", [{"keras": "sha256:0"}, {"other": f"sha256:{'0' * 64}"}, {"core": "latest"}])
-    def test_that_are_none(self, digits: Path, digests: dict[str, str]) -> None:
+    def test_that_are_invalid(self, digits: Path, digests: dict[str, str]) -> None:
         file = digits / "federation.yaml"
         file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "images": {"digests": digests}}))
         with pytest.raises(FederationError, match=r"images\.digests"):

@@ -14,7 +14,7 @@ from fedpipe.federation.file import read_federation
 
 @pytest.fixture
 def pipeline(digits: Path) -> Path:
-    """Unrolled: a step for every training."""
+    """Compiles an unrolled pipeline: a step for every training."""
     file = digits / "federation.yaml"
     file.write_text(file.read_text().replace("rounds_per_step: all", "rounds_per_step: 1"))
     compile_pipeline(read_federation(file), digits / "pipeline.yaml")
@@ -80,7 +80,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD.keys())
-def test_files_that_are_no_pipeline(tmp_path: Path, text: str | None, message: str) -> None:
+def test_files_that_are_not_pipelines(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(PipelineError, match=message):
@@ -96,7 +96,7 @@ def spec(**task: Any) -> dict[str, Any]:
     }
 
 
-def test_what_the_engine_cannot_run_is_told() -> None:
+def test_features_that_the_engine_cannot_run() -> None:
     with pytest.raises(PipelineError, match="'t' uses loops"):
         parse_graph(spec(parameterIterator={}))
     with pytest.raises(PipelineError, match="'t' uses conditions"):
@@ -106,7 +106,7 @@ def test_what_the_engine_cannot_run_is_told() -> None:
     assert parse_graph(spec()).tasks[0].step is None
 
 
-def test_placeholders_of_other_peoples_containers() -> None:
+def test_placeholders_of_other_containers() -> None:
     executor_input = {
         "inputs": {"parameterValues": {"n": 3, "s": "x"}, "artifacts": {"m": {"artifacts": [{"uri": "/in/m"}]}}},
         "outputs": {
@@ -124,7 +124,7 @@ def test_placeholders_of_other_peoples_containers() -> None:
 
 
 def test_the_compiled_file_is_one_kfp_pipeline(pipeline: Path) -> None:
-    """Read by kfp's own loader; images, secrets and placements are where KFP expects them."""
+    """Reads it with kfp's own loader, and checks retries and caching."""
     from kfp import components as kfp_components
 
     loaded = kfp_components.load_component_from_file(str(pipeline))

@@ -1,4 +1,4 @@
-"""Files of clients as TensorFlow Federated writes them, without TensorFlow."""
+"""Tests files of clients as TensorFlow Federated writes them, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TestHdf5:
         assert {key: list(columns) for key, columns in found.items()} == {"f0000": ["label"], "f0001": ["label"]}
 
     def test_a_dataset_is_dealt_by_client(self, tmp_path: Path) -> None:
-        """All of a writer's pictures go to one learner."""
+        """Checks that all pictures of a writer go to one learner."""
         path = write_hdf5(tmp_path / "emnist.h5")
         examples, keys = read_examples(str(path), features="pixels", labels="label", key="client")
         assert keys is not None
@@ -66,9 +66,9 @@ class TestHdf5:
 
     @pytest.mark.parametrize(
         ("content", "message"),
-        [(b"nonsense", "is no HDF5 file of federated data"), (b"", "is no HDF5 file of federated data")],
+        [(b"nonsense", "is not an HDF5 file of federated data"), (b"", "is not an HDF5 file of federated data")],
     )
-    def test_what_is_none(self, content: bytes, message: str, tmp_path: Path) -> None:
+    def test_another_format(self, content: bytes, message: str, tmp_path: Path) -> None:
         (tmp_path / "x.h5").write_bytes(content)
         with pytest.raises(DataError, match=message) as caught:
             read_keyed(tmp_path / "x.h5", ("x", "y"))
@@ -78,7 +78,7 @@ class TestHdf5:
         secret = write_hdf5(tmp_path / "secret.h5")
         with h5py.File(tmp_path / "x.h5", "w") as file:
             file.create_group("examples/a")["x"] = h5py.ExternalLink(str(secret), "examples/f0000/pixels")
-        with pytest.raises(DataError, match="'x' links to something else"):
+        with pytest.raises(DataError, match="'x' is a link"):
             read_keyed(tmp_path / "x.h5", ("x",))
 
     def test_clients_must_be_alike(self, tmp_path: Path) -> None:
@@ -112,23 +112,21 @@ class TestSqlite:
 
     def test_a_split_is_chosen(self, tmp_path: Path) -> None:
         path = self.write(tmp_path / "x.sqlite", [("train", "a", b""), ("test", "a", b"")])
-        for split, message in (("", "has 2 splits"), ("tset", "there is no split 'tset'")):
+        for split, message in (("", "the file has 2 splits"), ("tset", "there is no split 'tset'")):
             with pytest.raises(DataError, match=message) as caught:
                 read_clients(path, split=split)
             assert caught.value.remedy == "Set data.split to one of them: test, train."
 
     @settings(max_examples=40, deadline=None)
     @given(data=st.binary(max_size=40))
-    def test_bytes_that_are_no_example_are_at_most_refused(
-        self, data: bytes, tmp_path_factory: pytest.TempPathFactory
-    ) -> None:
+    def test_any_bytes_are_read_or_refused(self, data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
         path = self.write(tmp_path_factory.mktemp("s") / "x.sqlite", [("train", "a", data)])
         with contextlib.suppress(DataError):
             read_keyed(path, ("x", "y"))
 
-    def test_what_is_none(self, tmp_path: Path) -> None:
+    def test_another_format(self, tmp_path: Path) -> None:
         (tmp_path / "x.sqlite").write_bytes(b"nonsense" * 100)
-        with pytest.raises(DataError, match="is no SQLite file of federated data: file is not a database"):
+        with pytest.raises(DataError, match="is not a SQLite file of federated data: file is not a database"):
             read_clients(tmp_path / "x.sqlite")
         with pytest.raises(DataError, match="there is no such dataset"):
             read_examples(str(tmp_path / "y.sqlite"), features="x", labels="y")

@@ -57,7 +57,7 @@ def pickled(path: Path) -> None:
 
 
 def lying(path: Path) -> None:
-    """An .npy header that claims 2^40 numbers over no data."""
+    """Writes .npy headers that claim 2^38 numbers, without data."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**38,)})
     with zipfile.ZipFile(path, "w") as file:
@@ -80,10 +80,10 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("write", "what"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_what_cannot_be_read_is_told(tmp_path: Path, write: object, what: str) -> None:
+@pytest.mark.parametrize(("write", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_unreadable_datasets(tmp_path: Path, write: object, message: str) -> None:
     write(tmp_path / "d.npz")  # type: ignore[operator]
-    with pytest.raises(DataError, match=what):
+    with pytest.raises(DataError, match=message):
         read(tmp_path / "d.npz")
 
 
@@ -105,7 +105,7 @@ def test_label_counts() -> None:
     assert label_counts(np.arange(2000)) == {}
 
 
-def test_shards_come_back_as_they_were(store: MemoryStore) -> None:
+def test_shards_are_read_as_they_were_written(store: MemoryStore) -> None:
     parts = {"train": Examples(X[:4], Y[:4]), "test": Examples(X[4:], Y[4:])}
     shard, digest = put_shard(store, "a", parts)
     assert shard.parts == {"train": 4, "test": 2}

@@ -12,7 +12,15 @@ from typer.testing import CliRunner
 from fedpipe.cli.main import app
 from fedpipe.commands.explore import explore
 from fedpipe.data.examples import Examples
-from fedpipe.data.exploration import Exploration, advice, apartness, distances, heterogeneity, jensen_shannon, look
+from fedpipe.data.exploration import (
+    Exploration,
+    advice,
+    distances,
+    distances_from_all,
+    heterogeneity,
+    jensen_shannon,
+    view_of,
+)
 from fedpipe.reports.exploration_page import render_html, render_markdown, table
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=5, max_size=5).filter(any)
@@ -28,7 +36,7 @@ def test_the_distance_is_scipys(p: list[int], q: list[int]) -> None:
 
 def explored(**labels: list[int]) -> Exploration:
     views = [
-        look(name, {"train": Examples(RANDOM.normal(size=(len(y), 3)), np.array(y))}) for name, y in labels.items()
+        view_of(name, {"train": Examples(RANDOM.normal(size=(len(y), 3)), np.array(y))}) for name, y in labels.items()
     ]
     return Exploration("tiny", tuple(views), {})
 
@@ -43,7 +51,7 @@ def test_learners_with_the_same_mixture_are_not_apart() -> None:
 def test_learners_with_nothing_in_common() -> None:
     found = explored(a=[0, 0], b=[1, 1], c=[0, 1])
     np.testing.assert_allclose(distances(found)[0], [0, 1, jensenshannon([1, 0], [0.5, 0.5], base=2)])
-    weights, apart = [2, 2, 2], apartness(found)
+    weights, apart = [2, 2, 2], distances_from_all(found)
     assert heterogeneity(found) == pytest.approx(np.average(apart, weights=weights))
     assert "pull their models apart" in advice(0.3)
 
@@ -52,7 +60,7 @@ def test_a_learner_of_pictures() -> None:
     x = np.zeros((6, 8, 4, 1), np.float32)
     x[2] = 1
     y = np.array([0, 0, 7, 0, 1, 1])
-    view = look("a", {"train": Examples(x[:4], y[:4]), "test": Examples(x[4:], y[4:])})
+    view = view_of("a", {"train": Examples(x[:4], y[:4]), "test": Examples(x[4:], y[4:])})
     assert view.parts == {"train": 4, "test": 2}
     assert view.examples == 6
     assert view.labels == {"0": 3, "1": 2, "7": 1}
@@ -63,11 +71,11 @@ def test_a_learner_of_pictures() -> None:
 
 
 def test_one_hot_labels_colours_and_rows() -> None:
-    colour = look("a", {"train": Examples(RANDOM.random((3, 5, 5, 3)), np.eye(4)[[3, 3, 0]])})
+    colour = view_of("a", {"train": Examples(RANDOM.random((3, 5, 5, 3)), np.eye(4)[[3, 3, 0]])})
     assert colour.labels == {"0": 1, "3": 2}
     assert colour.samples["3"].shape == (5, 5, 3)
     x = RANDOM.normal(size=(9, 4))
-    rows = look("b", {"train": Examples(x, RANDOM.normal(size=9))})
+    rows = view_of("b", {"train": Examples(x, RANDOM.normal(size=9))})
     assert (rows.labels, rows.samples) == ({}, {})
     np.testing.assert_allclose(rows.columns, x.mean(axis=0))
 
@@ -84,26 +92,26 @@ def test_the_page_shows_every_learner_and_escapes_names() -> None:
 
 
 def test_quantities_have_no_distances() -> None:
-    views = [look(n, {"train": Examples(RANDOM.normal(size=(4, 2)), RANDOM.normal(size=4))}) for n in "ab"]
+    views = [view_of(n, {"train": Examples(RANDOM.normal(size=(4, 2)), RANDOM.normal(size=4))}) for n in "ab"]
     found = Exploration("tiny", tuple(views), {})
     assert "Jensen" not in render_html(found)
     assert "distance of labels" not in table(found)[0]
 
 
-def test_many_learners_and_nobody() -> None:
+def test_many_learners_and_none() -> None:
     many = explored(**{f"learner-{k}": [0, 1, k % 3] for k in range(40)})
     assert "first 24 learners" in render_html(many)
-    nobody = Exploration("tiny", (), {"a": "private"})
-    assert "a was left out: private" in render_html(nobody)
-    assert "a was left out" in render_markdown(nobody)
+    empty = Exploration("tiny", (), {"a": "private"})
+    assert "a was left out: private" in render_html(empty)
+    assert "a was left out" in render_markdown(empty)
 
 
 def test_the_command(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    told = CliRunner().invoke(app, ["explore", str(digits / "federation.yaml")])
-    assert told.exit_code == 0, told.output
-    assert "hospital-e" in told.output
-    assert "heterogeneity of labels 0.372" in told.output
+    result = CliRunner().invoke(app, ["explore", str(digits / "federation.yaml")])
+    assert result.exit_code == 0, result.output
+    assert "hospital-e" in result.output
+    assert "heterogeneity of labels 0.372" in result.output
     page = (tmp_path / "data.html").read_text()
     assert "Mean picture of each label" in page
     assert not (digits / "store").exists()

@@ -49,7 +49,7 @@ def test_every_example_exactly_once(data: st.DataObject) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(shards, again, strict=True))
 
 
-def test_another_seed_deals_otherwise() -> None:
+def test_another_seed_deals_differently() -> None:
     labels = np.arange(100) % 10
     assert not np.array_equal(deal(Iid(seed=1), 2, labels=labels)[0], deal(Iid(seed=2), 2, labels=labels)[0])
 
@@ -108,18 +108,18 @@ def test_one_hot_labels_count_as_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "learners", "what"),
+    ("scheme", "learners", "message"),
     [
         (Iid(), 11, "10 examples cannot be dealt to 11 learners"),
         (Iid(minimum=6), 2, "would get 5 examples, fewer than the minimum of 6"),
-        (BySize(sizes=(5, 4)), 2, "the sizes add up to 9, there are 10"),
-        (ByKey(column="k"), 4, "3 keys in 'k' for 4 learners"),
+        (BySize(sizes=(5, 4)), 2, "the sizes add up to 9, but there are 10"),
+        (ByKey(column="k"), 4, "'k' has 3 keys for 4 learners"),
         (Dirichlet(alpha=0.01, minimum=6), 2, "fewer than the minimum"),
     ],
 )
-def test_what_cannot_be_dealt_is_told(scheme: Any, learners: int, what: str) -> None:
+def test_schemes_that_do_not_fit(scheme: Any, learners: int, message: str) -> None:
     labels = np.zeros(10)
-    with pytest.raises(DataError, match=what):
+    with pytest.raises(DataError, match=message):
         deal(scheme, learners, labels=labels, keys=np.arange(10) % 3)
 
 
@@ -130,7 +130,7 @@ def test_parts_are_disjoint_complete_and_seeded() -> None:
     assert not np.array_equal(parts["train"], split(100, Parts(train=0.7, vote=0.2, test=0.1), [1, 3])["train"])
 
 
-def test_the_holdout_is_away_from_the_rest() -> None:
+def test_the_holdout_is_disjoint_from_the_rest() -> None:
     kept, held = holdout(50, 0.2, 0)
     assert len(held) == 10
     assert sorted([*kept, *held]) == list(range(50))

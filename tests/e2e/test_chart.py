@@ -169,7 +169,7 @@ def test_an_operator_may_watch_and_no_more(
         found = doctor_in_a_pod(core, cluster, trained, place, tmp_path)
         assert found["kubernetes"]["what"] == f"answers; runs are in namespace {place}"
         assert found["hospital-a"]["what"].startswith("fits on 1 of 1 nodes")
-        assert found["secret hospitals-hospital-a"]["what"].endswith("may not be looked at from here")
+        assert found["secret hospitals-hospital-a"]["what"].endswith("you are not allowed to read it")
         assert found["kubeflow"]["what"].startswith("ml-pipeline.kubeflow.svc.cluster.local")
     finally:
         helm("uninstall", "roles")

@@ -1,4 +1,4 @@
-"""What `doctor` finds on a real cluster before a run, and `watch` while a pod waits."""
+"""Tests the findings of `doctor` on a real cluster before a run, and those of `watch` while a pod waits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 @pytest.fixture
 def changed(site: Callable[..., Site]) -> Callable[..., list[Finding]]:
-    """What doctor finds of a federation of two learners after a change to its file."""
+    """Returns a function that diagnoses a federation of two learners after a change to its file."""
     prefix = f"doctor-{secrets.token_hex(3)}"
     made = site(prefix, [{"name": name, "placement": dict(POOL)} for name in ("a", "b")], enrolled=False)
 
@@ -69,7 +69,7 @@ def test_a_federation_that_is_well(changed: Callable[..., list[Finding]]) -> Non
 
 
 def test_a_pool_that_no_node_is_of(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
-    """Told before by doctor, and as a pod that waits by watch."""
+    """Checks that doctor finds it before the run, and watch while the pod waits."""
     found = of(changed(placing(node_selector={"pool": "gpus"})), "b")
     assert found.level == "error"
     assert found.what == "no node has the labels pool=gpus"
@@ -81,7 +81,7 @@ def test_a_pool_that_no_node_is_of(changed: Callable[..., list[Finding]], core: 
     (task,) = [task for task in pipeline.graph.tasks if task.name == "learn b"]
     job = pipeline.create(task, {"parameterValues": {}, "artifacts": {}})
     (line,) = eventually(lambda: [w for w in waiting_lines(open_kubernetes(made.where), "waits") if "node(s)" in w])
-    assert line.startswith("learn-b is Pending for ")
+    assert line.startswith("learn-b has been Pending for ")
     assert "didn't match Pod's node affinity/selector" in line
     client.BatchV1Api(made.api).delete_namespaced_job(job, made.namespace, propagation_policy="Foreground")
 
@@ -99,18 +99,18 @@ def test_a_taint_that_is_not_tolerated(changed: Callable[..., list[Finding]], co
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
-        ({"accelerator": {"count": 8}}, "asks for 0.1 cpu, 1Gi memory, 8 nvidia.com/gpu; its nodes have at most 2 nvidia"),
+        ({"accelerator": {"count": 8}}, "requests 0.1 cpu, 1Gi memory, 8 nvidia.com/gpu; its nodes have at most 2 nvidia"),
         ({"memory_request": "500Gi", "memory": "500Gi"}, "its nodes have at most"),
     ],
 )  # fmt: skip
 def test_a_request_that_no_node_has_room_for(
-    changed: Callable[..., list[Finding]], more: dict[str, Any], told: str
+    changed: Callable[..., list[Finding]], more: dict[str, Any], message: str
 ) -> None:
     found = of(changed(placing(**more)), "b")
     assert found.level == "error"
-    assert told in found.what
+    assert message in found.what
 
 
 def test_a_pool_that_a_sessions_learners_do_not_fit_in_together(changed: Callable[..., list[Finding]]) -> None:
@@ -119,7 +119,9 @@ def test_a_pool_that_a_sessions_learners_do_not_fit_in_together(changed: Callabl
     found = changed(placing(accelerator={"count": 2}))
     assert of(found, "b").level == "ok"
     assert of(found, subject).level == "warning"
-    assert of(found, subject).what == "3 nvidia.com/gpu wanted, 2 there, at the same time, as a session needs them"
+    assert of(found, subject).what == (
+        "3 nvidia.com/gpu needed, 2 available, by the learners of a session at the same time"
+    )
     assert "set training.rounds_per_step to 1" in of(found, subject).remedy
 
     def take_turns(content: dict[str, Any]) -> None:
@@ -140,9 +142,9 @@ def test_secrets_that_lack_something(changed: Callable[..., list[Finding]], core
         content["secret"] = "unsigned"
 
     found = changed(change)
-    assert of(found, "secret half").what == "of a: lacks the key secretkey"
+    assert of(found, "secret half").what == "of a: lacks secretkey"
     assert of(found, "coordinator").what == "is enrolled, and signs the models that it publishes"
-    assert of(found, "secret unsigned").what == "of the coordinator: lacks the key signingkey"
+    assert of(found, "secret unsigned").what == "of the coordinator: lacks signingkey"
     assert '"nowhere" not found' in of(found, "secret nowhere").what
     assert "kubectl apply" in of(found, "secret nowhere").remedy
 
@@ -156,7 +158,9 @@ def test_a_quota_that_is_too_small(changed: Callable[..., list[Finding]], core: 
         eventually(lambda: core.read_namespaced_resource_quota("gpus", made.namespace).status.hard)
         found = of(changed(lambda _: None), "quota gpus")
         assert found.level == "error"
-        assert found.what == ("2 requests.nvidia.com/gpu wanted, 1 allowed, at the same time, as a session needs them")
+        assert found.what == (
+            "2 requests.nvidia.com/gpu needed, 1 allowed, by the learners of a session at the same time"
+        )
     finally:
         core.delete_namespaced_resource_quota("gpus", made.namespace)
 
@@ -175,7 +179,7 @@ def test_the_launchers_settings(changed: Callable[..., list[Finding]], core: cli
 def test_images_and_a_store_that_are_not_there(
     changed: Callable[..., list[Finding]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One bad part hides no other."""
+    """Checks that one bad part hides no other."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
 
     def change(content: dict[str, Any]) -> None:
@@ -183,9 +187,9 @@ def test_images_and_a_store_that_are_not_there(
 
     found = changed(change)
     assert of(found, "store").level == "error"
-    told = [one for one in found if one.subject.startswith("image ")]
-    assert len(told) == 2
-    assert all("its registry cannot be reached from here" in one.what for one in told)
+    images = [one for one in found if one.subject.startswith("image ")]
+    assert len(images) == 2
+    assert all("its registry cannot be reached from here" in one.what for one in images)
     assert of(found, "a").level == "ok"
 
 
@@ -225,13 +229,13 @@ def test_what_could_never_start_is_not_submitted(changed: Callable[..., list[Fin
 
 def test_without_a_cluster(changed: Callable[..., list[Finding]], no_cluster: None) -> None:
     found = changed(lambda _: None)
-    assert "there is no cluster: no kubeconfig" in of(found, "kubernetes").what
+    assert "no cluster is configured: there is no kubeconfig" in of(found, "kubernetes").what
     assert of(found, "store").level == "ok"
 
 
 def test_credentials_stay_secret(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
     made: Site = changed.site  # type: ignore[attr-defined]
-    secret(core, made.namespace, "told", Credentials("someone", "never-to-be-told"))
-    found = changed(lambda content: content["learners"][0].update(secret="told"))
-    assert of(found, "secret told").level == "ok"
-    assert "never-to-be-told" not in str(found)
+    secret(core, made.namespace, "complete", Credentials("someone", "never-to-be-shown"))
+    found = changed(lambda content: content["learners"][0].update(secret="complete"))
+    assert of(found, "secret complete").level == "ok"
+    assert "never-to-be-shown" not in str(found)

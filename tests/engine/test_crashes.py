@@ -1,4 +1,4 @@
-"""Kill -9 at any store call, then a re-run: the same HEAD bytes as an undisturbed run."""
+"""Kills runs at any store call and repeats them: HEAD has the same bytes as after an undisturbed run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def averaging(store: Store) -> None:
 
 
 def collective(store: Store) -> None:
-    """Accepted, rejected, and without a proposal."""
+    """Plays rounds that are accepted, rejected, and without a proposal."""
     training = {"rounds": 4, "batch_size": 1, "optimizer": "keep"}
     plan = make_plan(make_federation(algorithm={"name": "collective"}, training=training))
     learners = {name: PlusOneLearner(number, wants=99.0) for name, number in (("a", 1.0), ("b", -1.0))}
@@ -38,7 +38,7 @@ RUNS: dict[str, Callable[[Store], None]] = {"averaging": averaging, "collective"
 
 
 def undisturbed(run: str) -> tuple[dict[str, bytes], int]:
-    """All objects of a run that nothing disturbed, and how many store calls it made."""
+    """Returns all objects of an undisturbed run, and the number of its store calls."""
     store = MemoryStore()
     counting = HookedStore(store)
     RUNS[run](counting)
@@ -68,7 +68,7 @@ def test_there_are_enough_points() -> None:
 @settings(max_examples=400, deadline=None)
 @given(POINTS)
 def test_in_memory_wherever_it_is_killed(case: tuple[str, list[tuple[int, bool]]]) -> None:
-    """One to three kills, at seeded points of the run and of its repetitions."""
+    """Kills one to three times, at seeded points of the run and of its repetitions."""
     run, kills = case
     store = MemoryStore()
     for point, after in kills:
@@ -83,7 +83,7 @@ def test_in_memory_wherever_it_is_killed(case: tuple[str, list[tuple[int, bool]]
 @pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("run", RUNS)
 def test_on_disk_wherever_the_process_is_killed(run: str, part: int) -> None:
-    """A real SIGKILL of a real process before and after every store call of the run."""
+    """Sends a real SIGKILL to a real process before and after every store call of the run."""
     killed = 0
     for point in range(part, CALLS[run], 4):
         for after in (False, True):

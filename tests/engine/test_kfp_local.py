@@ -1,6 +1,6 @@
-"""The same compiled file through kfp.local: same reading of the graph, same final weights.
+"""Runs the same compiled file with kfp.local, and compares the final weights.
 
-kfp.local refuses container components in its subprocess runner; this module alone replaces its task handler by one
+kfp.local refuses container components in its subprocess runner; only this module replaces its task handler by one
 that runs the container's full command on this machine.
 """
 
@@ -43,7 +43,7 @@ def build():
 
 
 class FullCommandHandler:
-    """What kfp.local asks of a task handler."""
+    """Implements the interface of task handlers in kfp.local."""
 
     def __init__(self, *, full_command: list[str], **_: Any) -> None:
         self._command = full_command

@@ -1,4 +1,4 @@
-"""The local engine over small graphs of other people's containers, and its worker processes."""
+"""Tests the local engine with small graphs of other containers, and its worker processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedpipe.errors import FedpipeError, InputError, QuorumError, StepError, Wor
 
 
 def graph(tasks: dict[str, dict[str, Any]]) -> Graph:
-    """A graph of shell commands; `after` and `inputs` as given."""
+    """Builds a graph of shell commands with these `after` and `inputs`."""
     spec: dict[str, Any] = {
         "pipelineInfo": {"name": "p"},
         "deploymentSpec": {"executors": {}},
@@ -68,8 +68,8 @@ def test_outputs_reach_the_next_task(tmp_path: Path) -> None:
     assert results["two"]["parameterValues"]["o"].split() == ["hello", "and", "more"]
 
 
-def test_tasks_run_side_by_side(tmp_path: Path) -> None:
-    """Two tasks that wait for each other's file end only when both run at once."""
+def test_tasks_run_concurrently(tmp_path: Path) -> None:
+    """Runs two tasks that wait for each other's file, so that they only end if both run at once."""
     wait = 'touch "$0"; for i in $(seq 100); do [ -e "$1" ] && exit 0; sleep 0.1; done; exit 1'
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     tasks = {"a": {"run": wait, "args": [one, two]}, "b": {"run": wait, "args": [two, one]}}
@@ -85,30 +85,30 @@ def test_a_task_waits_for_those_before_it(tmp_path: Path) -> None:
 
 
 def test_a_failing_container_names_its_log(tmp_path: Path) -> None:
-    with pytest.raises(StepError, match=r"step 'a' ended with code 3. Its log: .*a\.log"):
+    with pytest.raises(StepError, match=r"step 'a' ended with code 3. See its log: .*a\.log"):
         Engine(graph({"a": {"run": "echo why; exit 3"}}), {}, folder=tmp_path).run()
     assert "why" in (tmp_path / "logs" / "a.log").read_text()
 
 
-def test_a_missing_output_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StepError, match="step 'a' gave no output 'o'"):
+def test_a_missing_output(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="step 'a' did not write output 'o'"):
         Engine(graph({"a": {"run": "true", "outputs": ["o"]}}), {}, folder=tmp_path).run()
 
 
-def test_a_command_that_is_not_here(tmp_path: Path) -> None:
+def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
     made = graph({"a": {"run": "true"}})
     task = made.tasks[0]._replace(command=("no-such-command",))
-    with pytest.raises(InputError, match="It needs its container, alpine"):
+    with pytest.raises(InputError, match="Run it on a cluster, in its container alpine"):
         Engine(made._replace(tasks=(task,)), {}, folder=tmp_path).run()
 
 
-@pytest.mark.xdist_group("runs")  # one process that has TensorFlow loaded serves all
+@pytest.mark.xdist_group("runs")  # all use one process with TensorFlow
 class TestWorkers:
     @pytest.fixture(autouse=True)
     def _server(self) -> None:
         start_server()
 
-    def test_a_result_comes_back(self) -> None:
+    def test_a_result_is_returned(self) -> None:
         worker = Worker()
         assert worker.call(max, 3, 5) == 5
         assert worker.call(os.getpid) == worker.call(os.getpid) != os.getpid()
@@ -127,7 +127,7 @@ class TestWorkers:
             worker.call(divmod, 1, 0)
         worker.stop()
 
-    def test_whoever_calls_when_all_is_over_starts_nothing(self) -> None:
+    def test_a_call_after_the_end_starts_nothing(self) -> None:
         workers, worker = Workers(), Worker()
         workers.stop()
         worker.stop(for_good=True)
@@ -163,7 +163,7 @@ def raise_quorum() -> None:
 
 
 @pytest.mark.parametrize("kind", [FedpipeError, InputError, StepError])
-def test_failures_are_errors_again(kind: type[FedpipeError]) -> None:
+def test_failures_become_errors_again(kind: type[FedpipeError]) -> None:
     made = Failure.of(kind("what", where="where", remedy="remedy")).error()
     assert type(made) is kind
     assert str(made) == "where: what. remedy"

@@ -1,7 +1,7 @@
-"""A server that takes what KFP's client sends, and holds it against the models of KFP's own API.
+"""Serves KFP's API for tests, and checks requests against the models of that API.
 
-It knows nothing of running pipelines: it shows what a command asks of KFP, in which order, and what is left when KFP
-refuses. A body with a field that the API's model does not have, or of another type, is refused as KFP does.
+It runs no pipelines: it shows the requests of a command, their order, and the objects that remain when KFP refuses.
+Like KFP, it refuses a body with an unknown field or a field of another type.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LISTS = {"recurringruns": "recurringRuns", "versions": "pipeline_versions"}
 
 
 class KfpServer:
-    """What was asked, in `asked`; what is there, in `held`; requests whose path has `refuse` in it fail."""
+    """Records requests in `asked` and objects in `held`; requests that match `refuse` fail."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, Any]] = []
@@ -60,10 +60,10 @@ class KfpServer:
         if path == "/healthz":
             return Response(self.health) if isinstance(self.health, str) else JSONResponse(self.health)
         if upload:
-            return self._uploaded(request, body)
-        return self._of_kind(request, path, given)
+            return self._upload(request, body)
+        return self._handle(request, path, given)
 
-    def _uploaded(self, request: Request, body: bytes) -> Response:
+    def _upload(self, request: Request, body: bytes) -> Response:
         boundary = request.headers["content-type"].partition("boundary=")[2].encode()
         part = body.split(b"--" + boundary)[1].partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
         key, query = f"version-{next(self._ids)}", request.query_params
@@ -71,24 +71,24 @@ class KfpServer:
         self.files[key], self.held["versions"][key] = part, made
         return JSONResponse(made)
 
-    def _of_kind(self, request: Request, path: str, given: Any) -> Response:
+    def _handle(self, request: Request, path: str, given: Any) -> Response:
         parts = path.strip("/").split("/")
         kind = "versions" if len(parts) > 2 and parts[2] == "versions" else parts[0]
         if request.method == "GET" and kind in self.held:
-            return self._listed(kind, request)
+            return self._list(kind, request)
         if request.method == "POST" and len(parts) == 1:
-            return self._made(kind, given)
-        key, _, act = parts[-1].partition(":")
+            return self._create(kind, given)
+        key, _, action = parts[-1].partition(":")
         if key not in self.held[kind]:
             return JSONResponse({"error": f"{key} not found"}, 404)
-        if act:
-            self.held[kind][key] |= {"status": {"enable": "ENABLED", "disable": "DISABLED"}[act]}
+        if action:
+            self.held[kind][key] |= {"status": {"enable": "ENABLED", "disable": "DISABLED"}[action]}
         elif request.method == "DELETE":
             del self.held[kind][key]
         return JSONResponse({})
 
-    def _listed(self, kind: str, request: Request) -> Response:
-        """Pages of two, so that every reader has to turn them."""
+    def _list(self, kind: str, request: Request) -> Response:
+        """Returns pages of two objects, so that each reader must follow the pages."""
         found = list(self.held[kind].values())
         if text := request.query_params.get("filter"):
             (predicate,) = json.loads(text)["predicates"]
@@ -100,9 +100,9 @@ class KfpServer:
             answer["next_page_token"] = str(start + 2)
         return JSONResponse(answer)
 
-    def _made(self, kind: str, given: Any) -> Response:
+    def _create(self, kind: str, given: Any) -> Response:
         id_name, model = KINDS[kind]
-        if wrong := _unlike(given, model):
+        if wrong := _difference(given, model):
             return JSONResponse({"error": f"invalid {kind}: {wrong}"}, 400)
         key = f"{kind}-{next(self._ids)}"
         made = {**given, id_name: key}
@@ -114,8 +114,8 @@ class KfpServer:
         return JSONResponse(made)
 
 
-def _unlike(given: Any, model: Any) -> str:
-    """In what a body is unlike a generated model; empty when it fits."""
+def _difference(given: Any, model: Any) -> str:
+    """Describes how a body differs from a generated model; empty when it fits."""
     names = {key: (name, model.openapi_types[name]) for name, key in model.attribute_map.items()}
     for key, value in given.items():
         if key not in names:
@@ -123,18 +123,18 @@ def _unlike(given: Any, model: Any) -> str:
         kind = names[key][1]
         inner = getattr(kfp_server_api, kind, None)
         if inner is not None and hasattr(inner, "openapi_types") and isinstance(value, dict):
-            if wrong := _unlike(value, inner):
+            if wrong := _difference(value, inner):
                 return f"{key}: {wrong}"
         elif kind == "str" and not isinstance(value, (str, int)):  # int64 travels as either
-            return f"{key} is no text"
+            return f"{key} is not a text"
         elif kind == "bool" and not isinstance(value, bool):
-            return f"{key} is no boolean"
+            return f"{key} is not a boolean"
     return ""
 
 
 @contextlib.contextmanager
 def serving() -> Iterator[KfpServer]:
-    """A server on a free port."""
+    """Starts a server on a free port."""
     kfp, port = KfpServer(), servers.free_port()
     kfp.url = f"http://127.0.0.1:{port}"
     server = uvicorn.Server(uvicorn.Config(kfp.app(), port=port, log_level="error", ws="none"))

@@ -1,4 +1,4 @@
-"""Whether an image can be pulled, asked of a real registry."""
+"""Tests whether an image can be pulled, with a real registry."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_names_have_three_parts(image: str, expected: tuple[str, str, str]) -> N
     assert parse_reference(image) == Reference(*expected)
 
 
-def test_without_a_registry_there_is_nobody_to_ask() -> None:
+def test_a_name_without_a_registry() -> None:
     level, what, remedy = find_image("fedpipe/core:0.1.0", {})
-    assert (level, what) == ("warning", "names no registry, and no node has it")
+    assert (level, what) == ("warning", "has no registry in its name, and no node has it")
     assert "images.registry" in remedy
 
 
@@ -49,7 +49,7 @@ def test_a_registry_that_does_not_answer() -> None:
 
 @pytest.fixture(scope="module", params=["open", "closed"])
 def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, bool]]:
-    """The address of a registry with one image, and whether it wants a password."""
+    """Starts a registry; returns its address, and whether it requires a password."""
     folder, port = tmp_path_factory.mktemp("registry"), servers.free_port()
     closed = request.param == "closed"
     settings = {
@@ -69,7 +69,7 @@ def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def push(address: str) -> str:
-    """Puts an empty image there, as the OCI specification says, and returns its digest."""
+    """Pushes an empty image as in the OCI specification, and returns its digest."""
     pool = urllib3.PoolManager(headers={"Authorization": "Basic " + encoded("testpassword")}, retries=30)
     for _ in range(100):
         try:
@@ -115,5 +115,5 @@ def test_an_image_by_tag_and_by_digest(registry: tuple[str, bool], tmp_path: Pat
         )
         for wrong in ({}, {address: {"auth": encoded("wrong")}}):
             level, what, remedy = find_image(f"{address}/team/core:7", wrong)
-            assert (level, what) == ("error", "the registry refuses (HTTP 401)")
+            assert (level, what) == ("error", "the registry refuses access (HTTP 401)")
             assert "placement.pull_secrets" in remedy

@@ -14,7 +14,7 @@ from fedpipe.identity.signing import make_key, public_key
 from fedpipe.learners.keras.learner import plan_model
 from fedpipe.learners.keras.model import KerasModel
 from fedpipe.learners.keras.onnx import convert
-from fedpipe.registry.export import largest_difference, publish, run_onnx, signature_of, verified, versions
+from fedpipe.registry.export import card_of, claimed_versions, convert_and_verify, largest_difference, publish, run_onnx
 from fedpipe.registry.prediction import open_model
 from fedpipe.registry.publication import ModelVersion, check_publication
 from fedpipe.rounds.plan import Plan
@@ -51,7 +51,7 @@ def test_equal_models_give_equal_bytes() -> None:
 
 
 @pytest.mark.parametrize("opset", [15, 18])
-def test_the_opset_is_the_one_asked_for(opset: int) -> None:
+def test_the_opset_is_the_requested_one(opset: int) -> None:
     model = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
     assert onnx.load_from_string(convert(model, opset)).opset_import[0].version == opset
 
@@ -65,7 +65,7 @@ def test_versions_count_up_and_a_repeated_export_finds_its_own(store: MemoryStor
         store, weights.dumps({k: v + 1 for k, v in weights.loads(store.read(f"objects/{digest[7:]}").data).items()})
     )
     assert publish(store, plan, other).version == 2
-    assert versions(store, "tiny") == [1, 2]
+    assert claimed_versions(store, "tiny") == [1, 2]
     assert first.origin.samples == "holdout"
     assert first.origin.compared == 30
 
@@ -77,10 +77,10 @@ def test_an_export_that_was_killed_between_claim_and_model_is_completed(store: M
     store.delete(first.path)
     assert publish(store, plan, digest) == first
     assert store.read(first.path).data == data
-    assert versions(store, "tiny") == [1]
+    assert claimed_versions(store, "tiny") == [1]
 
 
-class TestACoordinatorThatIsEnrolled:
+class TestAnEnrolledCoordinator:
     @pytest.fixture
     def enrolled(self, store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> Enrolled:
         key = make_key()
@@ -108,48 +108,48 @@ class TestACoordinatorThatIsEnrolled:
     ) -> None:
         monkeypatch.delenv("FEDPIPE_SIGNING_KEY")
         plan, digest = prepared(store)
-        with pytest.raises(InputError, match="the coordinator is enrolled and must sign what it publishes"):
+        with pytest.raises(InputError, match="the coordinator is enrolled and must sign the models it publishes"):
             publish(store, plan, digest)
-        assert versions(store, "tiny") == []
+        assert claimed_versions(store, "tiny") == []
 
 
-def test_the_model_tells_its_signature_under_its_own_digest(store: MemoryStore) -> None:
+def test_the_digest_of_the_model_covers_its_card(store: MemoryStore) -> None:
     plan, digest = prepared(store, classes=["no", "maybe", "yes"])
     shards = {}
     for name, labels in (("a", [0, 1, 1]), ("b", [1, 2])):
         part = Examples(np.zeros((len(labels), 4), np.float32), np.array(labels))
         shards[name] = put_shard(store, name, {"train": part})[1]
     plan = msgspec.structs.replace(plan, shards=shards)
-    data, origin = verified(store, plan, digest)
-    signature = open_model(data).signature
+    data, origin = convert_and_verify(store, plan, digest)
+    card = open_model(data).card
     assert origin.digest == digest_of(data)
-    assert signature.classes == ("no", "maybe", "yes")
-    assert signature.labels == {"0": 1, "1": 3, "2": 1}
-    assert signature.spread is not None
-    assert signature.spread.mean == pytest.approx(X.mean(), rel=1e-5)
-    assert signature.spread.maximum == X.max()
-    assert verified(store, plan, digest)[0] == data
+    assert card.classes == ("no", "maybe", "yes")
+    assert card.labels == {"0": 1, "1": 3, "2": 1}
+    assert card.spread is not None
+    assert card.spread.mean == pytest.approx(X.mean(), rel=1e-5)
+    assert card.spread.maximum == X.max()
+    assert convert_and_verify(store, plan, digest)[0] == data
 
 
-def test_a_private_federation_does_not_tell_exact_counts(store: MemoryStore) -> None:
+def test_the_card_of_a_private_federation_has_no_label_counts(store: MemoryStore) -> None:
     plan, _ = prepared(store)
     shard = put_shard(store, "a", {"train": Examples(np.zeros((3, 4), np.float32), np.array([0, 1, 1]))})[1]
     private = {"noise_multiplier": 1.0, "l2_norm_clip": 1.0, "microbatches": 1, "target_epsilon": 5.0, "delta": 1e-3}
     federation = make_federation(privacy=private)
     plan = msgspec.structs.replace(plan, shards={"a": shard}, federation=federation)
-    assert signature_of(store, plan).labels == {}
+    assert card_of(store, plan).labels == {}
 
 
 def test_beyond_the_tolerance_nothing_is_published(store: MemoryStore) -> None:
     plan, digest = prepared(store, tolerance=1e-30)
     with pytest.raises(ExportError, match=r"differs from the trained one by .*Nothing was published"):
         publish(store, plan, digest)
-    assert versions(store, "tiny") == []
+    assert claimed_versions(store, "tiny") == []
 
 
 def test_without_a_central_test_set_it_is_compared_on_random_numbers(store: MemoryStore) -> None:
     plan = make_plan(store, make_federation(), RICH)
     digest = put_bytes(store, weights.dumps(plan_model(store, plan).weights()))
-    _, origin = verified(store, plan, digest)
+    _, origin = convert_and_verify(store, plan, digest)
     assert origin.samples == "random"
     assert origin.max_abs_difference < 1e-5

@@ -29,7 +29,7 @@ def test_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "d.npy", np.ones((2, 3)))
     assert read_features(tmp_path / "d.npy", ROW).x.shape == (2, 3)
     np.savez(tmp_path / "two.npz", a=1, b=2)
-    with pytest.raises(DataError, match="no array 'x' among"):
+    with pytest.raises(DataError, match="there is no array 'x'"):
         read_features(tmp_path / "two.npz", ROW)
 
 
@@ -40,7 +40,7 @@ def test_no_such_file(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bad.npz", "bad.npy", "bad.png"])
-def test_files_that_are_not_what_their_names_say(name: str, tmp_path: Path) -> None:
+def test_files_whose_names_are_wrong(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("nonsense")
     with pytest.raises(DataError, match="cannot be read"):
         read_features(tmp_path / name, GREY)
@@ -67,7 +67,7 @@ def test_a_row_takes_the_models_shape(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "the table is empty"),
-        ("1,2\n", "a row has 2 features, the model takes 3"),
+        ("1,2\n", "a row has 2 features, but the model takes 3"),
         ("1,2,3\n1,2\n", "row 2 has 2 cells, not 3"),
         ("a,b,c\n1,2,x\n", "row 1: 'x' is not a number"),
     ],
@@ -99,18 +99,18 @@ def test_a_picture_is_scaled_to_the_models_size_and_to_the_values_of_training(tm
     np.testing.assert_array_equal(colour[0, :, :, 0], colour[0, :, :, 2])
 
 
-def test_pictures_for_a_model_that_takes_none(tmp_path: Path) -> None:
+def test_a_picture_for_a_model_that_takes_rows(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "p.png")
-    with pytest.raises(DataError, match="the model takes no pictures"):
+    with pytest.raises(DataError, match="the model does not take pictures"):
         read_features(tmp_path / "p.png", ROW)
 
 
-def test_a_picture_that_is_a_bomb(tmp_path: Path) -> None:
+def test_a_decompression_bomb(tmp_path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(tmp_path / "p.png")
     with pytest.raises(DataError, match="pixels"):
         read_features(tmp_path / "p.png", GREY)
 
 
-def test_other_kinds_of_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"unknown kind of data\. Use \.npz, \.npy, \.csv, \.png"):
+def test_an_unsupported_format(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the file has an unsupported format\. Use \.npz, \.npy, \.csv, \.png"):
         read_features(tmp_path / "d.txt", ROW)

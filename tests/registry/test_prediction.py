@@ -12,7 +12,7 @@ from fedpipe.registry.prediction import predict
 
 @pytest.fixture
 def softmax(tmp_path: Path) -> Path:
-    """An ONNX model made by hand: softmax over three features."""
+    """Builds an ONNX model by hand: softmax over three features."""
     node = helper.make_node("Softmax", ["x"], ["p"], axis=1)
     graph = helper.make_graph(
         [node],
@@ -34,11 +34,11 @@ def test_classes_and_probabilities(softmax: Path) -> None:
 
 
 def test_features_that_do_not_fit(softmax: Path) -> None:
-    with pytest.raises(DataError, match=r"the features have shape \(2, 4\), the model takes \('n', 3\)"):
+    with pytest.raises(DataError, match=r"the features have shape \(2, 4\), but the model takes \('n', 3\)"):
         predict(softmax, np.zeros((2, 4)))
 
 
-def test_what_is_no_model(tmp_path: Path) -> None:
+def test_invalid_models(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such file"):
         predict(tmp_path / "absent.onnx", [[1]])
     (tmp_path / "m.onnx").write_text("nonsense")

@@ -1,4 +1,4 @@
-"""The signature of a published model: over its name, its version, and what it was made from."""
+"""Tests the signature of a published model: over its name, its version, and its origin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENROLLED = Enrolled(coordinator=Enrolment(key=public_key(KEY), since=1.0e9))
 
 
 def signed(entry: ModelVersion = ENTRY, origin: Origin = ORIGIN, key: str = KEY) -> MemoryStore:
-    """A folder of models with one signature."""
+    """Returns a folder of models with one signature."""
     models = MemoryStore()
     sign_publication(models, entry, origin, key, clock=lambda: 1.5e9)
     return models
@@ -34,7 +34,7 @@ def signature(models: MemoryStore) -> Signature:
     return decode(models.read(keys.signature(*ENTRY)).data, Signature, where="")
 
 
-def test_what_the_coordinator_signed_is_good() -> None:
+def test_a_signature_by_the_coordinator_is_valid() -> None:
     check_publication(signed(), ENTRY, ORIGIN, ENROLLED)
 
 
@@ -42,7 +42,7 @@ def test_the_same_work_gives_the_same_bytes() -> None:
     assert signed().read(keys.signature(*ENTRY)).data == signed().read(keys.signature(*ENTRY)).data
 
 
-def test_anybody_may_publish_where_no_coordinator_is_enrolled() -> None:
+def test_anybody_may_publish_without_an_enrolled_coordinator() -> None:
     check_publication(MemoryStore(), ENTRY, ORIGIN, NOBODY)
 
 
@@ -60,10 +60,10 @@ def test_every_field_of_the_origin_is_signed(changed: dict[str, object]) -> None
 
 
 @given(st.integers(0, 127), st.sampled_from("0123456789abcdef"))
-def test_no_digit_of_a_signature_can_be_another(place: int, digit: str) -> None:
+def test_no_digit_of_a_signature_can_change(position: int, digit: str) -> None:
     models = signed()
     good = signature(models)
-    value = good.value[:place] + digit + good.value[place + 1 :]
+    value = good.value[:position] + digit + good.value[position + 1 :]
     models.replace(keys.signature(*ENTRY), msgspec.json.encode(msgspec.structs.replace(good, value=value)))
     if value == good.value:
         check_publication(models, ENTRY, ORIGIN, ENROLLED)
@@ -85,7 +85,7 @@ def test_somebody_elses_key() -> None:
         check_publication(signed(key=OTHER), ENTRY, ORIGIN, ENROLLED)
 
 
-def test_a_good_signature_is_left_and_any_other_replaced() -> None:
+def test_a_valid_signature_stays_and_any_other_is_replaced() -> None:
     models = signed()
     first = models.read(keys.signature(*ENTRY))
     sign_publication(models, ENTRY, ORIGIN, KEY)

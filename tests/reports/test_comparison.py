@@ -1,4 +1,4 @@
-"""The runs of a federation, listed and beside each other."""
+"""Tests the list and the comparison of a federation's runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.federations import fresh, make_federation, make_plan, play
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A federation with three runs: two that differ in their settings, and one that has only begun."""
+    """Creates a federation with three runs: two that differ in their settings, and one that has only started."""
     content = {
         "name": "tiny", "store": "store", "learners": [{"name": n} for n in "abc"], "data": {"uri": "x.npz"},
         "training": {"rounds": 3, "batch_size": 1},
@@ -39,13 +39,13 @@ def opened(file: Path) -> Store:
 
 
 class TestTheList:
-    def test_tells_of_each_how_far_it_is(self, file: Path) -> None:
+    def test_shows_the_progress_of_each(self, file: Path) -> None:
         found = {line.name: line for line in list_runs(opened(file))}
         assert {name: (line.rounds, line.planned) for name, line in found.items()} == {
             "first": (3, 3), "second": (2, 2), "third": (0, 3),
         }  # fmt: skip
         assert {name: line.state for name, line in found.items()} == {
-            "first": "ended", "second": "going on", "third": "going on",
+            "first": "ended", "second": "running", "third": "running",
         }  # fmt: skip
         assert found["first"].metrics == {"loss": pytest.approx(2.333333)}
         assert [name for name, line in found.items() if line.at_head] == ["third"]
@@ -60,12 +60,12 @@ class TestTheList:
         found = {line.name: line.planned for line in list_runs(store)}
         assert found == {"first": 3, "second": None, "third": 3}
 
-    def test_nothing_has_begun(self, tmp_path: Path) -> None:
+    def test_no_runs(self, tmp_path: Path) -> None:
         assert list_runs(LocalStore(tmp_path)) == []
 
 
 class TestTheComparison:
-    def test_tells_what_differs_and_what_came_out(self, file: Path) -> None:
+    def test_shows_different_settings_and_results(self, file: Path) -> None:
         found = compare([read_story(opened(file), name) for name in ("first", "second")])
         assert found.runs == ("first", "second")
         assert found.settings == {
@@ -85,23 +85,23 @@ class TestTheComparison:
 
 
 class TestTheCommands:
-    def told(self, *arguments: str) -> str:
-        told = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
-        assert told.exit_code == 0, told.exception
-        return told.output
+    def output(self, *arguments: str) -> str:
+        result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.exception
+        return result.output
 
     def test_runs(self, file: Path) -> None:
-        lines = self.told("runs", "-f", str(file)).splitlines()
+        lines = self.output("runs", "-f", str(file)).splitlines()
         assert lines[0].split() == ["run", "rounds", "state", "last", "round", "ago"]
         assert any("third (HEAD)" in line and "0 of 3" in line for line in lines)
-        assert {line["name"] for line in json.loads(self.told("runs", "-f", str(file), "--json"))} == {
+        assert {line["name"] for line in json.loads(self.output("runs", "-f", str(file), "--json"))} == {
             "first", "second", "third",
         }  # fmt: skip
 
     def test_compare(self, file: Path) -> None:
-        text = self.told("compare", "first", "second", "-f", str(file))
+        text = self.output("compare", "first", "second", "-f", str(file))
         assert "training.learning_rate" in text
-        assert json.loads(self.told("compare", "first", "second", "-f", str(file), "--json"))["runs"] == [
+        assert json.loads(self.output("compare", "first", "second", "-f", str(file), "--json"))["runs"] == [
             "first",
             "second",
         ]
@@ -111,5 +111,5 @@ class TestTheCommands:
         [(["first"], "compare needs at least two runs"), (["first", "secnod"], "there is no run 'secnod'")],
     )
     def test_mistakes(self, names: list[str], message: str, file: Path) -> None:
-        told = CliRunner().invoke(app, ["compare", *names, "-f", str(file)])
-        assert message in str(told.exception)
+        result = CliRunner().invoke(app, ["compare", *names, "-f", str(file)])
+        assert message in str(result.exception)

@@ -1,4 +1,4 @@
-"""What is told of a run with votes: numbers, pictures, the report, the growing table."""
+"""Tests the story of a run with votes: numbers, pictures, the report, the growing table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedpipe.commands.compare import report
 from fedpipe.commands.plot import plot
 from fedpipe.errors import InputError, NotFoundError
 from fedpipe.reports.report import render
-from fedpipe.reports.story import Story, global_metrics, held_scores, read_story, summarise
+from fedpipe.reports.story import Story, global_metrics, read_story, shared_scores, summarise
 from fedpipe.reports.vote_plots import metrics_of, vote_pictures
 from fedpipe.rounds.plan import Plan
 from fedpipe.steps.initialise import begin
@@ -24,7 +24,7 @@ from tests.rounds.test_budget import private_plan
 
 
 def eventful() -> dict[str, PlusOneLearner]:
-    """Round 1 of a is accepted, 2 of b is rejected, 3 of c has no proposal; d never votes."""
+    """Returns learners such that round 1 of a is accepted, 2 of b is rejected, 3 of c has no proposal; d never votes."""
     made = {name: PlusOneLearner(number, wants=20.0) for name, number in (("a", 1.0), ("b", -1.0))}
     return {
         **made,
@@ -44,7 +44,7 @@ def story(store: MemoryStore) -> Story:
 
 
 class TestSummary:
-    def test_each_round_says_how_it_was_decided(self, story: Story) -> None:
+    def test_each_round_has_its_decision(self, story: Story) -> None:
         start, first, second, third = summarise(story)["rounds"]
         assert [r["round"] for r in (start, first, second, third)] == [0, 1, 2, 3]
         assert start["vote"]["learners"]["a"] == {"ballot": "none", "vote_score": 10.0, "test_score": 10.0}
@@ -58,15 +58,15 @@ class TestSummary:
             },
         }  # fmt: skip
         assert (second["vote"]["accepted"], second["vote"]["learners"]["a"]["ballot"]) == (False, "no")
-        assert second["vote"]["learners"]["a"]["vote_score"] == 10.0  # of what was proposed
+        assert second["vote"]["learners"]["a"]["vote_score"] == 10.0  # of the proposed model
         assert (third["vote"]["voters"], third["vote"]["learners"]["a"]["ballot"]) == (0, "none")
         assert third["dropped"] == [{"learner": "c", "why": "no power"}]
 
     def test_metrics_are_of_the_shared_model_after_the_vote(self, story: Story) -> None:
         assert [global_metrics(story, n)["loss"] for n in range(4)] == [10.0, 5.0, 5.0, 5.0]
-        assert [sorted(held) for held in held_scores(story)] == [["a", "b", "c"]] * 4
+        assert [sorted(held) for held in shared_scores(story)] == [["a", "b", "c"]] * 4
 
-    def test_epsilon_goes_with_every_proposal(self, store: MemoryStore) -> None:
+    def test_each_proposal_has_its_epsilon(self, store: MemoryStore) -> None:
         play_collective(store, private_plan(target_epsilon=0.9), private_learners())
         found = summarise(read_story(store, "r1"))
         mine = [r["vote"] for r in found["rounds"] if r["vote"]["proposer"] == "a"]
@@ -75,7 +75,7 @@ class TestSummary:
         assert found["privacy"]["a"]["events"] == 2
         assert set(found["privacy"]) == {"a"}
 
-    def test_a_run_without_votes_says_nothing_of_them(self, store: MemoryStore) -> None:
+    def test_a_run_without_votes(self, store: MemoryStore) -> None:
         play(store, make_plan())
         found = summarise(read_story(store, "r1"))
         assert [r["round"] for r in found["rounds"]] == [1, 2, 3]
@@ -88,7 +88,7 @@ class TestReport:
         page = render(story)
         for part in ("Votes", "strictly lower", "accepted, 2 of 3", "rejected, 0 of 3", "no proposal", "1 of 3</b>"):
             assert part in page
-        assert "<b>asleep</b>" not in page  # what a learner wrote is text
+        assert "<b>asleep</b>" not in page  # text of learners is escaped
 
     def test_both_epsilons_and_what_they_assume(self, store: MemoryStore) -> None:
         play_collective(store, private_plan(target_epsilon=0.9), private_learners())
@@ -101,14 +101,14 @@ class TestReport:
         ):
             assert part in page
 
-    def test_runs_beside_each_other(self, store: MemoryStore) -> None:
+    def test_a_comparison_of_runs(self, store: MemoryStore) -> None:
         play_collective(store, plan_of(), eventful())
         other = make_plan(
             make_federation(tuple("abcd"), training={"rounds": 2, "batch_size": 1, "start": "fresh"}), "r2"
         )
         play(store, other)
         page = render(read_story(store, "r1"), [read_story(store, "r2")])
-        for part in ("Beside other runs", "r1, collective", "r2, averaging"):
+        for part in ("Comparison with other runs", "r1, collective", "r2, averaging"):
             assert part in page
 
 
@@ -147,7 +147,7 @@ class TestViews:
         assert {"html": b"<svg", "svg": b"<svg", "png": b"\x89PNG"}[suffix] in data
         assert b"refresh" not in data
 
-    def test_it_is_drawn_again_while_the_run_goes_on(self, tmp_path: Path) -> None:
+    def test_it_is_drawn_again_while_the_run_continues(self, tmp_path: Path) -> None:
         file, out, heard = write_file(tmp_path), tmp_path / "p.html", list[str]()
         store: Store = LocalStore(tmp_path / "store").below("tiny")
         thread = threading.Thread(target=lambda: plot(file, "r1", out, listener=heard.append, again=0.01))

@@ -5,23 +5,23 @@ from __future__ import annotations
 import pytest
 
 from fedpipe.errors import CorruptError
-from fedpipe.rounds.evaluation import Matrix, Score, add_matrices, find_score, score_key
-from fedpipe.store import MemoryStore
+from fedpipe.rounds.evaluation import Matrix, Score, add_matrices, find_score
+from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import encode
 
 
 def test_a_score_is_below_its_learner(store: MemoryStore) -> None:
     score = Score(learner="a", weights="w", examples=3, metrics={"loss": 1.0})
     assert find_score(store, "a", "r1") is None
-    store.create(score_key("a", "r1"), encode(score))
+    store.create(keys.score("a", "r1"), encode(score))
     assert find_score(store, "a", "r1") == score
     assert find_score(store, "b", "r1") is None
-    assert list(store.keys("learners/a/runs/r1/")) == [score_key("a", "r1")]
+    assert list(store.keys("learners/a/runs/r1/")) == [keys.score("a", "r1")]
 
 
 @pytest.mark.parametrize("more", [b',"unknown":1', b',"examples":-1'])
 def test_a_score_is_checked(store: MemoryStore, more: bytes) -> None:
-    store.create(score_key("a", "r1"), b'{"learner":"a","weights":"w"' + more + b"}")
+    store.create(keys.score("a", "r1"), b'{"learner":"a","weights":"w"' + more + b"}")
     with pytest.raises(CorruptError):
         find_score(store, "a", "r1")
 

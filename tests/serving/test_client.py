@@ -1,4 +1,4 @@
-"""`RemoteModel` and `fedpipe predict URL`: against our server, and against servers that answer something else."""
+"""Tests `RemoteModel` and `fedpipe predict URL` with fedpipe's server, and with servers that violate the protocol."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fedpipe.serving.client import RemoteModel
 from fedpipe.store import LocalStore
 from tests.served import Served, X, publish, serving, softmax
 
-SIGNATURE = Card(classes=("red", "green", "blue"), spread=Spread(minimum=-3, maximum=3, mean=0.1, deviation=1.1))
-MODEL = softmax(signature=SIGNATURE)
+CARD = Card(classes=("red", "green", "blue"), spread=Spread(minimum=-3, maximum=3, mean=0.1, deviation=1.1))
+MODEL = softmax(card=CARD)
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of one model, with a token."""
+    """Starts a server of one model, with a token."""
     folder = tmp_path_factory.mktemp("one")
     publish(LocalStore(folder / "store").below("models"), "colours", 3, MODEL)
     (folder / "token").write_text("open-sesame\n")
@@ -45,7 +45,7 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_answers_are_those_of_the_file_to_the_last_bit(one: Served, path: str) -> None:
     remote, local = RemoteModel(one.url + path), open_model(MODEL)
     assert (remote.name, remote.inputs, remote.outputs) == ("colours", local.inputs, local.outputs)
-    assert (remote.signature.classes, remote.signature.spread) == (SIGNATURE.classes, SIGNATURE.spread)
+    assert (remote.card.classes, remote.card.spread) == (CARD.classes, CARD.spread)
     np.testing.assert_array_equal(predict(remote, X).outputs, predict(local, X).outputs)
 
 
@@ -56,11 +56,11 @@ def test_the_command_prints_labels_with_probabilities_for_each_kind_of_file(one:
     np.savetxt(tmp_path / "rows.csv", X, delimiter=",")
     (tmp_path / "model.onnx").write_bytes(MODEL)
     for name in ("rows.npz", "rows.npy", "rows.csv"):
-        told = [CliRunner().invoke(app, ["predict", of, str(tmp_path / name)]) for of in
+        results = [CliRunner().invoke(app, ["predict", of, str(tmp_path / name)]) for of in
                 (one.url, str(tmp_path / "model.onnx"))]  # fmt: skip
-        assert told[0].exit_code == 0, told[0].output
-        assert told[0].output == told[1].output
-        assert any(colour in told[0].output for colour in SIGNATURE.classes)
+        assert results[0].exit_code == 0, results[0].output
+        assert results[0].output == results[1].output
+        assert any(colour in results[0].output for colour in CARD.classes)
     assert "accuracy 1.0000 over 7 examples" in CliRunner().invoke(
         app, ["predict", one.url, str(tmp_path / "rows.npz")]
     ).output  # fmt: skip
@@ -87,9 +87,9 @@ def test_several_models_are_named(tmp_path: Path) -> None:
     for name in ("colours", "shapes"):
         publish(models, name, 1, MODEL)
     with serving(tmp_path, "--store", f"file://{tmp_path}/store") as server:
-        with pytest.raises(InputError, match="2 models are served there: colours, shapes") as caught:
+        with pytest.raises(InputError, match="the server has 2 models: colours, shapes") as caught:
             RemoteModel(server.url)
-        assert caught.value.remedy == f"Write {server.url}/v2/models/NAME."
+        assert caught.value.remedy == f"Use {server.url}/v2/models/NAME."
         assert RemoteModel(f"{server.url}/v2/models/shapes").name == "shapes"
 
 
@@ -100,9 +100,9 @@ METADATA = {
 }
 
 
-class TestSomethingElseAnswers:
+class TestAnotherServer:
     @pytest.mark.parametrize(
-        "told",
+        "content",
         [
             b"<html>",
             b"[]",
@@ -114,8 +114,8 @@ class TestSomethingElseAnswers:
             json.dumps(METADATA | {"parameters": [1]}).encode(),
         ],
     )
-    def test_instead_of_the_metadata(self, told: bytes) -> None:
-        with answering(told) as url, pytest.raises(InputError, match="does not describe a model"):
+    def test_instead_of_the_metadata(self, content: bytes) -> None:
+        with answering(content) as url, pytest.raises(InputError, match="does not describe a model"):
             RemoteModel(f"{url}/v2/models/m")
 
     def test_instead_of_the_list(self) -> None:
@@ -127,7 +127,7 @@ class TestSomethingElseAnswers:
         assert "/v2/models/NAME" in str(caught.value.remedy)
 
     @pytest.mark.parametrize(
-        ("told", "length"),
+        ("content", "length"),
         [
             (b"<html>", None),
             (b"{}", None),
@@ -143,17 +143,17 @@ class TestSomethingElseAnswers:
             (b'{"outputs": []}', "x"),
         ],
     )  # fmt: skip
-    def test_instead_of_the_outputs(self, told: bytes, length: object) -> None:
+    def test_instead_of_the_outputs(self, content: bytes, length: object) -> None:
         headers = {} if length is None else {"Inference-Header-Content-Length": str(length)}
-        with answering(json.dumps(METADATA).encode(), told, headers) as url:
+        with answering(json.dumps(METADATA).encode(), content, headers) as url:
             model = RemoteModel(f"{url}/v2/models/m")
-            with pytest.raises(InputError, match="not of the protocol"):
+            with pytest.raises(InputError, match="violates the protocol"):
                 model.run({"x": X})
 
 
 @contextlib.contextmanager
 def answering(get: bytes, post: bytes = b"", headers: dict[str, str] | None = None) -> Iterator[str]:
-    """The URL of a server on a thread that answers GET and POST with these bytes."""
+    """Starts a server on a thread that answers GET and POST with these bytes; yields its URL."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

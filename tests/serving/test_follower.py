@@ -1,4 +1,4 @@
-"""New versions take over when they can answer; whoever answers goes on when they cannot."""
+"""Tests that new versions take over when they can answer, and that the current ones keep answering otherwise."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ BAD = b"bad"
 
 
 class World:
-    """A store, a clock and a follower that loads whatever is not `BAD`."""
+    """Combines a store, a clock and a follower that loads every model except `BAD`."""
 
     def __init__(self, store: MemoryStore) -> None:
-        self.store, self.now, self.lost = store.below("models"), 0.0, False
+        self.store, self.now, self.unreachable = store.below("models"), 0.0, False
         self.loads: list[ModelVersion] = []
         self.failed: list[ModelVersion] = []
-        catalogue = Catalogue(Location(HookedStore(store, self._lose), "federation", is_local=False))
+        catalogue = Catalogue(Location(HookedStore(store, self._fail_if_unreachable), "federation", is_local=False))
         self.follower = Follower(
-            catalogue, self._load, failed=lambda entry, _: self.failed.append(entry), clock=lambda: self.now
+            catalogue, self._load, on_failure=lambda entry, _: self.failed.append(entry), clock=lambda: self.now
         )
 
-    def _lose(self, *_: object) -> None:
-        if self.lost:
+    def _fail_if_unreachable(self, *_: object) -> None:
+        if self.unreachable:
             raise StoreUnavailableError("the store cannot be reached")
 
     def _load(self, entry: ModelVersion, data: bytes) -> Loaded:
@@ -44,7 +44,7 @@ class World:
         publish(self.store, "m", version, data)
 
     def answers(self) -> tuple[int, int | None] | None:
-        self.follower.look()
+        self.follower.refresh()
         served = self.follower.served.get("m")
         return served and (served.primary.entry.version, served.canary.entry.version if served.canary else None)
 
@@ -64,7 +64,7 @@ def test_the_latest_version_takes_over(world: World) -> None:
     assert world.loads == [ModelVersion("m", 1), ModelVersion("m", 2)]
 
 
-def test_a_version_that_fails_never_answers_and_is_told_of(world: World) -> None:
+def test_a_version_that_fails_never_answers_and_is_reported(world: World) -> None:
     world.publish(1)
     world.answers()
     world.publish(2, BAD)
@@ -109,14 +109,14 @@ def test_pinned_back_and_forth(world: World) -> None:
     assert world.answers() == (3, None)
 
 
-def test_a_canary_beside_the_version_that_answers(world: World) -> None:
+def test_a_canary_next_to_the_version_that_answers(world: World) -> None:
     for version in (1, 2):
         world.publish(version)
     promote(world.store, "m", Split(kind="canary", version=1, canary=2, share=0.1))
     assert world.answers() == (1, 2)
     promote(world.store, "m", Split(kind="pinned", version=2))
     assert world.answers() == (2, None)
-    assert world.loads == [ModelVersion("m", 1), ModelVersion("m", 2)]  # it was there already
+    assert world.loads == [ModelVersion("m", 1), ModelVersion("m", 2)]  # it was loaded already
 
 
 def test_a_canary_that_fails_leaves_all_to_the_other(world: World) -> None:
@@ -126,7 +126,7 @@ def test_a_canary_that_fails_leaves_all_to_the_other(world: World) -> None:
     assert world.answers() == (1, None)
 
 
-def test_a_pinned_version_that_fails_leaves_whoever_answered(world: World) -> None:
+def test_a_pinned_version_that_fails_leaves_the_one_that_answered(world: World) -> None:
     world.publish(1)
     world.answers()
     world.publish(2, BAD)
@@ -134,28 +134,28 @@ def test_a_pinned_version_that_fails_leaves_whoever_answered(world: World) -> No
     assert world.answers() == (1, None)
 
 
-def test_while_the_store_is_lost_everything_goes_on(world: World) -> None:
+def test_while_the_store_is_unreachable_versions_keep_answering(world: World) -> None:
     world.publish(1)
     world.answers()
-    world.lost = True
+    world.unreachable = True
     assert world.answers() == (1, None)
     assert "cannot be reached" in world.follower.trouble
-    world.lost = False
+    world.unreachable = False
     world.publish(2)
     assert world.answers() == (2, None)
     assert world.follower.trouble == ""
 
 
-def test_a_policy_that_is_spoiled_changes_nothing(world: World) -> None:
+def test_corrupt_traffic_changes_nothing(world: World) -> None:
     world.publish(1)
     world.answers()
     world.store.create(keys.traffic("m"), b"nonsense")
     world.publish(2)
     assert world.answers() == (1, None)
-    assert "not a valid policy" in world.follower.trouble
+    assert "not a valid traffic" in world.follower.trouble
 
 
-def test_a_model_that_is_gone_answers_no_more(world: World) -> None:
+def test_a_model_that_was_removed_no_longer_answers(world: World) -> None:
     world.publish(1)
     world.answers()
     for key in list(world.store.keys()):

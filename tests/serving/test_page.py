@@ -1,4 +1,4 @@
-"""The page at `/` in a real Chromium."""
+"""Tests the page at `/` in a real Chromium."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("page")]
 
 
 def nearest(images: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
-    """A model that finds which of these images its input is most alike: softmax(x . images / temperature)."""
+    """Returns a model that finds the image most similar to its input: softmax(x . images / temperature)."""
     flat = images.reshape(len(images), -1)
     nodes = [
         helper.make_node("Flatten", ["image"], ["flat"]),
@@ -47,7 +47,7 @@ def nearest(images: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that knows ten digits, and has one version that is broken."""
+    """Starts a server of ten digits, with one broken version."""
     from sklearn.datasets import load_digits
 
     folder = tmp_path_factory.mktemp("page")
@@ -66,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[WebDriver]:
-    """Debian's Chromium, without a window."""
+    """Starts Debian's Chromium, without a window."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or "chromium"
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
@@ -77,17 +77,17 @@ def browser() -> Iterator[WebDriver]:
 
 
 def waited(browser: WebDriver, element: str, text: str) -> str:
-    """The text of an element once it has this in it."""
+    """Waits until an element contains a text, and returns its whole text."""
     WebDriverWait(browser, 30).until(lambda b: text in b.find_element(By.ID, element).text)
     return browser.find_element(By.ID, element).text
 
 
 @pytest.fixture
 def page(server: Served, browser: WebDriver) -> WebDriver:
-    """The page after the token was given."""
+    """Opens the page and enters the token."""
     browser.get_log("browser")  # of pages before
     browser.get(server.url)
-    waited(browser, "state", "a bearer token is needed")
+    waited(browser, "state", "a valid bearer token is required")
     browser.find_element(By.ID, "token").send_keys("s3cret")
     browser.find_element(By.ID, "enter").click()
     waited(browser, "models", "digits")
@@ -95,21 +95,21 @@ def page(server: Served, browser: WebDriver) -> WebDriver:
 
 
 def test_a_person_tries_a_digit(server: Served, page: WebDriver) -> None:
-    told = waited(page, "models", "digits")
-    assert "version 1 (the latest version)" in told
-    assert "image: FP32 [n, 8, 8, 1]" in told
-    assert "version 2: " in told
+    row = waited(page, "models", "digits")
+    assert "version 1 (the latest version)" in row
+    assert "image: FP32 [n, 8, 8, 1]" in row
+    assert "version 2: " in row
     for number, name in ((3, "three"), (7, "seven")):
         page.find_element(By.ID, "file").send_keys(str(server.folder / f"{number}.png"))
         assert waited(page, "answer", name).startswith(name)
     assert waited(page, "bars", "seven").startswith("seven")
-    told = [line["message"] for line in page.get_log("browser") if "401" not in line["message"]]
-    assert told == []  # nothing was refused by the page's own rules
+    messages = [line["message"] for line in page.get_log("browser") if "401" not in line["message"]]
+    assert messages == []  # the page's content security policy refused nothing
 
 
 def test_numbers_and_mistakes(page: WebDriver) -> None:
     row = page.find_element(By.ID, "row")
-    mistakes = {"1, 2": "These are 2 numbers, the model takes 64.", "x " * 64: "Not all of these are numbers."}
+    mistakes = {"1, 2": "These are 2 numbers, but the model takes 64.", "x " * 64: "Not all of these are numbers."}
     for text, message in mistakes.items():
         row.clear()
         row.send_keys(text)

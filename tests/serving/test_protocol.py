@@ -1,4 +1,4 @@
-"""Requests of tensors: what fits a model is read, whatever else is refused in one sentence."""
+"""Tests requests of tensors: those that fit a model are parsed, all others are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_binary_data_follow_the_json_in_the_order_of_the_inputs() -> None:
     np.testing.assert_array_equal(found["b"], [True, False])
 
 
-def test_outputs_that_are_wanted_and_how() -> None:
+def test_requested_outputs() -> None:
     assert parse(body(tensor()), None, [SPEC], OUT).outputs == {"y": False, "z": False}
     assert parse(body(tensor(), outputs=[{"name": "z"}]), None, [SPEC], OUT).outputs == {"z": False}
     binary = {"binary_data_output": True}
@@ -61,53 +61,53 @@ def test_outputs_that_are_wanted_and_how() -> None:
     ("changes", "status", "message"),
     [
         ({"name": "w"}, 400, "there is no input 'w'; the model takes 'x'"),
-        ({"datatype": "FP64"}, 400, "input 'x' has datatype 'FP64', the model takes FP32"),
-        ({"datatype": "BYTES"}, 400, "has datatype 'BYTES', the model takes FP32"),
-        ({"shape": [2]}, 400, r"input 'x' has shape \[2\], the model takes \[-1, 2\]"),
-        ({"shape": [1, 3]}, 400, r"has shape \[1, 3\], the model takes \[-1, 2\]"),
+        ({"datatype": "FP64"}, 400, "input 'x' has datatype 'FP64', but the model takes FP32"),
+        ({"datatype": "BYTES"}, 400, "has datatype 'BYTES', but the model takes FP32"),
+        ({"shape": [2]}, 400, r"input 'x' has shape \[2\], but the model takes \[-1, 2\]"),
+        ({"shape": [1, 3]}, 400, r"has shape \[1, 3\], but the model takes \[-1, 2\]"),
         ({"shape": [0, 2], "data": []}, 400, "-1 for one or more"),
         ({"shape": [-1, 2]}, 400, "the request is not valid"),
         ({"shape": [1.5, 2]}, 400, "the request is not valid"),
-        ({"shape": [2**39, 2]}, 413, "has 1099511627776 values, at most"),
-        ({"data": [1.0]}, 400, r"the data of input 'x' has 1 values, its shape \[1, 2\] says otherwise"),
-        ({"data": [[1.0], [2.0]]}, 400, r"has shape \[2, 1\], its shape \[1, 2\] says otherwise"),
+        ({"shape": [2**39, 2]}, 413, "has 1099511627776 values, but at most"),
+        ({"data": [1.0]}, 400, r"the data of input 'x' has 1 values, but its shape is \[1, 2\]"),
+        ({"data": [[1.0], [2.0]]}, 400, r"has shape \[2, 1\], but its shape is \[1, 2\]"),
         ({"data": [[1.0, 2.0], [3.0]], "shape": [2, 2]}, 400, "its rows differ in length"),
-        ({"data": [[[1.0, 2.0]]]}, 400, "is neither flat nor nested as its shape"),
-        ({"data": ["1", "2"]}, 400, "is not of FP32: Expected `float`, got `str`"),
-        ({"data": [None, 1]}, 400, "is not of FP32"),
+        ({"data": [[[1.0, 2.0]]]}, 400, "is neither flat nor nested like its shape"),
+        ({"data": ["1", "2"]}, 400, "is not FP32: Expected `float`, got `str`"),
+        ({"data": [None, 1]}, 400, "is not FP32"),
         ({"data": "text"}, 400, "is neither flat nor nested"),
         ({"data": None}, 400, "input 'x' has no data"),
         ({"data": [1e39, 0]}, 400, "NaN or infinity, or a value too large for its datatype"),
-        ({"parameters": {"binary_data_size": 8}}, 400, "has data in JSON and in binary"),
+        ({"parameters": {"binary_data_size": 8}}, 400, "has both JSON and binary data"),
         ({"parameters": {"shared_memory_region": "r"}}, 400, "shared memory is not supported"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_the_model(changes: dict[str, Any], status: int, message: str) -> None:
+def test_an_input_that_does_not_fit_the_model(changes: dict[str, Any], status: int, message: str) -> None:
     with pytest.raises(RefusedError, match=message) as refused:
         parse(body(tensor(**changes)), None, [SPEC], OUT)
     assert refused.value.status == status
 
 
 @pytest.mark.parametrize(
-    ("size", "bytes_there", "message"),
+    ("size", "available", "message"),
     [
-        (4, 8, "binary_data_size of input 'x' is 4, its shape needs 8"),
+        (4, 8, "binary_data_size of input 'x' is 4, but its shape needs 8"),
         (10**12, 8, "its shape needs 8"),
         (-8, 8, "its shape needs 8"),
         (True, 8, "its shape needs 8"),
         ("8", 8, "its shape needs 8"),
-        (8, 7, "input 'x' needs 8 bytes of binary data, 7 are there"),
+        (8, 7, "input 'x' needs 8 bytes of binary data, but 7 are left"),
         (8, 9, "1 bytes follow the last binary tensor"),
     ],
 )
-def test_binary_lengths_that_lie(size: Any, bytes_there: int, message: str) -> None:
+def test_wrong_binary_lengths(size: Any, available: int, message: str) -> None:
     head = body(tensor(data=None, parameters={"binary_data_size": size}))
     with pytest.raises(RefusedError, match=message):
-        parse(head + bytes(bytes_there), str(len(head)), [SPEC], OUT)
+        parse(head + bytes(available), str(len(head)), [SPEC], OUT)
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "", "٣", "9" * 30, "1000000"])
-def test_a_header_length_that_lies(length: str) -> None:
+def test_wrong_header_lengths(length: str) -> None:
     with pytest.raises(RefusedError, match="Inference-Header-Content-Length"):
         parse(body(tensor()), length, [SPEC], OUT)
 
@@ -124,24 +124,24 @@ def test_a_header_length_that_lies(length: str) -> None:
         (b"{}", "missing required field `inputs`"),
         (b'{"inputs": []}', "input 'x' is missing"),
         (body(tensor(), tensor()), "input 'x' is given twice"),
-        (body(tensor(), outputs=[{"name": "w"}]), "there is no output 'w'; the model gives 'y', 'z'"),
-        (body(tensor(), outputs=[{"name": "y"}, {"name": "y"}]), "output 'y' is asked for twice"),
+        (body(tensor(), outputs=[{"name": "w"}]), "there is no output 'w'; the model returns 'y', 'z'"),
+        (body(tensor(), outputs=[{"name": "y"}, {"name": "y"}]), "output 'y' is requested twice"),
         (
             body(tensor(), outputs=[{"name": "y", "parameters": {"classification": 1}}]),
             "classification is not supported",
         ),
     ],
 )
-def test_what_is_no_request(given: bytes, message: str) -> None:
+def test_invalid_requests(given: bytes, message: str) -> None:
     with pytest.raises(RefusedError, match=message):
         parse(given, None, [SPEC], OUT)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_is_refused_unless_the_signature_allows_it(value: float) -> None:
+def test_nan_is_refused_unless_the_card_allows_it(value: float) -> None:
     head = body(tensor(data=None, parameters={"binary_data_size": 8}))
     data = head + np.float32([1, value]).tobytes()
-    with pytest.raises(RefusedError, match="holds NaN or infinity"):
+    with pytest.raises(RefusedError, match="contains NaN or infinity"):
         parse(data, str(len(head)), [SPEC], OUT)
     allowed = parse(data, str(len(head)), [SPEC], OUT, finite=False)
     np.testing.assert_array_equal(allowed.feed["x"], np.float32([[1, value]]))
@@ -161,11 +161,11 @@ def test_nan_is_refused_unless_the_signature_allows_it(value: float) -> None:
 )
 def test_values_that_a_datatype_cannot_hold(datatype: str, data: list[Any]) -> None:
     spec = TensorSpec("x", DTYPES[datatype], (None,))
-    with pytest.raises(RefusedError, match=r"is not of|too large for its datatype"):
+    with pytest.raises(RefusedError, match=r"is not |too large for its datatype"):
         parse(body(tensor(shape=[1], datatype=datatype, data=data)), None, [spec], OUT)
 
 
-def test_a_byte_that_is_no_truth_value() -> None:
+def test_a_byte_that_is_not_a_boolean() -> None:
     spec = TensorSpec("x", np.dtype(np.bool_), (1,))
     head = body(tensor(shape=[1], datatype="BOOL", data=None, parameters={"binary_data_size": 1}))
     with pytest.raises(RefusedError, match="neither 0 nor 1"):
@@ -184,7 +184,7 @@ def test_a_byte_that_is_no_truth_value() -> None:
     st.booleans(),
 )
 def test_tensors_come_back_to_the_last_bit(array: Any, binary_in: bool, binary_out: bool) -> None:
-    """A request of an array, whose answer is that array, read again as a request."""
+    """Answers a request with its own array, and parses the answer as a request."""
     spec = TensorSpec("x", array.dtype, (None,) * array.ndim)
     request = Request({"x": array}, {"x": binary_out}, "7")
     made = answer("m", 3, request, {"x": array})
@@ -229,7 +229,7 @@ def test_a_request_with_bytes_changed_is_read_or_refused(changes: list[tuple[int
 
 
 def status_of(data: bytes, length: str | None, specs: list[TensorSpec]) -> int:
-    """200 when a request is read, else the status with which it is refused."""
+    """Returns 200 for a valid request, and otherwise the status of the refusal."""
     try:
         parse(data, length, specs, OUT)
     except RefusedError as error:

@@ -1,4 +1,4 @@
-"""Requests of one version: alone, in threads, or several together."""
+"""Tests requests of one version: alone, in threads, or in batches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_answer_is_onnxruntimes() -> None:
 
 def test_requests_that_wait_for_each_other_are_one_run() -> None:
     rows: list[int] = []
-    batched = runner(batching=Batching(100, 0.05), told=rows.append)
+    batched = runner(batching=Batching(100, 0.05), on_run=rows.append)
     found = together(*(batched.run({"x": X[k : k + 1]}) for k in range(7)))
     np.testing.assert_allclose(np.concatenate([one["p"] for one in found]), EXPECTED, rtol=1e-6)
     assert rows == [7]
@@ -48,22 +48,22 @@ def test_requests_that_wait_for_each_other_are_one_run() -> None:
 
 def test_a_full_batch_does_not_wait() -> None:
     rows: list[int] = []
-    batched = runner(batching=Batching(3, 3600), told=rows.append)
+    batched = runner(batching=Batching(3, 3600), on_run=rows.append)
     found = together(*(batched.run({"x": X[k : k + 1]}) for k in range(6)))
     assert rows == [3, 3]
     np.testing.assert_allclose(np.concatenate([one["p"] for one in found]), EXPECTED[:6], rtol=1e-6)
 
 
-def test_a_request_that_does_not_fit_any_more_begins_the_next_batch() -> None:
+def test_a_request_that_no_longer_fits_begins_the_next_batch() -> None:
     rows: list[int] = []
-    batched = runner(batching=Batching(4, 0.02), told=rows.append)
+    batched = runner(batching=Batching(4, 0.02), on_run=rows.append)
     found = together(batched.run({"x": X[:3]}), batched.run({"x": X[3:5]}), batched.run({"x": X}))
     assert sorted(rows) == [2, 3, 7]
     for one, expected in zip(found, (EXPECTED[:3], EXPECTED[3:5], EXPECTED), strict=True):
         np.testing.assert_allclose(one["p"], expected, rtol=1e-6)
 
 
-def test_a_run_that_takes_too_long_is_given_up_and_its_thread_is_free_again() -> None:
+def test_a_run_that_takes_too_long_is_ended_and_its_thread_is_free_again() -> None:
     patient = runner(slow(), seconds=0.3)
 
     async def main() -> tuple[Any, Any]:
@@ -80,7 +80,7 @@ def test_a_run_that_takes_too_long_is_given_up_and_its_thread_is_free_again() ->
     assert seconds < 5
 
 
-def test_what_the_model_refuses_is_told() -> None:
+def test_an_input_that_the_model_refuses() -> None:
     (found,) = together(runner().run({"x": X[:, :3]}))
     assert isinstance(found, RefusedError)
     assert "the model fails on this input" in str(found)

@@ -1,4 +1,4 @@
-"""Models are tried in a process of their own before they are loaded."""
+"""Tests that models are tried in a separate process before they are loaded."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_dimensions_that_are_free_get_a_size_that_works() -> None:
         ),
     ],
 )
-def test_what_is_no_model_is_refused(data: bytes, message: str) -> None:
+def test_an_invalid_model_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(CorruptError, match=message):
         load(ENTRY, data, threads=1)
 
@@ -114,11 +114,11 @@ def test_a_model_of_text_is_refused() -> None:
         [value("x", TensorProto.STRING, ["n"])],
         [value("y", TensorProto.STRING, ["n"])],
     )
-    with pytest.raises(CorruptError, match=r"'x' is a tensor\(string\), which is no array of numbers"):
+    with pytest.raises(CorruptError, match=r"'x' is a tensor\(string\), not an array of numbers"):
         load(ENTRY, onnx_model(graph), threads=1)
 
 
-def test_a_signature_that_is_none_is_refused() -> None:
+def test_an_invalid_card_is_refused() -> None:
     model = helper.make_model(
         helper.make_graph(
             [helper.make_node("Identity", ["x"], ["y"])],
@@ -130,7 +130,7 @@ def test_a_signature_that_is_none_is_refused() -> None:
         ir_version=8,
     )
     model.metadata_props.add(key="fedpipe.card", value='{"classes": 3}')
-    with pytest.raises(CorruptError, match="not a valid signature"):
+    with pytest.raises(CorruptError, match="not a valid card"):
         load(ENTRY, model.SerializeToString(), threads=1)
 
 

@@ -1,4 +1,4 @@
-"""A real server process, real clients, real faults."""
+"""Tests a real server process with real clients and real faults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fedpipe.store import LocalStore, Store, open_store
 from tests import servers
 from tests.served import Served, X, constant, every_dtype, publish, serving, slow, softmax
 
-SIGNATURE = Card(
+CARD = Card(
     classes=("red", "green", "blue"),
     labels={"0": 30, "1": 50, "2": 20},
     spread=Spread(minimum=-3, maximum=3, mean=0.1, deviation=1.1),
@@ -42,10 +42,10 @@ def models_of(folder: Path) -> Store:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of three models, with small limits."""
+    """Starts a server of three models, with small limits."""
     folder = tmp_path_factory.mktemp("served")
     models = models_of(folder / "store")
-    publish(models, "colours", 3, softmax(signature=SIGNATURE))
+    publish(models, "colours", 3, softmax(card=CARD))
     publish(models, "every", 1, every_dtype())
     publish(models, "slow", 1, slow())
     with serving(folder, "--store", f"file://{folder}/store", "--body-limit", "1", "--timeout", "2") as server:
@@ -63,9 +63,9 @@ class TestProtocol:
         assert not client.is_model_ready("absent")
         server = client.get_server_metadata()
         assert (server["name"], server["extensions"]) == ("fedpipe", ["binary_tensor_data"])
-        told = client.get_model_metadata("colours", "3")
-        assert told["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
-        assert told["outputs"] == [{"name": "p", "datatype": "FP32", "shape": [-1, 3]}]
+        metadata = client.get_model_metadata("colours", "3")
+        assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+        assert metadata["outputs"] == [{"name": "p", "datatype": "FP32", "shape": [-1, 3]}]
         client.close()
 
     @pytest.mark.parametrize("binary_in", [True, False])
@@ -102,12 +102,12 @@ class TestProtocol:
     @pytest.mark.parametrize(
         ("method", "path", "status", "message"),
         [
-            ("GET", "/v2/models/absent", 404, "there is no model 'absent'; there are: colours, every, slow"),
-            ("GET", "/v2/models/colours/versions/9", 404, "version '9' of 'colours' is not served; loaded: 3"),
+            ("GET", "/v2/models/absent", 404, "model 'absent' is not served; served: colours, every, slow"),
+            ("GET", "/v2/models/colours/versions/9", 404, "version '9' of 'colours' is not served; served: 3"),
             ("GET", "/v2/models/colours/versions/x", 404, "version 'x' of 'colours' is not served"),
-            ("GET", "/v2/nothing", 404, "there is nothing at '/v2/nothing'"),
-            ("GET", "/v2/models/colours/infer", 405, "takes POST, not GET"),
-            ("DELETE", "/v2/models/colours", 405, "takes GET, not DELETE"),
+            ("GET", "/v2/nothing", 404, "the path '/v2/nothing' does not exist"),
+            ("GET", "/v2/models/colours/infer", 405, "accepts POST, not GET"),
+            ("DELETE", "/v2/models/colours", 405, "accepts GET, not DELETE"),
             ("POST", "/v2/models/colours/infer", 400, "the request is not valid"),
         ],
     )
@@ -122,9 +122,9 @@ class TestLimits:
     def test_a_body_over_the_limit_is_refused_unread(self, served: Served) -> None:
         with socket.create_connection(served.host.split(":")) as client:  # type: ignore[arg-type]
             client.sendall(b"POST /v2/models/colours/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n")
-            told = client.makefile("rb").read()  # to the end: the server hangs up
-        assert told.startswith(b"HTTP/1.1 413 ")
-        assert b"the body has 2000000 bytes, at most 1048576 are allowed" in told
+            response = client.makefile("rb").read()  # to the end: the server hangs up
+        assert response.startswith(b"HTTP/1.1 413 ")
+        assert b"the body has 2000000 bytes, but at most 1048576 are allowed" in response
 
     def test_a_body_that_only_turns_out_to_be_too_large(self, served: Served) -> None:
         response = served.post("/v2/models/colours/infer", body=iter([b"x" * 2**18] * 10))
@@ -147,7 +147,7 @@ class TestLimits:
         assert response.status == 504
         assert time.monotonic() - started < 10
 
-    def test_what_is_no_http(self, served: Served) -> None:
+    def test_invalid_http(self, served: Served) -> None:
         with socket.create_connection(served.host.split(":")) as client:  # type: ignore[arg-type]
             client.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
             assert b"400 Bad Request" in client.recv(65536)
@@ -191,12 +191,12 @@ class TestOperations:
         assert values['fedpipe_training_input_mean{model="colours",version="3"}'] == 0.1
         predicted = {
             c: values.get(f'fedpipe_predictions_total{{label="{c}",model="colours",version="3"}}', 0)
-            for c in SIGNATURE.classes
+            for c in CARD.classes
         }
         assert sum(predicted.values()) >= 3 * len(X)
 
-    def test_drift_of_the_input_is_told(self, tmp_path: Path) -> None:
-        publish(models_of(tmp_path / "store"), "m", 1, softmax(signature=SIGNATURE))
+    def test_drift_of_the_input_is_measured(self, tmp_path: Path) -> None:
+        publish(models_of(tmp_path / "store"), "m", 1, softmax(card=CARD))
         with serving(tmp_path, "--store", f"file://{tmp_path}/store") as server:
             x = np.random.default_rng(3).normal(5, 2, size=(4000, 4)).astype(np.float32)
             assert server.infer("m", x).status == 200
@@ -251,9 +251,9 @@ class TestOperations:
             time.sleep(0.2)
             server.process.send_signal(signal.SIGTERM)
             time.sleep(0.3)
-            told = server.get("/v2/health/ready")
-            assert told.status == 503
-            assert told.json()["error"] == "the server is shutting down"
+            response = server.get("/v2/health/ready")
+            assert response.status == 503
+            assert response.json()["error"] == "the server is shutting down"
             assert server.get("/v2/models/slow").status == 200  # requests are still taken
             asking.join(60)
             assert answers[0].status == 200
@@ -280,7 +280,7 @@ class TestOperations:
 
 class TestFollowing:
     def test_new_versions_take_over_without_a_failed_request(self, tmp_path: Path) -> None:
-        """Requests go on all the time while versions are published, one that is broken among them, and rolled back."""
+        """Sends requests all the time while versions are published, one of them broken, and rolled back."""
         models = models_of(tmp_path / "store")
         publish(models, "m", 1, constant(1))
         with serving(tmp_path, "--store", f"file://{tmp_path}/store") as server:
@@ -342,8 +342,8 @@ class TestFollowing:
             server.wait_for("m", 2)
             assert promoted("1").stdout == "m: version 1 from now on\n"
             server.wait_for("m", 1)
-            told = promoted("2", "--canary", "0.25").stdout
-            assert told == "m: version 2 for 25.0% of the requests, version 1 for the others from now on\n"
+            output = promoted("2", "--canary", "0.25").stdout
+            assert output == "m: version 2 for 25.0% of the requests, version 1 for the others from now on\n"
             server.wait_until(lambda: server.get("/v2/models/m").json()["versions"] == ["1", "2"])
             answers = [server.infer("m", X[:1]).json()["model_version"] for _ in range(40)]
             assert answers.count("2") == 10
@@ -351,7 +351,7 @@ class TestFollowing:
             server.wait_for("m", 2)
         wrong = promoted("7")
         assert wrong.returncode == 2
-        assert "has no version 7. It has 1, 2" in wrong.stderr
+        assert "has no version 7. Choose one of: 1, 2" in wrong.stderr
 
     def test_killed_in_the_middle_of_a_switch_it_comes_up_again(self, tmp_path: Path) -> None:
         models = models_of(tmp_path / "store")
@@ -367,11 +367,11 @@ class TestFollowing:
 
 @pytest.mark.heavy
 class TestStores:
-    def test_a_store_that_is_lost_at_the_start_and_while_it_serves(self, tmp_path: Path, s3_keys: None) -> None:
+    def test_a_store_that_is_unreachable_at_the_start_and_while_it_serves(self, tmp_path: Path, s3_keys: None) -> None:
         port = servers.free_port()
         uri = f"s3://tests/prod/tiny?endpoint=http://127.0.0.1:{port}"
         arguments = ("--store", uri, "--cache", str(tmp_path / "cache"))
-        with serving(tmp_path / "none", *arguments, ready=False) as server:  # nothing is there yet
+        with serving(tmp_path / "none", *arguments, ready=False) as server:  # the store does not run yet
             server.wait_until(lambda: "cannot be reached" in server.get("/v2/health/ready").json().get("error", ""))
             assert server.get("/v2/health/ready").status == 503
         with servers.running("minio", tmp_path / "minio", port):
@@ -381,10 +381,10 @@ class TestStores:
                 server.wait_for("m", 1)
         with serving(tmp_path / "lost", *arguments) as server:  # from the copy
             assert server.infer("m", X[:1]).json()["model_version"] == "1"
-            told = server.get("/v2/health/ready").json()
-            assert told["ready"]
-            assert told["degraded"]
-            assert "cannot be reached" in told["why"][0]
+            state = server.get("/v2/health/ready").json()
+            assert state["ready"]
+            assert state["degraded"]
+            assert "cannot be reached" in state["why"][0]
             with servers.running("minio", tmp_path / "minio", port):
                 publish(open_store(uri).below("models"), "m", 2, constant(2))
                 server.wait_for("m", 2)
@@ -396,9 +396,9 @@ class TestStores:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "models come from one place. Give a federation file by -f, or --store URI, or --models DIR."),
+        ([], "models come from exactly one location. Pass a federation file with -f, --store URI or --models DIR."),
         (["--models", "absent"], "absent: there is no such folder"),
-        (["--models", ".", "--host", "no.such.host.invalid"], "the address cannot be had"),
+        (["--models", ".", "--host", "no.such.host.invalid"], "the address is not available"),
         (["--models", ".", "--token-file", "absent"], "absent: the token cannot be read"),
         (["--store", "ftp://x"], "the store 'ftp://x' has an unknown scheme"),
     ],
@@ -415,4 +415,4 @@ def test_a_port_that_is_taken(served: Served, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fedpipe", "serve", "--models", str(tmp_path), "--port", served.host.split(":")[1]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "the address cannot be had: Address already in use" in done.stderr
+    assert "the address is not available: Address already in use" in done.stderr

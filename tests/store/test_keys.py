@@ -50,7 +50,7 @@ SPELLED = {
     f"{keys.MODELS}/{keys.model('m', 3)}": "models/m/3/model.onnx",
     f"{keys.MODELS}/{keys.origin('m', 3)}": "models/m/3/origin.json",
     f"{keys.MODELS}/{keys.signature('m', 3)}": "models/m/3/signature.json",
-    f"{keys.MODELS}/{keys.traffic('m')}": "models/m/policy.json",
+    f"{keys.MODELS}/{keys.traffic('m')}": "models/m/traffic.json",
 }
 FOLDERS = {"run_folder", "learner_folder", "states"}
 OTHERS = {"note", "is_timing", "parse_events", "parse_model"}

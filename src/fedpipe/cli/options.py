@@ -110,9 +110,9 @@ def forwarded(command: Callable[..., None]) -> Callable[..., None]:
         if ".svc" not in uri:
             command(**given)
             return
-        from fedpipe.kubeflow.forwarding import reached
+        from fedpipe.kubeflow.forwarding import reachable_store
 
-        with reached(uri, Where(context=given.get("context", ""))) as near:
+        with reachable_store(uri, Where(context=given.get("context", ""))) as near:
             command(**{**given, "store": near})
 
     return with_forwarding

@@ -149,7 +149,7 @@ def serve(
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fedpipe").setLevel(logging.INFO)
     place = locate(source=_federation_file(file, store, models), store=store, folder=models)
-    serve_models(place, options, told=lambda address: remark(f"serving at {address}"))
+    serve_models(place, options, on_listening=lambda address: remark(f"serving at {address}"))
 
 
 def _federation_file(file: Path | None, store: str | None, models: Path | None) -> Path | None:
@@ -192,12 +192,12 @@ def promote(
     """Choose the version of a model that answers; servers follow within seconds."""
     from fedpipe.serving.catalogue import locate
     from fedpipe.serving.promotion import promote as decide
-    from fedpipe.serving.promotion import rule_for
+    from fedpipe.serving.promotion import split_for
 
     place = locate(source=_federation_file(file, store, models), store=store, folder=models)
-    home = place.home_of(name).models
-    rule = decide(home, name, rule_for(home, name, version, latest=latest, canary=canary)).rule
-    say(f"{name}: {rule} from now on")
+    home = place.find_folder(name).models
+    split = decide(home, name, split_for(home, name, version, latest=latest, canary=canary)).split
+    say(f"{name}: {split} from now on")
 
 
 @commands.add("fedpipe sign digits 3 -f demo/federation.yaml", "fedpipe sign digits 1 2 3 --keys keys")

@@ -8,7 +8,7 @@ from typing import cast
 
 from fedpipe.compiled.compiler import read_code
 from fedpipe.data.examples import read_examples
-from fedpipe.data.exploration import Exploration, View, look
+from fedpipe.data.exploration import Exploration, View, view_of
 from fedpipe.engine.workers import Workers
 from fedpipe.errors import FedpipeError
 from fedpipe.federation.federation import Federation, LearnerSettings
@@ -36,7 +36,7 @@ def explore(source: str | Path, output: str | Path) -> Exploration:
                 continue
             try:
                 parts = dealt_out.get(learner.name)
-                views.append(look(learner.name, parts) if parts else _look_at_own(federation, learner, processes))
+                views.append(view_of(learner.name, parts) if parts else _look_at_own(federation, learner, processes))
             except FedpipeError as error:
                 left_out[learner.name] = str(error)
     found = Exploration(federation.name, tuple(views), left_out)
@@ -50,7 +50,7 @@ def _look_at_own(federation: Federation, learner: LearnerSettings, processes: Wo
     if re.search(r"^def load\(", code, re.MULTILINE):
         return cast(View, processes.call(loaded_view, federation, code, learner.name))
     examples, _ = read_examples(learner.data, **settings.columns)
-    return look(learner.name, {"examples": examples})
+    return view_of(learner.name, {"examples": examples})
 
 
 def loaded_view(federation: Federation, code: str, name: str) -> View:
@@ -60,4 +60,4 @@ def loaded_view(federation: Federation, code: str, name: str) -> View:
 
     data = code.encode()
     parts = own_parts(federation, name, load_code(data, digest_of(data)))
-    return look(name, {part: as_examples(value) for part, value in parts.items()})
+    return view_of(name, {part: as_examples(value) for part, value in parts.items()})

@@ -51,8 +51,8 @@ def export(
 
 
 def _verified(uri: str, federation: str, plan: str, weights: str) -> tuple[bytes, dict[str, Any]]:
-    from fedpipe.registry.export import verified
+    from fedpipe.registry.export import convert_and_verify
 
     store = open_store(uri).below(federation)
-    data, origin = verified(store, read_plan(store, plan), weights)
+    data, origin = convert_and_verify(store, read_plan(store, plan), weights)
     return data, msgspec.to_builtins(origin)

@@ -42,7 +42,7 @@ def predict_file(model: str, data: str | Path) -> Answers:
         InputError: the model cannot be opened, or the data does not fit it.
     """
     opened = _opened(model)
-    features, labels = read_features(Path(data), opened.inputs[0], opened.signature.spread)
+    features, labels = read_features(Path(data), opened.inputs[0], opened.card.spread)
     return Answers(predict_batch(opened, features), labels)
 
 

@@ -1,1 +1,1 @@
-"""From a federation to a pipeline file; needs no cluster."""
+"""Compiles a federation to a pipeline file, without a cluster."""

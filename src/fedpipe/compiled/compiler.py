@@ -22,16 +22,16 @@ from fedpipe.store.objects import encode
 from fedpipe.version import __version__
 
 _CODE_LIMIT = 64 * 2**10
-"""Largest model.py, in bytes: it travels in a step's argument, and Linux caps one at 128 KiB."""
+"""Most bytes of model.py: it is an argument of a step, and Linux limits an argument to 128 KiB."""
 
 
 def read_code(federation: Federation) -> str:
-    """The text of the federation's model.py. Raises ModelError."""
+    """Reads the text of the federation's model.py. Raises ModelError."""
     return _read_file(federation.model, "model")
 
 
 def read_simulation_files(federation: Federation) -> tuple[str, str]:
-    """The texts of the files of `simulation.process` and `simulation.model`, empty without. Raises ModelError."""
+    """Reads the files of `simulation.process` and `simulation.model`; empty texts without. Raises ModelError."""
     settings = federation.simulation
     named = (("process", settings.process), ("model", settings.model))
     process, model = (_read_file(name, f"simulation.{key}") if name else "" for key, name in named)
@@ -44,21 +44,21 @@ def _read_file(named: str, key: str) -> str:
         code = path.read_text()
     except OSError as error:
         raise ModelError(
-            f"cannot be read: {error.strerror}", where=str(path), remedy=f"`{key}` names the file."
+            f"the file cannot be read: {error.strerror}", where=str(path), remedy=f"Check the path in `{key}`."
         ) from error
     except UnicodeDecodeError as error:
-        raise ModelError("is not UTF-8 text", where=str(path)) from error
+        raise ModelError("the file is not UTF-8 text", where=str(path), remedy="Save it as UTF-8.") from error
     if len(code.encode()) > _CODE_LIMIT:
         raise ModelError(
-            f"has {len(code.encode())} bytes, more than {_CODE_LIMIT}",
+            f"the file has {len(code.encode())} bytes, but at most {_CODE_LIMIT} are allowed",
             where=str(path),
-            remedy="Put data out of it.",
+            remedy="Move data out of it.",
         )
     return code
 
 
 def as_json(federation: Federation) -> str:
-    """The federation as the steps take it: without this machine's folders and without what only placement needs."""
+    """Returns the federation for the steps as JSON, without local folders and without placement."""
 
     def bare(named: str) -> str:
         return named.rpartition("/")[2]
@@ -81,9 +81,9 @@ def compile_pipeline(federation: Federation, output: Path, *, simulation: bool =
     """Writes the pipeline file.
 
     Args:
-        federation: as `read_federation` gives it.
-        output: a .yaml file; it appears only when it is whole.
-        simulation: of a rehearsal on one machine, with TensorFlow Federated.
+        federation: the federation.
+        output: a .yaml file; written atomically.
+        simulation: compile a rehearsal on one machine, with TensorFlow Federated.
 
     Raises:
         ModelError: model.py cannot be read.
@@ -92,7 +92,7 @@ def compile_pipeline(federation: Federation, output: Path, *, simulation: bool =
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # kfp's own deprecations are not the user's
+            warnings.simplefilter("ignore")  # kfp's own deprecations do not concern the user
             from kfp import compiler
 
             from fedpipe.pipelines.collective_learning import collective_learning
@@ -119,7 +119,7 @@ def compile_pipeline(federation: Federation, output: Path, *, simulation: bool =
 
 
 def _with_images(text: str, federation: Federation) -> tuple[str, dict[str, Any]]:
-    """The pipeline file with the federation's images, and what it says of the pipeline."""
+    """Returns the pipeline file with the federation's images, and its pipeline specification."""
     documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
     for executor in documents[0]["deploymentSpec"]["executors"].values():
         environment = executor["container"]["image"].rpartition("/")[2].partition(":")[0]
@@ -129,14 +129,14 @@ def _with_images(text: str, federation: Federation) -> tuple[str, dict[str, Any]
 
 
 def manifest_of(text: bytes, namespace: str = "") -> str:
-    """A pipeline file as objects of Kubernetes, for Git and `kubectl apply` (KFP's Kubernetes API mode, from 2.14).
+    """Returns a pipeline file as Kubernetes objects, for Git and `kubectl apply` (KFP's Kubernetes API mode, 2.14+).
 
     Args:
         text: the pipeline file.
-        namespace: of the objects; that of `kubectl` by default.
+        namespace: namespace of the objects; that of `kubectl` by default.
 
     Returns:
-        `Pipeline`, and a `PipelineVersion` that is named by the content: another content is another version.
+        `Pipeline`, and a `PipelineVersion` named by its content: other content is another version.
     """
     spec, *platform = yaml.safe_load_all(text)
     name = spec["pipelineInfo"]["name"]
@@ -154,12 +154,12 @@ def manifest_of(text: bytes, namespace: str = "") -> str:
 
 
 def version_of(text: bytes) -> str:
-    """The name of a pipeline's version: that of fedpipe, and what the file contains."""
+    """Returns the name of a pipeline's version: fedpipe's version, and a digest of the file."""
     return f"{__version__}-{hashlib.sha256(text).hexdigest()[:12]}"
 
 
 def image_of(federation: Federation, environment: str) -> str:
-    """The image of an environment: by its digest where the federation knows it, else by a tag."""
+    """Returns the image of an environment, by the digest in the federation file, or else by a tag."""
     images = federation.images
     digest = {str(name): digest for name, digest in images.digests.items()}.get(environment)
     name = f"{images.registry}/{environment}"
@@ -167,7 +167,7 @@ def image_of(federation: Federation, environment: str) -> str:
 
 
 def images_of(federation: Federation) -> list[str]:
-    """All images that the federation's pipeline needs."""
+    """Lists all images that the federation's pipeline needs."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         compile_pipeline(federation, path)

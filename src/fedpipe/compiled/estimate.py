@@ -1,4 +1,4 @@
-"""Estimates what a compiled pipeline asks of Kubeflow Pipelines."""
+"""Estimates the load of a compiled pipeline on Kubeflow Pipelines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _COMFORTABLE_STEPS = 100
 
 
 class Estimate(NamedTuple):
-    """What a compiled pipeline asks of KFP.
+    """Estimates the load of a compiled pipeline on KFP.
 
-    `workflow_bytes` is the Argo workflow with its status; `overhead_seconds` is what KFP adds on the critical path.
+    `workflow_bytes` is the size of the Argo workflow with its status; `overhead_seconds` is KFP's overhead on the
+    critical path.
     """
 
     steps: int
@@ -31,7 +32,13 @@ class Estimate(NamedTuple):
 
 
 def estimate(federation: Federation, graph: Graph, pipeline_bytes: int) -> Estimate:
-    """What the unrolled pipeline of a federation asks of KFP."""
+    """Estimates the load of a federation's unrolled pipeline.
+
+    Args:
+        federation: the federation.
+        graph: its compiled pipeline.
+        pipeline_bytes: size of the pipeline file.
+    """
     steps, critical = len(graph.tasks), _longest_chain(graph)
     workflow = _WORKFLOW_BASE + steps * (_WORKFLOW_PER_STEP + _STATUS_PER_STEP)
     return Estimate(
@@ -46,26 +53,26 @@ def estimate(federation: Federation, graph: Graph, pipeline_bytes: int) -> Estim
 
 
 def _longest_chain(graph: Graph) -> int:
-    """Steps that wait for each other."""
+    """Returns the number of steps on the critical path."""
     depth: dict[str, int] = {}
     for task in graph.tasks:
         depth[task.key] = 1 + max((depth[key] for key in task.after), default=0)
     return max(depth.values())
 
 
-def _fitting(federation: Federation) -> str:
-    """How many rounds a step should work through, so that the run is comfortable."""
+def _advice(federation: Federation) -> str:
+    """Advises on the number of rounds per step, so that KFP runs the pipeline well."""
     learners, rounds = len(federation.learners), federation.training.rounds
-    around = learners + len(("shard", "initialise", "evaluate", "export", "report"))
-    sessions = (_COMFORTABLE_STEPS - around) // (learners + 1)
+    steps_outside = learners + len(("shard", "initialise", "evaluate", "export", "report"))
+    sessions = (_COMFORTABLE_STEPS - steps_outside) // (learners + 1)
     fewest = -(-rounds // sessions) if sessions > 0 else rounds
     if federation.training.rounds_per_step == "all" or federation.training.rounds_per_step >= rounds:
-        return "have fewer learners in one federation"
+        return "use fewer learners in one federation"
     return f"set training.rounds_per_step to {f'{fewest} or more, or to ' if 1 < fewest < rounds else ''}all"
 
 
-def _crowded(federation: Federation) -> list[str]:
-    """A session's learners need their accelerators at the same time."""
+def _accelerator_warnings(federation: Federation) -> list[str]:
+    """Warns if learners of a session share a pool, since they need their accelerators at the same time."""
     pools: dict[tuple[str, tuple[tuple[str, str], ...]], list[int]] = {}
     for learner in federation.learners if federation.in_sessions else ():
         placement = learner.placement.over(federation.placement.get("learn", Placement()))
@@ -73,30 +80,34 @@ def _crowded(federation: Federation) -> list[str]:
             key = accelerator.type, tuple(sorted(placement.node_selector.items()))
             pools.setdefault(key, []).append(accelerator.count)
     return [
-        f"{len(those)} learners want {sum(those)} x "
-        f"{kind} of one pool at the same time, for a session. If it has fewer, rounds go on without those that wait: "
-        "give them pools of their own, or set training.rounds_per_step to 1, where trainings take turns."
-        for (kind, _), those in pools.items()
-        if len(those) > 1
+        f"{len(counts)} learners need {sum(counts)} x {kind} of one pool at the same time, for a session. If it has "
+        "fewer, rounds continue without the learners that wait. Give each learner its own pool, or set "
+        "training.rounds_per_step to 1 so that trainings take turns."
+        for (kind, _), counts in pools.items()
+        if len(counts) > 1
     ]
 
 
 def _warnings(federation: Federation, graph: Graph, workflow: int) -> list[str]:
-    steps, rounds, found = len(graph.tasks), federation.training.rounds, []
-    advice = _fitting(federation)
+    steps, rounds, warnings = len(graph.tasks), federation.training.rounds, []
+    advice = _advice(federation)
     if workflow > _WORKFLOW_LIMIT:
-        found.append(f"{steps} steps make a workflow of about {workflow // 1000} kB; Argo's limit is 1 MiB: {advice}.")
+        warnings.append(
+            f"{steps} steps make a workflow of about {workflow // 1000} kB, but Argo's limit is 1 MiB: {advice}."
+        )
     elif steps > _COMFORTABLE_STEPS:
-        found.append(f"{steps} steps are near what KFP runs well ({_COMFORTABLE_STEPS}): {advice}.")
-    found += _crowded(federation)
+        warnings.append(f"{steps} steps are more than KFP runs well ({_COMFORTABLE_STEPS}): {advice}.")
+    warnings += _accelerator_warnings(federation)
     if federation.proposers and rounds % len(federation.proposers):
-        found.append(
-            f"{rounds} rounds are no multiple of {len(federation.proposers)} proposers, and every run begins with "
+        warnings.append(
+            f"{rounds} rounds are not a multiple of {len(federation.proposers)} proposers, and each run starts with "
             f"{federation.proposers[0]}: in recurring runs, the first ones propose more often."
         )
     if not federation.store_uri.startswith("s3://"):
-        found.append("the store is a folder of this machine: on a cluster, set the parameter `store` to an s3:// URI.")
-    places: list[Any] = [federation.data.uri, *(learner.data for learner in federation.learners)]
-    if any(uri and "://" not in uri for uri in places):
-        found.append("the data is a file of this machine: on a cluster, put it where the pods can read it.")
-    return found
+        warnings.append(
+            "the store is a folder on this machine: on a cluster, set the parameter `store` to an s3:// URI."
+        )
+    uris: list[Any] = [federation.data.uri, *(learner.data for learner in federation.learners)]
+    if any(uri and "://" not in uri for uri in uris):
+        warnings.append("the data is a file on this machine: for a cluster, put it where the pods can read it.")
+    return warnings

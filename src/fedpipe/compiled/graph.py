@@ -1,4 +1,4 @@
-"""A compiled pipeline file as a graph of tasks."""
+"""Reads a compiled pipeline file as a graph of tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNSUPPORTED = {
 
 
 class Task(NamedTuple):
-    """A step: what it runs, what it takes from whom, how often it is tried again."""
+    """Describes a step: its container, its inputs and their sources, its outputs, and its retries."""
 
     key: str
     name: str
@@ -40,7 +40,7 @@ class Task(NamedTuple):
 
     @property
     def step(self) -> str | None:
-        """The name of the fedpipe step; None for a container of somebody else."""
+        """Returns the name of the fedpipe step; None for any other container."""
         return self.command[2] if self.command[:2] == ("fedpipe", "step") and len(self.command) == 3 else None
 
     @property
@@ -51,7 +51,7 @@ class Task(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """A pipeline: its parameters with defaults and types, and its tasks in an order in which they can run."""
+    """Describes a pipeline: its parameters with defaults and types, and its tasks in an order in which they can run."""
 
     name: str
     parameters: Mapping[str, Any]
@@ -63,37 +63,39 @@ def read_graph(path: Path) -> Graph:
     """Reads a compiled pipeline.
 
     Raises:
-        PipelineError: the file is no compiled pipeline, or uses what the local engine cannot run.
+        PipelineError: the file is not a compiled pipeline, or uses features that the local engine cannot run.
     """
     try:
         documents = list(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
     except OSError as error:
-        raise PipelineError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise PipelineError(
+            f"the file cannot be read: {error.strerror}", where=str(path), remedy="Check the path."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"is not YAML: {' '.join(str(error).split())[:200]}", where=str(path)) from error
+        raise PipelineError(f"the file is not YAML: {' '.join(str(error).split())[:200]}", where=str(path)) from error
     spec = documents[0] if documents and isinstance(documents[0], dict) else {}
     try:
         return parse_graph(spec)
     except (KeyError, TypeError, AttributeError) as error:
         raise PipelineError(
-            "is not a compiled KFP v2 pipeline",
+            "the file is not a compiled KFP v2 pipeline",
             where=str(path),
-            remedy="`fedpipe compile federation.yaml` writes one.",
+            remedy="Write one with `fedpipe compile federation.yaml`.",
         ) from error
     except PipelineError as error:
         raise PipelineError(error.what, where=str(path), remedy=error.remedy) from error
 
 
 def parse_graph(spec: Mapping[str, Any]) -> Graph:
-    """The graph of a pipeline specification. Raises PipelineError, and KeyError where it is malformed."""
+    """Returns the graph of a pipeline specification. Raises PipelineError, and KeyError if it is malformed."""
     executors = spec["deploymentSpec"]["executors"]
     tasks = [_task(key, task, spec["components"], executors) for key, task in spec["root"]["dag"]["tasks"].items()]
     definitions = spec["root"].get("inputDefinitions", {}).get("parameters", {})
     return Graph(
         name=spec["pipelineInfo"]["name"],
-        parameters={name: _typed(d.get("defaultValue"), d["parameterType"]) for name, d in definitions.items()},
+        parameters={name: _as_integer(d.get("defaultValue"), d["parameterType"]) for name, d in definitions.items()},
         types={name: d["parameterType"] for name, d in definitions.items()},
-        tasks=tuple(_ordered(tasks)),
+        tasks=tuple(_sort(tasks)),
     )
 
 
@@ -101,11 +103,13 @@ def _task(key: str, task: Mapping[str, Any], components: Mapping[str, Any], exec
     name = task["taskInfo"]["name"]
     for field, what in _UNSUPPORTED.items():
         if field in task:
-            raise PipelineError(f"step {name!r} uses {what}", remedy="The local engine runs unrolled steps only.")
+            raise PipelineError(
+                f"step {name!r} uses {what}", remedy="Unroll it: the local engine only runs plain steps."
+            )
     component = components[task["componentRef"]["name"]]
     if "dag" in component or "container" not in executors[component["executorLabel"]]:
         raise PipelineError(
-            f"step {name!r} is a pipeline or an importer", remedy="The local engine runs containers only."
+            f"step {name!r} is a pipeline or an importer", remedy="Replace it: the local engine only runs containers."
         )
     container = executors[component["executorLabel"]]["container"]
     inputs, policy = task.get("inputs", {}), task.get("retryPolicy", {})
@@ -121,7 +125,7 @@ def _task(key: str, task: Mapping[str, Any], components: Mapping[str, Any], exec
         image=container["image"],
         inputs=bindings,
         defaults={
-            n: _typed(d["defaultValue"], d["parameterType"]) for n, d in definitions.items() if "defaultValue" in d
+            n: _as_integer(d["defaultValue"], d["parameterType"]) for n, d in definitions.items() if "defaultValue" in d
         },
         outputs=tuple(outputs.get("parameters", {})),
         artifacts={n: d["artifactType"]["schemaTitle"] for n, d in outputs.get("artifacts", {}).items()},
@@ -131,50 +135,53 @@ def _task(key: str, task: Mapping[str, Any], components: Mapping[str, Any], exec
     )
 
 
-def _typed(value: Any, kind: str) -> Any:
-    """YAML from protobuf writes whole numbers as floats."""
+def _as_integer(value: Any, kind: str) -> Any:
+    """Converts whole numbers, which protobuf writes to YAML as floats."""
     return int(value) if kind == "NUMBER_INTEGER" and isinstance(value, float) else value
 
 
-def _ordered(tasks: list[Task]) -> list[Task]:
+def _sort(tasks: list[Task]) -> list[Task]:
+    """Sorts tasks topologically."""
     done: set[str] = set()
     ordered: list[Task] = []
     while len(ordered) < len(tasks):
         ready = [t for t in tasks if t.key not in done and t.after <= done]
         if not ready:
-            raise PipelineError("its steps wait for each other or for steps that are not there")
+            raise PipelineError("its steps wait for each other, or for steps that do not exist")
         ordered += ready
         done |= {t.key for t in ready}
     return ordered
 
 
 def check_arguments(graph: Graph, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's parameters with these values, given as text or typed. Raises PipelineError."""
+    """Returns the pipeline's parameters with these values, as text or typed. Raises PipelineError."""
     for name in arguments:
         if name not in graph.parameters:
-            raise PipelineError(f"unknown parameter {name!r}", remedy=f"Known: {', '.join(sorted(graph.parameters))}.")
-    return {**graph.parameters, **{n: _parsed(n, v, graph.types[n]) for n, v in arguments.items()}}
+            remedy = f"Choose one of: {', '.join(sorted(graph.parameters))}."
+            raise PipelineError(f"unknown parameter {name!r}", remedy=remedy)
+    return {**graph.parameters, **{n: _parse(n, v, graph.types[n]) for n, v in arguments.items()}}
 
 
-def _parsed(name: str, value: Any, kind: str) -> Any:
+def _parse(name: str, value: Any, kind: str) -> Any:
     if not isinstance(value, str) or kind == "STRING":
         return value
     try:
         return {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": float}.get(kind, json.loads)(value)
     except ValueError as error:
-        raise PipelineError(f"{value!r} is not a number", where=f"parameter {name}") from error
+        expected = "JSON" if kind in ("STRUCT", "LIST", "BOOLEAN") else "a number"
+        raise PipelineError(f"{value!r} is not {expected}", where=f"parameter {name}") from error
 
 
 def resolve(
     task: Task, parameters: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], job: str
 ) -> dict[str, Any]:
-    """The inputs of a task: parameter values and artifacts by name.
+    """Returns the inputs of a task: parameter values and artifacts by name.
 
     Args:
         task: the task.
-        parameters: of the pipeline.
-        results: executor outputs of the tasks that are done.
-        job: what `{{$.pipeline_job_uuid}}` stands for.
+        parameters: parameters of the pipeline.
+        results: executor outputs of the finished tasks.
+        job: the value of `{{$.pipeline_job_uuid}}`.
     """
     values: dict[str, Any] = dict(task.defaults)
     artifacts: dict[str, Any] = {}
@@ -189,19 +196,19 @@ def resolve(
             artifacts[name] = results[source["producerTask"]]["artifacts"][source["outputArtifactKey"]]
         else:
             values[name] = binding["runtimeValue"]["constant"]
-    filled = {name: _filled(value, values, job) for name, value in values.items()}
+    filled = {name: _fill(value, values, job) for name, value in values.items()}
     return {
         "parameterValues": {n: v for n, v in filled.items() if not n.startswith("pipelinechannel--")},
         "artifacts": artifacts,
     }
 
 
-def _filled(value: Any, values: Mapping[str, Any], job: str) -> Any:
-    """Puts values in the place of placeholders; one that is the whole text keeps the value's type."""
+def _fill(value: Any, values: Mapping[str, Any], job: str) -> Any:
+    """Replaces placeholders by values; a placeholder that is the whole text keeps the value's type."""
     if isinstance(value, list):
-        return [_filled(item, values, job) for item in value]
+        return [_fill(item, values, job) for item in value]
     if isinstance(value, dict):
-        return {key: _filled(item, values, job) for key, item in value.items()}
+        return {key: _fill(item, values, job) for key, item in value.items()}
     if not isinstance(value, str) or "{{$." not in value:
         return value
     if whole := _PARAMETER.fullmatch(value):
@@ -215,11 +222,11 @@ def _as_text(value: Any) -> str:
 
 
 def fill_command(part: str, executor_input: Mapping[str, Any]) -> str:
-    """A part of a container's command with its placeholders filled, as the launcher does."""
+    """Fills the placeholders in a part of a container's command, like the launcher."""
     if part == "{{$}}":
         return json.dumps(executor_input)
     inputs, outputs = executor_input["inputs"], executor_input["outputs"]
-    text = _filled(part, inputs["parameterValues"], "")
+    text = _fill(part, inputs["parameterValues"], "")
     text = text if isinstance(text, str) else _as_text(text)
     for name, parameter in outputs["parameters"].items():
         text = text.replace(f"{{{{$.outputs.parameters['{name}'].output_file}}}}", parameter["outputFile"])

@@ -1,1 +1,1 @@
-"""Examples: read from files, dealt out, kept as shards, explored."""
+"""Reads examples from files, deals them out, stores them as shards, and explores them."""

@@ -1,9 +1,9 @@
-"""Datasets keyed by client, in the file formats of TensorFlow Federated: HDF5, and SQLite of `tf.train.Example`.
+"""Reads datasets keyed by client, in the formats of TensorFlow Federated: HDF5, and SQLite of `tf.train.Example`.
 
     HDF5     examples/<client>/<column>: an array with one row per example
     SQLite   table examples: split_name, client_id, serialized_example_proto
 
-Nothing of TensorFlow is needed to read them. In SQLite's examples a column is a flat list of numbers: no shape is kept.
+Reading does not need TensorFlow. In SQLite's examples, a column is a flat list of numbers without a shape.
 """
 
 from __future__ import annotations
@@ -24,87 +24,87 @@ from fedpipe.errors import DataError
 
 Array = npt.NDArray[Any]
 Clients = dict[str, dict[str, Array]]
-"""Client to column to values, (examples, ...)."""
+"""Maps a client to its columns, and a column to its values, (examples, ...)."""
 
 HDF5, SQLITE = (".h5", ".hdf5"), (".sqlite", ".sqlite3")
 _EXAMPLES_OF_SPLIT = """
 SELECT client_id, serialized_example_proto FROM examples WHERE split_name = ? ORDER BY client_id, rowid
 """
 CLIENT = "client"
-"""The name under which `read_keyed` gives the keys."""
+"""The name of the column of keys that `read_keyed` adds."""
 
 
 def read_keyed(path: Path, columns: tuple[str, ...], *, split: str = "") -> dict[str, Array]:
-    """All examples of a file, client after client.
+    """Reads all examples of a file, client after client.
 
     Args:
         path: an HDF5 or SQLite file.
-        columns: those that are wanted; what the file lacks is left out.
-        split: of a SQLite file; empty when it has one.
+        columns: the columns to read; those that the file lacks are left out.
+        split: split of a SQLite file; may be empty if there is only one.
 
     Returns:
-        The columns, and under `client` the key of each example.
+        The columns, and the key of each example in column `client`.
 
     Raises:
-        DataError: it is no such file, or clients' columns do not fit together.
+        DataError: the file has another format, or the columns of clients do not fit together.
     """
     clients = read_clients(path, split=split, columns=columns)
-    names = [name for name in columns if all(name in found for found in clients.values())]
-    forms = {name: {found[name].shape[1:] for found in clients.values()} for name in names}
-    for name, shapes in forms.items():
+    names = [name for name in columns if all(name in own for own in clients.values())]
+    shapes_by_name = {name: {own[name].shape[1:] for own in clients.values()} for name in names}
+    for name, shapes in shapes_by_name.items():
         if len(shapes) > 1:
             raise DataError(f"the clients' {name!r} have different shapes: {sorted(shapes)}", where=str(path))
-    whole = {name: np.concatenate([found[name] for found in clients.values()]) for name in names}
-    counts = [len(found[names[0]]) if names else 0 for found in clients.values()]
-    return {**whole, CLIENT: np.repeat(np.array(list(clients)), counts)}
+    arrays = {name: np.concatenate([own[name] for own in clients.values()]) for name in names}
+    counts = [len(own[names[0]]) if names else 0 for own in clients.values()]
+    return {**arrays, CLIENT: np.repeat(np.array(list(clients)), counts)}
 
 
 def read_clients(path: Path, *, split: str = "", columns: tuple[str, ...] = (), most: int | None = None) -> Clients:
-    """The clients of a file by their keys, in order.
+    """Reads the clients of a file by their keys, in order.
 
     Args:
         path: an HDF5 or SQLite file.
-        split: of a SQLite file; empty when it has one.
-        columns: those that are wanted; all without.
-        most: read only so many clients.
+        split: split of a SQLite file; may be empty if there is only one.
+        columns: the columns to read; empty: all.
+        most: the largest number of clients to read.
 
     Raises:
-        DataError: it is no such file, or has no clients.
+        DataError: the file has another format, or no clients.
     """
-    found = _read_sqlite(path, split, columns, most) if path.suffix in SQLITE else _read_hdf5(path, columns, most)
-    if not found:
-        raise DataError("there are no clients", where=str(path))
-    return found
+    clients = _read_sqlite(path, split, columns, most) if path.suffix in SQLITE else _read_hdf5(path, columns, most)
+    if not clients:
+        raise DataError("the file has no clients", where=str(path))
+    return clients
 
 
 def _read_hdf5(path: Path, columns: tuple[str, ...], most: int | None) -> Clients:
     import h5py
 
-    found: Clients = {}
+    clients: Clients = {}
     try:
         with h5py.File(path) as file:
-            clients = file["examples"]
-            for key in itertools.islice(sorted(clients), most):
-                group = clients[key]
-                found[key] = {name: _own_values(group, name) for name in columns or sorted(group) if name in group}
+            groups = file["examples"]
+            for key in itertools.islice(sorted(groups), most):
+                group = groups[key]
+                clients[key] = {name: _read_column(group, name) for name in columns or sorted(group) if name in group}
     except FileNotFoundError:
         raise
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"is no HDF5 file of federated data: {' '.join(str(error).split())[:200]}",
+            f"the file is not an HDF5 file of federated data: {' '.join(str(error).split())[:200]}",
             where=str(path),
-            remedy="TensorFlow Federated keeps clients in such files as examples/<client>/<column>.",
+            remedy="Store clients as examples/<client>/<column>, like TensorFlow Federated.",
         ) from error
-    return found
+    return clients
 
 
-def _own_values(group: Any, name: str) -> Array:
-    """A dataset's values, unless they are in another file."""
+def _read_column(group: Any, name: str) -> Array:
+    """Reads a dataset's values, and refuses links to other files."""
     import h5py
 
     dataset = group[name]
     if not isinstance(group.get(name, getlink=True), h5py.HardLink) or dataset.is_virtual or dataset.external:
-        raise ValueError(f"{name!r} links to something else")
+        raise ValueError(f"{name!r} is a link")
     return np.asarray(dataset[()])
 
 
@@ -114,26 +114,26 @@ def _read_sqlite(path: Path, split: str, columns: tuple[str, ...], most: int | N
     rows: dict[str, list[bytes]] = {}
     try:
         with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
-            chosen = _chosen(database, path, split)
+            chosen = _choose_split(database, path, split)
             for client, data in database.execute(_EXAMPLES_OF_SPLIT, (chosen,)):
                 if most is not None and client not in rows and len(rows) == most:
                     break
                 rows.setdefault(str(client), []).append(data)
     except sqlite3.Error as error:
         raise DataError(
-            f"is no SQLite file of federated data: {error}",
+            f"the file is not a SQLite file of federated data: {error}",
             where=str(path),
-            remedy="TensorFlow Federated keeps clients in such files in a table `examples`.",
+            remedy="Store clients in a table `examples`, like TensorFlow Federated.",
         ) from error
     return {client: _columns(client, data, columns, path) for client, data in rows.items()}
 
 
-def _chosen(database: sqlite3.Connection, path: Path, split: str) -> str:
+def _choose_split(database: sqlite3.Connection, path: Path, split: str) -> str:
     splits = [str(row[0]) for row in database.execute("SELECT DISTINCT split_name FROM examples ORDER BY split_name")]
     if split in splits or (not split and len(splits) == 1):
         return split or splits[0]
     raise DataError(
-        f"there is no split {split!r}" if split else f"has {len(splits)} splits",
+        f"there is no split {split!r}" if split else f"the file has {len(splits)} splits",
         where=str(path),
         remedy=f"Set data.split to one of them: {', '.join(splits)}.",
     )
@@ -143,19 +143,19 @@ def _columns(client: str, examples: list[bytes], columns: tuple[str, ...], path:
     from google.protobuf.message import DecodeError
 
     try:
-        parsed = [_values(data) for data in examples]
+        parsed = [_parse_example(data) for data in examples]
         names = columns or tuple(sorted(parsed[0]))
-        return {name: _stacked([each[name] for each in parsed]) for name in names if name in parsed[0]}
+        return {name: _stack([example[name] for example in parsed]) for name in names if name in parsed[0]}
     except (ValueError, KeyError, TypeError, DecodeError) as error:
         raise DataError(f"the examples of client {client!r} cannot be read: {error}", where=str(path)) from error
 
 
-def _stacked(values: list[Array]) -> Array:
+def _stack(values: list[Array]) -> Array:
     stacked = np.stack(values)
     return stacked[:, 0] if stacked.shape[1:] == (1,) else stacked
 
 
-def _values(data: bytes) -> Mapping[str, Array]:
+def _parse_example(data: bytes) -> Mapping[str, Array]:
     example = _example_type()()
     example.ParseFromString(data)
     return dict(_features(example.features.feature))
@@ -172,7 +172,7 @@ def _features(features: Any) -> Iterator[tuple[str, Array]]:
 
 @functools.cache
 def _example_type() -> Any:
-    """The message `tf.train.Example`, without TensorFlow."""
+    """Builds the message class `tf.train.Example` without TensorFlow."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
     file = text_format.Parse(_EXAMPLE, descriptor_pb2.FileDescriptorProto())
@@ -205,4 +205,4 @@ message_type {
 }
 message_type { name: "Example" field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".fedpipe.Features" } }
 """
-"""tensorflow/core/example/feature.proto and example.proto."""
+"""Source: tensorflow/core/example/feature.proto and example.proto."""

@@ -1,4 +1,4 @@
-"""Examples: read from files, and kept as shards in the store."""
+"""Reads and checks examples: features and labels, from files and stores."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from fedpipe.store import open_store
 
 Array = npt.NDArray[Any]
 _MOST_CLASSES = 1000
-"""Beyond this many whole-number labels, they are taken for a quantity and not counted."""
+"""Most whole-number labels that count as classes; with more, they count as a quantity."""
 
 
 class Examples(NamedTuple):
-    """Features (examples, ...) and labels (examples, ...)."""
+    """Holds features (examples, ...) and labels (examples, ...)."""
 
     x: Array
     y: Array
 
 
 FORMATS = (".npz", ".parquet", *HDF5, *SQLITE)
-"""Files that can be read."""
+"""Suffixes of the supported files."""
 
 
 def read_examples(
@@ -39,10 +39,10 @@ def read_examples(
 
     Args:
         uri: a file of FORMATS: a path, `file://...` or `s3://bucket/key`.
-        features: array of the features; in Parquet a list column, or all other number columns when there is none.
+        features: array of the features; in Parquet a list column, or all other number columns if there is none.
         labels: array or column of the labels.
-        key: array or column of keys, when one is wanted; `client` in HDF5 and SQLite.
-        split: of a SQLite file with several.
+        key: array or column of keys, if needed; `client` in HDF5 and SQLite.
+        split: split of a SQLite file with several.
 
     Returns:
         The examples, and the keys or None.
@@ -52,7 +52,7 @@ def read_examples(
     """
     with tempfile.TemporaryDirectory() as folder:
         arrays = _read_arrays(_local_file(uri, Path(folder)), features, labels, key, split)
-    return _checked(arrays, uri, features, labels, key)
+    return _check_arrays(arrays, uri, features, labels, key)
 
 
 def _local_file(uri: str, folder: Path) -> Path:
@@ -64,7 +64,7 @@ def _local_file(uri: str, folder: Path) -> Path:
     try:
         store.download(name, folder / name)
     except NotFoundError as error:
-        raise DataError("there is no such dataset", where=uri) from error
+        raise DataError("there is no such dataset", where=uri, remedy="Check data.uri.") from error
     return folder / name
 
 
@@ -81,11 +81,13 @@ def _read_arrays(path: Path, features: str, labels: str, key: str, split: str) -
         raise DataError("there is no such dataset", where=str(path), remedy="Check data.uri.") from error
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         raise DataError(f"the dataset cannot be read: {str(error)[:300]}", where=str(path)) from error
-    raise DataError("unknown kind of dataset", where=str(path), remedy=f"Use one of {', '.join(FORMATS)}.")
+    raise DataError(
+        "the dataset has an unsupported format", where=str(path), remedy=f"Use one of {', '.join(FORMATS)}."
+    )
 
 
 def _read_parquet(path: Path, features: str, labels: str, key: str) -> dict[str, Array]:
-    from pyarrow import ArrowException, parquet  # 0.2 s that .npz need not pay
+    from pyarrow import ArrowException, parquet  # takes 0.2 s, which .npz does not need
 
     try:
         table = parquet.read_table(path)
@@ -102,7 +104,7 @@ def _read_parquet(path: Path, features: str, labels: str, key: str) -> dict[str,
     return columns
 
 
-def _checked(
+def _check_arrays(
     arrays: Mapping[str, Array], uri: str, features: str, labels: str, key: str
 ) -> tuple[Examples, Array | None]:
     for name, option in ((features, "data.features"), (labels, "data.labels"), (key, "data.shards.column")):
@@ -116,31 +118,31 @@ def _checked(
     check_examples(x, y, uri)
     keys = arrays[key] if key else None
     if keys is not None and keys.shape != (len(y),):
-        raise DataError(f"{key!r} must hold one key per example", where=uri)
+        raise DataError(f"{key!r} does not have one key per example", where=uri)
     return Examples(x, y), keys
 
 
 def check_examples(x: Array, y: Array, where: str) -> None:
-    """Raises DataError unless features and labels are numbers, of one length, not empty and finite."""
+    """Checks that features and labels are finite numbers of equal length, and not empty. Raises DataError."""
     for name, array in (("features", x), ("labels", y)):
         if array.dtype.kind not in "biuf" or array.ndim == 0:
             raise DataError(f"the {name} are not numbers (dtype {array.dtype})", where=where)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DataError(f"the {name} hold NaN or infinity", where=where)
+            raise DataError(f"the {name} contain NaN or infinity", where=where)
     if len(x) != len(y):
-        raise DataError(f"{len(x)} features but {len(y)} labels", where=where)
+        raise DataError(f"there are {len(x)} features but {len(y)} labels", where=where)
     if not len(x):
         raise DataError("the dataset is empty", where=where)
 
 
 def classes_of(y: Array) -> Array:
-    """One class per example, (examples,); one-hot and other vector labels count as the class of their largest entry."""
+    """Returns one class per example, (examples,); a vector label counts as the class of its largest entry."""
     flat = y.reshape(len(y), -1)
     return flat[:, 0] if flat.shape[1] == 1 else np.argmax(flat, axis=1)
 
 
 def label_counts(y: Array) -> dict[str, int]:
-    """How often each class occurs; empty when the labels are no classes.
+    """Counts how often each class occurs; empty if the labels are not classes.
 
     >>> label_counts(np.array([1, 0, 1]))
     {'0': 1, '1': 2}

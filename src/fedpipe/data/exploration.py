@@ -1,4 +1,4 @@
-"""What learners hold, before anything is trained: labels, features, pictures, and how much learners differ."""
+"""Describes the learners' data before training: labels, features, pictures, and how much learners differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Statistics(NamedTuple):
-    """Of all features of a learner's examples."""
+    """Summarises all features of a learner's examples."""
 
     minimum: float
     maximum: float
@@ -24,11 +24,11 @@ class Statistics(NamedTuple):
 
 
 class View(NamedTuple):
-    """What one learner holds.
+    """Describes one learner's data.
 
-    `labels` are counts by class, empty when the labels are no classes. `columns` are the mean of each feature, when
-    an example is a row of numbers. `samples` and `means` are pictures by class: the first example and the mean of all,
-    (height, width) or (height, width, 3), empty when the examples are no pictures.
+    `labels` are counts by class; empty if the labels are not classes. `columns` are the means of the features if an
+    example is a row of numbers. `samples` and `means` are pictures by class: the first example and the mean of all,
+    (height, width) or (height, width, 3); empty if the examples are not pictures.
     """
 
     learner: str
@@ -41,12 +41,12 @@ class View(NamedTuple):
 
     @property
     def examples(self) -> int:
-        """Of all parts."""
+        """Returns the number of examples in all parts."""
         return sum(self.parts.values())
 
 
 class Exploration(NamedTuple):
-    """A federation's learners, and those that were left out with the reason."""
+    """Holds the views of a federation's learners, and the reasons why others were left out."""
 
     federation: str
     views: tuple[View, ...]
@@ -54,17 +54,17 @@ class Exploration(NamedTuple):
 
     @property
     def classes(self) -> list[str]:
-        """All classes, in order; empty when some learner's labels are none."""
+        """Returns all classes, in order; empty if some learner's labels are not classes."""
         if not all(view.labels for view in self.views):
             return []
         return sorted({label for view in self.views for label in view.labels}, key=int)
 
 
-def look(learner: str, parts: Mapping[str, Examples]) -> View:
-    """What a learner holds.
+def view_of(learner: str, parts: Mapping[str, Examples]) -> View:
+    """Describes a learner's data.
 
     Args:
-        learner: its name.
+        learner: the learner's name.
         parts: its examples: features (examples, ...), labels (examples, ...).
     """
     x = np.concatenate([part.x for part in parts.values()])
@@ -89,7 +89,7 @@ def look(learner: str, parts: Mapping[str, Examples]) -> View:
 
 
 def _as_pictures(x: Array) -> Array | None:
-    """(examples, height, width) or (examples, height, width, 3); None when the examples are no pictures."""
+    """Returns (examples, height, width) or (examples, height, width, 3); None if the examples are not pictures."""
     if x.ndim == 4 and x.shape[3] == 1:
         x = x[..., 0]
     is_picture = x.ndim == 3 or (x.ndim == 4 and x.shape[3] == 3)
@@ -101,21 +101,21 @@ def _pictures_by_class(
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     classes = classes_of(y)
     members = {label: np.flatnonzero(classes == int(label)) for label in labels}
-    samples = {label: pictures[held[0]].astype(np.float64) for label, held in members.items()}
-    means = {label: pictures[held].mean(axis=0, dtype=np.float64) for label, held in members.items()}
+    samples = {label: pictures[own[0]].astype(np.float64) for label, own in members.items()}
+    means = {label: pictures[own].mean(axis=0, dtype=np.float64) for label, own in members.items()}
     return samples, means
 
 
 def jensen_shannon(p: Floats, q: Floats) -> float:
-    """The Jensen-Shannon distance of two distributions, from 0 (equal) to 1 (nothing in common).
+    """Returns the Jensen-Shannon distance of two distributions, from 0 (equal) to 1 (nothing in common).
 
     .. math:: d(p, q) = \\sqrt{\\tfrac12 D(p \\| m) + \\tfrac12 D(q \\| m)}, \\quad m = \\tfrac12 (p + q)
 
     with D the Kullback-Leibler divergence to base 2.
 
     Args:
-        p: weights of each class, not negative, not all zero; they are scaled to add up to 1.
-        q: the same of the other.
+        p: weights of the classes, (classes,), not negative and not all zero; they are scaled to sum to 1.
+        q: weights of the classes in the other distribution.
 
     Source: Endres and Schindelin, "A new metric for probability distributions", IEEE Trans. Inf. Theory 49, 2003.
 
@@ -128,21 +128,21 @@ def jensen_shannon(p: Floats, q: Floats) -> float:
 
 
 def _divergence(p: Floats, q: Floats) -> float:
-    held = p > 0
-    return float(np.sum(p[held] * np.log2(p[held] / q[held])))
+    support = p > 0
+    return float(np.sum(p[support] * np.log2(p[support] / q[support])))
 
 
 def distances(exploration: Exploration) -> Floats:
-    """Jensen-Shannon distances between the label distributions of all learners, (learners, learners)."""
+    """Returns the Jensen-Shannon distances between the label distributions of all learners, (learners, learners)."""
     counts = _counts(exploration)
     return np.array([[jensen_shannon(p, q) for q in counts] for p in counts])
 
 
-def apartness(exploration: Exploration) -> Floats:
-    """How far each learner's labels are from those of all learners together, (learners,): the same distance."""
+def distances_from_all(exploration: Exploration) -> Floats:
+    """Returns the Jensen-Shannon distances of learners' labels from those of all learners together, (learners,)."""
     counts = _counts(exploration)
-    whole = counts.sum(axis=0)
-    return np.array([jensen_shannon(p, whole) for p in counts])
+    total = counts.sum(axis=0)
+    return np.array([jensen_shannon(p, total) for p in counts])
 
 
 def _counts(exploration: Exploration) -> Floats:
@@ -151,21 +151,22 @@ def _counts(exploration: Exploration) -> Floats:
 
 
 def heterogeneity(exploration: Exploration) -> float:
-    """The mean distance of learners' labels from those of all together, weighted by examples.
+    """Returns the mean distance of learners' labels from those of all learners together, weighted by examples.
 
-    0: everybody holds the same mixture; 1 is never reached, for each learner is part of the whole.
+    At 0, all learners have the same mixture. It is always below 1, because each learner is part of the whole.
     """
-    return float(np.average(apartness(exploration), weights=[view.examples for view in exploration.views]))
+    weights = [view.examples for view in exploration.views]
+    return float(np.average(distances_from_all(exploration), weights=weights))
 
 
 HETEROGENEITY: Sequence[tuple[float, str]] = (
     (0.1, "nearly the same mixture everywhere"),
     (0.3, "learners differ: more local epochs may pull their models apart"),
-    (1.0, "learners differ much: try fewer local epochs, a server optimizer with momentum, or FedProx"),
+    (1.0, "learners differ a lot: try fewer local epochs, a server optimizer with momentum, or FedProx"),
 )
-"""Upper bounds and what they mean for training, by our judgement."""
+"""Upper bounds and advice for training; the bounds are fedpipe's own rule of thumb."""
 
 
 def advice(value: float) -> str:
-    """What a heterogeneity means for training."""
+    """Returns advice on training with this heterogeneity."""
     return next(text for bound, text in HETEROGENEITY if value <= bound)

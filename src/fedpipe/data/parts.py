@@ -1,4 +1,4 @@
-"""Shards: a learner's examples as objects in the store, in train, vote and test parts."""
+"""Stores shards: a learner's examples as objects in the store, in train, vote and test parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedpipe.store.objects import Digest, decode, encode, fetch_file, get_bytes,
 
 
 class Shard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A learner's shard: its data object, the size of its parts, and how often each label occurs in all parts."""
+    """Describes a learner's shard: its data object, the sizes of its parts, and the label counts over all parts."""
 
     format: int = 1
     learner: str
@@ -47,7 +47,7 @@ def get_parts(store: Store, digest: str, owner: str | None = None) -> dict[str, 
     try:
         return {p: Examples(arrays[f"{p}/x"], arrays[f"{p}/y"]) for p in sorted({n.split("/")[0] for n in arrays})}
     except KeyError as error:
-        raise CorruptError(f"not a set of examples: {error} is missing", where=digest) from error
+        raise CorruptError(f"the examples are incomplete: {error} is missing", where=digest) from error
 
 
 def put_shard(store: Store, learner: str, parts: Mapping[str, Examples]) -> tuple[Shard, str]:
@@ -61,5 +61,5 @@ def put_shard(store: Store, learner: str, parts: Mapping[str, Examples]) -> tupl
 
 
 def get_shard(store: Store, learner: str, digest: str) -> Shard:
-    """A shard's manifest. Raises CorruptError and StoreError."""
+    """Reads a shard's manifest. Raises CorruptError and StoreError."""
     return decode(get_bytes(store, digest, learner), Shard, where=f"shard of {learner}")

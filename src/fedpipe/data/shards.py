@@ -1,4 +1,4 @@
-"""How a dataset is dealt out to learners: pure functions of labels or keys, a scheme and its seed."""
+"""Deals a dataset out to learners: pure functions of labels or keys, a scheme and its seed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def deal(
     """Deals the examples out: each goes to exactly one learner.
 
     Args:
-        scheme: how, with its seed and the minimum size.
-        learners: how many shards.
-        labels: shape (examples,) or (examples, ...); only by label and Dirichlet look at them, as one class each.
-        keys: shape (examples,); needed by key.
+        scheme: the scheme, with its seed and the minimum size.
+        learners: number of learners, which get one shard each.
+        labels: shape (examples,) or (examples, ...); only ByLabel and Dirichlet use them, as one class per example.
+        keys: shape (examples,); required by ByKey.
 
     Returns:
         One sorted array of indices per learner.
@@ -35,58 +35,66 @@ def deal(
     """
     count = len(labels)
     if count < learners:
-        raise DataError(f"{count} examples cannot be dealt to {learners} learners", where="data.shards")
+        raise DataError(
+            f"{count} examples cannot be dealt to {learners} learners",
+            where="data.shards",
+            remedy="Use more examples or fewer learners.",
+        )
     generator = np.random.default_rng(scheme.seed)
-    shards = [np.sort(shard) for shard in _dealt(scheme, learners, labels, keys, generator)]
+    shards = [np.sort(shard) for shard in _deal(scheme, learners, labels, keys, generator)]
     smallest = min(range(learners), key=lambda k: len(shards[k]))
     if len(shards[smallest]) < scheme.minimum:
         raise DataError(
             f"learner {smallest + 1} of {learners} would get {len(shards[smallest])} examples, fewer than the minimum "
             f"of {scheme.minimum}",
             where="data.shards",
-            remedy="Lower data.shards.minimum, choose another seed, or have fewer learners.",
+            remedy="Lower data.shards.minimum, choose another seed, or use fewer learners.",
         )
     return shards
 
 
 @functools.singledispatch
-def _dealt(scheme: Any, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
+def _deal(scheme: Any, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
     raise TypeError(type(scheme).__name__)
 
 
-@_dealt.register
+@_deal.register
 def _(scheme: Iid, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
     return list(np.array_split(generator.permutation(len(labels)), learners))
 
 
-@_dealt.register
+@_deal.register
 def _(scheme: ByLabel, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
     order = np.argsort(_classes(labels), kind="stable")
     pieces = np.array_split(order, learners * scheme.pieces)
-    dealt = np.array_split(generator.permutation(len(pieces)), learners)
-    return [np.concatenate([pieces[p] for p in hand]) for hand in dealt]
+    hands = np.array_split(generator.permutation(len(pieces)), learners)
+    return [np.concatenate([pieces[p] for p in hand]) for hand in hands]
 
 
-@_dealt.register
+@_deal.register
 def _(scheme: ByKey, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
     if keys is None:
-        raise DataError(f"there is no column {scheme.column!r} to shard by", where="data.shards.column")
+        raise DataError(f"the dataset has no column {scheme.column!r} to shard by", where="data.shards.column")
     _, groups, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     if len(sizes) < learners:
-        raise DataError(f"{len(sizes)} keys in {scheme.column!r} for {learners} learners", where="data.shards.column")
+        raise DataError(
+            f"{scheme.column!r} has {len(sizes)} keys for {learners} learners",
+            where="data.shards.column",
+            remedy="Use another column or fewer learners.",
+        )
     owner = np.empty(len(sizes), np.int64)
     load = np.zeros(learners, np.int64)
     shuffled = generator.permutation(len(sizes))
-    for key in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:  # the largest first, to whom has least
+    for key in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:  # the largest first, to the smallest shard
         owner[key] = int(np.argmin(load))
         load[owner[key]] += sizes[key]
     return [np.flatnonzero(owner[groups.reshape(-1)] == learner) for learner in range(learners)]
 
 
-@_dealt.register
+@_deal.register
 def _(scheme: Dirichlet, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
     classes = _classes(labels)
-    for _ in range(_DIRICHLET_TRIES):  # a draw may leave a learner with too little: then it is drawn anew
+    for _ in range(_DIRICHLET_TRIES):  # a draw may leave a learner with too few examples; then draw again
         hands: list[list[Indices]] = [[] for _ in range(learners)]
         for label in np.unique(classes):
             members = generator.permutation(np.flatnonzero(classes == label))
@@ -100,18 +108,18 @@ def _(scheme: Dirichlet, learners: int, labels: Any, keys: Any, generator: np.ra
     return shards
 
 
-@_dealt.register
+@_deal.register
 def _(scheme: BySize, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
     if sum(scheme.sizes) != len(labels):
         raise DataError(
-            f"the sizes add up to {sum(scheme.sizes)}, there are {len(labels)} examples to deal",
+            f"the sizes add up to {sum(scheme.sizes)}, but there are {len(labels)} examples to deal",
             where="data.shards.sizes",
-            remedy="The examples of evaluation.holdout are taken away first.",
+            remedy="Change the sizes; examples of evaluation.holdout are not dealt.",
         )
     return _cut(generator.permutation(len(labels)), np.cumsum(scheme.sizes)[:-1])
 
 
-@_dealt.register
+@_deal.register
 def _(scheme: ByFractions, learners: int, labels: Any, keys: Any, generator: np.random.Generator) -> list[Indices]:
     cuts = np.rint(np.cumsum(scheme.fractions)[:-1] * len(labels)).astype(int)
     return _cut(generator.permutation(len(labels)), cuts)
@@ -122,21 +130,21 @@ def _cut(order: Indices, cuts: Any) -> list[Indices]:
 
 
 def _classes(labels: npt.NDArray[Any]) -> Indices:
-    """One integer per example; one-hot and other vector labels count as the class of their largest entry."""
+    """Returns one integer per example; a vector label counts as the class of its largest entry."""
     flat = labels.reshape(len(labels), -1)
     column = flat[:, 0] if flat.shape[1] == 1 else np.argmax(flat, axis=1)
     return np.unique(column, return_inverse=True)[1].reshape(-1)
 
 
 def holdout(count: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Indices that stay for the learners and those kept for the central test set, both sorted."""
+    """Splits indices into those for the learners and those for the central test set, both sorted."""
     order = np.random.default_rng([seed, 1]).permutation(count)
     kept = round(count * fraction)
     return np.sort(order[kept:]), np.sort(order[:kept])
 
 
 def split(count: int, parts: Parts, seed: Sequence[int]) -> dict[str, Indices]:
-    """The train, vote and test part of one learner's examples: disjoint, complete, seeded."""
+    """Splits one learner's examples into train, vote and test parts: disjoint, complete and seeded."""
     order = np.random.default_rng(list(seed)).permutation(count)
     cuts = [round(count * parts.train), round(count * (parts.train + parts.vote))]
     return {name: np.sort(part) for name, part in zip(("train", "vote", "test"), np.split(order, cuts), strict=True)}

@@ -1,1 +1,1 @@
-"""The local engine: runs compiled pipelines on this machine."""
+"""Runs compiled pipelines on this machine."""

@@ -1,4 +1,4 @@
-"""The local engine: runs a compiled pipeline on this machine, without Kubernetes."""
+"""Runs a compiled pipeline on this machine, without Kubernetes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from fedpipe.steps import WAITING
 from fedpipe.steps.contract import Hands, find, write_outputs
 
 TaskResult = dict[str, Any]
-"""An executor output: `parameterValues` and `artifacts` with their metadata."""
+"""Holds an executor output: `parameterValues` and `artifacts` with their metadata."""
 
 _LONGEST_WAIT = 5.0
-"""Seconds; waits between tries are made for clusters, where a fault takes longer to pass."""
+"""Most seconds between retries; the pipeline's own are meant for clusters, whose faults last longer."""
 
 
 class Event(NamedTuple):
-    """What a listener hears: a task `started`, is `done` (`found` when it was done before), or will be `retried`.
+    """Reports that a task `started`, is `done` (`found` if it was done before), or will be `retried`.
 
-    A session's coordinator tells a `moment` too, with what the UI shows of a round.
+    A session's coordinator also reports a `moment`, with the numbers of a round for the UI in `told`.
     """
 
     what: str
@@ -52,15 +52,15 @@ Listener = Callable[[Event], None]
 
 
 class Engine:
-    """Runs the tasks of a graph, side by side where the graph allows.
+    """Runs the tasks of a graph, concurrently where the graph allows.
 
     Args:
         graph: the compiled pipeline.
-        parameters: of the pipeline, complete.
-        folder: where logs go.
-        listener: hears about each task; several threads may call it at once.
-        workers: processes for the steps of each environment; as many as the machine has cores by default.
-        processes: that are warm already; the engine ends them.
+        parameters: all parameters of the pipeline.
+        folder: folder for logs.
+        listener: receives events of each task; several threads may call it at once.
+        workers: processes for the steps of each environment; the number of cores by default.
+        processes: worker processes that are warm already; the engine ends them.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Engine:
         """Runs all tasks and returns their results by key.
 
         Raises:
-            FedpipeError: a step failed for good; what was done stays done, and a second run goes on from there.
+            FedpipeError: a step failed for good; finished steps stay done, and a second run resumes after them.
         """
         results: dict[str, TaskResult] = {}
         waiting = list(self._graph.tasks)
@@ -93,7 +93,7 @@ class Engine:
                 urgent = any(task.key in awaited for task in (*waiting, *running.values()))
                 for task in [t for t in waiting if t.after <= results.keys()]:
                     if urgent and _is_core(task) and task.key not in awaited:
-                        continue  # nobody waits for it: it leaves the cores to those that are awaited
+                        continue  # no task waits for it: leave the cores to tasks that others wait for
                     waiting.remove(task)
                     inputs = resolve(task, self._parameters, results, self._job)
                     self._tell("started", task, inputs=inputs["parameterValues"])
@@ -109,10 +109,10 @@ class Engine:
 
     @contextlib.contextmanager
     def _pools(self) -> Iterator[Callable[[Task], ThreadPoolExecutor]]:
-        """Threads for each environment: those of core work themselves, the others wait for a worker process.
+        """Yields a function that returns a task's threads: core steps run in them, others wait for a worker process.
 
-        The steps of a session must all run at once, however many they are: their threads wait, and what they have to
-        compute goes to the worker processes, so many at a time.
+        All steps of a session must run at once, however many there are: their threads wait, and pass computations to a
+        limited number of worker processes.
         """
         waiting = sum(task.step in WAITING for task in self._graph.tasks)
         pools = {environment: ThreadPoolExecutor(self._count) for environment in ("core", "keras", "tff")}
@@ -132,7 +132,7 @@ class Engine:
                 pool.shutdown()
 
     def _attempt(self, task: Task, inputs: dict[str, Any], scratch: Path) -> TaskResult:
-        """Runs a task until it succeeds, is not worth another try, or has had all its tries."""
+        """Runs a task until it succeeds, fails with an error that a retry cannot fix, or has no retries left."""
         for tried in range(task.retries + 1):
             started = time.monotonic()
             try:
@@ -161,7 +161,7 @@ class Engine:
         with log.open("a") as file:
             file.write(f"{error}\n")
         reason = str(error).strip().splitlines()[-1]
-        return StepError(f"step {task.name!r} failed: {reason}", remedy=f"Its log: {log}")
+        return StepError(f"step {task.name!r} failed: {reason}", remedy=f"See its log: {log}")
 
     def _log(self, task: Task) -> Path:
         return self._logs / f"{re.sub(r'[^A-Za-z0-9-]+', '-', task.name)}.log"
@@ -189,7 +189,7 @@ class Engine:
         return _collected(task, executor_input), found
 
     def _hands(self, task: Task, inputs: Mapping[str, Any]) -> Hands:
-        """A waiting step waits here, computes in a worker process, and tells the listener how far it is."""
+        """Returns hands for a waiting step: it waits here, computes in a worker process, and reports its progress."""
         log, environment = str(self._log(task)), task.environment
 
         def call(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -208,12 +208,12 @@ class Engine:
         return Hands(call, sleep, tell)
 
     def _warm(self) -> None:
-        """Lets a worker of the tff environment import what it needs, while other steps run."""
-        with contextlib.suppress(Exception):  # the first step says what is wrong
+        """Lets a worker of the tff environment import its packages while other steps run."""
+        with contextlib.suppress(Exception):  # the first step reports the error
             self._processes.call(warm_up, environment="tff")
 
     def _run_container(self, task: Task, executor_input: dict[str, Any]) -> None:
-        """A step that is not ours runs as a command of this machine."""
+        """Runs a container that is not a fedpipe step as a command on this machine."""
         command = [fill_command(part, executor_input) for part in (*task.command, *task.arguments)]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         with self._log(task).open("a") as log:
@@ -228,12 +228,12 @@ class Engine:
                 )
             except (OSError, IndexError) as error:
                 raise InputError(
-                    f"step {task.name!r} cannot run here: {error}",
-                    remedy=f"It needs its container, {task.image}.",
+                    f"step {task.name!r} cannot run on this machine: {error}",
+                    remedy=f"Run it on a cluster, in its container {task.image}.",
                 ) from error
         if done.returncode:
             raise StepError(
-                f"step {task.name!r} ended with code {done.returncode}", remedy=f"Its log: {self._log(task)}"
+                f"step {task.name!r} ended with code {done.returncode}", remedy=f"See its log: {self._log(task)}"
             )
 
 
@@ -242,7 +242,7 @@ def _is_core(task: Task) -> bool:
 
 
 def _needs_warmth(task: Task) -> bool:
-    """Whether the task trains privately; what needs TensorFlow Federated was warmed by the check before the run."""
+    """Returns whether the task trains privately; for TensorFlow Federated, preflight has warmed a worker already."""
     return task.step in ("train", "learn") and task.environment == "tff"
 
 
@@ -275,7 +275,7 @@ def _outputs(task: Task, scratch: Path) -> dict[str, Any]:
 
 
 def _collected(task: Task, executor_input: dict[str, Any]) -> TaskResult:
-    """The executor output, completed by the files that a container wrote instead."""
+    """Returns the executor output, completed by the files that a container wrote instead."""
     outputs = executor_input["outputs"]
     path = Path(outputs["outputFile"])
     written = json.loads(path.read_text()) if path.exists() else {}
@@ -285,7 +285,7 @@ def _collected(task: Task, executor_input: dict[str, Any]) -> TaskResult:
         if name not in values and file.exists():
             values[name] = _as_json(file.read_text())
         if name not in values:
-            raise StepError(f"step {task.name!r} gave no output {name!r}")
+            raise StepError(f"step {task.name!r} did not write output {name!r}")
     return {"parameterValues": values, "artifacts": {**outputs["artifacts"], **written.get("artifacts", {})}}
 
 

@@ -1,4 +1,4 @@
-"""What is checked before anything runs: nothing is written, and every mistake has its remedy."""
+"""Checks a federation before a run, without writing anything; every error has a remedy."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class SimulationFiles(NamedTuple):
-    """The texts of the user's files for a simulation; empty for those that there are not."""
+    """Holds the texts of the user's files for a simulation; empty for missing files."""
 
     process: str = ""
     model: str = ""
 
 
 class Checked(NamedTuple):
-    """Something that was checked and is good."""
+    """Describes a passed check."""
 
     subject: str
     what: str
 
 
 def check_data(federation: Federation, uri: str) -> tuple[list[Checked], Examples | None, dict[str, int]]:
-    """Deals the dataset on paper.
+    """Deals the dataset without writing shards.
 
     Returns:
-        What was found; a few examples with the smallest and the largest label, or none without a common dataset; and
-        how many train examples each learner gets.
+        The passed checks; examples with the smallest and the largest label, or None without a common dataset; and the
+        number of train examples by learner.
 
     Raises:
-        DataError: the data cannot be dealt out as the federation says.
+        DataError: the data cannot be dealt as the federation file requires.
     """
     if not federation.sharded:
-        return [Checked("data", "every learner brings its own")], None, {}
+        return [Checked("data", "each learner has its own")], None, {}
     parts, test = dealt(federation, uri)
     findings = [Checked("data", f"{len(test.y) if test else 0} examples for the central test")]
     for name, part in parts.items():
@@ -64,7 +64,7 @@ def check_data(federation: Federation, uri: str) -> tuple[list[Checked], Example
 
 
 def _extremes(sets: list[Examples]) -> Examples:
-    """The examples with the smallest and the largest label."""
+    """Returns the examples with the smallest and the largest label."""
     picked = []
     for choose in (np.argmin, np.argmax):
         found = [(e, int(choose(e.y.reshape(len(e.y), -1)[:, 0]))) for e in sets if len(e.y)]
@@ -77,7 +77,7 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
     """Builds the model, tries it on examples, and checks the training arguments against Keras.
 
     Raises:
-        ModelError: what is wrong with model.py or the arguments.
+        ModelError: model.py or the arguments are wrong.
         MissingExtraError: Keras is not installed.
     """
     from fedpipe.learners.keras.arguments import check_arguments, check_criterion, check_preprocessing
@@ -106,14 +106,14 @@ def _check_own_data(federation: Federation, has_load: bool) -> None:
         path = Path(urlsplit(learner.data).path)
         if learner.data and not has_load and path.suffix not in FORMATS:
             raise DataError(
-                f"{learner.data!r} is of no kind that fedpipe reads ({', '.join(FORMATS)})",
+                f"{learner.data!r} has an unsupported format",
                 where=f"learners[{position}].data",
-                remedy="Define load(uri) in model.py to read it.",
+                remedy=f"Use one of {', '.join(FORMATS)}, or define load(uri) in model.py to read it.",
             )
 
 
 def weight_shapes(federation: Federation, code: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model's weights. Raises ModelError."""
+    """Returns names and shapes of the model's weights. Raises ModelError."""
     return {name: value.shape for name, value in _model(federation, code).weights().items()}
 
 
@@ -126,16 +126,16 @@ def _model(federation: Federation, code: str) -> Any:
 
 
 def check_private_model(federation: Federation, code: str, shapes: Shapes, examples: bytes) -> None:
-    """Builds the model for private training and, when there are examples, takes one private step.
+    """Builds the model for private training and, if there are examples, takes one private step.
 
     Args:
         federation: the federation with its run-time settings.
         code: the text of model.py.
         shapes: names and shapes of the weights.
-        examples: `x` and `y` as weights are written, for another NumPy; empty when there are none.
+        examples: `x` and `y` in the format of weights, for another NumPy; may be empty.
 
     Raises:
-        ModelError: it cannot be trained privately; the message says why.
+        ModelError: the model cannot be trained privately.
         MissingExtraError: TensorFlow Privacy is not installed.
     """
     from fedpipe.learners.keras.private import PrivateModel
@@ -152,18 +152,18 @@ def check_private_model(federation: Federation, code: str, shapes: Shapes, examp
             model.keras.train_on_batch(*(np.resize(given[k], (size, *given[k].shape[1:])) for k in "xy"))
         except Exception as error:
             raise ModelError(
-                f"cannot be trained privately: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                f"the model cannot be trained privately: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
                 where="model.py",
             ) from error
 
 
 def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> list[Checked]:
-    """What the private learners with a shard have spent, and what this run will add.
+    """Reports the privacy that learners with a shard have spent, and the cost of this run.
 
     Args:
         federation: the federation with its run-time settings.
-        sizes: train examples by learner; of those who bring their own data, nobody knows here.
-        uri: of the store.
+        sizes: train examples by learner; unknown for learners with their own data.
+        uri: URI of the store.
 
     Raises:
         FederationError: a learner cannot train even once more, or its delta is too large for its examples.
@@ -177,7 +177,7 @@ def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> li
         path, examples = f"learners[{position}].privacy" if learner.privacy else "privacy", sizes[learner.name]
         if privacy.delta * examples >= 1:
             raise FederationError(
-                f"{privacy.delta:g} is not below 1 / {examples} train examples of {learner.name}: that protects nobody",
+                f"{privacy.delta:g} is not below 1 / {examples} train examples of {learner.name}: it protects no one",
                 where=f"{path}.delta",
                 remedy=f"Choose a smaller one, such as {0.1 / examples:.0e}.",
             )
@@ -190,7 +190,7 @@ def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> li
         after = budget.spent(*[planned] * count).epsilon
         told = f"epsilon {budget.spent().epsilon:.3g} of {privacy.target_epsilon:g} is spent"
         more = (
-            "this run meets the target, and later trainings are refused"
+            "this run reaches the target, and later trainings are refused"
             if after > privacy.target_epsilon
             else f"{after:.3g} after this run"
         )
@@ -199,7 +199,7 @@ def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> li
 
 
 def turns(federation: Federation, name: str) -> int:
-    """How often a learner trains in a run."""
+    """Returns how often a learner trains in a run."""
     rounds = federation.training.rounds
     if not federation.proposers:
         return rounds
@@ -214,12 +214,12 @@ def _vote_told(federation: Federation, vote: Vote) -> Checked:
 
 
 def called(function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
-    """Calls a function in this process, whatever environment it wants."""
+    """Calls a function in this process, regardless of its environment."""
     return function(*arguments)
 
 
 def check_simulation(federation: Federation, code: str, examples: bytes, files: SimulationFiles) -> Checked:
-    """Builds the simulated algorithm, in the tff environment, whose NumPy is another. Raises ModelError."""
+    """Builds the simulated algorithm, in the tff environment, which has another NumPy. Raises ModelError."""
     from fedpipe.tff.simulation import make
 
     make(federation, code, Examples(**weights.loads(examples)), *files)
@@ -242,15 +242,15 @@ def check(
     federation: Federation, code: str, uri: str, store: str, call: Callable[..., Any] = called,
     files: SimulationFiles | None = None,
 ) -> list[Checked]:  # fmt: skip
-    """All checks that change nothing.
+    """Runs all checks, without changing anything.
 
     Args:
         federation: the federation with its run-time settings.
         code: the text of model.py.
-        uri: of the dataset.
-        store: URI of the store, whose privacy ledgers are read; empty to leave it alone.
+        uri: URI of the dataset.
+        store: URI of the store, to read its privacy ledgers; empty to skip them.
         call: calls a function with its arguments in an environment: `called`, or `Workers.call`.
-        files: of a simulation, which is checked instead of the learners' private training.
+        files: files of a simulation, which is checked instead of the learners' private training.
     """
     if files is not None:
         check_simulated(federation)
@@ -259,7 +259,7 @@ def check(
         findings.append(_vote_told(federation, federation.vote))
     sample = weights.dumps(examples._asdict()) if examples else b""
     simulated = None
-    if files is not None and sample:  # TFF traces the algorithm while Keras is imported and tries the model
+    if files is not None and sample:  # TFF traces the algorithm while Keras is imported and runs the model
         simulated = beside(call, check_simulation, federation, code, sample, files, environment="tff")
     findings += call(check_model, federation, code, examples)
     if simulated is not None:

@@ -1,7 +1,7 @@
-"""Processes that run steps with TensorFlow: imported once, then one step after another.
+"""Runs steps in processes that import TensorFlow once.
 
-Workers of the keras environment are forked from a server that has imported it. The tff environment is another Python
-(`.venv-tff`); its worker is started with that one and speaks through an inherited connection.
+Workers of the keras environment are forked from a server that has imported TensorFlow. The tff environment has its own
+Python (`.venv-tff`), which starts its workers; they communicate through an inherited connection.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STARTED = threading.Event()
 
 
 class Failure(NamedTuple):
-    """An error on its way between processes."""
+    """Transports an error between processes."""
 
     kind: str
     what: str
@@ -39,80 +39,80 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: FedpipeError) -> Failure:
-        """The failure that stands for an error."""
+        """Returns the failure for an error."""
         return cls(type(error).__name__, error.what, error.where, error.remedy)
 
     def error(self) -> FedpipeError:
-        """The error again, of its own class."""
+        """Returns the error, with its original class."""
         kind: type[FedpipeError] = getattr(errors, self.kind, FedpipeError)
-        made = kind.__new__(kind)
-        FedpipeError.__init__(made, self.what, where=self.where, remedy=self.remedy)
-        return made
+        error = kind.__new__(kind)
+        FedpipeError.__init__(error, self.what, where=self.where, remedy=self.remedy)
+        return error
 
 
 def start_server() -> None:
-    """Starts importing TensorFlow in the background; workers are forked from there.
+    """Starts the server from which workers are forked; it imports TensorFlow in the background.
 
-    TensorFlow's threads stay as they are in a step's own container: their number changes the last bits of a sum, and
-    a run must not depend on how many workers share it.
+    TensorFlow keeps the number of threads that it has in a step's own container: that number changes the last bits of
+    a sum, and results must not depend on the number of workers.
     """
     with _START:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         multiprocessing.set_forkserver_preload(["fedpipe.engine.preload"])
-        first = not _STARTED.is_set()  # only then, for what other threads print meanwhile is lost
-        with _native_output_dropped() if first else contextlib.nullcontext():
+        first = not _STARTED.is_set()  # only once, because output of other threads in the meantime is lost
+        with _silenced_output() if first else contextlib.nullcontext():
             forkserver.ensure_running()
         _STARTED.set()
 
 
 @contextlib.contextmanager
-def _native_output_dropped() -> Iterator[None]:
-    """The server inherits file descriptors 1 and 2: what TensorFlow's native code prints is not for the terminal."""
+def _silenced_output() -> Iterator[None]:
+    """Redirects file descriptors 1 and 2, which the server inherits: native code of TensorFlow then prints nothing."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
+    originals = [os.dup(1), os.dup(2)]
     with Path(os.devnull).open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
         yield
     finally:
-        for number, descriptor in enumerate(kept, 1):
+        for number, descriptor in enumerate(originals, 1):
             os.dup2(descriptor, number)
             os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Keeps workers from importing the user's script again: all they need is in this package."""
+    """Hides the user's script from workers, which would import it again but only need this package."""
     main = sys.modules["__main__"]
-    kept: dict[str, Any] = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    removed: dict[str, Any] = {n: main.__dict__.pop(n) for n in ("__file__", "__spec__") if n in main.__dict__}
     main.__dict__["__spec__"] = None
     try:
         yield
     finally:
-        main.__dict__.update(kept)
+        main.__dict__.update(removed)
 
 
 class Worker:
-    """One process that runs calls one after another; it is started again when it died.
+    """Runs calls one after another in one process, which is restarted after it died.
 
     Args:
-        environment: of the steps that it runs: `keras`, which is this Python's own, or `tff`.
+        environment: environment of its steps: `keras`, that of this Python, or `tff`.
     """
 
     def __init__(self, environment: str = "keras") -> None:
         self._environment = environment
         self._process: Any = None
         self._connection: Connection | None = None
-        self._ending = threading.Lock()
-        self._is_over = False
+        self._stopping = threading.Lock()
+        self._is_stopped = False
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a function of this package in the process.
 
         Raises:
-            FedpipeError: as the function says.
+            FedpipeError: the function raised it.
             WorkerDiedError: the process ended before it answered.
         """
         connection = self._connection or self._start()
@@ -121,7 +121,7 @@ class Worker:
             answer = connection.recv()
         except (EOFError, OSError) as error:
             self.stop()
-            raise WorkerDiedError("the worker process was killed", remedy="Is there enough memory?") from error
+            raise WorkerDiedError("the worker process was killed", remedy="Check for lack of memory.") from error
         if isinstance(answer, Failure):
             raise answer.error()
         if isinstance(answer, _Bug):
@@ -129,16 +129,16 @@ class Worker:
         return answer
 
     def _start(self) -> Connection:
-        with self._ending:  # whoever ends it waits until it can be ended
-            if self._is_over:
+        with self._stopping:  # `stop` waits until the process is started
+            if self._is_stopped:
                 raise WorkerDiedError("the worker process was ended")
-            return self._connected()
+            return self._start_process()
 
-    def _connected(self) -> Connection:
+    def _start_process(self) -> Connection:
         context = multiprocessing.get_context("forkserver")
         self._connection, theirs = ours, _ = context.Pipe()
         if self._environment == "tff":
-            self._process = _started(find_python(self._environment), theirs)
+            self._process = _start_python(find_python(self._environment), theirs)
         else:
             with _START, _without_main():
                 self._process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
@@ -147,13 +147,13 @@ class Worker:
         return ours
 
     def stop(self, *, for_good: bool = False) -> None:
-        """Ends the process at once; another thread may find it ended while it waits for an answer.
+        """Ends the process immediately; threads that wait for an answer get a WorkerDiedError.
 
         Args:
-            for_good: it is not started again, by whichever thread still has a call for it.
+            for_good: do not start it again for later calls.
         """
-        with self._ending:
-            self._is_over = self._is_over or for_good
+        with self._stopping:
+            self._is_stopped = self._is_stopped or for_good
             process, self._process = self._process, None
             connection, self._connection = self._connection, None
         if process is not None:
@@ -167,10 +167,10 @@ class Worker:
             connection.close()
 
 
-def _started(python: Path, connection: Connection) -> subprocess.Popen[bytes]:
-    """A worker with another Python; what its TensorFlow prints while it is imported is dropped."""
+def _start_python(python: Path, connection: Connection) -> subprocess.Popen[bytes]:
+    """Starts a worker with another Python, and discards the output of its TensorFlow."""
     handle = connection.fileno()
-    return subprocess.Popen(  # noqa: S603  (our own environment)
+    return subprocess.Popen(  # noqa: S603  (fedpipe's own environment)
         [str(python), "-c", f"from fedpipe.engine.workers import serve; serve({handle})"],
         pass_fds=[handle],
         stdin=subprocess.DEVNULL,
@@ -181,18 +181,18 @@ def _started(python: Path, connection: Connection) -> subprocess.Popen[bytes]:
 
 
 def serve(handle: int) -> None:
-    """The main program of a worker that another Python started: `handle` is the connection's file descriptor."""
+    """Runs the main program of a worker in another Python; `handle` is the connection's file descriptor."""
     _serve(Connection(handle), dict(os.environ))
 
 
 class Workers:
-    """Processes that calls share, by environment: the one that was used last is used first, for it is warm."""
+    """Shares processes between calls, by environment; the last used one is reused first, because it is warm."""
 
     def __init__(self) -> None:
         self._idle: dict[str, list[Worker]] = {}
         self._all: list[Worker] = []
         self._lock = threading.Lock()
-        self._is_over = False
+        self._is_stopped = False
 
     def __enter__(self) -> Self:
         return self
@@ -204,13 +204,13 @@ class Workers:
         """Runs a function of this package in a process of an environment.
 
         Raises:
-            FedpipeError: as the function says.
+            FedpipeError: the function raised it.
             WorkerDiedError: the process ended before it answered; the next call starts it again.
         """
         if environment != "tff":
             start_server()
         with self._lock:
-            if self._is_over:
+            if self._is_stopped:
                 raise WorkerDiedError("the worker processes were ended")
             idle = self._idle.setdefault(environment, [])
             worker = idle.pop() if idle else Worker(environment)
@@ -223,33 +223,35 @@ class Workers:
                 idle.append(worker)
 
     def stop(self) -> None:
-        """Ends all processes at once, for good."""
+        """Ends all processes immediately and for good."""
         with self._lock:
-            self._is_over = True
+            self._is_stopped = True
         for worker in self._all:
             worker.stop(for_good=True)
 
 
 def beside(function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
-    """Calls a function in a thread of its own, such as `Workers.call` while another process works."""
+    """Calls a function in a new thread, such as `Workers.call` while another process works."""
     pool = ThreadPoolExecutor(1)
-    done = pool.submit(function, *arguments, **named)
+    result = pool.submit(function, *arguments, **named)
     pool.shutdown(wait=False)
-    return done
+    return result
 
 
 class _Bug(NamedTuple):
+    """Transports an unexpected exception between processes, as a traceback."""
+
     text: str
 
 
-def _bug(error: Exception) -> _Bug:
+def _bug_of(error: Exception) -> _Bug:
     import traceback
 
     return _Bug("".join(traceback.format_exception(error)))
 
 
 def _serve(connection: Connection, environment: dict[str, str]) -> None:
-    """The worker's loop, in the caller's environment of now: the server's may be older, and lack credentials."""
+    """Runs the worker's loop, with the caller's current environment: the server's may be older and lack credentials."""
     import signal
 
     os.environ.clear()
@@ -260,20 +262,20 @@ def _serve(connection: Connection, environment: dict[str, str]) -> None:
             function, arguments = connection.recv()
         except (EOFError, OSError):
             return
-        except Exception as error:  # what was sent cannot be read here
-            connection.send(_bug(error))
+        except Exception as error:  # the call cannot be unpickled here
+            connection.send(_bug_of(error))
             continue
         try:
             answer = function(*arguments)
         except FedpipeError as error:
             answer = Failure.of(error)
         except Exception as error:
-            answer = _bug(error)
+            answer = _bug_of(error)
         connection.send(answer)
 
 
 def warm_up() -> None:
-    """Imports what private training needs."""
+    """Imports the packages for private training."""
     importlib.import_module("tensorflow_privacy.privacy.optimizers.dp_optimizer_keras")
     importlib.import_module("fedpipe.learners.keras.private").frameworks()
 
@@ -284,21 +286,21 @@ def warm_simulation() -> None:
 
 
 def run_step(name: str, executor_input: dict[str, Any], log: str) -> None:
-    """Runs a step; what it logs and prints goes to a file."""
+    """Runs a step, with its log and output in a file."""
     from fedpipe.steps.contract import execute
 
     run_logged(log, execute, name, executor_input)
 
 
 def run_logged(log: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function; what it logs and prints goes to a file."""
+    """Calls a function, with its log and output in a file."""
     with logged_to(Path(log)) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         return function(*arguments)
 
 
 @contextlib.contextmanager
 def logged_to(path: Path) -> Iterator[Any]:
-    """Adds what this thread logs to a file."""
+    """Appends this thread's log messages to a file."""
     logger, thread = logging.getLogger("fedpipe"), threading.get_ident()
     logger.setLevel(logging.INFO)
     logger.propagate = False

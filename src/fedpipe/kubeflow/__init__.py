@@ -1,1 +1,1 @@
-"""Kubeflow: pipeline files, and the clients of KFP and Kubernetes that submit, schedule, follow and diagnose runs."""
+"""Submits, schedules, follows and diagnoses runs on Kubeflow, through the clients of KFP and Kubernetes."""

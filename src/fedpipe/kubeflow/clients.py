@@ -1,7 +1,7 @@
-"""Connections to KFP and to Kubernetes, from a laptop or from a pod; what goes wrong there is a ClusterError.
+"""Connects to KFP and to Kubernetes, from a laptop or from a pod; all failures become ClusterErrors.
 
-With a host, KFP is asked there. Without one, a pod asks the service of its cluster and a laptop the one of its
-kubeconfig, through Kubernetes' own API server: no port has to be forwarded.
+With a host, requests to KFP go there. Without one, a pod uses the service of its cluster, and a laptop that of its
+kubeconfig's cluster, through Kubernetes' own API server: no port has to be forwarded.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import urllib3
 from fedpipe.errors import ClusterError, FedpipeError, InputError, MissingExtraError
 from fedpipe.kubeflow.where import Where
 
-_SECONDS = 20.0
-"""How long a request to KFP or Kubernetes may take."""
+_REQUEST_SECONDS = 20.0
+"""How long a request to KFP may take."""
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class Kfp(NamedTuple):
-    """KFP's client, and what it says of itself."""
+    """Holds KFP's client, the answer of its health check, and the namespace in a multi-user deployment."""
 
     client: Any
     health: dict[str, Any]
@@ -37,27 +37,27 @@ class Kfp(NamedTuple):
 
     @property
     def host(self) -> str:
-        """The URL of its API."""
+        """Returns the URL of its API."""
         return str(self.client._existing_config.host)
 
     def url(self, path: str) -> str:
-        """A page of the UI, or how to reach it where only the API is known."""
+        """Returns the URL of a page of the UI; without its host when only the API is known."""
         prefix = self.client._get_url_prefix()
         return f"{prefix}/#/{path}" if prefix.startswith("http") else f"#/{path} of the Kubeflow UI"
 
 
 class Kubernetes(NamedTuple):
-    """Kubernetes' core API, and the namespace of the runs."""
+    """Holds Kubernetes' core API, and the namespace of the runs."""
 
     core: Any
     namespace: str
 
 
 def open_kfp(where: Where) -> Kfp:
-    """Connects to KFP and asks how it is.
+    """Connects to KFP and checks its health.
 
     Raises:
-        ClusterError: it cannot be reached, refuses the token, or something else answers there.
+        ClusterError: it cannot be reached, refuses the token, or another server answers there.
         InputError: the token file cannot be read.
         MissingExtraError: kfp is not installed.
     """
@@ -69,78 +69,84 @@ def open_kfp(where: Where) -> Kfp:
         raise MissingExtraError("kfp", "kubeflow") from error
 
     class Client(kfp.Client):  # type: ignore[misc]
-        """Without KFP's five tries of five seconds, and without what it prints."""
+        """Replaces KFP's health check, which prints and retries five times, five seconds apart."""
 
         @functools.cached_property
         def health(self) -> dict[str, Any]:
-            return _health(self)
+            return _read_health(self)
 
         def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
             if not where.host and self._existing_config.host == kfp_api.Configuration().host:
                 raise ClusterError(
-                    "Kubeflow Pipelines is not known", remedy="Give its URL with --host, or set a kubeconfig."
+                    "no address of Kubeflow Pipelines is configured",
+                    remedy="Pass its URL with --host, or set KUBECONFIG.",
                 )
             return kfp_api.V2beta1GetHealthzResponse(multi_user=bool(self.health.get("multi_user")))
 
     import kfp_server_api as kfp_api
 
-    token = _token(where.token_file)
-    with warnings.catch_warnings(), quiet(), mapped(where.host or "Kubeflow Pipelines"):
+    token = _read_token(where.token_file)
+    with warnings.catch_warnings(), quiet(), cluster_errors(where.host or "Kubeflow Pipelines"):
         warnings.simplefilter("ignore")
         client = Client(
             host=where.host or None, existing_token=token or None, namespace=where.kfp_namespace,
             kube_context=where.context or None,
         )  # fmt: skip
-    client._run_api.api_client.rest_client.pool_manager.connection_pool_kw["timeout"] = urllib3.Timeout(_SECONDS)
+    client._run_api.api_client.rest_client.pool_manager.connection_pool_kw["timeout"] = urllib3.Timeout(
+        _REQUEST_SECONDS
+    )
     namespace = (where.namespace or own_namespace()) if client.health.get("multi_user") else None
     return Kfp(client, client.health, namespace)
 
 
-def _token(path: Path | None) -> str:
+def _read_token(path: Path | None) -> str:
     if path is None:
         return ""
     try:
         token = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("the token cannot be read", where=str(path)) from error
+        remedy = "Check the path of --token-file and its permissions."
+        raise InputError("the token file cannot be read", where=str(path), remedy=remedy) from error
     if not token:
-        raise InputError("there is no token in it", where=str(path))
+        raise InputError("the token file is empty", where=str(path), remedy="Write the token to it.")
     return token
 
 
-def _health(client: Any) -> dict[str, Any]:
-    """What `healthz` answers, read as it came: KFP's own client takes any answer for a good one."""
+def _read_health(client: Any) -> dict[str, Any]:
+    """Reads the raw answer of `healthz`: KFP's own client accepts any answer."""
     host = client._existing_config.host
-    with quiet(), mapped(host):
-        answer = client._healthz_api.healthz_service_get_healthz(_preload_content=False, _request_timeout=_SECONDS)
+    with quiet(), cluster_errors(host):
+        answer = client._healthz_api.healthz_service_get_healthz(
+            _preload_content=False, _request_timeout=_REQUEST_SECONDS
+        )
     try:
         health = json.loads(answer.data)
     except ValueError:
         health = None
     if not isinstance(health, dict) or not ({"multi_user", "tag_name", "commit_sha", "pipeline_store"} & set(health)):
-        kind = answer.headers.get("content-type", "nothing known").partition(";")[0]
+        kind = answer.headers.get("content-type", "an unknown type").partition(";")[0]
         raise ClusterError(
-            f"this is not the API of Kubeflow Pipelines: its answer is {kind}",
+            f"this is not the API of Kubeflow Pipelines: it answered with {kind}",
             where=host,
-            remedy="Give the URL of the service ml-pipeline, or that of the UI. A login page wants --token-file.",
+            remedy="Pass the URL of the service ml-pipeline or of the UI. For a login page, pass --token-file.",
         )
     return health
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """KFP's client prints links and logs failures; ours are told once, in one form."""
-    before = logging.root.manager.disable
+    """Silences KFP's client, which prints links and logs failures that fedpipe reports itself."""
+    disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.disable(before)
+        logging.disable(disabled)
 
 
 def open_kubernetes(where: Where) -> Kubernetes:
-    """Connects to Kubernetes: by the kubeconfig, or as the pod that this is.
+    """Connects to Kubernetes with the kubeconfig, or with the service account of the pod that this runs in.
 
     Raises:
         ClusterError: there is neither.
@@ -154,7 +160,7 @@ def open_kubernetes(where: Where) -> Kubernetes:
     namespace = where.namespace
     try:
         try:
-            path = os.environ.get("KUBECONFIG") or None  # the client would look for it only once
+            path = os.environ.get("KUBECONFIG") or None  # the client itself reads the variable only once
             config.load_kube_config(path, context=where.context or None, client_configuration=settings)
             if not namespace:
                 contexts, active = config.list_kube_config_contexts(path)
@@ -162,18 +168,21 @@ def open_kubernetes(where: Where) -> Kubernetes:
                 namespace = chosen["context"].get("namespace", "")
         except config.ConfigException as error:
             if where.context:
-                raise ClusterError(_sentence(error), where="kubeconfig") from error
+                raise ClusterError(
+                    _one_line(error), where="kubeconfig", remedy="Check --context and KUBECONFIG."
+                ) from error
             config.load_incluster_config(client_configuration=settings)
     except config.ConfigException as error:
         raise ClusterError(
-            "there is no cluster: no kubeconfig, and this is no pod", remedy="Set KUBECONFIG, or give --context."
+            "no cluster is configured: there is no kubeconfig, and this is not a pod",
+            remedy="Set KUBECONFIG, or pass --context.",
         ) from error
     settings.retries = urllib3.Retry(1)
     return Kubernetes(client.CoreV1Api(client.ApiClient(settings)), namespace or own_namespace() or "kubeflow")
 
 
 def own_namespace() -> str:
-    """The namespace of the pod that this is; empty elsewhere."""
+    """Returns the namespace of the pod that this runs in; empty outside of a pod."""
     try:
         return _POD_NAMESPACE.read_text().strip()
     except OSError:
@@ -181,8 +190,12 @@ def own_namespace() -> str:
 
 
 @contextlib.contextmanager
-def mapped(where: str) -> Iterator[None]:
-    """Raises what the clients of KFP and Kubernetes raise as a ClusterError."""
+def cluster_errors(where: str) -> Iterator[None]:
+    """Turns errors of the clients of KFP and Kubernetes into ClusterErrors.
+
+    Args:
+        where: the host, or the object, that the requests inside concern.
+    """
     try:
         yield
     except FedpipeError:
@@ -190,36 +203,38 @@ def mapped(where: str) -> Iterator[None]:
     except Exception as error:
         status = getattr(error, "status", None)
         if isinstance(error, urllib3.exceptions.HTTPError):
-            raise ClusterError(_unreached(error), where=where, remedy="Is the address right, and is it up?") from error
+            raise ClusterError(
+                _unreachable_reason(error), where=where, remedy="Check the address, and whether the server is running."
+            ) from error
         if not isinstance(status, int):
             raise
-        told_error = ClusterError(_refused(error, status), where=where, remedy=_REMEDIES.get(status))
-        told_error.status = status
-        raise told_error from error
+        refusal = ClusterError(_refusal_reason(error, status), where=where, remedy=_REMEDIES.get(status))
+        refusal.status = status
+        raise refusal from error
 
 
 _REMEDIES = {
-    401: "The token is missing, wrong or expired: get a new one and give it with --token-file, or log in again.",
-    403: "Ask for the right, or use another context or token.",
+    401: "Get a new token and pass it with --token-file, or log in again.",
+    403: "Ask for permission, or use another context or token.",
 }
 
 
-def _refused(error: Any, status: int) -> str:
-    """KFP says why in JSON with `message` or `error`, Kubernetes with `message`."""
+def _refusal_reason(error: Any, status: int) -> str:
+    """Returns the reason in the JSON body: KFP's `message` or `error`, or Kubernetes' `message`."""
     try:
         body = json.loads(error.body)
         text = str(body.get("message") or body.get("error_message") or body.get("error") or "")
     except (TypeError, ValueError, AttributeError):
         text = ""
-    words = {401: "the request was not authenticated", 403: "this is not allowed", 404: "there is no such thing"}
-    return " ".join((text or words.get(status) or str(error.reason)).split())[:400] + f" (HTTP {status})"
+    default = {401: "the request was not authenticated", 403: "the request is not allowed", 404: "it does not exist"}
+    return " ".join((text or default.get(status) or str(error.reason)).split())[:400] + f" (HTTP {status})"
 
 
-def _unreached(error: Exception) -> str:
-    """The last cause, without the addresses of objects in memory."""
+def _unreachable_reason(error: Exception) -> str:
+    """Returns the last cause, without the addresses of objects in memory."""
     reason = getattr(error, "reason", None) or error
-    return "cannot be reached: " + _sentence(re.sub(r"<[^>]*>:? ?", "", str(reason)))
+    return "cannot be reached: " + _one_line(re.sub(r"<[^>]*>:? ?", "", str(reason)))
 
 
-def _sentence(error: object) -> str:
+def _one_line(error: object) -> str:
     return " ".join(str(error).split())[:300]

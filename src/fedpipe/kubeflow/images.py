@@ -1,4 +1,4 @@
-"""Whether an image can be pulled, by the registry's own API (OCI Distribution Specification 1.1, section "Pull")."""
+"""Checks whether an image can be pulled, by the registry's API (OCI Distribution Specification 1.1, section "Pull")."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Answer = tuple[Literal["ok", "warning", "error"], str, str]
 
 
 class Reference(NamedTuple):
-    """An image's name in its parts; `registry` is empty where the nodes' default is meant."""
+    """Holds the parts of an image's name; an empty `registry` stands for the nodes' default."""
 
     registry: str
     repository: str
@@ -30,7 +30,7 @@ class Reference(NamedTuple):
 
 
 def parse_reference(image: str) -> Reference:
-    """`host[:port]/repository[:tag][@digest]` in its parts."""
+    """Splits `[host[:port]/]repository[:tag][@digest]` into its parts."""
     name, at, digest = image.partition("@")
     head, slash, rest = name.partition("/")
     registry = head if slash and re.search(r"[.:]|^localhost$", head) else ""
@@ -40,41 +40,46 @@ def parse_reference(image: str) -> Reference:
 
 
 def find_image(image: str, auths: Mapping[str, Mapping[str, Any]]) -> Answer:
-    """Asks the registry for the image's manifest: how well that went, what was found, and the remedy.
+    """Requests the image's manifest from its registry.
 
     Args:
         image: its name.
-        auths: of Docker's configuration: credentials by registry.
+        auths: `auths` of Docker's configuration: credentials by registry.
+
+    Returns:
+        The level, the observation and the remedy of a finding.
     """
     reference = parse_reference(image)
     if not reference.registry:
-        return "warning", "names no registry, and no node has it", "Set `images.registry` to where you pushed it."
+        what = "has no registry in its name, and no node has it"
+        return "warning", what, "Set `images.registry` to the registry that you pushed it to."
     path = f"{reference.registry}/v2/{reference.repository}/manifests/{reference.version}"
     pool = urllib3.PoolManager(timeout=urllib3.Timeout(10), retries=False)
-    basic = _basic(auths.get(reference.registry, {}))
+    basic = _basic_header(auths.get(reference.registry, {}))
     try:
-        answer = _asked(pool, path, basic)
+        answer = _request_manifest(pool, path, basic)
     except urllib3.exceptions.HTTPError as error:
         why = re.sub(r"<[^>]*>:? ?", "", str(error))[:200]
-        return "warning", f"its registry cannot be reached from here: {why}", "The nodes may reach it all the same."
+        return "warning", f"its registry cannot be reached from here: {why}", "Check whether the nodes can reach it."
     if answer.status == 200:
         return "ok", "can be pulled", ""
     if answer.status in (401, 403):
-        return "error", f"the registry refuses (HTTP {answer.status})", "Name a secret in `placement.pull_secrets`."
+        remedy = "Name a Secret with credentials in `placement.pull_secrets`."
+        return "error", f"the registry refuses access (HTTP {answer.status})", remedy
     if answer.status == 404:
         return "error", "the registry does not have it", "Push it: REGISTRY=... images/build --push"
-    return "warning", f"the registry answers HTTP {answer.status}", ""
+    return "warning", f"the registry answers with HTTP {answer.status}", "Try again later."
 
 
-def _basic(auth: Mapping[str, Any]) -> dict[str, str]:
+def _basic_header(auth: Mapping[str, Any]) -> dict[str, str]:
     token = auth.get("auth") or ""
     if not token and auth.get("username"):
         token = base64.b64encode(f"{auth['username']}:{auth.get('password', '')}".encode()).decode()
     return {"Authorization": f"Basic {token}"} if token else {}
 
 
-def _asked(pool: urllib3.PoolManager, path: str, basic: dict[str, str]) -> Any:
-    """The answer to HEAD, over https and, for a registry of this machine, http; with a token where it wants one."""
+def _request_manifest(pool: urllib3.PoolManager, path: str, basic: dict[str, str]) -> Any:
+    """Returns the answer to HEAD, with a token if required; local registries may also use http."""
     local = re.match(r"(localhost|127\.|10\.|192\.168\.)", path)
     for scheme in ("https", "http") if local else ("https",):
         try:
@@ -94,14 +99,14 @@ def _asked(pool: urllib3.PoolManager, path: str, basic: dict[str, str]) -> Any:
 
 
 def _bearer(pool: urllib3.PoolManager, challenge: str, basic: dict[str, str]) -> str:
-    """A token as the registry's challenge says where to get one (Docker's token authentication)."""
+    """Requests a token from the realm in the registry's challenge (Docker's token authentication)."""
     fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     realm = fields.pop("realm", "")
     if not re.match(r"https?://", realm):
         return ""
     answer = pool.request("GET", f"{realm}?{urlencode(fields)}", headers=basic)
     try:
-        found = json.loads(answer.data)
-        return str(found.get("token") or found.get("access_token") or "")
+        content = json.loads(answer.data)
+        return str(content.get("token") or content.get("access_token") or "")
     except (ValueError, AttributeError):
         return ""

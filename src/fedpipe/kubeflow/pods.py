@@ -1,7 +1,7 @@
-"""The pods of a run: which step each is, why one waits, and what it said.
+"""Lists the pods of a run, with their steps and the reasons for which they wait, and reads their logs.
 
 KFP labels the pods of a run with its id, `pipeline/runid`; the pipelines of fedpipe add `fedpipe/step` and, for a
-learner's steps, `fedpipe/learner` (pipelines/placement.py). Only pods that do a step's work carry those.
+learner's steps, `fedpipe/learner` (pipelines/placement.py). Only pods that do a step's work have those labels.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from fedpipe.errors import ClusterError, InputError, NotFoundError, StepError
-from fedpipe.kubeflow.clients import Kubernetes, mapped, open_kfp, open_kubernetes
+from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kfp, open_kubernetes
 from fedpipe.kubeflow.submission import find_run
 from fedpipe.kubeflow.where import Where
 
 RUN_LABEL, STEP_LABEL, LEARNER_LABEL = "pipeline/runid", "fedpipe/step", "fedpipe/learner"
 _MAIN = "main"
 """The container of Argo's pods that does the work."""
-_LOOK_AGAIN = 2.0
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_LOST = ("FAILED", "CANCELED", "SKIPPED")
+_POLL_SECONDS = 2.0
+_RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UNSUCCESSFUL = {"FAILED": "failed", "CANCELED": "was cancelled", "SKIPPED": "was skipped"}
 
 
 class Pod(NamedTuple):
-    """A pod of a run.
+    """Describes a pod of a run.
 
-    `state` is Kubernetes' phase, or the reason for which its container waits; `why` says more of a pod that waits or
-    failed; `seconds` is its age.
+    `state` is Kubernetes' phase, or the reason for which its container waits; `why` has details for a pod that waits
+    or failed; `seconds` is its age.
     """
 
     name: str
@@ -42,29 +42,33 @@ class Pod(NamedTuple):
 
     @property
     def waits(self) -> bool:
-        """Whether it has not begun."""
+        """Returns whether it has not started yet."""
         return self.state not in ("Running", "Succeeded", "Failed")
 
 
 def find_run_id(run: str, where: Where) -> str:
-    """The id by which KFP labels the pods of a run, found by the run's name or taken as it is.
+    """Returns the id with which KFP labels the pods of a run.
+
+    Args:
+        run: name of the run, or its id, which is returned as it is.
+        where: where Kubeflow is.
 
     Raises:
         NotFoundError: KFP has no such run.
-        ClusterError: KFP cannot be asked.
+        ClusterError: KFP refuses or cannot be reached.
     """
-    if _ID.fullmatch(run):
+    if _RUN_ID.fullmatch(run):
         return run
     kfp = open_kfp(where)
-    found = find_run(kfp, run)
-    if found is None:
-        raise NotFoundError(f"Kubeflow has no run {run!r}", where=kfp.host)
-    return str(found.run_id)
+    record = find_run(kfp, run)
+    if record is None:
+        raise NotFoundError(f"Kubeflow has no run {run!r}", where=kfp.host, remedy="Check the run's name.")
+    return str(record.run_id)
 
 
 def pods_of(cluster: Kubernetes, run_id: str) -> list[Pod]:
-    """The pods that do the work of a run, the oldest first. Raises ClusterError."""
-    with mapped("Kubernetes"):
+    """Lists the pods that do the work of a run, the oldest first. Raises ClusterError."""
+    with cluster_errors("Kubernetes"):
         found = cluster.core.list_namespaced_pod(
             cluster.namespace, label_selector=f"{RUN_LABEL}={run_id},{STEP_LABEL}", _request_timeout=20
         )
@@ -93,89 +97,94 @@ def _pod(pod: Any, now: datetime) -> Pod:
 
 
 def waiting_lines(cluster: Kubernetes, run_id: str) -> list[str]:
-    """One line for each pod that waits, with the reason. Raises ClusterError."""
+    """Returns one line for each pod that waits, with the reason. Raises ClusterError."""
     return [
-        f"{pod.step} is {pod.state} for {pod.seconds:.0f} s{f': {pod.why}' if pod.why else ''}"
+        f"{pod.step} has been {pod.state} for {pod.seconds:.0f} s{f': {pod.why}' if pod.why else ''}"
         for pod in pods_of(cluster, run_id)
         if pod.waits
     ]
 
 
 def watcher(run: str, where: Where) -> Callable[[], list[str]]:
-    """What says why pods of a run wait, each time it is asked, and raises when Kubeflow says that the run has failed.
+    """Returns a function that lists why pods of a run wait, and raises StepError once Kubeflow reports a failure.
 
-    Where Kubernetes cannot be asked, only the run's state is told; for an id, only its pods are.
+    Without access to Kubernetes, it only follows the state of the run; for an id, it only follows the pods.
+
+    Args:
+        run: name of the run in KFP, or its id.
+        where: where Kubeflow is.
     """
-    kfp = None if _ID.fullmatch(run) else open_kfp(where)
+    kfp = None if _RUN_ID.fullmatch(run) else open_kfp(where)
     cluster: Kubernetes | None = None
     with contextlib.suppress(ClusterError):
         cluster = open_kubernetes(where)
 
-    def look() -> list[str]:
+    def list_waiting() -> list[str]:
         try:
-            found = find_run(kfp, run) if kfp else None
-            if kfp and found is None:
+            record = find_run(kfp, run) if kfp else None
+            if kfp and record is None:
                 return []
-            if found is None or found.state not in _LOST:
-                return waiting_lines(cluster, str(found.run_id) if found else run) if cluster else []
-        except ClusterError as error:  # for a moment, perhaps: the store tells what matters
-            return [f"Kubeflow cannot be asked: {error.what}"]
-        why = " ".join(str(getattr(found.error, "message", "") or "").split())
+            if record is None or record.state not in _UNSUCCESSFUL:
+                return waiting_lines(cluster, str(record.run_id) if record else run) if cluster else []
+        except ClusterError as error:  # perhaps only briefly; progress itself is read from the store
+            return [f"Kubeflow cannot be queried: {error.what}"]
+        why = " ".join(str(getattr(record.error, "message", "") or "").split())
         raise StepError(
-            f"run {run!r} is {found.state.lower()}{f': {why}' if why else ''}",
-            remedy=f"`fedpipe logs {run}` shows what its steps said.",
+            f"run {run!r} {_UNSUCCESSFUL[record.state]}{f': {why}' if why else ''}",
+            remedy=f"Run `fedpipe logs {run}` to see the output of its steps.",
         )
 
-    return look
+    return list_waiting
 
 
 def logs(
     run: str, *, where: Where, step: str = "", learner: str = "", follow: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """What the steps of a run say: `(step, line)`, one step after the other.
+    """Yields the log lines of a run as `(step, line)`, one step after the other.
 
     Args:
-        run: the run's name in KFP, or its id.
+        run: name of the run in KFP, or its id.
         where: where Kubeflow is.
-        step: only steps whose name has this in it, such as `train` or `coordinate`.
+        step: only steps with this in their name, such as `train` or `coordinate`.
         learner: only steps of this learner.
-        follow: go on with what the steps say later, until the last has ended.
+        follow: continue with new lines until the last step has ended.
 
     Raises:
         NotFoundError: there is no such run, or it has no pods any more.
-        InputError: none of its steps is meant.
+        InputError: none of its steps matches.
         ClusterError: Kubernetes refuses or cannot be reached.
     """
     cluster = open_kubernetes(where)
     pods = pods_of(cluster, find_run_id(run, where))
     if not pods:
         raise NotFoundError(
-            f"run {run!r} has no pods, or none any more",
-            remedy="What pods said is gone with them; the Kubeflow UI shows what was archived.",
+            f"run {run!r} has no pods, or they were deleted",
+            remedy="Look for archived logs in the Kubeflow UI.",
         )
-    meant = [pod for pod in pods if step in pod.step and learner in ("", pod.learner)]
-    if not meant:
-        raise InputError("no step is meant", remedy=f"Steps: {', '.join(sorted({pod.step for pod in pods}))}.")
-    for pod in meant:
+    matching = [pod for pod in pods if step in pod.step and learner in ("", pod.learner)]
+    if not matching:
+        steps = ", ".join(sorted({pod.step for pod in pods}))
+        raise InputError("no step matches --step and --learner", remedy=f"Choose one of: {steps}.")
+    for pod in matching:
         if pod.waits:
             yield pod.step, f"({pod.state}{f': {pod.why}' if pod.why else ''})"
             if not follow:
                 continue
-            _await_begin(cluster, pod)
+            _await_start(cluster, pod)
         for line in _lines(cluster, pod, follow=follow):
             yield pod.step, line
 
 
-def _await_begin(cluster: Kubernetes, pod: Pod) -> None:
+def _await_start(cluster: Kubernetes, pod: Pod) -> None:
     while pod.waits:
-        time.sleep(_LOOK_AGAIN)
-        with mapped(f"pod {pod.name}"):
+        time.sleep(_POLL_SECONDS)
+        with cluster_errors(f"pod {pod.name}"):
             pod = _pod(cluster.core.read_namespaced_pod(pod.name, cluster.namespace), datetime.now(UTC))
 
 
 def _lines(cluster: Kubernetes, pod: Pod, *, follow: bool) -> Iterator[str]:
-    """The lines of a pod's working container."""
-    with mapped(f"pod {pod.name}"):
+    """Yields the log lines of the container that does the work."""
+    with cluster_errors(f"pod {pod.name}"):
         containers = [c.name for c in cluster.core.read_namespaced_pod(pod.name, cluster.namespace).spec.containers]
         container = _MAIN if _MAIN in containers else containers[0]
         answer = cluster.core.read_namespaced_pod_log(

@@ -1,4 +1,4 @@
-"""Where Kubeflow is, as a user says it: apart from the clients, whose imports other commands need not pay."""
+"""Defines the options that locate Kubeflow; apart from the clients, so that other commands need not import those."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 
 class Where(NamedTuple):
-    """Where Kubeflow is; what is empty is what the environment and the kubeconfig say.
+    """Locates Kubeflow; empty values come from the environment and the kubeconfig.
 
     Args:
         host: URL of KFP.
-        namespace: where the pods of runs are.
-        kfp_namespace: where KFP itself is.
-        context: of the kubeconfig.
-        token_file: a file with a bearer token for KFP.
+        namespace: namespace of the pods of runs.
+        kfp_namespace: namespace of KFP itself.
+        context: context of the kubeconfig.
+        token_file: file with a bearer token for KFP.
     """
 
     host: str = ""

@@ -1,1 +1,1 @@
-"""Published models: export, signature, card, prediction."""
+"""Publishes models and predicts with them: export, publication, card, prediction."""

@@ -1,4 +1,4 @@
-"""What a published model takes and gives: it travels in the ONNX file's own metadata, under the file's digest."""
+"""Describes a published model to its clients, in the metadata of its ONNX file, so that the file's digest covers it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Text = Annotated[str, Meta(max_length=200)]
 
 
 class Spread(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the values of the first input were spread over the central test set: all of them, of all features."""
+    """Summarises the values of the first input over the central test set, across all features."""
 
     minimum: float
     maximum: float
@@ -27,12 +27,12 @@ class Spread(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a client has to know beyond names, shapes and dtypes, which the ONNX file tells itself.
+    """Describes a model beyond the names, shapes and dtypes that the ONNX file itself has.
 
     Args:
-        classes: names of the columns of the first output; empty when the model is no classifier or they have no names.
-        labels: how often each label occurs at the learners, in all; empty when it is not to be told.
-        spread: of the first input; None when there was no central test set.
+        classes: names of the columns of the first output; empty for a regression, or if the classes have no names.
+        labels: total count of each label at the learners; empty if it is private.
+        spread: spread of the first input; None without a central test set.
         finite: whether NaN and infinity are refused.
     """
 
@@ -43,17 +43,17 @@ class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     finite: bool = True
 
 
-def write_card(signature: Card) -> str:
-    """The text that stands in the ONNX file."""
-    return encode(signature).decode()
+def write_card(card: Card) -> str:
+    """Returns the text for the ONNX file."""
+    return encode(card).decode()
 
 
 def read_card(metadata: Mapping[str, str], *, where: str = "the model") -> Card:
-    """The signature of a model with this metadata; the default one for a model that has none. Raises CorruptError."""
+    """Returns the card in a model's metadata, or the default card for a model without one. Raises CorruptError."""
     text = metadata.get(CARD_KEY)
     if text is None:
         return Card()
     try:
         return decode(text.encode(), Card, where=f"{where}: {CARD_KEY}")
     except UnicodeEncodeError as error:
-        raise CorruptError("not text", where=f"{where}: {CARD_KEY}") from error
+        raise CorruptError("the card is not text", where=f"{where}: {CARD_KEY}") from error

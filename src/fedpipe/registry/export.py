@@ -1,4 +1,4 @@
-"""ONNX: from the Keras model, verified in onnxruntime, published once."""
+"""Converts a Keras model to ONNX, verifies it in onnxruntime, and publishes it once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SAMPLES = 256
 
 
 class Exported(Struct, frozen=True, kw_only=True):
-    """A published model: its version, key, and origin."""
+    """Identifies a published model by its version and key, and holds its origin."""
 
     version: int
     path: str
@@ -39,44 +39,50 @@ class Exported(Struct, frozen=True, kw_only=True):
 
 
 def run_onnx(data: bytes | Path, features: Array) -> list[Array]:
-    """All outputs of an ONNX model for a batch, in onnxruntime on the CPU. Raises MissingExtraError, ExportError."""
+    """Returns all outputs of an ONNX model for a batch, on the CPU. Raises MissingExtraError and InputError."""
     from fedpipe.registry.prediction import open_model
 
-    session = open_model(data)
-    names = [i.name for i in session.inputs]
-    return (
-        session.run({names[0]: features}) if len(names) == 1 else session.run(dict(zip(names, features, strict=True)))
-    )
+    model = open_model(data)
+    names = [spec.name for spec in model.inputs]
+    return model.run({names[0]: features} if len(names) == 1 else dict(zip(names, features, strict=True)))
 
 
 def largest_difference(model: KerasModel, data: bytes, features: Array) -> float:
-    """The largest absolute difference between Keras's and ONNX's outputs on these features."""
+    """Returns the largest absolute difference between the outputs of Keras and ONNX on these features."""
     expected = model.keras.predict_on_batch(features)
     expected = expected if isinstance(expected, list | tuple) else [expected]
-    found = run_onnx(data, features)
+    actual = run_onnx(data, features)
     differences = [
-        np.max(np.abs(np.asarray(e, np.float64) - f), initial=0.0) for e, f in zip(expected, found, strict=True)
+        np.max(np.abs(np.asarray(e, np.float64) - a), initial=0.0) for e, a in zip(expected, actual, strict=True)
     ]
     return float(max(differences))
 
 
-def verified(store: Store, plan: Plan, digest: str) -> tuple[bytes, Origin]:
-    """Converts weights of a run and compares the result with Keras on real samples.
+def convert_and_verify(store: Store, plan: Plan, digest: str) -> tuple[bytes, Origin]:
+    """Converts weights of a run to ONNX, and compares the result with Keras on up to 256 samples.
+
+    Args:
+        store: the federation's folder of the store.
+        plan: plan of the run.
+        digest: digest of the weights.
+
+    Returns:
+        The ONNX model, and its origin.
 
     Raises:
-        ExportError: the difference is beyond `export.tolerance`.
+        ExportError: the difference exceeds `export.tolerance`.
     """
     model = plan_model(store, plan)
     model.reset(plan.federation.training.seed)
     model.set_weights(fetch_global(store, digest))
     features, samples = _samples(store, plan, model)
-    metadata = {CARD_KEY: write_card(signature_of(store, plan))}
+    metadata = {CARD_KEY: write_card(card_of(store, plan))}
     data = convert(model, plan.federation.export.opset, metadata)
     difference = largest_difference(model, data, features)
     tolerance = plan.federation.export.tolerance
     if not difference <= tolerance:
         raise ExportError(
-            f"the ONNX model differs from the trained one by {difference:.3g}, the tolerance is {tolerance:g}",
+            f"the ONNX model differs from the trained one by {difference:.3g}, but the tolerance is {tolerance:g}",
             remedy="Nothing was published. Try another export.opset, or raise export.tolerance if that is acceptable.",
         )
     return data, Origin(
@@ -85,10 +91,10 @@ def verified(store: Store, plan: Plan, digest: str) -> tuple[bytes, Origin]:
     )  # fmt: skip
 
 
-def signature_of(store: Store, plan: Plan) -> Card:
-    """What a client of the model has to know.
+def card_of(store: Store, plan: Plan) -> Card:
+    """Returns the card of a run's model.
 
-    How often each label occurs is not told when a learner's training is private: exact counts are not.
+    It has no label counts if a learner trains with differential privacy, because exact counts are not private.
     """
     private = any(plan.federation.privacy_of(learner.name) for learner in plan.federation.learners)
     labels: Counter[str] = Counter()
@@ -110,20 +116,25 @@ def _samples(store: Store, plan: Plan, model: KerasModel) -> tuple[Array, str]:
 
 
 def publish(store: Store, plan: Plan, digest: str) -> Exported:
-    """Publishes verified weights once as the next version of the model.
+    """Publishes verified weights once, as the next version of the model.
 
-    First the version is claimed by its origin, then signed, then the model is written: a repeated step finds its claim
-    and completes it, and a server never sees half a version.
+    The origin claims the version, then it is signed, then the model is written: so a retried step finds its claim and
+    completes it, and a server never sees an incomplete version.
+
+    Args:
+        store: the federation's folder of the store.
+        plan: plan of the run.
+        digest: digest of the weights.
 
     Raises:
         ExportError: the model differs from the trained one; nothing is published.
-        InputError: the coordinator is enrolled and its key is not here; nothing is published.
+        InputError: the coordinator is enrolled, but its key is not on this machine; nothing is published.
     """
     name, key = plan.federation.model_name, _publishing_key(store)
-    claimed = _claimed(store, name, plan.run, digest)
+    claimed = _find_claim(store, name, plan.run, digest)
     if claimed and store.size(claimed.path) is not None:
         return claimed
-    data, origin = verified(store, plan, digest)
+    data, origin = convert_and_verify(store, plan, digest)
     exported = claimed if claimed and claimed.origin == origin else _claim(store, name, origin)
     if key is not None:
         sign_publication(store.below(keys.MODELS), ModelVersion(name, exported.version), origin, key)
@@ -138,23 +149,23 @@ def publish(store: Store, plan: Plan, digest: str) -> Exported:
 
 
 def _publishing_key(store: Store) -> str | None:
-    """The coordinator's private key; None where nobody checks who published."""
+    """Returns the coordinator's private key; None if there is none and no coordinator is enrolled."""
     enrolment, key = read_enrolled(store).coordinator, find_key(COORDINATOR)
     if enrolment is not None and enrolment.revoked is None and key is None:
         raise InputError(
-            "the coordinator is enrolled and must sign what it publishes, and its key is not here",
+            "the coordinator is enrolled and must sign the models it publishes, but its key is missing",
             remedy=f"Give the step the secret of `fedpipe enroll --coordinator`, or set {KEYS} to the keys' folder.",
         )
     return key
 
 
-def versions(store: Store, name: str) -> list[int]:
-    """The versions of a model that are claimed or published, ascending."""
+def claimed_versions(store: Store, name: str) -> list[int]:
+    """Lists the claimed and the published versions of a model, ascending."""
     return sorted(int(folder) for folder in store.below(f"{keys.MODELS}/{name}").folders() if folder.isdecimal())
 
 
-def _claimed(store: Store, name: str, run: str, digest: str) -> Exported | None:
-    for version in reversed(versions(store, name)):
+def _find_claim(store: Store, name: str, run: str, digest: str) -> Exported | None:
+    for version in reversed(claimed_versions(store, name)):
         key = _path(keys.origin(name, version))
         try:
             origin = decode(store.read(key).data, Origin, where=key)
@@ -166,7 +177,7 @@ def _claimed(store: Store, name: str, run: str, digest: str) -> Exported | None:
 
 
 def _claim(store: Store, name: str, origin: Origin) -> Exported:
-    version = max(versions(store, name), default=0) + 1
+    version = max(claimed_versions(store, name), default=0) + 1
     while not store.create(_path(keys.origin(name, version)), encode(origin)):
         version += 1
     return Exported(version=version, path=_path(keys.model(name, version)), origin=origin)

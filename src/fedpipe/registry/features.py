@@ -1,4 +1,4 @@
-"""What people want predictions for: arrays, tables and pictures, in the form that a model takes."""
+"""Reads the features to predict for, from arrays, tables and pictures, in the form that a model takes."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from fedpipe.registry.prediction import TensorSpec
 
 Array = npt.NDArray[Any]
 _LABELS = ("y", "label", "labels", "target", "class")
-"""Names of a table's column that holds labels."""
+"""Names of a table's label column."""
 _MOST_PIXELS = 50_000_000
 
 
 class Features(NamedTuple):
-    """Features (examples, ...), and labels where the file has them."""
+    """Holds features of shape (examples, ...), and labels if the file has them."""
 
     x: Array
     y: Array | None = None
 
 
 def read_features(path: Path, wanted: TensorSpec, spread: Spread | None = None) -> Features:
-    """Features in the shape that a model takes.
+    """Reads features in the shape that a model takes.
 
     Args:
         path: .npz (`x` and `y`, or its only array), .npy, .csv (a row per example, with or without a header; a column
             named y or label holds labels), or .png (one example: in grey or in colour as the model takes it, scaled to
-            its size; white is the largest value that training saw, black the smallest).
+            its size; white becomes the largest value of the training data, black the smallest).
         wanted: the model's input.
-        spread: of the values in training, for pictures.
+        spread: spread of the values in training, for pictures.
 
     Raises:
-        DataError: the file cannot be read, or does not fit.
+        DataError: the file cannot be read, or does not fit the model.
     """
     readers: dict[str, Callable[[], Features]] = {
         ".npz": lambda: _read_arrays(path),
@@ -48,13 +48,13 @@ def read_features(path: Path, wanted: TensorSpec, spread: Spread | None = None) 
         ".png": lambda: Features(_read_picture(path, wanted, spread)),
     }
     if path.suffix.lower() not in readers:
-        raise DataError("unknown kind of data", where=str(path), remedy=f"Use {', '.join(readers)}.")
+        raise DataError("the file has an unsupported format", where=str(path), remedy=f"Use {', '.join(readers)}.")
     try:
         return readers[path.suffix.lower()]()
     except FileNotFoundError as error:
-        raise DataError("there is no such file", where=str(path)) from error
+        raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
     except (OSError, ValueError, EOFError, csv.Error) as error:
-        raise DataError(f"cannot be read: {str(error)[:200]}", where=str(path)) from error
+        raise DataError(f"the file cannot be read: {str(error)[:200]}", where=str(path)) from error
 
 
 def _read_arrays(path: Path) -> Features:
@@ -63,7 +63,8 @@ def _read_arrays(path: Path) -> Features:
         arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     x = arrays.get("x", next(iter(arrays.values())) if len(arrays) == 1 else None)
     if x is None:
-        raise DataError(f"there is no array 'x' among {sorted(arrays)}", where=str(path))
+        remedy = f"Name one of its arrays 'x'; they are {', '.join(sorted(arrays))}."
+        raise DataError("there is no array 'x'", where=str(path), remedy=remedy)
     return Features(x, arrays.get("y"))
 
 
@@ -83,7 +84,7 @@ def _read_table(path: Path, wanted: TensorSpec) -> Features:
     x = np.delete(table, labels[:1], axis=1)
     shape = [size or 1 for size in wanted.shape[1:]]
     if x.shape[1] != math.prod(shape):
-        raise DataError(f"a row has {x.shape[1]} features, the model takes {math.prod(shape)}", where=str(path))
+        raise DataError(f"a row has {x.shape[1]} features, but the model takes {math.prod(shape)}", where=str(path))
     y = table[:, labels[0]] if labels else None
     whole = y is not None and np.array_equal(y, np.rint(y))
     return Features(x.reshape(-1, *shape), y.astype(np.int64) if y is not None and whole else y)
@@ -104,10 +105,15 @@ def _read_picture(path: Path, wanted: TensorSpec, spread: Spread | None) -> Arra
     try:
         with Image.open(path, formats=["PNG"]) as image:
             if image.width * image.height > _MOST_PIXELS:
-                raise DataError(f"{image.width} x {image.height} pixels are too many", where=str(path))
+                raise DataError(
+                    f"the picture is too large: {image.width} x {image.height} pixels",
+                    where=str(path),
+                    remedy=f"Scale it down to at most {_MOST_PIXELS} pixels.",
+                )
             scaled = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BOX)
     except Image.DecompressionBombError as error:
-        raise DataError("it has too many pixels", where=str(path)) from error
+        remedy = f"Scale it down to at most {_MOST_PIXELS} pixels."
+        raise DataError("the picture has too many pixels", where=str(path), remedy=remedy) from error
     pixels = np.asarray(scaled).reshape(1, *[size or 1 for size in wanted.shape[1:]])
     if wanted.dtype.kind != "f":
         return pixels
@@ -120,5 +126,6 @@ def _picture_shape(wanted: TensorSpec, path: Path) -> tuple[int, int, int]:
     if len(shape) == 2:
         shape = (*shape, 1)
     if len(shape) != 3 or shape[2] not in (1, 3) or not (shape[0] and shape[1]):
-        raise DataError(f"the model takes no pictures but shape {('n', *wanted.shape[1:])}", where=str(path))
+        remedy = f"Use features of shape {('n', *wanted.shape[1:])}."
+        raise DataError("the model does not take pictures", where=str(path), remedy=remedy)
     return shape[0], shape[1], shape[2]

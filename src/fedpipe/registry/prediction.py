@@ -1,4 +1,4 @@
-"""Predictions of an ONNX model with onnxruntime: no TensorFlow."""
+"""Predicts with an ONNX model in onnxruntime, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 
 class TensorSpec(NamedTuple):
-    """A tensor of a model: its name, dtype and shape; None where a dimension is free."""
+    """Describes a tensor of a model: its name, dtype and shape, with None for a free dimension."""
 
     name: str
     dtype: np.dtype[Any]
@@ -28,31 +28,31 @@ class TensorSpec(NamedTuple):
 
 
 class OnnxModel:
-    """A loaded model.
+    """Runs a loaded model.
 
     Args:
-        session: of onnxruntime.
+        session: session of onnxruntime.
         where: the model's name in messages.
 
     Raises:
-        InputError: a tensor that is no array of numbers.
+        InputError: a tensor is not an array of numbers.
     """
 
     def __init__(self, session: Any, where: str) -> None:
         self._session = session
         self.inputs = [_spec(value, where) for value in session.get_inputs()]
         self.outputs = [_spec(value, where) for value in session.get_outputs()]
-        self.signature = read_card(session.get_modelmeta().custom_metadata_map, where=where)
+        self.card = read_card(session.get_modelmeta().custom_metadata_map, where=where)
         self.provider = session.get_providers()[0]
 
     def run(self, feed: dict[str, Array], options: Any = None) -> list[Array]:
-        """All outputs for inputs that have the model's dtypes."""
+        """Returns all outputs for inputs of the model's dtypes."""
         return list(self._session.run(None, feed, options))
 
 
 def _spec(value: Any, where: str) -> TensorSpec:
     if value.type not in _DTYPES:
-        raise InputError(f"{value.name!r} is a {value.type}, which is no array of numbers", where=where)
+        raise InputError(f"{value.name!r} is a {value.type}, not an array of numbers", where=where)
     shape = tuple(size if isinstance(size, int) and size >= 0 else None for size in value.shape)
     return TensorSpec(value.name, _DTYPES[value.type], shape)
 
@@ -61,23 +61,23 @@ def open_model(source: bytes | Path, *, threads: int = 0, accelerated: bool = Fa
     """Loads an ONNX model.
 
     Args:
-        source: the model, or its file. Bytes must hold all of it: a reference to another file is refused.
-        threads: of one run; 0: one per core.
-        accelerated: whether a GPU is used when onnxruntime has one.
+        source: the model, or its file. Bytes must be self-contained: a reference to another file is refused.
+        threads: threads of one run; 0: one per core.
+        accelerated: use a GPU if onnxruntime has one.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
-        InputError: the file is not there, is no ONNX model, or is one that cannot be used.
-        CorruptError: its signature is malformed.
+        InputError: the file does not exist, or is not an ONNX model that can be used.
+        CorruptError: its card is malformed.
     """
     onnxruntime = runtime()
     where = str(source) if isinstance(source, Path) else "the model"
     if isinstance(source, Path) and not source.is_file():
-        raise InputError("there is no such file", where=where)
+        raise InputError("there is no such file", where=where, remedy="Check the path.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    if isinstance(source, bytes):  # no folder, no other file
+    if isinstance(source, bytes):  # without a folder, references to other files fail
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/nonexistent")
     wanted = ["CUDAExecutionProvider"] * accelerated + ["CPUExecutionProvider"]
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
@@ -91,7 +91,7 @@ def open_model(source: bytes | Path, *, threads: int = 0, accelerated: bool = Fa
 
 
 def runtime() -> Any:
-    """The package onnxruntime, silent. Raises MissingExtraError."""
+    """Imports onnxruntime and silences its log. Raises MissingExtraError."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -101,18 +101,18 @@ def runtime() -> Any:
 
 
 class Predictor(Protocol):
-    """What answers: a loaded model, or one behind a server."""
+    """Predicts: a loaded model, or one behind a server."""
 
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
-    signature: Card
+    card: Card
 
     def run(self, feed: dict[str, Array]) -> list[Array]:
-        """All outputs for inputs that have the model's dtypes."""
+        """Returns all outputs for inputs of the model's dtypes."""
 
 
 class Prediction(NamedTuple):
-    """Outputs of the model and, for a classifier, the classes with their probabilities and names."""
+    """Holds outputs of the model and, for a classifier, the classes with their probabilities and names."""
 
     outputs: Array
     classes: Array | None
@@ -120,37 +120,38 @@ class Prediction(NamedTuple):
     names: tuple[str, ...] = ()
 
     def name(self, row: int) -> str:
-        """The name of a row's class; its number when classes have no names."""
+        """Returns the name of a row's class, or its number if classes have no names."""
         assert self.classes is not None
         number = int(self.classes[row])
         return self.names[number] if self.names else str(number)
 
 
 def predict(model: str | Path | Predictor, features: npt.ArrayLike) -> Prediction:
-    """Predictions for a batch.
+    """Predicts for a batch.
 
     Args:
         model: path of an .onnx file, or an opened model.
-        features: shape (examples, ...), as the model was trained on.
+        features: shape (examples, ...), as in training.
 
     Returns:
-        The first output; its argmax and the value there when it has two or more columns that sum to 1.
+        The first output; with its argmax and the values there if it has two or more columns that sum to 1.
 
     Raises:
-        InputError: the file is no model, or the shape does not fit.
+        InputError: the file is not a model, or the model takes several inputs.
+        DataError: the features do not have the model's shape.
     """
     loaded = open_model(Path(model)) if isinstance(model, str | Path) else model
     wanted, x = loaded.inputs[0], np.asarray(features)
     if len(loaded.inputs) > 1:
-        raise InputError(f"the model takes {len(loaded.inputs)} inputs, only one can be given here")
+        raise InputError(f"the model takes {len(loaded.inputs)} inputs, but `predict` supports only one")
     fits = len(wanted.shape) == x.ndim and all(
         w is None or w == s for w, s in zip(wanted.shape[1:], x.shape[1:], strict=True)
     )
     if not fits:
-        raise DataError(f"the features have shape {x.shape}, the model takes {('n', *wanted.shape[1:])}")
+        raise DataError(f"the features have shape {x.shape}, but the model takes {('n', *wanted.shape[1:])}")
     outputs = loaded.run({wanted.name: x.astype(wanted.dtype, copy=False)})[0]
     if outputs.ndim == 2 and outputs.shape[1] > 1 and np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
         classes = np.argmax(outputs, axis=1)
-        names = loaded.signature.classes if len(loaded.signature.classes) == outputs.shape[1] else ()
+        names = loaded.card.classes if len(loaded.card.classes) == outputs.shape[1] else ()
         return Prediction(outputs, classes, outputs[np.arange(len(outputs)), classes], names)
     return Prediction(outputs, None, None)

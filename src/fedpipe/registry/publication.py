@@ -1,11 +1,11 @@
-"""Published models, below `models/`; who published one is told by a signature beside it.
+"""Reads, signs and checks published models, below `models/`:
 
-    <name>/<version>/origin.json       what it was made from, and the digest of its bytes
+    <name>/<version>/origin.json       the run and weights that it was made from, and the digest of its bytes
     <name>/<version>/signature.json    the enrolled coordinator's signature of name, version and origin
-    <name>/<version>/model.onnx        written last: what is there is whole
+    <name>/<version>/model.onnx        the model; written last, so that a version with a model is complete
 
-Where a coordinator is enrolled (`fedpipe enroll --coordinator`), the server serves no version that its key did not
-sign: whoever may write in the store, but has not the key, can neither publish nor pass an old version off as a new one.
+If a coordinator is enrolled (`fedpipe enroll --coordinator`), the server only serves versions that its key signed. So
+write access to the store, without the key, is not enough to publish, or to pass an old version off as a new one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from fedpipe.store.objects import Digest, digest_of, encode, find
 
 
 class Origin(Manifest, frozen=True, kw_only=True):
-    """Where a published model comes from, and how well it was verified.
+    """Records where a published model comes from, and how it was verified.
 
-    `samples` says what it was compared on: `holdout` (the central test set) or `random` (when there is none).
+    `samples` names the data of the comparison: `holdout` (the central test set), or `random` if there is none.
     """
 
     federation: str
@@ -41,11 +41,11 @@ class Origin(Manifest, frozen=True, kw_only=True):
 
 
 LARGEST = 2 * 2**30
-"""Bytes of a model: what one protobuf message can hold."""
+"""Most bytes of a model: the limit of one protobuf message."""
 
 
 class ModelVersion(NamedTuple):
-    """A version of a model; `keys.model(*entry)` is its key in the folder of models."""
+    """Identifies a version of a model; `keys.model(*entry)` is its key in the folder of models."""
 
     name: str
     version: int
@@ -55,7 +55,7 @@ class ModelVersion(NamedTuple):
 
 
 def versions(models: Store) -> dict[str, list[int]]:
-    """The published versions by model, ascending. Raises StoreError."""
+    """Returns the published versions by model, ascending. Raises StoreError."""
     found: dict[str, list[int]] = {}
     for name, number in filter(None, map(keys.parse_model, models.keys())):
         found.setdefault(name, []).append(number)
@@ -68,21 +68,21 @@ def find_origin(models: Store, entry: ModelVersion) -> Origin | None:
 
 
 def read_model(models: Store, entry: ModelVersion, origin: Origin | None) -> bytes:
-    """A model's bytes.
+    """Returns a model's bytes.
 
     Args:
         models: the folder of models.
         entry: the version.
-        origin: tells the digest that they must have; None where nobody does.
+        origin: origin with the expected digest; None if there is none to check.
 
     Raises:
-        CorruptError: they have another digest.
-        StoreError: they are not there, are too large, or the store does not answer.
+        CorruptError: the bytes have another digest.
+        StoreError: the model does not exist, is too large, or the store does not answer.
     """
     data = models.read(keys.model(*entry), limit=LARGEST).data
     if origin is not None and digest_of(data) != origin.digest:
         raise CorruptError(
-            f"the model has the digest {digest_of(data)}, its origin says {origin.digest}",
+            f"the model has the digest {digest_of(data)}, but its origin has {origin.digest}",
             where=f"{models.uri}/{keys.model(*entry)}",
         )
     return data
@@ -91,26 +91,36 @@ def read_model(models: Store, entry: ModelVersion, origin: Origin | None) -> byt
 def sign_publication(
     models: Store, entry: ModelVersion, origin: Origin, private: str, clock: Callable[[], float] = time.time
 ) -> None:
-    """Writes the signature of a version, unless one by this key is there and good.
+    """Signs a version, unless it has a valid signature by this key already.
 
     Args:
         models: the folder of models.
         entry: the version.
-        origin: what it was made from.
-        private: the coordinator's key.
-        clock: seconds since 1970.
+        origin: its origin.
+        private: the coordinator's private key.
+        clock: returns seconds since 1970.
     """
     try:
-        there = find(models, keys.signature(*entry), Signature)
+        current = find(models, keys.signature(*entry), Signature)
     except CorruptError:
-        there = None
+        current = None
     content = _signed_bytes(entry, origin)
-    if there is None or there.key != public_key(private) or not verify(there.key, content(there), there.value):
+    if (
+        current is None
+        or current.key != public_key(private)
+        or not verify(current.key, content(current), current.value)
+    ):
         models.replace(keys.signature(*entry), encode(make_signature(private, content, clock)))
 
 
 def check_publication(models: Store, entry: ModelVersion, origin: Origin, enrolled: Enrolled) -> None:
-    """Checks who published a version; anybody may where no coordinator is enrolled.
+    """Checks that the enrolled coordinator signed a version; without one, any version is valid.
+
+    Args:
+        models: the folder of models.
+        entry: the version.
+        origin: its origin.
+        enrolled: the enrolled identities.
 
     Raises:
         CorruptError: the enrolled coordinator did not sign it.
@@ -123,10 +133,10 @@ def check_publication(models: Store, entry: ModelVersion, origin: Origin, enroll
         raise CorruptError(
             flaw,
             where=f"{models.uri}/{keys.signature(*entry)}",
-            remedy=f"Whoever has the key and trusts it: `fedpipe sign {entry.name} {entry.version}`.",
+            remedy=f"If you trust it, sign it with the coordinator's key: `fedpipe sign {entry.name} {entry.version}`.",
         )
 
 
 def _signed_bytes(entry: ModelVersion, origin: Origin) -> Callable[[Signature], bytes]:
-    """What is signed: canonical bytes with an empty signature, told apart from all else."""
+    """Returns the bytes to sign: canonical, with an empty signature, and a prefix that no other signed content has."""
     return lambda signature: b"fedpipe model\n" + encode((*entry, origin, replace(signature, value="0" * 128)))

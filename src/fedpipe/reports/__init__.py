@@ -1,1 +1,1 @@
-"""What a run did, as pages, plots and tables."""
+"""Reports on runs and data, as pages, plots and tables."""

@@ -1,4 +1,4 @@
-"""The runs of a federation, listed and beside each other."""
+"""Lists and compares the runs of a federation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from fedpipe.store import Store, keys
 
 
 class RunLine(NamedTuple):
-    """A run in a few words.
+    """Summarises a run in one line.
 
-    `rounds` are committed; `planned` is None where the plan cannot be read; `state` is `going on`, `ended` or why its
-    session ended early; `age` is in seconds, since its last round was committed; `at_head` says that the shared model
-    is this run's.
+    `rounds` counts committed rounds; `planned` is None if the plan cannot be read; `state` is `running`, `ended` or why
+    the session ended early; `age` is in seconds since the last commit; `at_head` is whether this run made HEAD.
     """
 
     name: str
@@ -32,7 +31,7 @@ class RunLine(NamedTuple):
 
 
 def list_runs(store: Store) -> list[RunLine]:
-    """All runs that have begun, the latest first. Raises CorruptError."""
+    """Lists all runs that have started, the latest first. Raises CorruptError."""
     head = read_head(store)
     at_head = head[0].run if head else ""
     lines = [line for name in store.below(keys.RUNS).folders() if (line := _line(store, name, at_head))]
@@ -44,12 +43,12 @@ def _line(store: Store, name: str, at_head: str) -> RunLine | None:
     record = first = read_record(store, name, 0)
     if record is None or first is None:
         return None
-    while found := read_record(store, name, number := number + 1):
-        record, last = found, number
+    while following := read_record(store, name, number := number + 1):
+        record, last = following, number
     return RunLine(
         name=name,
         rounds=last,
-        planned=_planned(store, first),
+        planned=_planned_rounds(store, first),
         state=_state(store, name),
         metrics=record.metrics,
         age=store.age(keys.record(name, last)) or 0.0,
@@ -57,10 +56,10 @@ def _line(store: Store, name: str, at_head: str) -> RunLine | None:
     )
 
 
-def _planned(store: Store, first: Record) -> int | None:
+def _planned_rounds(store: Store, first: Record) -> int | None:
     try:
         return read_plan(store, first.plan).federation.training.rounds
-    except CorruptError:  # of another version of fedpipe
+    except CorruptError:  # a plan of another version of fedpipe
         return None
 
 
@@ -68,14 +67,14 @@ def _state(store: Store, name: str) -> str:
     board = poll_board(store, name)
     if board and board[0].ending not in ("", "done"):
         return str(board[0].ending).replace("_", " ")
-    return "ended" if store.size(keys.summary(name)) is not None else "going on"
+    return "ended" if store.size(f"runs/{name}/summary.json") is not None else "running"
 
 
 class Comparison(NamedTuple):
-    """Runs beside each other.
+    """Compares runs.
 
-    `settings` are those in which they differ from the first: its path, and a value for each run; `results` are numbers
-    by name, one for each run, None where a run has no such number.
+    `settings` are the settings that differ from the first run: their path, and a value for each run. `results` are
+    numbers by name, one for each run, with None if a run has no such number.
     """
 
     runs: tuple[str, ...]
@@ -87,7 +86,7 @@ def compare(stories: Sequence[Story]) -> Comparison:
     """Compares runs of one federation.
 
     Args:
-        stories: two runs or more.
+        stories: two or more runs.
     """
     plans = [story.plan for story in stories]
     settings: dict[str, list[str]] = {}
@@ -97,29 +96,29 @@ def compare(stories: Sequence[Story]) -> Comparison:
             before, _, after = values.partition(" -> ")
             if path != "run":
                 settings.setdefault(path, [before] * len(plans))[position] = after
-    found = [_results(summarise(story)) for story in stories]
-    names = list(dict.fromkeys(name for results in found for name in results))
+    by_run = [_results(summarise(story)) for story in stories]
+    names = list(dict.fromkeys(name for results in by_run for name in results))
     return Comparison(
         runs=tuple(plan.run for plan in plans),
         settings=dict(sorted(settings.items())),
-        results={name: [results.get(name) for results in found] for name in names},
+        results={name: [results.get(name) for results in by_run] for name in names},
     )
 
 
 def _results(summary: dict[str, Any]) -> dict[str, float]:
-    """Numbers of a run: its rounds, the last round's metrics, the evaluation of its last model, its time."""
-    rounds = [each for each in summary["rounds"] if each["round"]]
-    found: dict[str, float] = {"rounds": len(rounds)}
+    """Returns the numbers of a run: rounds, metrics of the last round, evaluation of the last model, seconds."""
+    rounds = [one for one in summary["rounds"] if one["round"]]
+    results: dict[str, float] = {"rounds": len(rounds)}
     if rounds:
         last = rounds[-1]
-        numbers = {"loss": last["loss"], **last["metrics"]}
-        found |= {
-            f"last round: {name}": value for name, value in numbers.items() if value is not None and "/" not in name
+        metrics = {"loss": last["loss"], **last["metrics"]}
+        results |= {
+            f"last round: {name}": value for name, value in metrics.items() if value is not None and "/" not in name
         }
-        found["learners dropped"] = sum(len(each["dropped"]) for each in rounds)
+        results["learners dropped"] = sum(len(one["dropped"]) for one in rounds)
         if "vote" in last:
-            found["rounds accepted"] = sum(each["vote"]["accepted"] for each in rounds)
-    for where in ("central", "federated"):
-        if told := summary["evaluation"].get(where):
-            found |= {f"{where}: {name}": value for name, value in told["metrics"].items()}
-    return found | {"seconds": summary["seconds"]}
+            results["rounds accepted"] = sum(one["vote"]["accepted"] for one in rounds)
+    for kind in ("central", "federated"):
+        if measured := summary["evaluation"].get(kind):
+            results |= {f"{kind}: {name}": value for name, value in measured["metrics"].items()}
+    return results | {"seconds": summary["seconds"]}

@@ -1,4 +1,4 @@
-"""An exploration as people look at it: a page with pictures, a table for the UI, lines for the terminal."""
+"""Renders an exploration: as a page with pictures, as a table for the UI, and as lines for the terminal."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from fedpipe.data.exploration import Exploration, View, advice, apartness, distances, heterogeneity
+from fedpipe.data.exploration import Exploration, View, advice, distances, distances_from_all, heterogeneity
 from fedpipe.reports.plots import COLOURS, figure_of, svg
 
 MOST_PICTURED = 24
-"""Learners whose pictures are shown; tables show all."""
+"""Most learners in pictures; tables show all."""
 _MOST_CLASSES = 20
 _MOST_COLUMNS = 40
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def render_html(exploration: Exploration) -> str:
-    """The page."""
+    """Renders the page."""
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("fedpipe"), autoescape=True, trim_blocks=True)
@@ -38,7 +38,7 @@ def render_html(exploration: Exploration) -> str:
 
 
 def render_markdown(exploration: Exploration) -> str:
-    """The table, for the UI."""
+    """Renders the table in Markdown, for the UI."""
     rows = table(exploration)
     head = list(rows[0]) if rows else ["learner"]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
@@ -51,24 +51,24 @@ def render_markdown(exploration: Exploration) -> str:
 
 
 def table(exploration: Exploration) -> list[dict[str, str]]:
-    """A row per learner, all as text."""
-    apart = apartness(exploration).tolist() if exploration.classes else []
-    return [_row(view, f"{apart[k]:.3f}" if apart else "") for k, view in enumerate(exploration.views)]
+    """Returns a row of texts per learner."""
+    values = distances_from_all(exploration).tolist() if exploration.classes else []
+    return [_row(view, f"{values[k]:.3f}" if values else "") for k, view in enumerate(exploration.views)]
 
 
-def _row(view: View, apart: str) -> dict[str, str]:
+def _row(view: View, distance: str) -> dict[str, str]:
     low, high, mean, deviation = view.features
     parts = ", ".join(f"{count} {part}" for part, count in view.parts.items())
     return {
         "learner": view.learner,
         "examples": f"{view.examples} ({parts})" if len(view.parts) > 1 else str(view.examples),
-        **({"classes": str(len(view.labels)), "distance of labels": apart} if apart else {}),
+        **({"classes": str(len(view.labels)), "distance of labels": distance} if distance else {}),
         "features": f"{low:.4g} to {high:.4g}, mean {mean:.4g}, deviation {deviation:.4g}",
     }
 
 
 def _label_bars(exploration: Exploration) -> str:
-    """One small histogram per learner, all to one scale, as far as they can be told apart."""
+    """Draws one small histogram per learner, all to the same scale, for at most MOST_PICTURED learners."""
     views, classes = exploration.views[:MOST_PICTURED], exploration.classes
     across = min(4, len(views))
     down = -(-len(views) // across)
@@ -104,7 +104,7 @@ def _distance_map(exploration: Exploration) -> str:
 
 
 def _gallery(exploration: Exploration, of: Callable[[View], Mapping[str, Any]]) -> str:
-    """A row of pictures per learner, one of each class, drawn as one: a hundred small axes would take seconds."""
+    """Draws a row of pictures per learner, one of each class, in one axes: a hundred axes would take seconds."""
     views = [view for view in exploration.views if of(view)][:MOST_PICTURED]
     classes = exploration.classes[:_MOST_CLASSES]
     if not views or not classes:
@@ -116,16 +116,16 @@ def _gallery(exploration: Exploration, of: Callable[[View], Mapping[str, Any]]) 
     low = min(view.features.minimum for view in views)
     span = max(view.features.maximum for view in views) - low or 1.0
     gap = max(1, height // 8)
-    whole = np.ones((len(views) * (height + gap), len(classes) * (width + gap), *depth))
+    mosaic = np.ones((len(views) * (height + gap), len(classes) * (width + gap), *depth))
     for row, view in enumerate(views):
         for column, label in enumerate(classes):
             if (picture := of(view).get(label)) is not None:
                 scaled = (picture - low) / span
                 y, x = row * (height + gap), column * (width + gap)
-                whole[y : y + height, x : x + width] = scaled if depth else 1 - scaled
+                mosaic[y : y + height, x : x + width] = scaled if depth else 1 - scaled
     figure = figure_of(1.3 + 0.55 * len(classes), 0.4 + 0.55 * len(views) * height / width)
     axes = figure.subplots()
-    axes.imshow(whole, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=8, labeltop=True, labelbottom=False)
     axes.set_xticks([k * (width + gap) + width / 2 for k in range(len(classes))], classes)
@@ -134,7 +134,7 @@ def _gallery(exploration: Exploration, of: Callable[[View], Mapping[str, Any]]) 
 
 
 def _column_map(exploration: Exploration) -> str:
-    """How far each learner's mean of each column is from the mean over learners, in deviations between learners."""
+    """Draws how far each learner's mean of each feature is from the mean over learners, in their deviations."""
     views = [view for view in exploration.views if view.columns.size]
     if len(views) < 2 or len({view.columns.size for view in views}) > 1:
         return ""
@@ -146,12 +146,12 @@ def _column_map(exploration: Exploration) -> str:
     picture = axes.imshow(scaled, cmap="RdBu", vmin=-3, vmax=3, aspect="auto")
     if len(views) <= MOST_PICTURED:
         axes.set_yticks(range(len(views)), [view.learner for view in views], fontsize=7)
-    axes.set(title="mean of each feature beside the other learners'", xlabel="feature")
+    axes.set(title="mean of each feature, compared with the other learners", xlabel="feature")
     figure.colorbar(picture, ax=axes, shrink=0.8)
     return svg(figure)
 
 
 def label_line(exploration: Exploration, view: View) -> str:
-    """A learner's label counts as blocks, on one scale for all learners."""
-    top = max(count for each in exploration.views for count in each.labels.values())
+    """Draws a learner's label counts as blocks, to the same scale for all learners."""
+    top = max(count for one in exploration.views for count in one.labels.values())
     return "".join(_BLOCKS[-(-8 * view.labels.get(label, 0) // top)] for label in exploration.classes[:_MOST_COLUMNS])

@@ -1,4 +1,4 @@
-"""Pictures of a run, as SVG."""
+"""Draws pictures of a run, as SVG."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ COLOURS = (
 )
 
 
-_SIMULATED = ("test_", "held_out_", "central_", "num_", "aggregator", "distributor", "finalizer")
-"""What metrics of a simulated round begin with that are not of its training."""
+_NOT_TRAINING = ("test_", "held_out_", "central_", "num_", "aggregator", "distributor", "finalizer")
+"""Prefixes of a simulated round's metrics that do not describe its training."""
 
 
-_LONG = ("learn", "coordinate", "simulate")
-"""Steps that work through many rounds, and note the time of each."""
+_LONG = ("learn", "learn_private", "coordinate", "coordinate_tff", "simulate")
+"""Steps that work through many rounds, and record the time of each."""
 
 
 def figure_of(width: float, height: float) -> Any:
-    """An empty figure of so many inches."""
+    """Returns an empty figure of this size in inches."""
     import matplotlib as mpl
-    from matplotlib.figure import Figure  # no pyplot: it has global state, and steps run in threads
+    from matplotlib.figure import Figure  # pyplot has global state, and steps run in threads
 
     mpl.rcParams.update(
         {
@@ -51,28 +51,28 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def svg(figure: Any) -> str:
-    """The figure as an SVG element; equal figures give equal text."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    whole = text.getvalue()
-    return whole[whole.index("<svg") :]
+    """Returns the figure as an SVG element; equal figures give equal text."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = file.getvalue()
+    return text[text.index("<svg") :]
 
 
 def png(figure: Any) -> bytes:
-    """The figure as a PNG file."""
+    """Returns the figure as a PNG file."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=120)
     return data.getvalue()
 
 
 def lines(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str, y: str) -> str:
-    """Curves of (round, value) points by name."""
+    """Draws curves of (round, value) points by name."""
     return svg(_lines_figure(curves, title=title, y=y))
 
 
 def _lines_figure(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str, y: str) -> Any:
     figure, axes = _figure(5.2, 3.2)
-    if len(curves) > len(COLOURS):  # too many to tell apart: a crowd and its mean
+    if len(curves) > len(COLOURS):  # too many colours to distinguish: draw grey lines and their mean
         _draw_crowd(axes, list(curves.values()))
     else:
         for position, (name, points) in enumerate(curves.items()):
@@ -97,43 +97,45 @@ def _draw_crowd(axes: Any, curves: Sequence[Sequence[tuple[float, float]]]) -> N
 
 
 def learning_curves(story: Story) -> list[str]:
-    """One picture per metric: the learners' training, and the round's model on their test parts."""
+    """Draws one picture per metric: the learners' training, and the round's model on their test parts."""
     return [svg(figure) for figure in learning_figures(story)]
 
 
 def learning_figures(story: Story) -> list[Any]:
-    """As `learning_curves`, not drawn yet."""
+    """Returns the figures of `learning_curves`."""
     records = [r for r in story.records if r.round]
     names = list(dict.fromkeys(n for r in records for n in (*r.metrics, *global_metrics(story, r.round))))
     pictures = []
-    for name in (n for n in names if not n.startswith(_SIMULATED)):
+    for name in (n for n in names if not n.startswith(_NOT_TRAINING)):
         training = [(r.round, r.metrics[name]) for r in records if name in r.metrics]
         shared = [
             (r.round, value) for r in story.records if (value := global_metrics(story, r.round).get(name)) is not None
         ]
         curves = {"learners' training": training, "shared model, learners' test parts": shared}
-        for prefix, told in (("held_out_", "held-out learners"), ("central_", "central test set")):
-            curves[f"shared model, {told}"] = [
+        for prefix, data in (("held_out_", "held-out learners"), ("central_", "central test set")):
+            curves[f"shared model, {data}"] = [
                 (r.round, r.metrics[prefix + name]) for r in records if prefix + name in r.metrics
             ]
         pictures.append(_lines_figure({k: v for k, v in curves.items() if v}, title=name, y=name))
     return pictures
 
 
-def beside(stories: Sequence[Story]) -> list[str]:
-    """One picture per metric: the shared model of several runs on the learners' test parts."""
+def comparison_curves(stories: Sequence[Story]) -> list[str]:
+    """Draws one picture per metric: the shared model of several runs on the learners' test parts."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for story in stories:
+        name = f"{story.plan.run}, {story.plan.federation.algorithm.__struct_config__.tag}"
         for record in story.records:
             for metric, value in global_metrics(story, record.round).items():
-                named = f"{story.plan.run}, {story.plan.federation.algorithm.__struct_config__.tag}"
-                curves.setdefault(metric, {}).setdefault(named, []).append((record.round, value))
-    title = "of the shared model, runs beside each other"
-    return [lines(named, title=f"{metric} {title}", y=metric) for metric, named in curves.items()]
+                curves.setdefault(metric, {}).setdefault(name, []).append((record.round, value))
+    return [
+        lines(by_name, title=f"{metric} of the shared model in each run", y=metric)
+        for metric, by_name in curves.items()
+    ]
 
 
 def learner_curves(story: Story) -> list[str]:
-    """One picture per metric: every learner's training."""
+    """Draws one picture per metric: the training of each learner."""
     updates = [u for r in story.records for u in r.updates]
     pictures = []
     for name in dict.fromkeys(n for r in story.records for n in r.metrics):
@@ -146,7 +148,7 @@ def learner_curves(story: Story) -> list[str]:
 
 
 def confusion_matrix(evaluation: Evaluation) -> str:
-    """True classes by predicted classes."""
+    """Draws the counts of true classes by predicted classes."""
     figure, axes = _figure(4.6, 4.2)
     matrix = evaluation.confusion
     axes.imshow(matrix, cmap="Blues")
@@ -171,7 +173,7 @@ def confusion_matrix(evaluation: Evaluation) -> str:
 
 
 def label_counts(story: Story) -> str:
-    """How often each label occurs at each learner."""
+    """Draws how often each label occurs at each learner."""
     shards = [s for s in story.shards if s.labels]
     labels = sorted({label for s in shards for label in s.labels}, key=int)
     figure, axes = _figure(5.2, 0.9 + 0.42 * len(shards))
@@ -194,14 +196,14 @@ def label_counts(story: Story) -> str:
 
 
 def timings(story: Story) -> str:
-    """When each step ran: a lane for the coordinator and one for each learner, a colour for each kind of step."""
-    drawn = [t for t in story.timings if t.round or t.step not in _LONG]  # of long steps, only their work
+    """Draws when each step ran: a lane for the coordinator and each learner, a colour for each kind of step."""
+    drawn = [t for t in story.timings if t.round or t.step not in _LONG]  # for long steps, only their rounds
     lanes = ["", *(learner.name for learner in story.plan.federation.learners)]
     figure, axes = _figure(7.5, 1.2 + 0.22 * len(lanes))
-    begin = min(t.started for t in story.timings)
+    first = min(t.started for t in story.timings)
     for colour, step in enumerate(dict.fromkeys(t.step for t in drawn)):
         for lane, owner in enumerate(lanes):
-            spans = [(t.started - begin, max(t.seconds, 1e-3)) for t in drawn if (t.step, t.learner) == (step, owner)]
+            spans = [(t.started - first, max(t.seconds, 1e-3)) for t in drawn if (t.step, t.learner) == (step, owner)]
             axes.broken_barh(spans, (lane - 0.4, 0.8), color=COLOURS[colour % len(COLOURS)])
         axes.barh(0, 0, color=COLOURS[colour % len(COLOURS)], label=step)
     axes.set_yticks(range(len(lanes)), ["coordinator", *lanes[1:]], fontsize=7)

@@ -1,4 +1,4 @@
-"""The report of a run: one page that needs nothing else."""
+"""Renders the report of a run as one self-contained page."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fedpipe.rounds.evaluation import Measured
 from fedpipe.sessions.board import ENDINGS
 
 
-def render(story: Story, beside: Sequence[Story] = ()) -> str:
-    """The report as HTML.
+def render(story: Story, others: Sequence[Story] = ()) -> str:
+    """Renders the report as HTML.
 
     Args:
         story: the run.
-        beside: other runs that are shown beside it.
+        others: runs to compare it with.
     """
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("fedpipe"), autoescape=True, trim_blocks=True)
-    return environment.get_template("report.html").render(**_context(story, beside))
+    return environment.get_template("report.html").render(**_context(story, others))
 
 
-def _context(story: Story, beside: Sequence[Story]) -> dict[str, Any]:
+def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
     summary, evaluation, spent = summarise(story), story.evaluation, privacy(story)
     final: list[tuple[str, Measured]] = []
     if evaluation:
@@ -38,8 +38,8 @@ def _context(story: Story, beside: Sequence[Story]) -> dict[str, Any]:
         "votes": vote_plots.vote_pictures(story) if story.plan.federation.vote else [],
         "privacy": spent,
         "private": {name: story.plan.federation.privacy_of(name) for name in spent},
-        "beside": plots.beside([story, *beside]) if beside else [],
-        "others": [(other, summarise(other)) for other in (story, *beside)] if beside else [],
+        "comparison": plots.comparison_curves([story, *others]) if others else [],
+        "compared_runs": [(one, summarise(one)) for one in (story, *others)] if others else [],
         "number": lambda v: "" if v is None else f"{v:.4f}",
         "learners": story.plan.federation.learners,
         "metrics": sorted({m for r in summary["rounds"] for m in r["metrics"]}),

@@ -1,4 +1,4 @@
-"""What a run did, put together from its records: `summary.json` and the tables of the report."""
+"""Reads a run's story from its records, for `summary.json` and the tables of the report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fedpipe.store.objects import find
 
 
 class Story(Struct, frozen=True, kw_only=True):
-    """All that the store tells about a run."""
+    """Holds everything that the store has about a run."""
 
     store: str
     plan: Plan
@@ -43,13 +43,13 @@ def read_story(store: Store, run: str, uri: str = "") -> Story:
     """Reads a run.
 
     Args:
-        store: the federation's part of the store.
+        store: the federation's folder of the store.
         run: the run's name.
-        uri: of the whole store, as `--store` takes it.
+        uri: URI of the whole store, as in `--store`.
 
     Raises:
         NotFoundError: there is no such run.
-        CorruptError: its chain is broken.
+        CorruptError: its chain of records is broken.
     """
     records = tuple(history(store, run))
     if not records:
@@ -69,65 +69,62 @@ def read_story(store: Store, run: str, uri: str = "") -> Story:
     )
 
 
-def tested(records: tuple[Record, ...], number: int) -> dict[str, float]:
-    """Metrics of the model that round `number` made, from the learners' tests at the start of the next round.
+def _tested_metrics(records: tuple[Record, ...], number: int) -> dict[str, float]:
+    """Returns metrics of a round's model, from the learners' tests at the start of the next round.
 
-    Means over the learners' test parts, weighted by their examples; empty when nobody tested it.
+    They are means over the learners' test parts, weighted by examples; empty if no learner tested the model.
     """
     following = next((r.updates for r in records if r.round == number + 1), ())
     return mean_tested(update.tested for update in following)
 
 
-def held_scores(story: Story) -> list[dict[str, Scores]]:
-    """What each learner measured of the shared model after each round of votes, from round 0 on.
+def shared_scores(story: Story) -> list[dict[str, Scores]]:
+    """Returns each learner's scores of the shared model after each round of votes, from round 0 on.
 
-    A learner that did not vote on the model that was accepted has no scores of it.
+    A learner that did not vote on an accepted model has no scores of it.
     """
-    held = [dict(story.start)]
+    by_round = [dict(story.start)]
     for record in story.records[1:]:
         if record.accepted:
-            held.append({ballot.learner: ballot.proposed for ballot in record.ballots})
+            by_round.append({ballot.learner: ballot.proposed for ballot in record.ballots})
         else:
-            held.append({**held[-1], **{ballot.learner: ballot.current for ballot in record.ballots}})
-    return held
+            by_round.append({**by_round[-1], **{ballot.learner: ballot.current for ballot in record.ballots}})
+    return by_round
 
 
 def global_metrics(story: Story, number: int) -> dict[str, float]:
-    """As `tested`; for the last round from the federated evaluation; in a run with votes from what voters measured."""
+    """Returns metrics of a round's model over the learners' test parts, weighted by examples; empty if not tested.
+
+    They come from the next round's updates, for the last round from the federated evaluation, and in a run with votes
+    from the voters' scores.
+    """
     if story.plan.federation.vote:
-        return mean_tested(scores.test for scores in held_scores(story)[number].values())
+        return mean_tested(scores.test for scores in shared_scores(story)[number].values())
     record = story.records[number]
-    found = tested(story.records, number) or {  # a simulated round tells its tests itself
+    metrics = _tested_metrics(story.records, number) or {  # a simulated round records its own tests
         name.removeprefix("test_"): value for name, value in record.metrics.items() if name.startswith("test_")
     }
-    last = story.records[-1]
-    federated = story.evaluation.federated if story.evaluation else None
-    if (
-        not found
-        and number == last.round
-        and federated
-        and story.evaluation
-        and story.evaluation.weights == last.weights
-    ):
-        found = dict(federated.metrics)
-    return found
+    last, evaluation = story.records[-1], story.evaluation
+    if metrics or number != last.round or evaluation is None or evaluation.weights != last.weights:
+        return metrics
+    return dict(evaluation.federated.metrics) if evaluation.federated else {}
 
 
 _ROUND_STEPS = ("train", "propose", "aggregate", "simulate", "vote", "tally")
 
 
 def round_seconds(story: Story, number: int) -> float:
-    """From the first step's start to the last one's end, in seconds."""
+    """Returns the seconds from the start of a round's first step to the end of its last."""
     spans = [(t.started, t.started + t.seconds) for t in story.timings if t.round == number and t.step in _ROUND_STEPS]
     return max(e for _, e in spans) - min(s for s, _ in spans) if spans else 0.0
 
 
 def summarise(story: Story) -> dict[str, Any]:
-    """`summary.json`.
+    """Returns the content of `summary.json`.
 
-    `loss` and the metrics without a prefix are of the learners' training in the round; `test_...` are of the model
-    that the round made, on the learners' test parts. In a run with votes, each round says how it was decided, and
-    round 0 holds what the learners measured before anybody trained.
+    `loss` and metrics without a prefix describe the learners' training in the round. Metrics `test_...` describe the
+    model of the round, on the learners' test parts. In a run with votes, each round has its decision, and round 0 has
+    the learners' scores before any training.
     """
     voted = story.plan.federation.vote is not None
     rounds = [_round(story, record) for record in story.records if record.round or voted]
@@ -164,7 +161,7 @@ def _round(story: Story, record: Record) -> dict[str, Any]:
 
 
 def decision(story: Story, record: Record) -> dict[str, Any]:
-    """How a round was decided: proposer, outcome, epsilon, and each learner's scores of the candidate and ballot."""
+    """Describes how a round was decided: proposer, outcome, epsilon, and each learner's ballot and scores."""
     spent = record.spent_by(record.proposer)
     return {
         "proposer": record.proposer,
@@ -178,7 +175,7 @@ def decision(story: Story, record: Record) -> dict[str, Any]:
 
 
 def _voter(story: Story, record: Record, name: str) -> dict[str, Any]:
-    """`ballot` is yes, no, void (the proposer's under `others_vote`), absent, or none when there was no vote."""
+    """Describes a voter; `ballot` is yes, no, void (a proposer's under `others_vote`), absent, or none."""
     vote = story.plan.federation.vote
     assert vote is not None
     ballot = next((b for b in record.ballots if b.learner == name), None)
@@ -197,10 +194,10 @@ def _voter(story: Story, record: Record, name: str) -> dict[str, Any]:
 
 
 def privacy(story: Story) -> dict[str, Spent]:
-    """What each private learner had spent at the end of the run, as far as its updates and refusals tell."""
-    found: dict[str, Spent] = {}
+    """Returns the privacy that each private learner had spent by its last update or refusal in the run."""
+    spent_by: dict[str, Spent] = {}
     for record in story.records:
         for learner in story.plan.federation.learners:
             if spent := record.spent_by(learner.name):
-                found[learner.name] = spent
-    return dict(sorted(found.items()))
+                spent_by[learner.name] = spent
+    return dict(sorted(spent_by.items()))

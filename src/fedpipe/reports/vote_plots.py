@@ -1,11 +1,11 @@
-"""Pictures of a run with votes: the shared model's scores, with the ballots of each round drawn on them."""
+"""Draws pictures of a run with votes: the shared model's scores, with the ballots of each round."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fedpipe.reports.plots import COLOURS, figure_of, svg
-from fedpipe.reports.story import Story, decision, global_metrics, held_scores
+from fedpipe.reports.story import Story, decision, global_metrics, shared_scores
 
 _MARKS = {
     "yes": {"marker": "o", "s": 26, "facecolors": "#16a34a", "edgecolors": "white", "linewidths": 0.6},
@@ -17,15 +17,15 @@ _CELLS = {"yes": "#86efac", "no": "#fca5a5", "void": "#e5e5e5", "absent": "#ffff
 
 
 def metrics_of(story: Story) -> list[str]:
-    """The criterion first, then every other metric that the learners tested."""
+    """Returns the criterion, and then each other metric that the learners tested."""
     vote = story.plan.federation.vote
     assert vote is not None
-    found = [n for held in held_scores(story) for s in held.values() if s.test for n in s.test.metrics]
-    return list(dict.fromkeys([vote.criterion, *found]))
+    tested = [n for scores in shared_scores(story) for s in scores.values() if s.test for n in s.test.metrics]
+    return list(dict.fromkeys([vote.criterion, *tested]))
 
 
 def vote_figure(story: Story, metric: str) -> Any:
-    """Test score per learner and its mean over the rounds, with the ballots on it and, below, as a table.
+    """Draws test scores per learner, and their mean, over the rounds, with the ballots on them and in a table below.
 
     Args:
         story: a run with votes, finished or not.
@@ -46,14 +46,14 @@ def vote_figure(story: Story, metric: str) -> Any:
 
 
 def _draw_scores(axes: Any, story: Story, metric: str, decisions: dict[int, dict[str, Any]]) -> None:
-    held = held_scores(story)
+    by_round = shared_scores(story)
     means = [(r.round, m[metric]) for r in story.records if metric in (m := global_metrics(story, r.round))]
     average = dict(means)
     for position, learner in enumerate(story.plan.federation.learners):
         name, colour = learner.name, COLOURS[position % len(COLOURS)]
         points = {
             number: s.test.metrics[metric]
-            for number, scores in enumerate(held)
+            for number, scores in enumerate(by_round)
             if (s := scores.get(name)) and s.test and metric in s.test.metrics
         }
         axes.plot(*_columns(points), color=colour, lw=1, alpha=0.75, label=name)
@@ -75,7 +75,7 @@ def _draw_scores(axes: Any, story: Story, metric: str, decisions: dict[int, dict
 
 
 def _scale_by_orders(axes: Any) -> None:
-    """A logarithmic scale, for a loss that falls by orders of magnitude, with plain numbers."""
+    """Sets a logarithmic scale with plain numbers, for a loss that falls by orders of magnitude."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")
@@ -89,7 +89,7 @@ def _columns(points: dict[int, float]) -> tuple[list[int], list[float]]:
 
 
 def _draw_ballots(axes: Any, learners: list[str], decisions: dict[int, dict[str, Any]]) -> None:
-    """A cell per learner and round; a frame around the proposer's, and a sign below each column."""
+    """Draws a cell per learner and round, with a frame around the proposer's, and a sign below each column."""
     numbers = list(decisions)
     for row, name in enumerate(learners):
         kinds = [d["learners"][name]["ballot"] for d in decisions.values()]
@@ -117,5 +117,5 @@ def _draw_ballots(axes: Any, learners: list[str], decisions: dict[int, dict[str,
 
 
 def vote_pictures(story: Story) -> list[str]:
-    """One picture per metric, the criterion's first, as SVG."""
+    """Draws one picture per metric as SVG, the criterion's first."""
     return [svg(vote_figure(story, metric)) for metric in metrics_of(story)]

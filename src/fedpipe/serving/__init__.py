@@ -1,1 +1,1 @@
-"""The accepted models behind the Open Inference Protocol: catalogue, policies, runtime, protocol, server."""
+"""Serves the accepted models with the Open Inference Protocol: catalogue, traffic, runtime, protocol, server."""

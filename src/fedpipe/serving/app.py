@@ -1,4 +1,4 @@
-"""The routes of the server: the Open Inference Protocol, the models and their states, metrics, and a page."""
+"""Defines the routes of the server: the Open Inference Protocol, the models and their states, metrics, and a page."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _PAGE_RULES = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
     b"form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
 )
-_OPEN = ("/", "/page.js", "/page.css", "/v2/health/live", "/v2/health/ready")
-"""Paths that tell nothing of a model and need no token."""
+_PUBLIC_PATHS = ("/", "/page.js", "/page.css", "/v2/health/live", "/v2/health/ready")
+"""Paths that reveal nothing about a model and need no token."""
 
 
 class Limits(NamedTuple):
-    """What a request may take: bytes of a body, bytes of all bodies together, seconds, requests at a time."""
+    """Limits requests: bytes of a body, bytes of all bodies together, seconds, concurrent requests."""
 
     body: int = 64 * 2**20
     bodies: int = 256 * 2**20
@@ -49,7 +49,7 @@ Handler = Callable[["Call"], Any]
 
 
 class Call(NamedTuple):
-    """A request while it is answered."""
+    """Holds a request while it is answered."""
 
     scope: Scope
     receive: Receive
@@ -57,22 +57,22 @@ class Call(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, str]:
-        """Of the path."""
-        found: dict[str, str] = self.scope["path_params"]
-        return found
+        """Returns the parameters of the path."""
+        parameters: dict[str, str] = self.scope["path_params"]
+        return parameters
 
 
 class App:
-    """The server's routes, as one ASGI application.
+    """Serves all routes as one ASGI application.
 
     Args:
-        follower: knows who answers.
-        measures: what is counted.
-        pool: threads, one for each run at a time.
-        limits: of a request.
-        batching: whether requests are run together.
-        token: that clients must show; empty: none.
-        access_log: whether each request is a line of JSON on standard output.
+        follower: provides the loaded versions.
+        measures: records the metrics.
+        pool: threads, one for each concurrent run.
+        limits: limits of requests.
+        batching: how requests are combined.
+        token: bearer token that clients must send; empty: none.
+        access_log: write each request as a line of JSON to standard output.
     """
 
     def __init__(
@@ -84,22 +84,22 @@ class App:
         self._token, self._access_log = token.encode(), access_log
         self._numbers = itertools.count()
         self._runners: dict[int, Runner] = {}
-        self._held = self._open = 0  # bytes of bodies, inferences
+        self._reserved_bytes = self._open_inferences = 0
         self.draining = False
         self._router = Router(self._routes(), redirect_slashes=False, default=_Endpoint(self, None, "GET"))
 
     def _routes(self) -> list[Route]:
-        one, versioned = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
-        page = resources.files("fedpipe") / "templates"
-        found = [
+        latest, versioned = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
+        templates = resources.files("fedpipe") / "templates"
+        routes = [
             self._route("/v2", self._server),
             self._route("/v2/health/live", self._live),
             self._route("/v2/health/ready", self._ready),
             self._route("/models", self._models),
             self._route("/metrics", self._metrics),
         ]
-        for path in (one, versioned):
-            found += [
+        for path in (latest, versioned):
+            routes += [
                 self._route(path, self._model),
                 self._route(f"{path}/ready", self._model_ready),
                 self._route(f"{path}/infer", self._infer, "POST"),
@@ -110,47 +110,47 @@ class App:
             ("/page.css", "serve.css", "text/css"),
         ):
             headers = ((b"content-type", f"{kind}; charset=utf-8".encode()), _PAGE_RULES)
-            found.append(self._route(path, _constant(Response(200, (page / name).read_bytes(), headers))))
-        return found
+            routes.append(self._route(path, _constant(Response(200, (templates / name).read_bytes(), headers))))
+        return routes
 
     def _route(self, path: str, handler: Handler, method: str = "GET") -> Route:
         return Route(path, _Endpoint(self, handler, method))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Implements ASGI."""
         if scope["type"] == "http":
             await self._router(scope, receive, send)
 
     async def handle(self, handler: Handler | None, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, whatever happens."""
+        """Answers a request, even if its handler fails."""
         started = time.perf_counter()
         headers = dict(scope["headers"])
         try:
-            self._check(scope, headers)
+            self._authenticate(scope, headers)
             if handler is None:
-                raise RefusedError(404, f"there is nothing at {scope['path'][:200]!r}")
+                raise RefusedError(404, f"the path {scope['path'][:200]!r} does not exist")
             response = await handler(Call(scope, receive, headers))
         except RefusedError as error:
             response = refusal(error, scope)
-        except _GoneError:
+        except _DisconnectedError:
             return
         except Exception:
             log.exception("a request failed")
-            response = refusal(RefusedError(500, "the server failed; its log tells why"), scope)
+            response = refusal(RefusedError(500, "the server failed; its log shows why"), scope)
         seconds = time.perf_counter() - started
-        self._measures.answered(response.model, response.version, response.status, seconds)
+        self._measures.record_request(response.model, response.version, response.status, seconds)
         await send_response(response, send)
         if self._access_log:
-            self._write(scope, response, seconds)
+            self._log_access(scope, response, seconds)
 
-    def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-        if not self._token or scope["path"] in _OPEN:
+    def _authenticate(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        if not self._token or scope["path"] in _PUBLIC_PATHS:
             return
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
-            raise RefusedError(401, "a bearer token is needed, and this is not it")
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
+            raise RefusedError(401, "a valid bearer token is required")
 
-    def _write(self, scope: Scope, response: Response, seconds: float) -> None:
+    def _log_access(self, scope: Scope, response: Response, seconds: float) -> None:
         line = {
             "time": time.time(),
             "client": (scope.get("client") or ("",))[0],
@@ -162,11 +162,11 @@ class App:
             "model": response.model,
             "version": response.version,
         }
-        with contextlib.suppress(OSError):  # whoever read the log has gone
+        with contextlib.suppress(OSError):  # the reader of the log may have closed it
             sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
             sys.stdout.flush()
 
-    # What is asked.
+    # Handlers.
 
     async def _server(self, _: Call) -> Response:
         return json_response({"name": "fedpipe", "version": __version__, "extensions": ["binary_tensor_data"]})
@@ -175,165 +175,165 @@ class App:
         return json_response({"live": True})
 
     async def _ready(self, _: Call) -> Response:
-        why = self._why_not()
-        degraded = [self._follower.trouble] if self._follower.trouble else []
-        degraded += [f"{entry}: {failure.why}" for entry, failure in self._follower.failures.items()]
-        found: dict[str, Any] = {"ready": not why, "degraded": bool(degraded)}
-        if not self._token:  # else only whoever has it learns more, from /models
-            found |= {"why": degraded, **({"error": why} if why else {})}
-        return json_response(found, status=503 if why else 200)
+        why_not = self._why_not_ready()
+        problems = [self._follower.trouble] if self._follower.trouble else []
+        problems += [f"{entry}: {failure.why}" for entry, failure in self._follower.failures.items()]
+        content: dict[str, Any] = {"ready": not why_not, "degraded": bool(problems)}
+        if not self._token:  # with a token, details are only at /models
+            content |= {"why": problems, **({"error": why_not} if why_not else {})}
+        return json_response(content, status=503 if why_not else 200)
 
-    def _why_not(self) -> str:
-        """Why requests are not to be sent here; empty when they are."""
+    def _why_not_ready(self) -> str:
+        """Returns why clients must not send requests now; empty if they may."""
         if self.draining:
             return "the server is shutting down"
-        if not self._follower.looked:  # a server of several models has all of them when it is ready
+        if not self._follower.has_refreshed:  # a server is ready once all of its models are loaded
             return "the models are not loaded yet"
         if not self._follower.served:
-            return self._follower.trouble or f"there is no model that can be served below {self._follower.uri}"
+            return self._follower.trouble or f"no model below {self._follower.uri} can be served"
         return ""
 
     async def _models(self, _: Call) -> Response:
-        """Not of the protocol: every model with who answers, and which versions failed."""
+        """Lists every model with the versions that answer and those that failed; not part of the protocol."""
         failures = self._follower.failures
         names = sorted({*self._follower.served, *(entry.name for entry in failures)})
-        return json_response({"models": [self._told(name) for name in names], "trouble": self._follower.trouble})
+        return json_response({"models": [self._describe(name) for name in names], "trouble": self._follower.trouble})
 
-    def _told(self, name: str) -> dict[str, Any]:
+    def _describe(self, name: str) -> dict[str, Any]:
         served = self._follower.served.get(name)
         failed = {str(e.version): f.why for e, f in self._follower.failures.items() if e.name == name}
-        found: dict[str, Any] = {"name": name, "failed": failed}
+        description: dict[str, Any] = {"name": name, "failed": failed}
         if served:
-            found |= {
-                "policy": str(served.rule),
+            description |= {
+                "traffic": str(served.split),
                 "version": served.primary.entry.version,
                 "canary": served.canary.entry.version if served.canary else None,
                 **metadata_of(served.primary, served),
             }
-        return found
+        return description
 
     async def _metrics(self, _: Call) -> Response:
         headers = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
-        return Response(200, self._measures.page(self._follower, not self._why_not()), headers)
+        return Response(200, self._measures.render(self._follower, not self._why_not_ready()), headers)
 
     async def _model(self, call: Call) -> Response:
-        loaded, served = self._found(call)
+        loaded, served = self._find(call)
         return json_response(metadata_of(loaded, served))
 
     async def _model_ready(self, call: Call) -> Response:
-        loaded, _ = self._found(call)
+        loaded, _ = self._find(call)
         return json_response(
             {"name": loaded.entry.name, "ready": not self.draining}, status=503 if self.draining else 200
         )
 
-    def _found(self, call: Call) -> tuple[Loaded, Served]:
-        """The version that a path names, or who answers now."""
+    def _find(self, call: Call) -> tuple[Loaded, Served]:
+        """Returns the version in the path, or else the primary one, and all versions of its model."""
         name, version = call.parameters["model"], call.parameters.get("version")
         served = self._follower.served.get(name)
         if served is None:
-            there = ", ".join(sorted(self._follower.served)[:20]) or "none"
-            raise RefusedError(404, f"there is no model {name[:100]!r}; there are: {there}")
+            models = ", ".join(sorted(self._follower.served)[:20]) or "none"
+            raise RefusedError(404, f"model {name[:100]!r} is not served; served: {models}")
         if version is None:
             return served.primary, served
         loaded = served.version(int(version)) if version.isdecimal() and len(version) < 16 else None
         if loaded is None:
-            there = ", ".join(str(one.entry.version) for one in served.loaded)
-            raise RefusedError(404, f"version {version[:20]!r} of {name!r} is not served; loaded: {there}")
+            versions = ", ".join(str(one.entry.version) for one in served.loaded)
+            raise RefusedError(404, f"version {version[:20]!r} of {name!r} is not served; served: {versions}")
         return loaded, served
 
     async def _infer(self, call: Call) -> Response:
-        loaded, served = self._found(call)
+        loaded, served = self._find(call)
         if "version" not in call.parameters:
             loaded = served.choose(next(self._numbers))
         name, version = loaded.entry.name, str(loaded.entry.version)
-        self._open += 1
-        held = 0
+        self._open_inferences += 1
+        reserved = 0
         try:
-            held = self._reserved(call)
-            return await self._inferred(call, loaded)
+            reserved = self._reserve(call)
+            return await self._run_inference(call, loaded)
         except RefusedError as error:
             return refusal(error, call.scope, name, version)
         finally:
-            self._open -= 1
-            self._held -= held
+            self._open_inferences -= 1
+            self._reserved_bytes -= reserved
 
-    def _reserved(self, call: Call) -> int:
-        """Takes the body's bytes from what all bodies may hold, before any of them is read."""
-        if self._open > self._limits.requests:
-            raise RefusedError(503, f"more than {self._limits.requests} requests wait; try again")
+    def _reserve(self, call: Call) -> int:
+        """Reserves memory for the body before reading it; returns the number of bytes."""
+        if self._open_inferences > self._limits.requests:
+            raise RefusedError(503, f"more than {self._limits.requests} requests are waiting; retry later")
         encoding = call.headers.get(b"content-encoding", b"identity")
         if encoding != b"identity":
             raise RefusedError(415, f"the content encoding {encoding[:50].decode('latin-1')!r} is not supported")
         length = call.headers.get(b"content-length")
         size = int(length) if length is not None and length.isdigit() else self._limits.body
         if size > self._limits.body:
-            raise RefusedError(413, f"the body has {size} bytes, at most {self._limits.body} are allowed")
-        if self._held + size > max(self._limits.bodies, self._limits.body):
-            raise RefusedError(503, "other requests hold the memory for bodies; try again")
-        self._held += size
+            raise RefusedError(413, f"the body has {size} bytes, but at most {self._limits.body} are allowed")
+        if self._reserved_bytes + size > max(self._limits.bodies, self._limits.body):
+            raise RefusedError(503, "other requests use the memory for bodies; retry later")
+        self._reserved_bytes += size
         return size
 
-    async def _inferred(self, call: Call, loaded: Loaded) -> Response:
-        body = await self._body(call.receive)
+    async def _run_inference(self, call: Call, loaded: Loaded) -> Response:
+        body = await self._read_body(call.receive)
         length = call.headers.get(HEADER_LENGTH.encode())
         model = loaded.model
         request = parse(
             body, None if length is None else length.decode("latin-1"), model.inputs, model.outputs,
-            finite=model.signature.finite,
+            finite=model.card.finite,
         )  # fmt: skip
-        found = await self._runner(loaded).run(request.feed)
-        self._measures.saw(loaded, request.feed, found)
-        made = answer(loaded.entry.name, loaded.entry.version, request, found)
+        outputs = await self._runner(loaded).run(request.feed)
+        self._measures.record_inference(loaded, request.feed, outputs)
+        response = answer(loaded.entry.name, loaded.entry.version, request, outputs)
         headers: tuple[tuple[bytes, bytes], ...] = (JSON,)
-        if made.header_length is not None:
+        if response.header_length is not None:
             headers = (
                 (b"content-type", b"application/octet-stream"),
-                (HEADER_LENGTH.encode(), str(made.header_length).encode()),
+                (HEADER_LENGTH.encode(), str(response.header_length).encode()),
             )
-        return Response(200, made.body, headers, loaded.entry.name, str(loaded.entry.version))
+        return Response(200, response.body, headers, loaded.entry.name, str(loaded.entry.version))
 
-    async def _body(self, receive: Receive) -> bytes:
-        message = await self._received(receive)
+    async def _read_body(self, receive: Receive) -> bytes:
+        message = await self._receive(receive)
         if not message.get("more_body"):
             return bytes(message["body"])
         pieces, size = [message["body"]], len(message["body"])
         end = time.monotonic() + self._limits.seconds
         while message.get("more_body"):
-            message = await self._received(receive, end - time.monotonic())
+            message = await self._receive(receive, end - time.monotonic())
             pieces.append(message["body"])
             size += len(message["body"])
             if size > self._limits.body:
                 raise RefusedError(413, f"the body has more than the {self._limits.body} bytes that are allowed")
         return b"".join(pieces)
 
-    async def _received(self, receive: Receive, seconds: float | None = None) -> Any:
+    async def _receive(self, receive: Receive, seconds: float | None = None) -> Any:
         try:
             async with asyncio.timeout(self._limits.seconds if seconds is None else seconds):
                 message = await receive()
         except TimeoutError:
             raise RefusedError(408, f"the body did not arrive within {self._limits.seconds:g} s") from None
         if message["type"] == "http.disconnect":
-            raise _GoneError
+            raise _DisconnectedError
         return message
 
     def _runner(self, loaded: Loaded) -> Runner:
         runner = self._runners.get(id(loaded))
         if runner is None or runner.loaded is not loaded:
-            there = {id(one) for served in self._follower.served.values() for one in served.loaded}
-            self._runners = {key: one for key, one in self._runners.items() if key in there}
+            current = {id(one) for served in self._follower.served.values() for one in served.loaded}
+            self._runners = {key: one for key, one in self._runners.items() if key in current}
             runner = self._runners[id(loaded)] = Runner(
                 loaded, self._pool, batching=self._batching, seconds=self._limits.seconds,
-                told=lambda rows: self._measures.batched(loaded.entry.name, rows),
+                on_run=lambda rows: self._measures.record_run(loaded.entry.name, rows),
             )  # fmt: skip
         return runner
 
 
-class _GoneError(Exception):
-    """Whoever asked has hung up."""
+class _DisconnectedError(Exception):
+    """Signals that the client has hung up."""
 
 
 class _Endpoint:
-    """A route's ASGI application: Starlette leaves the request to it as it is."""
+    """Handles one route as an ASGI application, so that Starlette passes the request on unchanged."""
 
     def __init__(self, app: App, handler: Handler | None, method: str) -> None:
         self._app, self._handler, self._method = app, handler, method
@@ -345,7 +345,7 @@ class _Endpoint:
             await self._app.handle(self._handler, scope, receive, send)
 
     async def _wrong_method(self, call: Call) -> Response:
-        raise RefusedError(405, f"{call.scope['path'][:200]!r} takes {self._method}, not {call.scope['method']}")
+        raise RefusedError(405, f"{call.scope['path'][:200]!r} accepts {self._method}, not {call.scope['method']}")
 
 
 def _constant(response: Response) -> Handler:

@@ -1,7 +1,7 @@
-"""The models that can be served: `<name>/<version>/model.onnx` below a store or a folder, and copies of them here.
+"""Lists and fetches the models of a store or a folder, `<name>/<version>/model.onnx`, and keeps copies of them.
 
-What is loaded has the digest that its origin tells and, where the coordinator is enrolled, its signature. A copy was
-verified when it was made; while the store can be reached, its signature is checked again.
+A fetched model has the digest of its origin and, if a coordinator is enrolled, that coordinator's signature. A copy is
+verified when it is made; while the store is reachable, its signature is checked again.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from fedpipe.store.objects import digest_of, encode
 
 log = logging.getLogger("fedpipe")
 _DEADLINE = 5.0
-"""Seconds after which a store counts as unreachable: versions that are loaded go on meanwhile."""
+"""Seconds after which a store counts as unreachable; loaded versions keep answering."""
 
 
-class Home(NamedTuple):
-    """A folder of `<name>/<version>/model.onnx`, and the federation that it belongs to, if to any."""
+class ModelFolder(NamedTuple):
+    """Represents a folder of `<name>/<version>/model.onnx`, and the federation that it belongs to, if any."""
 
     models: Store
     federation: Store | None = None
 
     def enrolled(self) -> Enrolled:
-        """Who may publish here. Raises StoreError and CorruptError."""
+        """Returns the identities that may publish here. Raises StoreError and CorruptError."""
         return NOBODY if self.federation is None else find_enrolled(self.federation)
 
 
 class Location(NamedTuple):
-    """Where models are.
+    """Locates models.
 
     Args:
         store: a store, or a folder of it.
-        holds: what is below: `models` by name, a `federation`, whose `models/` they are in, or `any` of it: also
-            several federations.
+        holds: the content of the store: `models` by name, a `federation` with models in `models/`, or `any` of these,
+            including several federations.
         is_local: whether it is a folder of this machine.
     """
 
@@ -55,42 +55,42 @@ class Location(NamedTuple):
     holds: Literal["models", "federation", "any"]
     is_local: bool
 
-    def homes(self) -> list[Home]:
-        """Folders that hold `<name>/<version>/model.onnx`. Raises StoreError."""
+    def folders(self) -> list[ModelFolder]:
+        """Lists the folders with models. Raises StoreError."""
         if self.holds == "models":
-            return [Home(self.store)]
-        this = _home(self.store)
-        if self.holds == "federation" or this.models.folders():
-            return [this]
+            return [ModelFolder(self.store)]
+        own = _folder_of(self.store)
+        if self.holds == "federation" or own.models.folders():
+            return [own]
         try:
-            folders = self.store.folders()
+            names = self.store.folders()
         except StoreUnavailableError:
             raise
-        except StoreError:  # a user that may list the models of one federation, of which there are none yet
-            return [this]
-        return [this] if keys.MODELS in folders else [_home(self.store.below(folder)) for folder in folders]
+        except StoreError:  # a user that may only list the models of one federation, which has none yet
+            return [own]
+        return [own] if "models" in names else [_folder_of(self.store.below(name)) for name in names]
 
-    def home_of(self, name: str) -> Home:
-        """The folder that holds a model. Raises NotFoundError and StoreError."""
-        known: list[str] = []
-        for home in self.homes():
-            there = versions(home.models)
-            if name in there:
-                return home
-            known += there
+    def find_folder(self, name: str) -> ModelFolder:
+        """Returns the folder that holds a model. Raises NotFoundError and StoreError."""
+        available: list[str] = []
+        for folder in self.folders():
+            models = versions(folder.models)
+            if name in models:
+                return folder
+            available += models
         raise NotFoundError(
             f"there is no model {name!r}",
             where=self.store.uri,
-            remedy=f"There are: {', '.join(sorted(known)) or 'none'}.",
+            remedy=f"Choose one of: {', '.join(sorted(available)) or 'none'}.",
         )
 
 
-def _home(federation: Store) -> Home:
-    return Home(federation.below(keys.MODELS), federation)
+def _folder_of(federation: Store) -> ModelFolder:
+    return ModelFolder(federation.below(keys.MODELS), federation)
 
 
 def locate(*, source: Path | None = None, store: str | None = None, folder: Path | None = None) -> Location:
-    """Where the models are.
+    """Locates models by the options of a command.
 
     Args:
         source: a federation file, which names the store.
@@ -98,17 +98,19 @@ def locate(*, source: Path | None = None, store: str | None = None, folder: Path
         folder: a folder of `<name>/<version>/model.onnx`.
 
     Raises:
-        InputError: none of them, or a folder beside others, or a folder that is not there.
+        InputError: no option, a folder combined with others, or a folder that does not exist.
         FederationError: the federation file is wrong.
         StoreError: the URI is wrong, or there are no credentials.
     """
     if (folder is not None and (source or store)) or not (source or store or folder):
         raise InputError(
-            "models come from one place", remedy="Give a federation file by -f, or --store URI, or --models DIR."
+            "models come from exactly one location",
+            remedy="Pass a federation file with -f, --store URI or --models DIR.",
         )
     if folder is not None:
         if not folder.is_dir():
-            raise InputError("there is no such folder", where=str(folder), remedy="It holds NAME/VERSION/model.onnx.")
+            remedy = "Pass a folder of NAME/VERSION/model.onnx."
+            raise InputError("there is no such folder", where=str(folder), remedy=remedy)
         return Location(LocalStore(folder), "models", is_local=True)
     federation = read_federation(source) if source else None
     uri = chosen_uri(store, federation.store_uri if federation else "")
@@ -120,79 +122,81 @@ def locate(*, source: Path | None = None, store: str | None = None, folder: Path
 
 
 class Catalogue:
-    """Reads models, and keeps a copy of what is served so that a restart needs no store.
+    """Reads models, and keeps copies of the served ones so that a restart does not need the store.
 
     Args:
-        place: where they are.
-        cache: a folder of this machine for copies; None when the models are on it.
+        location: where the models are.
+        cache: a folder of this machine for copies; None if the models are on it.
     """
 
-    def __init__(self, place: Location, cache: Store | None = None) -> None:
-        self._place, self._cache, self.uri = place, cache, place.store.uri
-        self._homes: dict[str, Home] = {}
-        self.is_lost = False
-        """Whether the store did not answer the last time."""
-        self.troubles: list[str] = []
-        """What was wrong the last time."""
+    def __init__(self, location: Location, cache: Store | None = None) -> None:
+        self._location, self._cache, self.uri = location, cache, location.store.uri
+        self._folders: dict[str, ModelFolder] = {}
+        self.is_unreachable = False
+        """Whether the store did not answer the last `list_models`."""
+        self.problems: list[str] = []
+        """Problems of the last `list_models`."""
 
-    def look(self) -> dict[str, tuple[list[int], Traffic | None]]:
-        """Versions and policy of each model, None for one that is spoiled; from the copy while the store is lost.
+    def list_models(self) -> dict[str, tuple[list[int], Traffic | None]]:
+        """Returns versions and traffic of each model, from the copies while the store is unreachable.
+
+        The traffic is None if it is invalid.
 
         Raises:
-            StoreError: the store does not answer and there is no copy.
+            StoreError: the store does not answer, and there is no cache.
         """
-        self.troubles, self.is_lost = [], False
+        self.problems, self.is_unreachable = [], False
         try:
-            return self._seen(self._place.homes())
+            return self._list(self._location.folders())
         except StoreError as error:
-            self.troubles, self.is_lost = [str(error)], True
+            self.problems, self.is_unreachable = [str(error)], True
             if self._cache is None:
                 raise
-            return self._seen([Home(self._cache)])
+            return self._list([ModelFolder(self._cache)])
 
-    def _seen(self, homes: list[Home]) -> dict[str, tuple[list[int], Traffic | None]]:
-        found: dict[str, tuple[list[int], Traffic | None]] = {}
-        for home in homes:
-            for name, numbers in versions(home.models).items():
-                if name in found:
-                    self.troubles.append(f"{home.models.uri}: there is another model {name!r}, which is not served")
+    def _list(self, folders: list[ModelFolder]) -> dict[str, tuple[list[int], Traffic | None]]:
+        models: dict[str, tuple[list[int], Traffic | None]] = {}
+        for folder in folders:
+            for name, numbers in versions(folder.models).items():
+                if name in models:
+                    self.problems.append(f"{folder.models.uri}: a second model {name!r} is not served")
                     continue
-                found[name] = numbers, self._policy(home.models, name)
-                if home.models is not self._cache:
-                    self._homes[name] = home
-        return found
+                models[name] = numbers, self._read_traffic(folder.models, name)
+                if folder.models is not self._cache:
+                    self._folders[name] = folder
+        return models
 
-    def _policy(self, home: Store, name: str) -> Traffic | None:
+    def _read_traffic(self, models: Store, name: str) -> Traffic | None:
         try:
-            return read_traffic(home, name)[0]
+            return read_traffic(models, name)[0]
         except CorruptError as error:
-            self.troubles.append(str(error))
+            self.problems.append(str(error))
             return None
 
     def fetch(self, entry: ModelVersion) -> bytes:
-        """The model's bytes, which have the digest of its origin, signed where the coordinator is enrolled.
+        """Returns a model's bytes, with the digest of its origin, and signed if the coordinator is enrolled.
 
         Raises:
-            CorruptError: they do not, the origin cannot be read, or the enrolled coordinator did not sign it.
+            CorruptError: the digest differs, the origin cannot be read, or the enrolled coordinator did not sign it.
             StoreError: the store does not answer and there is no copy, or the model is too large.
         """
-        home, copy = self._homes.get(entry.name), self._copied(entry)
+        folder, copy = self._folders.get(entry.name), self._read_copy(entry)
         try:
-            if home is None:
+            if folder is None:
                 raise StoreUnavailableError("the store cannot be reached, and there is no copy", where=str(entry))
-            origin = self._signed_origin(home, entry)
+            origin = self._signed_origin(folder, entry)
             if copy is not None and origin is not None and digest_of(copy) == origin.digest:
                 return copy
-            data = read_model(home.models, entry, origin)
+            data = read_model(folder.models, entry, origin)
         except StoreUnavailableError:
             if copy is None:
                 raise
             return copy
-        self._keep(entry, data)
+        self._write_copy(entry, data)
         return data
 
-    def _copied(self, entry: ModelVersion) -> bytes | None:
-        """The copy on this machine; None where there is none, or it is spoiled."""
+    def _read_copy(self, entry: ModelVersion) -> bytes | None:
+        """Returns the copy on this machine; None if there is none, or if it is corrupt."""
         if self._cache is None:
             return None
         try:
@@ -200,21 +204,21 @@ class Catalogue:
         except (FedpipeError, OSError):
             return None
 
-    def _signed_origin(self, home: Home, entry: ModelVersion) -> Origin | None:
-        """What the version was made from, by who may say so. Raises CorruptError and StoreError."""
-        origin = self._origin(home.models, entry)
+    def _signed_origin(self, folder: ModelFolder, entry: ModelVersion) -> Origin | None:
+        """Returns the origin of a version, with its signature checked. Raises CorruptError and StoreError."""
+        origin = self._origin(folder.models, entry)
         if origin is not None:
-            check_publication(home.models, entry, origin, home.enrolled())
+            check_publication(folder.models, entry, origin, folder.enrolled())
         return origin
 
     def _origin(self, models: Store, entry: ModelVersion) -> Origin | None:
         origin = find_origin(models, entry)
-        if origin is None and self._place.holds != "models":
-            raise CorruptError("the version does not tell its origin", where=f"{models.uri}/{keys.origin(*entry)}")
+        if origin is None and self._location.holds != "models":
+            raise CorruptError("the version has no origin", where=f"{models.uri}/{keys.origin(*entry)}")
         return origin
 
-    def _keep(self, entry: ModelVersion, data: bytes) -> None:
-        """Copies a version; a full disk is no reason not to serve."""
+    def _write_copy(self, entry: ModelVersion, data: bytes) -> None:
+        """Copies a version to this machine; a full disk does not prevent serving."""
         if self._cache is None:
             return
         try:
@@ -222,22 +226,22 @@ class Catalogue:
                 self._copy(entry.name, key)
             self._cache.replace(keys.model(*entry), data)
         except (OSError, StoreError) as error:
-            log.warning("%s is not kept on this machine, a restart will need the store: %s", entry, error)
+            log.warning("%s was not copied to this machine, so a restart needs the store: %s", entry, error)
 
     def _copy(self, name: str, key: str) -> None:
         assert self._cache is not None
         try:
-            self._cache.replace(key, self._homes[name].models.read(key).data)
+            self._cache.replace(key, self._folders[name].models.read(key).data)
         except NotFoundError:
             self._cache.delete(key)
 
-    def settle(self, name: str, served: set[int], policy: Traffic) -> None:
-        """Brings the copy of a model to what is served: its policy, and no other versions."""
-        if self._cache is None or self.is_lost:
+    def prune_copies(self, name: str, served: set[int], traffic: Traffic) -> None:
+        """Updates the copied traffic of a model, and deletes copies of versions that are not served."""
+        if self._cache is None or self.is_unreachable:
             return
         try:
-            if read_traffic(self._cache, name)[0] != policy:
-                self._cache.replace(keys.traffic(name), encode(policy))
+            if read_traffic(self._cache, name)[0] != traffic:
+                self._cache.replace(keys.traffic(name), encode(traffic))
             for number in set(versions(self._cache).get(name, [])) - served:
                 self._cache.delete(keys.model(name, number))
                 self._cache.delete(keys.origin(name, number))

@@ -1,4 +1,4 @@
-"""A model behind a server that speaks the Open Inference Protocol, ours or another."""
+"""Predicts with a model behind any server that speaks the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Parameters(msgspec.Struct):
 
 
 class _Tensor(msgspec.Struct):
-    """A tensor as the protocol writes it: described, or with its data."""
+    """Represents a tensor of the protocol: its description, or with its data."""
 
     name: str
     datatype: str
@@ -39,30 +39,30 @@ class _Metadata(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
-class _Answer(msgspec.Struct):
+class _InferenceResponse(msgspec.Struct):
     outputs: list[_Tensor]
 
 
-class _Listed(msgspec.Struct):
-    """A model in the list of our own server; one that failed has no inputs."""
+class _ListedModel(msgspec.Struct):
+    """Represents a model in the list of fedpipe's server; one that failed to load has no inputs."""
 
     name: str
     inputs: list[_Tensor] = []
 
 
-class _Listing(msgspec.Struct):
-    models: list[_Listed]
+class _ModelList(msgspec.Struct):
+    models: list[_ListedModel]
 
 
 class RemoteModel:
-    """A served model.
+    """Predicts with a served model.
 
     Args:
-        url: `http(s)://host[:port]` for the only model there, or with `/v2/models/NAME[/versions/VERSION]`.
+        url: `http(s)://host[:port]` of a server with a single model, or with `/v2/models/NAME[/versions/VERSION]`.
         token: the bearer token; FEDPIPE_TOKEN by default.
 
     Raises:
-        InputError: nothing answers there, or what answers has no such model.
+        InputError: no server answers, or it has no such model.
     """
 
     def __init__(self, url: str, *, token: str | None = None) -> None:
@@ -70,34 +70,37 @@ class RemoteModel:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=60), retries=False)
         base, found, path = url.rstrip("/").partition("/v2")
-        self._url = url.rstrip("/") if found and path else f"{base}/v2/models/{self._only(base)}"
-        response = self._sent("GET", self._url)
+        self._url = url.rstrip("/") if found and path else f"{base}/v2/models/{self._only_model(base)}"
+        response = self._request("GET", self._url)
         try:
-            described = msgspec.json.decode(response.data, type=_Metadata)
-            self.name = described.name
-            self.inputs = [_spec(tensor) for tensor in described.inputs]
-            self.outputs = [_spec(tensor) for tensor in described.outputs]
-            parameters = described.parameters or {}
-            known = {name: parameters[name] for name in ("classes", "spread", "finite") if name in parameters}
-            self.signature = msgspec.convert(known, Card)
+            metadata = msgspec.json.decode(response.data, type=_Metadata)
+            self.name = metadata.name
+            self.inputs = [_spec(tensor) for tensor in metadata.inputs]
+            self.outputs = [_spec(tensor) for tensor in metadata.outputs]
+            parameters = metadata.parameters or {}
+            of_card = {name: parameters[name] for name in ("classes", "spread", "finite") if name in parameters}
+            self.card = msgspec.convert(of_card, Card)
         except (KeyError, msgspec.DecodeError) as error:
-            why = "what answers does not describe a model as the Open Inference Protocol does"
-            raise InputError(why, where=self._url) from error
+            raise InputError(
+                "the server does not describe a model as the Open Inference Protocol does",
+                where=self._url,
+                remedy="Check the URL.",
+            ) from error
 
-    def _only(self, base: str) -> str:
-        remedy = f"Write {base}/v2/models/NAME."
-        response = self._sent("GET", f"{base}/models")
+    def _only_model(self, base: str) -> str:
+        remedy = f"Use {base}/v2/models/NAME."
+        response = self._request("GET", f"{base}/models")
         try:
-            names = [model.name for model in msgspec.json.decode(response.data, type=_Listing).models if model.inputs]
+            names = [model.name for model in msgspec.json.decode(response.data, type=_ModelList).models if model.inputs]
         except msgspec.DecodeError as error:
-            raise InputError("what answers does not list its models", where=base, remedy=remedy) from error
+            raise InputError("the server does not list its models", where=base, remedy=remedy) from error
         if len(names) != 1:
-            there = f"{len(names)} models are served there: {', '.join(names) or 'none'}"
-            raise InputError(there, where=base, remedy=remedy)
+            what = f"the server has {len(names)} models: {', '.join(names) or 'none'}"
+            raise InputError(what, where=base, remedy=remedy)
         return names[0]
 
     def run(self, feed: dict[str, Array]) -> list[Array]:
-        """All outputs. Raises InputError with the server's word."""
+        """Returns all outputs. Raises InputError with the server's message."""
         pieces = [np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes() for array in feed.values()]
         request = {
             "inputs": [
@@ -112,28 +115,30 @@ class RemoteModel:
             "parameters": {"binary_data_output": True},
         }
         json = msgspec.json.encode(request)
-        response = self._sent("POST", f"{self._url}/infer", b"".join([json, *pieces]), {HEADER_LENGTH: str(len(json))})
+        body, headers = b"".join([json, *pieces]), {HEADER_LENGTH: str(len(json))}
+        response = self._request("POST", f"{self._url}/infer", body, headers)
         try:
             return _outputs(response, [spec.name for spec in self.outputs])
         except (KeyError, ValueError, TypeError, msgspec.DecodeError) as error:
-            raise InputError(f"the answer is not of the protocol: {error}", where=self._url) from error
+            raise InputError(f"the response violates the protocol: {error}", where=self._url) from error
 
-    def _sent(self, method: str, url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
+    def _request(self, method: str, url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
         try:
             response = self._pool.urlopen(method, url, body=body, headers={**self._headers, **(headers or {})})
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             reason = str(getattr(error, "reason", "") or error).rsplit(": ", 1)[-1][:200]
-            raise InputError(f"nothing answers: {reason}", where=url, remedy="Does `fedpipe serve` run?") from error
+            remedy = "Check the URL, and whether `fedpipe serve` is running."
+            raise InputError(f"the server does not answer: {reason}", where=url, remedy=remedy) from error
         if response.status != 200:
-            raise InputError(_told(response), where=url)
+            raise InputError(_error_message(response), where=url)
         return response
 
 
-def _told(response: Any) -> str:
+def _error_message(response: Any) -> str:
     try:
-        return f"the server says: {msgspec.json.decode(response.data)['error']} (HTTP {response.status})"
+        return f"the server answers: {msgspec.json.decode(response.data)['error']} (HTTP {response.status})"
     except (msgspec.DecodeError, KeyError, TypeError):
-        return f"the server says: HTTP {response.status}"
+        return f"the server answers with HTTP {response.status}"
 
 
 def _spec(tensor: _Tensor) -> TensorSpec:
@@ -145,7 +150,7 @@ def _outputs(response: Any, names: list[str]) -> list[Array]:
     data, length = memoryview(response.data), response.headers.get(HEADER_LENGTH)
     length = len(data) if length is None else int(length)
     found, rest = {}, data[length:]
-    for output in msgspec.json.decode(data[:length], type=_Answer).outputs:
+    for output in msgspec.json.decode(data[:length], type=_InferenceResponse).outputs:
         dtype, size = DTYPES[output.datatype], output.parameters.binary_data_size if output.parameters else None
         if size is None:
             array = np.array(output.data, dtype)

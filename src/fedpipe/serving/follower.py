@@ -1,4 +1,4 @@
-"""Follows the catalogue: new versions are loaded in the background and take over when they can answer."""
+"""Follows the catalogue: loads new versions in the background, and lets them take over when they can answer."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from fedpipe.serving.runtime import Loaded
 from fedpipe.serving.traffic import Split, Traffic
 
 log = logging.getLogger("fedpipe")
-_RETRY = 60.0
-"""Seconds after which a version that failed is tried again; doubled with every failure."""
-_LONGEST_RETRY = 3600.0
+_RETRY_SECONDS = 60.0
+"""Seconds after which a version that failed to load is retried; doubled with every failure."""
+_LONGEST_RETRY_SECONDS = 3600.0
 
 
 class Served(NamedTuple):
-    """Who answers for a model: never changed, only replaced as a whole."""
+    """Holds the versions that answer for a model; never changed, only replaced as a whole."""
 
-    rule: Split
+    split: Split
     primary: Loaded
     canary: Loaded | None = None
 
     @property
     def loaded(self) -> list[Loaded]:
-        """All versions that can answer."""
+        """Returns all versions that can answer."""
         return [one for one in (self.primary, self.canary) if one]
 
     def choose(self, number: int) -> Loaded:
-        """Who answers the request of this number: of every n requests, n times `share` go to the canary, evenly."""
-        if self.canary is None or int((number + 1) * self.rule.share) == int(number * self.rule.share):
+        """Chooses the version for a request by its number: of n requests, n times `share` go to the canary, evenly."""
+        if self.canary is None or int((number + 1) * self.split.share) == int(number * self.split.share):
             return self.primary
         return self.canary
 
     def version(self, version: int) -> Loaded | None:
-        """A version that is loaded."""
+        """Returns a version if it is loaded."""
         return next((one for one in self.loaded if one.entry.version == version), None)
 
 
 class Failure(NamedTuple):
-    """Why a version does not answer, how often it was tried, and when it is tried again (monotonic seconds)."""
+    """Describes why a version failed to load, how often it was tried, and when it is retried (monotonic seconds)."""
 
     why: str
-    tries: int
-    again: float
+    attempts: int
+    retry_at: float
 
 
 class Follower:
@@ -57,102 +57,102 @@ class Follower:
     Args:
         catalogue: where models come from.
         load: loads a version; raises FedpipeError.
-        failed: hears of each failure.
-        changed: hears of each model whose answers come from other versions now.
-        clock: seconds.
+        on_failure: receives each version that failed to load, and the reason.
+        on_change: receives each model whose versions changed.
+        clock: returns seconds.
     """
 
     def __init__(
         self, catalogue: Catalogue, load: Callable[[ModelVersion, bytes], Loaded],
-        *, failed: Callable[[ModelVersion, str], None] = lambda *_: None,
-        changed: Callable[[str, Served | None], None] = lambda *_: None, clock: Callable[[], float] = time.monotonic,
+        *, on_failure: Callable[[ModelVersion, str], None] = lambda *_: None,
+        on_change: Callable[[str, Served | None], None] = lambda *_: None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self._catalogue, self._load, self._failed, self._changed = catalogue, load, failed, changed
+        self._catalogue, self._load, self._on_failure, self._on_change = catalogue, load, on_failure, on_change
         self._clock = clock
         self.uri = catalogue.uri
         self.served: Mapping[str, Served] = {}
         self.failures: Mapping[ModelVersion, Failure] = {}
         self.trouble = ""
-        """What was wrong with the store or a policy the last time; empty when nothing was."""
-        self.looked = False
+        """Problems of the last refresh with the store or with a model's traffic; empty without any."""
+        self.has_refreshed = False
 
-    def follow(self, seconds: float, ended: threading.Event) -> None:
-        """Looks again and again until it is told to end."""
-        while not ended.is_set():
+    def follow(self, seconds: float, stop: threading.Event) -> None:
+        """Refreshes every so many seconds until `stop` is set."""
+        while not stop.is_set():
             try:
-                self.look()
-            except Exception as error:  # whatever happens here, those who answer go on
+                self.refresh()
+            except Exception as error:  # must not end the thread: loaded versions keep answering
                 self.trouble = str(error)
-                log.exception("looking for new versions failed; trying again")
-            ended.wait(seconds)
+                log.exception("checking for new versions failed; retrying")
+            stop.wait(seconds)
 
-    def look(self) -> None:
-        """Looks once, loads what is new and wanted, and lets it take over."""
+    def refresh(self) -> None:
+        """Reads the catalogue once, loads the new versions that should answer, and lets them take over."""
         try:
-            found = self._catalogue.look()
+            models = self._catalogue.list_models()
         except StoreError:
-            found = {}
-        trouble = "; ".join(self._catalogue.troubles)
+            models = {}
+        trouble = "; ".join(self._catalogue.problems)
         if trouble and trouble != self.trouble:
-            log.warning("what is loaded goes on: %s", trouble)
+            log.warning("loaded versions keep answering: %s", trouble)
         self.trouble = trouble
-        for name, (versions, policy) in sorted(found.items()):
-            if policy is not None:  # whoever answers goes on under a policy that is spoiled
-                self._update(name, versions, policy)
-        for name in [name for name in self.served if name not in found and not self._catalogue.is_lost]:
+        for name, (versions, traffic) in sorted(models.items()):
+            if traffic is not None:  # with invalid traffic, the loaded versions keep answering
+                self._update(name, versions, traffic)
+        for name in [name for name in self.served if name not in models and not self._catalogue.is_unreachable]:
             self._take_down(name)
-        self.looked = True
+        self.has_refreshed = True
 
-    def _update(self, name: str, versions: list[int], policy: Traffic) -> None:
-        before, rule = self.served.get(name), policy.rule
-        candidates = list(reversed(versions)) if rule.kind == "latest" else [rule.version or 0]
-        primary = self._first(name, candidates, before)
-        canary = self._first(name, [rule.canary], before) if rule.canary else None
-        if primary is None:  # whoever answers goes on; but a canary does not take all
+    def _update(self, name: str, versions: list[int], traffic: Traffic) -> None:
+        before, split = self.served.get(name), traffic.split
+        candidates = list(reversed(versions)) if split.kind == "latest" else [split.version or 0]
+        primary = self._first_loadable(name, candidates, before)
+        canary = self._first_loadable(name, [split.canary], before) if split.canary else None
+        if primary is None:  # the current version keeps answering; a canary alone must not get all requests
             primary = before.primary if before else None
         if primary is None:
             return
-        now = Served(rule, primary, canary)
-        if before is None or _entries(before) != _entries(now) or before.rule != rule:
+        now = Served(split, primary, canary)
+        if before is None or _entries(before) != _entries(now) or before.split != split:
             self.served = {**self.served, name: now}
-            log.info("%s: %s answers: %s", name, f"version {primary.entry.version}", rule)
-            self._changed(name, now)
-        self._catalogue.settle(name, {entry.version for entry in _entries(now)}, policy)
-        self._forget(name, versions)
+            log.info("%s: %s answers: %s", name, f"version {primary.entry.version}", split)
+            self._on_change(name, now)
+        self._catalogue.prune_copies(name, {entry.version for entry in _entries(now)}, traffic)
+        self._forget_failures(name, versions)
 
-    def _first(self, name: str, versions: Collection[int], before: Served | None) -> Loaded | None:
-        """The first of these versions that is loaded or can be."""
+    def _first_loadable(self, name: str, versions: Collection[int], before: Served | None) -> Loaded | None:
+        """Returns the first of these versions that is loaded or can be."""
         for version in versions:
             if before and (loaded := before.version(version)):
                 return loaded
-            if loaded := self._loaded(ModelVersion(name, version)):
+            if loaded := self._try_to_load(ModelVersion(name, version)):
                 return loaded
         return None
 
-    def _loaded(self, entry: ModelVersion) -> Loaded | None:
-        known = self.failures.get(entry)
-        if known and self._clock() < known.again:
+    def _try_to_load(self, entry: ModelVersion) -> Loaded | None:
+        failure = self.failures.get(entry)
+        if failure and self._clock() < failure.retry_at:
             return None
         try:
             loaded = self._load(entry, self._catalogue.fetch(entry))
         except (FedpipeError, OSError, MemoryError) as error:
-            tries = known.tries + 1 if known else 1
-            wait = min(_LONGEST_RETRY, _RETRY * 2 ** (tries - 1))
-            self.failures = {**self.failures, entry: Failure(str(error), tries, self._clock() + wait)}
+            attempts = failure.attempts + 1 if failure else 1
+            delay = min(_LONGEST_RETRY_SECONDS, _RETRY_SECONDS * 2 ** (attempts - 1))
+            self.failures = {**self.failures, entry: Failure(str(error), attempts, self._clock() + delay)}
             log.error("%s does not take over: %s", entry, error)
-            self._failed(entry, str(error))
+            self._on_failure(entry, str(error))
             return None
         self.failures = {e: f for e, f in self.failures.items() if e != entry}
         return loaded
 
-    def _forget(self, name: str, versions: list[int]) -> None:
-        """Versions that are gone have not failed."""
+    def _forget_failures(self, name: str, versions: list[int]) -> None:
+        """Removes failures of versions that no longer exist."""
         self.failures = {e: f for e, f in self.failures.items() if e.name != name or e.version in versions}
 
     def _take_down(self, name: str) -> None:
         self.served = {n: s for n, s in self.served.items() if n != name}
-        log.warning("%s is no longer there: it answers no more", name)
-        self._changed(name, None)
+        log.warning("%s was removed, and is no longer served", name)
+        self._on_change(name, None)
 
 
 def _entries(served: Served) -> list[ModelVersion]:

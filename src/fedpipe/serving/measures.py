@@ -1,4 +1,4 @@
-"""What an operator watches: requests, latency, batches, versions, and how far inputs and answers drift."""
+"""Measures a server for its operator: requests, latency, batches, versions, and the drift of inputs and outputs."""
 
 from __future__ import annotations
 
@@ -16,131 +16,131 @@ from fedpipe.serving.runtime import Loaded
 Array = npt.NDArray[Any]
 _LATENCIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-_MEMORY = 10_000
+_AVERAGED_EXAMPLES = 10_000
 """Examples over which the moments of the input are averaged, with exponential weights."""
 
 
 class Measures:
-    """Prometheus metrics of a server."""
+    """Records the Prometheus metrics of a server."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        one: dict[str, Any] = {"registry": self.registry}
+        own: dict[str, Any] = {"registry": self.registry}
         version = ["model", "version"]
-        self._requests = Counter("fedpipe_requests", "Requests by status code.", [*version, "code"], **one)
+        self._requests = Counter("fedpipe_requests", "Requests by status code.", [*version, "code"], **own)
         self._seconds = Histogram(
-            "fedpipe_request_seconds", "From the last byte of a request to its answer.", ["model"],
-            buckets=_LATENCIES, **one,
+            "fedpipe_request_seconds", "Seconds from the head of a request to its response.", ["model"],
+            buckets=_LATENCIES, **own,
         )  # fmt: skip
-        self._rows = Histogram("fedpipe_batch_examples", "Examples of a run.", ["model"], buckets=_BATCHES, **one)
-        self._version = Gauge("fedpipe_model_version", "The version that answers.", ["model", "role"], **one)
-        self._failures = Counter("fedpipe_load_failures", "Versions that could not be loaded.", version, **one)
-        self._ready = Gauge("fedpipe_ready", "1 when requests are taken.", **one)
-        self._degraded = Gauge("fedpipe_degraded", "1 when the store cannot be read, or a version failed.", **one)
-        self._predictions = Counter("fedpipe_predictions", "Predicted classes.", [*version, "label"], **one)
-        self._mean = Gauge("fedpipe_input_mean", "Recent mean of the first input.", version, **one)
-        self._deviation = Gauge("fedpipe_input_deviation", "Recent standard deviation of it.", version, **one)
+        self._rows = Histogram("fedpipe_batch_examples", "Examples of a run.", ["model"], buckets=_BATCHES, **own)
+        self._version = Gauge("fedpipe_model_version", "The version that answers.", ["model", "role"], **own)
+        self._failures = Counter("fedpipe_load_failures", "Versions that could not be loaded.", version, **own)
+        self._ready = Gauge("fedpipe_ready", "1 when requests are accepted.", **own)
+        self._degraded = Gauge("fedpipe_degraded", "1 when the store cannot be read, or a version failed.", **own)
+        self._predictions = Counter("fedpipe_predictions", "Predicted classes.", [*version, "label"], **own)
+        self._mean = Gauge("fedpipe_input_mean", "Recent mean of the first input.", version, **own)
+        self._deviation = Gauge(
+            "fedpipe_input_deviation", "Recent standard deviation of the first input.", version, **own
+        )
         self._trained = Gauge(
-            "fedpipe_training_label_share", "Share of a label in the training data.", [*version, "label"], **one
+            "fedpipe_training_label_share", "Share of a label in the training data.", [*version, "label"], **own
         )
-        self._trained_mean = Gauge("fedpipe_training_input_mean", "Mean in the central test set.", version, **one)
+        self._trained_mean = Gauge("fedpipe_training_input_mean", "Mean in the central test set.", version, **own)
         self._trained_deviation = Gauge(
-            "fedpipe_training_input_deviation", "Standard deviation in the central test set.", version, **one
+            "fedpipe_training_input_deviation", "Standard deviation in the central test set.", version, **own
         )
-        self._watches: dict[tuple[str, str], Watch] = {}
-        self._known: dict[tuple[Any, ...], Any] = {}
+        self._moments: dict[tuple[str, str], InputMoments] = {}
+        self._children: dict[tuple[Any, ...], Any] = {}
 
-    def _of(self, metric: Any, *labels: str) -> Any:
-        """`metric.labels`, which takes as long as a small model's run, once for each."""
+    def _child(self, metric: Any, *labels: str) -> Any:
+        """Caches `metric.labels`, which takes as long as a run of a small model."""
         key = (metric, *labels)
-        return self._known.get(key) or self._known.setdefault(key, metric.labels(*labels))
+        return self._children.get(key) or self._children.setdefault(key, metric.labels(*labels))
 
-    def answered(self, model: str, version: str, code: int, seconds: float) -> None:
-        """A request has its answer."""
-        self._of(self._requests, model, version, str(code)).inc()
+    def record_request(self, model: str, version: str, code: int, seconds: float) -> None:
+        """Counts an answered request."""
+        self._child(self._requests, model, version, str(code)).inc()
         if model:
-            self._of(self._seconds, model).observe(seconds)
+            self._child(self._seconds, model).observe(seconds)
 
-    def batched(self, model: str, rows: int) -> None:
-        """A run of so many examples."""
-        self._of(self._rows, model).observe(rows)
+    def record_run(self, model: str, rows: int) -> None:
+        """Counts a run and its examples."""
+        self._child(self._rows, model).observe(rows)
 
-    def failed(self, model: str, version: int) -> None:
-        """A version could not be loaded."""
+    def record_failure(self, model: str, version: int) -> None:
+        """Counts a version that could not be loaded."""
         self._failures.labels(model, str(version)).inc()
 
-    def changed(self, model: str, served: Served | None) -> None:
-        """Other versions answer; what is known of those before them is forgotten."""
-        there = {str(one.entry.version): one for one in (served.loaded if served else [])}
+    def record_change(self, model: str, served: Served | None) -> None:
+        """Records the versions that answer now, and removes the metrics of earlier versions."""
+        loaded = {str(one.entry.version): one for one in (served.loaded if served else [])}
         for role, one in (("primary", served and served.primary), ("canary", served and served.canary)):
             if one:
                 self._version.labels(model, role).set(one.entry.version)
             else:
                 self._version.remove(model, role)
-        for key in [key for key in self._watches if key[0] == model and key[1] not in there]:
+        for key in [key for key in self._moments if key[0] == model and key[1] not in loaded]:
             for gauge in (self._mean, self._deviation, self._trained_mean, self._trained_deviation):
                 gauge.remove(*key)
-            for label in self._watches[key].labels:
+            for label in self._moments[key].labels:
                 self._trained.remove(*key, label)
-            del self._watches[key]
-        self._known.clear()  # what was removed above must not be counted on
-        for version, one in there.items():
-            if (model, version) not in self._watches:
-                self._watches[model, version] = self._watched(model, version, one)
+            del self._moments[key]
+        self._children.clear()  # it may hold metrics that were removed above
+        for version, one in loaded.items():
+            if (model, version) not in self._moments:
+                self._moments[model, version] = self._record_card(model, version, one)
 
-    def _watched(self, model: str, version: str, loaded: Loaded) -> Watch:
-        signature = loaded.model.signature
-        total = sum(signature.labels.values())
-        names = label_names(signature.labels, signature.classes)
+    def _record_card(self, model: str, version: str, loaded: Loaded) -> InputMoments:
+        card = loaded.model.card
+        total = sum(card.labels.values())
+        names = label_names(card.labels, card.classes)
         for label, name in names.items():
-            self._trained.labels(model, version, name).set(signature.labels[label] / total)
-        if signature.spread:
-            self._trained_mean.labels(model, version).set(signature.spread.mean)
-            self._trained_deviation.labels(model, version).set(signature.spread.deviation)
-        return Watch(sorted(names.values()))
+            self._trained.labels(model, version, name).set(card.labels[label] / total)
+        if card.spread:
+            self._trained_mean.labels(model, version).set(card.spread.mean)
+            self._trained_deviation.labels(model, version).set(card.spread.deviation)
+        return InputMoments(sorted(names.values()))
 
-    def saw(self, loaded: Loaded, feed: Mapping[str, Array], found: Mapping[str, Array]) -> None:
-        """An input and its answer."""
-        entry = loaded.entry
-        key = entry.name, str(entry.version)
-        watch = self._watches.get(key)
-        if watch is None:  # it was replaced while it answered
+    def record_inference(self, loaded: Loaded, feed: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Records the moments of an input, and the classes of the outputs."""
+        key = loaded.entry.name, str(loaded.entry.version)
+        moments = self._moments.get(key)
+        if moments is None:  # it was replaced while it answered
             return
-        values = feed[loaded.model.inputs[0].name]
-        if watch.add(values):
-            self._of(self._mean, *key).set(watch.mean)
-            self._of(self._deviation, *key).set(watch.deviation)
-        outputs = found[loaded.model.outputs[0].name]
-        if outputs.ndim == 2 and outputs.shape[1] > 1:
-            classes = loaded.model.signature.classes
-            counts = np.bincount(outputs.argmax(axis=1))
+        if moments.add(feed[loaded.model.inputs[0].name]):
+            self._child(self._mean, *key).set(moments.mean)
+            self._child(self._deviation, *key).set(moments.deviation)
+        scores = outputs[loaded.model.outputs[0].name]
+        if scores.ndim == 2 and scores.shape[1] > 1:
+            classes = loaded.model.card.classes
+            counts = np.bincount(scores.argmax(axis=1))
             for column in counts.nonzero()[0].tolist():
                 name = classes[column] if column < len(classes) else str(column)
-                self._of(self._predictions, *key, name).inc(int(counts[column]))
+                self._child(self._predictions, *key, name).inc(int(counts[column]))
 
-    def page(self, follower: Follower, ready: bool) -> bytes:
-        """All metrics in Prometheus's text format."""
+    def render(self, follower: Follower, ready: bool) -> bytes:
+        """Returns all metrics in Prometheus's text format."""
         self._ready.set(ready)
         self._degraded.set(bool(follower.trouble or follower.failures))
         return generate_latest(self.registry)
 
 
-class Watch:
-    """Recent moments of an input, weighted by exp(-age / 10 000 examples)."""
+class InputMoments:
+    """Estimates recent moments of an input, weighted by exp(-age / 10 000 examples)."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = labels
         self._weight = self._sum = self._squares = 0.0
 
     def add(self, values: Array) -> bool:
-        """Counts examples; False when they hold NaN or infinity."""
+        """Adds examples; returns False, and adds nothing, if they contain NaN or infinity."""
         flat = values.reshape(-1)
         total = float(flat.sum(dtype=np.float64))
         squares = float(np.dot(flat, flat)) if flat.dtype.kind == "f" else float(np.sum(np.square(flat, dtype=float)))
         if not (math.isfinite(total) and math.isfinite(squares)):
             return False
-        kept = math.exp(-max(1, len(values)) / _MEMORY)
+        kept = math.exp(-max(1, len(values)) / _AVERAGED_EXAMPLES)
         self._weight = self._weight * kept + flat.size
         self._sum = self._sum * kept + total
         self._squares = self._squares * kept + squares
@@ -148,15 +148,15 @@ class Watch:
 
     @property
     def mean(self) -> float:
-        """Of all values of all features."""
+        """Returns the mean over all features."""
         return self._sum / self._weight
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of them."""
+        """Returns the standard deviation over all features."""
         return math.sqrt(max(0.0, self._squares / self._weight - self.mean**2))
 
 
 def label_names(labels: Mapping[str, int], classes: Sequence[str]) -> dict[str, str]:
-    """The names of labels that count columns: of classes where they have one."""
+    """Returns the name of each label: that of its class if the label is the index of one, or the label itself."""
     return {label: classes[int(label)] if label.isdigit() and int(label) < len(classes) else label for label in labels}

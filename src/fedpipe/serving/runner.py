@@ -1,4 +1,4 @@
-"""Runs requests of one version in threads: what an input costs is known only afterwards. Or several as one batch."""
+"""Runs the requests of one version in threads, since their cost is unknown in advance; optionally in batches."""
 
 from __future__ import annotations
 
@@ -19,40 +19,43 @@ Feed = Mapping[str, Array]
 
 
 class Batching(NamedTuple):
-    """Most examples of a batch, and the seconds that the first of them waits for others; off when size is 1."""
+    """Limits a batch: its most examples, and the seconds that the first waits for others; size 1 turns batching off."""
 
     size: int = 1
     delay: float = 0.0
 
 
-class _Waiting(NamedTuple):
+class _PendingRequest(NamedTuple):
     feed: Feed
     rows: int
-    done: asyncio.Future[dict[str, Array]]
+    outputs: asyncio.Future[dict[str, Array]]
 
 
 class Runner:
-    """One version's requests.
+    """Runs the requests of one version.
 
     Args:
         loaded: the version.
-        pool: threads, one for each run at a time.
-        batching: whether requests wait for each other.
-        seconds: that a run may take.
-        told: hears how many examples each run had.
+        pool: threads, one for each concurrent run.
+        batching: how requests are combined.
+        seconds: time limit of a run.
+        on_run: receives the number of examples of each run.
     """
 
     def __init__(
         self, loaded: Loaded, pool: ThreadPoolExecutor, *, batching: Batching, seconds: float,
-        told: Callable[[int], None] = lambda _: None,
+        on_run: Callable[[int], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self.loaded = loaded
-        self._pool, self._batching, self._seconds, self._told = pool, batching, seconds, told
-        self._waiting: dict[Any, list[_Waiting]] = {}
-        self._runs: set[asyncio.Task[None]] = set()
+        self._pool, self._batching, self._seconds, self._on_run = pool, batching, seconds, on_run
+        self._pending: dict[Any, list[_PendingRequest]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, feed: Feed) -> dict[str, Array]:
-        """All outputs by name.
+        """Returns all outputs by name.
+
+        Args:
+            feed: inputs by name; the first axis counts examples if the model takes batches.
 
         Raises:
             RefusedError: the model fails on this input, or takes too long.
@@ -62,18 +65,18 @@ class Runner:
             raise RefusedError(400, "the inputs differ in their number of examples")
         if not self.loaded.trial.batches or rows >= self._batching.size:
             return await self._run(feed, rows)
-        return await self._together(feed, rows)
+        return await self._run_in_batch(feed, rows)
 
     async def _run(self, feed: Feed, rows: int) -> dict[str, Array]:
-        self._told(rows)
+        self._on_run(rows)
         try:
-            return await self._in_a_thread(feed)
+            return await self._run_in_thread(feed)
         except RefusedError:
             raise
-        except Exception as error:  # onnxruntime has no class of its own for a run that fails
+        except Exception as error:  # onnxruntime has no exception class for a failed run
             raise RefusedError(400, f"the model fails on this input: {' '.join(str(error).split())[:300]}") from error
 
-    async def _in_a_thread(self, feed: Feed) -> dict[str, Array]:
+    async def _run_in_thread(self, feed: Feed) -> dict[str, Array]:
         options = runtime().RunOptions()
         run = asyncio.get_running_loop().run_in_executor(self._pool, self.loaded.run, feed, options)
         try:
@@ -83,43 +86,43 @@ class Runner:
             run.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise RefusedError(504, f"the model did not answer within {self._seconds:g} s") from None
 
-    async def _together(self, feed: Feed, rows: int) -> dict[str, Array]:
-        """Waits for others of the same shapes, until the batch is full or the first has waited long enough."""
+    async def _run_in_batch(self, feed: Feed, rows: int) -> dict[str, Array]:
+        """Waits for requests of the same shapes, until the batch is full or the first has waited long enough."""
         loop = asyncio.get_running_loop()
         key = tuple(array.shape[1:] for array in feed.values())
-        batch = self._waiting.get(key, [])
-        if batch and sum(one.rows for one in batch) + rows > self._batching.size:
+        batch = self._pending.get(key, [])
+        if batch and sum(request.rows for request in batch) + rows > self._batching.size:
             self._start(key)
             batch = []
         if not batch:
-            self._waiting[key] = batch
+            self._pending[key] = batch
             loop.call_later(self._batching.delay, self._start, key, batch)
-        one = _Waiting(feed, rows, loop.create_future())
-        batch.append(one)
-        if sum(other.rows for other in batch) >= self._batching.size:
+        own = _PendingRequest(feed, rows, loop.create_future())
+        batch.append(own)
+        if sum(request.rows for request in batch) >= self._batching.size:
             self._start(key)
-        return await one.done
+        return await own.outputs
 
-    def _start(self, key: Any, batch: list[_Waiting] | None = None) -> None:
-        if batch is not None and self._waiting.get(key) is not batch:
-            return  # it was full before its time
-        task = asyncio.ensure_future(self._run_batch(self._waiting.pop(key)))
-        self._runs.add(task)
-        task.add_done_callback(self._runs.discard)
+    def _start(self, key: Any, batch: list[_PendingRequest] | None = None) -> None:
+        if batch is not None and self._pending.get(key) is not batch:
+            return  # it was full, and started, before its delay was over
+        task = asyncio.ensure_future(self._run_batch(self._pending.pop(key)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _run_batch(self, batch: list[_Waiting]) -> None:
-        rows = sum(one.rows for one in batch)
-        feed = {name: np.concatenate([one.feed[name] for one in batch]) for name in batch[0].feed}
+    async def _run_batch(self, batch: list[_PendingRequest]) -> None:
+        rows = sum(request.rows for request in batch)
+        feed = {name: np.concatenate([request.feed[name] for request in batch]) for name in batch[0].feed}
         try:
-            found = await self._run(feed, rows)
+            outputs = await self._run(feed, rows)
         except BaseException as error:
-            for one in batch:
-                if not one.done.done():
-                    one.done.set_exception(error)
+            for request in batch:
+                if not request.outputs.done():
+                    request.outputs.set_exception(error)
             return
         start = 0
-        for one in batch:
-            part = slice(start, start + one.rows)
-            start += one.rows
-            if not one.done.done():  # whoever asked may have gone
-                one.done.set_result({name: array[part] for name, array in found.items()})
+        for request in batch:
+            part = slice(start, start + request.rows)
+            start += request.rows
+            if not request.outputs.done():  # the client may have hung up
+                request.outputs.set_result({name: array[part] for name, array in outputs.items()})

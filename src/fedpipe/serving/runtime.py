@@ -1,4 +1,4 @@
-"""A version that answers: loaded in onnxruntime after it was tried in a process of its own."""
+"""Loads a version in onnxruntime, after a trial in a separate process."""
 
 from __future__ import annotations
 
@@ -24,76 +24,81 @@ from fedpipe.registry.publication import ModelVersion
 
 Array = npt.NDArray[Any]
 TRIAL_SECONDS = 120.0
-"""What loading and one inference may take."""
-_ROOM = 4 * 2**30
-"""Bytes of address space that a trial may take beyond four times the model."""
+"""Time limit of a trial, which loads the model and runs it."""
+_TRIAL_BYTES = 4 * 2**30
+"""Bytes of address space that a trial may use in addition to four times the model."""
 _SIZES = (1, 8, 64)
-"""Sizes that are tried for dimensions that are free, other than the batch."""
+"""Sizes that a trial tries for free dimensions other than the batch."""
 
 
 class Trial(Struct, frozen=True, kw_only=True):
-    """What a trial showed: whether the first dimension is that of the examples."""
+    """Holds the result of a trial: whether the first dimension counts examples."""
 
     batches: bool
 
 
 class Loaded(NamedTuple):
-    """A version that can answer."""
+    """Holds a version that can answer."""
 
     entry: ModelVersion
     model: OnnxModel
     trial: Trial
 
     def run(self, feed: Mapping[str, Array], options: Any = None) -> dict[str, Array]:
-        """All outputs by name."""
-        found = self.model.run(dict(feed), options)
-        return {spec.name: array for spec, array in zip(self.model.outputs, found, strict=True)}
+        """Returns all outputs by name."""
+        outputs = self.model.run(dict(feed), options)
+        return {spec.name: array for spec, array in zip(self.model.outputs, outputs, strict=True)}
 
 
 def load(entry: ModelVersion, data: bytes, *, threads: int) -> Loaded:
-    """Tries a model in a process of its own, then loads it here: a hostile one takes nobody along.
+    """Tries a model in a separate process, then loads it here: so a hostile model cannot end the server.
+
+    Args:
+        entry: the version.
+        data: the ONNX model.
+        threads: threads of one run.
 
     Raises:
-        CorruptError: it cannot be loaded or run, takes too long or too much memory, or ends the process.
+        CorruptError: it cannot be loaded or run, needs too much time or memory, or ends the trial's process.
     """
-    trial = _tried(entry, data)
+    trial = _run_trial(entry, data)
     try:
         return Loaded(entry, open_model(data, threads=threads, accelerated=True), trial)
     except FedpipeError as error:
         raise CorruptError(error.what, where=str(entry)) from error
     finally:
-        _give_back_memory()
+        _release_memory()
 
 
-def _give_back_memory() -> None:
-    """Returns to the system what earlier versions held: glibc keeps it, and a server would grow for weeks."""
+def _release_memory() -> None:
+    """Returns the memory of earlier versions to the system: glibc keeps it, and a server would grow for weeks."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _tried(entry: ModelVersion, data: bytes) -> Trial:
-    command = [sys.executable, "-m", "fedpipe.serving.runtime", str(4 * len(data) + _ROOM)]
+def _run_trial(entry: ModelVersion, data: bytes) -> Trial:
+    command = [sys.executable, "-m", "fedpipe.serving.runtime", str(4 * len(data) + _TRIAL_BYTES)]
     try:
         done = subprocess.run(command, input=data, capture_output=True, timeout=TRIAL_SECONDS, check=False)  # noqa: S603
     except subprocess.TimeoutExpired as error:
         raise CorruptError(f"the model does not answer within {TRIAL_SECONDS:g} s", where=str(entry)) from error
     if done.returncode == 0:
         return msgspec.json.decode(done.stdout, type=Trial)
-    told = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
+    reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
     raise CorruptError(
-        told if done.returncode == 1 and told else f"the model ended its trial (exit code {done.returncode})",
+        reason if done.returncode == 1 and reason else f"the model ended its trial (exit code {done.returncode})",
         where=str(entry),
     )
 
 
 def try_model(model: OnnxModel) -> Trial:
-    """Runs a model on zeros, for one example and for two. Raises what onnxruntime raises."""
-    size = next(_sizes_that_work(model))
+    """Runs a model on zeros, for one example and for two. Passes on the exceptions of onnxruntime."""
+    size = next(_working_sizes(model))
     free = all(spec.shape and spec.shape[0] is None for spec in (*model.inputs, *model.outputs))
-    return Trial(batches=free and _pairs(model, size))
+    return Trial(batches=free and _takes_pairs(model, size))
 
 
-def _sizes_that_work(model: OnnxModel) -> Iterator[int]:
+def _working_sizes(model: OnnxModel) -> Iterator[int]:
     for size in _SIZES:
         try:
             model.run(_zeros(model, 1, size))
@@ -104,8 +109,8 @@ def _sizes_that_work(model: OnnxModel) -> Iterator[int]:
             yield size
 
 
-def _pairs(model: OnnxModel, size: int) -> bool:
-    """Whether two examples give two answers."""
+def _takes_pairs(model: OnnxModel, size: int) -> bool:
+    """Returns whether two examples give two rows in every output."""
     return all(array.ndim and len(array) == 2 for array in model.run(_zeros(model, 2, size)))
 
 
@@ -120,7 +125,7 @@ def _zeros(model: OnnxModel, batch: int, size: int) -> dict[str, Array]:
 
 
 def cores() -> int:
-    """Cores that this process may use: of its affinity, and of its container's limit.
+    """Returns the number of cores that this process may use, by its affinity and its container's limit.
 
     Source: the Linux kernel's documentation, cgroup-v2, interface file `cpu.max`.
     """
@@ -133,7 +138,10 @@ def cores() -> int:
 
 
 def main() -> int:
-    """The trial: a model on standard input, what it showed on standard output, one line on why it failed."""
+    """Runs a trial: reads a model from standard input, and writes a Trial to standard output.
+
+    A failure is one line on standard error, and exit code 1.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     data = sys.stdin.buffer.read()
     try:
@@ -146,7 +154,7 @@ def main() -> int:
         print(error.what, file=sys.stderr)
         return 1
     except MemoryError:
-        print("the model takes too much memory", file=sys.stderr)
+        print("the model needs too much memory", file=sys.stderr)
         return 1
     except Exception as error:
         print(f"the model fails on zeros: {' '.join(str(error).split())[:200]}", file=sys.stderr)

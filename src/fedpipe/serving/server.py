@@ -1,4 +1,4 @@
-"""The server process: uvicorn with deadlines for slow clients, and an end that lets the last requests finish."""
+"""Runs the server process: uvicorn with deadlines for slow clients, and a shutdown that finishes the last requests."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ from fedpipe.serving.measures import Measures
 
 log = logging.getLogger("fedpipe")
 HEADER_SECONDS = 10.0
-"""What the head of a request may take."""
+"""Time limit for the head of a request."""
 _BACKLOG = 2048
-_GRACE = 30
-"""Seconds that the last requests get at the end."""
+_SHUTDOWN_SECONDS = 30
+"""How long the last requests may take at shutdown."""
 
 
 class Options(NamedTuple):
-    """How to serve.
+    """Configures a server.
 
     Args:
         host: the address to listen at.
-        port: 0: a free one.
-        cache: folder for copies; None: `fedpipe/serve` in the user's cache folder.
-        token: that clients must show; empty: none.
-        poll: seconds between looks for new versions.
-        sessions: runs at a time; 0: one for every four cores, at least one.
-        threads: of one run; 0: cores divided by sessions.
-        batching: whether requests are run together.
-        limits: of a request.
-        drain: seconds between the word that the server ends and the end of taking requests.
-        access_log: whether each request is a line of JSON on standard output.
+        port: the port; 0 chooses a free one.
+        cache: folder for copies of models; None: `fedpipe/serve` in the user's cache folder.
+        token: bearer token that clients must send; empty: none.
+        poll: seconds between checks for new versions.
+        sessions: concurrent runs; 0: one for every four cores, at least one.
+        threads: threads of one run; 0: cores divided by sessions.
+        batching: how requests are combined.
+        limits: limits of requests.
+        drain: seconds after SIGTERM in which the server still accepts requests.
+        access_log: write each request as a line of JSON to standard output.
     """
 
     host: str = "127.0.0.1"
@@ -76,25 +76,25 @@ class Options(NamedTuple):
 
 
 class _Protocol(HttpToolsProtocol):
-    """Hangs up when the head of a request does not arrive in time, and answers in JSON what is no HTTP."""
+    """Hangs up when the head of a request does not arrive in time, and answers invalid HTTP in JSON."""
 
-    _guard: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch()
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        if self._guard is None and (self.cycle is None or self.cycle.response_complete):
-            self._watch()
+        if self._timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._start_timer()
         super().data_received(data)
 
     def on_headers_complete(self) -> None:
-        self._unwatch()
+        self._stop_timer()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._unwatch()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -103,21 +103,21 @@ class _Protocol(HttpToolsProtocol):
         self.transport.write(b"%s%d\r\n\r\n%s" % (head, len(body), body))
         self.transport.close()
 
-    def _watch(self) -> None:
-        self._guard = self.loop.call_later(HEADER_SECONDS, self._hang_up)
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(HEADER_SECONDS, self._hang_up)
 
-    def _unwatch(self) -> None:
-        if self._guard is not None:
-            self._guard.cancel()
-            self._guard = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _hang_up(self) -> None:
-        self._guard = None
+        self._timer = None
         self.transport.abort()
 
 
 class _Server(uvicorn.Server):
-    """Says first that it is not ready any more, and takes requests for a while yet: routers need time to hear of it."""
+    """Reports first that it is not ready, and still accepts requests for a while: routers need time to react."""
 
     def __init__(self, config: uvicorn.Config, app: App, drain: float) -> None:
         super().__init__(config)
@@ -129,82 +129,87 @@ class _Server(uvicorn.Server):
             self.should_exit = True
             return
         self._app.draining = True
-        log.info("ending in %g s", self._drain)
+        log.info("shutting down in %g s", self._drain)
         timer = threading.Timer(self._drain, setattr, (self, "should_exit", True))
         timer.daemon = True
         timer.start()
 
 
-def _cache(uri: str, given: Path | None) -> Store:
-    home = given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedpipe" / "serve"
-    folder = home / hashlib.sha256(uri.encode()).hexdigest()[:16]
+def _open_cache(uri: str, folder: Path | None) -> Store:
+    base = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedpipe" / "serve"
+    of_store = base / hashlib.sha256(uri.encode()).hexdigest()[:16]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        of_store.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the folder for copies cannot be made: {error.strerror}", where=str(folder)) from error
-    return LocalStore(folder)
+        raise InputError(
+            f"the folder for copies cannot be created: {error.strerror}",
+            where=str(of_store),
+            remedy="Choose a writable folder with --cache.",
+        ) from error
+    return LocalStore(of_store)
 
 
-def serve(place: Location, options: Options, *, told: Callable[[str], None] = lambda _: None) -> None:
+def serve(location: Location, options: Options, *, on_listening: Callable[[str], None] = lambda _: None) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Args:
-        place: where the models are.
-        options: how.
-        told: hears the server's address once it listens.
+        location: where the models are.
+        options: the configuration.
+        on_listening: receives the server's address once it listens.
 
     Raises:
-        InputError: the address or the folder for copies cannot be had.
+        InputError: the address is not available, or the folder for copies cannot be created.
         MissingExtraError: a package of the extra `serve` is not installed.
     """
     runtime()
-    cache = None if place.is_local else _cache(place.store.uri, options.cache)
-    catalogue = Catalogue(place, cache)
-    listener = _listening(options.host, options.port)
+    cache = None if location.is_local else _open_cache(location.store.uri, options.cache)
+    catalogue = Catalogue(location, cache)
+    listener = _listen(options.host, options.port)
     _allow_many_connections()
-    sessions = options.sessions or max(1, cores() // 4)  # few that are wide: as much a second, and sooner
+    sessions = options.sessions or max(1, cores() // 4)  # few with many threads: same throughput, lower latency
     threads = options.threads or max(1, cores() // sessions)
     measures = Measures()
     follower = Follower(
         catalogue, lambda entry, data: load(entry, data, threads=threads),
-        failed=lambda entry, _: measures.failed(entry.name, entry.version), changed=measures.changed,
+        on_failure=lambda entry, _: measures.record_failure(entry.name, entry.version),
+        on_change=measures.record_change,
     )  # fmt: skip
-    ended = threading.Event()
+    stop = threading.Event()
     with contextlib.closing(listener), ThreadPoolExecutor(sessions, "run") as pool:
         app = App(
             follower, measures, pool, limits=options.limits, batching=options.batching, token=options.token,
             access_log=options.access_log,
         )  # fmt: skip
-        following = threading.Thread(target=follower.follow, args=(options.poll, ended), name="follower", daemon=True)
+        following = threading.Thread(target=follower.follow, args=(options.poll, stop), name="follower", daemon=True)
         following.start()
-        told(_address(listener))
+        on_listening(_address(listener))
         try:
             _Server(_config(app), app, options.drain).run(sockets=[listener])
         except KeyboardInterrupt:
             pass
         finally:
-            ended.set()
+            stop.set()
 
 
 def _config(app: App) -> uvicorn.Config:
     return uvicorn.Config(
         app, loop="uvloop", http=_Protocol, ws="none", lifespan="off", log_config=None, access_log=False,
-        server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=_GRACE, backlog=_BACKLOG,
+        server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=_SHUTDOWN_SECONDS, backlog=_BACKLOG,
     )  # fmt: skip
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(_BACKLOG)  # whoever asks before the first model is loaded waits
+        listener.listen(_BACKLOG)  # clients that connect before the server runs wait
     except (OSError, OverflowError, UnicodeError) as error:
         raise InputError(
-            f"the address cannot be had: {getattr(error, 'strerror', None) or error}",
+            f"the address is not available: {getattr(error, 'strerror', None) or error}",
             where=f"{host}:{port}",
-            remedy="Choose another --host or --port; port 0 takes a free one.",
+            remedy="Choose another --host or --port; port 0 chooses a free one.",
         ) from error
     return listener
 
@@ -215,7 +220,7 @@ def _address(listener: socket.socket) -> str:
 
 
 def _allow_many_connections() -> None:
-    """Takes as many open files as this process may have: idle connections must not keep others out."""
+    """Raises the limit of open files as far as allowed, so that idle connections do not keep others out."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

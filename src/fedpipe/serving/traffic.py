@@ -1,4 +1,4 @@
-"""Which versions of a model answer: the latest, a pinned one, or a canary beside it. Recorded by compare-and-swap."""
+"""Defines the traffic of a model: which versions answer its requests. Stored with compare-and-swap."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode
 
 Version = Annotated[int, Meta(ge=1, le=2**53)]
-KEPT = 100
-"""Changes of a policy that it remembers."""
+KEPT_DECISIONS = 100
+"""Decisions that the traffic of a model records."""
 
 
 class Split(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who answers.
+    """Splits the requests for a model between its versions.
 
     Args:
         kind: `latest`, the newest version that loads; `pinned`, `version`; `canary`, `canary` for a share of the
             requests and `version` for the others.
+        version: the pinned version, or the one that keeps the requests that the canary does not get.
+        canary: the version on trial.
+        share: share of the requests that go to the canary.
     """
 
     kind: Literal["latest", "pinned", "canary"] = "latest"
@@ -29,9 +32,9 @@ class Split(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     share: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
     def __post_init__(self) -> None:
-        wanted = {"latest": (False, False), "pinned": (True, False), "canary": (True, True)}[self.kind]
-        if (self.version is not None, self.canary is not None) != wanted:
-            raise ValueError(f"the versions do not fit a policy that is {self.kind}")
+        required = {"latest": (False, False), "pinned": (True, False), "canary": (True, True)}[self.kind]
+        if (self.version is not None, self.canary is not None) != required:
+            raise ValueError(f"the versions do not fit a split of kind {self.kind!r}")
 
     def __str__(self) -> str:
         if self.kind == "canary":
@@ -39,23 +42,31 @@ class Split(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return f"version {self.version}" if self.kind == "pinned" else "the latest version"
 
 
-class Change(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was decided, and when, in seconds since 1970."""
+class Decision(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Records a split, and when it was decided, in seconds since 1970."""
 
-    rule: Split
+    split: Split
     time: float
 
 
 class Traffic(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The rule that holds and the last hundred decisions, the newest last."""
+    """Holds the current split of a model and its last hundred decisions, the newest last."""
 
     format: int = 1
-    rule: Split = Split()
-    changes: tuple[Change, ...] = ()
+    split: Split = Split()
+    decisions: tuple[Decision, ...] = ()
 
 
 def read_traffic(models: Store, name: str) -> tuple[Traffic, str]:
-    """The policy and its version in the store; the default and "" when there is none. Raises CorruptError."""
+    """Returns a model's traffic and its version in the store; the default and "" if none is stored.
+
+    Args:
+        models: the folder that holds the model.
+        name: the model.
+
+    Raises:
+        CorruptError: the stored traffic is invalid.
+    """
     key = keys.traffic(name)
     try:
         blob = models.read(key)
@@ -63,5 +74,5 @@ def read_traffic(models: Store, name: str) -> tuple[Traffic, str]:
         return Traffic(), ""
     try:
         return decode(blob.data, Traffic, where=f"{models.uri}/{key}"), blob.version
-    except ValueError as error:  # of __post_init__ where msgspec passes it on
+    except ValueError as error:  # msgspec passes on some errors of __post_init__
         raise CorruptError(str(error), where=f"{models.uri}/{key}") from error

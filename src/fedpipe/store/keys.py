@@ -217,8 +217,8 @@ def signature(name: str, version: int) -> str:
 
 
 def traffic(name: str) -> str:
-    """Returns the key of the policy that says which versions of a model answer, below MODELS."""
-    return f"{name}/policy.json"
+    """Returns the key of the traffic of a model: the versions that answer, below MODELS."""
+    return f"{name}/traffic.json"
 
 
 Party = Literal["owner", "learners", "coordinator", "server", "administrator"]
@@ -274,11 +274,11 @@ TABLE = (
     Row("probe-<name>", _OWN, "a check of conditional writes; removed at once"),
     Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, central test set"),
     Row("coordinator/<sha256>", _OWN, "states of server optimizers and aggregators"),
-    Row("runs/<run>/shards", _GLOBAL, "what the shards were made from, and their digests"),
-    Row("runs/<run>/board", _GLOBAL, "a session: what is asked for now ([sessions](sessions.md))"),
+    Row("runs/<run>/shards", _GLOBAL, "the inputs of the shards, and their digests"),
+    Row("runs/<run>/board", _GLOBAL, "a session: the current request ([sessions](sessions.md))"),
     Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),
-    Row("runs/<run>/<round>/record", _GLOBAL, "what was committed: updates, dropped learners, rule, result"),
-    Row("runs/<run>/<round>/candidate", _GLOBAL, "what was aggregated, when learners vote on it"),
+    Row("runs/<run>/<round>/record", _GLOBAL, "the committed round: updates, dropped learners, rule, result"),
+    Row("runs/<run>/<round>/candidate", _GLOBAL, "the aggregate, when learners vote on it"),
     Row("runs/<run>/<round>/<step>.time", _GLOBAL, "how long a step took"),
     Row("runs/<run>/<round>/tensorboard/<file>", _GLOBAL, "TensorBoard event files of a simulation"),
     Row("runs/<run>/program/<round>", _GLOBAL, "states of a simulation"),
@@ -289,8 +289,8 @@ TABLE = (
     Row("learners/<learner>/shard", _DEALT, "the manifest of the learner's current shard"),
     Row("learners/<learner>/objects/<sha256>", _DEALT, "shards, weights of updates, optimizer states"),
     Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
-    Row("learners/<learner>/ledger/<number>", _LEARNERS, "a private training: what has been spent, over all runs"),
-    Row("learners/<learner>/runs/<run>/sign", _LEARNERS, "a session: what the learner did last"),
+    Row("learners/<learner>/ledger/<number>", _LEARNERS, "a private training: the spent budget, over all runs"),
+    Row("learners/<learner>/runs/<run>/sign", _LEARNERS, "a session: the learner's last answer"),
     Row("learners/<learner>/runs/<run>/<round>/update", _LEARNERS, "its update: base, digest, examples, metrics"),
     Row("learners/<learner>/runs/<run>/<round>/dropped[-<attempt>]", _LEARNERS, "why it did not take part"),
     Row("learners/<learner>/runs/<run>/<round>/ballot", _LEARNERS, "its vote, and its scores of base and candidate"),
@@ -298,9 +298,9 @@ TABLE = (
     Row("learners/<learner>/runs/<run>/<round>/<step>.time", _LEARNERS, "how long its step took"),
     Row("learners/<learner>/runs/<run>/<round>/tensorboard/<file>", _LEARNERS, "its TensorBoard event files"),
     Row("learners/<learner>/runs/<run>/score", _LEARNERS, "the sums of its test of the final model"),
-    Row("models/<model>/<version>/origin.json", _PUBLISHED, "what a version was made from, and the model's digest"),
+    Row("models/<model>/<version>/origin.json", _PUBLISHED, "the origin of a version, and the model's digest"),
     Row("models/<model>/<version>/signature.json", _PUBLISHED, "who published it, if the coordinator is enrolled"),
     Row("models/<model>/<version>/model.onnx", _PUBLISHED, "the model; a version is never overwritten"),
-    Row("models/<model>/policy.json", _PUBLISHED, "which versions answer ([serving](serving.md))"),
+    Row("models/<model>/traffic.json", _PUBLISHED, "which versions answer ([serving](serving.md))"),
     Row("enrolled", _ENROLLED, "public keys of those who must sign ([identities](identities.md))"),
 )

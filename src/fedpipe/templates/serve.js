@@ -1,10 +1,10 @@
 "use strict";
-// Everything that a server sends is put on the page as text, never as markup.
+// Data from the server is inserted as text, never as markup.
 const at = (id) => document.getElementById(id);
 const models = new Map();
 let token = "";
 
-async function asked(path, options = {}) {
+async function request(path, options = {}) {
   const headers = token ? { authorization: `Bearer ${token}` } : {};
   const response = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
   const answer = await response.json().catch(() => ({ error: `HTTP ${response.status}` }));
@@ -19,24 +19,24 @@ function cell(row, text) {
 
 const shapeOf = (tensor) => `${tensor.name}: ${tensor.datatype} [${tensor.shape.map((n) => (n < 0 ? "n" : n)).join(", ")}]`;
 
-async function look() {
+async function refresh() {
   try {
-    const found = await asked("models");
+    const found = await request("models");
     const body = at("models").tBodies[0];
     body.replaceChildren();
     models.clear();
     for (const model of found.models) {
       const row = body.insertRow();
-      const troubles = Object.entries(model.failed).map(([version, why]) => `version ${version}: ${why}`);
+      const failures = Object.entries(model.failed).map(([version, why]) => `version ${version}: ${why}`);
       cell(row, model.name);
-      cell(row, model.version ? `version ${model.version}${model.canary ? `, canary ${model.canary}` : ""} (${model.policy})` : "nobody yet");
+      cell(row, model.version ? `version ${model.version}${model.canary ? `, canary ${model.canary}` : ""} (${model.traffic})` : "no version yet");
       cell(row, (model.inputs || []).map(shapeOf).join("; "));
       cell(row, (model.outputs || []).map(shapeOf).join("; "));
-      cell(row, troubles.join("; ") || "none");
+      cell(row, failures.join("; ") || "none");
       if (model.inputs) models.set(model.name, model);
     }
-    const chosen = at("model").value;
-    at("model").replaceChildren(...[...models.keys()].map((name) => new Option(name, name, false, name === chosen)));
+    const before = at("model").value;
+    at("model").replaceChildren(...[...models.keys()].map((name) => new Option(name, name, false, name === before)));
     at("state").textContent = found.trouble ? `The store does not answer: ${found.trouble}` : models.size ? "" : "No model is served yet.";
     at("models").hidden = !found.models.length;
     at("try").hidden = !models.size;
@@ -46,7 +46,7 @@ async function look() {
   }
 }
 
-function wanted() {
+function chosen() {
   const model = models.get(at("model").value);
   const shape = model ? model.inputs[0].shape.slice(1).map((n) => (n < 0 ? 1 : n)) : [];
   return { model, shape, count: shape.reduce((a, b) => a * b, 1) };
@@ -58,13 +58,13 @@ const pictureOf = (shape) => {
 };
 
 function choose() {
-  const { shape, count } = wanted();
+  const { shape, count } = chosen();
   at("picture").hidden = !pictureOf(shape);
-  at("count").textContent = `${count} of them`;
+  at("count").textContent = `${count} required`;
 }
 
 async function read(file) {
-  const { model, shape } = wanted();
+  const { model, shape } = chosen();
   const picture = pictureOf(shape);
   const bitmap = await createImageBitmap(file, { resizeWidth: picture.width, resizeHeight: picture.height, resizeQuality: "pixelated" });
   const canvas = at("shown");
@@ -85,17 +85,17 @@ async function read(file) {
 }
 
 async function ask() {
-  const { model, shape, count } = wanted();
+  const { model, shape, count } = chosen();
   for (const id of ["error", "answer"]) at(id).textContent = "";
   at("bars").tBodies[0].replaceChildren();
   const row = at("row").value.split(/[\s,;]+/).filter(Boolean).map(Number);
   try {
     if (row.some(Number.isNaN)) throw new Error("Not all of these are numbers.");
-    if (row.length !== count) throw new Error(`These are ${row.length} numbers, the model takes ${count}.`);
-    if (model.inputs.length > 1) throw new Error("The model takes more than one input; this page can give only one.");
+    if (row.length !== count) throw new Error(`These are ${row.length} numbers, but the model takes ${count}.`);
+    if (model.inputs.length > 1) throw new Error("The model takes more than one input, but this page can send only one.");
     const input = { name: model.inputs[0].name, datatype: model.inputs[0].datatype, shape: [1, ...shape], data: row };
     const started = performance.now();
-    const answer = await asked(`v2/models/${encodeURIComponent(model.name)}/infer`, {
+    const answer = await request(`v2/models/${encodeURIComponent(model.name)}/infer`, {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify({ inputs: [input] }),
@@ -127,13 +127,13 @@ function show(model, answer, milliseconds) {
 at("model").addEventListener("change", choose);
 at("file").addEventListener("change", () => {
   const [file] = at("file").files;
-  if (file) read(file).catch(() => { at("error").textContent = "This is no picture that the browser can read."; });
+  if (file) read(file).catch(() => { at("error").textContent = "The browser cannot read this file as a picture."; });
 });
 at("ask").addEventListener("click", ask);
 at("access").addEventListener("submit", (event) => {
   event.preventDefault();
   token = at("token").value;
-  look();
+  refresh();
 });
-look();
-setInterval(look, 10000);
+refresh();
+setInterval(refresh, 10000);

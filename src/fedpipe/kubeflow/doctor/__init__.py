@@ -1,1 +1,1 @@
-"""Finds what keeps a federation from running on a cluster; changes nothing."""
+"""Finds problems that keep a federation from running on a cluster; changes nothing."""

@@ -1,6 +1,6 @@
-"""What keeps a federation from running on a cluster, found before it runs: nothing is changed.
+"""Runs the checks of `fedpipe doctor` before a federation runs on a cluster; changes nothing.
 
-Each part is looked at on its own: a store that cannot be reached does not hide a node pool that is missing.
+Each part is checked on its own: a store that cannot be reached does not hide a missing node pool.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from pathlib import Path
 from fedpipe.errors import ClusterError, FedpipeError, InputError, StoreError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
-from fedpipe.kubeflow.clients import Kubernetes, mapped, open_kfp, open_kubernetes
-from fedpipe.kubeflow.doctor.finding import SECONDS, Finding
-from fedpipe.kubeflow.doctor.nodes import Node, check_pools, find_nodes
+from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kfp, open_kubernetes
+from fedpipe.kubeflow.doctor.finding import REQUEST_SECONDS, Finding
+from fedpipe.kubeflow.doctor.nodes import Node, check_nodes, list_nodes
 from fedpipe.kubeflow.doctor.quotas import check_quotas
 from fedpipe.kubeflow.doctor.secrets import check_images, check_secrets
-from fedpipe.kubeflow.doctor.store import check_enrolment, check_store, signers_of
-from fedpipe.kubeflow.forwarding import reached
+from fedpipe.kubeflow.doctor.store import check_enrolment, check_store, find_signers
+from fedpipe.kubeflow.forwarding import reachable_store
 from fedpipe.kubeflow.where import Where
 from fedpipe.store import chosen_uri
 
-_TESTED = "2.16"
+_TESTED_VERSION = "2.16"
 
 
 def diagnose(
     source: str | Path, *, where: Where, store: str | None = None, listener: Callable[[Finding], None] = lambda _: None
 ) -> list[Finding]:
-    """Looks at store, KFP, images, secrets, node pools and quotas.
+    """Checks store, KFP, images, secrets, node pools and quotas.
 
     Args:
         source: the federation file.
         where: where Kubeflow is.
         store: URI of the store instead of the federation's, such as one that this machine can reach.
-        listener: hears each finding at once.
+        listener: receives each finding as soon as it is made.
 
     Raises:
         FederationError: the file itself is wrong.
     """
     federation = read_federation(Path(source))
     uri = chosen_uri(store, federation.store_uri)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     parts: tuple[Callable[[], Iterator[Finding]], ...] = (
         lambda: check_store(federation, uri, where),
         lambda: _check_kfp(where),
@@ -50,32 +50,35 @@ def diagnose(
     )
     for part in parts:
         for finding in part():
-            found.append(finding)
+            findings.append(finding)
             listener(finding)
-    return found
+    return findings
 
 
-def check_startable(federation: Federation, uri: str, where: Where) -> None:
-    """Refuses a federation whose pods could never start or would not count, where store and Kubernetes can be asked.
+def check_startable(federation: Federation, pod_uri: str, where: Where) -> None:
+    """Refuses a federation whose pods could never start, or whose updates would be refused.
+
+    A store or a cluster that does not answer is no reason to refuse.
 
     Args:
         federation: the federation.
-        uri: of its store, as pods reach it.
+        pod_uri: URI of its store, as pods reach it.
         where: where Kubeflow is.
 
     Raises:
-        InputError: a learner is not enrolled, a Secret lacks, or no node could ever fit a step.
+        InputError: a learner is not enrolled, a Secret is missing or incomplete, or a step fits on no node.
     """
     findings: list[Finding] = []
-    with contextlib.suppress(ClusterError, StoreError), reached(uri, where) as near:
-        findings += [finding for finding in check_enrolment(federation, near) if finding.subject != "store"]
-    with contextlib.suppress(ClusterError):  # nodes may not be looked at: pods will tell, and `watch` shows it
+    with contextlib.suppress(ClusterError, StoreError), reachable_store(pod_uri, where) as uri:
+        findings += [finding for finding in check_enrolment(federation, uri) if finding.subject != "store"]
+    with contextlib.suppress(ClusterError):  # listing nodes may be forbidden: then `watch` shows pods that wait
         cluster = open_kubernetes(where)
-        findings += [*check_secrets(federation, cluster, signers_of(federation, uri, where))]
-        findings += check_pools(federation, find_nodes(cluster))
+        findings += [*check_secrets(federation, cluster, find_signers(federation, pod_uri, where))]
+        findings += check_nodes(federation, list_nodes(cluster))
     for finding in findings:
         if finding.level == "error":
-            raise InputError(finding.what, where=finding.subject, remedy=f"{finding.remedy} Or --force.")
+            remedy = f"{finding.remedy.rstrip('.')}. Or use --force to submit anyway."
+            raise InputError(finding.what, where=finding.subject, remedy=remedy)
 
 
 def _check_kfp(where: Where) -> Iterator[Finding]:
@@ -88,44 +91,45 @@ def _check_kfp(where: Where) -> Iterator[Finding]:
     yield Finding("ok", "kubeflow", f"Kubeflow Pipelines {version} answers at {kfp.host}")
     if (numbers := re.match(r"v?(\d+)\.(\d+)", version)) and not (2, 5) <= tuple(map(int, numbers.groups())) < (2, 18):
         yield Finding(
-            "warning", "kubeflow", f"version {version} is outside of 2.5 to 2.17, for which the client is made",
-            f"fedpipe's pipelines were run on {_TESTED}.",
+            "warning", "kubeflow", f"version {version} is outside the range 2.5 to 2.17 that the client supports",
+            f"Use version {_TESTED_VERSION}, on which fedpipe's pipelines were run.",
         )  # fmt: skip
 
 
-def _check_cluster(federation: Federation, uri: str, where: Where) -> Iterator[Finding]:
+def _check_cluster(federation: Federation, pod_uri: str, where: Where) -> Iterator[Finding]:
     try:
         cluster = open_kubernetes(where)
-        with mapped("Kubernetes"):
-            cluster.core.list_namespaced_pod(cluster.namespace, limit=1, _request_timeout=SECONDS)
+        with cluster_errors("Kubernetes"):
+            cluster.core.list_namespaced_pod(cluster.namespace, limit=1, _request_timeout=REQUEST_SECONDS)
     except FedpipeError as error:
         yield Finding("error", "kubernetes", str(error))
         return
     yield Finding("ok", "kubernetes", f"answers; runs are in namespace {cluster.namespace}")
-    yield from _check_launcher(cluster)
-    yield from check_secrets(federation, cluster, signers_of(federation, uri, where))
+    yield _check_launcher(cluster)
+    yield from check_secrets(federation, cluster, find_signers(federation, pod_uri, where))
     nodes: list[Node] | None = None
     try:
-        nodes = find_nodes(cluster)
+        nodes = list_nodes(cluster)
     except ClusterError as error:
-        yield Finding("warning", "nodes", f"cannot be looked at: {error.what}", "Ask for the right to list nodes.")
+        yield Finding("warning", "nodes", f"cannot be listed: {error.what}", "Ask for permission to list nodes.")
     yield from check_images(federation, cluster, nodes or [])
     if nodes is not None:
-        yield from check_pools(federation, nodes)
+        yield from check_nodes(federation, nodes)
     yield from check_quotas(federation, cluster)
 
 
-def _check_launcher(cluster: Kubernetes) -> Iterator[Finding]:
+def _check_launcher(cluster: Kubernetes) -> Finding:
     try:
-        with mapped("kfp-launcher"):
-            found = cluster.core.read_namespaced_config_map("kfp-launcher", cluster.namespace, _request_timeout=SECONDS)
+        with cluster_errors("kfp-launcher"):
+            settings = cluster.core.read_namespaced_config_map(
+                "kfp-launcher", cluster.namespace, _request_timeout=REQUEST_SECONDS
+            )
     except ClusterError as error:
-        remedy = "Make it with `defaultPipelineRoot`, or give --pipeline-root when you submit."
-        yield Finding("warning", "kfp-launcher", f"is not to be read: {error.what}; KFP takes its own defaults", remedy)
-        return
-    root = (found.data or {}).get("defaultPipelineRoot", "")
-    if not re.match(r"(minio|s3|gs)://[^/]+", root):
-        what = f"defaultPipelineRoot {root!r} is no place for artifacts" if root else "sets no defaultPipelineRoot"
-        yield Finding("warning", "kfp-launcher", what, "Such as s3://bucket/artifacts, with `providers` for its keys.")
-    else:
-        yield Finding("ok", "kfp-launcher", f"artifacts go to {root}")
+        remedy = "Create it with `defaultPipelineRoot`, or pass --pipeline-root when you submit."
+        return Finding("warning", "kfp-launcher", f"cannot be read: {error.what}; KFP uses its own defaults", remedy)
+    root = (settings.data or {}).get("defaultPipelineRoot", "")
+    if re.match(r"(minio|s3|gs)://[^/]+", root):
+        return Finding("ok", "kfp-launcher", f"artifacts go to {root}")
+    what = f"defaultPipelineRoot {root!r} is not a valid URI for artifacts" if root else "has no defaultPipelineRoot"
+    remedy = "Set it, for example to s3://bucket/artifacts, with `providers` for its keys."
+    return Finding("warning", "kfp-launcher", what, remedy)

@@ -11,26 +11,29 @@ import yaml
 
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.placement import NodeExpression, Placement
-from fedpipe.kubeflow.clients import Kubernetes, mapped
-from fedpipe.kubeflow.doctor.finding import SECONDS, Finding
+from fedpipe.kubeflow.clients import Kubernetes, cluster_errors
+from fedpipe.kubeflow.doctor.finding import REQUEST_SECONDS, Finding
+
+Requests = Mapping[str, Decimal]
+"""Cores, bytes and accelerators by resource name."""
 
 
 class Node(NamedTuple):
-    """A node of the cluster: its labels, taints, room and images."""
+    """Describes a node of the cluster; its taints are those that keep pods away."""
 
     name: str
     labels: Mapping[str, str]
     taints: tuple[Any, ...]
-    room: Mapping[str, Decimal]
+    allocatable: Requests
     images: tuple[str, ...]
 
 
-def find_nodes(cluster: Kubernetes) -> list[Node]:
-    """List the nodes of the cluster. Raises ClusterError."""
+def list_nodes(cluster: Kubernetes) -> list[Node]:
+    """Lists the nodes of the cluster. Raises ClusterError."""
     from kubernetes.utils.quantity import parse_quantity
 
-    with mapped("nodes"):
-        found = cluster.core.list_node(_request_timeout=SECONDS).items
+    with cluster_errors("nodes"):
+        found = cluster.core.list_node(_request_timeout=REQUEST_SECONDS).items
     return [
         Node(
             node.metadata.name,
@@ -43,40 +46,16 @@ def find_nodes(cluster: Kubernetes) -> list[Node]:
     ]
 
 
-def check_pools(federation: Federation, nodes: list[Node]) -> Iterator[Finding]:
-    """Whether each learner's steps could ever be placed."""
-    for who, placement in placements_of(federation):
-        yield _placed(who, placement, nodes)
+def check_nodes(federation: Federation, nodes: list[Node]) -> Iterator[Finding]:
+    """Checks that each step fits on a node, and that the learners of a session fit at the same time."""
+    for owner, placement in placements_of(federation):
+        yield _check_placement(owner, placement, nodes)
     if federation.in_sessions:
-        yield from _together(federation, nodes)
-
-
-def _together(federation: Federation, nodes: list[Node]) -> Iterator[Finding]:
-    """Whether learners that share nodes want no more at the same time, as in a session, than these nodes have."""
-    learners = [
-        (requests_of(placement), frozenset(node.name for node in _fitting(placement, nodes)))
-        for _, placement in placements_of(federation)[: len(federation.learners)]
-    ]
-    for pool in sorted({names for _, names in learners if names}, key=sorted):
-        sharing = [wanted for wanted, names in learners if names <= pool and names]
-        members = [node for node in nodes if node.name in pool]
-        short = []
-        for resource in sorted({name for wanted in sharing for name in wanted}):
-            asked = sum((wanted.get(resource, Decimal(0)) for wanted in sharing), Decimal(0))
-            there = sum((node.room.get(resource, Decimal(0)) for node in members), Decimal(0))
-            if asked > there:
-                short.append(f"{amount_text(resource, asked)} {resource} wanted, {amount_text(resource, there)} there")
-        if short:
-            yield Finding(
-                "warning", f"{len(sharing)} learners of {', '.join(sorted(pool)[:3])}{' ...' if len(pool) > 3 else ''}",
-                f"{'; '.join(short)}, at the same time, as a session needs them",
-                "Rounds go on without those that wait. Unless the pool grows by itself, give it more nodes, or set "
-                "training.rounds_per_step to 1: then trainings take turns.",
-            )  # fmt: skip
+        yield from _check_session(federation, nodes)
 
 
 def placements_of(federation: Federation) -> list[tuple[str, Placement]]:
-    """Who is placed how: each learner's heaviest kind of step, and the coordinator's kinds of which the file tells."""
+    """Lists owners and placements: the heaviest step of each learner, then the coordinator's steps in the file."""
     kind = "learn" if federation.in_sessions else "train"
     by_kind = {str(name): placement for name, placement in federation.placement.items()}
     found = [(m.name, m.placement.over(by_kind.get(kind, Placement()))) for m in federation.learners]
@@ -84,76 +63,109 @@ def placements_of(federation: Federation) -> list[tuple[str, Placement]]:
     return found
 
 
-def _placed(who: str, placement: Placement, nodes: list[Node]) -> Finding:
-    wanted = requests_of(placement)
-    labels = ", ".join(f"{key}={value}" for key, value in placement.node_selector.items())
-    matching = [node for node in nodes if _matches(placement, node.labels)]
-    if not matching:
-        what = f"no node has the labels {labels}" if labels else "no node has what the affinity asks"
-        known = sorted({f"{k}={v}" for n in nodes for k, v in n.labels.items() if k in placement.node_selector})
-        seen = f" Nodes have {', '.join(known)}." if known else ""
-        return Finding("error", who, what, f"Label a node pool so, or change the placement.{seen}")
-    tolerated = [node for node in matching if not _untolerated(placement, node)]
+def requests_of(placement: Placement) -> Requests:
+    """Returns the resources that a pod requests from its node."""
+    from kubernetes.utils.quantity import parse_quantity
+
+    values = {"cpu": placement.cpu_request or placement.cpu, "memory": placement.memory_request or placement.memory}
+    requests = {name: parse_quantity(_kubernetes_unit(value)) for name, value in values.items() if value}
+    if placement.accelerator:
+        requests[placement.accelerator.type] = Decimal(placement.accelerator.count)
+    return requests
+
+
+def _kubernetes_unit(value: str) -> str:
+    return re.sub(r"K$", "k", value)  # KFP writes kilobytes with a capital K
+
+
+def format_amount(resource: str, amount: Decimal) -> str:
+    """Formats memory in Gi, and other resources as plain numbers."""
+    return f"{float(amount) / 2**30:.3g}Gi" if resource == "memory" else f"{amount.normalize():f}"
+
+
+def _check_placement(owner: str, placement: Placement, nodes: list[Node]) -> Finding:
+    selected = [node for node in nodes if _selects(placement, node.labels)]
+    if not selected:
+        return _no_selected_node(owner, placement, nodes)
+    tolerated = [node for node in selected if not _untolerated_taints(placement, node)]
     if not tolerated:
-        taint = _untolerated(placement, matching[0])[0]
-        toleration = {"key": taint.key, "effect": taint.effect}
-        toleration |= {"value": taint.value} if taint.value else {"operator": "Exists"}
-        shown = yaml.safe_dump([toleration], default_flow_style=True, width=1000).strip()
-        return Finding(
-            "error", who, f"the taint {taint.key}={taint.value or ''}:{taint.effect} of its nodes is not tolerated",
-            f"Add to its placement: tolerations: {shown}",
-        )  # fmt: skip
-    fitting = _fitting(placement, tolerated)
-    asked = (
-        ", ".join(f"{amount_text(name, amount)} {name}" for name, amount in wanted.items()) or "nothing in particular"
-    )
-    if not fitting:
-        most = {name: max(node.room.get(name, Decimal(0)) for node in tolerated) for name in wanted}
-        short = ", ".join(f"{amount_text(n, most[n])} {n}" for n, v in wanted.items() if most[n] < v)
-        what = f"asks for {asked}; its nodes have at most {short}" if short else f"no one node has {asked} together"
-        return Finding("error", who, what, "Ask for less, or give the pool larger nodes.")
-    return Finding("ok", who, f"fits on {len(fitting)} of {len(nodes)} nodes: {asked}")
+        return _no_tolerated_node(owner, _untolerated_taints(placement, selected[0])[0])
+    requests = requests_of(placement)
+    fitting = [node for node in tolerated if _has_room(node, requests)]
+    requested = ", ".join(f"{format_amount(name, amount)} {name}" for name, amount in requests.items())
+    if fitting:
+        return Finding("ok", owner, f"fits on {len(fitting)} of {len(nodes)} nodes: {requested or 'requests nothing'}")
+    most = {name: max(node.allocatable.get(name, Decimal(0)) for node in tolerated) for name in requests}
+    short = ", ".join(f"{format_amount(n, most[n])} {n}" for n, amount in requests.items() if most[n] < amount)
+    what = f"requests {requested}; its nodes have at most {short}" if short else f"no single node has {requested}"
+    return Finding("error", owner, what, "Request less, or add larger nodes to the pool.")
 
 
-def _fitting(placement: Placement, nodes: list[Node]) -> list[Node]:
-    """Nodes on which a pod could run, were they empty."""
-    wanted = requests_of(placement)
+def _no_selected_node(owner: str, placement: Placement, nodes: list[Node]) -> Finding:
+    labels = ", ".join(f"{key}={value}" for key, value in placement.node_selector.items())
+    what = f"no node has the labels {labels}" if labels else "no node matches the affinity"
+    present = sorted({f"{k}={v}" for node in nodes for k, v in node.labels.items() if k in placement.node_selector})
+    hint = f" Nodes have {', '.join(present)}." if present else ""
+    return Finding("error", owner, what, f"Label a node pool accordingly, or change the placement.{hint}")
+
+
+def _no_tolerated_node(owner: str, taint: Any) -> Finding:
+    toleration = {"key": taint.key, "effect": taint.effect}
+    toleration |= {"value": taint.value} if taint.value else {"operator": "Exists"}
+    yaml_line = yaml.safe_dump([toleration], default_flow_style=True, width=1000).strip()
+    return Finding(
+        "error", owner, f"the taint {taint.key}={taint.value or ''}:{taint.effect} of its nodes is not tolerated",
+        f"Add to its placement: tolerations: {yaml_line}",
+    )  # fmt: skip
+
+
+def _check_session(federation: Federation, nodes: list[Node]) -> Iterator[Finding]:
+    """Checks that learners with the same nodes do not request more in total than these nodes have."""
+    learners = [
+        (requests_of(placement), frozenset(node.name for node in _fitting_nodes(placement, nodes)))
+        for _, placement in placements_of(federation)[: len(federation.learners)]
+    ]
+    for pool in sorted({names for _, names in learners if names}, key=sorted):
+        sharing = [requests for requests, names in learners if names <= pool and names]
+        members = [node for node in nodes if node.name in pool]
+        short = []
+        for resource in sorted({name for requests in sharing for name in requests}):
+            needed = sum((requests.get(resource, Decimal(0)) for requests in sharing), Decimal(0))
+            available = sum((node.allocatable.get(resource, Decimal(0)) for node in members), Decimal(0))
+            if needed > available:
+                needed_text, available_text = format_amount(resource, needed), format_amount(resource, available)
+                short.append(f"{needed_text} {resource} needed, {available_text} available")
+        if short:
+            yield Finding(
+                "warning", f"{len(sharing)} learners of {', '.join(sorted(pool)[:3])}{' ...' if len(pool) > 3 else ''}",
+                f"{'; '.join(short)}, by the learners of a session at the same time",
+                "Rounds continue without the learners that wait. Unless the pool scales by itself, add nodes, or set "
+                "training.rounds_per_step to 1 so that trainings take turns.",
+            )  # fmt: skip
+
+
+def _fitting_nodes(placement: Placement, nodes: list[Node]) -> list[Node]:
+    """Lists the nodes on which a pod could run if they were empty."""
+    requests = requests_of(placement)
     return [
         node for node in nodes
-        if _matches(placement, node.labels) and not _untolerated(placement, node)
-        and all(node.room.get(resource, Decimal(0)) >= amount for resource, amount in wanted.items())
+        if _selects(placement, node.labels) and not _untolerated_taints(placement, node) and _has_room(node, requests)
     ]  # fmt: skip
 
 
-def requests_of(placement: Placement) -> dict[str, Decimal]:
-    """What a pod asks of its node: cores, bytes and accelerators by resource name."""
-    from kubernetes.utils.quantity import parse_quantity
-
-    asked = {"cpu": placement.cpu_request or placement.cpu, "memory": placement.memory_request or placement.memory}
-    found = {name: parse_quantity(_as_kubernetes(value)) for name, value in asked.items() if value}
-    if placement.accelerator:
-        found[placement.accelerator.type] = Decimal(placement.accelerator.count)
-    return found
+def _has_room(node: Node, requests: Requests) -> bool:
+    return all(node.allocatable.get(resource, Decimal(0)) >= amount for resource, amount in requests.items())
 
 
-def _as_kubernetes(value: str) -> str:
-    return re.sub(r"K$", "k", value)  # KFP writes kilobytes with a large K
-
-
-def amount_text(name: str, amount: Decimal) -> str:
-    """Bytes in Gi, all else as a number."""
-    return f"{float(amount) / 2**30:.3g}Gi" if name == "memory" else f"{amount.normalize():f}"
-
-
-def _matches(placement: Placement, labels: Mapping[str, str]) -> bool:
+def _selects(placement: Placement, labels: Mapping[str, str]) -> bool:
     if any(labels.get(key) != value for key, value in placement.node_selector.items()):
         return False
-    needed = [affinity for affinity in placement.affinity if not affinity.weight]
-    return all(_true(expression, labels) for affinity in needed for expression in affinity.expressions)
+    required = [affinity for affinity in placement.affinity if not affinity.weight]
+    return all(_matches(expression, labels) for affinity in required for expression in affinity.expressions)
 
 
-def _true(expression: NodeExpression, labels: Mapping[str, str]) -> bool:
-    """A requirement of a node selector; Kubernetes compares Gt and Lt as integers."""
+def _matches(expression: NodeExpression, labels: Mapping[str, str]) -> bool:
+    """Evaluates one expression of a node selector; Kubernetes compares Gt and Lt as integers."""
     value = labels.get(expression.key)
     match expression.operator:
         case "In":
@@ -170,7 +182,7 @@ def _true(expression: NodeExpression, labels: Mapping[str, str]) -> bool:
     return int(value) > bound if expression.operator == "Gt" else int(value) < bound
 
 
-def _untolerated(placement: Placement, node: Node) -> list[Any]:
+def _untolerated_taints(placement: Placement, node: Node) -> list[Any]:
     return [taint for taint in node.taints if not any(_tolerates(t, taint) for t in placement.tolerations)]
 
 

@@ -11,53 +11,59 @@ import msgspec
 from fedpipe.compiled.compiler import images_of
 from fedpipe.errors import ClusterError
 from fedpipe.federation.federation import Federation
-from fedpipe.kubeflow.clients import Kubernetes, mapped
-from fedpipe.kubeflow.doctor.finding import COORDINATOR, SECONDS, Finding
+from fedpipe.kubeflow.clients import Kubernetes, cluster_errors
+from fedpipe.kubeflow.doctor.finding import REQUEST_SECONDS, THE_COORDINATOR, Finding
 from fedpipe.kubeflow.doctor.nodes import Node
 from fedpipe.kubeflow.images import find_image
 
-_KEYS, _SIGNING_KEY = ("accesskey", "secretkey"), "signingkey"
+_STORE_KEYS, _SIGNING_KEY = ("accesskey", "secretkey"), "signingkey"
 
 
 def check_secrets(federation: Federation, cluster: Kubernetes, signers: set[str]) -> Iterator[Finding]:
-    """Check that each Secret exists and has its owner's keys."""
-    owners: dict[str, list[str]] = {federation.secret: [COORDINATOR]}
+    """Checks that each Secret exists and has its owners' keys.
+
+    Args:
+        federation: the federation.
+        cluster: the cluster with the Secrets.
+        signers: names of those whose Secret needs a signing key.
+    """
+    owners_of: dict[str, list[str]] = {federation.secret: [THE_COORDINATOR]}
     for learner in federation.learners:
-        owners.setdefault(learner.secret or federation.secret, []).append(learner.name)
-    for name, who in owners.items():
-        shared = f"of {', '.join(who)}"
-        try:
-            with mapped(f"secret {name}"):
-                found = cluster.core.read_namespaced_secret(name, cluster.namespace, _request_timeout=SECONDS)
-        except ClusterError as error:
-            if error.status == 403:
-                yield Finding("warning", f"secret {name}", f"{shared}: may not be looked at from here")
-                continue
-            remedy = f"kubectl apply -n {cluster.namespace} -f keys/NAME.secret.yaml, as `fedpipe enroll` writes it."
-            yield Finding("error", f"secret {name}", f"{shared}: {error.what}", remedy)
-            continue
-        keys = (*_KEYS, _SIGNING_KEY) if signers.intersection(who) else _KEYS
-        missing = [key for key in keys if not (found.data or {}).get(key)]
-        if missing:
-            yield Finding(
-                "error", f"secret {name}", f"{shared}: lacks the key {' and '.join(missing)}",
-                f"It needs {' and '.join(_KEYS)}, and {_SIGNING_KEY} where its owner is enrolled.",
-            )  # fmt: skip
-        else:
-            yield Finding("ok", f"secret {name}", shared)
+        owners_of.setdefault(learner.secret or federation.secret, []).append(learner.name)
+    for name, owners in owners_of.items():
+        keys = (*_STORE_KEYS, _SIGNING_KEY) if signers.intersection(owners) else _STORE_KEYS
+        yield _check_secret(cluster, name, owners, keys)
+
+
+def _check_secret(cluster: Kubernetes, name: str, owners: list[str], keys: tuple[str, ...]) -> Finding:
+    subject, of_owners = f"secret {name}", f"of {', '.join(owners)}"
+    try:
+        data = _read_secret(cluster, name)
+    except ClusterError as error:
+        if error.status == 403:
+            return Finding("warning", subject, f"{of_owners}: you are not allowed to read it")
+        apply = f"kubectl apply -n {cluster.namespace} -f keys/NAME.secret.yaml"
+        remedy = f"Apply the one that `fedpipe enroll` writes: {apply}"
+        return Finding("error", subject, f"{of_owners}: {error.what}", remedy)
+    missing = [key for key in keys if not data.get(key)]
+    if missing:
+        return Finding(
+            "error", subject, f"{of_owners}: lacks {' and '.join(missing)}",
+            f"Add {' and '.join(_STORE_KEYS)}, and {_SIGNING_KEY} if its owner is enrolled.",
+        )  # fmt: skip
+    return Finding("ok", subject, of_owners)
 
 
 def check_images(federation: Federation, cluster: Kubernetes, nodes: list[Node]) -> Iterator[Finding]:
-    """Check that each image is on a node or in its registry."""
-    auths = _pull_credentials(
-        cluster, {name for learner in federation.learners for name in learner.placement.pull_secrets}
-    )
+    """Checks that each image is on a node or in its registry."""
+    pull_secrets = {name for learner in federation.learners for name in learner.placement.pull_secrets}
+    credentials = _pull_credentials(cluster, pull_secrets)
     for image in images_of(federation):
-        held = [node.name for node in nodes if any(_same_image(image, name) for name in node.images)]
-        if held:
-            yield Finding("ok", f"image {image}", f"is on {', '.join(held)}")
+        holders = [node.name for node in nodes if any(_same_image(image, name) for name in node.images)]
+        if holders:
+            yield Finding("ok", f"image {image}", f"is on {', '.join(holders)}")
             continue
-        level, what, remedy = find_image(image, auths)
+        level, what, remedy = find_image(image, credentials)
         yield Finding(level, f"image {image}", what, remedy)
 
 
@@ -66,13 +72,19 @@ def _same_image(wanted: str, name: str) -> bool:
 
 
 def _pull_credentials(cluster: Kubernetes, names: set[str]) -> dict[str, dict[str, Any]]:
-    """What pull secrets say of registries: `auths` of Docker's configuration."""
-    found: dict[str, dict[str, Any]] = {}
+    """Merges the credentials of pull secrets: `auths` of Docker's configuration, by registry."""
+    credentials: dict[str, dict[str, Any]] = {}
     for name in sorted(names):
         try:
-            with mapped(f"secret {name}"):
-                secret = cluster.core.read_namespaced_secret(name, cluster.namespace, _request_timeout=SECONDS)
-            found |= msgspec.json.decode(base64.b64decode((secret.data or {})[".dockerconfigjson"]))["auths"]
+            data = _read_secret(cluster, name)
+            credentials |= msgspec.json.decode(base64.b64decode(data[".dockerconfigjson"]))["auths"]
         except (ClusterError, KeyError, ValueError, msgspec.DecodeError):
-            continue  # without it the registry itself says that it may not be read
-    return found
+            continue  # without credentials, the registry's own answer becomes the finding
+    return credentials
+
+
+def _read_secret(cluster: Kubernetes, name: str) -> dict[str, str]:
+    """Returns the data of a Secret, base64-encoded. Raises ClusterError."""
+    with cluster_errors(f"secret {name}"):
+        secret = cluster.core.read_namespaced_secret(name, cluster.namespace, _request_timeout=REQUEST_SECONDS)
+    return secret.data or {}
