@@ -8,7 +8,7 @@ from fedpipe.errors import ConflictError, CorruptError, InputError, NotFoundErro
 from fedpipe.serving.follower import Served
 from fedpipe.serving.promotion import promote, split_for
 from fedpipe.serving.traffic import Split, Traffic, read_traffic
-from fedpipe.store import MemoryStore
+from fedpipe.store import MemoryStore, keys
 from tests.served import publish, softmax
 
 
