@@ -15,11 +15,11 @@ from fedpipe.learners.contribute import contribute
 from fedpipe.learners.learner import Arrays, Trained, Verdict
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.accounting import TrainingEvent
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.closing import close_round, close_vote
 from fedpipe.rounds.manifests import Dropped, Record, Scores, Tested, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.voting import approves, proposer_of
-from fedpipe.steps.initialise import begin
 from fedpipe.store import Store
 from fedpipe.store.objects import digest_of
 from fedpipe.weights import dumps

@@ -13,7 +13,7 @@ import pytest
 
 from fedpipe.__main__ import main as command
 from fedpipe.cli import main as cli
-from fedpipe.steps.initialise import begin
+from fedpipe.rounds.beginning import begin
 from fedpipe.store import open_store
 from tests import servers
 from tests.federations import PlusOneLearner, fresh, make_plan

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fedpipe.cli.main import app
 from fedpipe.commands.tensorboard import fetch_events, find_events, find_tensorboard
 from fedpipe.errors import InputError, NotFoundError
-from fedpipe.steps.initialise import begin
+from fedpipe.rounds.beginning import begin
 from fedpipe.store import LocalStore, Store
 from tests.federations import fresh, make_federation, make_plan
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from fedpipe.errors import StoreError, StoreUnavailableError
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.board import Board
-from fedpipe.steps.initialise import begin
 from fedpipe.store import Store
 from fedpipe.store.objects import key_of
 from tests.faults.invariants import check

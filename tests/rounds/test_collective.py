@@ -12,13 +12,13 @@ from fedpipe.errors import ConflictError, QuorumError, RoundError
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.ballots import find_ballot, known_scores, publish_ballot, start_scores
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.closing import close_vote
 from fedpipe.rounds.history import history, read_head, record_key
 from fedpipe.rounds.manifests import Ballot, Dropped, Record, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import learner_key
 from fedpipe.rounds.updates import find_update, publish_update
-from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore, Store
 from fedpipe.store.objects import encode, get_bytes, key_of, put_file
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play_collective, play_vote

@@ -11,6 +11,7 @@ import pytest
 
 from fedpipe import weights
 from fedpipe.errors import ConflictError, QuorumError, RoundError
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history, read_head, read_record
 from fedpipe.rounds.manifests import Head, Record
 from fedpipe.rounds.plan import Plan, RunPlace
@@ -19,7 +20,6 @@ from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.board import Board, ask_to_stop, board_key, poll_board, sign_key
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import coordinate
-from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore
 from fedpipe.store.objects import encode, get_bytes, key_of
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective

@@ -15,12 +15,11 @@ from fedpipe.engine.workers import Worker
 from fedpipe.errors import StepError
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.learner import Arrays, Trained
+from fedpipe.rounds.beginning import begin, make_plan
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record, Update
-from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.rounds.plan import RunPlace, Shards, read_plan
 from fedpipe.steps.aggregate import close
-from fedpipe.steps.initialise import begin, make_plan
-from fedpipe.steps.shard import Shards
 from fedpipe.store import LocalStore
 from fedpipe.store.objects import digest_of, get_bytes, put_bytes
 from tests.federations import PlusOneLearner, make_federation

@@ -9,13 +9,13 @@ from typing import cast
 from fedpipe.compiled.compiler import read_code
 from fedpipe.data.examples import read_examples
 from fedpipe.data.exploration import Exploration, View, look
+from fedpipe.data.shards import dealt
 from fedpipe.engine.workers import Workers
 from fedpipe.errors import FedpipeError
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.federation.file import read_federation
 from fedpipe.reports.exploration_page import render_html
 from fedpipe.steps.explore import private
-from fedpipe.steps.shard import dealt
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import digest_of
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fedpipe import weights
 from fedpipe.data.examples import FORMATS, Examples
+from fedpipe.data.shards import dealt
 from fedpipe.engine.workers import beside
 from fedpipe.errors import BudgetError, DataError, FederationError, ModelError
 from fedpipe.federation.algorithms import Averaging, Vote
@@ -20,7 +21,6 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
 from fedpipe.rounds.budget import Budget, training_event
 from fedpipe.rounds.voting import bar, electorate, proposer_of
-from fedpipe.steps.shard import dealt
 from fedpipe.steps.simulate import check_simulated
 from fedpipe.store import open_store
 from fedpipe.store.objects import digest_of

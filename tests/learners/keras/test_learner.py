@@ -17,9 +17,9 @@ from fedpipe.learners.keras.evaluation import evaluate, score_learner
 from fedpipe.learners.keras.events import event_file
 from fedpipe.learners.keras.learner import KerasLearner, make_keras_learner, parts_of, plan_model
 from fedpipe.registry.export import run_onnx
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.manifests import Dropped, Scores, Update
 from fedpipe.rounds.roll import learner_key
-from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore
 from tests.federations import make_federation
 from tests.models import DENSE, RICH, make_plan
