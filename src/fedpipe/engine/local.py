@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedpipe.compiled.graph import Graph, Task, fill_command, resolve
-from fedpipe.engine.workers import Workers, logged_to, run_logged, run_step, warm_up
+from fedpipe.engine.workers import Workers, logged_to, run_logged, run_step
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError, WorkerDiedError
+from fedpipe.learners.adapters import warm_private_training
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import WAITING
 from fedpipe.steps.contract import Hands, find, write_outputs
@@ -92,7 +93,7 @@ class Engine:
             while waiting or running:
                 urgent = any(task.key in awaited for task in (*waiting, *running.values()))
                 for task in [t for t in waiting if t.after <= results.keys()]:
-                    if urgent and _is_core(task) and task.key not in awaited:
+                    if urgent and _is_core(task) and task.step not in WAITING and task.key not in awaited:
                         continue  # nobody waits for it: it leaves the cores to those that are awaited
                     waiting.remove(task)
                     inputs = resolve(task, self._parameters, results, self._job)
@@ -112,7 +113,7 @@ class Engine:
         """Threads for each environment: those of core work themselves, the others wait for a worker process.
 
         The steps of a session must all run at once, however many they are: their threads wait, and what they have to
-        compute goes to the worker processes, so many at a time.
+        compute is limited to so many at a time.
         """
         waiting = sum(task.step in WAITING for task in self._graph.tasks)
         pools = {environment: ThreadPoolExecutor(self._count) for environment in ("core", "keras", "tff")}
@@ -189,13 +190,15 @@ class Engine:
         return _collected(task, executor_input), found
 
     def _hands(self, task: Task, inputs: Mapping[str, Any]) -> Hands:
-        """A waiting step waits here, computes in a worker process, and tells the listener how far it is."""
+        """A waiting step waits here, computes where its environment is, and reports to the listener how far it is."""
         log, environment = str(self._log(task)), task.environment
 
         def call(function: Callable[..., Any], *arguments: Any) -> Any:
             with self._computing:
                 if self._stopped.is_set():
                     raise StepError("the run was stopped")
+                if environment == "core":
+                    return function(*arguments)
                 return self._processes.call(run_logged, log, function, *arguments, environment=environment)
 
         def sleep(seconds: float) -> None:
@@ -210,7 +213,7 @@ class Engine:
     def _warm(self) -> None:
         """Lets a worker of the tff environment import what it needs, while other steps run."""
         with contextlib.suppress(Exception):  # the first step says what is wrong
-            self._processes.call(warm_up, environment="tff")
+            self._processes.call(warm_private_training, environment="tff")
 
     def _run_container(self, task: Task, executor_input: dict[str, Any]) -> None:
         """A step that is not ours runs as a command of this machine."""

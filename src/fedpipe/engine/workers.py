@@ -1,7 +1,7 @@
 """Processes that run steps with TensorFlow: imported once, then one step after another.
 
-Workers of the keras environment are forked from a server that has imported it. The tff environment is another Python
-(`.venv-tff`); its worker is started with that one and speaks through an inherited connection.
+Workers of the keras environment are forked from a server that has imported it, or started fresh where TensorFlow is not
+needed. The tff environment is another Python (`.venv-tff`). A worker that was not forked has an inherited connection.
 """
 
 from __future__ import annotations
@@ -99,10 +99,11 @@ class Worker:
 
     Args:
         environment: of the steps that it runs: `keras`, which is this Python's own, or `tff`.
+        preloaded: whether it is forked from the server that has imported TensorFlow.
     """
 
-    def __init__(self, environment: str = "keras") -> None:
-        self._environment = environment
+    def __init__(self, environment: str = "keras", *, preloaded: bool = True) -> None:
+        self._environment, self._preloaded = environment, preloaded
         self._process: Any = None
         self._connection: Connection | None = None
         self._ending = threading.Lock()
@@ -139,6 +140,8 @@ class Worker:
         self._connection, theirs = ours, _ = context.Pipe()
         if self._environment == "tff":
             self._process = _started(find_python(self._environment), theirs)
+        elif not self._preloaded:
+            self._process = _started(Path(sys.executable), theirs)
         else:
             with _START, _without_main():
                 self._process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
@@ -168,7 +171,7 @@ class Worker:
 
 
 def _started(python: Path, connection: Connection) -> subprocess.Popen[bytes]:
-    """A worker with another Python; what its TensorFlow prints while it is imported is dropped."""
+    """A worker with a Python of its own; what TensorFlow prints while it is imported is dropped."""
     handle = connection.fileno()
     return subprocess.Popen(  # noqa: S603  (our own environment)
         [str(python), "-c", f"from fedpipe.engine.workers import serve; serve({handle})"],
@@ -181,14 +184,19 @@ def _started(python: Path, connection: Connection) -> subprocess.Popen[bytes]:
 
 
 def serve(handle: int) -> None:
-    """The main program of a worker that another Python started: `handle` is the connection's file descriptor."""
+    """Run the main program of a worker that was not forked; `handle` is the connection's file descriptor."""
     _serve(Connection(handle), dict(os.environ))
 
 
 class Workers:
-    """Processes that calls share, by environment: the one that was used last is used first, for it is warm."""
+    """Processes that calls share, by environment: the one that was used last is used first, for it is warm.
 
-    def __init__(self) -> None:
+    Args:
+        preload: whether the keras environment is needed for TensorFlow, which is then imported once for all workers.
+    """
+
+    def __init__(self, *, preload: bool = True) -> None:
+        self._preload = preload
         self._idle: dict[str, list[Worker]] = {}
         self._all: list[Worker] = []
         self._lock = threading.Lock()
@@ -201,19 +209,21 @@ class Workers:
         self.stop()
 
     def call(self, function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
-        """Runs a function of this package in a process of an environment.
+        """Run a function of this package in a process of an environment; `core` is this process.
 
         Raises:
             FedpipeError: as the function says.
             WorkerDiedError: the process ended before it answered; the next call starts it again.
         """
-        if environment != "tff":
+        if environment == "core":
+            return function(*arguments)
+        if environment != "tff" and self._preload:
             start_server()
         with self._lock:
             if self._is_over:
                 raise WorkerDiedError("the worker processes were ended")
             idle = self._idle.setdefault(environment, [])
-            worker = idle.pop() if idle else Worker(environment)
+            worker = idle.pop() if idle else Worker(environment, preloaded=self._preload)
             if worker not in self._all:
                 self._all.append(worker)
         try:
@@ -270,12 +280,6 @@ def _serve(connection: Connection, environment: dict[str, str]) -> None:
         except Exception as error:
             answer = _bug(error)
         connection.send(answer)
-
-
-def warm_up() -> None:
-    """Imports what private training needs."""
-    importlib.import_module("tensorflow_privacy.privacy.optimizers.dp_optimizer_keras")
-    importlib.import_module("fedpipe.learners.keras.private").frameworks()
 
 
 def warm_simulation() -> None:

@@ -64,7 +64,7 @@ def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]]) -> 
         if head is not None and plan.federation.training.start == "head":
             _check_fits(store, head, layout, path)
             first = head.weights
-            log.info("run %s goes on from round %d of run %s", plan.run, head.round, head.run)
+            log.info("run %s continues from round %d of run %s", plan.run, head.round, head.run)
         else:
             first = weights.save(fresh, path)
             put_file(store, path, first)
@@ -81,7 +81,7 @@ def _check_same(store: Store, plan: Plan, found: Record) -> None:
     changed = differences(read_plan(store, found.plan), plan)
     raise InputError(
         f"run {plan.run!r} was made with other settings ({'; '.join(changed[:5])})",
-        remedy="Choose another run name: it goes on from HEAD. Or restore the settings to resume this one.",
+        remedy="Choose another run name: it continues from HEAD. Or restore the settings to resume this one.",
     )
 
 

@@ -6,6 +6,8 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.data.parts import get_parts
+from fedpipe.learners.adapters import plan_model
+from fedpipe.learners.check import check_model
 from fedpipe.rounds.beginning import begin, make_plan
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
@@ -63,25 +65,10 @@ def run(inputs: Inputs) -> Outputs:
         check_deadline(store, plan.federation.quorum.deadline)
 
     def initial() -> dict[str, Array]:
-        from fedpipe.learners.keras.arguments import check_arguments, check_criterion, check_preprocessing
-        from fedpipe.learners.keras.learner import plan_model
-        from fedpipe.learners.keras.model import check_classes, check_private
-
-        check_arguments(plan.federation.training)
+        examples = get_parts(store, plan.test)["test"] if plan.test is not None else None
+        check_model(plan.federation, inputs.code, examples)
         put_bytes(store, inputs.code.encode())
-        model = plan_model(store, plan)
-        check_preprocessing(plan.federation.training, model.module)
-        check_classes(model.keras, plan.federation.export.classes)
-        if plan.test is not None:
-            measured = model.check_examples(*get_parts(store, plan.test)["test"])
-            if plan.federation.vote:
-                check_criterion(plan.federation.vote.criterion, measured)
-            if stopping := plan.federation.training.early_stopping:
-                check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
-        if any(plan.federation.privacy_of(learner.name) for learner in plan.federation.learners):
-            check_private(model.keras)
-        model.reset(plan.federation.training.seed)
-        return model.weights()
+        return plan_model(store, plan).initial_weights(plan.federation.training.seed)
 
     return _outputs(inputs.place, begin(store, plan, initial))
 
