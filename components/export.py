@@ -7,7 +7,7 @@ from fedpipe.components.container import container
 
 @dsl.container_component
 def export(model: dsl.Output[dsl.Model], onnx: dsl.OutputPath(dict), place: dict, weights: str):
-    """Converts weights to ONNX, compares the answers with Keras's, and publishes the next version.
+    """Convert weights to ONNX, compare the answers with the trained model's, and publish the next version.
 
     Args:
         place: Where the run is.

@@ -15,11 +15,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from fedpipe.compiled.graph import Graph, Task, fill_command, resolve
 from fedpipe.engine.workers import Workers, logged_to, run_logged, run_step
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError, WorkerDiedError
+from fedpipe.federation.environments import Environment
 from fedpipe.learners.adapters import warm_private_training
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import WAITING
@@ -116,7 +117,7 @@ class Engine:
         compute is limited to so many at a time.
         """
         waiting = sum(task.step in WAITING for task in self._graph.tasks)
-        pools = {environment: ThreadPoolExecutor(self._count) for environment in ("core", "keras", "tff")}
+        pools = {environment: ThreadPoolExecutor(self._count) for environment in get_args(Environment)}
         pools["waiting"] = ThreadPoolExecutor(max(1, waiting))
 
         def pool_of(task: Task) -> ThreadPoolExecutor:
