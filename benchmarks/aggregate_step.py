@@ -12,12 +12,12 @@ from tests.federations import make_federation
 
 from benchmarks.measure import Row, at_most, repeated
 from fedpipe import weights
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Head, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.updates import publish_update
-from fedpipe.steps.initialise import begin
 from fedpipe.store import Store, keys, open_store
 from fedpipe.store.objects import digest_of, encode, fetch_file, put_file
 

@@ -55,11 +55,11 @@ print(sorted(times)[len(times) // 2], len(times) / seconds)
 CONVERT = """
 import sys
 import keras
-from fedpipe.keras_model import KerasModel
-from fedpipe.objects import digest_of
-from fedpipe.onnx_conversion import convert
+from fedpipe.learners.keras.model import KerasModel
+from fedpipe.store.objects import digest_of
 code = sys.argv[1].encode()
-open(sys.argv[2], "wb").write(convert(KerasModel(code, digest_of(code), "build"), 17))
+model = KerasModel(code, digest_of(code), "build")
+open(sys.argv[2], "wb").write(model.convert(model.weights(), 17))
 """
 RESNET = """
 import keras

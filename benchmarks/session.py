@@ -21,6 +21,7 @@ from tests.federations import PlusOneLearner, make_federation, make_plan
 from benchmarks.measure import MIB, REPEATS, ROOT, Row, at_most, median, quiet
 from fedpipe import weights
 from fedpipe.learners.contribute import contribute
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Update
 from fedpipe.rounds.plan import Plan
@@ -29,7 +30,6 @@ from fedpipe.sessions.attendance import Attendance, at_once
 from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
 from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.pacing import drive
-from fedpipe.steps.initialise import begin
 from fedpipe.store import open_store
 from fedpipe.store.objects import fetch_file, put_file
 

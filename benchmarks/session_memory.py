@@ -14,11 +14,11 @@ import numpy as np
 from tests.federations import PlusOneLearner, make_federation, make_plan
 
 from fedpipe.learners.contribute import contribute
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.manifests import Update
 from fedpipe.sessions.attendance import Attendance, at_once
 from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.pacing import drive
-from fedpipe.steps.initialise import begin
 from fedpipe.store import open_store
 
 NAMES = ("a", "b", "c", "d", "e")

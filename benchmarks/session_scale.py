@@ -19,11 +19,11 @@ from tests.faults.stores import HookedStore
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan
 from tests.simulation import Killed, World, answering
 
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history
 from fedpipe.sessions.attendance import Attendance
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.coordinator import Coordinator, Moment
-from fedpipe.steps.initialise import begin
 
 DEADLINE = 300.0
 

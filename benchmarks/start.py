@@ -19,10 +19,11 @@ _CORE = (
 _KERAS = """
 import sys, time, os
 started = time.perf_counter()
-from fedpipe.objects import digest_of
-from fedpipe.data import Examples
-from fedpipe.keras_learner import singles_of
-from fedpipe.keras_model import KerasModel, frameworks
+from fedpipe.store.objects import digest_of
+from fedpipe.data.examples import Examples
+from fedpipe.frameworks import frameworks
+from fedpipe.learners.keras.datasets import singles_of
+from fedpipe.learners.keras.model import KerasModel
 import numpy as np
 code = open(sys.argv[1], "rb").read()
 tensorflow, keras = frameworks()

@@ -15,7 +15,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from fedpipe.federation_file import read_federation
-from fedpipe.steps.shard import dealt
+from fedpipe.data.shards import dealt
 federation = read_federation(Path(sys.argv[1]))
 parts, _ = dealt(federation, federation.data.uri)
 import tensorflow as tf

@@ -7,7 +7,7 @@ from fedpipe.components.container import container
 
 @dsl.container_component
 def export(model: dsl.Output[dsl.Model], onnx: dsl.OutputPath(dict), place: dict, weights: str):
-    """Converts weights to ONNX, compares its outputs with those of Keras, and publishes the next version.
+    """Converts weights to ONNX, compares its outputs with those of the trained model, and publishes the next version.
 
     Args:
         place: Location of the run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from fedpipe.learners.contribute import contribute
 from fedpipe.learners.learner import Arrays, Trained, Verdict
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.accounting import TrainingEvent
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.manifests import Dropped, Record, Scores, Tested, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.voting import approves, proposer_of
 from fedpipe.sessions.scripts import tally_round
-from fedpipe.steps.initialise import begin
 from fedpipe.store import Store
 from fedpipe.store.objects import digest_of
 from fedpipe.weights import dumps
@@ -46,6 +47,13 @@ def change(folder: Path, **changes: str) -> Path:
         text = text.replace(old, new)
     path.write_text(text)
     return path
+
+
+def use_numpy(folder: Path) -> Path:
+    """Gives the federation that `fedpipe init` wrote to a folder the small framework, with its own model.py."""
+    templates = resources.files("fedpipe") / "templates"
+    (folder / "model.py").write_text((templates / "numpy" / "model.py").read_text())
+    return change(folder, **{"data:  ": "framework: numpy\n\ndata:  "})
 
 
 def make_plan(federation: Federation | None = None, run: str = "r1") -> Plan:

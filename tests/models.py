@@ -30,6 +30,15 @@ def build():
 """
 
 
+LINEAR = """
+from fedpipe.learners.numpy import Linear
+
+def build():
+    return Linear(4, 3, learning_rate=0.5)
+"""
+"""The same model as DENSE, with `framework: numpy`."""
+
+
 def make_plan(store: Store, federation: Federation, code: str = DENSE, **more: object) -> Plan:
     """A plan whose code is in the store."""
     put_bytes(store, code.encode())

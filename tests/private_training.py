@@ -10,8 +10,8 @@ import numpy as np
 from fedpipe.data.examples import Examples
 from fedpipe.federation.file import parse_federation
 from fedpipe.federation.training import Privacy
-from fedpipe.learners.keras.learner import KerasLearner
 from fedpipe.learners.keras.private import PrivateModel
+from fedpipe.learners.learner import ModelLearner
 from fedpipe.rounds.manifests import Scores
 from fedpipe.store.objects import digest_of
 
@@ -34,7 +34,7 @@ def train(
     federation = parse_federation({**content, "data": {"uri": "x.npz"}, "algorithm": {"name": "collective"}})
     model = PrivateModel(code.encode(), digest_of(code.encode()), "build", Privacy(**privacy))
     parts = {"train": Examples(np.array(x, np.float32), np.array(y))}
-    learner = KerasLearner(model, federation, parts, privacy=federation.privacy_of("a"))
+    learner = ModelLearner(model, federation, parts, privacy=federation.privacy_of("a"))
     learner.accept_weights({k: np.array(v, np.float32) for k, v in weights.items()}, Scores())
     told: list[str] = []
     handler = logging.Handler()
@@ -64,11 +64,11 @@ def train_large(code: str, privacy: dict[str, Any], training: dict[str, Any], *r
     """As `train`, with every train part taken for a large one; and whether TensorFlow has a seed then."""
     from tensorflow.python.eager import context
 
-    from fedpipe.learners.keras import learner as keras_learner
+    from fedpipe.learners.keras import training as keras_training
 
-    kept, keras_learner._LARGE = keras_learner._LARGE, 0
+    kept, keras_training._LARGE = keras_training._LARGE, 0
     try:
         (found,) = train(code, privacy, training, *rest)
     finally:
-        keras_learner._LARGE = kept
+        keras_training._LARGE = kept
     return {"steps": found["steps"], "event": found["event"], "seeded": context.global_seed() is not None}

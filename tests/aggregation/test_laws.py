@@ -31,11 +31,11 @@ from fedpipe.aggregation import (
 from fedpipe.aggregation.tree import WORTH_ADDING
 from fedpipe.federation.algorithms import OWN_RULES, Averaging, Sgd
 from fedpipe.federation.names import tag_of
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.history import history
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
-from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore, Store
 from fedpipe.store.objects import get_bytes, put_bytes
 from tests.aggregation.registered import SETTINGS, Median, closest, median, registered

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpipe.steps.initialise import begin
+from fedpipe.rounds.beginning import begin
 from fedpipe.store import open_store
 from tests.cli.conftest import Result, files
 from tests.federations import PlusOneLearner, fresh, make_plan

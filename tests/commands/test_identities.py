@@ -28,13 +28,13 @@ from fedpipe.identity.signing import COORDINATOR, public_key
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.vote import vote
 from fedpipe.registry.publication import versions
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.history import history, read_head
 from fedpipe.rounds.manifests import Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.serving.catalogue import locate
-from fedpipe.steps.initialise import begin
 from fedpipe.store import Store, open_store
 from fedpipe.store.s3 import MinioStore
 from fedpipe.store.s3_client import Credentials

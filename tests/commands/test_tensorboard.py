@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from fedpipe.cli.main import app
 from fedpipe.commands.tensorboard import fetch_events, find_events, find_tensorboard
 from fedpipe.errors import InputError, NotFoundError
-from fedpipe.steps.initialise import begin
+from fedpipe.learners.events import event_file
+from fedpipe.rounds.beginning import begin
 from fedpipe.store import LocalStore, Store
 from tests.federations import fresh, make_federation, make_plan
 
@@ -97,8 +98,6 @@ def test_tensorboard_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 @pytest.mark.heavy
 @pytest.mark.xdist_group("tff")
 def test_tensorboard_shows_the_scalars_and_ends_with_the_command(folder: Path, opened: Store) -> None:
-    from fedpipe.learners.keras.events import event_file
-
     opened.replace("runs/r1/2/tensorboard/events.out.tfevents.000002", event_file([(2, {"loss": 0.5})]))
     command = [
         sys.executable,

@@ -105,6 +105,21 @@ def test_a_private_proposer_runs_in_another_image(tmp_path: Path) -> None:
     assert placed[label]["nodeSelector"] == {"labels": {"pool": "a"}}
 
 
+def test_learners_with_numpy_run_in_the_core_image(tmp_path: Path) -> None:
+    """All but the export, which needs the packages of ONNX; with Keras, the graph says that it needs TensorFlow."""
+    for each in ("1", "all"):
+        text = PLACED.replace("rounds_per_step: 1", f"rounds_per_step: {each}")
+        (tmp_path / "f.yaml").write_text(f"{text}framework: numpy\n")
+        (tmp_path / "model.py").write_text("def build(): ...\n")
+        compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
+        graph = read_graph(tmp_path / "p.yaml")
+        assert {task.name for task in graph.tasks if task.environment != "core"} == {"export"}
+        assert not graph.needs_tensorflow
+        (tmp_path / "f.yaml").write_text(text)
+        compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
+        assert read_graph(tmp_path / "p.yaml").needs_tensorflow
+
+
 class TestSessions:
     @staticmethod
     def tasks(folder: Path, rounds: int, each: Any, **more: Any) -> dict[str, Any]:

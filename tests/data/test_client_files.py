@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from fedpipe.data.client_files import read_clients, read_keyed
 from fedpipe.data.examples import read_examples
+from fedpipe.data.shards import dealt
 from fedpipe.engine.workers import Worker
 from fedpipe.errors import DataError
 from fedpipe.federation.file import parse_federation
-from fedpipe.steps.shard import dealt
 from tests.tff_files import write_sqlite, writers
 
 WRITERS = writers()

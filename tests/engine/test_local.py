@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -156,6 +157,29 @@ class TestWorkers:
             assert workers.call(os.getpid) == first
         with pytest.raises(ProcessLookupError):
             os.kill(first, 0)
+
+
+class TestWithoutTensorFlow:
+    def test_a_core_call_runs_in_this_process(self) -> None:
+        with Workers() as workers:
+            assert workers.call(os.getpid, environment="core") == os.getpid()
+            with pytest.raises(QuorumError, match="too few"):
+                workers.call(raise_quorum, environment="core")
+
+    def test_a_worker_that_is_not_preloaded_is_a_fresh_python(self) -> None:
+        """It imports what a call needs, reports errors like others, and ends with the rest."""
+        with Workers(preload=False) as workers:
+            process = workers.call(os.getpid)
+            assert workers.call(imported, "tensorflow") is False
+            with pytest.raises(QuorumError, match="too few"):
+                workers.call(raise_quorum)
+            assert workers.call(os.getpid) == process != os.getpid()
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def imported(name: str) -> bool:
+    return name in sys.modules
 
 
 def raise_quorum() -> None:

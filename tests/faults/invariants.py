@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 
 from fedpipe.rounds.ballots import publish_ballot
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.closing import close_round, close_vote, proposal_of
 from fedpipe.rounds.history import commit, history, precedes, read_head, read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
 from fedpipe.rounds.updates import publish_update
-from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore, Store
 from fedpipe.store.objects import encode, fetch_file, put_file
 from tests.federations import fresh

@@ -28,6 +28,7 @@ import pytest
 
 from fedpipe.errors import FedpipeError, StoreError
 from fedpipe.learners.learner import Arrays, Trained
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.attendance import Attendance, at_once
@@ -35,7 +36,6 @@ from fedpipe.sessions.board import Board
 from fedpipe.sessions.coordinator import Coordinator
 from fedpipe.sessions.pacing import drive
 from fedpipe.steps import learn
-from fedpipe.steps.initialise import begin
 from fedpipe.store import Store, keys, open_store
 from tests import servers
 from tests.faults import seeds

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from fedpipe.errors import StoreError, StoreUnavailableError
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.scripts import script_of
-from fedpipe.steps.initialise import begin
 from fedpipe.store import Store, keys
 from tests.faults import seeds
 from tests.faults.invariants import check

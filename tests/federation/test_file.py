@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def test_defaults() -> None:
 
 
 MISTAKES = {
+    "unknown framework": ("framework", "numppy", "framework: Invalid enum value 'numppy'. Valid: keras, numpy."),
     "unknown key": ("rounds", 3, "unknown key 'rounds'"),
     "misspelled key": ("training.bach_size", 3, "training: unknown key 'bach_size'. Did you mean 'batch_size'?"),
     "misspelled in a list": (
@@ -202,6 +204,29 @@ MISTAKES = {
     ),
     "GPU count": ("learners.0.placement", {"accelerator": {"count": 0}}, "learners[0].placement.accelerator.count: "),
 }
+
+
+PRIVACY = {"noise_multiplier": 1.0, "l2_norm_clip": 1.0, "microbatches": 8, "delta": 1e-5, "target_epsilon": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("training.preprocessing", "batch(8)"),
+        ("training.precision", "mixed_float16"),
+        ("training.fit", {"shuffle": False}),
+        ("training.evaluate", {"steps": 1}),
+        ("training.callbacks", {"EarlyStopping": {}}),
+        ("privacy", PRIVACY),
+        ("learners.1.privacy", PRIVACY),
+    ],
+)
+def test_what_numpy_cannot_do(path: str, value: Any) -> None:
+    parse_federation(changed(path, value))
+    where = re.escape(re.sub(r"\.(\d+)", r"[\1]", path))
+    message = f"{where}: needs Keras, and the framework is numpy. Remove it, or set framework to keras."
+    with pytest.raises(FederationError, match=message):
+        parse_federation({**changed(path, value), "framework": "numpy"})
 
 
 @pytest.mark.parametrize(("path", "value", "message"), MISTAKES.values(), ids=MISTAKES.keys())

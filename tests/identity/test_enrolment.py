@@ -11,11 +11,11 @@ from msgspec.structs import replace
 from fedpipe.errors import CorruptError, DroppedError, InputError
 from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled, read_enrolled
 from fedpipe.identity.signing import make_key, public_key
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.manifests import Record, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.updates import check_signed, find_update, signed
-from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import encode
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play_collective, play_round

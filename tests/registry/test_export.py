@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
-import onnx
 import pytest
 
 from fedpipe import weights
@@ -11,49 +10,23 @@ from fedpipe.data.parts import put_parts, put_shard
 from fedpipe.errors import ExportError, InputError
 from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled
 from fedpipe.identity.signing import make_key, public_key
-from fedpipe.learners.keras.learner import plan_model
-from fedpipe.learners.keras.model import KerasModel
-from fedpipe.learners.keras.onnx import convert
-from fedpipe.registry.export import card_of, claimed_versions, convert_and_verify, largest_difference, publish, run_onnx
+from fedpipe.learners.adapters import plan_model
+from fedpipe.registry.export import card_of, claimed_versions, convert_and_verify, publish
 from fedpipe.registry.prediction import open_model
 from fedpipe.registry.publication import ModelVersion, check_publication
 from fedpipe.rounds.plan import Plan
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import digest_of, put_bytes
 from tests.federations import make_federation
-from tests.models import RICH, make_plan
+from tests.models import LINEAR, make_plan
 
 X = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
 
 
 def prepared(store: MemoryStore, **export: object) -> tuple[Plan, str]:
     test, _ = put_parts(store, {"test": Examples(X, np.zeros(30, np.int64))})
-    plan = make_plan(store, make_federation(export=export), RICH, test=test)
-    model = plan_model(store, plan)
-    model.reset(3)
-    return plan, put_bytes(store, weights.dumps(model.weights()))
-
-
-def test_onnx_answers_like_keras_for_any_batch() -> None:
-    model = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
-    data = convert(model, 17)
-    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
-    for count in (1, 7, 30):
-        np.testing.assert_allclose(run_onnx(data, X[:count])[0], model.keras.predict_on_batch(X[:count]), atol=1e-6)
-    assert largest_difference(model, data, X) < 1e-5
-
-
-def test_equal_models_give_equal_bytes() -> None:
-    model = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
-    again = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
-    again.set_weights(model.weights())
-    assert convert(model, 17) == convert(model, 17) == convert(again, 17)
-
-
-@pytest.mark.parametrize("opset", [15, 18])
-def test_the_opset_is_the_requested_one(opset: int) -> None:
-    model = KerasModel(RICH.encode(), digest_of(RICH.encode()), "build")
-    assert onnx.load_from_string(convert(model, opset)).opset_import[0].version == opset
+    plan = make_plan(store, make_federation(framework="numpy", export=export), LINEAR, test=test)
+    return plan, put_bytes(store, weights.dumps(plan_model(store, plan).initial_weights(3)))
 
 
 def test_versions_count_up_and_a_repeated_export_finds_its_own(store: MemoryStore) -> None:
@@ -148,8 +121,8 @@ def test_beyond_the_tolerance_nothing_is_published(store: MemoryStore) -> None:
 
 
 def test_without_a_central_test_set_it_is_compared_on_random_numbers(store: MemoryStore) -> None:
-    plan = make_plan(store, make_federation(), RICH)
-    digest = put_bytes(store, weights.dumps(plan_model(store, plan).weights()))
+    plan = make_plan(store, make_federation(framework="numpy"), LINEAR)
+    digest = put_bytes(store, weights.dumps(plan_model(store, plan).initial_weights(0)))
     _, origin = convert_and_verify(store, plan, digest)
     assert origin.samples == "random"
     assert origin.max_abs_difference < 1e-5

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from fedpipe.cli.main import app
 from fedpipe.reports.comparison import compare, list_runs
 from fedpipe.reports.story import read_story
-from fedpipe.steps.initialise import begin
+from fedpipe.rounds.beginning import begin
 from fedpipe.store import LocalStore, Store
 from tests.federations import fresh, make_federation, make_plan, play
 

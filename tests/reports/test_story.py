@@ -15,8 +15,8 @@ from fedpipe.errors import InputError, NotFoundError
 from fedpipe.reports.report import render
 from fedpipe.reports.story import Story, global_metrics, read_story, shared_scores, summarise
 from fedpipe.reports.vote_plots import metrics_of, vote_pictures
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.plan import Plan
-from fedpipe.steps.initialise import begin
 from fedpipe.store import LocalStore, MemoryStore, Store
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective, play_vote
 from tests.rounds.test_budget import learners as private_learners

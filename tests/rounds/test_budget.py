@@ -11,11 +11,11 @@ from fedpipe.errors import BudgetError, CorruptError
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.contribute import contribute
 from fedpipe.rounds.accounting import TrainingEvent
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.budget import Budget, training_event
 from fedpipe.rounds.history import history
 from fedpipe.rounds.manifests import Dropped, Update
 from fedpipe.rounds.plan import Plan
-from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore, Store
 from tests.faults.stores import HookedStore, killing
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective

@@ -12,11 +12,11 @@ from fedpipe.errors import ConflictError, QuorumError, RoundError
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.ballots import find_ballot, known_scores, publish_ballot, start_scores
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history, read_head
 from fedpipe.rounds.manifests import Ballot, Dropped, Record, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.updates import find_update, publish_update
-from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.store.objects import encode, get_bytes, put_file
 from tests.federations import PlusOneLearner, close_vote, fresh, make_federation, make_plan, play_collective, play_vote

@@ -9,12 +9,12 @@ import pytest
 
 from fedpipe import weights
 from fedpipe.errors import ConflictError, CorruptError, InputError, ModelError, QuorumError, RoundError
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.history import commit, history, precedes, read_head, read_record
 from fedpipe.rounds.plan import differences, read_plan
 from fedpipe.rounds.selection import select
 from fedpipe.rounds.updates import find_update, mean_metrics
-from fedpipe.steps.initialise import begin
 from fedpipe.store import LocalStore, MemoryStore, Store, keys
 from fedpipe.store.objects import digest_of, encode, get_bytes
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_round

@@ -11,6 +11,7 @@ import pytest
 
 from fedpipe import weights
 from fedpipe.errors import ConflictError, QuorumError, RoundError
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history, read_head, read_record
 from fedpipe.rounds.manifests import Head, Record
 from fedpipe.rounds.plan import Plan, RunPlace
@@ -18,7 +19,6 @@ from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.board import Board, ask_to_stop, poll_board
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import coordinate
-from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import encode, get_bytes
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective

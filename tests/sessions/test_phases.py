@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history
 from fedpipe.sessions.attendance import Attendance
 from fedpipe.sessions.board import poll_board
 from fedpipe.sessions.coordinator import Coordinator
-from fedpipe.steps.initialise import begin
 from fedpipe.store import MemoryStore
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan
 from tests.sessions import toy

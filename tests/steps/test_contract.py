@@ -16,10 +16,9 @@ from fedpipe import components
 from fedpipe.components.container import image
 from fedpipe.errors import InputError, StepError
 from fedpipe.federation.environments import ENVIRONMENTS
-from fedpipe.rounds.plan import RunPlace
+from fedpipe.rounds.plan import RunPlace, Shards
 from fedpipe.steps import STEPS
 from fedpipe.steps.contract import Artifact, Html, Metrics, body, execute, local_path, main, parse, write_outputs
-from fedpipe.steps.shard import Shards
 
 KINDS = {
     str: "STRING",

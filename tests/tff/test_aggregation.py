@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from fedpipe import weights
 from fedpipe.engine.preflight import check_aggregation
 from fedpipe.engine.workers import Worker
 from fedpipe.errors import StepError
+from fedpipe.learners.adapters import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.learner import Arrays, Trained
+from fedpipe.rounds.beginning import begin, make_plan
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record, Update
-from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.rounds.plan import RunPlace, Shards, read_plan
 from fedpipe.steps.aggregate import close
-from fedpipe.steps.initialise import begin, make_plan
-from fedpipe.steps.shard import Shards
 from fedpipe.store import LocalStore
 from fedpipe.store.objects import digest_of, get_bytes, put_bytes
 from tests.federations import PlusOneLearner, make_federation
@@ -237,8 +238,6 @@ class TestServerOptimizers:
 @pytest.mark.parametrize("name", ["sgd", "adam", "yogi"])
 def test_keras_learners_and_this_step_give_the_weights_of_a_simulation(name: str, tff: Worker, tmp_path: Path) -> None:
     """FedAvgM, FedAdam and FedYogi (Reddi et al. 2021): the same data, model, seed, optimizer and rounds."""
-    from fedpipe.learners.keras.learner import make_keras_learner
-
     server = {"name": name, "learning_rate": 0.1, **({"momentum": 0.9} if name == "sgd" else {})}
     algorithm = {"name": "averaging", "engine": "tff", "server_optimizer": server}
     training = {"rounds": 5, "batch_size": 2, "local_epochs": 2, "seed": 3}
@@ -252,9 +251,8 @@ def test_keras_learners_and_this_step_give_the_weights_of_a_simulation(name: str
     for number in range(1, 6):
         assert record is not None
         for learner in plan.shards:
-            offered = contribute(
-                store, plan, learner, number, record.weights, lambda k=learner: make_keras_learner(store, plan, k, k)
-            )
+            make = partial(make_learner, store, plan, learner, number)
+            offered = contribute(store, plan, learner, number, record.weights, make)
             assert isinstance(offered, Update), offered
         record = tff.call(close, places[0], number, record.weights)
     simulated = rounds(tff, places[1], 5)[-1]

@@ -17,12 +17,11 @@ from fedpipe.data.parts import put_parts, put_shard
 from fedpipe.engine.preflight import SimulationFiles, check_simulation
 from fedpipe.engine.workers import Worker
 from fedpipe.errors import DataError, InputError, ModelError, NotFoundError, RoundError
+from fedpipe.rounds.beginning import begin, make_plan
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
-from fedpipe.rounds.plan import RunPlace
+from fedpipe.rounds.plan import RunPlace, Shards
 from fedpipe.steps.contract import Hands
-from fedpipe.steps.initialise import begin, make_plan
-from fedpipe.steps.shard import Shards
 from fedpipe.steps.simulate import Inputs, advance, run
 from fedpipe.store import LocalStore
 from fedpipe.store.objects import get_bytes, put_bytes

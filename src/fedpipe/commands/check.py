@@ -22,7 +22,7 @@ def check(source: str | Path, *, store: bool = True) -> list[preflight.Checked]:
     federation = read_federation(Path(source))
     findings = [preflight.Checked("federation", f"{federation.name}: {len(federation.learners)} learners")]
     uri = federation.store_uri if store else ""
-    with Workers() as processes:
+    with Workers(preload=federation.needs_tensorflow) as processes:
         findings += preflight.check(federation, read_code(federation), federation.data.uri, uri, processes.call)
     if store:
         findings.append(_checked_store(federation))

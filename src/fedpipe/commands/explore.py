@@ -9,13 +9,16 @@ from typing import cast
 from fedpipe.compiled.compiler import read_code
 from fedpipe.data.examples import read_examples
 from fedpipe.data.exploration import Exploration, View, view_of
+from fedpipe.data.shards import dealt
 from fedpipe.engine.workers import Workers
 from fedpipe.errors import FedpipeError
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.federation.file import read_federation
+from fedpipe.learners.parts import as_examples
+from fedpipe.learners.reading import own_parts
+from fedpipe.learners.user_code import load_code
 from fedpipe.reports.exploration_page import render_html
 from fedpipe.steps.explore import private
-from fedpipe.steps.shard import dealt
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import digest_of
 
@@ -30,7 +33,7 @@ def explore(source: str | Path, output: str | Path) -> Exploration:
     federation = read_federation(Path(source))
     dealt_out = dealt(federation, federation.data.uri)[0] if federation.sharded else {}
     views, left_out = [], private(federation)
-    with Workers() as processes:
+    with Workers(preload=federation.needs_tensorflow) as processes:
         for learner in federation.learners:
             if learner.name in left_out:
                 continue
@@ -45,19 +48,17 @@ def explore(source: str | Path, output: str | Path) -> Exploration:
 
 
 def _look_at_own(federation: Federation, learner: LearnerSettings, processes: Workers) -> View:
-    """Looks at a learner's own file, read by `load` of model.py where it has one, which needs Keras."""
+    """Looks at a learner's own file, read by `load` of model.py where it has one, which needs its framework."""
     code, settings = read_code(federation), federation.data
     if re.search(r"^def load\(", code, re.MULTILINE):
-        return cast(View, processes.call(loaded_view, federation, code, learner.name))
+        environment = federation.environment_of("initialise")
+        return cast(View, processes.call(loaded_view, federation, code, learner.name, environment=environment))
     examples, _ = read_examples(learner.data, **settings.columns)
     return view_of(learner.name, {"examples": examples})
 
 
 def loaded_view(federation: Federation, code: str, name: str) -> View:
     """Looks at the data that `load` of model.py returns for a learner. Raises DataError and ModelError."""
-    from fedpipe.learners.keras.learner import as_examples, own_parts
-    from fedpipe.learners.user_code import load_code
-
     data = code.encode()
     parts = own_parts(federation, name, load_code(data, digest_of(data)))
     return view_of(name, {part: as_examples(value) for part, value in parts.items()})

@@ -44,7 +44,7 @@ def export(
         record = next(reversed(history(opened, name)), None)
     if record is None:
         raise NotFoundError("there is no trained model", where=opened.uri, remedy=f"Run `fedpipe run {source}` first.")
-    with Workers() as processes:
+    with Workers(preload=federation.needs_tensorflow) as processes:
         data, origin = processes.call(_verified, uri, federation.name, record.plan, record.weights)
     write_whole(Path(output), data)
     return dict(origin)

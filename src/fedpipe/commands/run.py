@@ -81,10 +81,14 @@ def run(
         StoreError: the store cannot be used; nothing was changed.
         FedpipeError: the run failed; finished steps stay in the store.
     """
-    with Workers() as processes:  # the processes that the checks warm up serve the first steps
+    opened = _opened(Path(source), simulation=simulation)
+    with Workers(
+        preload=opened.needs_tensorflow
+    ) as processes:  # the processes that the checks warm up serve the first steps
         call = _warmed(processes) if simulation else processes.call
-        start_server()  # importing the frameworks takes longer than everything before the first step
-        job = _prepared(Path(source), store, run_name(name, ""), parameters or {}, simulation=simulation)
+        if opened.needs_tensorflow:
+            start_server()  # its import takes longer than everything before the first step
+        job = _prepared(source, opened, store, run_name(name, ""), parameters or {}, simulation=simulation)
         folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
         _check_first(job, name, _warmed(processes) if job.needs_tff and not simulation else call)
         _make(folder)
@@ -144,8 +148,11 @@ def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
             )
 
 
-def _prepared(source: Path, store: str | None, name: str, parameters: Mapping[str, Any], *, simulation: bool) -> _Job:
-    graph, default_store = _graph_of(source, simulation=simulation)
+def _prepared(
+    source: str | Path, opened: Federation | Graph, store: str | None, name: str, parameters: Mapping[str, Any], *,
+    simulation: bool,
+) -> _Job:  # fmt: skip
+    graph, default_store = _graph_of(opened, simulation=simulation)
     arguments = dict(parameters)
     if "run" in graph.parameters:
         arguments["run"] = name
@@ -167,23 +174,28 @@ def _prepared(source: Path, store: str | None, name: str, parameters: Mapping[st
     return _Job(graph, checked, federation, _constant(graph, "code"), files)
 
 
-def _graph_of(source: Path, *, simulation: bool) -> tuple[Graph, str]:
-    """Returns the graph of a compiled pipeline, or of a federation file compiled now, and the URI of its store."""
+def _opened(source: Path, *, simulation: bool) -> Federation | Graph:
+    """Read a federation file or the graph of a compiled pipeline."""
     try:
         head = next(iter(yaml.load_all(source.read_text(), Loader=yaml.CSafeLoader)), None)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         head = None  # read_federation reports the mistake
-    if isinstance(head, dict) and "pipelineInfo" in head:
-        if simulation:
-            raise InputError("is a compiled pipeline", where=str(source), remedy="Run it with `fedpipe run`.")
-        graph = read_graph(source)
-        return graph, str(graph.parameters.get("store", ""))
-    federation = read_federation(source)
+    if not (isinstance(head, dict) and "pipelineInfo" in head):
+        return read_federation(source)
+    if simulation:
+        raise InputError("is a compiled pipeline", where=str(source), remedy="Run it with `fedpipe run`.")
+    return read_graph(source)
+
+
+def _graph_of(opened: Federation | Graph, *, simulation: bool) -> tuple[Graph, str]:
+    """Return the graph, of a federation file that is compiled now or a compiled pipeline, and its own store."""
+    if isinstance(opened, Graph):
+        return opened, str(opened.parameters.get("store", ""))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        compile_pipeline(federation, path, simulation=simulation)
+        compile_pipeline(opened, path, simulation=simulation)
         graph = parse_graph(next(iter(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))))
-    return graph, federation.store_uri
+    return graph, opened.store_uri
 
 
 def _constant(graph: Graph, name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 import yaml
 
 from fedpipe.errors import PipelineError
-from fedpipe.federation.environments import ENVIRONMENTS, Environment
+from fedpipe.federation.environments import ENVIRONMENTS, WITH_FRAMEWORK, Environment
 
 _PARAMETER = re.compile(r"\{\{\$\.inputs\.parameters\[(?:'|\")(.+?)(?:'|\")\]\}\}")
 _UNSUPPORTED = {
@@ -57,6 +57,11 @@ class Graph(NamedTuple):
     parameters: Mapping[str, Any]
     types: Mapping[str, str]
     tasks: tuple[Task, ...]
+
+    @property
+    def needs_tensorflow(self) -> bool:
+        """Whether a step trains or measures with TensorFlow: an export alone does not need it for every framework."""
+        return any(task.step in WITH_FRAMEWORK and task.environment != "core" for task in self.tasks)
 
 
 def read_graph(path: Path) -> Graph:

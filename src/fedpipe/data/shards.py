@@ -1,4 +1,4 @@
-"""Deals a dataset out to learners: pure functions of labels or keys, a scheme and its seed."""
+"""Deals a dataset out to learners, by labels or keys, a scheme and its seed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedpipe.data.examples import Examples, read_examples
 from fedpipe.errors import DataError
 from fedpipe.federation.data import ByFractions, ByKey, ByLabel, BySize, Dirichlet, Iid, Parts, Scheme
+from fedpipe.federation.federation import Federation
 
 Indices = npt.NDArray[np.int64]
 _DIRICHLET_TRIES = 100
@@ -148,3 +150,40 @@ def split(count: int, parts: Parts, seed: Sequence[int]) -> dict[str, Indices]:
     order = np.random.default_rng(list(seed)).permutation(count)
     cuts = [round(count * parts.train), round(count * (parts.train + parts.vote))]
     return {name: np.sort(part) for name, part in zip(("train", "vote", "test"), np.split(order, cuts), strict=True)}
+
+
+def dealt(federation: Federation, uri: str) -> tuple[dict[str, dict[str, Examples]], Examples | None]:
+    """Read and deal the dataset; nothing is written.
+
+    Returns:
+        Each learner's parts, and the central test set when there is one.
+
+    Raises:
+        DataError: the data cannot be used, or a train part is smaller than a batch.
+    """
+    scheme = federation.data.shards
+    column = scheme.column if isinstance(scheme, ByKey) else ""
+    examples, keys = read_examples(uri, key=column, **federation.data.columns)
+    seed = federation.training.seed
+    kept, held_out = holdout(len(examples.y), federation.evaluation.holdout, seed)
+    rest = Examples(examples.x[kept], examples.y[kept])
+    shards = deal(scheme, len(federation.sharded), labels=rest.y, keys=None if keys is None else keys[kept])
+    parts = {}
+    for position, (name, indices) in enumerate(zip(federation.sharded, shards, strict=True)):
+        cut = split(len(indices), federation.data.parts, [seed, 2, position])
+        parts[name] = {p: Examples(rest.x[indices[i]], rest.y[indices[i]]) for p, i in cut.items()}
+        count = len(parts[name]["train"].y)
+        if count < federation.training.batch_size:
+            raise DataError(
+                f"the train part of {name} has {count} examples, a batch has {federation.training.batch_size}",
+                where="training.batch_size",
+                remedy="Lower it, or give the learner more data.",
+            )
+        if federation.vote and len(parts[name]["vote"].y) < federation.training.batch_size:
+            raise DataError(
+                f"the vote part of {name} has {len(parts[name]['vote'].y)} examples, a batch has "
+                f"{federation.training.batch_size}",
+                where="data.parts.vote",
+                remedy="Raise it, lower training.batch_size, or give the learner more data.",
+            )
+    return parts, Examples(examples.x[held_out], examples.y[held_out]) if len(held_out) else None

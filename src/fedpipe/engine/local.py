@@ -15,11 +15,13 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from fedpipe.compiled.graph import Graph, Task, fill_command, resolve
-from fedpipe.engine.workers import Workers, logged_to, run_logged, run_step, warm_up
+from fedpipe.engine.workers import Workers, logged_to, run_logged, run_step
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError, WorkerDiedError
+from fedpipe.federation.environments import Environment
+from fedpipe.learners.adapters import warm_private_training
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import WAITING
 from fedpipe.steps.contract import Hands, find, write_outputs
@@ -92,7 +94,7 @@ class Engine:
             while waiting or running:
                 urgent = any(task.key in awaited for task in (*waiting, *running.values()))
                 for task in [t for t in waiting if t.after <= results.keys()]:
-                    if urgent and _is_core(task) and task.key not in awaited:
+                    if urgent and _is_core(task) and task.step not in WAITING and task.key not in awaited:
                         continue  # no task waits for it: leave the cores to tasks that others wait for
                     waiting.remove(task)
                     inputs = resolve(task, self._parameters, results, self._job)
@@ -111,11 +113,11 @@ class Engine:
     def _pools(self) -> Iterator[Callable[[Task], ThreadPoolExecutor]]:
         """Yields a function that returns a task's threads: core steps run in them, others wait for a worker process.
 
-        All steps of a session must run at once, however many there are: their threads wait, and pass computations to a
-        limited number of worker processes.
+        All steps of a session must run at once, however many there are: their threads wait, and only so many
+        computations as there are cores run at a time.
         """
         waiting = sum(task.step in WAITING for task in self._graph.tasks)
-        pools = {environment: ThreadPoolExecutor(self._count) for environment in ("core", "keras", "tff")}
+        pools = {environment: ThreadPoolExecutor(self._count) for environment in get_args(Environment)}
         pools["waiting"] = ThreadPoolExecutor(max(1, waiting))
 
         def pool_of(task: Task) -> ThreadPoolExecutor:
@@ -189,13 +191,15 @@ class Engine:
         return _collected(task, executor_input), found
 
     def _hands(self, task: Task, inputs: Mapping[str, Any]) -> Hands:
-        """Returns hands for a waiting step: it waits here, computes in a worker process, and reports its progress."""
+        """Returns hands for a waiting step: it waits here, computes in its environment, and reports its progress."""
         log, environment = str(self._log(task)), task.environment
 
         def call(function: Callable[..., Any], *arguments: Any) -> Any:
             with self._computing:
                 if self._stopped.is_set():
                     raise StepError("the run was stopped")
+                if environment == "core":
+                    return function(*arguments)
                 return self._processes.call(run_logged, log, function, *arguments, environment=environment)
 
         def sleep(seconds: float) -> None:
@@ -210,7 +214,7 @@ class Engine:
     def _warm(self) -> None:
         """Lets a worker of the tff environment import its packages while other steps run."""
         with contextlib.suppress(Exception):  # the first step reports the error
-            self._processes.call(warm_up, environment="tff")
+            self._processes.call(warm_private_training, environment="tff")
 
     def _run_container(self, task: Task, executor_input: dict[str, Any]) -> None:
         """Runs a container that is not a fedpipe step as a command on this machine."""

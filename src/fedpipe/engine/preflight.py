@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
-import numpy.typing as npt
 
 from fedpipe import weights
-from fedpipe.data.examples import FORMATS, Examples
+from fedpipe.data.examples import Examples
+from fedpipe.data.shards import dealt
 from fedpipe.engine.workers import beside
-from fedpipe.errors import BudgetError, DataError, FederationError, ModelError
+from fedpipe.errors import BudgetError, FederationError
 from fedpipe.federation.algorithms import Averaging, Vote
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
+from fedpipe.learners.check import check_model, check_own_data, check_private_model, weight_shapes
 from fedpipe.rounds.budget import Budget, training_event
 from fedpipe.rounds.voting import bar, electorate, proposer_of
-from fedpipe.steps.shard import dealt
 from fedpipe.steps.simulate import check_simulated
 from fedpipe.store import open_store
-from fedpipe.store.objects import digest_of
-
-Array = npt.NDArray[Any]
-Shapes = dict[str, tuple[int, ...]]
 
 
 class SimulationFiles(NamedTuple):
@@ -71,90 +65,6 @@ def _extremes(sets: list[Examples]) -> Examples:
         values = [e.y.reshape(len(e.y), -1)[i, 0] for e, i in found]
         picked.append(found[int(choose(values))])
     return Examples(np.stack([e.x[i] for e, i in picked]), np.stack([e.y[i] for e, i in picked]))
-
-
-def check_model(federation: Federation, code: str, examples: Examples | None) -> list[Checked]:
-    """Builds the model, tries it on examples, and checks the training arguments against Keras.
-
-    Raises:
-        ModelError: model.py or the arguments are wrong.
-        MissingExtraError: Keras is not installed.
-    """
-    from fedpipe.learners.keras.arguments import check_arguments, check_criterion, check_preprocessing
-    from fedpipe.learners.keras.model import check_classes
-
-    check_arguments(federation.training)
-    model = _model(federation, code)
-    check_preprocessing(federation.training, model.module)
-    check_classes(model.keras, federation.export.classes)
-    if federation.training.learning_rate:
-        model.set_learning_rate(federation.training.learning_rate)
-    if examples is not None:
-        measured = model.check_examples(*examples)
-        if federation.vote:
-            check_criterion(federation.vote.criterion, measured)
-        if stopping := federation.training.early_stopping:
-            check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
-    if any(learner.data for learner in federation.learners):
-        _check_own_data(federation, hasattr(model.module, "load"))
-    shape = model.keras.input_shape
-    return [Checked("model", f"{model.keras.count_params():,} parameters, input {shape}, loss {model.keras.loss}")]
-
-
-def _check_own_data(federation: Federation, has_load: bool) -> None:
-    for position, learner in enumerate(federation.learners):
-        path = Path(urlsplit(learner.data).path)
-        if learner.data and not has_load and path.suffix not in FORMATS:
-            raise DataError(
-                f"{learner.data!r} has an unsupported format",
-                where=f"learners[{position}].data",
-                remedy=f"Use one of {', '.join(FORMATS)}, or define load(uri) in model.py to read it.",
-            )
-
-
-def weight_shapes(federation: Federation, code: str) -> dict[str, tuple[int, ...]]:
-    """Returns names and shapes of the model's weights. Raises ModelError."""
-    return {name: value.shape for name, value in _model(federation, code).weights().items()}
-
-
-def _model(federation: Federation, code: str) -> Any:
-    from fedpipe.learners.keras.model import cached_model
-
-    data, training = code.encode(), federation.training
-    function = federation.model.rpartition(":")[2]
-    return cached_model(data, digest_of(data), function, training.precision, training.seed)
-
-
-def check_private_model(federation: Federation, code: str, shapes: Shapes, examples: bytes) -> None:
-    """Builds the model for private training and, if there are examples, takes one private step.
-
-    Args:
-        federation: the federation with its run-time settings.
-        code: the text of model.py.
-        shapes: names and shapes of the weights.
-        examples: `x` and `y` in the format of weights, for another NumPy; may be empty.
-
-    Raises:
-        ModelError: the model cannot be trained privately.
-        MissingExtraError: TensorFlow Privacy is not installed.
-    """
-    from fedpipe.learners.keras.private import PrivateModel
-
-    data, size = code.encode(), federation.training.batch_size
-    chosen = {privacy for learner in federation.learners if (privacy := federation.privacy_of(learner.name))}
-    for privacy in sorted(chosen, key=repr):
-        model = PrivateModel(data, digest_of(data), federation.model.rpartition(":")[2], privacy)
-        model.set_weights({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
-        if not examples:
-            continue
-        given = weights.loads(examples)
-        try:
-            model.keras.train_on_batch(*(np.resize(given[k], (size, *given[k].shape[1:])) for k in "xy"))
-        except Exception as error:
-            raise ModelError(
-                f"the model cannot be trained privately: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-                where="model.py",
-            ) from error
 
 
 def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> list[Checked]:
@@ -259,16 +169,19 @@ def check(
         findings.append(_vote_told(federation, federation.vote))
     sample = weights.dumps(examples._asdict()) if examples else b""
     simulated = None
-    if files is not None and sample:  # TFF traces the algorithm while Keras is imported and runs the model
+    if files is not None and sample:  # TFF traces the algorithm while the framework is imported and tries the model
         simulated = beside(call, check_simulation, federation, code, sample, files, environment="tff")
-    findings += call(check_model, federation, code, examples)
+    environment = federation.environment_of("initialise")
+    findings.append(Checked("model", call(check_model, federation, code, examples, environment=environment)))
+    if any(learner.data for learner in federation.learners):
+        call(check_own_data, federation, code, environment=environment)
     if simulated is not None:
         findings.append(simulated.result())
     if files is None and federation.aggregated_by_tff:
-        shapes = call(weight_shapes, federation, code)
+        shapes = call(weight_shapes, federation, code, environment=environment)
         findings.append(call(check_aggregation, federation, list(shapes.values()), environment="tff"))
     if any(federation.privacy_of(learner.name) for learner in federation.learners):
-        shapes = call(weight_shapes, federation, code)
+        shapes = call(weight_shapes, federation, code, environment=environment)
         call(check_private_model, federation, code, shapes, sample, environment="tff")
         if store:
             findings += call(check_budgets, federation, sizes, store, environment="tff")

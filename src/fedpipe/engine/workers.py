@@ -1,7 +1,8 @@
 """Runs steps in processes that import TensorFlow once.
 
-Workers of the keras environment are forked from a server that has imported TensorFlow. The tff environment has its own
-Python (`.venv-tff`), which starts its workers; they communicate through an inherited connection.
+Workers of the keras environment are forked from a server that has imported TensorFlow, or started fresh if TensorFlow
+is not needed. The tff environment has its own Python (`.venv-tff`). A worker that was not forked communicates through
+an inherited connection.
 """
 
 from __future__ import annotations
@@ -99,10 +100,11 @@ class Worker:
 
     Args:
         environment: environment of its steps: `keras`, that of this Python, or `tff`.
+        preloaded: whether the process is forked from the server that has imported TensorFlow.
     """
 
-    def __init__(self, environment: str = "keras") -> None:
-        self._environment = environment
+    def __init__(self, environment: str = "keras", *, preloaded: bool = True) -> None:
+        self._environment, self._preloaded = environment, preloaded
         self._process: Any = None
         self._connection: Connection | None = None
         self._stopping = threading.Lock()
@@ -139,6 +141,8 @@ class Worker:
         self._connection, theirs = ours, _ = context.Pipe()
         if self._environment == "tff":
             self._process = _start_python(find_python(self._environment), theirs)
+        elif not self._preloaded:
+            self._process = _start_python(Path(sys.executable), theirs)
         else:
             with _START, _without_main():
                 self._process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
@@ -168,7 +172,7 @@ class Worker:
 
 
 def _start_python(python: Path, connection: Connection) -> subprocess.Popen[bytes]:
-    """Starts a worker with another Python, and discards the output of its TensorFlow."""
+    """Starts a worker with a Python of its own, and discards the output of its TensorFlow."""
     handle = connection.fileno()
     return subprocess.Popen(  # noqa: S603  (fedpipe's own environment)
         [str(python), "-c", f"from fedpipe.engine.workers import serve; serve({handle})"],
@@ -181,14 +185,19 @@ def _start_python(python: Path, connection: Connection) -> subprocess.Popen[byte
 
 
 def serve(handle: int) -> None:
-    """Runs the main program of a worker in another Python; `handle` is the connection's file descriptor."""
+    """Runs the main program of a worker that was not forked; `handle` is the connection's file descriptor."""
     _serve(Connection(handle), dict(os.environ))
 
 
 class Workers:
-    """Shares processes between calls, by environment; the last used one is reused first, because it is warm."""
+    """Shares processes between calls, by environment; the last used one is reused first, because it is warm.
 
-    def __init__(self) -> None:
+    Args:
+        preload: whether the keras environment is needed for TensorFlow, which is then imported once for all workers.
+    """
+
+    def __init__(self, *, preload: bool = True) -> None:
+        self._preload = preload
         self._idle: dict[str, list[Worker]] = {}
         self._all: list[Worker] = []
         self._lock = threading.Lock()
@@ -201,19 +210,21 @@ class Workers:
         self.stop()
 
     def call(self, function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
-        """Runs a function of this package in a process of an environment.
+        """Run a function of this package in a process of an environment; `core` is this process.
 
         Raises:
             FedpipeError: the function raised it.
             WorkerDiedError: the process ended before it answered; the next call starts it again.
         """
-        if environment != "tff":
+        if environment == "core":
+            return function(*arguments)
+        if environment != "tff" and self._preload:
             start_server()
         with self._lock:
             if self._is_stopped:
                 raise WorkerDiedError("the worker processes were ended")
             idle = self._idle.setdefault(environment, [])
-            worker = idle.pop() if idle else Worker(environment)
+            worker = idle.pop() if idle else Worker(environment, preloaded=self._preload)
             if worker not in self._all:
                 self._all.append(worker)
         try:
@@ -272,12 +283,6 @@ def _serve(connection: Connection, environment: dict[str, str]) -> None:
         except Exception as error:
             answer = _bug_of(error)
         connection.send(answer)
-
-
-def warm_up() -> None:
-    """Imports the packages for private training."""
-    importlib.import_module("tensorflow_privacy.privacy.optimizers.dp_optimizer_keras")
-    importlib.import_module("fedpipe.learners.keras.private").frameworks()
 
 
 def warm_simulation() -> None:

@@ -23,4 +23,13 @@ ENVIRONMENTS: dict[str, Environment] = {
     "report": "core",
     "simulate": "tff",
 }
-"""Each step, and where it runs unless the federation file asks for more (`Federation.environment_of`)."""
+"""Each step, and where it runs unless the federation file asks for another place (`Federation.environment_of`)."""
+
+Framework = Literal["keras", "numpy"]
+"""What trains and measures models: see `fedpipe.learners`."""
+
+FRAMEWORKS: dict[Framework, Environment] = {"keras": "keras", "numpy": "core"}
+"""Each framework, and the environment that contains it."""
+
+WITH_FRAMEWORK = ("initialise", "train", "learn", "vote", "score", "evaluate")
+"""Steps that need the framework. An export needs the packages of ONNX too: these are in `keras` alone."""

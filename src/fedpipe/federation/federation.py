@@ -11,7 +11,7 @@ from msgspec import Meta, field
 
 from fedpipe.federation.algorithms import Averaging, Collective, SimulationSettings, Vote
 from fedpipe.federation.data import Data
-from fedpipe.federation.environments import ENVIRONMENTS, Environment
+from fedpipe.federation.environments import ENVIRONMENTS, FRAMEWORKS, WITH_FRAMEWORK, Environment, Framework
 from fedpipe.federation.names import KUBEFLOWS_SECRET, Name, Section
 from fedpipe.federation.placement import Images, Placement, StepKind, StorePlace
 from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
@@ -47,9 +47,17 @@ class Federation(Section, frozen=True, kw_only=True):
         str,
         Meta(
             pattern=r"^[^:]+\.py(:[A-Za-z_]\w*)?\Z",
-            description="`FILE.py:FUNCTION` that returns a compiled Keras model",
+            description="`FILE.py:FUNCTION` that returns a compiled Keras model, or with `framework: numpy` a "
+            "`fedpipe.learners.numpy.Linear`",
         ),
     ] = "model.py:build"
+    framework: Annotated[
+        Framework,
+        Meta(
+            description="framework that trains the model: `keras`, or `numpy` for a linear model, which needs no "
+            "TensorFlow and runs in the `core` image"
+        ),
+    ] = "keras"
     data: Annotated[Data, Meta(description="dataset to shard")] = field(default_factory=Data)
     algorithm: Annotated[
         Averaging | Collective,
@@ -124,7 +132,8 @@ class Federation(Section, frozen=True, kw_only=True):
     def environment_of(self, step: str, learner: str = "") -> Environment:
         """Return the environment that a step runs in.
 
-        Private training and TensorFlow Federated's aggregation need another image than the step's own.
+        Steps that train or measure need the image of the framework. Private training and TensorFlow Federated's
+        aggregation need another one.
 
         Args:
             step: its name.
@@ -134,7 +143,12 @@ class Federation(Section, frozen=True, kw_only=True):
             return "tff"
         if step in ("aggregate", "coordinate") and self.aggregated_by_tff:
             return "tff"
-        return ENVIRONMENTS[step]
+        return FRAMEWORKS[self.framework] if step in WITH_FRAMEWORK else ENVIRONMENTS[step]
+
+    @property
+    def needs_tensorflow(self) -> bool:
+        """Whether learners train and measure with TensorFlow."""
+        return FRAMEWORKS[self.framework] != "core"
 
     @property
     def in_sessions(self) -> bool:

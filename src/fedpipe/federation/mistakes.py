@@ -63,6 +63,7 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
         if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
             yield "data.shards.fractions", f"add up to {sum(fractions):g}", "Make them add up to 1."
     yield from _placement_mistakes(f)
+    yield from _framework_mistakes(f)
     yield from _aggregation_mistakes(f)
     yield from _preprocessing_mistakes(f)
     yield from _session_mistakes(f)
@@ -115,6 +116,25 @@ def quantity(text: str) -> float:
 
 _UNITS = {"": 1.0, "m": 1e-3, **{unit: 1e3 ** (k + 1) for k, unit in enumerate("KMGTPE")},
           **{f"{unit}i": 1024.0 ** (k + 1) for k, unit in enumerate("KMGTPE")}}  # fmt: skip
+
+
+def _framework_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    """What only Keras can do."""
+    if f.framework == "keras":
+        return
+    training = f.training
+    given: dict[str, object] = {
+        "training.preprocessing": training.preprocessing,
+        "training.precision": training.precision != "float32",
+        "training.fit": training.fit,
+        "training.evaluate": training.evaluate,
+        "training.callbacks": training.callbacks,
+        "privacy": f.privacy,
+    }
+    given |= {f"learners[{position}].privacy": learner.privacy for position, learner in enumerate(f.learners)}
+    for path, value in given.items():
+        if value:
+            yield path, f"needs Keras, and the framework is {f.framework}", "Remove it, or set framework to keras."
 
 
 def _aggregation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

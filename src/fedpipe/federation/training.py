@@ -159,6 +159,6 @@ class Export(Section, frozen=True, kw_only=True):
         tuple[Annotated[str, Meta(min_length=1, max_length=100)], ...],
         Meta(max_length=10_000, description="class names of a classifier's outputs, in order"),
     ] = ()
-    tolerance: Annotated[float, Meta(gt=0, description="largest allowed difference between ONNX and Keras outputs")] = (
-        1e-4
-    )
+    tolerance: Annotated[
+        float, Meta(gt=0, description="largest allowed difference between the outputs of ONNX and of the trained model")
+    ] = 1e-4

@@ -1,15 +1,28 @@
-"""Finds the adapter of the framework with which a learner works."""
+"""Makes learners and models for a run's plan, with the adapter of the federation's framework."""
 
 from __future__ import annotations
 
-from fedpipe.learners.learner import Learner
+from collections.abc import Callable
+
+from fedpipe.federation.training import Privacy
+from fedpipe.learners.events import event_file
+from fedpipe.learners.framework import Model, framework_of
+from fedpipe.learners.learner import ModelLearner
+from fedpipe.learners.reading import kept_parts, learner_parts
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.store import Store, keys
+from fedpipe.store.objects import get_bytes
+
+
+def plan_model(store: Store, plan: Plan, privacy: Privacy | None = None) -> Model:
+    """Return the plan's model, built once in a process. Raises ModelError and CorruptError."""
+    code, training = get_bytes(store, plan.code), plan.federation.training
+    return framework_of(plan.federation).build(code, plan.code, plan.function, training, privacy)
 
 
 def make_learner(
     store: Store, plan: Plan, name: str, number: int, *, trains: bool = True, place: RunPlace | None = None
-) -> Learner:
+) -> ModelLearner:
     """Make a learner with its model and its data.
 
     Args:
@@ -23,11 +36,28 @@ def make_learner(
     Raises:
         DataError, ModelError, CorruptError: why this learner cannot take part.
     """
-    if plan.federation.privacy_of(name) and (trains or place):  # in a session, its votes run in the same environment
-        from fedpipe.learners.keras.private import make_private_learner
+    privacy = plan.federation.privacy_of(name)
+    if not trains and not place:  # in a session, votes are cast in the environment of its training
+        privacy = None
+    model = plan_model(store, plan, privacy)
+    parts = kept_parts(place, name, model.module) if place else learner_parts(store, plan, name, model.module)
+    wanted = trains and privacy is None and plan.federation.training.tensorboard
+    return ModelLearner(
+        model, plan.federation, parts, label=f"round {number} {name}", privacy=privacy,
+        on_epochs=_writer(store, keys.events(plan.run, number, name)) if wanted else None,
+    )  # fmt: skip
 
-        return make_private_learner(store, plan, name, place=place)
-    from fedpipe.learners.keras.learner import make_keras_learner
 
-    events = keys.events(plan.run, number, name) if trains else ""
-    return make_keras_learner(store, plan, name, f"round {number} {name}", events, place=place)
+def _writer(store: Store, key: str) -> Callable[[list[dict[str, float]]], None]:
+    def write(epochs: list[dict[str, float]]) -> None:
+        points = [(step, {f"epoch_{k}": v for k, v in metrics.items()}) for step, metrics in enumerate(epochs)]
+        store.replace(key, event_file(points))
+
+    return write
+
+
+def warm_private_training() -> None:
+    """Import what private training needs, which takes seconds. Raises MissingExtraError."""
+    from fedpipe.learners.keras.private import warm_up
+
+    warm_up()

@@ -17,7 +17,8 @@ from fedpipe.errors import (
     NotFoundError,
 )
 from fedpipe.identity.signing import find_key
-from fedpipe.learners.learner import Arrays, Learner, log, seed_of
+from fedpipe.learners.framework import Arrays, seed_of
+from fedpipe.learners.learner import Learner, log
 from fedpipe.rounds.budget import Budget
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Dropped, Scores, Update

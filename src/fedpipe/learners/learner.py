@@ -1,18 +1,23 @@
-"""What a learner does, whatever framework it uses, and how its work becomes an update."""
+"""What a learner does in a round, whatever framework trains its model."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from typing import Any, Literal, NamedTuple, Protocol
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, Protocol
 
-import numpy.typing as npt
-
+from fedpipe.errors import DroppedError
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.training import Privacy
+from fedpipe.learners.check import check_criterion
+from fedpipe.learners.framework import Arrays, Model
+from fedpipe.learners.parts import Part, size_of
 from fedpipe.rounds.accounting import TrainingEvent
-from fedpipe.rounds.manifests import Scores
+from fedpipe.rounds.budget import training_event
+from fedpipe.rounds.manifests import Scores, Tested
+from fedpipe.rounds.voting import approves
 
-Array = npt.NDArray[Any]
-Arrays = dict[str, Array]
 log = logging.getLogger("fedpipe")
 
 
@@ -44,7 +49,7 @@ class Learner(Protocol):
         """The privacy event of one proposal; None for a learner that trains without differential privacy."""
 
     def accept_weights(self, weights: Arrays, scores: Scores | None = None) -> Scores:
-        """Adopts these weights as the current ones, and scores them.
+        """Adopt these weights as the current ones, and score them.
 
         Args:
             weights: the shared model's.
@@ -55,7 +60,7 @@ class Learner(Protocol):
         """
 
     def propose_weights(self, *, seed: int, seconds: float, optimizer: Arrays | None) -> Trained:
-        """Trains from the current weights on the train part; the current weights stay what they were.
+        """Train from the current weights on the train part; the current weights stay what they were.
 
         Args:
             seed: of shuffling and dropout; equal seeds give equal weights.
@@ -67,16 +72,100 @@ class Learner(Protocol):
         """
 
     def test_weights(self, weights: Arrays) -> Verdict:
-        """Scores proposed weights and compares them with the current ones, which stay."""
+        """Score proposed weights and compare them with the current ones, which stay."""
 
     def current_model(self, form: Literal["weights", "onnx"] = "weights") -> Arrays | bytes:
-        """The current model: its weights by name, or as ONNX bytes."""
+        """Return the current model: its weights by name, or as ONNX bytes."""
 
 
-def seed_of(*parts: object) -> int:
-    """A seed of 31 bits from a run's seed, a learner's name, a round: stable on every machine.
+class ModelLearner:
+    """A learner that trains, scores and votes with a model of any framework, on its own parts.
 
-    >>> seed_of(0, "hospital-a", 1) == seed_of(0, "hospital-a", 1)
-    True
+    Args:
+        model: the built model.
+        federation: the settings: training, criterion of the vote.
+        parts: train, vote and test part.
+        label: what log lines begin with.
+        on_epochs: takes the metrics of every epoch when the training is done.
+        privacy: of a model that trains with differential privacy. Such a training measures its examples exactly, so its
+            metrics are neither logged nor published.
     """
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little") >> 1
+
+    def __init__(
+        self, model: Model, federation: Federation, parts: Mapping[str, Part], *, label: str = "",
+        on_epochs: Callable[[list[dict[str, float]]], None] | None = None, privacy: Privacy | None = None,
+    ) -> None:  # fmt: skip
+        self._model, self._federation, self._parts = model, federation, parts
+        self._label, self._on_epochs, self._privacy = label, on_epochs, privacy
+        self._current: Arrays = {}
+        self._scores = Scores()
+
+    @property
+    def planned(self) -> TrainingEvent | None:
+        """See `Learner.planned`."""
+        return self._event()
+
+    def accept_weights(self, weights: Arrays, scores: Scores | None = None) -> Scores:
+        """See `Learner.accept_weights`."""
+        self._scores = self._score(weights) if scores is None else scores
+        self._current = weights
+        return self._scores
+
+    def propose_weights(self, *, seed: int, seconds: float, optimizer: Arrays | None) -> Trained:
+        """See `Learner.propose_weights`."""
+        training, examples = self._federation.training, self._size("train")
+        if examples < training.batch_size:
+            raise DroppedError(f"the train part has {examples} examples, fewer than a batch of {training.batch_size}")
+        fitted = self._model.train(
+            self._current, self._parts["train"], training, seed=seed, seconds=seconds, optimizer=optimizer
+        )
+        if self._privacy:
+            return Trained(fitted.weights, examples, {}, fitted.optimizer, self._event(fitted.steps))
+        for number, metrics in enumerate(fitted.epochs, 1):
+            log.info("%s epoch %d: %s", self._label, number, " ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+        if self._on_epochs:
+            self._on_epochs(fitted.epochs)
+        return Trained(fitted.weights, examples, _finite(fitted.epochs[-1]), fitted.optimizer)
+
+    def test_weights(self, weights: Arrays) -> Verdict:
+        """See `Learner.test_weights`."""
+        assert self._federation.vote is not None
+        scores = self._score(weights)
+        return Verdict(scores, approves(self._federation.vote, self._scores, scores))
+
+    def current_model(self, form: Literal["weights", "onnx"] = "weights") -> Arrays | bytes:
+        """See `Learner.current_model`."""
+        if form == "weights":
+            return self._current
+        return self._model.convert(self._current, self._federation.export.opset)
+
+    def _event(self, steps: int = 0) -> TrainingEvent | None:
+        if self._privacy is None:
+            return None
+        return training_event(self._federation.training, self._privacy, self._size("train"), steps)
+
+    def _size(self, part: str) -> int:
+        held = self._parts.get(part)
+        return 0 if held is None else size_of(held)
+
+    def _score(self, weights: Arrays) -> Scores:
+        """Means on the vote part, when learners vote, and on the test part."""
+        size, vote, test = self._federation.training.batch_size, self._federation.vote, self._size("test")
+        voted = None
+        if vote is not None:
+            count = self._size("vote")
+            if count < size:
+                raise DroppedError(f"the vote part has {count} examples, fewer than a batch of {size}")
+            count = min(count, vote.batches * size or count)
+            measured = self._measured(weights, "vote", vote.batches)
+            check_criterion(vote.criterion, set(measured))
+            voted = Tested(examples=count, metrics=_finite(measured))
+        tested = Tested(examples=test, metrics=_finite(self._measured(weights, "test"))) if test else None
+        return Scores(vote=voted, test=tested)
+
+    def _measured(self, weights: Arrays, part: str, batches: int = 0) -> dict[str, float]:
+        return self._model.evaluate(weights, self._parts[part], self._federation.training, batches).metrics
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}

@@ -15,7 +15,8 @@ from fedpipe.errors import (
     NotFoundError,
 )
 from fedpipe.learners.contribute import dropped_by, fetched
-from fedpipe.learners.learner import Arrays, Learner, Verdict, log
+from fedpipe.learners.framework import Arrays
+from fedpipe.learners.learner import Learner, Verdict, log
 from fedpipe.rounds.ballots import find_vote, known_scores, publish_ballot
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
 from fedpipe.rounds.plan import Plan

@@ -1,4 +1,4 @@
-"""Converts a Keras model to ONNX, verifies it in onnxruntime, and publishes it once."""
+"""Converts a trained model to ONNX, verifies it in onnxruntime, and publishes it once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.errors import ExportError, InputError, NotFoundError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
-from fedpipe.learners.keras.evaluation import fetch_global
-from fedpipe.learners.keras.learner import plan_model
-from fedpipe.learners.keras.model import KerasModel
-from fedpipe.learners.keras.onnx import convert
+from fedpipe.learners.adapters import plan_model
+from fedpipe.learners.framework import Outline, Predict
+from fedpipe.learners.score import fetch_global
 from fedpipe.registry.card import CARD_KEY, Card, Spread, write_card
 from fedpipe.registry.publication import ModelVersion, Origin, sign_publication
 from fedpipe.rounds.plan import Plan
@@ -47,11 +46,9 @@ def run_onnx(data: bytes | Path, features: Array) -> list[Array]:
     return model.run({names[0]: features} if len(names) == 1 else dict(zip(names, features, strict=True)))
 
 
-def largest_difference(model: KerasModel, data: bytes, features: Array) -> float:
-    """Returns the largest absolute difference between the outputs of Keras and ONNX on these features."""
-    expected = model.keras.predict_on_batch(features)
-    expected = expected if isinstance(expected, list | tuple) else [expected]
-    actual = run_onnx(data, features)
+def largest_difference(predict: Predict, data: bytes, features: Array) -> float:
+    """Returns the largest absolute difference between the outputs of the model and of its ONNX form."""
+    expected, actual = predict(features), run_onnx(data, features)
     differences = [
         np.max(np.abs(np.asarray(e, np.float64) - a), initial=0.0) for e, a in zip(expected, actual, strict=True)
     ]
@@ -59,7 +56,7 @@ def largest_difference(model: KerasModel, data: bytes, features: Array) -> float
 
 
 def convert_and_verify(store: Store, plan: Plan, digest: str) -> tuple[bytes, Origin]:
-    """Converts weights of a run to ONNX, and compares the result with Keras on up to 256 samples.
+    """Converts weights of a run to ONNX, and compares the result with the model on up to 256 samples.
 
     Args:
         store: the federation's folder of the store.
@@ -72,13 +69,11 @@ def convert_and_verify(store: Store, plan: Plan, digest: str) -> tuple[bytes, Or
     Raises:
         ExportError: the difference exceeds `export.tolerance`.
     """
-    model = plan_model(store, plan)
-    model.reset(plan.federation.training.seed)
-    model.set_weights(fetch_global(store, digest))
-    features, samples = _samples(store, plan, model)
+    model, arrays = plan_model(store, plan), fetch_global(store, digest)
+    features, samples = _samples(store, plan, model.outline)
     metadata = {CARD_KEY: write_card(card_of(store, plan))}
-    data = convert(model, plan.federation.export.opset, metadata)
-    difference = largest_difference(model, data, features)
+    data = model.convert(arrays, plan.federation.export.opset, metadata)
+    difference = largest_difference(model.predictor(arrays), data, features)
     tolerance = plan.federation.export.tolerance
     if not difference <= tolerance:
         raise ExportError(
@@ -107,11 +102,11 @@ def card_of(store: Store, plan: Plan) -> Card:
     return Card(classes=plan.federation.export.classes, labels=dict(sorted(labels.items())), spread=spread)
 
 
-def _samples(store: Store, plan: Plan, model: KerasModel) -> tuple[Array, str]:
-    dtype = np.dtype(str(model.keras.inputs[0].dtype))
+def _samples(store: Store, plan: Plan, outline: Outline) -> tuple[Array, str]:
+    dtype = np.dtype(outline.dtype)
     if plan.test is not None:
         return get_parts(store, plan.test)["test"].x[:_SAMPLES].astype(dtype), "holdout"
-    shape = (_SAMPLES, *(size or 1 for size in model.keras.inputs[0].shape[1:]))
+    shape = (_SAMPLES, *(size or 1 for size in outline.input[1:]))
     return np.random.default_rng(plan.federation.training.seed).random(shape).astype(dtype), "random"
 
 
@@ -140,7 +135,7 @@ def publish(store: Store, plan: Plan, digest: str) -> Exported:
         sign_publication(store.below(keys.MODELS), ModelVersion(name, exported.version), origin, key)
     store.create(exported.path, data)
     log.info(
-        "published %s version %d: differs from Keras by %.2g",
+        "published %s version %d: differs from the trained model by %.2g",
         name,
         exported.version,
         origin.max_abs_difference,

@@ -69,6 +69,13 @@ class Settings(Struct, frozen=True, kw_only=True):
         return changed
 
 
+class Shards(Struct, frozen=True, kw_only=True):
+    """Digests of the learners' shards and, when there is one, of the central test set."""
+
+    learners: dict[str, str]
+    test: str = ""
+
+
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a run does; its digest is in every record of the run."""
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.errors import CorruptError, NotFoundError
+from fedpipe.learners.score import evaluate
 from fedpipe.rounds.evaluation import Evaluation, Score, find_score
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.steps.contract import Confusion, Metrics
@@ -45,8 +46,6 @@ def run(inputs: Inputs) -> Outputs:
     """Evaluates once; a repeated step finds the evaluation."""
     if found := find(inputs):
         return found
-    from fedpipe.learners.keras.evaluation import evaluate
-
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     evaluation = evaluate(store, plan, inputs.weights, _scores(store, plan))

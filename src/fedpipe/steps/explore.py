@@ -8,9 +8,9 @@ from fedpipe.data.exploration import Exploration, view_of
 from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.federation.federation import Federation
 from fedpipe.reports.exploration_page import render_html, render_markdown
-from fedpipe.rounds.plan import RunPlace
+from fedpipe.rounds.plan import RunPlace, Shards
 from fedpipe.steps.contract import Html, Markdown
-from fedpipe.steps.shard import Shards, read
+from fedpipe.steps.shard import read
 
 PRIVATE = "it trains with differential privacy, and counts and pictures of its examples are exact"
 

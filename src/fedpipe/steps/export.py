@@ -1,4 +1,4 @@
-"""Publishes the final model as ONNX, verified against Keras."""
+"""Publishes the final model as ONNX, verified against the trained one."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import logging
 from msgspec import Struct
 
 from fedpipe.errors import CorruptError, DataError, ModelError, NotFoundError
+from fedpipe.learners.score import score_learner
 from fedpipe.rounds.evaluation import Score, find_score
 from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.store import keys
@@ -39,8 +40,6 @@ def run(inputs: Inputs) -> Outputs:
     """Tests once; a learner that cannot is left out, with the reason."""
     if found := find(inputs):
         return found
-    from fedpipe.learners.keras.evaluation import score_learner
-
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     try:

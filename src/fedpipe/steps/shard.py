@@ -9,26 +9,18 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fedpipe.data.examples import Examples, read_examples
+from fedpipe.data.examples import Examples
 from fedpipe.data.parts import Shard, put_parts, put_shard
-from fedpipe.data.shards import deal, holdout, split
-from fedpipe.errors import DataError, InputError, NotFoundError
-from fedpipe.federation.data import ByKey
+from fedpipe.data.shards import dealt
+from fedpipe.errors import InputError, NotFoundError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import parse_federation
 from fedpipe.federation.names import SAFE_NAME
-from fedpipe.rounds.plan import RunPlace
+from fedpipe.rounds.plan import RunPlace, Shards
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, encode
 
 log = logging.getLogger("fedpipe")
-
-
-class Shards(Struct, frozen=True, kw_only=True):
-    """Digests of the learners' shards and, when there is one, of the central test set."""
-
-    learners: dict[str, str]
-    test: str = ""
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -100,43 +92,6 @@ def run_name(run: str, job: str) -> str:
     if name in keys.RESERVED_RUNS:
         raise InputError(f"{name!r} is reserved", where="run", remedy="Choose another name.")
     return name
-
-
-def dealt(federation: Federation, uri: str) -> tuple[dict[str, dict[str, Examples]], Examples | None]:
-    """Reads and deals the dataset; nothing is written.
-
-    Returns:
-        Each learner's parts, and the central test set when there is one.
-
-    Raises:
-        DataError: the data cannot be used, or a train part is smaller than a batch.
-    """
-    scheme = federation.data.shards
-    column = scheme.column if isinstance(scheme, ByKey) else ""
-    examples, keys = read_examples(uri, key=column, **federation.data.columns)
-    seed = federation.training.seed
-    kept, held_out = holdout(len(examples.y), federation.evaluation.holdout, seed)
-    rest = Examples(examples.x[kept], examples.y[kept])
-    shards = deal(scheme, len(federation.sharded), labels=rest.y, keys=None if keys is None else keys[kept])
-    parts = {}
-    for position, (name, indices) in enumerate(zip(federation.sharded, shards, strict=True)):
-        cut = split(len(indices), federation.data.parts, [seed, 2, position])
-        parts[name] = {p: Examples(rest.x[indices[i]], rest.y[indices[i]]) for p, i in cut.items()}
-        count = len(parts[name]["train"].y)
-        if count < federation.training.batch_size:
-            raise DataError(
-                f"the train part of {name} has {count} examples, a batch has {federation.training.batch_size}",
-                where="training.batch_size",
-                remedy="Lower it, or give the learner more data.",
-            )
-        if federation.vote and len(parts[name]["vote"].y) < federation.training.batch_size:
-            raise DataError(
-                f"the vote part of {name} has {len(parts[name]['vote'].y)} examples, a batch has "
-                f"{federation.training.batch_size}",
-                where="data.parts.vote",
-                remedy="Raise it, lower training.batch_size, or give the learner more data.",
-            )
-    return parts, Examples(examples.x[held_out], examples.y[held_out]) if len(held_out) else None
 
 
 def _written(

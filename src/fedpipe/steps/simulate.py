@@ -66,8 +66,10 @@ def advance(inputs: Inputs, number: int) -> None:
 
 
 def check_simulated(federation: Federation) -> None:
-    """Checks that a simulation can stand for this federation. Raises InputError."""
+    """Check that a simulation can stand for this federation. Raises InputError."""
     for path, given, remedy in (
+        ("framework", federation.framework != "keras",
+         "TensorFlow Federated trains Keras models; `fedpipe run` rehearses others on this machine."),
         ("algorithm", federation.proposers, "`fedpipe run` rehearses collective learning on this machine."),
         ("algorithm.vote", federation.vote, "Remove it; `fedpipe run` rehearses votes on this machine."),
         ("simulation.algorithm", federation.simulation.algorithm == "fedsgd" and not _takes_weights(federation),

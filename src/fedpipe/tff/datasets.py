@@ -14,7 +14,9 @@ from fedpipe.errors import DataError, NotFoundError
 from fedpipe.federation.preprocessing import applied, parse
 from fedpipe.federation.training import Training
 from fedpipe.frameworks import frameworks
-from fedpipe.learners.keras.learner import WIDER, as_examples, singles_of, size_of
+from fedpipe.learners.keras.datasets import singles_of
+from fedpipe.learners.keras.training import WIDER
+from fedpipe.learners.parts import Part, as_examples, size_of
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.tff.runtime import federated
@@ -24,17 +26,17 @@ class Client:
     """A client's examples; their datasets are made once, for TensorFlow traces each function anew.
 
     Args:
-        part: Examples, or a tf.data.Dataset of single (x, y).
+        part: arrays, or a tf.data.Dataset of single (x, y).
     """
 
-    def __init__(self, part: Any) -> None:
+    def __init__(self, part: Part) -> None:
         self.part = part
 
     @functools.cached_property
     def singles(self) -> Any:
         """A dataset of single `OrderedDict(x, y)`."""
         if not isinstance(self.part, Examples):
-            return self.part.map(_named)
+            return singles_of(self.part).map(_named)
         tensorflow, _ = frameworks()
         return tensorflow.data.Dataset.from_tensor_slices(_named(*self.part))
 

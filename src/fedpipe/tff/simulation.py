@@ -17,9 +17,10 @@ from fedpipe.data.parts import get_parts
 from fedpipe.errors import DataError, FedpipeError, InputError, RoundError, StepError, WeightsError
 from fedpipe.federation.federation import Federation
 from fedpipe.frameworks import frameworks, uncollected
-from fedpipe.learners.keras.events import event_file
-from fedpipe.learners.keras.learner import kept_parts, size_of
-from fedpipe.learners.learner import seed_of
+from fedpipe.learners.events import event_file
+from fedpipe.learners.framework import seed_of
+from fedpipe.learners.parts import size_of
+from fedpipe.learners.reading import kept_parts
 from fedpipe.learners.user_code import described
 from fedpipe.rounds.history import commit, read_record
 from fedpipe.rounds.manifests import MOST_METRICS, Record

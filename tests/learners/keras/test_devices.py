@@ -14,9 +14,9 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 from fedpipe.learners.keras import model as keras_model
-from fedpipe.data import Examples
-from fedpipe.keras_learner import KerasLearner
-from fedpipe.objects import digest_of
+from fedpipe.data.examples import Examples
+from fedpipe.learners.learner import ModelLearner
+from fedpipe.store.objects import digest_of
 from tests.federations import make_federation
 from tests.models import DENSE
 
@@ -28,7 +28,7 @@ TRAINING = {"rounds": 1, "batch_size": 16, "local_epochs": 2, "fit": {"shuffle":
 def trained(scope):
     keras_model._scope = scope
     model = keras_model.KerasModel(DENSE.encode(), digest_of(DENSE.encode()), "build")
-    learner = KerasLearner(model, make_federation(training=TRAINING), {"train": PART, "test": PART})
+    learner = ModelLearner(model, make_federation(training=TRAINING), {"train": PART, "test": PART})
     model.reset(0)
     learner.accept_weights(model.weights())
     result = learner.propose_weights(seed=1, seconds=100, optimizer=None)

@@ -65,16 +65,6 @@ def test_weights_go_out_and_in() -> None:
     assert weights.digest_of(model.weights()) == weights.digest_of(changed)
 
 
-def test_weights_that_do_not_fit() -> None:
-    model = built(DENSE)
-    good = model.weights()
-    name = next(iter(good))
-    with pytest.raises(ModelError, match="on one side only"):
-        model.set_weights({k: v for k, v in good.items() if k != name})
-    with pytest.raises(ModelError, match=r"is \(1,\), not"):
-        model.set_weights({**good, name: np.zeros(1)})
-
-
 def test_two_layers_of_one_name_are_told_apart() -> None:
     code = DENSE.replace("keras.layers.Dense(3", "keras.layers.Dense(4), keras.layers.Dense(3")
     assert len(built(code).weights()) == 4
@@ -107,25 +97,6 @@ def test_a_model_py_that_cannot_be_used(code: str, message: str) -> None:
 def test_code_is_checked_before_it_is_imported() -> None:
     with pytest.raises(ModelError, match="not the one that the plan names"):
         load_code(b"raise SystemExit", digest_of(b"other"))
-
-
-class TestExamples:
-    @pytest.mark.parametrize(
-        ("x", "y", "message"),
-        [
-            (np.zeros((5, 3)), np.zeros(5), r"the features have shape \(3,\), the model takes \(4,\)"),
-            (np.zeros((5, 4, 1)), np.zeros(5), "the features have shape"),
-            (np.zeros((5, 4)), np.array([0, 1, 2, 3, 0]), "the labels go from 0 to 3, the model has 3 outputs"),
-            (np.zeros((5, 4)), np.array([0, 1, 2, -1, 0]), "the labels go from -1"),
-            (np.zeros((5, 4)), np.zeros((5, 3)), "do not fit the model"),
-        ],
-    )
-    def test_that_do_not_fit(self, x: Any, y: Any, message: str) -> None:
-        with pytest.raises(ModelError, match=message):
-            built(DENSE).check_examples(x, y)
-
-    def test_that_fit(self) -> None:
-        built(DENSE).check_examples(X[:3], np.array([0, 2, 1]))
 
 
 class TestArguments:

@@ -12,8 +12,9 @@ import pytest
 from fedpipe.engine.workers import Worker
 from fedpipe.errors import DroppedError, InputError, ModelError
 from fedpipe.frameworks import find_python
-from fedpipe.learners.keras.model import KerasModel, check_private
+from fedpipe.learners.keras.model import KerasModel
 from fedpipe.learners.keras.private import match_names
+from fedpipe.learners.keras.training import check_private
 from fedpipe.store.objects import digest_of
 from tests import private_training
 from tests.models import DENSE, RICH

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import types
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from fedpipe.errors import ModelError
 from fedpipe.federation.preprocessing import check_functions, parse
 from fedpipe.federation.training import Training
 from fedpipe.frameworks import frameworks
+from fedpipe.learners.check import suggestion
 
 _OWNED = {
     "x": "the shard", "y": "the shard", "batch_size": "training.batch_size", "epochs": "training.local_epochs",
@@ -22,7 +22,7 @@ _OWNED = {
 
 
 def check_arguments(training: Training) -> None:
-    """Checks fit and evaluate arguments and callbacks against Keras's own signatures.
+    """Check fit and evaluate arguments and callbacks against Keras's own signatures.
 
     Raises:
         ModelError: the argument, where it stands, and the valid ones.
@@ -42,23 +42,13 @@ def check_arguments(training: Training) -> None:
 
 
 def check_preprocessing(training: Training, module: types.ModuleType) -> None:
-    """Checks that model.py has the functions that `training.preprocessing` names. Raises ModelError."""
+    """Check that model.py has the functions that `training.preprocessing` names. Raises ModelError."""
     if training.preprocessing:
         check_functions(parse(training.preprocessing), module)
 
 
-def check_criterion(criterion: str, measured: set[str], *, where: str = "algorithm.vote.criterion") -> None:
-    """Checks that what learners vote by, or a session ends by, is measured. Raises ModelError."""
-    if criterion not in measured:
-        raise ModelError(
-            f"{criterion!r} is neither the loss nor a compiled metric",
-            where=where,
-            remedy=suggestion(criterion, measured),
-        )
-
-
 def make_callbacks(training: Training) -> list[Any]:
-    """The callbacks that the federation file names. Raises ModelError when an argument's value is refused."""
+    """Return the callbacks that the federation file names. Raises ModelError when an argument's value is refused."""
     _, keras = frameworks()
     try:
         return [getattr(keras.callbacks, name)(**arguments) for name, arguments in training.callbacks.items()]
@@ -72,9 +62,3 @@ def _check_names(arguments: Mapping[str, Any], valid: set[str], where: str) -> N
             raise ModelError(f"{name!r} cannot be set here", where=where, remedy=f"It is given by {_OWNED[name]}.")
         if name not in valid:
             raise ModelError(f"unknown argument {name!r}", where=where, remedy=suggestion(name, valid - _OWNED.keys()))
-
-
-def suggestion(name: str, valid: Any) -> str:
-    """Suggest the closest valid name, or list all."""
-    close = difflib.get_close_matches(name, valid, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Valid: {', '.join(sorted(valid))}."

@@ -1,24 +1,26 @@
-"""The user's Keras model: loaded by digest, checked, and driven with the same numbers every time."""
+"""The user's Keras 3 model: loaded by digest, built, and reset to the same numbers every time."""
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fedpipe.errors import ModelError
+from fedpipe.federation.training import Training
 from fedpipe.frameworks import frameworks
+from fedpipe.learners.framework import Arrays
+from fedpipe.learners.keras.training import CompiledModel, feed_of
+from fedpipe.learners.parts import Part
 from fedpipe.learners.user_code import described, find_function, load_code
-
-Array = npt.NDArray[Any]
+from fedpipe.weights import Array
 
 
 def built(build: Callable[[], Any], keras: Any) -> Any:
-    """Calls the user's function. Raises ModelError when it fails, or returns no compiled Keras model."""
+    """Call the user's function. Raises ModelError when it fails, or does not return a compiled Keras model."""
     try:
         model = build()
     except Exception as error:
@@ -41,7 +43,7 @@ def built(build: Callable[[], Any], keras: Any) -> Any:
 
 
 def is_stock(model: Any, keras: Any) -> bool:
-    """Whether a model is made of Keras's own parts alone, which keep their random states in variables."""
+    """Return whether a model is made of Keras's own parts alone, which keep their random states in variables."""
     parts = [*model._flatten_layers(), *(p for p in (model.loss, *_compiled_metrics(model)) if not isinstance(p, str))]
     return all(
         type(part).__module__.startswith("keras.") and not isinstance(part, keras.layers.Lambda) for part in parts
@@ -53,39 +55,24 @@ def _compiled_metrics(model: Any) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given] if given is not None else []
 
 
-def check_private(model: Any) -> None:
-    """Checks that per-example clipping means something for this Keras model. Raises ModelError."""
-    for layer in model._flatten_layers():
-        if "BatchNormalization" in type(layer).__name__:
-            raise ModelError(
-                f"the layer {layer.name!r} mixes the examples of a batch, so that no epsilon holds",
-                where="model.py",
-                remedy="With privacy, use GroupNormalization or LayerNormalization instead.",
-            )
-
-
-def check_classes(model: Any, classes: Sequence[str]) -> None:
-    """Checks that there are as many names of classes as the first output has columns. Raises ModelError."""
-    shape = model.outputs[0].shape
-    if classes and (len(shape) != 2 or shape[1] != len(classes)):
-        raise ModelError(
-            f"{len(classes)} names of classes for outputs of shape {tuple(shape)}",
-            where="export.classes",
-            remedy="Name each column of the first output once, in order.",
-        )
-
-
 @functools.lru_cache(maxsize=2)
 def cached_model(code: bytes, digest: str, function: str, precision: str, seed: int) -> KerasModel:
-    """The built model; a worker that runs several steps builds and traces it once."""
+    """Return the built model; a worker that runs several steps builds and traces it once."""
     return KerasModel(code, digest, function, precision, seed)
 
 
-class KerasModel:
-    """A compiled Keras model whose whole state can be set, so that every act starts from the same numbers.
+class KerasModel(CompiledModel):
+    """A compiled Keras 3 model whose whole state can be set, so that every act starts from the same numbers.
+
+    Args:
+        code: the user's file.
+        digest: what its bytes must have.
+        function: its function that makes the model.
+        precision: Keras's dtype policy.
+        seed: of the initial weights.
 
     Raises:
-        ModelError: there is no such function, it fails, or what it returns is no compiled Keras model.
+        ModelError: there is no such function, it fails, or it does not return a compiled Keras model.
     """
 
     def __init__(self, code: bytes, digest: str, function: str, precision: str = "float32", seed: int = 0) -> None:
@@ -99,11 +86,12 @@ class KerasModel:
         with _scope(tensorflow):
             self.keras = built(build, keras)
             self.keras.optimizer.build(self.keras.trainable_variables)
+        self._seed = seed
         self._draws_by_itself = not is_stock(self.keras, keras)
         self._fresh = [(v, np.array(v.numpy())) for v in (*self.keras.variables, *self.keras.optimizer.variables)]
 
     def reset(self, seed: int) -> None:
-        """Puts every variable (weights, optimizer, metrics, random states) where it was when the model was built.
+        """See `CompiledModel.reset`.
 
         TensorFlow's own seed is set only for a model that may draw by it: that drops all compiled kernels, which cost
         more than many a training.
@@ -117,25 +105,25 @@ class KerasModel:
         self.reset_draws(seed)
 
     def reset_draws(self, seed: int) -> None:
-        """Sets the random states of the layers alone."""
+        """See `CompiledModel.reset_draws`."""
         for position, (variable, _) in enumerate(self._fresh):
             if variable.path.endswith("seed_generator_state"):
                 variable.assign(np.array([(seed + position) % 2**32, 0], variable.dtype))
 
-    def weights(self) -> dict[str, Array]:
-        """The weights by name: trainable ones, BatchNorm statistics and counters; no random or metric state."""
+    def weights(self) -> Arrays:
+        """Return the weights by name: trainable ones, BatchNorm statistics and counters; no random or metric state."""
         return {name: np.array(v.numpy()) for name, v in self._named(self.keras.weights)}
 
     def set_weights(self, weights: Mapping[str, Array]) -> None:
-        """Takes weights of the same names and shapes. Raises ModelError."""
+        """See `CompiledModel.set_weights`."""
         self._assign(self.keras.weights, weights, "weights")
 
-    def optimizer_state(self) -> dict[str, Array]:
-        """The optimizer's variables by name."""
+    def optimizer_state(self) -> Arrays:
+        """See `CompiledModel.optimizer_state`."""
         return {name: np.array(v.numpy()) for name, v in self._named(self.keras.optimizer.variables)}
 
     def set_optimizer_state(self, state: Mapping[str, Array]) -> None:
-        """Takes an optimizer state of the same names and shapes. Raises ModelError."""
+        """See `CompiledModel.set_optimizer_state`."""
         self._assign(self.keras.optimizer.variables, state, "optimizer state")
 
     def _assign(self, variables: Any, values: Mapping[str, Array], what: str) -> None:
@@ -158,7 +146,7 @@ class KerasModel:
             yield (path if paths.count(path) == 1 else f"{path}#{position}"), variable
 
     def set_learning_rate(self, rate: float) -> None:
-        """Sets the optimizer's learning rate. Raises ModelError when model.py gave it a schedule."""
+        """See `CompiledModel.set_learning_rate`."""
         try:
             self.keras.optimizer.learning_rate = rate
         except TypeError as error:
@@ -168,44 +156,14 @@ class KerasModel:
                 remedy="Set it to 0.",
             ) from error
 
-    def check_examples(self, x: Array, y: Array) -> set[str]:
-        """Tries the model on a few examples that hold the smallest and the largest label.
+    def feed(self, part: Part, training: Training, seed: int) -> dict[str, Any]:
+        """See `CompiledModel.feed`."""
+        return feed_of(part, training, self.module, seed)
 
-        Returns:
-            What was measured: `loss` and the names of the compiled metrics.
-
-        Raises:
-            ModelError: shapes or labels do not fit.
-        """
-        expected = tuple(self.keras.input_shape)[1:] if isinstance(self.keras.input_shape, tuple) else None
-        if expected is not None and (len(expected) != x.ndim - 1 or any(
-            e is not None and e != f for e, f in zip(expected, x.shape[1:], strict=True)
-        )):  # fmt: skip
-            raise ModelError(
-                f"the features have shape {x.shape[1:]}, the model takes {expected}",
-                remedy="Change the input or reshape the data.",
-            )
-        flat = y.reshape(len(y), -1)[:, 0]
-        picked = sorted({0, int(np.argmin(flat)), int(np.argmax(flat))})
-        self._check_classes(y)
-        try:
-            result = self.keras.evaluate(x[picked], y[picked], verbose=0, return_dict=True)
-        except Exception as error:
-            raise ModelError(f"the labels or shapes do not fit the model: {described(error)}") from error
-        if not np.isfinite(result["loss"]):
-            raise ModelError(f"the loss of the first examples is {result['loss']}: the labels do not fit the model")
-        return set(result)
-
-    def _check_classes(self, y: Array) -> None:
-        loss = self.keras.loss if isinstance(self.keras.loss, str) else getattr(self.keras.loss, "name", "")
-        shape = self.keras.output_shape
-        if "sparse_categorical" not in str(loss) or not isinstance(shape, tuple):
-            return
-        if y.min() < 0 or y.max() >= shape[-1]:
-            raise ModelError(
-                f"the labels go from {y.min():g} to {y.max():g}, the model has {shape[-1]} outputs",
-                remedy="Labels count from 0; give the last layer one output per label.",
-            )
+    def convert(self, weights: Arrays, opset: int, metadata: Mapping[str, str] | None = None) -> bytes:
+        """See `Model.convert`."""
+        self.reset(self._seed)
+        return super().convert(weights, opset, metadata)
 
 
 def _scope(tensorflow: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The Keras model as ONNX bytes: equal models give equal bytes."""
+"""Converts a Keras model to ONNX: equal models give equal bytes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any
 
 from fedpipe.errors import MissingExtraError
 from fedpipe.frameworks import frameworks
-from fedpipe.learners.keras.model import KerasModel
 
 
-def convert(model: KerasModel, opset: int, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The Keras model as ONNX bytes with a dynamic batch dimension, and what it is to tell of itself.
+def convert(model: Any, opset: int, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return a Keras model as ONNX bytes with a dynamic batch dimension.
+
+    Args:
+        model: the Keras model.
+        opset: the ONNX operator set.
+        metadata: written into the ONNX model.
 
     Raises:
         MissingExtraError: tf2onnx is not installed.
@@ -25,13 +29,13 @@ def convert(model: KerasModel, opset: int, metadata: Mapping[str, str] | None = 
     for name in ("tf2onnx", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     signature = [
-        tensorflow.TensorSpec((None, *value.shape[1:]), value.dtype, name=value.name) for value in model.keras.inputs
+        tensorflow.TensorSpec((None, *value.shape[1:]), value.dtype, name=value.name) for value in model.inputs
     ]
     many = len(signature) > 1
 
     @tensorflow.function(input_signature=signature)  # type: ignore[untyped-decorator]
     def answer(*values: Any) -> Any:
-        return model.keras(list(values) if many else values[0], training=False)
+        return model(list(values) if many else values[0], training=False)
 
     proto, _ = tf2onnx.convert.from_function(answer, input_signature=signature, opset=opset)
     _canonicalise(proto.graph)

@@ -1,6 +1,6 @@
 """The user's model with DP-SGD: per-example clipping and noise by TensorFlow Privacy, in the tff environment.
 
-That environment has Keras 2, so the model is built anew there and its variables are matched with the weights by name.
+That environment has Keras 2, so the model is built again there and its variables are matched with the weights by name.
 
 Noise must be what nobody can draw again: TensorFlow's random operations get no seed here, so that they take theirs
 from the machine's entropy. With a seed of the run, everybody who knows the federation file could subtract the noise.
@@ -15,37 +15,44 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fedpipe.errors import MissingExtraError, ModelError
-from fedpipe.federation.training import Privacy
+from fedpipe.federation.training import Privacy, Training
 from fedpipe.frameworks import frameworks
-from fedpipe.learners.keras.learner import KerasLearner, kept_parts, learner_parts
-from fedpipe.learners.keras.model import built, check_private
+from fedpipe.learners.framework import Arrays
+from fedpipe.learners.keras.datasets import singles_of
+from fedpipe.learners.keras.model import built
+from fedpipe.learners.keras.training import CompiledModel, check_private
+from fedpipe.learners.parts import Part, size_of
 from fedpipe.learners.user_code import find_function, load_code
-from fedpipe.rounds.plan import Plan, RunPlace
-from fedpipe.store import Store
-from fedpipe.store.objects import get_bytes
-
-Array = npt.NDArray[Any]
+from fedpipe.rounds.budget import training_event
+from fedpipe.weights import Array
 
 
 @functools.lru_cache(maxsize=2)
 def cached_private_model(code: bytes, digest: str, function: str, privacy: Privacy) -> PrivateModel:
-    """The built model; a worker that runs several steps builds and traces it once."""
+    """Return the built model; a worker that runs several steps builds and traces it once."""
     return PrivateModel(code, digest, function, privacy)
 
 
-class PrivateModel:
-    """A Keras 2 model whose optimizer clips and adds noise; driven like `KerasModel`.
+class PrivateModel(CompiledModel):
+    """A Keras 2 model whose optimizer clips and adds noise.
+
+    Args:
+        code: the user's file.
+        digest: what its bytes must have.
+        function: its function that makes the model.
+        privacy: clipping and noise.
 
     Raises:
         ModelError: the model cannot be trained with DP-SGD; the message says why.
     """
 
+    private = True
+
     def __init__(self, code: bytes, digest: str, function: str, privacy: Privacy) -> None:
         tensorflow, keras = frameworks()
-        self.module = load_code(code, digest)
+        self.module, self._privacy = load_code(code, digest), privacy
         keras.backend.clear_session()
         self.keras = built(find_function(self.module, function), keras)
         check_private(self.keras)
@@ -57,7 +64,7 @@ class PrivateModel:
         self._names: dict[str, str] = {}
 
     def reset(self, seed: int) -> None:
-        """Puts the optimizer where it was when the model was built; the seed is not used (see above).
+        """Put the optimizer where it was when the model was built; the seed is not used (see above).
 
         A seed that model.py may have set is taken back, here before anything is traced.
         """
@@ -67,10 +74,10 @@ class PrivateModel:
         self.keras.optimizer.learning_rate = self._rate
 
     def reset_draws(self, seed: int) -> None:
-        """Nothing to do: a private model draws from the machine's entropy."""
+        """Do nothing: a private model draws from the machine's entropy."""
 
     def set_weights(self, weights: Mapping[str, Array]) -> None:
-        """Takes weights by the names that Keras 3 gives them. Raises ModelError."""
+        """Set weights by the names that Keras 3 gives them. Raises ModelError."""
         self._names = match_names(
             {name: value.shape for name, value in weights.items()},
             {name: tuple(v.shape) for name, v in self._variables.items()},
@@ -78,16 +85,16 @@ class PrivateModel:
         for theirs, ours in self._names.items():
             self._variables[ours].assign(weights[theirs])
 
-    def weights(self) -> dict[str, Array]:
-        """The weights by the names of those that were set."""
+    def weights(self) -> Arrays:
+        """Return the weights by the names of those that were set."""
         return {theirs: np.array(self._variables[ours].numpy()) for theirs, ours in self._names.items()}
 
-    def optimizer_state(self) -> dict[str, Array]:
-        """The optimizer's variables by their number."""
+    def optimizer_state(self) -> Arrays:
+        """Return the optimizer's variables by their number."""
         return {f"{k:06d}": np.array(v.numpy()) for k, v in enumerate(self.keras.optimizer.weights)}
 
     def set_optimizer_state(self, state: Mapping[str, Array]) -> None:
-        """Takes what `optimizer_state` gave. Raises ModelError."""
+        """Set what `optimizer_state` returned. Raises ModelError."""
         self.keras.optimizer._create_all_weights(self.keras.trainable_variables)
         variables = self.keras.optimizer.weights
         if [tuple(v.shape) for v in variables] != [state[name].shape for name in sorted(state)]:
@@ -96,12 +103,20 @@ class PrivateModel:
             variable.assign(state[name])
 
     def set_learning_rate(self, rate: float) -> None:
-        """Sets the optimizer's learning rate."""
+        """See `CompiledModel.set_learning_rate`."""
         self.keras.optimizer.learning_rate = rate
+
+    def feed(self, part: Part, training: Training, seed: int) -> dict[str, Any]:
+        """Return whole batches, shuffled in each pass by the machine's entropy, an example at most once in a pass."""
+        count = size_of(part)
+        steps = training_event(training, self._privacy, count).steps
+        shuffled = singles_of(part).shuffle(count, reshuffle_each_iteration=True)
+        batches = shuffled.batch(training.batch_size, drop_remainder=True).repeat().take(steps)
+        return {"x": batches, "epochs": 1, "shuffle": False}
 
 
 def match_names(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Names of Keras 3 to names of Keras 2: Keras 3 writes the names of the enclosing models before a layer's.
+    """Match names of Keras 3 with those of Keras 2: Keras 3 writes the names of the enclosing models before a layer's.
 
     >>> match_names({"sequential/dense/kernel": (4, 3)}, {"dense/kernel": (4, 3)})
     {'sequential/dense/kernel': 'dense/kernel'}
@@ -126,11 +141,7 @@ def match_names(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[
 
 def _private_optimizer(optimizer: Any, privacy: Privacy, tensorflow: Any) -> Any:
     """The optimizer of model.py as TensorFlow Privacy's Keras optimizer of the same name and settings."""
-    try:
-        from tensorflow_privacy.privacy.dp_query import gaussian_query
-        from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras
-    except ImportError as error:
-        raise MissingExtraError("tensorflow-privacy", "tff") from error
+    gaussian_query, dp_optimizer_keras = _optimizers()
     name = type(optimizer).__name__
     base = getattr(tensorflow.keras.optimizers.legacy, name, None)
     if base is None:
@@ -169,15 +180,16 @@ def _single_losses(model: Any) -> Any:
     return Single(reduction=none)
 
 
-def make_private_learner(store: Store, plan: Plan, name: str, *, place: RunPlace | None = None) -> KerasLearner:
-    """The learner with its private model and its data; with a place it keeps them from round to round.
+def warm_up() -> None:
+    """Import TensorFlow Privacy's optimizers. Raises MissingExtraError."""
+    _optimizers()
+    frameworks()
 
-    Raises:
-        DataError, ModelError, CorruptError: why this learner cannot take part.
-    """
-    privacy = plan.federation.privacy_of(name)
-    if privacy is None:
-        raise ModelError(f"{name} has no privacy section, and this step trains with differential privacy")
-    model = cached_private_model(get_bytes(store, plan.code), plan.code, plan.function, privacy)
-    parts = kept_parts(place, name, model.module) if place else learner_parts(store, plan, name, model.module)
-    return KerasLearner(model, plan.federation, parts, label=name, privacy=privacy)
+
+def _optimizers() -> tuple[Any, Any]:
+    try:
+        from tensorflow_privacy.privacy.dp_query import gaussian_query
+        from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras
+    except ImportError as error:
+        raise MissingExtraError("tensorflow-privacy", "tff") from error
+    return gaussian_query, dp_optimizer_keras

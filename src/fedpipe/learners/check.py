@@ -1,0 +1,144 @@
+"""Checks the user's model against the federation file; before a run, and where the run begins."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+
+from fedpipe import weights
+from fedpipe.data.examples import FORMATS, Examples
+from fedpipe.errors import DataError, DroppedError, ModelError
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.training import Privacy
+from fedpipe.learners.framework import Model, Shape, framework_of
+from fedpipe.store.objects import digest_of
+
+
+def built_model(federation: Federation, code: str, privacy: Privacy | None = None) -> Model:
+    """Return the model of a federation, built once in a process.
+
+    Args:
+        federation: with its run-time settings.
+        code: the text of the user's file.
+        privacy: makes a model that trains with differential privacy.
+
+    Raises:
+        ModelError: the model cannot be built.
+        MissingExtraError: the framework is not installed.
+    """
+    data, function = code.encode(), federation.model.partition(":")[2] or "build"
+    return framework_of(federation).build(data, digest_of(data), function, federation.training, privacy)
+
+
+def check_model(federation: Federation, code: str, examples: Examples | None) -> str:
+    """Build the model, try it on examples, and check the settings that concern it.
+
+    Args:
+        federation: with its run-time settings.
+        code: the text of the user's file.
+        examples: a few with the smallest and the largest label; None when there are none.
+
+    Returns:
+        The model in a few words.
+
+    Raises:
+        ModelError: what is wrong with the model or the settings.
+        MissingExtraError: the framework is not installed.
+    """
+    training = federation.training
+    framework_of(federation).check(training)
+    model = built_model(federation, code)
+    private = any(federation.privacy_of(learner.name) for learner in federation.learners)
+    model.check_training(training, private=private)
+    check_classes(model.outline.output, federation.export.classes)
+    if examples is not None:
+        measured = model.check_examples(*examples)
+        if federation.vote:
+            check_criterion(federation.vote.criterion, measured)
+        if stopping := training.early_stopping:
+            check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
+    return model.outline.text
+
+
+def check_classes(output: Shape, classes: Sequence[str]) -> None:
+    """Check that there are as many names of classes as the first output has columns. Raises ModelError."""
+    if classes and (len(output) != 2 or output[1] != len(classes)):
+        raise ModelError(
+            f"{len(classes)} names of classes for outputs of shape {tuple(output)}",
+            where="export.classes",
+            remedy="Name each column of the first output once, in order.",
+        )
+
+
+def check_criterion(criterion: str, measured: Collection[str], *, where: str = "algorithm.vote.criterion") -> None:
+    """Check that what learners vote by, or a session ends by, is measured. Raises ModelError."""
+    if criterion not in measured:
+        raise ModelError(
+            f"{criterion!r} is neither the loss nor a compiled metric",
+            where=where,
+            remedy=suggestion(criterion, measured),
+        )
+
+
+def suggestion(name: str, valid: Collection[str]) -> str:
+    """Suggest the closest valid name, or list all."""
+    close = difflib.get_close_matches(name, valid, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Valid: {', '.join(sorted(valid))}."
+
+
+def check_own_data(federation: Federation, code: str) -> None:
+    """Check that somebody can read what learners bring: fedpipe, or `load` of the user's file. Raises DataError."""
+    if hasattr(built_model(federation, code).module, "load"):
+        return
+    for position, learner in enumerate(federation.learners):
+        if learner.data and Path(urlsplit(learner.data).path).suffix not in FORMATS:
+            raise DataError(
+                f"{learner.data!r} has an unsupported format; fedpipe reads {', '.join(FORMATS)}",
+                where=f"learners[{position}].data",
+                remedy="Define load(uri) in model.py to read it.",
+            )
+
+
+def weight_shapes(federation: Federation, code: str) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the model's weights. Raises ModelError."""
+    fresh = built_model(federation, code).initial_weights(federation.training.seed)
+    return {name: value.shape for name, value in fresh.items()}
+
+
+def check_private_model(federation: Federation, code: str, shapes: dict[str, tuple[int, ...]], examples: bytes) -> None:
+    """Build the model for private training and, when there are examples, take one private step.
+
+    Args:
+        federation: with its run-time settings.
+        code: the text of the user's file.
+        shapes: names and shapes of the weights.
+        examples: `x` and `y` as weights are written, for another NumPy; empty when there are none.
+
+    Raises:
+        ModelError: the model cannot be trained privately; the message says why.
+        MissingExtraError: TensorFlow Privacy is not installed.
+    """
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    step = msgspec.structs.replace(federation.training, local_epochs=0, local_steps=1)
+    chosen = {privacy for learner in federation.learners if (privacy := federation.privacy_of(learner.name))}
+    for privacy in sorted(chosen, key=repr):
+        model = built_model(federation, code, privacy)
+        model.predictor(zeros)  # names and shapes fit
+        if not examples:
+            continue
+        given = weights.loads(examples)
+        part = Examples(*(np.resize(given[k], (step.batch_size, *given[k].shape[1:])) for k in "xy"))
+        try:
+            model.train(zeros, part, step, seed=0, seconds=math.inf, optimizer=None)
+        except DroppedError as error:
+            cause = error.__cause__ or error
+            raise ModelError(
+                f"cannot be trained privately: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}",
+                where="model.py",
+            ) from error

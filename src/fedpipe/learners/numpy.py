@@ -1,0 +1,284 @@
+"""Linear models in NumPy, trained by stochastic gradient descent: the small framework.
+
+`softmax` is multinomial logistic regression, `squared` linear regression. With features x of n examples, weights W
+(features, outputs) and b (outputs,), and labels as rows t (one-hot for `softmax`):
+
+.. math::
+    z = x W + b, \\quad p = \\mathrm{softmax}(z), \\quad
+    L_{softmax} = -\\tfrac1n \\sum t \\log p, \\quad L_{squared} = \\tfrac{1}{nk} \\sum (z - t)^2
+.. math::
+    g_W = x^T e + \\lambda W, \\; g_b = 1^T e, \\quad
+    e_{softmax} = \\tfrac1n (p - t), \\; e_{squared} = \\tfrac{2}{nk} (z - t), \\quad
+    v \\leftarrow \\mu v - \\eta g, \\; w \\leftarrow w + v
+
+Sums are in float64 and weights in float32: the order in which a BLAS adds almost never changes a byte.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fedpipe.data.examples import Examples
+from fedpipe.errors import MissingExtraError, ModelError
+from fedpipe.federation.training import Privacy, Training
+from fedpipe.learners.framework import Arrays, Fitted, Limits, Measurement, Outline, Predict
+from fedpipe.learners.parts import Part, arrays_of, as_examples
+from fedpipe.learners.user_code import described, find_function, load_code
+from fedpipe.weights import Array
+
+_ROWS = 1024
+"""Examples that are measured at a time."""
+
+
+class Linear(NamedTuple):
+    """What `build` of a user's file returns for `framework: numpy`.
+
+    Args:
+        features: how many each example has, or their shape, such as (8, 8, 1) for pictures.
+        outputs: classes for `softmax`, values for `squared`.
+        loss: `softmax` with whole-number labels from 0, `squared` with labels (examples,) or (examples, outputs).
+        learning_rate: eta above, unless the federation file has one.
+        momentum: mu above; 0: none.
+        l2: lambda above, the strength of the penalty on W; the reported loss does not contain it.
+    """
+
+    features: int | tuple[int, ...]
+    outputs: int
+    loss: Literal["softmax", "squared"] = "softmax"
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+    l2: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example's features."""
+        return (self.features,) if isinstance(self.features, int) else tuple(self.features)
+
+
+class NumpyFramework:
+    """See `Framework`. A user's function returns a `Linear`."""
+
+    def check(self, training: Training) -> None:
+        """Do nothing: the federation file was checked for all that NumPy cannot do."""
+
+    def build(
+        self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None
+    ) -> NumpyModel:
+        """See `Framework.build`."""
+        if privacy:
+            raise ModelError("the framework numpy has no private training", remedy="Set framework to keras.")
+        return cached_model(code, digest, function)
+
+    def read_part(self, value: Any, name: str) -> Part:
+        """Return (x, y) as a part. Raises DataError."""
+        return arrays_of(value, name)
+
+
+@functools.lru_cache(maxsize=16)
+def cached_model(code: bytes, digest: str, function: str) -> NumpyModel:
+    """Return the built model; the user's file is imported once in a process. Raises ModelError."""
+    module = load_code(code, digest)
+    try:
+        linear = find_function(module, function)()
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{function}() fails: {described(error)}", where="model.py") from error
+    if not isinstance(linear, Linear):
+        raise ModelError(
+            f"{function}() returns {type(linear).__name__}, not a Linear",
+            where="model.py",
+            remedy="Return fedpipe.learners.numpy.Linear(features, outputs), or set framework to keras.",
+        )
+    if linear.loss not in ("softmax", "squared"):
+        raise ModelError(f"unknown loss {linear.loss!r}", where="model.py", remedy="Valid: softmax, squared.")
+    return NumpyModel(linear, module)
+
+
+class NumpyModel:
+    """See `Model`. It keeps no state: several threads may use it at once.
+
+    Args:
+        linear: the model.
+        module: the user's file.
+    """
+
+    def __init__(self, linear: Linear, module: ModuleType) -> None:
+        self._linear, self.module = linear, module
+        self._shapes = {"kernel": (int(np.prod(linear.shape)), linear.outputs), "bias": (linear.outputs,)}
+
+    @property
+    def outline(self) -> Outline:
+        """See `Model.outline`."""
+        taken, given = (None, *self._linear.shape), (None, self._linear.outputs)
+        count = sum(int(np.prod(shape)) for shape in self._shapes.values())
+        return Outline("float32", taken, given, f"{count:,} parameters, input {taken}, loss {self._linear.loss}")
+
+    def check_training(self, training: Training, *, private: bool) -> None:
+        """Do nothing: any setting that NumPy knows fits."""
+
+    def check_examples(self, x: Array, y: Array) -> set[str]:
+        """See `Model.check_examples`."""
+        self._checked(Examples(x, y))
+        return set(self.metrics_of([np.ones(3)], ()))
+
+    def _checked(self, part: Part) -> Examples:
+        """The features as rows and the labels as the loss takes them. Raises ModelError."""
+        x, y = as_examples(part)
+        if x.shape[1:] != self._linear.shape:
+            raise ModelError(
+                f"the features have shape {x.shape[1:]}, the model takes {self._linear.shape}",
+                remedy="Change the input or reshape the data.",
+            )
+        outputs, rows = self._linear.outputs, y.reshape(len(y), -1)
+        if rows.shape[1] != (1 if self._linear.loss == "softmax" else outputs):
+            raise ModelError(f"the labels have shape {y.shape[1:]}, the model has {outputs} outputs")
+        if self._linear.loss == "softmax":
+            if not np.array_equal(rows, np.floor(rows)):
+                raise ModelError("the labels are not whole numbers", remedy="Labels count from 0.")
+            if len(rows) and (rows.min() < 0 or rows.max() >= outputs):
+                raise ModelError(
+                    f"the labels go from {y.min():g} to {y.max():g}, the model has {outputs} outputs",
+                    remedy="Labels count from 0; give the model one output per label.",
+                )
+            rows = rows[:, 0].astype(np.int64)
+        return Examples(x.reshape(len(x), -1), rows)
+
+    def initial_weights(self, seed: int) -> Arrays:
+        """See `Model.initial_weights`. W is drawn as Glorot and Bengio (2010) do, uniformly; b is 0."""
+        shape = self._shapes["kernel"]
+        bound = np.sqrt(6 / sum(shape))
+        kernel = np.random.default_rng(seed).uniform(-bound, bound, shape).astype(np.float32)
+        return {"kernel": kernel, "bias": np.zeros(self._shapes["bias"], np.float32)}
+
+    def train(
+        self, weights: Arrays, part: Part, training: Training, *, seed: int, seconds: float, optimizer: Arrays | None
+    ) -> Fitted:
+        """See `Model.train`."""
+        x, y = self._checked(part)
+        w = self._fitting(weights, "weights")
+        v = self._fitting(optimizer or {k: np.zeros(s) for k, s in self._shapes.items()}, "optimizer state")
+        rate, size = training.learning_rate or self._linear.learning_rate, training.batch_size
+        limits, epochs = Limits(seconds), []
+        with np.errstate(all="ignore"):  # a loss that is not finite is noticed
+            for number, order in enumerate(_orders(len(y), training, seed), 1):
+                total = np.zeros(3)
+                for start in range(0, len(order), size):
+                    batch = order[start : start + size]
+                    sums, gradient = self._step(w, x[batch].astype(np.float64), y[batch])
+                    total += sums
+                    for name, slope in gradient.items():
+                        v[name] = self._linear.momentum * v[name] - rate * slope
+                        w[name] = w[name] + v[name]
+                    limits.step()
+                epochs.append(self.metrics_of([total], ()))
+                limits.epoch(number, epochs[-1]["loss"])
+            kept = _rounded(v) if training.optimizer == "keep" else None
+            return Fitted(_rounded(w), limits.steps, epochs, kept)
+
+    def _fitting(self, arrays: Mapping[str, Array], what: str) -> dict[str, Array]:
+        if arrays.keys() != self._shapes.keys():
+            missing = sorted(arrays.keys() ^ self._shapes.keys())[0]
+            raise ModelError(f"the {what} do not fit the model: {missing!r} is on one side only")
+        for name, shape in self._shapes.items():
+            if arrays[name].shape != shape:
+                raise ModelError(f"the {what} do not fit the model: {name!r} is {arrays[name].shape}, not {shape}")
+        return {name: value.astype(np.float64) for name, value in arrays.items()}
+
+    def _step(self, w: Mapping[str, Array], x: Array, y: Array) -> tuple[Array, dict[str, Array]]:
+        """Sums of a batch, as `_sums` has them, and the gradient of its mean loss."""
+        z = x @ w["kernel"] + w["bias"]
+        sums = self._sums(z, y)
+        if self._linear.loss == "softmax":
+            error = _softmax(z)
+            error[np.arange(len(y)), y] -= 1
+            error /= len(y)
+        else:
+            error = 2 * (z - y) / y.size
+        return sums, {"kernel": x.T @ error + self._linear.l2 * w["kernel"], "bias": error.sum(axis=0)}
+
+    def _sums(self, z: Array, y: Array) -> Array:
+        """Of a batch: its loss, how many of its examples are right, how many there are; (3,)."""
+        if self._linear.loss == "squared":
+            return np.array([np.mean((z - y) ** 2, axis=1).sum(), 0.0, len(y)])
+        top = z.max(axis=1)
+        losses = top + np.log(np.exp(z - top[:, None]).sum(axis=1)) - z[np.arange(len(y)), y]
+        return np.array([losses.sum(), np.count_nonzero(z.argmax(axis=1) == y), len(y)])
+
+    def evaluate(self, weights: Arrays, part: Part, training: Training, batches: int = 0) -> Measurement:
+        """See `Model.evaluate`."""
+        x, y = self._checked(part)
+        w, count = self._fitting(weights, "weights"), min(len(y), batches * training.batch_size or len(y))
+        total = np.zeros(3)
+        with np.errstate(all="ignore"):
+            for start in range(0, count, _ROWS):
+                rows = slice(start, min(start + _ROWS, count))
+                total += self._sums(x[rows].astype(np.float64) @ w["kernel"] + w["bias"], y[rows])
+        return Measurement(self.metrics_of([total], ()), (tuple(total.tolist()),))
+
+    def metrics_of(self, states: Sequence[Array], label_shape: tuple[int, ...]) -> dict[str, float]:
+        """See `Model.metrics_of`."""
+        loss, right, count = (float(value) for value in states[0])
+        return {"loss": loss / count} | ({"accuracy": right / count} if self._linear.loss == "softmax" else {})
+
+    def predictor(self, weights: Arrays) -> Predict:
+        """See `Model.predictor`."""
+        w = self._fitting(weights, "weights")
+
+        def predict(x: Array) -> list[Array]:
+            z = x.reshape(len(x), -1).astype(np.float64) @ w["kernel"] + w["bias"]
+            return [(_softmax(z) if self._linear.loss == "softmax" else z).astype(np.float32)]
+
+        return predict
+
+    def convert(self, weights: Arrays, opset: int, metadata: Mapping[str, str] | None = None) -> bytes:
+        """See `Model.convert`."""
+        try:
+            from onnx import TensorProto, helper, numpy_helper
+        except ImportError as error:
+            raise MissingExtraError("onnx", "keras") from error
+        self._fitting(weights, "weights")
+        outputs = ["scores", "probabilities"] if self._linear.loss == "softmax" else ["values"]
+        nodes = [
+            helper.make_node("Flatten", ["features"], ["rows"], axis=1),
+            helper.make_node("Gemm", ["rows", "kernel", "bias"], outputs[:1]),
+        ]
+        nodes += [helper.make_node("Softmax", outputs[:1], outputs[1:], axis=-1)] if outputs[1:] else []
+        graph = helper.make_graph(
+            nodes,
+            "fedpipe",
+            [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", *self._linear.shape])],
+            [helper.make_tensor_value_info(outputs[-1], TensorProto.FLOAT, ["batch", self._linear.outputs])],
+            [numpy_helper.from_array(weights[name], name) for name in sorted(weights)],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        for name, value in sorted((metadata or {}).items()):
+            model.metadata_props.add(key=name, value=value)
+        return bytes(model.SerializeToString(deterministic=True))
+
+
+def _rounded(values: Mapping[str, Array]) -> Arrays:
+    return {name: value.astype(np.float32) for name, value in values.items()}
+
+
+def _softmax(z: Array) -> Array:
+    """Softmax of each row; (examples, outputs)."""
+    shares: Array = np.exp(z - z.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _orders(count: int, training: Training, seed: int) -> Iterator[Array]:
+    """The order of examples in each epoch, shuffled in each; all steps make one epoch when steps are counted."""
+    generator = np.random.default_rng(seed)
+    if not training.local_steps:
+        yield from (generator.permutation(count) for _ in range(training.local_epochs))
+        return
+    wanted = training.local_steps * training.batch_size
+    passes = [generator.permutation(count) for _ in range(-(-wanted // count))]
+    yield np.concatenate(passes)[:wanted]
