@@ -26,7 +26,7 @@ ENVIRONMENTS: dict[str, Environment] = {
 """Each step, and where it runs unless the federation file asks for another place (`Federation.environment_of`)."""
 
 Framework = Literal["keras", "numpy"]
-"""What trains and measures models: see `fedpipe.learners`."""
+"""The frameworks that train and measure models: see `fedpipe.learners`."""
 
 FRAMEWORKS: dict[Framework, Environment] = {"keras": "keras", "numpy": "core"}
 """Each framework, and the environment that contains it."""
