@@ -11,7 +11,7 @@ from fedpipe import weights
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import put_shard
 from fedpipe.errors import DroppedError, ModelError
-from fedpipe.learners.adapters import make_learner, plan_model
+from fedpipe.learners.assembly import make_learner, plan_model
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.learner import ModelLearner

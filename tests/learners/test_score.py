@@ -8,7 +8,7 @@ import pytest
 
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import put_parts, put_shard
-from fedpipe.learners.adapters import plan_model
+from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.score import evaluate, score_learner
 from fedpipe.rounds.plan import Plan
 from fedpipe.store import MemoryStore

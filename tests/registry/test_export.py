@@ -10,7 +10,7 @@ from fedpipe.data.parts import put_parts, put_shard
 from fedpipe.errors import ExportError, InputError
 from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled
 from fedpipe.identity.signing import make_key, public_key
-from fedpipe.learners.adapters import plan_model
+from fedpipe.learners.assembly import plan_model
 from fedpipe.registry.export import card_of, claimed_versions, convert_and_verify, publish
 from fedpipe.registry.prediction import open_model
 from fedpipe.registry.publication import ModelVersion, check_publication

@@ -14,7 +14,7 @@ from fedpipe import weights
 from fedpipe.engine.preflight import check_aggregation
 from fedpipe.engine.workers import Worker
 from fedpipe.errors import StepError
-from fedpipe.learners.adapters import make_learner
+from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.learner import Arrays, Trained
 from fedpipe.rounds.beginning import begin, make_plan

@@ -21,7 +21,7 @@ from fedpipe.compiled.graph import Graph, Task, fill_command, resolve
 from fedpipe.engine.workers import Workers, logged_to, run_logged, run_step
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError, WorkerDiedError
 from fedpipe.federation.environments import Environment
-from fedpipe.learners.adapters import warm_private_training
+from fedpipe.learners.assembly import warm_private_training
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import WAITING
 from fedpipe.steps.contract import Hands, find, write_outputs

@@ -1,63 +1,17 @@
-"""Makes learners and models for a run's plan, with the adapter of the federation's framework."""
+"""Chooses the adapter of a framework; none is imported before its first use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from fedpipe.federation.training import Privacy
-from fedpipe.learners.events import event_file
-from fedpipe.learners.framework import Model, framework_of
-from fedpipe.learners.learner import ModelLearner
-from fedpipe.learners.reading import kept_parts, learner_parts
-from fedpipe.rounds.plan import Plan, RunPlace
-from fedpipe.store import Store, keys
-from fedpipe.store.objects import get_bytes
+from fedpipe.federation.federation import Federation
+from fedpipe.learners.framework import Framework
 
 
-def plan_model(store: Store, plan: Plan, privacy: Privacy | None = None) -> Model:
-    """Return the plan's model, built once in a process. Raises ModelError and CorruptError."""
-    code, training = get_bytes(store, plan.code), plan.federation.training
-    return framework_of(plan.federation).build(code, plan.code, plan.function, training, privacy)
+def framework_of(federation: Federation) -> Framework:
+    """Return the adapter of a federation's framework; none is imported before its first use."""
+    if federation.framework == "numpy":
+        from fedpipe.learners.numpy import NumpyFramework
 
+        return NumpyFramework()
+    from fedpipe.learners.keras.framework import KerasFramework
 
-def make_learner(
-    store: Store, plan: Plan, name: str, number: int, *, trains: bool = True, place: RunPlace | None = None
-) -> ModelLearner:
-    """Make a learner with its model and its data.
-
-    Args:
-        store: the federation's store.
-        plan: the run's plan.
-        name: the learner.
-        number: the round in which it works.
-        trains: whether it trains; event files for TensorBoard are written then, and privacy is applied.
-        place: of a session, whose learners keep their data from round to round.
-
-    Raises:
-        DataError, ModelError, CorruptError: why this learner cannot take part.
-    """
-    privacy = plan.federation.privacy_of(name)
-    if not trains and not place:  # in a session, votes are cast in the environment of its training
-        privacy = None
-    model = plan_model(store, plan, privacy)
-    parts = kept_parts(place, name, model.module) if place else learner_parts(store, plan, name, model.module)
-    wanted = trains and privacy is None and plan.federation.training.tensorboard
-    return ModelLearner(
-        model, plan.federation, parts, label=f"round {number} {name}", privacy=privacy,
-        on_epochs=_writer(store, keys.events(plan.run, number, name)) if wanted else None,
-    )  # fmt: skip
-
-
-def _writer(store: Store, key: str) -> Callable[[list[dict[str, float]]], None]:
-    def write(epochs: list[dict[str, float]]) -> None:
-        points = [(step, {f"epoch_{k}": v for k, v in metrics.items()}) for step, metrics in enumerate(epochs)]
-        store.replace(key, event_file(points))
-
-    return write
-
-
-def warm_private_training() -> None:
-    """Import what private training needs, which takes seconds. Raises MissingExtraError."""
-    from fedpipe.learners.keras.private import warm_up
-
-    warm_up()
+    return KerasFramework()

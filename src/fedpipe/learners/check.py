@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,7 +15,9 @@ from fedpipe.data.examples import FORMATS, Examples
 from fedpipe.errors import DataError, DroppedError, ModelError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.training import Privacy
-from fedpipe.learners.framework import Model, Shape, framework_of
+from fedpipe.learners.adapters import framework_of
+from fedpipe.learners.framework import Model, Shape
+from fedpipe.learners.user_code import suggestion
 from fedpipe.store.objects import digest_of
 
 
@@ -84,12 +85,6 @@ def check_criterion(criterion: str, measured: Collection[str], *, where: str = "
             where=where,
             remedy=suggestion(criterion, measured),
         )
-
-
-def suggestion(name: str, valid: Collection[str]) -> str:
-    """Suggest the closest valid name, or list all."""
-    close = difflib.get_close_matches(name, valid, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Valid: {', '.join(sorted(valid))}."
 
 
 def check_own_data(federation: Federation, code: str) -> None:

@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 from fedpipe.errors import DroppedError
-from fedpipe.federation.federation import Federation
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.parts import Part
 from fedpipe.weights import Array
@@ -168,17 +167,6 @@ class Framework(Protocol):
         Raises:
             DataError: it cannot be used.
         """
-
-
-def framework_of(federation: Federation) -> Framework:
-    """Return the adapter of a federation's framework; none is imported before its first use."""
-    if federation.framework == "numpy":
-        from fedpipe.learners.numpy import NumpyFramework
-
-        return NumpyFramework()
-    from fedpipe.learners.keras.framework import KerasFramework
-
-    return KerasFramework()
 
 
 class Limits:

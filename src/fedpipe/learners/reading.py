@@ -12,7 +12,8 @@ from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.data.shards import split
 from fedpipe.errors import DataError
 from fedpipe.federation.federation import Federation
-from fedpipe.learners.framework import framework_of, seed_of
+from fedpipe.learners.adapters import framework_of
+from fedpipe.learners.framework import seed_of
 from fedpipe.learners.parts import Part
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.store import Store

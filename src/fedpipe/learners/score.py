@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fedpipe.data.parts import get_parts
-from fedpipe.learners.adapters import plan_model
+from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.contribute import fetched
 from fedpipe.learners.framework import Arrays, Model, Predict
 from fedpipe.learners.parts import Part, batches_of, label_shape_of, size_of

@@ -8,7 +8,7 @@ import importlib.abc
 import re
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from fedpipe.errors import ModelError
@@ -77,3 +77,9 @@ def find_function(module: types.ModuleType, name: str) -> Callable[[], Any]:
             remedy=f"Did you mean {close[0]!r}?" if close else "Define it; docs/ say what it returns.",
         )
     return function
+
+
+def suggestion(name: str, valid: Collection[str]) -> str:
+    """Suggest the closest valid name, or list all."""
+    close = difflib.get_close_matches(name, valid, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Valid: {', '.join(sorted(valid))}."

@@ -15,7 +15,7 @@ from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.errors import ExportError, InputError, NotFoundError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
-from fedpipe.learners.adapters import plan_model
+from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.framework import Outline, Predict
 from fedpipe.learners.score import fetch_global
 from fedpipe.registry.card import CARD_KEY, Card, Spread, write_card

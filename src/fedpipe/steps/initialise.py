@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.data.parts import get_parts
-from fedpipe.learners.adapters import plan_model
+from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.check import check_model
 from fedpipe.rounds.beginning import begin, make_plan
 from fedpipe.rounds.history import read_record

@@ -9,7 +9,7 @@ from functools import partial
 
 from msgspec import Struct
 
-from fedpipe.learners.adapters import make_learner
+from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.history import read_record

@@ -6,7 +6,7 @@ from functools import partial
 
 from msgspec import Struct
 
-from fedpipe.learners.adapters import make_learner
+from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.rounds.manifests import Dropped, Update
 from fedpipe.rounds.plan import RunPlace, read_plan

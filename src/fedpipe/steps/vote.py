@@ -7,7 +7,7 @@ from functools import partial
 
 from msgspec import Struct
 
-from fedpipe.learners.adapters import make_learner
+from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.ballots import find_vote
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores

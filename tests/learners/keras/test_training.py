@@ -12,7 +12,7 @@ from fedpipe.data.examples import Examples
 from fedpipe.data.parts import put_shard
 from fedpipe.errors import DroppedError
 from fedpipe.federation.training import Training
-from fedpipe.learners.adapters import plan_model
+from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.framework import Arrays, Fitted
 from fedpipe.learners.keras.model import KerasModel
 from fedpipe.learners.score import evaluate, score_learner

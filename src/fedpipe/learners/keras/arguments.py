@@ -11,7 +11,7 @@ from fedpipe.errors import ModelError
 from fedpipe.federation.preprocessing import check_functions, parse
 from fedpipe.federation.training import Training
 from fedpipe.frameworks import frameworks
-from fedpipe.learners.check import suggestion
+from fedpipe.learners.user_code import suggestion
 
 _OWNED = {
     "x": "the shard", "y": "the shard", "batch_size": "training.batch_size", "epochs": "training.local_epochs",
