@@ -15,11 +15,11 @@ HEAD = """# The chart `fedpipe`
 
 Serves the models that a federation has accepted ([docs/serving.md](../../docs/serving.md)): a Deployment with probes,
 HorizontalPodAutoscaler, PodDisruptionBudget, NetworkPolicy and ServiceMonitor, or KServe's ServingRuntime and
-InferenceService. With `federation.name` it also installs what the runs of a federation need in their namespace:
-accounts and Secrets of learners, a Role for operators, a NetworkPolicy for all steps, a quota, priority classes; and,
-when they are enabled, a Job that makes bucket and users, and a MinIO for a trial
-([docs/kubeflow.md](../../docs/kubeflow.md)). Pods fit Pod Security's level `restricted`.
-Made for Kubernetes 1.29 and newer, tested on 1.34. This page is generated from
+InferenceService. With `federation.name`, it also installs the objects that the runs of a federation need in their
+namespace: accounts and Secrets of learners, a Role for operators, a NetworkPolicy for all steps, a quota and priority
+classes. If enabled, a Job creates bucket and users, and a MinIO serves for a trial
+([docs/kubeflow.md](../../docs/kubeflow.md)). Pods comply with Pod Security's level `restricted`.
+The chart supports Kubernetes 1.29 and newer, and is tested on 1.34. This page is generated from
 `values.yaml` (`make docs`).
 
 ```sh
@@ -29,8 +29,8 @@ helm -n ml install prod helm/fedpipe --set store.existingSecret=store \\
 helm -n ml test prod
 ```
 
-The key in the Secret needs to read `NAME/models/*` and to list the bucket below it, nothing else. On a MinIO, the chart
-makes that user itself: `--set bucket.enabled=true,bucket.adminSecret=...,bucket.serverSecret=store`.
+The key in the Secret only needs to read `NAME/models/*` and to list the bucket below it. On a MinIO, the chart can
+create that user itself: `--set bucket.enabled=true,bucket.adminSecret=...,bucket.serverSecret=store`.
 
 For the learners, in the namespace where Kubeflow runs their pods:
 
@@ -45,7 +45,7 @@ helm -n kubeflow install digits helm/fedpipe --set serving.enabled=false,federat
 
 
 def rows() -> Iterator[str]:
-    """A row for each value, in the order of the file."""
+    """Yields a row for each value, in the order of the file."""
     text = (CHART / "values.yaml").read_text()
     values = yaml.safe_load(text)
     section = ""

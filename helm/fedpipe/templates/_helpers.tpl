@@ -23,7 +23,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ .Values.serviceAccount.name | default (printf "%s-serving" (include "fedpipe.name" .)) }}
 {{- end }}
 
-{{/* What Pod Security's "restricted" asks of a container. */}}
+{{/* Settings of a container that Pod Security's level "restricted" requires. */}}
 {{- define "fedpipe.restricted" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -47,7 +47,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end }}
 
-{{/* Labels of what a federation's runs need; the argument is a list of the root and the part. */}}
+{{/* Labels of objects that a federation's runs need; the argument is a list of the root and the part. */}}
 {{- define "fedpipe.partLabels" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: {{ $root.Chart.Name }}
@@ -74,7 +74,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end }}
 {{- end }}
 
-{{/* Whether the chart's own Deployment serves; KServe's objects do otherwise. */}}
+{{/* Returns "true" if the chart's own Deployment serves, not KServe's objects. */}}
 {{- define "fedpipe.serves" -}}
 {{- if and .Values.serving.enabled (not .Values.kserve.enabled) }}true{{ end }}
 {{- end }}
