@@ -111,7 +111,7 @@ class Engine:
     def _pools(self) -> Iterator[Callable[[Task], ThreadPoolExecutor]]:
         """Yields a function that returns a task's threads: core steps run in them, others wait for a worker process.
 
-        All steps of a session must run at once, however many there are: their threads wait, and pass computations to a
+        All steps of a session must run at once, however many there are. Their threads wait, and pass computations to a
         limited number of worker processes.
         """
         waiting = sum(task.step in WAITING for task in self._graph.tasks)

@@ -26,8 +26,8 @@ Weights = tuple[Sequence[Array], Sequence[Array]]
 class Process(NamedTuple):
     """Represents an algorithm: rounds that change a state at the server.
 
-    `initialize()` returns the first state; `next(state, clients)` the next state and the round's metrics;
-    `weights(state)` the model in a state; `start(state, weights)` the same state with another model.
+    `initialize()` returns the first state, and `next(state, clients)` the next state with the round's metrics.
+    `weights(state)` returns the model in a state, and `start(state, weights)` the same state with another model.
     """
 
     initialize: Callable[[], Any]
