@@ -1,4 +1,4 @@
-"""Small files of clients, written by TensorFlow Federated itself; imported in the tff environment too."""
+"""Writes small files of clients with TensorFlow Federated; also imported in the tff environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedpipe.rounds.plan import RunPlace
 
 
 def writers() -> dict[str, dict[str, np.ndarray]]:
-    """Six writers with a few pictures each."""
+    """Returns six writers with a few pictures each."""
     random = np.random.default_rng(2)
     return {
         f"f{k:04d}": {
@@ -22,7 +22,7 @@ def writers() -> dict[str, dict[str, np.ndarray]]:
 
 
 def write_sqlite(path: str) -> None:
-    """The writers by TFF's own writer."""
+    """Writes the writers with TFF itself."""
     from collections import OrderedDict
 
     import tensorflow as tf
@@ -37,7 +37,7 @@ def write_sqlite(path: str) -> None:
 
 
 def clients_of(place: RunPlace, part: str) -> list[tuple[str, int, bytes]]:
-    """Keys, sizes and first features of a run's shards, as TFF reads them."""
+    """Returns keys, sizes and first features of a run's shards, read by TFF."""
     from fedpipe.tff.datasets import client_data
 
     source = client_data(place, part)

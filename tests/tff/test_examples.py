@@ -1,4 +1,4 @@
-"""The tutorials of TensorFlow Federated as our examples."""
+"""Runs the examples that follow tutorials of TensorFlow Federated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("tff")]
 
 
 def write_emnist(folder: Path) -> None:
-    """Small files in federated EMNIST's format, of scikit-learn's digits: 12 writers."""
+    """Writes small files in federated EMNIST's format, with scikit-learn's digits: 12 writers."""
     digits = load_digits()
     pixels = np.kron(digits.images / 16, np.ones((3, 3)))  # 24 x 24
     pixels = np.pad(1 - pixels, ((0, 0), (2, 2), (2, 2)), constant_values=1.0).astype(np.float32)
@@ -41,7 +41,7 @@ def write_emnist(folder: Path) -> None:
 
 
 def write_sqlite(folder: Path) -> None:
-    """The same as `emnist_all.sqlite`, where a picture is a list of 784 numbers."""
+    """Writes the same as `emnist_all.sqlite`, where a picture is a list of 784 numbers."""
     write_emnist(folder)
     rows = []
     for part in ("train", "test"):
@@ -55,7 +55,7 @@ def write_sqlite(folder: Path) -> None:
 
 
 def serialized(pixels: np.ndarray, label: int) -> bytes:
-    """A `tf.train.Example`, by the wire format of Protocol Buffers: tag, length, content."""
+    """Encodes a `tf.train.Example` in the wire format of Protocol Buffers: tag, length, content."""
 
     def wrapped(tag: int, content: bytes) -> bytes:
         length, size = b"", len(content)
@@ -91,8 +91,8 @@ def test_image_classification_on_files_of_emnists_format(tmp_path: Path) -> None
     assert rounds[-1]["metrics"]["test_accuracy"] > 0.6
 
 
-def test_an_algorithm_of_ones_own_learns_pictures(tmp_path: Path) -> None:
-    """As the tutorial "Building Your Own Federated Learning Algorithm": SGD 0.01 at the clients, 15 rounds."""
+def test_an_own_algorithm_learns_pictures(tmp_path: Path) -> None:
+    """Follows the tutorial "Building Your Own Federated Learning Algorithm": SGD 0.01 at the clients, 15 rounds."""
     write_emnist(tmp_path / "files")
     assert example(str(tmp_path / "emnist"), "--emnist", str(tmp_path / "files")).returncode == 0
     file = tmp_path / "emnist" / "federation.yaml"
@@ -118,7 +118,7 @@ def test_both_formats_of_emnist_give_the_same_federation(tmp_path: Path) -> None
             np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_invalid_files(tmp_path: Path) -> None:
     (tmp_path / "fed_emnist_digitsonly_train.h5").write_text("nonsense")
     done = example(str(tmp_path / "out"), "--emnist", str(tmp_path))
     assert done.returncode == 1
@@ -140,7 +140,7 @@ def test_a_perceptron_has_the_boundary_of_the_centrally_trained_one(tmp_path: Pa
     command = [sys.executable, str(EXAMPLES / "perceptron.py"), str(tmp_path / "p")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    told = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    numbers = [[float(v) for v in re.findall(r"-?\d+\.\d+", told[who])] for who in ("federated", "central")]
+    outputs = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    numbers = [[float(v) for v in re.findall(r"-?\d+\.\d+", outputs[kind])] for kind in ("federated", "central")]
     np.testing.assert_allclose(numbers[0], numbers[1], atol=2e-3)
     assert numbers[0][-1] > 0.9

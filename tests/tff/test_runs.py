@@ -1,4 +1,4 @@
-"""`fedpipe simulate` from end to end: the same weights as `fedpipe run`, and nothing left behind."""
+"""Tests `fedpipe simulate` from end to end: it gives the same weights as `fedpipe run`, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build():
 
 @pytest.fixture
 def linear(digits: Path) -> Path:
-    """The demo's federation with a linear model and SGD."""
+    """Creates the demo's federation with a linear model and SGD."""
     (digits / "model.py").write_text(LINEAR)
     return change(digits, **{"rounds: 10": "rounds: 5"})
 
@@ -53,7 +53,7 @@ def last_weights(folder: Path, run_name: str) -> dict[str, np.ndarray]:
 @pytest.mark.xdist_group("tff")
 class TestASimulation:
     def test_gives_the_weights_of_a_run(self, linear: Path, tmp_path: Path) -> None:
-        """The same data, model, seed, batches, optimizer and rounds: Keras learners and our mean, or TFF."""
+        """Compares Keras learners and fedpipe's mean with TFF: same data, model, seed, batches, optimizer and rounds."""
         run(linear, store=f"file://{tmp_path}/keras", out=tmp_path / "a", name="r")
         events: list[Event] = []
         simulated = run(
@@ -88,7 +88,7 @@ class TestASimulation:
             np.testing.assert_allclose(theirs[name], value, atol=1e-5)
 
     def test_gives_the_weights_of_a_run_that_tff_aggregates(self, linear: Path, tmp_path: Path) -> None:
-        """FedAvgM, with the server's step in the aggregate step, or in TFF's own rounds (others: test_aggregation.py)."""
+        """Runs FedAvgM, with the server's step in the aggregate step or in TFF's rounds (others: test_aggregation.py)."""
         server = "{name: sgd, learning_rate: 0.5, momentum: 0.9}"
         change(
             linear.parent,
@@ -101,7 +101,7 @@ class TestASimulation:
             np.testing.assert_allclose(theirs[name], value, atol=1e-5)
 
     def test_rehearses_the_aggregator_of_the_run(self, linear: Path, tmp_path: Path) -> None:
-        """Step by step: a container for each training, and one of TFF's that aggregates."""
+        """Runs single steps: a container for each training, and one with TFF that aggregates."""
         change(linear.parent, **{
             "  rule: mean": "  engine: tff\n  rule: {name: robust, zeroing: false}", "rounds: 5": "rounds: 2",
             "rounds_per_step: all": "rounds_per_step: 1",
@@ -140,14 +140,14 @@ class TestASimulation:
             ("quorum:", "simulation: {server_optimizer: {name: adamw, learning_rate: 1}}\nquorum:",
              "Valid: adagrad, adam, sgd, yogi."),
             ("quorum: {", "quorum: {learners_per_round: 9, ", "quorum.learners_per_round: is 9, but there are 5 learners"),
-            ("quorum:", "simulation: {process: absent.py:build}\nquorum:", "simulation.process` names the file"),
+            ("quorum:", "simulation: {process: absent.py:build}\nquorum:", "Check the path in `simulation.process`"),
         ],
     )  # fmt: skip
     def test_mistakes_in_the_file(self, old: str, new: str, message: str, linear: Path) -> None:
         change(linear.parent, **{old: new})
-        told = CliRunner().invoke(app, ["simulate", str(linear)])
-        assert message in str(told.exception)
-        assert isinstance(told.exception, InputError)
+        result = CliRunner().invoke(app, ["simulate", str(linear)])
+        assert message in str(result.exception)
+        assert isinstance(result.exception, InputError)
         assert not (linear.parent / "store").exists()
 
     def test_a_mistake_in_the_algorithm_is_found_before_anything_is_written(self, linear: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ class TestASimulation:
 
 
 def processes(mark: dict[str, str]) -> set[str]:
-    """The processes that have these environment variables; what has ended, and is not yet buried, has none."""
+    """Lists the processes with these environment variables, without zombies."""
     wanted = [f"{name}={value}".encode() for name, value in mark.items()]
     found = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
@@ -170,7 +170,7 @@ def processes(mark: dict[str, str]) -> set[str]:
 
 
 def assert_ended(mark: dict[str, str]) -> None:
-    """The kernel ends TFF's worker after its parent: a moment later, on a machine that is busy."""
+    """Waits until the kernel has ended TFF's worker after its parent, which takes a moment on a busy machine."""
     end = time.monotonic() + 5
     while (left := processes(mark)) and time.monotonic() < end:
         time.sleep(0.05)
@@ -200,7 +200,9 @@ class TestThePipeline:
              "target_epsilon: 9}\nquorum:", "privacy"),
         ],
     )  # fmt: skip
-    def test_what_cannot_be_simulated(self, old: str, new: str, where: str, digits: Path, tmp_path: Path) -> None:
+    def test_federations_that_cannot_be_simulated(
+        self, old: str, new: str, where: str, digits: Path, tmp_path: Path
+    ) -> None:
         change(digits, **{old: new})
         with pytest.raises(InputError, match="cannot be simulated") as caught:
             compile_pipeline(read_federation(digits / "federation.yaml"), tmp_path / "s.yaml", simulation=True)
