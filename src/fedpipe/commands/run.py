@@ -81,14 +81,13 @@ def run(
         StoreError: the store cannot be used; nothing was changed.
         FedpipeError: the run failed; finished steps stay in the store.
     """
+    name = run_name(name, "")
     opened = _opened(Path(source), simulation=simulation)
-    with Workers(
-        preload=opened.needs_tensorflow
-    ) as processes:  # the processes that the checks warm up serve the first steps
+    with Workers(preload=opened.needs_tensorflow) as processes:  # those that the checks warm up serve the first steps
         call = _warmed(processes) if simulation else processes.call
         if opened.needs_tensorflow:
             start_server()  # its import takes longer than everything before the first step
-        job = _prepared(source, opened, store, run_name(name, ""), parameters or {}, simulation=simulation)
+        job = _prepared(source, opened, store, name, parameters or {}, simulation=simulation)
         folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
         _check_first(job, name, _warmed(processes) if job.needs_tff and not simulation else call)
         _make(folder)
