@@ -376,13 +376,13 @@ class TestTheServersUser:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-server")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-server")
         place = locate(store=f"{part}/tiny?{query}")
-        (home,) = place.homes()
+        (home,) = place.folders()
         assert versions(home.models) == {}
         with monkeypatch.context() as patch:
             patch.setenv("AWS_ACCESS_KEY_ID", servers.ACCESS_KEY)
             patch.setenv("AWS_SECRET_ACCESS_KEY", servers.SECRET_KEY)
             coordinators(file).create("models/tiny/1/model.onnx", b"x")
-        (home,) = place.homes()
+        (home,) = place.folders()
         assert versions(home.models) == {"tiny": [1]}
         for act in (lambda: place.store.read("coordinator/state"), lambda: place.store.create("models/tiny/2/x", b"x")):
             with pytest.raises(StoreError):
