@@ -71,13 +71,13 @@ class Cluster(NamedTuple):
         self._ctr("tasks", "kill", "-s", "KILL", container)
 
     def _ctr(self, *arguments: str, stdin: IO[bytes] | None = None) -> str:
-        """What containerd's client says of its part for Kubernetes."""
+        """Return the output of containerd's client in the namespace of Kubernetes."""
         command = ["ctr", "--address", str(self.containerd), "--namespace", "k8s.io", *arguments]
         return subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=True).stdout
 
 
 def missing() -> str:
-    """What keeps a cluster from running here; empty when nothing does."""
+    """Return the reason why no cluster can run here; empty when one can."""
     if os.geteuid() != 0:
         return "it needs root, for a network namespace and containers"
     lacking = [tool for tool in TOOLS if shutil.which(tool) is None]

@@ -1,4 +1,4 @@
-"""One cluster, one store and the images for all tests here; what cannot run here fails and says what it needs."""
+"""One cluster, one store and the images for all tests here; a machine without the tools fails, and names them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BUCKET = "federation"
 
 @pytest.fixture(scope="session")
 def programs(containers: None) -> Iterator[Future[None]]:
-    """What is built with Go the first time, begun beside the images: those wait for downloads and disks."""
+    """Binaries that Go builds the first time, while the images wait for downloads and disks."""
 
     def build() -> None:
         binaries.find_kubernetes()
@@ -136,7 +136,7 @@ def trial_image(cluster: Cluster) -> str:
 
 @pytest.fixture(scope="session")
 def store(cluster: Cluster) -> Iterator[str]:
-    """URI of a bucket on a real MinIO beside the pods; its administrator's keys are in the environment."""
+    """URI of a bucket on a real MinIO next to the pods; its administrator's keys are in the environment."""
     data = cluster.folder / f"minio-{secrets.token_hex(2)}"
     data.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -157,7 +157,7 @@ def store(cluster: Cluster) -> Iterator[str]:
 
 
 def eventually(act: Callable[[], Any], seconds: float = 60) -> Any:
-    """What an act gives once it gives something true; its last failure is raised."""
+    """Repeat an act until its result is true, and return that; raise its last failure after so many seconds."""
     last: Exception | None = None
     for _ in range(int(seconds * 2)):
         try:
