@@ -4,8 +4,8 @@
     simulate:  for each round t, w_t <- next(w_{t-1}, the clients of t), tested as the federation file requires
     evaluate; export
 
-The weights have the same format as in every other pipeline: a rehearsed model is evaluated, exported and served, and a
-run on a cluster can continue from it.
+The weights have the same format as in every other pipeline. So a rehearsed model is evaluated, exported and served, and
+a run on a cluster can continue from it.
 """
 
 from typing import Any

@@ -62,7 +62,7 @@ def _command(name: str, folder: Path, port: int) -> list[str]:
             str(data),
         ]
     (folder / "sidecar").mkdir(exist_ok=True)
-    # Metadata beside the files: extended attributes are not to be had on every file system of a test machine.
+    # Metadata next to the files: extended attributes are not to be had on every file system of a test machine.
     return [
         binary,
         "--port",

@@ -43,7 +43,7 @@ BUCKET = "federation"
 
 @pytest.fixture(scope="session")
 def programs(containers: None) -> Iterator[Future[None]]:
-    """What is built with Go the first time, begun beside the images: those wait for downloads and disks."""
+    """Builds the Go binaries at the first time, in parallel with the images, which wait for downloads and disks."""
 
     def build() -> None:
         binaries.find_kubernetes()
@@ -81,20 +81,20 @@ def cluster(
     with at as running:
         for name in ON_NODE:
             images.load(running, name, built[name], __version__)
-        telling = threading.Thread(target=_tell_names, args=(running, ended))
-        telling.start()
+        publishing = threading.Thread(target=_publish_names, args=(running, ended))
+        publishing.start()
         yield running
         ended.set()
-        telling.join()
+        publishing.join()
 
 
-def _tell_names(cluster: Cluster, ended: threading.Event) -> None:
+def _publish_names(cluster: Cluster, ended: threading.Event) -> None:
     """Makes the names of services known to pods, as CoreDNS does."""
     core = client.CoreV1Api(config.new_client_from_config(str(cluster.kubeconfig)))
     while not ended.wait(1):
         for service in core.list_service_for_all_namespaces().items:
             name = f"{service.metadata.name}.{service.metadata.namespace}.svc.cluster.local"
-            cluster.tell_name(name, service.spec.cluster_ip)
+            cluster.publish_name(name, service.spec.cluster_ip)
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +136,7 @@ def trial_image(cluster: Cluster) -> str:
 
 @pytest.fixture(scope="session")
 def store(cluster: Cluster) -> Iterator[str]:
-    """URI of a bucket on a real MinIO beside the pods; its administrator's keys are in the environment."""
+    """URI of a bucket on a real MinIO next to the pods; its administrator's keys are in the environment."""
     data = cluster.folder / f"minio-{secrets.token_hex(2)}"
     data.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -157,7 +157,7 @@ def store(cluster: Cluster) -> Iterator[str]:
 
 
 def eventually(act: Callable[[], Any], seconds: float = 60) -> Any:
-    """What an act gives once it gives something true; its last failure is raised."""
+    """Returns the first true result of an act; raises its last failure."""
     last: Exception | None = None
     for _ in range(int(seconds * 2)):
         try:

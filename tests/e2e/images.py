@@ -61,7 +61,7 @@ def _make_base(environment: dict[str, str]) -> None:
         archive.parent.mkdir(parents=True, exist_ok=True)
         include = "--include=python3,python3-venv,ca-certificates"
         _checked(["debootstrap", "--variant=minbase", include, "bookworm", f"{archive}.new"], environment)
-        # docs and lists of packages are no part of an image
+        # an image needs no docs and no lists of packages
         for waste in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists"):
             subprocess.run(["rm", "-rf", f"{archive}.new/{waste}"], check=True)
         _checked(["tar", "--create", "--file", str(archive), "--directory", f"{archive}.new", "."], environment)

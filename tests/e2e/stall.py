@@ -1,4 +1,4 @@
-"""A TCP proxy before the store that holds an upload in its middle until it is told to go on."""
+"""A TCP proxy before the store that holds an upload in its middle until it is released."""
 
 from __future__ import annotations
 

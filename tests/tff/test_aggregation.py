@@ -36,7 +36,7 @@ START: Arrays = {"w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "b
 SIZES = {"a": 1, "b": 2, "c": 5}
 RANDOM = np.random.default_rng(4)
 CHANGES = {name: (RANDOM.normal(size=(3, 4)) * 0.1, 0.2 * k) for k, name in enumerate(NAMES)}
-"""What each learner adds to `w` and to `b` in every round."""
+"""The numbers that each learner adds to `w` and to `b` in every round."""
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ class TestRules:
 
 
 def effective(noise: float, learners: int) -> float:
-    """What noise is left for the updates when the clipped count gets its own (Andrew et al. 2021, Theorem 1)."""
+    """The noise that remains for the updates when the clipped count gets its own (Andrew et al. 2021, Theorem 1)."""
     counted = 0.05 * learners
     return float((noise**-2 - (2 * counted) ** -2) ** -0.5)
 
@@ -273,7 +273,7 @@ class TestRounds:
         other.stop()
 
     def test_no_learner_may_read_the_state(self, tff: Worker, tmp_path: Path) -> None:
-        """Policies give learners `objects/`; a tree's state would tell them its noise."""
+        """Policies give learners `objects/`; a tree's state would reveal its noise."""
         place = begun(tmp_path, rule={"name": "dp_tree", "noise_multiplier": 0.3, "clip": 1.0})
         record = played(tff, place)[-1]
         (digest,) = record.state.values()

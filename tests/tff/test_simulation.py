@@ -263,7 +263,7 @@ class TestRounds:
         stopping = {"patience": 1, "metric": "test_loss", "min_delta": 100.0}
         place = begun(tmp_path, training={**WHOLE, "rounds": 9, "early_stopping": stopping})
         told: list[Any] = []
-        hands = Hands(call=tff.call, tell=lambda moment, numbers: told.append((moment, numbers)))
+        hands = Hands(call=tff.call, notify=lambda moment, numbers: told.append((moment, numbers)))
         outputs = run(Inputs(place=place, base=""), hands)
         assert outputs.rounds == 2  # the first improves on nothing, the second on the first by less than 100
         assert [moment.record.round for moment, _ in told] == [1, 2]
@@ -377,14 +377,14 @@ class TestAModelMadeForTff:
             ),
             (
                 HAND_WRITTEN.replace("(None,), tf.int64", "(None,), tf.int32"),
-                r"its input_spec is x float32\[4\], y int32\[\], the batches are x float32\[4\], y int64\[\]",
+                r"its input_spec is x float32\[4\], y int32\[\], but the batches are x float32\[4\], y int64\[\]",
             ),
             (HAND_WRITTEN.replace("(None, FEATURES)", "(None, 5)"), r"its input_spec is x float32\[5\], y int64\[\]"),
             (
                 HAND_WRITTEN.replace("axis=1), labels", "axis=1), 1.0 * labels"),
                 r"cannot train it: TypeError: .* \(line 54\)",
             ),
-            (FUNCTIONAL.replace("Dense(3,", "Dense(2,"), r"shapes \[\(4, 2\), \(2,\)\], those of the Keras model"),
+            (FUNCTIONAL.replace("Dense(3,", "Dense(2,"), r"shapes \[\(4, 2\), \(2,\)\], but those of the Keras model"),
         ],
     )
     def test_mistakes(self, text: str, message: str, tff: Worker) -> None:
@@ -415,7 +415,7 @@ class TestMistakes:
         shards = {n: put_shard(store, n, {"train": TRAIN[n] if n != "c" else odd})[1] for n in TRAIN}
         plan = make_plan("run-2", federation, DENSE, Shards(learners=shards))
         begin(store, plan, lambda: START)
-        with pytest.raises(DataError, match=r"the features of a are float32\[4\], those of c float64\[4\]"):
+        with pytest.raises(DataError, match=r"the features of a are float32\[4\], but those of c float64\[4\]"):
             tff.call(
                 advance,
                 Inputs(place=RunPlace(store=place.store, federation="tiny", run="run-2", plan=plan.digest), base=""),

@@ -1,1 +1,1 @@
-"""All that imports TensorFlow Federated: simulation of a federation on one machine. Runs in the tff environment."""
+"""All that imports TensorFlow Federated: aggregation, and simulation on one machine. Runs in the tff environment."""

@@ -1,11 +1,11 @@
-"""TFF's aggregation processes and server optimizers, over updates that come from the store.
+"""Combine updates from the store by TFF's aggregation processes and server optimizers.
 
     g_k    <- w - w_k                          each learner's update, as a gradient in float32
     g, a'  <- aggregator.next(a, g_k, n_k)     the rule: zeroing, clipping, noise, compression, sums of integers
     w', s' <- optimizer.next(s, w, g)          the server's step
 
-All floats go through it, BatchNorm's statistics too. Counters take the largest value, as everywhere. The states a and
-s are an object in the store, so that a round can be worked through by any machine.
+All floats are aggregated, BatchNorm's statistics too. Counters take the largest value, as everywhere. The states a and
+s are an object in the store, so that any machine can work through a round.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ _SLOT = "tff"
 
 CAUTIONS: dict[type, str] = {
     Secure: "the sums are made in the clear: this step sees every update (docs/aggregation.md)",
-    SecureNoise: "noise and sums are made in this step, which sees every update before (docs/aggregation.md)",
-    FixedNoise: "the noise is added in this step, which sees every update before (docs/aggregation.md)",
-    AdaptiveNoise: "the noise is added in this step, which sees every update before (docs/aggregation.md)",
-    TreeNoise: "the noise is added in this step, which sees every update before (docs/aggregation.md)",
+    SecureNoise: "noise and sums are made in this step, which sees every update before that (docs/aggregation.md)",
+    FixedNoise: "the noise is added in this step, which sees every update before that (docs/aggregation.md)",
+    AdaptiveNoise: "the noise is added in this step, which sees every update before that (docs/aggregation.md)",
+    TreeNoise: "the noise is added in this step, which sees every update before that (docs/aggregation.md)",
 }
-"""What TFF's runtime does not secure, as the step's log says it."""
+"""Warnings for the step's log about the limits of TFF's runtime, by rule."""
 
 
 class Aggregation(NamedTuple):
     """A rule and a server optimizer, compiled for a layout.
 
-    `initialize()` gives both states; `next(state, start, updates, weights)` the next ones, the next floats, and what
-    was measured.
+    `initialize()` returns both states. `next(state, start, updates, weights)` returns the next states, the next floats,
+    and measurements.
     """
 
     initialize: Callable[[], Any]
@@ -69,14 +69,14 @@ class Aggregation(NamedTuple):
 
 
 def combine(store: Store, plan: Plan, previous: Record, updates: list[Update], folder: Path) -> Combined:
-    """Combines updates by TFF; what is wrong with one refuses it, and nothing of it remains in the result.
+    """Combine updates by TFF; an invalid update is refused, and nothing of it remains in the result.
 
     Args:
         store: the federation's store.
         plan: the run's plan, with a rule of `engine: tff`.
-        previous: the record before; its state goes on.
-        updates: of the round, by learner.
-        folder: where the result's files go. All updates are held in memory, as float32.
+        previous: the record before, with the state to continue from.
+        updates: the updates of the round, sorted by learner.
+        folder: for the result's files. All updates are held in memory, as float32.
 
     Raises:
         WeightsError: no update could be used, or the result is not finite.
@@ -112,7 +112,7 @@ def combine(store: Store, plan: Plan, previous: Record, updates: list[Update], f
 
 
 class _Given(NamedTuple):
-    """A round's updates: float32 gradients by learner, the largest counters, and who was refused with the reason."""
+    """A round's updates: float32 gradients by learner, the largest counters, and refused learners with the reason."""
 
     gradients: dict[str, list[Array]]
     counters: dict[str, Array]
@@ -138,7 +138,7 @@ def _read(store: Store, layout: Layout, start: dict[str, Array], updates: list[U
 
 
 def _resumed(store: Store, previous: Record, state: Any, folder: Path) -> Any:
-    """The state that the round before left; the one given when there is none."""
+    """Return the state after the previous round; the given state when there is none."""
     digest = previous.state.get(_SLOT)
     if digest is None:
         return state
@@ -147,12 +147,12 @@ def _resumed(store: Store, previous: Record, state: Any, folder: Path) -> Any:
 
 
 def make_aggregation(federation: Federation, specs: Specs) -> Aggregation:
-    """The aggregation of a federation; compiled once in a process.
+    """Return the aggregation of a federation; it is compiled once in a process.
 
     Args:
         federation: with its rule, weighting and server optimizer. Sums with noise are divided by the learners that a
             round asks for.
-        specs: of the floats.
+        specs: specs of the floats.
 
     Raises:
         StepError: TFF refuses it.

@@ -1,4 +1,4 @@
-"""TFF's aggregators, from the federation file's rules."""
+"""Make TFF's aggregators from the rules of the federation file."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Specs = Sequence[tuple[str, tuple[int, ...]]]
 
 
 def make_factory(rule: RuleSettings, weighted: bool, expected: int, specs: Specs) -> Any:
-    """The `tff.aggregators` factory of a rule.
+    """Return the `tff.aggregators` factory of a rule.
 
     Args:
         rule: of the federation file.
-        weighted: whether learners count by their examples.
+        weighted: whether updates are weighted by examples.
         expected: learners in a round.
-        specs: of the floats, for noise that is correlated over the rounds.
+        specs: specs of the floats, for noise that is correlated over the rounds.
     """
     tff = federated()
     learning, private = tff.learning, tff.aggregators.DifferentiallyPrivateFactory
@@ -63,7 +63,7 @@ def make_factory(rule: RuleSettings, weighted: bool, expected: int, specs: Specs
 
 
 def _zeroing(inner: Any) -> Any:
-    """Zeroes outliers before, with the constants of `tff.learning.dp_aggregator`."""
+    """Zero outliers first, with the constants of `tff.learning.dp_aggregator`."""
     aggregators = federated().aggregators
     norm = aggregators.PrivateQuantileEstimationProcess.no_noise(
         initial_estimate=10.0, target_quantile=0.98, learning_rate=math.log(10.0), multiplier=2.0, increment=1.0

@@ -1,4 +1,4 @@
-"""The algorithms of a simulation: TFF's own by name, or one of the user's."""
+"""Make the algorithm of a simulation: one of TFF's by name, or the user's own."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Weights = tuple[Sequence[Array], Sequence[Array]]
 class Process(NamedTuple):
     """An algorithm: rounds over a state at the server.
 
-    `initialize()` gives the first state; `next(state, clients)` the next one with the round's metrics; `weights(state)`
-    the model in it; `start(state, weights)` the same state with another model.
+    `initialize()` returns the first state, and `next(state, clients)` the next one with the round's metrics.
+    `weights(state)` returns the model in a state, and `start(state, weights)` the same state with another model.
     """
 
     initialize: Callable[[], Any]
@@ -37,7 +37,7 @@ class Process(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What an algorithm of TFF is made of: optimizers, the aggregator (None: the mean), and how clients count."""
+    """The parts of TFF's algorithms: optimizers, the aggregator (None: the mean), and the weighting of clients."""
 
     client: Any
     server: Any
@@ -85,10 +85,10 @@ def _weighting(tff: Any, parts: Parts) -> Any:
 
 
 def make_process(model: FederatedModel, federation: Federation) -> Process:
-    """The algorithm that the federation file names, with its aggregator when that is TFF's.
+    """Return the algorithm that the federation file names, with its aggregator when that is TFF's.
 
     Args:
-        model: what it trains.
+        model: the model to train.
         federation: with its algorithm, the settings of the simulation and the clients' learning rate; 0: as compiled.
 
     Raises:
@@ -98,11 +98,11 @@ def make_process(model: FederatedModel, federation: Federation) -> Process:
     settings, algorithm = federation.simulation, federation.algorithm
     assert isinstance(algorithm, Averaging)
     client: OptimizerSettings | None = settings.client_optimizer
-    if client is None and settings.algorithm != "fedsgd":  # which has no training at the clients
+    if client is None and settings.algorithm != "fedsgd":  # its clients do not train
         client = compiled_optimizer(model.keras.optimizer, federation.training.learning_rate)
     aggregator = None
     if algorithm.engine == "tff":
-        takes_weights = not isinstance(algorithm.rule, UNWEIGHTED)  # those of `uniform` are all 1
+        takes_weights = not isinstance(algorithm.rule, UNWEIGHTED)  # with `uniform`, all weights are 1
         aggregator = make_factory(algorithm.rule, takes_weights, trainers(federation).learners_asked, model.specs)
     parts = Parts(
         client=client and make_optimizer(client),
@@ -128,7 +128,7 @@ def _learning_process(made: Any) -> Process:
         return output.state, flat_metrics(output.metrics)
 
     def weights(state: Any) -> Weights:
-        found = getattr(state, "global_model_weights", None)  # of TFF's composed algorithms: no computation is needed
+        found = getattr(state, "global_model_weights", None)  # TFF's composed algorithms need no computation
         if not isinstance(found, tff.learning.models.ModelWeights):
             found = made.get_model_weights(state)
         return list(found.trainable), list(found.non_trainable)
@@ -140,15 +140,15 @@ def _learning_process(made: Any) -> Process:
 
 
 def make_own_process(model: FederatedModel, code: Code) -> Process:
-    """The user's own algorithm.
+    """Return the user's own algorithm.
 
     Args:
-        model: gives the function that makes the TFF model.
+        model: provides the function that makes the TFF model.
         code: a file with a function that takes it and returns a LearningProcess, an IterativeProcess, or the pair of
             federated computations `initialize` and `next`.
 
     Raises:
-        ModelError: what is wrong with the file, and where.
+        ModelError: the mistake in the file, with its line.
     """
     tff = federated()
     function: Callable[..., Any] = find_function(code.load(), code.function)
@@ -177,7 +177,7 @@ def make_own_process(model: FederatedModel, code: Code) -> Process:
 
 
 def _iterative_process(initialize: Any, advance: Any, file: str) -> Process:
-    """A process whose state is the model: its trainable weights, or these and the other ones."""
+    """Return a process whose state is the model: its trainable weights, or these and the other ones."""
     import tree
 
     def step(state: Any, clients: list[Any]) -> tuple[Any, dict[str, float]]:
@@ -197,7 +197,7 @@ def _iterative_process(initialize: Any, advance: Any, file: str) -> Process:
         shapes = [np.shape(leaf) for leaf in tree.flatten(state)]
         if shapes != [value.shape for value in wanted]:
             raise ModelError(
-                f"its state holds arrays of the shapes {shapes}, the model's are {[v.shape for v in wanted]}",
+                f"its state has arrays of the shapes {shapes}, but those of the model are {[v.shape for v in wanted]}",
                 where=file,
                 remedy="Let the state be the model's weights, or return a LearningProcess.",
             )
@@ -207,7 +207,7 @@ def _iterative_process(initialize: Any, advance: Any, file: str) -> Process:
 
 
 def flat_metrics(metrics: Any) -> dict[str, float]:
-    """The numbers in TFF's nested metrics, the training's by their own names: `loss`, `aggregator/clipped_count`."""
+    """Flatten TFF's nested metrics, with the training's own names: `loss`, `aggregator/clipped_count`."""
     import tree
 
     found: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Clients' examples as TFF takes them: a tf.data.Dataset of batches `OrderedDict(x, y)` for each."""
+"""Make datasets of clients' examples for TFF, with batches `OrderedDict(x, y)`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fedpipe.tff.runtime import federated
 
 
 class Client:
-    """A client's examples; their datasets are made once, for TensorFlow traces each function anew.
+    """A client's examples; their datasets are made once, because TensorFlow traces each new function again.
 
     Args:
         part: arrays, or a tf.data.Dataset of single (x, y).
@@ -42,16 +42,16 @@ class Client:
 
 
 def train_batches(client: Client, training: Training, seed: int, module: ModuleType) -> Any:
-    """What a client trains on in a round: the same batches in the same order as a Keras learner.
+    """Return a client's training batches of a round: the same in the same order as those of a Keras learner.
 
     Args:
-        client: who trains.
+        client: the client.
         training: epochs or steps, and the size of a batch.
         seed: of the order.
         module: model.py, whose functions the preprocessing may name.
 
     Raises:
-        DataError: preprocessing gives other forms than the examples have.
+        DataError: preprocessing changes the form of the examples.
     """
     if training.preprocessing:
         return _preprocessed(client.part, training, seed, module)
@@ -72,16 +72,16 @@ def _preprocessed(part: Any, training: Training, seed: int, module: ModuleType) 
                 f"preprocessing makes {what} of {before.dtype.name}{before.shape.as_list()} into "
                 f"{after.dtype.name}{after.shape[1:].as_list()}",
                 where="training.preprocessing",
-                remedy="Let `map` keep the form; what every example needs belongs into the model.",
+                remedy="Let `map` keep the form, and put such changes into the model.",
             )
     return made.map(_named)
 
 
 def client_data(place: RunPlace, part: str = "train") -> Any:
-    """The shards of a run as a `tff.simulation.datasets.ClientData` keyed by learner, for scripts of one's own.
+    """Return a run's shards as `tff.simulation.datasets.ClientData` keyed by learner, for your own scripts.
 
     Args:
-        place: where the run is.
+        place: the place of the run.
         part: `train`, `vote` or `test`.
 
     Raises:
@@ -100,12 +100,12 @@ def client_data(place: RunPlace, part: str = "train") -> Any:
 
 
 def whole_batch(client: Client) -> Any:
-    """All examples as one batch: what federated SGD takes the gradient of."""
+    """Return all examples as one batch, for the gradient of federated SGD."""
     return client.singles.batch(max(1, size_of(client.part)))
 
 
 def test_batches(parts: list[Any], size: int) -> Any:
-    """What a client tests with: these parts, one after another."""
+    """Return a client's test batches: these parts, one after another."""
     datasets = [Client(part).singles for part in parts]
     whole = datasets[0]
     for dataset in datasets[1:]:
@@ -118,7 +118,7 @@ def _named(x: Any, y: Any) -> OrderedDict[str, Any]:
 
 
 def first_examples(parts: Mapping[str, Any], learner: str) -> Examples:
-    """A few examples of a learner, to know shapes and dtypes by. Raises DataError."""
+    """Return a few examples of a learner, for shapes and dtypes. Raises DataError."""
     part = next((p for p in parts.values() if size_of(p)), None)
     if part is None:
         raise DataError(f"{learner} has no examples")
@@ -126,11 +126,11 @@ def first_examples(parts: Mapping[str, Any], learner: str) -> Examples:
 
 
 def check_alike(first: Examples, other: Examples, names: tuple[str, str]) -> None:
-    """Checks that two learners' examples have the same form. Raises DataError with both."""
+    """Check that two learners' examples have the same form. Raises DataError with both."""
     for what, a, b in (("features", first.x, other.x), ("labels", first.y, other.y)):
         if (a.dtype, a.shape[1:]) != (b.dtype, b.shape[1:]):
             raise DataError(
-                f"the {what} of {names[0]} are {a.dtype}{list(a.shape[1:])}, those of {names[1]} {b.dtype}"
+                f"the {what} of {names[0]} are {a.dtype}{list(a.shape[1:])}, but those of {names[1]} {b.dtype}"
                 f"{list(b.shape[1:])}",
-                remedy="Simulated clients need the same form: convert one of them.",
+                remedy="Convert one of them: simulated clients need the same form.",
             )

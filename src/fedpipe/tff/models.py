@@ -1,4 +1,4 @@
-"""The model that TFF trains: the user's Keras model, or one made for TFF, with the weights that Keras 3 names."""
+"""Make the model that TFF trains: the user's Keras model, or one for TFF, with the weights' names from Keras 3."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Code(NamedTuple):
     function: str
 
     def load(self) -> Any:
-        """The module, imported. Raises ModelError."""
+        """Import the module. Raises ModelError."""
         data = self.text.encode()
         return load_code(data, digest_of(data), self.file)
 
@@ -41,14 +41,14 @@ class FederatedModel:
         code: model.py.
         x: features of a few examples, (examples, ...).
         y: their labels, (examples, ...).
-        other: a file with a model made for TFF, which is trained instead; the Keras model says how weights are named.
+        other: a file with a model for TFF, which is trained instead; the Keras model gives the names of weights.
 
     Attributes:
         keras: the compiled Keras 2 model, for central evaluation.
-        build: makes the TFF model, anew at each call, as TFF wants it.
+        build: makes the TFF model, a new one at each call, as TFF requires.
 
     Raises:
-        ModelError: what is wrong with the file, and where.
+        ModelError: the mistake in the file, with its line.
     """
 
     def __init__(self, code: Code, x: Array, y: Array, other: Code | None = None) -> None:
@@ -70,7 +70,7 @@ class FederatedModel:
 
         def build() -> Any:
             model = built(function, keras)
-            bare = keras.Model(model.inputs, model.outputs)  # TFF takes no compiled model
+            bare = keras.Model(model.inputs, model.outputs)  # TFF does not take compiled models
             return tff.learning.models.from_keras_model(bare, self._loss, spec, metrics=metrics)
 
         self.build: Any = build if other is None else _made_for_tff(other, tff)
@@ -86,10 +86,10 @@ class FederatedModel:
             with tensorflow.Graph().as_default():
                 made = model()
                 trainable, fixed, wants = made.trainable_variables, made.non_trainable_variables, made.input_spec
-        wanted, given = _told_forms(wants), _told_forms(spec)
+        wanted, given = _described(wants), _described(spec)
         if wanted != given:
             raise ModelError(
-                f"its input_spec is {wanted}, the batches are {given}",
+                f"its input_spec is {wanted}, but the batches are {given}",
                 where="simulation.model",
                 remedy="Make input_spec an OrderedDict(x=..., y=...) of the batches' dtypes and shapes.",
             )
@@ -97,23 +97,23 @@ class FederatedModel:
             theirs, ours = [tuple(v.shape) for v in found], [self._names[name] for name in names]
             if theirs != ours:
                 raise ModelError(
-                    f"its {what} variables have the shapes {theirs}, those of the Keras model {ours}",
+                    f"its {what} variables have the shapes {theirs}, but those of the Keras model {ours}",
                     where="simulation.model",
-                    remedy="Make them alike, in the same order: the Keras model is evaluated and exported.",
+                    remedy="Make them equal, in the same order: the Keras model is evaluated and exported.",
                 )
 
     @property
     def specs(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Dtypes and shapes of the trainable weights."""
+        """The dtypes and shapes of the trainable weights."""
         return [("float32", self._names[name]) for name in self._trainable]
 
     def arrays(self, weights: Mapping[str, Array]) -> tuple[list[Array], list[Array]]:
-        """Named weights as TFF takes them: trainable and other ones, in order. Raises ModelError."""
+        """Return named weights as TFF takes them: trainable and other ones, in order. Raises ModelError."""
         found = {ours: weights[theirs] for theirs, ours in self._matched(weights).items()}
         return [found[name] for name in self._trainable], [found[name] for name in self._other]
 
     def named(self, arrays: tuple[Sequence[Array], Sequence[Array]], like: Mapping[str, Array]) -> dict[str, Array]:
-        """The reverse: weights by the names, and in the dtypes, of `like`. Raises ModelError."""
+        """Return TFF's weights by name again, with the names and dtypes of `like`. Raises ModelError."""
         found = dict(zip((*self._trainable, *self._other), (*arrays[0], *arrays[1]), strict=True))
         return {
             theirs: np.asarray(found[ours], like[theirs].dtype).reshape(like[theirs].shape)
@@ -124,7 +124,7 @@ class FederatedModel:
         return match_names({name: value.shape for name, value in weights.items()}, self._names)
 
     def _usable(self) -> Any:
-        """The Keras model, built anew when its class is another: in TFF's graphs Keras 2 swaps the bases of classes."""
+        """Return the Keras model, rebuilt if its bases have changed: Keras 2 swaps them in TFF's graphs."""
         if type(self.keras).__mro__ != self._bases:
             _, keras = frameworks()
             keras.backend.clear_session()
@@ -133,7 +133,7 @@ class FederatedModel:
         return self.keras
 
     def evaluate(self, weights: Mapping[str, Array], x: Array, y: Array, batch: int = 1024) -> dict[str, float]:
-        """Loss and metrics of these weights on some examples, so many at a time."""
+        """Return loss and metrics of these weights on some examples, `batch` at a time."""
         model, matched = self._usable(), self._matched(weights)
         variables = {v.name.removesuffix(":0"): v for v in model.weights}
         for theirs, ours in matched.items():
@@ -151,17 +151,17 @@ class FederatedModel:
         return {"loss": total / len(y) + regularization, **{m.name: float(m.result()) for m in self._metrics}}
 
 
-def _told_forms(spec: Any) -> str:
-    """`x float32[4], y int64[]`: what one example is made of."""
+def _described(spec: Any) -> str:
+    """Describe one example, such as `x float32[4], y int64[]`."""
     if not isinstance(spec, Mapping):
         return repr(spec)[:200]
     return ", ".join(f"{name} {part.dtype.name}{part.shape.as_list()[1:]}" for name, part in spec.items())
 
 
 def _loss_of(model: Any, keras: Any) -> Any:
-    """The compiled loss as a Keras object. Raises ModelError for several outputs."""
+    """Return the compiled loss as a Keras object. Raises ModelError for several outputs."""
     if len(model.outputs) != 1 or isinstance(model.loss, list | tuple | dict):
-        raise ModelError("a model of several outputs or losses cannot be simulated", where="model.py")
+        raise ModelError("a model with several outputs or losses cannot be simulated", where="model.py")
     found = keras.losses.get(model.loss)
     if isinstance(found, keras.losses.Loss):
         return found
@@ -176,7 +176,7 @@ def _loss_of(model: Any, keras: Any) -> Any:
 
 
 def _metrics_of(model: Any, x: Array, y: Array) -> list[Any]:
-    """The compiled metrics as objects; Keras finds out what `accuracy` means when it sees labels and predictions."""
+    """Return the compiled metrics as objects; Keras chooses the kind of `accuracy` from labels and predictions."""
     try:
         model.evaluate(x[:1], y[:1], verbose=0)
     except Exception as error:
@@ -185,14 +185,14 @@ def _metrics_of(model: Any, x: Array, y: Array) -> list[Any]:
 
 
 def _another(metric: Any, keras: Any) -> Any:
-    """A metric as this one, with variables of its own; the configuration of a wrapped function lacks the function."""
+    """Copy a metric, with its own variables; the configuration of a wrapped function does not contain the function."""
     if type(metric) is keras.metrics.MeanMetricWrapper:
         return type(metric)(fn=metric._fn, name=metric.name, dtype=metric.dtype, **metric._fn_kwargs)
     return type(metric).from_config(metric.get_config())
 
 
 def _made_for_tff(code: Code, tff: Any) -> Any:
-    """What the user's function gives: a FunctionalModel, or the function that makes a VariableModel."""
+    """Return the user's FunctionalModel, or the function that makes a VariableModel."""
     function: Callable[[], Any] = find_function(code.load(), code.function)
     try:
         made = function()

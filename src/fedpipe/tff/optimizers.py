@@ -1,4 +1,4 @@
-"""TFF's optimizers, from the federation file or from what model.py compiles."""
+"""Make TFF's optimizers, from the federation file or from the compiled model of model.py."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _NAMES = {"initial_preconditioner": "initial_preconditioner_value"}
 
 
 def make_optimizer(settings: OptimizerSettings) -> Any:
-    """The `tff.learning.optimizers.Optimizer` of these settings."""
+    """Return the `tff.learning.optimizers.Optimizer` with these settings."""
     arguments = {_NAMES.get(f.name, f.name): getattr(settings, f.name) for f in msgspec.structs.fields(settings)}
     if isinstance(settings, Sgd) and not settings.momentum:
-        del arguments["momentum"]  # TFF keeps a velocity otherwise
+        del arguments["momentum"]  # otherwise TFF keeps a velocity
     return getattr(federated().learning.optimizers, _BUILDERS[type(settings)])(**arguments)
 
 
@@ -52,7 +52,7 @@ _COMPILED: dict[str, Callable[[dict[str, Any], float], OptimizerSettings | None]
 
 
 def compiled_optimizer(compiled: Any, learning_rate: float) -> OptimizerSettings:
-    """The settings of a Keras optimizer, with another learning rate unless that is 0.
+    """Return the settings of a Keras optimizer, with another learning rate unless that is 0.
 
     Raises:
         ModelError: TFF has no such optimizer.
@@ -74,7 +74,7 @@ def compiled_optimizer(compiled: Any, learning_rate: float) -> OptimizerSettings
 
 
 def make_proximal(inner: Any, strength: float) -> Any:
-    """An optimizer that also pulls towards the weights with which it began: FedProx, as a client's optimizer.
+    """Return an optimizer that also pulls towards its first weights: FedProx, as a client's optimizer.
 
     .. math:: g' = g + \\mu (w - w_0)
 

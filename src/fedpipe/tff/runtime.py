@@ -1,7 +1,7 @@
-"""TensorFlow Federated, quiet, with a runtime that ends when we end.
+"""Start TensorFlow Federated, with few log lines and a runtime that ends with this process.
 
-TFF executes computations in a worker process of its own, `worker_binary`. Started by TFF it inherits our output, which
-keeps pipes open, and survives when we are killed. So it is started here.
+TFF executes computations in a worker process of its own, `worker_binary`. Started by TFF, it inherits our output, which
+keeps pipes open, and survives when this process is killed. So it is started here.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fedpipe.errors import MissingExtraError, StepError
 from fedpipe.frameworks import frameworks, uncollected
 
 _LARGEST_MESSAGE = 2**31 - 1
-"""Bytes of a model or of a client's data on their way to the worker: what gRPC allows."""
+"""Largest model or client's data that can be sent to the worker, in bytes: gRPC's limit."""
 _START_SECONDS = 60.0
 
 
 @functools.cache
 def federated() -> Any:
-    """The module `tensorflow_federated`, with the runtime set. Raises MissingExtraError and StepError."""
+    """Return the module `tensorflow_federated`, with the runtime set. Raises MissingExtraError and StepError."""
     frameworks()
     with uncollected():
         try:
@@ -51,13 +51,13 @@ def federated() -> Any:
 
 
 def _native(tff: Any, computation: Any) -> Any:
-    """What the worker can execute: it knows no secure sums, so they are made in the clear, with their checks."""
+    """Convert a computation for the worker, which has no secure sums: they are made in the clear, with their checks."""
     bodies = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
     return tff.backends.native.desugar_and_transform_to_native(bodies)
 
 
 def _connected(tff: Any) -> Any:
-    """A stub of a worker that answers."""
+    """Return a stub of a worker that answers."""
     import grpc
     import portpicker
 
@@ -77,7 +77,7 @@ def _connected(tff: Any) -> Any:
 
 
 def _started(binary: Path, port: int) -> subprocess.Popen[bytes]:
-    """The worker; the kernel ends it when this process ends, however that happens."""
+    """Start the worker; the kernel ends it when this process ends in any way."""
     setpriv = shutil.which("setpriv")  # of util-linux: no Python runs between fork and exec of a threaded process
     leash = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
     return subprocess.Popen(  # noqa: S603  (TFF's own program)

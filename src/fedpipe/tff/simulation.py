@@ -1,4 +1,4 @@
-"""A simulated federation: TFF's rounds over the learners' shards, each committed as a round of the run."""
+"""Simulate a federation: TFF's rounds over the learners' shards, each committed as a round of the run."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ log = logging.getLogger("fedpipe")
 
 @functools.lru_cache(maxsize=1)
 def cached_simulation(place: RunPlace, process: str, model: str) -> Simulation:
-    """The simulation of a run; a worker builds and traces it once."""
+    """Return the simulation of a run; a worker builds and traces it once."""
     return Simulation(place, process, model)
 
 
 def advance(place: RunPlace, process: str, model: str, number: int) -> None:
-    """Works through one round and commits it, unless that was done.
+    """Work through one round and commit it, unless it is committed.
 
     Args:
-        place: where the run is.
+        place: the place of the run.
         process: text of the file of `simulation.process`.
         model: text of the file of `simulation.model`.
         number: the round, from 1.
@@ -55,24 +55,24 @@ def advance(place: RunPlace, process: str, model: str, number: int) -> None:
     try:
         cached_simulation(place, process, model).advance(number)
     except BaseException:
-        cached_simulation.cache_clear()  # its state may be of another round
+        cached_simulation.cache_clear()  # its state may belong to another round
         raise
 
 
 def make(
     federation: Federation, code: str, examples: Examples, process: str, model: str
 ) -> tuple[FederatedModel, Process]:
-    """The model and the algorithm of a federation; built once in a process, by the check before the run.
+    """Build the model and the algorithm of a federation, once in a process; the check before the run does this.
 
     Args:
         federation: with its run-time settings.
         code: the text of model.py.
-        examples: some, to know shapes and dtypes by.
-        process: the text of the user's own algorithm; empty without.
-        model: the text of the user's own TFF model; empty without.
+        examples: a few, for shapes and dtypes.
+        process: the text of the user's own algorithm; empty without one.
+        model: the text of the user's own TFF model; empty without one.
 
     Raises:
-        ModelError: what is wrong with which file.
+        ModelError: the mistake, with its file.
     """
     forms = tuple((str(array.dtype), array.shape[1:]) for array in examples)
     return _made(code_of(federation.model, code), encode(federation), forms, process, model)
@@ -93,7 +93,7 @@ def _made(
 
 
 class _After(NamedTuple):
-    """What a round left: the algorithm's state, and the weights in it by their names."""
+    """The result of a round: the algorithm's state, and the weights in it by name."""
 
     number: int
     state: Any
@@ -101,15 +101,15 @@ class _After(NamedTuple):
 
 
 class Simulation:
-    """A run in TFF's hands.
+    """Works through the rounds of a run with TFF.
 
     Args:
-        place: where the run is.
-        process: text of the user's own algorithm; empty without.
-        model: text of the user's own TFF model; empty without.
+        place: the place of the run.
+        process: text of the user's own algorithm; empty without one.
+        model: text of the user's own TFF model; empty without one.
 
     Raises:
-        InputError: the federation cannot be simulated, or a file of the user is wrong.
+        InputError: the federation cannot be simulated, or a file of the user has a mistake.
     """
 
     def __init__(self, place: RunPlace, process: str = "", model: str = "") -> None:
@@ -117,7 +117,7 @@ class Simulation:
         self._plan: Plan = read_plan(self._store, place.plan)
         federation, self._run = self._plan.federation, place.run
         self._settings, self._training = federation.simulation, federation.training
-        frameworks()[0].random.set_seed(self._training.seed)  # shuffles mix it with their own, at a Keras learner too
+        frameworks()[0].random.set_seed(self._training.seed)  # shuffles mix it with their own, as at a Keras learner
         text = get_bytes(self._store, self._plan.code).decode()
         self._module = code_of(federation.model, text).load()
         self._parts = {k.name: kept_parts(place, k.name, self._module) for k in federation.learners}
@@ -139,7 +139,7 @@ class Simulation:
         return first
 
     def advance(self, number: int) -> Record:
-        """One round: train, test, commit.
+        """Work through one round: train, test, commit.
 
         Raises:
             InputError: earlier rounds were made by another algorithm.
@@ -177,7 +177,7 @@ class Simulation:
             return weights.load(path)
 
     def _resumed(self, previous: Record) -> _After:
-        """What a round left: a new algorithm with its weights, or the state in the store."""
+        """Return the state after a round: that in the store, or a new one with the round's weights."""
         start = self._weights_of(previous)
         first = self._process.start(self._process.initialize(), self._model.arrays(start))
         if not previous.round:
@@ -187,7 +187,7 @@ class Simulation:
                 f"round {previous.round} of run {self._run!r} was made by {previous.rule!r}, not by {self._rule!r}",
                 remedy="Choose another run name, or restore simulation.algorithm and its files.",
             )
-        log.info("going on after round %d", previous.round)
+        log.info("continuing after round %d", previous.round)
         return _After(previous.round, asyncio.run(self._manager.load(previous.round, first)), start)
 
     def _batches(self, name: str, number: int) -> Any:
@@ -206,7 +206,7 @@ class Simulation:
         return number == last or bool(every and number % every == 0)
 
     def _tested(self, named: dict[str, weights.Array]) -> dict[str, float]:
-        """Metrics of a model: on the test parts of learners that train, on all of those that do not, and centrally."""
+        """Return metrics of a model: on the test parts of training learners, on all data of others, and centrally."""
         held_out = self._settings.held_out
         size = self._training.batch_size
         trainers = [[parts["test"]] for name, parts in self._parts.items() if name not in held_out and _has(parts)]
@@ -231,8 +231,8 @@ class Simulation:
         state = self._tester.set_model_weights(
             self._tester.initialize(), tff.learning.models.ModelWeights(trainable, other)
         )
-        told = self._tester.next(state, batches).metrics["client_work"]["eval"]["current_round_metrics"]
-        return {k: float(v) for k, v in told.items() if k not in ("num_examples", "num_batches")}
+        found = self._tester.next(state, batches).metrics["client_work"]["eval"]["current_round_metrics"]
+        return {k: float(v) for k, v in found.items() if k not in ("num_examples", "num_batches")}
 
     def _committed(
         self, previous: Record, named: dict[str, weights.Array], state: Any, metrics: dict[str, float]
@@ -262,6 +262,6 @@ def _has(parts: dict[str, Any]) -> bool:
 
 
 def code_of(named: str, text: str) -> Code:
-    """A user's file, as the federation file names it."""
+    """Return a user's file, as the federation file names it."""
     file, _, function = named.partition(":")
     return Code(Path(file).name, text, function or "build")

@@ -1,4 +1,4 @@
-"""TFF's states in the store: safetensors, no pickle."""
+"""Keep TFF's states in the store, as safetensors instead of pickles."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedpipe.tff.runtime import federated
 Array = npt.NDArray[Any]
 
 _LARGEST = 2**33
-"""Bytes of a state that is read into memory."""
+"""Largest state that is read into memory, in bytes."""
 
 
 def make_state_manager(store: Store, run: str) -> Any:
-    """A `tff.program.ProgramStateManager` whose versions are the rounds of a run.
+    """Return a `tff.program.ProgramStateManager` whose versions are the rounds of a run.
 
     Args:
         store: the federation's store.
@@ -33,12 +33,12 @@ def make_state_manager(store: Store, run: str) -> Any:
         """Saves the arrays of a state, in the order of the structure, as one object a version."""
 
         async def get_versions(self) -> list[int] | None:
-            """The versions that are there."""
+            """Return the versions in the store."""
             found = sorted(int(key.rpartition("/")[2]) for key in store.keys(keys.states(run)))
             return found or None
 
         async def load(self, version: int, structure: Any) -> Any:
-            """The state of a version, in this structure. Raises ProgramStateNotFoundError and CorruptError."""
+            """Return the state of a version, in this structure. Raises ProgramStateNotFoundError and CorruptError."""
             key = keys.state(run, version)
             try:
                 arrays = weights.loads(store.read(key, limit=_LARGEST).data)
@@ -47,7 +47,7 @@ def make_state_manager(store: Store, run: str) -> Any:
             return state_of(arrays, structure, where=key)
 
         async def save(self, program_state: Any, version: int) -> str:
-            """Writes a version once and returns its digest. Raises ProgramStateExistsError when another is there."""
+            """Write a version once and return its digest. Raises ProgramStateExistsError when another one exists."""
             data = weights.dumps(named_leaves(program_state))
             key = keys.state(run, version)
             if not store.create(key, data) and store.read(key, limit=_LARGEST).data != data:
@@ -58,7 +58,7 @@ def make_state_manager(store: Store, run: str) -> Any:
 
 
 def named_leaves(state: Any) -> dict[str, Array]:
-    """The leaves of a state, named by their position; text as its bytes."""
+    """Return the leaves of a state, named by their position; text as its bytes."""
     import tree
 
     return {f"{k:06d}": _array(leaf) for k, leaf in enumerate(tree.flatten(state))}
@@ -70,17 +70,17 @@ def _array(leaf: Any) -> Array:
 
 
 def state_of(arrays: Mapping[str, Array], structure: Any, *, where: str) -> Any:
-    """The leaves of `named_leaves` in this structure; the first axis of an array may grow from round to round.
+    """Return the leaves of `named_leaves` in this structure; the first axis of an array may grow between rounds.
 
     Raises:
-        CorruptError: they are another algorithm's.
+        CorruptError: they belong to another algorithm.
     """
     import tree
 
     found = [array for _, array in sorted(arrays.items())]
     leaves = tree.flatten(structure)
     if [_form(array) for array in found] != [_form(_array(leaf)) for leaf in leaves]:
-        raise CorruptError("the arrays of the state are not what the algorithm keeps", where=where)
+        raise CorruptError("the arrays of the state do not fit the algorithm", where=where)
     return tree.unflatten_as(structure, [_leaf(*pair) for pair in zip(found, leaves, strict=True)])
 
 
