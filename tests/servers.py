@@ -20,7 +20,7 @@ ACCESS_KEY, SECRET_KEY = "fedpipe-tests", "fedpipe-tests-secret"
 
 
 class Server(NamedTuple):
-    """A running server; `uri` is of a bucket that exists."""
+    """A running server; `uri` is that of a bucket that exists."""
 
     name: str
     endpoint: str
@@ -33,7 +33,7 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def running(name: str, folder: Path, port: int = 0) -> Iterator[Server]:
-    """Starts a server over an empty or earlier folder; it is ended afterwards."""
+    """Start a server over an empty or earlier folder, and end it afterwards."""
     port = port or free_port()
     endpoint = f"http://127.0.0.1:{port}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def _command(name: str, folder: Path, port: int) -> list[str]:
             str(data),
         ]
     (folder / "sidecar").mkdir(exist_ok=True)
-    # Metadata next to the files: extended attributes are not to be had on every file system of a test machine.
+    # Metadata in files of their own: not every file system of a test machine has extended attributes.
     return [
         binary,
         "--port",
@@ -82,7 +82,7 @@ def _environment() -> dict[str, str]:
 
 
 def _await_ready(process: subprocess.Popen[bytes], endpoint: str) -> None:
-    """Waits until the server makes a bucket."""
+    """Wait until the server has created a bucket."""
     pool = urllib3.PoolManager(retries=False, timeout=5)
     host = endpoint.removeprefix("http://")
     client = minio.Minio(host, ACCESS_KEY, SECRET_KEY, secure=False, region="us-east-1", http_client=pool)
@@ -98,7 +98,7 @@ def _await_ready(process: subprocess.Popen[bytes], endpoint: str) -> None:
 
 
 def free_port() -> int:
-    """A port that is free now."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -62,7 +62,7 @@ class Cluster(NamedTuple):
         with _image_of(binary) as image:
             self.import_image(image, name)
 
-    def publish_name(self, name: str, address: str) -> None:
+    def tell_name(self, name: str, address: str) -> None:
         """Makes a name of the cluster known to its pods: there is no CoreDNS here."""
         (self.folder / "names" / name).write_text(f"{address} {name}\n")
 
@@ -71,13 +71,13 @@ class Cluster(NamedTuple):
         self._ctr("tasks", "kill", "-s", "KILL", container)
 
     def _ctr(self, *arguments: str, stdin: IO[bytes] | None = None) -> str:
-        """Returns the output of containerd's client, for Kubernetes' namespace."""
+        """Return the output of containerd's client in the namespace of Kubernetes."""
         command = ["ctr", "--address", str(self.containerd), "--namespace", "k8s.io", *arguments]
         return subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=True).stdout
 
 
 def missing() -> str:
-    """Returns the obstacle to a cluster on this machine; empty without one."""
+    """Return the reason why no cluster can run here; empty when one can."""
     if os.geteuid() != 0:
         return "it needs root, for a network namespace and containers"
     lacking = [tool for tool in TOOLS if shutil.which(tool) is None]

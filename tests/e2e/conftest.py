@@ -1,4 +1,4 @@
-"""One cluster, one store and the images for all tests here; what cannot run here fails and says what it needs."""
+"""One cluster, one store and the images for all tests here; a machine without the tools fails, and names them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BUCKET = "federation"
 
 @pytest.fixture(scope="session")
 def programs(containers: None) -> Iterator[Future[None]]:
-    """Builds the Go binaries at the first time, in parallel with the images, which wait for downloads and disks."""
+    """Binaries that Go builds the first time, while the images wait for downloads and disks."""
 
     def build() -> None:
         binaries.find_kubernetes()
@@ -81,20 +81,20 @@ def cluster(
     with at as running:
         for name in ON_NODE:
             images.load(running, name, built[name], __version__)
-        publishing = threading.Thread(target=_publish_names, args=(running, ended))
-        publishing.start()
+        telling = threading.Thread(target=_tell_names, args=(running, ended))
+        telling.start()
         yield running
         ended.set()
-        publishing.join()
+        telling.join()
 
 
-def _publish_names(cluster: Cluster, ended: threading.Event) -> None:
+def _tell_names(cluster: Cluster, ended: threading.Event) -> None:
     """Makes the names of services known to pods, as CoreDNS does."""
     core = client.CoreV1Api(config.new_client_from_config(str(cluster.kubeconfig)))
     while not ended.wait(1):
         for service in core.list_service_for_all_namespaces().items:
             name = f"{service.metadata.name}.{service.metadata.namespace}.svc.cluster.local"
-            cluster.publish_name(name, service.spec.cluster_ip)
+            cluster.tell_name(name, service.spec.cluster_ip)
 
 
 @pytest.fixture(scope="session")
@@ -157,7 +157,7 @@ def store(cluster: Cluster) -> Iterator[str]:
 
 
 def eventually(act: Callable[[], Any], seconds: float = 60) -> Any:
-    """Returns the first true result of an act; raises its last failure."""
+    """Repeat an act until its result is true, and return that; raise its last failure after so many seconds."""
     last: Exception | None = None
     for _ in range(int(seconds * 2)):
         try:

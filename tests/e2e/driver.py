@@ -166,7 +166,7 @@ class Pipeline:
         return {"artifacts": {}, **output}
 
     def log(self, job: str) -> str:
-        """Returns the output of the Job's last pod."""
+        """Return the log of the Job's last pod."""
         pods = self.pods(job)
         if not pods:
             return "(no pod)"

@@ -34,7 +34,7 @@ events_logger = "file"
 
 @contextlib.contextmanager
 def podman_settings() -> Iterator[None]:
-    """Makes podman work on machines of few rights, here and in what is started here."""
+    """Set podman up for machines with few rights, in this process and its children."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         config = Path(folder) / "containers.conf"
         config.write_text(CONTAINERS)
@@ -43,7 +43,7 @@ def podman_settings() -> Iterator[None]:
 
 
 def build(names: tuple[str, ...] = NAMES) -> dict[str, str]:
-    """Builds images, and returns their digests by name."""
+    """Build images, and return their digests by name."""
     environment = {
         **os.environ, "BUILDER": "podman", "REGISTRY": REGISTRY, "BASE_IMAGE": BASE, "BUILD_FLAGS": "--network host",
     }  # fmt: skip
@@ -55,13 +55,13 @@ def build(names: tuple[str, ...] = NAMES) -> dict[str, str]:
 
 
 def _make_base(environment: dict[str, str]) -> None:
-    """Debian with Python 3.11, from Debian's packages."""
+    """Import Debian with Python 3.11, from Debian's packages."""
     archive = binaries.cache_folder() / "base-bookworm.tar"
     if not archive.exists():
         archive.parent.mkdir(parents=True, exist_ok=True)
         include = "--include=python3,python3-venv,ca-certificates"
         _checked(["debootstrap", "--variant=minbase", include, "bookworm", f"{archive}.new"], environment)
-        # an image needs no docs and no lists of packages
+        # documentation and package lists do not belong in an image
         for waste in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists"):
             subprocess.run(["rm", "-rf", f"{archive}.new/{waste}"], check=True)
         _checked(["tar", "--create", "--file", str(archive), "--directory", f"{archive}.new", "."], environment)
@@ -70,7 +70,7 @@ def _make_base(environment: dict[str, str]) -> None:
 
 
 def load_binary(cluster: Cluster, binary: Path, name: str) -> None:
-    """Puts an image on the node that is the base with a binary in it."""
+    """Put an image on the node: the base with a binary in it."""
     recipe = f'FROM {BASE}\nCOPY {binary.name} /{binary.name}\nENTRYPOINT ["/{binary.name}"]\n'
     building = ["podman", "build", "--quiet", "--tag", name, "--file", "-", str(binary.parent)]
     subprocess.run(building, input=recipe, text=True, check=True, capture_output=True)
@@ -78,7 +78,7 @@ def load_binary(cluster: Cluster, binary: Path, name: str) -> None:
 
 
 def load(cluster: Cluster, name: str, digest: str, version: str) -> None:
-    """Puts a built image on the cluster's node, under its tag and its digest."""
+    """Put a built image on the cluster's node, under its tag and its digest."""
     tagged, named = f"{REGISTRY}/{name}:{version}", f"{REGISTRY}/{name}@{digest}"
     if cluster.has_image(named):
         return

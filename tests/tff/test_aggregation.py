@@ -1,4 +1,4 @@
-"""TFF's aggregators and server optimizers over updates from a store, against NumPy."""
+"""Compares TFF's aggregators and server optimizers, with updates from a store, with NumPy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ START: Arrays = {"w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "b
 SIZES = {"a": 1, "b": 2, "c": 5}
 RANDOM = np.random.default_rng(4)
 CHANGES = {name: (RANDOM.normal(size=(3, 4)) * 0.1, 0.2 * k) for k, name in enumerate(NAMES)}
-"""The numbers that each learner adds to `w` and to `b` in every round."""
+"""Maps a learner to its changes of `w` and `b` in every round."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def begun(folder: Path, start: Arrays = START, weighting: str = "uniform", **alg
 
 
 def played(tff: Worker, place: RunPlace, count: int = 1, changes: dict[str, Any] = CHANGES) -> list[Record]:
-    """Works through rounds, each aggregated in the tff environment."""
+    """Plays rounds, each aggregated in the tff environment."""
     store = place.open()
     plan = read_plan(store, place.plan)
     found = [read_record(store, "run-1", 0)]
@@ -147,7 +147,7 @@ class TestRules:
         np.testing.assert_allclose(found, ORIGIN + np.mean([clipped(v, 0.2) for v in vectors()], axis=0), atol=1e-6)
 
     def test_a_learner_that_is_missing_leaves_the_divisor(self, tff: Worker, tmp_path: Path) -> None:
-        """Else one learner's presence would change the sensitivity."""
+        """Checks it because otherwise the presence of a learner would change the sensitivity."""
         place = begun(tmp_path, rule={"name": "dp_fixed", "noise_multiplier": 0.0, "clip": 100.0})
         two = {name: CHANGES[name] for name in ("a", "b")}
         found = found_of(place, played(tff, place, 1, two)[-1])
@@ -186,8 +186,8 @@ class TestRules:
         assert 0 < np.abs(found - exact).max() <= 2 / 255 + 1e-6  # one step of the grid for each update, averaged
 
     @pytest.mark.parametrize("name", ["dp_fixed", "dp_tree", "dp_adaptive"])
-    def test_noise_has_the_deviation_that_was_asked_for(self, name: str, tff: Worker, tmp_path: Path) -> None:
-        """Of the sum: noise_multiplier times the clipping norm; a process with the same state draws other noise."""
+    def test_noise_has_the_requested_deviation(self, name: str, tff: Worker, tmp_path: Path) -> None:
+        """Checks the sum's deviation, noise_multiplier times the clipping norm, and that equal states draw other noise."""
         start = {"w": np.zeros(40_000, np.float32), "b": np.float64(0), "steps": np.int64(0)}
         still = {learner: (np.zeros(40_000), 0.0) for learner in NAMES}
         clip = {"dp_adaptive": {"initial_clip": 2.0}}.get(name, {"clip": 2.0})
@@ -201,7 +201,7 @@ class TestRules:
             assert seen[-1].std() == pytest.approx(expected, rel=0.03)
         assert not np.array_equal(*seen)
 
-    def test_distributed_noise_is_at_least_what_was_asked_for(self, tff: Worker, tmp_path: Path) -> None:
+    def test_distributed_noise_has_at_least_the_requested_deviation(self, tff: Worker, tmp_path: Path) -> None:
         start = {"w": np.zeros(8_000, np.float32), "b": np.float64(0), "steps": np.int64(0)}
         still = {learner: (np.zeros(8_000), 0.0) for learner in NAMES}
         place = begun(tmp_path, start, rule={"name": "secure_dp", "noise_multiplier": 0.2})
@@ -211,7 +211,7 @@ class TestRules:
 
 
 def effective(noise: float, learners: int) -> float:
-    """The noise that remains for the updates when the clipped count gets its own (Andrew et al. 2021, Theorem 1)."""
+    """Returns the noise for the updates if the clipped count has its own (Andrew et al. 2021, Theorem 1)."""
     counted = 0.05 * learners
     return float((noise**-2 - (2 * counted) ** -2) ** -0.5)
 
@@ -237,7 +237,7 @@ class TestServerOptimizers:
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "yogi"])
 def test_keras_learners_and_this_step_give_the_weights_of_a_simulation(name: str, tff: Worker, tmp_path: Path) -> None:
-    """FedAvgM, FedAdam and FedYogi (Reddi et al. 2021): the same data, model, seed, optimizer and rounds."""
+    """Compares FedAvgM, FedAdam and FedYogi (Reddi et al. 2021): same data, model, seed, optimizer and rounds."""
     server = {"name": name, "learning_rate": 0.1, **({"momentum": 0.9} if name == "sgd" else {})}
     algorithm = {"name": "averaging", "engine": "tff", "server_optimizer": server}
     training = {"rounds": 5, "batch_size": 2, "local_epochs": 2, "seed": 3}
@@ -263,7 +263,7 @@ def test_keras_learners_and_this_step_give_the_weights_of_a_simulation(name: str
 
 
 class TestRounds:
-    def test_the_state_goes_on_in_another_process_to_the_same_bytes(self, tff: Worker, tmp_path: Path) -> None:
+    def test_another_process_continues_from_the_state_to_the_same_bytes(self, tff: Worker, tmp_path: Path) -> None:
         settings = {"rule": "robust", "server_optimizer": {"name": "adam", "learning_rate": 0.1}}
         whole = played(tff, begun(tmp_path / "whole", **settings), 2)
         place = begun(tmp_path / "parts", **settings)
@@ -273,7 +273,7 @@ class TestRounds:
         other.stop()
 
     def test_no_learner_may_read_the_state(self, tff: Worker, tmp_path: Path) -> None:
-        """Policies give learners `objects/`; a tree's state would reveal its noise."""
+        """Checks that the state is not in `objects/`, which learners may read: a tree's state reveals its noise."""
         place = begun(tmp_path, rule={"name": "dp_tree", "noise_multiplier": 0.3, "clip": 1.0})
         record = played(tff, place)[-1]
         (digest,) = record.state.values()
@@ -281,7 +281,7 @@ class TestRounds:
         assert store.size(f"coordinator/{digest[7:]}")
         assert store.size(f"objects/{digest[7:]}") is None
 
-    def test_an_update_that_is_not_sound_leaves_nothing_behind(self, tff: Worker, tmp_path: Path) -> None:
+    def test_an_invalid_update_leaves_nothing_behind(self, tff: Worker, tmp_path: Path) -> None:
         bad = {**CHANGES, "b": (np.full((3, 4), np.nan), 0.0)}
         place = begun(tmp_path, rule="robust")
         record = played(tff, place, 1, bad)[-1]
@@ -290,7 +290,7 @@ class TestRounds:
         without = played(tff, sound, 1, {name: CHANGES[name] for name in ("a", "c")})[-1]
         assert record.weights == without.weights
 
-    def test_what_is_not_secured_is_said_in_the_log(self, tff: Worker, tmp_path: Path) -> None:
+    def test_limits_of_the_protection_are_in_the_log(self, tff: Worker, tmp_path: Path) -> None:
         from fedpipe.engine.workers import run_logged
 
         place = begun(tmp_path, rule="secure")
@@ -299,7 +299,7 @@ class TestRounds:
             store = place.open()
             contribute(store, read_plan(store, place.plan), name, 1, base, lambda c=change: Adding(*c, 1))
         tff.call(run_logged, str(tmp_path / "log"), close, place, 1, base)
-        assert "the sums are made in the clear: this step sees every update" in (tmp_path / "log").read_text()
+        assert "the sums are computed in the clear: this step sees every update" in (tmp_path / "log").read_text()
 
 
 def test_an_aggregation_is_compiled_before_the_run(tff: Worker) -> None:
@@ -309,8 +309,8 @@ def test_an_aggregation_is_compiled_before_the_run(tff: Worker) -> None:
     assert finding.what == "robust and yogi, by TensorFlow Federated"
 
 
-def test_what_tff_refuses_is_told(tff: Worker) -> None:
+def test_an_aggregation_that_tff_refuses(tff: Worker) -> None:
     rule = {"name": "dp_adaptive", "noise_multiplier": 9.0}
     algorithm = {"name": "averaging", "engine": "tff", "rule": rule, "weighting": "uniform"}
-    with pytest.raises(StepError, match=r"cannot make this aggregation: ValueError: .*noise"):
+    with pytest.raises(StepError, match=r"cannot compile this aggregation: ValueError: .*noise"):
         tff.call(check_aggregation, make_federation(NAMES, algorithm=algorithm), [(3, 4)])

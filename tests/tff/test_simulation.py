@@ -1,4 +1,4 @@
-"""Simulated rounds against NumPy: softmax regression, a whole batch a step, so that no order counts."""
+"""Compares simulated rounds with NumPy: softmax regression, with a whole batch per step, so order is irrelevant."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def tff() -> Iterator[Worker]:
 
 
 def begun(folder: Path, *, code: str = DENSE, start: Arrays = START, **content: Any) -> RunPlace:
-    """A run whose round 0 is committed, without Keras."""
+    """Creates a run whose round 0 is committed, without Keras."""
     federation = make_federation(**{"training": WHOLE, **content})
     whole = LocalStore(folder)
     store = whole.below(federation.name)
@@ -69,7 +69,7 @@ def begun(folder: Path, *, code: str = DENSE, start: Arrays = START, **content: 
 
 
 def rounds(tff: Worker, place: RunPlace, count: int = 3, **texts: str) -> list[Record]:
-    """Works through rounds in the tff environment."""
+    """Simulates rounds in the tff environment."""
     inputs = Inputs(place=place, base="", **texts)
     for number in range(1, count + 1):
         tff.call(advance, inputs, number)
@@ -104,7 +104,7 @@ def trained(w: Arrays, data: Examples, rate: float, steps: int, pull: float = 0.
 
 
 def mean_delta(w: Arrays, rate: float = 0.5, steps: int = 2, pull: float = 0.0, uniform: bool = False) -> Arrays:
-    """The negative pseudo-gradient: the mean of what clients changed."""
+    """Returns the negative pseudo-gradient: the mean change of the clients."""
     sizes = [1 if uniform else len(TRAIN[n].y) for n in TRAIN]
     deltas = [{k: v - w[k] for k, v in trained(w, TRAIN[n], rate, steps, pull).items()} for n in TRAIN]
     return {k: np.average([d[k] for d in deltas], axis=0, weights=sizes) for k in w}
@@ -229,7 +229,7 @@ class TestRounds:
         found = [record.metrics["num_examples"] for record in rounds(tff, place)[1:]]
         assert set(found) <= sizes
 
-    def test_a_stopped_simulation_goes_on_to_the_same_bytes(self, tff: Worker, tmp_path: Path) -> None:
+    def test_a_stopped_simulation_resumes_to_the_same_bytes(self, tff: Worker, tmp_path: Path) -> None:
         server = {"name": "adam", **BETAS}
         small = {"rounds": 4, "batch_size": 2, "local_epochs": 2, "seed": 5}
         ends = []
@@ -244,8 +244,8 @@ class TestRounds:
                 ends.append(rounds(tff, place, 4))
         assert ends[0] == ends[1]
 
-    def test_preprocessing_says_what_a_round_trains_on(self, tff: Worker, tmp_path: Path) -> None:
-        """Three whole batches a round are three steps."""
+    def test_preprocessing_defines_the_batches_of_a_round(self, tff: Worker, tmp_path: Path) -> None:
+        """Checks that three whole batches per round are three steps."""
         code = DENSE + "\ndef same(x, y):\n    return x * 1.0, y\n"
         training = {"rounds": 1, "batch_size": 2, "preprocessing": "map(same).batch(16).repeat(3)"}
         place = begun(tmp_path, code=code, training=training, simulation={"test_every": 0})
@@ -256,22 +256,22 @@ class TestRounds:
     def test_preprocessing_keeps_the_form(self, tff: Worker, tmp_path: Path) -> None:
         code = DENSE + "\ndef half(x, y):\n    return x[:2], y\n"
         place = begun(tmp_path, code=code, training={"rounds": 1, "batch_size": 2, "preprocessing": "map(half)"})
-        with pytest.raises(DataError, match=r"preprocessing makes features of float32\[4\] into float32\[2\]"):
+        with pytest.raises(DataError, match=r"preprocessing changes features from float32\[4\] to float32\[2\]"):
             rounds(tff, place, 1)
 
-    def test_the_step_tells_each_round_and_ends_early(self, tff: Worker, tmp_path: Path) -> None:
+    def test_the_step_reports_each_round_and_ends_early(self, tff: Worker, tmp_path: Path) -> None:
         stopping = {"patience": 1, "metric": "test_loss", "min_delta": 100.0}
         place = begun(tmp_path, training={**WHOLE, "rounds": 9, "early_stopping": stopping})
-        told: list[Any] = []
-        hands = Hands(call=tff.call, notify=lambda moment, numbers: told.append((moment, numbers)))
+        reported: list[Any] = []
+        hands = Hands(call=tff.call, notify=lambda moment, numbers: reported.append((moment, numbers)))
         outputs = run(Inputs(place=place, base=""), hands)
         assert outputs.rounds == 2  # the first improves on nothing, the second on the first by less than 100
-        assert [moment.record.round for moment, _ in told] == [1, 2]
-        assert told[0][1].keys() >= {"loss", "accuracy", "test_loss", "central_accuracy"}
-        assert "num_examples" not in told[0][1]
-        assert told[0][0].board.asked == ("a", "b", "c")
+        assert [moment.record.round for moment, _ in reported] == [1, 2]
+        assert reported[0][1].keys() >= {"loss", "accuracy", "test_loss", "central_accuracy"}
+        assert "num_examples" not in reported[0][1]
+        assert reported[0][0].board.asked == ("a", "b", "c")
 
-    def test_another_algorithm_does_not_go_on_from_its_state(self, tff: Worker, tmp_path: Path) -> None:
+    def test_another_algorithm_does_not_resume_from_its_state(self, tff: Worker, tmp_path: Path) -> None:
         place = begun(tmp_path, simulation={"process": "own.py:build", "test_every": 0})
         rounds(tff, place, 1, process=OWN)
         with pytest.raises(InputError, match=r"was made by 'simulation own\.py:build"):
@@ -373,7 +373,7 @@ class TestAModelMadeForTff:
             ("def build(): raise ValueError('no')", r"build\(\) fails: ValueError: no \(line 1\)"),
             (
                 HAND_WRITTEN.replace("loss=mean, accuracy=mean", "loss=mean, acuracy=mean"),
-                r"cannot train it: ValueError: The metric names in `metric_finalizers` do not match .* \{'acuracy'\}",
+                r"cannot train the model: ValueError: The metric names in `metric_finalizers` do not match .* \{'acuracy'\}",
             ),
             (
                 HAND_WRITTEN.replace("(None,), tf.int64", "(None,), tf.int32"),
@@ -382,7 +382,7 @@ class TestAModelMadeForTff:
             (HAND_WRITTEN.replace("(None, FEATURES)", "(None, 5)"), r"its input_spec is x float32\[5\], y int64\[\]"),
             (
                 HAND_WRITTEN.replace("axis=1), labels", "axis=1), 1.0 * labels"),
-                r"cannot train it: TypeError: .* \(line 54\)",
+                r"cannot train the model: TypeError: .* \(line 54\)",
             ),
             (FUNCTIONAL.replace("Dense(3,", "Dense(2,"), r"shapes \[\(4, 2\), \(2,\)\], but those of the Keras model"),
         ],
@@ -415,7 +415,7 @@ class TestMistakes:
         shards = {n: put_shard(store, n, {"train": TRAIN[n] if n != "c" else odd})[1] for n in TRAIN}
         plan = make_plan("run-2", federation, DENSE, Shards(learners=shards))
         begin(store, plan, lambda: START)
-        with pytest.raises(DataError, match=r"the features of a are float32\[4\], but those of c float64\[4\]"):
+        with pytest.raises(DataError, match=r"the features of a are float32\[4\], but those of c are float64\[4\]"):
             tff.call(
                 advance,
                 Inputs(place=RunPlace(store=place.store, federation="tiny", run="run-2", plan=plan.digest), base=""),
@@ -424,7 +424,7 @@ class TestMistakes:
 
     def test_weights_that_are_not_finite_are_not_committed(self, tff: Worker, tmp_path: Path) -> None:
         place = begun(tmp_path, simulation={"process": "own.py:build", "test_every": 0})
-        with pytest.raises(RoundError, match=r"after round 1 .* NaN or infinity: lower the learning rates"):
+        with pytest.raises(RoundError, match=r"after round 1, .* NaN or infinity\. Lower the learning rates"):
             rounds(tff, place, 1, process=OWN.replace("LEARNING_RATE = 0.5", 'LEARNING_RATE = float("inf")'))
         assert read_record(place.open(), "run-1", 1) is None
 
@@ -436,7 +436,7 @@ class TestClientData:
             expected = [(name, len(e.y), e.x[0].tobytes()) for name, e in held.items()]
             assert tff.call(clients_of, place, part) == expected
 
-    def test_a_part_that_there_is_not(self, tff: Worker, tmp_path: Path) -> None:
+    def test_a_part_that_does_not_exist(self, tff: Worker, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match="no learner has a part 'tain'"):
             tff.call(clients_of, begun(tmp_path), "tain")
         with pytest.raises(NotFoundError, match="there is no run 'run-2'"):

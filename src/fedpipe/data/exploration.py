@@ -27,8 +27,8 @@ class View(NamedTuple):
     """Describes one learner's data.
 
     `labels` are counts by class; empty if the labels are not classes. `columns` are the means of the features if an
-    example is a row of numbers. `samples` and `means` are pictures by class: the first example and the mean of all,
-    (height, width) or (height, width, 3). They are empty if the examples are not pictures.
+    example is a row of numbers. `samples` and `means` are pictures by class, (height, width) or (height, width, 3): the
+    first example and the mean of all. They are empty if the examples are not pictures.
     """
 
     learner: str

@@ -54,8 +54,8 @@ class Failure(NamedTuple):
 def start_server() -> None:
     """Starts the server from which workers are forked; it imports TensorFlow in the background.
 
-    TensorFlow keeps the number of threads that it has in a step's own container. That number changes the last bits of a
-    sum, and results must not depend on the number of workers.
+    TensorFlow keeps the number of threads that it has in a step's own container. That number changes the last bits of
+    a sum, and results must not depend on the number of workers.
     """
     with _START:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,4 +1,4 @@
-"""Environments: the image in which each step runs, and the content of that image."""
+"""Environments: which image a step runs in, and what that image contains."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ ENVIRONMENTS: dict[str, Environment] = {
     "report": "core",
     "simulate": "tff",
 }
-"""The environment of each step, unless the federation file requires another one (`Federation.environment_of`)."""
+"""Each step, and where it runs unless the federation file asks for another place (`Federation.environment_of`)."""
 
 Framework = Literal["keras", "numpy"]
-"""The framework that trains and measures models; see `fedpipe.learners`."""
+"""The frameworks that train and measure models: see `fedpipe.learners`."""
 
 FRAMEWORKS: dict[Framework, Environment] = {"keras": "keras", "numpy": "core"}
 """Each framework, and the environment that contains it."""

@@ -119,7 +119,7 @@ _UNITS = {"": 1.0, "m": 1e-3, **{unit: 1e3 ** (k + 1) for k, unit in enumerate("
 
 
 def _framework_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
-    """Yield settings that only Keras supports."""
+    """Find settings that only Keras supports."""
     if f.framework == "keras":
         return
     training = f.training

@@ -1,7 +1,7 @@
 """Connects to KFP and to Kubernetes, from a laptop or from a pod; all failures become ClusterErrors.
 
-With a host, requests to KFP go there. Without one, a pod uses the service of its cluster. A laptop uses that of
-its kubeconfig's cluster, through Kubernetes' own API server: no port has to be forwarded.
+With a host, requests to KFP go there. Without one, a pod uses KFP's service in its own cluster. A laptop uses that of
+its kubeconfig's cluster, through Kubernetes' API server, so that no port has to be forwarded.
 """
 
 from __future__ import annotations

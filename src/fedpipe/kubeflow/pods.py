@@ -30,7 +30,7 @@ class Pod(NamedTuple):
     """Describes a pod of a run.
 
     `state` is Kubernetes' phase, or the reason for which its container waits. `why` has details for a pod that waits
-    or failed, and `seconds` is its age.
+    or failed. `seconds` is its age.
     """
 
     name: str

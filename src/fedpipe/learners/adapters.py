@@ -1,4 +1,4 @@
-"""Make learners and models for a run's plan, with the adapter of the federation's framework."""
+"""Makes learners and models for a run's plan, with the adapter of the federation's framework."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def make_learner(
         plan: the run's plan.
         name: the learner.
         number: the round in which it works.
-        trains: whether it trains; if so, event files for TensorBoard are written and privacy is applied.
-        place: of a session's run; its learners keep their data from round to round.
+        trains: whether it trains; event files for TensorBoard are written then, and privacy is applied.
+        place: of a session, whose learners keep their data from round to round.
 
     Raises:
-        DataError, ModelError, CorruptError: the reason why this learner cannot take part.
+        DataError, ModelError, CorruptError: why this learner cannot take part.
     """
     privacy = plan.federation.privacy_of(name)
     if not trains and not place:  # in a session, votes are cast in the environment of its training

@@ -171,7 +171,7 @@ class Framework(Protocol):
 
 
 def framework_of(federation: Federation) -> Framework:
-    """Return the adapter of a federation's framework; it is imported at its first use."""
+    """Return the adapter of a federation's framework; none is imported before its first use."""
     if federation.framework == "numpy":
         from fedpipe.learners.numpy import NumpyFramework
 

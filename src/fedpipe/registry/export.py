@@ -113,8 +113,8 @@ def _samples(store: Store, plan: Plan, outline: Outline) -> tuple[Array, str]:
 def publish(store: Store, plan: Plan, digest: str) -> Exported:
     """Publishes verified weights once, as the next version of the model.
 
-    The origin claims the version, then it is signed, then the model is written. So a retried step finds its claim and
-    completes it, and a server never sees an incomplete version.
+    First the origin claims the version, then it is signed, then the model is written. So a retried step finds and
+    completes its claim, and a server never sees an incomplete version.
 
     Args:
         store: the federation's folder of the store.

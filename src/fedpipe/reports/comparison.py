@@ -17,8 +17,8 @@ from fedpipe.store import Store, keys
 class RunLine(NamedTuple):
     """Summarises a run in one line.
 
-    `rounds` counts committed rounds, and `planned` is None if the plan cannot be read. `state` is `running`, `ended` or
-    why the session ended early. `age` is in seconds since the last commit; `at_head` is whether this run made HEAD.
+    `rounds` counts committed rounds. `planned` is None if the plan cannot be read. `state` is `running`, `ended` or why
+    the session ended early. `age` is in seconds since the last commit. `at_head` is whether this run made HEAD.
     """
 
     name: str

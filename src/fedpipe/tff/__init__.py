@@ -1,1 +1,1 @@
-"""All that imports TensorFlow Federated: aggregation, and simulation on one machine. Runs in the tff environment."""
+"""Simulates and aggregates with TensorFlow Federated; the only room that imports it, in the tff environment."""

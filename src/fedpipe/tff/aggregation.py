@@ -1,11 +1,11 @@
-"""Combine updates from the store by TFF's aggregation processes and server optimizers.
+"""Applies TFF's aggregation processes and server optimizers to updates from the store.
 
     g_k    <- w - w_k                          each learner's update, as a gradient in float32
     g, a'  <- aggregator.next(a, g_k, n_k)     the rule: zeroing, clipping, noise, compression, sums of integers
     w', s' <- optimizer.next(s, w, g)          the server's step
 
-All floats are aggregated, BatchNorm's statistics too. Counters take the largest value, as everywhere. The states a and
-s are an object in the store, so that any machine can work through a round.
+All floats are aggregated this way, including BatchNorm's statistics. Counters take the largest value, as everywhere.
+The states a and s are an object in the store, so that any machine can compute a round.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ from fedpipe.weights import Layout
 log = logging.getLogger("fedpipe")
 
 Array = npt.NDArray[Any]
-_SLOT = "tff"
-"""The record's name for the state."""
+_STATE_NAME = "tff"
+"""The name of the state in the record."""
 
 CAUTIONS: dict[type, str] = {
-    Secure: "the sums are made in the clear: this step sees every update (docs/aggregation.md)",
-    SecureNoise: "noise and sums are made in this step, which sees every update before that (docs/aggregation.md)",
-    FixedNoise: "the noise is added in this step, which sees every update before that (docs/aggregation.md)",
-    AdaptiveNoise: "the noise is added in this step, which sees every update before that (docs/aggregation.md)",
-    TreeNoise: "the noise is added in this step, which sees every update before that (docs/aggregation.md)",
+    Secure: "the sums are computed in the clear: this step sees every update (docs/aggregation.md)",
+    SecureNoise: "noise and sums are computed in this step, which sees every update first (docs/aggregation.md)",
+    FixedNoise: "the noise is added in this step, which sees every update first (docs/aggregation.md)",
+    AdaptiveNoise: "the noise is added in this step, which sees every update first (docs/aggregation.md)",
+    TreeNoise: "the noise is added in this step, which sees every update first (docs/aggregation.md)",
 }
-"""Warnings for the step's log about the limits of TFF's runtime, by rule."""
+"""Maps rules to the limits of their protection by TFF's runtime, for the step's log."""
 
 
 class Aggregation(NamedTuple):
-    """A rule and a server optimizer, compiled for a layout.
+    """Holds a rule and a server optimizer, compiled for a layout.
 
-    `initialize()` returns both states. `next(state, start, updates, weights)` returns the next states, the next floats,
-    and measurements.
+    `initialize()` returns both states; `next(state, start, updates, weights)` returns the next states, the next
+    floats, and measurements.
     """
 
     initialize: Callable[[], Any]
@@ -69,17 +69,17 @@ class Aggregation(NamedTuple):
 
 
 def combine(store: Store, plan: Plan, previous: Record, updates: list[Update], folder: Path) -> Combined:
-    """Combine updates by TFF; an invalid update is refused, and nothing of it remains in the result.
+    """Combines updates with TFF; an invalid update is refused, and does not affect the result.
 
     Args:
-        store: the federation's store.
+        store: the federation's folder of the store.
         plan: the run's plan, with a rule of `engine: tff`.
-        previous: the record before, with the state to continue from.
-        updates: the updates of the round, sorted by learner.
-        folder: for the result's files. All updates are held in memory, as float32.
+        previous: the previous record, with the state to continue from.
+        updates: updates of the round.
+        folder: folder for the files of the result. All updates are held in memory, as float32.
 
     Raises:
-        WeightsError: no update could be used, or the result is not finite.
+        WeightsError: no update is valid, or the result is not finite.
         StepError: TFF failed.
     """
     federation = plan.federation
@@ -92,35 +92,35 @@ def combine(store: Store, plan: Plan, previous: Record, updates: list[Update], f
     start = {name: value.astype(np.float32) for name, value in base.items() if is_float(value.dtype)}
     given = _read(store, record_layout(store, previous), start, updates, folder)
     shares = [float(source_of(plan, update).weight) for update in updates if update.learner in given.gradients]
-    made = make_aggregation(federation, [(str(w.dtype), w.shape) for w in start.values()])
-    state = _resumed(store, previous, made.initialize(), folder)
+    aggregation = make_aggregation(federation, [(str(w.dtype), w.shape) for w in start.values()])
+    state = _load_state(store, previous, aggregation.initialize(), folder)
     try:
-        state, after, measured = made.next(state, list(start.values()), list(given.gradients.values()), shares)
+        state, after, measured = aggregation.next(state, list(start.values()), list(given.gradients.values()), shares)
     except Exception as error:
         raise StepError(f"TensorFlow Federated cannot combine the updates: {described(error)}") from error
     if measured.get("finalizer/update_non_finite"):
-        raise WeightsError("the aggregate is not finite although every update is: lower the learning rates")
+        raise WeightsError("the aggregate is not finite, although every update is", remedy="Lower the learning rates.")
     floats = {name: value.astype(base[name].dtype) for name, value in zip(start, after, strict=True)}
     weights.check_finite(floats)
     return Combined(
         weights=(folder / "weights", weights.save(base | floats | given.counters, folder / "weights")),
-        state={_SLOT: (folder / "state", weights.save(named_leaves(state), folder / "state"))},
+        state={_STATE_NAME: (folder / "state", weights.save(named_leaves(state), folder / "state"))},
         accepted=tuple(sorted(given.gradients)),
         refused=given.refused,
         measured=measured,
     )
 
 
-class _Given(NamedTuple):
-    """A round's updates: float32 gradients by learner, the largest counters, and refused learners with the reason."""
+class _Updates(NamedTuple):
+    """Holds a round's updates: float32 gradients by learner, the largest counters, and reasons of refused updates."""
 
     gradients: dict[str, list[Array]]
     counters: dict[str, Array]
     refused: dict[str, str]
 
 
-def _read(store: Store, layout: Layout, start: dict[str, Array], updates: list[Update], folder: Path) -> _Given:
-    given = _Given({}, {}, {})
+def _read(store: Store, layout: Layout, start: dict[str, Array], updates: list[Update], folder: Path) -> _Updates:
+    given = _Updates({}, {}, {})
     for update in updates:
         try:
             fetch_weights(store, update.weights, layout, folder / "update", update.learner)
@@ -137,34 +137,34 @@ def _read(store: Store, layout: Layout, start: dict[str, Array], updates: list[U
     return given
 
 
-def _resumed(store: Store, previous: Record, state: Any, folder: Path) -> Any:
-    """Return the state after the previous round; the given state when there is none."""
-    digest = previous.state.get(_SLOT)
+def _load_state(store: Store, previous: Record, initial: Any, folder: Path) -> Any:
+    """Returns the state after the previous round, or the initial state without one."""
+    digest = previous.state.get(_STATE_NAME)
     if digest is None:
-        return state
+        return initial
     fetch_file(store, digest, folder / "before", kind="coordinator")
-    return state_of(weights.load(folder / "before"), state, where=digest)
+    return state_of(weights.load(folder / "before"), initial, where=digest)
 
 
 def make_aggregation(federation: Federation, specs: Specs) -> Aggregation:
-    """Return the aggregation of a federation; it is compiled once in a process.
+    """Compiles the aggregation of a federation, once in a process.
 
     Args:
-        federation: with its rule, weighting and server optimizer. Sums with noise are divided by the learners that a
-            round asks for.
-        specs: specs of the floats.
+        federation: the federation, with its rule, weighting and server optimizer. Sums with noise are divided by the
+            number of learners that a round requests.
+        specs: dtypes and shapes of the floats.
 
     Raises:
         StepError: TFF refuses it.
     """
     try:
-        return _compiled(encode(federation.algorithm), tuple(specs), federation.learners_asked)
+        return _compile(encode(federation.algorithm), tuple(specs), federation.learners_asked)
     except Exception as error:
-        raise StepError(f"TensorFlow Federated cannot make this aggregation: {described(error)}") from error
+        raise StepError(f"TensorFlow Federated cannot compile this aggregation: {described(error)}") from error
 
 
 @functools.lru_cache(maxsize=2)
-def _compiled(encoded: bytes, specs: Specs, expected: int) -> Aggregation:
+def _compile(encoded: bytes, specs: Specs, expected: int) -> Aggregation:
     tff = federated()
     algorithm = decode(encoded, Averaging, where="algorithm")
     tensors = [tff.types.TensorType(np.dtype(dtype), shape) for dtype, shape in specs]

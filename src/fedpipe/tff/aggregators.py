@@ -1,4 +1,4 @@
-"""Make TFF's aggregators from the rules of the federation file."""
+"""Builds TFF's aggregators from the rules of the federation file."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from fedpipe.frameworks import frameworks
 from fedpipe.tff.runtime import federated
 
 Specs = Sequence[tuple[str, tuple[int, ...]]]
-"""Dtype and shape of each array."""
+"""Lists dtype and shape of each array."""
 
 
 def make_factory(rule: RuleSettings, weighted: bool, expected: int, specs: Specs) -> Any:
-    """Return the `tff.aggregators` factory of a rule.
+    """Returns the `tff.aggregators` factory of a rule.
 
     Args:
-        rule: of the federation file.
-        weighted: whether updates are weighted by examples.
-        expected: learners in a round.
-        specs: specs of the floats, for noise that is correlated over the rounds.
+        rule: rule of the federation file.
+        weighted: whether learners are weighted by their examples.
+        expected: number of learners in a round.
+        specs: dtypes and shapes of the floats, for noise that is correlated over the rounds.
     """
     tff = federated()
     learning, private = tff.learning, tff.aggregators.DifferentiallyPrivateFactory
@@ -58,12 +58,12 @@ def make_factory(rule: RuleSettings, weighted: bool, expected: int, specs: Specs
             records = [tensorflow.TensorSpec(shape, dtype) for dtype, shape in specs]
             return private.tree_aggregation(rule.noise_multiplier, expected, rule.clip, records)
         case SecureNoise():
-            # With its zeroing, the compiled computation is nested too deeply for protobuf.
+            # With TFF's zeroing, the compiled computation is nested too deeply for protobuf.
             return learning.ddp_secure_aggregator(rule.noise_multiplier, expected, bits=rule.bits, zeroing=False)
 
 
 def _zeroing(inner: Any) -> Any:
-    """Zero outliers first, with the constants of `tff.learning.dp_aggregator`."""
+    """Zeroes outliers first, with the constants of `tff.learning.dp_aggregator`."""
     aggregators = federated().aggregators
     norm = aggregators.PrivateQuantileEstimationProcess.no_noise(
         initial_estimate=10.0, target_quantile=0.98, learning_rate=math.log(10.0), multiplier=2.0, increment=1.0

@@ -1,4 +1,4 @@
-"""Make the algorithm of a simulation: one of TFF's by name, or the user's own."""
+"""Builds the algorithm of a simulation: one of TFF's by name, or the user's own."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fedpipe.tff.runtime import federated
 
 Array = npt.NDArray[Any]
 Weights = tuple[Sequence[Array], Sequence[Array]]
-"""Trainable and other weights, in the model's order."""
+"""Holds trainable and other weights, in the model's order."""
 
 
 class Process(NamedTuple):
-    """An algorithm: rounds over a state at the server.
+    """Represents an algorithm: rounds that change a state at the server.
 
-    `initialize()` returns the first state, and `next(state, clients)` the next one with the round's metrics.
+    `initialize()` returns the first state, and `next(state, clients)` the next state with the round's metrics.
     `weights(state)` returns the model in a state, and `start(state, weights)` the same state with another model.
     """
 
@@ -37,7 +37,7 @@ class Process(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The parts of TFF's algorithms: optimizers, the aggregator (None: the mean), and the weighting of clients."""
+    """Holds the parts of an algorithm of TFF: optimizers, the aggregator (None: the mean), and the weighting."""
 
     client: Any
     server: Any
@@ -77,7 +77,7 @@ def _mime_lite(tff: Any, model: Any, parts: Parts) -> Any:
 ALGORITHMS: dict[str, Callable[[Any, Any, Parts], Any]] = {
     "fedavg": _fed_avg, "fedprox": _fed_prox, "fedsgd": _fed_sgd, "mimelite": _mime_lite,
 }  # fmt: skip
-"""TFF's builders of learning processes."""
+"""Maps names to TFF's builders of learning processes."""
 
 
 def _weighting(tff: Any, parts: Parts) -> Any:
@@ -85,11 +85,11 @@ def _weighting(tff: Any, parts: Parts) -> Any:
 
 
 def make_process(model: FederatedModel, federation: Federation) -> Process:
-    """Return the algorithm that the federation file names, with its aggregator when that is TFF's.
+    """Builds the algorithm of the federation file, with its aggregator if that is one of TFF's.
 
     Args:
         model: the model to train.
-        federation: with its algorithm, the settings of the simulation and the clients' learning rate; 0: as compiled.
+        federation: the federation; a learning rate of 0 keeps that of the compiled optimizer.
 
     Raises:
         ModelError: TFF has no counterpart of the compiled optimizer, or cannot train the model.
@@ -98,11 +98,11 @@ def make_process(model: FederatedModel, federation: Federation) -> Process:
     settings, algorithm = federation.simulation, federation.algorithm
     assert isinstance(algorithm, Averaging)
     client: OptimizerSettings | None = settings.client_optimizer
-    if client is None and settings.algorithm != "fedsgd":  # its clients do not train
+    if client is None and settings.algorithm != "fedsgd":  # fedsgd does not train at the clients
         client = compiled_optimizer(model.keras.optimizer, federation.training.learning_rate)
     aggregator = None
     if algorithm.engine == "tff":
-        takes_weights = not isinstance(algorithm.rule, UNWEIGHTED)  # with `uniform`, all weights are 1
+        takes_weights = not isinstance(algorithm.rule, UNWEIGHTED)  # with `uniform` weighting, they are all 1
         aggregator = make_factory(algorithm.rule, takes_weights, trainers(federation).learners_asked, model.specs)
     parts = Parts(
         client=client and make_optimizer(client),
@@ -115,57 +115,57 @@ def make_process(model: FederatedModel, federation: Federation) -> Process:
         return _learning_process(ALGORITHMS[settings.algorithm](tff, model.build, parts))
     except Exception as error:
         raise ModelError(
-            f"TensorFlow Federated cannot train it: {described(error)}",
+            f"TensorFlow Federated cannot train the model: {described(error)}",
             where=settings.model.partition(":")[0] or federation.model.partition(":")[0],
         ) from error
 
 
-def _learning_process(made: Any) -> Process:
+def _learning_process(process: Any) -> Process:
     tff = federated()
 
     def advance(state: Any, clients: list[Any]) -> tuple[Any, dict[str, float]]:
-        output = made.next(state, clients)
+        output = process.next(state, clients)
         return output.state, flat_metrics(output.metrics)
 
     def weights(state: Any) -> Weights:
-        found = getattr(state, "global_model_weights", None)  # TFF's composed algorithms need no computation
-        if not isinstance(found, tff.learning.models.ModelWeights):
-            found = made.get_model_weights(state)
-        return list(found.trainable), list(found.non_trainable)
+        model = getattr(state, "global_model_weights", None)  # in TFF's composed algorithms: saves a computation
+        if not isinstance(model, tff.learning.models.ModelWeights):
+            model = process.get_model_weights(state)
+        return list(model.trainable), list(model.non_trainable)
 
     def start(state: Any, weights: Weights) -> Any:
-        return made.set_model_weights(state, tff.learning.models.ModelWeights(list(weights[0]), list(weights[1])))
+        return process.set_model_weights(state, tff.learning.models.ModelWeights(list(weights[0]), list(weights[1])))
 
-    return Process(made.initialize, advance, weights, start)
+    return Process(process.initialize, advance, weights, start)
 
 
 def make_own_process(model: FederatedModel, code: Code) -> Process:
-    """Return the user's own algorithm.
+    """Builds the user's own algorithm.
 
     Args:
-        model: provides the function that makes the TFF model.
-        code: a file with a function that takes it and returns a LearningProcess, an IterativeProcess, or the pair of
-            federated computations `initialize` and `next`.
+        model: the model, whose `build` is the argument of the user's function.
+        code: a file with a function that returns a LearningProcess, an IterativeProcess, or the pair of federated
+            computations `initialize` and `next`.
 
     Raises:
-        ModelError: the mistake in the file, with its line.
+        ModelError: the file is wrong; the error names the file and the line.
     """
     tff = federated()
     function: Callable[..., Any] = find_function(code.load(), code.function)
     try:
-        made = function(model.build)
+        returned = function(model.build)
     except Exception as error:
         raise ModelError(f"{code.function}() fails: {described(error)}", where=code.file) from error
-    if isinstance(made, tff.learning.templates.LearningProcess):
-        return _learning_process(made)
-    if isinstance(made, tuple) and len(made) == 2:
-        initialize, advance = made
+    if isinstance(returned, tff.learning.templates.LearningProcess):
+        return _learning_process(returned)
+    if isinstance(returned, tuple) and len(returned) == 2:
+        initialize, advance = returned
     else:
-        initialize, advance = getattr(made, "initialize", None), getattr(made, "next", None)
-    for name, found in (("initialize", initialize), ("next", advance)):
-        if not isinstance(found, tff.Computation):
+        initialize, advance = getattr(returned, "initialize", None), getattr(returned, "next", None)
+    for name, computation in (("initialize", initialize), ("next", advance)):
+        if not isinstance(computation, tff.Computation):
             raise ModelError(
-                f"{code.function}() returns {type(made).__name__} without a federated computation `{name}`",
+                f"{code.function}() returns {type(returned).__name__} without a federated computation `{name}`",
                 where=code.file,
                 remedy="Return a LearningProcess, or `initialize` and `next` made by @tff.federated_computation.",
             )
@@ -177,14 +177,14 @@ def make_own_process(model: FederatedModel, code: Code) -> Process:
 
 
 def _iterative_process(initialize: Any, advance: Any, file: str) -> Process:
-    """Return a process whose state is the model: its trainable weights, or these and the other ones."""
+    """Returns a process whose state is the model: its trainable weights, or trainable and other weights."""
     import tree
 
     def step(state: Any, clients: list[Any]) -> tuple[Any, dict[str, float]]:
-        found = advance(state, clients)
+        result = advance(state, clients)
         if advance.type_signature.result.is_equivalent_to(initialize.type_signature.result):
-            return found, {}
-        return found[0], flat_metrics(found[1])
+            return result, {}
+        return result[0], flat_metrics(result[1])
 
     def weights(state: Any) -> Weights:
         tff = federated()
@@ -197,9 +197,9 @@ def _iterative_process(initialize: Any, advance: Any, file: str) -> Process:
         shapes = [np.shape(leaf) for leaf in tree.flatten(state)]
         if shapes != [value.shape for value in wanted]:
             raise ModelError(
-                f"its state has arrays of the shapes {shapes}, but those of the model are {[v.shape for v in wanted]}",
+                f"its state has arrays of shapes {shapes}, but the model has {[v.shape for v in wanted]}",
                 where=file,
-                remedy="Let the state be the model's weights, or return a LearningProcess.",
+                remedy="Use the model's weights as the state, or return a LearningProcess.",
             )
         return tree.unflatten_as(state, wanted)
 
@@ -207,12 +207,12 @@ def _iterative_process(initialize: Any, advance: Any, file: str) -> Process:
 
 
 def flat_metrics(metrics: Any) -> dict[str, float]:
-    """Flatten TFF's nested metrics, with the training's own names: `loss`, `aggregator/clipped_count`."""
+    """Flattens the numbers in TFF's nested metrics by name: `loss` (of training), `aggregator/clipped_count`."""
     import tree
 
-    found: dict[str, float] = {}
+    flat: dict[str, float] = {}
     for path, value in tree.flatten_with_path(metrics):
         if np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf" and np.isfinite(value):
             name = "/".join(str(part) for part in path)
-            found[name.removeprefix("client_work/train/").removeprefix("client_work/")] = float(value)
-    return found
+            flat[name.removeprefix("client_work/train/").removeprefix("client_work/")] = float(value)
+    return flat

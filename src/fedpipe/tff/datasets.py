@@ -1,4 +1,4 @@
-"""Make datasets of clients' examples for TFF, with batches `OrderedDict(x, y)`."""
+"""Converts clients' examples for TFF: to a tf.data.Dataset of batches `OrderedDict(x, y)` for each client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fedpipe.tff.runtime import federated
 
 
 class Client:
-    """A client's examples; their datasets are made once, because TensorFlow traces each new function again.
+    """Holds a client's examples; their dataset is built once, because TensorFlow would trace new functions again.
 
     Args:
         part: arrays, or a tf.data.Dataset of single (x, y).
@@ -34,7 +34,7 @@ class Client:
 
     @functools.cached_property
     def singles(self) -> Any:
-        """A dataset of single `OrderedDict(x, y)`."""
+        """Returns a dataset of single `OrderedDict(x, y)`."""
         if not isinstance(self.part, Examples):
             return singles_of(self.part).map(_named)
         tensorflow, _ = frameworks()
@@ -42,19 +42,19 @@ class Client:
 
 
 def train_batches(client: Client, training: Training, seed: int, module: ModuleType) -> Any:
-    """Return a client's training batches of a round: the same in the same order as those of a Keras learner.
+    """Returns a client's batches of a round, the same in the same order as a Keras learner's.
 
     Args:
         client: the client.
-        training: epochs or steps, and the size of a batch.
-        seed: of the order.
+        training: settings with epochs or steps, and the size of a batch.
+        seed: seed of the order.
         module: model.py, whose functions the preprocessing may name.
 
     Raises:
-        DataError: preprocessing changes the form of the examples.
+        DataError: preprocessing changes dtypes or shapes of the examples.
     """
     if training.preprocessing:
-        return _preprocessed(client.part, training, seed, module)
+        return _preprocess(client.part, training, seed, module)
     dataset = client.singles
     if isinstance(client.part, Examples) and training.fit.get("shuffle", True):
         dataset = dataset.shuffle(len(client.part.y), seed=seed)
@@ -63,54 +63,55 @@ def train_batches(client: Client, training: Training, seed: int, module: ModuleT
     return dataset.batch(training.batch_size).repeat(training.local_epochs)
 
 
-def _preprocessed(part: Any, training: Training, seed: int, module: ModuleType) -> Any:
+def _preprocess(part: Any, training: Training, seed: int, module: ModuleType) -> Any:
     singles = singles_of(part)
-    made = applied(parse(training.preprocessing), singles, module, batch_size=training.batch_size, seed=seed)
-    for what, before, after in zip(("features", "labels"), singles.element_spec, made.element_spec, strict=True):
+    batches = applied(parse(training.preprocessing), singles, module, batch_size=training.batch_size, seed=seed)
+    for what, before, after in zip(("features", "labels"), singles.element_spec, batches.element_spec, strict=True):
         if (after.dtype, after.shape[1:]) != (before.dtype, before.shape):
             raise DataError(
-                f"preprocessing makes {what} of {before.dtype.name}{before.shape.as_list()} into "
+                f"preprocessing changes {what} from {before.dtype.name}{before.shape.as_list()} to "
                 f"{after.dtype.name}{after.shape[1:].as_list()}",
                 where="training.preprocessing",
-                remedy="Let `map` keep the form, and put such changes into the model.",
+                remedy="Keep dtype and shape in `map`, and move such changes into the model.",
             )
-    return made.map(_named)
+    return batches.map(_named)
 
 
 def client_data(place: RunPlace, part: str = "train") -> Any:
-    """Return a run's shards as `tff.simulation.datasets.ClientData` keyed by learner, for your own scripts.
+    """Returns the shards of a run as a `tff.simulation.datasets.ClientData` keyed by learner, for the user's scripts.
 
     Args:
-        place: the place of the run.
+        place: location of the run.
         part: `train`, `vote` or `test`.
 
     Raises:
         NotFoundError: there is no such run, or no learner has such a part.
     """
     store = place.open()
-    begun = read_record(store, place.run, 0)
-    if begun is None:
+    start = read_record(store, place.run, 0)
+    if start is None:
         raise NotFoundError(f"there is no run {place.run!r}", where=store.uri)
-    shards = read_plan(store, begun.plan).shards
-    found = {name: get_parts(store, get_shard(store, name, digest).data, name) for name, digest in shards.items()}
-    columns = {name: OrderedDict(parts[part]._asdict()) for name, parts in found.items() if part in parts}
+    shards = read_plan(store, start.plan).shards
+    parts_of = {name: get_parts(store, get_shard(store, name, digest).data, name) for name, digest in shards.items()}
+    columns = {name: OrderedDict(parts[part]._asdict()) for name, parts in parts_of.items() if part in parts}
     if not columns:
-        raise NotFoundError(f"no learner has a part {part!r}", where=store.uri, remedy="Parts: train, vote, test.")
+        remedy = "Choose one of: train, vote, test."
+        raise NotFoundError(f"no learner has a part {part!r}", where=store.uri, remedy=remedy)
     return federated().simulation.datasets.TestClientData(columns)
 
 
 def whole_batch(client: Client) -> Any:
-    """Return all examples as one batch, for the gradient of federated SGD."""
+    """Returns all examples as one batch, for the gradient of federated SGD."""
     return client.singles.batch(max(1, size_of(client.part)))
 
 
 def test_batches(parts: list[Any], size: int) -> Any:
-    """Return a client's test batches: these parts, one after another."""
+    """Returns batches of these parts, one after another."""
     datasets = [Client(part).singles for part in parts]
-    whole = datasets[0]
+    combined = datasets[0]
     for dataset in datasets[1:]:
-        whole = whole.concatenate(dataset)
-    return whole.batch(size * WIDER)
+        combined = combined.concatenate(dataset)
+    return combined.batch(size * WIDER)
 
 
 def _named(x: Any, y: Any) -> OrderedDict[str, Any]:
@@ -118,19 +119,19 @@ def _named(x: Any, y: Any) -> OrderedDict[str, Any]:
 
 
 def first_examples(parts: Mapping[str, Any], learner: str) -> Examples:
-    """Return a few examples of a learner, for shapes and dtypes. Raises DataError."""
+    """Returns a few examples of a learner, for their shapes and dtypes. Raises DataError."""
     part = next((p for p in parts.values() if size_of(p)), None)
     if part is None:
-        raise DataError(f"{learner} has no examples")
+        raise DataError(f"{learner} has no examples", remedy="Remove it from the federation, or give it data.")
     return Examples(part.x[:2], part.y[:2]) if isinstance(part, Examples) else as_examples(part.take(2))
 
 
 def check_alike(first: Examples, other: Examples, names: tuple[str, str]) -> None:
-    """Check that two learners' examples have the same form. Raises DataError with both."""
+    """Checks that two learners' examples have the same dtypes and shapes. Raises DataError with both."""
     for what, a, b in (("features", first.x, other.x), ("labels", first.y, other.y)):
         if (a.dtype, a.shape[1:]) != (b.dtype, b.shape[1:]):
             raise DataError(
-                f"the {what} of {names[0]} are {a.dtype}{list(a.shape[1:])}, but those of {names[1]} {b.dtype}"
+                f"the {what} of {names[0]} are {a.dtype}{list(a.shape[1:])}, but those of {names[1]} are {b.dtype}"
                 f"{list(b.shape[1:])}",
-                remedy="Convert one of them: simulated clients need the same form.",
+                remedy="Convert one of them: simulated clients need the same dtypes and shapes.",
             )

@@ -1,4 +1,4 @@
-"""Make the model that TFF trains: the user's Keras model, or one for TFF, with the weights' names from Keras 3."""
+"""Builds the model that TFF trains: the user's Keras model, or one made for TFF, with the weight names of Keras 3."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ Array = npt.NDArray[Any]
 
 
 class Code(NamedTuple):
-    """A user's file, its text, and the function in it."""
+    """Holds the name and the text of a user's file, and the name of the function in it."""
 
     file: str
     text: str
     function: str
 
     def load(self) -> Any:
-        """Import the module. Raises ModelError."""
+        """Imports the module. Raises ModelError."""
         data = self.text.encode()
         return load_code(data, digest_of(data), self.file)
 
 
 class FederatedModel:
-    """The user's Keras model, for TFF.
+    """Prepares the user's Keras model for TFF.
 
     Args:
         code: model.py.
         x: features of a few examples, (examples, ...).
-        y: their labels, (examples, ...).
-        other: a file with a model for TFF, which is trained instead; the Keras model gives the names of weights.
+        y: labels of these examples, (examples, ...).
+        other: a file with a model made for TFF, to train instead; the Keras model still defines the names of weights.
 
     Attributes:
         keras: the compiled Keras 2 model, for central evaluation.
-        build: makes the TFF model, a new one at each call, as TFF requires.
+        build: builds a new TFF model at each call, as TFF requires.
 
     Raises:
-        ModelError: the mistake in the file, with its line.
+        ModelError: the file is wrong; the error names the file and the line.
     """
 
     def __init__(self, code: Code, x: Array, y: Array, other: Code | None = None) -> None:
@@ -66,14 +66,14 @@ class FederatedModel:
             y=tensorflow.TensorSpec((None, *y.shape[1:]), y.dtype),
         )
         self._loss, self._metrics = _loss_of(self.keras, keras), _metrics_of(self.keras, x, y)
-        metrics = [functools.partial(_another, metric, keras) for metric in self._metrics]
+        metrics = [functools.partial(_copy_metric, metric, keras) for metric in self._metrics]
 
         def build() -> Any:
             model = built(function, keras)
-            bare = keras.Model(model.inputs, model.outputs)  # TFF does not take compiled models
+            bare = keras.Model(model.inputs, model.outputs)  # TFF does not accept compiled models
             return tff.learning.models.from_keras_model(bare, self._loss, spec, metrics=metrics)
 
-        self.build: Any = build if other is None else _made_for_tff(other, tff)
+        self.build: Any = build if other is None else _load_tff_model(other, tff)
         if other is not None:
             self._check_forms(self.build, spec)
 
@@ -81,50 +81,51 @@ class FederatedModel:
         tensorflow, _ = frameworks()
         tff = federated()
         if isinstance(model, tff.learning.models.FunctionalModel):
-            (trainable, fixed), wants = model.initial_weights, model.input_spec
+            (trainable, fixed), input_spec = model.initial_weights, model.input_spec
         else:
             with tensorflow.Graph().as_default():
-                made = model()
-                trainable, fixed, wants = made.trainable_variables, made.non_trainable_variables, made.input_spec
-        wanted, given = _described(wants), _described(spec)
-        if wanted != given:
+                built_model = model()
+                trainable, fixed = built_model.trainable_variables, built_model.non_trainable_variables
+                input_spec = built_model.input_spec
+        declared, actual = _format_spec(input_spec), _format_spec(spec)
+        if declared != actual:
             raise ModelError(
-                f"its input_spec is {wanted}, but the batches are {given}",
+                f"its input_spec is {declared}, but the batches are {actual}",
                 where="simulation.model",
                 remedy="Make input_spec an OrderedDict(x=..., y=...) of the batches' dtypes and shapes.",
             )
-        for what, found, names in (("trainable", trainable, self._trainable), ("other", fixed, self._other)):
-            theirs, ours = [tuple(v.shape) for v in found], [self._names[name] for name in names]
+        for what, variables, names in (("trainable", trainable, self._trainable), ("other", fixed, self._other)):
+            theirs, ours = [tuple(v.shape) for v in variables], [self._names[name] for name in names]
             if theirs != ours:
                 raise ModelError(
-                    f"its {what} variables have the shapes {theirs}, but those of the Keras model {ours}",
+                    f"its {what} variables have shapes {theirs}, but those of the Keras model have {ours}",
                     where="simulation.model",
-                    remedy="Make them equal, in the same order: the Keras model is evaluated and exported.",
+                    remedy="Use the same shapes in the same order: the Keras model is evaluated and exported.",
                 )
 
     @property
     def specs(self) -> list[tuple[str, tuple[int, ...]]]:
-        """The dtypes and shapes of the trainable weights."""
+        """Returns dtypes and shapes of the trainable weights."""
         return [("float32", self._names[name]) for name in self._trainable]
 
     def arrays(self, weights: Mapping[str, Array]) -> tuple[list[Array], list[Array]]:
-        """Return named weights as TFF takes them: trainable and other ones, in order. Raises ModelError."""
-        found = {ours: weights[theirs] for theirs, ours in self._matched(weights).items()}
-        return [found[name] for name in self._trainable], [found[name] for name in self._other]
+        """Converts named weights for TFF, to trainable and other weights in order. Raises ModelError."""
+        by_name = {ours: weights[theirs] for theirs, ours in self._match(weights).items()}
+        return [by_name[name] for name in self._trainable], [by_name[name] for name in self._other]
 
     def named(self, arrays: tuple[Sequence[Array], Sequence[Array]], like: Mapping[str, Array]) -> dict[str, Array]:
-        """Return TFF's weights by name again, with the names and dtypes of `like`. Raises ModelError."""
-        found = dict(zip((*self._trainable, *self._other), (*arrays[0], *arrays[1]), strict=True))
+        """Converts weights from TFF to the names and dtypes of `like`. Raises ModelError."""
+        by_name = dict(zip((*self._trainable, *self._other), (*arrays[0], *arrays[1]), strict=True))
         return {
-            theirs: np.asarray(found[ours], like[theirs].dtype).reshape(like[theirs].shape)
-            for theirs, ours in self._matched(like).items()
+            theirs: np.asarray(by_name[ours], like[theirs].dtype).reshape(like[theirs].shape)
+            for theirs, ours in self._match(like).items()
         }
 
-    def _matched(self, weights: Mapping[str, Array]) -> dict[str, str]:
+    def _match(self, weights: Mapping[str, Array]) -> dict[str, str]:
         return match_names({name: value.shape for name, value in weights.items()}, self._names)
 
-    def _usable(self) -> Any:
-        """Return the Keras model, rebuilt if its bases have changed: Keras 2 swaps them in TFF's graphs."""
+    def _usable_keras(self) -> Any:
+        """Returns the Keras model, rebuilt if Keras 2 has swapped the bases of its class in one of TFF's graphs."""
         if type(self.keras).__mro__ != self._bases:
             _, keras = frameworks()
             keras.backend.clear_session()
@@ -133,8 +134,8 @@ class FederatedModel:
         return self.keras
 
     def evaluate(self, weights: Mapping[str, Array], x: Array, y: Array, batch: int = 1024) -> dict[str, float]:
-        """Return loss and metrics of these weights on some examples, `batch` at a time."""
-        model, matched = self._usable(), self._matched(weights)
+        """Returns loss and metrics of these weights on examples, computed in batches."""
+        model, matched = self._usable_keras(), self._match(weights)
         variables = {v.name.removesuffix(":0"): v for v in model.weights}
         for theirs, ours in matched.items():
             variables[ours].assign(weights[theirs])
@@ -151,32 +152,33 @@ class FederatedModel:
         return {"loss": total / len(y) + regularization, **{m.name: float(m.result()) for m in self._metrics}}
 
 
-def _described(spec: Any) -> str:
-    """Describe one example, such as `x float32[4], y int64[]`."""
+def _format_spec(spec: Any) -> str:
+    """Formats dtypes and shapes of one example, such as `x float32[4], y int64[]`."""
     if not isinstance(spec, Mapping):
         return repr(spec)[:200]
     return ", ".join(f"{name} {part.dtype.name}{part.shape.as_list()[1:]}" for name, part in spec.items())
 
 
 def _loss_of(model: Any, keras: Any) -> Any:
-    """Return the compiled loss as a Keras object. Raises ModelError for several outputs."""
+    """Returns the compiled loss as a Keras object. Raises ModelError for several outputs."""
     if len(model.outputs) != 1 or isinstance(model.loss, list | tuple | dict):
-        raise ModelError("a model with several outputs or losses cannot be simulated", where="model.py")
-    found = keras.losses.get(model.loss)
-    if isinstance(found, keras.losses.Loss):
-        return found
+        remedy = "Use a model with one output and one loss."
+        raise ModelError("a model with several outputs or losses cannot be simulated", where="model.py", remedy=remedy)
+    loss = keras.losses.get(model.loss)
+    if isinstance(loss, keras.losses.Loss):
+        return loss
 
     class Loss(keras.losses.Loss):  # type: ignore[misc]
-        """A loss function as an object."""
+        """Wraps a loss function in an object."""
 
         def call(self, y_true: Any, y_pred: Any) -> Any:
-            return found(y_true, y_pred)
+            return loss(y_true, y_pred)
 
     return Loss()
 
 
 def _metrics_of(model: Any, x: Array, y: Array) -> list[Any]:
-    """Return the compiled metrics as objects; Keras chooses the kind of `accuracy` from labels and predictions."""
+    """Returns the compiled metrics as objects; Keras resolves `accuracy` once it has labels and predictions."""
     try:
         model.evaluate(x[:1], y[:1], verbose=0)
     except Exception as error:
@@ -184,26 +186,26 @@ def _metrics_of(model: Any, x: Array, y: Array) -> list[Any]:
     return list(model.compiled_metrics.metrics)
 
 
-def _another(metric: Any, keras: Any) -> Any:
-    """Copy a metric, with its own variables; the configuration of a wrapped function does not contain the function."""
+def _copy_metric(metric: Any, keras: Any) -> Any:
+    """Copies a metric with new variables; the configuration of a wrapped function lacks the function itself."""
     if type(metric) is keras.metrics.MeanMetricWrapper:
         return type(metric)(fn=metric._fn, name=metric.name, dtype=metric.dtype, **metric._fn_kwargs)
     return type(metric).from_config(metric.get_config())
 
 
-def _made_for_tff(code: Code, tff: Any) -> Any:
-    """Return the user's FunctionalModel, or the function that makes a VariableModel."""
+def _load_tff_model(code: Code, tff: Any) -> Any:
+    """Returns the user's FunctionalModel, or the function that builds the user's VariableModel."""
     function: Callable[[], Any] = find_function(code.load(), code.function)
     try:
-        made = function()
+        returned = function()
     except Exception as error:
         raise ModelError(f"{code.function}() fails: {described(error)}", where="simulation.model") from error
-    if isinstance(made, tff.learning.models.FunctionalModel):
-        return made
-    if isinstance(made, tff.learning.models.VariableModel):
+    if isinstance(returned, tff.learning.models.FunctionalModel):
+        return returned
+    if isinstance(returned, tff.learning.models.VariableModel):
         return function
     raise ModelError(
-        f"{code.function}() returns {type(made).__name__}, not a TFF model",
+        f"{code.function}() returns {type(returned).__name__}, not a TFF model",
         where="simulation.model",
         remedy="Return a tff.learning.models.VariableModel or FunctionalModel.",
     )

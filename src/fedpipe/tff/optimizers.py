@@ -1,4 +1,4 @@
-"""Make TFF's optimizers, from the federation file or from the compiled model of model.py."""
+"""Builds TFF's optimizers from the federation file, or from the optimizer that model.py compiles."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _NAMES = {"initial_preconditioner": "initial_preconditioner_value"}
 
 
 def make_optimizer(settings: OptimizerSettings) -> Any:
-    """Return the `tff.learning.optimizers.Optimizer` with these settings."""
+    """Returns the `tff.learning.optimizers.Optimizer` for these settings."""
     arguments = {_NAMES.get(f.name, f.name): getattr(settings, f.name) for f in msgspec.structs.fields(settings)}
     if isinstance(settings, Sgd) and not settings.momentum:
-        del arguments["momentum"]  # otherwise TFF keeps a velocity
+        del arguments["momentum"]  # with it, TFF would keep a velocity
     return getattr(federated().learning.optimizers, _BUILDERS[type(settings)])(**arguments)
 
 
@@ -52,7 +52,11 @@ _COMPILED: dict[str, Callable[[dict[str, Any], float], OptimizerSettings | None]
 
 
 def compiled_optimizer(compiled: Any, learning_rate: float) -> OptimizerSettings:
-    """Return the settings of a Keras optimizer, with another learning rate unless that is 0.
+    """Returns the settings of a Keras optimizer.
+
+    Args:
+        compiled: the optimizer of the compiled model.
+        learning_rate: replaces the optimizer's learning rate unless it is 0.
 
     Raises:
         ModelError: TFF has no such optimizer.
@@ -62,19 +66,19 @@ def compiled_optimizer(compiled: Any, learning_rate: float) -> OptimizerSettings
     extra = [k for k in ("clipnorm", "clipvalue", "global_clipnorm", "weight_decay") if config.get(k)]
     scheduled = isinstance(rate, dict)
     plain = not scheduled and not extra and not config.get("use_ema")
-    found = _COMPILED[name](config, float(rate)) if name in _COMPILED and plain else None
-    if found is None:
+    settings = _COMPILED[name](config, float(rate)) if name in _COMPILED and plain else None
+    if settings is None:
         detail = f" with {', '.join(extra)}" if extra else " with a schedule" if scheduled else ""
         raise ModelError(
             f"TensorFlow Federated has no counterpart of the compiled optimizer, {name}{detail}",
             where="simulation.client_optimizer",
             remedy=f"Name one: {', '.join(str(k.__struct_config__.tag) for k in _BUILDERS)}.",
         )
-    return found
+    return settings
 
 
 def make_proximal(inner: Any, strength: float) -> Any:
-    """Return an optimizer that also pulls towards its first weights: FedProx, as a client's optimizer.
+    """Returns a client's optimizer for FedProx, which also pulls weights towards their values at its start.
 
     .. math:: g' = g + \\mu (w - w_0)
 
@@ -82,8 +86,8 @@ def make_proximal(inner: Any, strength: float) -> Any:
     global weights, so it is not used.
 
     Args:
-        inner: the optimizer that takes the changed gradients.
-        strength: mu.
+        inner: the optimizer for the changed gradients.
+        strength: the factor mu.
 
     Source: Li et al., "Federated Optimization in Heterogeneous Networks", 2020, section 3, equation 2.
     """
@@ -91,16 +95,16 @@ def make_proximal(inner: Any, strength: float) -> Any:
     nest = tensorflow.nest.map_structure
 
     class Proximal(federated().learning.optimizers.Optimizer):  # type: ignore[misc]
-        """Its state: that of the inner optimizer, the first weights, and whether there was a step."""
+        """Keeps as its state that of the inner optimizer, the first weights, and whether there was a step."""
 
         def initialize(self, specs: Any) -> Any:
             zeros = nest(lambda spec: tensorflow.zeros(spec.shape, spec.dtype), specs)
-            return OrderedDict(inner=inner.initialize(specs), start=zeros, begun=tensorflow.constant(False))
+            return OrderedDict(inner=inner.initialize(specs), start=zeros, has_started=tensorflow.constant(False))
 
         def next(self, state: Any, weights: Any, gradients: Any) -> Any:
-            start = nest(lambda w0, w: tensorflow.where(state["begun"], w0, w), state["start"], weights)
+            start = nest(lambda w0, w: tensorflow.where(state["has_started"], w0, w), state["start"], weights)
             pulled = nest(lambda g, w, w0: g + strength * (w - w0), gradients, weights, start)
             after, updated = inner.next(state["inner"], weights, pulled)
-            return OrderedDict(inner=after, start=start, begun=tensorflow.constant(True)), updated
+            return OrderedDict(inner=after, start=start, has_started=tensorflow.constant(True)), updated
 
     return Proximal()

@@ -1,7 +1,7 @@
-"""Start TensorFlow Federated, with few log lines and a runtime that ends with this process.
+"""Imports TensorFlow Federated, silently, with a runtime that ends together with this process.
 
-TFF executes computations in a worker process of its own, `worker_binary`. Started by TFF, it inherits our output, which
-keeps pipes open, and survives when this process is killed. So it is started here.
+TFF executes computations in a separate process, `worker_binary`. If TFF starts it, it inherits our output, which keeps
+pipes open, and survives when this process is killed. So it is started here.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from fedpipe.errors import MissingExtraError, StepError
 from fedpipe.frameworks import frameworks, uncollected
 
 _LARGEST_MESSAGE = 2**31 - 1
-"""Largest model or client's data that can be sent to the worker, in bytes: gRPC's limit."""
+"""Most bytes of a model or of a client's data in a message to the worker: the limit of gRPC."""
 _START_SECONDS = 60.0
 
 
 @functools.cache
 def federated() -> Any:
-    """Return the module `tensorflow_federated`, with the runtime set. Raises MissingExtraError and StepError."""
+    """Returns the module `tensorflow_federated`, with its runtime set. Raises MissingExtraError and StepError."""
     frameworks()
     with uncollected():
         try:
             import tensorflow_federated as tff
         except ImportError as error:
             raise MissingExtraError("TensorFlow Federated", "tff") from error
-    stub = _connected(tff)
+    stub = _connect(tff)
 
     def stack(cardinalities: dict[Any, int]) -> Any:
         cardinalities.setdefault(tff.CLIENTS, 0)
@@ -42,7 +42,7 @@ def federated() -> Any:
 
     context = tff.framework.SyncExecutionContext(
         executor_fn=tff.framework.ResourceManagingExecutorFactory(executor_stack_fn=stack),
-        compiler_fn=functools.partial(_native, tff),
+        compiler_fn=functools.partial(_compile, tff),
         transform_args=tff.tensorflow.transform_args,
         transform_result=tff.tensorflow.transform_result,
     )
@@ -50,19 +50,19 @@ def federated() -> Any:
     return tff
 
 
-def _native(tff: Any, computation: Any) -> Any:
-    """Convert a computation for the worker, which has no secure sums: they are made in the clear, with their checks."""
+def _compile(tff: Any, computation: Any) -> Any:
+    """Compiles for the worker, which has no secure sums: they are computed in the clear, with their checks."""
     bodies = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
     return tff.backends.native.desugar_and_transform_to_native(bodies)
 
 
-def _connected(tff: Any) -> Any:
-    """Return a stub of a worker that answers."""
+def _connect(tff: Any) -> Any:
+    """Starts a worker, and returns its stub once it answers."""
     import grpc
     import portpicker
 
     port = portpicker.pick_unused_port()
-    process = _started(Path(tff.__file__).parent / "data" / "worker_binary", port)
+    process = _start_worker(Path(tff.__file__).parent / "data" / "worker_binary", port)
     atexit.register(process.kill)
     options = [("grpc.max_message_length", _LARGEST_MESSAGE), ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
                ("grpc.max_send_message_length", _LARGEST_MESSAGE)]  # fmt: skip
@@ -76,12 +76,12 @@ def _connected(tff: Any) -> Any:
     return stub
 
 
-def _started(binary: Path, port: int) -> subprocess.Popen[bytes]:
-    """Start the worker; the kernel ends it when this process ends in any way."""
-    setpriv = shutil.which("setpriv")  # of util-linux: no Python runs between fork and exec of a threaded process
-    leash = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+def _start_worker(binary: Path, port: int) -> subprocess.Popen[bytes]:
+    """Starts the worker such that the kernel ends it together with this process, even if that is killed."""
+    setpriv = shutil.which("setpriv")  # of util-linux; a preexec_fn would run Python between fork and exec
+    prefix = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
     return subprocess.Popen(  # noqa: S603  (TFF's own program)
-        [*leash, str(binary), f"--port={port}", "--max_concurrent_computation_calls=-1"],
+        [*prefix, str(binary), f"--port={port}", "--max_concurrent_computation_calls=-1"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

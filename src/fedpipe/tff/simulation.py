@@ -1,4 +1,4 @@
-"""Simulate a federation: TFF's rounds over the learners' shards, each committed as a round of the run."""
+"""Simulates a federation: runs TFF's rounds over the learners' shards, and commits each as a round of the run."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ log = logging.getLogger("fedpipe")
 
 @functools.lru_cache(maxsize=1)
 def cached_simulation(place: RunPlace, process: str, model: str) -> Simulation:
-    """Return the simulation of a run; a worker builds and traces it once."""
+    """Returns the simulation of a run, which a worker builds and traces once."""
     return Simulation(place, process, model)
 
 
 def advance(place: RunPlace, process: str, model: str, number: int) -> None:
-    """Work through one round and commit it, unless it is committed.
+    """Simulates one round and commits it, unless it is committed already.
 
     Args:
-        place: the place of the run.
+        place: location of the run.
         process: text of the file of `simulation.process`.
         model: text of the file of `simulation.model`.
         number: the round, from 1.
@@ -55,45 +55,45 @@ def advance(place: RunPlace, process: str, model: str, number: int) -> None:
     try:
         cached_simulation(place, process, model).advance(number)
     except BaseException:
-        cached_simulation.cache_clear()  # its state may belong to another round
+        cached_simulation.cache_clear()  # its state may be that of another round
         raise
 
 
 def make(
     federation: Federation, code: str, examples: Examples, process: str, model: str
 ) -> tuple[FederatedModel, Process]:
-    """Build the model and the algorithm of a federation, once in a process; the check before the run does this.
+    """Builds the model and the algorithm of a federation, once in a process, before the run starts.
 
     Args:
-        federation: with its run-time settings.
+        federation: the federation with its run-time settings.
         code: the text of model.py.
-        examples: a few, for shapes and dtypes.
-        process: the text of the user's own algorithm; empty without one.
-        model: the text of the user's own TFF model; empty without one.
+        examples: some examples, for their shapes and dtypes.
+        process: the text of the user's own algorithm, or the empty text.
+        model: the text of the user's own TFF model, or the empty text.
 
     Raises:
-        ModelError: the mistake, with its file.
+        ModelError: a file of the user is wrong.
     """
     forms = tuple((str(array.dtype), array.shape[1:]) for array in examples)
-    return _made(code_of(federation.model, code), encode(federation), forms, process, model)
+    return _make_cached(code_of(federation.model, code), encode(federation), forms, process, model)
 
 
 @functools.lru_cache(maxsize=2)
-def _made(
+def _make_cached(
     code: Code, encoded: bytes, forms: tuple[tuple[str, tuple[int, ...]], ...], process: str, model: str
 ) -> tuple[FederatedModel, Process]:
     federation = decode(encoded, Federation, where="federation")
     settings = federation.simulation
     x, y = (np.zeros((1, *shape), dtype) for dtype, shape in forms)
     with uncollected():  # TFF traces the whole algorithm
-        made = FederatedModel(code, x, y, code_of(settings.model, model) if settings.model else None)
+        federated_model = FederatedModel(code, x, y, code_of(settings.model, model) if settings.model else None)
         if settings.process:
-            return made, make_own_process(made, code_of(settings.process, process))
-        return made, make_process(made, federation)
+            return federated_model, make_own_process(federated_model, code_of(settings.process, process))
+        return federated_model, make_process(federated_model, federation)
 
 
-class _After(NamedTuple):
-    """The result of a round: the algorithm's state, and the weights in it by name."""
+class _RoundState(NamedTuple):
+    """Holds the algorithm's state after a round, and the weights in it by their names."""
 
     number: int
     state: Any
@@ -101,15 +101,15 @@ class _After(NamedTuple):
 
 
 class Simulation:
-    """Works through the rounds of a run with TFF.
+    """Simulates the rounds of a run with TFF.
 
     Args:
-        place: the place of the run.
-        process: text of the user's own algorithm; empty without one.
-        model: text of the user's own TFF model; empty without one.
+        place: location of the run.
+        process: text of the user's own algorithm, or the empty text.
+        model: text of the user's own TFF model, or the empty text.
 
     Raises:
-        InputError: the federation cannot be simulated, or a file of the user has a mistake.
+        InputError: the federation cannot be simulated, or a file of the user is wrong.
     """
 
     def __init__(self, place: RunPlace, process: str = "", model: str = "") -> None:
@@ -117,7 +117,7 @@ class Simulation:
         self._plan: Plan = read_plan(self._store, place.plan)
         federation, self._run = self._plan.federation, place.run
         self._settings, self._training = federation.simulation, federation.training
-        frameworks()[0].random.set_seed(self._training.seed)  # shuffles mix it with their own, as at a Keras learner
+        frameworks()[0].random.set_seed(self._training.seed)  # shuffles mix in this seed, as at a learner
         text = get_bytes(self._store, self._plan.code).decode()
         self._module = code_of(federation.model, text).load()
         self._parts = {k.name: kept_parts(place, k.name, self._module) for k in federation.learners}
@@ -129,7 +129,7 @@ class Simulation:
         self._test = get_parts(self._store, self._plan.test)["test"] if self._plan.test else None
         self._manager = make_state_manager(self._store, self._run)
         self._clients: dict[str, Client] = {}
-        self._after: _After | None = None
+        self._after: _RoundState | None = None
 
     def _first_examples(self) -> Examples:
         names = list(self._parts)
@@ -139,20 +139,20 @@ class Simulation:
         return first
 
     def advance(self, number: int) -> Record:
-        """Work through one round: train, test, commit.
+        """Trains, tests and commits one round.
 
         Raises:
             InputError: earlier rounds were made by another algorithm.
-            RoundError: the round before is not committed, or the weights are not finite.
+            RoundError: the previous round is not committed, or the weights are not finite.
         """
-        if found := read_record(self._store, self._run, number):
-            return commit(self._store, found)
+        if record := read_record(self._store, self._run, number):
+            return commit(self._store, record)
         previous = read_record(self._store, self._run, number - 1)
         if previous is None:
-            raise RoundError(f"round {number} cannot begin: round {number - 1} is not committed")
+            raise RoundError(f"round {number} cannot start: round {number - 1} is not committed")
         after = self._after
         if after is None or after.number != number - 1:
-            after = self._resumed(previous)
+            after = self._resume(previous)
         names = select(self._trainers, number)
         try:
             state, metrics = self._process.next(after.state, [self._batches(name, number) for name in names])
@@ -161,12 +161,12 @@ class Simulation:
         except Exception as error:
             raise StepError(f"round {number} failed in TensorFlow Federated: {described(error)}") from error
         named = self._model.named(self._process.weights(state), like=after.weights)
-        if self._tests(number):
-            metrics |= self._tested(named)
-        record = self._committed(previous, named, state, metrics)
+        if self._is_tested(number):
+            metrics |= self._test_weights(named)
+        record = self._commit(previous, named, state, metrics)
         if self._training.tensorboard:
             self._store.replace(keys.events(self._run, number), event_file([(number, record.metrics)]))
-        self._after = _After(number, state, named)
+        self._after = _RoundState(number, state, named)
         log.info("round %d: %s", number, " ".join(f"{k} {v:.4g}" for k, v in record.metrics.items()))
         return record
 
@@ -176,92 +176,94 @@ class Simulation:
             fetch_file(self._store, record.weights, path)
             return weights.load(path)
 
-    def _resumed(self, previous: Record) -> _After:
-        """Return the state after a round: that in the store, or a new one with the round's weights."""
+    def _resume(self, previous: Record) -> _RoundState:
+        """Returns the state after a round: after round 0, a new state with its weights; otherwise that in the store."""
         start = self._weights_of(previous)
         first = self._process.start(self._process.initialize(), self._model.arrays(start))
         if not previous.round:
-            return _After(0, first, start)
+            return _RoundState(0, first, start)
         if previous.rule != self._rule:
             raise InputError(
                 f"round {previous.round} of run {self._run!r} was made by {previous.rule!r}, not by {self._rule!r}",
                 remedy="Choose another run name, or restore simulation.algorithm and its files.",
             )
-        log.info("continuing after round %d", previous.round)
-        return _After(previous.round, asyncio.run(self._manager.load(previous.round, first)), start)
+        log.info("resuming after round %d", previous.round)
+        return _RoundState(previous.round, asyncio.run(self._manager.load(previous.round, first)), start)
 
     def _batches(self, name: str, number: int) -> Any:
         client = self._clients.get(name)
         if client is None:
             part = self._parts[name].get("train")
             if part is None or not size_of(part):
-                raise DataError(f"{name} has no examples to train on", remedy="Hold it out: simulation.held_out.")
+                raise DataError(f"{name} has no examples to train on", remedy="Add it to simulation.held_out.")
             client = self._clients[name] = Client(part)
         if self._settings.algorithm == "fedsgd" and not self._settings.process:
             return whole_batch(client)
         return train_batches(client, self._training, seed_of(self._training.seed, name, number), self._module)
 
-    def _tests(self, number: int) -> bool:
+    def _is_tested(self, number: int) -> bool:
         every, last = self._settings.test_every, self._training.rounds
         return number == last or bool(every and number % every == 0)
 
-    def _tested(self, named: dict[str, weights.Array]) -> dict[str, float]:
-        """Return metrics of a model: on the test parts of training learners, on all data of others, and centrally."""
+    def _test_weights(self, named: dict[str, weights.Array]) -> dict[str, float]:
+        """Returns metrics on the test parts of trainers, on all parts of held-out learners, and on the central set."""
         held_out = self._settings.held_out
         size = self._training.batch_size
-        trainers = [[parts["test"]] for name, parts in self._parts.items() if name not in held_out and _has(parts)]
+        trainers = [[p["test"]] for name, p in self._parts.items() if name not in held_out and _has_test_part(p)]
         others = [[p for p in self._parts[name].values() if size_of(p)] for name in held_out]
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for prefix, clients in (("test_", trainers), ("held_out_", others)):
             if clients:
                 batches = [test_batches(parts, size) for parts in clients]
-                found |= {f"{prefix}{k}": v for k, v in self._federated(named, batches).items()}
+                metrics |= {f"{prefix}{k}": v for k, v in self._federated_metrics(named, batches).items()}
         if self._test is not None:
             central = self._model.evaluate(named, *self._test)
-            found |= {f"central_{k}": v for k, v in central.items()}
-        return found
+            metrics |= {f"central_{k}": v for k, v in central.items()}
+        return metrics
 
     @functools.cached_property
     def _tester(self) -> Any:
         return federated().learning.algorithms.build_fed_eval(self._model.build)
 
-    def _federated(self, named: dict[str, weights.Array], batches: list[Any]) -> dict[str, float]:
+    def _federated_metrics(self, named: dict[str, weights.Array], batches: list[Any]) -> dict[str, float]:
         tff = federated()
         trainable, other = self._model.arrays(named)
         state = self._tester.set_model_weights(
             self._tester.initialize(), tff.learning.models.ModelWeights(trainable, other)
         )
-        found = self._tester.next(state, batches).metrics["client_work"]["eval"]["current_round_metrics"]
-        return {k: float(v) for k, v in found.items() if k not in ("num_examples", "num_batches")}
+        metrics = self._tester.next(state, batches).metrics["client_work"]["eval"]["current_round_metrics"]
+        return {k: float(v) for k, v in metrics.items() if k not in ("num_examples", "num_batches")}
 
-    def _committed(
+    def _commit(
         self, previous: Record, named: dict[str, weights.Array], state: Any, metrics: dict[str, float]
     ) -> Record:
         try:
             weights.check_finite(named)
         except WeightsError as error:
-            raise RoundError(f"after round {previous.round + 1} {error.what}: lower the learning rates") from error
+            raise RoundError(
+                f"after round {previous.round + 1}, {error.what}", remedy="Lower the learning rates."
+            ) from error
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "weights"
             digest = weights.save(named, path)
             put_file(self._store, path, digest)
-        kept = asyncio.run(self._manager.save(state, previous.round + 1))
+        saved = asyncio.run(self._manager.save(state, previous.round + 1))
         return commit(
             self._store,
             Record(
                 federation=previous.federation, run=self._run, round=previous.round + 1, previous=previous.ref,
                 plan=previous.plan, base=previous.weights, weights=digest, layout=previous.layout,
-                state={"program": kept}, rule=self._rule,
+                state={"program": saved}, rule=self._rule,
                 metrics=dict(list(metrics.items())[:MOST_METRICS]),
             ),
         )  # fmt: skip
 
 
-def _has(parts: dict[str, Any]) -> bool:
+def _has_test_part(parts: dict[str, Any]) -> bool:
     return "test" in parts and bool(size_of(parts["test"]))
 
 
 def code_of(named: str, text: str) -> Code:
-    """Return a user's file, as the federation file names it."""
+    """Returns a user's file under its name in the federation file."""
     file, _, function = named.partition(":")
     return Code(Path(file).name, text, function or "build")

@@ -1,4 +1,4 @@
-"""Keep TFF's states in the store, as safetensors instead of pickles."""
+"""Stores TFF's states, as safetensors without pickle."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from fedpipe.tff.runtime import federated
 Array = npt.NDArray[Any]
 
 _LARGEST = 2**33
-"""Largest state that is read into memory, in bytes."""
+"""Most bytes of a state, which is read into memory."""
 
 
 def make_state_manager(store: Store, run: str) -> Any:
-    """Return a `tff.program.ProgramStateManager` whose versions are the rounds of a run.
+    """Returns a `tff.program.ProgramStateManager` whose versions are the rounds of a run.
 
     Args:
-        store: the federation's store.
+        store: the federation's folder of the store.
         run: the run's name.
     """
     tff = federated()
 
     class StateManager(tff.program.ProgramStateManager):  # type: ignore[misc,name-defined]
-        """Saves the arrays of a state, in the order of the structure, as one object a version."""
+        """Saves the arrays of a state, in the order of its structure, as one object per version."""
 
         async def get_versions(self) -> list[int] | None:
-            """Return the versions in the store."""
-            found = sorted(int(key.rpartition("/")[2]) for key in store.keys(keys.states(run)))
-            return found or None
+            """Lists the stored versions; None without any."""
+            versions = sorted(int(key.rpartition("/")[2]) for key in store.keys(keys.states(run)))
+            return versions or None
 
         async def load(self, version: int, structure: Any) -> Any:
-            """Return the state of a version, in this structure. Raises ProgramStateNotFoundError and CorruptError."""
+            """Loads the state of a version, in this structure. Raises ProgramStateNotFoundError and CorruptError."""
             key = keys.state(run, version)
             try:
                 arrays = weights.loads(store.read(key, limit=_LARGEST).data)
@@ -47,7 +47,7 @@ def make_state_manager(store: Store, run: str) -> Any:
             return state_of(arrays, structure, where=key)
 
         async def save(self, program_state: Any, version: int) -> str:
-            """Write a version once and return its digest. Raises ProgramStateExistsError when another one exists."""
+            """Writes a version once and returns its digest. Raises ProgramStateExistsError if another one exists."""
             data = weights.dumps(named_leaves(program_state))
             key = keys.state(run, version)
             if not store.create(key, data) and store.read(key, limit=_LARGEST).data != data:
@@ -58,7 +58,7 @@ def make_state_manager(store: Store, run: str) -> Any:
 
 
 def named_leaves(state: Any) -> dict[str, Array]:
-    """Return the leaves of a state, named by their position; text as its bytes."""
+    """Returns the leaves of a state, named by their position; a text becomes its bytes."""
     import tree
 
     return {f"{k:06d}": _array(leaf) for k, leaf in enumerate(tree.flatten(state))}
@@ -70,18 +70,25 @@ def _array(leaf: Any) -> Array:
 
 
 def state_of(arrays: Mapping[str, Array], structure: Any, *, where: str) -> Any:
-    """Return the leaves of `named_leaves` in this structure; the first axis of an array may grow between rounds.
+    """Returns a state of this structure from the arrays of `named_leaves`.
+
+    The length of an array's first axis may differ, because it may grow from round to round.
+
+    Args:
+        arrays: arrays by the position of their leaf.
+        structure: a state with the same structure.
+        where: the key of the state in messages.
 
     Raises:
-        CorruptError: they belong to another algorithm.
+        CorruptError: the arrays belong to another algorithm.
     """
     import tree
 
-    found = [array for _, array in sorted(arrays.items())]
+    stored = [array for _, array in sorted(arrays.items())]
     leaves = tree.flatten(structure)
-    if [_form(array) for array in found] != [_form(_array(leaf)) for leaf in leaves]:
+    if [_form(array) for array in stored] != [_form(_array(leaf)) for leaf in leaves]:
         raise CorruptError("the arrays of the state do not fit the algorithm", where=where)
-    return tree.unflatten_as(structure, [_leaf(*pair) for pair in zip(found, leaves, strict=True)])
+    return tree.unflatten_as(structure, [_leaf(*pair) for pair in zip(stored, leaves, strict=True)])
 
 
 def _form(array: Array) -> tuple[str, int, tuple[int, ...]]:

@@ -58,7 +58,7 @@ def diagnose(
 def check_startable(federation: Federation, pod_uri: str, where: Where) -> None:
     """Refuses a federation whose pods could never start, or whose updates would be refused.
 
-    A store or a cluster that does not answer does not prevent a start.
+    A store or a cluster that does not answer does not lead to a refusal.
 
     Args:
         federation: the federation.
