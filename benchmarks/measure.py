@@ -1,4 +1,4 @@
-"""How things are measured: medians of five, in processes of their own, with the environment of their own."""
+"""Measures in separate processes, with their own environments: medians of five."""
 
 from __future__ import annotations
 

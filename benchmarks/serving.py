@@ -34,7 +34,7 @@ MANY = 256
 RAW = """
 import sys, threading, time
 import numpy as np
-from fedpipe.prediction import open_model
+from fedpipe.registry.prediction import open_model
 path, way, seconds, rows = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 threads = 1 if way == "side by side" else 0
 model = open_model(open(path, "rb").read(), threads=threads)
@@ -103,18 +103,18 @@ def script(folder: Path, name: str, shape: list[int], rows: int = 1) -> Path:
 def load(url: str, lua: Path, connections: int) -> tuple[float, float, float]:
     """Median and 99th percentile of the latency in seconds, and requests a second."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", "--latency", "--timeout", "30s", "-s", str(lua), url]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    if wrong := re.search(r"(Non-2xx or 3xx responses|Socket errors).*", told):
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    if wrong := re.search(r"(Non-2xx or 3xx responses|Socket errors).*", output):
         raise RuntimeError(wrong[0])
     units = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
     def percentile(name: str) -> float:
-        found = re.search(rf"{name}%\s+([\d.]+)(us|ms|s)", told)
-        assert found, told
+        found = re.search(rf"{name}%\s+([\d.]+)(us|ms|s)", output)
+        assert found, output
         return float(found[1]) * units[found[2]]
 
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", told)
-    assert rate, told
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
+    assert rate, output
     return percentile("50"), percentile("99"), float(rate[1])
 
 
@@ -199,11 +199,11 @@ def switches(folder: Path) -> Row:
             promote(models, "m", Split(kind="pinned", version=1))
             server.wait_for("m", 1)
             errors += asked(pool, url)[0]
-            told = wrk.communicate()[0]
-        requests = int(re.findall(r"(\d+) requests in", told)[0])
-        errors += sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", told)))
-        errors += sum(sum(map(int, re.findall(r"\d+", line))) for line in re.findall(r"Socket errors.*", told))
-    assert requests >= 50_000, told
+            output = wrk.communicate()[0]
+        requests = int(re.findall(r"(\d+) requests in", output)[0])
+        errors += sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", output)))
+        errors += sum(sum(map(int, re.findall(r"\d+", line))) for line in re.findall(r"Socket errors.*", output))
+    assert requests >= 50_000, output
     assert len(seen) == 20
     what = f"errors in {requests} requests over 20 versions and a rollback"
     return Row(what, str(errors), "goal 0", float(errors), "<= 0", errors == 0)

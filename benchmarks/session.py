@@ -203,12 +203,12 @@ def run() -> list[Row]:
         combined, committed, download = (median(list(times)) for times in zip(*ends, strict=True))
         what = "last update of 100 MB (MinIO) until it is added"
         rows.append(at_most(what, combined, download, "its verified download", 1.15))
-        told = f"its verified download {download:.3f} s"
+        bound = f"its verified download {download:.3f} s"
         rows.append(
             Row(
                 "the same until the round is committed",
                 f"{committed:.3f} s",
-                told,
+                bound,
                 committed / download,
                 "stated",
                 True,

@@ -1,4 +1,4 @@
-"""How long a step takes to its first useful act."""
+"""Measures the time of a step until its first useful act."""
 
 from __future__ import annotations
 

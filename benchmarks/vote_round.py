@@ -14,7 +14,7 @@ BARE = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from fedpipe.federation_file import read_federation
+from fedpipe.federation.file import read_federation
 from fedpipe.data.shards import dealt
 federation = read_federation(Path(sys.argv[1]))
 parts, _ = dealt(federation, federation.data.uri)

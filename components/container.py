@@ -31,7 +31,7 @@ def container(step: str) -> dsl.ContainerSpec:
 
 @functools.cache
 def in_environment(component: Any, environment: str) -> Any:
-    """Return a component that runs in another environment, such as `train` in `tff` for private training.
+    """Returns a component that runs in another environment, such as `train` in `tff` for private training.
 
     Args:
         component: one of `fedpipe.components`.

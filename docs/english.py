@@ -1,12 +1,13 @@
 """Checks the English of the project by the word list below; `make check` runs it.
 
-    python docs/english.py          README, guides, docs, examples, helm, images, benchmarks/README.md, federation file
-    python docs/english.py --all    the bodies, faces, wiring and tests too, with a count for each room
+    python docs/english.py                       everything
+    python docs/english.py docs src/fedpipe/cli  only these files and folders
 
-Prints `file:line: finding -> replacement` and exits with 1 when there is a finding.
+Prints `file:line: finding -> replacement`, with a count for each room, and exits with 1 when there is a finding.
 
 Markdown is checked as prose: no inline code, and at most 25 words a sentence. In Python, docstrings, comments and
-string literals with a space are checked. Other files are checked line by line.
+string literals with a space are checked; docstrings outside tests and benchmarks have at most 25 words a sentence too.
+Other files are checked line by line.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import sys
 import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 25
-"""Words of a sentence in Markdown."""
+"""Words of a sentence in Markdown and in docstrings."""
 
 WORDS: dict[str, str] = {
     r"(?<!-)beside": "next to, with, and, compared with",
@@ -43,7 +45,7 @@ WORDS: dict[str, str] = {
 }
 """Banned words, and their replacements: regular expressions for whole words of any case; a space is any gap."""
 
-HEADLESS = re.compile(r"(?:what(?!'s)|whatever)\s", re.I)
+HEADLESS = re.compile(r"(?:what(?!'s)|whatever|who|whom|whose)\s", re.I)
 """A sentence that begins with such a clause and asks no question: name its subject."""
 
 EXEMPT = {
@@ -52,13 +54,15 @@ EXEMPT = {
 }
 """Files that are not checked, and why."""
 
-PROSE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples", "helm", "images",
-         "benchmarks/README.md", "Makefile", ".ci", "src/fedpipe/federation")  # fmt: skip
-CODE = ("src", "components", "pipelines", "benchmarks", "tests")
+ROOMS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", ".ci", "docs", "examples", "helm",
+         "images", "src", "components", "pipelines", "benchmarks", "tests")  # fmt: skip
+SHORT = ("src/", "components/", "pipelines/")
+"""Code whose docstrings have short sentences."""
 SUFFIXES = {".md", ".py", ".yaml", ".yml", ".tpl", ".txt", ".html", ".js", ".css", ".json", ".go", ".sh", ""}
 
 _ABBREVIATIONS = re.compile(r"\b(?:et al|e\.g|i\.e|vs|cf|approx|no|fig)\.", re.I)
 _SENTENCE = re.compile(r"(?<=[.!?])[)\"'*]*\s+(?=[A-Z0-9`\"'(*\[])")
+_TABLE = re.compile(r"\S {3,}\S|<- |\.\. math::|>>> ")
 _DIRECTIVE = re.compile(r"#\s*(?:noqa|type:|fmt:|shellcheck|mypy:|ruff:).*")
 _BANNED = {name: re.compile(rf"\b(?:{name})\b".replace(" ", r"\s"), re.I) for name in WORDS}
 
@@ -164,9 +168,15 @@ def prose(line: str) -> str:
     return re.sub(r"https?://\S+", "address", line)
 
 
-def python(source: str) -> Iterator[Text]:
-    """Docstrings, string literals that hold a space, and comments, of which consecutive lines are one text."""
+def python(source: str, *, short: bool = False) -> Iterator[Text]:
+    """Docstrings, string literals that hold a space, and comments, of which consecutive lines are one text.
+
+    Args:
+        source: the file.
+        short: whether sentences of docstrings are counted.
+    """
     tree = ast.parse(source)
+    docstrings = set(_docstrings(tree)) if short else set()
     inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
     inside -= {id(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)}
     for node in ast.walk(tree):
@@ -179,22 +189,37 @@ def python(source: str) -> Iterator[Text]:
         else:
             continue
         if " " in value.strip():
-            yield from paragraphs(re.sub(r"`[^`]*`", "`x`", value), node.lineno)
+            yield from paragraphs(re.sub(r"`[^`]*`", "`x`", value), node.lineno, counted=id(node) in docstrings)
     yield from comments(source)
 
 
-def paragraphs(value: str, first: int) -> Iterator[Text]:
-    """The paragraphs of a docstring or a message; `Args` and the like begin new ones with each entry."""
+def _docstrings(tree: ast.AST) -> Iterator[int]:
+    """The identities of all strings that are statements."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            yield id(node.value)
+
+
+def paragraphs(value: str, first: int, *, counted: bool = False) -> Iterator[Text]:
+    """The paragraphs of a docstring or a message; `Args` and the like begin new ones with each entry.
+
+    Tables, formulas, examples and sources are not counted.
+    """
+
+    def text(block: list[tuple[int, str]]) -> Text:
+        is_prose = not any(_TABLE.search(line) or line.startswith("Source:") for _, line in block)
+        return lined(block, counted=counted and is_prose)
+
     block: list[tuple[int, str]] = []
     for number, line in enumerate(value.splitlines(), first):
         entry = re.match(r"\s*(\w+): |\s*(Args|Returns|Raises|Source):", line)
         if block and (not line.strip() or entry):
-            yield lined(block)
+            yield text(block)
             block = []
         if line.strip():
             block.append((number, line.strip()))
     if block:
-        yield lined(block)
+        yield text(block)
 
 
 def comments(source: str) -> Iterator[Text]:
@@ -225,8 +250,8 @@ def check_file(path: Path, root: Path = ROOT) -> list[Finding]:
         source = path.read_text()
     except UnicodeDecodeError:
         return []
-    reader = {".md": markdown, ".py": python}.get(path.suffix, plain)
-    return sorted(findings_in(name, reader(source)), key=lambda finding: finding.line)
+    readers = {".md": markdown, ".py": partial(python, short=name.startswith(SHORT))}
+    return sorted(findings_in(name, readers.get(path.suffix, plain)(source)), key=lambda finding: finding.line)
 
 
 def files(rooms: Iterable[str], root: Path = ROOT) -> list[Path]:
@@ -253,13 +278,14 @@ def room_of(path: str) -> str:
 
 def main() -> int:
     """Print the findings; return 1 when there are any."""
-    everything = "--all" in sys.argv[1:]
-    found = [finding for path in files((*PROSE, *CODE) if everything else PROSE) for finding in check_file(path)]
+    rooms = sys.argv[1:] or ROOMS
+    if missing := [room for room in rooms if not (ROOT / room).exists()]:
+        sys.exit(f"there is no {missing[0]}")
+    found = [finding for path in files(rooms) for finding in check_file(path)]
     for finding in found:
         print(finding)
-    if everything:
-        for room, count in sorted(Counter(room_of(finding.path) for finding in found).items()):
-            print(f"{count:5}  {room}", file=sys.stderr)
+    for room, count in sorted(Counter(room_of(finding.path) for finding in found).items()):
+        print(f"{count:5}  {room}", file=sys.stderr)
     if found:
         print(f"{len(found)} findings; the words are in docs/english.py", file=sys.stderr)
     return bool(found)

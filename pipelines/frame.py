@@ -18,7 +18,7 @@ Look = Callable[[Any, Any], None]
 
 
 def component(federation: Federation, step: str, learner: str = "") -> Any:
-    """Return the component of a step, in the environment that the federation file asks for."""
+    """Returns the component of a step, in the environment that the federation file asks for."""
     return in_environment(getattr(components, step), federation.environment_of(step, learner))
 
 
@@ -66,10 +66,10 @@ def framed(
         place_coordinator(evaluated, federation, "evaluate")
         exported = component(federation, "export")(place=place, weights=weights)
         place_coordinator(exported, federation, "export", signs=True)
-        told = component(federation, "report")(
+        reported = component(federation, "report")(
             place=place, evaluation=evaluated.outputs["evaluation"], onnx=exported.outputs["onnx"]
         )
-        place_coordinator(told, federation, "report")
+        place_coordinator(reported, federation, "report")
 
     return dsl.pipeline(name=federation.name, description=description)(_with_form(form_of(federation), steps))
 

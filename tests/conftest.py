@@ -14,7 +14,7 @@ from tests import servers
 from tests.faults import seeds
 
 pytest.register_assert_rewrite("fedpipe.store.testing")
-settings.register_profile("untimed", deadline=None)  # a slow moment of the machine is no failure
+settings.register_profile("untimed", deadline=None)  # a slow moment of the machine is not a failure
 settings.load_profile("untimed")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # tests give the same numbers with and without a GPU

@@ -1,4 +1,4 @@
-"""What tests run in the tff environment, by a worker of it: there is no pytest there. Plain numbers go in and out."""
+"""Functions for tests in the tff environment, which has no pytest: a worker runs them. Plain numbers go in and out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedpipe.rounds.manifests import Scores
 from fedpipe.store.objects import digest_of
 
 PREFIX = "sequential/"
-"""What Keras 3 writes before the names of a sequential model's layers."""
+"""Prefix that Keras 3 gives to the names of a sequential model's layers."""
 
 
 def build(code: str, privacy: dict[str, Any]) -> list[str]:
@@ -36,9 +36,9 @@ def train(
     parts = {"train": Examples(np.array(x, np.float32), np.array(y))}
     learner = ModelLearner(model, federation, parts, privacy=federation.privacy_of("a"))
     learner.accept_weights({k: np.array(v, np.float32) for k, v in weights.items()}, Scores())
-    told: list[str] = []
+    logged: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("fedpipe").addHandler(handler)
     found: list[dict[str, Any]] = []
     state = None
@@ -52,7 +52,7 @@ def train(
                 "weights": {k: v.tolist() for k, v in made.weights.items()},
                 "event": [made.event.steps, made.event.passes, made.event.examples],
                 "metrics": dict(made.metrics),
-                "told": list(told),
+                "logged": list(logged),
                 "steps": int(model.keras.optimizer.iterations.numpy()),
                 "current": {k: v.tolist() for k, v in learner.current_model().items()},  # type: ignore[union-attr]
             }

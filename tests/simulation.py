@@ -52,13 +52,13 @@ class World:
         return self.now
 
     def spawn(self, name: str, actor: Actor, *, after: float = 0.0, again: Callable[[], Actor] | None = None) -> None:
-        """Starts an actor; `again` makes it anew when it was killed."""
+        """Starts an actor; `again` makes a new one when it was killed."""
         heapq.heappush(self._queue, (self.now + after, next(self._order), name, actor, again))
 
     def run(self, limit: float = 1_000_000.0) -> None:
         """Until all actors have ended, but for those that sleep beyond the limit: these are as good as dead.
 
-        What one returned, or its error, is in `results`.
+        `results` has the value or the error of each actor.
         """
         while self._queue and self._queue[0][0] < limit:
             self.now, _, name, actor, again = heapq.heappop(self._queue)

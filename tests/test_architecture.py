@@ -117,7 +117,7 @@ def test_the_page_of_the_house_names_what_exists(path: str, name: str) -> None:
 
 
 def _named(node: ast.stmt, name: str) -> list[ast.stmt] | None:
-    """What a definition or an assignment of that name holds; None for any other statement."""
+    """Returns the content of a definition or an assignment of that name; None for any other statement."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
         return node.body
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []

@@ -60,7 +60,7 @@ def test_with_kserve_it_is_a_runtime_and_a_service_of_it() -> None:
 
 @pytest.mark.parametrize("kind", ["Deployment", "Pod"])
 def test_pods_are_restricted(kind: str) -> None:
-    """What Pod Security's level `restricted` asks, and more: no token, nothing written but where it must be."""
+    """The pods meet Pod Security's level `restricted`, and more: no token, and no writes except where needed."""
     found = rendered(**ALL)[kind]
     spec = found["spec"]["template"]["spec"] if kind == "Deployment" else found["spec"]
     assert spec["automountServiceAccountToken"] is False
@@ -118,7 +118,7 @@ def test_values_that_are_wrong(values: dict[str, str], message: str) -> None:
     assert message in done.stderr
 
 
-def test_the_readme_tells_every_value() -> None:
+def test_the_readme_lists_every_value() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     page = (CHART / "README.md").read_text()
     for section, inner in values.items():

@@ -96,6 +96,7 @@ BAD = {
     "a.py": ['"""What a learner does."""', "x = f'{name} is no learner'", "y = 1  # nobody can tell which",
              "def f():\n    '''Return.\n\n    Args:\n        x: whoever asks.\n    '''", "raise ValueError('it is told')"],
     "a.yaml": ["key: value  # put this beside that"],
+    "src/a.py": [f'"""{LONG}"""', '"""Who votes in a round."""'],
 }  # fmt: skip
 GOOD = {
     "a.md": ["There is no learner 'c'.", "It is no longer there.", "What is signed?", "`--beside RUN` and `told`",
@@ -103,11 +104,14 @@ GOOD = {
              "<!-- beside -->", "```sh\nfedpipe report --beside run\n```"],
     "a.py": ["beside = told(goes_on)", '"beside"', "# noqa: whoever", "x = 'a `told` value'"],
     "a.yaml": ["key: --beside"],
+    "src/a.py": [f'x = "{LONG}"', f'"""Do.\n\n    key    {LONG}\n"""'],
+    "tests/a.py": [f'"""{LONG}"""'],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in BAD.items() for text in texts])
 def test_the_word_list_finds(english: ModuleType, tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(f"\n{text}\n")
     found = english.check_file(tmp_path / name, tmp_path)
     assert len(found) == 1, found
@@ -117,5 +121,6 @@ def test_the_word_list_finds(english: ModuleType, tmp_path: Path, name: str, tex
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in GOOD.items() for text in texts])
 def test_the_word_list_leaves(english: ModuleType, tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(f"\n{text}\n")
     assert english.check_file(tmp_path / name, tmp_path) == []

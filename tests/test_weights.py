@@ -205,7 +205,7 @@ def test_any_flipped_bit_is_seen_or_harmless_to_the_reader(data: st.DataObject) 
         weights.loads(bytes(good))
     except WeightsError:
         return
-    with pytest.raises(AssertionError):  # if it still reads, its digest tells
+    with pytest.raises(AssertionError):  # if it still reads, its digest differs
         assert weights.digest_of(weights.loads(bytes(good))) == weights.digest_of(
             {"w": np.arange(4, dtype=np.float32), "n": np.int32(7)}
         )

@@ -50,7 +50,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a name when it is first used: a step must not pay for what it does not need."""
+    """Imports a name when it is first used: a step must not import unneeded modules."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fedpipe' has no attribute {name!r}")
     return getattr(importlib.import_module(f"fedpipe.{_HOMES[name]}"), name)

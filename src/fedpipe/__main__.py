@@ -1,4 +1,4 @@
-"""The `fedpipe` command. Steps skip the command line's libraries: a container's start counts."""
+"""The `fedpipe` command. Steps skip the command line's libraries, so that containers start fast."""
 
 from __future__ import annotations
 

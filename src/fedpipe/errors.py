@@ -1,7 +1,7 @@
-"""What can go wrong, as one tree.
+"""All errors, as one tree.
 
 FedpipeError                    exit code
-├── InputError                  2   a mistake in what the user gave; nothing was changed
+├── InputError                  2   a mistake in the user's input; nothing was changed
 │   ├── FederationError         2   in federation.yaml, with the path of the key
 │   ├── DataError               2   in examples or labels
 │   ├── ModelError              2   in model.py or the model that it builds
@@ -10,9 +10,9 @@ FedpipeError                    exit code
 ├── StoreError                  2   the store refuses or cannot be reached
 │   ├── StoreUnavailableError   2   no answer before the deadline
 │   ├── NotFoundError           2   no such object
-│   └── TooLargeError           2   an object above the limit of what reads it
+│   └── TooLargeError           2   an object above its reader's limit
 ├── ClusterError                2   Kubeflow or Kubernetes refuses or cannot be reached
-├── CorruptError                3   bytes that are not what they claim to be
+├── CorruptError                3   bytes that contradict their claims
 │   └── WeightsError            3   weights that are malformed or do not fit
 ├── RoundError                  3   a round cannot be committed
 │   ├── QuorumError             3   too few learners took part
@@ -33,9 +33,9 @@ class FedpipeError(Exception):
     """The root of every error that fedpipe raises on purpose.
 
     Args:
-        what: what is wrong, naming the culprit.
-        where: the file, key or object in which it is wrong.
-        remedy: what the reader can do about it.
+        what: the error and its cause, as subject and verb.
+        where: the file, key or object that has the error.
+        remedy: the next action of the reader, as an imperative.
     """
 
     exit_code = 3
@@ -50,7 +50,7 @@ class FedpipeError(Exception):
 
 
 class InputError(FedpipeError):
-    """A mistake in what the user gave; nothing was changed."""
+    """A mistake in the user's input; nothing was changed."""
 
     exit_code = 2
 
@@ -89,11 +89,11 @@ class StoreUnavailableError(StoreError):
 
 
 class NotFoundError(StoreError):
-    """The store holds no object of that key."""
+    """The store has no object with that key."""
 
 
 class TooLargeError(StoreError):
-    """An object is larger than what reads it allows."""
+    """An object is larger than its reader allows."""
 
 
 class ClusterError(FedpipeError):
@@ -104,7 +104,7 @@ class ClusterError(FedpipeError):
 
 
 class CorruptError(FedpipeError):
-    """Bytes that are not what they claim to be."""
+    """Bytes that contradict their claims, such as a digest or a format."""
 
 
 class WeightsError(CorruptError):
@@ -120,11 +120,11 @@ class QuorumError(RoundError):
 
 
 class DroppedError(RoundError):
-    """This learner cannot take part in this round; the round goes on without it."""
+    """This learner cannot take part in this round, which continues without it."""
 
 
 class BudgetError(DroppedError):
-    """The privacy budget of this learner does not allow another training; `spent` says what is gone."""
+    """The privacy budget of this learner does not allow another training; `spent` is the spent part."""
 
     spent: Any = None
 
@@ -134,11 +134,11 @@ class BudgetError(DroppedError):
 
 
 class ConflictError(RoundError):
-    """Another run moved HEAD: the history has one line only."""
+    """Another run moved HEAD, and the history is a single chain."""
 
 
 class ExportError(FedpipeError):
-    """The exported model does not answer like the trained one."""
+    """The exported model and the trained one give different answers."""
 
 
 class StepError(FedpipeError):

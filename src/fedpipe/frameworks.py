@@ -1,4 +1,4 @@
-"""Imports heavy frameworks when they are first used, and finds the Pythons of other environments."""
+"""Import heavy frameworks when they are first used, and find the Pythons of other environments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedpipe.errors import InputError, MissingExtraError
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """While much is made that stays: Python's search for garbage takes a tenth of the frameworks' imports."""
+    """Pause garbage collection, which takes a tenth of the frameworks' import time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -28,7 +28,7 @@ def uncollected() -> Iterator[None]:
 
 @functools.cache
 def frameworks() -> tuple[Any, Any]:
-    """TensorFlow and Keras, quiet. Raises MissingExtraError."""
+    """Import TensorFlow and Keras, without their log lines. Raises MissingExtraError."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with uncollected():
         try:
@@ -41,7 +41,7 @@ def frameworks() -> tuple[Any, Any]:
 
 
 def find_python(environment: str) -> Path:
-    """The Python of another environment: named by `FEDPIPE_TFF_PYTHON`, or in `.venv-tff` beside this one.
+    """Return the Python of another environment: from `FEDPIPE_TFF_PYTHON`, or in `.venv-tff` next to this one.
 
     Raises:
         InputError: there is none.

@@ -1,9 +1,9 @@
 """Weights: named arrays as safetensors bytes, canonical, checked, streamed.
 
-The file is the safetensors format: 8 bytes (little-endian length of the header), the header (JSON: name -> dtype,
-shape, [start, stop) of the data), the data. Ours is the canonical form that the safetensors library itself writes:
-tensors sorted by dtype (widest first), then by name; header padded with spaces to 8 bytes; no metadata. So equal
-weights give equal bytes and one SHA-256, whatever order or framework they came from.
+A file has the safetensors format: 8 bytes (little-endian length of the header), the header, the data. The header is
+JSON: name -> dtype, shape, [start, stop) of the data. We use the canonical form that the safetensors library itself
+writes. Tensors are sorted by dtype (widest first), then by name. The header is padded with spaces to 8 bytes, and there
+is no metadata. So equal weights give equal bytes and one SHA-256, in any order and from any framework.
 
 Source: https://github.com/huggingface/safetensors, README, "Format".
 """
@@ -28,7 +28,7 @@ Fetch = Callable[[int, int], bytes]
 """Reads `length` bytes from `start`: of a file, of bytes, or of an object in a store."""
 
 MAX_HEADER = 16 * 2**20
-"""Largest header, in bytes, that is read at all (some 100 000 tensors)."""
+"""Largest accepted header, in bytes (some 100 000 tensors)."""
 MAX_RANK = 32
 MAX_NAME = 1024
 
@@ -57,7 +57,7 @@ FLOATS = frozenset({"F8_E5M2", "F8_E4M3", "F16", "BF16", "F32", "F64"})
 
 
 class Tensor(NamedTuple):
-    """One entry of a header; `start` and `stop` count bytes from the begin of the file."""
+    """One entry of a header; `start` and `stop` count bytes from the beginning of the file."""
 
     name: str
     dtype: str
@@ -72,14 +72,14 @@ class Tensor(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a weights file holds: its tensors in the order of their bytes, and its size in bytes."""
+    """The layout of a weights file: its tensors in the order of their bytes, and its size in bytes."""
 
     tensors: tuple[Tensor, ...]
     data_start: int
     size: int
 
     def difference(self, other: Layout) -> str | None:
-        """Says where names, dtypes or shapes of `other` differ from this layout; None when they agree."""
+        """Return the first difference of `other` in names, dtypes or shapes, in words; None when they agree."""
         mine = {t.name: t for t in self.tensors}
         theirs = {t.name: t for t in other.tensors}
         if missing := sorted(mine.keys() - theirs.keys()):
@@ -97,7 +97,7 @@ class Layout(NamedTuple):
 
 
 def _laid_out(entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[Layout, bytes]:
-    """The canonical layout of these tensors, and the bytes before their data."""
+    """Return the canonical layout of these tensors, and the bytes before their data."""
     position, spans = 0, []
     for name, dtype, shape in sorted(entries, key=lambda e: (-_RANK[e[1]], e[0])):
         length = math.prod(shape) * _DTYPES[dtype].itemsize
@@ -112,12 +112,12 @@ def _laid_out(entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[Layo
 
 
 def head_bytes(layout: Layout) -> bytes:
-    """The bytes before the data of a canonical layout."""
+    """Return the bytes before the data of a canonical layout."""
     return _laid_out([(t.name, t.dtype, t.shape) for t in layout.tensors])[1]
 
 
 def layout_of(arrays: Mapping[str, npt.ArrayLike]) -> Layout:
-    """The canonical layout of named arrays. Raises WeightsError for names or dtypes that have no form on disk."""
+    """Return the canonical layout of named arrays. Raises WeightsError for invalid names or dtypes."""
     return _laid_out(_entries(arrays))[0]
 
 
@@ -137,7 +137,7 @@ def _is_name(name: object) -> bool:
 
 
 def pieces(arrays: Mapping[str, npt.ArrayLike]) -> Iterator[bytes | memoryview]:
-    """The file's bytes, piece by piece, without a copy of any array that is already contiguous."""
+    """Yield the file's bytes, piece by piece, without copying contiguous arrays."""
     layout, head = _laid_out(_entries(arrays))
     yield head
     for tensor in layout.tensors:
@@ -147,7 +147,7 @@ def pieces(arrays: Mapping[str, npt.ArrayLike]) -> Iterator[bytes | memoryview]:
 
 
 def dumps(arrays: Mapping[str, npt.ArrayLike]) -> bytes:
-    """Named arrays to bytes.
+    """Return named arrays as bytes.
 
     >>> dumps({"b": np.zeros((), np.float32)})[8:]
     b'{"b":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}   \\x00\\x00\\x00\\x00'
@@ -156,7 +156,7 @@ def dumps(arrays: Mapping[str, npt.ArrayLike]) -> bytes:
 
 
 def save(arrays: Mapping[str, npt.ArrayLike], path: Path) -> str:
-    """Writes named arrays to a file, one tensor at a time, and returns its digest `sha256:...`."""
+    """Write named arrays to a file, one tensor at a time, and return its digest `sha256:...`."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for piece in pieces(arrays):
@@ -166,7 +166,7 @@ def save(arrays: Mapping[str, npt.ArrayLike], path: Path) -> str:
 
 
 def digest_of(arrays: Mapping[str, npt.ArrayLike]) -> str:
-    """The digest `sha256:...` of the canonical bytes, without making them."""
+    """Return the digest `sha256:...` of the canonical bytes, without allocating them."""
     digest = hashlib.sha256()
     for piece in pieces(arrays):
         digest.update(piece)
@@ -174,13 +174,13 @@ def digest_of(arrays: Mapping[str, npt.ArrayLike]) -> str:
 
 
 def read_layout(fetch: Fetch, size: int) -> Layout:
-    """Reads and checks the header of a weights file of `size` bytes.
+    """Read and check the header of a weights file of `size` bytes.
 
-    Nothing is allocated that the header merely claims: its length is checked against the file first, and each span
-    must equal shape x dtype, follow the one before without a gap, and the last must end where the file ends.
+    The claims of the header are checked before any memory is allocated. Its length must fit the file. Each span must
+    equal shape x dtype and follow the one before without a gap. The last span must end where the file ends.
 
     Raises:
-        WeightsError: the file is truncated, or its header is not what the format allows.
+        WeightsError: the file is truncated, or its header violates the format.
     """
     prefix = fetch(0, 8)
     length = int.from_bytes(prefix, "little")
@@ -247,7 +247,7 @@ def _are_counts(values: Any) -> bool:
 
 
 def stream(fetch: Fetch, size: int) -> Iterator[tuple[str, Array]]:
-    """Names and arrays, one tensor in memory at a time. Raises WeightsError."""
+    """Yield names and arrays, with one tensor in memory at a time. Raises WeightsError."""
     for tensor in read_layout(fetch, size).tensors:
         data = fetch(tensor.start, tensor.stop - tensor.start)
         if len(data) != tensor.stop - tensor.start:
@@ -256,19 +256,19 @@ def stream(fetch: Fetch, size: int) -> Iterator[tuple[str, Array]]:
 
 
 def loads(data: bytes) -> dict[str, Array]:
-    """Bytes to named, read-only arrays that share the bytes' memory. Raises WeightsError."""
+    """Return named, read-only arrays that share the memory of the bytes. Raises WeightsError."""
     view = memoryview(data)
     return dict(stream(lambda start, length: view[start : start + length], len(data)))  # type: ignore[arg-type,return-value]
 
 
 def load(path: Path) -> dict[str, Array]:
-    """A file to named arrays, read tensor by tensor. Raises WeightsError."""
+    """Read a file tensor by tensor, and return named arrays. Raises WeightsError."""
     with path.open("rb") as file:
         return dict(stream(fetch_from(file), path.stat().st_size))
 
 
 def fetch_from(file: BinaryIO) -> Fetch:
-    """Reads pieces of an open file."""
+    """Return a function that reads pieces of an open file."""
 
     def fetch(start: int, length: int) -> bytes:
         file.seek(start)
@@ -278,7 +278,7 @@ def fetch_from(file: BinaryIO) -> Fetch:
 
 
 def check_finite(arrays: Mapping[str, Array]) -> None:
-    """Raises WeightsError, naming the tensor, where a float is NaN or infinite."""
+    """Raise WeightsError, with the tensor's name, when a float is NaN or infinite."""
     for name, array in arrays.items():
         if _NAMES.get(array.dtype) in FLOATS and not np.isfinite(array).all():
             raise WeightsError(f"tensor {name!r} holds NaN or infinity")

@@ -248,7 +248,7 @@ def test_when_nobody_is_left(store: MemoryStore, tmp_path: Path) -> None:
         run(store, [put(store, "evil", HOSTILE["nan"][0])], tmp_path)
 
 
-def test_a_step_that_overflows_is_told(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
+def test_a_step_that_overflows_is_reported(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not finite although every update is"):
         run(store, sources, tmp_path, learning_rate=1e39)
 

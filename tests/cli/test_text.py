@@ -1,4 +1,4 @@
-"""What is printed is text: no name, path or message can style or steer the terminal."""
+"""Everything is printed as text: no name, path or message can style or steer the terminal."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_twenty_rounds_of_handwritten_digits(digits: Path) -> None:
 
 
 def _check_resumed(digits: Path, first: list[Event]) -> None:
-    """The same command again trains and votes nothing anew, and changes no byte of what was committed."""
+    """The same command again trains and votes nothing again, and changes no committed byte."""
     store = open_store(str(digits / "store")).below("digits")
     before, again = store.read("HEAD").data, list[Event]()
     fedpipe.run(digits / "federation.yaml", out=digits / "again", listener=again.append)
@@ -85,7 +85,7 @@ def test_a_privacy_budget_that_is_met_in_the_middle(digits: Path) -> None:
     assert 1.6 < rounds[2]["epsilon"] < 1.8
     assert (rounds[7]["code"], rounds[7]["voters"], rounds[7]["accepted"]) == ("DP_BUDGET_EXCEEDED", 0, False)
     assert rounds[7]["epsilon"] == rounds[2]["epsilon"]
-    assert all(rounds[n]["voters"] == 4 for n in (1, 3, 4, 5, 6, 8))  # the others go on
+    assert all(rounds[n]["voters"] == 4 for n in (1, 3, 4, 5, 6, 8))  # the others continue
     assert summary["privacy"]["hospital-b"]["epsilon_unamplified"] > 4
     records = history(open_store(str(digits / "store")).below("digits"), "run-1")
     assert records[7].weights == records[6].weights
@@ -166,7 +166,7 @@ def test_averaged_models_can_be_voted_down(digits: Path) -> None:
 
 
 def test_a_learner_with_shuffled_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example: its proposals are rejected, and the report shows the run beside plain averaging."""
+    """The example: its proposals are rejected, and the report compares the run with plain averaging."""
     example = Path(__file__).parents[2] / "examples" / "shuffled_labels.py"
     monkeypatch.setattr(sys, "argv", [str(example), str(tmp_path / "shuffled"), "5"])
     runpy.run_path(str(example), run_name="__main__")

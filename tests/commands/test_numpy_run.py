@@ -141,7 +141,7 @@ def test_mistakes_are_found_before_the_run(file: Path, tmp_path: Path) -> None:
         run(file, out=tmp_path / "out", simulation=True)
     model = file.parent / "model.py"
     model.write_text(model.read_text().replace("outputs=10", "outputs=7"))
-    with pytest.raises(fedpipe.FedpipeError, match="the labels go from 0 to 9, the model has 7 outputs"):
+    with pytest.raises(fedpipe.FedpipeError, match="the labels range from 0 to 9, but the model has 7 outputs"):
         fedpipe.run(file, out=tmp_path / "out")
     change(file.parent, **{"  - name: hospital-b\n": "  - name: hospital-b\n    data: own.csv\n"})
     model.write_text(model.read_text().replace("outputs=7", "outputs=10"))

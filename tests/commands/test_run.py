@@ -178,7 +178,7 @@ def test_another_setting_under_the_same_name_is_refused(digits: Path, tmp_path: 
     fedpipe.run(file, out=tmp_path / "out", parameters={"learning_rate": "0.01"})
     with pytest.raises(InputError, match=r"training\.learning_rate: 0\.01 -> 0\.0"):
         fedpipe.run(file, out=tmp_path / "out")
-    second = fedpipe.run(file, out=tmp_path / "out2", name="run-2").summary  # goes on from HEAD
+    second = fedpipe.run(file, out=tmp_path / "out2", name="run-2").summary  # continues from HEAD
     first = read_story(open_store(str(digits / "store")).below("digits"), "run-1")
     records = history(open_store(str(digits / "store")).below("digits"), "run-2")
     assert records[0].weights == first.records[-1].weights

@@ -70,7 +70,7 @@ def test_fifty_rounds_killed_ten_times_end_with_the_same_digest(digits: Path, tm
             assert process.poll() is None
             time.sleep(0.02)
         time.sleep(random.uniform(0, 0.3))
-        if kills % 2:  # a worker that trains: the engine starts another and the learner goes on
+        if kills % 2:  # a worker that trains: the engine starts another and the learner resumes
             workers = [c for c in children(process.pid) if b"forkserver" in Path(f"/proc/{c}/cmdline").read_bytes()]
             leaves = [c for c in workers if not children(c)]
             os.kill(random.choice(leaves), signal.SIGKILL)
@@ -127,7 +127,7 @@ def test_stop_and_watch(digits: Path) -> None:
 
 
 def test_a_learner_that_never_trains_ends_it_below_the_quorum(digits: Path) -> None:
-    """Its data is not there: dropped at every try; HEAD stays, and the same run goes on when it is mended."""
+    """Its data is not there: dropped at every try; HEAD stays, and the same run resumes once it is repaired."""
     quorum = {"min_learners: 3, deadline: 600": "min_learners: 5, deadline: 600, retries: 1"}
     file = change(digits, **quorum, **{"  - name: hospital-e\n": "  - name: hospital-e\n    data: own.npz\n"})
     with pytest.raises(

@@ -121,7 +121,7 @@ def test_installed_upgraded_rolled_back_and_gone(
 
 
 def ask(core: client.CoreV1Api, place: str, data: Path) -> list[str]:
-    """What the service answers to the first digits: the same as the model of the store."""
+    """Returns the service's answers to the first digits: the same as those of the model in the store."""
     (service,) = core.list_namespaced_service(place, label_selector="app.kubernetes.io/component=serving").items
     url = f"http://{service.spec.cluster_ip}"
     digits = np.load(data)["x"][:20]
@@ -178,7 +178,7 @@ def test_an_operator_may_watch_and_no_more(
 def doctor_in_a_pod(
     core: client.CoreV1Api, cluster: Cluster, trained: Site, place: str, folder: Path
 ) -> dict[str, dict[str, str]]:
-    """What doctor finds with the token that a pod of the service account `watcher` has, where pods have it."""
+    """Returns the findings of doctor with the token of a pod with the service account `watcher`, at its usual path."""
     core.create_namespaced_service_account(place, {"metadata": {"name": "watcher"}})
     made = core.create_namespaced_service_account_token("watcher", place, {"spec": {"expirationSeconds": 600}})
     account = folder / "serviceaccount"

@@ -23,7 +23,7 @@ from tests.e2e.images import NAMES, REGISTRY
 from tests.e2e.sites import Site
 
 LOCKS = {name: name for name in NAMES} | {"keras": os.environ.get("LOCK", "keras")}
-"""What an image was built from: with `LOCK=keras-gpu` in the environment, CUDA's libraries are in it."""
+"""The lock of an image: with `LOCK=keras-gpu` in the environment, it contains CUDA's libraries."""
 LARGEST = {"keras-gpu": 8000, "keras": 4000, "tff": 4000}
 """MB; of others 1000."""
 PRIVACY = {"noise_multiplier": 1.0, "l2_norm_clip": 1.0, "microbatches": 16, "delta": 1e-4, "target_epsilon": 8.0}

@@ -87,7 +87,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
 
 class Counting(PlusOneLearner):
-    """Leaves a mark for every training that it finishes, and dawdles in one round if told so."""
+    """Leaves a mark for every training that it finishes, and dawdles in one round if asked to."""
 
     def __init__(self, number: float, marks: Path, late: int) -> None:
         super().__init__(number, int(number), wants=200.0)
@@ -103,7 +103,7 @@ class Counting(PlusOneLearner):
 
 
 class Life(NamedTuple):
-    """What a process of a session is to be, and what is to befall it."""
+    """A process of a session, and the faults that hit it."""
 
     name: str
     endpoint: str  # its road to the store may be a disturbed one
@@ -223,7 +223,7 @@ class Disturbed:
 
 
 def live(life: Life) -> None:
-    """What a process does."""
+    """Runs a process of the session."""
     with (life.folder / f"{life.name}.stack").open("w") as stack:
         faulthandler.dump_traceback_later(PATIENCE - 10, file=stack)
         try:
@@ -271,7 +271,7 @@ def act(store: Store, plan: Plan, name: str, board: Board, learner: Any) -> bool
 
 
 def _skew(seconds: float) -> None:
-    """This process's clock is a day off; its monotonic one goes on."""
+    """This process's clock is a day off; its monotonic one is right."""
     import minio.time
 
     now, signing = time.time, minio.time.utcnow

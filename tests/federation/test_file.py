@@ -224,7 +224,7 @@ PRIVACY = {"noise_multiplier": 1.0, "l2_norm_clip": 1.0, "microbatches": 8, "del
 def test_what_numpy_cannot_do(path: str, value: Any) -> None:
     parse_federation(changed(path, value))
     where = re.escape(re.sub(r"\.(\d+)", r"[\1]", path))
-    message = f"{where}: needs Keras, and the framework is numpy. Remove it, or set framework to keras."
+    message = f"{where}: needs Keras, but the framework is numpy. Remove it, or set framework to keras."
     with pytest.raises(FederationError, match=message):
         parse_federation({**changed(path, value), "framework": "numpy"})
 

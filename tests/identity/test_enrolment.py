@@ -1,4 +1,4 @@
-"""Who is enrolled must sign: the aggregator refuses all else, with the reason in the record."""
+"""Enrolled learners must sign: the aggregator refuses all other updates, with the reason in the record."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def why(record: Record, learner: str) -> str:
 
 
 def forge(store: MemoryStore, update: Update) -> None:
-    """What somebody with the learner's credentials of the store, but not its key, could write."""
+    """Writes an update with the learner's credentials of the store, but without its key."""
     store.replace(keys.update(update.learner, update.run, update.round), encode(update))
 
 
@@ -112,7 +112,7 @@ class TestARound:
         assert why(closed(store, plan, 1, base), "b") == "the signature does not fit its update"
 
     def test_refuses_a_replay_of_an_earlier_round(self, store: MemoryStore, folder: Any) -> None:
-        """As it was, its round is told; with the round changed, the signature does not fit."""
+        """An unchanged update is refused for its round; with the round changed, the signature does not fit."""
         put_enrolled(store, *KEYS)
         plan = make_plan()
         first = closed(store, plan, 1, self.played(store, plan))
@@ -124,10 +124,10 @@ class TestARound:
         forge(store, replace(first.updates[2], round=2, base=first.weights))
         with pytest.raises(Exception, match="0 of 3 learners took part") as caught:
             closed(store, plan, 2, first.weights)
-        told = str(caught.value)
-        assert "b: the update's round is 1, the round's is 2" in told
-        assert "a: the update's base is" in told
-        assert "c: the signature does not fit its update" in told
+        message = str(caught.value)
+        assert "b: the update's round is 1, the round's is 2" in message
+        assert "a: the update's base is" in message
+        assert "c: the signature does not fit its update" in message
 
     def test_refuses_who_was_revoked(self, store: MemoryStore, folder: Any) -> None:
         put_enrolled(store, *KEYS)

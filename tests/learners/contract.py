@@ -1,4 +1,4 @@
-"""What every framework's model does; each adapter's tests inherit it."""
+"""The contract of every framework's model; each adapter's tests inherit it."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class ModelContract:
         model, training = self.model(), Training(rounds=1, batch_size=8)
         good = model.initial_weights(0)
         name = next(iter(good))
-        with pytest.raises(ModelError, match=r"the weights do not fit the model: .* is on one side only"):
+        with pytest.raises(ModelError, match=r"the weights do not fit the model: .*only one of them has "):
             model.evaluate({k: v for k, v in good.items() if k != name}, PART, training)
         with pytest.raises(ModelError, match=r"the weights do not fit the model: .* is \(1,\), not"):
             model.evaluate({**good, name: np.zeros(1)}, PART, training)
@@ -160,10 +160,10 @@ class ModelContract:
     @pytest.mark.parametrize(
         ("x", "y", "message"),
         [
-            (np.zeros((5, 3)), np.zeros(5), r"the features have shape \(3,\), the model takes \(4,\)"),
+            (np.zeros((5, 3)), np.zeros(5), r"the features have shape \(3,\), but the model takes \(4,\)"),
             (np.zeros((5, 4, 1)), np.zeros(5), "the features have shape"),
-            (np.zeros((5, 4)), np.array([0, 1, 2, 3, 0]), "the labels go from 0 to 3, the model has 3 outputs"),
-            (np.zeros((5, 4)), np.array([0, 1, 2, -1, 0]), "the labels go from -1"),
+            (np.zeros((5, 4)), np.array([0, 1, 2, 3, 0]), "the labels range from 0 to 3, but the model has 3 outputs"),
+            (np.zeros((5, 4)), np.array([0, 1, 2, -1, 0]), "the labels range from -1"),
             (np.zeros((5, 4)), np.zeros((5, 3)), "the labels "),
         ],
     )

@@ -31,7 +31,10 @@ STOPPING = {
     "early_stopping": {"patience": 1, "metric": "test_acuracy", "minimise": False},
 }
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "classes": ({"export": {"classes": ["x"]}}, r"export.classes: 1 names of classes for outputs of shape \(None, 3\)"),
+    "classes": (
+        {"export": {"classes": ["x"]}},
+        r"export.classes: there are 1 class names for outputs of shape \(None, 3\)",
+    ),
     "criterion": (
         {"algorithm": {"name": "collective", "vote": {"criterion": "auc", "minimise": False}}},
         "algorithm.vote.criterion: 'auc' is neither the loss nor a compiled metric. Valid: accuracy, loss",
@@ -50,7 +53,7 @@ def test_settings_that_do_not_fit_the_model(more: dict[str, Any], message: str) 
 
 
 def test_examples_that_do_not_fit_the_model() -> None:
-    with pytest.raises(ModelError, match="the labels go from 0 to 9"):
+    with pytest.raises(ModelError, match="the labels range from 0 to 9"):
         check_model(federation(), LINEAR, Examples(X[:2], np.array([0, 9])))
 
 

@@ -50,13 +50,13 @@ def propose(learner: ModelLearner, start: Arrays, **more: Any) -> Any:
 
 class TestATraining:
     def test_gives_weights_examples_and_the_metrics_of_the_last_epoch(self, store: MemoryStore) -> None:
-        told: list[list[dict[str, float]]] = []
+        logged: list[list[dict[str, float]]] = []
         plan = plan_of(store, local_epochs=3)
-        learner = ModelLearner(plan_model(store, plan), plan.federation, PARTS, on_epochs=told.append)
+        learner = ModelLearner(plan_model(store, plan), plan.federation, PARTS, on_epochs=logged.append)
         found = propose(learner, plan_model(store, plan).initial_weights(0))
         assert found.examples == 40
-        assert found.metrics == told[0][-1]
-        assert len(told[0]) == 3
+        assert found.metrics == logged[0][-1]
+        assert len(logged[0]) == 3
         assert found.optimizer is found.event is learner.planned is None
 
     def test_continues_with_a_kept_optimizer(self, store: MemoryStore) -> None:

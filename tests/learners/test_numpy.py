@@ -119,7 +119,7 @@ def test_labels_that_are_not_classes() -> None:
 
 def test_no_private_training() -> None:
     privacy = Privacy(noise_multiplier=1.0, l2_norm_clip=1.0, microbatches=1, delta=1e-5, target_epsilon=1.0)
-    with pytest.raises(ModelError, match=r"the framework numpy has no private training\. Set framework to keras"):
+    with pytest.raises(ModelError, match=r"the framework numpy cannot train privately\. Set framework to keras"):
         built_model(make_federation(framework="numpy"), LINEAR, privacy)
 
 

@@ -82,4 +82,4 @@ def test_a_learner_without_a_test_part_or_with_another_model_is_left_out(store: 
     scores[1] = msgspec.structs.replace(scores[1], weights="sha256:" + "0" * 64)
     found = evaluate(store, plan, digest, scores)
     assert found.federated is None
-    assert found.left_out == {"a": "the test part is empty", "b": "the score is of other weights"}
+    assert found.left_out == {"a": "the test part is empty", "b": "the score belongs to other weights"}

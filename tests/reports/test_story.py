@@ -140,23 +140,23 @@ class TestViews:
         store: Store = LocalStore(tmp_path / "store").below("tiny")
         play_collective(store, plan_of(), eventful())
         store.replace("runs/r1/summary.json", b"{}")
-        heard: list[str] = []
-        plot(file, "r1", tmp_path / f"p.{suffix}", listener=heard.append)
-        assert heard == ["round 3 of 3"]
+        states: list[str] = []
+        plot(file, "r1", tmp_path / f"p.{suffix}", listener=states.append)
+        assert states == ["round 3 of 3"]
         data = (tmp_path / f"p.{suffix}").read_bytes()
         assert {"html": b"<svg", "svg": b"<svg", "png": b"\x89PNG"}[suffix] in data
         assert b"refresh" not in data
 
     def test_it_is_drawn_again_while_the_run_continues(self, tmp_path: Path) -> None:
-        file, out, heard = write_file(tmp_path), tmp_path / "p.html", list[str]()
+        file, out, states = write_file(tmp_path), tmp_path / "p.html", list[str]()
         store: Store = LocalStore(tmp_path / "store").below("tiny")
-        thread = threading.Thread(target=lambda: plot(file, "r1", out, listener=heard.append, again=0.01))
+        thread = threading.Thread(target=lambda: plot(file, "r1", out, listener=states.append, again=0.01))
         thread.start()
 
         def wait_for(state: str) -> None:
             end = time.monotonic() + 30
-            while state not in heard:
-                assert time.monotonic() < end, heard
+            while state not in states:
+                assert time.monotonic() < end, states
                 time.sleep(0.01)
 
         wait_for("waiting for run r1 to begin. No run has begun here.")
@@ -168,7 +168,7 @@ class TestViews:
             assert "refresh" in out.read_text()
         store.replace("runs/r1/summary.json", b"{}")
         thread.join(30)
-        assert heard[-1] == "round 2 of 3"
+        assert states[-1] == "round 2 of 3"
         assert "refresh" not in out.read_text()
 
     def test_mistakes(self, tmp_path: Path) -> None:

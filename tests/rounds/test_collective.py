@@ -22,7 +22,7 @@ from fedpipe.store.objects import encode, get_bytes, put_file
 from tests.federations import PlusOneLearner, close_vote, fresh, make_federation, make_plan, play_collective, play_vote
 
 COLLECTIVE = {"name": "collective"}
-GOOD, BAD = 1.0, -1.0  # what a proposal adds to each weight, when everybody wants more
+GOOD, BAD = 1.0, -1.0  # the number that a proposal adds to each weight, when all learners want more
 
 
 def plan_of(names: tuple[str, ...] = ("a", "b", "c"), vote: dict[str, Any] | None = None, **more: Any) -> Plan:
@@ -94,7 +94,7 @@ class TestARound:
         base = play_vote(store, plan, 4, base, learners).weights
         learners["a"] = PlusOneLearner(GOOD, wants=1000.0)
         play_vote(store, plan, 5, base, learners)
-        assert [state_of(n) for n in (1, 3, 5)] == [1.0, 2.0, 2.0]  # round 5 goes on from round 1, not from 3
+        assert [state_of(n) for n in (1, 3, 5)] == [1.0, 2.0, 2.0]  # round 5 continues from round 1, not from 3
         assert store.read(keys.content(find_update(store, "a", "r1", 1).optimizer, "a")).data == kept  # type: ignore[union-attr,arg-type]
 
     def test_all_begin_equal_and_round_0_keeps_what_they_measure(self, store: MemoryStore) -> None:

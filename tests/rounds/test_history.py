@@ -84,7 +84,7 @@ class TestARun:
         assert second.weights == first.weights
         assert second.previous == first.ref
 
-    def test_or_begins_afresh_when_told(self, store: MemoryStore) -> None:
+    def test_or_begins_afresh_on_request(self, store: MemoryStore) -> None:
         play(store, make_plan())
         federation = make_federation(training={"rounds": 1, "batch_size": 1, "start": "fresh"})
         record = begin(store, make_plan(federation, run="r2"), fresh)

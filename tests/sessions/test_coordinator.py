@@ -124,7 +124,7 @@ class TestAnUndisturbedSession:
         assert session.records == [*history(store, plan.run)] or play(store, plan) == session.records[-1]
         assert [record.round for record in session.records] == [0, 1, 2, 3, 4, 5]
 
-    def test_what_the_listener_hears(self) -> None:
+    def test_the_moments_of_the_listener(self) -> None:
         session = Session(plan_of(1))
         session.run()
         assert [m.what for m in session.moments] == ["opened", "answered", "answered", "answered", "closed", "ended"]
@@ -347,7 +347,7 @@ class TestEndings:
         assert session.world.results["a"]["train"] == last.round
 
     def test_early_stopping(self) -> None:
-        """The tests of the shared model get worse from the start: round 1 tells the start, 2 and 3 are worse."""
+        """The tests of the shared model get worse from the start: round 1 shows the start, 2 and 3 are worse."""
         session = Session(plan_of(50, training={"early_stopping": {"patience": 2}}))
         last = session.run()
         assert session.ending == "early_stopping"
@@ -372,7 +372,7 @@ class TestEndings:
         session.world.spawn("a", attendance(session.world, session.plan, "a", session.learners["a"]))
         session.world.run()
         assert isinstance(session.world.results["a"], RoundError)
-        assert "the coordinator has said nothing for 9" in str(session.world.results["a"])
+        assert "the coordinator has been silent for 9" in str(session.world.results["a"])
 
 
 class TestTwoAtOnce:

@@ -192,7 +192,8 @@ def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(body("tally"), "run", full)
     values = {"place": {"store": "memory://x", "federation": "f", "run": "r"}, "round": 1, "base": ""}
     with pytest.raises(
-        StepError, match=r"/tmp/x: the disk of step tally cannot be used: No space left on device\. It needs"
+        StepError,
+        match=r"/tmp/x: the disk of step tally cannot be used: No space left on device\. Provide space for a few models",
     ):
         execute("tally", {"inputs": {"parameterValues": values}, "outputs": {"outputFile": str(tmp_path / "o")}})
 

@@ -263,7 +263,7 @@ class TestRounds:
         stopping = {"patience": 1, "metric": "test_loss", "min_delta": 100.0}
         place = begun(tmp_path, training={**WHOLE, "rounds": 9, "early_stopping": stopping})
         reported: list[Any] = []
-        hands = Hands(call=tff.call, tell=lambda moment, numbers: reported.append((moment, numbers)))
+        hands = Hands(call=tff.call, notify=lambda moment, numbers: reported.append((moment, numbers)))
         outputs = run(Inputs(place=place, base=""), hands)
         assert outputs.rounds == 2  # the first improves on nothing, the second on the first by less than 100
         assert [moment.record.round for moment, _ in reported] == [1, 2]

@@ -4,7 +4,7 @@
     SERVER_OPTIMIZERS   how the combination moves the global weights: `sgd`
 
 Floats (weights, BatchNorm statistics) go through the rule. All other tensors are counters: the largest value over
-the updates is taken, since a counter never runs backwards (for booleans: true when any is true).
+the updates counts, because counters never decrease (for booleans: true when any is true).
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 BLOCK = 3 * 2**15
-"""Elements that are combined at a time: two float64 arrays of a block fit the second-level cache of a core."""
+"""Number of elements that are combined at a time: two float64 arrays of them fit the second-level cache of a core."""
 _STRIP = 2**13
-"""Elements whose distances are measured at a time."""
+"""Number of elements whose distances are measured at a time."""
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:

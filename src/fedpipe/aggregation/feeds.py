@@ -28,7 +28,7 @@ PIECE = 4 * BLOCK
 Piece = bytes | memoryview
 """A part of an operand's bytes."""
 _AHEAD = 32
-"""Pieces that are read before they are needed."""
+"""Number of pieces that are read before they are needed."""
 
 
 class Source(NamedTuple):
@@ -188,7 +188,7 @@ def bytes_of(values: npt.NDArray[Any]) -> Piece:
 
 
 class Aside:
-    """A thread that hashes or writes pieces in their order; only a few of them wait."""
+    """A thread that hashes or writes pieces in their order; its queue is short."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)

@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class ServerStep(NamedTuple):
-    """An optimizer, and what it needs.
+    """An optimizer, and the data that it needs.
 
     `slots` are the names of its state arrays (each as large as the weights, float64, zero at first). `replaces` is
     true when the aggregate itself is the result, so that neither base nor state is read.

@@ -1,4 +1,4 @@
-"""Kinds of rules: what a rule must see of a round's updates before it can combine them.
+"""Kinds of rules, by the data that a rule needs of a round's updates.
 
     Sums        the weighted sum alone: updates may be added in any tree, before all of them have arrived
     Columns     all values of a coordinate: the median, the trimmed mean
@@ -20,11 +20,11 @@ from fedpipe.aggregation.arithmetic import Array, Floats
 
 @dataclass(frozen=True)
 class Sums:
-    """A rule that needs nothing but the weighted sum of the updates.
+    """A rule that needs only the weighted sum of the updates.
 
     Args:
         finish: takes sum_k n_k w_k (float64, may be changed) and sum_k n_k; returns float64 of the same length. NaN and
-            infinity must stay what they are.
+            infinity must be kept.
     """
 
     finish: Callable[[Floats, float], Floats]
@@ -36,7 +36,7 @@ class Columns:
 
     Args:
         combine: takes one flat array per learner, in the order of their names and in the dtype of the model, and
-            their weights; returns float64 of the same length. The arrays are finite and read-only.
+            their weights. It returns float64 of the same length. The arrays are finite and read-only.
     """
 
     combine: Callable[[Sequence[Array], Sequence[float]], Floats]
@@ -59,7 +59,7 @@ class Distances:
 
     Args:
         weigh: takes the squared Euclidean distances of all floats (float64, symmetric, in the order of the learners'
-            names) and the learners' weights; returns new weights, 0 for an update that does not count. It raises
+            names) and the learners' weights. It returns new weights, 0 for an update that does not count, and raises
             WeightsError when the updates are too few.
         then: combines the updates that count, floats and counters; an update without weight is not read again.
     """

@@ -1,7 +1,7 @@
 """Aggregation of updates that stay in the store: constant memory, identical bytes in any order of arrival.
 
-All updates of a round have one layout, so their files hold the same coordinates at the same bytes. They are read side
-by side, one chunk of each at a time, verified and combined while the next chunks are fetched. Memory is a few chunks,
+All updates of a round have one layout, so their files hold the same coordinates at the same bytes. They are read
+together, one chunk of each at a time, verified and combined while the next chunks are fetched. Memory is a few chunks,
 whatever the size of the model and the number of learners. A rule of distances takes two passes.
 """
 
@@ -55,8 +55,8 @@ def combine(
 ) -> Combined:
     """Combine updates from the store into the next global weights.
 
-    An update whose bytes are missing, truncated, altered, differently laid out or not finite is refused, and the
-    pass is repeated without it: nothing of it remains in the result.
+    An update whose bytes are missing, truncated, altered, differently laid out or not finite is refused. The pass is
+    repeated without it, so that nothing of it remains in the result.
 
     Args:
         sources: the updates; their order does not matter.

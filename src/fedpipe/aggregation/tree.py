@@ -1,4 +1,4 @@
-"""Sums that grow while others are awaited.
+"""Sums that grow while further updates are awaited.
 
 Sums are made in a binary tree over the places of all learners, so that they have the same bits in any order of
 arrival. Two neighbouring subtrees are added as soon as both are complete; a sum that must wait is kept in a file. When
@@ -20,7 +20,7 @@ from fedpipe.store import Store
 from fedpipe.weights import Layout
 
 WORTH_ADDING = 2**20
-"""Bytes of a model from which updates are fetched and added while others are awaited."""
+"""Size of a model, in bytes, from which updates are fetched and added while others are awaited."""
 
 
 class Forest:

@@ -82,7 +82,7 @@ def _line(event: Event) -> Text | None:
     if event.what == "retried":
         return styled((f"↻ {name}", "yellow"), f": {event.why}; trying again")
     if event.moment is not None:
-        return _round_line(event.moment, event.told)
+        return _round_line(event.moment, event.metadata)
     if event.what not in ("done", "found") or event.result is None:
         return None
     if event.task.step in WAITING and event.what == "done":
@@ -117,7 +117,7 @@ def _round_line(moment: Moment, metrics: Mapping[str, Any]) -> Text | None:
 
 
 def _is_shown(name: str, value: Any) -> bool:
-    """Whether a line shows a value: metrics, but no measurements inside an algorithm."""
+    """Return whether a line shows a value: metrics, but no measurements inside an algorithm."""
     return isinstance(value, float) and "/" not in name
 
 

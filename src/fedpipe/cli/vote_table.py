@@ -18,8 +18,8 @@ _SCORES, _NARROW = 15, 3
 
 
 def is_vote(event: Event) -> bool:
-    """Whether this table shows the event: a finished step of a vote."""
-    voted = event.moment is not None and event.moment.what == "closed" and "rule" in event.told
+    """Return whether this table shows the event: a finished step of a vote."""
+    voted = event.moment is not None and event.moment.what == "closed" and "rule" in event.metadata
     return voted or (event.what in ("done", "found") and event.task.step in ("vote", "tally"))
 
 
@@ -37,7 +37,7 @@ class VoteTable:
     def lines(self, event: Event) -> list[Text]:
         """Return the lines to print: a row when a round is decided, a warning for an absent voter."""
         if event.moment is not None and event.moment.record is not None:
-            return self._session_lines(event.moment.record, dict(event.told))
+            return self._session_lines(event.moment.record, dict(event.metadata))
         number = int(event.inputs["round"])
         if event.task.step == "tally":
             return self._row(number, _metadata(event, "model"))

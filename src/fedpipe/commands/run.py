@@ -77,7 +77,7 @@ def run(
         simulation: rehearses a federation file with TensorFlow Federated.
 
     Raises:
-        InputError: a mistake in what was given; nothing was changed.
+        InputError: a mistake in the input; nothing was changed.
         StoreError: the store cannot be used; nothing was changed.
         FedpipeError: the run failed; finished steps stay in the store.
     """
@@ -174,7 +174,7 @@ def _prepared(
 
 
 def _opened(source: Path, *, simulation: bool) -> Federation | Graph:
-    """Read a federation file or the graph of a compiled pipeline."""
+    """Reads a federation file or the graph of a compiled pipeline."""
     try:
         head = next(iter(yaml.load_all(source.read_text(), Loader=yaml.CSafeLoader)), None)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -187,7 +187,7 @@ def _opened(source: Path, *, simulation: bool) -> Federation | Graph:
 
 
 def _graph_of(opened: Federation | Graph, *, simulation: bool) -> tuple[Graph, str]:
-    """Return the graph, of a federation file that is compiled now or a compiled pipeline, and its own store."""
+    """Returns the graph of a compiled pipeline, or of a federation file, which is compiled; and its own store."""
     if isinstance(opened, Graph):
         return opened, str(opened.parameters.get("store", ""))
     with tempfile.TemporaryDirectory() as folder:

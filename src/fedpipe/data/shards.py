@@ -153,7 +153,7 @@ def split(count: int, parts: Parts, seed: Sequence[int]) -> dict[str, Indices]:
 
 
 def dealt(federation: Federation, uri: str) -> tuple[dict[str, dict[str, Examples]], Examples | None]:
-    """Read and deal the dataset; nothing is written.
+    """Reads and deals the dataset; writes nothing.
 
     Returns:
         Each learner's parts, and the central test set when there is one.
@@ -175,13 +175,13 @@ def dealt(federation: Federation, uri: str) -> tuple[dict[str, dict[str, Example
         count = len(parts[name]["train"].y)
         if count < federation.training.batch_size:
             raise DataError(
-                f"the train part of {name} has {count} examples, a batch has {federation.training.batch_size}",
+                f"the train part of {name} has {count} examples, but a batch has {federation.training.batch_size}",
                 where="training.batch_size",
                 remedy="Lower it, or give the learner more data.",
             )
         if federation.vote and len(parts[name]["vote"].y) < federation.training.batch_size:
             raise DataError(
-                f"the vote part of {name} has {len(parts[name]['vote'].y)} examples, a batch has "
+                f"the vote part of {name} has {len(parts[name]['vote'].y)} examples, but a batch has "
                 f"{federation.training.batch_size}",
                 where="data.parts.vote",
                 remedy="Raise it, lower training.batch_size, or give the learner more data.",

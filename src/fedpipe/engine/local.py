@@ -36,7 +36,7 @@ _LONGEST_WAIT = 5.0
 class Event(NamedTuple):
     """Reports that a task `started`, is `done` (`found` if it was done before), or will be `retried`.
 
-    A session's coordinator also reports a `moment`, with the numbers of a round for the UI in `told`.
+    A session's coordinator also reports a `moment`; `metadata` then has the numbers of its round for the UI.
     """
 
     what: str
@@ -47,7 +47,7 @@ class Event(NamedTuple):
     why: str = ""
     total: int = 0
     moment: Moment | None = None
-    told: Mapping[str, Any] = {}
+    metadata: Mapping[str, Any] = {}
 
 
 Listener = Callable[[Event], None]
@@ -98,7 +98,7 @@ class Engine:
                         continue  # no task waits for it: leave the cores to tasks that others wait for
                     waiting.remove(task)
                     inputs = resolve(task, self._parameters, results, self._job)
-                    self._tell("started", task, inputs=inputs["parameterValues"])
+                    self._notify("started", task, inputs=inputs["parameterValues"])
                     future = pool_of(task).submit(self._attempt, task, inputs, Path(scratch) / task.key)
                     running[future] = task
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -106,15 +106,15 @@ class Engine:
                     results[task.key] = future.result()
         return results
 
-    def _tell(self, what: str, task: Task, **more: Any) -> None:
+    def _notify(self, what: str, task: Task, **more: Any) -> None:
         self._listener(Event(what, task, total=len(self._graph.tasks), **more))
 
     @contextlib.contextmanager
     def _pools(self) -> Iterator[Callable[[Task], ThreadPoolExecutor]]:
         """Yields a function that returns a task's threads: core steps run in them, others wait for a worker process.
 
-        All steps of a session must run at once, however many there are: their threads wait, and only so many
-        computations as there are cores run at a time.
+        All steps of a session must run at once, however many there are. Their threads wait, and at any time at most one
+        computation per core runs.
         """
         waiting = sum(task.step in WAITING for task in self._graph.tasks)
         pools = {environment: ThreadPoolExecutor(self._count) for environment in get_args(Environment)}
@@ -142,11 +142,11 @@ class Engine:
             except (WorkerDiedError, StoreUnavailableError, RuntimeError) as error:
                 if self._stopped.is_set() or tried == task.retries:
                     raise self._final(task, error) from error
-                self._tell("retried", task, why=str(error).strip().splitlines()[-1])
+                self._notify("retried", task, why=str(error).strip().splitlines()[-1])
                 self._stopped.wait(min(_LONGEST_WAIT, task.backoff * 2**tried))
                 continue
             seconds = time.monotonic() - started
-            self._tell(
+            self._notify(
                 "found" if found else "done",
                 task,
                 seconds=seconds,
@@ -206,10 +206,10 @@ class Engine:
             if self._stopped.wait(seconds):
                 raise StepError("the run was stopped")
 
-        def tell(moment: Moment, told: Mapping[str, Any]) -> None:
-            self._tell("moment", task, inputs=inputs, moment=moment, told=told)
+        def notify(moment: Moment, metadata: Mapping[str, Any]) -> None:
+            self._notify("moment", task, inputs=inputs, moment=moment, metadata=metadata)
 
-        return Hands(call, sleep, tell)
+        return Hands(call, sleep, notify)
 
     def _warm(self) -> None:
         """Lets a worker of the tff environment import its packages while other steps run."""

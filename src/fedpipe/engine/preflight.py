@@ -41,8 +41,8 @@ def check_data(federation: Federation, uri: str) -> tuple[list[Checked], Example
     """Deals the dataset without writing shards.
 
     Returns:
-        The passed checks; examples with the smallest and the largest label, or None without a common dataset; and the
-        number of train examples by learner.
+        The passed checks, and examples with the smallest and the largest label, or None without a common dataset. Then
+        the number of train examples by learner.
 
     Raises:
         DataError: the data cannot be dealt as the federation file requires.
@@ -98,13 +98,13 @@ def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> li
         except BudgetError as error:
             raise FederationError(error.what, where=f"{path}.target_epsilon", remedy=error.remedy) from error
         after = budget.spent(*[planned] * count).epsilon
-        told = f"epsilon {budget.spent().epsilon:.3g} of {privacy.target_epsilon:g} is spent"
+        spent = f"epsilon {budget.spent().epsilon:.3g} of {privacy.target_epsilon:g} is spent"
         more = (
             "this run reaches the target, and later trainings are refused"
             if after > privacy.target_epsilon
             else f"{after:.3g} after this run"
         )
-        found.append(Checked(learner.name, f"{told}; {more}"))
+        found.append(Checked(learner.name, f"{spent}; {more}"))
     return found
 
 
@@ -116,7 +116,7 @@ def turns(federation: Federation, name: str) -> int:
     return sum(proposer_of(federation.proposers, number) == name for number in range(1, rounds + 1))
 
 
-def _vote_told(federation: Federation, vote: Vote) -> Checked:
+def _vote_summary(federation: Federation, vote: Vote) -> Checked:
     names = [learner.name for learner in federation.learners]
     voters = len(electorate(vote, names, names[0] if federation.proposers else ""))
     needed = math.ceil(bar(vote, voters))
@@ -166,7 +166,7 @@ def check(
         check_simulated(federation)
     findings, examples, sizes = check_data(federation, uri)
     if federation.vote:
-        findings.append(_vote_told(federation, federation.vote))
+        findings.append(_vote_summary(federation, federation.vote))
     sample = weights.dumps(examples._asdict()) if examples else b""
     simulated = None
     if files is not None and sample:  # TFF traces the algorithm while the framework is imported and tries the model

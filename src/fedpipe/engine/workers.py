@@ -210,7 +210,7 @@ class Workers:
         self.stop()
 
     def call(self, function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
-        """Run a function of this package in a process of an environment; `core` is this process.
+        """Runs a function of this package in a process of an environment; `core` is this process.
 
         Raises:
             FedpipeError: the function raised it.

@@ -198,7 +198,7 @@ RuleSettings = Mean | Robust | FixedNoise | AdaptiveNoise | TreeNoise | Compress
 OWN_RULES = (Mean,)
 """Rules that fedpipe combines itself; the others are TensorFlow Federated's."""
 UNWEIGHTED = (FixedNoise, AdaptiveNoise, TreeNoise, SecureNoise)
-"""Rules that weigh all learners equally: their noise hides one update."""
+"""Rules that weight all learners equally: their noise hides one update."""
 
 
 class Averaging(Section, frozen=True, kw_only=True, tag_field="name", tag="averaging"):

@@ -137,7 +137,7 @@ class Federation(Section, frozen=True, kw_only=True):
 
         Args:
             step: its name.
-            learner: whose step it is; empty for a step of the coordinator.
+            learner: the learner of the step; empty for a step of the coordinator.
         """
         if step in ("train", "learn") and learner and self.privacy_of(learner):
             return "tff"
@@ -147,7 +147,7 @@ class Federation(Section, frozen=True, kw_only=True):
 
     @property
     def needs_tensorflow(self) -> bool:
-        """Whether learners train and measure with TensorFlow."""
+        """Return whether learners train and measure with TensorFlow."""
         return FRAMEWORKS[self.framework] != "core"
 
     @property

@@ -37,7 +37,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_federation(path: Path) -> Federation:
-    """Reads and checks a federation file; relative paths in it start at its folder.
+    """Read and check a federation file; relative paths in it start at its folder.
 
     Args:
         path: a YAML file.
@@ -64,7 +64,7 @@ def read_federation(path: Path) -> Federation:
 
 
 def parse_federation(content: Any, *, where: str = "federation") -> Federation:
-    """Checks builtin values (from YAML or JSON) and returns the federation. Raises FederationError."""
+    """Check builtin values (from YAML or JSON) and return the federation. Raises FederationError."""
     if not isinstance(content, dict):
         raise FederationError("is not a table of keys and values", where=where)
     try:
@@ -103,7 +103,7 @@ def _server(given: Any) -> Any:
 
 
 def check_federation(federation: Federation, *, where: str) -> None:
-    """Checks rules that types cannot express. Raises FederationError for the first mistake."""
+    """Check rules that types cannot express. Raises FederationError for the first mistake."""
     for path, what, remedy in mistakes(federation):
         raise FederationError(what, where=f"{where}: {path}", remedy=remedy)
 

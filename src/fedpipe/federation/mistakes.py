@@ -134,7 +134,7 @@ def _framework_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     given |= {f"learners[{position}].privacy": learner.privacy for position, learner in enumerate(f.learners)}
     for path, value in given.items():
         if value:
-            yield path, f"needs Keras, and the framework is {f.framework}", "Remove it, or set framework to keras."
+            yield path, f"needs Keras, but the framework is {f.framework}", "Remove it, or set framework to keras."
 
 
 def _aggregation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

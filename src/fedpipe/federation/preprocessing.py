@@ -154,7 +154,7 @@ def function_of(module: ModuleType, name: str) -> Callable[..., Any]:
 
 
 def check_functions(steps: tuple[Step, ...], module: ModuleType) -> None:
-    """Checks that model.py has the functions of `map`. Raises ModelError."""
+    """Check that model.py has the functions of `map`. Raises ModelError."""
     for step in steps:
         if step.name == "map":
             function_of(module, step.arguments["function"].id)

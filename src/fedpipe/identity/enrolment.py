@@ -1,7 +1,7 @@
 """Keeps the public keys of enrolled identities, in one object that no learner may write (`keys.ENROLLED`).
 
-The object has an entry for each enrolled learner and for the coordinator: the public key, the user of the store, and
-when it was enrolled or revoked.
+The object has an entry for each enrolled learner and for the coordinator. An entry has the public key, the user of the
+store, and the times of enrolment and revocation.
 
 An enrolled coordinator signs the models that it publishes (`fedpipe.registry.publication`). An enrolled learner must
 sign its updates. The signature covers the update's whole manifest (federation, run, round, base, learner, digest of the

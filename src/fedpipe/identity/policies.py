@@ -1,4 +1,4 @@
-"""What each identity may do in an S3 store, as S3 policies made from `fedpipe.store.keys.TABLE`.
+"""The permissions of each identity in an S3 store, as S3 policies made from `fedpipe.store.keys.TABLE`.
 
     learner       reads the global objects, the runs and all proposals; writes below `learners/<name>/`; lists nothing
     coordinator   does everything below the federation's prefix, but does not change who is enrolled

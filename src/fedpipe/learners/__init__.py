@@ -1,1 +1,1 @@
-"""What learners do: train, vote, score; one adapter per framework."""
+"""The work of learners: train, vote, score; one adapter per framework."""

@@ -1,4 +1,4 @@
-"""Checks the user's model against the federation file; before a run, and where the run begins."""
+"""Check the user's model against the federation file, before a run and at its beginning."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
     Args:
         federation: with its run-time settings.
         code: the text of the user's file.
-        examples: a few with the smallest and the largest label; None when there are none.
+        examples: a few, including the smallest and the largest label; None when there are none.
 
     Returns:
-        The model in a few words.
+        A short description of the model.
 
     Raises:
-        ModelError: what is wrong with the model or the settings.
+        ModelError: the mistake in the model or the settings.
         MissingExtraError: the framework is not installed.
     """
     training = federation.training
@@ -68,17 +68,17 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
 
 
 def check_classes(output: Shape, classes: Sequence[str]) -> None:
-    """Check that there are as many names of classes as the first output has columns. Raises ModelError."""
+    """Check that each column of the first output has a class name. Raises ModelError."""
     if classes and (len(output) != 2 or output[1] != len(classes)):
         raise ModelError(
-            f"{len(classes)} names of classes for outputs of shape {tuple(output)}",
+            f"there are {len(classes)} class names for outputs of shape {tuple(output)}",
             where="export.classes",
             remedy="Name each column of the first output once, in order.",
         )
 
 
 def check_criterion(criterion: str, measured: Collection[str], *, where: str = "algorithm.vote.criterion") -> None:
-    """Check that what learners vote by, or a session ends by, is measured. Raises ModelError."""
+    """Check that the metric by which learners vote or a session ends is measured. Raises ModelError."""
     if criterion not in measured:
         raise ModelError(
             f"{criterion!r} is neither the loss nor a compiled metric",
@@ -88,7 +88,7 @@ def check_criterion(criterion: str, measured: Collection[str], *, where: str = "
 
 
 def check_own_data(federation: Federation, code: str) -> None:
-    """Check that somebody can read what learners bring: fedpipe, or `load` of the user's file. Raises DataError."""
+    """Check that learners' own data can be read, by fedpipe or by `load` of the user's file. Raises DataError."""
     if hasattr(built_model(federation, code).module, "load"):
         return
     for position, learner in enumerate(federation.learners):

@@ -1,4 +1,4 @@
-"""A learner's part of a round: train, write the weights, publish the update."""
+"""Contribute to a round as a learner: train, write the weights, publish the update."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def contribute(
     store: Store, plan: Plan, name: str, number: int, base: str, make_learner: Callable[[], Learner], *,
     roll: Roll = ANY_ROLL, seconds: float | None = None,
 ) -> Update | Dropped:  # fmt: skip
-    """A learner's part of a round: train from the base, write the weights, publish the manifest.
+    """Contribute to a round: train from the base, write the weights, publish the manifest.
 
-    Work that is already published is not repeated. A learner that cannot take part leaves the reason and is dropped;
-    only a failing store or a corrupt base is an error, so that the step is tried again.
+    Work that is already published is not repeated. A learner that cannot take part leaves the reason and is dropped.
+    Only a failing store or a corrupt base is an error, so that the step is retried.
 
     Args:
         store: the federation's store.
@@ -45,11 +45,11 @@ def contribute(
         number: the round, from 1.
         base: digest of the global weights that the round begins with.
         make_learner: makes the learner, with its data, when there is work to do.
-        roll: of the round's attempt.
-        seconds: until the learner is too late; the deadline by default.
+        roll: the roll of the round's attempt.
+        seconds: the time after which the learner is too late; the deadline by default.
     """
     if found := find_part(store, name, plan.run, number):
-        log.info("round %d: what %s did is already there", number, name)
+        log.info("round %d: the work of %s is already done", number, name)
         return found
     with tempfile.TemporaryDirectory() as folder:
         start = fetched(store, base, Path(folder) / "base")
@@ -65,8 +65,8 @@ def contribute(
 
 
 def dropped_by(name: str, error: FedpipeError | OSError) -> Dropped:
-    """Return why a learner takes no part, from the error that kept it away."""
-    if isinstance(error, OSError):  # not of the store, whose errors are its own: this machine's disk is full
+    """Return the reason why a learner does not take part, from the error that prevented it."""
+    if isinstance(error, OSError):  # the store raises errors of its own, so this machine's disk is full
         return Dropped(learner=name, why=f"the learner's disk cannot be used: {error.strerror}")
     if isinstance(error, BudgetError):
         return Dropped(learner=name, why=error.what, code="DP_BUDGET_EXCEEDED", spent=error.spent)
@@ -107,12 +107,12 @@ def _offered(
 
 
 def _budget(store: Store, plan: Plan, name: str, learner: Learner) -> Budget | None:
-    """The learner's privacy budget, checked: it allows one more training. None without differential privacy."""
+    """Return the privacy budget if it allows another training; None without differential privacy."""
     privacy = plan.federation.privacy_of(name)
     if privacy is None:
         return None
     if learner.planned is None:
-        raise DroppedError(f"{name} has a privacy section, and this step trains without differential privacy")
+        raise DroppedError(f"{name} has a privacy section, but this step trains without differential privacy")
     budget = Budget(store, name, privacy)
     budget.check(learner.planned)
     return budget
@@ -127,7 +127,7 @@ def fetched(store: Store, digest: str, path: Path, owner: str | None = None) -> 
 
 
 def _last_optimizer(store: Store, plan: Plan, name: str, number: int, path: Path) -> Arrays | None:
-    """The optimizer state of this learner's last update in the run that was accepted, when it is to be kept."""
+    """Return the optimizer state of this learner's last accepted update in the run, if the state is kept."""
     if plan.federation.training.optimizer == "reset":
         return None
     for earlier in range(number - 1, 0, -1):

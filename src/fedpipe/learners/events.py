@@ -1,4 +1,4 @@
-"""Writes TensorBoard's event files, which need no TensorFlow.
+"""Write TensorBoard's event files without TensorFlow.
 
 An event file is a TFRecord file of protocol buffers; of their fields, only those of scalars are written.
 
@@ -32,7 +32,7 @@ def _record(data: bytes) -> bytes:
 
 
 def _checksum(data: bytes) -> bytes:
-    """The masked CRC-32C of TFRecord files."""
+    """Return the masked CRC-32C of TFRecord files."""
     value = 0xFFFFFFFF
     for byte in data:
         value = _TABLE[(value ^ byte) & 0xFF] ^ (value >> 8)

@@ -1,4 +1,4 @@
-"""What a framework is: one object that builds the user's model, which trains and measures named arrays."""
+"""The interface of a framework: one object that builds the user's model, which trains and measures named arrays."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Shape = tuple[int | None, ...]
 
 
 class Outline(NamedTuple):
-    """What a model takes and gives.
+    """The inputs and outputs of a model.
 
     Args:
         dtype: of its first input.
         input: shape of its first input, with the batch in front; None where a size is free.
-        output: the same of its first output.
-        text: the model in a few words, for people.
+        output: the shape of its first output.
+        text: a short description of the model for users.
     """
 
     dtype: str
@@ -35,9 +35,9 @@ class Outline(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What a training made: new weights, the steps it took, the metrics of each epoch, the optimizer's state.
+    """The result of a training: new weights, the number of steps, the metrics of each epoch, the optimizer's state.
 
-    A private training keeps the metrics of its epochs to itself: there are none.
+    A private training reports no metrics of its epochs.
     """
 
     weights: Arrays
@@ -47,18 +47,18 @@ class Fitted(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Loss and metrics of a model, and the sums they were divided from, which add up over learners."""
+    """Loss and metrics of a model, and the sums behind them, which add up over learners."""
 
     metrics: dict[str, float]
     states: tuple[tuple[float, ...], ...]
 
 
 Predict = Callable[[Array], list[Array]]
-"""All outputs for a batch of features (examples, ...), each (examples, ...)."""
+"""Returns all outputs, each (examples, ...), for a batch of features (examples, ...)."""
 
 
 class Model(Protocol):
-    """A user's model. It may keep state, but every act begins with the weights that it is given and changes none."""
+    """A user's model. It may keep state, but every method begins from its arguments and does not change them."""
 
     @property
     def module(self) -> ModuleType:
@@ -66,7 +66,7 @@ class Model(Protocol):
 
     @property
     def outline(self) -> Outline:
-        """What the model takes and gives."""
+        """The inputs and outputs of the model."""
 
     def check_training(self, training: Training, *, private: bool) -> None:
         """Check that the model can be trained as the federation file says. Raises ModelError."""
@@ -98,8 +98,8 @@ class Model(Protocol):
             part: at least a batch of examples.
             training: epochs or steps, size of a batch, learning rate.
             seed: of shuffling and dropout; equal seeds give equal bytes.
-            seconds: after which the training is too late.
-            optimizer: the state that an earlier training left; None for a fresh one.
+            seconds: the time after which the training is too late.
+            optimizer: the state after an earlier training; None for a fresh one.
 
         Raises:
             DroppedError: the training is late, or its loss is not finite.
@@ -110,7 +110,7 @@ class Model(Protocol):
         """Measure weights on a part, or on its first batches when a number of them is given."""
 
     def metrics_of(self, states: Sequence[Array], label_shape: tuple[int, ...]) -> dict[str, float]:
-        """Return the metrics of sums, such as the states of several learners' measurements that were added.
+        """Return the metrics from sums, such as the added states of several learners' measurements.
 
         Args:
             states: sums, as `Measurement.states` has them.
@@ -118,7 +118,7 @@ class Model(Protocol):
         """
 
     def predictor(self, weights: Arrays) -> Predict:
-        """Return the function that these weights make of the model. It may be used until the model's next act."""
+        """Return the model's function with these weights. It may be used until the next call of another method."""
 
     def convert(self, weights: Arrays, opset: int, metadata: Mapping[str, str] | None = None) -> bytes:
         """Return the model with these weights as ONNX: equal weights give equal bytes.
@@ -135,7 +135,7 @@ class Model(Protocol):
 
 
 class Framework(Protocol):
-    """An adapter: all that fedpipe needs of Keras, NumPy, or another framework."""
+    """An adapter with all that fedpipe needs of Keras, NumPy, or another framework."""
 
     def check(self, training: Training) -> None:
         """Check arguments that only the framework understands, before a model is built. Raises ModelError."""
@@ -147,21 +147,21 @@ class Framework(Protocol):
 
         Args:
             code: the file.
-            digest: what its bytes must have.
+            digest: the required digest of its bytes.
             function: its function that makes the model.
             training: settings that the model is built with, such as its precision.
             privacy: makes a model that trains with differential privacy.
 
         Raises:
-            ModelError: the model cannot be built; the message says why.
+            ModelError: the model cannot be built; with the reason.
             MissingExtraError: the framework is not installed.
         """
 
     def read_part(self, value: Any, name: str) -> Part:
-        """Return what `load` of the user's file returned as a part: arrays, or a dataset of the framework's own kind.
+        """Return the result of `load` in the user's file as a part: arrays, or a dataset of the framework.
 
         Args:
-            value: it.
+            value: the result.
             name: the learner, for messages.
 
         Raises:
@@ -170,10 +170,10 @@ class Framework(Protocol):
 
 
 class Limits:
-    """Counts the steps of a training, and drops a learner that is late or whose loss is not finite.
+    """Drops a learner that is late or whose loss is not finite, and counts the steps of its training.
 
     Args:
-        seconds: after which the training is too late.
+        seconds: the time after which the training is too late.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -193,7 +193,7 @@ class Limits:
 
 
 def seed_of(*parts: object) -> int:
-    """Return a seed of 31 bits from a run's seed, a learner's name, a round: stable on every machine.
+    """Return a seed of 31 bits from such parts as a run's seed, a learner's name and a round: equal on every machine.
 
     >>> seed_of(0, "hospital-a", 1) == seed_of(0, "hospital-a", 1)
     True

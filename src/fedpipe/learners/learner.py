@@ -1,4 +1,4 @@
-"""What a learner does in a round, whatever framework trains its model."""
+"""The work of a learner in a round, with a model of any framework."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger("fedpipe")
 
 
 class Trained(NamedTuple):
-    """What training gives: new weights, how many examples they saw, metrics of the last epoch, optimizer state.
+    """The result of a training: new weights, the number of examples, metrics of the last epoch, optimizer state.
 
-    `event` is the privacy event that happened; None when the training was not private.
+    `event` is the privacy event; None when the training was not private.
     """
 
     weights: Arrays
@@ -35,14 +35,14 @@ class Trained(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a learner thinks of proposed weights: their scores, and a yes when they are strictly better."""
+    """A learner's verdict on proposed weights: their scores, and a yes when they are strictly better."""
 
     scores: Scores
     approve: bool
 
 
 class Learner(Protocol):
-    """A data owner at work. It holds current weights, which `accept_weights` alone changes."""
+    """A data owner with its current weights, which only `accept_weights` changes."""
 
     @property
     def planned(self) -> TrainingEvent | None:
@@ -52,27 +52,27 @@ class Learner(Protocol):
         """Adopt these weights as the current ones, and score them.
 
         Args:
-            weights: the shared model's.
-            scores: of these weights, when they are known or not wanted: nothing is measured then.
+            weights: those of the shared model.
+            scores: scores of these weights, if they are known or not needed; then nothing is measured.
 
         Returns:
             Scores on the vote and the test part.
         """
 
     def propose_weights(self, *, seed: int, seconds: float, optimizer: Arrays | None) -> Trained:
-        """Train from the current weights on the train part; the current weights stay what they were.
+        """Train from the current weights on the train part, without changing the current weights.
 
         Args:
             seed: of shuffling and dropout; equal seeds give equal weights.
-            seconds: after which the learner is too late.
-            optimizer: the state that this learner's last accepted update left; None for a fresh one.
+            seconds: the time after which the learner is too late.
+            optimizer: the state after this learner's last accepted update; None for a fresh one.
 
         Raises:
-            DroppedError: why this learner cannot take part.
+            DroppedError: the reason why this learner cannot take part.
         """
 
     def test_weights(self, weights: Arrays) -> Verdict:
-        """Score proposed weights and compare them with the current ones, which stay."""
+        """Score proposed weights and compare them with the current ones, without adopting them."""
 
     def current_model(self, form: Literal["weights", "onnx"] = "weights") -> Arrays | bytes:
         """Return the current model: its weights by name, or as ONNX bytes."""
@@ -83,12 +83,12 @@ class ModelLearner:
 
     Args:
         model: the built model.
-        federation: the settings: training, criterion of the vote.
+        federation: the settings of the training and the vote.
         parts: train, vote and test part.
-        label: what log lines begin with.
-        on_epochs: takes the metrics of every epoch when the training is done.
-        privacy: of a model that trains with differential privacy. Such a training measures its examples exactly, so its
-            metrics are neither logged nor published.
+        label: prefix of log lines.
+        on_epochs: takes the metrics of all epochs after the training.
+        privacy: settings of a model that trains with differential privacy. The metrics of its training are exact, so
+            they are neither logged nor published.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class ModelLearner:
         return 0 if held is None else size_of(held)
 
     def _score(self, weights: Arrays) -> Scores:
-        """Means on the vote part, when learners vote, and on the test part."""
+        """Return the means on the vote part, when learners vote, and on the test part."""
         size, vote, test = self._federation.training.batch_size, self._federation.vote, self._size("test")
         voted = None
         if vote is not None:

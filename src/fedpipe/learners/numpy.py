@@ -32,19 +32,19 @@ from fedpipe.learners.user_code import described, find_function, load_code
 from fedpipe.weights import Array
 
 _ROWS = 1024
-"""Examples that are measured at a time."""
+"""The number of examples that are measured at a time."""
 
 
 class Linear(NamedTuple):
-    """What `build` of a user's file returns for `framework: numpy`.
+    """A linear model, as `build` of a user's file returns it for `framework: numpy`.
 
     Args:
-        features: how many each example has, or their shape, such as (8, 8, 1) for pictures.
+        features: number of features of an example, or their shape, such as (8, 8, 1) for pictures.
         outputs: classes for `softmax`, values for `squared`.
         loss: `softmax` with whole-number labels from 0, `squared` with labels (examples,) or (examples, outputs).
         learning_rate: eta above, unless the federation file has one.
-        momentum: mu above; 0: none.
-        l2: lambda above, the strength of the penalty on W; the reported loss does not contain it.
+        momentum: mu above; 0 for none.
+        l2: lambda above, the strength of the penalty on W, which the reported loss does not contain.
     """
 
     features: int | tuple[int, ...]
@@ -64,14 +64,14 @@ class NumpyFramework:
     """See `Framework`. A user's function returns a `Linear`."""
 
     def check(self, training: Training) -> None:
-        """Do nothing: the federation file was checked for all that NumPy cannot do."""
+        """Do nothing: reading the federation file has checked it for all that NumPy cannot do."""
 
     def build(
         self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None
     ) -> NumpyModel:
         """See `Framework.build`."""
         if privacy:
-            raise ModelError("the framework numpy has no private training", remedy="Set framework to keras.")
+            raise ModelError("the framework numpy cannot train privately", remedy="Set framework to keras.")
         return cached_model(code, digest, function)
 
     def read_part(self, value: Any, name: str) -> Part:
@@ -120,7 +120,7 @@ class NumpyModel:
         return Outline("float32", taken, given, f"{count:,} parameters, input {taken}, loss {self._linear.loss}")
 
     def check_training(self, training: Training, *, private: bool) -> None:
-        """Do nothing: any setting that NumPy knows fits."""
+        """Do nothing: every setting of NumPy fits every model."""
 
     def check_examples(self, x: Array, y: Array) -> set[str]:
         """See `Model.check_examples`."""
@@ -128,23 +128,23 @@ class NumpyModel:
         return set(self.metrics_of([np.ones(3)], ()))
 
     def _checked(self, part: Part) -> Examples:
-        """The features as rows and the labels as the loss takes them. Raises ModelError."""
+        """Return the features as rows, and the labels as the loss takes them. Raises ModelError."""
         x, y = as_examples(part)
         if x.shape[1:] != self._linear.shape:
             raise ModelError(
-                f"the features have shape {x.shape[1:]}, the model takes {self._linear.shape}",
+                f"the features have shape {x.shape[1:]}, but the model takes {self._linear.shape}",
                 remedy="Change the input or reshape the data.",
             )
         outputs, rows = self._linear.outputs, y.reshape(len(y), -1)
         if rows.shape[1] != (1 if self._linear.loss == "softmax" else outputs):
-            raise ModelError(f"the labels have shape {y.shape[1:]}, the model has {outputs} outputs")
+            raise ModelError(f"the labels have shape {y.shape[1:]}, but the model has {outputs} outputs")
         if self._linear.loss == "softmax":
             if not np.array_equal(rows, np.floor(rows)):
-                raise ModelError("the labels are not whole numbers", remedy="Labels count from 0.")
+                raise ModelError("the labels are not whole numbers", remedy="Use whole numbers from 0.")
             if len(rows) and (rows.min() < 0 or rows.max() >= outputs):
                 raise ModelError(
-                    f"the labels go from {y.min():g} to {y.max():g}, the model has {outputs} outputs",
-                    remedy="Labels count from 0; give the model one output per label.",
+                    f"the labels range from {y.min():g} to {y.max():g}, but the model has {outputs} outputs",
+                    remedy="Count labels from 0, and give the model one output per label.",
                 )
             rows = rows[:, 0].astype(np.int64)
         return Examples(x.reshape(len(x), -1), rows)
@@ -165,7 +165,7 @@ class NumpyModel:
         v = self._fitting(optimizer or {k: np.zeros(s) for k, s in self._shapes.items()}, "optimizer state")
         rate, size = training.learning_rate or self._linear.learning_rate, training.batch_size
         limits, epochs = Limits(seconds), []
-        with np.errstate(all="ignore"):  # a loss that is not finite is noticed
+        with np.errstate(all="ignore"):  # `Limits` checks the loss
             for number, order in enumerate(_orders(len(y), training, seed), 1):
                 total = np.zeros(3)
                 for start in range(0, len(order), size):
@@ -184,14 +184,14 @@ class NumpyModel:
     def _fitting(self, arrays: Mapping[str, Array], what: str) -> dict[str, Array]:
         if arrays.keys() != self._shapes.keys():
             missing = sorted(arrays.keys() ^ self._shapes.keys())[0]
-            raise ModelError(f"the {what} do not fit the model: {missing!r} is on one side only")
+            raise ModelError(f"the {what} do not fit the model: only one of them has {missing!r}")
         for name, shape in self._shapes.items():
             if arrays[name].shape != shape:
                 raise ModelError(f"the {what} do not fit the model: {name!r} is {arrays[name].shape}, not {shape}")
         return {name: value.astype(np.float64) for name, value in arrays.items()}
 
     def _step(self, w: Mapping[str, Array], x: Array, y: Array) -> tuple[Array, dict[str, Array]]:
-        """Sums of a batch, as `_sums` has them, and the gradient of its mean loss."""
+        """Return the sums of a batch (see `_sums`), and the gradient of its mean loss."""
         z = x @ w["kernel"] + w["bias"]
         sums = self._sums(z, y)
         if self._linear.loss == "softmax":
@@ -203,7 +203,7 @@ class NumpyModel:
         return sums, {"kernel": x.T @ error + self._linear.l2 * w["kernel"], "bias": error.sum(axis=0)}
 
     def _sums(self, z: Array, y: Array) -> Array:
-        """Of a batch: its loss, how many of its examples are right, how many there are; (3,)."""
+        """Return the sums of a batch: its loss, its correctly classified examples, all its examples; (3,)."""
         if self._linear.loss == "squared":
             return np.array([np.mean((z - y) ** 2, axis=1).sum(), 0.0, len(y)])
         top = z.max(axis=1)
@@ -267,14 +267,14 @@ def _rounded(values: Mapping[str, Array]) -> Arrays:
 
 
 def _softmax(z: Array) -> Array:
-    """Softmax of each row; (examples, outputs)."""
+    """Return the softmax of each row; (examples, outputs)."""
     shares: Array = np.exp(z - z.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     return shares
 
 
 def _orders(count: int, training: Training, seed: int) -> Iterator[Array]:
-    """The order of examples in each epoch, shuffled in each; all steps make one epoch when steps are counted."""
+    """Yield the shuffled order of the examples for each epoch; local steps make a single epoch."""
     generator = np.random.default_rng(seed)
     if not training.local_steps:
         yield from (generator.permutation(count) for _ in range(training.local_epochs))

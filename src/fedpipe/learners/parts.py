@@ -28,7 +28,7 @@ class Stream(Protocol):
         """Return all but the first examples."""
 
     def batches(self, size: int) -> Iterator[tuple[Array, Array]]:
-        """Yield features and labels of so many examples at a time."""
+        """Yield features and labels of `size` examples at a time."""
 
 
 Part = Examples | Stream
@@ -46,7 +46,7 @@ def label_shape_of(part: Part) -> tuple[int, ...]:
 
 
 def batches_of(part: Part, size: int) -> Iterator[tuple[Array, Array]]:
-    """Yield features and labels of so many examples of a part at a time."""
+    """Yield features and labels of `size` examples of a part at a time."""
     if not isinstance(part, Examples):
         return part.batches(size)
     return ((part.x[i : i + size], part.y[i : i + size]) for i in range(0, len(part.y), size))
@@ -61,15 +61,15 @@ def as_examples(part: Part) -> Examples:
 
 
 def arrays_of(value: Any, name: str, *, otherwise: str = "") -> Examples:
-    """Return what `load` of the user's file returned as arrays.
+    """Return the result of `load` in the user's file as arrays.
 
     Args:
         value: (x, y).
         name: the learner, for messages.
-        otherwise: what the framework would have taken too.
+        otherwise: other accepted values, for the message.
 
     Raises:
-        DataError: it is not (x, y), or these cannot be used.
+        DataError: the value is not (x, y), or these cannot be used.
     """
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise DataError(f"the data of {name} is {type(value).__name__}, not (x, y){otherwise}")

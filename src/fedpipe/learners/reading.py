@@ -1,4 +1,4 @@
-"""Reads a learner's examples: its shard, its own file, or what `load` of the user's file returns for its own data."""
+"""Read a learner's examples: its shard, its own file, or its own data through `load` of the user's file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def learner_parts(store: Store, plan: Plan, name: str, module: ModuleType) -> di
         module: the user's file, whose `load` may read the data.
 
     Raises:
-        DataError, CorruptError, NotFoundError: why the examples cannot be used.
+        DataError, CorruptError, NotFoundError: the reason why the examples cannot be used.
     """
     if not plan.federation.learner(name).data:
         return dict(get_parts(store, get_shard(store, name, plan.shards[name]).data, name))
@@ -44,7 +44,7 @@ def learner_parts(store: Store, plan: Plan, name: str, module: ModuleType) -> di
 
 
 def own_parts(federation: Federation, name: str, module: ModuleType) -> dict[str, Part]:
-    """Return the parts of a learner's own file, or of what `load` returns for it. Raises DataError."""
+    """Return the parts of a learner's own data, read by fedpipe or by `load`. Raises DataError."""
     own, settings = federation.learner(name).data, federation.data
     load: Callable[[str], Any] | None = getattr(module, "load", None)
     if load is None:
@@ -57,7 +57,7 @@ def own_parts(federation: Federation, name: str, module: ModuleType) -> dict[str
 
 
 def parts_of(loaded: Any, federation: Federation, name: str) -> dict[str, Part]:
-    """Split what a learner brought into parts; a mapping of parts is taken as it is.
+    """Split a learner's own data into parts; a mapping of parts is used as it is.
 
     Args:
         loaded: (x, y), a dataset of the federation's framework, or a mapping of these by part.

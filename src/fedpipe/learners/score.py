@@ -1,4 +1,4 @@
-"""Evaluates the final model: each learner's sums, and what they make together."""
+"""Evaluate the final model: each learner's sums, and the metrics of all together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def score_learner(store: Store, plan: Plan, name: str, digest: str) -> Score:
         digest: of the weights.
 
     Raises:
-        DataError, ModelError, CorruptError: why they cannot be tested.
+        DataError, ModelError, CorruptError: the reason why the weights cannot be tested.
     """
     model = plan_model(store, plan)
     part = learner_parts(store, plan, name, model.module).get("test")
@@ -60,7 +60,7 @@ def fetch_global(store: Store, digest: str) -> Arrays:
 
 
 def _confusion(predict: Predict, part: Part, batch: int) -> Matrix:
-    """Count examples of each class by the class they were taken for; empty when the model is not a classifier."""
+    """Count examples by their class and the predicted class; empty when the model is not a classifier."""
     matrix = np.zeros((0, 0), np.int64)
     for x, y in batches_of(part, batch):
         outputs = predict(x)
@@ -77,7 +77,7 @@ def _confusion(predict: Predict, part: Part, batch: int) -> Matrix:
 
 
 def _classes(values: Array) -> Array | None:
-    """Class numbers from labels, one-hot rows, probabilities or one sigmoid; None when these are no classes."""
+    """Return class numbers from labels, one-hot rows, probabilities or a sigmoid; None for other values."""
     if values.ndim == 2 and values.shape[1] > 1:
         return np.asarray(np.argmax(values, axis=1))
     column = values.reshape(len(values), -1)[:, 0]
@@ -89,7 +89,7 @@ def _classes(values: Array) -> Array | None:
 def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> Evaluation:
     """Evaluate the final model.
 
-    Federated metrics come from the sums of the learners' metric states: first added, then divided.
+    Federated metrics come from the learners' metric states: sums first, then divided.
 
     Args:
         store: the federation's store.
@@ -111,7 +111,7 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
         central=central,
         federated=_federated(model, valid) if valid else None,
         learners={s.learner: Measured(examples=s.examples, metrics=s.metrics) for s in valid},
-        left_out={s.learner: s.why or "the score is of other weights" for s in scores if s not in valid},
+        left_out={s.learner: s.why or "the score belongs to other weights" for s in scores if s not in valid},
         confusion=confusion,
         classes=tuple(str(k) for k in range(len(confusion))),
     )

@@ -1,4 +1,4 @@
-"""Loads a user's Python file by digest and reports its errors with their lines."""
+"""Load a user's Python file by digest, and report its errors with their lines."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from fedpipe.errors import ModelError
 
 
 def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleType:
-    """Imports a user's file whose bytes have this digest.
+    """Import a user's file whose bytes have this digest.
 
     Args:
         code: its bytes.
-        digest: what they must have.
-        name: of the file, for messages.
+        digest: their required digest.
+        name: the file's name, for messages.
 
     Raises:
-        ModelError: the bytes are others, or the file cannot be imported; the message names the line.
+        ModelError: the bytes have another digest, or the file cannot be imported; with the line.
     """
     if f"sha256:{hashlib.sha256(code).hexdigest()}" != digest:
         raise ModelError(f"the model code is not the one that the plan names ({digest})")
     module = types.ModuleType(f"fedpipe_{name.removesuffix('.py')}")
     module.__file__ = name
-    module.__loader__ = _Source(code)  # AutoGraph converts loops by their source, which is no file here
+    module.__loader__ = _Source(code)  # AutoGraph needs the source of loops, which is not in a file
     sys.modules[module.__name__] = module  # Keras looks classes up by their module
     try:
         exec(compile(code, name, "exec"), module.__dict__)  # noqa: S102  (the user's own code, pinned by digest)
@@ -39,7 +39,7 @@ def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleT
 
 
 class _Source(importlib.abc.InspectLoader):
-    """Tells the source of a user's file."""
+    """Provides the source of a user's file."""
 
     def __init__(self, code: bytes) -> None:
         self._text = code.decode(errors="replace")
@@ -49,7 +49,7 @@ class _Source(importlib.abc.InspectLoader):
 
 
 def described(error: BaseException) -> str:
-    """The error in one line, with the line of the user's file in which it arose."""
+    """Return the error in one line, with the line number in the user's file."""
     lines = []
     trace = error.__traceback__
     while trace is not None:
@@ -67,14 +67,14 @@ def described(error: BaseException) -> str:
 
 
 def find_function(module: types.ModuleType, name: str) -> Callable[[], Any]:
-    """The user's function of that name. Raises ModelError."""
+    """Return the user's function of that name. Raises ModelError."""
     function: Callable[[], Any] | None = getattr(module, name, None)
     if not callable(function):
         close = difflib.get_close_matches(name, vars(module), n=1)
         raise ModelError(
             f"there is no function {name!r}",
             where=module.__file__,
-            remedy=f"Did you mean {close[0]!r}?" if close else "Define it; docs/ say what it returns.",
+            remedy=f"Did you mean {close[0]!r}?" if close else "Define it as the documentation describes.",
         )
     return function
 

@@ -1,4 +1,4 @@
-"""A learner's vote on a candidate."""
+"""Vote on a candidate as a learner."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def vote(
     store: Store, plan: Plan, name: str, number: int, base: str, candidate: str, owner: str,
     make_learner: Callable[[], Learner], *, roll: Roll = ANY_ROLL,
 ) -> Ballot | Dropped:  # fmt: skip
-    """A learner's vote on a candidate: measure it, compare with the base, publish the ballot.
+    """Vote on a candidate: measure it, compare it with the base, publish the ballot.
 
-    A ballot that is already cast is not repeated, and the base is measured only when no earlier ballot tells. A
-    learner that cannot vote leaves the reason and is absent; only a failing store or a corrupt base is an error.
+    A ballot that is already cast is not repeated, and the base is measured only when no earlier ballot has its scores.
+    A learner that cannot vote leaves the reason and is absent. Only a failing store or a corrupt base is an error.
 
     Args:
         store: the federation's store.
@@ -43,10 +43,10 @@ def vote(
         candidate: digest of the proposed weights.
         owner: the learner that proposed them; empty for aggregated weights.
         make_learner: makes the learner, with its data, when there is work to do.
-        roll: of the vote's attempt.
+        roll: the roll of the vote's attempt.
     """
     if found := find_vote(store, name, plan.run, number):
-        log.info("round %d: what %s voted is already there", number, name)
+        log.info("round %d: the vote of %s is already cast", number, name)
         return found
     with tempfile.TemporaryDirectory() as folder:
         current = fetched(store, base, Path(folder) / "base")
@@ -70,7 +70,7 @@ def _cast(
         if number:
             fetch_weights(store, candidate, weights.layout_of(current), folder / "candidate", owner, "proposals")
             verdict = learner.test_weights(weights.load(folder / "candidate"))
-    except (CorruptError, NotFoundError) as error:  # else one bad proposal would leave every vote below the quorum
+    except (CorruptError, NotFoundError) as error:  # otherwise one bad proposal would leave every vote below the quorum
         verdict, unfit = Verdict(Scores(), approve=False), error.what[:500]
         log.warning("round %d: %s votes no: %s", number, name, unfit)
     return Ballot(

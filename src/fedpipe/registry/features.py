@@ -32,9 +32,9 @@ def read_features(path: Path, wanted: TensorSpec, spread: Spread | None = None) 
     """Reads features in the shape that a model takes.
 
     Args:
-        path: .npz (`x` and `y`, or its only array), .npy, .csv (a row per example, with or without a header; a column
-            named y or label holds labels), or .png (one example: in grey or in colour as the model takes it, scaled to
-            its size; white becomes the largest value of the training data, black the smallest).
+        path: .npz (`x` and `y`, or its only array), .npy, .csv or .png. A .csv has a row per example, with or without a
+            header; a column named y or label holds labels. A .png is one example, in grey or in colour as the model
+            takes it, scaled to its size. White becomes the largest value of the training data, black the smallest.
         wanted: the model's input.
         spread: spread of the values in training, for pictures.
 

@@ -1,4 +1,4 @@
-"""Epsilon of what happened: privacy events in, one number out, by Google's dp-accounting."""
+"""Compute epsilon for the recorded privacy events, with Google's dp-accounting."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fedpipe.errors import MissingExtraError
 
 
 class TrainingEvent(Struct, frozen=True, kw_only=True):
-    """One private training: what an accountant has to know of it.
+    """One private training, as an accountant sees it.
 
-    `passes` is how often an example can have been seen: once an epoch.
+    `passes` is the number of times that an example can have been seen: once an epoch.
     """
 
     examples: int
@@ -25,7 +25,7 @@ class TrainingEvent(Struct, frozen=True, kw_only=True):
 
     @property
     def effective_noise(self) -> float:
-        """The noise multiplier by the sensitivity.
+        """The noise multiplier, divided by the sensitivity.
 
         A microbatch of several examples is clipped as one: an example that is added or removed can turn its gradient
         around, which doubles the sensitivity.
@@ -38,17 +38,17 @@ class TrainingEvent(Struct, frozen=True, kw_only=True):
 def epsilon(
     events: Sequence[TrainingEvent], *, delta: float, accountant: Literal["rdp", "pld"], sampling: str
 ) -> float:
-    """Epsilon of all these events together, for adding or removing one example.
+    """Return the epsilon of all these events together, for adding or removing one example.
 
     With `poisson`, each step is a Gaussian mechanism on a sample that holds each example with probability
-    batch_size / examples. With `none`, only that an example is in one batch of an epoch counts: one Gaussian
-    mechanism for each pass.
+    batch_size / examples. With `none`, each example is in one batch of an epoch: one Gaussian mechanism for
+    each pass.
 
     Args:
-        events: what happened, in any order.
+        events: the trainings, in any order.
         delta: of the guarantee.
         accountant: Renyi differential privacy, or privacy loss distributions.
-        sampling: what is assumed of the batches.
+        sampling: the assumption about batches, `poisson` or `none`.
 
     Returns:
         Epsilon; infinite when there is no bound, 0 without events.
@@ -57,7 +57,7 @@ def epsilon(
         MissingExtraError: dp-accounting is not installed.
 
     Source: Mironov 2017; Mironov, Talwar and Zhang 2019 (RDP of the sampled Gaussian mechanism); Doroshenko et al. 2022
-    (PLD); the two sampling assumptions as in TensorFlow Privacy's `compute_dp_sgd_privacy_statement`.
+    (PLD). The two sampling assumptions are those of TensorFlow Privacy's `compute_dp_sgd_privacy_statement`.
     """
     if not events:
         return 0.0

@@ -1,4 +1,4 @@
-"""The ballots of a round in the store: cast once, collected by the tally.
+"""Ballots of a round in the store: cast once, collected by the tally.
 
 learners/<name>/runs/<run>/<round>/ballot   how a learner voted, and what it measured
 learners/<name>/runs/<run>/<round>/absent   why a learner did not vote
@@ -17,17 +17,17 @@ from fedpipe.store.objects import find, publish
 
 
 def publish_ballot(store: Store, ballot: Ballot) -> Ballot:
-    """Writes a ballot once and returns the one that counts."""
+    """Write a ballot unless there is one, and return the stored one."""
     return publish(store, keys.ballot(ballot.learner, ballot.run, ballot.round), ballot, limit=MANIFEST)
 
 
 def find_ballot(store: Store, learner: str, run: str, number: int) -> Ballot | None:
-    """A learner's ballot of a round; None when there is none. Raises CorruptError."""
+    """Return a learner's ballot of a round, or None. Raises CorruptError."""
     return find(store, keys.ballot(learner, run, number), Ballot, limit=MANIFEST)
 
 
 def find_vote(store: Store, learner: str, run: str, number: int) -> Ballot | Dropped | None:
-    """What a learner did in a vote that needs no repetition: its ballot, or its absence once the round is committed."""
+    """Return a learner's ballot, or its absence from a committed round; None when it still has to vote."""
     if ballot := find_ballot(store, learner, run, number):
         return ballot
     record = read_record(store, run, number) if number else None
@@ -35,7 +35,7 @@ def find_vote(store: Store, learner: str, run: str, number: int) -> Ballot | Dro
 
 
 def known_scores(store: Store, learner: str, run: str, number: int, base: str) -> Scores | None:
-    """What this learner measured of a round's base when it was proposed: its last ballot tells, if it voted then."""
+    """Return this learner's scores of a round's base, from its last ballot; None when that is of other weights."""
     for earlier in range(number - 1, -1, -1):
         ballot = find_ballot(store, learner, run, earlier)
         if ballot is not None:
@@ -46,7 +46,7 @@ def known_scores(store: Store, learner: str, run: str, number: int, base: str) -
 def collect_ballots(
     store: Store, plan: Plan, *, number: int, base: str, candidate: str, roll: Roll
 ) -> tuple[list[Ballot], list[Dropped]]:
-    """The valid ballots of a round, and the learners without one with the reason, both sorted by name."""
+    """Return the valid ballots of a round, and the learners without one with the reason, both sorted by name."""
     federation, vote = plan.federation, plan.federation.vote
     assert vote is not None
 
@@ -63,7 +63,7 @@ def collect_ballots(
 
 
 def start_scores(store: Store, plan: Plan) -> dict[str, Scores]:
-    """What the learners measured of the run's first weights, before anybody trained; some may be missing."""
+    """Return the learners' scores of the run's first weights; some may be missing."""
     found: dict[str, Scores] = {}
     for learner in plan.federation.learners:
         try:

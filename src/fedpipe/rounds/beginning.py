@@ -1,4 +1,4 @@
-"""How a run begins: its plan, and round 0 with fresh weights or those of HEAD."""
+"""Begin a run: make its plan, and round 0 with fresh weights or those of HEAD."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("fedpipe")
 
 
 def make_plan(run: str, federation: Federation, code: str, shards: Shards) -> Plan:
-    """Return the plan of a run. It names no store, no folder and no shape of steps: it is the same however it runs."""
+    """Return the plan of a run. It does not depend on the store, the folders and the rounds per step."""
     file, _, function = federation.model.partition(":")
     local = msgspec.structs.replace(
         federation,

@@ -1,8 +1,8 @@
-"""A learner's privacy budget: a ledger in the store of what its private trainings have spent, over all runs.
+"""A learner's privacy budget: a ledger in the store of its private trainings, over all runs.
 
     learners/<name>/ledger/<number>     one private training, written once, before its update is released
 
-Entries are numbered without a gap, so that two runs at the same time cannot spend the same budget: the second one
+Entries are numbered without a gap, so that two runs at the same time cannot spend the same budget. The second one
 finds the number taken, reads the ledger again and checks again.
 """
 
@@ -23,7 +23,7 @@ from fedpipe.store.objects import Digest, encode, find
 
 
 def training_event(training: Training, privacy: Privacy, examples: int, steps: int = 0) -> TrainingEvent:
-    """The event of a private training on so many examples; of a whole one unless `steps` says how far it went."""
+    """Return the event of a private training on so many examples; of a complete one unless `steps` are given."""
     size = training.batch_size
     taken = steps or training.local_steps or training.local_epochs * (examples // size)
     return TrainingEvent(
@@ -33,7 +33,7 @@ def training_event(training: Training, privacy: Privacy, examples: int, steps: i
 
 
 class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One private training that may have been released, and what had been spent with it."""
+    """One private training that may have been released, and the budget spent up to and including it."""
 
     format: int = 1
     learner: Name
@@ -45,7 +45,7 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Budget:
-    """What a learner may spend.
+    """Checks and charges a learner's privacy budget.
 
     Args:
         store: the federation's store.
@@ -58,7 +58,7 @@ class Budget:
         self._entries: list[Entry] = []
 
     def entries(self) -> list[Entry]:
-        """The ledger, as far as it goes now. Raises CorruptError: without its ledger a learner does not train."""
+        """Return the entries so far. Raises CorruptError: a learner does not train without its ledger."""
         while True:
             entry = find(self._store, keys.ledger(self._learner, len(self._entries) + 1), Entry, limit=MANIFEST)
             if entry is None:
@@ -66,7 +66,7 @@ class Budget:
             self._entries.append(entry)
 
     def spent(self, *more: TrainingEvent) -> Spent:
-        """What the ledger's trainings, and these, spend together."""
+        """Return the budget that the trainings of the ledger and these spend together."""
         events = [entry.event for entry in self.entries()] + list(more)
         privacy = self._privacy
 
@@ -80,7 +80,7 @@ class Budget:
         )  # fmt: skip
 
     def check(self, planned: TrainingEvent) -> Spent:
-        """What is spent with one more training. Raises BudgetError, with what is spent, when it exceeds the target."""
+        """Return the budget spent with one more training. Raises BudgetError when it exceeds the target."""
         after = self.spent(planned)
         if after.epsilon > self._privacy.target_epsilon:
             before = self.spent()
@@ -93,13 +93,13 @@ class Budget:
         return after
 
     def charge(self, event: TrainingEvent, *, run: str, number: int, weights: str) -> Spent:
-        """Writes down a training that is about to be released, and returns what is spent with it.
+        """Record a training that is about to be released, and return the budget spent with it.
 
         Raises:
             BudgetError: another run has spent the budget in the meantime; the training must not be released.
         """
         while True:
-            spent = self.check(event)  # the number that is taken follows the very entries that were checked
+            spent = self.check(event)  # the new number follows exactly the entries that were checked
             entry = Entry(learner=self._learner, run=run, round=number, weights=weights, event=event, spent=spent)
             if self._store.create(keys.ledger(self._learner, spent.events), encode(entry)):
                 return spent

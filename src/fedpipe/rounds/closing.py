@@ -1,7 +1,8 @@
-"""How a round ends: updates are combined, ballots counted, the record committed.
+"""Close a round: combine its updates, count its ballots, commit its record.
 
-A round of averaging ends in `close_round`, a vote in `close_vote`; the steps `aggregate` and `tally` call them, and so
-does the coordinator of a session. Both may be repeated after a crash at any point, and by two at once.
+A round of averaging ends in `close_round`, a vote in `close_vote`. The steps `aggregate` and `tally` call them, and so
+does the coordinator of a session. Both may be repeated after a crash at any point, and two processes may run them at
+once.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ from fedpipe.store.objects import put_file
 log = logging.getLogger("fedpipe")
 
 Combiner = Callable[[Store, Plan, Record, list[Update], Path], Combined]
-"""Takes the round before, the updates, and a folder where the result's files go. Raises WeightsError."""
+"""Combines updates, given the round before, the updates, and a folder for the result's files. Raises WeightsError."""
 
 
 def close_round(
     store: Store, plan: Plan, number: int, base: str, roll: Roll | None = None, combiner: Combiner | None = None
 ) -> Record:
-    """Aggregates the valid updates of a round and commits the result; when learners vote, it is the candidate.
+    """Aggregate the valid updates of a round and commit the result; when learners vote, it is the candidate.
 
     Args:
         store: the federation's store.
         plan: the run's plan.
         number: the round, from 1.
         base: digest of the weights that the round began with.
-        roll: whom the round asked; by default those that it selects, however long they take.
+        roll: the learners that the round asked; by default those that it selects, however long they take.
         combiner: combines the updates; by default in constant memory.
 
     Raises:
@@ -82,14 +83,14 @@ def close_round(
 
 
 def source_of(plan: Plan, update: Update) -> Source:
-    """An update as the aggregation takes it."""
+    """Return an update as the aggregation takes it."""
     algorithm = plan.federation.algorithm
     weight = update.examples if isinstance(algorithm, Averaging) and algorithm.weighting == "examples" else 1
     return Source(update.learner, update.weights, update.size, weight, places_of(plan)[update.learner])
 
 
 def places_of(plan: Plan) -> dict[str, int]:
-    """Each learner's position among all of the federation, sorted by name."""
+    """Return each learner's position among all of the federation, sorted by name."""
     return _places(tuple(learner.name for learner in plan.federation.learners))
 
 
@@ -106,7 +107,7 @@ def rule_of(plan: Plan) -> Rule:
 
 
 def in_constant_memory(forest: Forest | None = None) -> Combiner:
-    """What streams updates from the store.
+    """Return a combiner that streams updates from the store.
 
     Args:
         forest: updates that were fetched and added up already.
@@ -151,7 +152,7 @@ def _named(algorithm: Averaging) -> str:
 
 
 def _metrics(used: list[Update], combined: Combined) -> dict[str, float]:
-    """The updates' means, and as many of the aggregation's own numbers as a record takes."""
+    """Return the updates' means, and as many of the aggregation's own numbers as a record takes."""
     found = mean_metrics(used)
     measured = {k: v for k, v in combined.measured.items() if k not in found}
     return found | dict(list(measured.items())[: max(0, MOST_METRICS - len(found))])
@@ -164,8 +165,8 @@ def close_vote(store: Store, plan: Plan, previous: Record, proposed: Record, rol
         store: the federation's store.
         plan: the run's plan.
         previous: the record of the round before.
-        proposed: the round as it is when the vote accepts it, with its candidate.
-        roll: whom the vote asked.
+        proposed: the record to commit if the vote accepts it, with its candidate.
+        roll: the learners that the vote asked.
 
     Raises:
         QuorumError: too few learners voted; nothing is committed.
@@ -179,7 +180,7 @@ def close_vote(store: Store, plan: Plan, previous: Record, proposed: Record, rol
 
 
 def proposal_of(store: Store, plan: Plan, previous: Record, roll: Roll) -> Record:
-    """The round with its proposer's update, as it is when the vote accepts it; without a proposal it is rejected."""
+    """Return the record to commit if the vote accepts the proposer's update; without a proposal it is a rejection."""
     number = previous.round + 1
     proposer = proposer_of(plan.federation.proposers, number)
     record = Record(
@@ -232,13 +233,13 @@ def _decided(store: Store, plan: Plan, previous: Record, proposed: Record, roll:
             _adopt(store, proposed.updates[0], weights_of=previous)
     except (CorruptError, NotFoundError) as error:
         refused = Dropped(learner=proposed.proposer, why=error.what[:500])
-        log.warning("round %d: the proposal cannot be taken: %s", number, refused.why)
+        log.warning("round %d: the proposal cannot be adopted: %s", number, refused.why)
         return replace(rejected, dropped=(refused,))
     return record
 
 
 def _adopt(store: Store, update: Update, *, weights_of: Record) -> None:
-    """Makes a learner's proposal a global object, once it is known to be sound: whatever it is, voters only saw it."""
+    """Make a learner's proposal a global object, after checking it: voters only measured it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights"
         fetch_weights(store, update.weights, record_layout(store, weights_of), path, update.learner, "proposals")

@@ -1,4 +1,4 @@
-"""Sums of a round that grow while updates are awaited, so that less is left to do at its closing."""
+"""Add up a round's updates while others are awaited, so that less is left to do at its closing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EarlySums:
     def plant(
         cls, store: Store, plan: Plan, previous: Record, layout: Layout, asked: Collection[str], folder: Path
     ) -> EarlySums | None:
-        """Begin the sums of a round; None when the rule needs single updates, or the model is small.
+        """Begin the sums of a round; return None when the rule needs single updates, or the model is small.
 
         Args:
             store: the federation's store.

@@ -1,4 +1,4 @@
-"""What an evaluation is: sums that can be added over learners, and what is made of them."""
+"""Evaluations: sums that can be added over learners, and the metrics made of them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Matrix = tuple[tuple[int, ...], ...]
 class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A learner's test of a model.
 
-    `states` holds the variables of each Keras metric (a mean's total and count, a curve's bins): they add up over
+    `states` holds the variables of each Keras metric (a mean's total and count, a curve's bins). They add up over
     learners, so that the federated metric is exact even where a mean of means would be wrong. `confusion[i][j]`
-    counts examples of class i taken for class j. `label_shape` is the shape of one label. `why` says why there is
-    nothing.
+    counts examples of class i taken for class j. `label_shape` is the shape of one label. `why` is the reason when
+    nothing was measured.
     """
 
     learner: str
@@ -51,12 +51,12 @@ class Evaluation(Struct, frozen=True, kw_only=True):
 
 
 def find_score(store: Store, learner: str, run: str) -> Score | None:
-    """A learner's score; None when there is none. Raises CorruptError."""
+    """Return a learner's score, or None. Raises CorruptError."""
     return find(store, keys.score(learner, run), Score)
 
 
 def add_matrices(matrices: list[Matrix]) -> Matrix:
-    """The sum of confusion matrices of one size; empty when sizes differ or there is none.
+    """Return the sum of confusion matrices of one size; empty when sizes differ or there are none.
 
     >>> add_matrices([((1, 0), (2, 3)), ((1, 1), (0, 0))])
     ((2, 1), (2, 3))

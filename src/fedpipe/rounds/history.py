@@ -1,14 +1,14 @@
-"""How a round is committed: update manifests, write-once records, HEAD by compare-and-swap.
+"""Commit rounds: update manifests, write-once records, HEAD by compare-and-swap.
 
     HEAD                                        the last committed round
-    runs/<run>/<round>/record                   what was committed; never written twice
-    runs/<run>/<round>/candidate                what was aggregated, when learners vote on it
-    learners/<name>/runs/<run>/<round>/update   who made what from which base
+    runs/<run>/<round>/record                   the committed round; never written twice
+    runs/<run>/<round>/candidate                the aggregate, when learners vote on it
+    learners/<name>/runs/<run>/<round>/update   a learner's update: its base and its weights
     learners/<name>/runs/<run>/<round>/dropped  why a learner did not take part
 
-Accepted records form one chain by `previous`; a rejected one hangs on it and moves nothing. All bytes are canonical
-and hold no clock and no chance, so that a replay of a round, by a retry or by a second engine, writes the same bytes
-and finds its work done.
+Accepted records form one chain by `previous`; a rejected one is attached to it and moves nothing. All bytes are
+canonical and contain no times and no random numbers. So a replay of a round, by a retry or by a second engine, writes
+the same bytes and finds its work done.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HEAD_TRIES = 50
 
 
 def read_head(store: Store) -> tuple[Head, str] | None:
-    """HEAD and its version token; None before the first commit. Raises CorruptError."""
+    """Return HEAD and its version token; None before the first commit. Raises CorruptError."""
     try:
         blob = store.read(keys.HEAD)
     except NotFoundError:
@@ -37,7 +37,7 @@ def read_head(store: Store) -> tuple[Head, str] | None:
 
 
 def read_record(store: Store, run: str, number: int) -> Record | None:
-    """The record of a round; None when the round is not committed. Raises CorruptError."""
+    """Return the record of a round; None when the round is not committed. Raises CorruptError."""
     key = keys.record(run, number)
     record = find(store, key, Record)
     if record is not None and (record.run, record.round) != (run, number):
@@ -46,13 +46,13 @@ def read_record(store: Store, run: str, number: int) -> Record | None:
 
 
 def commit(store: Store, record: Record) -> Record:
-    """Commits a round exactly once and returns what was committed.
+    """Commit a round exactly once and return the committed record.
 
     The record is created; when another engine was first, its record counts. Then HEAD moves from the record's
-    `previous` to it, unless the round was rejected. Both acts may be repeated after a crash at any point.
+    `previous` to it, unless the round was rejected. Both writes may be repeated after a crash at any point.
 
     Raises:
-        ConflictError: HEAD went on along another line.
+        ConflictError: HEAD has moved along another chain.
     """
     if not store.create(keys.record(record.run, record.round), encode(record)):
         found = read_record(store, record.run, record.round)
@@ -64,7 +64,7 @@ def commit(store: Store, record: Record) -> Record:
 
 
 def _advance(store: Store, record: Record) -> None:
-    """Moves HEAD to an accepted record; a rejected one only has to hang on HEAD's chain."""
+    """Move HEAD to an accepted record; a rejected one only has to be attached to HEAD's chain."""
     head = Head(run=record.run, round=record.round, record=record.ref.record, weights=record.weights)
     for _ in range(_HEAD_TRIES):
         current = read_head(store)
@@ -83,13 +83,13 @@ def _advance(store: Store, record: Record) -> None:
                 f"HEAD is at round {current[0].round} of run {current[0].run!r}, which does not follow from round "
                 f"{record.round} of run {record.run!r}",
                 where=f"{store.uri}/{keys.HEAD}",
-                remedy="Two runs of one federation went on at the same time; start this one anew under another name.",
+                remedy="Two runs of one federation ran at the same time. Start this one again under another name.",
             )
     raise ConflictError("HEAD moved at every try", where=f"{store.uri}/{keys.HEAD}")
 
 
 def precedes(store: Store, earlier: Ref, later: Ref) -> bool:
-    """True when the chain that ends in `later` holds `earlier`."""
+    """Return whether the chain that ends in `later` holds `earlier`."""
     cursor: Ref | None = later
     while cursor is not None:
         if cursor == earlier:
@@ -104,7 +104,7 @@ def precedes(store: Store, earlier: Ref, later: Ref) -> bool:
 
 
 def history(store: Store, run: str) -> list[Record]:
-    """The committed records of a run, from round 0 on. Raises CorruptError when the chain is broken."""
+    """Return the committed records of a run, from round 0 on. Raises CorruptError when the chain is broken."""
     records: list[Record] = []
     while (record := read_record(store, run, len(records))) is not None:
         if records and record.previous != records[-1].parent:
@@ -114,12 +114,12 @@ def history(store: Store, run: str) -> list[Record]:
 
 
 def propose_candidate(store: Store, record: Record) -> Record:
-    """Writes down what becomes the round's record if the learners accept it; returns the one that counts."""
+    """Write the record that the round gets if the learners accept it; return the stored one, the first."""
     return publish(store, keys.candidate(record.run, record.round), record)
 
 
 def read_candidate(store: Store, run: str, number: int) -> Record | None:
-    """What the learners vote on in a round of averaging; None when nothing is aggregated yet. Raises CorruptError."""
+    """Return the candidate of a round of averaging; None when nothing is aggregated yet. Raises CorruptError."""
     return find(store, keys.candidate(run, number), Record)
 
 
@@ -129,15 +129,15 @@ def is_aggregated(store: Store, run: str, number: int) -> bool:
 
 
 def begun_from(store: Store, run: str, number: int, base: str) -> Record:
-    """The record on which a round builds. Raises RoundError when the round before ended with other weights."""
+    """Return the record on which a round builds. Raises RoundError when the round before ended with other weights."""
     previous = read_record(store, run, number - 1)
     if previous is None or previous.weights != base:
-        raise RoundError(f"round {number} cannot begin with {base}: it is not what round {number - 1} ended with")
+        raise RoundError(f"round {number} cannot begin with {base}: round {number - 1} ended with other weights")
     return previous
 
 
 def record_layout(store: Store, record: Record) -> Layout:
-    """The layout of a record's weights, read from their first bytes. Raises CorruptError when it is not the run's."""
+    """Read the layout of a record's weights from their first bytes. Raises CorruptError when it is not the run's."""
     key = keys.content(record.weights)
     size = store.size(key)
     if size is None:

@@ -1,7 +1,7 @@
-"""The small JSON objects that say what happened in a round: who made what from which base, who voted how.
+"""Small JSON objects that document a round: updates with their base, ballots, and the committed record.
 
-All bytes are canonical and hold no clock and no chance, so that a replay of a round writes the same bytes. Only a
-signature tells its time; an update is written once, so it is in the record as it was signed first.
+All bytes are canonical and contain no times and no random numbers, so that a replay of a round writes the same bytes.
+Only a signature has a time; an update is written once, so the record has it as it was first signed.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class Tested(Manifest, frozen=True, kw_only=True):
 
 
 class Scores(Manifest, frozen=True, kw_only=True):
-    """What a model shows on a learner's vote part and test part; None for a part that is empty or was not used."""
+    """A model's results on a learner's vote part and test part; None for a part that is empty or was not used."""
 
     vote: Tested | None = None
     test: Tested | None = None
 
 
 class Spent(Manifest, frozen=True, kw_only=True):
-    """What a learner's private training has spent so far, over all runs, at its delta.
+    """The budget that a learner's private trainings have spent so far, over all runs, at its delta.
 
-    `epsilon_poisson` takes batches as drawn by Poisson sampling; `epsilon_unamplified` only that an example is seen
-    once an epoch. None: no finite bound.
+    `epsilon_poisson` assumes batches drawn by Poisson sampling; `epsilon_unamplified` only assumes that an example is
+    seen once an epoch. None: no finite bound.
     """
 
     events: Count
@@ -62,7 +62,7 @@ class Spent(Manifest, frozen=True, kw_only=True):
 
 
 class Update(Manifest, frozen=True, kw_only=True):
-    """What a learner offers to a round."""
+    """A learner's contribution to a round."""
 
     format: int = 1
     federation: Name
@@ -81,7 +81,7 @@ class Update(Manifest, frozen=True, kw_only=True):
 
 
 class Dropped(Manifest, frozen=True, kw_only=True):
-    """A learner that did not take part in a round, and why; for a spent privacy budget also what it has spent."""
+    """A learner that did not take part in a round, and the reason: for a spent privacy budget, also its numbers."""
 
     learner: str
     why: str
@@ -92,8 +92,8 @@ class Dropped(Manifest, frozen=True, kw_only=True):
 class Ballot(Manifest, frozen=True, kw_only=True):
     """A learner's vote on a candidate: a yes only when the candidate is strictly better than the base.
 
-    In round 0 the candidate is the base: its scores are recorded before anybody trains. `why` says why a candidate
-    could not be measured, which is a no.
+    In round 0 the candidate is the base: its scores are recorded before anybody trains. A candidate that cannot be
+    measured is a no, with the reason in `why`.
     """
 
     format: int = 1
@@ -110,7 +110,7 @@ class Ballot(Manifest, frozen=True, kw_only=True):
 
 
 class Outcome(Manifest, frozen=True, kw_only=True):
-    """How a vote ended: approvals among the voters that count."""
+    """The outcome of a vote: approvals among the voters that count."""
 
     approvals: Count
     voters: Count
@@ -118,7 +118,7 @@ class Outcome(Manifest, frozen=True, kw_only=True):
 
 
 class Ref(Manifest, frozen=True, kw_only=True):
-    """A committed record: where it is and what its bytes are."""
+    """A reference to a committed record: its round, and the digest of its bytes."""
 
     run: Name
     round: Count
@@ -126,10 +126,10 @@ class Ref(Manifest, frozen=True, kw_only=True):
 
 
 class Record(Manifest, frozen=True, kw_only=True):
-    """A committed round: the chain's link.
+    """A committed round: a link of the chain.
 
-    A round that was voted down is recorded and `accepted` is false: it keeps its base as weights, HEAD stays, and the
-    next record's `previous` is that of this one. `candidate` is what was voted on; None when nobody proposed.
+    For a round that was voted down, `accepted` is false and the weights are its base. HEAD stays, and the next record's
+    `previous` is that of this one. `candidate` is the weights that were voted on; None when nobody proposed.
     `layout` is the digest of the weights' header, which pins names, dtypes and shapes for the whole run; `state` is
     the server optimizer's.
     """
@@ -156,19 +156,19 @@ class Record(Manifest, frozen=True, kw_only=True):
     outcome: Outcome | None = None
 
     def spent_by(self, learner: str) -> Spent | None:
-        """What a learner's private training had spent by this round; None when that is not known here."""
+        """Return the budget that a learner had spent by this round; None when the round does not record it."""
         offered = [update.spent for update in self.updates if update.learner == learner]
         refused = [dropped.spent for dropped in self.dropped if dropped.learner == learner]
         return next((spent for spent in (*offered, *refused) if spent), None)
 
     @property
     def parent(self) -> Ref | None:
-        """What the next record names as `previous`: the last accepted round, where HEAD is."""
+        """The reference for the next record's `previous`: the last accepted round, where HEAD is."""
         return self.ref if self.accepted else self.previous
 
     @property
     def ref(self) -> Ref:
-        """This record as the next one names it."""
+        """The reference to this record."""
         return Ref(run=self.run, round=self.round, record=digest_of(encode(self)))
 
 

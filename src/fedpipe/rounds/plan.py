@@ -17,7 +17,7 @@ from fedpipe.store.objects import Digest, decode, digest_of, encode, get_bytes, 
 
 
 class RunPlace(Struct, frozen=True, kw_only=True):
-    """Where a run is: what every step needs to find the rest."""
+    """The place of a run: all that a step needs to find the rest."""
 
     store: str
     federation: Name
@@ -25,7 +25,7 @@ class RunPlace(Struct, frozen=True, kw_only=True):
     plan: str = ""
 
     def open(self) -> Store:
-        """The federation's part of the store."""
+        """Return the federation's part of the store."""
         return open_store(self.store).below(self.federation)
 
 
@@ -42,13 +42,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_seconds: float = 0.0
 
     def applied(self, federation: Federation) -> Federation:
-        """The federation with these settings. Raises InputError for one that is out of range."""
+        """Return the federation with these settings. Raises InputError for one that is out of range."""
         for name in self.__struct_fields__:
             if getattr(self, name) < 0:
                 raise InputError(f"{getattr(self, name)} is negative", where=f"parameter {name}")
         if self.min_learners > len(federation.learners):
             raise InputError(
-                f"{self.min_learners} is more than the {len(federation.learners)} learners",
+                f"the quorum of {self.min_learners} exceeds the {len(federation.learners)} learners",
                 where="parameter min_learners",
                 remedy="Lower it.",
             )
@@ -77,7 +77,7 @@ class Shards(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a run does; its digest is in every record of the run."""
+    """The whole definition of a run; its digest is in every record of the run."""
 
     format: int = 1
     run: Name
@@ -88,7 +88,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     test: Digest | None = None
 
     def put(self, store: Store) -> str:
-        """Writes the plan and returns its digest."""
+        """Write the plan and return its digest."""
         return put_bytes(store, encode(self))
 
     @property
@@ -98,12 +98,12 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def read_plan(store: Store, digest: str) -> Plan:
-    """The plan of that digest. Raises CorruptError and StoreError."""
+    """Return the plan with this digest. Raises CorruptError and StoreError."""
     return decode(get_bytes(store, digest), Plan, where=f"plan {digest}")
 
 
 def differences(old: Plan, new: Plan) -> list[str]:
-    """What changed between two plans: `training.rounds: 5 -> 6`, sorted by path."""
+    """Return the differences between two plans, such as `training.rounds: 5 -> 6`, sorted by path."""
     before, after = _flat(msgspec.to_builtins(old)), _flat(msgspec.to_builtins(new))
     return [
         f"{path}: {before.get(path, 'absent')} -> {after.get(path, 'absent')}"

@@ -1,4 +1,4 @@
-"""The roll of a round: who was asked, who is excused, and whether enough took part."""
+"""The roll of a round: the learners asked, those excused, and whether enough took part."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MANIFEST = 2**16
 
 
 def drop(store: Store, run: str, number: int, dropped: Dropped, *, name: str = "dropped") -> None:
-    """Leaves the reason why a learner does not take part (`dropped`) or does not vote (`absent`)."""
+    """Write down why a learner does not take part (`dropped`) or does not vote (`absent`)."""
     manifest = msgspec.structs.replace(dropped, why=dropped.why[:500])
     store.replace(keys.answer(dropped.learner, run, number, name), encode(manifest))
 
 
 def find_dropped(store: Store, learner: str, run: str, number: int, *, name: str = "dropped") -> Dropped | None:
-    """The reason that a learner left, cleaned; None when it left none that can be read."""
+    """Return the reason that a learner left, cleaned; None when there is none that can be read."""
     try:
         found = find(store, keys.answer(learner, run, number, name), Dropped, limit=MANIFEST)
     except (CorruptError, TooLargeError):
@@ -40,15 +40,15 @@ def find_dropped(store: Store, learner: str, run: str, number: int, *, name: str
 
 
 def cleaned(text: str) -> str:
-    """Text that a learner had a hand in, short and without control characters."""
+    """Return text that may come from a learner, shortened and without control characters."""
     return "".join(c if c.isprintable() else " " for c in text[:500])
 
 
 class Roll(NamedTuple):
-    """Whom a round asks, as its coordinator knows them.
+    """The learners that a round asks.
 
-    `asked` are those whose part counts; `excused` says of others, or of some of them, why theirs does not: they are
-    late, away or not needed. `attempt` counts how often the phase was opened.
+    The answers of `asked` count, except those of learners in `excused`, which has the reason: late, away or not needed.
+    `excused` may also name learners that were not asked. `attempt` counts how often the phase was opened.
     """
 
     asked: tuple[str, ...]
@@ -56,26 +56,26 @@ class Roll(NamedTuple):
     attempt: int = 1
 
     def note(self, name: str) -> str:
-        """Where a learner leaves why it takes no part in this attempt: under a `name` of its own from the second on."""
+        """Return the name of a learner's note in this attempt; from the second on, it ends with the attempt."""
         return keys.note(name, self.attempt)
 
 
 ANY_ROLL = Roll(())
-"""Where nobody was asked by name: the steps of a pipeline."""
+"""The roll when no learner was asked by name: in a pipeline of single steps."""
 
 
 def gather(
     store: Store, run: str, number: int, roll: Roll, read: Callable[[str], T | None], *, name: str, otherwise: str,
 ) -> tuple[list[T], list[Dropped]]:  # fmt: skip
-    """What the learners left for a round, and those without it with the reason, both sorted by name.
+    """Return the learners' answers in a round, and the learners without one with the reason, both sorted by name.
 
     Args:
         store: the federation's store.
         run: the run's name.
         number: the round.
-        roll: whose part is wanted.
-        read: a learner's part, checked; None when there is none. May raise DroppedError, CorruptError, TooLargeError.
-        name: where a learner without it leaves its reason: `dropped` or `absent`.
+        roll: the learners whose answers count.
+        read: returns a learner's answer, checked, or None. May raise DroppedError, CorruptError, TooLargeError.
+        name: the note with the reason of a learner without an answer: `dropped` or `absent`.
         otherwise: the reason of one that left none.
     """
     found: list[T] = []
@@ -98,12 +98,12 @@ def gather(
 
 
 def check_quorum(number: int, taking_part: int, dropped: list[Dropped], minimum: int) -> None:
-    """Raises QuorumError, naming who is missing and why, when fewer than `minimum` learners take part."""
+    """Raise QuorumError, with the missing learners and their reasons, when fewer than `minimum` take part."""
     if taking_part >= minimum:
         return
     missing = "; ".join(f"{d.learner}: {d.why}" for d in dropped) or "nobody was dropped"
     raise QuorumError(
         f"round {number}: {taking_part} of {taking_part + len(dropped)} learners took part, the quorum is {minimum} "
         f"({missing})",
-        remedy="HEAD stays at the last good round. Mend the learners, or lower quorum.min_learners.",
+        remedy="HEAD stays at the last good round. Repair the learners, or lower quorum.min_learners.",
     )

@@ -1,4 +1,4 @@
-"""Which learners a round asks, and which took part."""
+"""Select the learners that a round asks, and find those that took part."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fedpipe.federation.federation import Federation
 from fedpipe.rounds.manifests import Record
 
 SIMULATED = "simulation"
-"""What the rule of a simulated round's record begins with."""
+"""Prefix of the rule in a simulated round's record."""
 
 
 def select(federation: Federation, number: int, attempt: int = 1, away: Collection[str] = ()) -> tuple[str, ...]:
-    """The learners that a round asks, sorted by name.
+    """Return the learners that a round asks, sorted by name.
 
-    Without `quorum.learners_per_round` all of them. Else so many times `over_selection`, in an order that is drawn anew
-    for each round; each further attempt asks twice as many, the first ones among them. Those who are away are not
-    asked, unless the quorum cannot be had without them.
+    Without `quorum.learners_per_round` these are all. Otherwise their number is `learners_per_round` times
+    `over_selection`, in an order that is redrawn for each round. Each further attempt asks twice as many, including the
+    first ones. Learners that are away are not asked, unless the quorum needs them.
 
     Args:
         federation: with seed and quorum.
@@ -45,18 +45,18 @@ def select(federation: Federation, number: int, attempt: int = 1, away: Collecti
 
 
 def trainers(federation: Federation) -> Federation:
-    """The federation of a simulation: without the learners that are held out."""
+    """Return the federation without the learners that a simulation holds out."""
     left = tuple(learner for learner in federation.learners if learner.name not in federation.simulation.held_out)
     return replace(federation, learners=left)
 
 
 def took_part(federation: Federation, record: Record) -> tuple[str, ...]:
-    """The learners that a round is made of; clients of a simulated one leave no updates, and are drawn again."""
+    """Return the learners of a committed round; clients of a simulated one leave no updates, so they are redrawn."""
     if record.rule.startswith(SIMULATED):
         return select(trainers(federation), record.round)
     return tuple(update.learner for update in record.updates)
 
 
 def enough(federation: Federation, asked: Collection[str]) -> int:
-    """Updates with which a round need not wait for more."""
+    """Return the number of updates that end a round's wait."""
     return federation.quorum.learners_per_round or len(asked)

@@ -1,4 +1,4 @@
-"""When a run stops early: the metric that is monitored and whether it has stalled."""
+"""Stop a run early: read the monitored metric, and decide whether it has stalled."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fedpipe.rounds.updates import mean_tested
 
 
 def monitored(records: Sequence[Record], metric: str) -> list[float]:
-    """The values of a metric that these records tell, in their order.
+    """Return the values of a metric in these records, in their order.
 
-    `loss` and compiled metrics are of a round's training. `test_...` are of the shared model, on the learners' test
-    parts: in averaging of the model with which a round begins, in a vote of the one with which it ends.
+    `loss` and compiled metrics come from a round's trainings. Metrics with `test_` are those of the shared model on the
+    learners' test parts. In averaging, this is the model at the start of the round; in a vote, the model at its end.
     """
     found = [_value(record, metric) for record in records if record.round]
     return [value for value in found if value is not None]
@@ -22,7 +22,7 @@ def monitored(records: Sequence[Record], metric: str) -> list[float]:
 
 def _value(record: Record, metric: str) -> float | None:
     name = metric.removeprefix("test_")
-    if name == metric or metric in record.metrics:  # a simulated round tells its tests itself
+    if name == metric or metric in record.metrics:  # a simulated round records its tests itself
         return record.metrics.get(metric)
     tests: list[Tested | None] = [update.tested for update in record.updates]
     if record.ballots:
@@ -31,7 +31,7 @@ def _value(record: Record, metric: str) -> float | None:
 
 
 def stalled(values: Sequence[float], stopping: EarlyStopping) -> bool:
-    """Whether the last `patience` values brought no improvement by more than `min_delta`.
+    """Return whether the last `patience` values brought no improvement by more than `min_delta`.
 
     >>> stalled([3.0, 2.0, 2.0, 2.1], EarlyStopping(patience=2)), stalled([3.0, 2.0, 2.0], EarlyStopping(patience=2))
     (True, False)

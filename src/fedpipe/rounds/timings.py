@@ -1,4 +1,4 @@
-"""How long steps took: kept beside the records, never in them, so that records hold no clock."""
+"""Durations of steps: stored next to the records, never in them, so that records contain no times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LIMIT = 2**16
 
 
 class Timing(Struct, frozen=True, kw_only=True):
-    """When a step began (seconds since 1970) and how many seconds it took."""
+    """The start of a step (seconds since 1970), and its duration in seconds."""
 
     step: str
     learner: str = ""
@@ -24,12 +24,12 @@ class Timing(Struct, frozen=True, kw_only=True):
 
 
 def note(store: Store, run: str, timing: Timing) -> None:
-    """Keeps a timing; the first counts, for a repeated step that finds its work done says nothing about the work."""
+    """Write a timing unless there is one: a repeated step that finds its work done did not do the work."""
     store.create(keys.timing(run, timing.round, timing.step, timing.learner), encode(timing))
 
 
 def find_timing(store: Store, run: str, number: int, step: str, learner: str = "") -> Timing | None:
-    """A step's timing; None when there is none that can be read."""
+    """Return a step's timing; None when there is none that can be read."""
     try:
         return find(store, keys.timing(run, number, step, learner), Timing, limit=_LIMIT)
     except (CorruptError, TooLargeError):
@@ -37,7 +37,7 @@ def find_timing(store: Store, run: str, number: int, step: str, learner: str = "
 
 
 def read_timings(store: Store, run: str, learners: tuple[str, ...]) -> Iterator[Timing]:
-    """All timings of a run; what is not one is left out."""
+    """Yield all timings of a run; malformed ones are left out."""
     for learner in ("", *learners):
         for key in store.keys(keys.run_folder(run, learner)):
             if keys.is_timing(key):

@@ -27,18 +27,18 @@ from fedpipe.weights import Layout, check_finite, fetch_from, read_layout, strea
 def fetch_weights(
     store: Store, digest: str, layout: Layout, path: Path, owner: str = "", kind: keys.Kind = "objects"
 ) -> None:
-    """Writes weights of somebody else to a file, once their size is the model's, and checks them tensor by tensor.
+    """Fetch another party's weights to a file, if their size is the model's, and check them tensor by tensor.
 
     Args:
         store: the federation's store.
         digest: of the weights.
         layout: of the model.
-        path: where they go.
+        path: of the file.
         owner: the learner that made them; empty for aggregated weights.
-        kind: where that learner keeps them.
+        kind: the folder in which that learner keeps them.
 
     Raises:
-        WeightsError: they cannot be the model's, or are not finite.
+        WeightsError: they do not fit the model, or are not finite.
         CorruptError: the bytes have another digest.
         NotFoundError: they are missing.
     """
@@ -57,20 +57,20 @@ def fetch_weights(
 
 
 def publish_update(store: Store, update: Update) -> Update:
-    """Writes an update's manifest once and returns the one that counts."""
+    """Write an update's manifest unless there is one, and return the stored one."""
     return publish(store, keys.update(update.learner, update.run, update.round), update, limit=MANIFEST)
 
 
 def find_update(store: Store, learner: str, run: str, number: int) -> Update | None:
-    """A learner's manifest for a round; None when there is none. Raises CorruptError."""
+    """Return a learner's manifest for a round, or None. Raises CorruptError."""
     return find(store, keys.update(learner, run, number), Update, limit=MANIFEST)
 
 
 def find_part(store: Store, learner: str, run: str, number: int) -> Update | Dropped | None:
-    """What a learner did in a round that needs no repetition: its update, or its absence once the round is committed.
+    """Return a learner's update, or its absence from a committed round; None when it still has to train.
 
-    A learner that was dropped from a committed round must not train for it again: nobody would take the result, and a
-    private one would pay for it.
+    A learner that was dropped from a committed round must not train for it again. The result would not be used, but a
+    private training would spend budget.
     """
     if update := find_update(store, learner, run, number):
         return update
@@ -79,7 +79,7 @@ def find_part(store: Store, learner: str, run: str, number: int) -> Update | Dro
 
 
 def check_update(update: Update, *, federation: str, run: str, number: int, learner: str, base: str) -> None:
-    """Checks that a manifest is of this round and says nothing impossible.
+    """Check that a manifest belongs to this round and that its numbers are finite.
 
     Raises:
         DroppedError: the reason why the learner is dropped.
@@ -96,7 +96,7 @@ def check_update(update: Update, *, federation: str, run: str, number: int, lear
 def collect(
     store: Store, *, federation: str, run: str, number: int, base: str, roll: Roll
 ) -> tuple[list[Update], list[Dropped]]:
-    """The valid updates of a round and the learners without one, both sorted by name."""
+    """Return the valid updates of a round and the learners without one, both sorted by name."""
 
     enrolled = read_enrolled(store)
 
@@ -111,15 +111,15 @@ def collect(
 
 
 def mean_metrics(updates: list[Update]) -> dict[str, float]:
-    """Means of the updates' metrics, weighted by examples: sums first, then divided.
+    """Return the means of the updates' metrics, weighted by examples: sums first, then divided.
 
-    Only metrics that all have that tell any: a learner that trains privately tells none.
+    Private trainings report no metrics. Of the other updates, only metrics that all of them have count.
     """
     return _mean_of([u for u in updates if u.metrics])
 
 
 def mean_tested(tests: Iterable[Tested | None]) -> dict[str, float]:
-    """Means of what was tested, weighted by examples; only metrics that all have."""
+    """Return the means of test results, weighted by examples; only metrics that all of them have."""
     return _mean_of([test for test in tests if test])
 
 
@@ -141,7 +141,7 @@ def signed(update: Update, private: str, clock: Callable[[], float] = time.time)
 
 
 def check_signed(update: Update, enrolled: Enrolled) -> None:
-    """Check who signed an update; a learner that was never enrolled need not sign.
+    """Check the signature of an update; a learner that was never enrolled need not sign.
 
     Raises:
         DroppedError: the reason why it is refused.

@@ -1,7 +1,7 @@
-"""Who proposes, what a ballot is, and when a proposal is accepted: pure functions over frozen data.
+"""Voting as pure functions: choose the proposer, check ballots, count them.
 
-The rules are those of Fetch.ai's colearn, whose rule changed: up to its version 0.2.7 all n learners vote (`all_vote`),
-from 0.2.8 on the proposer's ballot is void (`others_vote`).
+The rules are those of Fetch.ai's colearn. Up to its version 0.2.7 all n learners vote (`all_vote`); from 0.2.8 on, the
+proposer's ballot is void (`others_vote`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fedpipe.rounds.manifests import Ballot, Outcome, Scores, Tested
 
 
 def proposer_of(order: Sequence[str], number: int) -> str:
-    """Who proposes in a round, from 1 on: round robin. Empty when nobody does, as in averaging.
+    """Return the proposer of a round, from 1 on, in turn; empty when nobody proposes, as in averaging.
 
     A proposer that is dropped has had its turn: the next round is the next learner's.
 
@@ -26,17 +26,17 @@ def proposer_of(order: Sequence[str], number: int) -> str:
 
 
 def electorate(vote: Vote, learners: Sequence[str], proposer: str = "") -> tuple[str, ...]:
-    """Whose ballots count: all n learners, or the n - 1 that did not propose."""
+    """Return the learners whose ballots count: all n, or the n - 1 that did not propose."""
     return tuple(name for name in learners if vote.rule == "all_vote" or name != proposer)
 
 
 def score_of(vote: Vote, tested: Tested | None) -> float | None:
-    """The criterion; None when it was not measured or was not finite."""
+    """Return the criterion; None when it was not measured or was not finite."""
     return None if tested is None else tested.metrics.get(vote.criterion)
 
 
 def approves(vote: Vote, current: Scores, proposed: Scores) -> bool:
-    """A yes only when the proposed vote score is strictly better; a score that is not finite is worse than any.
+    """Return whether the proposed vote score is strictly better; a score that is not finite is worse than any other.
 
     >>> low, high = (Scores(vote=Tested(examples=9, metrics={"loss": x})) for x in (0.5, 0.7))
     >>> approves(Vote(), high, low), approves(Vote(), low, high), approves(Vote(), low, low)
@@ -49,7 +49,7 @@ def approves(vote: Vote, current: Scores, proposed: Scores) -> bool:
 
 
 def bar(vote: Vote, voters: int) -> Fraction:
-    """Approvals that are needed: voters x threshold, exact in the decimals of the federation file.
+    """Return the required approvals: voters x threshold, exact in the decimals of the federation file.
 
     >>> bar(Vote(threshold=0.5), 5), bar(Vote(threshold=0.55), 100)
     (Fraction(5, 2), Fraction(55, 1))
@@ -58,16 +58,16 @@ def bar(vote: Vote, voters: int) -> Fraction:
 
 
 def tally(vote: Vote, learners: Sequence[str], ballots: Sequence[Ballot], proposer: str = "") -> Outcome:
-    """Counts the ballots: accepted when approvals >= voters x threshold.
+    """Count the ballots: accepted when approvals >= voters x threshold.
 
-    Absent voters stay in n and so count as a no (`against`), or are left out of n (`left_out`); when that leaves
-    nobody, n is the whole electorate again: a model that nobody looked at is accepted by the threshold 0 alone.
+    Absent voters stay in n and so count as a no (`against`), or are left out of n (`left_out`). When that leaves
+    nobody, n is the whole electorate again: a model that nobody measured is accepted only at the threshold 0.
 
     Args:
         vote: the rule.
         learners: all n.
-        ballots: those that were cast, at most one a learner.
-        proposer: whose ballot is void under `others_vote`; empty for an aggregated model.
+        ballots: the ballots cast, at most one for each learner.
+        proposer: the learner that proposed, whose ballot is void under `others_vote`; empty for an aggregate.
     """
     voters = electorate(vote, learners, proposer)
     cast = [ballot for ballot in ballots if ballot.learner in voters]
@@ -79,10 +79,10 @@ def tally(vote: Vote, learners: Sequence[str], ballots: Sequence[Ballot], propos
 def check_ballot(
     ballot: Ballot, *, vote: Vote, federation: str, run: str, number: int, learner: str, base: str, candidate: str
 ) -> None:
-    """Checks that a ballot is of this vote and follows from its own scores.
+    """Check that a ballot belongs to this vote and follows from its own scores.
 
     Raises:
-        DroppedError: why it does not count.
+        DroppedError: the reason why the ballot does not count.
     """
     expected = {
         "federation": federation, "run": run, "round": number, "learner": learner, "base": base, "candidate": candidate,

@@ -1,6 +1,6 @@
-"""A learner's part of a session: look at the board, do what it asks, leave a sign, until the session has ended.
+"""A learner's part of a session: read the board, answer it, leave a sign, until the session has ended.
 
-As the coordinator, it is a generator that yields how many seconds to wait.
+Like the coordinator, it is a generator that yields how many seconds to wait.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from fedpipe.store import Store, keys
 log = logging.getLogger("fedpipe")
 
 Answer = Callable[[Board], Generator[float, None, bool]]
-"""Does what the board asks of this learner, and says whether it took part; may yield seconds to wait."""
+"""Answers the board's request, and returns whether the learner took part; may yield seconds to wait."""
 
 
 class Attendance:
-    """One learner in one session.
+    """Attends one session as one learner.
 
     Args:
         store: the federation's store.
         plan: the run's plan.
         learner: the learner's name.
-        session: what tells this session from an earlier one of the run.
-        last: its last round; 0: the plan's.
-        answers: by the name of a phase: does what the board asks.
-        clock: seconds, of this process alone.
+        session: distinguishes this session from earlier ones of the run.
+        last: the session's last round; 0: the plan's.
+        answers: an answer for each phase, by its name.
+        clock: seconds of this process; no other clock is compared with them.
         random: of the jitter between looks.
     """
 
@@ -49,16 +49,16 @@ class Attendance:
         self._took_part: Counter[str] = Counter()
 
     def run(self) -> Generator[float, None, Counter[str]]:
-        """Attend until the session has ended; yields seconds to wait.
+        """Attend until the session has ended; yield seconds to wait.
 
         Returns:
             How often the learner took part in each phase.
 
         Raises:
-            RoundError: nobody moves the board any more.
+            RoundError: the board has not moved for too long.
             StoreError: the store failed for good.
         """
-        heard = self._clock()  # when the board moved last
+        moved_at = self._clock()  # the last move of the board
         while True:
             try:
                 if self._signed is None:
@@ -66,30 +66,30 @@ class Attendance:
                 moved = poll_board(self._store, self._plan.run, self._version)
                 if moved is not None:
                     board, self._version = moved
-                    heard = self._clock()
+                    moved_at = self._clock()
                     if self._is_over(board):
                         return self._took_part
                     yield from self._attended(board)
-                    heard = self._clock()
+                    moved_at = self._clock()
                     continue
             except StoreUnavailableError as error:
-                if self._clock() - heard > patience_of(self._plan.federation):
+                if self._clock() - moved_at > patience_of(self._plan.federation):
                     raise
                 log.warning("the store does not answer; trying again: %s", error)
                 yield 1.0
-                self._version = ""  # what was asked may not have been done
+                self._version = ""  # the last request may be unanswered
                 continue
-            silent = self._clock() - heard
+            silent = self._clock() - moved_at
             if silent > patience_of(self._plan.federation):
                 raise RoundError(
-                    f"the coordinator has said nothing for {silent:.0f} s",
+                    f"the coordinator has been silent for {silent:.0f} s",
                     where=f"{self._store.uri}/{keys.board(self._plan.run)}",
-                    remedy="Did its step start, and did it fail? Its log tells.",
+                    remedy="Check in its log whether its step started or failed.",
                 )
             yield pause(silent, len(self._plan.federation.learners), self._random)
 
     def _is_over(self, board: Board) -> bool:
-        """Whether this session has ended; an earlier one that has is still on the board until this one begins."""
+        """Return whether this session has ended; the end of an earlier one is on the board until this one begins."""
         return board.round > self._last or (board.phase == "ended" and board.session == self._session)
 
     def _attended(self, board: Board) -> Generator[float, None, None]:
@@ -115,7 +115,7 @@ def _unknown(board: Board) -> Generator[float, None, bool]:
 
 
 def at_once(function: Callable[[Board], bool]) -> Answer:
-    """An answer that waits for nothing."""
+    """Return an answer that does not wait."""
 
     def answer(board: Board) -> Generator[float, None, bool]:
         yield from ()

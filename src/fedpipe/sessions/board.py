@@ -1,11 +1,11 @@
-"""The meeting place of a session: a few small objects that are polled.
+"""The meeting place of a session: a few small objects, which the parties poll.
 
-    runs/<run>/board                   what the coordinator asks for now; moves by compare-and-swap only
+    runs/<run>/board                   the coordinator's current request; moves by compare-and-swap only
     runs/<run>/stop                    asks it to end after the current round
-    learners/<name>/runs/<run>/sign    what a learner did last, or that it is there; only a doorbell: what counts is its
-                                       update or ballot
+    learners/<name>/runs/<run>/sign    a learner's last answer, or that it is present; a doorbell, nothing more
 
-Nobody connects to anybody. Whatever is lost here costs time and nothing else: rounds are committed as in `rounds`.
+The parties never connect to each other. A lost object costs time and nothing else: only updates and ballots count, and
+rounds are committed as in `rounds`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedpipe.store import Blob, Store, keys
 from fedpipe.store.objects import Digest, decode, digest_of, encode
 
 PhaseName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9\-]{0,38}\Z")]
-"""What learners answer by: the phases of scripts, and `ended`."""
+"""The name of a phase that learners answer, or `ended`."""
 Ending = Literal["", "done", "stopped", "early_stopping", "max_seconds", "below_quorum", "failed"]
 Count = Annotated[int, Meta(ge=0)]
 ENDINGS: dict[str, str] = {
@@ -37,16 +37,16 @@ ENDINGS: dict[str, str] = {
 
 
 class Away(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A learner that did not answer in time: since which round, and the digest of its sign at that time."""
+    """A learner that did not answer in time: the round in which it was missed, and the digest of its sign then."""
 
     since: Count
     sign: str = ""
 
 
 class Board(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a coordinator asks for: that `asked` train from `base`, or vote on `candidate`; or that the session ended.
+    """A coordinator's request: `asked` are to train from `base`, or to vote on `candidate`; or the end of the session.
 
-    `session` tells one session of a run from the next; `attempt` counts how often the round was opened.
+    `session` distinguishes the sessions of a run; `attempt` counts how often the round was opened.
     """
 
     format: int = 1
@@ -66,7 +66,7 @@ class Board(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Sign(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a learner did last: it answered a phase (and took part, or could not), or it is `here` and free."""
+    """A learner's last answer to a phase, in which it took part or could not; or `here` when it has answered none."""
 
     round: Count
     attempt: Count = 0
@@ -75,18 +75,18 @@ class Sign(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def poll_board(store: Store, run: str, version: str = "") -> tuple[Board, str] | None:
-    """The board and its version when it is another than `version`. Raises CorruptError."""
+    """Return the board and its version; None while that is `version`. Raises CorruptError."""
     blob = store.poll(keys.board(run), version)
     return None if blob is None else (decode(blob.data, Board, where=f"{store.uri}/{keys.board(run)}"), blob.version)
 
 
 def put_sign(store: Store, learner: str, run: str, sign: Sign) -> None:
-    """Leaves a learner's sign."""
+    """Write a learner's sign."""
     store.replace(keys.sign(learner, run), encode(sign))
 
 
 def parse_sign(blob: Blob) -> Sign | None:
-    """What a learner left, or None when it is no sign: a learner cannot hurt a session by it."""
+    """Return a learner's sign; None for a malformed one, which is ignored."""
     try:
         return decode(blob.data, Sign, where="sign")
     except CorruptError:
@@ -94,12 +94,12 @@ def parse_sign(blob: Blob) -> Sign | None:
 
 
 def ask_to_stop(store: Store, run: str) -> bool:
-    """Asks a session to end after its current round; False when that was asked before."""
+    """Ask a session to end after its current round; return False when somebody already did."""
     return store.create(keys.stop(run), b"{}")
 
 
 def check_deadline(store: Store, seconds: float) -> None:
-    """Checks that a deadline is longer than a request takes. Raises InputError."""
+    """Check that a deadline is longer than a request takes. Raises InputError."""
     store.poll(keys.HEAD)  # connects
     started = time.monotonic()
     store.poll(keys.HEAD)
@@ -108,22 +108,22 @@ def check_deadline(store: Store, seconds: float) -> None:
         raise InputError(
             f"{seconds:g} s is shorter than one request to the store, which took {taken:.2g} s",
             where="quorum.deadline",
-            remedy="Give the learners the seconds that their training takes, and a margin.",
+            remedy="Set it to the seconds that the learners' training takes, plus a margin.",
         )
 
 
 class MovedError(Exception):
-    """Another coordinator of this session moved the board: look again what there is to do."""
+    """Another coordinator of this session moved the board: read it again."""
 
 
 class Keeper:
-    """Moves the board of one session, and looks at the learners' signs.
+    """Moves the board of one session, and reads the learners' signs.
 
     Args:
         store: the federation's store.
         run: the run's name.
-        session: what tells this session from an earlier one of the run.
-        clock: seconds, of this process alone.
+        session: distinguishes this session from earlier ones of the run.
+        clock: seconds of this process; no other clock is compared with them.
     """
 
     def __init__(self, store: Store, run: str, session: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -134,26 +134,26 @@ class Keeper:
 
     @property
     def board(self) -> Board | None:
-        """The board when it is this session's, as it was last seen."""
+        """The board as it was last read; None when it is another session's."""
         return self._board if self._board is not None and self._board.session == self._session else None
 
     def refresh(self) -> None:
-        """Reads the board. Raises ConflictError when another session has taken over from this one."""
+        """Read the board. Raises ConflictError when another session has taken over from this one."""
         self._board, self._version = poll_board(self._store, self._run) or (None, "")
         if self._begun and self.board is None:
             raise ConflictError(
                 f"another session of run {self._run!r} has taken over",
                 where=f"{self._store.uri}/{keys.board(self._run)}",
-                remedy="Two pipelines with one run name are at work; let one of them end.",
+                remedy="Two pipelines use the same run name. End one of them.",
             )
         self._opened = self._clock() - (self._store.age(keys.board(self._run)) or 0.0)
 
     def at(self, number: int, phase: str) -> bool:
-        """Whether the board stands at this phase of a round."""
+        """Return whether the board is at this phase of a round."""
         return self.board is not None and (self.board.round, self.board.phase) == (number, phase)
 
     def move(self, board: Board) -> Board:
-        """Moves the board, unless it stands there already; returns what is on it.
+        """Move the board, unless it is already at this phase and attempt; return the current one.
 
         Raises:
             MovedError: another coordinator moved it.
@@ -170,11 +170,11 @@ class Keeper:
         return board
 
     def waited(self) -> float:
-        """Seconds since the phase was opened, by the store's clock if another process opened it."""
+        """Return the seconds since the phase was opened, by the store's clock if another process opened it."""
         return self._clock() - self._opened
 
     def sign(self, learner: str) -> Sign | None:
-        """What a learner left last; one conditional read."""
+        """Return a learner's current sign; one conditional read."""
         known = self._signs.get(learner)
         try:
             key, version = keys.sign(learner, self._run), known.version if known else ""
@@ -187,6 +187,6 @@ class Keeper:
         return parse_sign(blob)
 
     def sign_digest(self, learner: str) -> str:
-        """The digest of the sign that was seen last; empty when there was none."""
+        """Return the digest of the sign that was last read; empty when there was none."""
         known = self._signs.get(learner)
         return digest_of(known.data) if known else ""

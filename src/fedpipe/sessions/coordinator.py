@@ -1,8 +1,8 @@
 """The coordinator of a session: asks, waits, and closes one round after the other.
 
-It keeps nothing that matters: all it knows is in the store, and one that was killed is started again and goes on. Two
-at once do no harm, for the board moves by compare-and-swap and a round is committed once. It is a generator that
-yields how many seconds to wait, so that a test can run it by a clock of its own.
+All its state is in the store, so a coordinator that was killed is restarted and resumes. Two at once do no harm,
+because the board moves by compare-and-swap and a round is committed once. It is a generator that yields how many
+seconds to wait, so that a test can run it by a clock of its own.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Rounds = Generator[float, None, Record]
 """Yields seconds to wait, and returns a record."""
 
 _GRAIN = 2.0
-"""Seconds by which a store's age may be wrong: S3 servers tell whole ones, and some tell now a little late."""
+"""Seconds by which a store's age may be wrong: S3 servers report whole seconds, some of them a little late."""
 
 
 class Moment(NamedTuple):
-    """What a listener hears: a phase is `opened`, a learner `answered`, a round is `closed`, the session has `ended`.
+    """An event for a listener: a phase is `opened`, a learner `answered`, a round is `closed`, the session has `ended`.
 
     `last` is the session's last round.
     """
@@ -53,7 +53,7 @@ class Moment(NamedTuple):
 
 
 class _Answers(NamedTuple):
-    """Who took part (or answered that it cannot), and whether the deadline passed."""
+    """The learners that answered, with whether they took part; and whether the deadline passed."""
 
     took_part: Mapping[str, bool]
     late: bool
@@ -65,12 +65,12 @@ class Coordinator:
     Args:
         store: the federation's store.
         plan: the run's plan.
-        session: what tells this session from an earlier one of the run.
+        session: distinguishes this session from earlier ones of the run.
         last: the last round of this session; 0: the plan's.
-        clock: seconds, of this process alone.
-        listener: hears of every moment.
+        clock: seconds of this process; no other clock is compared with them.
+        listener: takes every moment.
         random: of the jitter between looks.
-        script: gives a round's script, from the record of the round before; by default the plan's algorithm.
+        script: returns a round's script, from the record of the round before; by default the plan's algorithm.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Coordinator:
         self._store, self._plan, self._federation = store, plan, plan.federation
         self._session = session
         self._last = min(last or plan.federation.training.rounds, plan.federation.training.rounds)
-        self._clock, self._tell, self._random = clock, listener, random or Random()  # noqa: S311  (jitter)
+        self._clock, self._listener, self._random = clock, listener, random or Random()  # noqa: S311  (jitter)
         self._keeper = Keeper(store, plan.run, session, clock)
         self._script = script or script_of(store, plan)
         self._record: Record | None = None
@@ -90,7 +90,7 @@ class Coordinator:
         self._lost: float | None = None
 
     def run(self) -> Rounds:
-        """Works until the session has ended; yields seconds to wait, and returns the last record.
+        """Work until the session has ended; yield seconds to wait, and return the last record.
 
         Raises:
             QuorumError: a round stayed below the quorum at every try; HEAD is at the last good one.
@@ -102,7 +102,7 @@ class Coordinator:
                 self._keeper.refresh()
                 return (yield from self._work())
             except MovedError:
-                log.info("another coordinator of this session is at work as well")
+                log.info("another coordinator of this session is working too")
                 yield pause(0.0, len(self._federation.learners), self._random)
             except StoreUnavailableError as error:
                 self._lost = self._clock() if self._lost is None else self._lost
@@ -115,12 +115,12 @@ class Coordinator:
         record = self._begun()
         board = self._keeper.board
         self._away = dict(board.away) if board else {}
-        if board is not None and board.phase == "ended":  # a step that is tried again finds no learner any more
+        if board is not None and board.phase == "ended":  # a retried step finds no learners any more
             if board.ending in ("below_quorum", "failed"):
                 raise (QuorumError if board.ending == "below_quorum" else RoundError)(board.why)
             return record
         try:
-            commit(self._store, record)  # it may have been cut off before HEAD moved
+            commit(self._store, record)  # an earlier commit may have been interrupted before HEAD moved
             while not (ending := self._ending(record)):
                 record = yield from self._round(record)
         except RoundError as error:
@@ -130,7 +130,7 @@ class Coordinator:
         return record
 
     def _begun(self) -> Record:
-        """The last committed round. What earlier ones tell of the metric is kept."""
+        """Return the last committed round; keep the monitored metric of the earlier ones."""
         number = self._record.round + 1 if self._record else 0
         while found := read_record(self._store, self._plan.run, number):
             self._keep(found)
@@ -158,10 +158,10 @@ class Coordinator:
     def _end(self, record: Record, ending: Ending, why: str) -> None:
         board = self._keeper.move(self._made(record.weights, record.round, "ended", (), ending=ending, why=why[:500]))
         log.info("the session ends after round %d: %s", record.round, why)
-        self._listen(Moment("ended", board))
+        self._notify(Moment("ended", board))
 
-    def _listen(self, moment: Moment) -> None:
-        self._tell(moment._replace(last=self._last))
+    def _notify(self, moment: Moment) -> None:
+        self._listener(moment._replace(last=self._last))
 
     def _made(
         self, base: str, number: int, phase: str, asked: tuple[str, ...], *, attempt: int = 1, candidate: str = "",
@@ -174,7 +174,7 @@ class Coordinator:
         )  # fmt: skip
 
     def _round(self, previous: Record) -> Rounds:
-        """Play the script of a round; after a crash it is played from its start, and what was done is found."""
+        """Play the script of a round; after a crash it is played from its start, and finds its work done."""
         script, result = self._script(previous), None
         played: list[tuple[int, str]] = []
         while True:
@@ -187,16 +187,16 @@ class Coordinator:
             result = yield from self._played(phase, self._is_past(phase, played))
         self._keep(record)
         if self._keeper.board is not None:
-            self._listen(Moment("closed", self._keeper.board, record=record, seconds=self._keeper.waited()))
+            self._notify(Moment("closed", self._keeper.board, record=record, seconds=self._keeper.waited()))
         return record
 
     def _is_past(self, phase: Phase, played: list[tuple[int, str]]) -> bool:
-        """Whether the board, as an earlier coordinator left it, stands at a later phase of the script."""
+        """Return whether the board, as an earlier coordinator left it, is at a later phase of the script."""
         board = self._keeper.board
         return board is not None and board.round >= phase.round and (board.round, board.phase) not in played
 
     def _played(self, phase: Phase, past: bool) -> Generator[float, None, Any]:
-        """Open a phase and close it, again while too few take part and another try is left."""
+        """Open a phase and close it; repeat this while too few take part and retries are left."""
         if past:
             return self._closed(phase, Roll(phase.asks(1, ())), None)
         board = self._keeper.board
@@ -213,7 +213,7 @@ class Coordinator:
             attempt += 1
 
     def _asked(self, phase: Phase, attempt: int, folder: Path) -> Generator[float, None, tuple[Roll, Early | None]]:
-        """Ask those whom the phase asks, and wait until it is over."""
+        """Ask the learners of the phase, and wait until it is over."""
         self._come_back()
         asked = phase.asks(attempt, self._away)
         if not asked:
@@ -233,52 +233,52 @@ class Coordinator:
     def _open(self, board: Board) -> Board:
         board = self._keeper.move(board)
         log.info("round %d %s: asking %s", board.round, board.phase, ", ".join(board.asked))
-        self._listen(Moment("opened", board))
+        self._notify(Moment("opened", board))
         return board
 
     def _answers(self, board: Board, phase: Phase, early: Early | None) -> Generator[float, None, _Answers]:
         """Wait until all have answered, enough took part, or the deadline passes."""
         needed = phase.enough(board.asked)
-        told: dict[str, bool] = {}
+        answers: dict[str, bool] = {}
         offered: list[str] = []
         while True:
             for name in board.asked:
-                sign = None if name in told else self._keeper.sign(name)
+                sign = None if name in answers else self._keeper.sign(name)
                 if sign and (sign.round, sign.attempt, sign.phase) == (board.round, board.attempt, board.phase):
-                    told[name] = sign.took_part
-                    self._answered(board, name, told)
+                    answers[name] = sign.took_part
+                    self._answered(board, name, answers)
                     offered += [name] if sign.took_part else []
             self._lost = None
-            if len(told) == len(board.asked) or sum(told.values()) >= needed:
-                return _Answers(told, late=False)
+            if len(answers) == len(board.asked) or sum(answers.values()) >= needed:
+                return _Answers(answers, late=False)
             waited = self._keeper.waited()
             if waited >= self._federation.quorum.deadline:
-                return _Answers(told, late=True)
+                return _Answers(answers, late=True)
             if early is not None and offered:
                 early.take(offered.pop(0))
                 continue
             left = self._federation.quorum.deadline - waited
-            share = 1 - len(told) / len(board.asked)  # the fewer are awaited, the less a look costs
+            share = 1 - len(answers) / len(board.asked)  # the fewer are awaited, the less a poll costs
             yield min(max(left, 0.01), pause(waited * share, len(board.asked), self._random))
 
-    def _answered(self, board: Board, name: str, told: Mapping[str, bool]) -> None:
-        awaited = [n for n in board.asked if n not in told]
+    def _answered(self, board: Board, name: str, answers: Mapping[str, bool]) -> None:
+        awaited = [n for n in board.asked if n not in answers]
         rest = f"; awaiting {', '.join(awaited[:5])}{' and more' if len(awaited) > 5 else ''}" if awaited else ""
         seconds = self._keeper.waited()
         log.info(
-            "round %d %s: %s after %.1f s, %d of %d%s", board.round, board.phase, name, seconds, len(told),
+            "round %d %s: %s after %.1f s, %d of %d%s", board.round, board.phase, name, seconds, len(answers),
             len(board.asked), rest,
         )  # fmt: skip
-        self._listen(Moment("answered", board, name, told[name], seconds=seconds))
+        self._notify(Moment("answered", board, name, answers[name], seconds=seconds))
 
     def _note(self, board: Board) -> None:
-        """How long the learners were awaited."""
+        """Record how long the learners were awaited."""
         waited = self._keeper.waited()
         timing = Timing(step=f"await-{board.phase}", round=board.round, started=time.time() - waited, seconds=waited)
         note(self._store, board.run, timing)
 
     def _excused(self, board: Board, phase: Phase, answers: _Answers) -> dict[str, str]:
-        """Return whose part does not count, and why; a learner that is late is away from now on."""
+        """Return the learners whose answers do not count, with the reason; late ones are away from now on."""
         excused = _excuses({name: away for name, away in board.away.items() if name not in board.asked})
         missing = [name for name in board.asked if name not in answers.took_part]
         if not answers.late:
@@ -291,12 +291,12 @@ class Coordinator:
         return excused
 
     def _in_time(self, board: Board, name: str, part: str) -> bool:
-        """Whether a learner whose sign is missing has left its part before the deadline, by the store's clock."""
+        """Return whether a learner without a sign has written its answer before the deadline, by the store's clock."""
         age = self._store.age(keys.answer(name, board.run, board.round, part))
         return age is not None and self._keeper.waited() - age <= self._federation.quorum.deadline + _GRAIN
 
     def _come_back(self) -> None:
-        """Learners that were away and have left a new sign take part again."""
+        """Let learners that were away and have left a new sign take part again."""
         for name, away in list(self._away.items()):
             if self._keeper.sign(name) and self._keeper.sign_digest(name) != away.sign:
                 del self._away[name]

@@ -1,4 +1,4 @@
-"""How often those who wait look again, and when they give up."""
+"""Pace the polls of waiting parties, and decide when they give up."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from fedpipe.federation.federation import Federation
 T = TypeVar("T")
 
 SHARE = 1 / 16
-"""Of the time that was already waited, the pause until the next look: looks grow with the logarithm of the wait."""
+"""The next pause, as a share of the time already waited: polls grow with the logarithm of the wait."""
 RATE = 200.0
-"""Looks a second that all who wait may make together, so that a crowd does not overload a small store."""
+"""Polls a second of all waiting parties together, so that a crowd does not overload a small store."""
 IDLE_RATE = 20.0
-"""The same for a crowd that has waited long."""
+"""The same for a crowd that has waited for a long time."""
 
 
 def pause(waited: float, crowd: int, random: Random) -> float:
-    """Seconds until somebody who has waited so long looks again.
+    """Return the seconds until the next poll after a wait of so many seconds.
 
     .. math:: p = u \\cdot \\min(\\max(1, c / 20), \\max(c / 200, w / 16)), \\quad u \\sim U(0.75, 1.25)
 
     Args:
         waited: seconds since the wait began.
-        crowd: how many look at the same store.
-        random: of the jitter, which keeps a crowd from looking at the same moment.
+        crowd: how many parties poll the same store.
+        random: of the jitter, which keeps a crowd from polling at the same moment.
     """
     return min(max(1.0, crowd / IDLE_RATE), max(crowd / RATE, waited * SHARE)) * random.uniform(0.75, 1.25)
 
 
 def drive(waiting: Generator[float, None, T], sleep: Callable[[float], None]) -> T:
-    """Runs what yields seconds to wait, and returns its result."""
+    """Run a generator that yields seconds to wait, and return its result."""
     while True:
         try:
             seconds = next(waiting)
@@ -42,5 +42,5 @@ def drive(waiting: Generator[float, None, T], sleep: Callable[[float], None]) ->
 
 
 def patience_of(federation: Federation) -> float:
-    """Seconds without a word after which those who wait give up: the other side is gone for good."""
+    """Return the seconds of silence after which a waiting party gives up: the other side is gone for good."""
     return max(900.0, 3 * federation.quorum.deadline)

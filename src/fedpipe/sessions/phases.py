@@ -1,15 +1,15 @@
 """Scripts: an algorithm is a generator of phases.
 
-A phase asks some learners for an answer, waits until it is over, and closes. What it closes with is sent back to the
-script, which yields the next phase or returns the record of the round:
+A phase asks some learners for an answer, waits until it is over, and closes. The script is sent the result of the
+closing; it yields the next phase or returns the record of the round:
 
     def averaging(round: Round) -> Script:
         return (yield round.train())
 
-A coordinator interprets scripts and knows no algorithm; a learner answers a phase by its name. In a pipeline of single
-steps, each answer and each closing is a step of its own (`close_phase`). Scripts hold no state: after a crash they are
-played again from the start of the round, so every closing can be repeated and finds its work done. A closing whose
-result depends on who was late publishes it (`rounds.history.propose_candidate`): the first result counts.
+A coordinator interprets scripts and contains no algorithm; a learner answers a phase by its name. In a pipeline of
+single steps, each answer and each closing is a step of its own (`close_phase`). Scripts hold no state: after a crash
+they are played again from the start of the round. So every closing can be repeated and finds its work done. A closing
+whose result depends on late learners publishes it (`rounds.history.propose_candidate`): the first result counts.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.roll import Roll
 
 Script = Generator["Phase", Any, Record]
-"""Yields phases, is sent what each of them closed with, and returns the committed record."""
+"""Yields phases, is sent the result of each closing, and returns the committed record."""
 
 
 class Early(Protocol):
     """Uses answers while others are awaited, so that less is left to do at the closing."""
 
     def take(self, learner: str) -> None:
-        """Use a learner's answer; the closing reports what is wrong with it."""
+        """Use a learner's answer; the closing reports any mistake in it."""
 
 
 def _nothing_early(_asked: tuple[str, ...], _folder: Path) -> Early | None:
@@ -46,14 +46,16 @@ class Phase:
         round: its number; 0 before the first round.
         base: digest of the weights that the round began with.
         answer: name of the object that a learner leaves as its answer, such as `update` or `ballot`.
-        asks: whom the phase asks, from the attempt (1, 2, ...) and those who are away; nobody: it closes at once.
-        close: ends the phase; takes the roll and what was done early. Raises QuorumError below the quorum.
-        enough: how many answers end the wait, from those who are asked; by default all. A deadline ends it anyway.
+        asks: returns the learners to ask, from the attempt (1, 2, ...) and the learners that are away; empty: the phase
+            closes at once.
+        close: ends the phase; takes the roll and the early work. Raises QuorumError below the quorum.
+        enough: returns the number of answers that end the wait, from the learners asked; by default all. A deadline
+            ends it too.
         closing: name of the closing in timings; empty when it does no work of its own.
         retries: how often the phase is opened again after it stayed below the quorum.
-        candidate: digest of the weights that are asked about, if any.
-        owner: the learner that made them; empty for aggregated weights.
-        early: makes what uses answers while others are awaited, given those who are asked and a folder for its files.
+        candidate: digest of the weights to vote on, if any.
+        owner: the learner that made the candidate; empty for aggregated weights.
+        early: returns the early work, given the learners asked and a folder for its files.
     """
 
     name: str
@@ -71,14 +73,14 @@ class Phase:
 
 
 def close_phase(script: Script, name: str = "") -> Any:
-    """Close a phase whose learners have answered already; earlier phases find themselves closed.
+    """Close a phase whose learners have already answered, after the earlier phases, which find their work done.
 
     Args:
         script: of the round.
         name: of the phase; empty to play the script to its end.
 
     Returns:
-        What the phase closed with, or the record of the round.
+        The result of the closing, or the record of the round.
     """
     result: Any = None
     try:

@@ -29,7 +29,7 @@ Aggregate = Callable[[int, str, Roll], Record]
 
 
 def averaging(round: Round) -> Script:
-    """Federated averaging (McMahan et al. 2017, Algorithm 1); where learners vote, the aggregate is a candidate."""
+    """Play federated averaging (McMahan et al. 2017, Algorithm 1); when learners vote, the aggregate is a candidate."""
     aggregated = yield round.train()
     if not round.votes:
         return aggregated  # type: ignore[no-any-return]
@@ -37,7 +37,7 @@ def averaging(round: Round) -> Script:
 
 
 def collective(round: Round) -> Script:
-    """Collective learning (Fetch.ai's colearn): one learner proposes, all vote."""
+    """Play collective learning (Fetch.ai's colearn): one learner proposes, all vote."""
     proposed = yield round.propose()
     if proposed.candidate is None:
         return (yield round.reject(proposed))  # type: ignore[no-any-return]
@@ -90,7 +90,7 @@ def tally_round(store: Store, plan: Plan, number: int, base: str) -> Record:
 
 
 class Round:
-    """A round that a script plays: the phases it can be made of.
+    """The phases of which a round's script can be made.
 
     Args:
         store: the federation's store.
@@ -119,7 +119,7 @@ class Round:
         )  # fmt: skip
 
     def propose(self) -> Phase:
-        """Ask the proposer for an update; close with the proposal, which has no candidate when nothing came."""
+        """Ask the proposer for an update; close with the proposal, without a candidate when nothing arrived."""
         proposer = proposer_of(self._plan.federation.proposers, self.number)
 
         def asks(_attempt: int, away: Collection[str]) -> tuple[str, ...]:
@@ -168,7 +168,7 @@ class Round:
         return tuple(learner.name for learner in self._plan.federation.learners)
 
     def _everybody(self, attempt: int, away: Collection[str]) -> tuple[str, ...]:
-        """All who are there; those away too when the quorum needs them, and from the second attempt on."""
+        """Return all learners that are not away; all when the quorum needs them, and from the second attempt on."""
         names = self._all(attempt, away)
         there = tuple(name for name in names if name not in away)
         return names if attempt > 1 or len(there) < self._plan.federation.min_learners else there

@@ -1,4 +1,4 @@
-"""What the containers do: one module per component, `run(inputs) -> outputs`.
+"""The bodies of the components, which run in the containers: one module each, `run(inputs) -> outputs`.
 
     fedpipe step NAME '{{$}}'
 
@@ -14,7 +14,7 @@ STEPS = tuple(ENVIRONMENTS)
 """The names of all steps."""
 
 SESSION = ("learn", "coordinate")
-"""Steps of a session: they wait for each other most of the time, so all of them must run at once."""
+"""Steps of a session: they mostly wait for each other, so all of them must run at once."""
 
 WAITING = (*SESSION, "simulate")
-"""Steps that wait for work that others do, round after round, and report their progress."""
+"""Steps that wait for others' work, round after round, and report their progress."""

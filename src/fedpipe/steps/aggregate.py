@@ -1,4 +1,4 @@
-"""Combines a round's updates into the next global weights and commits the round, or leaves a candidate to vote on."""
+"""Combine a round's updates into the next global weights, and commit the round or a candidate to vote on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedpipe.steps.contract import Model
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
-    """The round, its base, and what the learners' steps gave (their order of arrival does not matter)."""
+    """The round, its base, and the results of the learners' steps (their order of arrival does not matter)."""
 
     place: RunPlace
     round: int
@@ -31,7 +31,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """Find the weights when the round is committed, or put to the vote."""
+    """Return the weights when the round is committed, or put to the vote."""
     store, run = inputs.place.open(), inputs.place.run
     record = read_record(store, run, inputs.round) or read_candidate(store, run, inputs.round)
     return _outputs(record) if record else None
@@ -58,11 +58,11 @@ def _combiner(plan: Plan) -> Combiner | None:
 
 
 def _outputs(record: Record) -> Outputs:
-    return Outputs(weights=record.weights, model=Model(metadata=told(record)))
+    return Outputs(weights=record.weights, model=Model(metadata=metadata_of(record)))
 
 
-def told(record: Record) -> dict[str, Any]:
-    """What the UI shows of an aggregated round."""
+def metadata_of(record: Record) -> dict[str, Any]:
+    """Return the metadata of an aggregated round for the UI."""
     return {
         "digest": record.weights, "round": record.round, "run": record.run, "federation": record.federation,
         "learners": len(record.updates), "dropped": ", ".join(d.learner for d in record.dropped),

@@ -27,7 +27,7 @@ _MOUNTS = {"minio://": "/minio/", "s3://": "/s3/", "gs://": "/gcs/"}
 
 
 class Artifact(Struct, frozen=True, kw_only=True):
-    """What a step shows in the UI: flat metadata and, for a page, a file."""
+    """An artifact of the UI: flat metadata and, for a page, a file."""
 
     schema: ClassVar[str] = "system.Artifact"
     metadata: dict[str, Any] = {}
@@ -69,28 +69,28 @@ def _here(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class Hands(NamedTuple):
-    """What a waiting step does with what is not its own: in a container all of it happens right here.
+    """The surroundings of a waiting step; by default those of a container, where all of it happens in this process.
 
     Args:
-        call: calls a function with its arguments where the step's framework is.
-        sleep: waits so many seconds.
-        tell: passes on what a listener may want to hear.
+        call: calls a function with its arguments in the environment of the step's framework.
+        sleep: waits for some seconds.
+        notify: takes a moment, and the metadata of its round.
     """
 
     call: Callable[..., Any] = _here
     sleep: Callable[[float], None] = time.sleep
-    tell: Callable[..., None] = lambda *_: None
+    notify: Callable[..., None] = lambda *_: None
 
 
 def body(name: str) -> ModuleType:
-    """The module of a step. Raises InputError for an unknown name."""
+    """Return the module of a step. Raises InputError for an unknown name."""
     if name not in STEPS:
         raise InputError(f"unknown step {name!r}", remedy=f"Known: {', '.join(STEPS)}.")
     return importlib.import_module(f"fedpipe.steps.{name}")
 
 
 def parse(name: str, values: dict[str, Any]) -> Any:
-    """The step's inputs as its struct. Raises InputError."""
+    """Return the step's inputs as its struct. Raises InputError."""
     kind = body(name).Inputs
     fields = {f.name: f for f in msgspec.structs.fields(kind)}
     cast = {
@@ -105,18 +105,18 @@ def parse(name: str, values: dict[str, Any]) -> Any:
 
 
 def execute(name: str, executor_input: dict[str, Any], hands: Hands | None = None) -> Any:
-    """Runs a step and writes its executor output.
+    """Run a step and write its executor output.
 
     Args:
         name: the step.
         executor_input: KFP's executor input, as the launcher or the local engine makes it.
-        hands: of a waiting step.
+        hands: the surroundings of a waiting step.
 
     Returns:
         The step's `Outputs`.
 
     Raises:
-        FedpipeError: as the step says.
+        FedpipeError: see the step.
     """
     inputs = parse(name, executor_input.get("inputs", {}).get("parameterValues", {}))
     started, clock = time.time(), time.monotonic()
@@ -126,7 +126,7 @@ def execute(name: str, executor_input: dict[str, Any], hands: Hands | None = Non
         raise StepError(
             f"the disk of step {name} cannot be used: {error.strerror}",
             where=str(error.filename or tempfile.gettempdir()),
-            remedy="It needs space for a few models.",
+            remedy="Provide space for a few models.",
         ) from error
     _note_time(name, inputs, outputs, started, time.monotonic() - clock)
     write_outputs(outputs, executor_input["outputs"])
@@ -134,9 +134,9 @@ def execute(name: str, executor_input: dict[str, Any], hands: Hands | None = Non
 
 
 def find(name: str, values: dict[str, Any]) -> Any | None:
-    """The outputs of a step whose work is already in the store; None when there is work to do.
+    """Return the outputs of a step whose work is already in the store; None when there is work to do.
 
-    Cheap: bodies that need a framework have a `find` that does not.
+    This is cheap: bodies that need a framework have a `find` that does not.
     """
     look = getattr(body(name), "find", None)
     return look(parse(name, values)) if look else None
@@ -156,11 +156,11 @@ def _note_time(name: str, inputs: Any, outputs: Any, started: float, seconds: fl
     try:
         note(place.open(), place.run, timing)
     except StoreError as error:
-        log.warning("the time of step %s is not kept: %s", name, error)
+        log.warning("cannot write the time of step %s: %s", name, error)
 
 
 def write_outputs(outputs: Any, wanted: dict[str, Any]) -> None:
-    """Writes the executor output that KFP's launcher and the local engine read."""
+    """Write the executor output that KFP's launcher and the local engine read."""
     parameters: dict[str, Any] = {}
     artifacts: dict[str, Any] = {}
     for field in msgspec.structs.fields(outputs):
@@ -181,7 +181,7 @@ def write_outputs(outputs: Any, wanted: dict[str, Any]) -> None:
 
 
 def local_path(uri: str) -> Path:
-    """Where the launcher mounts an artifact: `minio://b/k` is `/minio/b/k`."""
+    """Return the path at which the launcher mounts an artifact: `/minio/b/k` for `minio://b/k`."""
     for scheme, mount in _MOUNTS.items():
         if uri.startswith(scheme):
             return Path(mount + uri.removeprefix(scheme))
@@ -189,14 +189,14 @@ def local_path(uri: str) -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    """`fedpipe step NAME EXECUTOR_INPUT`: the container's command. Returns the exit code."""
+    """Run `fedpipe step NAME EXECUTOR_INPUT`, the container's command, and return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("absl").setLevel(logging.WARNING)
     try:
         if len(arguments) != 2:
             raise InputError(
                 "a step takes its name and KFP's executor input",
-                remedy=f"Steps: {', '.join(STEPS)}. People use `fedpipe run`.",
+                remedy=f"Steps: {', '.join(STEPS)}. To run a federation, use `fedpipe run`.",
             )
         name, text = arguments
         body(name)

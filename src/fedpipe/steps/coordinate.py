@@ -1,4 +1,4 @@
-"""The coordinator of a session: asks the learners round after round, combines what they offer and commits it."""
+"""Coordinate a session: ask the learners round after round, combine their updates and commit the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedpipe.steps.contract import Hands, Model
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
-    """Which session: rounds [first, last] of the run, to its end when last is 0, of this KFP job."""
+    """The session: rounds [first, last] of the run, to its end when last is 0, of this KFP job."""
 
     place: RunPlace
     first: int = 1
@@ -35,7 +35,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """The weights when the session's last round is committed; its commit may have been cut off before HEAD moved."""
+    """Return the weights when the last round is committed; complete a commit that was interrupted before HEAD moved."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     record = read_record(store, plan.run, inputs.last or plan.federation.training.rounds)
@@ -43,12 +43,12 @@ def find(inputs: Inputs) -> Outputs | None:
 
 
 def run(inputs: Inputs, hands: Hands) -> Outputs:
-    """Work until the session has ended; a repeated step resumes where the store says it was."""
+    """Work until the session has ended; a repeated step resumes from the state in the store."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
 
     def listen(moment: Moment) -> None:
-        hands.tell(moment, told(plan, moment.record) if moment.record else {})
+        hands.notify(moment, metadata_of(plan, moment.record) if moment.record else {})
 
     # The coordinator itself adds updates up as they arrive; TensorFlow Federated aggregates in its own environment.
     elsewhere = partial(hands.call, aggregate.close, inputs.place) if plan.federation.aggregated_by_tff else None
@@ -59,10 +59,11 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
     return _outputs(plan, drive(coordinator.run(), hands.sleep))
 
 
-def told(plan: Plan, record: Record) -> dict[str, Any]:
-    """What the UI shows of a round."""
-    return tally.told(record, plan.federation.vote) if plan.federation.vote else aggregate.told(record)
+def metadata_of(plan: Plan, record: Record) -> dict[str, Any]:
+    """Return the metadata of a round for the UI."""
+    vote = plan.federation.vote
+    return tally.metadata_of(record, vote) if vote else aggregate.metadata_of(record)
 
 
 def _outputs(plan: Plan, record: Record) -> Outputs:
-    return Outputs(weights=record.weights, rounds=record.round, model=Model(metadata=told(plan, record)))
+    return Outputs(weights=record.weights, rounds=record.round, model=Model(metadata=metadata_of(plan, record)))

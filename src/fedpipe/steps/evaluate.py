@@ -1,4 +1,4 @@
-"""Evaluates the final model: centrally, and over what the learners measured."""
+"""Evaluate the final model, centrally and over the learners' measurements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedpipe.store.objects import decode, encode
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
-    """The weights, and what the learners' score steps gave."""
+    """The weights, and the results of the learners' score steps."""
 
     place: RunPlace
     weights: str
@@ -33,7 +33,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """The evaluation when it is already there."""
+    """Return the evaluation when it is already there."""
     key = keys.evaluation(inputs.place.run)
     try:
         found = decode(inputs.place.open().read(key).data, Evaluation, where=key)
@@ -43,7 +43,7 @@ def find(inputs: Inputs) -> Outputs | None:
 
 
 def run(inputs: Inputs) -> Outputs:
-    """Evaluates once; a repeated step finds the evaluation."""
+    """Evaluate once; a repeated step finds the evaluation."""
     if found := find(inputs):
         return found
     store = inputs.place.open()
@@ -62,7 +62,7 @@ def _outputs(evaluation: Evaluation) -> Outputs:
 
 
 def _scores(store: Store, plan: Plan) -> list[Score]:
-    """What every learner's score step left; nothing when there was none, as in a simulation."""
+    """Return the scores of all learners; none when there were no score steps, as in a simulation."""
     scores: dict[str, Score | None] = {}
     for learner in plan.federation.learners:
         try:
@@ -75,7 +75,7 @@ def _scores(store: Store, plan: Plan) -> list[Score]:
 
 
 def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """`central_accuracy` and `federated_loss`, as the UI shows them."""
+    """Return metrics such as `central_accuracy` and `federated_loss`, as the UI shows them."""
     measured = {"central": evaluation.central, "federated": evaluation.federated}
     return {f"{kind}_{k}": v for kind, m in measured.items() if m for k, v in m.metrics.items()}
 

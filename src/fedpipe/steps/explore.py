@@ -1,4 +1,4 @@
-"""Shows what the learners hold, before anything is trained: a page and a table."""
+"""Show the learners' data before any training: a page and a table."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def run(inputs: Inputs) -> Outputs:
-    """Looks at the shards; data of their own stay with the learners."""
+    """Explore the shards; the learners' own data stay with them."""
     store, federation = inputs.place.open(), read(inputs.federation)
     left_out = private(federation) | {k.name: "its data stay with it" for k in federation.learners if k.data}
     views = []
@@ -43,5 +43,5 @@ def run(inputs: Inputs) -> Outputs:
 
 
 def private(federation: Federation) -> dict[str, str]:
-    """Learners whose data are not shown, with the reason."""
+    """Return the learners whose data are not shown, with the reason."""
     return {learner.name: PRIVATE for learner in federation.learners if federation.privacy_of(learner.name)}

@@ -1,4 +1,4 @@
-"""Publishes the final model as ONNX, verified against the trained one."""
+"""Publish the final model as ONNX, verified against the trained one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedpipe.store.objects import decode, encode
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
-    """Which weights."""
+    """The weights to publish."""
 
     place: RunPlace
     weights: str
@@ -29,7 +29,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """The version when these weights are already published."""
+    """Return the version when these weights are already published."""
     store, key = inputs.place.open(), keys.onnx(inputs.place.run)
     try:
         onnx = decode(store.read(key).data, dict, where=key)
@@ -39,7 +39,7 @@ def find(inputs: Inputs) -> Outputs | None:
 
 
 def run(inputs: Inputs) -> Outputs:
-    """Publishes once; a repeated step finds the version."""
+    """Publish once; a repeated step finds the version."""
     if found := find(inputs):
         return found
     from fedpipe.registry.export import publish

@@ -1,4 +1,4 @@
-"""Makes the plan, the first global weights and round 0."""
+"""Make the plan, the first global weights and round 0."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """The first weights when the run has begun. Raises InputError when it began with other settings."""
+    """Return the first weights when the run has begun. Raises InputError when it began with other settings."""
     store = inputs.place.open()
     record = read_record(store, inputs.place.run, 0)
     if record is None:
@@ -59,7 +59,7 @@ def _plan(inputs: Inputs) -> Plan:
 
 
 def run(inputs: Inputs) -> Outputs:
-    """Begins the run, or finds that it has begun."""
+    """Begin the run, unless it has begun."""
     store, plan = inputs.place.open(), _plan(inputs)
     if read_record(store, plan.run, 0) is None:
         check_deadline(store, plan.federation.quorum.deadline)

@@ -1,4 +1,4 @@
-"""A learner's part of a session: it trains and votes whenever the board asks, until the session has ended."""
+"""Attend a session as a learner: train and vote whenever the board asks, until the session has ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedpipe.store import Store, keys
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
-    """Who learns in which session: rounds [first, last] of the run, to its end when last is 0, of this KFP job."""
+    """The learner and its session: rounds [first, last] of the run, to its end when last is 0, of this KFP job."""
 
     place: RunPlace
     learner: str
@@ -35,7 +35,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """How often the learner trained and voted."""
+    """The numbers of the learner's trainings and votes."""
 
     trained: int
     voted: int
@@ -43,7 +43,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """Nothing is left to do when the session's last round is committed."""
+    """Return the outputs when the session's last round is committed."""
     store = inputs.place.open()
     last = inputs.last or read_plan(store, inputs.place.plan).federation.training.rounds
     return _outputs(0, 0) if read_record(store, inputs.place.run, last) else None
@@ -64,7 +64,7 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
 
 
 def act(inputs: Inputs, board: Board) -> bool:
-    """Answer the phase on the board, where the framework is. Returns whether the learner took part."""
+    """Answer the phase on the board, in the framework's environment; return whether the learner took part."""
     store, plan = opened(inputs.place)
     started, clock = time.time(), time.monotonic()
     done = ANSWERS[board.phase](store, plan, inputs, board)
@@ -92,12 +92,12 @@ ANSWERS: dict[str, Callable[[Store, Plan, Inputs, Board], Update | Ballot | Drop
     "propose": _contribute,
     "vote": _vote,
 }
-"""How a learner answers each phase of the scripts."""
+"""The answer to each phase of the scripts, by its name."""
 
 
 @functools.lru_cache(maxsize=4)
 def opened(place: RunPlace) -> tuple[Store, Plan]:
-    """The store and the plan, opened once in a process."""
+    """Return the store and the plan, opened once in a process."""
     store = place.open()
     return store, read_plan(store, place.plan)
 

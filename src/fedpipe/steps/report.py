@@ -1,4 +1,4 @@
-"""Tells what the run did: summary.json and report.html in the store, and the page in the UI."""
+"""Write the report of a run: summary.json and report.html in the store, and the page in the UI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedpipe.store import keys
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
-    """The run, and what has to be done before its report."""
+    """The run, and the steps that precede its report."""
 
     place: RunPlace
     evaluation: dict[str, Any] = {}
@@ -29,7 +29,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def run(inputs: Inputs) -> Outputs:
-    """Writes the report anew; it holds nothing that is not in the store."""
+    """Write or rewrite the report; everything in it is in the store."""
     store = inputs.place.open()
     story = read_story(store, inputs.place.run, inputs.place.store)
     page = render(story)

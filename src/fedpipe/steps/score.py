@@ -1,4 +1,4 @@
-"""A learner tests the final model on its own test part; only sums leave."""
+"""Test the final model on a learner's own test part; only sums leave it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("fedpipe")
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
-    """Who tests which weights."""
+    """The learner, and the weights to test."""
 
     place: RunPlace
     learner: str
@@ -31,13 +31,13 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """The score when it is already there."""
+    """Return the score when it is already there."""
     score = find_score(inputs.place.open(), inputs.learner, inputs.place.run)
     return _outputs(score) if score and score.weights == inputs.weights and not score.why else None
 
 
 def run(inputs: Inputs) -> Outputs:
-    """Tests once; a learner that cannot is left out, with the reason."""
+    """Test once; a learner that cannot is left out, with the reason."""
     if found := find(inputs):
         return found
     store = inputs.place.open()

@@ -1,4 +1,4 @@
-"""Deals the dataset out to the learners and says where the run is."""
+"""Deal the dataset out to the learners, and return the place of the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("fedpipe")
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
-    """The federation as JSON text, and the run-time parameters that say where and what."""
+    """The federation as JSON text, and the run-time parameters for the store, the data and the run."""
 
     federation: str
     store: str
@@ -34,14 +34,14 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """Where the run is, and its shards."""
+    """The place of the run, and its shards."""
 
     place: RunPlace
     shards: Shards
 
 
 class _Request(Struct, frozen=True, kw_only=True):
-    """What the shards of a run were made from, and the result."""
+    """The inputs of a run's shards, and the result."""
 
     data: str
     settings: Any
@@ -50,12 +50,12 @@ class _Request(Struct, frozen=True, kw_only=True):
 
 
 def read(federation: str) -> Federation:
-    """The federation from JSON text. Raises FederationError."""
+    """Return the federation from JSON text. Raises FederationError."""
     return parse_federation(msgspec.json.decode(federation))
 
 
 def run(inputs: Inputs) -> Outputs:
-    """Deals once per run: a repeated step finds the shards of the first one."""
+    """Deal once per run: a repeated step finds the shards of the first one."""
     federation = read(inputs.federation)
     place = RunPlace(store=inputs.store, federation=federation.name, run=run_name(inputs.run, inputs.job))
     store = place.open()
@@ -81,7 +81,7 @@ def run(inputs: Inputs) -> Outputs:
 
 
 def run_name(run: str, job: str) -> str:
-    """The run's name: the given one, or one made from the KFP job's id. Raises InputError."""
+    """Return the run's name: the given one, or one made from the KFP job's id. Raises InputError."""
     name = run or re.sub(r"[^a-z0-9-]", "-", job.lower())[:40].strip("-")
     if not re.fullmatch(SAFE_NAME, name):
         raise InputError(

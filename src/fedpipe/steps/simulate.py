@@ -1,4 +1,4 @@
-"""Rehearses the federation's rounds on one machine, with TensorFlow Federated."""
+"""Rehearse the federation's rounds on one machine, with TensorFlow Federated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """The last weights when the last round is committed."""
+    """Return the last weights when the last round is committed."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     record = read_record(store, plan.run, plan.federation.training.rounds)
@@ -40,7 +40,7 @@ def find(inputs: Inputs) -> Outputs | None:
 
 
 def run(inputs: Inputs, hands: Hands) -> Outputs:
-    """Works through the rounds that are not committed; a repeated step goes on where the store says it was."""
+    """Work through the rounds that are not committed; a repeated step resumes from the state in the store."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     check_simulated(plan.federation)
@@ -54,28 +54,28 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
         records.append(record)
         seconds = time.monotonic() - clock
         note(store, plan.run, Timing(step="simulate", round=number, started=started, seconds=seconds))
-        hands.tell(_moment(plan, records, seconds), _numbers(record))
+        hands.notify(_moment(plan, records, seconds), _numbers(record))
     return _outputs(commit(store, records[-1]))
 
 
 def advance(inputs: Inputs, number: int) -> None:
-    """One round, where TensorFlow Federated is."""
+    """Simulate one round, in the environment of TensorFlow Federated."""
     from fedpipe.tff import simulation
 
     simulation.advance(inputs.place, inputs.process, inputs.tff_model, number)
 
 
 def check_simulated(federation: Federation) -> None:
-    """Check that a simulation can stand for this federation. Raises InputError."""
+    """Check that this federation can be simulated. Raises InputError."""
     for path, given, remedy in (
         ("framework", federation.framework != "keras",
-         "TensorFlow Federated trains Keras models; `fedpipe run` rehearses others on this machine."),
-        ("algorithm", federation.proposers, "`fedpipe run` rehearses collective learning on this machine."),
-        ("algorithm.vote", federation.vote, "Remove it; `fedpipe run` rehearses votes on this machine."),
+         "TensorFlow Federated trains Keras models only. To rehearse others on this machine, use `fedpipe run`."),
+        ("algorithm", federation.proposers, "To rehearse collective learning on this machine, use `fedpipe run`."),
+        ("algorithm.vote", federation.vote, "Remove it. To rehearse votes on this machine, use `fedpipe run`."),
         ("simulation.algorithm", federation.simulation.algorithm == "fedsgd" and not _takes_weights(federation),
-         "TFF's fedsgd counts clients by their examples: choose fedavg, or another algorithm.rule."),
+         "TFF's fedsgd weights clients by their examples. Choose fedavg, or another algorithm.rule."),
         ("privacy", any(federation.privacy_of(k.name) for k in federation.learners),
-         "It would spend what the learners' budgets do not know of. Simulate with data that need no privacy."),
+         "A simulation is not charged to the learners' budgets. Simulate with data that need no privacy."),
     ):  # fmt: skip
         if given:
             raise InputError("cannot be simulated", where=path, remedy=remedy)
@@ -113,7 +113,7 @@ def _moment(plan: Plan, records: list[Record], seconds: float) -> Moment:
 
 
 def _numbers(record: Record) -> dict[str, float]:
-    """What a line of progress tells: no counts of TFF's, and no measurements of its parts."""
+    """Return the numbers for a line of progress, without TFF's counts and the measurements of its parts."""
     return {name: value for name, value in record.metrics.items() if not name.startswith("num_") and "/" not in name}
 
 

@@ -1,4 +1,4 @@
-"""Counts the ballots of a round: the candidate becomes the shared model, or nothing changes."""
+"""Count the ballots of a round: the candidate becomes the shared model, or nothing changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedpipe.steps.contract import Model
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
-    """The round, its base, and what the vote steps gave (their order of arrival does not matter)."""
+    """The round, its base, and the results of the vote steps (their order of arrival does not matter)."""
 
     place: RunPlace
     round: int
@@ -30,16 +30,16 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def run(inputs: Inputs) -> Outputs:
-    """Commits the round once; a repeated step finds it committed."""
+    """Commit the round once; a repeated step finds it committed."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     record = tally_round(store, plan, inputs.round, inputs.base)
     assert plan.federation.vote is not None
-    return Outputs(weights=record.weights, model=Model(metadata=told(record, plan.federation.vote)))
+    return Outputs(weights=record.weights, model=Model(metadata=metadata_of(record, plan.federation.vote)))
 
 
-def told(record: Record, vote: Vote) -> dict[str, Any]:
-    """What the UI shows of a round that was put to the vote."""
+def metadata_of(record: Record, vote: Vote) -> dict[str, Any]:
+    """Return the metadata for the UI of a round that was put to the vote."""
     spent = record.spent_by(record.proposer)
     privacy = {"epsilon": spent.epsilon, "target_epsilon": spent.target_epsilon} if spent else {}
     votes = {"approvals": record.outcome.approvals, "voters": record.outcome.voters} if record.outcome else {}

@@ -1,4 +1,4 @@
-"""A learner's part of a round: train from the shared weights, publish the update."""
+"""Train from the shared weights as a learner, and publish the update."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedpipe.store.objects import digest_of, encode
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
-    """Who trains, in which round, from which global weights."""
+    """The learner, the round, and the global weights to train from."""
 
     place: RunPlace
     learner: str
@@ -26,7 +26,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """The digest of the update's manifest, or `dropped`; and that of its weights, or nothing."""
+    """The digest of the update's manifest, or `dropped`; and the digest of its weights, or nothing."""
 
     update: str
     weights: str
@@ -34,7 +34,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """The update when it is already published, or why there is none in a round that is committed."""
+    """Return the update when it is already published, or the reason when a committed round has none."""
     found = find_part(inputs.place.open(), inputs.learner, inputs.place.run, inputs.round)
     return _outputs(found) if found else None
 

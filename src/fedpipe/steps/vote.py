@@ -1,4 +1,4 @@
-"""A learner votes on a candidate with its own vote part."""
+"""Vote on a candidate as a learner, with its own vote part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("fedpipe")
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
-    """Who votes in which round on whose candidate; in round 0 the base itself is scored."""
+    """The learner, the round, and the candidate with its owner; in round 0 the base itself is scored."""
 
     place: RunPlace
     learner: str
@@ -29,14 +29,14 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """`yes`, `no`, `absent`; `none` when there is nothing to vote on."""
+    """The vote: `yes`, `no` or `absent`; `none` when there is nothing to vote on."""
 
     ballot: str
     metrics: Metrics
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """The ballot when it is already cast, or when there is nothing to vote on."""
+    """Return the vote when it is already cast, or when there is nothing to vote on."""
     if inputs.round and not inputs.candidate:
         return Outputs(ballot="none", metrics=Metrics())
     found = find_vote(inputs.place.open(), inputs.learner, inputs.place.run, inputs.round)
@@ -44,7 +44,7 @@ def find(inputs: Inputs) -> Outputs | None:
 
 
 def run(inputs: Inputs) -> Outputs:
-    """Votes once; a learner that cannot is absent, and the step succeeds."""
+    """Vote once; a learner that cannot vote is absent, and the step succeeds."""
     if found := find(inputs):
         return found
     store = inputs.place.open()
@@ -64,6 +64,6 @@ def _outputs(result: Ballot | Dropped) -> Outputs:
 
 
 def flat(scores: Scores) -> dict[str, float]:
-    """`vote_loss` and `test_accuracy`, as the UI shows them."""
+    """Return metrics such as `vote_loss` and `test_accuracy`, as the UI shows them."""
     parts = {"vote": scores.vote, "test": scores.test}
     return {f"{part}_{name}": v for part, tested in parts.items() if tested for name, v in tested.metrics.items()}

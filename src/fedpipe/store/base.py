@@ -1,4 +1,4 @@
-"""Defines what a store is: named objects, with conditional writes that report who won."""
+"""Defines the interface of a store: named objects, with conditional writes that report who won."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def check_key(key: str) -> str:
     """Returns the key if it is safe in every store.
 
     Raises:
-        StoreError: the key is empty, absolute or longer than 900 characters, or one of its segments is `.` or `..` or
-            has characters other than letters, digits, `_`, `.` and `-`.
+        StoreError: the key is empty, absolute or longer than 900 characters, or a segment is empty, `.` or `..`. Or a
+            character is not a letter, a digit, `_`, `.`, `-` or `/`.
     """
     segments = key.split("/")
     if len(key) > 900 or not all(_SEGMENT.fullmatch(s) and s not in (".", "..") for s in segments):

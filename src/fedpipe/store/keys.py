@@ -1,4 +1,4 @@
-"""The keys of the store: each is spelled here once, with who writes and who reads it.
+"""The keys of the store: each is spelled here once, with its writers and readers.
 
 Keys are relative to the federation's part of the store, `<prefix>/<federation>/`. The module is used by its name:
 
@@ -222,12 +222,12 @@ def traffic(name: str) -> str:
 
 
 Party = Literal["owner", "learners", "coordinator", "server", "administrator"]
-"""`owner` is the learner in the key, `learners` are all of them, `server` is `fedpipe serve`. `administrator` is who
-enrolls: the administrator of the store."""
+"""`owner` is the learner in the key, `learners` are all of them, `server` is `fedpipe serve`. `administrator` is the
+administrator of the store, who enrols."""
 
 
 class Access(NamedTuple):
-    """Who writes and who may read.
+    """The parties that write and that may read.
 
     On a store with identities, policies enforce it. There the coordinator's policy also lets it write for learners, as
     `fedpipe run` does with one user of the store for all.
@@ -299,7 +299,7 @@ TABLE = (
     Row("learners/<learner>/runs/<run>/<round>/tensorboard/<file>", _LEARNERS, "its TensorBoard event files"),
     Row("learners/<learner>/runs/<run>/score", _LEARNERS, "the sums of its test of the final model"),
     Row("models/<model>/<version>/origin.json", _PUBLISHED, "the origin of a version, and the model's digest"),
-    Row("models/<model>/<version>/signature.json", _PUBLISHED, "who published it, if the coordinator is enrolled"),
+    Row("models/<model>/<version>/signature.json", _PUBLISHED, "the coordinator's signature, if it is enrolled"),
     Row("models/<model>/<version>/model.onnx", _PUBLISHED, "the model; a version is never overwritten"),
     Row("models/<model>/traffic.json", _PUBLISHED, "which versions answer ([serving](serving.md))"),
     Row("enrolled", _ENROLLED, "public keys of those who must sign ([identities](identities.md))"),

@@ -67,7 +67,7 @@ class SigningClient(minio.Minio):
         """Adopts the server's time.
 
         Returns:
-            True if it differs from the time of the last signature, which explains a refusal; False if it does not;
+            True if it differs from the time of the last signature, which explains a refusal. False if it does not.
             None if the server does not answer now.
         """
         try:

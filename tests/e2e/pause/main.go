@@ -1,4 +1,4 @@
-// The container that holds a pod's network: it does nothing until it is told to end.
+// The container that holds a pod's network: it does nothing until a signal ends it.
 package main
 
 import (

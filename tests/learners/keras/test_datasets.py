@@ -51,5 +51,5 @@ def test_arrays_are_taken_too() -> None:
 def test_a_dataset_of_unknown_length() -> None:
     tensorflow, _ = frameworks()
     endless = tensorflow.data.Dataset.from_tensor_slices((X, Y)).filter(lambda x, y: True)
-    with pytest.raises(DataError, match="no known length"):
+    with pytest.raises(DataError, match="an unknown length"):
         parts_of(endless, make_federation(), "a")

@@ -65,7 +65,7 @@ def test_weights_go_out_and_in() -> None:
     assert weights.digest_of(model.weights()) == weights.digest_of(changed)
 
 
-def test_two_layers_of_one_name_are_told_apart() -> None:
+def test_two_layers_of_one_name_are_distinguished() -> None:
     code = DENSE.replace("keras.layers.Dense(3", "keras.layers.Dense(4), keras.layers.Dense(3")
     assert len(built(code).weights()) == 4
 

@@ -95,7 +95,7 @@ class TestAgainstNumPy:
         assert abs(moved.mean()) < 5 * moved.std() / np.sqrt(moved.size)
 
     def test_nobody_can_draw_the_noise_again(self) -> None:
-        """Equal seeds, even in model.py, and fresh processes: different noise. Who knew the seed could subtract it."""
+        """Equal seeds, even in model.py, and fresh processes: different noise. Anybody with the seed could subtract it."""
         seeded = f"import tensorflow\ntensorflow.random.set_seed(7)\n{DENSE}    keras.utils.set_random_seed(7)\n"
         seeded = seeded.replace(
             "    return model\n    keras.utils.set_random_seed(7)",
@@ -112,7 +112,7 @@ class TestAgainstNumPy:
 
 @pytest.mark.heavy
 @pytest.mark.xdist_group("tff")
-class TestWhatHappensAndWhatIsTold:
+class TestOutcomesAndMetrics:
     def test_whole_batches_only(self, tff: Worker) -> None:
         (found,) = train(tff, privacy(microbatches=3), {"batch_size": 3, "local_epochs": 4})
         assert found["event"] == [8, 4, 8]  # two batches of three a pass
@@ -134,10 +134,10 @@ class TestWhatHappensAndWhatIsTold:
     def test_nothing_exact_about_the_train_part(self, tff: Worker) -> None:
         (found,) = train(tff, privacy())
         assert found["metrics"] == {}
-        assert found["told"] == []
+        assert found["logged"] == []
 
     def test_a_failure_quotes_no_label(self, tff: Worker) -> None:
-        """Without privacy the message goes on: "Received a label value of 12 ... Label values: 12 1 0 ..."."""
+        """Without privacy the message continues: "Received a label value of 12 ... Label values: 12 1 0 ..."."""
         with pytest.raises(DroppedError, match=r"^training failed: InvalidArgumentError$"):
             train(tff, privacy(), y=[12, *Y[1:].tolist()])
 
@@ -214,7 +214,7 @@ class TestNames:
         [
             ({"m/dense/kernel": (4, 3)}, {"dense/kernel": (3, 4)}, "no counterpart"),
             ({"m/a/kernel": (4,)}, {"b/kernel": (4,)}, "no counterpart"),
-            ({"m/dense/kernel": (4,)}, {"dense/kernel": (4,), "dense/bias": (4,)}, "makes a variable 'dense/bias'"),
+            ({"m/dense/kernel": (4,)}, {"dense/kernel": (4,), "dense/bias": (4,)}, "creates a variable 'dense/bias'"),
         ],
     )
     def test_what_does_not_match(self, theirs: Any, ours: Any, why: str) -> None:

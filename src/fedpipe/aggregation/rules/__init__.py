@@ -14,7 +14,7 @@ from fedpipe.federation.algorithms import RuleSettings
 from fedpipe.federation.names import tag_of
 
 RULES: dict[str, Callable[..., Rule]] = {"mean": mean}
-"""By the `name` of the settings. A test may register a rule of its own: `tests/aggregation/registered.py`."""
+"""Rules by the `name` of their settings. A test may register a rule of its own: `tests/aggregation/registered.py`."""
 
 
 def make_rule(settings: RuleSettings) -> Rule:

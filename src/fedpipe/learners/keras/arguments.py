@@ -1,4 +1,4 @@
-"""Checks training arguments and callbacks against Keras's own signatures."""
+"""Check training arguments and callbacks against Keras's own signatures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_arguments(training: Training) -> None:
     """Check fit and evaluate arguments and callbacks against Keras's own signatures.
 
     Raises:
-        ModelError: the argument, where it stands, and the valid ones.
+        ModelError: an argument is unknown or set elsewhere; with the valid ones.
     """
     _, keras = frameworks()
     for section, method in (("fit", keras.Model.fit), ("evaluate", keras.Model.evaluate)):

@@ -1,4 +1,4 @@
-"""Examples as Keras takes them: tf.data.Datasets."""
+"""Examples for Keras: tf.data.Datasets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_part(value: Any, name: str) -> Part:
         return arrays_of(value, name, otherwise=" or a tf.data.Dataset")
     if int(value.cardinality().numpy()) < 0:
         raise DataError(
-            f"the dataset of {name} has no known length",
+            f"the dataset of {name} has an unknown length",
             remedy="Return arrays, apply tf.data.experimental.assert_cardinality, or return a table of parts.",
         )
     return DatasetPart(value)

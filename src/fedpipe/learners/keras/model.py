@@ -66,7 +66,7 @@ class KerasModel(CompiledModel):
 
     Args:
         code: the user's file.
-        digest: what its bytes must have.
+        digest: the required digest of its bytes.
         function: its function that makes the model.
         precision: Keras's dtype policy.
         seed: of the initial weights.
@@ -93,8 +93,8 @@ class KerasModel(CompiledModel):
     def reset(self, seed: int) -> None:
         """See `CompiledModel.reset`.
 
-        TensorFlow's own seed is set only for a model that may draw by it: that drops all compiled kernels, which cost
-        more than many a training.
+        TensorFlow's own seed is set only for a model that may draw by it. Setting it drops all compiled kernels, which
+        often costs more than the training.
         """
         random.seed(seed)
         np.random.seed(seed)
@@ -130,7 +130,7 @@ class KerasModel(CompiledModel):
         named = dict(self._named(variables))
         if named.keys() != values.keys():
             missing = sorted(named.keys() ^ values.keys())[0]
-            raise ModelError(f"the {what} do not fit the model: {missing!r} is on one side only")
+            raise ModelError(f"the {what} do not fit the model: only one of them has {missing!r}")
         for name, variable in named.items():
             if tuple(variable.shape) != values[name].shape:
                 raise ModelError(
@@ -140,7 +140,7 @@ class KerasModel(CompiledModel):
 
     @staticmethod
     def _named(variables: Any) -> Iterator[tuple[str, Any]]:
-        """Variables by path; a path that two share gets the position too."""
+        """Yield variables with their path; a path that two variables share gets the position too."""
         paths = [v.path for v in variables]
         for position, (path, variable) in enumerate(zip(paths, variables, strict=True)):
             yield (path if paths.count(path) == 1 else f"{path}#{position}"), variable
@@ -167,7 +167,7 @@ class KerasModel(CompiledModel):
 
 
 def _scope(tensorflow: Any) -> Any:
-    """All GPUs of the machine when there are several; else the default."""
+    """Return a strategy over all GPUs when there are several; otherwise the default one."""
     if len(tensorflow.config.list_physical_devices("GPU")) > 1:
         return tensorflow.distribute.MirroredStrategy().scope()
     return tensorflow.device(None)

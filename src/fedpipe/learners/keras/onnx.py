@@ -1,4 +1,4 @@
-"""Converts a Keras model to ONNX: equal models give equal bytes."""
+"""Convert a Keras model to ONNX: equal models give equal bytes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def convert(model: Any, opset: int, metadata: Mapping[str, str] | None = None) -
 
 
 def _canonicalise(graph: Any) -> None:
-    """Renames what the converter numbers with process-wide counters, so that equal models give equal bytes."""
+    """Rename nodes and values, which the converter numbers across the process: equal models give equal bytes."""
     names = {value.name: value.name for value in (*graph.input, *graph.output)}
     _rename(graph, names)
     for value in (*graph.input, *graph.output):

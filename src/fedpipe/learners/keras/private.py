@@ -1,9 +1,9 @@
 """The user's model with DP-SGD: per-example clipping and noise by TensorFlow Privacy, in the tff environment.
 
-That environment has Keras 2, so the model is built again there and its variables are matched with the weights by name.
+That environment has Keras 2, so the model is rebuilt there, and its variables are matched with the weights by name.
 
-Noise must be what nobody can draw again: TensorFlow's random operations get no seed here, so that they take theirs
-from the machine's entropy. With a seed of the run, everybody who knows the federation file could subtract the noise.
+Nobody must be able to draw the noise again. So TensorFlow's random operations get no seed here, and use the machine's
+entropy. With a seed of the run, everybody with the federation file could subtract the noise.
 
 Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1.
 """
@@ -40,12 +40,12 @@ class PrivateModel(CompiledModel):
 
     Args:
         code: the user's file.
-        digest: what its bytes must have.
+        digest: the required digest of its bytes.
         function: its function that makes the model.
         privacy: clipping and noise.
 
     Raises:
-        ModelError: the model cannot be trained with DP-SGD; the message says why.
+        ModelError: the model cannot be trained with DP-SGD; with the reason.
     """
 
     private = True
@@ -64,9 +64,9 @@ class PrivateModel(CompiledModel):
         self._names: dict[str, str] = {}
 
     def reset(self, seed: int) -> None:
-        """Put the optimizer where it was when the model was built; the seed is not used (see above).
+        """Reset the optimizer to its state in the fresh model; the seed is not used (see above).
 
-        A seed that model.py may have set is taken back, here before anything is traced.
+        A seed that model.py may have set is removed here, before anything is traced.
         """
         frameworks()[0].random.set_seed(None)
         for variable in self.keras.optimizer.weights:
@@ -86,11 +86,11 @@ class PrivateModel(CompiledModel):
             self._variables[ours].assign(weights[theirs])
 
     def weights(self) -> Arrays:
-        """Return the weights by the names of those that were set."""
+        """Return the weights, by the names in `set_weights`."""
         return {theirs: np.array(self._variables[ours].numpy()) for theirs, ours in self._names.items()}
 
     def optimizer_state(self) -> Arrays:
-        """Return the optimizer's variables by their number."""
+        """Return the optimizer's variables by number."""
         return {f"{k:06d}": np.array(v.numpy()) for k, v in enumerate(self.keras.optimizer.weights)}
 
     def set_optimizer_state(self, state: Mapping[str, Array]) -> None:
@@ -107,7 +107,7 @@ class PrivateModel(CompiledModel):
         self.keras.optimizer.learning_rate = rate
 
     def feed(self, part: Part, training: Training, seed: int) -> dict[str, Any]:
-        """Return whole batches, shuffled in each pass by the machine's entropy, an example at most once in a pass."""
+        """Return whole batches, shuffled by the machine's entropy; each example at most once in a pass."""
         count = size_of(part)
         steps = training_event(training, self._privacy, count).steps
         shuffled = singles_of(part).shuffle(count, reshuffle_each_iteration=True)
@@ -116,31 +116,31 @@ class PrivateModel(CompiledModel):
 
 
 def match_names(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Match names of Keras 3 with those of Keras 2: Keras 3 writes the names of the enclosing models before a layer's.
+    """Match names of Keras 3, which begin with the enclosing models, with those of Keras 2.
 
     >>> match_names({"sequential/dense/kernel": (4, 3)}, {"dense/kernel": (4, 3)})
     {'sequential/dense/kernel': 'dense/kernel'}
 
     Raises:
-        ModelError: there is no match of one to one with equal shapes.
+        ModelError: there is no one-to-one match with equal shapes.
     """
     found: dict[str, str] = {}
     for name, shape in theirs.items():
         fitting = [k for k, s in ours.items() if (name == k or name.endswith(f"/{k}")) and s == shape]
         if len(fitting) != 1:
             raise ModelError(
-                f"the weights {name!r} have no counterpart when the model is built by Keras 2, which trains privately",
+                f"the weights {name!r} have no counterpart in the model of Keras 2, which trains privately",
                 where="model.py",
-                remedy="Give layers names of their own; use layers that Keras 2 and 3 share.",
+                remedy="Give layers unique names, and use layers that Keras 2 and 3 share.",
             )
         found[name] = fitting[0]
     if left := sorted(ours.keys() - set(found.values())):
-        raise ModelError(f"Keras 2 makes a variable {left[0]!r} that Keras 3 does not make", where="model.py")
+        raise ModelError(f"Keras 2 creates a variable {left[0]!r} that Keras 3 does not create", where="model.py")
     return found
 
 
 def _private_optimizer(optimizer: Any, privacy: Privacy, tensorflow: Any) -> Any:
-    """The optimizer of model.py as TensorFlow Privacy's Keras optimizer of the same name and settings."""
+    """Return the optimizer of model.py as TensorFlow Privacy's Keras optimizer of the same name and settings."""
     gaussian_query, dp_optimizer_keras = _optimizers()
     name = type(optimizer).__name__
     base = getattr(tensorflow.keras.optimizers.legacy, name, None)
@@ -164,7 +164,7 @@ def _private_optimizer(optimizer: Any, privacy: Privacy, tensorflow: Any) -> Any
 
 
 def _single_losses(model: Any) -> Any:
-    """The compiled loss, one number per example, as clipping needs it."""
+    """Return the compiled loss as one number per example, which clipping needs."""
     tensorflow, keras = frameworks()
     if isinstance(model.loss, dict | list | tuple) or len(model.outputs) != 1:
         raise ModelError("a private training needs one output and one loss", where="model.py")

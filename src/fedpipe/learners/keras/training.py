@@ -1,4 +1,4 @@
-"""Trains and measures a compiled Keras model of either version, with the same numbers every time."""
+"""Train and measure a compiled Keras model of either version, with the same numbers every time."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from fedpipe.learners.user_code import described
 from fedpipe.weights import Array
 
 _LARGE = 64 * 2**20
-"""Bytes of a train part from which it is not copied any more."""
+"""Train parts of more bytes are not copied."""
 
 WIDER = 4
-"""Batches of the training that make one of an evaluation, which keeps no activations and so needs less memory."""
+"""Training batches in a batch of an evaluation, which keeps no activations and so needs less memory."""
 
 
 class CompiledModel(ABC):
-    """A compiled Keras model that works on named arrays: see `Model`.
+    """A compiled Keras model that works on named arrays; see `Model`.
 
     Attributes:
-        keras: the Keras model; its whole state is set by every act.
+        keras: the Keras model, whose whole state every method sets.
         module: the user's file.
-        private: whether it trains with differential privacy. Its errors then quote no examples, and its loss, which
-            is exact, decides nothing.
+        private: whether it trains with differential privacy. Then its errors quote no examples, and its loss is not
+            used, because it is exact.
     """
 
     keras: Any
@@ -44,11 +44,11 @@ class CompiledModel(ABC):
 
     @abstractmethod
     def reset(self, seed: int) -> None:
-        """Put every variable (weights, optimizer, metrics, random states) where it was when the model was built."""
+        """Reset every variable (weights, optimizer, metrics, random states) to its value in the fresh model."""
 
     @abstractmethod
     def reset_draws(self, seed: int) -> None:
-        """Set the random states of the layers alone."""
+        """Set only the random states of the layers."""
 
     @abstractmethod
     def weights(self) -> Arrays:
@@ -96,7 +96,7 @@ class CompiledModel(ABC):
             e is not None and e != f for e, f in zip(expected, x.shape[1:], strict=True)
         )):  # fmt: skip
             raise ModelError(
-                f"the features have shape {x.shape[1:]}, the model takes {expected}",
+                f"the features have shape {x.shape[1:]}, but the model takes {expected}",
                 remedy="Change the input or reshape the data.",
             )
         flat = y.reshape(len(y), -1)[:, 0]
@@ -117,8 +117,8 @@ class CompiledModel(ABC):
             return
         if y.min() < 0 or y.max() >= shape[-1]:
             raise ModelError(
-                f"the labels go from {y.min():g} to {y.max():g}, the model has {shape[-1]} outputs",
-                remedy="Labels count from 0; give the last layer one output per label.",
+                f"the labels range from {y.min():g} to {y.max():g}, but the model has {shape[-1]} outputs",
+                remedy="Count labels from 0, and give the last layer one output per label.",
             )
 
     def initial_weights(self, seed: int) -> Arrays:
@@ -143,15 +143,15 @@ class CompiledModel(ABC):
 
     def _fit(self, feed: Mapping[str, Any], training: Training, limits: Limits) -> list[dict[str, float]]:
         arguments = dict(training.fit)
-        if "class_weight" in arguments:  # JSON knows no whole numbers as keys
+        if "class_weight" in arguments:  # keys in JSON are strings
             arguments["class_weight"] = {int(k): v for k, v in arguments["class_weight"].items()}
-        callbacks = [_limited(limits, told=not self.private), *make_callbacks(training)]
+        callbacks = [_limited(limits, check_loss=not self.private), *make_callbacks(training)]
         try:
             history = self.keras.fit(**{**arguments, **feed}, callbacks=callbacks, verbose=0).history
         except DroppedError:
             raise
         except Exception as error:
-            # TensorFlow's messages quote examples and labels, which a private learner keeps to itself.
+            # TensorFlow's messages quote examples and labels, which must stay with a private learner.
             detail = "" if self.private else f": {' '.join(str(error).split())[:300]}"
             raise DroppedError(f"training failed: {type(error).__name__}{detail}") from error
         return [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
@@ -167,12 +167,12 @@ class CompiledModel(ABC):
         return Measurement({name: float(value) for name, value in metrics.items()}, states)
 
     def _states(self) -> list[Any]:
-        """The variables of each metric (a mean's total and count, a curve's bins), which add up over learners."""
+        """Return all variables of metrics (a mean's total and count, a curve's bins), which add up over learners."""
         return [variable for metric in self.keras.metrics for variable in metric.variables]
 
     def metrics_of(self, states: Sequence[Array], label_shape: tuple[int, ...]) -> dict[str, float]:
         """See `Model.metrics_of`."""
-        if len(self._states()) != len(states):  # Keras makes metric variables at their first use
+        if len(self._states()) != len(states):  # Keras creates metric variables at their first use
             shape = [size or 1 for size in self.keras.input_shape[1:]]
             self.keras.evaluate(np.zeros((1, *shape)), np.zeros((1, *label_shape)), verbose=0)
         for variable, total in zip(self._states(), states, strict=True):
@@ -198,7 +198,7 @@ class CompiledModel(ABC):
 
 
 def check_private(model: Any) -> None:
-    """Check that per-example clipping means something for this Keras model. Raises ModelError."""
+    """Check that this Keras model can be clipped per example. Raises ModelError."""
     for layer in model._flatten_layers():
         if "BatchNormalization" in type(layer).__name__:
             raise ModelError(
@@ -229,22 +229,22 @@ def feed_of(part: Part, training: Training, module: ModuleType, seed: int) -> di
         dataset = dataset.shuffle(len(part.y), seed=seed)
     if training.local_steps:
         return {"x": dataset.repeat().batch(size).take(training.local_steps), "epochs": 1, "shuffle": False}
-    # One pass over all epochs: with one for each, Keras decides their order, and a simulation has another.
+    # One pass over all epochs: with one for each, Keras decides their order, which differs from a simulation's.
     steps = -(-size_of(part) // size)
     return {"x": dataset.batch(size).repeat(epochs), "epochs": epochs, "steps_per_epoch": steps, "shuffle": False}
 
 
 def _needs_arrays(part: Examples, fit: Mapping[str, Any]) -> bool:
-    """Whether Keras gets the arrays as they are.
+    """Return whether Keras gets the arrays as they are.
 
-    A tf.data.Dataset of slices starts an epoch ten times faster than Keras's adapter for arrays, which counts for
-    small shards; but its shuffling holds a copy of the data.
+    A tf.data.Dataset of slices starts an epoch ten times faster than Keras's adapter for arrays, which matters for
+    small shards. But its shuffling holds a copy of the data.
     """
     return "validation_split" in fit or part.x.nbytes + part.y.nbytes > _LARGE
 
 
-def _limited(limits: Limits, *, told: bool) -> Any:
-    """A callback that counts steps and drops a learner that is late, or whose loss is not finite if that is told."""
+def _limited(limits: Limits, *, check_loss: bool) -> Any:
+    """Return a callback that counts steps and drops a late learner, or one whose loss is checked and not finite."""
     _, keras = frameworks()
 
     class Limited(keras.callbacks.Callback):  # type: ignore[misc,name-defined]
@@ -252,7 +252,7 @@ def _limited(limits: Limits, *, told: bool) -> Any:
             limits.step()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            if told:
+            if check_loss:
                 limits.epoch(epoch + 1, (logs or {}).get("loss", 0.0))
 
     return Limited()
