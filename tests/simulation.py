@@ -13,7 +13,7 @@ from fedpipe.learners.vote import vote
 from fedpipe.rounds.manifests import Dropped, Record
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
-from fedpipe.sessions.attendance import Answer, Attendance
+from fedpipe.sessions.attendance import Answering, Attendance
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.phases import Script
@@ -25,7 +25,7 @@ Actor = Generator[float, None, Any]
 
 Scripts = Callable[[Store, Plan], Callable[[Record], Script]]
 """Gives the scripts of a run."""
-Answering = Callable[["World", Store, Plan, str, Any, Callable[[Board], float]], dict[str, Answer]]
+Answering = Callable[["World", Store, Plan, str, Any, Callable[[Board], float]], dict[str, Answering]]
 """Gives a learner's answers."""
 
 
@@ -78,7 +78,7 @@ class World:
 
 def answering(
     world: World, store: Store, plan: Plan, name: str, learner: Any, seconds: Callable[[Board], float]
-) -> dict[str, Answer]:
+) -> dict[str, Answering]:
     """How a learner answers the phases: it takes so long, and uses a learner that needs no framework."""
 
     def answer(board: Board) -> Generator[float, None, bool]:

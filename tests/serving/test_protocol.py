@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fedpipe.registry.prediction import TensorSpec
-from fedpipe.serving.protocol import DATATYPES, DTYPES, RefusedError, Request, answer, parse
+from fedpipe.serving.protocol import DATATYPES, DTYPES, Request, RequestError, answer, parse
 
 SPEC = TensorSpec("x", np.dtype(np.float32), (None, 2))
 OUT = [TensorSpec("y", np.dtype(np.float32), (None, 1)), TensorSpec("z", np.dtype(np.int64), (None,))]
@@ -83,7 +83,7 @@ def test_requested_outputs() -> None:
     ],
 )  # fmt: skip
 def test_an_input_that_does_not_fit_the_model(changes: dict[str, Any], status: int, message: str) -> None:
-    with pytest.raises(RefusedError, match=message) as refused:
+    with pytest.raises(RequestError, match=message) as refused:
         parse(body(tensor(**changes)), None, [SPEC], OUT)
     assert refused.value.status == status
 
@@ -102,13 +102,13 @@ def test_an_input_that_does_not_fit_the_model(changes: dict[str, Any], status: i
 )
 def test_wrong_binary_lengths(size: Any, available: int, message: str) -> None:
     head = body(tensor(data=None, parameters={"binary_data_size": size}))
-    with pytest.raises(RefusedError, match=message):
+    with pytest.raises(RequestError, match=message):
         parse(head + bytes(available), str(len(head)), [SPEC], OUT)
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "", "٣", "9" * 30, "1000000"])
 def test_wrong_header_lengths(length: str) -> None:
-    with pytest.raises(RefusedError, match="Inference-Header-Content-Length"):
+    with pytest.raises(RequestError, match="Inference-Header-Content-Length"):
         parse(body(tensor()), length, [SPEC], OUT)
 
 
@@ -133,7 +133,7 @@ def test_wrong_header_lengths(length: str) -> None:
     ],
 )
 def test_invalid_requests(given: bytes, message: str) -> None:
-    with pytest.raises(RefusedError, match=message):
+    with pytest.raises(RequestError, match=message):
         parse(given, None, [SPEC], OUT)
 
 
@@ -141,7 +141,7 @@ def test_invalid_requests(given: bytes, message: str) -> None:
 def test_nan_is_refused_unless_the_card_allows_it(value: float) -> None:
     head = body(tensor(data=None, parameters={"binary_data_size": 8}))
     data = head + np.float32([1, value]).tobytes()
-    with pytest.raises(RefusedError, match="contains NaN or infinity"):
+    with pytest.raises(RequestError, match="contains NaN or infinity"):
         parse(data, str(len(head)), [SPEC], OUT)
     allowed = parse(data, str(len(head)), [SPEC], OUT, finite=False)
     np.testing.assert_array_equal(allowed.feed["x"], np.float32([[1, value]]))
@@ -161,14 +161,14 @@ def test_nan_is_refused_unless_the_card_allows_it(value: float) -> None:
 )
 def test_values_that_a_datatype_cannot_hold(datatype: str, data: list[Any]) -> None:
     spec = TensorSpec("x", DTYPES[datatype], (None,))
-    with pytest.raises(RefusedError, match=r"is not |too large for its datatype"):
+    with pytest.raises(RequestError, match=r"is not |too large for its datatype"):
         parse(body(tensor(shape=[1], datatype=datatype, data=data)), None, [spec], OUT)
 
 
 def test_a_byte_that_is_not_a_boolean() -> None:
     spec = TensorSpec("x", np.dtype(np.bool_), (1,))
     head = body(tensor(shape=[1], datatype="BOOL", data=None, parameters={"binary_data_size": 1}))
-    with pytest.raises(RefusedError, match="neither 0 nor 1"):
+    with pytest.raises(RequestError, match="neither 0 nor 1"):
         parse(head + b"\x02", str(len(head)), [spec], OUT)
 
 
@@ -232,6 +232,6 @@ def status_of(data: bytes, length: str | None, specs: list[TensorSpec]) -> int:
     """Returns 200 for a valid request, and otherwise the status of the refusal."""
     try:
         parse(data, length, specs, OUT)
-    except RefusedError as error:
+    except RequestError as error:
         return error.status
     return 200

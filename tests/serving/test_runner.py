@@ -12,7 +12,7 @@ import pytest
 
 from fedpipe.registry.prediction import open_model
 from fedpipe.registry.publication import ModelVersion
-from fedpipe.serving.protocol import RefusedError
+from fedpipe.serving.protocol import RequestError
 from fedpipe.serving.runner import Batching, Runner
 from fedpipe.serving.runtime import Loaded, try_model
 from tests.served import X, slow, softmax
@@ -67,7 +67,7 @@ def test_a_run_that_takes_too_long_is_ended_and_its_thread_is_free_again() -> No
     patient = runner(slow(), seconds=0.3)
 
     async def main() -> tuple[Any, Any]:
-        with pytest.raises(RefusedError, match=r"did not answer within 0\.3 s") as refused:
+        with pytest.raises(RequestError, match=r"did not answer within 0\.3 s") as refused:
             await patient.run({"times": np.int64([10**7])})
         assert refused.value.status == 504
         await asyncio.sleep(0.3)
@@ -82,5 +82,5 @@ def test_a_run_that_takes_too_long_is_ended_and_its_thread_is_free_again() -> No
 
 def test_an_input_that_the_model_refuses() -> None:
     (found,) = together(runner().run({"x": X[:, :3]}))
-    assert isinstance(found, RefusedError)
+    assert isinstance(found, RequestError)
     assert "the model fails on this input" in str(found)

@@ -20,7 +20,7 @@ from fedpipe.rounds.manifests import Dropped, Record
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import MANIFEST, Roll, check_quorum, gather
 from fedpipe.rounds.updates import collect, fetch_weights
-from fedpipe.sessions.attendance import Answer
+from fedpipe.sessions.attendance import Answering
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.phases import Early, Phase, Script, close_phase
 from fedpipe.store import Store, keys
@@ -122,7 +122,7 @@ def publish_confirmation(store: Store, plan: Plan, name: str, number: int, candi
 
 def answers(
     world: World, store: Store, plan: Plan, name: str, learner: Any, seconds: Callable[[Board], float]
-) -> dict[str, Answer]:
+) -> dict[str, Answering]:
     """How a learner answers the two phases, under a simulated clock."""
 
     def estimated(board: Board) -> Generator[float, None, bool]:

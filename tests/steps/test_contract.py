@@ -18,7 +18,17 @@ from fedpipe.errors import InputError, StepError
 from fedpipe.federation.environments import ENVIRONMENTS
 from fedpipe.rounds.plan import RunPlace, Shards
 from fedpipe.steps import STEPS
-from fedpipe.steps.contract import Artifact, Html, Metrics, body, execute, local_path, main, parse, write_outputs
+from fedpipe.steps.contract import (
+    Artifact,
+    Html,
+    MetricsArtifact,
+    body,
+    execute,
+    local_path,
+    main,
+    parse,
+    write_outputs,
+)
 
 KINDS = {
     str: "STRING",
@@ -108,7 +118,7 @@ class TestParsing:
 
 
 def test_outputs_as_the_launcher_reads_them(tmp_path: Path) -> None:
-    outputs = body("train").Outputs(update="u", weights="w", metrics=Metrics(metadata={"loss": 1.0}))
+    outputs = body("train").Outputs(update="u", weights="w", metrics=MetricsArtifact(metadata={"loss": 1.0}))
     runtime = {"name": "projects/1/metrics", "uri": "minio://bucket/metrics", "metadata": {}}
     wanted = {"outputFile": str(tmp_path / "deep" / "out.json"), "artifacts": {"metrics": {"artifacts": [runtime]}}}
     write_outputs(outputs, wanted)

@@ -10,7 +10,7 @@ import typer
 
 from fedpipe.cli.options import FEDERATION, FederationOption, JsonOption, RunName, StoreOption, connected, forwarded
 from fedpipe.cli.panels import Panel
-from fedpipe.cli.text import Part, busy, following, say, show_json, show_table
+from fedpipe.cli.text import Styled, busy, following, say, show_json, show_table
 from fedpipe.errors import InputError
 from fedpipe.kubeflow.where import Where
 
@@ -71,7 +71,7 @@ def runs(file: FederationOption = FEDERATION, store: StoreOption = None, as_json
         show_table(map(_row, found), head=("run", "rounds", "state", "last round", "ago"))
 
 
-def _row(line: RunLine) -> Sequence[Part]:
+def _row(line: RunLine) -> Sequence[Styled]:
     numbers = "  ".join(f"{name} {value:.4f}" for name, value in line.metrics.items() if "/" not in name)
     planned = "?" if line.planned is None else line.planned
     mark = " (HEAD)" if line.at_head else ""
@@ -108,7 +108,7 @@ def compare(
         show_table(_rows(found), head=("", *found.runs))
 
 
-def _rows(found: Comparison) -> Iterator[Sequence[Part]]:
+def _rows(found: Comparison) -> Iterator[Sequence[Styled]]:
     for path, values in found.settings.items():
         yield path, *values
     if not found.settings:

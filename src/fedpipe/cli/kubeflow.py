@@ -19,7 +19,7 @@ from fedpipe.cli.options import (
     given_parameters,
 )
 from fedpipe.cli.panels import Panel
-from fedpipe.cli.text import Part, busy, following, note, say, show_json, show_table
+from fedpipe.cli.text import Styled, busy, following, note, say, show_json, show_table
 from fedpipe.errors import InputError
 from fedpipe.kubeflow.where import Where
 
@@ -72,7 +72,7 @@ def compile_command(
         note(warning)
 
 
-def _estimate_rows(estimate: Estimate) -> Iterator[Sequence[Part]]:
+def _estimate_rows(estimate: Estimate) -> Iterator[Sequence[Styled]]:
     yield "steps", f"{estimate.steps}, in {estimate.pods} pods"
     yield "pipeline", f"{estimate.pipeline_bytes / 1000:.0f} kB"
     yield "workflow", f"about {estimate.workflow_bytes / 1000:.0f} kB of Argo's 1049 kB, with its status"
@@ -170,7 +170,7 @@ def _list_schedules(where: Where, *, as_json: bool) -> None:
         show_table(map(_schedule_row, found), head=("schedule", "cron", "state", "next", "version"))
 
 
-def _schedule_row(one: Schedule) -> Sequence[Part]:
+def _schedule_row(one: Schedule) -> Sequence[Styled]:
     from fedpipe.kubeflow.submission import next_times
 
     soon = next_times(one.cron, 1)[0] if one.enabled and one.cron else ""

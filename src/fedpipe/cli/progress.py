@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from fedpipe.cli.text import Part, out, plain, say_text, styled
+from fedpipe.cli.text import Styled, out, plain, say_text, styled
 from fedpipe.cli.vote_table import VoteTable, is_vote
 from fedpipe.engine.local import Event
 from fedpipe.sessions.coordinator import Moment
@@ -90,12 +90,12 @@ def _line(event: Event) -> Text | None:
     numbers, reason = _outcome(event.result)
     if reason and event.task.step == "train":
         return styled((f"✗ {name}", "red"), f" dropped: {reason}")
-    dropped: list[Part] = [" ", (f"without {reason}", "red")] if reason else []
+    dropped: list[Styled] = [" ", (f"without {reason}", "red")] if reason else []
     timing = "already done" if event.what == "found" else f"{event.seconds:.1f} s"
     return styled(_mark(event), f" {name:<22} {numbers}", *dropped, " ", (timing, "dim"))
 
 
-def _mark(event: Event) -> Part:
+def _mark(event: Event) -> Styled:
     if event.what == "found":
         return "=", "dim"
     return ("●", "bold green") if event.task.step == "aggregate" else ("✓", "green")
@@ -109,7 +109,7 @@ def _round_line(moment: Moment, metrics: Mapping[str, Any]) -> Text | None:
     if moment.what != "closed" or record is None:
         return None
     numbers = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if _is_shown(k, v))
-    dropped: list[Part] = []
+    dropped: list[Styled] = []
     for item in record.dropped:
         dropped += ["\n  ", (f"✗ {item.learner}", "red"), f" dropped: {item.why}"]
     name = f"round {record.round} of {moment.last}"

@@ -12,7 +12,7 @@ import typer
 
 from fedpipe.cli.options import FEDERATION, FederationFile, FederationOption, KeysOption, StoreOption, forwarded
 from fedpipe.cli.panels import Panel
-from fedpipe.cli.text import Part, busy, remark, say, show_table
+from fedpipe.cli.text import Styled, busy, remark, say, show_table
 from fedpipe.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def predict(
         say(f"wrote {output}")
 
 
-def _answer_rows(answers: Answers, count: int) -> Iterator[Sequence[Part]]:
+def _answer_rows(answers: Answers, count: int) -> Iterator[Sequence[Styled]]:
     import numpy as np
 
     prediction, labels = answers

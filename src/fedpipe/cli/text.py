@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-Part = str | tuple[str, str]
+Styled = str | tuple[str, str]
 """A text, or a text and its style."""
 
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
@@ -42,13 +42,13 @@ def plain(text: str) -> str:
     return _SEQUENCE.sub("", text.encode(errors="replace").decode()).translate(_CONTROLS)
 
 
-def styled(*parts: Part) -> Text:
+def styled(*parts: Styled) -> Text:
     """Join texts for the terminal."""
     pairs = ((part, "") if isinstance(part, str) else part for part in parts)
     return Text.assemble(*((plain(text), style) for text, style in pairs))
 
 
-def say(*parts: Part) -> None:
+def say(*parts: Styled) -> None:
     """Print a line on standard output."""
     say_text(styled(*parts))
 
@@ -58,7 +58,7 @@ def say_text(text: Text) -> None:
     out.print(text, soft_wrap=True)
 
 
-def remark(*parts: Part) -> None:
+def remark(*parts: Styled) -> None:
     """Print a line on standard error."""
     err.print(styled(*parts), soft_wrap=True)
 
@@ -73,7 +73,7 @@ def show_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def show_table(rows: Iterable[Sequence[Part]], head: Sequence[str] = ()) -> None:
+def show_table(rows: Iterable[Sequence[Styled]], head: Sequence[str] = ()) -> None:
     """Print rows in columns."""
     table = Table(show_header=bool(head), header_style="dim", box=None, padding=(0, 2, 0, 0))
     for name in head:

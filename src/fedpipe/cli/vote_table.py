@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from fedpipe.cli.text import Part, styled
+from fedpipe.cli.text import Styled, styled
 from fedpipe.engine.local import Event
 from fedpipe.rounds.manifests import Record
 from fedpipe.steps.vote import flat
@@ -74,11 +74,11 @@ def _absence(what: str, why: Any) -> Text:
     return styled((f"– {what}", "yellow"), f" absent: {why}")
 
 
-def _sign(tally: dict[str, Any]) -> Part:
+def _sign(tally: dict[str, Any]) -> Styled:
     return ("●", "bold green") if tally["accepted"] else ("○", "dim")
 
 
-def _result(tally: dict[str, Any]) -> Part:
+def _result(tally: dict[str, Any]) -> Styled:
     if "voters" not in tally:
         return str(tally["dropped"]), "red"
     word = "accepted" if tally["accepted"] else "rejected"
@@ -86,7 +86,7 @@ def _result(tally: dict[str, Any]) -> Part:
     return f"{word} {tally['approvals']}/{tally['voters']}{spent:<8}"
 
 
-def _cell(name: str, ballot: dict[str, Any], tally: dict[str, Any], wide: bool) -> list[Part]:
+def _cell(name: str, ballot: dict[str, Any], tally: dict[str, Any], wide: bool) -> list[Styled]:
     void = tally["rule"] == "others_vote" and name == tally["proposer"]
     mark = _MARKS["void" if void else str(ballot.get("ballot", "absent"))]
     if not wide:

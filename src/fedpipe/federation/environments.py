@@ -25,10 +25,10 @@ ENVIRONMENTS: dict[str, Environment] = {
 }
 """Each step, and where it runs unless the federation file asks for another place (`Federation.environment_of`)."""
 
-Framework = Literal["keras", "numpy"]
+FrameworkName = Literal["keras", "numpy"]
 """The frameworks that train and measure models: see `fedpipe.learners`."""
 
-FRAMEWORKS: dict[Framework, Environment] = {"keras": "keras", "numpy": "core"}
+FRAMEWORKS: dict[FrameworkName, Environment] = {"keras": "keras", "numpy": "core"}
 """Each framework, and the environment that contains it."""
 
 WITH_FRAMEWORK = ("initialise", "train", "learn", "vote", "score", "evaluate")

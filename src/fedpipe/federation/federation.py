@@ -11,7 +11,7 @@ from msgspec import Meta, field
 
 from fedpipe.federation.algorithms import Averaging, Collective, SimulationSettings, Vote
 from fedpipe.federation.data import Data
-from fedpipe.federation.environments import ENVIRONMENTS, FRAMEWORKS, WITH_FRAMEWORK, Environment, Framework
+from fedpipe.federation.environments import ENVIRONMENTS, FRAMEWORKS, WITH_FRAMEWORK, Environment, FrameworkName
 from fedpipe.federation.names import KUBEFLOWS_SECRET, Name, Section
 from fedpipe.federation.placement import Images, Placement, StepKind, StorePlace
 from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
@@ -52,7 +52,7 @@ class Federation(Section, frozen=True, kw_only=True):
         ),
     ] = "model.py:build"
     framework: Annotated[
-        Framework,
+        FrameworkName,
         Meta(
             description="framework that trains the model: `keras`, or `numpy` for a linear model, which needs no "
             "TensorFlow and runs in the `core` image"

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from fedpipe.federation.environments import Environment
 from fedpipe.federation.names import Positive, Section
+from fedpipe.store.objects import Digest
 
 
 class StorePlace(Section, frozen=True, kw_only=True):
@@ -97,9 +98,6 @@ class Placement(Section, frozen=True, kw_only=True):
         nothing = Placement()
         given = {f: getattr(self, f) for f in self.__struct_fields__ if getattr(self, f) != getattr(nothing, f)}
         return replace(other, **given)
-
-
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 
 
 class Images(Section, frozen=True, kw_only=True):

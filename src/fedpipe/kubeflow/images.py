@@ -18,7 +18,7 @@ _ACCEPT = ", ".join(
         "docker.distribution.manifest.v2",
     )
 )  # fmt: skip
-Answer = tuple[Literal["ok", "warning", "error"], str, str]
+RegistryAnswer = tuple[Literal["ok", "warning", "error"], str, str]
 
 
 class Reference(NamedTuple):
@@ -39,7 +39,7 @@ def parse_reference(image: str) -> Reference:
     return Reference(registry, repository if colon else path, digest if at else (tag if colon else "latest"))
 
 
-def find_image(image: str, auths: Mapping[str, Mapping[str, Any]]) -> Answer:
+def find_image(image: str, auths: Mapping[str, Mapping[str, Any]]) -> RegistryAnswer:
     """Requests the image's manifest from its registry.
 
     Args:

@@ -169,7 +169,7 @@ class Framework(Protocol):
         """
 
 
-class Limits:
+class TrainingLimits:
     """Drops a learner that is late or whose loss is not finite, and counts the steps of its training.
 
     Args:

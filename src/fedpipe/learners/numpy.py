@@ -26,7 +26,7 @@ import numpy as np
 from fedpipe.data.examples import Examples
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.training import Privacy, Training
-from fedpipe.learners.framework import Arrays, Fitted, Limits, Measurement, Outline, Predict
+from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits
 from fedpipe.learners.parts import Part, arrays_of, as_examples
 from fedpipe.learners.user_code import described, find_function, load_code
 from fedpipe.weights import Array
@@ -164,7 +164,7 @@ class NumpyModel:
         w = self._fitting(weights, "weights")
         v = self._fitting(optimizer or {k: np.zeros(s) for k, s in self._shapes.items()}, "optimizer state")
         rate, size = training.learning_rate or self._linear.learning_rate, training.batch_size
-        limits, epochs = Limits(seconds), []
+        limits, epochs = TrainingLimits(seconds), []
         with np.errstate(all="ignore"):  # `Limits` checks the loss
             for number, order in enumerate(_orders(len(y), training, seed), 1):
                 total = np.zeros(3)

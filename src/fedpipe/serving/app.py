@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from fedpipe.serving.follower import Follower, Served
 from fedpipe.serving.measures import Measures
-from fedpipe.serving.protocol import HEADER_LENGTH, RefusedError, answer, parse
+from fedpipe.serving.protocol import HEADER_LENGTH, RequestError, answer, parse
 from fedpipe.serving.responses import JSON, Response, json_response, metadata_of, refusal, send_response
 from fedpipe.serving.runner import Batching, Runner
 from fedpipe.serving.runtime import Loaded
@@ -128,15 +128,15 @@ class App:
         try:
             self._authenticate(scope, headers)
             if handler is None:
-                raise RefusedError(404, f"the path {scope['path'][:200]!r} does not exist")
+                raise RequestError(404, f"the path {scope['path'][:200]!r} does not exist")
             response = await handler(Call(scope, receive, headers))
-        except RefusedError as error:
+        except RequestError as error:
             response = refusal(error, scope)
         except _DisconnectedError:
             return
         except Exception:
             log.exception("a request failed")
-            response = refusal(RefusedError(500, "the server failed; its log shows why"), scope)
+            response = refusal(RequestError(500, "the server failed; its log shows why"), scope)
         seconds = time.perf_counter() - started
         self._measures.record_request(response.model, response.version, response.status, seconds)
         await send_response(response, send)
@@ -148,7 +148,7 @@ class App:
             return
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
-            raise RefusedError(401, "a valid bearer token is required")
+            raise RequestError(401, "a valid bearer token is required")
 
     def _log_access(self, scope: Scope, response: Response, seconds: float) -> None:
         line = {
@@ -232,13 +232,13 @@ class App:
         served = self._follower.served.get(name)
         if served is None:
             models = ", ".join(sorted(self._follower.served)[:20]) or "none"
-            raise RefusedError(404, f"model {name[:100]!r} is not served; served: {models}")
+            raise RequestError(404, f"model {name[:100]!r} is not served; served: {models}")
         if version is None:
             return served.primary, served
         loaded = served.version(int(version)) if version.isdecimal() and len(version) < 16 else None
         if loaded is None:
             versions = ", ".join(str(one.entry.version) for one in served.loaded)
-            raise RefusedError(404, f"version {version[:20]!r} of {name!r} is not served; served: {versions}")
+            raise RequestError(404, f"version {version[:20]!r} of {name!r} is not served; served: {versions}")
         return loaded, served
 
     async def _infer(self, call: Call) -> Response:
@@ -251,7 +251,7 @@ class App:
         try:
             reserved = self._reserve(call)
             return await self._run_inference(call, loaded)
-        except RefusedError as error:
+        except RequestError as error:
             return refusal(error, call.scope, name, version)
         finally:
             self._open_inferences -= 1
@@ -260,16 +260,16 @@ class App:
     def _reserve(self, call: Call) -> int:
         """Reserves memory for the body before reading it; returns the number of bytes."""
         if self._open_inferences > self._limits.requests:
-            raise RefusedError(503, f"more than {self._limits.requests} requests are waiting; retry later")
+            raise RequestError(503, f"more than {self._limits.requests} requests are waiting; retry later")
         encoding = call.headers.get(b"content-encoding", b"identity")
         if encoding != b"identity":
-            raise RefusedError(415, f"the content encoding {encoding[:50].decode('latin-1')!r} is not supported")
+            raise RequestError(415, f"the content encoding {encoding[:50].decode('latin-1')!r} is not supported")
         length = call.headers.get(b"content-length")
         size = int(length) if length is not None and length.isdigit() else self._limits.body
         if size > self._limits.body:
-            raise RefusedError(413, f"the body has {size} bytes, but at most {self._limits.body} are allowed")
+            raise RequestError(413, f"the body has {size} bytes, but at most {self._limits.body} are allowed")
         if self._reserved_bytes + size > max(self._limits.bodies, self._limits.body):
-            raise RefusedError(503, "other requests use the memory for bodies; retry later")
+            raise RequestError(503, "other requests use the memory for bodies; retry later")
         self._reserved_bytes += size
         return size
 
@@ -303,7 +303,7 @@ class App:
             pieces.append(message["body"])
             size += len(message["body"])
             if size > self._limits.body:
-                raise RefusedError(413, f"the body has more than the {self._limits.body} bytes that are allowed")
+                raise RequestError(413, f"the body has more than the {self._limits.body} bytes that are allowed")
         return b"".join(pieces)
 
     async def _receive(self, receive: Receive, seconds: float | None = None) -> Any:
@@ -311,7 +311,7 @@ class App:
             async with asyncio.timeout(self._limits.seconds if seconds is None else seconds):
                 message = await receive()
         except TimeoutError:
-            raise RefusedError(408, f"the body did not arrive within {self._limits.seconds:g} s") from None
+            raise RequestError(408, f"the body did not arrive within {self._limits.seconds:g} s") from None
         if message["type"] == "http.disconnect":
             raise _DisconnectedError
         return message
@@ -345,7 +345,7 @@ class _Endpoint:
             await self._app.handle(self._handler, scope, receive, send)
 
     async def _wrong_method(self, call: Call) -> Response:
-        raise RefusedError(405, f"{call.scope['path'][:200]!r} accepts {self._method}, not {call.scope['method']}")
+        raise RequestError(405, f"{call.scope['path'][:200]!r} accepts {self._method}, not {call.scope['method']}")
 
 
 def _constant(response: Response) -> Handler:

@@ -43,7 +43,7 @@ class Served(NamedTuple):
         return next((one for one in self.loaded if one.entry.version == version), None)
 
 
-class Failure(NamedTuple):
+class LoadFailure(NamedTuple):
     """Describes why a version failed to load, how often it was tried, and when it is retried (monotonic seconds)."""
 
     why: str
@@ -71,7 +71,7 @@ class Follower:
         self._clock = clock
         self.uri = catalogue.uri
         self.served: Mapping[str, Served] = {}
-        self.failures: Mapping[ModelVersion, Failure] = {}
+        self.failures: Mapping[ModelVersion, LoadFailure] = {}
         self.trouble = ""
         """Problems of the last refresh with the store or with a model's traffic; empty without any."""
         self.has_refreshed = False
@@ -138,7 +138,7 @@ class Follower:
         except (FedpipeError, OSError, MemoryError) as error:
             attempts = failure.attempts + 1 if failure else 1
             delay = min(_LONGEST_RETRY_SECONDS, _RETRY_SECONDS * 2 ** (attempts - 1))
-            self.failures = {**self.failures, entry: Failure(str(error), attempts, self._clock() + delay)}
+            self.failures = {**self.failures, entry: LoadFailure(str(error), attempts, self._clock() + delay)}
             log.error("%s does not take over: %s", entry, error)
             self._on_failure(entry, str(error))
             return None

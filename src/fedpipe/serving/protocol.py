@@ -35,7 +35,7 @@ _MOST_DIMENSIONS = 32
 _MOST_TENSORS = 256
 
 
-class RefusedError(FedpipeError):
+class RequestError(FedpipeError):
     """Refuses a request with an error of the protocol: an HTTP status and one sentence."""
 
     exit_code = 2
@@ -51,13 +51,13 @@ def describe_tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": shape}
 
 
-Shape = Annotated[list[Annotated[int, Meta(ge=0, le=2**40)]], Meta(max_length=_MOST_DIMENSIONS)]
+TensorShape = Annotated[list[Annotated[int, Meta(ge=0, le=2**40)]], Meta(max_length=_MOST_DIMENSIONS)]
 Parameters = dict[str, Any]
 
 
 class _Input(Struct):
     name: str
-    shape: Shape
+    shape: TensorShape
     datatype: str
     parameters: Parameters = {}
     data: Raw = Raw()
@@ -108,7 +108,7 @@ def parse(
     try:
         request = _decoder.decode(json)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RefusedError(400, f"the request is not valid: {_short(error)}") from error
+        raise RequestError(400, f"the request is not valid: {_short(error)}") from error
     feed = _feed(request.inputs, binary, {spec.name: spec for spec in inputs}, finite, most_values)
     return Request(feed, _requested_outputs(request, [spec.name for spec in outputs]), request.id)
 
@@ -117,10 +117,10 @@ def _split_body(view: memoryview, header_length: str | None) -> tuple[memoryview
     if header_length is None:
         return view, view[len(view) :]
     if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 16):
-        raise RefusedError(400, "Inference-Header-Content-Length is not a whole number")
+        raise RequestError(400, "Inference-Header-Content-Length is not a whole number")
     length = int(header_length)
     if length > len(view):
-        raise RefusedError(400, f"Inference-Header-Content-Length is {length}, but the body has {len(view)} bytes")
+        raise RequestError(400, f"Inference-Header-Content-Length is {length}, but the body has {len(view)} bytes")
     return view[:length], view[length:]
 
 
@@ -131,26 +131,26 @@ def _feed(
     for tensor in tensors:
         spec = specs.get(tensor.name)
         if spec is None:
-            raise RefusedError(400, f"there is no input {_quote(tensor.name)}; the model takes {_names(specs)}")
+            raise RequestError(400, f"there is no input {_quote(tensor.name)}; the model takes {_names(specs)}")
         if tensor.name in feed:
-            raise RefusedError(400, f"input {_quote(tensor.name)} is given twice")
+            raise RequestError(400, f"input {_quote(tensor.name)} is given twice")
         count = _check_shape(tensor, spec, most_values)
         size = tensor.parameters.get("binary_data_size")
         if "shared_memory_region" in tensor.parameters:
-            raise RefusedError(400, "shared memory is not supported: send the tensor in the request")
+            raise RequestError(400, "shared memory is not supported: send the tensor in the request")
         if size is None:
             array = _from_json(tensor, spec, count)
         else:
             array, binary = _from_binary(tensor, spec, count, size, binary)
         if finite and spec.dtype.kind == "f" and not np.isfinite(array).all():
-            raise RefusedError(
+            raise RequestError(
                 400, f"input {_quote(tensor.name)} contains NaN or infinity, or a value too large for its datatype"
             )
         feed[tensor.name] = array
     if len(binary):
-        raise RefusedError(400, f"{len(binary)} bytes follow the last binary tensor")
+        raise RequestError(400, f"{len(binary)} bytes follow the last binary tensor")
     if missing := [name for name in specs if name not in feed]:
-        raise RefusedError(400, f"input {_quote(missing[0])} is missing")
+        raise RequestError(400, f"input {_quote(missing[0])} is missing")
     return feed
 
 
@@ -158,7 +158,7 @@ def _check_shape(tensor: _Input, spec: TensorSpec, most_values: int) -> int:
     """Checks datatype and shape against the model, and returns the number of values."""
     name = _quote(tensor.name)
     if tensor.datatype != DATATYPES[spec.dtype]:
-        raise RefusedError(
+        raise RequestError(
             400, f"input {name} has datatype {_quote(tensor.datatype)}, but the model takes {DATATYPES[spec.dtype]}"
         )
     shape = tensor.shape
@@ -167,10 +167,10 @@ def _check_shape(tensor: _Input, spec: TensorSpec, most_values: int) -> int:
     )
     if not fits:
         expected = [-1 if size is None else size for size in spec.shape]
-        raise RefusedError(400, f"input {name} has shape {shape}, but the model takes {expected}, -1 for one or more")
+        raise RequestError(400, f"input {name} has shape {shape}, but the model takes {expected}, -1 for one or more")
     count = math.prod(shape)
     if count > most_values:
-        raise RefusedError(413, f"input {name} has {count} values, but at most {most_values} are allowed")
+        raise RequestError(413, f"input {name} has {count} values, but at most {most_values} are allowed")
     return count
 
 
@@ -180,14 +180,14 @@ def _from_binary(
     name = _quote(tensor.name)
     expected = count * spec.dtype.itemsize
     if len(tensor.data):
-        raise RefusedError(400, f"input {name} has both JSON and binary data")
+        raise RequestError(400, f"input {name} has both JSON and binary data")
     if not isinstance(size, int) or isinstance(size, bool) or size != expected:
-        raise RefusedError(400, f"binary_data_size of input {name} is {_quote(size)}, but its shape needs {expected}")
+        raise RequestError(400, f"binary_data_size of input {name} is {_quote(size)}, but its shape needs {expected}")
     if len(binary) < expected:
-        raise RefusedError(400, f"input {name} needs {expected} bytes of binary data, but {len(binary)} are left")
+        raise RequestError(400, f"input {name} needs {expected} bytes of binary data, but {len(binary)} are left")
     array = np.frombuffer(binary, spec.dtype.newbyteorder("<"), count).reshape(tensor.shape)
     if spec.dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
-        raise RefusedError(400, f"input {name} contains a byte that is neither 0 nor 1")
+        raise RequestError(400, f"input {name} contains a byte that is neither 0 nor 1")
     return array.astype(spec.dtype, copy=False), binary[expected:]
 
 
@@ -203,21 +203,21 @@ def _from_json(tensor: _Input, spec: TensorSpec, count: int) -> Array:
     """Reads values in row-major order, flat or nested according to the shape."""
     name, text = _quote(tensor.name), bytes(tensor.data)
     if not text:
-        raise RefusedError(400, f"input {name} has no data")
+        raise RequestError(400, f"input {name} has no data")
     depth = _depth(text)
     if depth not in (1, len(tensor.shape)):
-        raise RefusedError(400, f"the data of input {name} is neither flat nor nested like its shape")
+        raise RequestError(400, f"the data of input {name} is neither flat nor nested like its shape")
     try:
         with np.errstate(over="ignore"):  # 1e39 becomes infinity, which `finite` refuses
             array = np.array(_decoder_of(spec.dtype.kind, depth).decode(text), spec.dtype)
     except msgspec.DecodeError as error:
-        raise RefusedError(400, f"the data of input {name} is not {tensor.datatype}: {_short(error)}") from error
+        raise RequestError(400, f"the data of input {name} is not {tensor.datatype}: {_short(error)}") from error
     except (OverflowError, ValueError) as error:
         why = "a value is out of range" if isinstance(error, OverflowError) else "its rows differ in length"
-        raise RefusedError(400, f"the data of input {name} is not {tensor.datatype}: {why}") from error
+        raise RequestError(400, f"the data of input {name} is not {tensor.datatype}: {why}") from error
     if array.size != count or (depth > 1 and array.shape != tuple(tensor.shape)):
         actual = f"shape {list(array.shape)}" if depth > 1 else f"{array.size} values"
-        raise RefusedError(400, f"the data of input {name} has {actual}, but its shape is {tensor.shape}")
+        raise RequestError(400, f"the data of input {name} has {actual}, but its shape is {tensor.shape}")
     return array.reshape(tensor.shape)
 
 
@@ -240,12 +240,12 @@ def _requested_outputs(request: _Body, names: list[str]) -> dict[str, bool]:
     requested: dict[str, bool] = {}
     for output in request.outputs:
         if output.name not in names:
-            raise RefusedError(400, f"there is no output {_quote(output.name)}; the model returns {_names(names)}")
+            raise RequestError(400, f"there is no output {_quote(output.name)}; the model returns {_names(names)}")
         if output.name in requested:
-            raise RefusedError(400, f"output {_quote(output.name)} is requested twice")
+            raise RequestError(400, f"output {_quote(output.name)} is requested twice")
         for name in ("classification", "shared_memory_region"):
             if name in output.parameters:
-                raise RefusedError(400, f"the output parameter {name} is not supported")
+                raise RequestError(400, f"the output parameter {name} is not supported")
         requested[output.name] = bool(output.parameters.get("binary_data", binary))
     return requested
 

@@ -8,7 +8,7 @@ import msgspec
 from starlette.types import Scope, Send
 
 from fedpipe.serving.follower import Served
-from fedpipe.serving.protocol import RefusedError, describe_tensor
+from fedpipe.serving.protocol import RequestError, describe_tensor
 from fedpipe.serving.runtime import Loaded
 
 JSON = (b"content-type", b"application/json")
@@ -43,7 +43,7 @@ def json_response(value: Any, status: int = 200) -> Response:
     return Response(status, msgspec.json.encode(value))
 
 
-def refusal(error: RefusedError, scope: Scope, model: str = "", version: str = "") -> Response:
+def refusal(error: RequestError, scope: Scope, model: str = "", version: str = "") -> Response:
     """Turns an error into a response."""
     headers: tuple[tuple[bytes, bytes], ...] = (JSON,)
     if error.status == 401:

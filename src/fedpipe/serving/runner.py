@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.registry.prediction import runtime
-from fedpipe.serving.protocol import RefusedError
+from fedpipe.serving.protocol import RequestError
 from fedpipe.serving.runtime import Loaded
 
 Array = npt.NDArray[Any]
-Feed = Mapping[str, Array]
+Batch = Mapping[str, Array]
 
 
 class Batching(NamedTuple):
@@ -26,7 +26,7 @@ class Batching(NamedTuple):
 
 
 class _PendingRequest(NamedTuple):
-    feed: Feed
+    feed: Batch
     rows: int
     outputs: asyncio.Future[dict[str, Array]]
 
@@ -51,7 +51,7 @@ class Runner:
         self._pending: dict[Any, list[_PendingRequest]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, feed: Feed) -> dict[str, Array]:
+    async def run(self, feed: Batch) -> dict[str, Array]:
         """Returns all outputs by name.
 
         Args:
@@ -62,21 +62,21 @@ class Runner:
         """
         rows = len(next(iter(feed.values()))) if self.loaded.trial.batches else 1
         if any(len(array) != rows for array in feed.values()) and self.loaded.trial.batches:
-            raise RefusedError(400, "the inputs differ in their number of examples")
+            raise RequestError(400, "the inputs differ in their number of examples")
         if not self.loaded.trial.batches or rows >= self._batching.size:
             return await self._run(feed, rows)
         return await self._run_in_batch(feed, rows)
 
-    async def _run(self, feed: Feed, rows: int) -> dict[str, Array]:
+    async def _run(self, feed: Batch, rows: int) -> dict[str, Array]:
         self._on_run(rows)
         try:
             return await self._run_in_thread(feed)
-        except RefusedError:
+        except RequestError:
             raise
         except Exception as error:  # onnxruntime has no exception class for a failed run
-            raise RefusedError(400, f"the model fails on this input: {' '.join(str(error).split())[:300]}") from error
+            raise RequestError(400, f"the model fails on this input: {' '.join(str(error).split())[:300]}") from error
 
-    async def _run_in_thread(self, feed: Feed) -> dict[str, Array]:
+    async def _run_in_thread(self, feed: Batch) -> dict[str, Array]:
         options = runtime().RunOptions()
         run = asyncio.get_running_loop().run_in_executor(self._pool, self.loaded.run, feed, options)
         try:
@@ -84,9 +84,9 @@ class Runner:
         except TimeoutError:
             options.terminate = True  # frees the thread
             run.add_done_callback(lambda done: done.cancelled() or done.exception())
-            raise RefusedError(504, f"the model did not answer within {self._seconds:g} s") from None
+            raise RequestError(504, f"the model did not answer within {self._seconds:g} s") from None
 
-    async def _run_in_batch(self, feed: Feed, rows: int) -> dict[str, Array]:
+    async def _run_in_batch(self, feed: Batch, rows: int) -> dict[str, Array]:
         """Waits for requests of the same shapes, until the batch is full or the first has waited long enough."""
         loop = asyncio.get_running_loop()
         key = tuple(array.shape[1:] for array in feed.values())

@@ -19,7 +19,7 @@ from fedpipe.store import Store, keys
 
 log = logging.getLogger("fedpipe")
 
-Answer = Callable[[Board], Generator[float, None, bool]]
+Answering = Callable[[Board], Generator[float, None, bool]]
 """Answers the board's request, and returns whether the learner took part; may yield seconds to wait."""
 
 
@@ -38,7 +38,7 @@ class Attendance:
     """
 
     def __init__(
-        self, store: Store, plan: Plan, learner: str, session: str, answers: Mapping[str, Answer], *, last: int = 0,
+        self, store: Store, plan: Plan, learner: str, session: str, answers: Mapping[str, Answering], *, last: int = 0,
         clock: Callable[[], float] = time.monotonic, random: Random | None = None,
     ) -> None:  # fmt: skip
         self._store, self._plan, self._learner, self._session = store, plan, learner, session
@@ -114,7 +114,7 @@ def _unknown(board: Board) -> Generator[float, None, bool]:
     return False
 
 
-def at_once(function: Callable[[Board], bool]) -> Answer:
+def at_once(function: Callable[[Board], bool]) -> Answering:
     """Return an answer that does not wait."""
 
     def answer(board: Board) -> Generator[float, None, bool]:

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 
 from fedpipe.errors import ConflictError, CorruptError, InputError, TooLargeError
 from fedpipe.federation.names import Name
+from fedpipe.rounds.manifests import Count
 from fedpipe.rounds.roll import MANIFEST
 from fedpipe.store import Blob, Store, keys
 from fedpipe.store.objects import Digest, decode, digest_of, encode
@@ -25,7 +26,6 @@ from fedpipe.store.objects import Digest, decode, digest_of, encode
 PhaseName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9\-]{0,38}\Z")]
 """The name of a phase that learners answer, or `ended`."""
 Ending = Literal["", "done", "stopped", "early_stopping", "max_seconds", "below_quorum", "failed"]
-Count = Annotated[int, Meta(ge=0)]
 ENDINGS: dict[str, str] = {
     "done": "all rounds are done",
     "stopped": "stopped on request",

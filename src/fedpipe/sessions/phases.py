@@ -4,7 +4,8 @@ A phase asks some learners for an answer, waits until it is over, and closes. Th
 closing; it yields the next phase or returns the record of the round:
 
     def averaging(round: Round) -> Script:
-        return (yield round.train())
+        aggregated: Record = yield round.train()
+        return aggregated
 
 A coordinator interprets scripts and contains no algorithm; a learner answers a phase by its name. In a pipeline of
 single steps, each answer and each closing is a step of its own (`close_phase`). Scripts hold no state: after a crash

@@ -30,18 +30,18 @@ Aggregate = Callable[[int, str, Roll], Record]
 
 def averaging(round: Round) -> Script:
     """Play federated averaging (McMahan et al. 2017, Algorithm 1); when learners vote, the aggregate is a candidate."""
-    aggregated = yield round.train()
+    aggregated: Record = yield round.train()
     if not round.votes:
-        return aggregated  # type: ignore[no-any-return]
-    return (yield round.vote(aggregated))  # type: ignore[no-any-return]
+        return aggregated
+    voted: Record = yield round.vote(aggregated)
+    return voted
 
 
 def collective(round: Round) -> Script:
     """Play collective learning (Fetch.ai's colearn): one learner proposes, all vote."""
-    proposed = yield round.propose()
-    if proposed.candidate is None:
-        return (yield round.reject(proposed))  # type: ignore[no-any-return]
-    return (yield round.vote(proposed))  # type: ignore[no-any-return]
+    proposed: Record = yield round.propose()
+    voted: Record = yield round.vote(proposed) if proposed.candidate else round.reject(proposed)
+    return voted
 
 
 def script_of(store: Store, plan: Plan, aggregate: Aggregate | None = None) -> Callable[[Record], Script]:

@@ -11,7 +11,7 @@ from fedpipe.rounds.history import read_candidate, read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.roll import Roll
-from fedpipe.steps.contract import Model
+from fedpipe.steps.contract import ModelArtifact
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -27,7 +27,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
     """Digest of the next global weights."""
 
     weights: str
-    model: Model
+    model: ModelArtifact
 
 
 def find(inputs: Inputs) -> Outputs | None:
@@ -58,7 +58,7 @@ def _combiner(plan: Plan) -> Combiner | None:
 
 
 def _outputs(record: Record) -> Outputs:
-    return Outputs(weights=record.weights, model=Model(metadata=metadata_of(record)))
+    return Outputs(weights=record.weights, model=ModelArtifact(metadata=metadata_of(record)))
 
 
 def metadata_of(record: Record) -> dict[str, Any]:

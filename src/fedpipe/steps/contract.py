@@ -34,13 +34,13 @@ class Artifact(Struct, frozen=True, kw_only=True):
     content: str = ""
 
 
-class Metrics(Artifact, frozen=True, kw_only=True):
+class MetricsArtifact(Artifact, frozen=True, kw_only=True):
     """Numbers by name."""
 
     schema: ClassVar[str] = "system.Metrics"
 
 
-class Model(Artifact, frozen=True, kw_only=True):
+class ModelArtifact(Artifact, frozen=True, kw_only=True):
     """A model: its digest, round and metrics; the weights themselves are in the store."""
 
     schema: ClassVar[str] = "system.Model"

@@ -14,7 +14,7 @@ from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.scripts import script_of
 from fedpipe.steps import aggregate, tally
-from fedpipe.steps.contract import Hands, Model
+from fedpipe.steps.contract import Hands, ModelArtifact
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -31,7 +31,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
     weights: str
     rounds: int
-    model: Model
+    model: ModelArtifact
 
 
 def find(inputs: Inputs) -> Outputs | None:
@@ -66,4 +66,4 @@ def metadata_of(plan: Plan, record: Record) -> dict[str, Any]:
 
 
 def _outputs(plan: Plan, record: Record) -> Outputs:
-    return Outputs(weights=record.weights, rounds=record.round, model=Model(metadata=metadata_of(plan, record)))
+    return Outputs(weights=record.weights, rounds=record.round, model=ModelArtifact(metadata=metadata_of(plan, record)))

@@ -11,7 +11,7 @@ from fedpipe.errors import CorruptError, NotFoundError
 from fedpipe.learners.score import evaluate
 from fedpipe.rounds.evaluation import Evaluation, Score, find_score
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
-from fedpipe.steps.contract import Confusion, Metrics
+from fedpipe.steps.contract import Confusion, MetricsArtifact
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, encode
 
@@ -28,7 +28,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
     """Metrics as numbers, and the confusion matrix."""
 
     evaluation: dict[str, Any]
-    metrics: Metrics
+    metrics: MetricsArtifact
     confusion: Confusion
 
 
@@ -56,7 +56,7 @@ def run(inputs: Inputs) -> Outputs:
 def _outputs(evaluation: Evaluation) -> Outputs:
     return Outputs(
         evaluation=msgspec.to_builtins(msgspec.structs.replace(evaluation, confusion=())),
-        metrics=Metrics(metadata=flat_metrics(evaluation)),
+        metrics=MetricsArtifact(metadata=flat_metrics(evaluation)),
         confusion=Confusion(metadata=_confusion_metadata(evaluation)),
     )
 

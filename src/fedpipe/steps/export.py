@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from fedpipe.errors import NotFoundError
 from fedpipe.rounds.plan import RunPlace, read_plan
-from fedpipe.steps.contract import Model
+from fedpipe.steps.contract import ModelArtifact
 from fedpipe.store import keys
 from fedpipe.store.objects import decode, encode
 
@@ -25,7 +25,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
     """The published version."""
 
     onnx: dict[str, Any]
-    model: Model
+    model: ModelArtifact
 
 
 def find(inputs: Inputs) -> Outputs | None:
@@ -52,4 +52,4 @@ def run(inputs: Inputs) -> Outputs:
 
 
 def _outputs(onnx: dict[str, Any]) -> Outputs:
-    return Outputs(onnx=onnx, model=Model(metadata={k: v for k, v in onnx.items() if k != "federation"}))
+    return Outputs(onnx=onnx, model=ModelArtifact(metadata={k: v for k, v in onnx.items() if k != "federation"}))

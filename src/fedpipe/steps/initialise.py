@@ -13,7 +13,7 @@ from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, Settings, Shards
 from fedpipe.sessions.board import check_deadline
-from fedpipe.steps.contract import Model
+from fedpipe.steps.contract import ModelArtifact
 from fedpipe.steps.shard import read
 from fedpipe.store.objects import put_bytes
 from fedpipe.weights import Array
@@ -41,7 +41,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
     placed: RunPlace
     weights: str
-    model: Model
+    model: ModelArtifact
 
 
 def find(inputs: Inputs) -> Outputs | None:
@@ -76,4 +76,4 @@ def run(inputs: Inputs) -> Outputs:
 def _outputs(place: RunPlace, record: Record) -> Outputs:
     place = msgspec.structs.replace(place, plan=record.plan)
     metadata = {"digest": record.weights, "round": 0, "run": record.run, "federation": record.federation}
-    return Outputs(placed=place, weights=record.weights, model=Model(metadata=metadata))
+    return Outputs(placed=place, weights=record.weights, model=ModelArtifact(metadata=metadata))

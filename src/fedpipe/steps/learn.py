@@ -20,7 +20,7 @@ from fedpipe.rounds.timings import Timing, note
 from fedpipe.sessions.attendance import Attendance, at_once
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.pacing import drive
-from fedpipe.steps.contract import Hands, Metrics
+from fedpipe.steps.contract import Hands, MetricsArtifact
 from fedpipe.store import Store, keys
 
 
@@ -39,7 +39,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
     trained: int
     voted: int
-    metrics: Metrics
+    metrics: MetricsArtifact
 
 
 def find(inputs: Inputs) -> Outputs | None:
@@ -103,4 +103,4 @@ def opened(place: RunPlace) -> tuple[Store, Plan]:
 
 
 def _outputs(trained: int, voted: int) -> Outputs:
-    return Outputs(trained=trained, voted=voted, metrics=Metrics(metadata={"trained": trained, "voted": voted}))
+    return Outputs(trained=trained, voted=voted, metrics=MetricsArtifact(metadata={"trained": trained, "voted": voted}))

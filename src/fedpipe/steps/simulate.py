@@ -17,7 +17,7 @@ from fedpipe.rounds.stopping import monitored, stalled
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.coordinator import Moment
-from fedpipe.steps.contract import Hands, Model
+from fedpipe.steps.contract import Hands, ModelArtifact
 from fedpipe.steps.coordinate import Outputs
 from fedpipe.store import Store, keys
 
@@ -119,4 +119,6 @@ def _numbers(record: Record) -> dict[str, float]:
 
 def _outputs(record: Record) -> Outputs:
     metadata = {"digest": record.weights, "round": record.round, "run": record.run, "federation": record.federation}
-    return Outputs(weights=record.weights, rounds=record.round, model=Model(metadata={**metadata, **_numbers(record)}))
+    return Outputs(
+        weights=record.weights, rounds=record.round, model=ModelArtifact(metadata={**metadata, **_numbers(record)})
+    )

@@ -10,7 +10,7 @@ from fedpipe.federation.algorithms import Vote
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.sessions.scripts import tally_round
-from fedpipe.steps.contract import Model
+from fedpipe.steps.contract import ModelArtifact
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -26,7 +26,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
     """Digest of the global weights after the vote."""
 
     weights: str
-    model: Model
+    model: ModelArtifact
 
 
 def run(inputs: Inputs) -> Outputs:
@@ -35,7 +35,7 @@ def run(inputs: Inputs) -> Outputs:
     plan = read_plan(store, inputs.place.plan)
     record = tally_round(store, plan, inputs.round, inputs.base)
     assert plan.federation.vote is not None
-    return Outputs(weights=record.weights, model=Model(metadata=metadata_of(record, plan.federation.vote)))
+    return Outputs(weights=record.weights, model=ModelArtifact(metadata=metadata_of(record, plan.federation.vote)))
 
 
 def metadata_of(record: Record, vote: Vote) -> dict[str, Any]:

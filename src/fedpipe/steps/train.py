@@ -12,7 +12,7 @@ from fedpipe.rounds.manifests import Dropped, Update
 from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.rounds.selection import select
 from fedpipe.rounds.updates import find_part
-from fedpipe.steps.contract import Metrics
+from fedpipe.steps.contract import MetricsArtifact
 from fedpipe.store.objects import digest_of, encode
 
 
@@ -30,7 +30,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
     update: str
     weights: str
-    metrics: Metrics
+    metrics: MetricsArtifact
 
 
 def find(inputs: Inputs) -> Outputs | None:
@@ -52,7 +52,7 @@ def run(inputs: Inputs) -> Outputs:
 def _outputs(result: Update | Dropped) -> Outputs:
     if isinstance(result, Dropped):
         why = f"{result.code}: {result.why}" if result.code else result.why
-        return Outputs(update="dropped", weights="", metrics=Metrics(metadata={"dropped": why}))
+        return Outputs(update="dropped", weights="", metrics=MetricsArtifact(metadata={"dropped": why}))
     spent = {"epsilon": result.spent.epsilon} if result.spent else {}
     metadata = {"examples": result.examples, **result.metrics, **spent, "digest": result.weights}
-    return Outputs(update=digest_of(encode(result)), weights=result.weights, metrics=Metrics(metadata=metadata))
+    return Outputs(update=digest_of(encode(result)), weights=result.weights, metrics=MetricsArtifact(metadata=metadata))

@@ -12,7 +12,7 @@ from fedpipe.learners.vote import vote
 from fedpipe.rounds.ballots import find_vote
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
 from fedpipe.rounds.plan import RunPlace, read_plan
-from fedpipe.steps.contract import Metrics
+from fedpipe.steps.contract import MetricsArtifact
 
 log = logging.getLogger("fedpipe")
 
@@ -32,13 +32,13 @@ class Outputs(Struct, frozen=True, kw_only=True):
     """The vote: `yes`, `no` or `absent`; `none` when there is nothing to vote on."""
 
     ballot: str
-    metrics: Metrics
+    metrics: MetricsArtifact
 
 
 def find(inputs: Inputs) -> Outputs | None:
     """Return the vote when it is already cast, or when there is nothing to vote on."""
     if inputs.round and not inputs.candidate:
-        return Outputs(ballot="none", metrics=Metrics())
+        return Outputs(ballot="none", metrics=MetricsArtifact())
     found = find_vote(inputs.place.open(), inputs.learner, inputs.place.run, inputs.round)
     return _outputs(found) if found else None
 
@@ -58,9 +58,9 @@ def run(inputs: Inputs) -> Outputs:
 
 def _outputs(result: Ballot | Dropped) -> Outputs:
     if isinstance(result, Dropped):
-        return Outputs(ballot="absent", metrics=Metrics(metadata={"absent": result.why}))
+        return Outputs(ballot="absent", metrics=MetricsArtifact(metadata={"absent": result.why}))
     answer = "none" if not result.round else "yes" if result.approve else "no"
-    return Outputs(ballot=answer, metrics=Metrics(metadata={"ballot": answer, **flat(result.proposed)}))
+    return Outputs(ballot=answer, metrics=MetricsArtifact(metadata={"ballot": answer, **flat(result.proposed)}))
 
 
 def flat(scores: Scores) -> dict[str, float]:

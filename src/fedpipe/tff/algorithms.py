@@ -36,7 +36,7 @@ class Process(NamedTuple):
     start: Callable[[Any, Weights], Any]
 
 
-class Parts(NamedTuple):
+class ProcessParts(NamedTuple):
     """Holds the parts of an algorithm of TFF: optimizers, the aggregator (None: the mean), and the weighting."""
 
     client: Any
@@ -46,7 +46,7 @@ class Parts(NamedTuple):
     proximal_strength: float
 
 
-def _fed_avg(tff: Any, model: Any, parts: Parts) -> Any:
+def _fed_avg(tff: Any, model: Any, parts: ProcessParts) -> Any:
     algorithms = tff.learning.algorithms
     if isinstance(parts.aggregator, tff.aggregators.UnweightedAggregationFactory):
         return algorithms.build_unweighted_fed_avg(model, parts.client, parts.server, model_aggregator=parts.aggregator)
@@ -55,15 +55,15 @@ def _fed_avg(tff: Any, model: Any, parts: Parts) -> Any:
     )
 
 
-def _fed_prox(tff: Any, model: Any, parts: Parts) -> Any:
+def _fed_prox(tff: Any, model: Any, parts: ProcessParts) -> Any:
     return _fed_avg(tff, model, parts._replace(client=make_proximal(parts.client, parts.proximal_strength)))
 
 
-def _fed_sgd(tff: Any, model: Any, parts: Parts) -> Any:
+def _fed_sgd(tff: Any, model: Any, parts: ProcessParts) -> Any:
     return tff.learning.algorithms.build_fed_sgd(model, parts.server, model_aggregator=parts.aggregator)
 
 
-def _mime_lite(tff: Any, model: Any, parts: Parts) -> Any:
+def _mime_lite(tff: Any, model: Any, parts: ProcessParts) -> Any:
     algorithms = tff.learning.algorithms
     if isinstance(parts.aggregator, tff.aggregators.UnweightedAggregationFactory):
         return algorithms.build_unweighted_mime_lite(
@@ -74,13 +74,13 @@ def _mime_lite(tff: Any, model: Any, parts: Parts) -> Any:
     )
 
 
-ALGORITHMS: dict[str, Callable[[Any, Any, Parts], Any]] = {
+ALGORITHMS: dict[str, Callable[[Any, Any, ProcessParts], Any]] = {
     "fedavg": _fed_avg, "fedprox": _fed_prox, "fedsgd": _fed_sgd, "mimelite": _mime_lite,
 }  # fmt: skip
 """Maps names to TFF's builders of learning processes."""
 
 
-def _weighting(tff: Any, parts: Parts) -> Any:
+def _weighting(tff: Any, parts: ProcessParts) -> Any:
     return tff.learning.ClientWeighting.NUM_EXAMPLES if parts.weighted else tff.learning.ClientWeighting.UNIFORM
 
 
@@ -104,7 +104,7 @@ def make_process(model: FederatedModel, federation: Federation) -> Process:
     if algorithm.engine == "tff":
         takes_weights = not isinstance(algorithm.rule, UNWEIGHTED)  # with `uniform` weighting, they are all 1
         aggregator = make_factory(algorithm.rule, takes_weights, trainers(federation).learners_asked, model.specs)
-    parts = Parts(
+    parts = ProcessParts(
         client=client and make_optimizer(client),
         server=make_optimizer(settings.server_optimizer or algorithm.server_optimizer),
         aggregator=aggregator,

@@ -14,7 +14,7 @@ from fedpipe.errors import DroppedError, ModelError
 from fedpipe.federation.preprocessing import applied, parse
 from fedpipe.federation.training import Training
 from fedpipe.frameworks import frameworks
-from fedpipe.learners.framework import Arrays, Fitted, Limits, Measurement, Outline, Predict, seed_of
+from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits, seed_of
 from fedpipe.learners.keras.arguments import check_preprocessing, make_callbacks
 from fedpipe.learners.keras.datasets import singles_of
 from fedpipe.learners.parts import Part, size_of
@@ -136,12 +136,12 @@ class CompiledModel(ABC):
             self.set_optimizer_state(optimizer)
         if training.learning_rate:
             self.set_learning_rate(training.learning_rate)
-        limits = Limits(seconds)
+        limits = TrainingLimits(seconds)
         epochs = self._fit(self.feed(part, training, seed), training, limits)
         kept = self.optimizer_state() if training.optimizer == "keep" else None
         return Fitted(self.weights(), limits.steps, [] if self.private else epochs, kept)
 
-    def _fit(self, feed: Mapping[str, Any], training: Training, limits: Limits) -> list[dict[str, float]]:
+    def _fit(self, feed: Mapping[str, Any], training: Training, limits: TrainingLimits) -> list[dict[str, float]]:
         arguments = dict(training.fit)
         if "class_weight" in arguments:  # keys in JSON are strings
             arguments["class_weight"] = {int(k): v for k, v in arguments["class_weight"].items()}
@@ -243,7 +243,7 @@ def _needs_arrays(part: Examples, fit: Mapping[str, Any]) -> bool:
     return "validation_split" in fit or part.x.nbytes + part.y.nbytes > _LARGE
 
 
-def _limited(limits: Limits, *, check_loss: bool) -> Any:
+def _limited(limits: TrainingLimits, *, check_loss: bool) -> Any:
     """Return a callback that counts steps and drops a late learner, or one whose loss is checked and not finite."""
     _, keras = frameworks()
 
