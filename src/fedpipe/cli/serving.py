@@ -28,13 +28,13 @@ def export(
     store: StoreOption = None,
     name: Annotated[str | None, typer.Option("--run", help="The run; by default the one at HEAD.")] = None,
 ) -> None:
-    """Write the shared model as an ONNX file, verified against Keras."""
+    """Write the shared model as an ONNX file, verified against the trained model."""
     from fedpipe.commands.export import export as export_model
 
     with busy("converting"):
         origin = export_model(file, output, store=store, name=name)
     say(
-        f"wrote {output}: opset {origin['opset']}, differs from Keras by {origin['max_abs_difference']:.2g} over "
+        f"wrote {output}: opset {origin['opset']}, differs from the trained model by {origin['max_abs_difference']:.2g} over "
         f"{origin['compared']} {origin['samples']} samples"
     )
     say(origin["digest"])
