@@ -95,7 +95,6 @@ def test_tensorboard_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 @pytest.mark.heavy
-@pytest.mark.xdist_group("tff")
 def test_tensorboard_shows_the_scalars_and_ends_with_the_command(folder: Path, opened: Store) -> None:
     from fedpipe.learners.keras.events import event_file
 
