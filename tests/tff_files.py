@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from fedpipe.rounds.plan import RunPlace
-
 
 def writers() -> dict[str, dict[str, np.ndarray]]:
     """Six writers with a few pictures each."""
@@ -34,12 +32,3 @@ def write_sqlite(path: str) -> None:
         return tf.data.Dataset.from_tensor_slices(OrderedDict(found[key]))
 
     tff.simulation.datasets.save_to_sql_client_data(list(found), dataset, path)
-
-
-def clients_of(place: RunPlace, part: str) -> list[tuple[str, int, bytes]]:
-    """Keys, sizes and first features of a run's shards, as TFF reads them."""
-    from fedpipe.tff.datasets import client_data
-
-    source = client_data(place, part)
-    rows = {key: list(source.create_tf_dataset_for_client(key).as_numpy_iterator()) for key in source.client_ids}
-    return [(key, len(found), found[0]["x"].tobytes()) for key, found in rows.items()]
