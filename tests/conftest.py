@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from fedpipe.engine.workers import Worker, Workers, start_server
 from fedpipe.store import MemoryStore
 from tests import servers
 from tests.faults import seeds
@@ -37,6 +40,53 @@ def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S
     """A MinIO server."""
     with servers.running("minio", tmp_path_factory.mktemp("minio")) as server:
         yield server
+
+
+class Shared(Workers):
+    """Processes that tests share, because the import of TensorFlow takes seconds; an engine does not end them."""
+
+    def __init__(self, **workers: Worker) -> None:
+        super().__init__()
+        self._shared = {environment: (worker, Lock()) for environment, worker in workers.items()}
+
+    def call(self, function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
+        worker, lock = self._shared[environment]
+        with lock:
+            return worker.call(function, *arguments)
+
+    def stop(self) -> None:
+        """Leaves them to the fixtures."""
+
+
+@pytest.fixture(scope="session")
+def processes(keras: Worker, tff: Worker) -> Workers:
+    """A process for each environment."""
+    return Shared(keras=keras, tff=tff)
+
+
+@pytest.fixture(scope="session")
+def keras() -> Iterator[Worker]:
+    """A process with Keras, which tests share."""
+    start_server()
+    worker = Worker()
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture(scope="session")
+def tff() -> Iterator[Worker]:
+    """A process of the tff environment, which tests share."""
+    worker = Worker("tff")
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture(scope="session")
+def other_tff() -> Iterator[Worker]:
+    """Another one, for claims that hold in any process."""
+    worker = Worker("tff")
+    yield worker
+    worker.stop()
 
 
 @pytest.fixture

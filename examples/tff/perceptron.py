@@ -50,18 +50,18 @@ def two_classes() -> tuple[np.ndarray, np.ndarray]:
     return x.astype(np.float32), y.astype(np.float32)[:, None]
 
 
-def central(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+def central(x: np.ndarray, y: np.ndarray, rounds: int) -> tuple[np.ndarray, float]:
     """Train the perceptron on all examples at once: as many steps along their gradient."""
     w, b = np.zeros((2, 1)), 0.0
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         error = 1 / (1 + np.exp(-(x @ w + b))) - y
         w, b = w - RATE * x.T @ error / len(y), b - RATE * error.mean()
     return w[:, 0], float(b)
 
 
-def simulated(folder: Path) -> tuple[np.ndarray, float]:
+def simulated(folder: Path, rounds: int) -> tuple[np.ndarray, float]:
     """Train the perceptron of the federation."""
-    fedpipe.run(folder / "federation.yaml", out=folder / "out", simulation=True)
+    fedpipe.run(folder / "federation.yaml", out=folder / "out", parameters={"rounds": rounds}, simulation=True)
     at = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     odds = fedpipe.predict(folder / "out" / "model.onnx", np.array(at, np.float32)).outputs[:, 0].astype(np.float64)
     scores = np.log(odds / (1 - odds))  # the sum of the unit, before the sigmoid
@@ -75,13 +75,15 @@ def accuracy(w: np.ndarray, b: float, x: np.ndarray, y: np.ndarray) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the federation is written")
-    folder = parser.parse_args().folder
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="steps along the gradient (%(default)s)")
+    given = parser.parse_args()
+    folder, rounds = given.folder, given.rounds
     folder.mkdir(parents=True, exist_ok=True)
     x, y = two_classes()
     np.savez(folder / "data.npz", x=x, y=y)
     (folder / "model.py").write_text(MODEL)
     (folder / "federation.yaml").write_text(FEDERATION)
-    for who, (w, b) in (("federated", simulated(folder)), ("central", central(x, y))):
+    for who, (w, b) in (("federated", simulated(folder, rounds)), ("central", central(x, y, rounds))):
         print(f"{who}: {w[0]:.4f} x + {w[1]:.4f} y + {b:.4f} = 0, accuracy {accuracy(w, b, x, y):.4f}")
     print(f"report: {folder / 'out' / 'report.html'}")
 

@@ -96,7 +96,6 @@ def test_tensorboard_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 @pytest.mark.heavy
-@pytest.mark.xdist_group("tff")
 def test_tensorboard_shows_the_scalars_and_ends_with_the_command(folder: Path, opened: Store) -> None:
     opened.replace("runs/r1/2/tensorboard/events.out.tfevents.000002", event_file([(2, {"loss": 0.5})]))
     command = [

@@ -91,10 +91,9 @@ class TestHdf5:
 
 @pytest.mark.heavy
 @pytest.mark.xdist_group("tff")
-def test_sqlite_as_tff_writes_it(tmp_path: Path) -> None:
-    worker, path = Worker("tff"), tmp_path / "emnist.sqlite"
-    worker.call(write_sqlite, str(path))
-    worker.stop()
+def test_sqlite_as_tff_writes_it(tmp_path: Path, tff: Worker) -> None:
+    path = tmp_path / "emnist.sqlite"
+    tff.call(write_sqlite, str(path))
     found = read_clients(path)
     assert list(found) == sorted(WRITERS)
     for key, columns in WRITERS.items():

@@ -1,7 +1,7 @@
-"""Runs the same compiled file with kfp.local, and compares the final weights.
+"""The same compiled file through kfp.local: same reading of the graph, same final weights.
 
-kfp.local refuses container components in its subprocess runner; only this module replaces its task handler by one
-that runs the container's full command on this machine.
+kfp.local refuses container components in its subprocess runner; this module alone replaces its task handler by one
+that runs the container's full command here. Steps with Keras run in a process that has it: its import takes seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 import fedpipe
+from fedpipe.engine.workers import Worker
+from fedpipe.federation.environments import ENVIRONMENTS
 from fedpipe.rounds.history import history
+from fedpipe.steps.contract import main
 from fedpipe.store import open_store
 
 pytestmark = [
@@ -42,22 +45,30 @@ def build():
 """
 
 
-class FullCommandHandler:
-    """Implements the interface of task handlers in kfp.local."""
+def handler(keras: Worker) -> type[Any]:
+    """Makes a task handler for kfp.local: steps with Keras run in a process that has it, others by their command."""
 
-    def __init__(self, *, full_command: list[str], **_: Any) -> None:
-        self._command = full_command
+    class FullCommandHandler:
+        def __init__(self, *, full_command: list[str], **_: Any) -> None:
+            self._command = full_command
 
-    def run(self) -> Any:
-        from kfp.local import status
+        def run(self) -> Any:
+            from kfp.local import status
 
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(self._command, env={**os.environ, "PATH": path}, check=False)
-        return status.Status.SUCCESS if done.returncode == 0 else status.Status.FAILURE
+            program, word, *arguments = self._command
+            assert (program, word) == ("fedpipe", "step")
+            if ENVIRONMENTS[arguments[0]] == "keras":
+                code = keras.call(main, arguments)
+            else:
+                path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+                code = subprocess.run(self._command, env={**os.environ, "PATH": path}, check=False).returncode
+            return status.Status.FAILURE if code else status.Status.SUCCESS
+
+    return FullCommandHandler
 
 
 @pytest.mark.parametrize("algorithm", ["averaging", "collective"])
-def test_the_same_final_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str) -> None:
+def test_the_same_final_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str, keras: Worker) -> None:
     import numpy as np
     from kfp import components, local
     from kfp.local import subprocess_task_handler
@@ -71,7 +82,7 @@ def test_the_same_final_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
     fedpipe.run(tmp_path / "pipeline.yaml", out=tmp_path / "out", name="same")
 
-    monkeypatch.setattr(subprocess_task_handler, "SubprocessTaskHandler", FullCommandHandler)
+    monkeypatch.setattr(subprocess_task_handler, "SubprocessTaskHandler", handler(keras))
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
     pipeline = components.load_component_from_file(str(tmp_path / "pipeline.yaml"))
     pipeline(store=f"file://{tmp_path}/kfp", run="same")

@@ -1,10 +1,9 @@
-"""Runs the examples that follow tutorials of TensorFlow Federated."""
+"""The tutorials of TensorFlow Federated as our examples."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,17 +15,18 @@ import pytest
 from sklearn.datasets import load_digits
 
 from fedpipe.commands.explore import explore
-from fedpipe.commands.run import run
 from fedpipe.data.client_files import read_clients
+from fedpipe.engine.workers import Workers
 from fedpipe.frameworks import find_python
+from tests.tff.runs import finished
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tff"
 
-pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("tff")]
+pytestmark = pytest.mark.heavy
 
 
 def write_emnist(folder: Path) -> None:
-    """Writes small files in federated EMNIST's format, with scikit-learn's digits: 12 writers."""
+    """Small files in federated EMNIST's format, of scikit-learn's digits: 12 writers."""
     digits = load_digits()
     pixels = np.kron(digits.images / 16, np.ones((3, 3)))  # 24 x 24
     pixels = np.pad(1 - pixels, ((0, 0), (2, 2), (2, 2)), constant_values=1.0).astype(np.float32)
@@ -41,7 +41,7 @@ def write_emnist(folder: Path) -> None:
 
 
 def write_sqlite(folder: Path) -> None:
-    """Writes the same as `emnist_all.sqlite`, where a picture is a list of 784 numbers."""
+    """The same as `emnist_all.sqlite`, where a picture is a list of 784 numbers."""
     write_emnist(folder)
     rows = []
     for part in ("train", "test"):
@@ -55,7 +55,7 @@ def write_sqlite(folder: Path) -> None:
 
 
 def serialized(pixels: np.ndarray, label: int) -> bytes:
-    """Encodes a `tf.train.Example` in the wire format of Protocol Buffers: tag, length, content."""
+    """A `tf.train.Example`, by the wire format of Protocol Buffers: tag, length, content."""
 
     def wrapped(tag: int, content: bytes) -> bytes:
         length, size = b"", len(content)
@@ -77,36 +77,9 @@ def example(*arguments: str, python: str = sys.executable) -> subprocess.Complet
     )  # fmt: skip
 
 
-def test_image_classification_on_files_of_emnists_format(tmp_path: Path) -> None:
-    write_emnist(tmp_path / "files")
-    done = example(str(tmp_path / "emnist"), "--emnist", str(tmp_path / "files"))
-    assert done.returncode == 0, done.stderr
-    looked = explore(tmp_path / "emnist" / "federation.yaml", tmp_path / "data.html")
-    assert [view.parts for view in looked.views] == [{"train": 100, "test": 12}] * 10
-    found = run(tmp_path / "emnist" / "federation.yaml", out=tmp_path / "out", simulation=True)
-    rounds = found.summary["rounds"]
-    assert len(rounds) == 10
-    assert rounds[-1]["loss"] < rounds[0]["loss"]
-    assert rounds[-1]["metrics"]["accuracy"] > rounds[0]["metrics"]["accuracy"] + 0.2
-    assert rounds[-1]["metrics"]["test_accuracy"] > 0.6
-
-
-def test_an_own_algorithm_learns_pictures(tmp_path: Path) -> None:
-    """Follows the tutorial "Building Your Own Federated Learning Algorithm": SGD 0.01 at the clients, 15 rounds."""
-    write_emnist(tmp_path / "files")
-    assert example(str(tmp_path / "emnist"), "--emnist", str(tmp_path / "files")).returncode == 0
-    file = tmp_path / "emnist" / "federation.yaml"
-    shutil.copy(EXAMPLES / "own_algorithm.py", file.parent)
-    text = file.read_text().replace("rounds: 10", "rounds: 15")
-    file.write_text(f"{text[: text.index('simulation:')]}simulation: {{process: own_algorithm.py}}\n")
-    rounds = run(file, out=tmp_path / "out", simulation=True).summary["rounds"]
-    accuracies = [each["metrics"]["test_accuracy"] for each in rounds]
-    assert len(accuracies) == 15
-    assert accuracies[-1] > accuracies[0] + 0.2
-    assert np.mean(accuracies[-3:]) > np.mean(accuracies[6:9]) > np.mean(accuracies[:3])
-
-
-def test_both_formats_of_emnist_give_the_same_federation(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("tff")
+def test_image_classification_on_files_of_emnists_formats(tmp_path: Path, processes: Workers) -> None:
+    """Both formats give the same federation. It is explored and simulated."""
     write_emnist(tmp_path / "hdf5")
     write_sqlite(tmp_path / "sqlite")
     for kind in ("hdf5", "sqlite"):
@@ -116,31 +89,40 @@ def test_both_formats_of_emnist_give_the_same_federation(tmp_path: Path) -> None
         first, second = (np.load(tmp_path / f"of-{kind}" / f"writer-{number}.npz") for kind in ("hdf5", "sqlite"))
         for name in first.files:
             np.testing.assert_array_equal(first[name], second[name])
+    file = tmp_path / "of-hdf5" / "federation.yaml"
+    looked = explore(file, tmp_path / "data.html")
+    assert [view.parts for view in looked.views] == [{"train": 100, "test": 12}] * 10
+    rounds = finished(file, tmp_path / "out", processes, simulation=True).summary["rounds"]
+    assert len(rounds) == 10
+    assert rounds[-1]["loss"] < rounds[0]["loss"]
+    assert rounds[-1]["metrics"]["accuracy"] > rounds[0]["metrics"]["accuracy"] + 0.2
+    assert rounds[-1]["metrics"]["test_accuracy"] > 0.6
 
 
-def test_invalid_files(tmp_path: Path) -> None:
-    (tmp_path / "fed_emnist_digitsonly_train.h5").write_text("nonsense")
-    done = example(str(tmp_path / "out"), "--emnist", str(tmp_path))
-    assert done.returncode == 1
-    assert "is not an HDF5 file of federated data" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_tffs_synthetic_emnist(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("tff")
+def test_tffs_synthetic_emnist(tmp_path: Path, processes: Workers) -> None:
     done = example(str(tmp_path / "emnist"), python=str(find_python("tff")))
     assert done.returncode == 0, done.stderr
-    found = run(tmp_path / "emnist" / "federation.yaml", out=tmp_path / "out", simulation=True)
+    found = finished(tmp_path / "emnist" / "federation.yaml", tmp_path / "out", processes, simulation=True)
     rounds = found.summary["rounds"]
     assert rounds[-1]["loss"] < rounds[0]["loss"]
     assert rounds[-1]["metrics"]["accuracy"] > rounds[0]["metrics"]["accuracy"]
 
 
+def test_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "fed_emnist_digitsonly_train.h5").write_text("nonsense")
+    done = example(str(tmp_path / "out"), "--emnist", str(tmp_path))
+    assert done.returncode == 1
+    assert "is no HDF5 file of federated data" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_perceptron_has_the_boundary_of_the_centrally_trained_one(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "perceptron.py"), str(tmp_path / "p")]
+    command = [sys.executable, str(EXAMPLES / "perceptron.py"), str(tmp_path / "p"), "--rounds", "5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    outputs = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    numbers = [[float(v) for v in re.findall(r"-?\d+\.\d+", outputs[kind])] for kind in ("federated", "central")]
+    told = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    numbers = [[float(v) for v in re.findall(r"-?\d+\.\d+", told[who])] for who in ("federated", "central")]
     np.testing.assert_allclose(numbers[0], numbers[1], atol=2e-3)
     assert numbers[0][-1] > 0.9

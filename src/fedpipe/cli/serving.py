@@ -34,7 +34,8 @@ def export(
     with busy("converting"):
         origin = export_model(file, output, store=store, name=name)
     say(
-        f"wrote {output}: opset {origin['opset']}, differs from the trained model by {origin['max_abs_difference']:.2g} over "
+        f"wrote {output}: opset {origin['opset']}, differs from the trained model by "
+        f"{origin['max_abs_difference']:.2g} over "
         f"{origin['compared']} {origin['samples']} samples"
     )
     say(origin["digest"])
