@@ -139,7 +139,7 @@ class TestRules:
         tff.call(run_logged, str(tmp_path / "log"), close, place, 1, trained(place, 1, CHANGES))
         found = found_of(place, records_of(place)[-1])
         np.testing.assert_allclose(found, ORIGIN + np.mean(vectors(), axis=0), atol=1e-5)
-        assert "the sums are made in the clear: this step sees every update" in (tmp_path / "log").read_text()
+        assert "the sums are computed in the clear: this step sees every update" in (tmp_path / "log").read_text()
 
     def test_large_tensors_are_compressed_to_eight_bits(self, tff: Worker, tmp_path: Path) -> None:
         """Small ones are not."""
@@ -244,5 +244,5 @@ class TestARobustRuleAndAServerOptimizer:
 def test_what_tff_refuses_is_reported(tff: Worker) -> None:
     rule = {"name": "dp_adaptive", "noise_multiplier": 9.0}
     algorithm = {"name": "averaging", "engine": "tff", "rule": rule, "weighting": "uniform"}
-    with pytest.raises(StepError, match=r"cannot make this aggregation: ValueError: .*noise"):
+    with pytest.raises(StepError, match=r"cannot compile this aggregation: ValueError: .*noise"):
         tff.call(check_aggregation, make_federation(NAMES, algorithm=algorithm), [(3, 4)])

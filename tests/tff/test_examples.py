@@ -113,7 +113,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "fed_emnist_digitsonly_train.h5").write_text("nonsense")
     done = example(str(tmp_path / "out"), "--emnist", str(tmp_path))
     assert done.returncode == 1
-    assert "is no HDF5 file of federated data" in done.stderr
+    assert "the file is not an HDF5 file of federated data" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 

@@ -153,7 +153,7 @@ class TestThePipeline:
             ("quorum:", "simulation: {server_optimizer: {name: adamw, learning_rate: 1}}\nquorum:",
              "Valid: adagrad, adam, sgd, yogi."),
             ("quorum: {", "quorum: {learners_per_round: 9, ", "quorum.learners_per_round: is 9, but there are 5 learners"),
-            ("quorum:", "simulation: {process: absent.py:build}\nquorum:", "simulation.process` names the file"),
+            ("quorum:", "simulation: {process: absent.py:build}\nquorum:", "Check the path in `simulation.process`"),
         ],
     )  # fmt: skip
     def test_mistakes_in_the_file(self, old: str, new: str, message: str, digits: Path, tmp_path: Path) -> None:

@@ -170,13 +170,13 @@ class TestRounds:
     def test_preprocessing_keeps_the_form(self, tff: Worker) -> None:
         code = "def half(x, y):\n    return x[:2], y\n"
         training = {"rounds": 1, "batch_size": 2, "preprocessing": "map(half)"}
-        with pytest.raises(DataError, match=r"preprocessing makes features of float32\[4\] into float32\[2\]"):
+        with pytest.raises(DataError, match=r"preprocessing changes features from float32\[4\] to float32\[2\]"):
             tff.call(inside.batches_of, code, training, np.zeros((4, 4)).tolist(), [0, 1, 2, 3], 1)
 
     def test_learners_with_examples_of_other_forms(self, tff: Worker, tmp_path: Path) -> None:
         odd = {part: Examples(held.x.astype(np.float64), held.y) for part, held in PARTS["c"].items()}
         place = begun(tmp_path, parts={**PARTS, "c": odd})
-        with pytest.raises(DataError, match=r"the features of a are float32\[4\], those of c float64\[4\]"):
+        with pytest.raises(DataError, match=r"the features of a are float32\[4\], but those of c are float64\[4\]"):
             rounds(tff, place, 1)
 
 
@@ -205,7 +205,7 @@ class TestAnAlgorithmOfTheUser:
     def test_weights_that_are_not_finite_are_not_committed(self, tff: Worker, tmp_path: Path) -> None:
         huge = {KERNEL: np.full((4, 3), 3e38, np.float32), BIAS: START[BIAS]}
         place = begun(tmp_path, start=huge, simulation=OF_THE_USER)
-        with pytest.raises(RoundError, match=r"after round 1 .* NaN or infinity: lower the learning rates"):
+        with pytest.raises(RoundError, match=r"after round 1, .* NaN or infinity\. Lower the learning rates"):
             rounds(tff, place, 1, process=OWN)
         assert read_record(place.open(), "run-1", 1) is None
 
@@ -292,18 +292,18 @@ class TestAModelMadeForTff:
             ("def build(): raise ValueError('no')", r"build\(\) fails: ValueError: no \(line 1\)"),
             (
                 HAND_WRITTEN.replace("loss=mean, accuracy=mean", "loss=mean, acuracy=mean"),
-                r"cannot train it: ValueError: The metric names in `metric_finalizers` do not match .* \{'acuracy'\}",
+                r"cannot train the model: ValueError: The metric names in `metric_finalizers` do not match .* \{'acuracy'\}",
             ),
             (
                 HAND_WRITTEN.replace("(None,), tf.int64", "(None,), tf.int32"),
-                r"its input_spec is x float32\[4\], y int32\[\], the batches are x float32\[4\], y int64\[\]",
+                r"its input_spec is x float32\[4\], y int32\[\], but the batches are x float32\[4\], y int64\[\]",
             ),
             (HAND_WRITTEN.replace("(None, FEATURES)", "(None, 5)"), r"its input_spec is x float32\[5\], y int64\[\]"),
             (
                 HAND_WRITTEN.replace("axis=1), labels", "axis=1), 1.0 * labels"),
-                r"cannot train it: TypeError: .* \(line 54\)",
+                r"cannot train the model: TypeError: .* \(line 54\)",
             ),
-            (FUNCTIONAL.replace("Dense(3,", "Dense(2,"), r"shapes \[\(4, 2\), \(2,\)\], those of the Keras model"),
+            (FUNCTIONAL.replace("Dense(3,", "Dense(2,"), r"shapes \[\(4, 2\), \(2,\)\], but those of the Keras model"),
         ],
     )
     def test_mistakes(self, text: str, message: str, tff: Worker) -> None:

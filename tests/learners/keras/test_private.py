@@ -11,8 +11,9 @@ import pytest
 from fedpipe.engine.workers import Worker
 from fedpipe.errors import DroppedError, InputError, ModelError
 from fedpipe.frameworks import find_python
-from fedpipe.learners.keras.model import KerasModel, check_private
+from fedpipe.learners.keras.model import KerasModel
 from fedpipe.learners.keras.private import match_names
+from fedpipe.learners.keras.training import check_private
 from fedpipe.store.objects import digest_of
 from tests import private_training
 from tests.models import DENSE, RICH
@@ -121,7 +122,7 @@ class TestWhatHappensAndWhatIsTold:
     def test_nothing_exact_about_the_train_part(self, tff: Worker) -> None:
         (found,) = train(tff, privacy())
         assert found["metrics"] == {}
-        assert found["told"] == []
+        assert found["logged"] == []
 
     def test_a_failure_quotes_no_label(self, tff: Worker) -> None:
         """Without privacy the message continues: "Received a label value of 12 ... Label values: 12 1 0 ..."."""
@@ -201,7 +202,7 @@ class TestNames:
         [
             ({"m/dense/kernel": (4, 3)}, {"dense/kernel": (3, 4)}, "no counterpart"),
             ({"m/a/kernel": (4,)}, {"b/kernel": (4,)}, "no counterpart"),
-            ({"m/dense/kernel": (4,)}, {"dense/kernel": (4,), "dense/bias": (4,)}, "makes a variable 'dense/bias'"),
+            ({"m/dense/kernel": (4,)}, {"dense/kernel": (4,), "dense/bias": (4,)}, "creates a variable 'dense/bias'"),
         ],
     )
     def test_what_does_not_match(self, theirs: Any, ours: Any, why: str) -> None:
