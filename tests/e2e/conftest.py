@@ -79,8 +79,8 @@ def cluster(
     at = clusters.attached(Path(started)) if started else clusters.running(tmp_path_factory.mktemp("cluster"))
     ended = threading.Event()
     with at as running:
-        for name in ON_NODE:
-            images.load(running, name, built[name], __version__)
+        with ThreadPoolExecutor() as pool:  # it is processors that unpacking waits for
+            list(pool.map(lambda name: images.load(running, name, built[name], __version__), ON_NODE))
         telling = threading.Thread(target=_tell_names, args=(running, ended))
         telling.start()
         yield running

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fedpipe.errors import FederationError
 from fedpipe.federation.file import parse_federation
 from fedpipe.federation.training import EarlyStopping
-from fedpipe.rounds.selection import select
+from fedpipe.rounds.selection import SIMULATED, select, took_part
 from fedpipe.rounds.stopping import stalled
 from fedpipe.sessions.pacing import drive, pause
-from tests.federations import make_federation
+from fedpipe.store import MemoryStore
+from tests.federations import PlusOneLearner, make_federation, make_plan, play
 
 NAMES = tuple(f"k{number:02d}" for number in range(20))
 
@@ -57,6 +59,19 @@ class TestSelection:
         asked = [set(select(federation, number, attempt)) for attempt in (1, 2, 3)]
         assert asked[0] <= asked[1] <= asked[2]
         assert len(asked[1]) == min(20, 2 * len(asked[0]))
+
+
+def test_who_took_part(store: MemoryStore) -> None:
+    """The learners with an update; the clients of a simulated round, which leave none, are drawn again."""
+    federation = make_federation()
+    record = play(
+        store, make_plan(federation), {name: PlusOneLearner(1, fails="" if name < "c" else "full") for name in "abc"}
+    )
+    assert took_part(federation, record) == ("a", "b")
+    simulated = replace(record, rule=f"{SIMULATED} mean", updates=())
+    assert took_part(federation, simulated) == ("a", "b", "c")
+    held_out = replace(federation, simulation=replace(federation.simulation, held_out=("b",)))
+    assert took_part(held_out, simulated) == ("a", "c")
 
 
 class TestPauses:

@@ -69,6 +69,8 @@ class TestMonitored:
         ([1.0, 0.4, 0.0], {"min_delta": 0.5}, False),
         ([1.0, 2.0, 3.0], {"metric": "accuracy", "minimise": False}, False),
         ([3.0, 2.0, 1.0], {"metric": "accuracy", "minimise": False}, True),
+        ([1.0, 1.4, 1.5], {"metric": "accuracy", "minimise": False, "min_delta": 0.5}, True),
+        ([1.0, 1.4, 1.6], {"metric": "accuracy", "minimise": False, "min_delta": 0.5}, False),
     ],
 )
 def test_stalled(values: list[float], more: dict[str, Any], expected: bool) -> None:
