@@ -61,3 +61,12 @@ def digits(tmp_path: Path) -> Path:
 
     init(tmp_path / "digits")
     return tmp_path / "digits"
+
+
+@pytest.fixture
+def numpy_digits(tmp_path: Path) -> Path:
+    """A folder with what `fedpipe init --framework numpy` writes: trained in milliseconds, without TensorFlow."""
+    from fedpipe.commands.init import Framework, init
+
+    init(tmp_path / "numpy", framework=Framework.numpy)
+    return tmp_path / "numpy"

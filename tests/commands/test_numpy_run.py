@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import fedpipe
-from fedpipe.cli.main import Algorithm, init
 from fedpipe.commands.check import check
 from fedpipe.commands.explore import explore
+from fedpipe.commands.init import Algorithm, init
 from fedpipe.commands.run import run
 from fedpipe.engine.local import Event
 from fedpipe.errors import DataError, InputError
