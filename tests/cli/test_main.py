@@ -24,6 +24,7 @@ TYPOS = {
     "absent file": (["run", "absent.yaml"], "absent.yaml: cannot be read"),
     "folder": (["run", "."], "cannot be read"),
     "parameter": (["run", "f.yaml", "-p", "rate"], "'rate' is not NAME=VALUE"),
+    "run name": (["run", "f.yaml", "--run", "A B"], "'A B' is not a safe name"),
     "export": (["export", "absent.yaml"], "absent.yaml: cannot be read"),
     "predict": (["predict", "absent.onnx", "absent.npz"], "absent.onnx: there is no such file"),
     "predict at a server": (["predict", "http://127.0.0.1:9", "a.npz"], "the server does not answer: "),

@@ -1,4 +1,4 @@
-"""run: a store, a name or a parameter that cannot be used is one message."""
+"""run: a store or a parameter that cannot be used is one message."""
 
 from __future__ import annotations
 
@@ -12,16 +12,9 @@ from tests.cli.conftest import Result
 from tests.cli.test_start import change
 
 
-
 def test_an_unknown_parameter(fedpipe: Callable[..., Result], numpy_digits: Path) -> None:
     done = fedpipe("run", numpy_digits / "federation.yaml", "-p", "learning=1")
     assert "unknown parameter 'learning'. Choose one of: batch_size, data" in done.err
-
-
-def test_an_unsafe_name(fedpipe: Callable[..., Result], numpy_digits: Path) -> None:
-    done = fedpipe("run", numpy_digits / "federation.yaml", "--run", "A B")
-    assert done.code == 2
-    assert "'A B' is not a safe name" in done.err
 
 
 @pytest.mark.usefixtures("s3_keys")
