@@ -130,7 +130,7 @@ def play_vote(store: Store, plan: Plan, number: int, base: str, learners: dict[s
 
 
 def close_vote(store: Store, plan: Plan, number: int, base: str) -> Record:
-    """What the tally step does."""
+    """Does the work of the tally step."""
     return tally_round(store, plan, number, base)
 
 

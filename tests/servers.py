@@ -79,7 +79,7 @@ def _command(name: str, folder: Path, port: int) -> list[str]:
             str(data),
         ]
     (folder / "sidecar").mkdir(exist_ok=True)
-    # Metadata beside the files: extended attributes are not to be had on every file system of a test machine.
+    # Metadata in files of its own: not every file system of a test machine has extended attributes.
     return [
         binary,
         "--port",

@@ -75,7 +75,7 @@ def forks() -> Iterator[Forks]:
 
 
 class Counting(PlusOneLearner):
-    """Leaves a mark for every training that it finishes, and dawdles in one round if told so."""
+    """Leaves a mark for every training that it finishes, and is late in one round on request."""
 
     def __init__(self, number: float, marks: Path, late: int) -> None:
         super().__init__(number, int(number), wants=200.0)
@@ -91,7 +91,7 @@ class Counting(PlusOneLearner):
 
 
 class Life(NamedTuple):
-    """What a process of a session is to be, and what is to befall it."""
+    """A process of a session, and the faults that befall it."""
 
     name: str
     endpoint: str  # its road to the store may be a disturbed one
@@ -207,7 +207,7 @@ class Disturbed:
 
 
 def live(life: Life) -> None:
-    """What a process does."""
+    """Lives the life of a process."""
     with (life.folder / f"{life.name}.stack").open("w") as stack:
         faulthandler.dump_traceback_later(PATIENCE - 10, file=stack)
         try:
@@ -255,7 +255,7 @@ def act(store: Store, plan: Plan, name: str, board: Board, learner: Any) -> bool
 
 
 def _skew(seconds: float) -> None:
-    """This process's clock is a day off; its monotonic one goes on."""
+    """This process's clock is a day off; its monotonic one continues."""
     import minio.time
 
     now, signing = time.time, minio.time.utcnow

@@ -47,7 +47,9 @@ class Disturbed:
         self.world = World(seed)
         count, algorithm = self.random.randint(3, 5), self.random.choice(ALGORITHMS)
         self.is_toy = algorithm == "toy"
-        self.names = tuple("abcde"[: 5 if self.is_toy else count])  # its quorum is three, whoever is spoiled or away
+        self.names = tuple(
+            "abcde"[: 5 if self.is_toy else count]
+        )  # its quorum is three, even if some are spoiled or away
         self.scripts, self.answering = (toy.toy, toy.answers) if self.is_toy else (script_of, answering)
         algorithm = "averaging" if self.is_toy else algorithm
         quorum = {"deadline": 60, "retries": 3, "min_learners": 2}
