@@ -28,16 +28,27 @@ def pytest_report_header() -> str:
     return f"faults: FEDPIPE_FAULT_SEED={seeds.FIRST}"
 
 
+FIRST = ("tests/tff/", "tests/commands/", "tests/engine/test_kfp", "tests/learners/keras/", "tests/faults/test_proc")
+"""Long tests, and groups that keep one worker busy: begun last, they would keep the other one waiting."""
+LAST = ("tests/kubeflow/test_images", "tests/test_chart")
+"""Tests of programs that a new machine builds in the meantime."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders tests, so that all workers are busy until the end."""
+    items.sort(key=lambda item: item.nodeid.startswith(LAST) - item.nodeid.startswith(FIRST))
+
+
 @pytest.fixture(scope="session", params=["minio", "versitygw"])
-def s3_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+def s3_server(request: pytest.FixtureRequest) -> servers.Server:
     """Both servers, one after the other."""
-    with servers.running(request.param, tmp_path_factory.mktemp(request.param)) as server:
-        yield server
+    server: servers.Server = request.getfixturevalue(f"{request.param}_server")
+    return server
 
 
 @pytest.fixture(scope="session")
 def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
-    """A MinIO server."""
+    """A MinIO server, of which each worker starts one."""
     with servers.running("minio", tmp_path_factory.mktemp("minio")) as server:
         yield server
 
@@ -89,6 +100,13 @@ def other_tff() -> Iterator[Worker]:
     worker.stop()
 
 
+@pytest.fixture(scope="session")
+def versitygw_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    """A VersityGW server, of which each worker starts one."""
+    with servers.running("versitygw", tmp_path_factory.mktemp("versitygw")) as server:
+        yield server
+
+
 @pytest.fixture
 def s3_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Credentials of the test servers in the environment."""
@@ -111,3 +129,12 @@ def digits(tmp_path: Path) -> Path:
 
     init(tmp_path / "digits")
     return tmp_path / "digits"
+
+
+@pytest.fixture
+def numpy_digits(tmp_path: Path) -> Path:
+    """A folder with what `fedpipe init --framework numpy` writes: trained in milliseconds, without TensorFlow."""
+    from fedpipe.commands.init import Framework, init
+
+    init(tmp_path / "numpy", framework=Framework.numpy)
+    return tmp_path / "numpy"

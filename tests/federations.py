@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +46,6 @@ def change(folder: Path, **changes: str) -> Path:
         text = text.replace(old, new)
     path.write_text(text)
     return path
-
-
-def use_numpy(folder: Path) -> Path:
-    """Gives the federation that `fedpipe init` wrote to a folder the small framework, with its own model.py."""
-    templates = resources.files("fedpipe") / "templates"
-    (folder / "model.py").write_text((templates / "numpy" / "model.py").read_text())
-    return change(folder, **{"data:  ": "framework: numpy\n\ndata:  "})
 
 
 def make_plan(federation: Federation | None = None, run: str = "r1") -> Plan:

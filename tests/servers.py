@@ -47,6 +47,23 @@ def running(name: str, folder: Path, port: int = 0) -> Iterator[Server]:
         process.wait()
 
 
+class Killable:
+    """A server that can be killed and started again over the same folder and port."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name, self._folder, self.port = name, folder, free_port()
+        self._stack, self.up = contextlib.ExitStack(), False
+        self.start()
+
+    def start(self) -> None:
+        self._stack.enter_context(running(self._name, self._folder, self.port))
+        self.up = True
+
+    def stop(self) -> None:
+        self.up = False
+        self._stack.close()  # SIGKILL
+
+
 def _command(name: str, folder: Path, port: int) -> list[str]:
     binary, data = str(binaries.find_binary(name)), folder / "data"
     data.mkdir(exist_ok=True)

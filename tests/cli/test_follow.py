@@ -12,8 +12,6 @@ from fedpipe.store import open_store
 from tests.cli.conftest import Result, files
 from tests.federations import PlusOneLearner, fresh, make_plan
 
-pytestmark = pytest.mark.xdist_group("runs")
-
 
 @pytest.fixture
 def played(digits: Path) -> Path:

@@ -11,44 +11,38 @@ from tests import servers
 from tests.cli.conftest import Result
 from tests.cli.test_start import change
 
-pytestmark = pytest.mark.xdist_group("runs")
 
-
-def test_an_unknown_parameter(fedpipe: Callable[..., Result], digits: Path) -> None:
-    done = fedpipe("run", digits / "federation.yaml", "-p", "learning=1")
-    assert "unknown parameter 'learning'. Known: batch_size, data" in done.err
+def test_an_unknown_parameter(fedpipe: Callable[..., Result], numpy_digits: Path) -> None:
+    done = fedpipe("run", numpy_digits / "federation.yaml", "-p", "learning=1")
+    assert "unknown parameter 'learning'. Choose one of: batch_size, data" in done.err
 
 
 @pytest.mark.usefixtures("s3_keys")
 class TestStores:
-    def go(self, fedpipe: Callable[..., Result], digits: Path, uri: str, message: str) -> None:
-        done = fedpipe("run", digits / "federation.yaml", "--store", uri)
+    def go(self, fedpipe: Callable[..., Result], numpy_digits: Path, uri: str, message: str) -> None:
+        done = fedpipe("run", numpy_digits / "federation.yaml", "--store", uri)
         assert done.code == 2
         assert message in done.err
 
-    def test_unreachable(self, fedpipe: Callable[..., Result], digits: Path) -> None:
-        uri = f"s3://tests/x?endpoint=http://127.0.0.1:{servers.free_port()}"
-        self.go(fedpipe, digits, uri, "the store cannot be reached")
-
-    def test_no_bucket(self, fedpipe: Callable[..., Result], digits: Path, minio_server: servers.Server) -> None:
+    def test_no_bucket(self, fedpipe: Callable[..., Result], numpy_digits: Path, minio_server: servers.Server) -> None:
         uri = f"s3://absent/x?endpoint={minio_server.endpoint}"
-        self.go(fedpipe, digits, uri, "the bucket 'absent' does not exist")
+        self.go(fedpipe, numpy_digits, uri, "the bucket 'absent' does not exist")
 
     def test_refused(
         self,
         fedpipe: Callable[..., Result],
-        digits: Path,
+        numpy_digits: Path,
         minio_server: servers.Server,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
         uri = f"s3://tests/x?endpoint={minio_server.endpoint}"
-        self.go(fedpipe, digits, uri, "refuses the credentials")
+        self.go(fedpipe, numpy_digits, uri, "refuses the credentials")
 
     def test_an_endpoint_given_by_the_federation_serves_another_prefix(
-        self, fedpipe: Callable[..., Result], digits: Path, minio_server: servers.Server
+        self, fedpipe: Callable[..., Result], numpy_digits: Path, minio_server: servers.Server
     ) -> None:
         place = f"store: {{uri: s3://tests/one, endpoint: {minio_server.endpoint}}} "
-        change(digits, "federation.yaml", "store: store ", place)
-        self.go(fedpipe, digits, "s3://absent/two", "the bucket 'absent' does not exist")
-        assert "honours conditional writes" in fedpipe("check", digits / "federation.yaml").out
+        change(numpy_digits, "federation.yaml", "store: store ", place)
+        self.go(fedpipe, numpy_digits, "s3://absent/two", "the bucket 'absent' does not exist")
+        assert "honours conditional writes" in fedpipe("check", numpy_digits / "federation.yaml").out

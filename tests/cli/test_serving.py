@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.cli.conftest import Result
-
-pytestmark = pytest.mark.xdist_group("runs")
 
 
 def test_export_before_anything_was_trained(fedpipe: Callable[..., Result], digits: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import shutil
 import stat
@@ -13,14 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+import fedpipe
 from fedpipe.cli.main import app
 from fedpipe.commands.identities import Identity, enroll, policy_of, prepare, revoke, rotate
 from fedpipe.commands.run import _check_keys
+from fedpipe.compiled.graph import read_graph
+from fedpipe.engine.local import Engine
 from fedpipe.errors import InputError, NotFoundError, StoreError
 from fedpipe.federation.file import read_federation
 from fedpipe.identity.enrolment import read_enrolled
@@ -319,14 +320,15 @@ def test_an_identity_is_of_a_learner_or_of_the_coordinator(command: str, argumen
 
 
 class TestOtherStores:
-    def test_a_server_without_the_admin_api(self, tmp_path: Path, s3_keys: None) -> None:
-        with servers.running("versitygw", tmp_path / "server") as server:
-            file = write_file(tmp_path, server.uri)
-            with pytest.raises(StoreError, match="the store refuses to manage users") as caught:
-                enroll(file, "a")
-            assert "fedpipe policy" in str(caught.value.remedy)
-            assert not (tmp_path / "keys").exists()
-            assert "a" not in read_enrolled(coordinators(file)).learners
+    def test_a_server_without_the_admin_api(
+        self, tmp_path: Path, versitygw_server: servers.Server, s3_keys: None
+    ) -> None:
+        file = write_file(tmp_path, f"s3://tests/without-users?endpoint={versitygw_server.endpoint}")
+        with pytest.raises(StoreError, match="the store refuses to manage users") as caught:
+            enroll(file, "a")
+        assert "fedpipe policy" in str(caught.value.remedy)
+        assert not (tmp_path / "keys").exists()
+        assert "a" not in read_enrolled(coordinators(file)).learners
 
     def test_a_store_of_amazon(self, s3_keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
@@ -343,22 +345,22 @@ class TestOtherStores:
 
 
 class TestARunOnThisMachine:
-    def test_needs_the_keys_of_who_is_enrolled(self, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_needs_the_keys_of_who_is_enrolled(self, numpy_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Found before anything is trained: else it would be refused when all have trained."""
-        made = enroll(digits / "federation.yaml", "hospital-c")
+        made = enroll(numpy_digits / "federation.yaml", "hospital-c")
         monkeypatch.delenv("FEDPIPE_KEYS", raising=False)
-        told = CliRunner().invoke(app, ["run", str(digits / "federation.yaml")])
+        told = CliRunner().invoke(app, ["run", str(numpy_digits / "federation.yaml")])
         assert isinstance(told.exception, InputError)
         assert "hospital-c is enrolled and must sign its updates" in str(told.exception)
         assert "Set FEDPIPE_KEYS" in str(told.exception.remedy)
-        assert not (digits / "store" / "digits" / "runs").exists()
+        assert not (numpy_digits / "store" / "digits" / "runs").exists()
         monkeypatch.setenv("FEDPIPE_KEYS", str(made.files[0].parent))
         store, federation = (
-            open_store(str(digits / "store")).below("digits"),
-            read_federation(digits / "federation.yaml"),
+            open_store(str(numpy_digits / "store")).below("digits"),
+            read_federation(numpy_digits / "federation.yaml"),
         )
         _check_keys(store, federation, exports=True)
-        enroll(digits / "federation.yaml", COORDINATOR, keys=digits / "elsewhere")
+        enroll(numpy_digits / "federation.yaml", COORDINATOR, keys=numpy_digits / "elsewhere")
         _check_keys(store, federation, exports=False)
         with pytest.raises(InputError, match="the coordinator is enrolled and must sign the model"):
             _check_keys(store, federation, exports=True)
@@ -421,56 +423,60 @@ class TestTheCommands:
         assert "a user has two keys" in str(told.exception)
 
 
-@pytest.mark.heavy
-@pytest.mark.xdist_group("runs")
-def test_a_session_of_processes_each_with_its_own_identity(
-    digits: Path, minio_server: servers.Server, s3_keys: None, monkeypatch: pytest.MonkeyPatch
+def test_every_step_in_a_process_of_its_own_with_its_own_identity(
+    numpy_digits: Path, minio_server: servers.Server, s3_keys: None
 ) -> None:
-    """As the pods of a pipeline: the coordinator's steps have the federation's secret, each learner has its own."""
-    file = digits / "federation.yaml"
+    """As KFP's launcher starts the compiled tasks: each learner's have its secret, the others the federation's.
+
+    The weights are those of the local engine, which runs all steps in one process on a folder.
+    """
+    file = numpy_digits / "federation.yaml"
     content = yaml.safe_load(file.read_text())
-    content |= {"store": minio_server.uri, "learners": content["learners"][:2], "quorum": {"min_learners": 2}}
+    content |= {"learners": content["learners"][:2], "quorum": {"min_learners": 2}}
     content["training"] |= {"rounds": 2}
     file.write_text(yaml.safe_dump(content))
+    expected = fedpipe.run(file, out=numpy_digits / "out").summary
+    uri = f"s3://tests/containers?endpoint={minio_server.endpoint}"
+    file.write_text(yaml.safe_dump(content | {"store": uri}))
     federation = read_federation(file)
     secrets = {learner.name: secret_of(enroll(file, learner.name)) for learner in federation.learners}
-    code = (digits / "model.py").read_text()
 
-    def started(step: str, secret: dict[str, str] | None = None, **inputs: Any) -> subprocess.Popen[bytes]:
-        environ = os.environ.copy()
-        if secret:
-            environ |= {
-                "AWS_ACCESS_KEY_ID": secret["accesskey"], "AWS_SECRET_ACCESS_KEY": secret["secretkey"],
-                "FEDPIPE_SIGNING_KEY": secret["signingkey"],
-            }  # fmt: skip
-        name = f"{step}-{inputs.get('learner', '')}"
-        outputs = {"outputFile": str(digits / f"{name}.json")}
-        text = json.dumps({"inputs": {"parameterValues": inputs}, "outputs": outputs})
-        with (digits / f"{name}.log").open("wb") as log:
-            command = [sys.executable, "-m", "fedpipe", "step", step, text]
-            return subprocess.Popen(command, env=environ, stdout=log, stderr=log, cwd=digits)
+    def command(secret: dict[str, str] | None, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        names = {
+            "accesskey": "AWS_ACCESS_KEY_ID",
+            "secretkey": "AWS_SECRET_ACCESS_KEY",
+            "signingkey": "FEDPIPE_SIGNING_KEY",
+        }
+        return ("env", *(f"{names[key]}={value}" for key, value in (secret or {}).items()), *arguments)
 
-    def given(step: str, learner: str = "") -> dict[str, Any]:
-        return dict(json.loads((digits / f"{step}-{learner}.json").read_text())["parameterValues"])
-
-    text = msgspec.json.encode(federation).decode()
-    assert started("shard", federation=text, store=federation.store_uri, run="r1").wait(60) == 0
-    shards = given("shard")
-    assert started("initialise", **shards, federation=text, code=code).wait(100) == 0
-    begun = given("initialise")
-    steps = [started("coordinate", place=begun["placed"], job="j")]
-    steps += [started("learn", secret, place=begun["placed"], learner=k, job="j") for k, secret in secrets.items()]
-    for step in steps:
-        assert step.wait(200) == 0, [log.read_text()[-500:] for log in digits.glob("*.log")]
-    store = open_store(federation.store_uri).below("digits")
-    for record in history(store, "r1")[1:]:
-        assert {u.learner for u in record.updates} == set(secrets)
+    fedpipe.compile_pipeline(federation, numpy_digits / "pipeline.yaml")
+    graph = read_graph(numpy_digits / "pipeline.yaml")
+    owners = {
+        task.key: str(task.inputs.get("learner", {}).get("runtimeValue", {}).get("constant")) for task in graph.tasks
+    }
+    tasks = tuple(t._replace(command=command(secrets.get(owners[t.key]), t.command)) for t in graph.tasks)
+    assert {t.step for t in tasks} == {None}
+    assert set(owners.values()) == {"None", *secrets}
+    folder = numpy_digits / "containers"
+    results = Engine(graph._replace(tasks=tasks), {**graph.parameters, "run": "run-1"}, folder=folder, workers=8).run()
+    played = history(open_store(uri).below("digits"), "run-1")[1:]
+    assert [record.weights for record in played] == [entry["weights"] for entry in expected["rounds"]]
+    for record in played:
+        assert {update.learner for update in record.updates} == set(secrets)
         for update in record.updates:
             assert update.signature is not None
             assert update.signature.key == public_key(secrets[update.learner]["signingkey"])
-    weights = given("coordinate")["weights"]
-    name, secret = next(iter(secrets.items()))
-    assert started("score", secret, place=begun["placed"], learner=name, weights=weights).wait(60) == 0
-    others = started("score", secret, place=begun["placed"], learner="hospital-b", weights=weights)
-    assert others.wait(60) != 0
-    assert "refuses the credentials" in (digits / "score-hospital-b.log").read_text()
+    log = (folder / "logs" / "coordinate.log").read_text()
+    assert "round 1 train: asking hospital-a, hospital-b" in log
+    assert "the session ends after round 2: all rounds are done" in log
+    assert "round 2 hospital-b epoch 1: " in (folder / "logs" / "learn-hospital-b.log").read_text()
+
+    placed, weights = (
+        results[key]["parameterValues"][name] for key, name in (("initialise", "placed"), ("coordinate", "weights"))
+    )
+    inputs = {"parameterValues": {"place": placed, "learner": "hospital-b", "weights": weights}}
+    text = json.dumps({"inputs": inputs, "outputs": {"outputFile": str(folder / "others.json")}})
+    arguments = (sys.executable, "-m", "fedpipe", "step", "score", text)
+    others = subprocess.run(command(secrets["hospital-a"], arguments), capture_output=True, text=True, check=False)
+    assert others.returncode != 0
+    assert "refuses the credentials" in others.stderr

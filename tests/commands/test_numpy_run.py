@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import os
-import signal
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import fedpipe
-from fedpipe.cli.main import Algorithm, init
 from fedpipe.commands.check import check
 from fedpipe.commands.explore import explore
 from fedpipe.commands.run import run
 from fedpipe.engine.local import Event
 from fedpipe.errors import DataError, InputError
 from fedpipe.rounds.history import history
-from fedpipe.store import Store, open_store
-from tests.federations import change, use_numpy
+from tests.commands.runs import ROOT, store_of
+from tests.federations import change
 from tests.served import serving
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
-def file(digits: Path) -> Path:
-    return use_numpy(digits)
-
-
-@pytest.fixture
-def collective(tmp_path: Path) -> Path:
-    init(tmp_path / "collective", Algorithm.collective, force=False)
-    return change(use_numpy(tmp_path / "collective").parent, **{"rounds: 20": "rounds: 6"})
-
-
-def store_of(folder: Path) -> Store:
-    return open_store(str(folder)).below("digits")
-
-
-def records(summary: dict[str, Any]) -> list[str]:
-    return [entry["record"] for entry in summary["rounds"]]
+def file(numpy_digits: Path) -> Path:
+    return numpy_digits / "federation.yaml"
 
 
 def blocked(folder: Path) -> dict[str, str]:
@@ -76,75 +57,58 @@ def test_from_the_file_to_a_served_model_without_tensorflow(file: Path, tmp_path
     np.testing.assert_allclose(answer["outputs"][0]["data"], found.outputs[0], atol=1e-5)
 
 
-def test_a_session_single_steps_and_a_resumed_run_make_the_same_records(file: Path, tmp_path: Path) -> None:
-    """One history, byte for byte: undisturbed, in steps, killed in the middle, and found again."""
-    change(file.parent, **{"rounds: 10": "rounds: 40"})
-    whole = fedpipe.run(file, out=tmp_path / "out").summary
-    command = [sys.executable, "-m", "fedpipe", "run", str(file), "--store", str(tmp_path / "killed")]
-    killed = store_of(tmp_path / "killed")
-    with subprocess.Popen([*command, "--out", str(tmp_path / "o")], stdout=subprocess.DEVNULL) as process:
-        while killed.size("runs/run-1/5/record") is None:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert killed.size("runs/run-1/40/record") is None
-    events: list[Event] = []
-    again = fedpipe.run(file, store=str(tmp_path / "killed"), out=tmp_path / "o", listener=events.append).summary
-    assert records(again) == records(whole)
-    assert again["onnx"]["digest"] == whole["onnx"]["digest"]
-    assert killed.read("HEAD").data == store_of(file.parent / "store").read("HEAD").data
-    assert {e.what for e in events if e.task.step in ("shard", "initialise")} == {"started", "found", "done"}
-    change(file.parent, **{"rounds_per_step: all": "rounds_per_step: 1", "rounds: 40": "rounds: 2"})
-    two = fedpipe.run(file, store=str(tmp_path / "steps"), out=tmp_path / "steps").summary
-    assert [r["weights"] for r in two["rounds"]] == [r["weights"] for r in whole["rounds"][:2]]
-
-
-def test_votes_in_a_session_and_in_single_steps(collective: Path, tmp_path: Path) -> None:
-    session = fedpipe.run(collective, out=tmp_path / "out").summary
-    assert session["rounds"][-1]["metrics"]["test_accuracy"] > 0.85
-    for earlier, later in zip(session["rounds"], session["rounds"][1:], strict=False):
-        assert later["vote"]["voters"] == 4
-        assert (later["weights"] != earlier["weights"]) == later["vote"]["accepted"]
-    change(collective.parent, **{"rounds_per_step: all": "rounds_per_step: 1"})
-    steps = fedpipe.run(collective, store=str(tmp_path / "steps"), out=tmp_path / "steps").summary
-    assert records(steps) == records(session)
-
-
 def test_a_second_run_continues_from_the_first(file: Path, tmp_path: Path) -> None:
-    fedpipe.run(file, out=tmp_path / "out", parameters={"rounds": 2})
-    fedpipe.run(file, name="run-2", out=tmp_path / "out", parameters={"rounds": 1})
+    """Under a name of its own: other settings under the same name are refused."""
+    fedpipe.run(file, out=tmp_path / "out", parameters={"rounds": 2, "learning_rate": "0.1"})
+    with pytest.raises(InputError, match=r"training\.learning_rate: 0\.1 -> 0\.0"):
+        fedpipe.run(file, out=tmp_path / "out", parameters={"rounds": 2})
+    summary = fedpipe.run(file, name="run-2", out=tmp_path / "out", parameters={"rounds": 1}).summary
     first, second = (history(store_of(file.parent / "store"), name) for name in ("run-1", "run-2"))
     assert second[0].weights == first[-1].weights
+    assert summary["onnx"]["path"] == "models/digits/2/model.onnx"
     origin = fedpipe.export(file, tmp_path / "exported.onnx")
     assert origin["weights"] == second[-1].weights
     assert (tmp_path / "exported.onnx").read_bytes() == (tmp_path / "out" / "model.onnx").read_bytes()
 
 
 def test_data_of_their_own_read_by_model_py(file: Path, tmp_path: Path) -> None:
-    """Shown before the run, trained on in it; a learner whose data cannot be read is dropped."""
+    """Shown before the run, trained on in it; a learner whose data cannot be read is dropped, and the run continues."""
     model = file.parent / "model.py"
     load = "\n\ndef load(uri):\n    with np.load(uri) as data:\n        return data['x'][:300], data['y'][:300]\n"
     model.write_text(f"import numpy as np\n{model.read_text()}{load}")
     own = "  - name: hospital-b\n    data: digits.npz\n  - name: hospital-c\n    data: none.npz\n"
-    change(file.parent, **{"  - name: hospital-b\n  - name: hospital-c\n": own, "rounds: 10": "rounds: 1"})
+    change(file.parent, **{"  - name: hospital-b\n  - name: hospital-c\n": own, "rounds: 10": "rounds: 2"})
     looked = explore(file, tmp_path / "data.html")
     assert {view.learner: view.examples for view in looked.views}["hospital-b"] == 300
     assert "load(" in looked.left_out["hospital-c"]
-    (entry,) = fedpipe.run(file, out=tmp_path / "out").summary["rounds"]
-    assert "hospital-b" in entry["learners"]
-    assert [d["learner"] for d in entry["dropped"]] == ["hospital-c"]
+    rounds = fedpipe.run(file, out=tmp_path / "out").summary["rounds"]
+    assert [entry["learners"] for entry in rounds] == [[f"hospital-{k}" for k in "abde"]] * 2
+    for entry in rounds:
+        assert [d["learner"] for d in entry["dropped"]] == ["hospital-c"]
+        assert "FileNotFoundError" in entry["dropped"][0]["why"]
+    assert "FileNotFoundError" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_mistakes_are_found_before_the_run(file: Path, tmp_path: Path) -> None:
     assert {"model": "650 parameters, input (None, 8, 8, 1), loss softmax"}.items() <= dict(check(file)).items()
     with pytest.raises(InputError, match=r"framework: cannot be simulated. TensorFlow Federated trains Keras models"):
         run(file, out=tmp_path / "out", simulation=True)
-    model = file.parent / "model.py"
-    model.write_text(model.read_text().replace("outputs=10", "outputs=7"))
-    with pytest.raises(fedpipe.FedpipeError, match="the labels range from 0 to 9, but the model has 7 outputs"):
+    change(file.parent, **{"deadline: 600": "deadline: 1.0e-7"})
+    with pytest.raises(InputError, match=r"quorum.deadline: 1e-07 s is shorter than one request to the store"):
         fedpipe.run(file, out=tmp_path / "out")
+    change(file.parent, **{"deadline: 1.0e-7": "deadline: 600"})
     change(file.parent, **{"  - name: hospital-b\n": "  - name: hospital-b\n    data: own.csv\n"})
-    model.write_text(model.read_text().replace("outputs=7", "outputs=10"))
     with pytest.raises(DataError, match=r"'.*own.csv' has an unsupported format"):
         fedpipe.run(file, out=tmp_path / "out")
+    assert not list((file.parent / "store").rglob("record"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # kfp's own
+def test_our_components_in_a_pipeline_of_somebody_else(file: Path, tmp_path: Path) -> None:
+    example = ROOT / "examples" / "compose.py"
+    subprocess.run([sys.executable, example, file, tmp_path / "mine.yaml"], check=True)
+    events: list[Event] = []
+    fedpipe.run(tmp_path / "mine.yaml", out=tmp_path / "out", listener=events.append)
+    (result,) = [e.result for e in events if e.task.name == "tell" and e.result]
+    assert re.fullmatch(r"hospital-a offers update sha256:[0-9a-f]{64}\n?", result["parameterValues"]["message"])

@@ -37,7 +37,7 @@ def published(tmp_path: Path) -> Path:
 def test_versions_from_before_are_served_again(published: Path) -> None:
     def served(version: int) -> bytes:
         catalogue = Catalogue(locate(source=published))
-        catalogue.look()
+        catalogue.list_models()
         return catalogue.fetch(ModelVersion("m", version))
 
     assert served(1) == softmax(1)

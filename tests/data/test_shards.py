@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpipe.data.shards import deal, holdout, split
+from fedpipe.data.shards import deal, dealt, holdout, split
 from fedpipe.errors import DataError
 from fedpipe.federation.data import ByFractions, ByKey, ByLabel, BySize, Dirichlet, Iid, Parts
+from tests.federations import make_federation
 
 SEEDS = st.integers(0, 2**32)
 
@@ -135,3 +137,28 @@ def test_the_holdout_is_disjoint_from_the_rest() -> None:
     assert len(held) == 10
     assert sorted([*kept, *held]) == list(range(50))
     assert len(holdout(50, 0.0, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "parts", "message"),
+    [
+        (40, {}, r"training\.batch_size: the train part of a has 32 examples, a batch has 40\. Lower it"),
+        (
+            16,
+            {"train": 0.78, "vote": 0.02, "test": 0.2},
+            r"data\.parts\.vote: the vote part of a has 1 examples, a batch has 16\. Raise it",
+        ),
+    ],
+    ids=["train part", "vote part"],
+)
+def test_a_part_below_a_batch(tmp_path: Path, batch_size: int, parts: dict[str, float], message: str) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((100, 2)), y=np.arange(100) % 2)
+    federation = make_federation(
+        ("a", "b"),
+        data={"uri": "d.npz", "parts": parts or {"train": 0.8, "vote": 0.1, "test": 0.1}},
+        training={"rounds": 1, "batch_size": batch_size},
+        evaluation={"holdout": 0.2},
+        algorithm={"name": "collective"},
+    )
+    with pytest.raises(DataError, match=message):
+        dealt(federation, str(tmp_path / "d.npz"))

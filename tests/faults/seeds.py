@@ -10,7 +10,7 @@ import os
 import subprocess
 from pathlib import Path
 
-COUNT = int(os.environ.get("FEDPIPE_FAULTS", "100"))
+COUNT = int(os.environ.get("FEDPIPE_FAULTS", "24"))
 """Sessions of real processes; the simulated ones are ten times as many."""
 
 

@@ -1,8 +1,8 @@
 """Sessions of real processes that are killed, on a folder, on MinIO and on VersityGW, servers killed as well.
 
-A seed of tests/faults/seeds.py draws the faults: 100 sessions are disturbed by default, 1000 in `make faults`.
-The processes are forked from a server that has no threads: a fork of this one, while the proxy's threads run, could
-take a lock along that nobody opens.
+A seed of tests/faults/seeds.py draws the faults: a few dozen sessions are disturbed by default, 1000 in `make faults`.
+The processes are forked from one that has no threads: a fork of this one, while the proxy's threads run, could inherit
+a lock that stays closed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import datetime
 import faulthandler
 import logging
-import multiprocessing
 import resource
 import shutil
 import signal
@@ -19,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -39,51 +37,41 @@ from fedpipe.steps import learn
 from fedpipe.store import Store, keys, open_store
 from tests import servers
 from tests.faults import seeds
+from tests.faults.forks import Forks
 from tests.faults.invariants import check
 from tests.faults.proxy import disturbing
-from tests.faults.stores import killing
+from tests.faults.stores import MEMORY, killing
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan
+from tests.servers import Killable
 
 KINDS = ("folder", "minio", "folder", "versitygw")  # of seeds 0, 1, 2, 3, 4, ... in turn
-ROUNDS, NAMES, DEADLINE = 3, ("a", "b", "c"), 6.0
-PARTS = 8
+ROUNDS, NAMES, DEADLINE = 3, ("a", "b", "c"), 4.0
+PARTS = len(KINDS)  # so that a part needs one server
 DAY = 86400.0
 PATIENCE = 180.0  # of the test, with a session
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([__name__])
 pytestmark = [pytest.mark.heavy]
 
 
-class Server:
-    """A server that can be killed and started again over the same folder and port."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self._name, self._folder, self.port = name, folder, servers.free_port()
-        self._stack, self.up = contextlib.ExitStack(), False
-        self.start()
-
-    def start(self) -> None:
-        self._stack.enter_context(servers.running(self._name, self._folder, self.port))
-        self.up = True
-
-    def stop(self) -> None:
-        self.up = False
-        self._stack.close()  # SIGKILL
-
-
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Killable]]:
     """Servers by name, started when the first test needs them."""
-    started: dict[str, Server] = {}
+    started: dict[str, Killable] = {}
 
-    def get(name: str) -> Server:
+    def get(name: str) -> Killable:
         if name not in started:
-            started[name] = Server(name, tmp_path_factory.mktemp(name) / "server")
+            started[name] = Killable(name, tmp_path_factory.mktemp(name) / "server")
         return started[name]
 
     yield get
     for server in started.values():
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """The process from which those of the sessions are forked."""
+    with Forks(live, AWS_ACCESS_KEY_ID=servers.ACCESS_KEY, AWS_SECRET_ACCESS_KEY=servers.SECRET_KEY) as started:
+        yield started
 
 
 class Counting(PlusOneLearner):
@@ -95,7 +83,7 @@ class Counting(PlusOneLearner):
 
     def propose_weights(self, *, seed: int, seconds: float, optimizer: Arrays | None) -> Trained:
         if self.round == self._late:
-            time.sleep(DEADLINE + 2)
+            time.sleep(DEADLINE + 1)
         trained = super().propose_weights(seed=seed, seconds=seconds, optimizer=optimizer)
         with self._marks.open("ab") as file:
             file.write(b".")
@@ -118,8 +106,8 @@ class Life(NamedTuple):
 class Disturbed:
     """A session of processes with the faults of a seed."""
 
-    def __init__(self, seed: int, uri: str, endpoint: str, folder: Path, server: Server | None) -> None:
-        self.random, self.folder, self.server = Random(seed), folder, server
+    def __init__(self, seed: int, uri: str, endpoint: str, folder: Path, server: Killable | None, forks: Forks) -> None:
+        self.random, self.folder, self.server, self.forks = Random(seed), folder, server, forks
         self.endpoint = endpoint
         algorithm = self.random.choice(["averaging", "averaging", "collective", {"name": "averaging", "vote": {}}])
         quorum = {"deadline": DEADLINE, "min_learners": 2, "retries": 5}
@@ -129,7 +117,7 @@ class Disturbed:
         begin(self.store, self.plan, fresh)
         self.faults: list[str] = []
         self.restarts = dict.fromkeys([*NAMES, "coordinator", "twin"], 0)
-        self.actors: dict[str, BaseProcess] = {}
+        self.actors: dict[str, int] = {}
         self.killed = {self.random.choice([*NAMES, "coordinator"]) for _ in range(self.random.randint(1, 3))}
         self.late = {self.random.choice(NAMES): self.random.randint(1, ROUNDS)} if self.random.random() < 0.05 else {}
         self.skewed = set(self.random.sample([*NAMES, "coordinator"], 2)) if self.random.random() < 0.25 else set()
@@ -149,9 +137,7 @@ class Disturbed:
                 assert time.monotonic() - started < PATIENCE, self._stacks()
                 time.sleep(0.005)
         finally:
-            for process in self.actors.values():
-                process.kill()
-                process.join()
+            self.forks.kill(set(self.actors.values()))
         for _, event in events:  # a session that was faster than its faults
             event()
         self._restore()
@@ -201,21 +187,19 @@ class Disturbed:
             name, self.endpoint, self.plan, self.folder, (point, when) if kill else None, skew,
             full=first and name == self.full, late=self.late.get(name, 0),
         )  # fmt: skip
-        self.actors[name] = FORKS.Process(target=live, args=(life,))
-        self.actors[name].start()
+        self.actors[name] = self.forks.start(life)
 
     def _stacks(self) -> str:
         """Where those are who do not end."""
         return "\n".join(f"{name}: {(self.folder / f'{name}.stack').read_text()}" for name in sorted(self.actors))
 
     def _reap(self) -> None:
+        codes = self.forks.ended()
         for name, process in list(self.actors.items()):
-            code = process.exitcode
-            if code is None:
+            if process not in codes:
                 continue
-            process.close()
             del self.actors[name]
-            if code:
+            if code := codes[process]:
                 assert code != 9, (self.folder / f"{name}.error").read_text()
                 self.restarts[name] += 1
                 assert self.restarts[name] < 20
@@ -281,10 +265,10 @@ def _skew(seconds: float) -> None:
 
 @pytest.mark.usefixtures("s3_keys")
 @pytest.mark.parametrize("part", range(PARTS))
-def test_invariants_hold_wherever_processes_die(part: int, running: Callable[[str], Server]) -> None:
+def test_invariants_hold_wherever_processes_die(part: int, running: Callable[[str], Killable], forks: Forks) -> None:
     for seed in seeds.drawn(part, PARTS, seeds.COUNT):
         kind = KINDS[seed % len(KINDS)]
-        with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        with tempfile.TemporaryDirectory(dir=MEMORY) as name, contextlib.ExitStack() as stack:
             folder = Path(name)
             if kind == "folder":
                 uri = through = f"file://{folder}/store"
@@ -295,7 +279,7 @@ def test_invariants_hold_wherever_processes_die(part: int, running: Callable[[st
                 through = (
                     f"s3://tests/seed-{seed}?endpoint={stack.enter_context(disturbing(server.port, seed)).endpoint}"
                 )
-            disturbed = Disturbed(seed, uri, through, folder, server)
+            disturbed = Disturbed(seed, uri, through, folder, server, forks)
             try:
                 disturbed.run()
             except Exception as error:

@@ -43,6 +43,13 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return content
 
 
+def collective(vote: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "collective", "vote": vote}
+
+
+PRIVACY = {"noise_multiplier": 1.0, "l2_norm_clip": 1.0, "microbatches": 8, "delta": 1e-5, "target_epsilon": 1.0}
+
+
 def test_defaults() -> None:
     federation = parse_federation(GOOD)
     assert federation.min_learners == 2
@@ -203,10 +210,52 @@ MISTAKES = {
         "placement.train.affinity[0].expressions[0].values: must be empty for Exists",
     ),
     "GPU count": ("learners.0.placement", {"accelerator": {"count": 0}}, "learners[0].placement.accelerator.count: "),
+    "threshold above 1": (
+        "algorithm",
+        collective({"threshold": 1.5}),
+        "algorithm.vote.threshold: Expected `float` <= 1.0. Write a number <= 1.",
+    ),
+    "threshold below 0": (
+        "algorithm",
+        collective({"threshold": -0.1}),
+        "algorithm.vote.threshold: Expected `float` >= 0.0. Write a number >= 0.",
+    ),
+    "criterion of unknown direction": (
+        "algorithm",
+        collective({"criterion": "accuracy"}),
+        "algorithm.vote.minimise: is missing, and it is unclear whether a lower accuracy is better",
+    ),
+    "rule of a vote": (
+        "algorithm",
+        collective({"rule": "other_vote"}),
+        "algorithm.vote.rule: Invalid enum value 'other_vote'. Valid: all_vote, others_vote.",
+    ),
+    "proposer": (
+        "algorithm",
+        {"name": "collective", "proposers": ["z"]},
+        "algorithm.proposers[0]: there is no learner 'z'",
+    ),
+    "no delta": (
+        "learners.1.privacy",
+        {key: value for key, value in PRIVACY.items() if key != "delta"},
+        "learners[1].privacy: the key 'delta' is missing",
+    ),
+    "negative noise": (
+        "learners.1.privacy",
+        {**PRIVACY, "noise_multiplier": -1.0},
+        "learners[1].privacy.noise_multiplier: Expected `float` > 0.0. Write a number > 0.",
+    ),
+    "microbatches": (
+        "learners.1.privacy",
+        {**PRIVACY, "microbatches": 5},
+        "learners[1].privacy.microbatches: 5 does not divide training.batch_size, 8",
+    ),
+    "an epsilon of zero": (
+        "learners.1.privacy",
+        {**PRIVACY, "target_epsilon": 0},
+        "learners[1].privacy.target_epsilon: Expected `float` > 0.0",
+    ),
 }
-
-
-PRIVACY = {"noise_multiplier": 1.0, "l2_norm_clip": 1.0, "microbatches": 8, "delta": 1e-5, "target_epsilon": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -227,6 +276,20 @@ def test_what_numpy_cannot_do(path: str, value: Any) -> None:
     message = f"{where}: needs Keras, but the framework is numpy. Remove it, or set framework to keras."
     with pytest.raises(FederationError, match=message):
         parse_federation({**changed(path, value), "framework": "numpy"})
+
+
+def test_nobody_votes_without_a_part_for_it() -> None:
+    content = changed("data.parts", {"train": 0.8, "vote": 0.0, "test": 0.2})
+    parse_federation(content)
+    with pytest.raises(FederationError, match=r"data\.parts\.vote: is 0\. Give learners examples to vote with\."):
+        parse_federation({**content, "algorithm": "collective"})
+
+
+def test_callbacks_see_what_privacy_hides() -> None:
+    content = changed("training.callbacks", {"EarlyStopping": {"monitor": "loss"}})
+    parse_federation(content)
+    with pytest.raises(FederationError, match=r"training\.callbacks: cannot be combined with privacy\."):
+        parse_federation({**content, "privacy": PRIVACY})
 
 
 @pytest.mark.parametrize(("path", "value", "message"), MISTAKES.values(), ids=MISTAKES.keys())
@@ -324,6 +387,14 @@ class TestSettings:
     def test_mistakes(self, setting: Any, what: str) -> None:
         with pytest.raises(InputError, match=what):
             Settings(**setting).applied(parse_federation(GOOD))
+
+    def test_a_batch_size_that_microbatches_do_not_divide(self) -> None:
+        federation = parse_federation(changed("learners.1.privacy", PRIVACY))
+        with pytest.raises(
+            FederationError,
+            match=r"with these parameters: learners\[1\]\.privacy\.microbatches: 8 does not divide .*, 12",
+        ):
+            Settings(batch_size=12).applied(federation)
 
 
 class TestAlgorithms:

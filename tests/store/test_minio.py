@@ -20,7 +20,7 @@ import urllib3
 from fedpipe.errors import StoreError, StoreUnavailableError
 from fedpipe.store import Store, open_store
 from fedpipe.store.s3 import MinioStore
-from fedpipe.store.s3_client import Credentials, find_credentials
+from fedpipe.store.s3_client import DEADLINE, Credentials, find_credentials
 from fedpipe.store.testing import StoreContract
 from tests import servers
 
@@ -103,12 +103,14 @@ class TestMistakes:
         assert store.size("large") == 70 * 2**20
         assert list(store.keys()) == ["a", "large"]
 
-    def test_nothing_listens_there(self) -> None:
+    def test_nothing_listens_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fedpipe.store.s3.PROBE_DEADLINE", 0.5)
         store = open_store(f"s3://tests?endpoint=http://127.0.0.1:{servers.free_port()}")
         started = time.monotonic()
-        with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+        with pytest.raises(StoreUnavailableError, match="the store cannot be reached") as caught:
             store.probe()
-        assert time.monotonic() - started < 30  # half of what a request may take otherwise
+        assert time.monotonic() - started < DEADLINE / 2  # a probe waits less than other requests
+        assert caught.value.exit_code == 2
 
     @pytest.mark.parametrize("endpoint", ["localhost:9000", "ftp://host", "http://host/path"])
     def test_no_endpoint(self, endpoint: str) -> None:

@@ -10,23 +10,26 @@ import typer
 from fedpipe.cli.options import FederationFile
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import busy, note, say, show_table
-from fedpipe.commands.init import Algorithm
+from fedpipe.commands.init import Algorithm, Framework
 
 commands = Panel("Start")
 
 
-@commands.add("fedpipe init demo", "fedpipe init demo --algorithm collective")
+@commands.add("fedpipe init demo", "fedpipe init demo --algorithm collective", "fedpipe init demo --framework numpy")
 def init(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
     algorithm: Annotated[
         Algorithm, typer.Option("--algorithm", help="How the learners train together.")
     ] = Algorithm.averaging,
+    framework: Annotated[
+        Framework, typer.Option("--framework", help="The framework of model.py; numpy: a linear model.")
+    ] = Framework.keras,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
     """Write a working federation.yaml, model.py and data."""
     from fedpipe.commands.init import init as write
 
-    names = write(folder, algorithm, force=force)
+    names = write(folder, algorithm, framework, force=force)
     say(f"wrote {', '.join(names)} to {folder}")
     say(f"next: fedpipe run {folder / 'federation.yaml'}")
 

@@ -18,12 +18,23 @@ class Algorithm(StrEnum):
     collective = "collective"
 
 
-def init(folder: str | Path, algorithm: Algorithm = Algorithm.averaging, *, force: bool = False) -> tuple[str, ...]:
+class Framework(StrEnum):
+    """The frameworks for which there is a model to start from."""
+
+    keras = "keras"
+    numpy = "numpy"
+
+
+def init(
+    folder: str | Path, algorithm: Algorithm = Algorithm.averaging, framework: Framework = Framework.keras, *,
+    force: bool = False,
+) -> tuple[str, ...]:  # fmt: skip
     """Writes a working federation.yaml, model.py and data.
 
     Args:
         folder: created where it is missing.
         algorithm: how the learners train together.
+        framework: the framework of model.py.
         force: overwrites existing files.
 
     Returns:
@@ -39,16 +50,27 @@ def init(folder: str | Path, algorithm: Algorithm = Algorithm.averaging, *, forc
         raise InputError(
             f"{existing} already exists", where=str(folder), remedy="Choose another folder, or use --force."
         )
-    templates = resources.files("fedpipe") / "templates"
-    sources = {"federation.yaml": "collective.yaml"} if algorithm == Algorithm.collective else {}
+    texts = _texts(algorithm, framework)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_digits(folder / "digits.npz")
-        for name in FILES[:-1]:
-            (folder / name).write_text((templates / sources.get(name, name)).read_text())
+        for name, text in texts.items():
+            (folder / name).write_text(text)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", where=str(folder)) from error
     return FILES
+
+
+def _texts(algorithm: Algorithm, framework: Framework) -> dict[str, str]:
+    """Returns the text files by name; the framework is one word of federation.yaml, and a model.py of its own."""
+    templates = resources.files("fedpipe") / "templates"
+    federation = templates / ("collective.yaml" if algorithm == Algorithm.collective else "federation.yaml")
+    models = templates / "numpy" if framework == Framework.numpy else templates
+    return {
+        "federation.yaml": federation.read_text().replace("framework: keras", f"framework: {framework}"),
+        "model.py": (models / "model.py").read_text(),
+        "DATA.md": (templates / "DATA.md").read_text(),
+    }
 
 
 def _write_digits(path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Kills runs at any store call and repeats them: HEAD has the same bytes as after an undisturbed run."""
+"""Kills runs at any store call and repeats them: HEAD has the same bytes as after an undisturbed run.
+
+tests/faults/seeds.py draws the calls; `make faults` tries all of them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +18,8 @@ from hypothesis import strategies as st
 
 from fedpipe.rounds.history import history
 from fedpipe.store import LocalStore, MemoryStore, Store
-from tests.faults.stores import HookedStore, killing
+from tests.faults import seeds
+from tests.faults.stores import MEMORY, HookedStore, killing
 from tests.federations import PlusOneLearner, make_federation, make_plan, play, play_collective
 from tests.simulation import Killed
 
@@ -65,7 +70,7 @@ def test_there_are_enough_points() -> None:
     assert all(2 * calls >= 200 for calls in CALLS.values())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=4 * seeds.COUNT)
 @given(POINTS)
 def test_in_memory_wherever_it_is_killed(case: tuple[str, list[tuple[int, bool]]]) -> None:
     """Kills one to three times, at seeded points of the run and of its repetitions."""
@@ -80,19 +85,17 @@ def test_in_memory_wherever_it_is_killed(case: tuple[str, list[tuple[int, bool]]
     check_same(run, store)
 
 
-@pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("run", RUNS)
-def test_on_disk_wherever_the_process_is_killed(run: str, part: int) -> None:
-    """Sends a real SIGKILL to a real process before and after every store call of the run."""
-    killed = 0
-    for point in range(part, CALLS[run], 4):
+def test_on_disk_wherever_the_process_is_killed(run: str) -> None:
+    """Sends a real SIGKILL to a real process before and after store calls of the run."""
+    points = Random(seeds.FIRST).sample(range(CALLS[run]), min(seeds.COUNT, CALLS[run]))
+    for point in points:
         for after in (False, True):
-            with tempfile.TemporaryDirectory() as folder:
-                killed += _run_killed(run, Path(folder), point, after)
+            with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+                assert _run_killed(run, Path(folder), point, after), seeds.how_to_repeat(seeds.FIRST)
                 store = LocalStore(Path(folder))
                 RUNS[run](store)
                 check_same(run, store)
-    assert killed == 2 * len(range(part, CALLS[run], 4))
 
 
 def _run_killed(run: str, folder: Path, point: int, after: bool) -> bool:
