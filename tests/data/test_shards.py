@@ -142,11 +142,11 @@ def test_the_holdout_is_disjoint_from_the_rest() -> None:
 @pytest.mark.parametrize(
     ("batch_size", "parts", "message"),
     [
-        (40, {}, r"training\.batch_size: the train part of a has 32 examples, a batch has 40\. Lower it"),
+        (40, {}, r"training\.batch_size: the train part of a has 32 examples, but a batch has 40\. Lower it"),
         (
             16,
             {"train": 0.78, "vote": 0.02, "test": 0.2},
-            r"data\.parts\.vote: the vote part of a has 1 examples, a batch has 16\. Raise it",
+            r"data\.parts\.vote: the vote part of a has 1 examples, but a batch has 16\. Raise it",
         ),
     ],
     ids=["train part", "vote part"],
