@@ -1,4 +1,4 @@
-"""What tests of whole runs share; `python -m tests.commands.runs FILE STORE WHAT COUNT` is a run that dies."""
+"""Helpers for tests of whole runs; `python -m tests.commands.runs FILE STORE WHAT COUNT` is a run that dies."""
 
 from __future__ import annotations
 

@@ -24,22 +24,21 @@ PRIVACY = "{noise_multiplier: 1.5, l2_norm_clip: 1.0, microbatches: 16, delta: 1
 @pytest.mark.xdist_group("collective")
 @pytest.mark.usefixtures("s3_keys")
 def test_handwritten_digits_with_a_private_learner(tmp_path: Path, minio_server: servers.Server) -> None:
-    """With Keras, on MinIO: `others_vote`, threshold 0.5, the loss; mean test accuracy of more than 0.93 at the end.
+    """With Keras, on MinIO: `others_vote`, threshold 0.5, the loss; mean test accuracy of at least 0.95 at the end.
 
-    hospital-b may propose in rounds 2, 7 and 12; its budget is enough for the first.
+    hospital-b may propose in rounds 2, 7, 12 and 17; its budget is enough for the first.
     """
     init(tmp_path, Algorithm.collective)
-    private = {"  - name: hospital-b\n": f"  - name: hospital-b\n    privacy: {PRIVACY}\n"}
-    file = change(tmp_path, **private, **{"rounds: 20": "rounds: 12"})
+    file = change(tmp_path, **{"  - name: hospital-b\n": f"  - name: hospital-b\n    privacy: {PRIVACY}\n"})
     uri, events = f"s3://tests/collective?endpoint={minio_server.endpoint}", list[Event]()
     result = fedpipe.run(file, store=uri, out=tmp_path / "out", listener=events.append)
     rounds, store = result.summary["rounds"], store_of(uri)
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == result.summary
-    assert [r["round"] for r in rounds] == list(range(13))
-    assert result.summary["evaluation"]["federated"]["metrics"]["accuracy"] > 0.93
+    assert [r["round"] for r in rounds] == list(range(21))
+    assert result.summary["evaluation"]["federated"]["metrics"]["accuracy"] >= 0.95
     assert rounds[-1]["metrics"]["test_loss"] < 0.1 * rounds[0]["metrics"]["test_loss"]
-    assert [r["vote"]["proposer"][-1] for r in rounds[1:]] == list("abcdeabcdeab")
-    refused = (7, 12)
+    assert [r["vote"]["proposer"][-1] for r in rounds[1:]] == list("abcde" * 4)
+    refused = (7, 12, 17)
     for earlier, later in pairwise(rounds):
         vote = later["vote"]
         assert vote["voters"] == (0 if later["round"] in refused else 4)
@@ -48,7 +47,7 @@ def test_handwritten_digits_with_a_private_learner(tmp_path: Path, minio_server:
         ballots = {name: voter["ballot"] for name, voter in vote["learners"].items()}
         assert ballots.pop(vote["proposer"]) == ("none" if later["round"] in refused else "void")
         assert list(ballots.values()).count("yes") == vote["approvals"]
-    assert [e.moment.record.round for e in events if e.moment and e.moment.record] == list(range(1, 13))
+    assert [e.moment.record.round for e in events if e.moment and e.moment.record] == list(range(1, 21))
     assert result.summary["onnx"]["max_abs_difference"] < 1e-4
 
     learned = {event.task.environment for event in events if event.task.name == "learn hospital-b"}

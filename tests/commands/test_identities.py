@@ -320,14 +320,15 @@ def test_an_identity_is_of_a_learner_or_of_the_coordinator(command: str, argumen
 
 
 class TestOtherStores:
-    def test_a_server_without_the_admin_api(self, tmp_path: Path, s3_keys: None) -> None:
-        with servers.running("versitygw", tmp_path / "server") as server:
-            file = write_file(tmp_path, server.uri)
-            with pytest.raises(StoreError, match="the store refuses to manage users") as caught:
-                enroll(file, "a")
-            assert "fedpipe policy" in str(caught.value.remedy)
-            assert not (tmp_path / "keys").exists()
-            assert "a" not in read_enrolled(coordinators(file)).learners
+    def test_a_server_without_the_admin_api(
+        self, tmp_path: Path, versitygw_server: servers.Server, s3_keys: None
+    ) -> None:
+        file = write_file(tmp_path, f"s3://tests/without-users?endpoint={versitygw_server.endpoint}")
+        with pytest.raises(StoreError, match="the store refuses to manage users") as caught:
+            enroll(file, "a")
+        assert "fedpipe policy" in str(caught.value.remedy)
+        assert not (tmp_path / "keys").exists()
+        assert "a" not in read_enrolled(coordinators(file)).learners
 
     def test_a_store_of_amazon(self, s3_keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
@@ -344,22 +345,22 @@ class TestOtherStores:
 
 
 class TestARunOnThisMachine:
-    def test_needs_the_keys_of_who_is_enrolled(self, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_needs_the_keys_of_who_is_enrolled(self, numpy_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Found before anything is trained: else it would be refused when all have trained."""
-        made = enroll(digits / "federation.yaml", "hospital-c")
+        made = enroll(numpy_digits / "federation.yaml", "hospital-c")
         monkeypatch.delenv("FEDPIPE_KEYS", raising=False)
-        told = CliRunner().invoke(app, ["run", str(digits / "federation.yaml")])
+        told = CliRunner().invoke(app, ["run", str(numpy_digits / "federation.yaml")])
         assert isinstance(told.exception, InputError)
         assert "hospital-c is enrolled and must sign its updates" in str(told.exception)
         assert "Set FEDPIPE_KEYS" in str(told.exception.remedy)
-        assert not (digits / "store" / "digits" / "runs").exists()
+        assert not (numpy_digits / "store" / "digits" / "runs").exists()
         monkeypatch.setenv("FEDPIPE_KEYS", str(made.files[0].parent))
         store, federation = (
-            open_store(str(digits / "store")).below("digits"),
-            read_federation(digits / "federation.yaml"),
+            open_store(str(numpy_digits / "store")).below("digits"),
+            read_federation(numpy_digits / "federation.yaml"),
         )
         _check_keys(store, federation, exports=True)
-        enroll(digits / "federation.yaml", COORDINATOR, keys=digits / "elsewhere")
+        enroll(numpy_digits / "federation.yaml", COORDINATOR, keys=numpy_digits / "elsewhere")
         _check_keys(store, federation, exports=False)
         with pytest.raises(InputError, match="the coordinator is enrolled and must sign the model"):
             _check_keys(store, federation, exports=True)

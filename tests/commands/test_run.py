@@ -18,7 +18,6 @@ import fedpipe
 from fedpipe.engine.local import Event
 from fedpipe.rounds.history import history
 from fedpipe.store import open_store
-from tests.federations import change
 
 pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("runs")]
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -38,7 +37,7 @@ def workers() -> list[int]:
 def test_from_the_file_to_a_verified_model(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After round 1 all workers are killed: the engine starts others, and every learner continues."""
     monkeypatch.setattr("fedpipe.engine.local._LONGEST_WAIT", 0.1)
-    file = change(digits, **{"rounds: 10": "rounds: 3"})
+    file = digits / "federation.yaml"
     events: list[Event] = []
 
     def listen(event: Event) -> None:
@@ -65,8 +64,8 @@ def test_from_the_file_to_a_verified_model(digits: Path, monkeypatch: pytest.Mon
         assert DIGEST.fullmatch(entry["weights"])
         assert {"accuracy", "test_accuracy", "test_loss"} <= entry["metrics"].keys()
         assert entry["seconds"] > 0
-    assert summary["rounds"][2]["loss"] < summary["rounds"][0]["loss"]
-    assert summary["evaluation"]["central"]["metrics"]["accuracy"] > 0.8
+    assert summary["rounds"][9]["loss"] < summary["rounds"][0]["loss"]
+    assert summary["evaluation"]["central"]["metrics"]["accuracy"] > 0.97
     assert list(summary["onnx"]) == ["path", "digest", "max_abs_difference", "opset"]
     assert summary["onnx"]["path"] == "models/digits/1/model.onnx"
     assert summary["onnx"]["max_abs_difference"] < 1e-4
@@ -81,7 +80,7 @@ def test_from_the_file_to_a_verified_model(digits: Path, monkeypatch: pytest.Mon
 
     with np.load(digits / "digits.npz") as data:
         found = fedpipe.predict(digits / "out" / "model.onnx", data["x"])
-        assert np.mean(found.classes == data["y"]) > 0.8
+        assert np.mean(found.classes == data["y"]) > 0.97
 
     _check_resumed(digits, file)
     _check_export(digits, file, summary)
