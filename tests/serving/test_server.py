@@ -289,7 +289,7 @@ class TestFollowing:
             def ask() -> None:
                 pool = urllib3.PoolManager()
                 tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
-                while not ended.is_set():
+                while not ended.wait(0.002):
                     response = pool.request("POST", f"{server.url}/v2/models/m/infer", json={"inputs": [tensor]})
                     answer = response.json()
                     if response.status != 200 or answer["outputs"][0]["data"] != [float(answer["model_version"])]:
@@ -371,13 +371,11 @@ class TestStores:
         port = servers.free_port()
         uri = f"s3://tests/prod/tiny?endpoint=http://127.0.0.1:{port}"
         arguments = ("--store", uri, "--cache", str(tmp_path / "cache"))
-        with serving(tmp_path / "none", *arguments, ready=False) as server:  # the store does not run yet
+        with serving(tmp_path / "first", *arguments, ready=False) as server:  # the store does not run yet
             server.wait_until(lambda: "cannot be reached" in server.get("/v2/health/ready").json().get("error", ""))
             assert server.get("/v2/health/ready").status == 503
-        with servers.running("minio", tmp_path / "minio", port):
-            models = open_store(uri).below("models")
-            publish(models, "m", 1, constant(1))
-            with serving(tmp_path / "first", *arguments) as server:
+            with servers.running("minio", tmp_path / "minio", port):
+                publish(open_store(uri).below("models"), "m", 1, constant(1))
                 server.wait_for("m", 1)
         with serving(tmp_path / "lost", *arguments) as server:  # from the copy
             assert server.infer("m", X[:1]).json()["model_version"] == "1"
