@@ -14,7 +14,7 @@ from tests import servers
 from tests.faults import seeds
 
 pytest.register_assert_rewrite("fedpipe.store.testing")
-settings.register_profile("untimed", deadline=None)  # a slow moment of the machine is no failure
+settings.register_profile("untimed", deadline=None)  # a slow moment of the machine is not a failure
 settings.load_profile("untimed")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # tests give the same numbers with and without a GPU
@@ -25,17 +25,40 @@ def pytest_report_header() -> str:
     return f"faults: FEDPIPE_FAULT_SEED={seeds.FIRST}"
 
 
+FIRST = ("tests/tff/", "tests/engine/test_kfp", "tests/commands/", "tests/learners/keras/", "tests/faults/test_proc")
+"""Long tests, and groups that need one worker: the longest first, so that all workers are busy until the end."""
+LAST = ("tests/kubeflow/test_images", "tests/test_chart")
+"""Tests of programs that a new machine builds in the meantime."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders tests as FIRST and LAST say."""
+    items.sort(key=lambda item: _place_of(item.nodeid))
+
+
+def _place_of(name: str) -> int:
+    places = [place for place, start in enumerate(FIRST) if name.startswith(start)]
+    return places[0] if places else len(FIRST) + name.startswith(LAST)
+
+
 @pytest.fixture(scope="session", params=["minio", "versitygw"])
-def s3_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+def s3_server(request: pytest.FixtureRequest) -> servers.Server:
     """Both servers, one after the other."""
-    with servers.running(request.param, tmp_path_factory.mktemp(request.param)) as server:
-        yield server
+    server: servers.Server = request.getfixturevalue(f"{request.param}_server")
+    return server
 
 
 @pytest.fixture(scope="session")
 def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
-    """A MinIO server."""
+    """A MinIO server, of which each worker starts one."""
     with servers.running("minio", tmp_path_factory.mktemp("minio")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def versitygw_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    """A VersityGW server, of which each worker starts one."""
+    with servers.running("versitygw", tmp_path_factory.mktemp("versitygw")) as server:
         yield server
 
 
