@@ -28,15 +28,20 @@ def pytest_report_header() -> str:
     return f"faults: FEDPIPE_FAULT_SEED={seeds.FIRST}"
 
 
-FIRST = ("tests/tff/", "tests/commands/", "tests/engine/test_kfp", "tests/learners/keras/", "tests/faults/test_proc")
-"""Long tests, and groups that keep one worker busy: begun last, they would keep the other one waiting."""
+FIRST = ("tests/tff/", "tests/engine/test_kfp", "tests/commands/", "tests/learners/keras/", "tests/faults/test_proc")
+"""Long tests, and groups that need one worker: the longest first, so that all workers are busy until the end."""
 LAST = ("tests/kubeflow/test_images", "tests/test_chart")
 """Tests of programs that a new machine builds in the meantime."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Orders tests, so that all workers are busy until the end."""
-    items.sort(key=lambda item: item.nodeid.startswith(LAST) - item.nodeid.startswith(FIRST))
+    """Orders tests as FIRST and LAST say."""
+    items.sort(key=lambda item: _place_of(item.nodeid))
+
+
+def _place_of(name: str) -> int:
+    places = [place for place, start in enumerate(FIRST) if name.startswith(start)]
+    return places[0] if places else len(FIRST) + name.startswith(LAST)
 
 
 @pytest.fixture(scope="session", params=["minio", "versitygw"])

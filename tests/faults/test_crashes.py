@@ -60,9 +60,9 @@ POINTS = st.sampled_from(sorted(RUNS)).flatmap(
 )
 
 
-def check_same(run: str, store: Store) -> None:
-    assert store.read("HEAD").data == OBJECTS[run]["HEAD"]
-    assert {key: store.read(key).data for key in store.keys()} == OBJECTS[run]
+def check_same(run: str, store: Store, where: str = "") -> None:
+    assert store.read("HEAD").data == OBJECTS[run]["HEAD"], where
+    assert {key: store.read(key).data for key in store.keys()} == OBJECTS[run], where
     assert len(history(store, "r1")) == {"averaging": 4, "collective": 5}[run]
 
 
@@ -92,10 +92,10 @@ def test_on_disk_wherever_the_process_is_killed(run: str) -> None:
     for point in points:
         for after in (False, True):
             with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-                assert _run_killed(run, Path(folder), point, after), seeds.how_to_repeat(seeds.FIRST)
+                assert _run_killed(run, Path(folder), point, after)
                 store = LocalStore(Path(folder))
                 RUNS[run](store)
-                check_same(run, store)
+                check_same(run, store, f"killed {'after' if after else 'before'} call {point}")
 
 
 def _run_killed(run: str, folder: Path, point: int, after: bool) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from fedpipe import weights
 from fedpipe.errors import ModelError
 from fedpipe.frameworks import uncollected
+from fedpipe.learners.check import check_model
 from fedpipe.learners.keras.arguments import check_arguments
 from fedpipe.learners.keras.model import KerasModel
 from fedpipe.learners.user_code import load_code
@@ -125,6 +126,13 @@ class TestArguments:
             "callbacks": {"EarlyStopping": {"patience": 1}},
         }
         check_arguments(make_federation(training={"rounds": 1, "batch_size": 1, **training}).training)
+
+
+def test_a_model_that_cannot_be_private_is_found_before_the_run() -> None:
+    settings = {"noise_multiplier": 1.0, "l2_norm_clip": 1.0, "microbatches": 1, "delta": 1e-5, "target_epsilon": 8.0}
+    assert check_model(make_federation(), RICH, None)
+    with pytest.raises(ModelError, match="mixes the examples of a batch, so that no epsilon holds"):
+        check_model(make_federation(privacy=settings), RICH, None)
 
 
 def test_a_schedule_keeps_its_rate() -> None:
