@@ -17,7 +17,7 @@ import yaml
 from kubernetes import client, dynamic
 
 from fedpipe.errors import StoreError
-from fedpipe.kubeflow.forwarding import reached
+from fedpipe.kubeflow.forwarding import reachable_store
 from fedpipe.kubeflow.where import Where
 from fedpipe.registry.prediction import predict
 from fedpipe.serving.client import RemoteModel
@@ -218,7 +218,7 @@ def test_a_trial_store(cluster: Cluster, core: client.CoreV1Api, place: str, val
         with pytest.raises(StoreError):
             open_store(where).below("other").create("runs/x", b"1")
         inside = uri.replace("/digits?", "?")
-        with reached(inside, Where()) as near:  # from outside, where the service's name means nothing
+        with reachable_store(inside, Where()) as near:  # from outside, where the service's name means nothing
             assert near.startswith("s3://trial?endpoint=http%3A%2F%2F127.0.0.1%3A")
             assert open_store(near).below("digits").read("runs/x").data == b"1"
             large = bytes(range(256)) * 20_000
