@@ -69,6 +69,7 @@ check: setup ## ruff, mypy, import rules, generated docs, English
 	$(BIN)/python docs/chart.py --check
 	$(BIN)/python docs/english.py
 	$(BIN)/python docs/keys.py --check
+	$(BIN)/python -m pytest --collect-only -qq tests/e2e
 
 bench: setup setup-tff setup-bench ## measure side by side with peers
 	$(BIN)/python -m benchmarks
