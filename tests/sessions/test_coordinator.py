@@ -121,8 +121,22 @@ class TestAnUndisturbedSession:
         for first, last in ((1, 2), (3, 4), (5, 0)):
             session.session = f"job-{first}"
             session.run(last=last)
-        assert session.records == [*history(store, plan.run)] or play(store, plan) == session.records[-1]
+        assert play(store, plan) == session.records[-1]
         assert [record.round for record in session.records] == [0, 1, 2, 3, 4, 5]
+
+    def test_says_who_has_answered_and_who_is_awaited(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO", logger="fedpipe")
+        Session(plan_of(1)).run(seconds={"a": 1.0, "b": 5.0, "c": 20.0})
+        said = [record.getMessage() for record in caplog.records if " of " in record.getMessage()]
+        assert [text.partition(" after ")[0] for text in said] == [f"round 1 train: {name}" for name in NAMES]
+        assert [text.partition(" s, ")[2] for text in said] == ["1 of 3; awaiting b, c", "2 of 3; awaiting c", "3 of 3"]
+
+    def test_names_five_of_those_that_are_awaited(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO", logger="fedpipe")
+        names = tuple("abcdefg")
+        Session(plan_of(1, names)).run(seconds={name: 5.0 * k for k, name in enumerate(names)})
+        rest = [record.getMessage().partition("; ")[2] for record in caplog.records if " of " in record.getMessage()]
+        assert rest[:2] == ["awaiting b, c, d, e, f and more", "awaiting c, d, e, f, g"]
 
     def test_the_moments_of_the_listener(self) -> None:
         session = Session(plan_of(1))
