@@ -8,25 +8,20 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fedpipe.errors import CorruptError, DroppedError, InputError
-from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled, read_enrolled
+from fedpipe.errors import CorruptError, DroppedError, InputError, StoreError, StoreUnavailableError
+from fedpipe.identity.enrolment import NOBODY, Enrolled, Enrolment, change_enrolled, find_enrolled, read_enrolled
 from fedpipe.identity.signing import make_key, public_key
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.manifests import Record, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.updates import check_signed, find_update, signed
-from fedpipe.store import MemoryStore, keys
+from fedpipe.store import Blob, MemoryStore, keys
 from fedpipe.store.objects import encode
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play_collective, play_round
 
 KEYS = {name: make_key() for name in ("a", "b", "c")}
 LEARNERS = {name: PlusOneLearner(k + 1) for k, name in enumerate(KEYS)}
-
-
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
 
 
 @pytest.fixture
@@ -191,3 +186,34 @@ class TestTheObject:
         store.create("enrolled", b"{")
         with pytest.raises(CorruptError, match="not a valid enrolled"):
             read_enrolled(store)
+
+    def test_another_format_is_refused(self, store: MemoryStore) -> None:
+        store.create(keys.ENROLLED, encode(Enrolled(format=2)))
+        with pytest.raises(CorruptError, match="unknown format 2"):
+            read_enrolled(store)
+
+
+class Forbidding(MemoryStore):
+    """A store that answers a read with an error, as S3 does where a user may not list a bucket."""
+
+    error: StoreError = StoreError("forbidden")
+
+    def read(self, key: str, *, limit: int = 0) -> Blob:
+        raise self.error
+
+
+class TestAReaderThatMayListOneKey:
+    def test_finds_nobody_where_a_missing_object_is_forbidden(self) -> None:
+        assert find_enrolled(Forbidding()) == NOBODY
+
+    def test_fails_where_the_object_is_there(self) -> None:
+        store = Forbidding()
+        store.create(keys.ENROLLED, b"{}")
+        with pytest.raises(StoreError, match="forbidden"):
+            find_enrolled(store)
+
+    def test_fails_where_the_store_does_not_answer(self) -> None:
+        store = Forbidding()
+        store.error = StoreUnavailableError("down")
+        with pytest.raises(StoreUnavailableError):
+            find_enrolled(store)
