@@ -1,8 +1,7 @@
-"""The rules of a session: whom a round asks, how long to wait until the next look, when to end."""
+"""The rules of a session: whom a round asks, and when to end."""
 
 from __future__ import annotations
 
-from random import Random
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from fedpipe.federation.file import parse_federation
 from fedpipe.federation.training import EarlyStopping
 from fedpipe.rounds.selection import SIMULATED, select, took_part
 from fedpipe.rounds.stopping import stalled
-from fedpipe.sessions.pacing import drive, pause
 from fedpipe.store import MemoryStore
 from tests.federations import PlusOneLearner, make_federation, make_plan, play
 
@@ -74,24 +72,6 @@ def test_who_took_part(store: MemoryStore) -> None:
     assert took_part(held_out, simulated) == ("a", "c")
 
 
-class TestPauses:
-    @given(st.floats(0, 1e6), st.integers(1, 5000), st.integers())
-    def test_a_crowd_looks_at_most_250_times_a_second(self, waited: float, crowd: int, seed: int) -> None:
-        assert crowd / pause(waited, crowd, Random(seed)) < 270
-
-    def test_looks_grow_with_the_logarithm_of_the_wait(self) -> None:
-        """A minute of training: how often a learner's sign is looked at, and how late its end is seen at most."""
-        looks, now, random = 0, 0.0, Random(1)
-        while now < 60:
-            now += pause(now, 5, random)
-            looks += 1
-        assert looks < 220
-        assert pause(60, 5, Random(1)) < 1.3
-
-    def test_an_idle_crowd_of_100_asks_20_times_a_second(self) -> None:
-        assert 100 / pause(3600, 100, Random(3)) < 27
-
-
 class TestEarlyStopping:
     @pytest.mark.parametrize(
         ("values", "patience", "more", "expected"),
@@ -108,18 +88,6 @@ class TestEarlyStopping:
     )
     def test_patience(self, values: list[float], patience: int, more: dict[str, Any], expected: bool) -> None:
         assert stalled(values, EarlyStopping(patience=patience, **more)) is expected
-
-
-def test_driving_returns_the_result() -> None:
-    slept: list[float] = []
-
-    def waiting() -> Any:
-        yield 1.0
-        yield 2.0
-        return "done"
-
-    assert drive(waiting(), slept.append) == "done"
-    assert slept == [1.0, 2.0]
 
 
 BASE: dict[str, Any] = {"name": "t", "learners": [{"name": "a"}, {"name": "b"}], "data": {"uri": "x.npz"}}
