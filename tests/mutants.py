@@ -26,7 +26,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -65,6 +65,16 @@ class Recorder:
         self._file.write_text("".join(f"{seconds} {test}\n" for test, seconds in self._seconds.items()))
 
 
+class Alarm:
+    """A plugin of pytest that ends its process when a test takes far longer than without a mutant."""
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        self._seconds = seconds
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        signal.alarm(15 + round(5 * self._seconds.get(nodeid, 0.0)))
+
+
 class Tests:
     """The tests by the lines that they run, from one run without a mutant."""
 
@@ -101,7 +111,7 @@ def start(copy: Path, options: list[str], plugins: list[object]) -> int:
     """Forks a process that runs pytest with fedpipe from a copy of src/; returns its number."""
     if process := os.fork():
         return process
-    os.setsid()  # a mutant that hangs is ended with all that it started
+    os.setsid()  # it is ended with all that it started
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     with (copy / "log").open("w") as log:
         os.dup2(log.fileno(), 1)
@@ -124,30 +134,23 @@ def start(copy: Path, options: list[str], plugins: list[object]) -> int:
 
 def run(mutants: list[Mutant], tests: Tests, copies: list[Path]) -> Iterator[tuple[Mutant, bool]]:
     """Tries mutants side by side, one in each copy; yields each with whether it was noticed."""
-    waiting, running = list(reversed(mutants)), dict[int, tuple[Mutant, Path, float]]()
+    waiting, running = list(reversed(mutants)), dict[int, tuple[Mutant, Path]]()
     while waiting or running:
         while waiting and len(running) < len(copies):
             mutant = waiting.pop()
-            copy = next(copy for copy in copies if copy not in {used for _, used, _ in running.values()})
+            copy = next(copy for copy in copies if copy not in {used for _, used in running.values()})
             chosen = tests.of(mutant)
             _write(copy, mutant.path, mutant.apply((ROOT / mutant.path).read_text()))
-            limit = time.monotonic() + 20 + 5 * sum(tests.seconds[test] for test in chosen)
-            running[start(copy, chosen, [])] = (mutant, copy, limit)
-        for process, (mutant, copy, limit) in list(running.items()):
+            running[start(copy, chosen, [Alarm(tests.seconds)])] = (mutant, copy)
+        for process, (mutant, copy) in list(running.items()):
             ended, status = os.waitpid(process, os.WNOHANG)
-            if ended or time.monotonic() > limit:
-                _end(process, ended)
+            if ended:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process, signal.SIGKILL)  # also servers of a test that did not end them
                 _write(copy, mutant.path, (ROOT / mutant.path).read_text())
                 del running[process]
-                yield mutant, not ended or status != 0
+                yield mutant, status != 0
         time.sleep(0.01)
-
-
-def _end(process: int, ended: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)  # also servers of a test that did not end them
-    if not ended:
-        os.waitpid(process, 0)
 
 
 def _write(copy: Path, path: str, source: str) -> None:
