@@ -72,7 +72,7 @@ class Alarm:
         self._seconds = seconds
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        signal.alarm(15 + round(5 * self._seconds.get(nodeid, 0.0)))
+        signal.alarm(10 + round(4 * self._seconds.get(nodeid, 0.0)))
 
 
 class Tests:
@@ -97,13 +97,14 @@ class Tests:
         }
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Those that run the mutant's line; of a line that runs at import, those that run the module; else all."""
+        """Its room's that run the mutant's line; of a line that runs at import, those that run the module; else all."""
         contexts = self._contexts.get(mutant.path, {})
         by_line = {test for line in mutant.lines for test in contexts.get(line, ())}
         by_file = {test for tests in contexts.values() for test in tests}
-        known = {test.rpartition("|")[0] for test in by_line} & self.seconds.keys()
-        known = known or {test.rpartition("|")[0] for test in by_file} & self.seconds.keys() or set(self.seconds)
         room, mirror = Path(mutant.path).parts[2], f"/test_{Path(mutant.path).stem}.py::"
+        ours = {test for test in self.seconds if test.startswith(TESTS[room])}
+        known = {test.rpartition("|")[0] for test in by_line} & ours
+        known = known or {test.rpartition("|")[0] for test in by_file} & ours or ours
         return sorted(known, key=lambda t: (mirror not in t, f"/{room}/" not in t, self.seconds[t], t))
 
 
