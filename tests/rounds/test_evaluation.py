@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedpipe.errors import CorruptError
-from fedpipe.rounds.evaluation import Matrix, Score, add_matrices, find_score
-from fedpipe.store import MemoryStore, keys
+from fedpipe.rounds.evaluation import Matrix, Score, add_matrices, find_score, read_scores
+from fedpipe.store import SMALL, MemoryStore, keys
 from fedpipe.store.objects import encode
 
 
@@ -24,6 +24,25 @@ def test_a_score_is_checked(store: MemoryStore, more: bytes) -> None:
     store.create(keys.score("a", "r1"), b'{"learner":"a","weights":"w"' + more + b"}")
     with pytest.raises(CorruptError):
         find_score(store, "a", "r1")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [(b"?", "is not a valid score"), (b" " * (SMALL + 1), f"the object has {SMALL + 1} bytes")],
+    ids=["malformed", "too large"],
+)
+def test_a_score_that_cannot_be_read_drops_its_learner_only(store: MemoryStore, data: bytes, why: str) -> None:
+    good = Score(learner="a", weights="w", examples=3, metrics={"loss": 1.0})
+    store.create(keys.score("a", "r1"), encode(good))
+    store.create(keys.score("b", "r1"), data)
+    first, second, third = read_scores(store, "r1", ("a", "b", "c"))
+    assert first == good
+    assert second.why.startswith(why)
+    assert third.why == "no score"
+
+
+def test_no_scores_without_score_steps(store: MemoryStore) -> None:
+    assert read_scores(store, "r1", ("a", "b")) == []
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fedpipe.rounds.timings import Timing, find_timing, note, read_timings
-from fedpipe.store import MemoryStore
+from fedpipe.store import MemoryStore, keys
+from fedpipe.store.objects import encode
 
 START = Timing(step="initialise", started=1.0, seconds=2.0)
 TRAIN = Timing(step="train", learner="a", round=3, started=4.0, seconds=5.0)
@@ -29,5 +30,10 @@ def test_what_is_not_one_is_left_out(store: MemoryStore) -> None:
     note(store, "r1", TRAIN)
     store.create("runs/r1/0/initialise.time", b"?")
     store.create("runs/r1/1/record", b"?")
+    longest = encode(START).ljust(2**16)
+    store.create(keys.timing("r1", 2, "train", "a"), longest)
+    store.create(keys.timing("r1", 4, "train", "a"), longest + b" ")
     assert find_timing(store, "r1", 0, "initialise") is None
-    assert list(read_timings(store, "r1", ("a",))) == [TRAIN]
+    assert find_timing(store, "r1", 2, "train", "a") == START
+    assert find_timing(store, "r1", 4, "train", "a") is None
+    assert list(read_timings(store, "r1", ("a",))) == [START, TRAIN]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from fedpipe.errors import CorruptError, TooLargeError
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import find
 
@@ -53,6 +55,19 @@ class Evaluation(Struct, frozen=True, kw_only=True):
 def find_score(store: Store, learner: str, run: str) -> Score | None:
     """Return a learner's score, or None. Raises CorruptError."""
     return find(store, keys.score(learner, run), Score)
+
+
+def read_scores(store: Store, run: str, learners: Sequence[str]) -> list[Score]:
+    """Return the scores of all learners; none when there were no score steps, as in a simulation."""
+    scores: dict[str, Score | None] = {}
+    for learner in learners:
+        try:
+            scores[learner] = find_score(store, learner, run)
+        except (CorruptError, TooLargeError) as error:
+            scores[learner] = Score(learner=learner, weights="", why=error.what)
+    if not any(scores.values()):
+        return []
+    return [score or Score(learner=name, weights="", why="no score") for name, score in scores.items()]
 
 
 def add_matrices(matrices: list[Matrix]) -> Matrix:

@@ -43,5 +43,5 @@ def read_timings(store: Store, run: str, learners: tuple[str, ...]) -> Iterator[
             if keys.is_timing(key):
                 try:
                     yield decode(store.read(key, limit=_LIMIT).data, Timing, where=key)
-                except (CorruptError, NotFoundError):
+                except (CorruptError, NotFoundError, TooLargeError):
                     continue

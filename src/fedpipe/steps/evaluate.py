@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fedpipe.errors import CorruptError, NotFoundError
+from fedpipe.errors import NotFoundError
 from fedpipe.learners.score import evaluate
-from fedpipe.rounds.evaluation import Evaluation, Score, find_score
-from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.rounds.evaluation import Evaluation, read_scores
+from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps.contract import Confusion, MetricsArtifact
-from fedpipe.store import Store, keys
+from fedpipe.store import keys
 from fedpipe.store.objects import decode, encode
 
 
@@ -48,7 +48,8 @@ def run(inputs: Inputs) -> Outputs:
         return found
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
-    evaluation = evaluate(store, plan, inputs.weights, _scores(store, plan))
+    names = [learner.name for learner in plan.federation.learners]
+    evaluation = evaluate(store, plan, inputs.weights, read_scores(store, plan.run, names))
     store.replace(keys.evaluation(plan.run), encode(evaluation))
     return _outputs(evaluation)
 
@@ -59,19 +60,6 @@ def _outputs(evaluation: Evaluation) -> Outputs:
         metrics=MetricsArtifact(metadata=flat_metrics(evaluation)),
         confusion=Confusion(metadata=_confusion_metadata(evaluation)),
     )
-
-
-def _scores(store: Store, plan: Plan) -> list[Score]:
-    """Return the scores of all learners; none when there were no score steps, as in a simulation."""
-    scores: dict[str, Score | None] = {}
-    for learner in plan.federation.learners:
-        try:
-            scores[learner.name] = find_score(store, learner.name, plan.run)
-        except CorruptError as error:
-            scores[learner.name] = Score(learner=learner.name, weights="", why=error.what)
-    if not any(scores.values()):
-        return []
-    return [score or Score(learner=name, weights="", why="no score") for name, score in scores.items()]
 
 
 def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
