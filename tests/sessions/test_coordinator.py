@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedpipe import weights
-from fedpipe.errors import ConflictError, QuorumError, RoundError
+from fedpipe.errors import ConflictError, QuorumError, RoundError, StoreUnavailableError
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history, read_head, read_record
 from fedpipe.rounds.manifests import Head, Record
@@ -19,7 +20,7 @@ from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.board import Board, ask_to_stop, poll_board
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import coordinate
-from fedpipe.store import MemoryStore, keys
+from fedpipe.store import Blob, MemoryStore, keys
 from fedpipe.store.objects import encode, get_bytes
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective
 from tests.simulation import Killed, World, attendance, coordinator
@@ -281,6 +282,33 @@ class TestUpdatesAreAddedAsTheyArrive:
         assert [u.learner for u in session.records[1].updates] == ["b", "c"]
 
 
+class Unreachable(MemoryStore):
+    """A store that takes a learner's sign, and then answers no more."""
+
+    def poll(self, key: str, version: str = "", *, limit: int = 0) -> Blob | None:
+        raise StoreUnavailableError("the store does not answer")
+
+
+class TestALearnerAlone:
+    @pytest.mark.parametrize(
+        ("store", "error", "message"),
+        [
+            (MemoryStore, RoundError, "the coordinator has been silent for 90[01] s"),
+            (Unreachable, StoreUnavailableError, "the store does not answer"),
+        ],
+        ids=["a silent coordinator", "an unreachable store"],
+    )
+    def test_gives_up_after_a_quarter_of_an_hour(
+        self, store: type[MemoryStore], error: type[Exception], message: str
+    ) -> None:
+        world, plan = World(0), plan_of(1)
+        world.spawn("a", attendance(world, plan, "a", PlusOneLearner(1), store=store()), after=100)
+        world.run()
+        assert isinstance(world.results["a"], error)
+        assert re.search(message, str(world.results["a"]))
+        assert 1000 < world.now < 1002
+
+
 class TestQuorum:
     def test_too_few_at_every_try_ends_the_run_at_the_last_good_round(self) -> None:
         session = Session(plan_of(5, quorum={"retries": 2}))
@@ -380,13 +408,6 @@ class TestEndings:
         session.run()
         assert session.ending == "max_seconds"
         assert 10 < session.world.now < 14
-
-    def test_learners_end_when_nobody_moves_the_board(self) -> None:
-        session = Session(plan_of(1))
-        session.world.spawn("a", attendance(session.world, session.plan, "a", session.learners["a"]))
-        session.world.run()
-        assert isinstance(session.world.results["a"], RoundError)
-        assert "the coordinator has been silent for 9" in str(session.world.results["a"])
 
 
 class TestTwoAtOnce:
