@@ -16,6 +16,7 @@ from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history, read_head
 from fedpipe.rounds.manifests import Ballot, Dropped, Record, Update
 from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.roll import MANIFEST
 from fedpipe.rounds.updates import find_update, publish_update
 from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.store.objects import encode, get_bytes, put_file
@@ -220,6 +221,19 @@ class TestHostileProposals:
         record = close_vote(store, plan, 1, start.weights)
         assert not record.accepted
         assert f"the update's {next(iter(change))} is" in record.dropped[0].why
+
+    @pytest.mark.parametrize(
+        ("data", "why"),
+        [(b"?", "is not a valid update"), (b" " * (MANIFEST + 1), f"the object has {MANIFEST + 1} bytes")],
+        ids=["malformed", "too large"],
+    )
+    def test_a_manifest_that_cannot_be_read(self, store: MemoryStore, data: bytes, why: str) -> None:
+        plan = plan_of()
+        start = begin(store, plan, fresh)
+        store.create(keys.answer("a", "r1", 1, "update"), data)
+        record = close_vote(store, plan, 1, start.weights)
+        assert not record.accepted
+        assert record.dropped[0].why.startswith(why)
 
     def test_a_voter_refuses_to_look_at_it(self, store: MemoryStore, tmp_path: Any) -> None:
         plan = plan_of()

@@ -6,7 +6,7 @@ import pytest
 from fedpipe.errors import CorruptError, NotFoundError
 from fedpipe.rounds.manifests import Head
 from fedpipe.store import MemoryStore, keys
-from fedpipe.store.objects import decode, digest_of, encode, fetch_file, get_bytes, put_bytes, put_file
+from fedpipe.store.objects import decode, digest_of, encode, fetch_file, find, get_bytes, put_bytes, put_file
 
 
 def test_an_object_is_named_by_its_bytes(store: MemoryStore) -> None:
@@ -72,6 +72,12 @@ def test_json_is_canonical() -> None:
 def test_json_that_is_not_the_struct_is_refused(data: bytes) -> None:
     with pytest.raises(CorruptError, match="not a valid head"):
         decode(data, Head, where="HEAD")
+
+
+def test_a_struct_above_the_limit_is_corrupt(store: MemoryStore) -> None:
+    store.create("HEAD", b" " * 11)
+    with pytest.raises(CorruptError, match="the object has 11 bytes, the limit is 10"):
+        find(store, "HEAD", Head, limit=10)
 
 
 def test_unknown_fields_are_refused() -> None:

@@ -6,7 +6,7 @@ learners/<name>/runs/<run>/<round>/absent   why a learner did not vote
 
 from __future__ import annotations
 
-from fedpipe.errors import CorruptError, TooLargeError
+from fedpipe.errors import CorruptError
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
 from fedpipe.rounds.plan import Plan
@@ -68,7 +68,7 @@ def start_scores(store: Store, plan: Plan) -> dict[str, Scores]:
     for learner in plan.federation.learners:
         try:
             ballot = find_ballot(store, learner.name, plan.run, 0)
-        except (CorruptError, TooLargeError):
+        except CorruptError:
             continue
         if ballot is not None:
             found[learner.name] = ballot.current

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fedpipe.aggregation import Forest
-from fedpipe.errors import CorruptError, DroppedError, TooLargeError
+from fedpipe.errors import CorruptError, DroppedError
 from fedpipe.rounds.closing import places_of, rule_of, source_of
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
@@ -56,7 +56,7 @@ class EarlySums:
         if self.forest is None:
             return
         number, base = self._previous.round + 1, self._previous.weights
-        with contextlib.suppress(DroppedError, CorruptError, TooLargeError):
+        with contextlib.suppress(DroppedError, CorruptError):
             update = find_update(self._store, learner, self._plan.run, number)
             if update is None:
                 return

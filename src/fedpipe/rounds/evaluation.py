@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from fedpipe.errors import CorruptError, TooLargeError
+from fedpipe.errors import CorruptError
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import find
 
@@ -63,7 +63,7 @@ def read_scores(store: Store, run: str, learners: Sequence[str]) -> list[Score]:
     for learner in learners:
         try:
             scores[learner] = find_score(store, learner, run)
-        except (CorruptError, TooLargeError) as error:
+        except CorruptError as error:
             scores[learner] = Score(learner=learner, weights="", why=error.what)
     if not any(scores.values()):
         return []

@@ -11,7 +11,6 @@ from fedpipe.errors import (
     CorruptError,
     DroppedError,
     QuorumError,
-    TooLargeError,
 )
 from fedpipe.rounds.manifests import Dropped
 from fedpipe.store import Store, keys
@@ -32,7 +31,7 @@ def find_dropped(store: Store, learner: str, run: str, number: int, *, name: str
     """Return the reason that a learner left, cleaned; None when there is none that can be read."""
     try:
         found = find(store, keys.answer(learner, run, number, name), Dropped, limit=MANIFEST)
-    except (CorruptError, TooLargeError):
+    except CorruptError:
         return None
     if found is None:
         return None
@@ -74,7 +73,7 @@ def gather(
         run: the run's name.
         number: the round.
         roll: the learners whose answers count.
-        read: returns a learner's answer, checked, or None. May raise DroppedError, CorruptError, TooLargeError.
+        read: returns a learner's answer, checked, or None. May raise DroppedError and CorruptError.
         name: the note with the reason of a learner without an answer: `dropped` or `absent`.
         otherwise: the reason of one that left none.
     """
@@ -86,7 +85,7 @@ def gather(
             continue
         try:
             part = read(learner)
-        except (DroppedError, CorruptError, TooLargeError) as error:
+        except (DroppedError, CorruptError) as error:
             missing.append(Dropped(learner=learner, why=cleaned(error.what)))
             continue
         if part is not None:

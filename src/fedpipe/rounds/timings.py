@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from fedpipe.errors import CorruptError, NotFoundError, TooLargeError
+from fedpipe.errors import CorruptError
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import decode, encode, find
+from fedpipe.store.objects import encode, find
 
 _LIMIT = 2**16
 
@@ -30,18 +30,19 @@ def note(store: Store, run: str, timing: Timing) -> None:
 
 def find_timing(store: Store, run: str, number: int, step: str, learner: str = "") -> Timing | None:
     """Return a step's timing; None when there is none that can be read."""
-    try:
-        return find(store, keys.timing(run, number, step, learner), Timing, limit=_LIMIT)
-    except (CorruptError, TooLargeError):
-        return None
+    return _found(store, keys.timing(run, number, step, learner))
 
 
 def read_timings(store: Store, run: str, learners: tuple[str, ...]) -> Iterator[Timing]:
     """Yield all timings of a run; malformed ones are left out."""
     for learner in ("", *learners):
         for key in store.keys(keys.run_folder(run, learner)):
-            if keys.is_timing(key):
-                try:
-                    yield decode(store.read(key, limit=_LIMIT).data, Timing, where=key)
-                except (CorruptError, NotFoundError, TooLargeError):
-                    continue
+            if keys.is_timing(key) and (timing := _found(store, key)):
+                yield timing
+
+
+def _found(store: Store, key: str) -> Timing | None:
+    try:
+        return find(store, key, Timing, limit=_LIMIT)
+    except CorruptError:
+        return None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from fedpipe.errors import CorruptError, NotFoundError
+from fedpipe.errors import CorruptError, NotFoundError, TooLargeError
 from fedpipe.store import SMALL, Store, keys
 
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
@@ -35,11 +35,13 @@ def decode(data: bytes, kind: type[T], *, where: str) -> T:
 
 
 def find(store: Store, key: str, kind: type[T], *, limit: int = SMALL) -> T | None:
-    """Reads the struct at a key; returns None if there is none. Raises CorruptError and TooLargeError."""
+    """Reads the struct at a key; returns None if there is none. Raises CorruptError, also above `limit` bytes."""
     try:
         return decode(store.read(key, limit=limit).data, kind, where=f"{store.uri}/{key}")
     except NotFoundError:
         return None
+    except TooLargeError as error:  # so a reader of another party's object expects one error only
+        raise CorruptError(error.what, where=error.where, remedy=error.remedy) from error
 
 
 def publish(store: Store, key: str, value: T, *, limit: int = SMALL) -> T:
