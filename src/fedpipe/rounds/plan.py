@@ -43,7 +43,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def applied(self, federation: Federation) -> Federation:
         """Return the federation with these settings. Raises InputError for one that is out of range."""
-        for name in self.__struct_fields__:
+        for name in Settings.__struct_fields__:
             if getattr(self, name) < 0:
                 raise InputError(f"{getattr(self, name)} is negative", where=f"parameter {name}")
         if self.min_learners > len(federation.learners):

@@ -19,21 +19,13 @@ from fedpipe.store.objects import put_bytes
 from fedpipe.weights import Array
 
 
-class Inputs(Struct, frozen=True, kw_only=True):
+class Inputs(Settings, frozen=True, kw_only=True):
     """The place and shards of the run, the federation and model.py as text, and the run-time settings."""
 
     place: RunPlace
     shards: Shards
     federation: str
     code: str
-    rounds: int = 0
-    learning_rate: float = 0.0
-    local_epochs: int = 0
-    batch_size: int = 0
-    min_learners: int = 0
-    deadline: float = 0.0
-    patience: int = 0
-    max_seconds: float = 0.0
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
@@ -54,8 +46,7 @@ def find(inputs: Inputs) -> Outputs | None:
 
 
 def _plan(inputs: Inputs) -> Plan:
-    settings = Settings(**{name: getattr(inputs, name) for name in Settings.__struct_fields__})
-    return make_plan(inputs.place.run, settings.applied(read(inputs.federation)), inputs.code, inputs.shards)
+    return make_plan(inputs.place.run, inputs.applied(read(inputs.federation)), inputs.code, inputs.shards)
 
 
 def run(inputs: Inputs) -> Outputs:
