@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from pages import generate
 
 CHART = Path(__file__).parents[1] / "helm" / "fedpipe"
 PAGE = CHART / "README.md"
@@ -68,17 +68,5 @@ def rows() -> Iterator[str]:
         yield f"| `{name}` | `{shown}` | {comment or ''} |"
 
 
-def main() -> int:
-    """Write the page, or check it."""
-    page = HEAD + "\n".join(rows()) + "\n"
-    if "--check" in sys.argv:
-        if PAGE.read_text() != page:
-            print("helm/fedpipe/README.md is out of date: run `make docs`", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(page)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    generate(PAGE, HEAD + "\n".join(rows()) + "\n")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+
+from pages import generate
 
 from fedpipe.store.keys import TABLE, Party
 
@@ -28,19 +29,11 @@ def _named(parties: tuple[Party, ...]) -> str:
     return ", ".join(WORDS.get(party, party) for party in named)
 
 
-def main() -> int:
-    """Writes the table into the page, or checks it."""
-    page = PAGE.read_text()
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    written = f"{before}{BEGIN}\n{table()}\n{END}{after}"
-    if "--check" in sys.argv:
-        if page != written:
-            print("docs/store.md is out of date: run `make docs`", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(written)
-    return 0
+def page() -> str:
+    """Returns the page with the table as it is now."""
+    written = PAGE.read_text()
+    return f"{written.split(BEGIN)[0]}{BEGIN}\n{table()}\n{END}{written.split(END)[1]}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    generate(PAGE, page())
