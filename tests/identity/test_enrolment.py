@@ -16,8 +16,9 @@ from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.manifests import Record, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.updates import check_signed, find_update, signed
-from fedpipe.store import Blob, MemoryStore, keys
+from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import encode
+from tests.faults.stores import HookedStore
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play_collective, play_round
 
 KEYS = {name: make_key() for name in ("a", "b", "c")}
@@ -193,27 +194,25 @@ class TestTheObject:
             read_enrolled(store)
 
 
-class Forbidding(MemoryStore):
+def refusing(store: MemoryStore, error: StoreError) -> HookedStore:
     """A store that answers a read with an error, as S3 does where a user may not list a bucket."""
 
-    error: StoreError = StoreError("forbidden")
+    def before(_number: int, name: str, _key: str) -> None:
+        if name == "read":
+            raise error
 
-    def read(self, key: str, *, limit: int = 0) -> Blob:
-        raise self.error
+    return HookedStore(store, before)
 
 
 class TestAReaderThatMayListOneKey:
-    def test_finds_nobody_where_a_missing_object_is_forbidden(self) -> None:
-        assert find_enrolled(Forbidding()) == NOBODY
+    def test_finds_nobody_where_a_missing_object_is_forbidden(self, store: MemoryStore) -> None:
+        assert find_enrolled(refusing(store, StoreError("forbidden"))) == NOBODY
 
-    def test_fails_where_the_object_is_there(self) -> None:
-        store = Forbidding()
+    def test_fails_where_the_object_is_there(self, store: MemoryStore) -> None:
         store.create(keys.ENROLLED, b"{}")
         with pytest.raises(StoreError, match="forbidden"):
-            find_enrolled(store)
+            find_enrolled(refusing(store, StoreError("forbidden")))
 
-    def test_fails_where_the_store_does_not_answer(self) -> None:
-        store = Forbidding()
-        store.error = StoreUnavailableError("down")
+    def test_fails_where_the_store_does_not_answer(self, store: MemoryStore) -> None:
         with pytest.raises(StoreUnavailableError):
-            find_enrolled(store)
+            find_enrolled(refusing(store, StoreUnavailableError("down")))

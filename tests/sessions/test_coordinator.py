@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.board import Board, ask_to_stop, poll_board
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import coordinate
-from fedpipe.store import Blob, MemoryStore, keys
+from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.store.objects import encode, get_bytes
+from tests.faults.stores import HookedStore
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective
 from tests.simulation import Killed, World, attendance, coordinator
 
@@ -282,11 +284,14 @@ class TestUpdatesAreAddedAsTheyArrive:
         assert [u.learner for u in session.records[1].updates] == ["b", "c"]
 
 
-class Unreachable(MemoryStore):
+def unreachable() -> HookedStore:
     """A store that takes a learner's sign, and then answers no more."""
 
-    def poll(self, key: str, version: str = "", *, limit: int = 0) -> Blob | None:
-        raise StoreUnavailableError("the store does not answer")
+    def before(_number: int, name: str, _key: str) -> None:
+        if name == "poll":
+            raise StoreUnavailableError("the store does not answer")
+
+    return HookedStore(MemoryStore(), before)
 
 
 class TestALearnerAlone:
@@ -294,12 +299,12 @@ class TestALearnerAlone:
         ("store", "error", "message"),
         [
             (MemoryStore, RoundError, "the coordinator has been silent for 90[01] s"),
-            (Unreachable, StoreUnavailableError, "the store does not answer"),
+            (unreachable, StoreUnavailableError, "the store does not answer"),
         ],
         ids=["a silent coordinator", "an unreachable store"],
     )
     def test_gives_up_after_a_quarter_of_an_hour(
-        self, store: type[MemoryStore], error: type[Exception], message: str
+        self, store: Callable[[], Store], error: type[Exception], message: str
     ) -> None:
         world, plan = World(0), plan_of(1)
         world.spawn("a", attendance(world, plan, "a", PlusOneLearner(1), store=store()), after=100)
