@@ -16,11 +16,14 @@ from fedpipe.errors import BudgetError, FederationError
 from fedpipe.federation.algorithms import Averaging, Vote
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
-from fedpipe.learners.check import check_model, check_own_data, check_private_model, weight_shapes
+from fedpipe.learners.check import check_own_data, check_private_model, weight_shapes
+from fedpipe.registry.rehearsal import rehearse
 from fedpipe.rounds.budget import Budget, training_event
 from fedpipe.rounds.voting import bar, electorate, proposer_of
 from fedpipe.steps.simulate import check_simulated
 from fedpipe.store import open_store
+
+_FIRST = 30
 
 
 class SimulationFiles(NamedTuple):
@@ -54,18 +57,19 @@ def check_data(federation: Federation, uri: str) -> tuple[list[Checked], Example
     for name, part in parts.items():
         findings.append(Checked(name, ", ".join(f"{e.count} {p}" for p, e in part.items())))
     whole = [e for part in parts.values() for e in part.values()] + ([test] if test else [])
-    return findings, _extremes(whole), {name: part["train"].count for name, part in parts.items()}
+    return findings, _few(whole), {name: part["train"].count for name, part in parts.items()}
 
 
-def _extremes(sets: list[Examples]) -> Examples:
-    """Returns the examples with the smallest and the largest label."""
+def _few(sets: list[Examples]) -> Examples:
+    """Returns the first examples, and those with the smallest and the largest label."""
     picked = []
     for choose in (np.argmin, np.argmax):
         labels = [(e, first_labels(e.y).reshape(e.count, -1)[:, 0]) for e in sets if e.count]
         found = [(e, int(choose(y)), y) for e, y in labels]
         e, i, _ = found[int(choose(np.array([y[i] for _, i, y in found])))]
         picked.append(e.rows(slice(i, i + 1)))
-    return examples_joined(picked)
+    first = next(e for e in sets if e.count)
+    return examples_joined([*picked, first.rows(slice(_FIRST))])
 
 
 def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> list[Checked]:
@@ -173,7 +177,7 @@ def check(
     if files is not None and sample:  # TFF traces the algorithm while the framework is imported and tries the model
         simulated = beside(call, check_simulation, federation, code, sample, files, environment="tff")
     environment = federation.environment_of("initialise")
-    findings.append(Checked("model", call(check_model, federation, code, examples, environment=environment)))
+    findings.append(Checked("model", call(rehearse, federation, code, examples, environment=environment)))
     if any(learner.data for learner in federation.learners):
         call(check_own_data, federation, code, environment=environment)
     if simulated is not None:

@@ -160,5 +160,11 @@ class Export(Section, frozen=True, kw_only=True):
         Meta(max_length=10_000, description="class names of a classifier's outputs, in order"),
     ] = ()
     tolerance: Annotated[
-        float, Meta(gt=0, description="largest allowed difference between the outputs of ONNX and of the trained model")
-    ] = 1e-4
+        float,
+        Meta(
+            ge=0,
+            le=1e6,
+            description="largest allowed difference between the outputs of ONNX and of the trained model, as a share "
+            "of the largest output above 1; 0: by the model's precision, 1e-4 for float32 and float64",
+        ),
+    ] = 0.0

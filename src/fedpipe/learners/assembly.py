@@ -18,7 +18,7 @@ from fedpipe.store.objects import get_bytes
 def plan_model(store: Store, plan: Plan, privacy: Privacy | None = None) -> Model:
     """Return the plan's model, built once in a process. Raises ModelError and CorruptError."""
     code, training = get_bytes(store, plan.code), plan.federation.training
-    return framework_of(plan.federation).build(code, plan.code, plan.function, training, privacy)
+    return framework_of(plan.federation).build(code, plan.code, plan.function, training, privacy, plan.inputs)
 
 
 def make_learner(

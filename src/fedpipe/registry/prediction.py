@@ -14,7 +14,7 @@ from fedpipe.registry.card import Card, read_card
 Array = npt.NDArray[Any]
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(bool)": np.dtype("bool"), "tensor(float16)": np.dtype("float16"), "tensor(float)": np.dtype("float32"),
-    "tensor(double)": np.dtype("float64"),
+    "tensor(double)": np.dtype("float64"), "tensor(string)": np.dtype(object),
     **{f"tensor({sign}int{n})": np.dtype(f"{sign}int{n}") for sign in ("", "u") for n in (8, 16, 32, 64)},
 }  # fmt: skip
 
