@@ -81,6 +81,22 @@ def label_zeros(shape: tuple[int, ...] | Mapping[str, tuple[int, ...]], count: i
     return np.zeros((count, *shape), np.float32)
 
 
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics as numbers; one with a number per class becomes several: `f1_score_0`, `f1_score_1`, ...
+
+    >>> scalars({"loss": 0.5, "f1_score": np.array([0.25, 1.0])})
+    {'loss': 0.5, 'f1_score_0': 0.25, 'f1_score_1': 1.0}
+    """
+    found = {}
+    for name, value in metrics.items():
+        values = np.asarray(value, np.float64)
+        if values.size == 1:
+            found[name] = float(values.reshape(()))
+        else:
+            found |= {f"{name}_{k}": float(v) for k, v in enumerate(values.reshape(-1))}
+    return found
+
+
 def tensors(tree: Any, tensorflow: Any) -> Any:
     """Return packed arrays as tensors where TensorFlow does not take them as they are: text."""
 

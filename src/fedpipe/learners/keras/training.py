@@ -18,7 +18,7 @@ from fedpipe.frameworks import frameworks
 from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits, seed_of
 from fedpipe.learners.keras.arguments import check_preprocessing, make_callbacks
 from fedpipe.learners.keras.datasets import singles_of
-from fedpipe.learners.keras.structure import Side, label_zeros, tensors
+from fedpipe.learners.keras.structure import Side, label_zeros, scalars, tensors
 from fedpipe.learners.parts import LabelShape, Part, size_of
 from fedpipe.learners.user_code import described
 from fedpipe.weights import Array
@@ -136,7 +136,7 @@ class CompiledModel(ABC):
             # TensorFlow's messages quote examples and labels, which must stay with a private learner.
             detail = "" if self.private else f": {' '.join(str(error).split())[:300]}"
             raise DroppedError(f"training failed: {type(error).__name__}{detail}") from error
-        return [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
+        return [scalars(dict(zip(history, values, strict=True))) for values in zip(*history.values(), strict=True)]
 
     def evaluate(self, weights: Arrays, part: Part, training: Training, batches: int = 0) -> Measurement:
         """See `Model.evaluate`."""
@@ -146,7 +146,7 @@ class CompiledModel(ABC):
         data = singles_of(part, self.inputs, self.outputs).take(batches * size or -1).batch(size * WIDER)
         metrics = self.keras.evaluate(data, **training.evaluate, verbose=0, return_dict=True)
         states = tuple(tuple(np.asarray(v, np.float64).reshape(-1).tolist()) for v in self._states())
-        return Measurement({name: float(value) for name, value in metrics.items()}, states)
+        return Measurement(scalars(metrics), states)
 
     def _states(self) -> list[Any]:
         """Return all variables of metrics (a mean's total and count, a curve's bins), which add up over learners."""
@@ -158,7 +158,7 @@ class CompiledModel(ABC):
             self._make_metrics(label_shape)
         for variable, total in zip(self._states(), states, strict=True):
             variable.assign(total.reshape(variable.shape).astype(variable.dtype))
-        return {name: float(value) for name, value in self.keras.get_metrics_result().items()}
+        return scalars(self.keras.get_metrics_result())
 
     def _make_metrics(self, label_shape: LabelShape) -> None:
         """Measure made-up examples, because Keras creates metric variables at their first use."""

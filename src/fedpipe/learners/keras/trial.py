@@ -11,7 +11,7 @@ from fedpipe.data.ports import fed
 from fedpipe.data.trees import leaves
 from fedpipe.errors import ModelError
 from fedpipe.learners.keras.datasets import singles_of
-from fedpipe.learners.keras.structure import Side
+from fedpipe.learners.keras.structure import Side, scalars
 from fedpipe.learners.user_code import described
 from fedpipe.weights import Array
 
@@ -42,7 +42,7 @@ def tried(model: Any, inputs: Side, outputs: Side, examples: Examples) -> set[st
         raise ModelError(f"the labels or shapes do not fit the model: {described(error)}") from error
     if not np.isfinite(result["loss"]):
         raise ModelError(f"the loss of the first examples is {result['loss']}: the labels do not fit the model")
-    return set(result)
+    return set(scalars(result))
 
 
 def _extremes(examples: Examples) -> list[int]:
