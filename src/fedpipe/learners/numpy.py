@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fedpipe.data.examples import Examples
+from fedpipe.data.ports import fed
 from fedpipe.data.trees import Tree, only_array
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.training import Privacy, Training
@@ -241,7 +242,7 @@ class NumpyModel:
         w = self._fitting(weights, "weights")
 
         def predict(x: Tree) -> list[Array]:
-            rows = only_array(x, "features")
+            rows = fed(self.outline.inputs, x)["features"]
             z = rows.reshape(len(rows), -1).astype(np.float64) @ w["kernel"] + w["bias"]
             return [(_softmax(z) if self._linear.loss == "softmax" else z).astype(np.float32)]
 
