@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+from fedpipe.data.schema import Schema
 from fedpipe.data.trees import Tree
 from fedpipe.errors import DroppedError
 from fedpipe.federation.training import Privacy, Training
@@ -143,8 +144,9 @@ class Framework(Protocol):
         """Check arguments that only the framework understands, before a model is built. Raises ModelError."""
 
     def build(
-        self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None
-    ) -> Model:
+        self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None,
+        schema: Schema | None = None,
+    ) -> Model:  # fmt: skip
         """Build the model of a user's file, once in a process.
 
         Args:
@@ -153,6 +155,7 @@ class Framework(Protocol):
             function: its function that makes the model.
             training: settings that the model is built with, such as its precision.
             privacy: makes a model that trains with differential privacy.
+            schema: of the federation's table, for a function with one parameter; None without a table.
 
         Raises:
             ModelError: the model cannot be built; with the reason.

@@ -39,13 +39,14 @@ def make_plan(run: str, federation: Federation, code: str, shards: Shards) -> Pl
     )  # fmt: skip
 
 
-def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]]) -> Record:
+def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]], schema: str = "") -> Record:
     """Commit round 0 with fresh weights or those of HEAD.
 
     Args:
         store: the federation's store.
         plan: the run's plan.
         initial: makes fresh weights; their layout must be HEAD's when the run continues from there.
+        schema: digest of the schema of the run's table; empty without one.
 
     Raises:
         InputError: the run's name was used with another plan; the message says what changed.
@@ -71,6 +72,7 @@ def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]]) -> 
     record = Record(
         federation=plan.federation.name, run=plan.run, round=0, previous=head.ref if head else None, plan=digest,
         base=head.weights if head else None, weights=first, layout=digest_of(weights.head_bytes(layout)),
+        schema=schema or msgspec.UNSET,
     )  # fmt: skip
     return commit(store, record)
 
