@@ -72,6 +72,23 @@ def raw_parts(
     return own_parts(federation, name, module, schema)
 
 
+def central_test(store: Store, plan: Plan, schema: Schema | None = None) -> Examples | None:
+    """Return the central test set of a run, if it has one.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        schema: of the run's table; by default the one that round 0 names.
+
+    Raises:
+        DataError, CorruptError: the examples cannot be used.
+    """
+    if plan.test is None:
+        return None
+    held, classes = get_parts(store, plan.test)["test"], plan.federation.export.classes
+    return settled(held, schema or schema_of(store, plan), classes, where="the central test set")
+
+
 def own_parts(
     federation: Federation, name: str, module: ModuleType | None, schema: Schema | None = None
 ) -> dict[str, Part]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fedpipe.data.schema import Schema
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.frameworks import frameworks
@@ -30,9 +31,11 @@ from fedpipe.weights import Array
 
 
 @functools.lru_cache(maxsize=2)
-def cached_private_model(code: bytes, digest: str, function: str, privacy: Privacy) -> PrivateModel:
+def cached_private_model(
+    code: bytes, digest: str, function: str, privacy: Privacy, schema: Schema | None = None
+) -> PrivateModel:
     """Return the built model; a worker that runs several steps builds and traces it once."""
-    return PrivateModel(code, digest, function, privacy)
+    return PrivateModel(code, digest, function, privacy, schema)
 
 
 class PrivateModel(CompiledModel):
@@ -43,6 +46,7 @@ class PrivateModel(CompiledModel):
         digest: the required digest of its bytes.
         function: its function that makes the model.
         privacy: clipping and noise.
+        schema: of the federation's table, if it has one.
 
     Raises:
         ModelError: the model cannot be trained with DP-SGD; with the reason.
@@ -50,11 +54,11 @@ class PrivateModel(CompiledModel):
 
     private = True
 
-    def __init__(self, code: bytes, digest: str, function: str, privacy: Privacy) -> None:
+    def __init__(self, code: bytes, digest: str, function: str, privacy: Privacy, schema: Schema | None = None) -> None:
         tensorflow, keras = frameworks()
         self.module, self._privacy = load_code(code, digest), privacy
         keras.backend.clear_session()
-        self.keras = built(find_function(self.module, function), keras)
+        self.keras = built(find_function(self.module, function), keras, schema)
         check_private(self.keras)
         self.keras.compile(
             optimizer=_private_optimizer(self.keras.optimizer, privacy, tensorflow), loss=_single_losses(self.keras)
