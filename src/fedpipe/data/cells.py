@@ -61,6 +61,8 @@ def parse_cells(
     Raises:
         DataError: a cell is not of that kind; the message names the column and the first such row.
     """
+    if kind == "number" and isinstance(cells, np.ndarray) and cells.dtype.kind in "iuf" and not np.isinf(cells).any():
+        return cells.astype(np.float64)
     parse = _PARSERS[kind]
     parsed: list[Any] = []
     try:
