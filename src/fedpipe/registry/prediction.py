@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.data.cells import parse_cells
+from fedpipe.data.schema import NUMERIC
+from fedpipe.data.trees import strings_of
 from fedpipe.errors import DataError, InputError, MissingExtraError
 from fedpipe.registry.card import Card, read_card
 
@@ -22,7 +23,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 
 class TensorSpec(NamedTuple):
-    """Describes a tensor of a model: its name, dtype and shape, with None for a free dimension; object means strings."""
+    """Describes a tensor of a model: its name, dtype and shape.
+
+    A free dimension is None, and the dtype of strings is object.
+    """
 
     name: str
     dtype: np.dtype[Any]
@@ -145,19 +149,21 @@ def predict(model: str | Path | Predictor, features: npt.ArrayLike | Mapping[str
         features: shape (examples, ...), as in training; for a model with several inputs an array for each, by name.
 
     Returns:
-        All outputs. Classes and probabilities are those of the first output: the largest of two or more columns that
-        sum to 1, or for a single column of a model with two classes whether it is above 0.5.
+        All outputs. The first one has classes if two or more columns sum to 1: the largest. A single column of a model
+        with two classes has them too: whether it is above 0.5.
 
     Raises:
         InputError: the file is not a model, or an input is missing.
-        DataError: the features do not have the model's shape or type.
+        DataError: the features do not have the model's shape or type, or a value is not allowed.
     """
     loaded = open_model(Path(model)) if isinstance(model, str | Path) else model
     given = _by_input(loaded.inputs, features)
     feed = {spec.name: fitted(spec, given[spec.name], loaded.card) for spec in loaded.inputs}
     if len({len(array) for array in feed.values() if array.ndim}) > 1:
         counts = ", ".join(f"{name!r} {len(array)}" for name, array in feed.items())
-        raise DataError(f"the inputs differ in their number of examples: {counts}", remedy="Give one value per example.")
+        raise DataError(
+            f"the inputs differ in their number of examples: {counts}", remedy="Give one value per example."
+        )
     found = loaded.run(feed)
     by_name = {spec.name: array for spec, array in zip(loaded.outputs, found, strict=True)}
     classes, probabilities, names = classify(found[0], loaded.card)
@@ -209,10 +215,13 @@ def fitted(spec: TensorSpec, values: npt.ArrayLike, card: Card) -> Array:
 
 
 def first_unusable(array: Array, card: Card) -> int | None:
-    """Returns the first example with a value that the model must not get; NaN is a missing cell of a table."""
+    """Returns the first example with infinity, or with NaN where it does not stand for a missing cell; None without."""
     if array.dtype.kind != "f" or not card.finite:
         return None
-    bad = np.isinf(array) if card.columns else ~np.isfinite(array)
+    bad = ~np.isfinite(array)
+    numeric = [column.missing for column in card.columns if column.kind in NUMERIC]
+    if any(numeric) and array.shape[1:] == (len(numeric),):
+        bad &= np.isinf(array) | ~np.array(numeric)
     return int(bad.reshape(len(array), -1).any(axis=1).argmax()) if array.ndim and bad.any() else None
 
 
@@ -220,8 +229,12 @@ def _strings(spec: TensorSpec, given: Array) -> Array:
     if given.dtype.kind not in "OUS":
         what = f"input {spec.name!r} takes strings, but the features have the type {given.dtype}"
         raise DataError(what, remedy="Give an array of strings.")
-    flat = parse_cells("text", given.ravel().tolist(), where=f"input {spec.name!r}")
-    return flat.reshape(given.shape)
+    strings = strings_of(given)
+    for value in strings.reshape(-1):
+        if not isinstance(value, str):
+            what = f"input {spec.name!r} takes strings, but the features have a value of type {type(value).__name__}"
+            raise DataError(what, remedy="Give an array of strings, with an empty string for a missing one.")
+    return strings
 
 
 def _numbers(spec: TensorSpec, given: Array) -> Array:
