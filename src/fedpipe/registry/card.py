@@ -14,6 +14,8 @@ from fedpipe.store.objects import decode, encode
 CARD_KEY = "fedpipe.card"
 """The name of the entry in the ONNX file's metadata."""
 MOST_CLASSES = 100_000
+PUBLIC = ("classes", "spread", "finite", "columns", "label")
+"""Fields of the card that a server shows to its clients."""
 
 Text = Annotated[str, Meta(max_length=200)]
 

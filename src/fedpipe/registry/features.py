@@ -23,8 +23,8 @@ from fedpipe.registry.pictures import PICTURES, read_picture
 from fedpipe.registry.prediction import TensorSpec
 
 Array = npt.NDArray[Any]
-_LABELS = ("y", "label", "labels", "target", "class")
-"""Names of a table's label column, if the model does not name it."""
+_LABELS = ("label", "labels", "target", "class", "y")
+"""Names of a table's label column, the likeliest first, if the model does not name it."""
 _INDEXES = ("", "Unnamed: 0", "index")
 """Names of a column that only numbers the rows."""
 SUPPORTED = (".npz", ".npy", *SHEETS, *PICTURES)
@@ -137,13 +137,15 @@ def _from_sheet(sheet: Sheet, inputs: Sequence[TensorSpec], card: Card) -> Featu
 def _in_order(sheet: Sheet, inputs: Sequence[TensorSpec], card: Card) -> Features:
     """Takes columns in their order, or for several inputs those with the names of the inputs."""
     label = _label_of(sheet, card)
+    wanted, shape = inputs[0], [size or 1 for size in inputs[0].shape[1:]]
+    features = [name for name in sheet.names if name not in _INDEXES]
+    if len(inputs) == 1 and len(features) == math.prod(shape):
+        label = None  # it is a feature that looks like a label, such as x, y, z
     y = None if label is None else _labels(sheet.cells(label), card)
     if len(inputs) > 1:
         return Features({spec.name: _named_input(sheet, spec, card) for spec in inputs}, y)
-    wanted = inputs[0]
     places = [place for place, name in enumerate(sheet.names or [None] * len(sheet.columns))
               if name is None or (name not in _INDEXES and name != label)]  # fmt: skip
-    shape = [size or 1 for size in wanted.shape[1:]]
     if len(places) != math.prod(shape):
         found = f" ({listing([sheet.names[place] for place in places])})" if sheet.names else ""
         raise DataError(
@@ -181,7 +183,8 @@ def _label_of(sheet: Sheet, card: Card) -> str | None:
     taken = {column.name for column in card.columns}
     if card.label:
         return card.label if card.label in sheet.names and card.label not in taken else None
-    return next((name for name in sheet.names if name.lower() in _LABELS and name not in taken), None)
+    by_lower = {name.lower(): name for name in reversed(sheet.names) if name not in taken}
+    return next((by_lower[name] for name in _LABELS if name in by_lower), None)
 
 
 def _labels(cells: Sequence[Any], card: Card) -> Array | None:

@@ -222,7 +222,9 @@ def first_unusable(array: Array, card: Card) -> int | None:
     numeric = [column.missing for column in card.columns if column.kind in NUMERIC]
     if any(numeric) and array.shape[1:] == (len(numeric),):
         bad &= np.isinf(array) | ~np.array(numeric)
-    return int(bad.reshape(len(array), -1).any(axis=1).argmax()) if array.ndim and bad.any() else None
+    if not bad.any():
+        return None
+    return int(bad.reshape(len(array), -1).any(axis=1).argmax()) if array.ndim else 0
 
 
 def _strings(spec: TensorSpec, given: Array) -> Array:
