@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,3 +101,15 @@ def assemble(columns: Iterable[Column], values: Mapping[str, Array], inputs: Seq
         )
         raise DataError(what, remedy="Export the model again.")
     return {spec.name: arrays[spec.name] for spec in inputs}
+
+
+def columns_in(columns: Iterable[Column], feed: Mapping[str, Array]) -> Iterator[tuple[Column, Array]]:
+    """Yields the columns of a table with their values in the inputs of a model, the reverse of `assemble`."""
+    places: dict[str, int] = {}
+    for column in columns:
+        name = INPUTS[column.kind]
+        place = places.get(name, 0)
+        places[name] = place + 1
+        matrix = feed.get(name, next(iter(feed.values())))
+        if matrix.ndim == 2 and place < matrix.shape[1]:
+            yield column, matrix[:, place]
