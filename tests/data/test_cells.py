@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpipe.data.cells import MISSING, NUMERIC, Kind, fits, parse_cells
+from fedpipe.data.cells import MISSING, fits, parse_cells
+from fedpipe.data.schema import NUMERIC, Kind
 from fedpipe.errors import DataError
 
 NAN = float("nan")

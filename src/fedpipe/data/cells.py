@@ -17,17 +17,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedpipe.data.schema import NUMERIC, Kind
 from fedpipe.errors import DataError
 
 Array = npt.NDArray[Any]
-Kind = Literal["number", "boolean", "date", "category", "text"]
-NUMERIC: tuple[Kind, ...] = ("number", "boolean", "date")
-"""The kinds whose cells become numbers, with NaN for a missing cell; the others become strings, with "" for one."""
 MISSING = frozenset(
     {"", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NAN", "-nan", "NaT", "null", "NULL", "Null", "None", "?"}
 )
@@ -44,8 +42,9 @@ _DAY_SECONDS = 86400
 
 
 def parse_cells(
-    kind: Kind, cells: Iterable[Any], *, where: str, column: str = "", lines: Sequence[int] | None = None
-) -> Array:
+    kind: Kind, cells: Iterable[Any], *, where: str, column: str = "", lines: Sequence[int] | None = None,
+    fixed: bool = False,
+) -> Array:  # fmt: skip
     """Parses a column.
 
     Args:
@@ -54,6 +53,7 @@ def parse_cells(
         where: the file or request, for messages.
         column: the column's name, for messages.
         lines: the line of each cell in its file, for messages.
+        fixed: whether a model fixes the kind, so that the remedy cannot be to declare another.
 
     Returns:
         float64 with NaN for a missing cell, or for categories and texts strings with "" for one.
@@ -71,7 +71,10 @@ def parse_cells(
         row = len(parsed)
         line = f" (line {lines[row]})" if lines is not None else ""
         place = f"{where}: {f'column {column!r}, ' if column else ''}row {row + 1}{line}"
-        raise DataError(str(error), where=place, remedy=error.remedy) from None
+        remedy = (
+            f"Correct the cell: the model takes a {kind} here." if fixed and "eclare" in error.remedy else error.remedy
+        )
+        raise DataError(str(error), where=place, remedy=remedy) from None
     return np.array(parsed, np.float64) if kind in NUMERIC else as_strings(parsed)
 
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.data.cells import Kind, parse_cells
+from fedpipe.data.cells import parse_cells
 from fedpipe.data.delimited import read_rows
+from fedpipe.data.schema import Kind
 from fedpipe.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -53,9 +54,9 @@ class Sheet(NamedTuple):
             raise DataError(f"there is no column {name!r}", where=self.where, remedy=remedy)
         return self.columns[self.names.index(name)]
 
-    def parse(self, name: str, kind: Kind) -> Array:
+    def parse(self, name: str, kind: Kind, *, fixed: bool = False) -> Array:
         """Parses a named column, as `parse_cells` does. Raises DataError."""
-        return parse_cells(kind, self.cells(name), where=self.where, column=name, lines=self.lines)
+        return parse_cells(kind, self.cells(name), where=self.where, column=name, lines=self.lines, fixed=fixed)
 
 
 def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None = None) -> Sheet:
