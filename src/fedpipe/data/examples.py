@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,6 +248,18 @@ def classes_of(y: Array) -> Array:
     return flat[:, 0] if flat.shape[1] == 1 else np.argmax(flat, axis=1)
 
 
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Returns labels without duplicates in order: whole numbers by their value, then names.
+
+    >>> in_order(["10", "9", "9", "none"])
+    ['9', '10', 'none']
+    """
+    return sorted(set(labels), key=lambda text: (0, int(text), "") if _DIGITS.fullmatch(text) else (1, 0, text))
+
+
+_DIGITS = re.compile(r"-?[0-9]{1,18}")
+
+
 def label_counts(y: Array) -> dict[str, int]:
     """Counts how often each class occurs; empty if the labels are not classes.
 
@@ -253,6 +267,9 @@ def label_counts(y: Array) -> dict[str, int]:
     {'0': 1, '1': 2}
     """
     classes = classes_of(y)
+    if classes.dtype == object:
+        names = Counter(classes.tolist())
+        return dict(sorted(names.items())) if len(names) <= _MOST_CLASSES else {}
     if not np.array_equal(classes, np.floor(classes)):
         return {}
     values, counts = np.unique(classes.astype(np.int64), return_counts=True)

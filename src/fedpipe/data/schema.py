@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from fedpipe.federation.data import Kind
+from fedpipe.federation.data import Kind as Kind
 
 NUMERIC: tuple[Kind, ...] = ("number", "boolean", "date")
 """The kinds that form the matrix `numbers`; a date counts days since 1970-01-01, NaN is a missing value."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from fedpipe.data.disclosure import schema_of
 from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.data.trees import only_array
 from fedpipe.errors import ExportError, InputError, NotFoundError
@@ -96,6 +97,11 @@ def card_of(store: Store, plan: Plan) -> Card:
     labels: Counter[str] = Counter()
     for name, digest in sorted(plan.shards.items()) if not private else ():
         labels.update(get_shard(store, name, digest).labels)
+    schema = schema_of(store, plan)
+    if schema is not None:
+        return Card(
+            classes=schema.classes, labels=dict(sorted(labels.items())), columns=schema.columns, label=schema.label
+        )  # fmt: skip
     spread = None
     if plan.test is not None:
         x = only_array(get_parts(store, plan.test)["test"].x, "features").astype(np.float64)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import msgspec
-from msgspec import Struct
+from typing import Any
 
-from fedpipe.data.parts import get_parts
+import msgspec
+from msgspec import Struct, field
+
+from fedpipe.data.disclosure import digest_of_schema, settle_schema
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.check import check_model
+from fedpipe.learners.reading import central_test
 from fedpipe.rounds.beginning import begin, make_plan
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
@@ -20,12 +23,16 @@ from fedpipe.weights import Array
 
 
 class Inputs(Settings, frozen=True, kw_only=True):
-    """The place and shards of the run, the federation and model.py as text, and the run-time settings."""
+    """The place and shards of the run, the federation and model.py as text, and the run-time settings.
+
+    `described` are the results of the describe steps, which only come before this one.
+    """
 
     place: RunPlace
     shards: Shards
     federation: str
     code: str
+    described: list[Any] = field(default_factory=list)
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
@@ -55,13 +62,14 @@ def run(inputs: Inputs) -> Outputs:
     if read_record(store, plan.run, 0) is None:
         check_deadline(store, plan.federation.quorum.deadline)
 
-    def initial() -> dict[str, Array]:
-        examples = get_parts(store, plan.test)["test"] if plan.test is not None else None
-        check_model(plan.federation, inputs.code, examples)
-        put_bytes(store, inputs.code.encode())
-        return plan_model(store, plan).initial_weights(plan.federation.training.seed)
+    schema = settle_schema(store, plan.federation, plan.run)
 
-    return _outputs(inputs.place, begin(store, plan, initial))
+    def initial() -> dict[str, Array]:
+        check_model(plan.federation, inputs.code, central_test(store, plan, schema), schema)
+        put_bytes(store, inputs.code.encode())
+        return plan_model(store, plan, schema=schema).initial_weights(plan.federation.training.seed)
+
+    return _outputs(inputs.place, begin(store, plan, initial, digest_of_schema(schema)))
 
 
 def _outputs(place: RunPlace, record: Record) -> Outputs:
