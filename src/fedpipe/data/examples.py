@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fedpipe.data.client_files import HDF5, SQLITE, read_keyed
 from fedpipe.data.schema import Column
 from fedpipe.data.sheets import SHEETS
-from fedpipe.data.tables import TABLES, check_named, keys_of, label_values, read_columns, read_table
+from fedpipe.data.tables import TABLES, check_named, keys_of, label_values, npz_array, read_columns, read_table
 from fedpipe.data.trees import Tree, are_strings, joined, leaves, length_of, mapped, tree_of
 from fedpipe.errors import DataError, NotFoundError
 from fedpipe.federation.data import AUTO, Kind
@@ -123,7 +123,9 @@ def _read_arrays(path: Path, features: str, labels: str, key: str, split: str) -
     try:
         if path.suffix == ".npz":
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files if name in (features, labels, key)}
+                return {
+                    name: npz_array(file, name, str(path)) for name in file.files if name in (features, labels, key)
+                }
         if path.suffix.lower() in SHEETS:
             return _read_columns(path, features, labels, key)
         if path.suffix in FORMATS:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from fedpipe.data.examples import Examples
 from fedpipe.data.schema import MOST_CLASSES, NUMERIC, Column, LabelKind, Schema
-from fedpipe.data.statistics import ColumnReport, ColumnSummary, Report, flaw_of, summary_of
+from fedpipe.data.statistics import ColumnSummary, Report, flaw_of, summary_of
 from fedpipe.data.tables import arranged
 from fedpipe.data.trees import Array
 from fedpipe.errors import DataError
 from fedpipe.federation.data import Kind
 from fedpipe.federation.federation import Federation
+
+T = TypeVar("T")
 
 
 class Settled(NamedTuple):
@@ -36,24 +37,15 @@ def settle(federation: Federation, reports: Sequence[Report]) -> Settled:
     Raises:
         DataError: the reports and the federation file do not determine kinds, categories or classes.
     """
-    left_out = {report.learner: report.why for report in reports if report.why}
-    valid: list[Report] = []
-    for report in sorted(reports, key=lambda report: report.learner):
-        if report.why:
-            continue
-        if flaw := flaw_of(report):
-            left_out[report.learner] = f"its statistics are refused: {flaw}"
-        else:
-            valid.append(report)
-    data = federation.data
-    kinds = data.kinds if not valid else _kinds(federation, valid, left_out)
+    left_out: dict[str, str] = {}
+    disclosed = _disclosed(federation, sorted(reports, key=lambda report: report.learner), left_out)
+    kinds = _kinds(federation, disclosed)
     if not kinds:
         raise DataError(
             f"no learner discloses statistics, so the kinds of columns are unknown{_reasons(left_out)}",
             where="data.features",
             remedy="Declare the columns, such as {age: number, sex: category}, or lower data.statistics.floor.",
         )
-    disclosed = [report for report in valid if report.learner not in left_out]
     columns, summaries = [], []
     for name, kind in kinds.items():
         own = [column for report in disclosed for column in report.columns if column.name == name]
@@ -62,7 +54,7 @@ def settle(federation: Federation, reports: Sequence[Report]) -> Settled:
         summaries.append(summary)
     labels, classes = _classes(federation, disclosed)
     schema = Schema(
-        columns=tuple(columns), label=data.labels, labels=labels, classes=classes, statistics=bool(disclosed)
+        columns=tuple(columns), label=federation.data.labels, labels=labels, classes=classes, statistics=bool(disclosed)
     )
     return Settled(schema, tuple(summaries), left_out)
 
@@ -71,47 +63,85 @@ def _reasons(left_out: dict[str, str]) -> str:
     return f" ({'; '.join(f'{name}: {why}' for name, why in left_out.items())[:300]})" if left_out else ""
 
 
-def _kinds(federation: Federation, reports: Sequence[Report], left_out: dict[str, str]) -> dict[str, Kind]:
-    """Returns the kinds by column, in the order of the first report; leaves out learners with other columns."""
-    declared = federation.data.kinds
-    sets = Counter(frozenset(column.name for column in report.columns) for report in reports)
-    names = frozenset(declared) or max(sets, key=lambda names: (sets[names], sorted(names)))
-    fitting = []
+def _disclosed(federation: Federation, reports: Sequence[Report], left_out: dict[str, str]) -> list[Report]:
+    """Returns the reports that count: consistent ones, with the columns, kinds and labels that most have.
+
+    A single learner cannot end a run by its report. When it reads its data as the schema says, it drops out by itself.
+    """
+    kept = []
     for report in reports:
-        own = {column.name for column in report.columns}
-        if own != names:
-            odd = sorted(own ^ names)[0]
-            left_out[report.learner] = f"it has other columns than most: only one side has {odd!r}"
+        if report.why:
+            left_out[report.learner] = report.why
+        elif flaw := flaw_of(report):
+            left_out[report.learner] = f"its statistics are refused: {flaw}"
         else:
-            fitting.append(report)
+            kept.append(report)
+    declared = frozenset(federation.data.kinds)
+    names = declared or _most(kept, lambda report: frozenset(column.name for column in report.columns))
+    for report in kept:
+        if odd := sorted({column.name for column in report.columns} ^ (names or frozenset())):
+            left_out[report.learner] = f"it has other columns than most: only one side has {odd[0]!r}"
+    classes = set(federation.export.classes)
+    named = _most(_left(kept, left_out), lambda report: report.labels == "names")
+    for report in _left(kept, left_out):
+        if (report.labels == "names") != named:
+            left_out[report.learner] = f"its labels are {'numbers' if named else 'names'}, unlike those of most"
+        elif classes and (unknown := sorted(set(report.classes) - classes)):
+            left_out[report.learner] = f"its label {unknown[0]!r} is not among the classes {', '.join(sorted(classes))}"
+    for name in sorted(names or ()) if not declared else ():
+        _leave_out_other_kinds(name, _left(kept, left_out), left_out)
+    return _left(kept, left_out)
+
+
+def _left(reports: Sequence[Report], left_out: Mapping[str, str]) -> list[Report]:
+    return [report for report in reports if report.learner not in left_out]
+
+
+def _most(reports: Sequence[Report], value: Callable[[Report], T]) -> T | None:
+    """Returns the value of most reports; of two with equally many, the one with more examples."""
+    votes: dict[T, tuple[int, int]] = {}
+    for report in reports:
+        count, examples = votes.get(value(report), (0, 0))
+        votes[value(report)] = (count + 1, examples + report.examples)
+    return max(votes, key=lambda choice: (*votes[choice], str(choice)), default=None)
+
+
+_ALIKE: dict[Kind, str] = {"number": "number", "boolean": "number", "date": "date", "category": "text", "text": "text"}
+"""Guessed kinds that differ by chance: two learners may see few or many different texts, or only 0 and 1."""
+
+
+def _leave_out_other_kinds(name: str, reports: Sequence[Report], left_out: dict[str, str]) -> None:
+    """Leaves out the learners whose guess of a column's kind differs from that of most; those without values agree."""
+    guesses = {report.learner: guess for report in reports if (guess := _guess(report, name))}
+    most = _most([report for report in reports if report.learner in guesses], lambda r: _ALIKE[guesses[r.learner]])
+    for learner, guess in guesses.items():
+        if _ALIKE[guess] != most:
+            left_out[learner] = f"its column {name!r} looks like the kind {guess}, unlike that of most"
+
+
+def _guess(report: Report, name: str) -> Kind | None:
+    column = next(column for column in report.columns if column.name == name)
+    return column.kind if column.missing < report.examples else None
+
+
+def _kinds(federation: Federation, reports: Sequence[Report]) -> dict[str, Kind]:
+    """Returns the kinds by column, in the order of the first report."""
+    declared = federation.data.kinds
+    if not reports:
+        return declared
     if declared:
-        order = [column.name for column in fitting[0].columns] if fitting else list(declared)
-        return {name: declared[name] for name in order}
-    return {
-        column.name: _kind([c for report in fitting for c in report.columns if c.name == column.name], fitting)
-        for column in fitting[0].columns
-    }
+        return {column.name: declared[column.name] for column in reports[0].columns}
+    return {column.name: _kind(column.name, reports) for column in reports[0].columns}
 
 
-def _kind(columns: Sequence[ColumnReport], reports: Sequence[Report]) -> Kind:
-    """Returns the kind of a column that learners have guessed; those without values do not count."""
-    guessed: dict[Kind, int] = {}
-    for column, report in zip(columns, reports, strict=True):
-        if values := report.examples - column.missing:
-            guessed[column.kind] = guessed.get(column.kind, 0) + values
-    kinds = set(guessed)
-    if len(kinds) <= 1:
-        return next(iter(kinds), "number")
-    if kinds == {"number", "boolean"}:
+def _kind(name: str, reports: Sequence[Report]) -> Kind:
+    """Returns the kind of a column that learners have guessed alike."""
+    guesses = {guess for report in reports if (guess := _guess(report, name))}
+    if guesses == {"number", "boolean"}:
         return "number"
-    if kinds == {"category", "text"}:
-        return max(guessed, key=lambda kind: (guessed[kind], kind))
-    holders = [f"{c.kind} at {r.learner}" for c, r in zip(columns, reports, strict=True)]
-    raise DataError(
-        f"the learners' columns {columns[0].name!r} have different kinds: {', '.join(holders)[:300]}",
-        where="data.features",
-        remedy=f"Declare all columns, {columns[0].name!r} among them, or correct the data.",
-    )
+    if guesses == {"category", "text"}:
+        return _most([r for r in reports if _guess(r, name)], lambda report: _guess(report, name)) or "text"
+    return next(iter(guesses), "number")
 
 
 def _column(federation: Federation, summary: ColumnSummary, reports: Sequence[Report]) -> Column:
@@ -151,13 +181,6 @@ def _classes(federation: Federation, reports: Sequence[Report]) -> tuple[LabelKi
     kinds, given = {report.labels for report in reports}, federation.export.classes
     if "names" in kinds or (not reports and given):
         names = sorted({name for report in reports for name in report.classes})
-        unknown = [name for name in names if name not in given]
-        if given and unknown:
-            raise DataError(
-                f"the label {unknown[0]!r} is not among the classes: {', '.join(given)[:200]}",
-                where="export.classes",
-                remedy="Add it, or correct the labels.",
-            )
         if not given and not 1 < len(names) <= MOST_CLASSES:
             raise DataError(
                 f"the labels in {federation.data.labels!r} have {len(names)} known names"

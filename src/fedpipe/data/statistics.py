@@ -207,12 +207,18 @@ def quantile(parts: Sequence[Numbers], share: float) -> float:
         share: from 0 to 1.
     """
     points = np.unique(np.concatenate([np.asarray(part.bounds) for part in parts]))
-    below = np.zeros(len(points))
+    below, upto = np.zeros(len(points)), np.zeros(len(points))  # values below each point, and up to it
     for part in parts:
-        bounds, sums = np.asarray(part.bounds), np.concatenate([[0], np.cumsum(part.counts)]).astype(np.float64)
-        below += np.interp(points, bounds, sums, left=0.0, right=float(part.count))
+        bounds, counts = np.asarray(part.bounds), np.asarray(part.counts, np.float64)
+        single = np.diff(bounds) == 0  # a bin of equal values
+        sums = np.concatenate([[0], np.cumsum(np.where(single, 0, counts))])
+        inside = np.interp(points, bounds, sums)
+        steps = np.concatenate([[0], np.cumsum(counts[single])])
+        below += inside + steps[np.searchsorted(bounds[1:][single], points, "left")]
+        upto += inside + steps[np.searchsorted(bounds[1:][single], points, "right")]
     wanted = share * sum(part.count for part in parts)
-    return float(np.interp(wanted, below, points))
+    ranks = np.stack([below, upto], axis=1).reshape(-1)
+    return float(np.interp(wanted, ranks, np.repeat(points, 2)))
 
 
 class ColumnSummary(NamedTuple):

@@ -122,7 +122,7 @@ def read_columns(path: Path, *, known: Collection[str] = ()) -> Sheet:
         return read_sheet(path, known=known)
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: _npz_column(file, name, str(path)) for name in file.files}
+            arrays = {name: npz_array(file, name, str(path)) for name in file.files}
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
@@ -150,14 +150,17 @@ def sheet_of(arrays: Mapping[str, Array], where: str) -> Sheet:
     return Sheet(where, tuple(arrays), tuple(arrays.values()))  # type: ignore[arg-type]
 
 
-def _npz_column(file: Any, name: str, where: str) -> Array:
+def npz_array(file: Any, name: str, where: str) -> Array:
+    """Reads an array of an open .npz file. Raises DataError for one of Python objects."""
     try:
         return np.asarray(file[name])
     except ValueError as error:
         if "pickle" not in str(error):
             raise
         remedy = "Save it as numbers or as text, for example with .astype(str)."
-        raise DataError(f"the column {name!r} holds Python objects", where=where, remedy=remedy) from error
+        raise DataError(
+            f"the array {name!r} holds Python objects, which cannot be read", where=where, remedy=remedy
+        ) from error
 
 
 def check_named(sheet: Sheet, names: Collection[str], option: str) -> None:
