@@ -12,6 +12,7 @@ import msgspec
 import yaml
 from msgspec import Struct
 
+from fedpipe.codec import converted
 from fedpipe.errors import FederationError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.mistakes import mistakes
@@ -68,7 +69,7 @@ def parse_federation(content: Any, *, where: str = "federation") -> Federation:
     if not isinstance(content, dict):
         raise FederationError("is not a table of keys and values", where=where)
     try:
-        federation = msgspec.convert(_in_full(content), Federation)
+        federation = converted(_in_full(content), Federation)
     except msgspec.ValidationError as error:
         raise _explained(str(error), where) from error
     check_federation(federation, where=where)
