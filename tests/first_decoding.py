@@ -21,7 +21,7 @@ from fedpipe import codec
 THREADS = 6
 DISTANCES = (0.0, 0.0003, 0.001, 0.002)
 """Seconds between the starts of two threads: a type takes 0.1 to 25 ms to be described."""
-_FORBIDDEN = ("fedpipe.tff", "fedpipe.pipelines", "fedpipe.components", "fedpipe.__main__")
+_FORBIDDEN = ("fedpipe.tff", "fedpipe.pipelines", "fedpipe.components", "fedpipe.__main__", "fedpipe.engine.preload")
 
 
 def struct_types() -> list[type[msgspec.Struct]]:
