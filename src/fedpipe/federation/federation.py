@@ -12,7 +12,7 @@ from msgspec import Meta, field
 from fedpipe.federation.algorithms import Averaging, Collective, SimulationSettings, Vote
 from fedpipe.federation.data import Data
 from fedpipe.federation.environments import ENVIRONMENTS, FRAMEWORKS, WITH_FRAMEWORK, Environment, FrameworkName
-from fedpipe.federation.names import KUBEFLOWS_SECRET, Name, Section
+from fedpipe.federation.names import CODE, KUBEFLOWS_SECRET, MOST_LEARNERS, Name, Section
 from fedpipe.federation.placement import Images, Placement, StepKind, StorePlace
 from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
 
@@ -38,7 +38,9 @@ class Federation(Section, frozen=True, kw_only=True):
     """Describes a federation."""
 
     name: Annotated[Name, Meta(description="name of the federation; its folder in the store")]
-    learners: Annotated[tuple[LearnerSettings, ...], Meta(min_length=1, description="data owners")]
+    learners: Annotated[
+        tuple[LearnerSettings, ...], Meta(min_length=1, max_length=MOST_LEARNERS, description="data owners")
+    ]
     training: Annotated[Training, Meta(description="training of a learner in a round")]
     store: Annotated[
         str | StorePlace, Meta(description="place of the objects: a URI, a path, or uri, endpoint and region")
@@ -46,7 +48,7 @@ class Federation(Section, frozen=True, kw_only=True):
     model: Annotated[
         str,
         Meta(
-            pattern=r"^[^:]+\.py(:[A-Za-z_]\w*)?\Z",
+            pattern=CODE,
             description="`FILE.py:FUNCTION` that returns a compiled Keras model, or with `framework: numpy` a "
             "`fedpipe.learners.numpy.Linear`",
         ),
