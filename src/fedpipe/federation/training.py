@@ -112,11 +112,16 @@ class Training(Section, frozen=True, kw_only=True):
         Literal["float32", "mixed_float16", "mixed_bfloat16"], Meta(description="Keras dtype policy")
     ] = "float32"
     fit: Annotated[
-        dict[str, Any], Meta(description="further arguments of Keras's `Model.fit`, such as `class_weight`")
+        dict[str, Any],
+        Meta(description="further arguments of Keras's `Model.fit`, such as `class_weight: {0: 1.0, 1: 2.0}`"),
     ] = field(default_factory=dict)
-    evaluate: Annotated[dict[str, Any], Meta(description="further arguments of Keras's `Model.evaluate`")] = field(
-        default_factory=dict
-    )
+    evaluate: Annotated[
+        dict[str, Any],
+        Meta(
+            description="further arguments of Keras's `Model.evaluate`; fedpipe gives all of them, and a message "
+            "names the key to set instead"
+        ),
+    ] = field(default_factory=dict)
     callbacks: Annotated[
         dict[str, dict[str, Any]], Meta(description="Keras callbacks by name, each with its arguments")
     ] = field(default_factory=dict)
