@@ -34,7 +34,9 @@ def run(
     out_folder: OutOption = None,
     name: RunOption = "run-1",
     parameters: ParameterOption = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0 for one per core.")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, max=1024, help="Worker processes; 0 for one per core.")
+    ] = 0,
 ) -> None:
     """Run a federation on this machine; the same run name resumes."""
     _run(file, store, out_folder, name, parameters, workers=workers)

@@ -29,3 +29,33 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o666) -> None:
         raise InputError(f"cannot be written: {error.strerror}", where=str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def obstacle(folder: Path) -> str:
+    """Return why nothing can be written to a folder, which may not exist yet; empty when something can.
+
+    A file is written to a temporary folder of the same depth, and removed again.
+    """
+    try:
+        there = next(path for path in (folder, *folder.parents) if _exists(path))
+        if not there.is_dir():
+            return f"{there} is a file, not a folder"
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=there) as temporary:
+            inner = Path(temporary) / folder.relative_to(there)
+            inner.mkdir(parents=True, exist_ok=True)
+            with (inner / "probe").open("wb") as file:
+                file.write(bytes(4096))
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        return f"the folder cannot be written: {error.strerror}"
+    except ValueError as error:  # such as a zero byte in a name
+        return f"the folder has an impossible name: {error}"
+    return ""
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a name that is too long
+        return False
