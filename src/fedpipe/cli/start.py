@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,7 @@ def init(
 
     names = write(folder, algorithm, framework, force=force)
     say(f"wrote {', '.join(names)} to {folder}")
-    say(f"next: fedpipe run {folder / 'federation.yaml'}")
+    say(f"next: fedpipe run {shlex.quote(str(folder / 'federation.yaml'))}")
 
 
 @commands.add("fedpipe check federation.yaml")

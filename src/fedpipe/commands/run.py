@@ -19,7 +19,7 @@ from fedpipe.errors import InputError, PipelineError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
 from fedpipe.identity.enrolment import read_enrolled
-from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
+from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, keys_at_hand, public_key
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.plan import RunPlace, Settings
 from fedpipe.sessions.board import check_deadline
@@ -63,6 +63,7 @@ def run(
     listener: Listener = lambda _: None,
     workers: int = 0,
     simulation: bool = False,
+    keys: str | Path | None = None,
 ) -> Result:
     """Runs a federation on this machine; a second run of the same name resumes.
 
@@ -75,6 +76,7 @@ def run(
         listener: receives the events of the engine.
         workers: processes for the steps of each environment; one per core by default.
         simulation: rehearses a federation file with TensorFlow Federated.
+        keys: folder of the key files of enrolled members; `keys` next to the federation file by default.
 
     Raises:
         InputError: a mistake in the input; nothing was changed.
@@ -83,7 +85,10 @@ def run(
     """
     name = run_name(name, "")
     opened = _opened(Path(source), simulation=simulation)
-    with Workers(preload=opened.needs_tensorflow) as processes:  # those that the checks warm up serve the first steps
+    with (
+        keys_at_hand(Path(source), keys),
+        Workers(preload=opened.needs_tensorflow) as processes,  # those that the checks warm up serve the first steps
+    ):
         call = _warmed(processes) if simulation else processes.call
         if opened.needs_tensorflow:
             start_server()  # its import takes longer than everything before the first step
@@ -140,10 +145,14 @@ def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
     if exports:
         signers.append((COORDINATOR, "the coordinator", "the model", enrolled.coordinator))
     for name, who, what, enrolment in signers:
-        if enrolment is not None and enrolment.revoked is None and find_key(name) is None:
+        if enrolment is None or enrolment.revoked is not None:
+            continue
+        key = find_key(name)
+        if key is None or public_key(key) != enrolment.key:
+            wrong = "its key is missing" if key is None else "its key is not the enrolled one"
             raise InputError(
-                f"{who} is enrolled and must sign {what}, but its key is missing",
-                remedy=f"Set {KEYS} to the folder of the keys, such as keys/ next to the federation file.",
+                f"{who} is enrolled and must sign {what}, but {wrong}",
+                remedy=f"Set {KEYS} to the folder of the keys, or use --keys; by default it is keys/ next to the file.",
             )
 
 

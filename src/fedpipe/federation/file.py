@@ -13,9 +13,10 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.loading import load
 from fedpipe.federation.messages import explained
 from fedpipe.federation.mistakes import mistakes
+from fedpipe.federation.names import split_code
 from fedpipe.federation.placement import StorePlace
 from fedpipe.federation.values import check_values
-from fedpipe.store import check_uri
+from fedpipe.store import check_uri, is_uri
 
 
 def read_federation(path: Path) -> Federation:
@@ -83,7 +84,7 @@ def _resolved(federation: Federation, folder: Path) -> Federation:
     """Return the same federation with absolute paths and URIs."""
 
     def place(uri: str) -> str:
-        return uri if "://" in uri or not uri else str((folder / uri).resolve())
+        return uri if is_uri(uri) or not uri else str((folder / uri).resolve())
 
     if isinstance(federation.store, str):
         store: str | StorePlace = check_uri(federation.store, folder=folder)
@@ -93,8 +94,8 @@ def _resolved(federation: Federation, folder: Path) -> Federation:
     data = msgspec.structs.replace(federation.data, uri=place(federation.data.uri))
 
     def code(name: str) -> str:
-        file, _, function = name.partition(":")
-        return name and f"{place(file)}:{function or 'build'}"
+        file, function = split_code(name)
+        return name and f"{place(file)}:{function}"
 
     simulation = msgspec.structs.replace(
         federation.simulation, process=code(federation.simulation.process), model=code(federation.simulation.model)

@@ -70,6 +70,16 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A section of the file; unknown keys are errors."""
 
 
+def split_code(named: str) -> tuple[str, str]:
+    """Split `FILE.py:FUNCTION` into its parts; the function is `build` by default.
+
+    >>> split_code("/a:b/model.py:make"), split_code("model.py")
+    (('/a:b/model.py', 'make'), ('model.py', 'build'))
+    """
+    file, colon, function = named.rpartition(":")
+    return (file, function) if colon and file.endswith(".py") else (named, "build")
+
+
 def tag_of(settings: Struct) -> str:
     """Return the `name` of these settings in the federation file."""
     return str(settings.__struct_config__.tag)
