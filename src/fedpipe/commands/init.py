@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from fedpipe.errors import InputError, MissingExtraError
+from fedpipe.store.files import obstacle
 
 FILES = ("federation.yaml", "model.py", "DATA.md", "digits.npz")
 
@@ -68,8 +69,7 @@ def init(
 
 def _unwritable(folder: Path, error: OSError) -> InputError:
     """Return the error for a folder that cannot be written, with the file in its way when there is one."""
-    blocking = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
-    what = f"{blocking} is a file" if blocking else f"the folder cannot be written: {error.strerror}"
+    what = obstacle(folder) or f"the folder cannot be written: {error.strerror}"
     return InputError(what, where=str(folder), remedy="Choose another folder, or check its permissions.")
 
 

@@ -25,7 +25,8 @@ from fedpipe.rounds.plan import RunPlace, Settings
 from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
-from fedpipe.store import Store, check_uri, chosen_uri, keys, open_store
+from fedpipe.store import Store, check_folder, check_uri, chosen_uri, keys, open_store
+from fedpipe.store.files import obstacle
 
 DEFAULT_RUN = "run-1"
 
@@ -94,6 +95,8 @@ def run(
             start_server()  # its import takes longer than everything before the first step
         job = _prepared(source, opened, store, name, parameters or {}, simulation=simulation)
         folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
+        if what := obstacle(folder):
+            raise InputError(what, where=str(folder), remedy="Choose another folder for the results with --out.")
         _check_first(job, name, _warmed(processes) if job.needs_tff and not simulation else call)
         _make(folder)
         engine = Engine(
@@ -125,7 +128,9 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
     if uri is None:
         return
     store, is_folder = open_store(uri), uri.startswith("file://")
-    if not is_folder:
+    if is_folder:
+        check_folder(uri)
+    else:
         store.probe()
     if job.federation is not None:
         exports = any(task.step == "export" for task in job.graph.tasks)

@@ -6,6 +6,7 @@ Field descriptions are part of the types: `docs/federation.md` is generated from
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlencode
 
 from msgspec import Meta, field
 
@@ -92,7 +93,7 @@ class Federation(Section, frozen=True, kw_only=True):
         if isinstance(self.store, str):
             return self.store
         query = {"endpoint": self.store.endpoint, "region": self.store.region if self.store.endpoint else ""}
-        text = "&".join(f"{k}={v}" for k, v in query.items() if v)
+        text = urlencode({k: v for k, v in query.items() if v}, safe=":/")
         return f"{self.store.uri}?{text}" if text and self.store.uri.startswith("s3://") else self.store.uri
 
     @property

@@ -16,7 +16,7 @@ from fedpipe.federation.mistakes import mistakes
 from fedpipe.federation.names import split_code
 from fedpipe.federation.placement import StorePlace
 from fedpipe.federation.values import check_values
-from fedpipe.store import check_uri, is_uri
+from fedpipe.store import check_uri, file_uri, is_uri, path_of
 
 
 def read_federation(path: Path) -> Federation:
@@ -84,6 +84,8 @@ def _resolved(federation: Federation, folder: Path) -> Federation:
     """Return the same federation with absolute paths and URIs."""
 
     def place(uri: str) -> str:
+        if uri.startswith("file://"):
+            return file_uri((folder / path_of(uri)).resolve())
         return uri if is_uri(uri) or not uri else str((folder / uri).resolve())
 
     if isinstance(federation.store, str):

@@ -13,7 +13,7 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS, tag_of
 from fedpipe.federation.preprocessing import parse
 from fedpipe.federation.training import Privacy
-from fedpipe.store import check_uri
+from fedpipe.store import check_uri, path_of
 
 
 def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
@@ -71,10 +71,21 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     yield from _vote_mistakes(f)
     yield from _privacy_mistakes(f)
     yield from _size_mistakes(f)
-    try:
-        check_uri(f.store_uri)
-    except FedpipeError as error:
-        yield "store", error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
+    yield from _place_mistakes(f)
+
+
+def _place_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    """Find a store and data that no path or URI names."""
+    places = {"store": f.store_uri, "data.uri": f.data.uri}
+    places |= {f"learners[{position}].data": learner.data for position, learner in enumerate(f.learners)}
+    for path, uri in places.items():
+        try:
+            if path == "store":
+                check_uri(uri)
+            elif uri.startswith("file://"):
+                path_of(uri)
+        except FedpipeError as error:
+            yield path, error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
 
 
 def _placement_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

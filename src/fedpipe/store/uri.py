@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from fedpipe.errors import StoreError
 from fedpipe.store.base import Store
+from fedpipe.store.files import obstacle
 from fedpipe.store.local import LocalStore
 from fedpipe.store.memory import MemoryStore
 from fedpipe.store.places import file_uri, is_uri, path_of
@@ -54,7 +55,7 @@ def check_uri(uri: str, *, folder: Path | None = None) -> str:
     if parts.scheme == "s3" and not parts.netloc:
         raise StoreError(f"the store {uri!r} names no bucket", remedy="Write s3://bucket/prefix.")
     if unknown := set(query) - ({"endpoint", "region"} if parts.scheme == "s3" else set()):
-        remedy = "Use only endpoint and region." if parts.scheme == "s3" else "Remove the query."
+        remedy = "Use only endpoint and region." if parts.scheme == "s3" else "Remove the query. In a name, write %3F."
         raise StoreError(f"the store {uri!r} has an unknown parameter {sorted(unknown)[0]!r}", remedy=remedy)
     return uri
 
@@ -116,6 +117,12 @@ def open_store(
         region=_region_of(uri, region),
         deadline=DEADLINE if deadline is None else deadline,
     )
+
+
+def check_folder(uri: str) -> None:
+    """Checks that a store's folder can be created and written, and leaves nothing there. Raises StoreError."""
+    if what := obstacle(path_of(uri)):
+        raise StoreError(what, where=uri, remedy="Choose another folder for the store, or check its permissions.")
 
 
 def _region_of(uri: str, given: str | None) -> str:
