@@ -131,7 +131,9 @@ def federation_file() -> Iterator[Mistake]:
     yield one("a key is misspelt", text("training:", "trainning:"), "x", "trainning")
     yield one("a number is text", text("rounds: 1", "rounds: many"), "x", "training.rounds")
     yield one("a number is out of range", text("rounds: 1", "rounds: 0"), "x", "training.rounds")
-    yield one("a number is infinite", text("rounds: 1", "rounds: 1\n  learning_rate: .inf"), "x", "training.learning_rate")
+    yield one(
+        "a number is infinite", text("rounds: 1", "rounds: 1\n  learning_rate: .inf"), "x", "training.learning_rate"
+    )
     yield one("two learners have one name", text("name: south", "name: north"), "x", "learners")
     yield one("a name has a space", text("name: south", "name: south wing"), "x", "learners")
     yield one("a framework is unknown", text("numpy", "pytorch"), "x", "framework")
@@ -139,17 +141,28 @@ def federation_file() -> Iterator[Mistake]:
     yield one("a key is given twice", text("store: store", "store: store\nstore: other"), "x", "federation.yaml")
     yield one("the file is empty", written("federation.yaml", ""), "x", "federation.yaml")
     yield one("the file is not text", written("federation.yaml", b"\xff\xfe\x00"), "x", "federation.yaml")
-    yield one("the quorum is above the learners", text("training:", "quorum: {min_learners: 3}\ntraining:"), "x", "quorum")
+    yield one(
+        "the quorum is above the learners", text("training:", "quorum: {min_learners: 3}\ntraining:"), "x", "quorum"
+    )
     yield one("the store has an unknown scheme", text("store: store", "store: gs://bucket"), "x", "store")
     yield one("nothing names the data", text("data:\n  uri: data.npz\n", ""), "x", "data")
-    yield one("a rule is unknown", text("training:", "algorithm: {name: averaging, rule: average}\ntraining:"), "x", "algorithm")
-    yield one("parts do not add up", text("data:", "data:\n  parts: {train: 0.9, vote: 0.2, test: 0.1}"), "x", "data.parts")
+    yield one(
+        "a rule is unknown",
+        text("training:", "algorithm: {name: averaging, rule: average}\ntraining:"),
+        "x",
+        "algorithm",
+    )
+    yield one(
+        "parts do not add up", text("data:", "data:\n  parts: {train: 0.9, vote: 0.2, test: 0.1}"), "x", "data.parts"
+    )
 
 
 def model_file() -> Iterator[Mistake]:
     """Mistakes in model.py."""
 
-    def one(cause: str, make: Callable[[Path], Any], message: str, place: str = "model.py", remedy: str = "") -> Mistake:
+    def one(
+        cause: str, make: Callable[[Path], Any], message: str, place: str = "model.py", remedy: str = ""
+    ) -> Mistake:
         return Mistake("model.py", cause, make, CHECK, message, place, remedy)
 
     yield one("the file does not exist", lambda folder: (folder / "model.py").unlink(), "x")
@@ -169,7 +182,9 @@ def model_file() -> Iterator[Mistake]:
 def datasets() -> Iterator[Mistake]:
     """Mistakes in the data of a training."""
 
-    def one(cause: str, make: Callable[[Path], Any], message: str, place: str = "data.npz", remedy: str = "") -> Mistake:
+    def one(
+        cause: str, make: Callable[[Path], Any], message: str, place: str = "data.npz", remedy: str = ""
+    ) -> Mistake:
         return Mistake("Data", cause, make, CHECK, message, place, remedy)
 
     def objects(folder: Path) -> None:
@@ -189,7 +204,9 @@ def datasets() -> Iterator[Mistake]:
         text("- name: south", "- name: south\n    data: own.npz")(folder)
 
     yield one("the file does not exist", lambda folder: (folder / "data.npz").unlink(), "x")
-    yield one("the format is unknown", both(written("data.xlsx", "PK"), text("data.npz", "data.xlsx")), "x", "data.xlsx")
+    yield one(
+        "the format is unknown", both(written("data.xlsx", "PK"), text("data.npz", "data.xlsx")), "x", "data.xlsx"
+    )
     yield one("an array has another name", lambda folder: data(folder, x=None, features=np.ones((60, 3))), "x")
     yield one("a feature is NaN", lambda folder: data(folder, x=broken(np.nan)), "x")
     yield one("a feature is infinite", lambda folder: data(folder, x=broken(np.inf)), "x")
@@ -197,7 +214,9 @@ def datasets() -> Iterator[Mistake]:
     yield one("features are Python objects", objects, "x")
     yield one("rows differ in length", ragged, "x")
     yield one("features and labels differ in number", lambda folder: data(folder, y=np.zeros(59, int)), "x")
-    yield one("labels are one-hot for a loss of classes", lambda folder: data(folder, y=np.eye(3)[np.arange(60) % 3]), "x")
+    yield one(
+        "labels are one-hot for a loss of classes", lambda folder: data(folder, y=np.eye(3)[np.arange(60) % 3]), "x"
+    )
     yield one("labels are text", lambda folder: data(folder, y=np.array(["a", "b", "c"] * 20)), "x")
     yield one("a label is NaN", lambda folder: data(folder, y=np.where(np.arange(60) == 3, np.nan, 1.0)), "x")
     yield one("labels are fractions", lambda folder: data(folder, y=np.arange(60) / 7), "x")
@@ -210,7 +229,9 @@ def datasets() -> Iterator[Mistake]:
     yield one("a column holds text", frame(c=["a"] * 60), "x", "data.parquet")
     yield one("a column holds dates", frame(c=pa.array([0] * 60, pa.date32())), "x", "data.parquet")
     yield one("a column has a null", frame(c=pa.array([None, *[1.0] * 59])), "x", "data.parquet")
-    yield one("a column of keys has nulls", frame("site", site=pa.array([None, *["a", "b"] * 29, "a"])), "x", "data.parquet")
+    yield one(
+        "a column of keys has nulls", frame("site", site=pa.array([None, *["a", "b"] * 29, "a"])), "x", "data.parquet"
+    )
     yield one("a column of keys does not exist", frame("ward"), "x", "data.parquet")
     yield one("a learner's own data have other columns", own_data, "x", "south")
 
@@ -244,7 +265,9 @@ def predictions() -> Iterator[Mistake]:
     yield one("a quote is not closed", table(TABLE.replace("m", '"m')), "x")
     yield one("the header may be an example", written("p.csv", f"{','.join(map(str, range(10)))}\n" * 2), "x", "p.csv",
               command="predict colours.onnx p.csv")  # fmt: skip
-    yield one("a row has too few features", written("p.csv", "1,2,3\n"), "x", "p.csv", command="predict colours.onnx p.csv")
+    yield one(
+        "a row has too few features", written("p.csv", "1,2,3\n"), "x", "p.csv", command="predict colours.onnx p.csv"
+    )
     yield one("the file does not exist", nothing, "x", "absent.csv", command="predict patients.onnx absent.csv")
     yield one("the format is unknown", nothing, "x", "model.py", command="predict patients.onnx model.py")
     yield one("a picture is for a model of rows", lambda folder: Image.new("L", (2, 2)).save(folder / "p.png"), "x", "p.png",
@@ -252,18 +275,24 @@ def predictions() -> Iterator[Mistake]:
     yield one("the model is not ONNX", nothing, "x", "table.csv", command="predict table.csv table.csv")
     yield one("the model does not exist", nothing, "x", "no.onnx", command="predict no.onnx table.csv")
     yield one("no server answers", nothing, "x", "127.0.0.1", command="predict http://127.0.0.1:9 table.csv")
-    yield one("the folder for predictions does not exist", nothing, "x", "no/out.csv", command=f"{PREDICT} -o no/out.csv")
+    yield one(
+        "the folder for predictions does not exist", nothing, "x", "no/out.csv", command=f"{PREDICT} -o no/out.csv"
+    )
     yield one("predictions in an unknown format", nothing, "x", "out.xlsx", command=f"{PREDICT} -o out.xlsx")
 
 
 def servers() -> Iterator[Mistake]:
     """Mistakes with a server."""
 
-    def one(cause: str, make: Callable[[Path], Any], command: str, message: str, place: str, remedy: str = "") -> Mistake:
+    def one(
+        cause: str, make: Callable[[Path], Any], command: str, message: str, place: str, remedy: str = ""
+    ) -> Mistake:
         return Mistake("The server", cause, make, command, message, place, remedy)
 
     yield one("the folder of models does not exist", nothing, "serve --models absent", "x", "absent")
-    yield one("the file of the token is empty", written("token", ""), "serve --models . --token-file token", "x", "token")
+    yield one(
+        "the file of the token is empty", written("token", ""), "serve --models . --token-file token", "x", "token"
+    )
     yield one("the port is taken", nothing, "serve --models . --port {taken}", "x", "{taken}")
     yield one("there is no such version", nothing, "promote clinic 7 -f federation.yaml", "x", "clinic")
     yield one("there is no such model", nothing, "promote other --latest -f federation.yaml", "x", "other")
@@ -272,7 +301,9 @@ def servers() -> Iterator[Mistake]:
 def stores_and_runs() -> Iterator[Mistake]:
     """Mistakes with stores, runs and identities."""
 
-    def one(cause: str, make: Callable[[Path], Any], command: str, message: str, place: str, remedy: str = "") -> Mistake:
+    def one(
+        cause: str, make: Callable[[Path], Any], command: str, message: str, place: str, remedy: str = ""
+    ) -> Mistake:
         return Mistake("Stores, runs and identities", cause, make, command, message, place, remedy)
 
     yield one("the file does not exist", nothing, "run absent.yaml", "x", "absent.yaml")
