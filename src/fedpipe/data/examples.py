@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from fedpipe.data.tables import TABLES, check_named, keys_of, label_values, npz_
 from fedpipe.data.trees import Tree, are_strings, joined, leaves, length_of, mapped, tree_of
 from fedpipe.errors import DataError, NotFoundError
 from fedpipe.federation.data import AUTO, Kind
-from fedpipe.store import open_store
+from fedpipe.store import is_uri, open_store, path_of
 
 Array = npt.NDArray[Any]
 _MOST_CLASSES = 1000
@@ -107,9 +107,9 @@ def read_examples(
 
 
 def _local_file(uri: str, folder: Path) -> Path:
+    if not is_uri(uri) or uri.startswith("file://"):
+        return path_of(uri)
     parts = urlsplit(uri)
-    if parts.scheme in ("", "file"):
-        return Path(uri if not parts.scheme else unquote(parts.path))
     parent, _, name = parts.path.rpartition("/")
     store = open_store(parts._replace(path=parent).geturl())
     try:

@@ -14,6 +14,7 @@ import msgspec
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
+from fedpipe.codec import from_json
 from fedpipe.data.schema import MOST_COLUMNS
 from fedpipe.registry.card import Card
 from fedpipe.registry.prediction import TensorSpec, first_unusable
@@ -54,9 +55,6 @@ class Request(NamedTuple):
     id: str
 
 
-_decoder = msgspec.json.Decoder(_Body)
-
-
 def parse(
     body: bytes | memoryview, header_length: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
     *, card: Card | None = None, most_values: int = 2**28,
@@ -77,7 +75,7 @@ def parse(
     view = memoryview(body)
     json, binary = _split_body(view, header_length)
     try:
-        request = _decoder.decode(json)
+        request = from_json(json, _Body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(400, f"the request is not valid: {short(error)}") from error
     specs, card = {spec.name: spec for spec in inputs}, card or Card()

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Raw, Struct
 
+from fedpipe.codec import from_json
 from fedpipe.data.cells import as_strings
 from fedpipe.errors import FedpipeError
 
@@ -129,13 +130,13 @@ def _split_strings(data: memoryview, count: int, name: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _decoder_of(kind: str, depth: int, missing: bool) -> msgspec.json.Decoder[Any]:
+def _nested(kind: str, depth: int, missing: bool) -> Any:
     value: Any = {"b": bool, "f": float, "O": str}.get(kind, int)
     if missing:
         value = value | None
     for _ in range(depth):
         value = list[value]
-    return msgspec.json.Decoder(value)
+    return value
 
 
 def _from_json(tensor: InputTensor, dtype: np.dtype[Any], count: int, missing: bool) -> Array:
@@ -147,7 +148,7 @@ def _from_json(tensor: InputTensor, dtype: np.dtype[Any], count: int, missing: b
     if depth not in (1, len(tensor.shape)):
         raise RequestError(400, f"the data of input {name} is neither flat nor nested like its shape")
     try:
-        values = _decoder_of(dtype.kind, depth, missing).decode(text)
+        values = from_json(text, _nested(dtype.kind, depth, missing))
         with np.errstate(over="ignore"):  # 1e39 becomes infinity, which `finite` refuses
             array = np.array(values, object if missing and dtype.kind != "f" else dtype)  # None becomes NaN
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
