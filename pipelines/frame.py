@@ -67,10 +67,13 @@ def framed(
             scores.append(score.outputs["score"])
         evaluated = component(federation, "evaluate")(place=place, weights=weights, scores=scores)
         place_coordinator(evaluated, federation, "evaluate")
-        exported = component(federation, "export")(place=place, weights=weights)
-        place_coordinator(exported, federation, "export", signs=True)
+        published = {}
+        if federation.exported:
+            exported = component(federation, "export")(place=place, weights=weights)
+            place_coordinator(exported, federation, "export", signs=True)
+            published["onnx"] = exported.outputs["onnx"]
         reported = component(federation, "report")(
-            place=place, evaluation=evaluated.outputs["evaluation"], onnx=exported.outputs["onnx"]
+            place=place, evaluation=evaluated.outputs["evaluation"], **published
         )
         place_coordinator(reported, federation, "report")
 

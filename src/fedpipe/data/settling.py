@@ -81,7 +81,7 @@ def _disclosed(federation: Federation, reports: Sequence[Report], left_out: dict
     for report in kept:
         if odd := sorted({column.name for column in report.columns} ^ (names or frozenset())):
             left_out[report.learner] = f"it has other columns than most: only one side has {odd[0]!r}"
-    classes = set(federation.export.classes)
+    classes = set(federation.class_names)
     named = _most(_left(kept, left_out), lambda report: report.labels == "names")
     for report in _left(kept, left_out):
         if (report.labels == "names") != named:
@@ -178,7 +178,7 @@ _SMALLEST = 1e-7
 
 def _classes(federation: Federation, reports: Sequence[Report]) -> tuple[LabelKind, tuple[str, ...]]:
     """Returns the kind of the labels, and the names of classes."""
-    kinds, given = {report.labels for report in reports}, federation.export.classes
+    kinds, given = {report.labels for report in reports}, federation.class_names
     if "names" in kinds or (not reports and given):
         names = sorted({name for report in reports for name in report.classes})
         if not given and not 1 < len(names) <= MOST_CLASSES:

@@ -166,7 +166,7 @@ def dealt(federation: Federation, uri: str) -> tuple[dict[str, dict[str, Example
     column = scheme.column if isinstance(scheme, ByKey) else ""
     examples, keys = read_examples(uri, key=column, **federation.data.columns)
     if not examples.columns:
-        examples = settled(examples, None, federation.export.classes, where=uri)
+        examples = settled(examples, None, federation.class_names, where=uri)
     seed = federation.training.seed
     kept, held_out = holdout(examples.count, federation.evaluation.holdout, seed)
     rest, labels = examples.rows(kept), first_labels(examples.y)[kept]

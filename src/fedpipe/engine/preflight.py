@@ -19,14 +19,17 @@ from fedpipe.errors import BudgetError, DataError, FederationError, StoreError
 from fedpipe.federation.algorithms import Averaging, Vote
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
-from fedpipe.learners.check import check_model, check_own_data, check_private_model, weight_shapes
+from fedpipe.learners.check import check_own_data, check_private_model, weight_shapes
 from fedpipe.learners.describe import described
 from fedpipe.learners.parts import Part
 from fedpipe.learners.reading import own_parts
+from fedpipe.registry.rehearsal import rehearse
 from fedpipe.rounds.budget import Budget, training_event
 from fedpipe.rounds.voting import bar, electorate, proposer_of
 from fedpipe.steps.simulate import check_simulated
 from fedpipe.store import open_store
+
+_FIRST = 30
 
 
 class SimulationFiles(NamedTuple):
@@ -74,9 +77,9 @@ def check_data(federation: Federation, uri: str) -> CheckedData:
         findings.append(Checked(name, ", ".join(f"{e.count} {p}" for p, e in part.items())))
     whole = [e for part in parts.values() for e in part.values()] + ([test] if test else [])
     schema = _settled_schema(federation, parts, findings)
-    whole = [settled(e, schema, federation.export.classes, where=uri) for e in whole if e.count]
+    whole = [settled(e, schema, federation.class_names, where=uri) for e in whole if e.count]
     sizes = {name: part["train"].count for name, part in parts.items()}
-    return CheckedData(findings, _extremes(whole), sizes, schema)
+    return CheckedData(findings, _few(whole), sizes, schema)
 
 
 def _settled_schema(
@@ -105,15 +108,16 @@ def _settled_schema(
     return outcome.schema
 
 
-def _extremes(sets: list[Examples]) -> Examples:
-    """Returns the examples with the smallest and the largest label."""
+def _few(sets: list[Examples]) -> Examples:
+    """Returns the first examples, and those with the smallest and the largest label."""
     picked = []
     for choose in (np.argmin, np.argmax):
         labels = [(e, first_labels(e.y).reshape(e.count, -1)[:, 0]) for e in sets if e.count]
         found = [(e, int(choose(y)), y) for e, y in labels]
         e, i, _ = found[int(choose(np.array([y[i] for _, i, y in found])))]
         picked.append(e.rows(slice(i, i + 1)))
-    return examples_joined(picked)
+    first = next(e for e in sets if e.count)
+    return examples_joined([*picked, first.rows(slice(_FIRST))])
 
 
 def check_budgets(federation: Federation, sizes: Mapping[str, int], uri: str) -> list[Checked]:
@@ -226,7 +230,7 @@ def check(
     if federation.data.is_table and schema is None:
         findings.append(Checked("model", "not checked: it depends on data that cannot be read here"))
         return findings
-    findings.append(Checked("model", call(check_model, federation, code, examples, schema, environment=environment)))
+    findings.append(Checked("model", call(rehearse, federation, code, examples, schema, environment=environment)))
     if any(learner.data for learner in federation.learners):
         call(check_own_data, federation, code, environment=environment)
     if simulated is not None:

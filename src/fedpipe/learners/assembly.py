@@ -31,7 +31,7 @@ def plan_model(store: Store, plan: Plan, privacy: Privacy | None = None, *, sche
     """
     code, training = get_bytes(store, plan.code), plan.federation.training
     schema = schema or schema_of(store, plan)
-    return framework_of(plan.federation).build(code, plan.code, plan.function, training, privacy, schema)
+    return framework_of(plan.federation).build(code, plan.code, plan.function, training, privacy, plan.inputs, schema)
 
 
 def make_learner(

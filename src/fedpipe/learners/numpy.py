@@ -29,8 +29,9 @@ from fedpipe.data.trees import Tree, only_array
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits
-from fedpipe.learners.parts import Part, arrays_of, as_examples
+from fedpipe.learners.parts import LabelShape, Part, arrays_of, as_examples
 from fedpipe.learners.user_code import called, find_function, load_code
+from fedpipe.rounds.plan import Port
 from fedpipe.weights import Array
 
 _ROWS = 1024
@@ -104,7 +105,7 @@ class NumpyFramework:
 
     def build(
         self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None,
-        schema: Schema | None = None,
+        inputs: tuple[Port, ...] = (), schema: Schema | None = None,
     ) -> NumpyModel:  # fmt: skip
         """See `Framework.build`."""
         if privacy:
@@ -149,9 +150,13 @@ class NumpyModel:
     @property
     def outline(self) -> Outline:
         """See `Model.outline`."""
-        taken, given = (None, *self._linear.shape), (None, self._linear.outputs)
+        taken = Port("features", "float32", (None, *self._linear.shape))
+        given = Port(
+            "probabilities" if self._linear.loss == "softmax" else "values", "float32", (None, self._linear.outputs)
+        )
         count = sum(int(np.prod(shape)) for shape in self._shapes.values())
-        return Outline("float32", taken, given, f"{count:,} parameters, input {taken}, loss {self._linear.loss}")
+        text = f"{count:,} parameters, input {taken.shape}, loss {self._linear.loss}"
+        return Outline((taken,), (given,), text)
 
     def check_training(self, training: Training, *, private: bool) -> None:
         """Do nothing: every setting of NumPy fits every model."""
@@ -263,7 +268,7 @@ class NumpyModel:
                 total += self._sums(x[rows].astype(np.float64) @ w["kernel"] + w["bias"], y[rows])
         return Measurement(self.metrics_of([total], ()), (tuple(total.tolist()),))
 
-    def metrics_of(self, states: Sequence[Array], label_shape: tuple[int, ...]) -> dict[str, float]:
+    def metrics_of(self, states: Sequence[Array], label_shape: LabelShape) -> dict[str, float]:
         """See `Model.metrics_of`."""
         loss, right, count = (float(value) for value in states[0])
         return {"loss": loss / count} | ({"accuracy": right / count} if self._linear.loss == "softmax" else {})

@@ -42,7 +42,7 @@ def learner_parts(store: Store, plan: Plan, name: str, module: ModuleType) -> di
     Raises:
         DataError, CorruptError, NotFoundError: the reason why the examples cannot be used.
     """
-    schema, classes = schema_of(store, plan), plan.federation.export.classes
+    schema, classes = schema_of(store, plan), plan.federation.class_names
     parts = raw_parts(store, plan.federation, plan.shards, name, module, schema)
     return {
         part: settled(value, schema, classes, where=name) if isinstance(value, Examples) else value
@@ -85,7 +85,7 @@ def central_test(store: Store, plan: Plan, schema: Schema | None = None) -> Exam
     """
     if plan.test is None:
         return None
-    held, classes = get_parts(store, plan.test)["test"], plan.federation.export.classes
+    held, classes = get_parts(store, plan.test)["test"], plan.federation.class_names
     return settled(held, schema or schema_of(store, plan), classes, where="the central test set")
 
 
@@ -125,7 +125,7 @@ def parts_of(loaded: Any, federation: Federation, name: str) -> dict[str, Part]:
     whole = loaded if isinstance(loaded, Examples) else framework.read_part(loaded, name)
     if isinstance(whole, Examples):
         if not whole.columns and first_labels(whole.y).dtype == object:
-            whole = settled(whole, None, federation.export.classes, where=name)
+            whole = settled(whole, None, federation.class_names, where=name)
         indices = split(whole.count, shares, [federation.training.seed, seed_of(name)])
         return {part: whole.rows(i) for part, i in indices.items()}
     train, test = round(len(whole) * shares.train), round(len(whole) * shares.test)

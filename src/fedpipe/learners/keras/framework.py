@@ -8,6 +8,7 @@ from fedpipe.data.schema import Schema
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.framework import Model
 from fedpipe.learners.parts import Part
+from fedpipe.rounds.plan import Port
 
 
 class KerasFramework:
@@ -21,7 +22,7 @@ class KerasFramework:
 
     def build(
         self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None,
-        schema: Schema | None = None,
+        inputs: tuple[Port, ...] = (), schema: Schema | None = None,
     ) -> Model:  # fmt: skip
         """See `Framework.build`."""
         if privacy:
@@ -30,7 +31,7 @@ class KerasFramework:
             return cached_private_model(code, digest, function, privacy, schema)
         from fedpipe.learners.keras.model import cached_model
 
-        return cached_model(code, digest, function, training.precision, training.seed, schema)
+        return cached_model(code, digest, function, training.precision, training.seed, inputs, schema)
 
     def read_part(self, value: Any, name: str) -> Part:
         """Return (x, y) or a tf.data.Dataset as a part. Raises DataError."""
