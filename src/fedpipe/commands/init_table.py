@@ -35,7 +35,7 @@ class Guess(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What the model predicts: one of the classes, or a number if there are none."""
+    """The task of the model: to predict one of the classes, or a number if there are none."""
 
     label: str
     classes: tuple[str, ...]
