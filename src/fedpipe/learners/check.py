@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -14,19 +12,26 @@ from fedpipe import weights
 from fedpipe.data.examples import FORMATS, Examples
 from fedpipe.data.parts import load_examples
 from fedpipe.data.ports import ports_of
+from fedpipe.data.schema import Schema
 from fedpipe.errors import DataError, DroppedError, ModelError
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import split_code
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
 from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.parts import label_shape_of
-from fedpipe.learners.user_code import suggestion
+from fedpipe.learners.user_code import load_code, suggestion
 from fedpipe.rounds.plan import Port, Shape
+from fedpipe.store import suffix_of
 from fedpipe.store.objects import digest_of
 
 
 def built_model(
-    federation: Federation, code: str, privacy: Privacy | None = None, inputs: tuple[Port, ...] = ()
+    federation: Federation,
+    code: str,
+    privacy: Privacy | None = None,
+    inputs: tuple[Port, ...] = (),
+    schema: Schema | None = None,
 ) -> Model:
     """Return the model of a federation, built once in a process.
 
@@ -35,22 +40,24 @@ def built_model(
         code: the text of the user's file.
         privacy: makes a model that trains with differential privacy.
         inputs: arrays of the features, for a model that does not say what it takes.
+        schema: of the federation's table, if it has one.
 
     Raises:
         ModelError: the model cannot be built.
         MissingExtraError: the framework is not installed.
     """
-    data, function = code.encode(), federation.model.partition(":")[2] or "build"
-    return framework_of(federation).build(data, digest_of(data), function, federation.training, privacy, inputs)
+    data, function = code.encode(), split_code(federation.model)[1]
+    return framework_of(federation).build(data, digest_of(data), function, federation.training, privacy, inputs, schema)
 
 
-def check_model(federation: Federation, code: str, examples: Examples | None) -> str:
+def check_model(federation: Federation, code: str, examples: Examples | None, schema: Schema | None = None) -> str:
     """Build the model, try it on examples, and check the settings that concern it; see `rehearse_training` for more.
 
     Args:
         federation: with its run-time settings.
         code: the text of the user's file.
         examples: a few, including the smallest and the largest label; None when there are none.
+        schema: of the federation's table, if it has one.
 
     Returns:
         A short description of the model.
@@ -61,7 +68,7 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
     """
     training = federation.training
     framework_of(federation).check(training)
-    model = built_model(federation, code, inputs=shared_ports(federation, examples))
+    model = built_model(federation, code, None, shared_ports(federation, examples), schema)
     private = any(federation.privacy_of(learner.name) for learner in federation.learners)
     model.check_training(training, private=private)
     if private and examples is not None and examples.weight is not None:
@@ -140,11 +147,12 @@ def _check_same(expected: Arrays, found: Arrays, when: str) -> None:
 
 def check_classes(output: Shape, classes: Sequence[str]) -> None:
     """Check that each column of the first output has a class name. Raises ModelError."""
-    if classes and (len(output) != 2 or output[1] != len(classes)):
+    binary = len(classes) == 2 and len(output) == 2 and output[1] == 1  # the share of the second class
+    if classes and not binary and (len(output) != 2 or output[1] != len(classes)):
         raise ModelError(
             f"there are {len(classes)} class names for outputs of shape {tuple(output)}",
             where="export.classes",
-            remedy="Name each column of the first output once, in order.",
+            remedy="Name each column of the first output once, in order, or two classes for one output.",
         )
 
 
@@ -160,10 +168,11 @@ def check_criterion(criterion: str, measured: Collection[str], *, where: str = "
 
 def check_own_data(federation: Federation, code: str) -> None:
     """Check that learners' own data can be read, by fedpipe or by `load` of the user's file. Raises DataError."""
-    if hasattr(built_model(federation, code).module, "load"):
+    data = code.encode()
+    if hasattr(load_code(data, digest_of(data)), "load"):
         return
     for position, learner in enumerate(federation.learners):
-        if learner.data and Path(urlsplit(learner.data).path).suffix not in FORMATS:
+        if learner.data and suffix_of(learner.data) not in FORMATS:
             raise DataError(
                 f"{learner.data!r} has an unsupported format; fedpipe reads {', '.join(FORMATS)}",
                 where=f"learners[{position}].data",
@@ -171,13 +180,15 @@ def check_own_data(federation: Federation, code: str) -> None:
             )
 
 
-def weight_shapes(federation: Federation, code: str) -> dict[str, tuple[int, ...]]:
+def weight_shapes(federation: Federation, code: str, schema: Schema | None = None) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of the model's weights. Raises ModelError."""
-    fresh = built_model(federation, code).initial_weights(federation.training.seed)
+    fresh = built_model(federation, code, None, (), schema).initial_weights(federation.training.seed)
     return {name: value.shape for name, value in fresh.items()}
 
 
-def check_private_model(federation: Federation, code: str, shapes: dict[str, tuple[int, ...]], examples: bytes) -> None:
+def check_private_model(
+    federation: Federation, code: str, shapes: dict[str, tuple[int, ...]], examples: bytes, schema: Schema | None = None
+) -> None:
     """Build the model for private training and, when there are examples, take one private step.
 
     Args:
@@ -185,6 +196,7 @@ def check_private_model(federation: Federation, code: str, shapes: dict[str, tup
         code: the text of the user's file.
         shapes: names and shapes of the weights.
         examples: as `dump_examples` writes them, for another NumPy; empty when there are none.
+        schema: of the federation's table, if it has one.
 
     Raises:
         ModelError: the model cannot be trained privately; the message says why.
@@ -194,7 +206,7 @@ def check_private_model(federation: Federation, code: str, shapes: dict[str, tup
     step = msgspec.structs.replace(federation.training, local_epochs=0, local_steps=1)
     chosen = {privacy for learner in federation.learners if (privacy := federation.privacy_of(learner.name))}
     for privacy in sorted(chosen, key=repr):
-        model = built_model(federation, code, privacy)
+        model = built_model(federation, code, privacy, (), schema)
         model.predictor(zeros)  # names and shapes fit
         if not examples:
             continue

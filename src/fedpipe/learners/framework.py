@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+from fedpipe.data.schema import Schema
 from fedpipe.data.trees import Tree
 from fedpipe.errors import DroppedError
 from fedpipe.federation.training import Privacy, Training
@@ -146,7 +147,7 @@ class Framework(Protocol):
 
     def build(
         self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None,
-        inputs: tuple[Port, ...] = (),
+        inputs: tuple[Port, ...] = (), schema: Schema | None = None,
     ) -> Model:  # fmt: skip
         """Build the model of a user's file, once in a process.
 
@@ -157,6 +158,7 @@ class Framework(Protocol):
             training: settings that the model is built with, such as its precision.
             privacy: makes a model that trains with differential privacy.
             inputs: arrays of the features, for a model that does not say what it takes.
+            schema: of the federation's table, for a function with one parameter; None without a table.
 
         Raises:
             ModelError: the model cannot be built; with the reason.

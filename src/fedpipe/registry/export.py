@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
+from msgspec.structs import replace
 
+from fedpipe.data.disclosure import schema_of
 from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.data.ports import TEXT, cast, fed, made_up
+from fedpipe.data.schema import Schema
 from fedpipe.data.trees import Tree, leaves, length_of
-from fedpipe.errors import DataError, ExportError, InputError, NotFoundError
+from fedpipe.errors import DataError, ExportError, InputError, ModelError, NotFoundError
 from fedpipe.federation.training import Export
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.framework import Arrays, Model, Outline, Predict
+from fedpipe.learners.reading import central_test
 from fedpipe.learners.score import fetch_global
 from fedpipe.registry.card import CARD_KEY, Card, Spread, write_card
 from fedpipe.registry.publication import ModelVersion, Origin, sign_publication
@@ -103,7 +107,7 @@ def convert_checked(
     data = model.convert(arrays, settings.opset, metadata)
     try:
         differences = _differences(model.predictor(arrays), data, features)
-    except DataError:
+    except (DataError, ModelError):
         raise
     except InputError as error:
         cause = error.what.removeprefix("is not an ONNX model: ")
@@ -156,9 +160,18 @@ def card_of(store: Store, plan: Plan) -> Card:
     labels: Counter[str] = Counter()
     for name, digest in sorted(plan.shards.items()) if not private else ():
         labels.update(get_shard(store, name, digest).labels)
-    spread = None if plan.test is None else spread_of(get_parts(store, plan.test)["test"].x)
     exported = plan.federation.exported or Export()
-    return Card(classes=exported.classes, labels=dict(sorted(labels.items())), spread=spread)
+    return described_table(schema_of(store, plan), Card(
+        classes=exported.classes, labels=dict(sorted(labels.items())),
+        spread=None if plan.test is None else spread_of(get_parts(store, plan.test)["test"].x),
+    ))  # fmt: skip
+
+
+def described_table(schema: Schema | None, card: Card) -> Card:
+    """Returns the card with the columns and classes of a table, whose columns of different kinds have no one spread."""
+    if schema is None:
+        return card
+    return replace(card, classes=schema.classes, columns=schema.columns, label=schema.label, spread=None)
 
 
 def spread_of(features: Tree) -> Spread | None:
@@ -174,7 +187,9 @@ def spread_of(features: Tree) -> Spread | None:
 
 def _samples(store: Store, plan: Plan, outline: Outline) -> tuple[Tree, str]:
     if plan.test is not None:
-        return get_parts(store, plan.test)["test"].rows(slice(_SAMPLES)).x, "holdout"
+        examples = central_test(store, plan)
+        assert examples is not None
+        return examples.rows(slice(_SAMPLES)).x, "holdout"
     return made_up(outline.inputs, _SAMPLES, plan.federation.training.seed, outline.words), "random"
 
 

@@ -14,10 +14,12 @@ import msgspec
 
 from fedpipe.data.examples import Examples
 from fedpipe.data.ports import made_up, ports_of
+from fedpipe.data.schema import Schema
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import split_code
 from fedpipe.learners.check import built_model, check_model, rehearse_training, shared_ports
 from fedpipe.registry.card import CARD_KEY, Card, write_card
-from fedpipe.registry.export import convert_checked
+from fedpipe.registry.export import convert_checked, described_table
 from fedpipe.store.objects import digest_of, encode
 from fedpipe.version import __version__
 
@@ -25,7 +27,7 @@ _PACKAGES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "
 _SAMPLES = 32
 
 
-def rehearse(federation: Federation, code: str, examples: Examples | None) -> str:
+def rehearse(federation: Federation, code: str, examples: Examples | None, schema: Schema | None = None) -> str:
     """Checks a model, and does everything once that a run does with it, up to a prediction in onnxruntime.
 
     The training, the measurement and the export are not repeated for a model, settings and packages that have passed on
@@ -35,6 +37,7 @@ def rehearse(federation: Federation, code: str, examples: Examples | None) -> st
         federation: with its run-time settings.
         code: the text of the user's file.
         examples: a few, including the smallest and the largest label; None if there are none here.
+        schema: of the federation's table, if it has one.
 
     Returns:
         A short description of the model.
@@ -44,36 +47,37 @@ def rehearse(federation: Federation, code: str, examples: Examples | None) -> st
         ExportError: the model cannot be exported; the message has the layer.
         MissingExtraError: a framework is not installed.
     """
-    text = check_model(federation, code, examples)
-    passed = _Passed(_key(federation, code, examples))
+    text = check_model(federation, code, examples, schema)
+    passed = _Passed(_key(federation, code, examples, schema))
     if not passed.found:
-        _rehearse_all(federation, code, examples)
+        _rehearse_all(federation, code, examples, schema)
         passed.note()
     return text
 
 
-def _rehearse_all(federation: Federation, code: str, examples: Examples | None) -> None:
-    model = built_model(federation, code, inputs=shared_ports(federation, examples))
+def _rehearse_all(federation: Federation, code: str, examples: Examples | None, schema: Schema | None) -> None:
+    model = built_model(federation, code, inputs=shared_ports(federation, examples), schema=schema)
     outline, seed = model.outline, federation.training.seed
     arrays = model.initial_weights(seed) if examples is None else rehearse_training(federation, model, examples)
     settings = federation.exported
     if settings:
         features = made_up(outline.inputs, _SAMPLES, seed, outline.words) if examples is None else examples.x
-        card = {CARD_KEY: write_card(Card(classes=settings.classes))}
+        card = {CARD_KEY: write_card(described_table(schema, Card(classes=settings.classes)))}
         convert_checked(model, arrays, settings, features, card)
 
 
-def _key(federation: Federation, code: str, examples: Examples | None) -> str:
+def _key(federation: Federation, code: str, examples: Examples | None, schema: Schema | None) -> str:
     """Returns the digest of all on which the result of a rehearsal depends."""
     private = any(federation.privacy_of(learner.name) for learner in federation.learners)
     training = msgspec.structs.replace(federation.training, rounds=1, rounds_per_step="all", max_seconds=0.0)
     about: dict[str, Any] = {
         "code": code,
-        "model": federation.model.partition(":")[2],
+        "model": split_code(federation.model)[1],
         "framework": federation.framework,
         "training": msgspec.to_builtins(training),
         "export": msgspec.to_builtins(federation.export),
         "private": private,
+        "schema": schema,
         "examples": None if examples is None else [
             ports_of(examples.x, "x"), ports_of(examples.y, "y"), examples.weight is not None
         ],

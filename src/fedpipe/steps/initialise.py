@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import msgspec
-from msgspec import Struct
+from typing import Any
 
+import msgspec
+from msgspec import Struct, field
+
+from fedpipe.data.disclosure import digest_of_schema, settle_schema
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.data.ports import ports_of
+from fedpipe.data.settling import settled
 from fedpipe.learners.assembly import plan_model
 from fedpipe.registry.rehearsal import rehearse
 from fedpipe.rounds.beginning import begin, make_plan
@@ -23,12 +27,16 @@ from fedpipe.weights import Array
 
 
 class Inputs(Settings, frozen=True, kw_only=True):
-    """The place and shards of the run, the federation and model.py as text, and the run-time settings."""
+    """The place and shards of the run, the federation and model.py as text, and the run-time settings.
+
+    `described` are the results of the describe steps, which only come before this one.
+    """
 
     place: RunPlace
     shards: Shards
     federation: str
     code: str
+    described: list[Any] = field(default_factory=list)
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
@@ -70,12 +78,15 @@ def run(inputs: Inputs) -> Outputs:
     if read_record(store, plan.run, 0) is None:
         check_deadline(store, plan.federation.quorum.deadline)
 
-    def initial() -> dict[str, Array]:
-        rehearse(plan.federation, inputs.code, examples)
-        put_bytes(store, inputs.code.encode())
-        return plan_model(store, plan).initial_weights(plan.federation.training.seed)
+    schema = settle_schema(store, plan.federation, plan.run)
 
-    return _outputs(inputs.place, begin(store, plan, initial))
+    def initial() -> dict[str, Array]:
+        settled_ones = settled(examples, schema, plan.federation.class_names) if examples is not None else None
+        rehearse(plan.federation, inputs.code, settled_ones, schema)
+        put_bytes(store, inputs.code.encode())
+        return plan_model(store, plan, schema=schema).initial_weights(plan.federation.training.seed)
+
+    return _outputs(inputs.place, begin(store, plan, initial, digest_of_schema(schema)))
 
 
 def _outputs(place: RunPlace, record: Record) -> Outputs:

@@ -5,28 +5,33 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from fedpipe.data.schema import Schema
 from fedpipe.errors import ModelError
 from fedpipe.federation.training import Training
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.keras.structure import sides_of
+from fedpipe.learners.keras.table import Table
 from fedpipe.learners.keras.training import CompiledModel, feed_of
 from fedpipe.learners.parts import Part
-from fedpipe.learners.user_code import described, find_function, load_code
+from fedpipe.learners.user_code import called, find_function, load_code
 from fedpipe.rounds.plan import Port
 from fedpipe.weights import Array
 
 
-def built(build: Callable[[], Any], keras: Any) -> Any:
-    """Call the user's function. Raises ModelError when it fails, or does not return a compiled Keras model."""
-    try:
-        model = build()
-    except Exception as error:
-        raise ModelError(f"{build.__name__}() fails: {described(error)}", where="model.py") from error
+def built(build: Callable[..., Any], keras: Any, schema: Schema | None = None) -> Any:
+    """Call the user's function, with the table if it takes one.
+
+    Raises:
+        ModelError: it fails, or does not return a compiled Keras model.
+    """
+    table = partial(Table, schema, keras, frameworks()[0]) if schema is not None else None
+    model = called(build, table)
     if not isinstance(model, keras.Model):
         raise ModelError(
             f"{build.__name__}() returns {type(model).__name__}, not a Keras model",
@@ -64,10 +69,16 @@ def _flat(given: Any) -> list[Any]:
 
 @functools.lru_cache(maxsize=2)
 def cached_model(
-    code: bytes, digest: str, function: str, precision: str, seed: int, inputs: tuple[Port, ...] = ()
+    code: bytes,
+    digest: str,
+    function: str,
+    precision: str,
+    seed: int,
+    inputs: tuple[Port, ...] = (),
+    schema: Schema | None = None,
 ) -> KerasModel:
     """Return the built model; a worker that runs several steps builds and traces it once."""
-    return KerasModel(code, digest, function, precision, seed, inputs)
+    return KerasModel(code, digest, function, precision, seed, inputs, schema)
 
 
 class KerasModel(CompiledModel):
@@ -80,6 +91,7 @@ class KerasModel(CompiledModel):
         precision: Keras's dtype policy.
         seed: of the initial weights.
         inputs: arrays of the features, for a model that does not say what it takes.
+        schema: of the federation's table, if it has one.
 
     Raises:
         ModelError: there is no such function, it fails, or it does not return a compiled Keras model.
@@ -87,7 +99,7 @@ class KerasModel(CompiledModel):
 
     def __init__(
         self, code: bytes, digest: str, function: str, precision: str = "float32", seed: int = 0,
-        inputs: tuple[Port, ...] = (),
+        inputs: tuple[Port, ...] = (), schema: Schema | None = None,
     ) -> None:  # fmt: skip
         tensorflow, keras = frameworks()
         tensorflow.config.experimental.enable_op_determinism()
@@ -98,7 +110,7 @@ class KerasModel(CompiledModel):
         keras.config.set_floatx("float32")  # an earlier model.py may have changed it
         keras.config.set_dtype_policy(precision)
         with _scope(tensorflow):
-            self.keras = built(build, keras)
+            self.keras = built(build, keras, schema)
             self.inputs, self.outputs = sides_of(self.keras, inputs)
             self.keras.optimizer.build(self.keras.trainable_variables)
         self._seed = seed

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fedpipe.data.examples import Examples
+from fedpipe.data.schema import Schema
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.frameworks import frameworks
@@ -32,9 +33,11 @@ from fedpipe.weights import Array
 
 
 @functools.lru_cache(maxsize=2)
-def cached_private_model(code: bytes, digest: str, function: str, privacy: Privacy) -> PrivateModel:
+def cached_private_model(
+    code: bytes, digest: str, function: str, privacy: Privacy, schema: Schema | None = None
+) -> PrivateModel:
     """Return the built model; a worker that runs several steps builds and traces it once."""
-    return PrivateModel(code, digest, function, privacy)
+    return PrivateModel(code, digest, function, privacy, schema)
 
 
 class PrivateModel(CompiledModel):
@@ -45,6 +48,7 @@ class PrivateModel(CompiledModel):
         digest: the required digest of its bytes.
         function: its function that makes the model.
         privacy: clipping and noise.
+        schema: of the federation's table, if it has one.
 
     Raises:
         ModelError: the model cannot be trained with DP-SGD; with the reason.
@@ -52,11 +56,11 @@ class PrivateModel(CompiledModel):
 
     private = True
 
-    def __init__(self, code: bytes, digest: str, function: str, privacy: Privacy) -> None:
+    def __init__(self, code: bytes, digest: str, function: str, privacy: Privacy, schema: Schema | None = None) -> None:
         tensorflow, keras = frameworks()
         self.module, self._privacy = load_code(code, digest), privacy
         keras.backend.clear_session()
-        self.keras = built(find_function(self.module, function), keras)
+        self.keras = built(find_function(self.module, function), keras, schema)
         check_private(self.keras)
         self.inputs, self.outputs = sides_of(self.keras)
         self.keras.compile(
