@@ -68,7 +68,7 @@ class Side(NamedTuple):
         if isinstance(value, tuple | list):
             named = {str(position): part for position, part in enumerate(value)}
         names = chosen(self.names, list(named), what, self.optional)
-        found = {port: named[names[port]] if port in names else np.float32(0) for port in self.names}
+        found: dict[str, Any] = {port: named[names[port]] if port in names else np.float32(0) for port in self.names}
         if what == "features":
             found = {port.name: found[port.name][..., None] if self.lacks_last(port, found[port.name].shape)
                      else found[port.name] for port in self.ports}  # fmt: skip
