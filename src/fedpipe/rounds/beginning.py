@@ -48,14 +48,14 @@ def make_plan(run: str, federation: Federation, code: str, shards: Shards, input
     )  # fmt: skip
 
 
-def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]], schema: str = "") -> Record:
+def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]], schema: Callable[[], str] = str) -> Record:
     """Commit round 0 with fresh weights or those of HEAD.
 
     Args:
         store: the federation's store.
         plan: the run's plan.
         initial: makes fresh weights; their layout must be HEAD's when the run continues from there.
-        schema: digest of the schema of the run's table; empty without one.
+        schema: returns the digest of the schema of the run's table, after `initial`; empty without one.
 
     Raises:
         InputError: the run's name was used with another plan; the message says what changed.
@@ -81,7 +81,7 @@ def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]], sch
     record = Record(
         federation=plan.federation.name, run=plan.run, round=0, previous=head.ref if head else None, plan=digest,
         base=head.weights if head else None, weights=first, layout=digest_of(weights.head_bytes(layout)),
-        schema=schema or msgspec.UNSET,
+        schema=schema() or msgspec.UNSET,
     )  # fmt: skip
     return commit(store, record)
 

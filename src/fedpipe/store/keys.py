@@ -65,11 +65,6 @@ def shards(run: str) -> str:
     return f"{run_folder(run)}shards"
 
 
-def schema(run: str) -> str:
-    """Returns the key of the schema of a run's table."""
-    return f"{run_folder(run)}schema"
-
-
 def statistics(learner: str, run: str) -> str:
     """Returns the key of a learner's statistics, its answer before the first round."""
     return answer(learner, run, 0, STATISTICS)
@@ -285,10 +280,9 @@ _ENROLLED = Access(("administrator",), ("coordinator", "server"))
 TABLE = (
     Row("HEAD", _OWN, "the last committed round; moves by compare-and-swap only"),
     Row("probe-<name>", _OWN, "a check of conditional writes; removed at once"),
-    Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, central test set"),
+    Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, schemas of tables, central test set"),
     Row("coordinator/<sha256>", _OWN, "states of server optimizers and aggregators"),
     Row("runs/<run>/shards", _GLOBAL, "the inputs of the shards, and their digests"),
-    Row("runs/<run>/schema", _GLOBAL, "a table's columns, their normalisation and classes ([tables](tables.md))"),
     Row("runs/<run>/board", _GLOBAL, "a session: the current request ([sessions](sessions.md))"),
     Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),
     Row("runs/<run>/<round>/record", _GLOBAL, "the committed round: updates, dropped learners, rule, result"),
