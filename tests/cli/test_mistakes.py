@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -246,3 +248,12 @@ class TestKeys:
         file = self.enrolled(project, fedpipe)
         assert fedpipe("rotate", "hospital-a", "-f", file, "--keys", project / "new").code == 0
         assert "but its key is not the enrolled one" in fedpipe("run", file).err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_characters(project: Path, encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "200"}
+    for arguments in (["check", str(project / "federation.yaml")], ["--help"], ["check", "漢"]):
+        done = subprocess.run([sys.executable, "-m", "fedpipe", *arguments], capture_output=True, env=environment)
+        assert b"Traceback" not in done.stderr
+        assert done.returncode == (2 if arguments[-1] == "漢" else 0)
