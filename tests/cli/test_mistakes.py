@@ -257,3 +257,27 @@ def test_a_terminal_that_lacks_characters(project: Path, encoding: str) -> None:
         done = subprocess.run([sys.executable, "-m", "fedpipe", *arguments], capture_output=True, env=environment)
         assert b"Traceback" not in done.stderr
         assert done.returncode == (2 if arguments[-1] == "漢" else 0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "--models", ""], ["serve", "--cache", " "], ["tensorboard", "r", "--copy", ""],
+        ["promote", "m", "1", "--models", ""], ["prepare", "s3://x", "--server", ""], ["prepare", "s3://x", "--coordinator", ""],
+        ["enroll", "a", "--keys", ""], ["sign", "m", "1", "--keys", ""], ["run", "f.yaml", "--out", ""],
+        ["simulate", "f.yaml", "--out", ""], ["run", "f.yaml", "--keys", ""],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_folder_without_a_name_is_not_this_one(fedpipe: Callable[..., Result], arguments: list[str]) -> None:
+    done = fedpipe(*arguments)
+    assert (done.code, files(Path())) == (2, {})
+    assert "the folder's name is empty. Name a folder; `.` is the current one." in done.err
+
+
+def test_no_option_takes_a_folder_without_checking_its_name() -> None:
+    """`Path("")` is the current folder, so a folder is read from its text."""
+    for command in ROOT.commands.values():
+        for parameter in command.params:
+            if parameter.metavar == "DIR":
+                assert parameter.type_descriptor.parameter_info.parser is not None, (command.name, parameter.name)
