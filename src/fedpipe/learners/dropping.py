@@ -44,5 +44,5 @@ def dropped_by(plan: Plan, name: str, error: BaseException) -> Dropped | None:
 
 def reason(error: FedpipeError) -> str:
     """Return what is wrong and the remedy; the place is named only in the user's own files."""
-    place = f"{error.where}: " if error.where and isinstance(error, InputError) else ""
-    return f"{place}{error.what.rstrip('.')}. {error.remedy}" if error.remedy else f"{place}{error.what}"
+    place = f" ({error.where})" if error.where and isinstance(error, InputError) else ""
+    return f"{error.what.rstrip('.')}{place}. {error.remedy}" if error.remedy else f"{error.what}{place}"
