@@ -101,7 +101,9 @@ def find_begun(store: Store, plan: Plan) -> Record | None:
 
 
 def _put_current(store: Store, plan: Plan) -> None:
+    """Write the plan of this try; its objects may have been deleted since the last one."""
     plan.put(store)
+    plan.definition.put(store)
     key, data = keys.plan(plan.run), encode(plan)
     blob = store.poll(key)
     if blob is None or blob.data != data:

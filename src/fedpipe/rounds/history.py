@@ -25,7 +25,7 @@ from fedpipe.errors import (
 )
 from fedpipe.rounds.manifests import Head, Record, Ref
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import decode, digest_of, encode, find, get_bytes, put_bytes
+from fedpipe.store.objects import LOST, decode, digest_of, encode, find, get_bytes, put_bytes
 from fedpipe.weights import Layout, read_layout
 
 _HEAD_TRIES = 50
@@ -35,9 +35,13 @@ def read_head(store: Store) -> tuple[Head, str] | None:
     """Return HEAD and its version token; None before the first commit. Raises CorruptError."""
     try:
         blob = store.read(keys.HEAD)
+        return decode(blob.data, Head, where=f"{store.uri}/{keys.HEAD}"), blob.version
     except NotFoundError:
         return None
-    return decode(blob.data, Head, where=f"{store.uri}/{keys.HEAD}"), blob.version
+    except CorruptError as error:
+        raise CorruptError(
+            error.what, where=error.where, remedy="Restore it from a copy of the store, or rename the federation."
+        ) from error
 
 
 def trained_head(store: Store) -> Head | None:
@@ -59,7 +63,9 @@ def read_record(store: Store, run: str, number: int) -> Record | None:
     key = keys.record(run, number)
     record = find(store, key, Record)
     if record is not None and (record.run, record.round) != (run, number):
-        raise CorruptError(f"is the record of run {record.run!r}, round {record.round}", where=f"{store.uri}/{key}")
+        raise CorruptError(
+            f"is the record of run {record.run!r}, round {record.round}", where=f"{store.uri}/{key}", remedy=LOST
+        )
     return record
 
 
@@ -151,7 +157,7 @@ def _last_trained(store: Store, ref: Ref | None) -> Ref | None:
     while ref is not None and not ref.round:
         record = read_record(store, ref.run, 0)
         if record is None or record.ref != ref:
-            raise CorruptError(f"the chain is broken at round 0 of run {ref.run!r}", where=store.uri)
+            raise CorruptError(f"the chain is broken at round 0 of run {ref.run!r}", where=store.uri, remedy=LOST)
         ref = record.previous
     return ref
 
@@ -172,7 +178,7 @@ def _advance(store: Store, record: Record) -> None:
             raise ConflictError(
                 "HEAD is missing although rounds were committed",
                 where=f"{store.uri}/{keys.HEAD}",
-                remedy="Restore it from a copy of the store, or start the run again under another name.",
+                remedy="Restore it from a copy of the store. Or begin another run: it has no HEAD to continue from.",
             )
         elif record.parent is not None and precedes(store, record.parent, current[0].ref):
             return
@@ -198,7 +204,9 @@ def precedes(store: Store, earlier: Ref, later: Ref) -> bool:
             return False
         record = read_record(store, cursor.run, cursor.round)
         if record is None or record.ref != cursor:
-            raise CorruptError(f"the chain is broken at round {cursor.round} of run {cursor.run!r}", where=store.uri)
+            raise CorruptError(
+                f"the chain is broken at round {cursor.round} of run {cursor.run!r}", where=store.uri, remedy=LOST
+            )
         cursor = record.previous
     return False
 
@@ -218,7 +226,9 @@ def history(store: Store, run: str) -> list[Record]:
     records: list[Record] = []
     while (record := read_record(store, run, len(records))) is not None:
         if records and record.previous != records[-1].parent:
-            raise CorruptError(f"round {record.round} does not follow round {record.round - 1}", where=store.uri)
+            raise CorruptError(
+                f"round {record.round} does not follow round {record.round - 1}", where=store.uri, remedy=LOST
+            )
         records.append(record)
     return records
 
@@ -263,8 +273,10 @@ def record_layout(store: Store, record: Record) -> Layout:
     key = keys.content(record.weights)
     size = store.size(key)
     if size is None:
-        raise CorruptError("the global weights are missing", where=f"{store.uri}/{key}")
+        raise CorruptError("the global weights are missing", where=f"{store.uri}/{key}", remedy=LOST)
     layout = read_layout(lambda start, length: store.read_range(key, start, length), size)
     if digest_of(store.read_range(key, 0, layout.data_start)) != record.layout:
-        raise CorruptError("the global weights have another layout than the run", where=f"{store.uri}/{key}")
+        raise CorruptError(
+            "the global weights have another layout than the run", where=f"{store.uri}/{key}", remedy=LOST
+        )
     return layout

@@ -109,6 +109,18 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """The part that defines the training; its digest is in every record of the run."""
         return replace(self, federation=definition_of(self.federation))
 
+    @property
+    def measuring(self) -> str:
+        """The digest of all that decides how a model is measured: a measurement with other settings is repeated."""
+        federation = self.federation
+        settings = (federation.evaluation, federation.training.evaluate, federation.export.classes)
+        return digest_of(encode((self.definition.digest, *settings)))
+
+    @property
+    def exporting(self) -> str:
+        """The digest of all that decides how a model is exported: with other settings it is published again."""
+        return digest_of(encode(replace(self.federation.export, tolerance=1.0)))
+
 
 def definition_of(federation: Federation) -> Federation:
     """Return a federation with defaults for everything that may change between two tries of a run.

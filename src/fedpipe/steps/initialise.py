@@ -9,7 +9,6 @@ from fedpipe.data.parts import get_parts
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.check import check_model
 from fedpipe.rounds.beginning import begin, find_begun, make_plan
-from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, Settings, Shards
 from fedpipe.sessions.board import check_deadline
@@ -38,9 +37,12 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 def find(inputs: Inputs) -> Outputs | None:
     """Return the first weights when the run resumes. Raises InputError when its rounds had other settings."""
-    plan = _plan(inputs)
-    record = find_begun(inputs.place.open(), plan)
-    return _outputs(inputs.place, plan, record) if record else None
+    store, plan = inputs.place.open(), _plan(inputs)
+    record = find_begun(store, plan)
+    if record is None:
+        return None
+    put_bytes(store, inputs.code.encode())  # it may have been deleted since
+    return _outputs(inputs.place, plan, record)
 
 
 def _plan(inputs: Inputs) -> Plan:
@@ -50,10 +52,9 @@ def _plan(inputs: Inputs) -> Plan:
 def run(inputs: Inputs) -> Outputs:
     """Begin the run, unless it has begun."""
     store, plan = inputs.place.open(), _plan(inputs)
-    if read_record(store, plan.run, 0) is None:
-        check_deadline(store, plan.federation.quorum.deadline)
 
     def initial() -> dict[str, Array]:
+        check_deadline(store, plan.federation.quorum.deadline)
         examples = get_parts(store, plan.test)["test"] if plan.test is not None else None
         check_model(plan.federation, inputs.code, examples)
         put_bytes(store, inputs.code.encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.score import score_learner
@@ -32,8 +33,11 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 def find(inputs: Inputs) -> Outputs | None:
     """Return the score when it is already there."""
-    score = find_score(inputs.place.open(), inputs.learner, inputs.place.run)
-    return _outputs(score) if score and score.weights == inputs.weights and not score.why else None
+    store = inputs.place.open()
+    score = find_score(store, inputs.learner, inputs.place.run)
+    if score is None or score.why or score.weights != inputs.weights:
+        return None
+    return _outputs(score) if score.settings == read_plan(store, inputs.place.plan).measuring else None
 
 
 def run(inputs: Inputs) -> Outputs:
@@ -50,6 +54,7 @@ def run(inputs: Inputs) -> Outputs:
             raise
         log.warning("%s is left out of the evaluation: %s", inputs.learner, dropped.why)
         score = Score(learner=inputs.learner, weights=inputs.weights, why=dropped.why)
+    score = replace(score, settings=plan.measuring)
     store.replace(keys.score(inputs.learner, plan.run), encode(score))
     return _outputs(score)
 
