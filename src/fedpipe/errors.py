@@ -115,7 +115,7 @@ class RoundError(FedpipeError):
     """A round cannot be committed."""
 
 
-class _Repeatable(RoundError):
+class _RepeatableError(RoundError):
     """An error of a round; `lasting` when another attempt at the round would end in the same way."""
 
     lasting = False
@@ -127,11 +127,11 @@ class _Repeatable(RoundError):
         self.lasting = lasting
 
 
-class QuorumError(_Repeatable):
+class QuorumError(_RepeatableError):
     """Fewer learners than the quorum took part in a round."""
 
 
-class DroppedError(_Repeatable):
+class DroppedError(_RepeatableError):
     """This learner cannot take part in this round, which continues without it."""
 
 

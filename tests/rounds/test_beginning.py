@@ -105,9 +105,7 @@ class TestHead:
 
     def test_of_an_earlier_version_without_any_training(self, store: MemoryStore) -> None:
         failed = begin(store, plan_of(run="failed"), fresh)
-        store.create(
-            keys.HEAD, encode(Head(run="failed", round=0, record=failed.ref.record, weights=failed.weights))
-        )
+        store.create(keys.HEAD, encode(Head(run="failed", round=0, record=failed.ref.record, weights=failed.weights)))
         assert trained_head(store) is None
         other = {"w": np.ones(7, np.float32)}
         assert begin(store, plan_of(run="r2"), lambda: other).previous is None  # a mended model fits

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from fedpipe.compiled.graph import Graph, Task, fill_command, resolve
-from fedpipe.engine.workers import Crash, Workers, logged_to, run_logged, run_step
+from fedpipe.engine.workers import CrashError, Workers, logged_to, run_logged, run_step
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError, WorkerDiedError
 from fedpipe.federation.environments import Environment
 from fedpipe.learners.assembly import warm_private_training
@@ -140,8 +140,8 @@ class Engine:
             started = time.monotonic()
             try:
                 result, found = self._once(task, inputs, scratch)
-            except (WorkerDiedError, StoreUnavailableError, Crash) as error:
-                lasting = isinstance(error, Crash) and not error.transient
+            except (WorkerDiedError, StoreUnavailableError, CrashError) as error:
+                lasting = isinstance(error, CrashError) and not error.transient
                 if not self._stopped.is_set() and tried < task.retries and not lasting:
                     self._notify("retried", task, why=_reason(error))
                     self._stopped.wait(min(_LONGEST_WAIT, task.backoff * 2**tried))
@@ -254,7 +254,7 @@ class Engine:
 
 def _reason(error: Exception) -> str:
     """Returns the cause of an error in one line."""
-    return error.reason if isinstance(error, Crash) else str(error)
+    return error.reason if isinstance(error, CrashError) else str(error)
 
 
 def _is_core(task: Task) -> bool:
@@ -275,7 +275,7 @@ def run_here(name: str, executor_input: dict[str, Any], hands: Hands | None = No
     except FedpipeError:
         raise
     except (Exception, SystemExit) as error:
-        raise Crash.of(error) from error
+        raise CrashError.of(error) from error
 
 
 def _outputs(task: Task, scratch: Path) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class Worker:
         if isinstance(answer, Failure):
             raise answer.error()
         if isinstance(answer, _Bug):
-            raise Crash(answer)
+            raise CrashError(answer)
         return answer
 
     def _start(self) -> Connection:
@@ -267,7 +267,7 @@ def _bug_of(error: BaseException) -> _Bug:
     return _Bug(text, described(error), isinstance(error, OSError | MemoryError))
 
 
-class Crash(RuntimeError):
+class CrashError(RuntimeError):
     """An unexpected exception of a step, with its traceback.
 
     Attributes:
@@ -280,7 +280,7 @@ class Crash(RuntimeError):
         self.reason, self.transient = bug.reason, bug.transient
 
     @classmethod
-    def of(cls, error: BaseException) -> Crash:
+    def of(cls, error: BaseException) -> CrashError:
         """Return the crash for an exception."""
         return cls(_bug_of(error))
 

@@ -67,7 +67,7 @@ def described(error: BaseException) -> str:
         lines += [int(number) for number in re.findall(r'^ *File "[^/"]+", line (\d+)', text, re.MULTILINE)]
     kind, cause = type(error).__name__, cause_of(text)
     place = f" (line {lines[-1]})" if lines else ""
-    cause = cause.removeprefix(kind).removeprefix(": ") if cause.startswith((f"{kind}: ", kind)) else cause
+    cause = cause.removeprefix(f"{kind}: ")
     return f"{kind}: {cause[:300]}{place}" if cause else f"{kind}{place}"
 
 
@@ -85,14 +85,14 @@ _NOISE = re.compile(
     r"|\d+ root error\(s\) found\.|\[\[.*|[-=^~*• ]*)"
 )
 """Lines of foreign messages that are not their cause."""
-_DETAILS = re.compile(r"^\s*(Arguments received by |Call arguments received by |Label values: |Hint: |Function call stack)")
+_DETAILS = re.compile(r"\s*(Arguments received by |Call arguments received by |Label values: |Function call stack)")
 """The beginning of details that follow a cause, some of which quote examples."""
 
 
 def cause_of(text: str) -> str:
     """Return the cause in a foreign message as one line: without traces, arguments and names of operations.
 
-    >>> cause_of("Exception encountered when calling Sequential.call().\\n\\nExpected 4 columns.\\n\\nArguments received by")
+    >>> cause_of("Exception encountered when calling Dense.call().\\n\\nExpected 4 columns.\\n\\nArguments received by")
     'Expected 4 columns.'
     """
     kept: list[str] = []
@@ -108,7 +108,7 @@ def cause_of(text: str) -> str:
             if not re.match(r"\s*[A-Z]\w*(Error|Exception|Warning): ", line):
                 continue
         code = False
-        if found := re.match(r"\s*\((\d+)\) [A-Z_]+: *(.*)", line):  # TensorFlow lists several, the first is the cause
+        if found := re.match(r"\s*\((\d+)\) [A-Z_]+: *(.*)", line):  # of several, TensorFlow's first is the cause
             if found[1] != "0":
                 break
             line = found[2]
@@ -121,7 +121,7 @@ def cause_of(text: str) -> str:
 
 
 def is_stop(error: BaseException) -> bool:
-    """Return whether an exception of a user's function ends this process: Ctrl-C, but not a raised KeyboardInterrupt."""
+    """Return whether an exception of a user's function is Ctrl-C, and no KeyboardInterrupt that it raised itself."""
     if not isinstance(error, KeyboardInterrupt):
         return not isinstance(error, Exception | SystemExit)
     ours = threading.current_thread() is threading.main_thread()

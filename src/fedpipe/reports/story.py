@@ -131,8 +131,8 @@ def summarise(story: Story) -> dict[str, Any]:
     """Returns the content of `summary.json`.
 
     `loss` and metrics without a prefix describe the learners' training in the round. Metrics `test_...` describe the
-    model of the round, on the learners' test parts. `begun_from` is the round whose model the run continues, or null. In a run with votes, each round has its decision, and round 0 has
-    the learners' scores before any training.
+    model of the round, on the learners' test parts. In a run with votes, each round has its decision, and round 0 has
+    the learners' scores before any training. `begun_from` is the round whose model the run continues; null if none.
     """
     voted = story.plan.federation.vote is not None
     rounds = [_round(story, record) for record in story.records if record.round or voted]

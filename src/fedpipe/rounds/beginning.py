@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from fedpipe import weights
-from fedpipe.errors import InputError, ModelError
+from fedpipe.errors import CorruptError, InputError, ModelError, NotFoundError
 from fedpipe.federation.federation import Federation
 from fedpipe.rounds.history import commit, is_settled, read_record, supersede, trained_head
 from fedpipe.rounds.manifests import Head, Record
@@ -79,6 +79,19 @@ def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]]) -> 
         _check_same(store, plan, begun)
     _put_current(store, plan)
     return begun
+
+
+def resumes(store: Store, run: str, federation: Federation, code: str) -> bool:
+    """Return whether this federation and this text of model.py continue a run, whatever its shards are."""
+    found = read_record(store, run, 0)
+    if found is None or not is_settled(store, run):
+        return True
+    try:
+        earlier = read_plan(store, found.plan)
+    except (CorruptError, NotFoundError):
+        return False
+    shards = Shards(learners=earlier.shards, test=earlier.test or "")
+    return make_plan(run, federation, code, shards).definition.digest == found.plan
 
 
 def find_begun(store: Store, plan: Plan) -> Record | None:

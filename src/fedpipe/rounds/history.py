@@ -11,8 +11,8 @@ canonical and contain no times and no random numbers. So a replay of a round, by
 the same bytes and finds its work done.
 
 Round 0 has untrained weights, or those of HEAD. It is recorded, but HEAD moves only from round 1 on. Until round 1 is
-recorded, another try of the run may replace round 0 (`supersede`), for instance with a mended model. The record of round
-1 is written once, so it settles which round 0 the run has.
+recorded, another try of the run may replace round 0 (`supersede`), for instance with a mended model. The record of
+round 1 is written once, so it settles which round 0 the run has.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def commit(store: Store, record: Record, *, rehearsal: bool = False) -> Record:
     """Commit a round exactly once and return the committed record.
 
     The record is created; when another engine was first, its record counts. Then HEAD moves from the last trained round
-    to it, unless the round was rejected or has untrained weights. Both writes may be repeated after a crash at any point.
+    to it, unless the round was rejected or has untrained weights. Both writes may be repeated after a crash anywhere.
 
     Args:
         store: the federation's store.
@@ -171,8 +171,8 @@ def _advance(store: Store, record: Record) -> None:
         if (_last_trained(store, current[0].ref) if current else None) == before:
             if not record.accepted:
                 return
-            moved = store.swap(keys.HEAD, encode(head), current[1]) if current else store.create(keys.HEAD, encode(head))
-            if moved:
+            data = encode(head)
+            if store.swap(keys.HEAD, data, current[1]) if current else store.create(keys.HEAD, data):
                 return
         elif current is None:
             raise ConflictError(

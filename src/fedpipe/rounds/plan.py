@@ -1,7 +1,7 @@
 """A run's plan: the federation with its run-time settings, its code and its shards, pinned by digest.
 
-A plan has two parts. Its *definition* decides what is trained, and every record of the run holds its digest. All else may
-change between two tries of a run, such as the settings of evaluation, export, reports and placement. A step reads
+A plan has two parts. Its *definition* decides what is trained, and every record of the run holds its digest. All else
+may change between two tries of a run, such as the settings of evaluation, export, reports and placement. A step reads
 them from the plan of its own try. `definition_of` draws the line, here and nowhere else.
 """
 
@@ -138,8 +138,8 @@ def definition_of(federation: Federation) -> Federation:
         simulation=replace(federation.simulation, test_every=1),
     )  # fmt: skip
     learners = tuple(
-        replace(learner, data=_bare(learner.data), secret="", placement=Placement(), privacy=_untargeted(learner.privacy))
-        for learner in federation.learners
+        replace(one, data=_bare(one.data), secret="", placement=Placement(), privacy=_untargeted(one.privacy))
+        for one in federation.learners
     )
     return replace(
         measured,

@@ -109,9 +109,7 @@ def collect(
     def read(learner: str) -> Update | None:
         update = find_update(store, learner, run, number)
         if update is not None:
-            check_update(
-                update, federation=federation, run=run, number=number, learner=learner, base=base, plan=plan
-            )
+            check_update(update, federation=federation, run=run, number=number, learner=learner, base=base, plan=plan)
             check_signed(update, enrolled)
         return update
 

@@ -63,4 +63,5 @@ def run(inputs: Inputs) -> Outputs:
 
 
 def _outputs(onnx: dict[str, Any]) -> Outputs:
-    return Outputs(onnx=onnx, model=ModelArtifact(metadata={k: v for k, v in onnx.items() if k not in ("federation", "settings")}))
+    shown = {k: v for k, v in onnx.items() if k not in ("federation", "settings")}
+    return Outputs(onnx=onnx, model=ModelArtifact(metadata=shown))

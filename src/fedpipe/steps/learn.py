@@ -25,7 +25,6 @@ from fedpipe.sessions.pacing import drive
 from fedpipe.steps.contract import Hands, MetricsArtifact
 from fedpipe.store import Store, keys
 
-
 log = logging.getLogger("fedpipe")
 
 

@@ -59,8 +59,8 @@ def read(federation: str) -> Federation:
 def run(inputs: Inputs) -> Outputs:
     """Deal once per run: a repeated step finds the shards of the first one.
 
-    Until the run has recorded a round, the data are dealt again, because they may have been mended. Later they are dealt
-    again only where shards have vanished from the store, and must be the same.
+    Until the run has recorded a round, the data are dealt again, because they may have been mended. Later they are
+    dealt again only where shards have vanished from the store, and must be the same.
     """
     federation = read(inputs.federation)
     place = RunPlace(store=inputs.store, federation=federation.name, run=run_name(inputs.run, inputs.job))
