@@ -31,7 +31,7 @@ def test_stop_and_watch(numpy_digits: Path) -> None:
     file = change(numpy_digits, **{"rounds: 10": "rounds: 1000", "local_epochs: 2": "local_epochs: 20"})
     heard: list[tuple[str, str]] = []
     watcher = threading.Thread(
-        target=watch, args=(file, "run-1"), kwargs={"listener": lambda *x: heard.append(x), "again": 0.05}
+        target=watch, args=(file, "run-1"), kwargs={"listener": lambda *x: heard.append(x), "again": 0.05, "wait": True}
     )
     store = store_of(numpy_digits / "store")
     with pytest.raises(NotFoundError, match="there is no run 'run-1'"):

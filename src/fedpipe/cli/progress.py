@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from fedpipe.cli.text import Clock, Styled, err, plain, styled
+from fedpipe.cli.text import Clock, Styled, err, plain, remark_text, styled
 from fedpipe.cli.vote_table import VoteTable, is_vote
 from fedpipe.engine.local import Event
 from fedpipe.sessions.coordinator import Moment
@@ -77,7 +77,7 @@ class Progress:
         if self._clock is not None:
             self._clock.line(text)
         else:
-            self._bar.console.print(text, soft_wrap=True)
+            remark_text(text)
 
     def __call__(self, event: Event) -> None:
         """Take an event of the engine."""

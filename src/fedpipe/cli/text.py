@@ -54,17 +54,17 @@ def styled(*parts: Styled) -> Text:
 
 def say(*parts: Styled) -> None:
     """Print a line on standard output."""
-    say_text(styled(*parts))
-
-
-def say_text(text: Text) -> None:
-    """Print a line from `styled` on standard output."""
-    out.print(text, soft_wrap=True)
+    out.print(styled(*parts), soft_wrap=True)
 
 
 def remark(*parts: Styled) -> None:
     """Print a line on standard error."""
-    err.print(styled(*parts), soft_wrap=True)
+    remark_text(styled(*parts))
+
+
+def remark_text(text: Text) -> None:
+    """Print a line from `styled` on standard error."""
+    err.print(text, soft_wrap=True)
 
 
 def note(text: str) -> None:
@@ -111,7 +111,7 @@ class Clock:
         """Print a line."""
         self._spoken = time.monotonic()
         seconds = f"{self._spoken - self._started:6.1f} s  "
-        err.print(styled(seconds).append_text(styled(text) if isinstance(text, str) else text), soft_wrap=True)
+        remark_text(styled(seconds).append_text(styled(text) if isinstance(text, str) else text))
 
     def _beat(self) -> None:
         while not self._ended.wait(max(0.1, self._spoken + SILENCE - time.monotonic())):

@@ -57,7 +57,7 @@ def _last(store: Store, source: str | Path, name: str | None) -> Record:
         if record is not None:
             return record
         raise NotFoundError(
-            "no run has trained a model yet",
+            "there is no trained model",
             where=store.uri,
             remedy=f"Run `fedpipe run {source}` first. For a simulation, name it with --run. {known_runs(store)}",
         )

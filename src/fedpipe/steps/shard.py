@@ -20,7 +20,8 @@ from fedpipe.rounds.beginning import free_name
 from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Shards
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import encode, find
+from fedpipe.store.objects import encode
+from fedpipe.store.objects import find as find_object
 
 log = logging.getLogger("fedpipe")
 
@@ -69,7 +70,7 @@ def run(inputs: Inputs) -> Outputs:
     settings = msgspec.to_builtins((federation.data, federation.evaluation.holdout, federation.training.seed))
     wanted = _Request(data=uri, settings=settings, learners=federation.sharded, shards=Shards(learners={}))
     key = keys.shards(place.run)
-    found = find(store, key, _Request)
+    found = find_object(store, key, _Request)
     settled = found is not None and is_settled(store, place.run)
     if found is not None and settled:
         if encode(msgspec.structs.replace(found, shards=wanted.shards)) != encode(wanted):
