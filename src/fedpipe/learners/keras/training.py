@@ -146,6 +146,11 @@ class CompiledModel(ABC):
 
     def _fit(self, feed: Mapping[str, Any], training: Training, limits: TrainingLimits) -> list[dict[str, float]]:
         arguments = as_arguments(training.fit)
+        if given := arguments.get("class_weight"):  # Keras fails at a label without a weight, but not for arrays
+            shape = self.keras.output_shape
+            outputs = shape[-1] if isinstance(shape, tuple) and isinstance(shape[-1], int) else 0
+            labels = range(max(2, outputs, *(label + 1 for label in given)))
+            arguments["class_weight"] = {label: given.get(label, 1.0) for label in labels}
         callbacks = [_limited(limits, check_loss=not self.private), *make_callbacks(training)]
         try:
             history = self.keras.fit(**{**arguments, **feed}, callbacks=callbacks, verbose=0).history
