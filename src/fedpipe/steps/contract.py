@@ -146,7 +146,7 @@ def find(name: str, values: dict[str, Any]) -> Any | None:
 def give_up(name: str, values: dict[str, Any], why: str) -> Any | None:
     """Drop the learner of a step that failed for good, with the reason; None for a step that the run needs.
 
-    Only the local engine can tell that a process died for good; a pod that dies is a failed step of Kubeflow.
+    Only the local engine sees that a process died for good; a pod that dies is a failed step of Kubeflow.
     """
     leave = getattr(body(name), "give_up", None)
     return leave(parse(name, values), why) if leave else None
