@@ -13,7 +13,7 @@ from fedpipe.data.statistics import LARGEST_REPORT, Report
 from fedpipe.errors import CorruptError, InputError, RoundError
 from fedpipe.federation.data import Iid
 from fedpipe.federation.federation import Federation
-from fedpipe.rounds.history import read_head, read_record
+from fedpipe.rounds.history import read_record, trained_head
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import cleaned
 from fedpipe.store import Store, keys
@@ -91,8 +91,8 @@ def schema_of_head(store: Store, federation: Federation) -> Schema | None:
     Raises:
         InputError: the federation file declares other columns.
     """
-    current = read_head(store) if federation.training.start == "head" else None
-    begun = read_record(store, current[0].run, 0) if current else None
+    head = trained_head(store) if federation.training.start == "head" else None
+    begun = read_record(store, head.run, 0) if head else None
     if begun is None or not begun.schema:
         return None
     schema = _read(store, begun.schema)
