@@ -31,8 +31,8 @@ from fedpipe.identity.enrolment import Enrolment, format_time, read_enrolled
 from fedpipe.identity.policies import Policy, coordinator_policy, server_policy
 from fedpipe.identity.signing import COORDINATOR, make_key, public_key
 from fedpipe.store import check_uri, open_store
+from fedpipe.store.credentials import Credentials
 from fedpipe.store.files import write_whole
-from fedpipe.store.s3_client import Credentials
 
 _LETTERS = string.ascii_letters + string.digits
 
