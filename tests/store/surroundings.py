@@ -1,4 +1,4 @@
-"""What surrounds a store: a proxy, a certificate authority, an identity provider, a metadata service; small and real."""
+"""Small and real surroundings of a store: a proxy, a certificate authority, an OpenID provider, a metadata service."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def find_member(place: StoredFederation, name: str) -> Member:
     """Returns the learner of this name, or the coordinator for COORDINATOR. Raises InputError."""
     federation = place.federation
     if name == COORDINATOR:  # Kubeflow's own secret is not ours to replace
-        own = federation.secret != KUBEFLOWS_SECRET
+        own = federation.secret not in ("", KUBEFLOWS_SECRET)
         return Member(COORDINATOR, federation.secret if own else f"fedpipe-{federation.name}")
     names = [learner.name for learner in federation.learners]
     if name in names:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import ipaddress
 import os
 import re
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -21,6 +22,10 @@ from fedpipe.errors import InputError
 
 BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """Variables with certificates to trust; all that are set count, and without any those of the system."""
+
+
+_near: set[str] = set()
+"""Addresses (`host:port`) on this machine that are behind no proxy, such as those of forwarded ports."""
 
 
 class RouteError(urllib3.exceptions.HTTPError):
@@ -50,7 +55,7 @@ class Proxy(NamedTuple):
     @property
     def headers(self) -> dict[str, str]:
         """Returns the headers of a request to the proxy itself."""
-        return {"Proxy-Authorization": self.authorization} if self.authorization else {}
+        return {"proxy-authorization": self.authorization} if self.authorization else {}
 
 
 def find_proxy(url: str) -> Proxy | None:
@@ -60,10 +65,22 @@ def find_proxy(url: str) -> Proxy | None:
         InputError: the variable does not hold the URL of an HTTP proxy.
     """
     proxies, parts = getproxies_environment(), urlsplit(url)
+    if parts.netloc in _near:
+        return None
     name = next((name for name in (parts.scheme, "all") if proxies.get(name)), None)
     if name is None or is_exempt(parts.hostname or "", parts.port, proxies.get("no", "")):
         return None
     return parse_proxy(proxies[name], f"{name.upper()}_PROXY")
+
+
+@contextlib.contextmanager
+def without_proxy(address: str) -> Iterator[None]:
+    """Sends the requests to an address (`host:port`) directly in the meantime, whatever the environment says."""
+    _near.add(address)
+    try:
+        yield
+    finally:
+        _near.discard(address)
 
 
 def parse_proxy(value: str, variable: str) -> Proxy:
@@ -182,7 +199,7 @@ class Pool(urllib3.PoolManager):
                 return super().urlopen(method, url, redirect, **more)
             response = self._manager(proxy).urlopen(method, url, redirect, **more)
         except (urllib3.exceptions.ProxyError, urllib3.exceptions.SSLError, urllib3.exceptions.MaxRetryError) as error:
-            raise _explained(error, url, proxy) from error
+            raise explained(error, urlsplit(url).hostname or url, proxy) from error
         if proxy and response.status == 407:
             response.close()
             raise _asks_for_password(proxy)
@@ -208,13 +225,13 @@ class Pool(urllib3.PoolManager):
             return manager
 
 
-def _explained(error: Exception, url: str, proxy: Proxy | None) -> Exception:
-    """Returns the error of a proxy or of a certificate; any other one as it is."""
+def explained(error: Exception, host: str, proxy: Proxy | None = None) -> Exception:
+    """Returns a RouteError for the error of a proxy or of a certificate, and any other one as it is."""
     inner = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
     if isinstance(inner, urllib3.exceptions.ProxyError) and proxy is not None:
         return _of_proxy(inner.original_error, proxy)
     if isinstance(inner, urllib3.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(inner):
-        return _of_certificate(inner, urlsplit(url).hostname or url)
+        return _of_certificate(inner, host)
     return error
 
 
