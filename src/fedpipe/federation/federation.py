@@ -83,8 +83,8 @@ class Federation(Section, frozen=True, kw_only=True):
     secret: Annotated[
         str,
         Meta(
-            description="Kubernetes secret with the store's keys (`accesskey`, `secretkey`); empty: pods use the identity "
-            "of their service account"
+            description="Kubernetes secret with the store's keys (`accesskey`, `secretkey`); empty: pods use the "
+            "identity of their service account"
         ),
     ] = KUBEFLOWS_SECRET
 
