@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -37,7 +37,15 @@ def run(
     workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0 for one per core.")] = 0,
 ) -> None:
     """Run a federation on this machine; the same run name resumes."""
-    _run(file, store, out_folder, name, parameters, workers=workers)
+    from fedpipe.cli.progress import Progress
+    from fedpipe.commands.run import run as run_source
+
+    given = given_parameters(parameters)
+    with Progress() as progress:
+        result = run_source(
+            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, workers=workers
+        )
+    _show(result)
 
 
 @commands.add("fedpipe simulate federation.yaml", "fedpipe simulate federation.yaml --run trial-2 -p rounds=20")
@@ -49,18 +57,12 @@ def simulate(
     parameters: ParameterOption = None,
 ) -> None:
     """Rehearse a federation with TensorFlow Federated; the same run name resumes."""
-    _run(file, store, out_folder, name, parameters, simulation=True)
-
-
-def _run(
-    file: Path, store: str | None, folder: Path | None, name: str, parameters: list[str] | None, **how: Any
-) -> None:
     from fedpipe.cli.progress import Progress
-    from fedpipe.commands.run import run as run_source
+    from fedpipe.commands.run import simulate as rehearse
 
     given = given_parameters(parameters)
     with Progress() as progress:
-        result = run_source(file, store=store, out=folder, name=name, parameters=given, listener=progress, **how)
+        result = rehearse(file, store=store, out=out_folder, name=name, parameters=given, listener=progress)
     _show(result)
 
 

@@ -7,25 +7,28 @@ from typing import Any
 
 import msgspec
 
+from fedpipe.commands.opened import StoreGiven, settle
 from fedpipe.engine.workers import Workers
 from fedpipe.errors import NotFoundError
-from fedpipe.federation.file import read_federation
+from fedpipe.federation.sources import Source
 from fedpipe.rounds.history import history, read_head, read_record
 from fedpipe.rounds.plan import read_plan
-from fedpipe.store import chosen_uri, open_store
+from fedpipe.store import open_store
 from fedpipe.store.files import write_whole
 
 
 def export(
-    source: str | Path, output: str | Path, *, store: str | None = None, name: str | None = None
-) -> dict[str, Any]:
+    source: Source, output: str | Path = "model.onnx", *, store: StoreGiven = None, name: str | None = None,
+    **keys: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Writes the shared model as a verified ONNX file.
 
     Args:
-        source: the federation file.
+        source: the federation file, or its content.
         output: an .onnx file; it is written only after it is verified.
-        store: URI of a store to use instead of the federation's.
+        store: a store to use instead of the federation's.
         name: the run whose last model is exported; the run at HEAD by default.
+        keys: keys of the federation file with new values.
 
     Returns:
         The digest, opset, largest difference and run, as in the model's origin.
@@ -33,9 +36,13 @@ def export(
     Raises:
         NotFoundError: there is no trained model.
         ExportError: the model differs from the trained one; nothing is written.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml", name="run-1")
+    >>> fedpipe.export("demo/federation.yaml", "model.onnx")["run"]
+    'run-1'
     """
-    federation = read_federation(Path(source))
-    uri = chosen_uri(store, federation.store_uri)
+    federation, uri = settle(source, store, keys)
     opened = open_store(uri).below(federation.name)
     if name is None:
         head = read_head(opened)
@@ -43,7 +50,8 @@ def export(
     else:
         record = next(reversed(history(opened, name)), None)
     if record is None:
-        raise NotFoundError("there is no trained model", where=opened.uri, remedy=f"Run `fedpipe run {source}` first.")
+        file = source if isinstance(source, str | Path) else "FILE"
+        raise NotFoundError("there is no trained model", where=opened.uri, remedy=f"Run `fedpipe run {file}` first.")
     with Workers(preload=federation.needs_tensorflow) as processes:
         data, origin = processes.call(_verified, uri, federation.name, record.plan, record.weights)
     write_whole(Path(output), data)

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from fedpipe.commands.live import showing
+from fedpipe.commands.opened import StoreGiven
+from fedpipe.commands.shown import Result as Result
 from fedpipe.compiled.compiler import compile_pipeline
 from fedpipe.compiled.graph import Graph, check_arguments, parse_graph, read_graph, resolve
 from fedpipe.engine import preflight
@@ -17,7 +20,7 @@ from fedpipe.engine.local import Engine, Listener
 from fedpipe.engine.workers import Workers, beside, start_server, warm_simulation
 from fedpipe.errors import InputError, PipelineError
 from fedpipe.federation.federation import Federation
-from fedpipe.federation.file import read_federation
+from fedpipe.federation.sources import Source, read_source
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
 from fedpipe.rounds.history import read_record
@@ -28,13 +31,7 @@ from fedpipe.steps.shard import run_name
 from fedpipe.store import Store, check_uri, chosen_uri, keys, open_store
 
 DEFAULT_RUN = "run-1"
-
-
-class Result(NamedTuple):
-    """A finished run: `summary.json` as a dictionary, and the folder with it, `report.html` and `model.onnx`."""
-
-    summary: dict[str, Any]
-    folder: Path
+DEFAULT_SIMULATION = "simulation-1"
 
 
 class _Job(NamedTuple):
@@ -54,40 +51,90 @@ class _Job(NamedTuple):
 
 
 def run(
-    source: str | Path,
+    source: Source,
     *,
-    store: str | None = None,
+    store: StoreGiven = None,
     out: str | Path | None = None,
     name: str = DEFAULT_RUN,
     parameters: Mapping[str, Any] | None = None,
     listener: Listener = lambda _: None,
+    progress: bool | None = None,
     workers: int = 0,
-    simulation: bool = False,
+    simulation: bool | Mapping[str, Any] = False,
+    **keys: Any,
 ) -> Result:
     """Runs a federation on this machine; a second run of the same name resumes.
 
     Args:
-        source: a federation file or a compiled pipeline.
-        store: URI of a store to use instead of the federation's.
+        source: a federation file, its content, or a compiled pipeline.
+        store: a store to use instead of the federation's.
         out: folder for the results; `fedpipe-out/<federation>/<run>` by default.
         name: the run's name.
         parameters: run-time parameters of the pipeline, such as `learning_rate`.
         listener: receives the events of the engine.
+        progress: prints a line for each round; by default a notebook shows the progress, and a script is quiet.
         workers: processes for the steps of each environment; one per core by default.
-        simulation: rehearses a federation file with TensorFlow Federated.
+        simulation: rehearses the federation as `simulate` does; or keys of `simulation` with new values.
+        keys: keys of the federation file with new values, such as `training={"rounds": 3}`.
 
     Raises:
         InputError: a mistake in the input; nothing was changed.
         StoreError: the store cannot be used; nothing was changed.
         FedpipeError: the run failed; finished steps stay in the store.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml", training={"rounds": 2})
+    >>> len(result.summary["rounds"]), result.metrics["accuracy"] > 0.5
+    (2, True)
     """
-    name = run_name(name, "")
-    opened = _opened(Path(source), simulation=simulation)
+    if not isinstance(simulation, bool):
+        keys, simulation = {**keys, "simulation": simulation}, False
+    with showing(progress, listener) as listener:
+        return _run(source, store, out, run_name(name, ""), parameters or {}, listener, workers, simulation, keys)
+
+
+def simulate(
+    source: Source, *, store: StoreGiven = None, out: str | Path | None = None, name: str = DEFAULT_SIMULATION,
+    parameters: Mapping[str, Any] | None = None, listener: Listener = lambda _: None, progress: bool | None = None,
+    **keys: Any,
+) -> Result:  # fmt: skip
+    """Rehearses a federation with TensorFlow Federated on this machine.
+
+    Args:
+        source: a federation file, or its content.
+        store: a store to use instead of the federation's.
+        out: folder for the results; `fedpipe-out/<federation>/<run>` by default.
+        name: the run's name.
+        parameters: run-time parameters of the pipeline, such as `learning_rate`.
+        listener: receives the events of the engine.
+        progress: prints a line for each round; by default a notebook shows the progress, and a script is quiet.
+        keys: keys of the federation file with new values, such as `simulation={"clients": 100}`.
+
+    Raises:
+        FedpipeError: as of `run`.
+
+    >>> import fedpipe
+    >>> fedpipe.simulate("demo/federation.yaml", training={"round": 2})
+    Traceback (most recent call last):
+        ...
+    fedpipe.errors.FederationError: ...training: unknown key 'round'. Did you mean 'rounds'?
+    """
+    with showing(progress, listener) as listener:
+        return _run(source, store, out, run_name(name, ""), parameters or {}, listener, 0, True, keys)
+
+
+def _run(
+    source: Source, store: StoreGiven, out: str | Path | None, name: str, parameters: Mapping[str, Any],
+    listener: Listener, workers: int, simulation: bool, keys: Mapping[str, Any],
+) -> Result:  # fmt: skip
+    if isinstance(store, Mapping):
+        store, keys = None, {**keys, "store": store}
+    opened = _opened(source, keys, simulation=simulation)
     with Workers(preload=opened.needs_tensorflow) as processes:  # those that the checks warm up serve the first steps
         call = _warmed(processes) if simulation else processes.call
         if opened.needs_tensorflow:
             start_server()  # its import takes longer than everything before the first step
-        job = _prepared(source, opened, store, name, parameters or {}, simulation=simulation)
+        job = _prepared(source, opened, str(store) if store else None, name, parameters, simulation=simulation)
         folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
         _check_first(job, name, _warmed(processes) if job.needs_tff and not simulation else call)
         _make(folder)
@@ -148,7 +195,7 @@ def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
 
 
 def _prepared(
-    source: str | Path, opened: Federation | Graph, store: str | None, name: str, parameters: Mapping[str, Any], *,
+    source: Source, opened: Federation | Graph, store: str | None, name: str, parameters: Mapping[str, Any], *,
     simulation: bool,
 ) -> _Job:  # fmt: skip
     graph, default_store = _graph_of(opened, simulation=simulation)
@@ -173,17 +220,23 @@ def _prepared(
     return _Job(graph, checked, federation, _constant(graph, "code"), files)
 
 
-def _opened(source: Path, *, simulation: bool) -> Federation | Graph:
-    """Reads a federation file or the graph of a compiled pipeline."""
+def _opened(source: Source, changes: Mapping[str, Any], *, simulation: bool) -> Federation | Graph:
+    """Reads a federation or the graph of a compiled pipeline."""
+    if not isinstance(source, str | Path):
+        return read_source(source, changes)
+    path = Path(source)
     try:
-        head = next(iter(yaml.load_all(source.read_text(), Loader=yaml.CSafeLoader)), None)
+        head = next(iter(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader)), None)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         head = None  # read_federation reports the mistake
     if not (isinstance(head, dict) and "pipelineInfo" in head):
-        return read_federation(source)
+        return read_source(path, changes)
     if simulation:
-        raise InputError("is a compiled pipeline", where=str(source), remedy="Run it with `fedpipe run`.")
-    return read_graph(source)
+        raise InputError("is a compiled pipeline", where=str(path), remedy="Run it with `fedpipe run`.")
+    if changes:
+        what = f"is a compiled pipeline, in which {next(iter(changes))!r} cannot be changed"
+        raise InputError(what, where=str(path), remedy="Use `parameters`, or the federation file.")
+    return read_graph(path)
 
 
 def _graph_of(opened: Federation | Graph, *, simulation: bool) -> tuple[Graph, str]:

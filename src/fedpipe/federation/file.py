@@ -36,7 +36,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_federation(path: Path) -> Federation:
+def read_federation(path: str | Path) -> Federation:
     """Read and check a federation file; relative paths in it start at its folder.
 
     Args:
@@ -44,7 +44,17 @@ def read_federation(path: Path) -> Federation:
 
     Raises:
         FederationError: names the key, the mistake and the remedy.
+
+    >>> import fedpipe
+    >>> fedpipe.read_federation("demo/federation.yaml").training.rounds
+    10
     """
+    path = Path(path)
+    return resolved(parse_federation(read_content(path), where=str(path)), path.absolute().parent)
+
+
+def read_content(path: Path) -> Any:
+    """Read a YAML file as builtin values, unchecked. Raises FederationError."""
     try:
         text = path.read_text()
     except OSError as error:
@@ -56,11 +66,9 @@ def read_federation(path: Path) -> Federation:
     except UnicodeDecodeError as error:
         raise FederationError("is not UTF-8 text", where=str(path)) from error
     try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506  (a subclass of the safe loader)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a subclass of the safe loader)
     except (yaml.YAMLError, TypeError) as error:
         raise FederationError(f"is not YAML: {' '.join(str(error).split())}", where=str(path)) from error
-    federation = parse_federation(content, where=str(path))
-    return _resolved(federation, path.absolute().parent)
 
 
 def parse_federation(content: Any, *, where: str = "federation") -> Federation:
@@ -68,14 +76,14 @@ def parse_federation(content: Any, *, where: str = "federation") -> Federation:
     if not isinstance(content, dict):
         raise FederationError("is not a table of keys and values", where=where)
     try:
-        federation = msgspec.convert(_in_full(content), Federation)
+        federation = msgspec.convert(in_full(content), Federation)
     except msgspec.ValidationError as error:
         raise _explained(str(error), where) from error
     check_federation(federation, where=where)
     return federation
 
 
-def _in_full(content: dict[str, Any]) -> dict[str, Any]:
+def in_full(content: dict[str, Any]) -> dict[str, Any]:
     """Expand short forms: a name alone, and the server's plain step."""
     full = dict(content)
     algorithm = full["algorithm"] = _named(full.get("algorithm", {"name": "averaging"}))
@@ -108,7 +116,7 @@ def check_federation(federation: Federation, *, where: str) -> None:
         raise FederationError(what, where=f"{where}: {path}", remedy=remedy)
 
 
-def _resolved(federation: Federation, folder: Path) -> Federation:
+def resolved(federation: Federation, folder: Path) -> Federation:
     """Return the same federation with absolute paths and URIs."""
 
     def place(uri: str) -> str:
