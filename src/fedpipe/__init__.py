@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from fedpipe.commands.compile import compile
     from fedpipe.commands.explore import explore
     from fedpipe.commands.export import export
-    from fedpipe.commands.identities import enroll, policy_of, prepare, revoke, rotate
+    from fedpipe.commands.identities import enroll, prepare, revoke, rotate
+    from fedpipe.commands.identities import policy_of as policy
     from fedpipe.commands.init import init
     from fedpipe.commands.plot import plot
     from fedpipe.commands.predict import predict_file
+    from fedpipe.commands.promote import promote
     from fedpipe.commands.publish import sign
     from fedpipe.commands.run import run, simulate
     from fedpipe.commands.serve import serve
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from fedpipe.federation.file import read_federation
     from fedpipe.federation.placement import Images, Placement, StorePlace
     from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
+    from fedpipe.kubeflow.doctor.diagnosis import diagnose as doctor
+    from fedpipe.kubeflow.submission import change_schedule, schedule, schedules, submit
+    from fedpipe.kubeflow.where import Where
     from fedpipe.registry.prediction import predict
     from fedpipe.store import open_store
 
@@ -55,30 +60,37 @@ __all__ = [
     "StorePlace",
     "Training",
     "Vote",
+    "Where",
+    "change_schedule",
     "check",
     "compare",
     "compile",
     "compile_pipeline",
+    "doctor",
     "enroll",
     "explore",
     "export",
     "init",
     "open_store",
     "plot",
-    "policy_of",
+    "policy",
     "predict",
     "predict_file",
     "prepare",
+    "promote",
     "read_federation",
     "report",
     "revoke",
     "rotate",
     "run",
     "runs",
+    "schedule",
+    "schedules",
     "serve",
     "sign",
     "simulate",
     "stop",
+    "submit",
     "tensorboard",
     "watch",
 ]
@@ -100,30 +112,37 @@ _HOMES = {
     "StorePlace": "federation.placement",
     "Training": "federation.training",
     "Vote": "federation.algorithms",
+    "Where": "kubeflow.where",
+    "change_schedule": "kubeflow.submission",
     "check": "commands.check",
     "compare": "commands.compare",
     "compile": "commands.compile",
     "compile_pipeline": "compiled.compiler",
+    "doctor": "kubeflow.doctor.diagnosis:diagnose",
     "enroll": "commands.identities",
     "explore": "commands.explore",
     "export": "commands.export",
     "init": "commands.init",
     "open_store": "store",
     "plot": "commands.plot",
-    "policy_of": "commands.identities",
+    "policy": "commands.identities:policy_of",
     "predict": "registry.prediction",
     "predict_file": "commands.predict",
     "prepare": "commands.identities",
+    "promote": "commands.promote",
     "read_federation": "federation.file",
     "report": "commands.compare",
     "revoke": "commands.identities",
     "rotate": "commands.identities",
     "run": "commands.run",
     "runs": "commands.compare",
+    "schedule": "kubeflow.submission",
+    "schedules": "kubeflow.submission",
     "serve": "commands.serve",
     "sign": "commands.publish",
     "simulate": "commands.run",
     "stop": "commands.stop",
+    "submit": "kubeflow.submission",
     "tensorboard": "commands.tensorboard",
     "watch": "commands.watch",
 }
@@ -133,7 +152,8 @@ def __getattr__(name: str) -> Any:
     """Imports a name when it is first used: a step must not import unneeded modules."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fedpipe' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fedpipe.{_HOMES[name]}"), name)
+    module, _, own_name = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f"fedpipe.{module}"), own_name or name)
 
 
 def __dir__() -> list[str]:

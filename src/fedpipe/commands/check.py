@@ -24,13 +24,9 @@ def check(source: Source, *, store: bool | StoreGiven = True, **keys: Any) -> Fi
         FedpipeError: the first mistake, with its remedy.
 
     >>> import fedpipe
-    >>> for subject, what in fedpipe.check("demo/federation.yaml"):
-    ...     print(subject)
-    federation
-    data
-    model
-    privacy
-    store
+    >>> findings = fedpipe.check("demo/federation.yaml")
+    >>> findings[0]
+    Checked(subject='federation', what='digits: 5 learners')
     >>> fedpipe.check("demo/federation.yaml", training={"rounds": 0})
     Traceback (most recent call last):
         ...

@@ -37,7 +37,7 @@ def explore(source: Source, output: str | Path | None = None, **keys: Any) -> Ex
     >>> import fedpipe
     >>> found = fedpipe.explore("demo/federation.yaml")
     >>> len(found.views), len(found.classes)
-    (3, 10)
+    (5, 10)
     """
     federation = read_source(source, keys)
     dealt_out = dealt(federation, federation.data.uri)[0] if federation.sharded else {}

@@ -42,6 +42,11 @@ def plot(
     Raises:
         NotFoundError: there is no such run.
         InputError: the file cannot be written, or has an unsupported format.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml", name="run-1", training={"rounds": 2})
+    >>> fedpipe.plot("demo/federation.yaml", "run-1", "run-1.svg", live=False, listener=print)
+    round 2 of 2
     """
     path = Path(output)
     if path.suffix not in FORMATS:

@@ -15,6 +15,13 @@ def stop(source: Source, run: str, *, store: StoreGiven = None) -> str:
     Raises:
         NotFoundError: there is no such run.
         InputError: the run has ended.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml", name="run-1", training={"rounds": 2})
+    >>> fedpipe.stop("demo/federation.yaml", "run-1")
+    Traceback (most recent call last):
+        ...
+    fedpipe.errors.InputError: ...: run 'run-1' has ended already
     """
     opened, _ = open_federation(source, store)
     check_runs(opened, [run])
