@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedpipe.commands.shown import curves, number, shown_metrics, table
@@ -16,11 +16,15 @@ _SECONDS = 0.2
 """Least seconds between two drawings."""
 
 
-def in_notebook() -> bool:
-    """Returns whether this is a Jupyter kernel. IPython is not imported for it."""
+Display = Callable[..., Any]
+"""Shows an object in a notebook; with `display_id`, returns a handle whose `update` shows another one in its place."""
+
+
+def find_display() -> Display | None:
+    """Returns IPython's `display` in a Jupyter kernel, and None elsewhere. IPython is not imported for it."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
+    return ipython.display.display if ipython and getattr(shell, "kernel", None) is not None else None
 
 
 @contextlib.contextmanager
@@ -31,11 +35,11 @@ def showing(progress: bool | None, listener: Listener) -> Iterator[Listener]:
         progress: shows it, or not; None shows it in a notebook only.
         listener: receives every event.
     """
-    notebook = in_notebook()
-    if not (notebook if progress is None else progress):
+    display = find_display()
+    if not (display is not None if progress is None else progress):
         yield listener
         return
-    live = Live(notebook=notebook)
+    live = Live(display)
 
     def both(event: Event) -> None:
         live(event)
@@ -48,10 +52,14 @@ def showing(progress: bool | None, listener: Listener) -> Iterator[Listener]:
 
 
 class Live:
-    """Collects a run's events, and draws them in a notebook or writes a line for each round."""
+    """Collects a run's events, and draws them in a notebook or writes a line for each round.
 
-    def __init__(self, *, notebook: bool) -> None:
-        self._notebook, self._lock = notebook, threading.Lock()
+    Args:
+        display: that of a notebook; None writes lines.
+    """
+
+    def __init__(self, display: Display | None = None) -> None:
+        self._display, self._lock = display, threading.Lock()
         self._handle: Any = None
         self._drawn = 0.0
         self._running: list[str] = []
@@ -101,20 +109,18 @@ class Live:
         return f"round {at}{of}  {numbers}  {seconds:.1f} s"
 
     def _write(self, line: str) -> None:
-        if not self._notebook:
+        if self._display is None:
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
 
     def draw(self, *, last: bool = False) -> None:
         """Draws the state in the notebook's cell, a few times a second."""
-        if not self._notebook or (not last and time.monotonic() - self._drawn < _SECONDS):
+        if self._display is None or (not last and time.monotonic() - self._drawn < _SECONDS):
             return
-        from IPython.display import display  # type: ignore[import-not-found, unused-ignore]
-
         with self._lock:
             self._drawn = time.monotonic()
             if self._handle is None:
-                self._handle = display(self, display_id=True)
+                self._handle = self._display(self, display_id=True)
             else:
                 self._handle.update(self)
 

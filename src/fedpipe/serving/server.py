@@ -253,9 +253,12 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)  # clients that connect before the server runs wait
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(contextlib.closing(listener))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)  # clients that connect before the server runs wait
+            undo.pop_all()
     except (OSError, OverflowError, UnicodeError) as error:
         raise InputError(
             f"the address is not available: {getattr(error, 'strerror', None) or error}",
