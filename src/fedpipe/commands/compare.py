@@ -61,14 +61,13 @@ def report(
     source: Source, run: str, output: str | Path | None = None, *, store: StoreGiven = None,
     beside: Sequence[str] = (),
 ) -> Page:  # fmt: skip
-    """Regenerates a run's report from the store, compared with other runs of the federation.
+    """Regenerates a run's report from the store, compared with the runs in `beside`.
 
     Args:
         source: the federation file, or its content.
         run: the run's name.
         output: the file to write; none by default.
         store: a store to use instead of the federation's.
-        beside: other runs to compare with.
 
     Returns:
         The page.
@@ -84,7 +83,7 @@ def report(
     True
     """
     opened, uri = open_federation(source, store)
-    others = [beside] if isinstance(beside, str) else list(beside)
+    others = [beside] if isinstance(beside, str) else [*beside]
     check_runs(opened, (run, *others))
     page = Page(render(read_story(opened, run, uri), [read_story(opened, name, uri) for name in others]))
     save(page, output)
