@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import ipaddress
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,14 +32,19 @@ class ForwardProxy:
     Args:
         user: `user:password` that it asks for.
         refusal: an HTTP status with which it answers everything.
+        certificates: a folder as `make_certificates` writes it, for a proxy that is reached by TLS.
     """
 
-    def __init__(self, user: str = "", refusal: int = 0) -> None:
+    def __init__(self, user: str = "", refusal: int = 0, certificates: Path | None = None) -> None:
         self._expected = f"Basic {base64.b64encode(user.encode()).decode()}" if user else None
         self._refusal = refusal
         self.seen: list[str] = []
         self.port = servers.free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if certificates else 'http'}://127.0.0.1:{self.port}"
+        self._context: ssl.SSLContext | None = None
+        if certificates:
+            self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self._context.load_cert_chain(certificates / "public.crt", certificates / "private.key")
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
@@ -53,7 +59,7 @@ class ForwardProxy:
 
     async def _serve(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        async with await asyncio.start_server(self._accept, "127.0.0.1", self.port):
+        async with await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self._context):
             self._ready.set()
             await self._over.wait()
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -67,7 +73,9 @@ class ForwardProxy:
             self.seen.append(f"{method} {target.partition('?')[0]}")
             status = self._refusal or (407 if headers.get("proxy-authorization") != self._expected else 0)
             if status:
-                writer.write(f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+                writer.write(
+                    f"HTTP/1.1 {status} No\r\nContent-Type: text/html\r\nContent-Length: 9\r\nConnection: close\r\n\r\n<p>no</p>".encode()
+                )
             else:
                 await self._pass_on(method, target, lines, reader, writer)
 

@@ -115,6 +115,46 @@ class TestProxies:
         assert "NO_PROXY" in str(caught.value.remedy)
 
     @pytest.mark.parametrize("secure", [False, True])
+    def test_a_proxy_behind_tls(
+        self,
+        minio_server: servers.Server,
+        tls_server: servers.Server,
+        secure: bool,
+        certificates: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        name = "HTTPS_PROXY" if secure else "HTTP_PROXY"
+        with ForwardProxy(certificates=certificates) as proxy:
+            monkeypatch.setenv(name, proxy.url)
+            with pytest.raises(StoreError, match=r"the certificate of the proxy https://127.0.0.1:\d+ is not valid"):
+                open_store((tls_server if secure else minio_server).uri).probe()
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
+            use(tls_server if secure else minio_server, tmp_path)
+        assert proxy.seen
+
+    def test_a_proxy_that_answers_itself(self, minio_server: servers.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = open_store(minio_server.uri, deadline=0.5)
+        with ForwardProxy(refusal=403) as proxy:
+            monkeypatch.setenv("HTTP_PROXY", proxy.url)
+            started = time.monotonic()
+            with pytest.raises(StoreError, match=r"the server is not an S3 store: .*HTTP 403 ?") as caught:
+                store.create("a", b"")
+            with pytest.raises(
+                StoreError, match=r"the server is not an S3 store: it answers with HTTP 403 and text/html"
+            ):
+                list(store.keys())
+            with pytest.raises(StoreError, match=f"through the proxy {proxy.url}"):
+                store.size("a")
+            assert time.monotonic() - started < 0.5  # no retries
+            assert f"through the proxy {proxy.url}" in str(caught.value)
+        with ForwardProxy(refusal=502) as proxy:
+            monkeypatch.setenv("HTTP_PROXY", proxy.url)
+            for call in (lambda: store.create("a", b""), lambda: list(store.keys()), lambda: store.size("a")):
+                with pytest.raises(StoreUnavailableError, match="502"):
+                    call()
+
+    @pytest.mark.parametrize("secure", [False, True])
     def test_a_proxy_that_is_down(
         self,
         minio_server: servers.Server,

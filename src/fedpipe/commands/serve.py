@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ _MIB = 2**20
 
 def serve(
     source: Source | None = None, *, store: str | None = None, models: str | Path | None = None,
-    host: str = "127.0.0.1", port: int = 0, cache: str | Path | None = None, token: str = "", poll: float = 5.0,
-    sessions: int = 0, threads: int = 0, batch: int = 1, batch_delay: float = 2.0, body_limit: float = 64.0,
+    host: str = "127.0.0.1", port: int = 0, cache: str | Path | None = None, token: str | None = None,
+    poll: float = 5.0, sessions: int = 0, threads: int = 0, batch: int = 1, batch_delay: float = 2.0, body_limit: float = 64.0,
     timeout: float = 30.0, access_log: bool = False, wait: float = 60.0, **keys: Any,
 ) -> Server:  # fmt: skip
     """Serves the accepted models over HTTP from a thread of this process, until it is stopped.
@@ -29,7 +30,7 @@ def serve(
         host: the address to listen on.
         port: the port; 0 for a free one.
         cache: folder for copies, so that a restart works without the store.
-        token: the bearer token that clients must send.
+        token: the bearer token that clients must send; FEDPIPE_TOKEN by default, and none without it.
         poll: seconds between looks for new versions.
         sessions: parallel runs; 0 for one per four cores.
         threads: threads of a run; 0 for cores divided by sessions.
@@ -56,6 +57,7 @@ def serve(
     True
     """
     body = int(body_limit * _MIB)
+    token = os.environ.get("FEDPIPE_TOKEN", "") if token is None else token
     options = Options(
         host=host, port=port, cache=Path(cache) if cache else None, token=token, poll=poll, sessions=sessions,
         threads=threads, batching=Batching(batch, batch_delay / 1000),

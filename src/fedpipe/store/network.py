@@ -268,6 +268,12 @@ def _trusted_now() -> str:
     return " and ".join(f"{name}={path}" for name, path in named_bundles().items()) or "the system's authorities"
 
 
+def via(url: str) -> str:
+    """Returns the proxy on the way to a URL, for messages; empty without one."""
+    proxy = find_proxy(url)
+    return f" through the proxy {proxy.url}" if proxy else ""
+
+
 def reason_of(error: BaseException) -> str:
     """Returns why a connection failed, in a few words."""
     if isinstance(error, RouteError):

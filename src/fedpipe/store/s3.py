@@ -22,8 +22,8 @@ from minio.error import InvalidResponseError, S3Error, ServerError
 from fedpipe.errors import NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.store.base import SMALL, Blob, Reader, check_key, probe_conditional_writes
 from fedpipe.store.credentials import Credentials
-from fedpipe.store.network import RouteError, reason_of, remedy_of
-from fedpipe.store.s3_client import DEADLINE, Connection, connect, time_of_signing
+from fedpipe.store.network import RouteError, remedy_of, via
+from fedpipe.store.s3_client import DEADLINE, Connection, connect, describe_answer, may_pass, time_of_signing
 
 T = TypeVar("T")
 PROBE_DEADLINE = 8.0
@@ -104,7 +104,7 @@ class MinioStore:
         return f"{self._prefix}/{key}" if self._prefix else key
 
     def _where(self, key: str) -> str:
-        return f"{self.uri}/{key}" if key else f"{self.uri} at {self._endpoint}"
+        return f"{self.uri}/{key}" if key else f"{self.uri} at {self._endpoint}{via(self._endpoint)}"
 
     def _retried(self, call: Callable[[], T], key: str) -> T:
         """Retries a request after transient faults, with growing waits, until the deadline."""
@@ -119,11 +119,12 @@ class MinioStore:
                 if error.code not in _TRANSIENT and was_wrong is not None:
                     raise self._translated(error, key) from error
                 cause: Exception = error
-            except InvalidResponseError as error:
-                raise StoreError(
-                    f"the server is not an S3 store: {error}", where=self._where(""), remedy="Check the endpoint."
-                ) from error
-            except (ServerError, urllib3.exceptions.HTTPError, OSError) as error:
+            except (InvalidResponseError, ServerError) as error:
+                if not may_pass(error):
+                    what = f"the server is not an S3 store: {describe_answer(error)}"
+                    raise StoreError(what, where=self._where(""), remedy="Check the endpoint.") from error
+                cause = error
+            except (urllib3.exceptions.HTTPError, OSError) as error:
                 if isinstance(error, RouteError) and error.lasting:
                     raise StoreError(str(error), where=self._where(""), remedy=error.remedy) from error
                 cause = error
@@ -131,7 +132,7 @@ class MinioStore:
             wait = min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
             if time.monotonic() + wait > end:
                 raise StoreUnavailableError(
-                    f"the store cannot be reached: {reason_of(cause)}",
+                    f"the store cannot be reached: {describe_answer(cause)}",
                     where=self._where(""),
                     remedy=remedy_of(cause, "Check the endpoint, and that the server is running."),
                 ) from cause
@@ -149,7 +150,7 @@ class MinioStore:
             )
         if error.code in _DENIED:
             return StoreError(
-                f"the store refuses the credentials ({error.code})",
+                f"the store refuses the credentials ({error.code}){via(self._endpoint)}",
                 where=self._where(key),
                 remedy="Check the access key, the secret key and the policy of this user.",
             )

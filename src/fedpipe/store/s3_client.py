@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import minio
 import minio.time
 import urllib3
+from minio.error import InvalidResponseError, ServerError
 
 from fedpipe.errors import StoreError
 from fedpipe.store.credentials import Credentials, Identity, find_identity, fixed
-from fedpipe.store.network import Pool
+from fedpipe.store.network import Pool, reason_of
 
 DEADLINE = 60.0
 """Seconds that one request may take with all its retries; a transfer consists of many requests."""
@@ -54,6 +55,23 @@ class SigningClient(minio.Minio):
 def time_of_signing() -> datetime.datetime:
     """Returns the current time as the minio package uses it in signatures."""
     return minio.time.utcnow()
+
+
+def may_pass(error: InvalidResponseError | ServerError) -> bool:
+    """Returns whether another try may help: gateways answer with 502 while a server restarts."""
+    return _status_of(error) >= 500 or _status_of(error) in (408, 429)
+
+
+def describe_answer(error: Exception) -> str:
+    """Returns what a server or a gateway answered, without its page, or why none answered."""
+    if isinstance(error, InvalidResponseError):
+        kind = (error._content_type or "no type").partition(";")[0]
+        return f"it answers with HTTP {error._code} and {kind}"
+    return reason_of(error)
+
+
+def _status_of(error: InvalidResponseError | ServerError) -> int:
+    return error._code if isinstance(error, InvalidResponseError) else error.status_code
 
 
 class Connection(NamedTuple):
