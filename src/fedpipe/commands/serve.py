@@ -18,8 +18,8 @@ _MIB = 2**20
 def serve(
     source: Source | None = None, *, store: str | None = None, models: str | Path | None = None,
     host: str = "127.0.0.1", port: int = 0, cache: str | Path | None = None, token: str | None = None,
-    poll: float = 5.0, sessions: int = 0, threads: int = 0, batch: int = 1, batch_delay: float = 2.0, body_limit: float = 64.0,
-    timeout: float = 30.0, access_log: bool = False, wait: float = 60.0, **keys: Any,
+    poll: float = 5.0, sessions: int = 0, threads: int = 0, batch: int = 1, batch_delay: float = 2.0,
+    body_limit: float = 64.0, timeout: float = 30.0, access_log: bool = False, wait: float = 60.0, **keys: Any,
 ) -> Server:  # fmt: skip
     """Serves the accepted models over HTTP from a thread of this process, until it is stopped.
 
