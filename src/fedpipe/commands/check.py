@@ -12,13 +12,13 @@ from fedpipe.federation.sources import Source
 from fedpipe.store import open_store
 
 
-def check(source: Source, *, store: bool | StoreGiven = True, **keys: Any) -> Findings:
+def check(source: Source, *, store: bool | StoreGiven = True, **changes: Any) -> Findings:
     """Checks a federation file, its data, its model and its store; changes nothing.
 
     Args:
         source: a federation file, or its content.
         store: whether to check the store; or another store.
-        keys: keys of the federation file with new values.
+        changes: keys of the federation file with new values.
 
     Raises:
         FedpipeError: the first mistake, with its remedy.
@@ -35,7 +35,7 @@ def check(source: Source, *, store: bool | StoreGiven = True, **keys: Any) -> Fi
     from fedpipe.compiled.compiler import read_code
 
     given = None if isinstance(store, bool) else store
-    federation, found = settle(source, given, keys)
+    federation, found = settle(source, given, changes)
     uri = "" if store is False else found
     findings = Findings([preflight.Checked("federation", f"{federation.name}: {len(federation.learners)} learners")])
     with Workers(preload=federation.needs_tensorflow) as processes:

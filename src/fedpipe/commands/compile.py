@@ -14,7 +14,7 @@ from fedpipe.store.files import write_whole
 
 def compile(
     source: Source, output: str | Path = "pipeline.yaml", *, simulation: bool = False,
-    manifest: str | Path | None = None, **keys: Any,
+    manifest: str | Path | None = None, **changes: Any,
 ) -> Estimate:  # fmt: skip
     """Compiles a federation to one Kubeflow pipeline file.
 
@@ -23,7 +23,7 @@ def compile(
         output: the .yaml file to write.
         simulation: compiles the rehearsal of `simulate` instead.
         manifest: also writes Pipeline and PipelineVersion objects to this file, for `kubectl apply`.
-        keys: keys of the federation file with new values.
+        changes: keys of the federation file with new values.
 
     Returns:
         The size and the overhead of the pipeline.
@@ -41,7 +41,7 @@ def compile(
     output = Path(output)
     if output.suffix not in (".yaml", ".yml"):
         raise InputError("is not a .yaml file", where=str(output), remedy="Choose a name that ends with .yaml.")
-    estimate = compile_pipeline(read_source(source, keys), output, simulation=simulation)
+    estimate = compile_pipeline(read_source(source, changes), output, simulation=simulation)
     if manifest is not None:
         write_whole(Path(manifest), manifest_of(output.read_bytes()).encode())
     return estimate

@@ -22,13 +22,13 @@ from fedpipe.steps.explore import private
 from fedpipe.store.objects import digest_of
 
 
-def explore(source: Source, output: str | Path | None = None, **keys: Any) -> Explored:
+def explore(source: Source, output: str | Path | None = None, **changes: Any) -> Explored:
     """Looks at the learners' data, including their own files where this machine can read them.
 
     Args:
         source: a federation file, or its content.
         output: a file for the page; none by default.
-        keys: keys of the federation file with new values.
+        changes: keys of the federation file with new values.
 
     Raises:
         DataError: the dataset cannot be dealt out.
@@ -39,7 +39,7 @@ def explore(source: Source, output: str | Path | None = None, **keys: Any) -> Ex
     >>> len(found.views), len(found.classes)
     (5, 10)
     """
-    federation = read_source(source, keys)
+    federation = read_source(source, changes)
     dealt_out = dealt(federation, federation.data.uri)[0] if federation.sharded else {}
     views, left_out = [], private(federation)
     with Workers(preload=federation.needs_tensorflow) as processes:

@@ -19,7 +19,7 @@ from fedpipe.store.files import write_whole
 
 def export(
     source: Source, output: str | Path = "model.onnx", *, store: StoreGiven = None, name: str | None = None,
-    **keys: Any,
+    **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the shared model as a verified ONNX file.
 
@@ -28,7 +28,7 @@ def export(
         output: an .onnx file; it is written only after it is verified.
         store: a store to use instead of the federation's.
         name: the run whose last model is exported; the run at HEAD by default.
-        keys: keys of the federation file with new values.
+        changes: keys of the federation file with new values.
 
     Returns:
         The digest, opset, largest difference and run, as in the model's origin.
@@ -42,7 +42,7 @@ def export(
     >>> fedpipe.export("demo/federation.yaml", "model.onnx")["run"]
     'run-1'
     """
-    federation, uri = settle(source, store, keys)
+    federation, uri = settle(source, store, changes)
     opened = open_store(uri).below(federation.name)
     if name is None:
         head = read_head(opened)

@@ -61,7 +61,7 @@ def run(
     progress: bool | None = None,
     workers: int = 0,
     simulation: bool | Mapping[str, Any] = False,
-    **keys: Any,
+    **changes: Any,
 ) -> Result:
     """Runs a federation on this machine; a second run of the same name resumes.
 
@@ -75,7 +75,7 @@ def run(
         progress: prints a line for each round; by default a notebook shows the progress, and a script is quiet.
         workers: processes for the steps of each environment; one per core by default.
         simulation: rehearses the federation as `simulate` does; or keys of `simulation` with new values.
-        keys: keys of the federation file with new values, such as `training={"rounds": 3}`.
+        changes: keys of the federation file with new values, such as `training={"rounds": 3}`.
 
     Raises:
         InputError: a mistake in the input; nothing was changed.
@@ -88,15 +88,15 @@ def run(
     (2, True)
     """
     if not isinstance(simulation, bool):
-        keys, simulation = {**keys, "simulation": simulation}, False
+        changes, simulation = {**changes, "simulation": simulation}, False
     with showing(progress, listener) as listener:
-        return _run(source, store, out, run_name(name, ""), parameters or {}, listener, workers, simulation, keys)
+        return _run(source, store, out, run_name(name, ""), parameters or {}, listener, workers, simulation, changes)
 
 
 def simulate(
     source: Source, *, store: StoreGiven = None, out: str | Path | None = None, name: str = DEFAULT_SIMULATION,
     parameters: Mapping[str, Any] | None = None, listener: Listener = lambda _: None, progress: bool | None = None,
-    **keys: Any,
+    **changes: Any,
 ) -> Result:  # fmt: skip
     """Rehearses a federation with TensorFlow Federated on this machine.
 
@@ -108,7 +108,7 @@ def simulate(
         parameters: run-time parameters of the pipeline, such as `learning_rate`.
         listener: receives the events of the engine.
         progress: prints a line for each round; by default a notebook shows the progress, and a script is quiet.
-        keys: keys of the federation file with new values, such as `simulation={"clients": 100}`.
+        changes: keys of the federation file with new values, such as `simulation={"clients": 100}`.
 
     Raises:
         FedpipeError: as of `run`.
@@ -120,16 +120,16 @@ def simulate(
     fedpipe.errors.FederationError: ...training: unknown key 'round'. Did you mean 'rounds'?
     """
     with showing(progress, listener) as listener:
-        return _run(source, store, out, run_name(name, ""), parameters or {}, listener, 0, True, keys)
+        return _run(source, store, out, run_name(name, ""), parameters or {}, listener, 0, True, changes)
 
 
 def _run(
     source: Source, store: StoreGiven, out: str | Path | None, name: str, parameters: Mapping[str, Any],
-    listener: Listener, workers: int, simulation: bool, keys: Mapping[str, Any],
+    listener: Listener, workers: int, simulation: bool, changes: Mapping[str, Any],
 ) -> Result:  # fmt: skip
     if isinstance(store, Mapping):
-        store, keys = None, {**keys, "store": store}
-    opened = _opened(source, keys, simulation=simulation)
+        store, changes = None, {**changes, "store": store}
+    opened = _opened(source, changes, simulation=simulation)
     with Workers(preload=opened.needs_tensorflow) as processes:  # those that the checks warm up serve the first steps
         call = _warmed(processes) if simulation else processes.call
         if opened.needs_tensorflow:

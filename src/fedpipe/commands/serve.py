@@ -19,7 +19,7 @@ def serve(
     source: Source | None = None, *, store: str | None = None, models: str | Path | None = None,
     host: str = "127.0.0.1", port: int = 0, cache: str | Path | None = None, token: str | None = None,
     poll: float = 5.0, sessions: int = 0, threads: int = 0, batch: int = 1, batch_delay: float = 2.0,
-    body_limit: float = 64.0, timeout: float = 30.0, access_log: bool = False, wait: float = 60.0, **keys: Any,
+    body_limit: float = 64.0, timeout: float = 30.0, access_log: bool = False, wait: float = 60.0, **changes: Any,
 ) -> Server:  # fmt: skip
     """Serves the accepted models over HTTP from a thread of this process, until it is stopped.
 
@@ -40,7 +40,7 @@ def serve(
         timeout: seconds that a request may take.
         access_log: writes each request as a line of JSON to standard output.
         wait: seconds to wait until the models are loaded; a server without any is returned then.
-        keys: keys of the federation file with new values.
+        changes: keys of the federation file with new values.
 
     Returns:
         The server, with its address in `url`. `stop`, or the end of a `with` statement, ends it.
@@ -63,7 +63,7 @@ def serve(
         threads=threads, batching=Batching(batch, batch_delay / 1000),
         limits=Limits(body=body, bodies=4 * body, seconds=timeout), access_log=access_log,
     )  # fmt: skip
-    federation = read_source(source, keys) if source is not None else None
+    federation = read_source(source, changes) if source is not None else None
     place = locate(source=federation, store=store, folder=Path(models) if models else None)
     server = Server(place, options)
     server.start(wait)
