@@ -14,7 +14,7 @@ import pytest
 import fedpipe
 from fedpipe.commands.live import Live, find_display
 from fedpipe.errors import FedpipeError, InputError, NotFoundError
-from fedpipe.federation.file import read_content
+from fedpipe.federation.loading import load
 from tests import servers
 
 
@@ -73,7 +73,7 @@ def test_a_run_without_a_central_test_set() -> None:
 
 
 def test_a_run_of_a_dictionary_and_of_typed_objects_is_that_of_the_file() -> None:
-    content = read_content(Path("federation.yaml"))
+    content = load(Path("federation.yaml"))
     weights = [
         fedpipe.run(source, store=f"store-{number}", training={"rounds": 2}).summary["rounds"][-1]["weights"]
         for number, source in enumerate(("federation.yaml", content, fedpipe.read_federation("federation.yaml")))

@@ -12,7 +12,8 @@ from fedpipe.errors import FederationError
 from fedpipe.federation.algorithms import Averaging, Collective
 from fedpipe.federation.data import Data
 from fedpipe.federation.federation import Federation, LearnerSettings
-from fedpipe.federation.file import read_content, read_federation
+from fedpipe.federation.file import read_federation
+from fedpipe.federation.loading import load
 from fedpipe.federation.sources import read_source
 from fedpipe.federation.training import Training
 
@@ -27,7 +28,7 @@ CONTENT: dict[str, Any] = {
 def test_a_dictionary_is_read_as_a_file_is(numpy_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = numpy_digits / "federation.yaml"
     monkeypatch.chdir(numpy_digits)
-    assert read_source(read_content(path)) == read_source(path) == read_federation(path)
+    assert read_source(load(path)) == read_source(path) == read_federation(path)
 
 
 def test_typed_objects_are_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from fedpipe.cli.options import (
     FederationFile,
+    KeysOption,
     OutOption,
     ParameterOption,
     RunOption,
@@ -34,7 +35,10 @@ def run(
     out_folder: OutOption = None,
     name: RunOption = "run-1",
     parameters: ParameterOption = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0 for one per core.")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, max=1024, help="Worker processes; 0 for one per core.")
+    ] = 0,
+    keys: KeysOption = None,
 ) -> None:
     """Run a federation on this machine; the same run name resumes."""
     from fedpipe.cli.progress import Progress
@@ -43,8 +47,9 @@ def run(
     given = given_parameters(parameters)
     with Progress() as progress:
         result = run_source(
-            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, workers=workers
-        )
+            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, workers=workers,
+            keys=keys,
+        )  # fmt: skip
     _show(result)
 
 

@@ -9,7 +9,7 @@ from fedpipe.commands.shown import Findings
 from fedpipe.engine import preflight
 from fedpipe.engine.workers import Workers
 from fedpipe.federation.sources import Source
-from fedpipe.store import open_store
+from fedpipe.store import check_folder, open_store
 
 
 def check(source: Source, *, store: bool | StoreGiven = True, **changes: Any) -> Findings:
@@ -38,15 +38,16 @@ def check(source: Source, *, store: bool | StoreGiven = True, **changes: Any) ->
     federation, found = settle(source, given, changes)
     uri = "" if store is False else found
     findings = Findings([preflight.Checked("federation", f"{federation.name}: {len(federation.learners)} learners")])
+    checked = [_checked_store(uri)] if uri else []
     with Workers(preload=federation.needs_tensorflow) as processes:
         findings += preflight.check(federation, read_code(federation), federation.data.uri, uri, processes.call)
-    if uri:
-        findings.append(_checked_store(uri))
+    findings += checked
     return findings
 
 
 def _checked_store(uri: str) -> preflight.Checked:
     if uri.startswith("file://"):  # the first run creates a folder
+        check_folder(uri)
         return preflight.Checked("store", uri)
     open_store(uri).probe()
     return preflight.Checked("store", f"{uri} honours conditional writes")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fedpipe.errors import InputError, MissingExtraError
+from fedpipe.store.files import obstacle
 
 FILES = ("federation.yaml", "model.py", "DATA.md", "digits.npz")
 
@@ -52,8 +53,13 @@ def init(
     >>> fedpipe.init("another", framework="numpy")
     ('federation.yaml', 'model.py', 'DATA.md', 'digits.npz')
     """
+    if not str(folder).strip():
+        raise InputError("the folder's name is empty", remedy="Name a new or empty folder; `.` is the current one.")
     folder, algorithm, framework = Path(folder), _chosen(Algorithm, algorithm), _chosen(Framework, framework)
-    existing = next((name for name in FILES if (folder / name).exists()), None)
+    try:
+        existing = next((name for name in FILES if (folder / name).exists()), None)
+    except OSError as error:  # such as a name that is too long
+        raise _unwritable(folder, error) from error
     if existing and not force:
         raise InputError(
             f"{existing} already exists", where=str(folder), remedy="Choose another folder, or use --force."
@@ -65,7 +71,7 @@ def init(
         for name, text in texts.items():
             (folder / name).write_text(text)
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", where=str(folder)) from error
+        raise _unwritable(folder, error) from error
     return FILES
 
 
@@ -76,6 +82,12 @@ def _chosen(kind: type[Chosen], name: str) -> Chosen:
     except ValueError as error:
         remedy = f"Valid: {', '.join(kind)}."
         raise InputError(f"there is no {kind.__name__.lower()} {name!r}", remedy=remedy) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    """Return the error for a folder that cannot be written, with the file in its way when there is one."""
+    what = obstacle(folder) or f"the folder cannot be written: {error.strerror}"
+    return InputError(what, where=str(folder), remedy="Choose another folder, or check its permissions.")
 
 
 def _texts(algorithm: Algorithm, framework: Framework) -> dict[str, str]:

@@ -9,14 +9,14 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
-from fedpipe.commands.opened import StoreGiven, settle
+from fedpipe.commands.opened import StoreGiven, file_of, settle
 from fedpipe.errors import InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import KUBEFLOWS_SECRET
 from fedpipe.federation.sources import Source
 from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled, format_time, read_enrolled
 from fedpipe.identity.policies import Policy, coordinator_policy, learner_policy
-from fedpipe.identity.signing import COORDINATOR
+from fedpipe.identity.signing import COORDINATOR, key_folder
 from fedpipe.store import Store, open_store
 
 
@@ -24,7 +24,7 @@ class StoredFederation(NamedTuple):
     """A federation, its file and the URI of its store."""
 
     federation: Federation
-    source: Path | None
+    source: Path
     uri: str
 
     @property
@@ -48,8 +48,8 @@ class StoredFederation(NamedTuple):
         return "/".join(filter(None, (urlsplit(self.uri).path.strip("/"), self.federation.name)))
 
     def key_folder(self, keys: str | Path | None) -> Path:
-        """Returns the folder of the key files: `keys`, or the folder of that name next to the file or in this one."""
-        return Path(keys) if keys else (self.source.absolute().parent if self.source else Path.cwd()) / "keys"
+        """Returns the folder of the key files: `keys`, or the folder of that name next to the federation file."""
+        return key_folder(self.source, keys)
 
 
 class Member(NamedTuple):
@@ -91,7 +91,7 @@ class Member(NamedTuple):
 def open_place(source: Source, store: StoreGiven = None) -> StoredFederation:
     """Reads a federation; `store` is used instead of the store that it names."""
     federation, uri = settle(source, store)
-    return StoredFederation(federation, Path(source) if isinstance(source, str | Path) else None, uri)
+    return StoredFederation(federation, file_of(source), uri)
 
 
 def find_member(place: StoredFederation, name: str) -> Member:
@@ -105,7 +105,7 @@ def find_member(place: StoredFederation, name: str) -> Member:
         return Member(name, federation.learner(name).secret or f"fedpipe-{federation.name}-{name}")
     close = difflib.get_close_matches(name, names, n=1)
     remedy = f"Did you mean {close[0]!r}?" if close else f"Learners: {', '.join(names)}."
-    raise InputError(f"there is no learner {name!r}", where=str(place.source or "federation"), remedy=remedy)
+    raise InputError(f"there is no learner {name!r}", where=str(place.source), remedy=remedy)
 
 
 def check_enrolled(place: StoredFederation, member: Member) -> Enrolment:

@@ -30,6 +30,11 @@ def settle(
     return federation, chosen_uri(str(store) if store else None, federation.store_uri)
 
 
+def file_of(source: Source) -> Path:
+    """Returns the federation file, or without one the file that would be in the working folder."""
+    return Path(source) if isinstance(source, str | Path) else Path("federation.yaml")
+
+
 def open_federation(source: Source, store: StoreGiven = None) -> tuple[Store, str]:
     """Opens the federation's part of the store; returns it with the URI of the whole store.
 

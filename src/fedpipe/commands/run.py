@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from fedpipe.commands.live import showing
-from fedpipe.commands.opened import StoreGiven
+from fedpipe.commands.opened import StoreGiven, file_of
 from fedpipe.commands.shown import Result as Result
 from fedpipe.compiled.compiler import compile_pipeline
 from fedpipe.compiled.graph import Graph, check_arguments, parse_graph, read_graph, resolve
@@ -22,16 +23,19 @@ from fedpipe.errors import InputError, PipelineError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source, read_source
 from fedpipe.identity.enrolment import read_enrolled
-from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
+from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, keys_at_hand, public_key
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.plan import RunPlace, Settings
 from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
-from fedpipe.store import Store, check_uri, chosen_uri, keys, open_store
+from fedpipe.store import Store, check_folder, check_uri, chosen_uri, keys, open_store
+from fedpipe.store.files import obstacle
 
 DEFAULT_RUN = "run-1"
 DEFAULT_SIMULATION = "simulation-1"
+_PIPELINE = re.compile(r"""^pipelineInfo:|^[{ ,]*"pipelineInfo":""", re.MULTILINE)
+"""Begins a section of a compiled pipeline, as YAML or JSON."""
 
 
 class _Job(NamedTuple):
@@ -61,6 +65,7 @@ def run(
     progress: bool | None = None,
     workers: int = 0,
     simulation: bool | Mapping[str, Any] = False,
+    keys: str | Path | None = None,
     **changes: Any,
 ) -> Result:
     """Runs a federation on this machine; a second run of the same name resumes.
@@ -75,6 +80,7 @@ def run(
         progress: prints a line for each round; by default a notebook shows the progress, and a script is quiet.
         workers: processes for the steps of each environment; one per core by default.
         simulation: rehearses the federation as `simulate` does; or keys of `simulation` with new values.
+        keys: folder of the key files of enrolled members; `keys` next to the federation file by default.
         changes: keys of the federation file with new values, such as `training={"rounds": 3}`.
 
     Raises:
@@ -90,7 +96,9 @@ def run(
     if not isinstance(simulation, bool):
         changes, simulation = {**changes, "simulation": simulation}, False
     with showing(progress, listener) as listener:
-        return _run(source, store, out, run_name(name, ""), parameters or {}, listener, workers, simulation, changes)
+        return _run(
+            source, store, out, run_name(name, ""), parameters or {}, listener, workers, simulation, keys, changes
+        )
 
 
 def simulate(
@@ -120,22 +128,27 @@ def simulate(
     fedpipe.errors.FederationError: ...training: unknown key 'round'. Did you mean 'rounds'?
     """
     with showing(progress, listener) as listener:
-        return _run(source, store, out, run_name(name, ""), parameters or {}, listener, 0, True, changes)
+        return _run(source, store, out, run_name(name, ""), parameters or {}, listener, 0, True, None, changes)
 
 
 def _run(
     source: Source, store: StoreGiven, out: str | Path | None, name: str, parameters: Mapping[str, Any],
-    listener: Listener, workers: int, simulation: bool, changes: Mapping[str, Any],
+    listener: Listener, workers: int, simulation: bool, keys: str | Path | None, changes: Mapping[str, Any],
 ) -> Result:  # fmt: skip
     if isinstance(store, Mapping):
         store, changes = None, {**changes, "store": store}
     opened = _opened(source, changes, simulation=simulation)
-    with Workers(preload=opened.needs_tensorflow) as processes:  # those that the checks warm up serve the first steps
+    with (
+        keys_at_hand(file_of(source), keys),
+        Workers(preload=opened.needs_tensorflow) as processes,  # those that the checks warm up serve the first steps
+    ):
         call = _warmed(processes) if simulation else processes.call
         if opened.needs_tensorflow:
             start_server()  # its import takes longer than everything before the first step
         job = _prepared(source, opened, str(store) if store else None, name, parameters, simulation=simulation)
         folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
+        if what := obstacle(folder):
+            raise InputError(what, where=str(folder), remedy="Choose another folder for the results with --out.")
         _check_first(job, name, _warmed(processes) if job.needs_tff and not simulation else call)
         _make(folder)
         engine = Engine(
@@ -167,7 +180,9 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
     if uri is None:
         return
     store, is_folder = open_store(uri), uri.startswith("file://")
-    if not is_folder:
+    if is_folder:
+        check_folder(uri)
+    else:
         store.probe()
     if job.federation is not None:
         exports = any(task.step == "export" for task in job.graph.tasks)
@@ -187,10 +202,14 @@ def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
     if exports:
         signers.append((COORDINATOR, "the coordinator", "the model", enrolled.coordinator))
     for name, who, what, enrolment in signers:
-        if enrolment is not None and enrolment.revoked is None and find_key(name) is None:
+        if enrolment is None or enrolment.revoked is not None:
+            continue
+        key = find_key(name)
+        if key is None or public_key(key) != enrolment.key:
+            wrong = "its key is missing" if key is None else "its key is not the enrolled one"
             raise InputError(
-                f"{who} is enrolled and must sign {what}, but its key is missing",
-                remedy=f"Set {KEYS} to the folder of the keys, such as keys/ next to the federation file.",
+                f"{who} is enrolled and must sign {what}, but {wrong}",
+                remedy=f"Set {KEYS} to the folder of the keys, or use --keys; by default it is keys/ next to the file.",
             )
 
 
@@ -226,10 +245,10 @@ def _opened(source: Source, changes: Mapping[str, Any], *, simulation: bool) -> 
         return read_source(source, changes)
     path = Path(source)
     try:
-        head = next(iter(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader)), None)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        head = None  # read_federation reports the mistake
-    if not (isinstance(head, dict) and "pipelineInfo" in head):
+        is_pipeline = _PIPELINE.search(path.read_text()) is not None
+    except (OSError, UnicodeDecodeError):
+        is_pipeline = False  # read_source reports the mistake
+    if not is_pipeline:
         return read_source(path, changes)
     if simulation:
         raise InputError("is a compiled pipeline", where=str(path), remedy="Run it with `fedpipe run`.")

@@ -11,7 +11,10 @@ import msgspec
 
 from fedpipe.errors import FederationError
 from fedpipe.federation.federation import Federation
-from fedpipe.federation.file import in_full, parse_federation, read_content, read_federation, resolved
+from fedpipe.federation.file import in_full, parse_federation, read_federation, resolved
+from fedpipe.federation.loading import load
+from fedpipe.federation.values import as_text_keys
+from fedpipe.store import is_uri
 
 Source = str | Path | Mapping[str, Any] | Federation
 """A federation file, or its content as a dictionary or as typed objects."""
@@ -41,11 +44,12 @@ def read_source(source: Source, changes: Mapping[str, Any] | None = None) -> Fed
         return read_federation(Path(source))
     if isinstance(source, str | Path):
         path = Path(source)
-        content, where, folder = read_content(path), str(path), path.absolute().parent
+        content, where, folder = load(path), str(path), path.absolute().parent
     else:
         content, where, folder = as_plain(source), "federation", Path.cwd()
     new = as_plain(dict(changes or {}))
-    if isinstance(content, dict):
+    if isinstance(content, dict) and new:
+        content, new = as_text_keys(content), as_text_keys(new)
         content = overlaid(in_full(content), _with_absolute_paths(new) if where != "federation" else new)
     return resolved(parse_federation(content, where=where), folder)
 
@@ -97,7 +101,7 @@ def _with_absolute_paths(changes: dict[str, Any]) -> dict[str, Any]:
     changed = dict(changes)
     for table, key in _paths_in(changed):
         text = table[key]
-        if isinstance(text, str) and text and "://" not in text:
+        if isinstance(text, str) and text and not is_uri(text):
             table[key] = str(Path.cwd() / text)
     return changed
 
