@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -246,3 +248,36 @@ class TestKeys:
         file = self.enrolled(project, fedpipe)
         assert fedpipe("rotate", "hospital-a", "-f", file, "--keys", project / "new").code == 0
         assert "but its key is not the enrolled one" in fedpipe("run", file).err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_characters(project: Path, encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "200"}
+    for arguments in (["check", str(project / "federation.yaml")], ["--help"], ["check", "漢"]):
+        done = subprocess.run([sys.executable, "-m", "fedpipe", *arguments], capture_output=True, env=environment)
+        assert b"Traceback" not in done.stderr
+        assert done.returncode == (2 if arguments[-1] == "漢" else 0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "--models", ""], ["serve", "--cache", " "], ["tensorboard", "r", "--copy", ""],
+        ["promote", "m", "1", "--models", ""], ["prepare", "s3://x", "--server", ""], ["prepare", "s3://x", "--coordinator", ""],
+        ["enroll", "a", "--keys", ""], ["sign", "m", "1", "--keys", ""], ["run", "f.yaml", "--out", ""],
+        ["simulate", "f.yaml", "--out", ""], ["run", "f.yaml", "--keys", ""],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_folder_without_a_name_is_not_this_one(fedpipe: Callable[..., Result], arguments: list[str]) -> None:
+    done = fedpipe(*arguments)
+    assert (done.code, files(Path())) == (2, {})
+    assert "the folder's name is empty. Name a folder; `.` is the current one." in done.err
+
+
+def test_no_option_takes_a_folder_without_checking_its_name() -> None:
+    """`Path("")` is the current folder, so a folder is read from its text."""
+    for command in ROOT.commands.values():
+        for parameter in command.params:
+            if parameter.metavar == "DIR":
+                assert parameter.type_descriptor.parameter_info.parser is not None, (command.name, parameter.name)
