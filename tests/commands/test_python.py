@@ -224,11 +224,16 @@ def test_watch_yields_while_a_run_is_in_progress() -> None:
 
     running = threading.Thread(target=start)
     running.start()
-    seen = list(fedpipe.watch("federation.yaml", "run-1", again=0.05))
+    seen = list(fedpipe.watch("federation.yaml", "run-1", again=0.05, wait=True))
     running.join()
     assert "waiting for run run-1" in seen[0].state
     assert [one.record.round for one in seen if one.record] == [0, 1, 2, 3]
     assert seen[-1].line
+
+
+def test_watch_of_a_run_that_does_not_exist_fails_at_once() -> None:
+    with pytest.raises(NotFoundError, match="there is no run 'run-1'"):
+        fedpipe.watch("federation.yaml", "run-1")
 
 
 @pytest.mark.parametrize("name", ["check", "compile", "explore", "export", "run", "simulate", "serve"])

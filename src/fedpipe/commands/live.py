@@ -28,16 +28,19 @@ def find_display() -> Display | None:
 
 
 @contextlib.contextmanager
-def showing(progress: bool | None, listener: Listener) -> Iterator[Listener]:
-    """Yields a listener that also shows the progress.
+def showing(
+    progress: bool | None, listener: Listener, stages: Callable[[str], None]
+) -> Iterator[tuple[Listener, Callable[[str], None]]]:
+    """Yields a listener of events and one of stages that also show the progress.
 
     Args:
         progress: shows it, or not; None shows it in a notebook only.
         listener: receives every event.
+        stages: receives what happens before the first event.
     """
     display = find_display()
     if not (display is not None if progress is None else progress):
-        yield listener
+        yield listener, stages
         return
     live = Live(display)
 
@@ -45,8 +48,12 @@ def showing(progress: bool | None, listener: Listener) -> Iterator[Listener]:
         live(event)
         listener(event)
 
+    def begin(text: str) -> None:
+        live.stage(text)
+        stages(text)
+
     try:
-        yield both
+        yield both, begin
     finally:
         live.draw(last=True)
 
@@ -61,7 +68,7 @@ class Live:
     def __init__(self, display: Display | None = None) -> None:
         self._display, self._lock = display, threading.Lock()
         self._handle: Any = None
-        self._drawn = 0.0
+        self._drawn, self._doing = 0.0, ""
         self._running: list[str] = []
         self._ended = self._total = 0
         self._last_round = 0
@@ -74,6 +81,12 @@ class Live:
             self._count(event)
             if line := self._line(event):
                 self._write(line)
+        self.draw()
+
+    def stage(self, text: str) -> None:
+        """Takes what happens before the first event."""
+        with self._lock:
+            self._doing = text
         self.draw()
 
     def _count(self, event: Event) -> None:
@@ -126,14 +139,16 @@ class Live:
 
     def _repr_html_(self) -> str:
         doing = ", ".join(self._running[:3]) + (" ..." if len(self._running) > 3 else "")
+        doing = doing or ("" if self._total else self._doing)
         bar = f'<progress value="{self._ended}" max="{self._total or 1}"></progress>'
         of = f" of {self._last_round}" if self._last_round else ""
         newest = self.rounds[-1:]
         rows = [(f"{entry['round']}{of}", *map(number, shown_metrics(entry).values())) for entry in newest]
         head = ("round", *(name for entry in newest for name in shown_metrics(entry)))
         notes = table([(remark,) for remark in self.remarks[-5:]], ("remarks",))
-        return f"<div>{bar} {self._ended} of {self._total} steps {table([(doing,)], ('running',)) if doing else ''}" \
-               f"{table(rows, head)}{curves(self.rounds)}{notes}</div>"  # fmt: skip
+        now = table([(doing,)], ("now",)) if doing else ""
+        steps = f"{bar} {self._ended} of {self._total} steps {now}"
+        return f"<div>{steps}{table(rows, head)}{curves(self.rounds)}{notes}</div>"
 
 
 def _metadata(event: Event) -> dict[str, Any]:

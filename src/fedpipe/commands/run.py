@@ -14,7 +14,7 @@ import yaml
 from fedpipe.commands.live import showing
 from fedpipe.commands.opened import StoreGiven, file_of
 from fedpipe.commands.shown import Result as Result
-from fedpipe.compiled.compiler import compile_pipeline
+from fedpipe.compiled.compiler import compile_pipeline, rehearsed
 from fedpipe.compiled.graph import Graph, check_arguments, parse_graph, read_graph, resolve
 from fedpipe.engine import preflight
 from fedpipe.engine.local import Engine, Listener
@@ -24,7 +24,8 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source, read_source
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, keys_at_hand, public_key
-from fedpipe.rounds.history import read_record
+from fedpipe.rounds.beginning import resumes
+from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Settings
 from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.shard import read as parse_federation_json
@@ -33,9 +34,9 @@ from fedpipe.store import Store, check_folder, check_uri, chosen_uri, keys, open
 from fedpipe.store.files import obstacle
 
 DEFAULT_RUN = "run-1"
-DEFAULT_SIMULATION = "simulation-1"
 _PIPELINE = re.compile(r"""^pipelineInfo:|^[{ ,]*"pipelineInfo":""", re.MULTILINE)
 """Begins a section of a compiled pipeline, as YAML or JSON."""
+_SIMULATION = re.compile(r"simulation-(\d{1,9})", re.ASCII)
 
 
 class _Job(NamedTuple):
@@ -59,12 +60,14 @@ def run(
     *,
     store: StoreGiven = None,
     out: str | Path | None = None,
-    name: str = DEFAULT_RUN,
+    name: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     listener: Listener = lambda _: None,
+    stages: Callable[[str], None] = lambda _: None,
     progress: bool | None = None,
     workers: int = 0,
     simulation: bool | Mapping[str, Any] = False,
+    from_head: bool = False,
     keys: str | Path | None = None,
     **changes: Any,
 ) -> Result:
@@ -74,12 +77,15 @@ def run(
         source: a federation file, its content, or a compiled pipeline.
         store: a store to use instead of the federation's.
         out: folder for the results; `fedpipe-out/<federation>/<run>` by default.
-        name: the run's name.
+        name: the run's name; by default `run-1`. For a simulation it is the next `simulation-N`, or the last one if
+            that is unfinished.
         parameters: run-time parameters of the pipeline, such as `learning_rate`.
         listener: receives the events of the engine.
+        stages: receives what happens before the engine starts.
         progress: prints a line for each round; by default a notebook shows the progress, and a script is quiet.
         workers: processes for the steps of each environment; one per core by default.
         simulation: rehearses the federation as `simulate` does; or keys of `simulation` with new values.
+        from_head: lets a simulation continue from the model at HEAD.
         keys: folder of the key files of enrolled members; `keys` next to the federation file by default.
         changes: keys of the federation file with new values, such as `training={"rounds": 3}`.
 
@@ -95,27 +101,29 @@ def run(
     """
     if not isinstance(simulation, bool):
         changes, simulation = {**changes, "simulation": simulation}, False
-    with showing(progress, listener) as listener:
-        return _run(
-            source, store, out, run_name(name, ""), parameters or {}, listener, workers, simulation, keys, changes
-        )
+    with showing(progress, listener, stages) as (listener, stages):
+        how = _How(store, out, name, parameters or {}, stages, workers, simulation, from_head, keys)
+        return _run(source, how, listener, changes)
 
 
 def simulate(
-    source: Source, *, store: StoreGiven = None, out: str | Path | None = None, name: str = DEFAULT_SIMULATION,
-    parameters: Mapping[str, Any] | None = None, listener: Listener = lambda _: None, progress: bool | None = None,
+    source: Source, *, store: StoreGiven = None, out: str | Path | None = None, name: str | None = None,
+    parameters: Mapping[str, Any] | None = None, listener: Listener = lambda _: None,
+    stages: Callable[[str], None] = lambda _: None, progress: bool | None = None, from_head: bool = False,
     **changes: Any,
 ) -> Result:  # fmt: skip
-    """Rehearses a federation with TensorFlow Federated on this machine.
+    """Rehearses a federation with TensorFlow Federated on this machine, from fresh weights; HEAD stays where it is.
 
     Args:
         source: a federation file, or its content.
         store: a store to use instead of the federation's.
         out: folder for the results; `fedpipe-out/<federation>/<run>` by default.
-        name: the run's name.
+        name: the run's name; by default the next `simulation-N`, or the last one if that is unfinished.
         parameters: run-time parameters of the pipeline, such as `learning_rate`.
         listener: receives the events of the engine.
+        stages: receives what happens before the engine starts.
         progress: prints a line for each round; by default a notebook shows the progress, and a script is quiet.
+        from_head: continues from the model at HEAD.
         changes: keys of the federation file with new values, such as `simulation={"clients": 100}`.
 
     Raises:
@@ -127,32 +135,54 @@ def simulate(
         ...
     fedpipe.errors.FederationError: ...training: unknown key 'round'. Did you mean 'rounds'?
     """
-    with showing(progress, listener) as listener:
-        return _run(source, store, out, run_name(name, ""), parameters or {}, listener, 0, True, None, changes)
+    with showing(progress, listener, stages) as (listener, stages):
+        how = _How(store, out, name, parameters or {}, stages, 0, True, from_head, None)
+        return _run(source, how, listener, changes)
 
 
-def _run(
-    source: Source, store: StoreGiven, out: str | Path | None, name: str, parameters: Mapping[str, Any],
-    listener: Listener, workers: int, simulation: bool, keys: str | Path | None, changes: Mapping[str, Any],
-) -> Result:  # fmt: skip
-    if isinstance(store, Mapping):
-        store, changes = None, {**changes, "store": store}
-    opened = _opened(source, changes, simulation=simulation)
+class _How(NamedTuple):
+    """The arguments of `run` that are not changes of the federation."""
+
+    store: StoreGiven
+    out: str | Path | None
+    name: str | None
+    parameters: Mapping[str, Any]
+    stages: Callable[[str], None]
+    workers: int
+    simulation: bool
+    from_head: bool
+    keys: str | Path | None
+
+
+def _run(source: Source, how: _How, listener: Listener, changes: Mapping[str, Any]) -> Result:
+    name = run_name(how.name if how.name is not None else DEFAULT_RUN, "")
+    if isinstance(how.store, Mapping):
+        how, changes = how._replace(store=None), {**changes, "store": how.store}
+    opened = _opened(source, changes, simulation=how.simulation)
+    if how.simulation and isinstance(opened, Federation):
+        opened = rehearsed(opened, from_head=how.from_head)
     with (
-        keys_at_hand(file_of(source), keys),
+        keys_at_hand(file_of(source), how.keys),
         Workers(preload=opened.needs_tensorflow) as processes,  # those that the checks warm up serve the first steps
     ):
-        call = _warmed(processes) if simulation else processes.call
+        call = _warmed(processes) if how.simulation else processes.call
         if opened.needs_tensorflow:
             start_server()  # its import takes longer than everything before the first step
-        job = _prepared(source, opened, str(store) if store else None, name, parameters, simulation=simulation)
-        folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
+        how.stages("compiling the pipeline")
+        store = str(how.store) if how.store else None
+        job = _prepared(source, opened, store, name, how.parameters, simulation=how.simulation)
+        if how.simulation and how.name is None:
+            name = job.arguments["run"] = _next_simulation(job)
+        folder = Path(how.out) if how.out else Path("fedpipe-out") / job.graph.name / name
         if what := obstacle(folder):
             raise InputError(what, where=str(folder), remedy="Choose another folder for the results with --out.")
-        _check_first(job, name, _warmed(processes) if job.needs_tff and not simulation else call)
+        framework = ", importing TensorFlow" if opened.needs_tensorflow else ""
+        how.stages(f"checking data, model and store of run {name}{framework}")
+        _check_first(job, name, _warmed(processes) if job.needs_tff and not how.simulation else call)
         _make(folder)
+        how.stages(f"running {name}, logs in {folder / 'logs'}")
         engine = Engine(
-            job.graph, job.arguments, folder=folder, listener=listener, workers=workers, processes=processes
+            job.graph, job.arguments, folder=folder, listener=listener, workers=how.workers, processes=processes
         )
         results = engine.run()
     reported = next((task for task in job.graph.tasks if task.step == "report"), None)
@@ -160,6 +190,18 @@ def _run(
         return Result({}, folder)
     place = resolve(reported, job.arguments, results, "")["parameterValues"]["place"]
     return Result(fetch_results(RunPlace(**place), folder), folder)
+
+
+def _next_simulation(job: _Job) -> str:
+    """Returns the last `simulation-N` if it is unfinished and has these settings, otherwise the next one."""
+    assert job.federation is not None
+    store = open_store(job.arguments["store"]).below(job.federation.name)
+    numbers = [int(found[1]) for run in store.below(keys.RUNS).folders() if (found := _SIMULATION.fullmatch(run))]
+    last = f"simulation-{max(numbers, default=1)}"
+    ended = store.size(keys.summary(last)) is not None
+    if ended or not resumes(store, last, job.federation, job.code):
+        return f"simulation-{max(numbers) + 1}"
+    return last
 
 
 def _warmed(processes: Workers) -> Callable[..., Any]:
@@ -187,7 +229,7 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
     if job.federation is not None:
         exports = any(task.step == "export" for task in job.graph.tasks)
         _check_keys(store.below(job.federation.name), job.federation, exports=exports)
-    if job.federation is not None and read_record(store.below(job.federation.name), name, 0) is None:
+    if job.federation is not None and not is_settled(store.below(job.federation.name), name):
         check_deadline(store.below(job.federation.name), job.federation.quorum.deadline)
         preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call, job.files)
     if is_folder:
@@ -264,7 +306,8 @@ def _graph_of(opened: Federation | Graph, *, simulation: bool) -> tuple[Graph, s
         return opened, str(opened.parameters.get("store", ""))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        compile_pipeline(opened, path, simulation=simulation)
+        from_head = opened.training.start == "head"
+        compile_pipeline(opened, path, simulation=simulation, from_head=from_head)
         graph = parse_graph(next(iter(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))))
     return graph, opened.store_uri
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from fedpipe.commands.opened import StoreGiven, known_runs, open_federation
+from fedpipe.commands.opened import StoreGiven, is_known, known_runs, no_run, open_federation
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source
 from fedpipe.rounds.history import read_record
@@ -39,21 +39,23 @@ class Seen(NamedTuple):
 
 def watch(
     source: Source, run: str, *, store: StoreGiven = None, again: float = LOOK_AGAIN,
-    pods: Callable[[], list[str]] | None = None,
+    pods: Callable[[], list[str]] | None = None, wait: bool = False,
 ) -> Iterator[Seen]:  # fmt: skip
     """Follows a run from its store until it has ended, whatever machine it runs on.
 
     Args:
         source: the federation file, or its content.
-        run: the run's name; waits for a run that has not begun.
+        run: the run's name.
         store: a store to use instead of the federation's.
         again: seconds between two looks at the store.
         pods: returns a line for each pod that waits; called every few seconds.
+        wait: waits for a run that the store does not have yet; so does `pods`.
 
-    Yields:
-        Events, and after each look at the store the current state.
+    Returns:
+        A generator of events, and after each look at the store of the current state.
 
     Raises:
+        NotFoundError: there is no such run.
         StepError: the run has failed; raised by `pods`.
 
     >>> import fedpipe
@@ -63,23 +65,29 @@ def watch(
     [0, 1, 2]
     """
     opened, _ = open_federation(source, store)
-    if read_record(opened, run, 0) is None:
-        yield Seen("", f"waiting for run {run} to begin. {known_runs(opened)}")
-    keeper, number = Keeper(opened, run, ""), 0
+    if not (wait or pods or is_known(opened, run)):
+        raise no_run(opened, run)
+    return _follow(opened, run, again, pods)
+
+
+def _follow(store: Store, run: str, again: float, pods: Callable[[], list[str]] | None) -> Iterator[Seen]:
+    if read_record(store, run, 0) is None:
+        yield Seen("", f"waiting for run {run} to begin. {known_runs(store)}")
+    keeper, number = Keeper(store, run, ""), 0
     waiting = _Waiting(pods or list)
     federation: Federation | None = None
     while True:
-        ended = opened.size(keys.summary(run)) is not None
-        found = poll_board(opened, run)
+        ended = store.size(keys.summary(run)) is not None
+        found = poll_board(store, run)
         board = found[0] if found else None
-        while record := read_record(opened, run, number):
-            federation = federation or read_plan(opened, record.plan).federation
-            yield Seen(round_line(opened, federation, record), record=record)
+        while record := read_record(store, run, number):
+            federation = federation or read_plan(store, record.plan).federation
+            yield Seen(round_line(store, federation, record), record=record)
             number += 1
         if ended or (board and board.phase == "ended"):
             yield Seen(f"the session ended: {board.why}" if board and board.phase == "ended" else "the run has ended")
             return
-        state = _state(keeper, board, opened.age(keys.board(run)) or 0.0) if board else ""
+        state = _state(keeper, board, store.age(keys.board(run)) or 0.0) if board else ""
         yield from map(Seen, waiting.look())
         yield Seen("", "; ".join(filter(None, [state, *waiting.lines])))
         time.sleep(again)

@@ -153,7 +153,7 @@ class Simulation:
             RoundError: the previous round is not committed, or the weights are not finite.
         """
         if record := read_record(self._store, self._run, number):
-            return commit(self._store, record)
+            return commit(self._store, record, rehearsal=True)
         previous = read_record(self._store, self._run, number - 1)
         if previous is None:
             raise RoundError(f"round {number} cannot start: round {number - 1} is not committed")
@@ -263,6 +263,7 @@ class Simulation:
                 state={"program": saved}, rule=self._rule,
                 metrics=dict(list(metrics.items())[:MOST_METRICS]),
             ),
+            rehearsal=True,
         )  # fmt: skip
 
 

@@ -153,8 +153,8 @@ class CompiledModel(ABC):
             raise
         except Exception as error:
             # TensorFlow's messages quote examples and labels, which must stay with a private learner.
-            detail = "" if self.private else f": {' '.join(str(error).split())[:300]}"
-            raise DroppedError(f"training failed: {type(error).__name__}{detail}") from error
+            detail = type(error).__name__ if self.private else described(error)
+            raise DroppedError(f"training failed: {detail}", lasting=not isinstance(error, OSError)) from error
         return [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
 
     def evaluate(self, weights: Arrays, part: Part, training: Training, batches: int = 0) -> Measurement:
