@@ -1,0 +1,252 @@
+"""Turn predictions and labels into statistics that add up over learners."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpipe.rounds.histograms import histogram_of
+from fedpipe.rounds.statistics import (
+    FURTHEST, MOST_CLASSES, MOST_COLUMNS, MOST_PICTURED, STEPS,
+    Calibration, Classified, Column, Head, Ranking, Regressed, Statistics, add_statistics, resolution,
+)  # fmt: skip
+from fedpipe.weights import Array
+
+Floats = npt.NDArray[np.float64]
+Whole = npt.NDArray[np.int64]
+_EDGES = np.arange(1, STEPS) / STEPS
+_SLACK = 1e-3
+"""Probabilities in half precision may leave [0, 1], or miss the sum of 1, by this much."""
+
+
+class Tally(Protocol):
+    """Statistics of one output that grow batch by batch."""
+
+    def add(self, outputs: Array, labels: Array) -> None:
+        """Add a batch. Raises ValueError with the reason why its examples have no statistics."""
+
+    def statistics(self) -> Statistics | None:
+        """Return the statistics of all batches; None if there was none."""
+
+
+def tally_of(head: Head) -> Tally:
+    """Return an empty tally for an output of a model."""
+    return RegressionTally(head) if head.task in ("regression", "") else ClassTally(head)
+
+
+def _numbers(values: Array, what: str) -> Floats:
+    """Return rows of finite numbers, (examples, columns)."""
+    if values.dtype.kind not in "fiub" and values.dtype.name != "bfloat16":
+        raise ValueError(f"the {what} are not numbers")
+    rows = values.reshape(len(values), -1).astype(np.float64)
+    if not np.isfinite(rows).all():
+        raise ValueError(f"the {what} are not finite")
+    return rows
+
+
+class ClassTally:
+    """Counts classes, rankings and calibration.
+
+    Args:
+        head: an output for classes or labels.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self._head, self._classes = head, head.classes
+        if self._classes > MOST_CLASSES:
+            raise ValueError(f"there are more than {MOST_CLASSES} classes")
+        size = self._classes
+        self._pictured = size <= MOST_PICTURED
+        self._counts = np.zeros((3, size), np.int64)
+        self._confusion = np.zeros((size, size) if self._pictured and head.task != "multilabel" else (0, 0), np.int64)
+        ranked = 1 if head.task == "binary" else size if self._pictured else 0
+        self._rankings = np.zeros((2, ranked, resolution(size)), np.int64)
+        self._calibration = np.zeros((3, STEPS))
+        self._squares, self._edges = 0.0, _EDGES
+        self._ranks = True
+        self._calibrates = head.form != "margins"
+        self._seen = False
+
+    def add(self, outputs: Array, labels: Array) -> None:
+        """See `Tally.add`."""
+        rows = _numbers(outputs, "outputs")
+        expected = {1, 2} if self._head.task == "binary" else {self._classes}
+        if outputs.ndim > 2 and outputs.shape[1:] != (rows.shape[1],) + (1,) * (outputs.ndim - 2):
+            raise ValueError("an output is not a row of numbers")
+        if rows.shape[1] not in expected:
+            raise ValueError(f"there are {rows.shape[1]} columns for {self._classes} classes")
+        truth = self._truth(labels, len(rows))
+        if self._head.form == "probabilities" and outputs.dtype.kind == "f":
+            self._edges = _EDGES.astype(outputs.dtype).astype(np.float64)  # 0.1 in float32 is not above 0.1
+        odds, shares = self._scaled(rows)
+        self._seen = True
+        if self._head.task == "multilabel":
+            self._add_labels(truth, odds, shares)
+        else:
+            self._add_classes(truth, odds, shares)
+
+    def _truth(self, labels: Array, count: int) -> Whole:
+        """Return class numbers (examples,), or 0 and 1 for each label (examples, labels)."""
+        rows = _numbers(labels, "labels")
+        if len(rows) != count:
+            raise ValueError("labels and outputs differ in length")
+        if self._head.task == "multilabel":
+            if rows.shape[1] != self._classes or not np.isin(rows, (0, 1)).all():
+                raise ValueError("the labels are not 0 and 1 for each output")
+            return rows.astype(np.int64)
+        if rows.shape[1] == self._classes > 1:
+            return np.argmax(rows, axis=1)
+        if rows.shape[1] != 1:
+            raise ValueError(f"the labels have {rows.shape[1]} columns for {self._classes} classes")
+        column = rows[:, 0]
+        if self._head.form == "margins" and self._classes == 2 and not (column == 0).any():
+            column = np.where(column == -1, 0, column)
+        if not np.isin(column, range(self._classes)).all() if self._classes <= 2 else (
+            (column != np.floor(column)).any() or column.min() < 0 or column.max() >= self._classes
+        ):  # fmt: skip
+            raise ValueError(f"the labels are not classes from 0 to {self._classes - 1}")
+        return column.astype(np.int64)
+
+    def _scaled(self, rows: Floats) -> tuple[Floats, Floats]:
+        """Return log-odds for rankings, and probabilities for counts: one column for two classes."""
+        form, task = self._head.form, self._head.task
+        if form == "margins":
+            if task == "binary":
+                return rows[:, -1:], (rows[:, -1:] > 0).astype(np.float64)
+            return rows, rows
+        if form == "logits":
+            if task == "multiclass" or (task == "binary" and rows.shape[1] == 2):
+                top = rows.max(axis=1, keepdims=True)
+                rest = np.exp(rows - top)
+                shares = rest / rest.sum(axis=1, keepdims=True)
+                return self._one(_log_odds(shares), shares)
+            shares = 1 / (1 + np.exp(-np.clip(rows, -700, 700)))
+            return rows, shares
+        whole = task == "multiclass" or rows.shape[1] == 2 == self._classes and task == "binary"
+        outside = rows.min() < -_SLACK or rows.max() > 1 + _SLACK
+        if outside or (whole and np.abs(rows.sum(axis=1) - 1).max() > _SLACK * max(1, rows.shape[1] / 10)):
+            self._ranks = self._calibrates = False
+            return self._one(rows, rows)
+        shares = np.clip(rows, 0, 1)
+        return self._one(_log_odds(shares), shares)
+
+    def _one(self, odds: Floats, shares: Floats) -> tuple[Floats, Floats]:
+        """Keep the second column of a binary classifier with two."""
+        return (odds[:, -1:], shares[:, -1:]) if self._head.task == "binary" else (odds, shares)
+
+    def _add_classes(self, truth: Whole, odds: Floats, shares: Floats) -> None:
+        binary = self._head.task == "binary"
+        taken = (shares[:, 0] > 0.5).astype(np.int64) if binary else np.argmax(shares, axis=1)
+        right = truth == taken
+        for row, classes in enumerate((truth, taken, truth[right])):
+            self._counts[row] += np.bincount(classes, minlength=self._classes)
+        if self._confusion.size:
+            np.add.at(self._confusion, (truth, taken), 1)
+        hot = truth[:, None] == (1 if binary else np.arange(self._classes))
+        self._rank(odds, hot)
+        if self._calibrates:
+            chosen = shares[:, 0] if binary else shares.max(axis=1)
+            self._calibrate(chosen, hot[:, 0] if binary else right)
+            self._squares += float(np.square(shares - hot).sum())
+
+    def _add_labels(self, truth: Whole, odds: Floats, shares: Floats) -> None:
+        taken = shares > 0.5
+        for row, marks in enumerate((truth, taken, truth * taken)):
+            self._counts[row] += marks.sum(axis=0).astype(np.int64)
+        self._rank(odds, truth == 1)
+        if self._calibrates:
+            self._calibrate(shares.reshape(-1), truth.reshape(-1) == 1)
+            self._squares += float(np.square(shares - truth).sum())
+
+    def _rank(self, odds: Floats, hot: npt.NDArray[np.bool_]) -> None:
+        size = self._rankings.shape[2]
+        if not self._ranks:
+            return
+        places = np.floor((np.clip(odds, -FURTHEST, FURTHEST) + FURTHEST) * (size / (2 * FURTHEST)))
+        places = np.minimum(places, size - 1).astype(np.int64)
+        for k in range(self._rankings.shape[1]):
+            self._rankings[1, k] += np.bincount(places[hot[:, k], k], minlength=size)
+            self._rankings[0, k] += np.bincount(places[~hot[:, k], k], minlength=size)
+
+    def _calibrate(self, shares: Floats, hits: npt.NDArray[np.bool_]) -> None:
+        at = np.searchsorted(self._edges, shares, side="left")
+        self._calibration[0] += np.bincount(at[~hits], minlength=STEPS)
+        self._calibration[1] += np.bincount(at[hits], minlength=STEPS)
+        self._calibration[2] += np.bincount(at, shares, STEPS)
+
+    def statistics(self) -> Statistics | None:
+        """See `Tally.statistics`."""
+        if not self._seen:
+            return None
+        true, taken, right = (tuple(row) for row in self._counts.tolist())
+        misses, hits, sums = self._calibration.tolist()
+        calibration = Calibration(misses=tuple(map(int, misses)), hits=tuple(map(int, hits)), sums=tuple(sums))
+        task = self._head.task
+        assert task in ("binary", "multiclass", "multilabel")
+        return Classified(
+            task=task, true=true, taken=taken, right=right,  # type: ignore[arg-type]
+            confusion=tuple(tuple(row) for row in self._confusion.tolist()),
+            rankings=tuple(map(_ranking_of, *self._rankings)) if self._ranks else (),
+            calibration=calibration if self._calibrates else None,
+            squares=self._squares if self._calibrates else 0.0,
+        )  # fmt: skip
+
+
+def _log_odds(shares: Floats) -> Floats:
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(shares) - np.log1p(-shares))
+
+
+def _ranking_of(negatives: Whole, positives: Whole) -> Ranking:
+    bins = np.flatnonzero(negatives + positives)
+    return Ranking(
+        bins=tuple(bins.tolist()),
+        negatives=tuple(negatives[bins].tolist()),
+        positives=tuple(positives[bins].tolist()),
+    )
+
+
+class RegressionTally:
+    """Sums up residuals.
+
+    Args:
+        head: an output for numbers, or one whose loss is not known.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+        self._found: Statistics | None = None
+
+    def add(self, outputs: Array, labels: Array) -> None:
+        """See `Tally.add`."""
+        if not self._head.task and labels.dtype.kind != "f":
+            raise ValueError("its loss is not known")
+        predicted, expected = _numbers(outputs, "outputs"), _numbers(labels, "labels")
+        if predicted.shape != expected.shape:
+            raise ValueError(f"labels {labels.shape[1:]} and outputs {outputs.shape[1:]} differ in shape")
+        if max(np.abs(predicted).max(), np.abs(expected).max()) > 1e90:
+            raise ValueError("the numbers are too large")
+        pooled = not 0 < self._head.width <= MOST_COLUMNS
+        if pooled:
+            predicted, expected = predicted.reshape(-1, 1), expected.reshape(-1, 1)
+        columns = tuple(_column_of(predicted[:, k], expected[:, k]) for k in range(predicted.shape[1]))
+        found = Regressed(columns=columns, pooled=pooled)
+        self._found = add_statistics([self._found, found]) if self._found else found
+
+    def statistics(self) -> Statistics | None:
+        """See `Tally.statistics`."""
+        return self._found
+
+
+def _column_of(predicted: Floats, expected: Floats) -> Column:
+    residuals, mean = expected - predicted, float(expected.mean())
+    return Column(
+        values=len(expected), mean=mean, deviations=float(np.square(expected - mean).sum()),
+        errors=float(residuals.sum()), absolutes=float(np.abs(residuals).sum()),
+        squares=float(np.square(residuals).sum()),
+        residuals=histogram_of(residuals), predictions=histogram_of(predicted, residuals),
+    )  # fmt: skip
+
+
