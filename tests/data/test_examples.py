@@ -69,10 +69,9 @@ MISTAKES = {
     "no such array": (lambda p: np.savez(p, features=X, y=Y), "there is no array 'x'"),
     "empty": (lambda p: np.savez(p, x=X[:0], y=Y[:0]), "the dataset is empty"),
     "lengths": (lambda p: np.savez(p, x=X, y=Y[:5]), "6 features but 5 labels"),
-    "text": (lambda p: np.savez(p, x=np.array(["a"] * 6), y=Y), "the features are not numbers"),
-    "text labels": (lambda p: np.savez(p, x=X, y=np.array(["a"] * 6)), "the labels are not numbers"),
+    "text labels": (lambda p: np.savez(p, x=X, y=np.array(["a"] * 6)), "the labels are text"),
     "nan": (lambda p: np.savez(p, x=X * np.nan, y=Y), "NaN or infinity"),
-    "scalar": (lambda p: np.savez(p, x=np.float32(1), y=Y), "not numbers"),
+    "scalar": (lambda p: np.savez(p, x=np.float32(1), y=Y), "neither numbers nor text"),
     "pickle": (pickled, "cannot be read"),
     "lying header": (lying, "cannot be read"),
     "no zip": (lambda p: p.write_bytes(b"nonsense"), "cannot be read"),
@@ -123,7 +122,7 @@ def test_a_set_without_labels_is_refused(store: MemoryStore, tmp_path: Path) -> 
 
     digest = weights.save({"train/x": X}, tmp_path / "e")
     put_file(store, tmp_path / "e", digest)
-    with pytest.raises(CorruptError, match="train/y"):
+    with pytest.raises(CorruptError, match="'y' is missing"):
         get_parts(store, digest)
 
 

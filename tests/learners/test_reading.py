@@ -55,5 +55,5 @@ def test_what_cannot_be_used(value: object, message: str) -> None:
 
 
 def test_arrays_in_batches() -> None:
-    assert [len(y) for _, y in batches_of(PART, 25)] == [25, 25, 10]
+    assert [batch.count for batch in batches_of(PART, 25)] == [25, 25, 10]
     assert label_shape_of(PART) == ()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from fedpipe import weights
-from fedpipe.data.examples import Examples
+from fedpipe.data.examples import Examples, examples_joined
+from fedpipe.data.parts import dump_examples
 from fedpipe.engine.preflight import SimulationFiles, check_simulation
 from fedpipe.engine.workers import Worker
 from fedpipe.errors import DataError, InputError, ModelError, NotFoundError, RoundError
@@ -78,7 +78,7 @@ class TestAveraging:
             assert b"test_accuracy" in averaged.place.open().read(events).data
 
     def test_it_is_tested_on_the_learners_test_parts_and_centrally(self, averaged: Averaged) -> None:
-        merged = Examples(*(np.concatenate([e[k] for e in TEST.values()]) for k in (0, 1)))
+        merged = examples_joined(list(TEST.values()))
         for record in averaged.records[1:]:
             w = {k: v.astype(np.float64) for k, v in weights_of(averaged.place, record).items()}
             for prefix, data in (("test_", merged), ("central_", CENTRAL)):
@@ -147,7 +147,7 @@ class TestRounds:
             assert record.metrics["num_examples"] == 2 * len(TRAIN[name].y)
         assert "held_out_loss" not in first.metrics
         w = {k: v.astype(np.float64) for k, v in weights_of(place, second).items()}
-        both = Examples(*(np.concatenate([TRAIN["b"][k], TEST["b"][k]]) for k in (0, 1)))
+        both = examples_joined([TRAIN["b"], TEST["b"]])
         assert second.metrics["held_out_loss"] == pytest.approx(loss(w, both), abs=1e-5)
 
     def test_a_stopped_simulation_continues_to_the_same_bytes(
@@ -249,7 +249,7 @@ class TestAnAlgorithmOfTheUser:
 
 def check(tff: Worker, simulation: dict[str, Any], *, code: str = DENSE, process: str = "", model: str = "") -> None:
     federation = make_federation(training=WHOLE, simulation=simulation)
-    data = weights.dumps(TRAIN["a"]._asdict())
+    data = dump_examples(TRAIN["a"])
     tff.call(check_simulation, federation, code, data, SimulationFiles(process, model))
 
 

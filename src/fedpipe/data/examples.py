@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpipe.data.client_files import HDF5, SQLITE, read_keyed
+from fedpipe.data.trees import Tree, are_strings, joined, leaves, length_of, mapped, tree_of
 from fedpipe.errors import DataError, NotFoundError
 from fedpipe.store import open_store
 
@@ -21,11 +23,38 @@ _MOST_CLASSES = 1000
 """Most whole-number labels that count as classes; with more, they count as a quantity."""
 
 
-class Examples(NamedTuple):
-    """Holds features (examples, ...) and labels (examples, ...)."""
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Holds features and labels, each an array (examples, ...) or a dict of such arrays, and weights (examples,)."""
 
-    x: Array
-    y: Array
+    x: Tree
+    y: Tree
+    weight: Array | None = None
+
+    @property
+    def count(self) -> int:
+        """Returns the number of examples."""
+        return length_of(self.y)
+
+    def rows(self, index: Any) -> Examples:
+        """Returns the examples with these indices, or of this slice."""
+        weight = None if self.weight is None else self.weight[index]
+        return Examples(mapped(lambda leaf: leaf[index], self.x), mapped(lambda leaf: leaf[index], self.y), weight)
+
+
+def examples_joined(parts: Sequence[Examples]) -> Examples:
+    """Returns the examples of all parts, one after another; if some have weights, the others weigh 1."""
+    weighted = any(part.weight is not None for part in parts)
+    weights = [np.ones(part.count, np.float32) if part.weight is None else part.weight for part in parts]
+    return Examples(
+        joined([part.x for part in parts]), joined([part.y for part in parts]),
+        np.concatenate(weights) if weighted else None,
+    )  # fmt: skip
+
+
+def first_labels(y: Tree) -> Array:
+    """Returns the only labels, or the first of several outputs; schemes and counts use these."""
+    return next(leaf for _, leaf in leaves(y))
 
 
 FORMATS = (".npz", ".parquet", *HDF5, *SQLITE)
@@ -114,25 +143,51 @@ def _check_arrays(
                 where=uri,
                 remedy=f"Set {option} to one of the file's arrays or columns.",
             )
-    x, y = arrays[features], arrays[labels]
+    x, y = tree_of(arrays[features], "features", uri), tree_of(arrays[labels], "labels", uri)
     check_examples(x, y, uri)
     keys = arrays[key] if key else None
-    if keys is not None and keys.shape != (len(y),):
+    if keys is not None and keys.shape != (length_of(y),):
         raise DataError(f"{key!r} does not have one key per example", where=uri)
     return Examples(x, y), keys
 
 
-def check_examples(x: Array, y: Array, where: str) -> None:
-    """Checks that features and labels are finite numbers of equal length, and not empty. Raises DataError."""
-    for name, array in (("features", x), ("labels", y)):
-        if array.dtype.kind not in "biuf" or array.ndim == 0:
-            raise DataError(f"the {name} are not numbers (dtype {array.dtype})", where=where)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DataError(f"the {name} contain NaN or infinity", where=where)
-    if len(x) != len(y):
-        raise DataError(f"there are {len(x)} features but {len(y)} labels", where=where)
-    if not len(x):
+def check_examples(x: Tree, y: Tree, where: str, weight: Array | None = None) -> None:
+    """Checks that features, labels and weights fit together: finite numbers or strings, of one length, not empty.
+
+    NaN is allowed in a matrix named `numbers`, where it means a missing value.
+
+    Raises:
+        DataError: the first flaw, with its row.
+    """
+    for what, tree in (("features", x), ("labels", y)):
+        for name, array in leaves(tree):
+            if what == "labels" and array.dtype == object:
+                raise DataError("the labels are text, not numbers", where=where, remedy="Number the classes from 0.")
+            _check_values(array, f"{what} {name!r}" if name else what, where, missing=name == "numbers")
+            if len(array) != length_of(y):
+                raise DataError(
+                    f"there are {len(array)} {what} {f'in {name!r} ' if name else ''}but {length_of(y)} labels",
+                    where=where,
+                )
+    if not length_of(y):
         raise DataError("the dataset is empty", where=where)
+    if weight is not None:
+        if weight.shape != (length_of(y),) or weight.dtype.kind not in "biuf":
+            raise DataError("the sample weights are not one number per example", where=where)
+        if not np.isfinite(weight).all() or (weight < 0).any():
+            raise DataError("the sample weights are not all finite and at least 0", where=where)
+
+
+def _check_values(array: Array, what: str, where: str, *, missing: bool) -> None:
+    if array.ndim == 0 or (array.dtype.kind not in "biuf" and not are_strings(array)):
+        raise DataError(f"the {what} are neither numbers nor text (dtype {array.dtype})", where=where)
+    if array.dtype.kind == "f" and not missing and not np.isfinite(array).all():
+        row = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise DataError(
+            f"the {what} contain NaN or infinity, first in row {row + 1}",
+            where=where,
+            remedy="Remove or replace such values before.",
+        )
 
 
 def classes_of(y: Array) -> Array:

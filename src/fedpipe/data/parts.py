@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote, unquote
 
 import numpy as np
 from msgspec import Meta, Struct
 
 from fedpipe import weights
-from fedpipe.data.examples import Examples, label_counts
+from fedpipe.data.examples import Examples, first_labels, label_counts
+from fedpipe.data.trees import Array, Tree, leaves, pack_strings, unpack_strings
 from fedpipe.errors import CorruptError
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import Digest, decode, encode, fetch_file, get_bytes, put_bytes, put_file
+
+_TEXT, _ENDS = "#text", "#ends"
+"""Suffixes of the two arrays that hold strings."""
 
 
 class Shard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,7 +35,7 @@ class Shard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def put_parts(store: Store, parts: Mapping[str, Examples], owner: str | None = None) -> tuple[str, int]:
     """Writes examples as one object and returns its digest and its size in bytes."""
-    arrays = {f"{part}/{name}": value for part, e in parts.items() for name, value in e._asdict().items()}
+    arrays = {f"{part}/{path}": array for part, e in parts.items() for path, array in _flat(e)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "examples"
         digest = weights.save(arrays, path)
@@ -44,17 +49,56 @@ def get_parts(store: Store, digest: str, owner: str | None = None) -> dict[str, 
         path = Path(folder) / "examples"
         fetch_file(store, digest, path, owner)
         arrays = weights.load(path)
-    try:
-        return {p: Examples(arrays[f"{p}/x"], arrays[f"{p}/y"]) for p in sorted({n.split("/")[0] for n in arrays})}
-    except KeyError as error:
-        raise CorruptError(f"the examples are incomplete: {error} is missing", where=digest) from error
+    parts: dict[str, dict[str, Array]] = {}
+    for name, array in arrays.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = array
+    return {part: _unflat(own, digest) for part, own in sorted(parts.items())}
+
+
+def dump_examples(examples: Examples) -> bytes:
+    """Returns examples as bytes, for a process with another NumPy; see `load_examples`."""
+    return weights.dumps(dict(_flat(examples)))
+
+
+def load_examples(data: bytes) -> Examples:
+    """Returns the examples that `dump_examples` wrote. Raises CorruptError."""
+    return _unflat(dict(weights.loads(data)), "examples")
+
+
+def _flat(examples: Examples) -> Iterator[tuple[str, Array]]:
+    """Yields arrays of numbers by path: `x`, or `x/<name>` for one of several; strings as two arrays."""
+    if examples.weight is not None:
+        yield "weight", examples.weight
+    for side, tree in (("x", examples.x), ("y", examples.y)):
+        for name, leaf in leaves(tree):
+            path = f"{side}/{quote(name, safe='')}" if isinstance(tree, dict) else side
+            if leaf.dtype == object:
+                text, ends = pack_strings(leaf)
+                yield f"{path}{_TEXT}", text
+                yield f"{path}{_ENDS}", ends
+            else:
+                yield path, leaf
+
+
+def _unflat(arrays: dict[str, Array], where: str) -> Examples:
+    for name in [name for name in arrays if name.endswith(_TEXT)]:
+        path = name.removesuffix(_TEXT)
+        arrays[path] = unpack_strings(arrays.pop(name), arrays.pop(f"{path}{_ENDS}", np.empty(0)), where)
+    sides: dict[str, Tree] = {}
+    for side in ("x", "y"):
+        named = {unquote(n.removeprefix(f"{side}/")): a for n, a in sorted(arrays.items()) if n.startswith(f"{side}/")}
+        if not named and side not in arrays:
+            raise CorruptError(f"the examples are incomplete: {side!r} is missing", where=where)
+        sides[side] = named or arrays[side]
+    return Examples(sides["x"], sides["y"], arrays.get("weight"))
 
 
 def put_shard(store: Store, learner: str, parts: Mapping[str, Examples]) -> tuple[Shard, str]:
     """Writes a learner's shard and returns it with the digest of its manifest."""
     data, size = put_parts(store, parts, learner)
-    labels = label_counts(np.concatenate([e.y for e in parts.values()]))
-    shard = Shard(learner=learner, data=data, size=size, parts={p: len(e.y) for p, e in parts.items()}, labels=labels)
+    labels = label_counts(np.concatenate([first_labels(e.y) for e in parts.values()]))
+    shard = Shard(learner=learner, data=data, size=size, parts={p: e.count for p, e in parts.items()}, labels=labels)
     digest = put_bytes(store, encode(shard), learner)
     store.replace(keys.shard(learner), encode(shard))
     return shard, digest

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.data.examples import Examples, read_examples
+from fedpipe.data.examples import Examples, first_labels, read_examples
 from fedpipe.errors import DataError
 from fedpipe.federation.data import ByFractions, ByKey, ByLabel, BySize, Dirichlet, Iid, Parts, Scheme
 from fedpipe.federation.federation import Federation
@@ -165,25 +165,25 @@ def dealt(federation: Federation, uri: str) -> tuple[dict[str, dict[str, Example
     column = scheme.column if isinstance(scheme, ByKey) else ""
     examples, keys = read_examples(uri, key=column, **federation.data.columns)
     seed = federation.training.seed
-    kept, held_out = holdout(len(examples.y), federation.evaluation.holdout, seed)
-    rest = Examples(examples.x[kept], examples.y[kept])
-    shards = deal(scheme, len(federation.sharded), labels=rest.y, keys=None if keys is None else keys[kept])
+    kept, held_out = holdout(examples.count, federation.evaluation.holdout, seed)
+    rest, labels = examples.rows(kept), first_labels(examples.y)[kept]
+    shards = deal(scheme, len(federation.sharded), labels=labels, keys=None if keys is None else keys[kept])
     parts = {}
     for position, (name, indices) in enumerate(zip(federation.sharded, shards, strict=True)):
         cut = split(len(indices), federation.data.parts, [seed, 2, position])
-        parts[name] = {p: Examples(rest.x[indices[i]], rest.y[indices[i]]) for p, i in cut.items()}
-        count = len(parts[name]["train"].y)
+        parts[name] = {p: rest.rows(indices[i]) for p, i in cut.items()}
+        count = parts[name]["train"].count
         if count < federation.training.batch_size:
             raise DataError(
                 f"the train part of {name} has {count} examples, but a batch has {federation.training.batch_size}",
                 where="training.batch_size",
                 remedy="Lower it, or give the learner more data.",
             )
-        if federation.vote and len(parts[name]["vote"].y) < federation.training.batch_size:
+        if federation.vote and parts[name]["vote"].count < federation.training.batch_size:
             raise DataError(
-                f"the vote part of {name} has {len(parts[name]['vote'].y)} examples, but a batch has "
+                f"the vote part of {name} has {parts[name]['vote'].count} examples, but a batch has "
                 f"{federation.training.batch_size}",
                 where="data.parts.vote",
                 remedy="Raise it, lower training.batch_size, or give the learner more data.",
             )
-    return parts, Examples(examples.x[held_out], examples.y[held_out]) if len(held_out) else None
+    return parts, examples.rows(held_out) if len(held_out) else None

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedpipe import weights
-from fedpipe.data.examples import Examples
+from fedpipe.data.examples import Examples, examples_joined, first_labels
+from fedpipe.data.parts import dump_examples, load_examples
 from fedpipe.data.shards import dealt
 from fedpipe.engine.workers import beside
 from fedpipe.errors import BudgetError, FederationError
@@ -50,21 +50,22 @@ def check_data(federation: Federation, uri: str) -> tuple[list[Checked], Example
     if not federation.sharded:
         return [Checked("data", "each learner has its own")], None, {}
     parts, test = dealt(federation, uri)
-    findings = [Checked("data", f"{len(test.y) if test else 0} examples for the central test")]
+    findings = [Checked("data", f"{test.count if test else 0} examples for the central test")]
     for name, part in parts.items():
-        findings.append(Checked(name, ", ".join(f"{len(e.y)} {p}" for p, e in part.items())))
+        findings.append(Checked(name, ", ".join(f"{e.count} {p}" for p, e in part.items())))
     whole = [e for part in parts.values() for e in part.values()] + ([test] if test else [])
-    return findings, _extremes(whole), {name: len(part["train"].y) for name, part in parts.items()}
+    return findings, _extremes(whole), {name: part["train"].count for name, part in parts.items()}
 
 
 def _extremes(sets: list[Examples]) -> Examples:
     """Returns the examples with the smallest and the largest label."""
     picked = []
     for choose in (np.argmin, np.argmax):
-        found = [(e, int(choose(e.y.reshape(len(e.y), -1)[:, 0]))) for e in sets if len(e.y)]
-        values = [e.y.reshape(len(e.y), -1)[i, 0] for e, i in found]
-        picked.append(found[int(choose(values))])
-    return Examples(np.stack([e.x[i] for e, i in picked]), np.stack([e.y[i] for e, i in picked]))
+        labels = [(e, first_labels(e.y).reshape(e.count, -1)[:, 0]) for e in sets if e.count]
+        found = [(e, int(choose(y)), y) for e, y in labels]
+        e, i, _ = found[int(choose(np.array([y[i] for _, i, y in found])))]
+        picked.append(e.rows(slice(i, i + 1)))
+    return examples_joined(picked)
 
 
 def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> list[Checked]:
@@ -132,7 +133,7 @@ def check_simulation(federation: Federation, code: str, examples: bytes, files: 
     """Builds the simulated algorithm, in the tff environment, which has another NumPy. Raises ModelError."""
     from fedpipe.tff.simulation import make
 
-    make(federation, code, Examples(**weights.loads(examples)), *files)
+    make(federation, code, load_examples(examples), *files)
     settings = federation.simulation
     return Checked("simulation", f"{settings.process or settings.algorithm}, {federation.training.rounds} rounds")
 
@@ -167,7 +168,7 @@ def check(
     findings, examples, sizes = check_data(federation, uri)
     if federation.vote:
         findings.append(_vote_summary(federation, federation.vote))
-    sample = weights.dumps(examples._asdict()) if examples else b""
+    sample = dump_examples(examples) if examples else b""
     simulated = None
     if files is not None and sample:  # TFF traces the algorithm while the framework is imported and tries the model
         simulated = beside(call, check_simulation, federation, code, sample, files, environment="tff")

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
-from fedpipe import weights
 from fedpipe.data.examples import FORMATS, Examples
+from fedpipe.data.parts import load_examples
 from fedpipe.errors import DataError, DroppedError, ModelError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.training import Privacy
@@ -59,7 +59,7 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
     model.check_training(training, private=private)
     check_classes(model.outline.output, federation.export.classes)
     if examples is not None:
-        measured = model.check_examples(*examples)
+        measured = model.check_examples(examples.x, examples.y, examples.weight)
         if federation.vote:
             check_criterion(federation.vote.criterion, measured)
         if stopping := training.early_stopping:
@@ -113,7 +113,7 @@ def check_private_model(federation: Federation, code: str, shapes: dict[str, tup
         federation: with its run-time settings.
         code: the text of the user's file.
         shapes: names and shapes of the weights.
-        examples: `x` and `y` as weights are written, for another NumPy; empty when there are none.
+        examples: as `dump_examples` writes them, for another NumPy; empty when there are none.
 
     Raises:
         ModelError: the model cannot be trained privately; the message says why.
@@ -127,8 +127,8 @@ def check_private_model(federation: Federation, code: str, shapes: dict[str, tup
         model.predictor(zeros)  # names and shapes fit
         if not examples:
             continue
-        given = weights.loads(examples)
-        part = Examples(*(np.resize(given[k], (step.batch_size, *given[k].shape[1:])) for k in "xy"))
+        given = load_examples(examples)
+        part = given.rows(np.resize(np.arange(given.count), step.batch_size))
         try:
             model.train(zeros, part, step, seed=0, seconds=math.inf, optimizer=None)
         except DroppedError as error:

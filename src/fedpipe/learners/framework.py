@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+from fedpipe.data.trees import Tree
 from fedpipe.errors import DroppedError
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.parts import Part
@@ -53,7 +54,7 @@ class Measurement(NamedTuple):
     states: tuple[tuple[float, ...], ...]
 
 
-Predict = Callable[[Array], list[Array]]
+Predict = Callable[[Tree], list[Array]]
 """Returns all outputs, each (examples, ...), for a batch of features (examples, ...)."""
 
 
@@ -71,12 +72,13 @@ class Model(Protocol):
     def check_training(self, training: Training, *, private: bool) -> None:
         """Check that the model can be trained as the federation file says. Raises ModelError."""
 
-    def check_examples(self, x: Array, y: Array) -> set[str]:
+    def check_examples(self, x: Tree, y: Tree, weight: Array | None = None) -> set[str]:
         """Try the model on a few examples that hold the smallest and the largest label.
 
         Args:
-            x: features, (examples, ...).
-            y: labels, (examples, ...).
+            x: features, (examples, ...), or several by name.
+            y: labels, (examples, ...), or several by name.
+            weight: of the examples, (examples,).
 
         Returns:
             Names of the measured metrics, `loss` among them.

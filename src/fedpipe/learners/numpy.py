@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fedpipe.data.examples import Examples
+from fedpipe.data.trees import Tree, only_array
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits
@@ -122,14 +123,17 @@ class NumpyModel:
     def check_training(self, training: Training, *, private: bool) -> None:
         """Do nothing: every setting of NumPy fits every model."""
 
-    def check_examples(self, x: Array, y: Array) -> set[str]:
+    def check_examples(self, x: Tree, y: Tree, weight: Array | None = None) -> set[str]:
         """See `Model.check_examples`."""
-        self._checked(Examples(x, y))
+        self._rows(Examples(x, y, weight))
         return set(self.metrics_of([np.ones(3)], ()))
 
-    def _checked(self, part: Part) -> Examples:
+    def _rows(self, part: Part) -> tuple[Array, Array]:
         """Return the features as rows, and the labels as the loss takes them. Raises ModelError."""
-        x, y = as_examples(part)
+        examples = as_examples(part)
+        x, y = only_array(examples.x, "features"), only_array(examples.y, "labels")
+        if examples.weight is not None:
+            raise ModelError("a linear model takes no sample weights", remedy="Leave them out, or use Keras.")
         if x.shape[1:] != self._linear.shape:
             raise ModelError(
                 f"the features have shape {x.shape[1:]}, but the model takes {self._linear.shape}",
@@ -147,7 +151,7 @@ class NumpyModel:
                     remedy="Count labels from 0, and give the model one output per label.",
                 )
             rows = rows[:, 0].astype(np.int64)
-        return Examples(x.reshape(len(x), -1), rows)
+        return x.reshape(len(x), -1), rows
 
     def initial_weights(self, seed: int) -> Arrays:
         """See `Model.initial_weights`. W is drawn as Glorot and Bengio (2010) do, uniformly; b is 0."""
@@ -160,7 +164,7 @@ class NumpyModel:
         self, weights: Arrays, part: Part, training: Training, *, seed: int, seconds: float, optimizer: Arrays | None
     ) -> Fitted:
         """See `Model.train`."""
-        x, y = self._checked(part)
+        x, y = self._rows(part)
         w = self._fitting(weights, "weights")
         v = self._fitting(optimizer or {k: np.zeros(s) for k, s in self._shapes.items()}, "optimizer state")
         rate, size = training.learning_rate or self._linear.learning_rate, training.batch_size
@@ -212,7 +216,7 @@ class NumpyModel:
 
     def evaluate(self, weights: Arrays, part: Part, training: Training, batches: int = 0) -> Measurement:
         """See `Model.evaluate`."""
-        x, y = self._checked(part)
+        x, y = self._rows(part)
         w, count = self._fitting(weights, "weights"), min(len(y), batches * training.batch_size or len(y))
         total = np.zeros(3)
         with np.errstate(all="ignore"):
@@ -230,8 +234,9 @@ class NumpyModel:
         """See `Model.predictor`."""
         w = self._fitting(weights, "weights")
 
-        def predict(x: Array) -> list[Array]:
-            z = x.reshape(len(x), -1).astype(np.float64) @ w["kernel"] + w["bias"]
+        def predict(x: Tree) -> list[Array]:
+            rows = only_array(x, "features")
+            z = rows.reshape(len(rows), -1).astype(np.float64) @ w["kernel"] + w["bias"]
             return [(_softmax(z) if self._linear.loss == "softmax" else z).astype(np.float32)]
 
         return predict

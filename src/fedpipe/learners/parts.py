@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedpipe.data.examples import Examples, check_examples
+from fedpipe.data.examples import Examples, check_examples, examples_joined, first_labels
+from fedpipe.data.trees import tree_of
 from fedpipe.errors import DataError
-from fedpipe.weights import Array
 
 
 class Stream(Protocol):
@@ -27,8 +27,8 @@ class Stream(Protocol):
     def skip(self, count: int) -> Stream:
         """Return all but the first examples."""
 
-    def batches(self, size: int) -> Iterator[tuple[Array, Array]]:
-        """Yield features and labels of `size` examples at a time."""
+    def batches(self, size: int) -> Iterator[Examples]:
+        """Yield `size` examples at a time."""
 
 
 Part = Examples | Stream
@@ -37,42 +37,43 @@ Part = Examples | Stream
 
 def size_of(part: Part) -> int:
     """Return the number of examples of a part."""
-    return len(part.y) if isinstance(part, Examples) else len(part)
+    return part.count if isinstance(part, Examples) else len(part)
 
 
 def label_shape_of(part: Part) -> tuple[int, ...]:
-    """Return the shape of one label of a part."""
-    return part.y.shape[1:] if isinstance(part, Examples) else part.label_shape
+    """Return the shape of one label of a part; of the first output when there are several."""
+    return first_labels(part.y).shape[1:] if isinstance(part, Examples) else part.label_shape
 
 
-def batches_of(part: Part, size: int) -> Iterator[tuple[Array, Array]]:
-    """Yield features and labels of `size` examples of a part at a time."""
+def batches_of(part: Part, size: int) -> Iterator[Examples]:
+    """Yield `size` examples of a part at a time."""
     if not isinstance(part, Examples):
         return part.batches(size)
-    return ((part.x[i : i + size], part.y[i : i + size]) for i in range(0, len(part.y), size))
+    return (part.rows(slice(i, i + size)) for i in range(0, part.count, size))
 
 
 def as_examples(part: Part) -> Examples:
     """Return a part as arrays."""
     if isinstance(part, Examples):
         return part
-    x, y = zip(*part.batches(1024), strict=True)
-    return Examples(np.concatenate(x), np.concatenate(y))
+    return examples_joined(list(part.batches(1024)))
 
 
 def arrays_of(value: Any, name: str, *, otherwise: str = "") -> Examples:
     """Return the result of `load` in the user's file as arrays.
 
     Args:
-        value: (x, y).
+        value: (x, y) or (x, y, sample weights); x and y may be dicts or tuples of arrays.
         name: the learner, for messages.
         otherwise: other accepted values, for the message.
 
     Raises:
-        DataError: the value is not (x, y), or these cannot be used.
+        DataError: the value is none of these, or these cannot be used.
     """
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise DataError(f"the data of {name} is {type(value).__name__}, not (x, y){otherwise}")
-    x, y = np.asarray(value[0]), np.asarray(value[1])
-    check_examples(x, y, name)
-    return Examples(x, y)
+    if not isinstance(value, tuple | list) or len(value) not in (2, 3):
+        many = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+        raise DataError(f"the data of {name} is {type(value).__name__}{many}, not (x, y) or (x, y, weights){otherwise}")
+    x, y = tree_of(value[0], "features", name), tree_of(value[1], "labels", name)
+    weight = np.asarray(value[2]) if len(value) == 3 and value[2] is not None else None
+    check_examples(x, y, name, weight)
+    return Examples(x, y, None if weight is None else weight.astype(np.float32))

@@ -60,7 +60,7 @@ def parts_of(loaded: Any, federation: Federation, name: str) -> dict[str, Part]:
     """Split a learner's own data into parts; a mapping of parts is used as it is.
 
     Args:
-        loaded: (x, y), a dataset of the federation's framework, or a mapping of these by part.
+        loaded: examples, (x, y), a dataset of the federation's framework, or a mapping of these by part.
         federation: the shares of the parts, and the seed of the split.
         name: the learner.
 
@@ -70,10 +70,10 @@ def parts_of(loaded: Any, federation: Federation, name: str) -> dict[str, Part]:
     framework, shares = framework_of(federation), federation.data.parts
     if isinstance(loaded, Mapping):
         return {part: framework.read_part(value, name) for part, value in loaded.items()}
-    whole = framework.read_part(loaded, name)
+    whole = loaded if isinstance(loaded, Examples) else framework.read_part(loaded, name)
     if isinstance(whole, Examples):
-        indices = split(len(whole.y), shares, [federation.training.seed, seed_of(name)])
-        return {part: Examples(whole.x[i], whole.y[i]) for part, i in indices.items()}
+        indices = split(whole.count, shares, [federation.training.seed, seed_of(name)])
+        return {part: whole.rows(i) for part, i in indices.items()}
     train, test = round(len(whole) * shares.train), round(len(whole) * shares.test)
     rest = whole.skip(train)
     return {"train": whole.take(train), "test": rest.take(test), "vote": rest.skip(test)}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedpipe.data.examples import first_labels
 from fedpipe.data.parts import get_parts
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.contribute import fetched
@@ -62,14 +63,14 @@ def fetch_global(store: Store, digest: str) -> Arrays:
 def _confusion(predict: Predict, part: Part, batch: int) -> Matrix:
     """Count examples by their class and the predicted class; empty when the model is not a classifier."""
     matrix = np.zeros((0, 0), np.int64)
-    for x, y in batches_of(part, batch):
-        outputs = predict(x)
+    for examples in batches_of(part, batch):
+        outputs = predict(examples.x)
         if len(outputs) != 1 or outputs[0].ndim != 2:
             return ()
         classes = max(2, outputs[0].shape[1])
         if not matrix.size:
             matrix = np.zeros((classes, classes), np.int64)
-        true, taken = _classes(y), _classes(outputs[0])
+        true, taken = _classes(first_labels(examples.y)), _classes(outputs[0])
         if true is None or taken is None or true.min() < 0 or true.max() >= classes:
             return ()
         np.add.at(matrix, (true, taken), 1)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from fedpipe.data.parts import get_parts, get_shard
+from fedpipe.data.trees import only_array
 from fedpipe.errors import ExportError, InputError, NotFoundError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
@@ -97,7 +98,7 @@ def card_of(store: Store, plan: Plan) -> Card:
         labels.update(get_shard(store, name, digest).labels)
     spread = None
     if plan.test is not None:
-        x = get_parts(store, plan.test)["test"].x.astype(np.float64)
+        x = only_array(get_parts(store, plan.test)["test"].x, "features").astype(np.float64)
         spread = Spread(minimum=float(x.min()), maximum=float(x.max()), mean=float(x.mean()), deviation=float(x.std()))
     return Card(classes=plan.federation.export.classes, labels=dict(sorted(labels.items())), spread=spread)
 
@@ -105,7 +106,8 @@ def card_of(store: Store, plan: Plan) -> Card:
 def _samples(store: Store, plan: Plan, outline: Outline) -> tuple[Array, str]:
     dtype = np.dtype(outline.dtype)
     if plan.test is not None:
-        return get_parts(store, plan.test)["test"].x[:_SAMPLES].astype(dtype), "holdout"
+        features = only_array(get_parts(store, plan.test)["test"].x, "features")
+        return features[:_SAMPLES].astype(dtype), "holdout"
     shape = (_SAMPLES, *(size or 1 for size in outline.input[1:]))
     return np.random.default_rng(plan.federation.training.seed).random(shape).astype(dtype), "random"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import get_parts, get_shard
+from fedpipe.data.trees import Tree, leaves
 from fedpipe.errors import DataError, NotFoundError
 from fedpipe.federation.preprocessing import applied, parse
 from fedpipe.federation.training import Training
@@ -38,7 +39,7 @@ class Client:
         if not isinstance(self.part, Examples):
             return singles_of(self.part).map(_named)
         tensorflow, _ = frameworks()
-        return tensorflow.data.Dataset.from_tensor_slices(_named(*self.part))
+        return tensorflow.data.Dataset.from_tensor_slices(_named(self.part.x, self.part.y))
 
 
 def train_batches(client: Client, training: Training, seed: int, module: ModuleType) -> Any:
@@ -93,7 +94,7 @@ def client_data(place: RunPlace, part: str = "train") -> Any:
         raise NotFoundError(f"there is no run {place.run!r}", where=store.uri)
     shards = read_plan(store, start.plan).shards
     parts_of = {name: get_parts(store, get_shard(store, name, digest).data, name) for name, digest in shards.items()}
-    columns = {name: OrderedDict(parts[part]._asdict()) for name, parts in parts_of.items() if part in parts}
+    columns = {name: _named(parts[part].x, parts[part].y) for name, parts in parts_of.items() if part in parts}
     if not columns:
         remedy = "Choose one of: train, vote, test."
         raise NotFoundError(f"no learner has a part {part!r}", where=store.uri, remedy=remedy)
@@ -123,15 +124,20 @@ def first_examples(parts: Mapping[str, Any], learner: str) -> Examples:
     part = next((p for p in parts.values() if size_of(p)), None)
     if part is None:
         raise DataError(f"{learner} has no examples", remedy="Remove it from the federation, or give it data.")
-    return Examples(part.x[:2], part.y[:2]) if isinstance(part, Examples) else as_examples(part.take(2))
+    return part.rows(slice(0, 2)) if isinstance(part, Examples) else as_examples(part.take(2))
 
 
 def check_alike(first: Examples, other: Examples, names: tuple[str, str]) -> None:
     """Checks that two learners' examples have the same dtypes and shapes. Raises DataError with both."""
     for what, a, b in (("features", first.x, other.x), ("labels", first.y, other.y)):
-        if (a.dtype, a.shape[1:]) != (b.dtype, b.shape[1:]):
+        one, another = _form(a), _form(b)
+        if one != another:
             raise DataError(
-                f"the {what} of {names[0]} are {a.dtype}{list(a.shape[1:])}, but those of {names[1]} are {b.dtype}"
-                f"{list(b.shape[1:])}",
+                f"the {what} of {names[0]} are {one}, but those of {names[1]} are {another}",
                 remedy="Convert one of them: simulated clients need the same dtypes and shapes.",
             )
+
+
+def _form(tree: Tree) -> str:
+    """Returns names, dtypes and shapes of a tree's arrays as text."""
+    return ", ".join(f"{name} {leaf.dtype}{list(leaf.shape[1:])}".strip() for name, leaf in leaves(tree))

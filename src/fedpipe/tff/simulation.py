@@ -14,6 +14,7 @@ import numpy as np
 from fedpipe import weights
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import get_parts
+from fedpipe.data.trees import only_array
 from fedpipe.errors import DataError, FedpipeError, InputError, RoundError, StepError, WeightsError
 from fedpipe.federation.federation import Federation
 from fedpipe.frameworks import frameworks, uncollected
@@ -74,8 +75,13 @@ def make(
     Raises:
         ModelError: a file of the user is wrong.
     """
-    forms = tuple((str(array.dtype), array.shape[1:]) for array in examples)
+    forms = tuple((str(array.dtype), array.shape[1:]) for array in _arrays(examples))
     return _make_cached(code_of(federation.model, code), encode(federation), forms, process, model)
+
+
+def _arrays(examples: Examples) -> tuple[weights.Array, weights.Array]:
+    """Returns features and labels, of which a simulation takes one array each. Raises DataError."""
+    return only_array(examples.x, "features"), only_array(examples.y, "labels")
 
 
 @functools.lru_cache(maxsize=2)
@@ -217,7 +223,7 @@ class Simulation:
                 batches = [test_batches(parts, size) for parts in clients]
                 metrics |= {f"{prefix}{k}": v for k, v in self._federated_metrics(named, batches).items()}
         if self._test is not None:
-            central = self._model.evaluate(named, *self._test)
+            central = self._model.evaluate(named, *_arrays(self._test))
             metrics |= {f"central_{k}": v for k, v in central.items()}
         return metrics
 

@@ -38,13 +38,13 @@ def test_its_examples_as_arrays() -> None:
     found = as_examples(part)
     np.testing.assert_array_equal(found.x, X)
     np.testing.assert_array_equal(found.y, Y)
-    assert [len(y) for _, y in batches_of(part, 25)] == [25, 25, 10]
+    assert [batch.count for batch in batches_of(part, 25)] == [25, 25, 10]
     assert label_shape_of(part) == ()
 
 
 def test_arrays_are_taken_too() -> None:
     assert size_of(parts_of({"train": (X, Y)}, make_federation(), "a")["train"]) == 60
-    with pytest.raises(DataError, match=r"is int, not \(x, y\) or a tf.data.Dataset"):
+    with pytest.raises(DataError, match=r"is int, not \(x, y\) or \(x, y, weights\) or a tf.data.Dataset"):
         parts_of(3, make_federation(), "a")
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from fedpipe.data.examples import Examples
+from fedpipe.data.trees import Tree
 from fedpipe.errors import DataError
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.parts import Part, arrays_of, as_examples
@@ -20,7 +24,8 @@ class DatasetPart:
     @property
     def label_shape(self) -> tuple[int, ...]:
         """See `Stream.label_shape`."""
-        return tuple(self.dataset.element_spec[1].shape)
+        spec = self.dataset.element_spec[1]
+        return tuple(spec.shape) if hasattr(spec, "shape") else ()
 
     def __len__(self) -> int:
         return int(self.dataset.cardinality().numpy())
@@ -33,9 +38,25 @@ class DatasetPart:
         """See `Stream.skip`."""
         return DatasetPart(self.dataset.skip(count))
 
-    def batches(self, size: int) -> Iterator[tuple[Array, Array]]:
+    def batches(self, size: int) -> Iterator[Examples]:
         """See `Stream.batches`."""
-        yield from self.dataset.batch(size).as_numpy_iterator()
+        for value in self.dataset.batch(size).as_numpy_iterator():
+            x, y = _tree(value[0]), _tree(value[1])
+            yield Examples(x, y, np.asarray(value[2], np.float32) if len(value) == 3 else None)
+
+
+def _tree(value: Any) -> Tree:
+    """Return a batch of a dataset as a tree; text arrives as bytes."""
+    if isinstance(value, tuple):
+        value = {str(position): leaf for position, leaf in enumerate(value)}
+
+    def decoded(leaf: Any) -> Array:
+        array = np.asarray(leaf)
+        if array.dtype != object:
+            return array
+        return np.array([text.decode() for text in array.reshape(-1)], object).reshape(array.shape)
+
+    return {name: decoded(leaf) for name, leaf in value.items()} if isinstance(value, Mapping) else decoded(value)
 
 
 def read_part(value: Any, name: str) -> Part:
@@ -52,8 +73,10 @@ def read_part(value: Any, name: str) -> Part:
 
 
 def singles_of(part: Part) -> Any:
-    """Return a part as a tf.data.Dataset of single (x, y)."""
+    """Return a part as a tf.data.Dataset of single (x, y) or (x, y, weight)."""
     if isinstance(part, DatasetPart):
         return part.dataset
     tensorflow, _ = frameworks()
-    return tensorflow.data.Dataset.from_tensor_slices(tuple(as_examples(part)))
+    examples = as_examples(part)
+    given = (examples.x, examples.y, *([] if examples.weight is None else [examples.weight]))
+    return tensorflow.data.Dataset.from_tensor_slices(given)

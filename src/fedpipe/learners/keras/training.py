@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedpipe.data.examples import Examples
+from fedpipe.data.trees import Tree, only_array, size_in_bytes
 from fedpipe.errors import DroppedError, ModelError
 from fedpipe.federation.preprocessing import applied, parse
 from fedpipe.federation.training import Training
@@ -89,8 +90,9 @@ class CompiledModel(ABC):
         if training.learning_rate:
             self.set_learning_rate(training.learning_rate)
 
-    def check_examples(self, x: Array, y: Array) -> set[str]:
+    def check_examples(self, x: Tree, y: Tree, weight: Array | None = None) -> set[str]:
         """See `Model.check_examples`."""
+        x, y = only_array(x, "features"), only_array(y, "labels")
         expected = tuple(self.keras.input_shape)[1:] if isinstance(self.keras.input_shape, tuple) else None
         if expected is not None and (len(expected) != x.ndim - 1 or any(
             e is not None and e != f for e, f in zip(expected, x.shape[1:], strict=True)
@@ -183,7 +185,7 @@ class CompiledModel(ABC):
         """See `Model.predictor`."""
         self.set_weights(weights)
 
-        def predict(x: Array) -> list[Array]:
+        def predict(x: Tree) -> list[Array]:
             found = self.keras.predict_on_batch(x)
             return [np.asarray(value) for value in (found if isinstance(found, list | tuple) else [found])]
 
@@ -226,7 +228,7 @@ def feed_of(part: Part, training: Training, module: ModuleType, seed: int) -> di
         return {"x": part.x, "y": part.y, "batch_size": size, "epochs": epochs}
     dataset = singles_of(part)
     if isinstance(part, Examples) and training.fit.get("shuffle", True):
-        dataset = dataset.shuffle(len(part.y), seed=seed)
+        dataset = dataset.shuffle(part.count, seed=seed)
     if training.local_steps:
         return {"x": dataset.repeat().batch(size).take(training.local_steps), "epochs": 1, "shuffle": False}
     # One pass over all epochs: with one for each, Keras decides their order, which differs from a simulation's.
@@ -240,7 +242,7 @@ def _needs_arrays(part: Examples, fit: Mapping[str, Any]) -> bool:
     A tf.data.Dataset of slices starts an epoch ten times faster than Keras's adapter for arrays, which matters for
     small shards. But its shuffling holds a copy of the data.
     """
-    return "validation_split" in fit or part.x.nbytes + part.y.nbytes > _LARGE
+    return "validation_split" in fit or size_in_bytes(part.x) + size_in_bytes(part.y) > _LARGE
 
 
 def _limited(limits: TrainingLimits, *, check_loss: bool) -> Any:
