@@ -9,14 +9,16 @@ import numpy.typing as npt
 
 from fedpipe.rounds.histograms import histogram_of
 from fedpipe.rounds.statistics import (
-    FURTHEST, MOST_CLASSES, MOST_COLUMNS, MOST_PICTURED, STEPS,
-    Calibration, Classified, Column, Head, Ranking, Regressed, Statistics, add_statistics, resolution,
+    MOST_CLASSES, MOST_COLUMNS, MOST_PICTURED, STEPS,
+    Calibration, Classified, Column, Head, Ranking, Regressed, Statistics, add_rankings, add_statistics,
 )  # fmt: skip
 from fedpipe.weights import Array
 
 Floats = npt.NDArray[np.float64]
 Whole = npt.NDArray[np.int64]
 _EDGES = np.arange(1, STEPS) / STEPS
+_WAITING = 2**20
+"""Scores that wait before they are counted together."""
 _SLACK = 1e-3
 """Probabilities in half precision may leave [0, 1], or miss the sum of 1, by this much."""
 
@@ -62,7 +64,7 @@ class ClassTally:
         self._counts = np.zeros((3, size), np.int64)
         self._confusion = np.zeros((size, size) if self._pictured and head.task != "multilabel" else (0, 0), np.int64)
         ranked = 1 if head.task == "binary" else size if self._pictured else 0
-        self._rankings = np.zeros((2, ranked, resolution(size)), np.int64)
+        self._ranked = Ranks(ranked, size)
         self._calibration = np.zeros((3, STEPS))
         self._squares, self._edges = 0.0, _EDGES
         self._ranks = True
@@ -80,12 +82,12 @@ class ClassTally:
         truth = self._truth(labels, len(rows))
         if self._head.form == "probabilities" and outputs.dtype.kind == "f":
             self._edges = _EDGES.astype(outputs.dtype).astype(np.float64)  # 0.1 in float32 is not above 0.1
-        odds, shares = self._scaled(rows)
+        scores, shares = self._scaled(rows)
         self._seen = True
         if self._head.task == "multilabel":
-            self._add_labels(truth, odds, shares)
+            self._add_labels(truth, scores, shares)
         else:
-            self._add_classes(truth, odds, shares)
+            self._add_classes(truth, scores, shares)
 
     def _truth(self, labels: Array, count: int) -> Whole:
         """Return class numbers (examples,), or 0 and 1 for each label (examples, labels)."""
@@ -110,33 +112,29 @@ class ClassTally:
         return column.astype(np.int64)
 
     def _scaled(self, rows: Floats) -> tuple[Floats, Floats]:
-        """Return log-odds for rankings, and probabilities for counts: one column for two classes."""
+        """Return scores for rankings, and probabilities for counts: one column for two classes."""
         form, task = self._head.form, self._head.task
+        several = task == "multiclass" or (task == "binary" and rows.shape[1] == 2)
         if form == "margins":
-            if task == "binary":
-                return rows[:, -1:], (rows[:, -1:] > 0).astype(np.float64)
-            return rows, rows
+            return self._one(rows, (rows > 0).astype(np.float64) if task == "binary" else rows)
         if form == "logits":
-            if task == "multiclass" or (task == "binary" and rows.shape[1] == 2):
-                top = rows.max(axis=1, keepdims=True)
-                rest = np.exp(rows - top)
-                shares = rest / rest.sum(axis=1, keepdims=True)
-                return self._one(_log_odds(shares), shares)
-            shares = 1 / (1 + np.exp(-np.clip(rows, -700, 700)))
-            return rows, shares
-        whole = task == "multiclass" or rows.shape[1] == 2 == self._classes and task == "binary"
+            if not several:
+                return rows, 1 / (1 + np.exp(-np.clip(rows, -700, 700)))
+            shares = np.exp(rows - rows.max(axis=1, keepdims=True))
+            shares /= shares.sum(axis=1, keepdims=True)
+            odds = rows[:, 1:] - rows[:, :1] if task == "binary" else shares
+            return self._one(odds, shares)
         outside = rows.min() < -_SLACK or rows.max() > 1 + _SLACK
-        if outside or (whole and np.abs(rows.sum(axis=1) - 1).max() > _SLACK * max(1, rows.shape[1] / 10)):
+        if outside or (several and np.abs(rows.sum(axis=1) - 1).max() > _SLACK * max(1, rows.shape[1] / 10)):
             self._ranks = self._calibrates = False
             return self._one(rows, rows)
-        shares = np.clip(rows, 0, 1)
-        return self._one(_log_odds(shares), shares)
+        return self._one(rows, np.clip(rows, 0, 1))
 
-    def _one(self, odds: Floats, shares: Floats) -> tuple[Floats, Floats]:
+    def _one(self, scores: Floats, shares: Floats) -> tuple[Floats, Floats]:
         """Keep the second column of a binary classifier with two."""
-        return (odds[:, -1:], shares[:, -1:]) if self._head.task == "binary" else (odds, shares)
+        return (scores[:, -1:], shares[:, -1:]) if self._head.task == "binary" else (scores, shares)
 
-    def _add_classes(self, truth: Whole, odds: Floats, shares: Floats) -> None:
+    def _add_classes(self, truth: Whole, scores: Floats, shares: Floats) -> None:
         binary = self._head.task == "binary"
         taken = (shares[:, 0] > 0.5).astype(np.int64) if binary else np.argmax(shares, axis=1)
         right = truth == taken
@@ -145,30 +143,24 @@ class ClassTally:
         if self._confusion.size:
             np.add.at(self._confusion, (truth, taken), 1)
         hot = truth[:, None] == (1 if binary else np.arange(self._classes))
-        self._rank(odds, hot)
+        self._rank(scores, hot)
         if self._calibrates:
             chosen = shares[:, 0] if binary else shares.max(axis=1)
             self._calibrate(chosen, hot[:, 0] if binary else right)
             self._squares += float(np.square(shares - hot).sum())
 
-    def _add_labels(self, truth: Whole, odds: Floats, shares: Floats) -> None:
+    def _add_labels(self, truth: Whole, scores: Floats, shares: Floats) -> None:
         taken = shares > 0.5
         for row, marks in enumerate((truth, taken, truth * taken)):
             self._counts[row] += marks.sum(axis=0).astype(np.int64)
-        self._rank(odds, truth == 1)
+        self._rank(scores, truth == 1)
         if self._calibrates:
             self._calibrate(shares.reshape(-1), truth.reshape(-1) == 1)
             self._squares += float(np.square(shares - truth).sum())
 
-    def _rank(self, odds: Floats, hot: npt.NDArray[np.bool_]) -> None:
-        size = self._rankings.shape[2]
-        if not self._ranks:
-            return
-        places = np.floor((np.clip(odds, -FURTHEST, FURTHEST) + FURTHEST) * (size / (2 * FURTHEST)))
-        places = np.minimum(places, size - 1).astype(np.int64)
-        for k in range(self._rankings.shape[1]):
-            self._rankings[1, k] += np.bincount(places[hot[:, k], k], minlength=size)
-            self._rankings[0, k] += np.bincount(places[~hot[:, k], k], minlength=size)
+    def _rank(self, scores: Floats, hot: npt.NDArray[np.bool_]) -> None:
+        if self._ranks:
+            self._ranked.add(scores, hot)
 
     def _calibrate(self, shares: Floats, hits: npt.NDArray[np.bool_]) -> None:
         at = np.searchsorted(self._edges, shares, side="left")
@@ -186,26 +178,59 @@ class ClassTally:
         task = self._head.task
         assert task in ("binary", "multiclass", "multilabel")
         return Classified(
-            task=task, true=true, taken=taken, right=right,  # type: ignore[arg-type]
+            task=task, form=self._head.form, true=true, taken=taken, right=right,  # type: ignore[arg-type]
             confusion=tuple(tuple(row) for row in self._confusion.tolist()),
-            rankings=tuple(map(_ranking_of, *self._rankings)) if self._ranks else (),
+            rankings=self._ranked.rankings() if self._ranks else (),
             calibration=calibration if self._calibrates else None,
             squares=self._squares if self._calibrates else 0.0,
         )  # fmt: skip
 
 
-def _log_odds(shares: Floats) -> Floats:
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.log(shares) - np.log1p(-shares))
+class Ranks:
+    """Counts examples by score, for each class.
+
+    Args:
+        columns: classes that are ranked.
+        classes: of the classifier.
+    """
+
+    def __init__(self, columns: int, classes: int) -> None:
+        self._classes = classes
+        self._rankings = [Ranking(shift=0, bins=(), negatives=(), positives=())] * columns
+        self._waiting: list[tuple[Whole, npt.NDArray[np.bool_]]] = []
+
+    def add(self, scores: Floats, hot: npt.NDArray[np.bool_]) -> None:
+        """Add a batch: scores and membership in the class, both (examples, columns)."""
+        columns = len(self._rankings)
+        self._waiting.append((codes_of(scores[:, :columns]), hot[:, :columns]))
+        if sum(codes.size for codes, _ in self._waiting) > _WAITING:
+            self._count()
+
+    def _count(self) -> None:
+        codes, hot = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting = []
+        for k, before in enumerate(self._rankings):
+            bins, at = np.unique(codes[:, k], return_inverse=True)
+            counts = [np.bincount(at[chosen], minlength=len(bins)).tolist() for chosen in (~hot[:, k], hot[:, k])]
+            new = Ranking(shift=0, bins=tuple(bins.tolist()), negatives=tuple(counts[0]), positives=tuple(counts[1]))
+            self._rankings[k] = add_rankings([before, new], self._classes)
+
+    def rankings(self) -> tuple[Ranking, ...]:
+        """Return the ranking of each class."""
+        if self._waiting:
+            self._count()
+        return tuple(self._rankings)
 
 
-def _ranking_of(negatives: Whole, positives: Whole) -> Ranking:
-    bins = np.flatnonzero(negatives + positives)
-    return Ranking(
-        bins=tuple(bins.tolist()),
-        negatives=tuple(negatives[bins].tolist()),
-        positives=tuple(positives[bins].tolist()),
-    )
+def codes_of(scores: Floats) -> Whole:
+    """Return whole numbers in the order of scores: their bits in float32.
+
+    >>> codes_of(np.array([-1.0, -0.0, 0.0, 0.5])).tolist()
+    [-1065353216, 0, 0, 1056964608]
+    """
+    limit = np.finfo(np.float32).max
+    bits = np.clip(scores, -limit, limit).astype(np.float32).view(np.int32).astype(np.int64)
+    return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 
 class RegressionTally:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 from fedpipe.rounds.statistics import (
-    FURTHEST, STEPS, Calibration, Classified, Column, Ranking, Regressed, Statistics, resolution,
+    STEPS, Calibration, Classified, Column, Form, Ranking, Regressed, Statistics,
 )  # fmt: skip
 
 MAIN = ("accuracy", "auc", "f1", "auc_macro", "f1_macro", "r2", "mae")
@@ -152,7 +153,8 @@ def area(ranking: Ranking) -> tuple[float | None, float]:
         |\\mathrm{error}| \\le \\frac{1}{2PN} \\sum_b n_b p_b
 
     with p positives and n negatives of a bin. It is the probability that a positive has a higher score than a negative,
-    where equal scores count half. It is exact unless a bin holds both with different scores.
+    where equal scores count half. It is exact unless a bin holds both with different scores. The bound counts equal
+    scores too.
 
     Source: Hanley and McNeil, "The meaning and use of the area under a ROC curve", Radiology 143, 1982.
     """
@@ -234,20 +236,29 @@ def thresholds(found: Classified) -> list[Threshold]:
     return lines
 
 
-def best_threshold(ranking: Ranking, classes: int = 2) -> tuple[float, float] | None:
-    """Return the probability above which F1 is highest, and that F1; None without positives."""
-    positives, right, taken = sum(ranking.positives), 0, 0
-    best = (-1.0, 0.0)
+def best_threshold(found: Classified) -> tuple[float, float] | None:
+    """Return the lowest probability that counts as the second class when F1 is highest, and that F1.
+
+    Returns None without positives or rankings.
+    """
+    if found.task != "binary" or not found.rankings or found.form == "margins" or not found.true[1]:
+        return None
+    (ranking,), right, taken, best = found.rankings, 0, 0, (-1.0, 0.0)
     for at, p, n in zip(reversed(ranking.bins), reversed(ranking.positives), reversed(ranking.negatives), strict=True):
         right, taken = right + p, taken + p + n
-        best = max(best, (2 * right / (taken + positives), probability_of(at, classes)))
-    return (best[1], best[0]) if positives else None
+        best = max(best, (2 * right / (taken + found.true[1]), score_of(at << ranking.shift)))
+    f1, score = best
+    return (score if found.form == "probabilities" else 1 / (1 + math.exp(-score))), f1
 
 
-def probability_of(at: int, classes: int) -> float:
-    """Return the lower bound of a ranking's bin, as a probability."""
-    odds = at / resolution(classes) * 2 * FURTHEST - FURTHEST
-    return 1 / (1 + math.exp(-odds)) if at else 0.0
+def score_of(code: int) -> float:
+    """Return the float32 number of a code, as `Ranking` has it.
+
+    >>> score_of(0), score_of(0x3F000000), score_of(-0x3F000000)
+    (0.0, 0.5, -0.5)
+    """
+    value = float(struct.unpack("<f", struct.pack("<I", min(abs(code), 0x7F7FFFFF)))[0])
+    return value if code >= 0 else -value
 
 
 def reliability(table: Calibration) -> list[Reliability]:

@@ -22,12 +22,14 @@ MOST_COLUMNS = 100
 """Most columns of a regression with statistics of their own; the values of more are pooled."""
 STEPS = 20
 """Bins of equal width for calibration and thresholds: bin k holds probabilities in (k / STEPS, (k + 1) / STEPS]."""
-FURTHEST = 17.0
-"""Rankings resolve log-odds between minus and plus this; the sigmoid of 17 in float32 is 1."""
-FINEST = 2**16
+MOST_BINS = 2**16
+"""Most bins of the rankings of two classes; those of more classes share them."""
+MOST_SHIFT = 30
+MOST_CODE = 2**31
 
 Matrix = tuple[tuple[int, ...], ...]
 Task = Literal["binary", "multiclass", "multilabel", "regression", ""]
+Form = Literal["probabilities", "logits", "margins"]
 Counts = Annotated[tuple[Count, ...], Meta(max_length=MOST_CLASSES)]
 Bins = Annotated[tuple[Count, ...], Meta(max_length=STEPS)]
 
@@ -44,7 +46,7 @@ class Head(NamedTuple):
 
     name: str
     task: Task
-    form: Literal["probabilities", "logits", "margins"] = "probabilities"
+    form: Form = "probabilities"
     width: int = 1
 
     @property
@@ -56,11 +58,17 @@ class Head(NamedTuple):
 
 
 class Ranking(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Counts examples of a class and others by their score, in bins of equal width in log-odds; empty bins are left out."""
+    """Counts examples of a class and others by their score; empty bins are left out.
 
-    bins: Annotated[tuple[Annotated[int, Meta(ge=0, lt=FINEST)], ...], Meta(max_length=FINEST)]
-    negatives: Annotated[tuple[Count, ...], Meta(max_length=FINEST)]
-    positives: Annotated[tuple[Count, ...], Meta(max_length=FINEST)]
+    A score's bin is the whole number that its bits in float32 form, without its last `shift` bits, so that bins are in
+    the order of the scores. `shift` is the smallest for which the bins are few enough: 0, unless there are many
+    different scores. A bin at one shift is a part of one bin at the next, so that rankings add up exactly.
+    """
+
+    shift: Annotated[int, Meta(ge=0, le=MOST_SHIFT)]
+    bins: Annotated[tuple[Annotated[int, Meta(ge=-MOST_CODE, le=MOST_CODE)], ...], Meta(max_length=MOST_BINS)]
+    negatives: Annotated[tuple[Count, ...], Meta(max_length=MOST_BINS)]
+    positives: Annotated[tuple[Count, ...], Meta(max_length=MOST_BINS)]
 
 
 class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,6 +94,7 @@ class Classified(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     """
 
     task: Literal["binary", "multiclass", "multilabel"]
+    form: Form
     true: Counts
     taken: Counts
     right: Counts
@@ -126,9 +135,9 @@ class Regressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 Statistics = Classified | Regressed
 
 
-def resolution(classes: int) -> int:
-    """Return the number of bins of a ranking, so that those of all classes together stay small."""
-    return FINEST if classes <= 2 else 2**12 if classes <= 16 else 2**9
+def most_bins(classes: int) -> int:
+    """Return the most bins of a ranking, so that those of all classes together stay small."""
+    return MOST_BINS if classes <= 2 else 2 * MOST_BINS // classes
 
 
 def add_statistics(parts: Sequence[Statistics]) -> Statistics | None:
@@ -145,14 +154,14 @@ def add_statistics(parts: Sequence[Statistics]) -> Statistics | None:
 
 def _add_classified(parts: Sequence[Classified]) -> Classified:
     calibrations = [part.calibration for part in parts if part.calibration]
-    complete = len(calibrations) == len(parts)
+    complete, classes = len(calibrations) == len(parts), len(parts[0].true)
     return Classified(
-        task=parts[0].task,
+        task=parts[0].task, form=parts[0].form,
         true=add_counts(part.true for part in parts),
         taken=add_counts(part.taken for part in parts),
         right=add_counts(part.right for part in parts),
         confusion=add_matrices([part.confusion for part in parts]),
-        rankings=tuple(map(_add_rankings, zip(*(part.rankings for part in parts), strict=True)))
+        rankings=tuple(add_rankings(each, classes) for each in zip(*(part.rankings for part in parts), strict=True))
         if len({len(part.rankings) for part in parts}) == 1 else (),
         calibration=Calibration(
             misses=add_counts(part.misses for part in calibrations),
@@ -163,18 +172,23 @@ def _add_classified(parts: Sequence[Classified]) -> Classified:
     )  # fmt: skip
 
 
-def _add_rankings(parts: Sequence[Ranking]) -> Ranking:
+def add_rankings(parts: Sequence[Ranking], classes: int) -> Ranking:
+    """Return the ranking of all examples together, of a classifier of so many classes."""
+    shift = max(part.shift for part in parts)
     totals: dict[int, tuple[int, int]] = {}
     for part in parts:
         for at, negatives, positives in zip(part.bins, part.negatives, part.positives, strict=True):
-            before = totals.get(at, (0, 0))
-            totals[at] = (before[0] + negatives, before[1] + positives)
-    bins = tuple(sorted(totals))
-    return Ranking(
-        bins=bins,
-        negatives=tuple(totals[at][0] for at in bins),
-        positives=tuple(totals[at][1] for at in bins),
-    )
+            before = totals.get(at >> (shift - part.shift), (0, 0))
+            totals[at >> (shift - part.shift)] = (before[0] + negatives, before[1] + positives)
+    bins = sorted(totals)
+    merged = Ranking(
+        shift=shift, bins=tuple(bins),
+        negatives=tuple(totals[at][0] for at in bins), positives=tuple(totals[at][1] for at in bins),
+    )  # fmt: skip
+    if len(bins) <= most_bins(classes) or shift == MOST_SHIFT:
+        return merged
+    coarser = Ranking(shift=shift + 1, bins=(), negatives=(), positives=())
+    return add_rankings([merged, coarser], classes)
 
 
 def _add_columns(parts: Sequence[Column]) -> Column:
@@ -219,7 +233,7 @@ def mistake_in(found: Statistics, head: Head, examples: int) -> str:
         if head.task not in ("regression", ""):
             return "they are those of a regression"
         return _mistake_in_columns(found, head, examples)
-    if found.task != head.task or len(found.true) != head.classes:
+    if (found.task, found.form, len(found.true)) != (head.task, head.form, head.classes):
         return f"they are those of another classifier than one of {head.classes} classes"
     return _mistake_in_counts(found, head, examples) or _mistake_in_scores(found, examples)
 
@@ -253,7 +267,7 @@ def _mistake_in_scores(found: Classified, examples: int) -> str:
     for ranking, expected in zip(found.rankings, positives, strict=False):
         sizes = {len(ranking.bins), len(ranking.negatives), len(ranking.positives)}
         ascending = all(a < b for a, b in zip(ranking.bins, ranking.bins[1:], strict=False))
-        if len(sizes) != 1 or not ascending or max(ranking.bins, default=0) >= resolution(len(found.true)):
+        if len(sizes) != 1 or not ascending or len(ranking.bins) > most_bins(len(found.true)):
             return "a ranking is malformed"
         if sum(ranking.positives) != expected or sum(ranking.negatives) != examples - expected:
             return "a ranking does not add up to the examples"
