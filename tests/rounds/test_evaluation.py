@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedpipe.errors import CorruptError
-from fedpipe.rounds.evaluation import Matrix, Score, add_matrices, find_score, read_scores
+from fedpipe.rounds.evaluation import Score, find_score, read_scores
+from fedpipe.rounds.tallies import Matrix, add_matrices
 from fedpipe.store import SMALL, MemoryStore, keys
 from fedpipe.store.objects import encode
 

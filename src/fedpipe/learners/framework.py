@@ -13,6 +13,7 @@ from fedpipe.data.trees import Tree
 from fedpipe.errors import DroppedError
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.parts import Part
+from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
 
 Arrays = dict[str, Array]
@@ -68,6 +69,10 @@ class Model(Protocol):
     @property
     def outline(self) -> Outline:
         """The inputs and outputs of the model."""
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """What each output is for, in the order in which `predictor` returns them."""
 
     def check_training(self, training: Training, *, private: bool) -> None:
         """Check that the model can be trained as the federation file says. Raises ModelError."""

@@ -30,6 +30,7 @@ from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits
 from fedpipe.learners.parts import Part, arrays_of, as_examples
 from fedpipe.learners.user_code import described, find_function, load_code
+from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
 
 _ROWS = 1024
@@ -119,6 +120,14 @@ class NumpyModel:
         taken, given = (None, *self._linear.shape), (None, self._linear.outputs)
         count = sum(int(np.prod(shape)) for shape in self._shapes.values())
         return Outline("float32", taken, given, f"{count:,} parameters, input {taken}, loss {self._linear.loss}")
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """See `Model.heads`."""
+        width = self._linear.outputs
+        if self._linear.loss == "squared":
+            return (Head("", "regression", width=width),)
+        return (Head("", "binary" if width == 2 else "multiclass", width=width),)
 
     def check_training(self, training: Training, *, private: bool) -> None:
         """Do nothing: every setting of NumPy fits every model."""

@@ -1,4 +1,4 @@
-"""Metrics of a classifier or a regression, made of statistics that add up over learners; see docs/evaluation.md."""
+"""Metrics of a classifier or a regression, made of tallies that add up over learners; see docs/evaluation.md."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from fedpipe.rounds.statistics import (
-    STEPS, Calibration, Classified, Column, Form, Ranking, Regressed, Statistics,
+from fedpipe.rounds.tallies import (
+    STEPS,
+    Calibration,
+    ClassTally,
+    Ranking,
+    Residuals,
+    Tally,
+    ValueTally,
 )  # fmt: skip
 
 MAIN = ("accuracy", "auc", "f1", "auc_macro", "f1_macro", "r2", "mae")
-"""The measures in short tables, where they exist."""
+"""The measures in short tables; `f1_macro` only where there is no `f1`."""
 
 
 class Curve(NamedTuple):
@@ -61,13 +67,13 @@ class Reliability(NamedTuple):
     examples: int
 
 
-def measure(found: Statistics) -> dict[str, float]:
+def measure(found: Tally) -> dict[str, float]:
     """Return all metrics by name. A metric that is undefined, or not finite, is left out."""
-    values = _measure_classes(found) if isinstance(found, Classified) else _measure_columns(found)
+    values = _measure_classes(found) if isinstance(found, ClassTally) else _measure_columns(found)
     return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
-def _measure_classes(found: Classified) -> dict[str, float | None]:
+def _measure_classes(found: ClassTally) -> dict[str, float | None]:
     lines = by_class(found)
     occurring = [k for k in range(len(lines)) if found.true[k] or found.taken[k]]
     if found.task == "multilabel":
@@ -100,7 +106,7 @@ def _measure_classes(found: Classified) -> dict[str, float | None]:
     return values
 
 
-def _measure_columns(found: Regressed) -> dict[str, float | None]:
+def _measure_columns(found: ValueTally) -> dict[str, float | None]:
     columns = found.columns
     r2 = [value for column in columns if (value := determination(column)) is not None]
     return {
@@ -120,7 +126,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def determination(column: Column) -> float | None:
+def determination(column: Residuals) -> float | None:
     """Return R2 of a regression's column; None if all labels are equal.
 
     .. math:: R^2 = 1 - \\frac{\\sum (y - \\hat y)^2}{\\sum (y - \\bar y)^2}
@@ -128,7 +134,7 @@ def determination(column: Column) -> float | None:
     return 1 - column.squares / column.deviations if column.deviations else None
 
 
-def by_class(found: Classified) -> list[ClassLine]:
+def by_class(found: ClassTally) -> list[ClassLine]:
     """Return the metrics of each class."""
     rankings: list[Ranking | None] = list(found.rankings) or [None] * len(found.true)
     if found.task == "binary":
@@ -204,7 +210,9 @@ def roc(ranking: Ranking, most: int = 200) -> Curve:
 def precision_recall(ranking: Ranking, most: int = 200) -> Curve:
     """Return the precision by recall."""
     right = list(accumulate(reversed(ranking.positives)))
-    taken = list(accumulate(p + n for p, n in zip(reversed(ranking.positives), reversed(ranking.negatives), strict=True)))
+    taken = list(
+        accumulate(p + n for p, n in zip(reversed(ranking.positives), reversed(ranking.negatives), strict=True))
+    )
     points = [(p / (right[-1] or 1), p / n) for p, n in zip(right, taken, strict=True) if n]
     return Curve(tuple(_thinned(points, most)))
 
@@ -218,7 +226,7 @@ def _thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[flo
     return [*kept, *points[1:][-1:]]
 
 
-def thresholds(found: Classified) -> list[Threshold]:
+def thresholds(found: ClassTally) -> list[Threshold]:
     """Return the metrics of a binary classifier by threshold; empty if the outputs are not probabilities."""
     table = found.calibration
     if found.task != "binary" or table is None:
@@ -229,14 +237,17 @@ def thresholds(found: Classified) -> list[Threshold]:
         right, wrong = sum(table.hits[k:]), sum(table.misses[k:])
         lines.append(
             Threshold(
-                above=k / STEPS, precision=share(right, right + wrong), recall=share(right, positives),
-                specificity=share(negatives - wrong, negatives), f1=share(2 * right, right + wrong + positives),
+                above=k / STEPS,
+                precision=share(right, right + wrong),
+                recall=share(right, positives),
+                specificity=share(negatives - wrong, negatives),
+                f1=share(2 * right, right + wrong + positives),
             )  # fmt: skip
         )
     return lines
 
 
-def best_threshold(found: Classified) -> tuple[float, float] | None:
+def best_threshold(found: ClassTally) -> tuple[float, float] | None:
     """Return the lowest probability that counts as the second class when F1 is highest, and that F1.
 
     Returns None without positives or rankings.
@@ -286,8 +297,13 @@ def calibration_error(table: Calibration) -> float | None:
 def main_metrics(metrics: Mapping[str, float], measures: Mapping[str, float]) -> dict[str, float]:
     """Return the few numbers for short tables: compiled metrics, and the main measures that were not compiled.
 
-    >>> main_metrics({"loss": 0.5, "accuracy": 0.75}, {"accuracy": 0.75, "auc": 0.8, "brier": 0.2, "f1": 0.7})
-    {'accuracy': 0.75, 'auc': 0.8, 'f1': 0.7, 'loss': 0.5}
+    >>> main_metrics({"loss": 0.5, "accuracy": 0.75}, {"accuracy": 0.75, "auc": 0.8, "brier": 0.2, "sick_f1": 0.7})
+    {'accuracy': 0.75, 'auc': 0.8, 'loss': 0.5, 'sick_f1': 0.7}
     """
-    chosen = {name: value for name, value in measures.items() if name.rpartition(".")[2] in MAIN}
+    chosen = {
+        name: value
+        for name, value in measures.items()
+        if any(name == main or name.endswith(f"_{main}") for main in MAIN)
+        and not (name.endswith("_macro") and name.removesuffix("_macro") in measures)
+    }
     return dict(sorted({**chosen, **metrics}.items()))

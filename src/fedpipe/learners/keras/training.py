@@ -18,8 +18,10 @@ from fedpipe.frameworks import frameworks
 from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits, seed_of
 from fedpipe.learners.keras.arguments import check_preprocessing, make_callbacks
 from fedpipe.learners.keras.datasets import singles_of
+from fedpipe.learners.keras.heads import heads_of
 from fedpipe.learners.parts import Part, size_of
 from fedpipe.learners.user_code import described
+from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
 
 _LARGE = 64 * 2**20
@@ -81,6 +83,11 @@ class CompiledModel(ABC):
         model, first = self.keras, self.keras.inputs[0]
         text = f"{model.count_params():,} parameters, input {model.input_shape}, loss {model.loss}"
         return Outline(str(first.dtype), tuple(first.shape), tuple(model.outputs[0].shape), text)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """See `Model.heads`."""
+        return heads_of(self.keras)
 
     def check_training(self, training: Training, *, private: bool) -> None:
         """See `Model.check_training`."""

@@ -1,4 +1,4 @@
-"""Turn predictions and labels into statistics that add up over learners."""
+"""Turn predictions and labels into tallies, which add up over learners."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.rounds.histograms import histogram_of
-from fedpipe.rounds.statistics import (
-    MOST_CLASSES, MOST_COLUMNS, MOST_PICTURED, STEPS,
-    Calibration, Classified, Column, Head, Ranking, Regressed, Statistics, add_rankings, add_statistics,
+from fedpipe.rounds.tallies import (
+    MOST_CLASSES,
+    MOST_COLUMNS,
+    MOST_PICTURED,
+    STEPS,
+    Calibration,
+    ClassTally,
+    Head,
+    Ranking,
+    Residuals,
+    Tally,
+    ValueTally,
+    add_rankings,
+    add_tallies,
 )  # fmt: skip
 from fedpipe.weights import Array
 
@@ -23,19 +34,19 @@ _SLACK = 1e-3
 """Probabilities in half precision may leave [0, 1], or miss the sum of 1, by this much."""
 
 
-class Tally(Protocol):
-    """Statistics of one output that grow batch by batch."""
+class Counter(Protocol):
+    """Counts the predictions of one output, batch by batch."""
 
     def add(self, outputs: Array, labels: Array) -> None:
-        """Add a batch. Raises ValueError with the reason why its examples have no statistics."""
+        """Add a batch. Raises ValueError with the reason why its examples cannot be counted."""
 
-    def statistics(self) -> Statistics | None:
-        """Return the statistics of all batches; None if there was none."""
+    def tally(self) -> Tally | None:
+        """Return the tally of all batches; None if there was none."""
 
 
-def tally_of(head: Head) -> Tally:
-    """Return an empty tally for an output of a model."""
-    return RegressionTally(head) if head.task in ("regression", "") else ClassTally(head)
+def counter_of(head: Head) -> Counter:
+    """Return a counter for an output of a model."""
+    return ResidualCounter(head) if head.task in ("regression", "") else ClassCounter(head)
 
 
 def _numbers(values: Array, what: str) -> Floats:
@@ -48,7 +59,7 @@ def _numbers(values: Array, what: str) -> Floats:
     return rows
 
 
-class ClassTally:
+class ClassCounter:
     """Counts classes, rankings and calibration.
 
     Args:
@@ -72,7 +83,7 @@ class ClassTally:
         self._seen = False
 
     def add(self, outputs: Array, labels: Array) -> None:
-        """See `Tally.add`."""
+        """See `Counter.add`."""
         rows = _numbers(outputs, "outputs")
         expected = {1, 2} if self._head.task == "binary" else {self._classes}
         if outputs.ndim > 2 and outputs.shape[1:] != (rows.shape[1],) + (1,) * (outputs.ndim - 2):
@@ -168,8 +179,8 @@ class ClassTally:
         self._calibration[1] += np.bincount(at[hits], minlength=STEPS)
         self._calibration[2] += np.bincount(at, shares, STEPS)
 
-    def statistics(self) -> Statistics | None:
-        """See `Tally.statistics`."""
+    def tally(self) -> Tally | None:
+        """See `Counter.tally`."""
         if not self._seen:
             return None
         true, taken, right = (tuple(row) for row in self._counts.tolist())
@@ -177,7 +188,7 @@ class ClassTally:
         calibration = Calibration(misses=tuple(map(int, misses)), hits=tuple(map(int, hits)), sums=tuple(sums))
         task = self._head.task
         assert task in ("binary", "multiclass", "multilabel")
-        return Classified(
+        return ClassTally(
             task=task, form=self._head.form, true=true, taken=taken, right=right,  # type: ignore[arg-type]
             confusion=tuple(tuple(row) for row in self._confusion.tolist()),
             rankings=self._ranked.rankings() if self._ranks else (),
@@ -233,7 +244,7 @@ def codes_of(scores: Floats) -> Whole:
     return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 
-class RegressionTally:
+class ResidualCounter:
     """Sums up residuals.
 
     Args:
@@ -242,10 +253,10 @@ class RegressionTally:
 
     def __init__(self, head: Head) -> None:
         self._head = head
-        self._found: Statistics | None = None
+        self._found: Tally | None = None
 
     def add(self, outputs: Array, labels: Array) -> None:
-        """See `Tally.add`."""
+        """See `Counter.add`."""
         if not self._head.task and labels.dtype.kind != "f":
             raise ValueError("its loss is not known")
         predicted, expected = _numbers(outputs, "outputs"), _numbers(labels, "labels")
@@ -256,22 +267,20 @@ class RegressionTally:
         pooled = not 0 < self._head.width <= MOST_COLUMNS
         if pooled:
             predicted, expected = predicted.reshape(-1, 1), expected.reshape(-1, 1)
-        columns = tuple(_column_of(predicted[:, k], expected[:, k]) for k in range(predicted.shape[1]))
-        found = Regressed(columns=columns, pooled=pooled)
-        self._found = add_statistics([self._found, found]) if self._found else found
+        columns = tuple(_residuals_of(predicted[:, k], expected[:, k]) for k in range(predicted.shape[1]))
+        found = ValueTally(columns=columns, pooled=pooled)
+        self._found = add_tallies([self._found, found]) if self._found else found
 
-    def statistics(self) -> Statistics | None:
-        """See `Tally.statistics`."""
+    def tally(self) -> Tally | None:
+        """See `Counter.tally`."""
         return self._found
 
 
-def _column_of(predicted: Floats, expected: Floats) -> Column:
+def _residuals_of(predicted: Floats, expected: Floats) -> Residuals:
     residuals, mean = expected - predicted, float(expected.mean())
-    return Column(
+    return Residuals(
         values=len(expected), mean=mean, deviations=float(np.square(expected - mean).sum()),
         errors=float(residuals.sum()), absolutes=float(np.abs(residuals).sum()),
         squares=float(np.square(residuals).sum()),
         residuals=histogram_of(residuals), predictions=histogram_of(predicted, residuals),
     )  # fmt: skip
-
-

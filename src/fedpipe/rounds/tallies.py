@@ -1,6 +1,6 @@
-"""A learner's statistics of its predictions: counts and sums that add up over learners, however examples were split.
+"""A tally of predictions: counts and sums that add up over learners, however the examples were split.
 
-Metrics of several learners are made of their added statistics, and never of means of means; see docs/evaluation.md.
+Metrics of several learners are made of their added tallies, and never of means of means; see docs/evaluation.md.
 Nothing is weighted: each example counts once, also when it has a sample weight.
 """
 
@@ -12,14 +12,20 @@ from typing import Annotated, Literal, NamedTuple
 from msgspec import Meta, Struct
 
 from fedpipe.rounds.histograms import (
-    Count, Histogram, Real, Size, add_counts, add_histograms, is_canonical,
+    Count,
+    Histogram,
+    Real,
+    Size,
+    add_counts,
+    add_histograms,
+    is_canonical,
 )  # fmt: skip
 
 MOST_PICTURED = 100
 """Most classes with a confusion matrix and rankings; more are only counted."""
 MOST_CLASSES = 100_000
 MOST_COLUMNS = 100
-"""Most columns of a regression with statistics of their own; the values of more are pooled."""
+"""Most columns of a regression with sums of their own; the values of more are pooled."""
 STEPS = 20
 """Bins of equal width for calibration and thresholds: bin k holds probabilities in (k / STEPS, (k + 1) / STEPS]."""
 MOST_BINS = 2**16
@@ -82,8 +88,8 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     sums: Annotated[tuple[Real, ...], Meta(max_length=STEPS)]
 
 
-class Classified(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="classes"):
-    """The statistics of a classifier.
+class ClassTally(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="classes"):
+    """The tally of a classifier.
 
     Attributes:
         true, taken, right: examples of each class, those taken for it, and those rightly so.
@@ -104,8 +110,8 @@ class Classified(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     squares: Size = 0.0
 
 
-class Column(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The statistics of a regression's column.
+class Residuals(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The sums of a regression's column.
 
     Attributes:
         values: number of labels.
@@ -125,14 +131,14 @@ class Column(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     predictions: Histogram
 
 
-class Regressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="values"):
-    """The statistics of a regression: of each column, or of all values together."""
+class ValueTally(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="values"):
+    """The tally of a regression: for each column, or for all values together."""
 
-    columns: Annotated[tuple[Column, ...], Meta(max_length=MOST_COLUMNS)]
+    columns: Annotated[tuple[Residuals, ...], Meta(max_length=MOST_COLUMNS)]
     pooled: bool = False
 
 
-Statistics = Classified | Regressed
+Tally = ClassTally | ValueTally
 
 
 def most_bins(classes: int) -> int:
@@ -140,22 +146,22 @@ def most_bins(classes: int) -> int:
     return MOST_BINS if classes <= 2 else 2 * MOST_BINS // classes
 
 
-def add_statistics(parts: Sequence[Statistics]) -> Statistics | None:
-    """Return the statistics of all examples together; None if they are of different kinds, or if there are none."""
-    classified = [part for part in parts if isinstance(part, Classified)]
-    regressed = [part for part in parts if isinstance(part, Regressed)]
+def add_tallies(parts: Sequence[Tally]) -> Tally | None:
+    """Return the tally of all examples together; None if they are of different kinds, or if there are none."""
+    classified = [part for part in parts if isinstance(part, ClassTally)]
+    regressed = [part for part in parts if isinstance(part, ValueTally)]
     if len({(part.task, len(part.true)) for part in classified}) + len({len(r.columns) for r in regressed}) != 1:
         return None
     if classified:
-        return _add_classified(classified)
+        return _add_classes(classified)
     columns = zip(*(part.columns for part in regressed), strict=True)
-    return Regressed(columns=tuple(map(_add_columns, columns)), pooled=any(part.pooled for part in regressed))
+    return ValueTally(columns=tuple(map(_add_residuals, columns)), pooled=any(part.pooled for part in regressed))
 
 
-def _add_classified(parts: Sequence[Classified]) -> Classified:
+def _add_classes(parts: Sequence[ClassTally]) -> ClassTally:
     calibrations = [part.calibration for part in parts if part.calibration]
     complete, classes = len(calibrations) == len(parts), len(parts[0].true)
-    return Classified(
+    return ClassTally(
         task=parts[0].task, form=parts[0].form,
         true=add_counts(part.true for part in parts),
         taken=add_counts(part.taken for part in parts),
@@ -191,7 +197,7 @@ def add_rankings(parts: Sequence[Ranking], classes: int) -> Ranking:
     return add_rankings([merged, coarser], classes)
 
 
-def _add_columns(parts: Sequence[Column]) -> Column:
+def _add_residuals(parts: Sequence[Residuals]) -> Residuals:
     """Add up columns; means and deviations by the formula of Chan, Golub and LeVeque (1979), without cancellation."""
     values, mean, deviations = 0, 0.0, 0.0
     for part in parts:
@@ -199,7 +205,7 @@ def _add_columns(parts: Sequence[Column]) -> Column:
         mean += gap * part.values / total
         deviations += part.deviations + gap * gap * values * part.values / total
         values = total
-    return Column(
+    return Residuals(
         values=values, mean=mean, deviations=deviations,
         errors=sum(part.errors for part in parts),
         absolutes=sum(part.absolutes for part in parts),
@@ -221,15 +227,15 @@ def add_matrices(matrices: Sequence[Matrix]) -> Matrix:
     return tuple(tuple(sum(cells) for cells in zip(*rows, strict=True)) for rows in zip(*matrices, strict=True))
 
 
-def mistake_in(found: Statistics, head: Head, examples: int) -> str:
-    """Return why another party's statistics of an output cannot be right; empty if they may be.
+def mistake_in(found: Tally, head: Head, examples: int) -> str:
+    """Return why another party's tally of an output cannot be right; empty if they may be.
 
     Args:
-        found: the statistics.
+        found: the tally.
         head: the output.
         examples: the number of examples that the party has tested.
     """
-    if isinstance(found, Regressed):
+    if isinstance(found, ValueTally):
         if head.task not in ("regression", ""):
             return "they are those of a regression"
         return _mistake_in_columns(found, head, examples)
@@ -238,7 +244,7 @@ def mistake_in(found: Statistics, head: Head, examples: int) -> str:
     return _mistake_in_counts(found, head, examples) or _mistake_in_scores(found, examples)
 
 
-def _mistake_in_counts(found: Classified, head: Head, examples: int) -> str:
+def _mistake_in_counts(found: ClassTally, head: Head, examples: int) -> str:
     classes = head.classes
     if {len(found.taken), len(found.right)} != {classes}:
         return "counts of classes are missing"
@@ -259,7 +265,7 @@ def _mistake_in_counts(found: Classified, head: Head, examples: int) -> str:
     return "" if matches else "the confusion matrix does not match the counts of classes"
 
 
-def _mistake_in_scores(found: Classified, examples: int) -> str:
+def _mistake_in_scores(found: ClassTally, examples: int) -> str:
     wanted = 1 if found.task == "binary" else len(found.true)
     if len(found.rankings) not in (0, wanted if wanted <= MOST_PICTURED else 0):
         return "rankings are missing"
@@ -285,7 +291,7 @@ def _mistake_in_scores(found: Classified, examples: int) -> str:
     return ""
 
 
-def _mistake_in_columns(found: Regressed, head: Head, examples: int) -> str:
+def _mistake_in_columns(found: ValueTally, head: Head, examples: int) -> str:
     columns = head.width if 0 < head.width <= MOST_COLUMNS else 1
     if len(found.columns) != columns or found.pooled != (columns != head.width):
         return "the columns are not those of the model"

@@ -1,4 +1,4 @@
-"""Statistics of predictions: scikit-learn is the oracle, and examples may be split over learners in any way."""
+"""Tallies of predictions: scikit-learn is the oracle, and examples may be split over learners in any way."""
 
 from __future__ import annotations
 
@@ -12,13 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
-from fedpipe.learners.statistics import tally_of
+from fedpipe.learners.tallying import counter_of
 from fedpipe.rounds.histograms import add_histograms, histogram_of
 from fedpipe.rounds.measures import (
-    area, average_precision, best_threshold, by_class, calibration_error, measure, precision_recall, roc, thresholds,
+    area,
+    average_precision,
+    best_threshold,
+    by_class,
+    calibration_error,
+    measure,
+    precision_recall,
+    roc,
+    thresholds,
 )  # fmt: skip
-from fedpipe.rounds.statistics import (
-    Classified, Head, Regressed, Statistics, add_statistics, mistake_in,
+from fedpipe.rounds.tallies import (
+    ClassTally,
+    Head,
+    Tally,
+    ValueTally,
+    add_tallies,
+    mistake_in,
 )  # fmt: skip
 
 RNG = np.random.default_rng(5)
@@ -29,9 +42,9 @@ VALUES = Head("", "regression", width=1)
 
 
 def of(head: Head, outputs: Any, labels: Any) -> Any:
-    tally = tally_of(head)
-    tally.add(np.asarray(outputs), np.asarray(labels))
-    return tally.statistics()
+    counter = counter_of(head)
+    counter.add(np.asarray(outputs), np.asarray(labels))
+    return counter.tally()
 
 
 def binary(count: int, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -70,18 +83,18 @@ class TestBinary:
     def test_many_scores_share_bins_within_the_bound(self) -> None:
         y = RNG.integers(0, 2, 200_000)
         p = 1 / (1 + np.exp(-RNG.normal(size=len(y)) - y)).astype(np.float32)
-        tally = tally_of(BINARY)
+        counter = counter_of(BINARY)
         for start in range(0, len(y), 70_000):
-            tally.add(p[start : start + 70_000], y[start : start + 70_000])
-        found = tally.statistics()
-        assert isinstance(found, Classified)
+            counter.add(p[start : start + 70_000], y[start : start + 70_000])
+        found = counter.tally()
+        assert isinstance(found, ClassTally)
         assert mistake_in(found, BINARY, len(y)) == ""
         auc, error = area(found.rankings[0])
         assert found.rankings[0].shift > 0
         assert len(found.rankings[0].bins) > 2**14
         assert 0 < abs(auc - oracle.roc_auc_score(y, p)) <= error < 5e-5
-        together = add_statistics([of(BINARY, p[a:b], y[a:b]) for a, b in ((0, 50_000), (50_000, 200_000))])
-        assert isinstance(together, Classified)
+        together = add_tallies([of(BINARY, p[a:b], y[a:b]) for a, b in ((0, 50_000), (50_000, 200_000))])
+        assert isinstance(together, ClassTally)
         assert together.rankings == found.rankings
 
     def test_scores_in_bins_of_their_own_are_exact(self) -> None:
@@ -275,13 +288,13 @@ class TestValues:
         (VALUES, [1e95], [0.0], "the numbers are too large"),
     ],
 )
-def test_examples_without_statistics_say_why(head: Head, outputs: Any, labels: Any, why: str) -> None:
+def test_examples_without_a_tally_say_why(head: Head, outputs: Any, labels: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         of(head, outputs, labels)
 
 
 def test_a_tally_without_examples_has_none() -> None:
-    assert [tally_of(head).statistics() for head in (BINARY, THREE, LABELS, VALUES)] == [None] * 4
+    assert [counter_of(head).tally() for head in (BINARY, THREE, LABELS, VALUES)] == [None] * 4
 
 
 CASES: dict[str, tuple[Head, Callable[[int], tuple[Any, Any]]]] = {
@@ -302,7 +315,9 @@ def assert_alike(found: Any, expected: Any) -> None:
     elif isinstance(expected, list | tuple) and expected and isinstance(expected[0], dict | list | tuple):
         for one, other in zip(found, expected, strict=True):
             assert_alike(one, other)
-    elif isinstance(expected, float) or (isinstance(expected, list | tuple) and any(isinstance(v, float) for v in expected)):
+    elif isinstance(expected, float) or (
+        isinstance(expected, list | tuple) and any(isinstance(v, float) for v in expected)
+    ):
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
     else:
         assert found == expected
@@ -326,11 +341,11 @@ def test_a_split_over_learners_changes_nothing(case: str, count: int, cuts: list
     for part, (a, b) in zip(parts, zip(bounds, bounds[1:], strict=False), strict=True):
         assert mistake_in(part, head, b - a) == ""
     order.shuffle(parts)
-    together = add_statistics(parts)
+    together = add_tallies(parts)
     assert together is not None
     assert_alike(msgspec.to_builtins(together), msgspec.to_builtins(whole))
     assert measure(together) == pytest.approx(measure(whole), rel=1e-9, abs=1e-9)
-    decoded = msgspec.json.decode(msgspec.json.encode(together), type=Statistics)
+    decoded = msgspec.json.decode(msgspec.json.encode(together), type=Tally)
     assert decoded == together
 
 
@@ -386,24 +401,28 @@ def changed(value: Any, path: Sequence[Any], new: Any) -> Any:
         ("values", ["pooled"], True, "the columns are not those of the model"),
     ],
 )
-def test_statistics_of_others_are_guilty(case: str, path: list[Any], new: Any, why: str) -> None:
+def test_tallies_of_others_are_guilty(case: str, path: list[Any], new: Any, why: str) -> None:
     head, make = CASES[case]
     outputs, labels = make(40)
-    forged = msgspec.convert(changed(msgspec.to_builtins(of(head, outputs, labels)), path, new), Classified | Regressed)
+    forged = msgspec.convert(
+        changed(msgspec.to_builtins(of(head, outputs, labels)), path, new), ClassTally | ValueTally
+    )
     found = mistake_in(forged, head, 40)
     assert found.startswith(why)
     assert bool(found) == bool(why)
 
 
-@pytest.mark.parametrize(("path", "new"), [(["true", 0], -1), (["true", 0], 2**60), (["squares"], 1e300), (["more"], 1)])
+@pytest.mark.parametrize(
+    ("path", "new"), [(["true", 0], -1), (["true", 0], 2**60), (["squares"], 1e300), (["more"], 1)]
+)
 def test_types_bound_every_number(path: list[Any], new: Any) -> None:
     forged = changed(msgspec.to_builtins(of(BINARY, *binary(40))), path, new)
     with pytest.raises(msgspec.ValidationError):
-        msgspec.convert(forged, Classified | Regressed)
+        msgspec.convert(forged, ClassTally | ValueTally)
 
 
 def test_a_kind_of_its_own_does_not_fit_the_model() -> None:
     assert mistake_in(of(VALUES, [1.0], [1.0]), BINARY, 1) == "they are those of a regression"
     assert mistake_in(of(BINARY, [1.0], [1.0]), VALUES, 1).startswith("they are those of another classifier")
-    assert add_statistics([of(VALUES, [1.0], [1.0]), of(BINARY, [1.0], [1.0])]) is None
-    assert add_statistics([]) is None
+    assert add_tallies([of(VALUES, [1.0], [1.0]), of(BINARY, [1.0], [1.0])]) is None
+    assert add_tallies([]) is None
