@@ -71,7 +71,11 @@ def test_the_confusion_matrix_counts_true_by_predicted(store: MemoryStore) -> No
 
 def test_a_regression_has_no_confusion_matrix(store: MemoryStore) -> None:
     plan, digest = prepared(store, LINEAR.replace("4, 3,", "4, 1, 'squared',"), X[:, 0] * 7)
-    assert score_learner(store, plan, "b", digest).confusion == ()
+    score = score_learner(store, plan, "b", digest)
+    found = evaluate(store, plan, digest, [score])
+    assert (found.confusion, found.classes) == ((), ())
+    assert found.federated is not None
+    assert found.federated.measures.keys() == {"r2", "mae", "rmse", "bias"}
 
 
 def test_a_learner_without_a_test_part_or_with_another_model_is_left_out(store: MemoryStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -141,7 +142,7 @@ class TestBinary:
         points = roc(ranking).points
         assert (points[0], points[-1]) == ((0.0, 0.0), (1.0, 1.0))
         assert len(points) <= 402
-        assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in zip(points, points[1:], strict=False))
+        assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(points))
         area_of_points = np.trapezoid([y for _, y in points], [x for x, _ in points])
         assert area_of_points == pytest.approx(area(ranking)[0], abs=5e-3)
         assert precision_recall(ranking).points[-1][0] == 1.0
@@ -337,8 +338,8 @@ def test_a_split_over_learners_changes_nothing(case: str, count: int, cuts: list
     outputs, labels = make(count)
     whole = of(head, outputs, labels)
     bounds = sorted({0, count, *(cut for cut in cuts if cut < count)})
-    parts = [of(head, outputs[a:b], labels[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
-    for part, (a, b) in zip(parts, zip(bounds, bounds[1:], strict=False), strict=True):
+    parts = [of(head, outputs[a:b], labels[a:b]) for a, b in pairwise(bounds)]
+    for part, (a, b) in zip(parts, pairwise(bounds), strict=True):
         assert mistake_in(part, head, b - a) == ""
     order.shuffle(parts)
     together = add_tallies(parts)

@@ -146,16 +146,14 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
         found["federated"] = _federated(model, valid, tallies["federated"])
     uncounted |= {score.learner: score.uncounted for score in valid}
     first = next((head for head in model.heads[:1]), None)
-    confusion = next(
-        (matrix for each in tallies.values() if first and (matrix := _confusion(each.get(first.name)))), ()
-    )
+    matrices = [_confusion(each.get(first.name)) for each in tallies.values()] if first else []
     return Evaluation(
         weights=digest,
         central=found.get("central"),
         federated=found.get("federated"),
         learners={score.learner: measured_of(score) for score in valid},
         left_out=left_out | refused,
-        confusion=confusion,
+        confusion=next(filter(None, matrices), ()),
         classes=class_names(plan.federation, first) if first else (),
         tallies=tallies,
         uncounted={name: reasons for name, reasons in uncounted.items() if reasons},
@@ -187,11 +185,8 @@ def _checked(model: Model, digest: str, scores: Sequence[Score]) -> tuple[list[S
                 log.debug("the states of %s: %s", score.learner, error)
                 why = "the score does not fit the model's metrics"
             else:
-                finite = all(map(math.isfinite, metrics.values()))
-                score, why = (
-                    msgspec.structs.replace(score, metrics=metrics),
-                    "" if finite else "its metrics are not finite",
-                )
+                why = "" if all(map(math.isfinite, metrics.values())) else "its metrics are not finite"
+                score = msgspec.structs.replace(score, metrics=metrics)
         if why:
             refused[score.learner] = why
         else:

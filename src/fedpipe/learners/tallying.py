@@ -110,7 +110,7 @@ class ClassCounter:
                 raise ValueError("the labels are not 0 and 1 for each output")
             return rows.astype(np.int64)
         if rows.shape[1] == self._classes > 1:
-            return np.argmax(rows, axis=1)
+            return np.asarray(np.argmax(rows, axis=1))
         if rows.shape[1] != 1:
             raise ValueError(f"the labels have {rows.shape[1]} columns for {self._classes} classes")
         column = rows[:, 0]
@@ -189,7 +189,7 @@ class ClassCounter:
         task = self._head.task
         assert task in ("binary", "multiclass", "multilabel")
         return ClassTally(
-            task=task, form=self._head.form, true=true, taken=taken, right=right,  # type: ignore[arg-type]
+            task=task, form=self._head.form, true=true, taken=taken, right=right,
             confusion=tuple(tuple(row) for row in self._confusion.tolist()),
             rankings=self._ranked.rankings() if self._ranks else (),
             calibration=calibration if self._calibrates else None,

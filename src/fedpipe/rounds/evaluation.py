@@ -81,7 +81,10 @@ def read_scores(store: Store, run: str, learners: Sequence[str]) -> list[Score]:
     scores: dict[str, Score | None] = {}
     for learner in learners:
         try:
-            scores[learner] = find_score(store, learner, run)
+            found = find_score(store, learner, run)
+            if found and found.learner != learner:
+                raise CorruptError(f"the score names {found.learner!r}")
+            scores[learner] = found
         except CorruptError as error:
             scores[learner] = Score(learner=learner, weights="", why=error.what)
     if not any(scores.values()):

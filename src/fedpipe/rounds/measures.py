@@ -210,10 +210,8 @@ def roc(ranking: Ranking, most: int = 200) -> Curve:
 def precision_recall(ranking: Ranking, most: int = 200) -> Curve:
     """Return the precision by recall."""
     right = list(accumulate(reversed(ranking.positives)))
-    taken = list(
-        accumulate(p + n for p, n in zip(reversed(ranking.positives), reversed(ranking.negatives), strict=True))
-    )
-    points = [(p / (right[-1] or 1), p / n) for p, n in zip(right, taken, strict=True) if n]
+    wrong = list(accumulate(reversed(ranking.negatives)))
+    points = [(p / (right[-1] or 1), p / (p + n)) for p, n in zip(right, wrong, strict=True) if p + n]
     return Curve(tuple(_thinned(points, most)))
 
 
@@ -242,7 +240,7 @@ def thresholds(found: ClassTally) -> list[Threshold]:
                 recall=share(right, positives),
                 specificity=share(negatives - wrong, negatives),
                 f1=share(2 * right, right + wrong + positives),
-            )  # fmt: skip
+            )
         )
     return lines
 
