@@ -65,9 +65,12 @@ def _run(
 
 
 def _show(result: Result) -> None:
+    from fedpipe.rounds.measures import main_metrics
+
     for label, value in result.summary.get("evaluation", {}).items():
         if label in ("central", "federated") and value:
-            numbers = ", ".join(f"{name} {number:.4f}" for name, number in value["metrics"].items())
+            shown = main_metrics(value["metrics"], value["measures"])
+            numbers = ", ".join(f"{name} {number:.4f}" for name, number in shown.items())
             say(f"{label}: {numbers} ({value['examples']} examples)")
     for path in ("summary.json", "report.html", "model.onnx"):
         if (result.folder / path).exists():
