@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
 from fedpipe.learners.tallying import counter_of
-from fedpipe.rounds.histograms import add_histograms, histogram_of
+from fedpipe.rounds.histograms import add_histograms, coarsened, histogram_of
 from fedpipe.rounds.measures import (
     area,
     average_precision,
@@ -80,6 +80,9 @@ class TestBinary:
         assert measured["f1_macro"] == pytest.approx(oracle.f1_score(y, taken, average="macro"))
         assert measured["brier"] == pytest.approx(oracle.brier_score_loss(y, p[:, 0]))
         np.testing.assert_array_equal(found.confusion, oracle.confusion_matrix(y, taken))
+        first, second = by_class(found)
+        assert (first.auc, second.auc) == (auc, auc)
+        assert first.average_precision == pytest.approx(oracle.average_precision_score(1 - y, -p[:, 0]))
 
     def test_many_scores_share_bins_within_the_bound(self) -> None:
         y = RNG.integers(0, 2, 200_000)
@@ -266,6 +269,8 @@ class TestValues:
         counts, _ = np.histogram(p, bins=column.predictions.edges)
         assert column.predictions.counts == tuple(counts)
         assert len(column.predictions.counts) > 30
+        fewer = coarsened(column.predictions, 10)
+        assert (len(fewer.counts) <= 10, fewer.count, sum(fewer.sums)) == (True, 1000, pytest.approx(column.errors))
         assert sum(column.predictions.sums) == pytest.approx(column.errors)
 
 

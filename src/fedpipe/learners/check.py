@@ -18,6 +18,7 @@ from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
 from fedpipe.learners.framework import Model, Shape
 from fedpipe.learners.user_code import suggestion
+from fedpipe.rounds.tallies import Head
 from fedpipe.store.objects import digest_of
 
 
@@ -57,7 +58,7 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
     model = built_model(federation, code)
     private = any(federation.privacy_of(learner.name) for learner in federation.learners)
     model.check_training(training, private=private)
-    check_classes(model.outline.output, federation.export.classes)
+    check_classes(model.outline.output, federation.export.classes, model.heads)
     if examples is not None:
         measured = model.check_examples(examples.x, examples.y, examples.weight)
         if federation.vote:
@@ -67,13 +68,25 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
     return model.outline.text
 
 
-def check_classes(output: Shape, classes: Sequence[str]) -> None:
-    """Check that each column of the first output has a class name. Raises ModelError."""
+def check_classes(output: Shape, classes: Sequence[str], heads: Sequence[Head] = ()) -> None:
+    """Check that each class of the first output has a name. Raises ModelError.
+
+    Args:
+        output: the shape of the first output.
+        classes: names; none are needed.
+        heads: the outputs of the model.
+    """
+    if classes and heads and heads[0].task == "regression":
+        raise ModelError(
+            "the model predicts numbers, not classes", where="export.classes", remedy="Remove the class names."
+        )
+    if classes and heads and heads[0].task == "binary" and len(classes) == 2:
+        return
     if classes and (len(output) != 2 or output[1] != len(classes)):
         raise ModelError(
             f"there are {len(classes)} class names for outputs of shape {tuple(output)}",
             where="export.classes",
-            remedy="Name each column of the first output once, in order.",
+            remedy="Name each column of the first output once, in order; for a single sigmoid, name both classes.",
         )
 
 

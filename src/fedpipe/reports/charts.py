@@ -136,7 +136,8 @@ class Axes:
     ) -> None:  # fmt: skip
         """Draws a line through points."""
         places = [self.at(x, y) for x, y in points if math.isfinite(y)]
-        self.drawing.add(Line(places, colour, width, opacity, dashed))
+        if len(places) > 1:
+            self.drawing.add(Line(places, colour, width, opacity, dashed))
         if dots:
             self.drawing.add(*(Mark(x, y, "dot", colour, 2.4) for x, y in places))
 

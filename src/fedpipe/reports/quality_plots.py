@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from fedpipe.reports.charts import COLOURS, GREY, Axes, Range, heat_map, range_of
 from fedpipe.reports.drawing import INK, Box, Drawing, Line, Mark
+from fedpipe.rounds.histograms import coarsened
 from fedpipe.rounds.measures import area, average_precision, precision_recall, reliability, roc
 from fedpipe.rounds.tallies import ClassTally, Ranking, Residuals
 
@@ -54,7 +55,7 @@ def precision_recall_curves(tally: ClassTally, classes: Sequence[str]) -> Drawin
     ]
     if not ranked:
         return None
-    keys = [(f"{name}: average precision {value:.4f}", COLOURS[k]) for k, (name, _, value) in enumerate(ranked)]
+    keys = [(f"{name}: AP {value:.4f}", COLOURS[k]) for k, (name, _, value) in enumerate(ranked)]
     axes = Axes(
         "precision by recall", _UNIT, _UNIT, x_label="recall", y_label="precision", size=_SQUARE, keys=keys,
         alt="; ".join(name for name, _ in keys),
@@ -90,9 +91,15 @@ def calibration_curve(tally: ClassTally) -> Drawing | None:
     return axes.drawing
 
 
+def _bins_for(count: int) -> int:
+    """Returns the most bins in a picture of so many values: twice the bins of Rice's rule, which is 2 n^(1/3)."""
+    return max(8, round(4 * math.cbrt(count)))
+
+
 def residual_histogram(column: Residuals, name: str) -> Drawing:
     """Draws how often each residual occurs."""
-    found, edges = column.residuals, column.residuals.edges
+    found = coarsened(column.residuals, _bins_for(column.values))
+    edges = found.edges
     axes = Axes(
         f"residuals{name}", range_of([*edges, 0.0], margin=0.01), Range(0, max(found.counts) * 1.06),
         x_label="label minus prediction", y_label="examples", size=(440, 300),
@@ -108,7 +115,8 @@ def residual_histogram(column: Residuals, name: str) -> Drawing:
 
 def residuals_by_prediction(column: Residuals, name: str) -> Drawing:
     """Draws the mean and the standard deviation of the residuals in each bin of predictions."""
-    found, edges = column.predictions, column.predictions.edges
+    found = coarsened(column.predictions, _bins_for(column.values))
+    edges = found.edges
     bins: list[tuple[float, float, float, float, int]] = []
     for k, count in enumerate(found.counts):
         if count:

@@ -8,6 +8,7 @@ from typing import Any
 from fedpipe.reports import plots, quality, remarks, vote_plots
 from fedpipe.reports.drawing import Drawing
 from fedpipe.reports.story import Story, privacy, summarise
+from fedpipe.rounds.tallies import ValueTally
 from fedpipe.sessions.board import ENDINGS
 
 
@@ -51,7 +52,7 @@ def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
         "qualities": quality.qualities(evaluation, classes) if evaluation else [],
         "curves": _drawn(plots.learning_curves(story)),
         "each": _drawn(plots.learner_curves(story)),
-        "labels": plots.label_counts(story, classes).svg() if any(s.labels for s in story.shards) else "",
+        "labels": _labels(story, classes),
         "timings": plots.timings(story).svg() if story.timings else "",
         "samples": story.onnx.get("samples", ""),
         "compared": story.onnx.get("compared", 0),
@@ -69,6 +70,13 @@ def number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
+
+
+def _labels(story: Story, classes: Sequence[str]) -> str:
+    """Draws the labels, unless they are numbers to predict."""
+    tallies = story.evaluation.tallies.values() if story.evaluation else ()
+    numbers = any(isinstance(tally, ValueTally) for each in tallies for tally in list(each.values())[:1])
+    return plots.label_counts(story, classes).svg() if any(s.labels for s in story.shards) and not numbers else ""
 
 
 def _drawn(drawings: Sequence[Drawing]) -> list[str]:

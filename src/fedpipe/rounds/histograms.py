@@ -100,11 +100,20 @@ def add_histograms(parts: Sequence[Histogram]) -> Histogram:
     >>> add_histograms([one, two]) == histogram_of(np.array([0.0, 1.0, 5.0, 300.0]))
     True
     """
+    return _merged(parts, SPAN)
+
+
+def coarsened(part: Histogram, most: int) -> Histogram:
+    """Return a histogram of the same values with at most so many bins, for a picture."""
+    return _merged([part], most)
+
+
+def _merged(parts: Sequence[Histogram], most: int) -> Histogram:
     exponent = max(part.exponent for part in parts)
     while True:
         bounds = [_span(part, exponent) for part in parts]
         first, last = min(low for low, _ in bounds), max(high for _, high in bounds)
-        if last - first < SPAN:
+        if last - first < max(2, most):  # zero is always an edge, so two bins may be the fewest
             break
         exponent += 1
     counts, sums, squares = [0] * (last - first + 1), [0.0] * (last - first + 1), [0.0] * (last - first + 1)

@@ -147,9 +147,17 @@ def by_class(found: ClassTally) -> list[ClassLine]:
             average_precision=average_precision(ranking) if ranking else None, examples=true,
         )  # fmt: skip
         lines.append(line)
-    if found.task == "binary":  # the first class is ranked as the second is, backwards
-        lines[0] = lines[0]._replace(auc=lines[1].auc)
+    if found.task == "binary" and found.rankings:  # the first class is ranked as the second is, backwards
+        lines[0] = lines[0]._replace(auc=lines[1].auc, average_precision=average_precision(_reversed(*found.rankings)))
     return lines
+
+
+def _reversed(ranking: Ranking) -> Ranking:
+    """Return the ranking of the other class."""
+    return Ranking(
+        shift=ranking.shift, bins=tuple(-at for at in reversed(ranking.bins)),
+        negatives=ranking.positives[::-1], positives=ranking.negatives[::-1],
+    )  # fmt: skip
 
 
 def area(ranking: Ranking) -> tuple[float | None, float]:
@@ -293,7 +301,9 @@ def calibration_error(table: Calibration) -> float | None:
 
 
 def main_metrics(metrics: Mapping[str, float], measures: Mapping[str, float]) -> dict[str, float]:
-    """Return the few numbers for short tables: compiled metrics, and the main measures that were not compiled.
+    """Return the few numbers for short tables: compiled metrics, and the main measures.
+
+    A measure takes the place of a compiled metric of its name, which may be an approximation, as Keras's AUC is.
 
     >>> main_metrics({"loss": 0.5, "accuracy": 0.75}, {"accuracy": 0.75, "auc": 0.8, "brier": 0.2, "sick_f1": 0.7})
     {'accuracy': 0.75, 'auc': 0.8, 'loss': 0.5, 'sick_f1': 0.7}
@@ -304,4 +314,4 @@ def main_metrics(metrics: Mapping[str, float], measures: Mapping[str, float]) ->
         if any(name == main or name.endswith(f"_{main}") for main in MAIN)
         and not (name.endswith("_macro") and name.removesuffix("_macro") in measures)
     }
-    return dict(sorted({**chosen, **metrics}.items()))
+    return dict(sorted({**metrics, **chosen}.items()))
