@@ -72,7 +72,7 @@ class Model(Protocol):
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """What each output is for, in the order in which `predictor` returns them."""
+        """The purpose of each output, in the order in which `predictor` returns them."""
 
     def check_training(self, training: Training, *, private: bool) -> None:
         """Check that the model can be trained as the federation file says. Raises ModelError."""

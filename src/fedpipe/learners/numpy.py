@@ -236,7 +236,8 @@ class NumpyModel:
 
     def metrics_of(self, states: Sequence[Array], label_shape: tuple[int, ...]) -> dict[str, float]:
         """See `Model.metrics_of`."""
-        loss, right, count = (float(value) for value in states[0])
+        (state,) = states
+        loss, right, count = (float(value) for value in state)
         return {"loss": loss / count} | ({"accuracy": right / count} if self._linear.loss == "softmax" else {})
 
     def predictor(self, weights: Arrays) -> Predict:

@@ -86,6 +86,8 @@ def _tallied(model: Model, arrays: Arrays, part: Part, batch: int) -> tuple[dict
     reasons: dict[str, str] = {}
     predict = model.predictor(arrays)
     heads = model.heads[:MOST_OUTPUTS]
+    if len(model.heads) > MOST_OUTPUTS:
+        log.warning("only the first %d of %d outputs have measures", MOST_OUTPUTS, len(model.heads))
     for head in heads:
         try:
             counters[head.name] = counter_of(head)

@@ -15,7 +15,8 @@ from fedpipe.rounds.tallies import Head, Matrix, Tally, add_tallies, mistake_in
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import find
 
-MOST_OUTPUTS = 100
+MOST_OUTPUTS = 8
+"""Most outputs of a model that are counted, so that a score stays small."""
 _MOST_LABELS = 10_000_000
 """Most numbers in a label."""
 

@@ -28,7 +28,7 @@ MOST_COLUMNS = 100
 """Most columns of a regression with sums of their own; the values of more are pooled."""
 STEPS = 20
 """Bins of equal width for calibration and thresholds: bin k holds probabilities in (k / STEPS, (k + 1) / STEPS]."""
-MOST_BINS = 2**16
+MOST_BINS = 2**15
 """Most bins of the rankings of two classes; those of more classes share them."""
 MOST_SHIFT = 30
 MOST_CODE = 2**31
@@ -66,8 +66,8 @@ class Head(NamedTuple):
 class Ranking(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Counts examples of a class and others by their score; empty bins are left out.
 
-    A score's bin is the whole number that its bits in float32 form, without its last `shift` bits, so that bins are in
-    the order of the scores. `shift` is the smallest for which the bins are few enough: 0, unless there are many
+    A score's bin is the whole number that its bits in float32 form, without its last `shift` bits. So bins are in the
+    order of the scores. `shift` is the smallest for which the bins are few enough: 0, unless there are many
     different scores. A bin at one shift is a part of one bin at the next, so that rankings add up exactly.
     """
 
@@ -114,8 +114,9 @@ class Residuals(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The sums of a regression's column.
 
     Attributes:
-        values: number of labels.
-        mean, deviations: mean of the labels, and the sum of their squared distances from it.
+        values: the number of labels.
+        mean: of the labels.
+        deviations: sum of the labels' squared distances from their mean.
         errors, absolutes, squares: sums of residuals, which are label minus prediction.
         residuals: their histogram.
         predictions: histogram of the predictions, with the sums of residuals by bin.

@@ -1,4 +1,4 @@
-"""What each output of a Keras model is for."""
+"""The purpose of each output of a Keras model."""
 
 from __future__ import annotations
 
