@@ -53,7 +53,7 @@ def vote_drawing(story: Story, metric: str) -> Drawing:
     rejected = sum(1 for number, decided in decisions.items() if number and not decided["accepted"])
     axes = Axes(
         f"{metric} of the shared model on each learner's test part", Range(-0.6, max(rounds) + 0.6),
-        range_of(values, logarithmic=min(values, default=0.0) > 0), x_label="round", y_label=metric, size=(width, 330),
+        range_of(values, logarithmic=min(values, default=0.0) > 0 and max(values) > 1), x_label="round", y_label=metric, size=(width, 330),
         keys=keys, whole=True, left=left,
         alt=f"{len(rounds) - 1} rounds of {len(learners)} learners, {rejected} rejected",
     )  # fmt: skip
