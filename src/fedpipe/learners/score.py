@@ -13,7 +13,6 @@ import numpy as np
 
 from fedpipe.data.parts import get_parts
 from fedpipe.data.trees import Tree, leaves
-from fedpipe.federation.federation import Federation
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.contribute import fetched
 from fedpipe.learners.framework import Arrays, Model
@@ -156,17 +155,22 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
         learners={score.learner: measured_of(score) for score in valid},
         left_out=left_out | refused,
         confusion=next(filter(None, matrices), ()),
-        classes=class_names(plan.federation, first) if first else (),
+        classes=class_names(first, plan.federation.export.classes) if first else (),
         tallies=tallies,
         uncounted={name: reasons for name, reasons in uncounted.items() if reasons},
     )
 
 
-def class_names(federation: Federation, head: Head) -> tuple[str, ...]:
-    """Return the names of a model's classes, or their numbers; empty for a regression."""
-    names = federation.export.classes
-    if len(names) == head.classes:
-        return names
+def class_names(head: Head, *known: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of an output's classes, or their numbers; empty for a regression.
+
+    Args:
+        head: the output.
+        known: names from several origins; the first with a name for each class counts.
+    """
+    for names in known:
+        if len(names) == head.classes:
+            return names
     return tuple(str(k) for k in range(head.classes)) if head.classes <= MOST_PICTURED else ()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedpipe.rounds.tallies import Head, Task
@@ -20,16 +20,25 @@ _LABELS = {"binary_crossentropy", "bce", "binary_focal_crossentropy"}
 _MARGINS = {"hinge", "squared_hinge", "categorical_hinge"}
 
 
-def heads_of(model: Any) -> tuple[Head, ...]:
-    """Return the outputs of a compiled Keras model of either version, in order."""
-    outputs = list(getattr(model, "outputs", None) or [])
-    names = _names(model, len(outputs))
+def heads_of(model: Any, outputs: Sequence[tuple[str, Any]] = ()) -> tuple[Head, ...]:
+    """Return the outputs of a compiled Keras model of either version, in order.
+
+    Args:
+        model: the Keras model.
+        outputs: name and shape of each output, for a model that does not say what it returns.
+    """
+    tensors = list(getattr(model, "outputs", None) or [])
+    given = list(outputs) or [
+        (name, tensor.shape) for name, tensor in zip(_names(model, len(tensors)), tensors, strict=True)
+    ]
+    names = [name for name, _ in given]
+    activations = [_activation(tensor) for tensor in tensors] or [""] * len(given)
     losses = _by_output(model.loss, names)
-    if len(outputs) == 1:  # a single output has no name, as its labels have none
+    if len(given) == 1:  # a single output has no name, as its labels have none
         names = [""]
     return tuple(
-        _head(name, loss, _activation(output), _width(output.shape))
-        for name, loss, output in zip(names, losses, outputs, strict=True)
+        _head(name, loss, activation, _width(shape))
+        for name, loss, activation, (_, shape) in zip(names, losses, activations, given, strict=True)
     )
 
 
@@ -43,6 +52,8 @@ def _names(model: Any, count: int) -> list[str]:
 def _by_output(losses: Any, names: list[str]) -> list[Any]:
     """Return the loss of each output; losses are given by name, in order, or as one for all."""
     if isinstance(losses, Mapping):
+        if len(names) == 1 and len(losses) == 1:
+            return list(losses.values())
         return [losses.get(name) for name in names]
     if isinstance(losses, list | tuple):
         return [losses[k] if k < len(losses) else None for k in range(len(names))]
