@@ -50,10 +50,11 @@ def vote_drawing(story: Story, metric: str) -> Drawing:
     width = min(1100.0, max(560.0, 140 + 22.0 * len(rounds)))
     left = max(60.0, 24 + max(width_of(shortened(name), SMALL_TEXT) for name in learners))
     values = [*means.values(), *(y for line in points.values() for y in line.values())]
+    orders = min(values, default=0.0) > 0 and max(values) > 1  # a loss may fall by orders of magnitude
     rejected = sum(1 for number, decided in decisions.items() if number and not decided["accepted"])
     axes = Axes(
         f"{metric} of the shared model on each learner's test part", Range(-0.6, max(rounds) + 0.6),
-        range_of(values, logarithmic=min(values, default=0.0) > 0 and max(values) > 1), x_label="round", y_label=metric, size=(width, 330),
+        range_of(values, logarithmic=orders), x_label="round", y_label=metric, size=(width, 330),
         keys=keys, whole=True, left=left,
         alt=f"{len(rounds) - 1} rounds of {len(learners)} learners, {rejected} rejected",
     )  # fmt: skip

@@ -300,7 +300,7 @@ TABLE = (
     Row(
         "learners/<learner>/runs/<run>/score",
         _LEARNERS,
-        "counts and sums of its test of the final model ([evaluation](evaluation.md))",
+        "counts and sums of its test of the final model",
     ),
     Row("models/<model>/<version>/origin.json", _PUBLISHED, "the origin of a version, and the model's digest"),
     Row("models/<model>/<version>/signature.json", _PUBLISHED, "the coordinator's signature, if it is enrolled"),
