@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Annotated
 
 import typer
@@ -42,7 +43,9 @@ def main() -> int:
         code = stop.exit_code
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a mistake in the command line
-            error.show()
+            shown = io.StringIO()
+            error.show(file=shown)
+            remark(shown.getvalue().rstrip("\n"))
             return int(error.exit_code)
         raise
     if code == _INTERRUPTED:  # typer 0.29 turns a KeyboardInterrupt into this exit code

@@ -6,19 +6,22 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedpipe.cli.options import FEDERATION, FederationFile, FederationOption, KeysOption, StoreOption, forwarded
 from fedpipe.cli.panels import Panel
-from fedpipe.cli.text import Styled, busy, remark, say, show_table
+from fedpipe.cli.text import Styled, busy, note, remark, say, show_table
 from fedpipe.errors import InputError
 
 if TYPE_CHECKING:
     from fedpipe.commands.predict import Answers
 
 commands = Panel("Publish and serve")
+
+DAY = 86_400.0
+"""Most seconds of an option."""
 
 
 @commands.add("fedpipe export federation.yaml -o model.onnx")
@@ -44,44 +47,65 @@ def export(
 @commands.add(
     "fedpipe predict model.onnx data.npz",
     "fedpipe predict http://localhost:8080 digit.png",
-    "fedpipe predict http://host/v2/models/digits/versions/3 rows.csv",
+    "fedpipe predict http://host/v2/models/digits/versions/3 rows.csv -o predictions.csv",
 )
 def predict(
     model: Annotated[str, typer.Argument(help="An ONNX file, or the URL of a server.", metavar="FILE|URL")],
-    data: Annotated[Path, typer.Argument(help="An .npz, .npy, .csv or .png file.", metavar="DATA")],
+    data: Annotated[Path, typer.Argument(help="An .npz, .npy, .csv, .parquet, .png or .jpg file.", metavar="DATA")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write all outputs to this .npz file.")
+        Path | None, typer.Option("--output", "-o", help="Also write all predictions: .csv, .parquet, .json or .npz.")
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", min=0, help="Rows to show.")] = 10,
+    rows: Annotated[int, typer.Option("--rows", min=0, max=100_000, help="Rows to show.")] = 10,
+    header: Annotated[
+        bool | None,
+        typer.Option("--header/--no-header", help="Whether the first row of a CSV file is its header; else guessed."),
+    ] = None,
 ) -> None:
     """Predict with an ONNX file, or with a model on a server."""
     from fedpipe.commands.predict import predict_file, write_outputs
 
-    answers = predict_file(model, data)
+    answers = predict_file(model, data, header=header)
+    for text in answers.remarks:
+        note(text)
     count = len(answers.prediction.outputs)
-    head = ["example", "prediction"]
-    head += ["probability"] * (answers.prediction.classes is not None) + ["label"] * (answers.labels is not None)
-    show_table(_answer_rows(answers, min(rows, count)), head)
+    show_table(_answer_rows(answers, min(rows, count)), ["example", *_answer_head(answers)])
     if count > rows:
         say(f"{rows} of {count} shown")
     if answers.accuracy is not None:
         say(f"accuracy {answers.accuracy:.4f} over {count} examples")
     if output is not None:
-        write_outputs(answers.prediction, output)
+        write_outputs(answers, output)
         say(f"wrote {output}")
 
 
-def _answer_rows(answers: Answers, count: int) -> Iterator[Sequence[Styled]]:
-    import numpy as np
+def _answer_head(answers: Answers) -> list[str]:
+    prediction, labels, _ = answers
+    others = list(prediction.by_name)[1:]
+    first = ["prediction"] if prediction.classes is not None or not others else list(prediction.by_name)[:1]
+    return [*first, *["probability"] * (prediction.classes is not None), *others, *["label"] * (labels is not None)]
 
-    prediction, labels = answers
+
+def _answer_rows(answers: Answers, count: int) -> Iterator[Sequence[Styled]]:
+    prediction, labels, _ = answers
+    others = list(prediction.by_name.values())[1:]
     for row in range(count):
         cells = [str(row)]
         if prediction.probabilities is not None:
             cells += [prediction.name(row), f"{prediction.probabilities[row]:.4f}"]
         else:
-            cells += [np.array2string(prediction.outputs[row], precision=4, threshold=8)]
-        yield cells + ([str(labels[row])] if labels is not None else [])
+            cells += [_shown(prediction.outputs[row])]
+        cells += [_shown(array[row]) for array in others]
+        yield cells + ([answers.label(row)] if labels is not None else [])
+
+
+def _shown(values: Any) -> str:
+    """Return the values of an example, shortened; a single one without brackets."""
+    import numpy as np
+
+    if np.size(values) == 1:
+        value = np.ravel(values)[0]
+        return value if isinstance(value, str) else f"{value:.6g}"
+    return np.array2string(np.asarray(values), precision=4, threshold=8)
 
 
 @commands.add(
@@ -112,21 +136,32 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="File with the bearer token that clients must send.")
     ] = None,
-    poll: Annotated[float, typer.Option("--poll", min=0.1, help="Seconds between looks for new versions.")] = 5.0,
-    sessions: Annotated[int, typer.Option("--sessions", min=0, help="Parallel runs; 0 for one per four cores.")] = 0,
+    poll: Annotated[
+        float, typer.Option("--poll", min=0.1, max=DAY, help="Seconds between looks for new versions.")
+    ] = 5.0,
+    sessions: Annotated[
+        int, typer.Option("--sessions", min=0, max=1024, help="Parallel runs; 0 for one per four cores.")
+    ] = 0,
     threads: Annotated[
-        int, typer.Option("--threads", min=0, help="Threads of a run; 0 for cores divided by sessions.")
+        int, typer.Option("--threads", min=0, max=1024, help="Threads of a run; 0 for cores divided by sessions.")
     ] = 0,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, help="Largest batch of examples from several requests; 1 for none.")
+        int,
+        typer.Option("--batch", min=1, max=65_536, help="Largest batch of examples from several requests; 1 for none."),
     ] = 1,
     batch_delay: Annotated[
-        float, typer.Option("--batch-delay", min=0.0, help="Milliseconds that a request waits for others.")
+        float,
+        typer.Option("--batch-delay", min=0.0, max=60_000.0, help="Milliseconds that a request waits for others."),
     ] = 2.0,
-    body_limit: Annotated[float, typer.Option("--body-limit", min=0.001, help="Largest request, in MiB.")] = 64.0,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that a request may take.")] = 30.0,
+    body_limit: Annotated[
+        float, typer.Option("--body-limit", min=0.001, max=65_536.0, help="Largest request, in MiB.")
+    ] = 64.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, max=DAY, help="Seconds that a request may take.")
+    ] = 30.0,
     drain: Annotated[
-        float, typer.Option("--drain", min=0.0, help="Seconds after SIGTERM in which requests are still accepted.")
+        float,
+        typer.Option("--drain", min=0.0, max=DAY, help="Seconds after SIGTERM in which requests are still accepted."),
     ] = 0.0,
     access_log: Annotated[
         bool, typer.Option("--access-log/--no-access-log", help="Log a line of JSON for each request.")
@@ -179,7 +214,8 @@ def _token(file: Path | None) -> str:
 def promote(
     name: Annotated[str, typer.Argument(help="The model's name.", metavar="NAME")],
     version: Annotated[
-        int | None, typer.Argument(help="A version; choose an older one to roll back.", metavar="VERSION")
+        int | None,
+        typer.Argument(min=1, max=10**9, help="A version; choose an older one to roll back.", metavar="VERSION"),
     ] = None,
     latest: Annotated[bool, typer.Option("--latest", help="Always the newest version that loads.")] = False,
     canary: Annotated[
@@ -205,7 +241,7 @@ def promote(
 @forwarded
 def sign(
     name: Annotated[str, typer.Argument(help="The model's name.", metavar="NAME")],
-    versions: Annotated[list[int], typer.Argument(help="Published versions.", metavar="VERSION")],
+    versions: Annotated[list[int], typer.Argument(min=1, max=10**9, help="Published versions.", metavar="VERSION")],
     file: FederationOption = FEDERATION,
     store: StoreOption = None,
     keys: KeysOption = None,

@@ -19,13 +19,14 @@ from fedpipe.errors import InputError, PipelineError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
 from fedpipe.identity.enrolment import read_enrolled
-from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
+from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, keys_at_hand, public_key
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.plan import RunPlace, Settings
 from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
-from fedpipe.store import Store, check_uri, chosen_uri, keys, open_store
+from fedpipe.store import Store, check_folder, check_uri, chosen_uri, keys, open_store
+from fedpipe.store.files import obstacle
 
 DEFAULT_RUN = "run-1"
 
@@ -63,6 +64,7 @@ def run(
     listener: Listener = lambda _: None,
     workers: int = 0,
     simulation: bool = False,
+    keys: str | Path | None = None,
 ) -> Result:
     """Runs a federation on this machine; a second run of the same name resumes.
 
@@ -75,6 +77,7 @@ def run(
         listener: receives the events of the engine.
         workers: processes for the steps of each environment; one per core by default.
         simulation: rehearses a federation file with TensorFlow Federated.
+        keys: folder of the key files of enrolled members; `keys` next to the federation file by default.
 
     Raises:
         InputError: a mistake in the input; nothing was changed.
@@ -83,12 +86,17 @@ def run(
     """
     name = run_name(name, "")
     opened = _opened(Path(source), simulation=simulation)
-    with Workers(preload=opened.needs_tensorflow) as processes:  # those that the checks warm up serve the first steps
+    with (
+        keys_at_hand(Path(source), keys),
+        Workers(preload=opened.needs_tensorflow) as processes,  # those that the checks warm up serve the first steps
+    ):
         call = _warmed(processes) if simulation else processes.call
         if opened.needs_tensorflow:
             start_server()  # its import takes longer than everything before the first step
         job = _prepared(source, opened, store, name, parameters or {}, simulation=simulation)
         folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
+        if what := obstacle(folder):
+            raise InputError(what, where=str(folder), remedy="Choose another folder for the results with --out.")
         _check_first(job, name, _warmed(processes) if job.needs_tff and not simulation else call)
         _make(folder)
         engine = Engine(
@@ -120,7 +128,9 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
     if uri is None:
         return
     store, is_folder = open_store(uri), uri.startswith("file://")
-    if not is_folder:
+    if is_folder:
+        check_folder(uri)
+    else:
         store.probe()
     if job.federation is not None:
         exports = any(task.step == "export" for task in job.graph.tasks)
@@ -140,10 +150,14 @@ def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
     if exports:
         signers.append((COORDINATOR, "the coordinator", "the model", enrolled.coordinator))
     for name, who, what, enrolment in signers:
-        if enrolment is not None and enrolment.revoked is None and find_key(name) is None:
+        if enrolment is None or enrolment.revoked is not None:
+            continue
+        key = find_key(name)
+        if key is None or public_key(key) != enrolment.key:
+            wrong = "its key is missing" if key is None else "its key is not the enrolled one"
             raise InputError(
-                f"{who} is enrolled and must sign {what}, but its key is missing",
-                remedy=f"Set {KEYS} to the folder of the keys, such as keys/ next to the federation file.",
+                f"{who} is enrolled and must sign {what}, but {wrong}",
+                remedy=f"Set {KEYS} to the folder of the keys, or use --keys; by default it is keys/ next to the file.",
             )
 
 

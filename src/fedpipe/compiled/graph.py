@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -12,6 +12,7 @@ import yaml
 
 from fedpipe.errors import PipelineError
 from fedpipe.federation.environments import ENVIRONMENTS, WITH_FRAMEWORK, Environment
+from fedpipe.suggestion import closest
 
 _PARAMETER = re.compile(r"\{\{\$\.inputs\.parameters\[(?:'|\")(.+?)(?:'|\")\]\}\}")
 _UNSUPPORTED = {
@@ -162,19 +163,33 @@ def check_arguments(graph: Graph, arguments: Mapping[str, Any]) -> dict[str, Any
     """Returns the pipeline's parameters with these values, as text or typed. Raises PipelineError."""
     for name in arguments:
         if name not in graph.parameters:
-            remedy = f"Choose one of: {', '.join(sorted(graph.parameters))}."
-            raise PipelineError(f"unknown parameter {name!r}", remedy=remedy)
+            known = ", ".join(sorted(graph.parameters)) or "none"
+            close = closest(name, graph.parameters)
+            meant = f" Did you mean {close!r}?" if close else ""
+            raise PipelineError(f"unknown parameter {name!r}", remedy=f"Choose one of: {known}.{meant}")
     return {**graph.parameters, **{n: _parse(n, v, graph.types[n]) for n, v in arguments.items()}}
 
 
 def _parse(name: str, value: Any, kind: str) -> Any:
-    if not isinstance(value, str) or kind == "STRING":
+    """Returns a value of the parameter's kind, from text or typed."""
+    if kind == "STRING":
         return value
+    read, expected, remedy = _READERS.get(kind, _AS_JSON)
     try:
-        return {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": float}.get(kind, json.loads)(value)
-    except ValueError as error:
-        expected = "JSON" if kind in ("STRUCT", "LIST", "BOOLEAN") else "a number"
-        raise PipelineError(f"{value!r} is not {expected}", where=f"parameter {name}") from error
+        found = read(value) if isinstance(value, str) else value
+        json.dumps(found, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise PipelineError(f"{value!r} is not {expected}", where=f"parameter {name}", remedy=remedy) from error
+    return found
+
+
+_AS_JSON: tuple[Callable[[str], Any], str, str] = (json.loads, "JSON", "Write JSON, in quotes for the shell.")
+_READERS: dict[str, tuple[Callable[[str], Any], str, str]] = {
+    "NUMBER_INTEGER": (int, "a number", "Write a whole number, such as 20."),
+    "NUMBER_DOUBLE": (float, "a number", "Write a finite number, such as 0.01."),
+    "BOOLEAN": (json.loads, "true or false", "Write true or false."),
+}
+"""How text is read as a parameter, by its kind in KFP."""
 
 
 def resolve(

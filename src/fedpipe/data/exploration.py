@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.data.examples import Examples, classes_of, label_counts
+from fedpipe.data.examples import Examples, classes_of, in_order, label_counts
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -57,7 +57,7 @@ class Exploration(NamedTuple):
         """Returns all classes, in order; empty if some learner's labels are not classes."""
         if not all(view.labels for view in self.views):
             return []
-        return sorted({label for view in self.views for label in view.labels}, key=int)
+        return in_order(label for view in self.views for label in view.labels)
 
 
 def view_of(learner: str, parts: Mapping[str, Examples]) -> View:

@@ -49,7 +49,10 @@ def _array_of(value: Any, what: str, where: str) -> Array:
 def strings_of(array: Array) -> Array:
     """Returns an array of text, or of UTF-8 bytes, as an array of dtype object that holds `str`."""
     if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8")
+        try:
+            array = np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError("an array of bytes is not text in UTF-8", remedy="Encode texts in UTF-8.") from error
     return array.astype(object)
 
 

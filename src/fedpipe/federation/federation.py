@@ -5,14 +5,15 @@ Field descriptions are part of the types: `docs/federation.md` is generated from
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
+from urllib.parse import urlencode
 
 from msgspec import Meta, field
 
 from fedpipe.federation.algorithms import Averaging, Collective, SimulationSettings, Vote
 from fedpipe.federation.data import Data
 from fedpipe.federation.environments import ENVIRONMENTS, FRAMEWORKS, WITH_FRAMEWORK, Environment, FrameworkName
-from fedpipe.federation.names import KUBEFLOWS_SECRET, Name, Section
+from fedpipe.federation.names import CODE, KUBEFLOWS_SECRET, MOST_LEARNERS, Name, Section
 from fedpipe.federation.placement import Images, Placement, StepKind, StorePlace
 from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
 
@@ -38,7 +39,9 @@ class Federation(Section, frozen=True, kw_only=True):
     """Describes a federation."""
 
     name: Annotated[Name, Meta(description="name of the federation; its folder in the store")]
-    learners: Annotated[tuple[LearnerSettings, ...], Meta(min_length=1, description="data owners")]
+    learners: Annotated[
+        tuple[LearnerSettings, ...], Meta(min_length=1, max_length=MOST_LEARNERS, description="data owners")
+    ]
     training: Annotated[Training, Meta(description="training of a learner in a round")]
     store: Annotated[
         str | StorePlace, Meta(description="place of the objects: a URI, a path, or uri, endpoint and region")
@@ -46,7 +49,7 @@ class Federation(Section, frozen=True, kw_only=True):
     model: Annotated[
         str,
         Meta(
-            pattern=r"^[^:]+\.py(:[A-Za-z_]\w*)?\Z",
+            pattern=CODE,
             description="`FILE.py:FUNCTION` that returns a compiled Keras model, or with `framework: numpy` a "
             "`fedpipe.learners.numpy.Linear`",
         ),
@@ -68,7 +71,10 @@ class Federation(Section, frozen=True, kw_only=True):
     evaluation: Annotated[EvaluationSettings, Meta(description="how the shared model is measured")] = field(
         default_factory=EvaluationSettings
     )
-    export: Annotated[Export, Meta(description="ONNX model")] = field(default_factory=Export)
+    export: Annotated[
+        Export | Literal["none"],
+        Meta(description="ONNX model; `none`: the model is trained and measured, but not exported"),
+    ] = field(default_factory=Export)
     simulation: Annotated[SimulationSettings, Meta(description="rehearsal with TensorFlow Federated")] = field(
         default_factory=SimulationSettings
     )
@@ -90,7 +96,7 @@ class Federation(Section, frozen=True, kw_only=True):
         if isinstance(self.store, str):
             return self.store
         query = {"endpoint": self.store.endpoint, "region": self.store.region if self.store.endpoint else ""}
-        text = "&".join(f"{k}={v}" for k, v in query.items() if v)
+        text = urlencode({k: v for k, v in query.items() if v}, safe=":/")
         return f"{self.store.uri}?{text}" if text and self.store.uri.startswith("s3://") else self.store.uri
 
     @property
@@ -151,6 +157,11 @@ class Federation(Section, frozen=True, kw_only=True):
         return FRAMEWORKS[self.framework] != "core"
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes, in order; empty if the file has none."""
+        return self.exported.classes if self.exported else ()
+
+    @property
     def in_sessions(self) -> bool:
         """Return whether a step works through several rounds."""
         return self.training.rounds_per_step != 1
@@ -158,7 +169,12 @@ class Federation(Section, frozen=True, kw_only=True):
     @property
     def model_name(self) -> str:
         """Return the name under which the model is exported."""
-        return self.export.name or self.name
+        return (self.exported or Export()).name or self.name
+
+    @property
+    def exported(self) -> Export | None:
+        """Return how the shared model is exported; None when it is not."""
+        return None if self.export == "none" else self.export
 
     def learner(self, name: str) -> LearnerSettings:
         """Return the learner of that name. Raises KeyError."""

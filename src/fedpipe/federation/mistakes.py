@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 from fedpipe.errors import FederationError, FedpipeError
 from fedpipe.federation.algorithms import OWN_RULES, UNWEIGHTED, Averaging, Collective, Sgd
-from fedpipe.federation.data import ByFractions, BySize
+from fedpipe.federation.data import AUTO, ByFractions, BySize, ColumnSettings
 from fedpipe.federation.federation import Federation
-from fedpipe.federation.names import tag_of
+from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS, tag_of
 from fedpipe.federation.preprocessing import parse
 from fedpipe.federation.training import Privacy
-from fedpipe.store import check_uri
+from fedpipe.store import check_uri, path_of
 
 
 def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
@@ -62,6 +62,7 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             )
         if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
             yield "data.shards.fractions", f"add up to {sum(fractions):g}", "Make them add up to 1."
+    yield from _table_mistakes(f)
     yield from _placement_mistakes(f)
     yield from _framework_mistakes(f)
     yield from _aggregation_mistakes(f)
@@ -70,10 +71,43 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     yield from _simulation_mistakes(f)
     yield from _vote_mistakes(f)
     yield from _privacy_mistakes(f)
-    try:
-        check_uri(f.store_uri)
-    except FedpipeError as error:
-        yield "store", error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
+    yield from _size_mistakes(f)
+    yield from _place_mistakes(f)
+
+
+def _place_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    """Find a store and data that no path or URI names."""
+    places = {"store": f.store_uri, "data.uri": f.data.uri}
+    places |= {f"learners[{position}].data": learner.data for position, learner in enumerate(f.learners)}
+    for path, uri in places.items():
+        try:
+            if path == "store":
+                check_uri(uri)
+            elif uri.startswith("file://"):
+                path_of(uri)
+        except FedpipeError as error:
+            yield path, error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
+
+
+def _table_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    data, path = f.data, "data.features"
+    if data.ignore and data.features != AUTO:
+        yield "data.ignore", "has no effect unless data.features is auto", "Remove it, or write `ignore` as a kind."
+    if not isinstance(data.features, dict):
+        return
+    if not data.kinds:
+        yield path, "names no column", "Name at least one, such as {age: number}, or write auto."
+    if data.kinds.get(data.labels):
+        yield f"{path}.{data.labels}", "is the label, so it cannot be a feature", "Remove it."
+    for name, given in data.features.items():
+        if not isinstance(given, ColumnSettings):
+            continue
+        where = f"{path}.{name}.categories"
+        if given.categories and given.kind != "category":
+            yield where, f"need the kind category, but the kind is {given.kind}", "Remove them."
+        for position, value in enumerate(given.categories):
+            if value in given.categories[:position]:
+                yield where, f"{value!r} is listed twice", "Name each category once."
 
 
 def _placement_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
@@ -221,6 +255,19 @@ def _simulation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
         yield "simulation.model", "has no effect with a process of your own", "Build the model in the process."
 
 
+def _size_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    """Find pipelines that no engine can hold: each step is a task of the file."""
+    each = f.training.rounds_per_step
+    blocks = 1 if each == "all" else -(-f.training.rounds // each)
+    steps = blocks * len(f.learners)
+    if blocks > 1 and steps > MOST_STEPS:
+        yield (
+            "training.rounds_per_step",
+            f"makes {steps} steps of learners, but a pipeline holds {MOST_STEPS}",
+            "Set it to all, or lower training.rounds.",
+        )
+
+
 def _vote_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     if f.vote is not None:
         if f.vote.criterion != "loss" and f.vote.minimise is None:
@@ -247,6 +294,13 @@ def _privacy_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     for path, privacy in given:
         if privacy is None:
             continue
+        least = LEAST_NOISE[privacy.accountant]
+        if privacy.noise_multiplier < least:
+            yield (
+                f"{path}.noise_multiplier",
+                f"{privacy.noise_multiplier:g} is too small for the accountant {privacy.accountant}",
+                f"Use at least {least:g}: less noise protects nobody.",
+            )
         if f.training.batch_size % privacy.microbatches:
             yield (
                 f"{path}.microbatches",

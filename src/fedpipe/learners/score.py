@@ -11,13 +11,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from fedpipe.data.parts import get_parts
+from fedpipe.data.disclosure import schema_of
 from fedpipe.data.trees import Tree, leaves
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.contribute import fetched
 from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.parts import Part, batches_of, label_shape_of, size_of
-from fedpipe.learners.reading import learner_parts
+from fedpipe.learners.reading import central_test, learner_parts
 from fedpipe.learners.tallying import Counter, counter_of
 from fedpipe.rounds.evaluation import (
     MOST_OUTPUTS,
@@ -134,7 +134,8 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
     uncounted: dict[str, dict[str, str]] = {}
     left_out: dict[str, str] = {}
     if plan.test is not None:
-        examples = get_parts(store, plan.test)["test"]
+        examples = central_test(store, plan)
+        assert examples is not None
         score = _score(model, plan, fetch_global(store, digest), "", digest, examples)
         if score.why:
             left_out["central test set"] = score.why
@@ -147,6 +148,8 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
         found["federated"] = _federated(model, valid, tallies["federated"])
     uncounted |= {score.learner: score.uncounted for score in valid}
     first = next((head for head in model.heads[:1]), None)
+    schema, exported = schema_of(store, plan), plan.federation.exported
+    names = (exported.classes if exported else (), schema.classes if schema else ())
     matrices = [_confusion(each.get(first.name)) for each in tallies.values()] if first else []
     return Evaluation(
         weights=digest,
@@ -155,7 +158,7 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
         learners={score.learner: measured_of(score) for score in valid},
         left_out=left_out | refused,
         confusion=next(filter(None, matrices), ()),
-        classes=class_names(first, plan.federation.export.classes) if first else (),
+        classes=class_names(first, *names) if first else (),
         tallies=tallies,
         uncounted={name: reasons for name, reasons in uncounted.items() if reasons},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedpipe.data.examples import in_order
 from fedpipe.reports.charts import lanes, line_chart, stacked_bars
 from fedpipe.reports.drawing import Drawing
 from fedpipe.reports.story import Story, global_metrics
@@ -67,8 +68,10 @@ def learner_curves(story: Story) -> list[Drawing]:
 def label_counts(story: Story, classes: Sequence[str]) -> Drawing:
     """Draws how often each label occurs at each learner, with the names of the classes."""
     shards = [s for s in story.shards if s.labels]
-    labels = sorted({label for s in shards for label in s.labels}, key=int)
-    named = {label: classes[int(label)] if 0 <= int(label) < len(classes) else label for label in labels}
+    labels = in_order(label for s in shards for label in s.labels)
+    named = {
+        label: classes[int(label)] if label.isdecimal() and int(label) < len(classes) else label for label in labels
+    }
     rows = {s.learner: {named[label]: s.labels[label] for label in labels if label in s.labels} for s in shards}
     alt = f"{len(labels)} labels at {len(shards)} learners"
     return stacked_bars(rows, title="labels of each learner", x="examples", alt=alt, parts=list(named.values()))

@@ -23,6 +23,7 @@ _MOST_LABELS = 10_000_000
 OutputName = Annotated[str, Meta(max_length=200)]
 Reason = Annotated[str, Meta(max_length=500)]
 Tallies = Annotated[dict[OutputName, Tally], Meta(max_length=MOST_OUTPUTS)]
+LabelSize = Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=32)]
 Reasons = Annotated[dict[OutputName, Reason], Meta(max_length=MOST_OUTPUTS)]
 
 
@@ -32,7 +33,7 @@ class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `states` holds the variables of each Keras metric (a mean's total and count, a curve's bins). They add up over
     learners, so that the federated metric is exact even where a mean of means would be wrong. `tallies` add up too: one
     for each output of the model, by name; `uncounted` has the reason for an output without one. `label_shape` is the
-    shape of one label. `why` is the reason when nothing was measured.
+    shape of one label, or of each of several by name. `why` is the reason when nothing was measured.
     """
 
     learner: str
@@ -42,7 +43,7 @@ class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     states: tuple[tuple[float, ...], ...] = ()
     tallies: Tallies = {}
     uncounted: Reasons = {}
-    label_shape: tuple[Annotated[int, Meta(ge=0)], ...] = ()
+    label_shape: LabelSize | dict[OutputName, LabelSize] = ()
     why: Reason = ""
 
 
@@ -102,7 +103,8 @@ def mistake_in_score(score: Score, heads: Sequence[Head]) -> str:
     """
     if not score.examples:
         return "the score has no examples"
-    if math.prod(score.label_shape) > _MOST_LABELS or len(score.label_shape) > 32:
+    shapes = score.label_shape.values() if isinstance(score.label_shape, dict) else [score.label_shape]
+    if sum(map(math.prod, shapes)) > _MOST_LABELS or len(shapes) > 1000:
         return "the labels of the score are too large"
     by_name = {head.name: head for head in heads}
     for name, tally in score.tallies.items():

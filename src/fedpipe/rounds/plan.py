@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from fedpipe.codec import converted
 from fedpipe.errors import InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import check_federation
-from fedpipe.federation.names import Name
+from fedpipe.federation.messages import described
+from fedpipe.federation.names import Amount, Count, Interval, Learners, Name, Seconds
 from fedpipe.federation.training import EarlyStopping
 from fedpipe.store import Store, open_store
 from fedpipe.store.objects import Digest, decode, digest_of, encode, get_bytes, put_bytes
+
+Shape = tuple[int | None, ...]
+
+
+class Port(NamedTuple):
+    """An input or an output of a model.
+
+    Args:
+        name: as in the model, and in its ONNX file.
+        dtype: NumPy's name of its dtype; `string` for text.
+        shape: with the examples in front; None where a size is free.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
 
 
 class RunPlace(Struct, frozen=True, kw_only=True):
@@ -32,20 +50,19 @@ class RunPlace(Struct, frozen=True, kw_only=True):
 class Settings(Struct, frozen=True, kw_only=True):
     """The run-time parameters of a pipeline; zero or empty means: as in the federation file."""
 
-    rounds: int = 0
-    learning_rate: float = 0.0
-    local_epochs: int = 0
-    batch_size: int = 0
-    min_learners: int = 0
-    deadline: float = 0.0
-    patience: int = 0
-    max_seconds: float = 0.0
+    rounds: Interval = 0
+    learning_rate: Amount = 0.0
+    local_epochs: Count = 0
+    batch_size: Count = 0
+    min_learners: Learners = 0
+    deadline: Seconds = 0.0
+    patience: Interval = 0
+    max_seconds: Seconds = 0.0
 
     def applied(self, federation: Federation) -> Federation:
         """Return the federation with these settings. Raises InputError for one that is out of range."""
         for name in Settings.__struct_fields__:
-            if getattr(self, name) < 0:
-                raise InputError(f"{getattr(self, name)} is negative", where=f"parameter {name}")
+            _check_number(name, getattr(self, name))
         if self.min_learners > len(federation.learners):
             raise InputError(
                 f"the quorum of {self.min_learners} exceeds the {len(federation.learners)} learners",
@@ -69,6 +86,16 @@ class Settings(Struct, frozen=True, kw_only=True):
         return changed
 
 
+def _check_number(name: str, value: Any) -> None:
+    """Check a run-time parameter against its type. Raises InputError."""
+    try:
+        converted({name: value}, Settings)
+    except msgspec.ValidationError as error:
+        what, remedy = described(str(error))
+        what = f"{value} is negative" if isinstance(value, int | float) and value < 0 else f"{value}: {what}"
+        raise InputError(what, where=f"parameter {name}", remedy=remedy) from error
+
+
 class Shards(Struct, frozen=True, kw_only=True):
     """Digests of the learners' shards and, when there is one, of the central test set."""
 
@@ -77,7 +104,10 @@ class Shards(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole definition of a run; its digest is in every record of the run."""
+    """The whole definition of a run; its digest is in every record of the run.
+
+    `inputs` describes the features in the shards, for a model that does not say what it takes.
+    """
 
     format: int = 1
     run: Name
@@ -86,6 +116,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     function: str
     shards: dict[str, Digest]
     test: Digest | None = None
+    inputs: tuple[Port, ...] = ()
 
     def put(self, store: Store) -> str:
         """Write the plan and return its digest."""

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from fedpipe.codec import converted
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreError
 from fedpipe.rounds.plan import RunPlace
 from fedpipe.rounds.timings import Timing, note
@@ -99,7 +100,7 @@ def parse(name: str, values: dict[str, Any]) -> Any:
         if key in fields
     }
     try:
-        return msgspec.convert(cast, kind)
+        return converted(cast, kind)
     except msgspec.ValidationError as error:
         raise InputError(str(error).replace("$.", ""), where=f"step {name}") from error
 
