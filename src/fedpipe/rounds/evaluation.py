@@ -103,8 +103,8 @@ def mistake_in_score(score: Score, heads: Sequence[Head]) -> str:
     """
     if not score.examples:
         return "the score has no examples"
-    shapes = score.label_shape.values() if isinstance(score.label_shape, dict) else [score.label_shape]
-    if sum(map(math.prod, shapes)) > _MOST_LABELS or len(shapes) > 1000:
+    shapes = list(score.label_shape.values()) if isinstance(score.label_shape, dict) else [score.label_shape]
+    if sum(map(math.prod, shapes)) > _MOST_LABELS or max(map(len, shapes), default=0) > 32 or len(shapes) > 1000:
         return "the labels of the score are too large"
     by_name = {head.name: head for head in heads}
     for name, tally in score.tallies.items():
