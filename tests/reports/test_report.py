@@ -177,6 +177,7 @@ class TestExplanations:
         second = read_story(store, "r2")
         assert beginning(second, {}) == "The run began from HEAD, the model of round 3 of run r1."
         assert beginning(second, {"begun_from": {"run": "x", "round": 2}}).endswith("round 2 of run x.")
+        assert beginning(second, {"begun_from": None}) == "The run began with fresh weights."
 
     def test_the_data_of_learners_that_bring_their_own(self, store: MemoryStore) -> None:
         federation = make_federation(learners=[{"name": "a", "data": "x.npz"}, {"name": "b"}, {"name": "c"}])

@@ -58,14 +58,16 @@ def score_learner(store: Store, plan: Plan, name: str, digest: str) -> Score:
 def _score(model: Model, plan: Plan, arrays: Arrays, name: str, digest: str, part: Part) -> Score:
     training = plan.federation.training
     measured = model.evaluate(arrays, part, training)
-    if bad := next((key for key, value in measured.metrics.items() if not math.isfinite(value)), None):
-        return Score(learner=name, weights=digest, why=f"the {bad} of the model is {measured.metrics[bad]} there")
+    if not math.isfinite(loss := measured.metrics["loss"]):
+        return Score(learner=name, weights=digest, why=f"the loss of the model is {loss} there")
+    if not all(np.isfinite(state).all() for state in measured.states):
+        return Score(learner=name, weights=digest, why="a metric of the model is not finite there")
     tallies, uncounted = _tallied(model, arrays, part, training.batch_size)
     return Score(
         learner=name,
         weights=digest,
         examples=size_of(part),
-        metrics=measured.metrics,
+        metrics=_finite(measured.metrics),
         states=measured.states,
         tallies=tallies,
         uncounted=uncounted,
@@ -194,13 +196,18 @@ def _checked(model: Model, digest: str, scores: Sequence[Score]) -> tuple[list[S
                 log.debug("the states of %s: %s", score.learner, error)
                 why = "the score does not fit the model's metrics"
             else:
-                why = "" if all(map(math.isfinite, metrics.values())) else "its metrics are not finite"
-                score = msgspec.structs.replace(score, metrics=metrics)
+                why = "" if math.isfinite(metrics["loss"]) else "its loss is not finite"
+                score = msgspec.structs.replace(score, metrics=_finite(metrics))
         if why:
             refused[score.learner] = why
         else:
             valid.append(score)
     return valid, refused
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Leave out metrics that are not finite, such as a quotient by 0."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _arrays(states: Sequence[Sequence[float]]) -> list[Array]:
@@ -217,6 +224,6 @@ def _federated(model: Model, scores: Sequence[Score], tallies: Mapping[str, Tall
     metrics = model.metrics_of(states, scores[0].label_shape)
     return Measured(
         examples=sum(s.examples for s in scores),
-        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        metrics=_finite(metrics),
         measures=measure_all(tallies),
     )

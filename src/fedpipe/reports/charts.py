@@ -69,8 +69,8 @@ def ticks_of(axis: Range, most: int = 6) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(axis.low / step - 1e-9)
-    values = [round((first + k) * step, 12) for k in range(most * 2) if (first + k) * step <= axis.high + step * 1e-9]
-    return [value + 0.0 for value in values]
+    values = [(first + k) * step for k in range(most * 2) if (first + k) * step <= axis.high + step * 1e-9]
+    return [float(f"{value:.12g}") for value in values]
 
 
 class Axes:
@@ -249,7 +249,7 @@ def heat_map(
     top = high or max((value for row in values for value in row), default=1) or 1
     named = [shortened(name, 18) for name in columns]
     slanted = any(width_of(name, SMALL_TEXT) > 30 for name in named)
-    cell = max(34.0 if texts else 6.0, min(34.0, 440 / max(1, len(columns))))
+    cell = max(34.0 if texts else 6.0, min(34.0, 440 / max(1, len(values[0]))))
     left = 30 + max((width_of(shortened(name, 22), TEXT) for name in rows), default=0)
     above = 34.0 + (
         max((width_of(name, SMALL_TEXT) for name in named), default=0) + 8 if slanted else 20 if named else 0

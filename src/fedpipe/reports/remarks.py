@@ -133,7 +133,7 @@ def all_settings(story: Story) -> str:
 def beginning(story: Story, summary: dict[str, Any]) -> str:
     """Returns a sentence on the weights with which the run began."""
     previous = story.records[0].previous
-    begun = summary.get("begun_from") or (previous and {"run": previous.run, "round": previous.round})
+    begun = summary.get("begun_from", previous and {"run": previous.run, "round": previous.round})
     if not begun:
         return "The run began with fresh weights."
     return f"The run began from HEAD, the model of round {begun['round']} of run {begun['run']}."

@@ -46,7 +46,7 @@ def run(inputs: Inputs) -> Outputs:
         score = score_learner(store, plan, inputs.learner, inputs.weights)
     except (DataError, ModelError, CorruptError, NotFoundError) as error:
         log.warning("%s is left out of the evaluation: %s", inputs.learner, error)
-        score = Score(learner=inputs.learner, weights=inputs.weights, why=error.what)
+        score = Score(learner=inputs.learner, weights=inputs.weights, why=error.what[:500])
     store.replace(keys.score(inputs.learner, plan.run), encode(score))
     return _outputs(score)
 
