@@ -86,18 +86,19 @@ class Axes:
         keys: names and colours of a legend, in rows above the plot.
         alt: continues the description.
         whole: only whole numbers on the horizontal axis.
-        left: width of the space before the plot.
+        left: width of the space before the plot; 0: as the numbers of the vertical axis need it.
         named_rows: leaves out the numbers of the vertical axis, for rows with names.
     """
 
     def __init__(
         self, title: str, x: Range, y: Range, *, x_label: str = "", y_label: str = "",
         size: tuple[float, float] = (480, 300), keys: Sequence[tuple[str, str]] = (), alt: str = "",
-        whole: bool = False, left: float = 56, named_rows: bool = False,
+        whole: bool = False, left: float = 0.0, named_rows: bool = False,
     ) -> None:  # fmt: skip
         width, height = size
         rows = legend_rows(keys, width - 20)
-        self.left, self.top = left, 34.0 + 16 * len(rows) + (4 if rows else 0)
+        numbers = max((width_of(f"{value:g}", SMALL_TEXT) for value in ticks_of(y)), default=0.0)
+        self.left, self.top = left or 32 + numbers, 34.0 + 16 * len(rows) + (4 if rows else 0)
         self.right, self.bottom = width - 14, height + 16 * len(rows) - 38
         self._x, self._y = x, y
         self.drawing = Drawing(width, height + 16 * len(rows), f"{title}. {alt}".strip())
