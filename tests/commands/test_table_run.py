@@ -13,6 +13,7 @@ import yaml
 
 import fedpipe
 from fedpipe.commands.check import check
+from fedpipe.commands.predict import predict_file
 from fedpipe.data.disclosure import schema_of
 from fedpipe.errors import DataError
 from fedpipe.rounds.history import read_record
@@ -84,7 +85,7 @@ def test_from_raw_rows_to_raw_rows(file: Path, tmp_path: Path) -> None:
     assert summary["evaluation"]["central"]["metrics"]["accuracy"] > 0.75
     assert summary["evaluation"]["federated"]["metrics"]["accuracy"] > 0.8
     assert summary["onnx"]["max_abs_difference"] < 1e-4
-    found = fedpipe.predict(tmp_path / "out" / "model.onnx", tmp_path / "own.csv", labels="diagnosis")
+    found = predict_file(str(tmp_path / "out" / "model.onnx"), tmp_path / "own.csv").prediction
     truth = [row["diagnosis"] for row in rows(1, 120)]
     assert np.mean([name == true for name, true in zip(names_of(found), truth, strict=True)]) > 0.8
 

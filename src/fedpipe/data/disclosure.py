@@ -1,4 +1,4 @@
-"""What learners disclose of a table, and the schema of a run: both are written once to the store."""
+"""Writes the statistics that learners disclose, and the schema of a run, once to the store."""
 
 from __future__ import annotations
 

@@ -51,6 +51,8 @@ class Schema(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         label: the label's column.
         labels: the kind of its values.
         classes: names of the classes, in order; empty for a quantity, or if the classes have no names.
+        mean: of labels that are numbers, over all learners; 0 if columns are not normalised.
+        deviation: standard deviation of labels that are numbers; 1 if columns are not normalised.
         statistics: whether some learner disclosed statistics.
     """
 
@@ -59,6 +61,8 @@ class Schema(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     label: str = ""
     labels: LabelKind = "whole"
     classes: Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=MOST_CLASSES)] = ()
+    mean: float = 0.0
+    deviation: float = 1.0
     statistics: bool = True
 
 

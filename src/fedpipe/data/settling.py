@@ -9,7 +9,7 @@ import numpy as np
 
 from fedpipe.data.examples import Examples
 from fedpipe.data.schema import MOST_CLASSES, NUMERIC, Column, LabelKind, Schema
-from fedpipe.data.statistics import ColumnSummary, Report, flaw_of, summary_of
+from fedpipe.data.statistics import ColumnSummary, Numbers, Report, flaw_of, merged, summary_of
 from fedpipe.data.tables import arranged
 from fedpipe.data.trees import Array
 from fedpipe.errors import DataError
@@ -53,9 +53,12 @@ def settle(federation: Federation, reports: Sequence[Report]) -> Settled:
         columns.append(_column(federation, summary, disclosed))
         summaries.append(summary)
     labels, classes = _classes(federation, disclosed)
+    targets = [report.target for report in disclosed if report.target and not classes]
+    mean, deviation = _moments(federation, merged(targets) if targets else None)
     schema = Schema(
-        columns=tuple(columns), label=federation.data.labels, labels=labels, classes=classes, statistics=bool(disclosed)
-    )
+        columns=tuple(columns), label=federation.data.labels, labels=labels, classes=classes, mean=mean,
+        deviation=deviation, statistics=bool(disclosed),
+    )  # fmt: skip
     return Settled(schema, tuple(summaries), left_out)
 
 
@@ -156,9 +159,7 @@ def _column(federation: Federation, summary: ColumnSummary, reports: Sequence[Re
         )
     missing = bool(summary.missing) or not examples
     if kind in NUMERIC:
-        numbers = summary.numbers if federation.data.normalise == "federated" else None
-        mean = numbers.mean if numbers else 0.0
-        deviation = numbers.deviation if numbers and numbers.deviation > _SMALLEST * max(1.0, abs(mean)) else 1.0
+        mean, deviation = _moments(federation, summary.numbers)
         return Column(name=name, kind=kind, missing=missing, mean=mean, deviation=deviation)
     if kind == "text":
         return Column(name=name, kind=kind, missing=missing)
@@ -170,6 +171,14 @@ def _column(federation: Federation, summary: ColumnSummary, reports: Sequence[Re
             remedy=f"Declare them: {name}: {{kind: category, categories: [...]}}. Or declare it as text.",
         )
     return Column(name=name, kind=kind, missing=missing, categories=categories)
+
+
+def _moments(federation: Federation, numbers: Numbers | None) -> tuple[float, float]:
+    """Returns mean and deviation for the normalisation; 0 and 1 without one."""
+    if numbers is None or federation.data.normalise == "none":
+        return 0.0, 1.0
+    constant = numbers.deviation <= _SMALLEST * max(1.0, abs(numbers.mean))
+    return numbers.mean, 1.0 if constant else numbers.deviation
 
 
 _SMALLEST = 1e-7

@@ -124,7 +124,7 @@ class Data(Section, frozen=True, kw_only=True):
             "over all learners"
         ),
     ] = "federated"
-    statistics: Annotated[StatisticsSettings, Meta(description="what learners disclose of a table")] = field(
+    statistics: Annotated[StatisticsSettings, Meta(description="statistics of a table that learners disclose")] = field(
         default_factory=StatisticsSettings
     )
     split: Annotated[str, Meta(description="split of a SQLite file that has several, such as `train`")] = ""

@@ -64,7 +64,7 @@ class Linear(NamedTuple):
         return (self.features,) if isinstance(self.features, int) else tuple(self.features)
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
     """A table of number-like columns, as `build(table)` gets it.
 
     A missing number counts as the mean. Columns are normalised before W, by the constants of the table's schema.
@@ -82,7 +82,7 @@ class _Table(NamedTuple):
     deviation: Array
 
     @classmethod
-    def of(cls, schema: Schema) -> _Table:
+    def of(cls, schema: Schema) -> Table:
         """Return the table of a schema. Raises ModelError for categories and texts."""
         if odd := next((column for column in schema.columns if column.kind not in NUMERIC), None):
             raise ModelError(
@@ -122,7 +122,7 @@ class NumpyFramework:
 def cached_model(code: bytes, digest: str, function: str, schema: Schema | None = None) -> NumpyModel:
     """Return the built model; the user's file is imported once in a process. Raises ModelError."""
     module = load_code(code, digest)
-    table = _Table.of(schema) if schema is not None else None
+    table = Table.of(schema) if schema is not None else None
     linear = called(find_function(module, function), (lambda: table) if table else None)
     if not isinstance(linear, Linear):
         raise ModelError(
@@ -144,7 +144,7 @@ class NumpyModel:
         table: whose columns are normalised; None for arrays.
     """
 
-    def __init__(self, linear: Linear, module: ModuleType, table: _Table | None = None) -> None:
+    def __init__(self, linear: Linear, module: ModuleType, table: Table | None = None) -> None:
         self._linear, self.module, self._table = linear, module, table
         self._shapes = {"kernel": (int(np.prod(linear.shape)), linear.outputs), "bias": (linear.outputs,)}
 

@@ -31,6 +31,8 @@ class Table:
         """The columns, in the order of the data."""
         self.classes = schema.classes
         """Names of the classes, in order; empty for a regression, or if the classes have no names."""
+        self.target_mean, self.target_deviation = schema.mean, schema.deviation
+        """Mean and standard deviation of labels that are numbers, for the last layer of a regression."""
         self._inputs: dict[str, Any] = {}
         self._columns = columns_by_input(schema.columns)
         for name, own in self._columns.items():
