@@ -158,8 +158,8 @@ def definition_of(federation: Federation) -> Federation:
     """Return a federation with defaults for everything that may change between two tries of a run.
 
     Places, secrets, images and placements do not change the training. Neither do measurements, unless a vote or early
-    stopping decides by them. Names of classes number the labels of a table. A deadline, a quorum and a privacy target end or refuse work: messages advise to change
-    them, and a record lists who took part.
+    stopping decides by them. Names of classes number the labels of a table. A deadline, a quorum and a privacy target
+    end or refuse work: messages advise to change them, and a record lists who took part.
     """
     training, stopping = federation.training, federation.training.early_stopping
     decides = federation.vote is not None or (stopping is not None and stopping.metric.startswith("test_"))
