@@ -57,7 +57,7 @@ def write_model(file: Path, mistake: str = "") -> None:
 MISTAKES = {
     "missing file": ("open('/none')", "FileNotFoundError: [Errno 2] No such file or directory: '/none' (line"),
     "columns": ("x = x[:, :7]", "the features have shape (7, 8, 1), but the model takes (8, 8, 1)"),
-    "text": ("x = np.array(['a'] * len(y))", "hospital-b"),
+    "text": ("x = np.array(['a'] * len(y))", "the features have shape ()"),
     "labels": ("y = y + 100", "the labels range from 100 to 109, but the model has 10 outputs"),
     "few": ("x, y = x[:3], y[:3]", "fewer than a batch"),
     "none": ("x, y = x[:0], y[:0]", "hospital-b"),
@@ -67,7 +67,6 @@ MISTAKES = {
     "interrupt": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     "memory": ("raise MemoryError", "MemoryError"),
     "own class": ("class Odd(BaseException): pass\nraise Exception('first line\\n\\nsecond')", "Exception: first line (line"),
-    "recursion": ("load(uri)", "RecursionError: maximum recursion depth exceeded"),
 }
 
 
@@ -116,7 +115,7 @@ def test_another_model_of_other_layers_by_the_same_command(file: Path) -> None:
     with pytest.raises(QuorumError):
         fedpipe.run(file)
     (file.parent / "model.py").write_text(model.replace("outputs=10", "outputs=11"))
-    change(file.parent, **{"rounds: 2": "rounds: 1", "seed: 0": "seed: 1"})
+    change(file.parent, **{"rounds: 2": "rounds: 1", "batch_size: 16": "batch_size: 8"})
     summary = fedpipe.run(file).summary
     assert len(summary["rounds"]) == 1
     assert len(summary["rounds"][0]["learners"]) == 5
@@ -124,7 +123,7 @@ def test_another_model_of_other_layers_by_the_same_command(file: Path) -> None:
 
 def test_the_tolerance_may_be_raised_as_the_message_advises(file: Path) -> None:
     write_model(file)
-    change(file.parent, **{"tolerance: 0.0001": "tolerance: 1.0e-30"})
+    change(file.parent, **{"tolerance: 1e-4": "tolerance: 1.0e-30"})
     with pytest.raises(ExportError, match=r"raise export.tolerance"):
         fedpipe.run(file)
     with pytest.raises(ExportError):
@@ -160,7 +159,7 @@ LOST = {
     "a learner's folder": ("learners/hospital-a", None),
     "the plans and the code": ("objects", None),
     "HEAD": ("HEAD", "HEAD is missing"),
-    "the record of round 2": ("runs/run-1/2/record", None),
+    "the record of round 2": ("runs/run-1/2/record", "the chain is broken at round 2"),
 }
 
 
@@ -213,7 +212,7 @@ def test_a_run_that_does_not_exist(file: Path, command: Callable[[Path], Any]) -
 
 def test_a_pipe_hears_at_once_and_again(file: Path) -> None:
     """Progress is on standard error, the results are on standard output."""
-    write_model(file, "import time; time.sleep(40)")
+    write_model(file, "import time; time.sleep(20)")
     begun = time.monotonic()
     with subprocess.Popen(
         [COMMAND, "run", file.name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
