@@ -177,7 +177,7 @@ class TestASecondTry:
         base = begin(store, one, fresh).weights
         play_round(store, one, 1, base, learners(1.0))
         begin(store, two, fresh)  # while the engine of the first is still at work
-        with pytest.raises(QuorumError):  # whose updates are not its own
+        with pytest.raises(QuorumError):  # the updates are not of this run
             close_round(store, two, 1, base)
         first = read_record(store, "r1", 0)
         assert first is not None

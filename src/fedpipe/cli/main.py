@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from fedpipe.cli import follow, identities, kubeflow, rare, run, serving, start
 from fedpipe.cli.ending import INTERRUPTED, STOPPED, EndedError, ended_by_signals, is_busy, leave
 from fedpipe.cli.panels import LiteralGroup
-from fedpipe.cli.text import remark, say
+from fedpipe.cli.text import remark, replace_unprintable, say
 from fedpipe.errors import FedpipeError
 from fedpipe.version import __version__
 
@@ -29,6 +30,7 @@ for group in (start, run, follow, serving, identities, kubeflow, rare):
 
 def main() -> int:
     """Run the command and return its exit code; an error is one message, never a traceback."""
+    replace_unprintable()
     try:
         with ended_by_signals():
             code = _run()
@@ -54,7 +56,9 @@ def _run() -> int:
         code = stop.exit_code
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a mistake in the command line
-            error.show()
+            shown = io.StringIO()
+            error.show(file=shown)
+            remark(shown.getvalue().rstrip("\n"))
             return int(error.exit_code)
         raise
     return code if isinstance(code, int) else 0

@@ -9,6 +9,7 @@ import typer
 
 from fedpipe.cli.options import (
     FederationFile,
+    KeysOption,
     OutOption,
     ParameterOption,
     RunOption,
@@ -34,10 +35,13 @@ def run(
     out_folder: OutOption = None,
     name: RunOption = "run-1",
     parameters: ParameterOption = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0 for one per core.")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, max=1024, help="Worker processes; 0 for one per core.")
+    ] = 0,
+    keys: KeysOption = None,
 ) -> None:
     """Run a federation on this machine; the same run name resumes."""
-    _run(file, store, out_folder, name, parameters, workers=workers)
+    _run(file, store, out_folder, name, parameters, workers=workers, keys=keys)
 
 
 @commands.add(

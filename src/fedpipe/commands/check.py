@@ -6,9 +6,8 @@ from pathlib import Path
 
 from fedpipe.engine import preflight
 from fedpipe.engine.workers import Workers
-from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
-from fedpipe.store import open_store
+from fedpipe.store import check_folder, open_store
 
 
 def check(source: str | Path, *, store: bool = True) -> list[preflight.Checked]:
@@ -22,16 +21,15 @@ def check(source: str | Path, *, store: bool = True) -> list[preflight.Checked]:
     federation = read_federation(Path(source))
     findings = [preflight.Checked("federation", f"{federation.name}: {len(federation.learners)} learners")]
     uri = federation.store_uri if store else ""
+    checked = [_checked_store(uri)] if store else []
     with Workers(preload=federation.needs_tensorflow) as processes:
         findings += preflight.check(federation, read_code(federation), federation.data.uri, uri, processes.call)
-    if store:
-        findings.append(_checked_store(federation))
-    return findings
+    return findings + checked
 
 
-def _checked_store(federation: Federation) -> preflight.Checked:
-    uri = federation.store_uri
+def _checked_store(uri: str) -> preflight.Checked:
     if uri.startswith("file://"):  # the first run creates a folder
+        check_folder(uri)
         return preflight.Checked("store", uri)
     open_store(uri).probe()
     return preflight.Checked("store", f"{uri} honours conditional writes")

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from fedpipe.errors import InputError, MissingExtraError
+from fedpipe.store.files import obstacle
 
 FILES = ("federation.yaml", "model.py", "DATA.md", "digits.npz")
 
@@ -44,8 +45,13 @@ def init(
         InputError: a file exists and `force` is not set, or the folder cannot be written.
         MissingExtraError: scikit-learn, which holds the digits, is not installed.
     """
+    if not str(folder).strip():
+        raise InputError("the folder's name is empty", remedy="Name a new or empty folder; `.` is the current one.")
     folder = Path(folder)
-    existing = next((name for name in FILES if (folder / name).exists()), None)
+    try:
+        existing = next((name for name in FILES if (folder / name).exists()), None)
+    except OSError as error:  # such as a name that is too long
+        raise _unwritable(folder, error) from error
     if existing and not force:
         raise InputError(
             f"{existing} already exists", where=str(folder), remedy="Choose another folder, or use --force."
@@ -57,8 +63,14 @@ def init(
         for name, text in texts.items():
             (folder / name).write_text(text)
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", where=str(folder)) from error
+        raise _unwritable(folder, error) from error
     return FILES
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    """Return the error for a folder that cannot be written, with the file in its way when there is one."""
+    what = obstacle(folder) or f"the folder cannot be written: {error.strerror}"
+    return InputError(what, where=str(folder), remedy="Choose another folder, or check its permissions.")
 
 
 def _texts(algorithm: Algorithm, framework: Framework) -> dict[str, str]:

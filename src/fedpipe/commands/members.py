@@ -15,7 +15,7 @@ from fedpipe.federation.file import read_federation
 from fedpipe.federation.names import KUBEFLOWS_SECRET
 from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled, format_time, read_enrolled
 from fedpipe.identity.policies import Policy, coordinator_policy, learner_policy
-from fedpipe.identity.signing import COORDINATOR
+from fedpipe.identity.signing import COORDINATOR, key_folder
 from fedpipe.store import Store, chosen_uri, open_store
 
 
@@ -48,7 +48,7 @@ class StoredFederation(NamedTuple):
 
     def key_folder(self, keys: str | Path | None) -> Path:
         """Returns the folder of the key files: `keys`, or the folder of that name next to the federation file."""
-        return Path(keys) if keys else self.source.absolute().parent / "keys"
+        return key_folder(self.source, keys)
 
 
 class Member(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedpipe.commands.members import check_enrolled, find_member, open_place
 from fedpipe.errors import InputError, NotFoundError
-from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, public_key
+from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, key_folder, keys_at_hand, public_key
 from fedpipe.registry.publication import ModelVersion, Origin, find_origin, read_model, sign_publication, versions
 from fedpipe.store import Store
 
@@ -33,7 +33,7 @@ def sign(
     """
     place = open_place(source, store)
     known = check_enrolled(place, find_member(place, COORDINATOR))
-    private = _private_key(place.key_folder(keys), known.key)
+    private = _private_key(Path(source), keys, known.key)
     models = place.store.below("models")
     published = versions(models)
     origins = {entry: _origin(models, published, entry) for entry in (ModelVersion(name, n) for n in numbers)}
@@ -44,8 +44,11 @@ def sign(
     return list(origins)
 
 
-def _private_key(folder: Path, public: str) -> str:
-    private = find_key(COORDINATOR, {KEYS: str(folder)}) or find_key(COORDINATOR)
+def _private_key(source: Path, keys: str | Path | None, public: str) -> str:
+    folder = key_folder(source, keys)
+    with keys_at_hand(source, keys):
+        found = [find_key(COORDINATOR, {KEYS: str(folder)}), find_key(COORDINATOR)]
+    private = next((key for key in found if key and public_key(key) == public), found[0] or found[1])
     if private is None or public_key(private) != public:
         what = "does not match the enrolled one" if private else "is missing"
         raise InputError(

@@ -20,16 +20,19 @@ from fedpipe.errors import InputError, PipelineError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
 from fedpipe.identity.enrolment import read_enrolled
-from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
+from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, keys_at_hand, public_key
 from fedpipe.rounds.beginning import resumes
 from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Settings
 from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
-from fedpipe.store import Store, check_uri, chosen_uri, keys, open_store
+from fedpipe.store import Store, check_folder, check_uri, chosen_uri, keys, open_store
+from fedpipe.store.files import obstacle
 
 DEFAULT_RUN = "run-1"
+_PIPELINE = re.compile(r"""^pipelineInfo:|^[{ ,]*"pipelineInfo":""", re.MULTILINE)
+"""Begins a section of a compiled pipeline, as YAML or JSON."""
 _SIMULATION = re.compile(r"simulation-(\d{1,9})", re.ASCII)
 
 
@@ -67,6 +70,7 @@ def run(
     stages: Callable[[str], None] = lambda _: None,
     workers: int = 0,
     simulation: bool = False,
+    keys: str | Path | None = None,
     from_head: bool = False,
 ) -> Result:
     """Runs a federation on this machine; a second run of the same name resumes.
@@ -83,6 +87,7 @@ def run(
         workers: processes for the steps of each environment; one per core by default.
         simulation: rehearses a federation file with TensorFlow Federated, from fresh weights; HEAD stays where it is.
         from_head: lets a simulation continue from the model at HEAD.
+        keys: folder of the key files of enrolled members; `keys` next to the federation file by default.
 
     Raises:
         InputError: a mistake in the input; nothing was changed.
@@ -93,7 +98,10 @@ def run(
     opened = _opened(Path(source), simulation=simulation)
     if simulation and isinstance(opened, Federation):
         opened = rehearsed(opened, from_head=from_head)
-    with Workers(preload=opened.needs_tensorflow) as processes:  # those that the checks warm up serve the first steps
+    with (
+        keys_at_hand(Path(source), keys),
+        Workers(preload=opened.needs_tensorflow) as processes,  # those that the checks warm up serve the first steps
+    ):
         call = _warmed(processes) if simulation else processes.call
         if opened.needs_tensorflow:
             start_server()  # its import takes longer than everything before the first step
@@ -103,6 +111,8 @@ def run(
             given = _next_simulation(job)
             job.arguments["run"] = given
         folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / given
+        if what := obstacle(folder):
+            raise InputError(what, where=str(folder), remedy="Choose another folder for the results with --out.")
         framework = ", importing TensorFlow" if opened.needs_tensorflow else ""
         stages(f"checking data, model and store of run {given}{framework}")
         _check_first(job, given, _warmed(processes) if job.needs_tff and not simulation else call)
@@ -149,7 +159,9 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
     if uri is None:
         return
     store, is_folder = open_store(uri), uri.startswith("file://")
-    if not is_folder:
+    if is_folder:
+        check_folder(uri)
+    else:
         store.probe()
     if job.federation is not None:
         exports = any(task.step == "export" for task in job.graph.tasks)
@@ -169,10 +181,14 @@ def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
     if exports:
         signers.append((COORDINATOR, "the coordinator", "the model", enrolled.coordinator))
     for name, who, what, enrolment in signers:
-        if enrolment is not None and enrolment.revoked is None and find_key(name) is None:
+        if enrolment is None or enrolment.revoked is not None:
+            continue
+        key = find_key(name)
+        if key is None or public_key(key) != enrolment.key:
+            wrong = "its key is missing" if key is None else "its key is not the enrolled one"
             raise InputError(
-                f"{who} is enrolled and must sign {what}, but its key is missing",
-                remedy=f"Set {KEYS} to the folder of the keys, such as keys/ next to the federation file.",
+                f"{who} is enrolled and must sign {what}, but {wrong}",
+                remedy=f"Set {KEYS} to the folder of the keys, or use --keys; by default it is keys/ next to the file.",
             )
 
 
@@ -205,10 +221,10 @@ def _prepared(
 def _opened(source: Path, *, simulation: bool) -> Federation | Graph:
     """Reads a federation file or the graph of a compiled pipeline."""
     try:
-        head = next(iter(yaml.load_all(source.read_text(), Loader=yaml.CSafeLoader)), None)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        head = None  # read_federation reports the mistake
-    if not (isinstance(head, dict) and "pipelineInfo" in head):
+        is_pipeline = _PIPELINE.search(source.read_text()) is not None
+    except (OSError, UnicodeDecodeError):
+        is_pipeline = False  # read_federation reports the mistake
+    if not is_pipeline:
         return read_federation(source)
     if simulation:
         raise InputError("is a compiled pipeline", where=str(source), remedy="Run it with `fedpipe run`.")

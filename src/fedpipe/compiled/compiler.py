@@ -15,6 +15,7 @@ from fedpipe.compiled.estimate import Estimate, estimate
 from fedpipe.compiled.graph import parse_graph, read_graph
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import split_code
 from fedpipe.federation.placement import Placement
 from fedpipe.steps.simulate import check_simulated
 from fedpipe.store.files import write_whole
@@ -39,7 +40,7 @@ def read_simulation_files(federation: Federation) -> tuple[str, str]:
 
 
 def _read_file(named: str, key: str) -> str:
-    path = Path(named.rpartition(":")[0] or named)
+    path = Path(split_code(named)[0])
     try:
         code = path.read_text()
     except OSError as error:

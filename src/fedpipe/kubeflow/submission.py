@@ -23,6 +23,7 @@ from fedpipe.federation.file import read_federation
 from fedpipe.kubeflow.clients import Kfp, cluster_errors, open_kfp, quiet
 from fedpipe.kubeflow.doctor.diagnosis import check_startable
 from fedpipe.kubeflow.where import Where
+from fedpipe.rounds.plan import Settings
 from fedpipe.steps.shard import run_name
 
 _PAGE_SIZE = 100
@@ -239,6 +240,7 @@ def _compile(source: str | Path, parameters: Mapping[str, Any]) -> _Compiled:
         text = path.read_bytes()
     graph = parse_graph(next(iter(yaml.load_all(text, Loader=yaml.CSafeLoader))))
     checked = check_arguments(graph, parameters)
+    Settings(**{name: checked[name] for name in Settings.__struct_fields__ if name in checked}).applied(federation)
     _check_reach(graph, federation, checked, str(source))
     return _Compiled(federation, text, {name: checked[name] for name in parameters}, str(checked["store"]))
 

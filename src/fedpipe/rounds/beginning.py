@@ -14,6 +14,7 @@ import msgspec
 from fedpipe import weights
 from fedpipe.errors import CorruptError, InputError, ModelError, NotFoundError
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import split_code
 from fedpipe.rounds.history import commit, is_settled, read_record, supersede, trained_head
 from fedpipe.rounds.manifests import Head, Record
 from fedpipe.rounds.plan import Plan, Shards, differences, read_plan
@@ -26,16 +27,16 @@ log = logging.getLogger("fedpipe")
 
 def make_plan(run: str, federation: Federation, code: str, shards: Shards) -> Plan:
     """Return the plan of a run. It does not depend on the store, the folders and the rounds per step."""
-    file, _, function = federation.model.partition(":")
+    file, function = split_code(federation.model)
     local = msgspec.structs.replace(
         federation,
         store="store",
-        model=f"{Path(file).name}:{function or 'build'}",
+        model=f"{Path(file).name}:{function}",
         data=msgspec.structs.replace(federation.data, uri=re.sub(r".*/", "", federation.data.uri)),
         training=msgspec.structs.replace(federation.training, rounds_per_step="all"),
     )
     return Plan(
-        run=run, federation=local, code=digest_of(code.encode()), function=function or "build",
+        run=run, federation=local, code=digest_of(code.encode()), function=function,
         shards=shards.learners, test=shards.test or None,
     )  # fmt: skip
 

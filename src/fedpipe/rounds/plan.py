@@ -14,10 +14,12 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fedpipe.codec import converted
 from fedpipe.errors import InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import check_federation
-from fedpipe.federation.names import KUBEFLOWS_SECRET, Name
+from fedpipe.federation.messages import described
+from fedpipe.federation.names import KUBEFLOWS_SECRET, Amount, Count, Interval, Learners, Name, Seconds
 from fedpipe.federation.placement import Images, Placement
 from fedpipe.federation.training import EarlyStopping, EvaluationSettings, Export, Privacy, Quorum
 from fedpipe.store import Store, keys, open_store
@@ -40,20 +42,19 @@ class RunPlace(Struct, frozen=True, kw_only=True):
 class Settings(Struct, frozen=True, kw_only=True):
     """The run-time parameters of a pipeline; zero or empty means: as in the federation file."""
 
-    rounds: int = 0
-    learning_rate: float = 0.0
-    local_epochs: int = 0
-    batch_size: int = 0
-    min_learners: int = 0
-    deadline: float = 0.0
-    patience: int = 0
-    max_seconds: float = 0.0
+    rounds: Interval = 0
+    learning_rate: Amount = 0.0
+    local_epochs: Count = 0
+    batch_size: Count = 0
+    min_learners: Learners = 0
+    deadline: Seconds = 0.0
+    patience: Interval = 0
+    max_seconds: Seconds = 0.0
 
     def applied(self, federation: Federation) -> Federation:
         """Return the federation with these settings. Raises InputError for one that is out of range."""
         for name in Settings.__struct_fields__:
-            if getattr(self, name) < 0:
-                raise InputError(f"{getattr(self, name)} is negative", where=f"parameter {name}")
+            _check_number(name, getattr(self, name))
         if self.min_learners > len(federation.learners):
             raise InputError(
                 f"the quorum of {self.min_learners} exceeds the {len(federation.learners)} learners",
@@ -75,6 +76,16 @@ class Settings(Struct, frozen=True, kw_only=True):
         )
         check_federation(changed, where="with these parameters")
         return changed
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Check a run-time parameter against its type. Raises InputError."""
+    try:
+        converted({name: value}, Settings)
+    except msgspec.ValidationError as error:
+        what, remedy = described(str(error))
+        what = f"{value} is negative" if isinstance(value, int | float) and value < 0 else f"{value}: {what}"
+        raise InputError(what, where=f"parameter {name}", remedy=remedy) from error
 
 
 class Shards(Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import urllib3
 
+from fedpipe.codec import converted, from_json, read_json
 from fedpipe.errors import InputError
 from fedpipe.registry.card import Card
 from fedpipe.registry.prediction import TensorSpec
@@ -73,13 +74,13 @@ class RemoteModel:
         self._url = url.rstrip("/") if found and path else f"{base}/v2/models/{self._only_model(base)}"
         response = self._request("GET", self._url)
         try:
-            metadata = msgspec.json.decode(response.data, type=_Metadata)
+            metadata = from_json(response.data, _Metadata)
             self.name = metadata.name
             self.inputs = [_spec(tensor) for tensor in metadata.inputs]
             self.outputs = [_spec(tensor) for tensor in metadata.outputs]
             parameters = metadata.parameters or {}
             of_card = {name: parameters[name] for name in ("classes", "spread", "finite") if name in parameters}
-            self.card = msgspec.convert(of_card, Card)
+            self.card = converted(of_card, Card)
         except (KeyError, msgspec.DecodeError) as error:
             raise InputError(
                 "the server does not describe a model as the Open Inference Protocol does",
@@ -91,7 +92,7 @@ class RemoteModel:
         remedy = f"Use {base}/v2/models/NAME."
         response = self._request("GET", f"{base}/models")
         try:
-            names = [model.name for model in msgspec.json.decode(response.data, type=_ModelList).models if model.inputs]
+            names = [model.name for model in from_json(response.data, _ModelList).models if model.inputs]
         except msgspec.DecodeError as error:
             raise InputError("the server does not list its models", where=base, remedy=remedy) from error
         if len(names) != 1:
@@ -136,7 +137,7 @@ class RemoteModel:
 
 def _error_message(response: Any) -> str:
     try:
-        return f"the server answers: {msgspec.json.decode(response.data)['error']} (HTTP {response.status})"
+        return f"the server answers: {read_json(response.data)['error']} (HTTP {response.status})"
     except (msgspec.DecodeError, KeyError, TypeError):
         return f"the server answers with HTTP {response.status}"
 
@@ -150,7 +151,7 @@ def _outputs(response: Any, names: list[str]) -> list[Array]:
     data, length = memoryview(response.data), response.headers.get(HEADER_LENGTH)
     length = len(data) if length is None else int(length)
     found, rest = {}, data[length:]
-    for output in msgspec.json.decode(data[:length], type=_InferenceResponse).outputs:
+    for output in from_json(data[:length], _InferenceResponse).outputs:
         dtype, size = DTYPES[output.datatype], output.parameters.binary_data_size if output.parameters else None
         if size is None:
             array = np.array(output.data, dtype)

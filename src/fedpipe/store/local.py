@@ -15,8 +15,9 @@ from typing import Self
 
 from fedpipe.errors import NotFoundError, StoreError, TooLargeError
 from fedpipe.store.base import SMALL, Blob, Reader, check_key, poll_by_reading
+from fedpipe.store.files import SCRATCH
+from fedpipe.store.places import file_uri
 
-_SCRATCH = ".fedpipe-tmp"
 _STALE_SECONDS = 24 * 3600
 """Age at which `probe` removes a file that a killed writer left behind."""
 
@@ -45,8 +46,8 @@ class LocalStore:
         self._root = Path(root).absolute()
         self._prefix = prefix
         self._folder = self._root / prefix if prefix else self._root
-        self._scratch = self._root / _SCRATCH
-        self.uri = f"file://{self._folder}"
+        self._scratch = self._root / SCRATCH
+        self.uri = file_uri(self._folder)
 
     def below(self, prefix: str) -> Self:
         check_key(prefix)
@@ -143,12 +144,12 @@ class LocalStore:
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         names = (p.relative_to(self._folder).as_posix() for p in self._folder.rglob("*") if p.is_file())
-        yield from sorted(n for n in names if n.startswith(prefix) and not n.startswith(_SCRATCH))
+        yield from sorted(n for n in names if n.startswith(prefix) and not n.startswith(SCRATCH))
 
     def folders(self) -> list[str]:
         if not self._folder.is_dir():
             return []
-        return sorted(p.name for p in self._folder.iterdir() if p.is_dir() and p.name != _SCRATCH)
+        return sorted(p.name for p in self._folder.iterdir() if p.is_dir() and not p.name.startswith(SCRATCH))
 
     def delete(self, key: str) -> None:
         with _mapped(self._path(key)):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from fedpipe.codec import from_json
 from fedpipe.errors import CorruptError, NotFoundError, TooLargeError
 from fedpipe.store import SMALL, Store, keys
 
@@ -32,7 +33,7 @@ def encode(value: Any) -> bytes:
 def decode(data: bytes, kind: type[T], *, where: str) -> T:
     """Decodes JSON bytes from outside into a struct. Raises CorruptError, which names the mistake."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        return from_json(data, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptError(f"is not a valid {kind.__name__.lower()}: {str(error)[:300]}", where=where) from error
 

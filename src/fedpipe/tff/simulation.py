@@ -17,6 +17,7 @@ from fedpipe.data.parts import get_parts
 from fedpipe.data.trees import only_array
 from fedpipe.errors import DataError, FedpipeError, InputError, RoundError, StepError, WeightsError
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import split_code
 from fedpipe.frameworks import frameworks, uncollected
 from fedpipe.learners.events import event_file
 from fedpipe.learners.framework import seed_of
@@ -272,5 +273,5 @@ def _has_test_part(parts: dict[str, Any]) -> bool:
 
 def code_of(named: str, text: str) -> Code:
     """Returns a user's file under its name in the federation file."""
-    file, _, function = named.partition(":")
-    return Code(Path(file).name, text, function or "build")
+    file, function = split_code(named)
+    return Code(Path(file).name, text, function)
