@@ -66,7 +66,10 @@ MISTAKES = {
     "exit": ("raise SystemExit('no disk')", "SystemExit: no disk"),
     "interrupt": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     "memory": ("raise MemoryError", "MemoryError"),
-    "own class": ("class Odd(BaseException): pass\nraise Exception('first line\\n\\nsecond')", "Exception: first line (line"),
+    "own class": (
+        "class Odd(BaseException): pass\nraise Exception('first line\\n\\nsecond')",
+        "Exception: first line (line",
+    ),
 }
 
 
