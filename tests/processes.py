@@ -29,7 +29,7 @@ def started_with(mark: dict[str, str]) -> set[int]:
 
 
 def assert_ended(mark: dict[str, str], seconds: float = 20.0) -> None:
-    """All processes with these environment variables end within this time; whoever remains is killed."""
+    """All processes with these environment variables end within this time; those that remain are killed."""
     end = time.monotonic() + seconds
     while (left := started_with(mark)) and time.monotonic() < end:
         time.sleep(0.05)
