@@ -10,7 +10,7 @@ from fedpipe.compiled.compiler import read_code
 from fedpipe.data.examples import read_examples
 from fedpipe.data.exploration import Exploration, View, view_of
 from fedpipe.data.shards import dealt
-from fedpipe.engine.workers import Workers
+from fedpipe.engine.workers import CrashError, Workers
 from fedpipe.errors import FedpipeError
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.federation.file import read_federation
@@ -42,6 +42,8 @@ def explore(source: str | Path, output: str | Path) -> Exploration:
                 views.append(view_of(learner.name, parts) if parts else _look_at_own(federation, learner, processes))
             except FedpipeError as error:
                 left_out[learner.name] = str(error)
+            except CrashError as error:
+                left_out[learner.name] = error.reason
     found = Exploration(federation.name, tuple(views), left_out)
     write_whole(Path(output), render_html(found).encode())
     return found
