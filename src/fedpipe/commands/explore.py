@@ -11,7 +11,7 @@ from fedpipe.compiled.compiler import read_code
 from fedpipe.data.examples import read_examples
 from fedpipe.data.exploration import View, view_of
 from fedpipe.data.shards import dealt
-from fedpipe.engine.workers import Workers
+from fedpipe.engine.workers import CrashError, Workers
 from fedpipe.errors import FedpipeError
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.federation.sources import Source, read_source
@@ -60,6 +60,8 @@ def explore(source: Source, output: str | Path | None = None, **changes: Any) ->
                 )
             except FedpipeError as error:
                 left_out[learner.name] = str(error)
+            except CrashError as error:
+                left_out[learner.name] = error.reason
     found = Explored(federation.name, tuple(views), left_out)
     if output is not None:
         save(render_json(found) if Path(output).suffix == ".json" else render_html(found), output)

@@ -1,6 +1,6 @@
 """Statistics of tables: a learner's report on its train part, and the summary of several reports.
 
-No row leaves a learner. Counts, means and variances add up exactly, apart from rounding. Source: Chan, Golub and LeVeque,
+No row leaves a learner. Counts, means and variances add up exactly, apart from rounding. Source: Chan, Golub, LeVeque,
 "Algorithms for computing the sample variance", The American Statistician 37, 1983. With count n, mean m and sum of
 squared deviations s of two parts:
 
