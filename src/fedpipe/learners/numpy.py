@@ -29,7 +29,7 @@ from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits
 from fedpipe.learners.parts import Part, arrays_of, as_examples
-from fedpipe.learners.user_code import described, find_function, load_code
+from fedpipe.learners.user_code import failed, find_function, load_code
 from fedpipe.weights import Array
 
 _ROWS = 1024
@@ -88,8 +88,8 @@ def cached_model(code: bytes, digest: str, function: str) -> NumpyModel:
         linear = find_function(module, function)()
     except ModelError:
         raise
-    except Exception as error:
-        raise ModelError(f"{function}() fails: {described(error)}", where="model.py") from error
+    except (Exception, SystemExit) as error:
+        raise failed(function, error) from error
     if not isinstance(linear, Linear):
         raise ModelError(
             f"{function}() returns {type(linear).__name__}, not a Linear",
@@ -141,7 +141,10 @@ class NumpyModel:
             )
         outputs, rows = self._linear.outputs, y.reshape(len(y), -1)
         if rows.shape[1] != (1 if self._linear.loss == "softmax" else outputs):
-            raise ModelError(f"the labels have shape {y.shape[1:]}, but the model has {outputs} outputs")
+            raise ModelError(
+                f"the labels have shape {y.shape[1:]}, but the model has {outputs} outputs",
+                remedy="Give the number of the class instead of a one-hot row, or outputs that fit the labels.",
+            )
         if self._linear.loss == "softmax":
             if not np.array_equal(rows, np.floor(rows)):
                 raise ModelError("the labels are not whole numbers", remedy="Use whole numbers from 0.")

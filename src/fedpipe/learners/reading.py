@@ -52,7 +52,10 @@ def own_parts(federation: Federation, name: str, module: ModuleType) -> dict[str
     try:
         loaded = load(own)
     except Exception as error:
-        raise DataError(f"load({own!r}) fails: {type(error).__name__}: {error}", where="model.py") from error
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise DataError(
+            f"load({own!r}) fails, because {why}", where="model.py", remedy="Correct it, or the path."
+        ) from error
     return parts_of(loaded, federation, name)
 
 

@@ -33,9 +33,27 @@ def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleT
     sys.modules[module.__name__] = module  # Keras looks classes up by their module
     try:
         exec(compile(code, name, "exec"), module.__dict__)  # noqa: S102  (the user's own code, pinned by digest)
-    except Exception as error:
-        raise ModelError(f"cannot be imported: {described(error)}", where=name) from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(
+            f"cannot be imported, because {described(error)}", where=name, remedy=_remedy(error)
+        ) from error
     return module
+
+
+def failed(function: str, error: BaseException, where: str = "model.py") -> ModelError:
+    """Return the error that a function of the user's file fails, with its cause and line."""
+    return ModelError(f"{function}() fails, because {described(error)}", where=where, remedy=_remedy(error))
+
+
+def _remedy(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return "Install the package wherever the file runs, or remove the import."
+    if isinstance(error, SystemExit):
+        return "Remove the call that ends the process."
+    if isinstance(error, TypeError) and "required positional argument" in str(error):
+        return "Give its parameters default values, or remove them."
+    line = _line(error)
+    return f"Correct line {line}." if line else "Correct the file."
 
 
 class _Source(importlib.abc.InspectLoader):
@@ -50,6 +68,16 @@ class _Source(importlib.abc.InspectLoader):
 
 def described(error: BaseException) -> str:
     """Return the error in one line, with the line number in the user's file."""
+    text = str(error)
+    if text.startswith("in user code:"):  # AutoGraph's: a trace as text, with the message at its end
+        text = text.strip().splitlines()[-1]
+    place = f" (line {line})" if (line := _line(error)) else ""
+    shown = " ".join(text.split()).removeprefix(f"{type(error).__name__}: ")[:300]
+    return f"{type(error).__name__}: {shown}{place}"
+
+
+def _line(error: BaseException) -> int | None:
+    """Return the last line of the user's file in the trace of an error."""
     lines = []
     trace = error.__traceback__
     while trace is not None:
@@ -59,11 +87,9 @@ def described(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.lineno:
         lines.append(error.lineno)
     text = str(error)
-    if text.startswith("in user code:"):  # AutoGraph's: a trace as text, with the message at its end
+    if text.startswith("in user code:"):
         lines += [int(number) for number in re.findall(r'^ *File "[^/"]+", line (\d+)', text, re.MULTILINE)]
-        text = text.strip().splitlines()[-1]
-    place = f" (line {lines[-1]})" if lines else ""
-    return f"{type(error).__name__}: {' '.join(text.split()).removeprefix(f'{type(error).__name__}: ')[:300]}{place}"
+    return lines[-1] if lines else None
 
 
 def find_function(module: types.ModuleType, name: str) -> Callable[[], Any]:

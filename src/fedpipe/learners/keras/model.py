@@ -15,7 +15,7 @@ from fedpipe.frameworks import frameworks
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.keras.training import CompiledModel, feed_of
 from fedpipe.learners.parts import Part
-from fedpipe.learners.user_code import described, find_function, load_code
+from fedpipe.learners.user_code import failed, find_function, load_code
 from fedpipe.weights import Array
 
 
@@ -23,8 +23,8 @@ def built(build: Callable[[], Any], keras: Any) -> Any:
     """Call the user's function. Raises ModelError when it fails, or does not return a compiled Keras model."""
     try:
         model = build()
-    except Exception as error:
-        raise ModelError(f"{build.__name__}() fails: {described(error)}", where="model.py") from error
+    except (Exception, SystemExit) as error:
+        raise failed(build.__name__, error) from error
     if not isinstance(model, keras.Model):
         raise ModelError(
             f"{build.__name__}() returns {type(model).__name__}, not a Keras model",
