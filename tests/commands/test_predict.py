@@ -147,7 +147,7 @@ def test_predictions_are_written_in_the_order_of_the_rows(model: str, tmp_path: 
         np.testing.assert_array_equal(arrays["classes"], [1, 0, 1, 0])
     for name, message in (
         ("out.txt", "cannot be written in this format"),
-        ("no/out.csv", "cannot be written: No such"),
+        ("no/out.csv", "there is no such folder"),
     ):
         done = CliRunner().invoke(app, ["predict", model, str(path), "-o", str(tmp_path / name)])
         assert done.exit_code != 0

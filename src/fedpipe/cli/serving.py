@@ -62,8 +62,10 @@ def predict(
     ] = None,
 ) -> None:
     """Predict with an ONNX file, or with a model on a server."""
-    from fedpipe.commands.predict import predict_file, write_outputs
+    from fedpipe.commands.predict import check_output, predict_file, write_outputs
 
+    if output is not None:
+        check_output(output)
     answers = predict_file(model, data, header=header)
     for text in answers.remarks:
         note(text)
@@ -200,9 +202,9 @@ def _token(file: Path | None) -> str:
     try:
         token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("the token cannot be read", where=str(file)) from error
+        raise InputError("the token cannot be read", where=str(file), remedy="Check the path.") from error
     if not token or not token.isascii():
-        raise InputError("contains no ASCII token", where=str(file))
+        raise InputError("contains no ASCII token", where=str(file), remedy="Write the token into the file.")
     return token
 
 

@@ -90,6 +90,15 @@ def columns_of(answers: Answers) -> dict[str, list[Any]]:
     return columns
 
 
+def check_output(path: Path) -> None:
+    """Checks, before anything is predicted, that predictions can be written to a file. Raises InputError."""
+    if path.suffix.lower() not in _WRITERS:
+        remedy = f"Use {', '.join(_WRITERS)}."
+        raise InputError("predictions cannot be written in this format", where=str(path), remedy=remedy)
+    if not path.parent.is_dir():
+        raise InputError("there is no such folder", where=str(path.parent), remedy="Create it, or choose another.")
+
+
 def write_outputs(answers: Answers, path: str | Path) -> None:
     """Writes predictions to a file, one row per example in the order of the data.
 
@@ -100,15 +109,10 @@ def write_outputs(answers: Answers, path: str | Path) -> None:
     Raises:
         InputError: the file cannot be written, or has another format.
     """
-    writers: dict[str, Callable[[Answers, Path], None]] = {
-        ".npz": _write_arrays, ".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json,
-    }  # fmt: skip
     path = Path(path)
-    if path.suffix.lower() not in writers:
-        remedy = f"Use {', '.join(writers)}."
-        raise InputError("predictions cannot be written in this format", where=str(path), remedy=remedy)
+    check_output(path)
     try:
-        writers[path.suffix.lower()](answers, path)
+        _WRITERS[path.suffix.lower()](answers, path)
     except OSError as error:
         remedy = "Choose a folder that exists and is writable."
         raise InputError(f"cannot be written: {error.strerror or error}", where=str(path), remedy=remedy) from error
@@ -144,3 +148,8 @@ def _write_parquet(answers: Answers, path: Path) -> None:
     from pyarrow import parquet, table  # takes 0.2 s, which the other formats do not need
 
     parquet.write_table(table(columns_of(answers)), path)
+
+
+_WRITERS: dict[str, Callable[[Answers, Path], None]] = {
+    ".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json, ".npz": _write_arrays,
+}  # fmt: skip

@@ -109,7 +109,11 @@ def _read_arrays(path: Path, features: str, labels: str, key: str, split: str) -
     except FileNotFoundError as error:
         raise DataError("there is no such dataset", where=str(path), remedy="Check data.uri.") from error
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
-        raise DataError(f"the dataset cannot be read: {str(error)[:300]}", where=str(path)) from error
+        if "Object arrays" in str(error):
+            remedy = "Save numbers, or texts as arrays of strings; give all rows one length."
+            raise DataError("an array holds Python objects", where=str(path), remedy=remedy) from error
+        what = f"the dataset cannot be read, because {' '.join(str(error).split())[:200]}"
+        raise DataError(what, where=str(path), remedy="Check how it was written.") from error
     raise DataError(
         "the dataset has an unsupported format", where=str(path), remedy=f"Use one of {', '.join(FORMATS)}."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +21,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(double)": np.dtype("float64"), "tensor(string)": np.dtype(object),
     **{f"tensor({sign}int{n})": np.dtype(f"{sign}int{n}") for sign in ("", "u") for n in (8, 16, 32, 64)},
 }  # fmt: skip
+
+
+_ERROR_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?")
 
 
 class TensorSpec(NamedTuple):
@@ -92,7 +96,9 @@ def open_model(source: bytes | Path, *, threads: int = 0, accelerated: bool = Fa
             str(source) if isinstance(source, Path) else source, options, providers=providers
         )
     except Exception as error:
-        raise InputError(f"is not an ONNX model: {' '.join(str(error).split())[:200]}", where=where) from error
+        why = _ERROR_CODE.sub("", " ".join(str(error).split()))[:200]
+        remedy = "Check the path, or export the model again."
+        raise InputError(f"is not an ONNX model, because {why}", where=where, remedy=remedy) from error
     return OnnxModel(session, where)
 
 
