@@ -116,7 +116,7 @@ def test_other_columns_are_named(model: str, tmp_path: Path) -> None:
         ),
         ("ward,bed\n1,2\n", "4 columns are missing: 'age', 'smoker', 'sex', 'seen'"),
         (RAW.replace("48,", "old,"), r"d\.csv: column 'age', row 4 \(line 5\): 'old' is not a number"),
-        (RAW.replace("53,", ","), r"column 'age', row 3: the cell is empty, but no value of this column was missing"),
+        (RAW.replace("53,", ","), r"column 'age', row 3 \(line 4\): the cell is empty, but no value of this column was missing"),
         (RAW.replace("yes", "often"), r"column 'smoker', row 1 \(line 2\): 'often' is not a boolean"),
         (RAW.replace("NA", "1.2.1970"), r"column 'seen', row 3 \(line 4\): '1\.2\.1970' is not a date"),
         (RAW.replace("53", "1e39"), "cannot hold the value 1e\\+39"),
@@ -260,3 +260,23 @@ def test_inputs_by_name(model: str) -> None:
     for call, message in zip(changes, messages, strict=True):
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_columns_by_name_in_python(model: str) -> None:
+    table: dict[str, Any] = {
+        "seen": [date(1970, 1, 1), None, np.datetime64("NaT"), "1970-01-01"], "sex": ["m", "f", None, "f"],
+        "age": np.array([49, 49, 53, 48]), "smoker": [True, None, "no", 1],
+    }  # fmt: skip
+    np.testing.assert_allclose(predict(model, table).outputs[:, 0], ILL, rtol=1e-5)
+    days = np.array(["1970-01-01", "NaT", "NaT", "1970-01-01"], "datetime64[ns]")
+    np.testing.assert_allclose(predict(model, {**table, "seen": days}).outputs[:, 0], ILL, rtol=1e-5)
+    for changes, message in (
+        ({"ward": [1] * 4}, "the model does not take 'ward'. Leave other columns out"),
+        ({"age": [1]}, r"the columns differ in shape: 'age' \(1,\), 'smoker' \(4,\)"),
+        ({"age": ["x"] * 4}, r"the features: column 'age', row 1: 'x' is not a number"),
+    ):
+        with pytest.raises(DataError, match=message):
+            predict(model, {**table, **changes})
+    del table["age"]
+    with pytest.raises(DataError, match="the column 'age' is missing"):
+        predict(model, table)

@@ -152,7 +152,8 @@ def predict(model: str | Path | Predictor, features: npt.ArrayLike | Mapping[str
 
     Args:
         model: path of an .onnx file, or an opened model.
-        features: shape (examples, ...), as in training; for a model with several inputs an array for each, by name.
+        features: shape (examples, ...), as in training; for a model with several inputs an array for each, by name. A
+            model for tables takes a DataFrame or columns by name too: numbers, booleans, dates, strings.
 
     Returns:
         All outputs. The first one has classes if two or more columns sum to 1: the largest. A single column of a model
@@ -163,7 +164,7 @@ def predict(model: str | Path | Predictor, features: npt.ArrayLike | Mapping[str
         DataError: the features do not have the model's shape or type, or a value is not allowed.
     """
     loaded = open_model(Path(model)) if isinstance(model, str | Path) else model
-    given = _by_input(loaded.inputs, features)
+    given = _by_input(loaded.inputs, features, loaded.card)
     feed = {spec.name: fitted(spec, given[spec.name], loaded.card) for spec in loaded.inputs}
     if len({len(array) for array in feed.values() if array.ndim}) > 1:
         counts = ", ".join(f"{name!r} {len(array)}" for name, array in feed.items())
@@ -176,10 +177,14 @@ def predict(model: str | Path | Predictor, features: npt.ArrayLike | Mapping[str
     return Prediction(found[0], classes, probabilities, names, by_name)
 
 
-def _by_input(
-    inputs: list[TensorSpec], features: npt.ArrayLike | Mapping[str, npt.ArrayLike]
-) -> Mapping[str, npt.ArrayLike]:
+def _by_input(inputs: list[TensorSpec], features: Any, card: Card) -> Mapping[str, npt.ArrayLike]:
     names = [spec.name for spec in inputs]
+    if hasattr(features, "columns") and hasattr(features, "to_numpy"):  # of pandas
+        features = {str(name): features[name] for name in features.columns} if card.columns else features.to_numpy()
+    if card.columns and isinstance(features, Mapping) and set(names).isdisjoint(features):
+        from fedpipe.registry.columns import features_by_name  # imports this module
+
+        return features_by_name(card.columns, features, inputs)
     if not isinstance(features, Mapping):
         if len(inputs) > 1:
             what = f"the model takes {len(inputs)} inputs: {', '.join(map(repr, names))}"
