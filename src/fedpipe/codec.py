@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,11 +21,7 @@ _lock = threading.Lock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
-@overload
-def decoder(kind: type[T]) -> msgspec.json.Decoder[T]: ...
-@overload
-def decoder(kind: Any) -> msgspec.json.Decoder[Any]: ...
-def decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+def decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
     """Return the decoder from JSON to a type; all threads share it."""
     found = _decoders.get(kind)
     if found is None:
@@ -34,20 +30,17 @@ def decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return found
 
 
-@overload
-def from_json(data: _Json, kind: type[T]) -> T: ...
-@overload
-def from_json(data: _Json, kind: Any = Any) -> Any: ...
-def from_json(data: _Json, kind: Any = Any) -> Any:
-    """Decode JSON to a type; without one, to builtin values. Raises msgspec.DecodeError and RecursionError."""
+def from_json(data: _Json, kind: type[T]) -> T:
+    """Decode JSON to a type. Raises msgspec.DecodeError and RecursionError."""
     return decoder(kind).decode(data)
 
 
-@overload
-def converted(value: Any, kind: type[T]) -> T: ...
-@overload
-def converted(value: Any, kind: Any) -> Any: ...
-def converted(value: Any, kind: Any) -> Any:
+def read_json(data: _Json) -> Any:
+    """Decode JSON to builtin values. Raises msgspec.DecodeError and RecursionError."""
+    return decoder(Any).decode(data)
+
+
+def converted(value: Any, kind: type[T]) -> T:
     """Convert builtin values to a type. Raises msgspec.ValidationError and RecursionError."""
     decoder(kind)  # describes the type and all types inside it
     return msgspec.convert(value, kind)

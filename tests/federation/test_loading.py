@@ -32,7 +32,7 @@ MERGES = {
     "an empty list": ("b: {<<: [], z: 3}", {"z": 3}),
     "a table in place": ("b: {<<: {x: 1}, z: 3}", {"x": 1, "z": 3}),
     "the same source twice": ("a: &a {x: 1}\nb: {<<: [*a, *a]}", {"x": 1}),
-    "a quoted key is no merge": ("b: {'<<': 1}", {"<<": 1}),
+    "a quoted key merges nothing": ("b: {'<<': 1}", {"<<": 1}),
     "an alias of a value": ("a: &a {x: [1]}\nb: {y: *a}", {"y": {"x": [1]}}),
     "a number as YAML 1.2 reads it": ("b: {x: 1e-4}", {"x": 1e-4}),
 }

@@ -23,7 +23,7 @@ from .test_file import GOOD, changed
 
 
 def leaves(kind: Any, metas: tuple[Meta, ...] = ()) -> Iterator[tuple[Any, tuple[Meta, ...]]]:
-    """Yield the types inside a type that are no structs, with their annotations."""
+    """Yield the types inside a type other than structs, with their annotations."""
     if get_origin(kind) is Annotated:
         inner, *own = get_args(kind)
         yield from leaves(inner, (*metas, *own))

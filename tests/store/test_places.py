@@ -78,6 +78,8 @@ def test_what_a_uri_names(uri: str, path: str) -> None:
         ("a\0b", "contains a zero byte"),
         ("s3://[x]/p", "is malformed: "),
         ("s3://b/p#q", "has a part after '#'. Remove it."),
+        ("s3://b/a b", "contains a space or a control character. Remove it."),
+        ("s3://b/p\n", "contains a space or a control character"),
         ("s3://b/p#", "has a part after '#'. Remove it."),
         ("s3://b?endpoint=http://a&endpoint=http://b", "has a parameter twice. Keep one."),
     ],
@@ -86,6 +88,11 @@ def test_ambiguous_uris_are_refused(uri: str, message: str) -> None:
     with pytest.raises(StoreError) as caught:
         open_store(uri)
     assert message in str(caught.value)
+
+
+def test_a_scheme_in_capitals() -> None:
+    assert check_uri("S3://b/p?region=x") == "s3://b/p?region=x"
+    assert check_uri("FILE:///a%20b") == "file:///a%20b"
 
 
 def test_an_empty_option_is_not_a_missing_one() -> None:

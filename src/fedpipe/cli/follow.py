@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpipe.cli.options import FEDERATION, FederationOption, JsonOption, RunName, StoreOption, connected, forwarded
+from fedpipe.cli.options import (
+    FEDERATION,
+    FederationOption,
+    JsonOption,
+    RunName,
+    StoreOption,
+    connected,
+    forwarded,
+    given_folder,
+)
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import Styled, busy, following, say, show_json, show_table
 from fedpipe.errors import InputError
@@ -172,7 +181,8 @@ def tensorboard(
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "localhost",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 for a free one.")] = 6006,
     copy: Annotated[
-        Path | None, typer.Option("--copy", help="Only copy the event files to this folder.", metavar="DIR")
+        Path | None,
+        typer.Option("--copy", parser=given_folder, help="Only copy the event files to this folder.", metavar="DIR"),
     ] = None,
 ) -> None:
     """Show a run's event files in TensorBoard, also while it is in progress."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpipe.cli.options import FEDERATION, FederationOption, KeysOption, StoreOption, forwarded
+from fedpipe.cli.options import FEDERATION, FederationOption, KeysOption, StoreOption, forwarded, given_folder
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import say, show_json
 from fedpipe.errors import InputError
@@ -149,9 +149,15 @@ def policy(
 def prepare(
     uri: Annotated[str, typer.Argument(help="The federation's part of the store.", metavar="s3://BUCKET/PREFIX/NAME")],
     coordinator: Annotated[
-        Path | None, typer.Option("--coordinator", help=f"Keys of the coordinator's user: {_MOUNTED}.")
+        Path | None,
+        typer.Option(
+            "--coordinator", parser=given_folder, metavar="DIR", help=f"Keys of the coordinator's user: {_MOUNTED}."
+        ),
     ] = None,
-    server: Annotated[Path | None, typer.Option("--server", help=f"Keys of the server's user: {_MOUNTED}.")] = None,
+    server: Annotated[
+        Path | None,
+        typer.Option("--server", parser=given_folder, metavar="DIR", help=f"Keys of the server's user: {_MOUNTED}."),
+    ] = None,
 ) -> None:
     """Create a federation's bucket, and users for its coordinator and server, as the store's administrator."""
     from fedpipe.commands.identities import prepare as make

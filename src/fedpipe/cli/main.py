@@ -9,7 +9,7 @@ import typer
 
 from fedpipe.cli import follow, identities, kubeflow, rare, run, serving, start
 from fedpipe.cli.panels import LiteralGroup
-from fedpipe.cli.text import remark, say
+from fedpipe.cli.text import remark, replace_unprintable, say
 from fedpipe.errors import FedpipeError
 from fedpipe.version import __version__
 
@@ -32,6 +32,7 @@ for group in (start, run, follow, serving, identities, kubeflow, rare):
 
 def main() -> int:
     """Run the command and return its exit code; an error is one message, never a traceback."""
+    replace_unprintable()
     try:
         code = app(prog_name="fedpipe", standalone_mode=False)  # returns the code of typer.Exit
     except FedpipeError as error:

@@ -14,7 +14,7 @@ from fedpipe.errors import InputError
 from fedpipe.kubeflow.where import Where
 
 
-def folder(text: str) -> Path:
+def given_folder(text: str) -> Path:
     """Return the path of a folder. Raises InputError for an empty text, which would mean the current folder."""
     if not text.strip():
         raise InputError("the folder's name is empty", remedy="Name a folder; `.` is the current one.")
@@ -33,7 +33,9 @@ RunName = Annotated[str, typer.Argument(help="The run's name, as in `fedpipe run
 RunOption = Annotated[str, typer.Option("--run", help="The run's name; the same name resumes.")]
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", parser=folder, metavar="DIR", help="Folder for summary.json, report.html and model.onnx."),
+    typer.Option(
+        "--out", parser=given_folder, metavar="DIR", help="Folder for summary.json, report.html and model.onnx."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 ParameterOption = Annotated[
@@ -43,7 +45,7 @@ KeysOption = Annotated[
     Path | None,
     typer.Option(
         "--keys",
-        parser=folder,
+        parser=given_folder,
         metavar="DIR",
         help="Folder of the key files; by default `keys` next to the federation file.",
     ),

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedpipe.cli.options import FEDERATION, FederationFile, FederationOption, KeysOption, StoreOption, forwarded
+from fedpipe.cli.options import (
+    FEDERATION,
+    FederationFile,
+    FederationOption,
+    KeysOption,
+    StoreOption,
+    forwarded,
+    given_folder,
+)
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import Styled, busy, note, remark, say, show_table
 from fedpipe.errors import InputError
@@ -127,13 +135,19 @@ def serve(
         ),
     ] = None,
     models: Annotated[
-        Path | None, typer.Option("--models", help="A folder of NAME/VERSION/model.onnx.", metavar="DIR")
+        Path | None,
+        typer.Option("--models", parser=given_folder, help="A folder of NAME/VERSION/model.onnx.", metavar="DIR"),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 for a free one.")] = 8080,
     cache: Annotated[
         Path | None,
-        typer.Option("--cache", help="Folder for copies, so that a restart works without the store.", metavar="DIR"),
+        typer.Option(
+            "--cache",
+            parser=given_folder,
+            help="Folder for copies, so that a restart works without the store.",
+            metavar="DIR",
+        ),
     ] = None,
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="File with the bearer token that clients must send.")
@@ -226,7 +240,10 @@ def promote(
     ] = None,
     file: Annotated[Path | None, typer.Option("--federation", "-f", help="The federation file.")] = None,
     store: Annotated[str | None, typer.Option("--store", help="A store, as in `fedpipe serve`.")] = None,
-    models: Annotated[Path | None, typer.Option("--models", help="A folder, as in `fedpipe serve`.")] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option("--models", parser=given_folder, metavar="DIR", help="A folder, as in `fedpipe serve`."),
+    ] = None,
 ) -> None:
     """Choose the version of a model that answers; servers follow within seconds."""
     from fedpipe.serving.catalogue import locate

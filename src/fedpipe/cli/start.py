@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedpipe.cli.options import FederationFile
-from fedpipe.cli.options import folder as new_folder
+from fedpipe.cli.options import FederationFile, given_folder
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import busy, note, say, show_table
 from fedpipe.commands.init import Algorithm, Framework
@@ -19,7 +18,7 @@ commands = Panel("Start")
 
 @commands.add("fedpipe init demo", "fedpipe init demo --algorithm collective", "fedpipe init demo --framework numpy")
 def init(
-    folder: Annotated[Path, typer.Argument(parser=new_folder, help="A new or empty folder.", metavar="DIR")],
+    folder: Annotated[Path, typer.Argument(parser=given_folder, help="A new or empty folder.", metavar="DIR")],
     algorithm: Annotated[
         Algorithm, typer.Option("--algorithm", help="How the learners train together.")
     ] = Algorithm.averaging,

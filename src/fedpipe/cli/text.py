@@ -7,8 +7,10 @@ passed separately, so that no text can style or steer the terminal.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -28,6 +30,13 @@ _CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160), *range(0
 def console(*, stderr: bool = False) -> Console:
     """Return a console that prints strings as they are."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def replace_unprintable() -> None:
+    """Let standard output and error show `?` for a character that the terminal's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 out, err = console(), console(stderr=True)

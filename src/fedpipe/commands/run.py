@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ from fedpipe.store import Store, check_folder, check_uri, chosen_uri, keys, open
 from fedpipe.store.files import obstacle
 
 DEFAULT_RUN = "run-1"
+_PIPELINE = re.compile(r"""^pipelineInfo:|^[{ ,]*"pipelineInfo":""", re.MULTILINE)
+"""Begins a section of a compiled pipeline, as YAML or JSON."""
 
 
 class Result(NamedTuple):
@@ -190,10 +193,10 @@ def _prepared(
 def _opened(source: Path, *, simulation: bool) -> Federation | Graph:
     """Reads a federation file or the graph of a compiled pipeline."""
     try:
-        head = next(iter(yaml.load_all(source.read_text(), Loader=yaml.CSafeLoader)), None)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        head = None  # read_federation reports the mistake
-    if not (isinstance(head, dict) and "pipelineInfo" in head):
+        is_pipeline = _PIPELINE.search(source.read_text()) is not None
+    except (OSError, UnicodeDecodeError):
+        is_pipeline = False  # read_federation reports the mistake
+    if not is_pipeline:
         return read_federation(source)
     if simulation:
         raise InputError("is a compiled pipeline", where=str(source), remedy="Run it with `fedpipe run`.")

@@ -15,6 +15,7 @@ from fedpipe.federation.environments import ENVIRONMENTS, WITH_FRAMEWORK, Enviro
 from fedpipe.suggestion import closest
 
 _PARAMETER = re.compile(r"\{\{\$\.inputs\.parameters\[(?:'|\")(.+?)(?:'|\")\]\}\}")
+_DEEPEST = 100
 _UNSUPPORTED = {
     "iteratorPolicy": "loops",
     "parameterIterator": "loops",
@@ -72,17 +73,19 @@ def read_graph(path: Path) -> Graph:
         PipelineError: the file is not a compiled pipeline, or uses features that the local engine cannot run.
     """
     try:
-        documents = list(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+        text = path.read_text()
+        _check_nesting(text)
+        documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
     except OSError as error:
         raise PipelineError(
             f"the file cannot be read: {error.strerror}", where=str(path), remedy="Check the path."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # a date that is none, a key that is a list
         raise PipelineError(f"the file is not YAML: {' '.join(str(error).split())[:200]}", where=str(path)) from error
     spec = documents[0] if documents and isinstance(documents[0], dict) else {}
     try:
         return parse_graph(spec)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise PipelineError(
             "the file is not a compiled KFP v2 pipeline",
             where=str(path),
@@ -90,6 +93,19 @@ def read_graph(path: Path) -> Graph:
         ) from error
     except PipelineError as error:
         raise PipelineError(error.what, where=str(path), remedy=error.remedy) from error
+
+
+def _check_nesting(text: str) -> None:
+    """Refuse what libyaml's loader, which is fast, does not survive. Raises yaml.YAMLError."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if depth > _DEEPEST:
+            raise yaml.YAMLError(f"line {line} is nested too deeply")
+        if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
+            raise yaml.YAMLError(f"line {line} has a merge key, which no pipeline has")
 
 
 def parse_graph(spec: Mapping[str, Any]) -> Graph:

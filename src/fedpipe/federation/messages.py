@@ -44,7 +44,7 @@ def explained(message: str, where: str, content: Any = None) -> FederationError:
 
 
 def described(message: str) -> tuple[str, str | None]:
-    """Return the mistake and the remedy for a message about a number that is no part of the file."""
+    """Return the mistake and the remedy for a message about a number outside the file."""
     return _explained(message.rpartition(" - at ")[0] or message, "")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import urllib3
 
-from fedpipe.codec import converted, from_json
+from fedpipe.codec import converted, from_json, read_json
 from fedpipe.errors import InputError
 from fedpipe.registry.card import PUBLIC, Card
 from fedpipe.registry.prediction import TensorSpec
@@ -139,7 +139,7 @@ class RemoteModel:
 
 def _error_message(response: Any) -> str:
     try:
-        return f"the server answers: {from_json(response.data)['error']} (HTTP {response.status})"
+        return f"the server answers: {read_json(response.data)['error']} (HTTP {response.status})"
     except (msgspec.DecodeError, KeyError, TypeError):
         return f"the server answers with HTTP {response.status}"
 

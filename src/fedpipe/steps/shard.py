@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fedpipe.codec import from_json
+from fedpipe.codec import read_json
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import Shard, put_parts, put_shard
 from fedpipe.data.shards import dealt
@@ -52,7 +52,7 @@ class _Request(Struct, frozen=True, kw_only=True):
 
 def read(federation: str) -> Federation:
     """Return the federation from JSON text. Raises FederationError."""
-    return parse_federation(from_json(federation))
+    return parse_federation(read_json(federation))
 
 
 def run(inputs: Inputs) -> Outputs:

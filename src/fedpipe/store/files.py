@@ -10,7 +10,7 @@ from pathlib import Path
 from fedpipe.errors import InputError
 
 SCRATCH = ".fedpipe-tmp"
-"""Beginning of the names of incomplete files and folders, which are no objects of a store."""
+"""Beginning of the names of incomplete files and folders, which a store does not list."""
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o666) -> None:

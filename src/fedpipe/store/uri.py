@@ -48,6 +48,8 @@ def check_uri(uri: str, *, folder: Path | None = None) -> str:
     if parts.scheme == "file" and not query:  # file://store and file://./store name a relative folder
         path = path_of(uri)
         return file_uri(path if path.is_absolute() else ((folder or Path.cwd()) / path).resolve())
+    if any(c.isspace() or not c.isprintable() for c in uri):
+        raise StoreError(f"the store {uri!r} contains a space or a control character", remedy="Remove it.")
     if parts.fragment or uri.endswith("#"):
         raise StoreError(f"the store {uri!r} has a part after '#'", remedy="Remove it.")
     if len(pairs) > len(query):
@@ -57,7 +59,7 @@ def check_uri(uri: str, *, folder: Path | None = None) -> str:
     if unknown := set(query) - ({"endpoint", "region"} if parts.scheme == "s3" else set()):
         remedy = "Use only endpoint and region." if parts.scheme == "s3" else "Remove the query. In a name, write %3F."
         raise StoreError(f"the store {uri!r} has an unknown parameter {sorted(unknown)[0]!r}", remedy=remedy)
-    return uri
+    return parts.scheme + uri[len(parts.scheme) :]
 
 
 def with_endpoint(uri: str, default: str) -> str:

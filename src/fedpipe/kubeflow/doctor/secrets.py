@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from fedpipe.codec import from_json
+from fedpipe.codec import read_json
 from fedpipe.compiled.compiler import images_of
 from fedpipe.errors import ClusterError
 from fedpipe.federation.federation import Federation
@@ -78,7 +78,7 @@ def _pull_credentials(cluster: Kubernetes, names: set[str]) -> dict[str, dict[st
     for name in sorted(names):
         try:
             data = _read_secret(cluster, name)
-            credentials |= from_json(base64.b64decode(data[".dockerconfigjson"]))["auths"]
+            credentials |= read_json(base64.b64decode(data[".dockerconfigjson"]))["auths"]
         except (ClusterError, KeyError, ValueError, msgspec.DecodeError):
             continue  # without credentials, the registry's own answer becomes the finding
     return credentials
