@@ -90,6 +90,10 @@ def test_parquet_and_arrays_give_the_same(model: str, tmp_path: Path) -> None:
     answers = predict_file(model, tmp_path / "inputs.npz")
     np.testing.assert_allclose(shares(answers), ILL, rtol=1e-5)
     assert answers.accuracy == 0.75
+    names = ["ill", "healthy", "unknown", ""]
+    np.savez(tmp_path / "named.npz", numbers=numbers, categories=[["m"], ["f"], [""], ["f"]], y=names)
+    answers = predict_file(model, tmp_path / "named.npz")
+    assert (answers.accuracy, int(answers.labelled.sum())) == (1.0, 2)
 
 
 def test_a_table_without_a_header_is_taken_in_the_models_order_with_a_remark(model: str, tmp_path: Path) -> None:
@@ -116,7 +120,10 @@ def test_other_columns_are_named(model: str, tmp_path: Path) -> None:
         ),
         ("ward,bed\n1,2\n", "4 columns are missing: 'age', 'smoker', 'sex', 'seen'"),
         (RAW.replace("48,", "old,"), r"d\.csv: column 'age', row 4 \(line 5\): 'old' is not a number"),
-        (RAW.replace("53,", ","), r"column 'age', row 3 \(line 4\): the cell is empty, but no value of this column was missing"),
+        (
+            RAW.replace("53,", ","),
+            r"column 'age', row 3 \(line 4\): the cell is empty, but no value of this column was missing",
+        ),
         (RAW.replace("yes", "often"), r"column 'smoker', row 1 \(line 2\): 'often' is not a boolean"),
         (RAW.replace("NA", "1.2.1970"), r"column 'seen', row 3 \(line 4\): '1\.2\.1970' is not a date"),
         (RAW.replace("53", "1e39"), "cannot hold the value 1e\\+39"),
@@ -232,7 +239,8 @@ def test_features_that_a_model_must_not_get(values: Any, message: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bad"), [("UINT8", 256), ("UINT8", -1), ("INT64", 1.5), ("BOOL", 2), ("INT32", np.nan)]
+    ("dtype", "bad"),
+    [("UINT8", 256), ("UINT8", -1), ("INT64", 1.5), ("INT64", 2.0**53 + 2), ("BOOL", 2), ("INT32", np.nan)],
 )
 def test_whole_numbers_are_not_cut_off(dtype: str, bad: float, tmp_path: Path) -> None:
     value = helper.make_tensor_value_info

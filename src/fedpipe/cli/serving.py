@@ -82,7 +82,7 @@ def predict(
     if count > rows:
         say(f"{rows} of {count} shown")
     if answers.accuracy is not None:
-        say(f"accuracy {answers.accuracy:.4f} over {count} examples")
+        say(f"accuracy {answers.accuracy:.4f} over {answers.labelled.sum()} examples")
     if output is not None:
         write_outputs(answers, output)
         say(f"wrote {output}")

@@ -27,13 +27,20 @@ class Answers(NamedTuple):
     remarks: tuple[str, ...] = ()
 
     @property
-    def accuracy(self) -> float | None:
-        """The share of labelled examples whose class is their label; None without classes or labels."""
+    def labelled(self) -> Array:
+        """Whether each example has the label of a class: neither NaN nor the number of an unknown class."""
         classes = self.prediction.classes
         if classes is None or self.labels is None or self.labels.shape != classes.shape:
+            return np.zeros(len(self.prediction.outputs), bool)
+        return np.asarray(self.labels >= 0)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of labelled examples whose class is their label; None without classes or labels."""
+        known, classes = self.labelled, self.prediction.classes
+        if classes is None or self.labels is None or not known.any():
             return None
-        known = self.labels >= 0  # neither NaN nor the number of an unknown class
-        return float(np.mean(classes[known] == self.labels[known])) if known.any() else None
+        return float(np.mean(classes[known] == self.labels[known]))
 
     def label(self, row: int) -> str:
         """Returns the label of an example by its name, if classes have names; "" if it is missing."""

@@ -98,6 +98,8 @@ def _from_arrays(arrays: Mapping[str, Array], inputs: Sequence[TensorSpec], card
         flat = {name: array for name, array in arrays.items() if array.ndim == 1}
         return _from_sheet(Sheet(where, tuple(flat), tuple(array.tolist() for array in flat.values())), inputs, card)
     y = arrays.get("y", arrays.get(card.label) if card.label else None)
+    if y is not None and y.dtype.kind not in "biuf":
+        y = _labels(y.tolist(), card) if y.ndim == 1 else None
     if set(names) <= set(arrays):
         return Features({name: arrays[name] for name in names} if len(names) > 1 else arrays[names[0]], y)
     if len(names) > 1:

@@ -26,6 +26,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 _ERROR_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?")
 
 
+_MOST_EXACT = 2**53
+"""From here on, a float64 stands for several whole numbers."""
+
+
 class TensorSpec(NamedTuple):
     """Describes a tensor of a model: its name, dtype and shape.
 
@@ -257,6 +261,8 @@ def _numbers(spec: TensorSpec, given: Array) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):
         array = given.astype(spec.dtype, copy=False)
         changed = np.isinf(array) & np.isfinite(given) if spec.dtype.kind == "f" else array != given
+        if spec.dtype.kind in "iu" and given.dtype.kind == "f":
+            changed |= np.abs(given) > _MOST_EXACT
     if changed.any():
         value = given[changed][0]
         what = f"input {spec.name!r} takes {spec.dtype}, which cannot hold the value {value:g}"
