@@ -32,6 +32,8 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     ),
     "probe": st.uuids().map(lambda name: keys.probe(name.hex)),
     "shards": st.builds(keys.shards, RUNS),
+    "schema": st.builds(keys.schema, RUNS),
+    "statistics": st.builds(keys.statistics, NAMES, RUNS),
     "record": st.builds(keys.record, RUNS, ROUNDS),
     "candidate": st.builds(keys.candidate, RUNS, ROUNDS),
     "board": st.builds(keys.board, RUNS),

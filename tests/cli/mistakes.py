@@ -185,7 +185,7 @@ def model_file() -> Iterator[Mistake]:
     )
     yield one("the function returns nothing", text("return Linear", "Linear", "model.py"), "returns NoneType")
     yield one("an import fails", written("model.py", "import torch_of_mine\n"), "torch_of_mine")
-    yield one("the function takes arguments", text("build()", "build(a, b)", "model.py"), "missing 2 required")
+    yield one("the function takes arguments", text("build()", "build(a, b)", "model.py"), "build() takes a table")
     yield one("a setting is unknown", text("features=3", "inputs=3", "model.py"), "'inputs' (line 5)")
     yield one("a loss is unknown", text("outputs=3", "outputs=3, loss='mse'", "model.py"), "unknown loss 'mse'")
     yield one(
@@ -270,6 +270,15 @@ def datasets() -> Iterator[Mistake]:
         "a Parquet file is broken", both(frame(), written("data.parquet", "PAR1")), "cannot be read", "data.parquet"
     )
     yield one("a column of keys does not exist", frame("ward"), "'ward'", "data.parquet")
+    yield one("a column holds text", frame(c=["a"] * 60), "'a' is not a number", "data.parquet")
+    yield one("a column holds dates", frame(c=pa.array([0] * 60, pa.date32())), "not a number", "data.parquet")
+    yield one("a column has a null", frame(c=pa.array([None, *[1.0] * 59])), "row 1", "data.parquet")
+    yield one(
+        "a column of keys has nulls",
+        frame("site", site=pa.array([None, *["a", "b"] * 29, "a"])),
+        "key is missing",
+        "data.parquet",
+    )
 
 
 def predictions() -> Iterator[Mistake]:

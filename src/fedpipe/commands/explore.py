@@ -17,7 +17,7 @@ from fedpipe.federation.file import read_federation
 from fedpipe.learners.parts import as_examples
 from fedpipe.learners.reading import own_parts
 from fedpipe.learners.user_code import load_code
-from fedpipe.reports.exploration_page import render_html
+from fedpipe.reports.exploration_page import render_html, render_json
 from fedpipe.steps.explore import private
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import digest_of
@@ -25,6 +25,10 @@ from fedpipe.store.objects import digest_of
 
 def explore(source: str | Path, output: str | Path) -> Exploration:
     """Writes a page about the learners' data, including their own files where this machine can read them.
+
+    Args:
+        source: a federation file.
+        output: the page, or a .json file with the same numbers.
 
     Raises:
         DataError: the dataset cannot be dealt out.
@@ -39,11 +43,16 @@ def explore(source: str | Path, output: str | Path) -> Exploration:
                 continue
             try:
                 parts = dealt_out.get(learner.name)
-                views.append(view_of(learner.name, parts) if parts else _look_at_own(federation, learner, processes))
+                views.append(
+                    view_of(learner.name, parts, federation.data.statistics)
+                    if parts
+                    else _look_at_own(federation, learner, processes)
+                )
             except FedpipeError as error:
                 left_out[learner.name] = str(error)
     found = Exploration(federation.name, tuple(views), left_out)
-    write_whole(Path(output), render_html(found).encode())
+    text = render_json(found) if Path(output).suffix == ".json" else render_html(found)
+    write_whole(Path(output), text.encode())
     return found
 
 
@@ -54,11 +63,11 @@ def _look_at_own(federation: Federation, learner: LearnerSettings, processes: Wo
         environment = federation.environment_of("initialise")
         return cast(View, processes.call(loaded_view, federation, code, learner.name, environment=environment))
     examples, _ = read_examples(learner.data, **settings.columns)
-    return view_of(learner.name, {"examples": examples})
+    return view_of(learner.name, {"examples": examples}, settings.statistics)
 
 
 def loaded_view(federation: Federation, code: str, name: str) -> View:
     """Looks at the data that `load` of model.py returns for a learner. Raises DataError and ModelError."""
     data = code.encode()
     parts = own_parts(federation, name, load_code(data, digest_of(data)))
-    return view_of(name, {part: as_examples(value) for part, value in parts.items()})
+    return view_of(name, {part: as_examples(value) for part, value in parts.items()}, federation.data.statistics)

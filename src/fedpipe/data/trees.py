@@ -76,6 +76,8 @@ def mapped(function: Callable[[Array], Any], tree: Tree) -> Any:
 
 def only_array(tree: Tree, what: str) -> Array:
     """Returns the array of a tree that has only one, for code that supports no others. Raises DataError."""
+    if isinstance(tree, dict) and len(tree) == 1:
+        return next(iter(tree.values()))
     if isinstance(tree, dict):
         raise DataError(f"there are several arrays of {what}, but one is expected here: {', '.join(sorted(tree))}")
     return tree

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fedpipe.data.disclosure import schema_of
+from fedpipe.data.schema import Schema
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
 from fedpipe.learners.events import event_file
@@ -15,10 +17,21 @@ from fedpipe.store import Store, keys
 from fedpipe.store.objects import get_bytes
 
 
-def plan_model(store: Store, plan: Plan, privacy: Privacy | None = None) -> Model:
-    """Return the plan's model, built once in a process. Raises ModelError and CorruptError."""
+def plan_model(store: Store, plan: Plan, privacy: Privacy | None = None, *, schema: Schema | None = None) -> Model:
+    """Return the plan's model, built once in a process.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        privacy: makes a model that trains with differential privacy.
+        schema: of the run's table; by default the one that round 0 names.
+
+    Raises:
+        ModelError, CorruptError: the model cannot be built.
+    """
     code, training = get_bytes(store, plan.code), plan.federation.training
-    return framework_of(plan.federation).build(code, plan.code, plan.function, training, privacy)
+    schema = schema or schema_of(store, plan)
+    return framework_of(plan.federation).build(code, plan.code, plan.function, training, privacy, plan.inputs, schema)
 
 
 def make_learner(

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from fedpipe.data.examples import first_labels
-from fedpipe.data.parts import get_parts
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.contribute import fetched
 from fedpipe.learners.framework import Arrays, Model, Predict
 from fedpipe.learners.parts import Part, batches_of, label_shape_of, size_of
-from fedpipe.learners.reading import learner_parts
+from fedpipe.learners.reading import central_test, learner_parts
 from fedpipe.rounds.evaluation import Evaluation, Matrix, Measured, Score, add_matrices
 from fedpipe.rounds.plan import Plan
 from fedpipe.store import Store
@@ -102,7 +101,8 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
     central: Measured | None = None
     confusion: Matrix = ()
     if plan.test is not None:
-        examples = get_parts(store, plan.test)["test"]
+        examples = central_test(store, plan)
+        assert examples is not None
         score = _score(model, plan, fetch_global(store, digest), "", digest, examples)
         central, confusion = Measured(examples=score.examples, metrics=score.metrics), score.confusion
     valid = sorted((s for s in scores if not s.why and s.weights == digest), key=lambda s: s.learner)

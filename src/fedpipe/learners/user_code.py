@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.abc
+import inspect
 import re
 import sys
 import types
@@ -103,6 +104,36 @@ def find_function(module: types.ModuleType, name: str) -> Callable[[], Any]:
             remedy=f"Did you mean {close[0]!r}?" if close else "Define it as the documentation describes.",
         )
     return function
+
+
+def called(function: Callable[..., Any], table: Callable[[], Any] | None) -> Any:
+    """Call the user's function that makes a model: with the table if it has a parameter.
+
+    Args:
+        function: the user's.
+        table: makes the argument; None if the features are not a table.
+
+    Raises:
+        ModelError: the function has a parameter without a table, or it fails; with the line.
+    """
+    name = getattr(function, "__name__", "build")
+    try:
+        wanted = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty and p.kind < 2]
+    except (TypeError, ValueError):
+        wanted = []
+    if wanted and table is None:
+        raise ModelError(
+            f"{name}() takes a table, but data.features names an array",
+            where="model.py",
+            remedy="Remove the parameter, or set data.features to auto or to the kinds of columns.",
+        )
+    arguments = [table()] if wanted and table else []
+    try:
+        return function(*arguments)
+    except ModelError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise failed(name, error) from error
 
 
 def suggestion(name: str, valid: Collection[str]) -> str:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedpipe.data.exploration import Exploration, View, advice, distances, distances_from_all, heterogeneity
+from fedpipe.data.exploration import (
+    FAR,
+    Exploration,
+    View,
+    advice,
+    column_views,
+    distances,
+    distances_from_all,
+    heterogeneity,
+)
+from fedpipe.data.statistics import QUANTILES, Numbers
 from fedpipe.reports.plots import COLOURS, figure_of, svg
 
 MOST_PICTURED = 24
@@ -33,6 +44,8 @@ def render_html(exploration: Exploration) -> str:
         samples=_gallery(exploration, lambda view: view.samples),
         means=_gallery(exploration, lambda view: view.means),
         columns=_column_map(exploration),
+        tables=column_rows(exploration),
+        far=FAR,
         pictured=min(MOST_PICTURED, len(exploration.views)),
     )
 
@@ -48,6 +61,76 @@ def render_markdown(exploration: Exploration) -> str:
         lines += ["", f"Heterogeneity of labels {value:.3f} (Jensen-Shannon distance to all): {advice(value)}."]
     lines += ["", *(f"- {name} was left out: {why}" for name, why in exploration.left_out.items())]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def render_json(exploration: Exploration) -> str:
+    """Renders the same numbers for programs."""
+    columns = {
+        view.summary.name: {
+            "kind": view.summary.kind,
+            "all": _numbers_of(view.summary.numbers, view.summary.missing, view.summary.categories)
+            | ({"quantiles": dict(zip(map(str, QUANTILES), view.summary.quantiles, strict=False))}),
+            "learners": {
+                name: _numbers_of(own.numbers, own.missing, own.categories) | {"distance": view.distances[name]}
+                for name, own in view.learners.items()
+            },
+        }
+        for view in column_views(exploration)
+    }
+    learners = {
+        view.learner: {"parts": view.parts, "labels": view.labels, "features": view.features._asdict()}
+        for view in exploration.views
+    }
+    value = heterogeneity(exploration) if exploration.classes else None
+    content = {
+        "federation": exploration.federation, "learners": learners, "left_out": exploration.left_out,
+        "heterogeneity": value, "columns": columns,
+    }  # fmt: skip
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _numbers_of(numbers: Numbers | None, missing: int, categories: Mapping[str, int]) -> dict[str, Any]:
+    found: dict[str, Any] = {"missing": missing}
+    if numbers is not None:
+        found |= {name: getattr(numbers, name) for name in ("count", "mean", "deviation", "minimum", "maximum")}
+    return found | ({"categories": dict(categories)} if categories else {})
+
+
+class ColumnRow(NamedTuple):
+    """A row of the page's table of columns: texts, and for each learner its text and its distance from all."""
+
+    name: str
+    kind: str
+    missing: str
+    values: str
+    quantiles: str
+    learners: dict[str, tuple[str, float]]
+
+
+def column_rows(exploration: Exploration) -> list[ColumnRow]:
+    """Returns a row of texts per column of a table, for at most MOST_PICTURED learners."""
+    reports = {view.learner: view.report for view in exploration.views if view.report and not view.report.why}
+    total = sum(report.examples for report in reports.values())
+    found = []
+    for view in column_views(exploration):
+        shown = {
+            name: (_values(own.numbers, own.categories), view.distances[name])
+            for name, own in list(view.learners.items())[:MOST_PICTURED]
+        }
+        summary = view.summary
+        quantiles = ", ".join(f"{value:.4g}" for value in summary.quantiles)
+        share = f"{100 * summary.missing / total:.1f} %" if summary.missing else ""
+        values = _values(summary.numbers, summary.categories)
+        found.append(ColumnRow(summary.name, summary.kind, share, values, quantiles, shown))
+    return found
+
+
+def _values(numbers: Numbers | None, categories: Mapping[str, int]) -> str:
+    if numbers is not None:
+        return f"{numbers.mean:.4g} ± {numbers.deviation:.3g} ({numbers.minimum:.4g} to {numbers.maximum:.4g})"
+    total = sum(categories.values())
+    frequent = sorted(categories.items(), key=lambda item: (-item[1], item[0]))[:5]
+    return ", ".join(f"{name} {100 * count / total:.0f} %" for name, count in frequent)
 
 
 def table(exploration: Exploration) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedpipe.data.examples import in_order
 from fedpipe.reports.story import Story, global_metrics
 from fedpipe.rounds.evaluation import Evaluation
 
@@ -175,7 +176,7 @@ def confusion_matrix(evaluation: Evaluation) -> str:
 def label_counts(story: Story) -> str:
     """Draws how often each label occurs at each learner."""
     shards = [s for s in story.shards if s.labels]
-    labels = sorted({label for s in shards for label in s.labels}, key=int)
+    labels = in_order(label for s in shards for label in s.labels)
     figure, axes = _figure(5.2, 0.9 + 0.42 * len(shards))
     left = [0] * len(shards)
     for position, label in enumerate(labels):

@@ -16,7 +16,7 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.rounds.history import commit, read_head, read_record
 from fedpipe.rounds.manifests import Head, Record
-from fedpipe.rounds.plan import Plan, Shards, differences, read_plan
+from fedpipe.rounds.plan import Plan, Port, Shards, differences, read_plan
 from fedpipe.store import Store
 from fedpipe.store.objects import digest_of, fetch_file, put_file
 from fedpipe.weights import Array, Layout
@@ -24,8 +24,16 @@ from fedpipe.weights import Array, Layout
 log = logging.getLogger("fedpipe")
 
 
-def make_plan(run: str, federation: Federation, code: str, shards: Shards) -> Plan:
-    """Return the plan of a run. It does not depend on the store, the folders and the rounds per step."""
+def make_plan(run: str, federation: Federation, code: str, shards: Shards, inputs: tuple[Port, ...] = ()) -> Plan:
+    """Return the plan of a run. It does not depend on the store, the folders and the rounds per step.
+
+    Args:
+        run: its name.
+        federation: with its run-time settings.
+        code: the text of the user's file.
+        shards: digests of the learners' shards and of the central test set.
+        inputs: arrays of the features in them.
+    """
     file, function = split_code(federation.model)
     local = msgspec.structs.replace(
         federation,
@@ -36,17 +44,18 @@ def make_plan(run: str, federation: Federation, code: str, shards: Shards) -> Pl
     )
     return Plan(
         run=run, federation=local, code=digest_of(code.encode()), function=function,
-        shards=shards.learners, test=shards.test or None,
+        shards=shards.learners, test=shards.test or None, inputs=inputs,
     )  # fmt: skip
 
 
-def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]]) -> Record:
+def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]], schema: str = "") -> Record:
     """Commit round 0 with fresh weights or those of HEAD.
 
     Args:
         store: the federation's store.
         plan: the run's plan.
         initial: makes fresh weights; their layout must be HEAD's when the run continues from there.
+        schema: digest of the schema of the run's table; empty without one.
 
     Raises:
         InputError: the run's name was used with another plan; the message says what changed.
@@ -72,6 +81,7 @@ def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]]) -> 
     record = Record(
         federation=plan.federation.name, run=plan.run, round=0, previous=head.ref if head else None, plan=digest,
         base=head.weights if head else None, weights=first, layout=digest_of(weights.head_bytes(layout)),
+        schema=schema or msgspec.UNSET,
     )  # fmt: skip
     return commit(store, record)
 

@@ -19,8 +19,8 @@ class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `states` holds the variables of each Keras metric (a mean's total and count, a curve's bins). They add up over
     learners, so that the federated metric is exact even where a mean of means would be wrong. `confusion[i][j]`
-    counts examples of class i taken for class j. `label_shape` is the shape of one label. `why` is the reason when
-    nothing was measured.
+    counts examples of class i taken for class j. `label_shape` is the shape of one label, or of each of several
+    by name. `why` is the reason when nothing was measured.
     """
 
     learner: str
@@ -29,7 +29,7 @@ class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metrics: dict[str, float] = {}
     states: tuple[tuple[float, ...], ...] = ()
     confusion: Matrix = ()
-    label_shape: tuple[int, ...] = ()
+    label_shape: tuple[int, ...] | dict[str, tuple[int, ...]] = ()
     why: str = ""
 
 

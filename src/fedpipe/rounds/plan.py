@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +16,22 @@ from fedpipe.federation.names import Amount, Count, Interval, Learners, Name, Se
 from fedpipe.federation.training import EarlyStopping
 from fedpipe.store import Store, open_store
 from fedpipe.store.objects import Digest, decode, digest_of, encode, get_bytes, put_bytes
+
+Shape = tuple[int | None, ...]
+
+
+class Port(NamedTuple):
+    """An input or an output of a model.
+
+    Args:
+        name: as in the model, and in its ONNX file.
+        dtype: NumPy's name of its dtype; `string` for text.
+        shape: with the examples in front; None where a size is free.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
 
 
 class RunPlace(Struct, frozen=True, kw_only=True):
@@ -88,7 +104,10 @@ class Shards(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole definition of a run; its digest is in every record of the run."""
+    """The whole definition of a run; its digest is in every record of the run.
+
+    `inputs` describes the features in the shards, for a model that does not say what it takes.
+    """
 
     format: int = 1
     run: Name
@@ -97,6 +116,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     function: str
     shards: dict[str, Digest]
     test: Digest | None = None
+    inputs: tuple[Port, ...] = ()
 
     def put(self, store: Store) -> str:
         """Write the plan and return its digest."""

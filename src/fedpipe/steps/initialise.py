@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import msgspec
-from msgspec import Struct
+from typing import Any
 
-from fedpipe.data.parts import get_parts
+import msgspec
+from msgspec import Struct, field
+
+from fedpipe.data.disclosure import digest_of_schema, settle_schema
+from fedpipe.data.examples import Examples
+from fedpipe.data.parts import get_parts, get_shard
+from fedpipe.data.ports import ports_of
+from fedpipe.data.settling import settled
 from fedpipe.learners.assembly import plan_model
-from fedpipe.learners.check import check_model
+from fedpipe.registry.rehearsal import rehearse
 from fedpipe.rounds.beginning import begin, make_plan
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
@@ -15,17 +21,22 @@ from fedpipe.rounds.plan import Plan, RunPlace, Settings, Shards
 from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.contract import ModelArtifact
 from fedpipe.steps.shard import read
+from fedpipe.store import Store
 from fedpipe.store.objects import put_bytes
 from fedpipe.weights import Array
 
 
 class Inputs(Settings, frozen=True, kw_only=True):
-    """The place and shards of the run, the federation and model.py as text, and the run-time settings."""
+    """The place and shards of the run, the federation and model.py as text, and the run-time settings.
+
+    `described` are the results of the describe steps, which only come before this one.
+    """
 
     place: RunPlace
     shards: Shards
     federation: str
     code: str
+    described: list[Any] = field(default_factory=list)
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
@@ -42,26 +53,40 @@ def find(inputs: Inputs) -> Outputs | None:
     record = read_record(store, inputs.place.run, 0)
     if record is None:
         return None
-    return _outputs(inputs.place, begin(store, _plan(inputs), dict))
+    return _outputs(inputs.place, begin(store, _plan(inputs, _examples(store, inputs.shards)), dict))
 
 
-def _plan(inputs: Inputs) -> Plan:
-    return make_plan(inputs.place.run, inputs.applied(read(inputs.federation)), inputs.code, inputs.shards)
+def _plan(inputs: Inputs, examples: Examples | None) -> Plan:
+    ports = ports_of(examples.x) if examples is not None else ()
+    return make_plan(inputs.place.run, inputs.applied(read(inputs.federation)), inputs.code, inputs.shards, ports)
+
+
+def _examples(store: Store, shards: Shards) -> Examples | None:
+    """Return examples of the central test set, or of a shard; None when all learners have their own data."""
+    if shards.test:
+        return get_parts(store, shards.test)["test"]
+    for name, digest in sorted(shards.learners.items()):
+        return get_parts(store, get_shard(store, name, digest).data, name)["train"]
+    return None
 
 
 def run(inputs: Inputs) -> Outputs:
     """Begin the run, unless it has begun."""
-    store, plan = inputs.place.open(), _plan(inputs)
+    store = inputs.place.open()
+    examples = _examples(store, inputs.shards)
+    plan = _plan(inputs, examples)
     if read_record(store, plan.run, 0) is None:
         check_deadline(store, plan.federation.quorum.deadline)
 
-    def initial() -> dict[str, Array]:
-        examples = get_parts(store, plan.test)["test"] if plan.test is not None else None
-        check_model(plan.federation, inputs.code, examples)
-        put_bytes(store, inputs.code.encode())
-        return plan_model(store, plan).initial_weights(plan.federation.training.seed)
+    schema = settle_schema(store, plan.federation, plan.run)
 
-    return _outputs(inputs.place, begin(store, plan, initial))
+    def initial() -> dict[str, Array]:
+        settled_ones = settled(examples, schema, plan.federation.class_names) if examples is not None else None
+        rehearse(plan.federation, inputs.code, settled_ones, schema)
+        put_bytes(store, inputs.code.encode())
+        return plan_model(store, plan, schema=schema).initial_weights(plan.federation.training.seed)
+
+    return _outputs(inputs.place, begin(store, plan, initial, digest_of_schema(schema)))
 
 
 def _outputs(place: RunPlace, record: Record) -> Outputs:

@@ -65,6 +65,19 @@ def shards(run: str) -> str:
     return f"{run_folder(run)}shards"
 
 
+def schema(run: str) -> str:
+    """Returns the key of the schema of a run's table."""
+    return f"{run_folder(run)}schema"
+
+
+def statistics(learner: str, run: str) -> str:
+    """Returns the key of a learner's statistics, its answer before the first round."""
+    return answer(learner, run, 0, STATISTICS)
+
+
+STATISTICS = "statistics"
+
+
 def record(run: str, number: int) -> str:
     """Returns the key of a round's record."""
     return f"{run_folder(run)}{number}/record"
@@ -275,6 +288,7 @@ TABLE = (
     Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, central test set"),
     Row("coordinator/<sha256>", _OWN, "states of server optimizers and aggregators"),
     Row("runs/<run>/shards", _GLOBAL, "the inputs of the shards, and their digests"),
+    Row("runs/<run>/schema", _GLOBAL, "a table's columns, their normalisation and classes ([tables](tables.md))"),
     Row("runs/<run>/board", _GLOBAL, "a session: the current request ([sessions](sessions.md))"),
     Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),
     Row("runs/<run>/<round>/record", _GLOBAL, "the committed round: updates, dropped learners, rule, result"),
@@ -291,6 +305,7 @@ TABLE = (
     Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
     Row("learners/<learner>/ledger/<number>", _LEARNERS, "a private training: the spent budget, over all runs"),
     Row("learners/<learner>/runs/<run>/sign", _LEARNERS, "a session: the learner's last answer"),
+    Row("learners/<learner>/runs/<run>/<round>/statistics", _LEARNERS, "its statistics of a table, without rows"),
     Row("learners/<learner>/runs/<run>/<round>/update", _LEARNERS, "its update: base, digest, examples, metrics"),
     Row("learners/<learner>/runs/<run>/<round>/dropped[-<attempt>]", _LEARNERS, "why it did not take part"),
     Row("learners/<learner>/runs/<run>/<round>/ballot", _LEARNERS, "its vote, and its scores of base and candidate"),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedpipe.data.schema import Schema
 from fedpipe.errors import ModelError
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.keras.model import built
@@ -42,6 +43,7 @@ class FederatedModel:
         x: features of a few examples, (examples, ...).
         y: labels of these examples, (examples, ...).
         other: a file with a model made for TFF, to train instead; the Keras model still defines the names of weights.
+        schema: of the federation's table, if it has one.
 
     Attributes:
         keras: the compiled Keras 2 model, for central evaluation.
@@ -51,12 +53,13 @@ class FederatedModel:
         ModelError: the file is wrong; the error names the file and the line.
     """
 
-    def __init__(self, code: Code, x: Array, y: Array, other: Code | None = None) -> None:
+    def __init__(self, code: Code, x: Array, y: Array, other: Code | None = None, schema: Schema | None = None) -> None:
         tensorflow, keras = frameworks()
         tff = federated()
         function = find_function(code.load(), code.function)
         keras.backend.clear_session()
-        self.keras, self._function = built(function, keras), function
+        self._schema = schema
+        self.keras, self._function = built(function, keras, schema), function
         self._bases = type(self.keras).__mro__
         self._names = {v.name.removesuffix(":0"): tuple(v.shape) for v in self.keras.weights}
         self._trainable = [v.name.removesuffix(":0") for v in self.keras.trainable_variables]
@@ -69,7 +72,7 @@ class FederatedModel:
         metrics = [functools.partial(_copy_metric, metric, keras) for metric in self._metrics]
 
         def build() -> Any:
-            model = built(function, keras)
+            model = built(function, keras, schema)
             bare = keras.Model(model.inputs, model.outputs)  # TFF does not accept compiled models
             return tff.learning.models.from_keras_model(bare, self._loss, spec, metrics=metrics)
 
@@ -129,7 +132,7 @@ class FederatedModel:
         if type(self.keras).__mro__ != self._bases:
             _, keras = frameworks()
             keras.backend.clear_session()
-            self.keras = built(self._function, keras)
+            self.keras = built(self._function, keras, self._schema)
             self._bases = type(self.keras).__mro__
         return self.keras
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedpipe import weights
+from fedpipe.data.disclosure import schema_of
 from fedpipe.data.examples import Examples
-from fedpipe.data.parts import get_parts
+from fedpipe.data.schema import Schema
 from fedpipe.data.trees import only_array
 from fedpipe.errors import DataError, FedpipeError, InputError, RoundError, StepError, WeightsError
 from fedpipe.federation.federation import Federation
@@ -22,7 +23,7 @@ from fedpipe.frameworks import frameworks, uncollected
 from fedpipe.learners.events import event_file
 from fedpipe.learners.framework import seed_of
 from fedpipe.learners.parts import size_of
-from fedpipe.learners.reading import kept_parts
+from fedpipe.learners.reading import central_test, kept_parts
 from fedpipe.learners.user_code import described
 from fedpipe.rounds.history import commit, read_record
 from fedpipe.rounds.manifests import MOST_METRICS, Record
@@ -62,7 +63,7 @@ def advance(place: RunPlace, process: str, model: str, number: int) -> None:
 
 
 def make(
-    federation: Federation, code: str, examples: Examples, process: str, model: str
+    federation: Federation, code: str, examples: Examples, process: str, model: str, schema: Schema | None = None
 ) -> tuple[FederatedModel, Process]:
     """Builds the model and the algorithm of a federation, once in a process, before the run starts.
 
@@ -72,12 +73,13 @@ def make(
         examples: some examples, for their shapes and dtypes.
         process: the text of the user's own algorithm, or the empty text.
         model: the text of the user's own TFF model, or the empty text.
+        schema: of the federation's table, if it has one.
 
     Raises:
         ModelError: a file of the user is wrong.
     """
     forms = tuple((str(array.dtype), array.shape[1:]) for array in _arrays(examples))
-    return _make_cached(code_of(federation.model, code), encode(federation), forms, process, model)
+    return _make_cached(code_of(federation.model, code), encode(federation), forms, process, model, schema)
 
 
 def _arrays(examples: Examples) -> tuple[weights.Array, weights.Array]:
@@ -87,13 +89,19 @@ def _arrays(examples: Examples) -> tuple[weights.Array, weights.Array]:
 
 @functools.lru_cache(maxsize=2)
 def _make_cached(
-    code: Code, encoded: bytes, forms: tuple[tuple[str, tuple[int, ...]], ...], process: str, model: str
+    code: Code,
+    encoded: bytes,
+    forms: tuple[tuple[str, tuple[int, ...]], ...],
+    process: str,
+    model: str,
+    schema: Schema | None = None,
 ) -> tuple[FederatedModel, Process]:
     federation = decode(encoded, Federation, where="federation")
     settings = federation.simulation
     x, y = (np.zeros((1, *shape), dtype) for dtype, shape in forms)
     with uncollected():  # TFF traces the whole algorithm
-        federated_model = FederatedModel(code, x, y, code_of(settings.model, model) if settings.model else None)
+        own = code_of(settings.model, model) if settings.model else None
+        federated_model = FederatedModel(code, x, y, own, schema)
         if settings.process:
             return federated_model, make_own_process(federated_model, code_of(settings.process, process))
         return federated_model, make_process(federated_model, federation)
@@ -128,12 +136,13 @@ class Simulation:
         text = get_bytes(self._store, self._plan.code).decode()
         self._module = code_of(federation.model, text).load()
         self._parts = {k.name: kept_parts(place, k.name, self._module) for k in federation.learners}
-        self._model, self._process = make(federation, text, self._first_examples(), process, model)
+        schema = schema_of(self._store, self._plan)
+        self._model, self._process = make(federation, text, self._first_examples(), process, model, schema)
         files = [digest_of(text.encode())[7:19] for text in (process, model) if text]
         by = self._settings.process or self._settings.algorithm
         self._rule = " ".join([SIMULATED, by, *files])[:200]
         self._trainers = trainers(federation)
-        self._test = get_parts(self._store, self._plan.test)["test"] if self._plan.test else None
+        self._test = central_test(self._store, self._plan)
         self._manager = make_state_manager(self._store, self._run)
         self._clients: dict[str, Client] = {}
         self._after: _RoundState | None = None
