@@ -144,8 +144,11 @@ def test_predictions_are_written_in_the_order_of_the_rows(model: str, tmp_path: 
         assert "accuracy 1.0000 over 4 examples" in done.output
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert [row["prediction"] for row in rows] == ["ill", "healthy", "ill", "healthy"]
-    assert list(rows[0]) == ["prediction", "probability", "ill", "label"]
-    np.testing.assert_allclose([float(row["ill"]) for row in rows], ILL, rtol=1e-5)
+    assert list(rows[0]) == ["prediction", "probability", "probability of healthy", "probability of ill", "label"]
+    np.testing.assert_allclose([float(row["probability of ill"]) for row in rows], ILL, rtol=1e-5)
+    np.testing.assert_allclose(
+        [float(row["probability"]) for row in rows], np.maximum(ILL, 1 - np.array(ILL)), rtol=1e-5
+    )
     loaded = json.loads((tmp_path / "out.json").read_text())
     assert [row["label"] for row in loaded] == ["ill", "healthy", "ill", "healthy"]
     table = parquet.read_table(tmp_path / "out.parquet")
@@ -160,6 +163,18 @@ def test_predictions_are_written_in_the_order_of_the_rows(model: str, tmp_path: 
         assert done.exit_code != 0
         assert isinstance(done.exception, InputError | SystemExit)
         assert message in f"{done.exception} {done.output}"
+
+
+def test_outputs_whose_names_are_taken(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Identity", ["x"], [name]) for name in ("probability", "prediction", "label")]
+    outputs = [value(name, TensorProto.FLOAT, ["n", 1]) for name in ("probability", "prediction", "label")]
+    graph = helper.make_graph(nodes, "g", [value("x", TensorProto.FLOAT, ["n", 1])], outputs)
+    (tmp_path / "m.onnx").write_bytes(onnx_model(graph, Card(classes=("no", "yes"))))
+    assert columns_of(predict_file(str(tmp_path / "m.onnx"), written(tmp_path, "x\n0.25\n"))) == {
+        "prediction": ["no"], "probability": [0.75], "probability of no": [0.75], "probability of yes": [0.25],
+        "output prediction": [0.25], "output label": [0.25],
+    }  # fmt: skip
 
 
 def test_several_inputs_and_outputs_by_name(tmp_path: Path) -> None:

@@ -78,20 +78,27 @@ def _opened(model: str) -> Predictor:
 
 
 def columns_of(answers: Answers) -> dict[str, list[Any]]:
-    """Returns predictions as the columns of a table: class and probability, or the values of each output, and labels.
+    """Returns predictions as the columns of a table, in the order of the examples.
 
-    A column of values has the name of its output, with the class or the position if the output has several columns.
+    A classifier has the class, its probability and that of every class. Other outputs have columns of their own names,
+    with a position if they are more than one. The last column has the labels.
     """
     prediction, columns = answers.prediction, dict[str, list[Any]]()
-    count = len(prediction.outputs)
+    count, outputs = len(prediction.outputs), dict(prediction.by_name)
     if prediction.classes is not None and prediction.probabilities is not None:
         columns["prediction"] = [prediction.name(row) for row in range(count)]
         columns["probability"] = prediction.probabilities.tolist()
-    for position, (name, array) in enumerate(prediction.by_name.items()):
+        shares = outputs.pop(next(iter(outputs))).reshape(count, -1)
+        shares = np.concatenate([1 - shares, shares], axis=1) if shares.shape[1] == 1 else shares
+        for column in range(shares.shape[1]):
+            columns[f"probability of {prediction.names[column] if prediction.names else column}"] = shares[
+                :, column
+            ].tolist()
+    for name, array in outputs.items():
         flat = array.reshape(len(array), -1)
-        names = prediction.names if position == 0 and len(prediction.names) == flat.shape[1] else range(flat.shape[1])
-        for column, suffix in enumerate(names):
-            columns[name if flat.shape[1] == 1 else f"{name}[{suffix}]"] = flat[:, column].tolist()
+        for column in range(flat.shape[1]):
+            title = name if flat.shape[1] == 1 else f"{name}[{column}]"
+            columns[f"output {title}" if title in (*columns, "label") else title] = flat[:, column].tolist()
     if answers.labels is not None and len(answers.labels) == count and answers.labels.ndim == 1:
         columns["label"] = [answers.label(row) for row in range(count)]
     return columns

@@ -46,7 +46,13 @@ def _remedy(missing: list[str], extra: list[str], wanted: list[str]) -> str:
     for name in missing:
         if close := _closest(name, extra):
             return f"Rename {close!r} to {name!r}: names must be those of the training."
-    return f"Add it: the model takes {listing(wanted)}." if len(missing) == 1 else f"The model takes {listing(wanted)}."
+    if len(missing) == len(wanted) > 1 and extra:
+        return f"Check the header, whose names are {listing(extra)}, and the separator."
+    return (
+        f"Add it: the model takes {listing(wanted)}."
+        if len(missing) == 1
+        else f"Add them: the model takes {listing(wanted)}."
+    )
 
 
 def _closest(name: str, others: list[str]) -> str | None:
