@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ class Architecture(NamedTuple):
     y: Callable[[], Tree] = lambda: RNG.integers(0, 2, ROWS)
     weighted: bool = False
     before: str = ""
-    settings: dict[str, Any] = {}
+    settings: Mapping[str, Any] = MappingProxyType({})
     remarks: tuple[str, ...] = ()
     own: bool = False
 

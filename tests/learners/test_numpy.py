@@ -94,7 +94,7 @@ def test_pictures_are_taken_as_rows() -> None:
     flat = NumpyModel(Linear(4, 3), MODULE)
     pictures = Examples(X.reshape(60, 2, 2), Y)
     assert model.evaluate(start, pictures, training) == flat.evaluate(start, PART, training)
-    assert model.outline.input == (None, 2, 2)
+    assert model.outline.inputs[0].shape == (None, 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ def check(source: str | Path, *, store: bool = True) -> list[preflight.Checked]:
     uri = federation.store_uri if store else ""
     checked = [_checked_store(uri)] if store else []
     with Workers(preload=federation.needs_tensorflow) as processes:
-        findings += preflight.check(federation, read_code(federation), federation.data.uri, uri, processes.call)
+        code, data = read_code(federation), federation.data.uri
+        findings += preflight.check(federation, code, data, uri, processes.call, own=True)
     return findings + checked
 
 

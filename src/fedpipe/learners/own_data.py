@@ -9,8 +9,11 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from fedpipe.data.examples import Examples, examples_joined, first_labels
+from fedpipe.data.schema import Schema
+from fedpipe.data.settling import settled
 from fedpipe.errors import DataError, FedpipeError, ModelError
 from fedpipe.federation.federation import Federation
+from fedpipe.learners.check import built_model
 from fedpipe.learners.framework import Model
 from fedpipe.learners.parts import Part, batches_of, size_of
 from fedpipe.learners.reading import own_parts
@@ -27,17 +30,18 @@ def few_of(part: Part) -> Examples:
     return examples_joined([part.rows([int(np.argmin(flat)), int(np.argmax(flat))]), first])
 
 
-def find_examples(federation: Federation, module: ModuleType) -> Examples | None:
+def find_examples(federation: Federation, module: ModuleType, schema: Schema | None = None) -> Examples | None:
     """Return a few examples of the first learner whose own data can be read here; None when there is none.
 
     Args:
         federation: the federation.
         module: the user's file, whose `load` may read the data.
+        schema: of the federation's table, if it has one.
     """
     for learner in federation.learners:
         if learner.data:
             try:
-                part = own_parts(federation, learner.name, module).get("train")
+                part = _read(federation, learner.name, module, schema).get("train")
             except FedpipeError:
                 continue
             if part is not None and size_of(part):
@@ -45,22 +49,36 @@ def find_examples(federation: Federation, module: ModuleType) -> Examples | None
     return None
 
 
-def check_own_parts(federation: Federation, model: Model) -> list[tuple[str, str]]:
+def _read(federation: Federation, name: str, module: ModuleType, schema: Schema | None) -> dict[str, Part]:
+    parts = own_parts(federation, name, module, schema)
+    return {
+        kind: settled(part, schema, federation.class_names, where=name) if isinstance(part, Examples) else part
+        for kind, part in parts.items()
+    }
+
+
+def check_own_parts(federation: Federation, code: str, schema: Schema | None = None) -> list[tuple[str, str]]:
     """Read the own data of each learner, and try the model on it.
+
+    Args:
+        federation: the federation.
+        code: the text of the user's file.
+        schema: of the federation's table, if it has one.
 
     Returns:
         Each learner, and the sizes of its parts or the reason why its data is not read here.
 
     Raises:
         DataError: a learner's data is on this machine and cannot be used; with the learner.
+        ModelError: the model cannot be built.
     """
-    found = []
+    model, found = built_model(federation, code, schema=schema), []
     for position, learner in enumerate(federation.learners):
         if not learner.data:
             continue
         where, here = f"learners[{position}].data, {learner.name}", is_here(learner.data)
         try:
-            found.append((learner.name, _checked(federation, learner.name, model)))
+            found.append((learner.name, _checked(federation, learner.name, model, schema)))
         except FedpipeError as error:
             if here or isinstance(error, ModelError):
                 raise DataError(f"the data cannot be used: {error.what}", where=where, remedy=error.remedy) from error
@@ -74,8 +92,8 @@ def is_here(uri: str) -> bool:
     return parts.scheme in ("", "file") and Path(unquote(parts.path) if parts.scheme else uri).parent.is_dir()
 
 
-def _checked(federation: Federation, name: str, model: Model) -> str:
-    parts = own_parts(federation, name, model.module)
+def _checked(federation: Federation, name: str, model: Model, schema: Schema | None) -> str:
+    parts = _read(federation, name, model.module, schema)
     batch, train = federation.training.batch_size, parts.get("train")
     count = 0 if train is None else size_of(train)
     if train is None or count < batch:
@@ -86,10 +104,3 @@ def _checked(federation: Federation, name: str, model: Model) -> str:
     few = few_of(train)
     model.check_examples(few.x, few.y, few.weight)
     return ", ".join(f"{size_of(part)} {kind}" for kind, part in parts.items())
-
-
-def check_own(federation: Federation, code: str) -> list[tuple[str, str]]:
-    """Build the model and check each learner's own data; see `check_own_parts`. Raises DataError and ModelError."""
-    from fedpipe.learners.check import built_model
-
-    return check_own_parts(federation, built_model(federation, code))
