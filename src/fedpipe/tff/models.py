@@ -138,6 +138,7 @@ class FederatedModel:
 
     def evaluate(self, weights: Mapping[str, Array], x: Array, y: Array, batch: int = 1024) -> dict[str, float]:
         """Returns loss and metrics of these weights on examples, computed in batches."""
+        tensorflow, _ = frameworks()
         model, matched = self._usable_keras(), self._match(weights)
         variables = {v.name.removesuffix(":0"): v for v in model.weights}
         for theirs, ours in matched.items():
@@ -146,7 +147,7 @@ class FederatedModel:
             metric.reset_state()
         total = 0.0
         for start in range(0, len(y), batch):
-            labels = y[start : start + batch]
+            labels = tensorflow.constant(y[start : start + batch])  # losses give tensors the shape of predictions
             predicted = model(x[start : start + batch], training=False)
             total += float(self._loss(labels, predicted)) * len(labels)
             for metric in self._metrics:
@@ -172,9 +173,11 @@ def _loss_of(model: Any, keras: Any) -> Any:
         return loss
 
     class Loss(keras.losses.Loss):  # type: ignore[misc]
-        """Wraps a loss function in an object."""
+        """Wraps a loss function in an object; labels get the last dimension of 1 that predictions have, as in fit."""
 
         def call(self, y_true: Any, y_pred: Any) -> Any:
+            if len(y_pred.shape) == len(y_true.shape) + 1 and y_pred.shape[-1] == 1:
+                y_true = y_true[..., None]
             return loss(y_true, y_pred)
 
     return Loss()
