@@ -219,6 +219,10 @@ def datasets() -> Iterator[Mistake]:
         content = (folder / "data.npz").read_bytes()
         (folder / "data.npz").write_bytes(content[: len(content) // 2])
 
+    def own_data(folder: Path) -> None:
+        np.savez(folder / "own.npz", x=np.zeros((20, 5)), y=np.zeros(20, int))
+        text("- name: south", "- name: south\n    data: own.npz")(folder)
+
     yield one("the file does not exist", lambda folder: (folder / "data.npz").unlink(), "no such dataset")
     yield one(
         "the format is unknown",
@@ -279,6 +283,7 @@ def datasets() -> Iterator[Mistake]:
         "key is missing",
         "data.parquet",
     )
+    yield one("a learner's own data have other columns", own_data, "(5,)", "south")
 
 
 def predictions() -> Iterator[Mistake]:
