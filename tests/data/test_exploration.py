@@ -149,7 +149,7 @@ def test_a_table_shows_the_statistics_of_each_learner_and_over_all(tmp_path: Pat
     assert own is not None
     assert own.mean == pytest.approx(np.mean([row["pressure"] for row in table]), rel=1e-6)
     page = (tmp_path / "data.html").read_text()
-    assert page.count('class="bad"') == 2
+    assert 'class="bad">1.997e+06' in page  # the mean of pressure at c
     explore(path, tmp_path / "data.json")
     content = json.loads((tmp_path / "data.json").read_text())
     assert content["columns"]["pressure"]["learners"]["c"]["count"] == 120

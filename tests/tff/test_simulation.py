@@ -245,8 +245,8 @@ class TestAnAlgorithmOfTheUser:
              "    def g(x): return x\n"
              "    return f, g\n", "`initialize` and `next` do not fit.*int32.*float32"),
             ("def make(model_fn): return 3", "own.py: there is no function 'build'"),
-            ("def build(model_fn):\n    return 1 / 0", r"own.py: build\(\) fails: ZeroDivisionError.*line 2"),
-            ("def build(", r"own.py: cannot be imported: SyntaxError.*line 1"),
+            ("def build(model_fn):\n    return 1 / 0", r"own.py: build\(\) fails, because ZeroDivisionError.*line 2"),
+            ("def build(", r"own.py: cannot be imported, because SyntaxError.*line 1"),
         ],
     )  # fmt: skip
     def test_mistakes_name_the_file_and_the_remedy(self, text: str, message: str, tff: Worker) -> None:
@@ -296,7 +296,7 @@ class TestAModelMadeForTff:
         ("text", "message"),
         [
             ("def build(): return 3", "returns int, not a TFF model"),
-            ("def build(): raise ValueError('no')", r"build\(\) fails: ValueError: no \(line 1\)"),
+            ("def build(): raise ValueError('no')", r"build\(\) fails, because ValueError: no \(line 1\)"),
             (
                 HAND_WRITTEN.replace("loss=mean, accuracy=mean", "loss=mean, acuracy=mean"),
                 r"cannot train the model: ValueError: The metric names in `metric_finalizers` do not match .* \{'acuracy'\}",

@@ -1,8 +1,8 @@
 """Statistics of tables: a learner's report on its train part, and the summary of several reports.
 
-No row leaves a learner. Counts, means and variances add up exactly, apart from rounding. Source: Chan, Golub, LeVeque,
-"Algorithms for computing the sample variance", The American Statistician 37, 1983. With count n, mean m and sum of
-squared deviations s of two parts:
+No row leaves a learner. Counts, means and variances add up exactly, apart from rounding. Source: Chan, Golub and
+LeVeque, "Algorithms for computing the sample variance", The American Statistician 37, 1983. With count n, mean m and
+sum of squared deviations s of two parts:
 
 .. math::
     n = n_1 + n_2, \\quad \\delta = m_2 - m_1, \\quad

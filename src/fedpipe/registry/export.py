@@ -18,7 +18,7 @@ from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.data.ports import TEXT, cast, fed, made_up
 from fedpipe.data.schema import Schema
 from fedpipe.data.trees import Tree, leaves, length_of
-from fedpipe.errors import ExportError, InputError, NotFoundError
+from fedpipe.errors import DataError, ExportError, InputError, ModelError, NotFoundError
 from fedpipe.federation.training import Export
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
@@ -107,9 +107,12 @@ def convert_checked(
     data = model.convert(arrays, settings.opset, metadata)
     try:
         differences = _differences(model.predictor(arrays), data, features)
+    except (DataError, ModelError):
+        raise
     except InputError as error:
+        cause = error.what.removeprefix("is not an ONNX model: ")
         raise ExportError(
-            f"onnxruntime cannot run the ONNX model, because it {error.what}", where="model.py", remedy=_REMEDY
+            f"onnxruntime cannot run the ONNX model, because {cause}", where="model.py", remedy=_REMEDY
         ) from error
     tolerance = settings.tolerance or TOLERANCES.get(model.outline.precision, _TOLERANCE)
     for difference, scale in differences:

@@ -18,6 +18,7 @@ from fedpipe.data.schema import Schema
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.learners.check import built_model, check_model, rehearse_training, shared_ports
+from fedpipe.learners.own_data import find_examples
 from fedpipe.registry.card import CARD_KEY, Card, write_card
 from fedpipe.registry.export import convert_checked, described_table
 from fedpipe.store.objects import digest_of, encode
@@ -36,7 +37,8 @@ def rehearse(federation: Federation, code: str, examples: Examples | None, schem
     Args:
         federation: with its run-time settings.
         code: the text of the user's file.
-        examples: a few, including the smallest and the largest label; None if there are none here.
+        examples: a few, including the smallest and the largest label; None to use learners' own data, as far as this
+            machine reaches it.
         schema: of the federation's table, if it has one.
 
     Returns:
@@ -47,6 +49,8 @@ def rehearse(federation: Federation, code: str, examples: Examples | None, schem
         ExportError: the model cannot be exported; the message has the layer.
         MissingExtraError: a framework is not installed.
     """
+    if examples is None and any(learner.data for learner in federation.learners):
+        examples = find_examples(federation, built_model(federation, code, schema=schema).module, schema)
     text = check_model(federation, code, examples, schema)
     passed = _Passed(_key(federation, code, examples, schema))
     if not passed.found:

@@ -15,7 +15,7 @@ from fedpipe.errors import ModelError
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.keras.model import built
 from fedpipe.learners.keras.private import match_names
-from fedpipe.learners.user_code import described, find_function, load_code
+from fedpipe.learners.user_code import described, failed, find_function, load_code
 from fedpipe.store.objects import digest_of
 from fedpipe.tff.runtime import federated
 
@@ -138,6 +138,7 @@ class FederatedModel:
 
     def evaluate(self, weights: Mapping[str, Array], x: Array, y: Array, batch: int = 1024) -> dict[str, float]:
         """Returns loss and metrics of these weights on examples, computed in batches."""
+        tensorflow, _ = frameworks()
         model, matched = self._usable_keras(), self._match(weights)
         variables = {v.name.removesuffix(":0"): v for v in model.weights}
         for theirs, ours in matched.items():
@@ -146,7 +147,7 @@ class FederatedModel:
             metric.reset_state()
         total = 0.0
         for start in range(0, len(y), batch):
-            labels = y[start : start + batch]
+            labels = tensorflow.constant(y[start : start + batch])  # losses give tensors the shape of predictions
             predicted = model(x[start : start + batch], training=False)
             total += float(self._loss(labels, predicted)) * len(labels)
             for metric in self._metrics:
@@ -172,9 +173,11 @@ def _loss_of(model: Any, keras: Any) -> Any:
         return loss
 
     class Loss(keras.losses.Loss):  # type: ignore[misc]
-        """Wraps a loss function in an object."""
+        """Wraps a loss function in an object; labels get the last dimension of 1 that predictions have, as in fit."""
 
         def call(self, y_true: Any, y_pred: Any) -> Any:
+            if len(y_pred.shape) == len(y_true.shape) + 1 and y_pred.shape[-1] == 1:
+                y_true = y_true[..., None]
             return loss(y_true, y_pred)
 
     return Loss()
@@ -202,7 +205,7 @@ def _load_tff_model(code: Code, tff: Any) -> Any:
     try:
         returned = function()
     except Exception as error:
-        raise ModelError(f"{code.function}() fails: {described(error)}", where="simulation.model") from error
+        raise failed(code.function, error, where="simulation.model") from error
     if isinstance(returned, tff.learning.models.FunctionalModel):
         return returned
     if isinstance(returned, tff.learning.models.VariableModel):
