@@ -78,7 +78,8 @@ def _differences(predict: Predict, data: bytes, features: Tree) -> list[tuple[fl
         wanted = np.asarray(expected, np.float64)
         if wanted.shape != actual.shape:
             raise ExportError(f"an output of the ONNX model has shape {actual.shape}, not {wanted.shape}")
-        gaps = np.abs(wanted - actual.astype(np.float64))
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            gaps = np.abs(wanted - actual.astype(np.float64))
         gaps[(np.isnan(wanted) & np.isnan(actual)) | (wanted == actual)] = 0
         found.append(
             (float(np.max(gaps, initial=0.0)), float(np.max(np.abs(wanted), initial=0.0, where=np.isfinite(wanted))))

@@ -49,7 +49,7 @@ def make_plan(run: str, federation: Federation, code: str, shards: Shards, input
     )  # fmt: skip
 
 
-def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]], schema: str = "") -> Record:
+def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]], schema: Callable[[], str] = str) -> Record:
     """Commit round 0 with fresh weights or those of HEAD, and make this plan that of the run's last try.
 
     A run of which nothing but round 0 is recorded begins again when its plan or HEAD has changed in the meantime.
@@ -58,7 +58,7 @@ def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]], sch
         store: the federation's store.
         plan: the run's plan.
         initial: makes fresh weights; their layout must be HEAD's when the run continues from there.
-        schema: digest of the schema of the run's table; empty without one.
+        schema: returns the digest of the schema of the run's table, after `initial`; empty without one.
 
     Raises:
         InputError: rounds of this name were made by another plan; the message says what changed.
@@ -83,7 +83,7 @@ def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]], sch
     record = Record(
         federation=plan.federation.name, run=plan.run, round=0, previous=head.ref if head else None, plan=digest,
         base=head.weights if head else None, weights=first, layout=digest_of(weights.head_bytes(layout)),
-        schema=schema or msgspec.UNSET,
+        schema=schema() or msgspec.UNSET,
     )  # fmt: skip
     begun = commit(store, record) if earlier is None else supersede(store, earlier, record)
     if begun.plan != digest:  # another engine was first

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
-from fedpipe.data.disclosure import digest_of_schema, settle_schema
+from fedpipe.data.disclosure import put_schema, settle_schema
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.data.ports import ports_of
+from fedpipe.data.schema import Schema
 from fedpipe.data.settling import settled
 from fedpipe.learners.assembly import plan_model
 from fedpipe.registry.rehearsal import rehearse
@@ -76,16 +78,19 @@ def run(inputs: Inputs) -> Outputs:
     store = inputs.place.open()
     examples = _examples(store, inputs.shards)
     plan = _plan(inputs, examples)
-    schema = settle_schema(store, plan.federation, plan.run)
+
+    @functools.cache
+    def schema() -> Schema | None:
+        return settle_schema(store, plan.federation, plan.run, plan.shards)
 
     def initial() -> dict[str, Array]:
         check_deadline(store, plan.federation.quorum.deadline)
-        settled_ones = settled(examples, schema, plan.federation.class_names) if examples is not None else None
-        rehearse(plan.federation, inputs.code, settled_ones, schema)
+        known = settled(examples, schema(), plan.federation.class_names) if examples is not None else None
+        rehearse(plan.federation, inputs.code, known, schema())
         put_bytes(store, inputs.code.encode())
-        return plan_model(store, plan, schema=schema).initial_weights(plan.federation.training.seed)
+        return plan_model(store, plan, schema=schema()).initial_weights(plan.federation.training.seed)
 
-    return _outputs(inputs.place, plan, begin(store, plan, initial, digest_of_schema(schema)))
+    return _outputs(inputs.place, plan, begin(store, plan, initial, lambda: put_schema(store, schema())))
 
 
 def _outputs(place: RunPlace, plan: Plan, record: Record) -> Outputs:

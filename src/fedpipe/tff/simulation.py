@@ -37,7 +37,16 @@ from fedpipe.rounds.selection import SIMULATED, select, trainers
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, digest_of, encode, fetch_file, get_bytes, put_file
 from fedpipe.tff.algorithms import Process, make_own_process, make_process
-from fedpipe.tff.datasets import Client, check_alike, first_examples, form_of, test_batches, train_batches, whole_batch
+from fedpipe.tff.datasets import (
+    Client,
+    check_alike,
+    check_plain,
+    first_examples,
+    form_of,
+    test_batches,
+    train_batches,
+    whole_batch,
+)
 from fedpipe.tff.models import Code, FederatedModel
 from fedpipe.tff.runtime import federated
 from fedpipe.tff.state import make_state_manager
@@ -89,6 +98,7 @@ def make(
 
 def _arrays(examples: Examples) -> tuple[weights.Array, weights.Array]:
     """Returns features and labels, of which a simulation takes one array each. Raises DataError."""
+    check_plain(examples)
     return only_array(examples.x, "features"), only_array(examples.y, "labels")
 
 
