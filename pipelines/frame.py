@@ -52,7 +52,7 @@ def framed(
             "place": shard.outputs["place"], "shards": shard.outputs["shards"], "federation": federation_json,
             "code": code,
         }  # fmt: skip
-        if federation.data.is_table:
+        if federation.data.is_table and not (scored and federation.described_in_session):
             settings["described"] = describe(federation, about, together=not scored)
         begun = component(federation, "initialise")(**about, **settings)
         place_coordinator(begun, federation, "initialise")
@@ -72,9 +72,7 @@ def framed(
             exported = component(federation, "export")(place=place, weights=weights)
             place_coordinator(exported, federation, "export", signs=True)
             published["onnx"] = exported.outputs["onnx"]
-        reported = component(federation, "report")(
-            place=place, evaluation=evaluated.outputs["evaluation"], **published
-        )
+        reported = component(federation, "report")(place=place, evaluation=evaluated.outputs["evaluation"], **published)
         place_coordinator(reported, federation, "report")
 
     return dsl.pipeline(name=federation.name, description=description)(_with_form(form_of(federation), steps))
