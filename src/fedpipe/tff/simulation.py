@@ -84,7 +84,12 @@ def make(
 
 def _arrays(examples: Examples) -> tuple[weights.Array, weights.Array]:
     """Returns features and labels, of which a simulation takes one array each. Raises DataError."""
-    return only_array(examples.x, "features"), only_array(examples.y, "labels")
+    if isinstance(examples.x, dict):
+        raise DataError(
+            f"a simulation takes one array of features, but there are {', '.join(sorted(examples.x))}",
+            remedy="Use columns of numbers, booleans and dates only, or rehearse with `fedpipe run`.",
+        )
+    return examples.x, only_array(examples.y, "labels")
 
 
 @functools.lru_cache(maxsize=2)
