@@ -101,8 +101,8 @@ def test_pictures_are_taken_as_rows() -> None:
     ("code", "message"),
     [
         ("def build():\n    return 3\n", r"build\(\) returns int, not a Linear. Return fedpipe.learners.numpy.Linear"),
-        ("def build():\n    raise ValueError('oops')\n", r"build\(\) fails: ValueError: oops \(line 2\)"),
-        (LINEAR.replace("4, 3", "4"), r"build\(\) fails: TypeError: .*outputs.* \(line 5\)"),
+        ("def build():\n    raise ValueError('oops')\n", r"build\(\) fails, because ValueError: oops \(line 2\)"),
+        (LINEAR.replace("4, 3", "4"), r"build\(\) fails, because TypeError: .*outputs.* \(line 5\)"),
         (LINEAR.replace("4, 3", "4, 3, 'hinge'"), "unknown loss 'hinge'. Valid: softmax, squared."),
         (LINEAR.replace("build", "biuld"), "there is no function 'build'. Did you mean 'biuld'"),
     ],
