@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedpipe.data.disclosure import names_of_classes
 from fedpipe.data.examples import first_labels
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.contribute import fetched
@@ -105,6 +106,7 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
         assert examples is not None
         score = _score(model, plan, fetch_global(store, digest), "", digest, examples)
         central, confusion = Measured(examples=score.examples, metrics=score.metrics), score.confusion
+    names = names_of_classes(store, plan)
     valid = sorted((s for s in scores if not s.why and s.weights == digest), key=lambda s: s.learner)
     confusion = confusion or add_matrices([s.confusion for s in valid])
     return Evaluation(
@@ -114,7 +116,7 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
         learners={s.learner: Measured(examples=s.examples, metrics=s.metrics) for s in valid},
         left_out={s.learner: s.why or "the score belongs to other weights" for s in scores if s not in valid},
         confusion=confusion,
-        classes=tuple(str(k) for k in range(len(confusion))),
+        classes=names if len(names) == len(confusion) else tuple(str(k) for k in range(len(confusion))),
     )
 
 
