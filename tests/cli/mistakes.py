@@ -1,8 +1,10 @@
-"""Sixty and more mistakes of users, each made for real in a folder, with the command that finds it."""
+"""Mistakes of users, each made for real in a folder, with the command that finds it.
+
+`docs/messages.md` shows the messages; `python docs/messages.py` regenerates it.
+"""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,18 +46,16 @@ class Mistake(NamedTuple):
         cause: what the user did.
         make: makes the mistake in a folder that has a federation, a model.py, data and two models.
         command: the arguments of `fedpipe`.
-        message: regular expression for the cause in the message.
-        place: a text that names the place.
-        remedy: a text from the remedy.
+        says: a text of the message that names the cause.
+        place: a text of the message that names the place.
     """
 
     group: str
     cause: str
     make: Callable[[Path], Any]
     command: str
-    message: str
+    says: str
     place: str
-    remedy: str
 
 
 def prepare(folder: Path) -> None:
@@ -125,67 +125,87 @@ CHECK, PREDICT = "check federation.yaml", "predict patients.onnx table.csv"
 def federation_file() -> Iterator[Mistake]:
     """Mistakes in federation.yaml."""
 
-    def one(cause: str, make: Callable[[Path], Any], message: str, place: str, remedy: str = "") -> Mistake:
-        return Mistake("The federation file", cause, make, CHECK, message, place, remedy)
+    def one(cause: str, make: Callable[[Path], Any], says: str, place: str) -> Mistake:
+        return Mistake("The federation file", cause, make, CHECK, says, place)
 
-    yield one("a key is misspelt", text("training:", "trainning:"), "x", "trainning")
-    yield one("a number is text", text("rounds: 1", "rounds: many"), "x", "training.rounds")
-    yield one("a number is out of range", text("rounds: 1", "rounds: 0"), "x", "training.rounds")
+    yield one("a key is misspelt", text("training:", "trainning:"), "unknown key 'trainning'", "trainning")
+    yield one("a number is text", text("rounds: 1", "rounds: many"), "got `str`", "training.rounds")
+    yield one("a number is out of range", text("rounds: 1", "rounds: 0"), ">= 1", "training.rounds")
     yield one(
-        "a number is infinite", text("rounds: 1", "rounds: 1\n  learning_rate: .inf"), "x", "training.learning_rate"
+        "a number is infinite",
+        text("rounds: 1", "rounds: 1\n  learning_rate: .inf"),
+        "not a finite number",
+        "training.learning_rate",
     )
-    yield one("two learners have one name", text("name: south", "name: north"), "x", "learners")
-    yield one("a name has a space", text("name: south", "name: south wing"), "x", "learners")
-    yield one("a framework is unknown", text("numpy", "pytorch"), "x", "framework")
-    yield one("the YAML is broken", text("data:\n", "data:\n\t"), "x", "federation.yaml")
-    yield one("a key is given twice", text("store: store", "store: store\nstore: other"), "x", "federation.yaml")
-    yield one("the file is empty", written("federation.yaml", ""), "x", "federation.yaml")
-    yield one("the file is not text", written("federation.yaml", b"\xff\xfe\x00"), "x", "federation.yaml")
+    yield one("two learners have one name", text("name: south", "name: north"), "listed twice", "learners")
+    yield one("a name has a space", text("name: south", "name: south wing"), "not a safe name", "learners")
+    yield one("a framework is unknown", text("numpy", "pytorch"), "'pytorch'", "framework")
+    yield one("the YAML is broken", text("data:\n", "data:\n\t"), "line 6, column 1", "federation.yaml")
     yield one(
-        "the quorum is above the learners", text("training:", "quorum: {min_learners: 3}\ntraining:"), "x", "quorum"
+        "a key is given twice",
+        text("store: store", "store: store\nstore: other"),
+        "'store' is written twice",
+        "federation.yaml",
     )
-    yield one("the store has an unknown scheme", text("store: store", "store: gs://bucket"), "x", "store")
-    yield one("nothing names the data", text("data:\n  uri: data.npz\n", ""), "x", "data")
+    yield one("the file is empty", written("federation.yaml", ""), "is not a table of keys", "federation.yaml")
+    yield one("the file is not text", written("federation.yaml", b"\xff\xfe\x00"), "not UTF-8", "federation.yaml")
+    yield one(
+        "the quorum is above the learners",
+        text("training:", "quorum: {min_learners: 3}\ntraining:"),
+        "is 3, but there are 2",
+        "quorum",
+    )
+    yield one("the store has an unknown scheme", text("store: store", "store: gs://bucket"), "unknown scheme", "store")
+    yield one("nothing names the data", text("data:\n  uri: data.npz\n", ""), "is missing", "data")
     yield one(
         "a rule is unknown",
         text("training:", "algorithm: {name: averaging, rule: average}\ntraining:"),
-        "x",
+        "'average'",
         "algorithm",
     )
     yield one(
-        "parts do not add up", text("data:", "data:\n  parts: {train: 0.9, vote: 0.2, test: 0.1}"), "x", "data.parts"
+        "parts do not add up",
+        text("data:", "data:\n  parts: {train: 0.9, vote: 0.2, test: 0.1}"),
+        "add up to 1.2",
+        "data.parts",
     )
 
 
 def model_file() -> Iterator[Mistake]:
     """Mistakes in model.py."""
 
-    def one(
-        cause: str, make: Callable[[Path], Any], message: str, place: str = "model.py", remedy: str = ""
-    ) -> Mistake:
-        return Mistake("model.py", cause, make, CHECK, message, place, remedy)
+    def one(cause: str, make: Callable[[Path], Any], says: str, place: str = "model.py") -> Mistake:
+        return Mistake("model.py", cause, make, CHECK, says, place)
 
-    yield one("the file does not exist", lambda folder: (folder / "model.py").unlink(), "x")
-    yield one("the syntax is wrong", written("model.py", "def build(:\n"), "x")
-    yield one("there is no such function", text("def build", "def make", "model.py"), "x")
-    yield one("the function fails", text("return Linear", "return 1 / 0 or Linear", "model.py"), "x")
-    yield one("the function returns nothing", text("return Linear", "Linear", "model.py"), "x")
-    yield one("an import fails", written("model.py", "import torch_of_mine\n"), "x")
-    yield one("the function takes arguments", text("build()", "build(a, b)", "model.py"), "x")
-    yield one("a setting is unknown", text("features=3", "inputs=3", "model.py"), "x")
-    yield one("a loss is unknown", text("outputs=3", "outputs=3, loss='mse'", "model.py"), "x")
-    yield one("there are more classes than outputs", text("outputs=3", "outputs=2", "model.py"), "x")
-    yield one("the features have another shape", text("features=3", "features=4", "model.py"), "x")
-    yield one("the file exits", written("model.py", "raise SystemExit(3)\n"), "x")
+    yield one("the file does not exist", lambda folder: (folder / "model.py").unlink(), "No such file")
+    yield one("the syntax is wrong", written("model.py", "def build(:\n"), "SyntaxError")
+    yield one("there is no such function", text("def build", "def make", "model.py"), "no function 'build'")
+    yield one(
+        "the function fails", text("return Linear", "return 1 / 0 or Linear", "model.py"), "division by zero (line 5)"
+    )
+    yield one("the function returns nothing", text("return Linear", "Linear", "model.py"), "returns NoneType")
+    yield one("an import fails", written("model.py", "import torch_of_mine\n"), "torch_of_mine")
+    yield one("the function takes arguments", text("build()", "build(a, b)", "model.py"), "build() takes a table")
+    yield one("a setting is unknown", text("features=3", "inputs=3", "model.py"), "'inputs' (line 5)")
+    yield one("a loss is unknown", text("outputs=3", "outputs=3, loss='mse'", "model.py"), "unknown loss 'mse'")
+    yield one(
+        "there are more classes than outputs",
+        text("outputs=3", "outputs=2", "model.py"),
+        "range from 0 to 2, but the model has 2",
+    )
+    yield one(
+        "the features have another shape",
+        text("features=3", "features=4", "model.py"),
+        "shape (3,), but the model takes (4,)",
+    )
+    yield one("the file exits", written("model.py", "raise SystemExit(3)\n"), "SystemExit")
 
 
 def datasets() -> Iterator[Mistake]:
     """Mistakes in the data of a training."""
 
-    def one(
-        cause: str, make: Callable[[Path], Any], message: str, place: str = "data.npz", remedy: str = ""
-    ) -> Mistake:
-        return Mistake("Data", cause, make, CHECK, message, place, remedy)
+    def one(cause: str, make: Callable[[Path], Any], says: str, place: str = "data.npz") -> Mistake:
+        return Mistake("Data", cause, make, CHECK, says, place)
 
     def objects(folder: Path) -> None:
         data(folder, x=np.array([[1, None, 3]] * 60, dtype=object))
@@ -203,128 +223,199 @@ def datasets() -> Iterator[Mistake]:
         np.savez(folder / "own.npz", x=np.zeros((20, 5)), y=np.zeros(20, int))
         text("- name: south", "- name: south\n    data: own.npz")(folder)
 
-    yield one("the file does not exist", lambda folder: (folder / "data.npz").unlink(), "x")
+    yield one("the file does not exist", lambda folder: (folder / "data.npz").unlink(), "no such dataset")
     yield one(
-        "the format is unknown", both(written("data.xlsx", "PK"), text("data.npz", "data.xlsx")), "x", "data.xlsx"
+        "the format is unknown",
+        both(written("data.xlsx", "PK"), text("data.npz", "data.xlsx")),
+        "unsupported format",
+        "data.xlsx",
     )
-    yield one("an array has another name", lambda folder: data(folder, x=None, features=np.ones((60, 3))), "x")
-    yield one("a feature is NaN", lambda folder: data(folder, x=broken(np.nan)), "x")
-    yield one("a feature is infinite", lambda folder: data(folder, x=broken(np.inf)), "x")
-    yield one("features are text", lambda folder: data(folder, x=np.full((60, 3), "a")), "x")
-    yield one("features are Python objects", objects, "x")
-    yield one("rows differ in length", ragged, "x")
-    yield one("features and labels differ in number", lambda folder: data(folder, y=np.zeros(59, int)), "x")
     yield one(
-        "labels are one-hot for a loss of classes", lambda folder: data(folder, y=np.eye(3)[np.arange(60) % 3]), "x"
+        "an array has another name", lambda folder: data(folder, x=None, features=np.ones((60, 3))), "no array 'x'"
     )
-    yield one("labels are text", lambda folder: data(folder, y=np.array(["a", "b", "c"] * 20)), "x")
-    yield one("a label is NaN", lambda folder: data(folder, y=np.where(np.arange(60) == 3, np.nan, 1.0)), "x")
-    yield one("labels are fractions", lambda folder: data(folder, y=np.arange(60) / 7), "x")
-    yield one("a label is negative", lambda folder: data(folder, y=np.arange(60) % 3 - 1), "x")
-    yield one("there are no examples", lambda folder: data(folder, x=np.zeros((0, 3)), y=np.zeros(0, int)), "x")
-    yield one("there are fewer examples than learners", lambda folder: data(folder, x=np.zeros((1, 3)), y=[0]), "x")
-    yield one("the file is cut off", cut, "x")
-    yield one("the file is something else", written("data.npz", "hello"), "x")
-    yield one("a Parquet file is broken", both(frame(), written("data.parquet", "PAR1")), "x", "data.parquet")
-    yield one("a column holds text", frame(c=["a"] * 60), "x", "data.parquet")
-    yield one("a column holds dates", frame(c=pa.array([0] * 60, pa.date32())), "x", "data.parquet")
-    yield one("a column has a null", frame(c=pa.array([None, *[1.0] * 59])), "x", "data.parquet")
+    yield one("a feature is NaN", lambda folder: data(folder, x=broken(np.nan)), "NaN or infinity, first in row 8")
+    yield one("a feature is infinite", lambda folder: data(folder, x=broken(np.inf)), "NaN or infinity, first in row 8")
     yield one(
-        "a column of keys has nulls", frame("site", site=pa.array([None, *["a", "b"] * 29, "a"])), "x", "data.parquet"
+        "features are text", lambda folder: data(folder, x=np.full((60, 3), "a")), "the features are text", "model.py"
     )
-    yield one("a column of keys does not exist", frame("ward"), "x", "data.parquet")
-    yield one("a learner's own data have other columns", own_data, "x", "south")
+    yield one("features are Python objects", objects, "objects")
+    yield one("rows differ in length", ragged, "objects")
+    yield one(
+        "features and labels differ in number",
+        lambda folder: data(folder, y=np.zeros(59, int)),
+        "60 features but 59 labels",
+    )
+    yield one(
+        "labels are one-hot for a loss of classes",
+        lambda folder: data(folder, y=np.eye(3)[np.arange(60) % 3]),
+        "labels have shape (3,)",
+        "model.py",
+    )
+    yield one("labels are text", lambda folder: data(folder, y=np.array(["a", "b", "c"] * 20)), "text")
+    yield one(
+        "a label is NaN",
+        lambda folder: data(folder, y=np.where(np.arange(60) == 3, np.nan, 1.0)),
+        "NaN or infinity, first in row 4",
+    )
+    yield one("labels are fractions", lambda folder: data(folder, y=np.arange(60) / 7), "not whole numbers", "model.py")
+    yield one(
+        "a label is negative", lambda folder: data(folder, y=np.arange(60) % 3 - 1), "range from -1 to 1", "model.py"
+    )
+    yield one("there are no examples", lambda folder: data(folder, x=np.zeros((0, 3)), y=np.zeros(0, int)), "empty")
+    yield one(
+        "there are fewer examples than learners",
+        lambda folder: data(folder, x=np.zeros((1, 3)), y=[0]),
+        "1 examples cannot be dealt to 2",
+        "data.shards",
+    )
+    yield one("the file is cut off", cut, "cannot be read")
+    yield one("the file is something else", written("data.npz", "hello"), "cannot be read")
+    yield one(
+        "a Parquet file is broken", both(frame(), written("data.parquet", "PAR1")), "cannot be read", "data.parquet"
+    )
+    yield one("a column of keys does not exist", frame("ward"), "'ward'", "data.parquet")
+    yield one("a column holds text", frame(c=["a"] * 60), "'a' is not a number", "data.parquet")
+    yield one("a column holds dates", frame(c=pa.array([0] * 60, pa.date32())), "not a number", "data.parquet")
+    yield one("a column has a null", frame(c=pa.array([None, *[1.0] * 59])), "row 1", "data.parquet")
+    yield one(
+        "a column of keys has nulls",
+        frame("site", site=pa.array([None, *["a", "b"] * 29, "a"])),
+        "key is missing",
+        "data.parquet",
+    )
+    yield one("a learner's own data have other columns", own_data, "(5,)", "south")
 
 
 def predictions() -> Iterator[Mistake]:
     """Mistakes in files to predict for."""
 
     def one(
-        cause: str, make: Callable[[Path], Any], message: str, place: str = "table.csv", remedy: str = "",
+        cause: str, make: Callable[[Path], Any], says: str, place: str = "table.csv",
         command: str = PREDICT,
     ) -> Mistake:  # fmt: skip
-        return Mistake("Predictions", cause, make, command, message, place, remedy)
+        return Mistake("Predictions", cause, make, command, says, place)
 
     def table(content: str | bytes) -> Callable[[Path], Any]:
         return written("table.csv", content)
 
-    yield one("a column is missing", table("age,smoker,sex\n1,no,f\n"), "x")
-    yield one("a name is written differently", table(TABLE.replace("age", "Age")), "x")
-    yield one("a name is given twice", table(TABLE.replace("sex", "age")), "x")
-    yield one("a cell is not a number", table(TABLE.replace("49", "old")), "x")
-    yield one("a number has a decimal comma", table(TABLE.replace(",", ";").replace("49", "49,5")), "x")
-    yield one("a number is too large", table(TABLE.replace("49", "1e400")), "x")
-    yield one("a cell is empty that never was", table(TABLE.replace("49", "")), "x")
-    yield one("a date is written another way", table(TABLE.replace("1970-01-01", "1.1.1970")), "x")
-    yield one("a boolean is a word of one's own", table(TABLE.replace("yes", "often")), "x")
-    yield one("the file is empty", table(""), "x")
-    yield one("there is only a header", table("age,smoker,sex,seen\n"), "x")
-    yield one("a row is too short", table(TABLE + "1,no\n"), "x")
-    yield one("the text is Latin-1", table(TABLE.replace("f", "ü").encode("latin-1")), "x")
-    yield one("the text is UTF-16 without a mark", table(TABLE.encode("utf-16-le")), "x")
-    yield one("a quote is not closed", table(TABLE.replace("m", '"m')), "x")
-    yield one("the header may be an example", written("p.csv", f"{','.join(map(str, range(10)))}\n" * 2), "x", "p.csv",
+    yield one("a column is missing", table("age,smoker,sex\n1,no,f\n"), "'seen' is missing")
+    yield one("a name is written differently", table(TABLE.replace("age", "Age")), "'age' is missing")
+    yield one("a name is given twice", table(TABLE.replace("sex", "age")), "'age'")
+    yield one("a cell is not a number", table(TABLE.replace("49", "old")), "'old' is not a number")
+    yield one(
+        "a number has a decimal comma", table(TABLE.replace(",", ";").replace("49", "49,5")), "'49,5' is not a number"
+    )
+    yield one("a number is too large", table(TABLE.replace("49", "1e400")), "too large for a number")
+    yield one("a cell is empty that never was", table(TABLE.replace("49", "")), "the cell is empty")
+    yield one(
+        "a date is written another way", table(TABLE.replace("1970-01-01", "1.1.1970")), "'1.1.1970' is not a date"
+    )
+    yield one("a boolean is a word of one's own", table(TABLE.replace("yes", "often")), "'often' is not a boolean")
+    yield one("the file is empty", table(""), "the table is empty")
+    yield one("there is only a header", table("age,smoker,sex,seen\n"), "but no rows")
+    yield one("a row is too short", table(TABLE + "1,no\n"), "row 3 (line 4) has 2 cells, not 4")
+    yield one("the text is Latin-1", table(TABLE.replace("f", "ü").encode("latin-1")), "line 3 is not text in UTF-8")
+    yield one("the text is UTF-16 without a mark", table(TABLE.encode("utf-16-le")), "zero byte")
+    yield one("a quote is not closed", table(TABLE.replace("m", '"m')), "begins at line 2")
+    yield one("the header may be an example", written("p.csv", f"{','.join(map(str, range(10)))}\n" * 2), "may be a header or an example", "p.csv",
               command="predict colours.onnx p.csv")  # fmt: skip
     yield one(
-        "a row has too few features", written("p.csv", "1,2,3\n"), "x", "p.csv", command="predict colours.onnx p.csv"
+        "a row has too few features",
+        written("p.csv", "1,2,3\n"),
+        "3 features, but the model takes 4",
+        "p.csv",
+        command="predict colours.onnx p.csv",
     )
-    yield one("the file does not exist", nothing, "x", "absent.csv", command="predict patients.onnx absent.csv")
-    yield one("the format is unknown", nothing, "x", "model.py", command="predict patients.onnx model.py")
-    yield one("a picture is for a model of rows", lambda folder: Image.new("L", (2, 2)).save(folder / "p.png"), "x", "p.png",
-              command="predict colours.onnx p.png")  # fmt: skip
-    yield one("the model is not ONNX", nothing, "x", "table.csv", command="predict table.csv table.csv")
-    yield one("the model does not exist", nothing, "x", "no.onnx", command="predict no.onnx table.csv")
-    yield one("no server answers", nothing, "x", "127.0.0.1", command="predict http://127.0.0.1:9 table.csv")
     yield one(
-        "the folder for predictions does not exist", nothing, "x", "no/out.csv", command=f"{PREDICT} -o no/out.csv"
+        "the file does not exist", nothing, "no such file", "absent.csv", command="predict patients.onnx absent.csv"
     )
-    yield one("predictions in an unknown format", nothing, "x", "out.xlsx", command=f"{PREDICT} -o out.xlsx")
+    yield one(
+        "the format is unknown", nothing, "unsupported format", "model.py", command="predict patients.onnx model.py"
+    )
+    yield one("a picture is for a model of rows", lambda folder: Image.new("L", (2, 2)).save(folder / "p.png"), "does not take pictures", "p.png",
+              command="predict colours.onnx p.png")  # fmt: skip
+    yield one(
+        "the model is not ONNX", nothing, "is not an ONNX model", "table.csv", command="predict table.csv table.csv"
+    )
+    yield one("the model does not exist", nothing, "no such file", "no.onnx", command="predict no.onnx table.csv")
+    yield one(
+        "no server answers", nothing, "does not answer", "127.0.0.1", command="predict http://127.0.0.1:9 table.csv"
+    )
+    yield one(
+        "the folder for predictions does not exist",
+        nothing,
+        "no such folder",
+        "no: ",
+        command=f"{PREDICT} -o no/out.csv",
+    )
+    yield one(
+        "predictions in an unknown format",
+        nothing,
+        "cannot be written in this format",
+        "out.xlsx",
+        command=f"{PREDICT} -o out.xlsx",
+    )
 
 
 def servers() -> Iterator[Mistake]:
     """Mistakes with a server."""
 
-    def one(
-        cause: str, make: Callable[[Path], Any], command: str, message: str, place: str, remedy: str = ""
-    ) -> Mistake:
-        return Mistake("The server", cause, make, command, message, place, remedy)
+    def one(cause: str, make: Callable[[Path], Any], command: str, says: str, place: str) -> Mistake:
+        return Mistake("The server", cause, make, command, says, place)
 
-    yield one("the folder of models does not exist", nothing, "serve --models absent", "x", "absent")
+    yield one("the folder of models does not exist", nothing, "serve --models absent", "no such folder", "absent")
     yield one(
-        "the file of the token is empty", written("token", ""), "serve --models . --token-file token", "x", "token"
+        "the file of the token is empty",
+        written("token", ""),
+        "serve --models . --token-file token",
+        "no ASCII token",
+        "token",
     )
-    yield one("the port is taken", nothing, "serve --models . --port {taken}", "x", "{taken}")
-    yield one("there is no such version", nothing, "promote clinic 7 -f federation.yaml", "x", "clinic")
-    yield one("there is no such model", nothing, "promote other --latest -f federation.yaml", "x", "other")
+    yield one("the port is taken", nothing, "serve --models . --port {taken}", "not available", "{taken}")
+    yield one("there is no such version", nothing, "promote clinic 7 -f federation.yaml", "no model 'clinic'", "clinic")
+    yield one(
+        "there is no such model", nothing, "promote other --latest -f federation.yaml", "no model 'other'", "other"
+    )
 
 
 def stores_and_runs() -> Iterator[Mistake]:
     """Mistakes with stores, runs and identities."""
 
-    def one(
-        cause: str, make: Callable[[Path], Any], command: str, message: str, place: str, remedy: str = ""
-    ) -> Mistake:
-        return Mistake("Stores, runs and identities", cause, make, command, message, place, remedy)
+    def one(cause: str, make: Callable[[Path], Any], command: str, says: str, place: str) -> Mistake:
+        return Mistake("Stores, runs and identities", cause, make, command, says, place)
 
-    yield one("the file does not exist", nothing, "run absent.yaml", "x", "absent.yaml")
-    yield one("the store cannot be written", text("store: store", "store: /proc/nope"), CHECK, "x", "/proc/nope")
-    yield one("the store is a file", written("store", "x"), CHECK, "x", "store")
-    yield one("nothing was trained", nothing, "export federation.yaml", "x", "federation.yaml")
-    yield one("there is no such run", nothing, "export federation.yaml --run june", "x", "june")
-    yield one("there is no such run to report", nothing, "report june -f federation.yaml", "x", "june")
-    yield one("one run is compared", nothing, "compare june -f federation.yaml", "x", "june")
-    yield one("no run can be stopped", nothing, "stop june -f federation.yaml", "x", "clinic")
-    yield one("there is no such learner", nothing, "enroll west -f federation.yaml", "x", "west")
-    yield one("nobody is enrolled", nothing, "revoke north -f federation.yaml", "x", "north")
-    yield one("the folder is taken", nothing, "init .", "x", ".")
-    yield one("an option is misspelt", nothing, "run federation.yaml --storre x", "x", "--storre")
-    yield one("a parameter is unknown", nothing, "run federation.yaml -p lr=0.1", "x", "lr")
-
-
-def taken_port() -> tuple[socket.socket, int]:
-    """Returns a socket that occupies a port, and the port."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    return listener, listener.getsockname()[1]
+    yield one("the file does not exist", nothing, "run absent.yaml", "No such file", "absent.yaml")
+    yield one(
+        "the store cannot be written",
+        text("store: store", "store: /proc/nope"),
+        CHECK,
+        "cannot be written",
+        "/proc/nope",
+    )
+    yield one("the store is a file", written("store", "x"), CHECK, "is a file", "store")
+    yield one("nothing was trained", nothing, "export federation.yaml", "no trained model", "federation.yaml")
+    yield one("there is no such run", nothing, "export federation.yaml --run june", "no trained model", "clinic")
+    yield one("there is no such run to report", nothing, "report june -f federation.yaml", "no run 'june'", "june")
+    yield one("one run is compared", nothing, "compare june -f federation.yaml", "two runs", "compare")
+    yield one("no run can be stopped", nothing, "stop june -f federation.yaml", "no run 'june'", "clinic")
+    yield one("there is no such learner", nothing, "enroll west -f federation.yaml", "no learner 'west'", "west")
+    yield one("nobody is enrolled", nothing, "revoke north -f federation.yaml", "not enrolled", "north")
+    yield one("the folder is taken", nothing, "init .", "already exists", ".")
+    yield one("an option is misspelt", nothing, "run federation.yaml --storre x", "No such option", "--storre")
+    yield one("a parameter is unknown", nothing, "run federation.yaml -p lr=0.1", "unknown parameter 'lr'", "lr")
 
 
 MISTAKES = [*federation_file(), *model_file(), *datasets(), *predictions(), *servers(), *stores_and_runs()]
+
+
+def shown(message: str, folder: Path, port: int) -> str:
+    """Returns a message as the page shows it: without the folder, the port and breaks of lines."""
+    text = " ".join(message.replace(f"file://{folder}/", "file:///home/me/").replace(f"{folder}/", "").split())
+    return text.replace(str(port), "8080").removeprefix("fedpipe: ")
+
+
+def row_of(mistake: Mistake, message: str) -> str:
+    """Returns the line of the page for a mistake and its message."""
+    fence = "``" if "`" in message else "`"
+    space = " " if message.endswith("`") else ""
+    return f"- {mistake.cause[0].upper()}{mistake.cause[1:]}: {fence}{space}{message}{space}{fence}"

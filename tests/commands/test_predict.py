@@ -90,6 +90,10 @@ def test_parquet_and_arrays_give_the_same(model: str, tmp_path: Path) -> None:
     answers = predict_file(model, tmp_path / "inputs.npz")
     np.testing.assert_allclose(shares(answers), ILL, rtol=1e-5)
     assert answers.accuracy == 0.75
+    names = ["ill", "healthy", "unknown", ""]
+    np.savez(tmp_path / "named.npz", numbers=numbers, categories=[["m"], ["f"], [""], ["f"]], y=names)
+    answers = predict_file(model, tmp_path / "named.npz")
+    assert (answers.accuracy, int(answers.labelled.sum())) == (1.0, 2)
 
 
 def test_a_table_without_a_header_is_taken_in_the_models_order_with_a_remark(model: str, tmp_path: Path) -> None:
@@ -116,7 +120,10 @@ def test_other_columns_are_named(model: str, tmp_path: Path) -> None:
         ),
         ("ward,bed\n1,2\n", "4 columns are missing: 'age', 'smoker', 'sex', 'seen'"),
         (RAW.replace("48,", "old,"), r"d\.csv: column 'age', row 4 \(line 5\): 'old' is not a number"),
-        (RAW.replace("53,", ","), r"column 'age', row 3: the cell is empty, but no value of this column was missing"),
+        (
+            RAW.replace("53,", ","),
+            r"column 'age', row 3 \(line 4\): the cell is empty, but no value of this column was missing",
+        ),
         (RAW.replace("yes", "often"), r"column 'smoker', row 1 \(line 2\): 'often' is not a boolean"),
         (RAW.replace("NA", "1.2.1970"), r"column 'seen', row 3 \(line 4\): '1\.2\.1970' is not a date"),
         (RAW.replace("53", "1e39"), "cannot hold the value 1e\\+39"),
@@ -137,8 +144,11 @@ def test_predictions_are_written_in_the_order_of_the_rows(model: str, tmp_path: 
         assert "accuracy 1.0000 over 4 examples" in done.output
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert [row["prediction"] for row in rows] == ["ill", "healthy", "ill", "healthy"]
-    assert list(rows[0]) == ["prediction", "probability", "ill", "label"]
-    np.testing.assert_allclose([float(row["ill"]) for row in rows], ILL, rtol=1e-5)
+    assert list(rows[0]) == ["prediction", "probability", "probability of healthy", "probability of ill", "label"]
+    np.testing.assert_allclose([float(row["probability of ill"]) for row in rows], ILL, rtol=1e-5)
+    np.testing.assert_allclose(
+        [float(row["probability"]) for row in rows], np.maximum(ILL, 1 - np.array(ILL)), rtol=1e-5
+    )
     loaded = json.loads((tmp_path / "out.json").read_text())
     assert [row["label"] for row in loaded] == ["ill", "healthy", "ill", "healthy"]
     table = parquet.read_table(tmp_path / "out.parquet")
@@ -147,12 +157,24 @@ def test_predictions_are_written_in_the_order_of_the_rows(model: str, tmp_path: 
         np.testing.assert_array_equal(arrays["classes"], [1, 0, 1, 0])
     for name, message in (
         ("out.txt", "cannot be written in this format"),
-        ("no/out.csv", "cannot be written: No such"),
+        ("no/out.csv", "there is no such folder"),
     ):
         done = CliRunner().invoke(app, ["predict", model, str(path), "-o", str(tmp_path / name)])
         assert done.exit_code != 0
         assert isinstance(done.exception, InputError | SystemExit)
         assert message in f"{done.exception} {done.output}"
+
+
+def test_outputs_whose_names_are_taken(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Identity", ["x"], [name]) for name in ("probability", "prediction", "label")]
+    outputs = [value(name, TensorProto.FLOAT, ["n", 1]) for name in ("probability", "prediction", "label")]
+    graph = helper.make_graph(nodes, "g", [value("x", TensorProto.FLOAT, ["n", 1])], outputs)
+    (tmp_path / "m.onnx").write_bytes(onnx_model(graph, Card(classes=("no", "yes"))))
+    assert columns_of(predict_file(str(tmp_path / "m.onnx"), written(tmp_path, "x\n0.25\n"))) == {
+        "prediction": ["no"], "probability": [0.75], "probability of no": [0.75], "probability of yes": [0.25],
+        "output prediction": [0.25], "output label": [0.25],
+    }  # fmt: skip
 
 
 def test_several_inputs_and_outputs_by_name(tmp_path: Path) -> None:
@@ -232,7 +254,8 @@ def test_features_that_a_model_must_not_get(values: Any, message: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bad"), [("UINT8", 256), ("UINT8", -1), ("INT64", 1.5), ("BOOL", 2), ("INT32", np.nan)]
+    ("dtype", "bad"),
+    [("UINT8", 256), ("UINT8", -1), ("INT64", 1.5), ("INT64", 2.0**53 + 2), ("BOOL", 2), ("INT32", np.nan)],
 )
 def test_whole_numbers_are_not_cut_off(dtype: str, bad: float, tmp_path: Path) -> None:
     value = helper.make_tensor_value_info
@@ -260,3 +283,23 @@ def test_inputs_by_name(model: str) -> None:
     for call, message in zip(changes, messages, strict=True):
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_columns_by_name_in_python(model: str) -> None:
+    table: dict[str, Any] = {
+        "seen": [date(1970, 1, 1), None, np.datetime64("NaT"), "1970-01-01"], "sex": ["m", "f", None, "f"],
+        "age": np.array([49, 49, 53, 48]), "smoker": [True, None, "no", 1],
+    }  # fmt: skip
+    np.testing.assert_allclose(predict(model, table).outputs[:, 0], ILL, rtol=1e-5)
+    days = np.array(["1970-01-01", "NaT", "NaT", "1970-01-01"], "datetime64[ns]")
+    np.testing.assert_allclose(predict(model, {**table, "seen": days}).outputs[:, 0], ILL, rtol=1e-5)
+    for changes, message in (
+        ({"ward": [1] * 4}, "the model does not take 'ward'. Leave other columns out"),
+        ({"age": [1]}, r"the columns differ in shape: 'age' \(1,\), 'smoker' \(4,\)"),
+        ({"age": ["x"] * 4}, r"the features: column 'age', row 1: 'x' is not a number"),
+    ):
+        with pytest.raises(DataError, match=message):
+            predict(model, {**table, **changes})
+    del table["age"]
+    with pytest.raises(DataError, match="the column 'age' is missing"):
+        predict(model, table)

@@ -31,7 +31,7 @@ TWO = "a,b\n1,x\n2,y\n"
         TWO.replace(",", ";"), TWO.replace(",", "\t"), TWO.replace(",", "|"), TWO.replace(",", " , "),
         TWO.replace("\n", ",\n"), "a,b\n1,x,\n2,y,\n", '"a","b"\n"1","x"\n"2","y"\n',
         TWO.encode("utf-8-sig"), TWO.encode("utf-16"), b"\xfe\xff" + TWO.encode("utf-16-be"),
-        "# written by R\n#\n" + TWO,
+        "# written by R\n#\n" + TWO, "sep=;\n" + TWO.replace(",", ";"), ("sep=,\n" + TWO).encode("utf-8-sig"),
     ],
 )  # fmt: skip
 def test_the_same_table_in_many_forms(text: str | bytes, tmp_path: Path) -> None:

@@ -245,6 +245,12 @@ def test_a_size_of_strings_that_is_not_a_number(size: Any) -> None:
         parse(head + bytes(8), str(len(head)), [WORDS], OUT)
 
 
+def test_more_strings_than_fit_into_memory() -> None:
+    with pytest.raises(RequestError, match="has 8388608 strings, but at most 4194304 are allowed") as refused:
+        parse(body(tensor(shape=[2**22, 2], datatype="BYTES", data=["a"])), None, [WORDS], OUT)
+    assert refused.value.status == 413
+
+
 def test_strings_in_json() -> None:
     found = parse(body(tensor(shape=[1, 2], datatype="BYTES", data=["a", "ü"])), None, [WORDS], OUT).feed["x"]
     assert found.tolist() == [["a", "ü"]]

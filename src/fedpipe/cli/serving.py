@@ -70,8 +70,10 @@ def predict(
     ] = None,
 ) -> None:
     """Predict with an ONNX file, or with a model on a server."""
-    from fedpipe.commands.predict import predict_file, write_outputs
+    from fedpipe.commands.predict import check_output, predict_file, write_outputs
 
+    if output is not None:
+        check_output(output)
     answers = predict_file(model, data, header=header)
     for text in answers.remarks:
         note(text)
@@ -80,7 +82,7 @@ def predict(
     if count > rows:
         say(f"{rows} of {count} shown")
     if answers.accuracy is not None:
-        say(f"accuracy {answers.accuracy:.4f} over {count} examples")
+        say(f"accuracy {answers.accuracy:.4f} over {answers.labelled.sum()} examples")
     if output is not None:
         write_outputs(answers, output)
         say(f"wrote {output}")
@@ -214,9 +216,9 @@ def _token(file: Path | None) -> str:
     try:
         token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("the token cannot be read", where=str(file)) from error
+        raise InputError("the token cannot be read", where=str(file), remedy="Check the path.") from error
     if not token or not token.isascii():
-        raise InputError("contains no ASCII token", where=str(file))
+        raise InputError("contains no ASCII token", where=str(file), remedy="Write the token into the file.")
     return token
 
 
@@ -244,13 +246,10 @@ def promote(
     ] = None,
 ) -> None:
     """Choose the version of a model that answers; servers follow within seconds."""
-    from fedpipe.serving.catalogue import locate
-    from fedpipe.serving.promotion import promote as decide
-    from fedpipe.serving.promotion import split_for
+    from fedpipe.commands.promote import promote as choose
 
-    place = locate(source=_federation_file(file, store, models), store=store, folder=models)
-    home = place.find_folder(name).models
-    split = decide(home, name, split_for(home, name, version, latest=latest, canary=canary)).split
+    source = _federation_file(file, store, models)
+    split = choose(name, version, source=source, store=store, models=models, latest=latest, canary=canary)
     say(f"{name}: {split} from now on")
 
 

@@ -6,34 +6,41 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fedpipe.commands.opened import is_known, known_runs, no_run, open_federation
+from fedpipe.commands.opened import StoreGiven, is_known, known_runs, no_run, open_federation
 from fedpipe.commands.watch import LOOK_AGAIN
 from fedpipe.errors import InputError
-from fedpipe.reports import plots
+from fedpipe.federation.sources import Source
+from fedpipe.reports.drawing import Drawing
+from fedpipe.reports.plots import learning_curves
+from fedpipe.reports.png import painted
 from fedpipe.reports.story import Story, read_story
-from fedpipe.reports.vote_plots import metrics_of, vote_figure, vote_pictures
+from fedpipe.reports.vote_plots import vote_pictures
 from fedpipe.rounds.history import read_record
 from fedpipe.store import keys
 from fedpipe.store.files import write_whole
 
 FORMATS = (".html", ".png", ".svg")
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{again}<style>
-body {{ font: 15px system-ui, sans-serif; margin: 1rem }} svg {{ max-width: 100%; height: auto }}</style>
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>{again}<style>
+:root {{ color-scheme: light dark; --paper: #fff }}
+@media (prefers-color-scheme: dark) {{ :root {{ --paper: #11161d }} }}
+body {{ font: 15px system-ui, sans-serif; margin: 1rem; background: var(--paper) }}
+svg {{ max-width: 100%; height: auto }}</style>
 </head><body><h1>{title}</h1><p>{state}</p>{pictures}</body></html>
 """
 
 
 def plot(
-    source: str | Path, run: str, output: str | Path, *, store: str | None = None, live: bool = True,
+    source: Source, run: str, output: str | Path, *, store: StoreGiven = None, live: bool = True,
     listener: Callable[[str], None] = lambda _: None, again: float = LOOK_AGAIN, wait: bool = False,
 ) -> None:  # fmt: skip
     """Draws a run's scores over the rounds and its ballots; redraws them after each round until the run has ended.
 
     Args:
-        source: the federation file.
+        source: the federation file, or its content.
         run: the run's name.
         output: an .html, .svg or .png file; the page of a run in progress reloads itself.
-        store: URI of a store to use instead of the federation's.
+        store: a store to use instead of the federation's.
         live: continues until the run has ended.
         listener: receives the state of the run after each drawing.
         again: seconds between two looks at the store.
@@ -42,6 +49,11 @@ def plot(
     Raises:
         NotFoundError: there is no such run.
         InputError: the file cannot be written, or has an unsupported format.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml", name="run-1", training={"rounds": 2})
+    >>> fedpipe.plot("demo/federation.yaml", "run-1", "run-1.svg", live=False, listener=print)
+    round 2 of 2
     """
     path = Path(output)
     if path.suffix not in FORMATS:
@@ -71,11 +83,14 @@ def plot(
 
 
 def _drawn(story: Story, suffix: str, state: str, *, in_progress: bool) -> bytes:
-    voted = story.plan.federation.vote is not None
     if suffix == ".html":
         again = '<meta http-equiv="refresh" content="2">' if in_progress else ""
-        pictures = "".join(vote_pictures(story) if voted else plots.learning_curves(story))
+        pictures = "".join(drawing.svg() for drawing in _drawings(story))
         title = f"{story.plan.federation.name}, {story.plan.run}"
         return _PAGE.format(title=title, again=again, state=state, pictures=pictures).encode()
-    figures = [vote_figure(story, metrics_of(story)[0])] if voted else plots.learning_figures(story)
-    return plots.png(figures[0]) if suffix == ".png" else plots.svg(figures[0]).encode()
+    first = next(iter(_drawings(story)), Drawing(400, 60, "there is nothing to draw yet"))
+    return painted(first) if suffix == ".png" else first.svg().encode()
+
+
+def _drawings(story: Story) -> list[Drawing]:
+    return vote_pictures(story) if story.plan.federation.vote else learning_curves(story)

@@ -27,13 +27,20 @@ class Answers(NamedTuple):
     remarks: tuple[str, ...] = ()
 
     @property
-    def accuracy(self) -> float | None:
-        """The share of labelled examples whose class is their label; None without classes or labels."""
+    def labelled(self) -> Array:
+        """Whether each example has the label of a class: neither NaN nor the number of an unknown class."""
         classes = self.prediction.classes
         if classes is None or self.labels is None or self.labels.shape != classes.shape:
+            return np.zeros(len(self.prediction.outputs), bool)
+        return np.asarray(self.labels >= 0)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of labelled examples whose class is their label; None without classes or labels."""
+        known, classes = self.labelled, self.prediction.classes
+        if classes is None or self.labels is None or not known.any():
             return None
-        known = self.labels >= 0  # neither NaN nor the number of an unknown class
-        return float(np.mean(classes[known] == self.labels[known])) if known.any() else None
+        return float(np.mean(classes[known] == self.labels[known]))
 
     def label(self, row: int) -> str:
         """Returns the label of an example by its name, if classes have names; "" if it is missing."""
@@ -46,7 +53,7 @@ class Answers(NamedTuple):
         return str(label)
 
 
-def predict_file(model: str, data: str | Path, *, header: bool | None = None) -> Answers:
+def predict_file(model: str | Path, data: str | Path, *, header: bool | None = None) -> Answers:
     """Predicts for the examples in a file.
 
     Args:
@@ -56,38 +63,59 @@ def predict_file(model: str, data: str | Path, *, header: bool | None = None) ->
 
     Raises:
         InputError: the model cannot be opened, or the data does not fit it.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml")
+    >>> fedpipe.predict_file(result.model, "demo/digits.npz").accuracy > 0.9
+    True
     """
     opened = _opened(model)
     features, labels, remarks = read_features(Path(data), opened.inputs, opened.card, header=header)
     return Answers(predict_batch(opened, features), labels, remarks)
 
 
-def _opened(model: str) -> Predictor:
-    if not model.startswith(("http://", "https://")):
+def _opened(model: str | Path) -> Predictor:
+    if not str(model).startswith(("http://", "https://")):
         return open_model(Path(model))
     from fedpipe.serving.client import RemoteModel
 
-    return RemoteModel(model)
+    return RemoteModel(str(model))
 
 
 def columns_of(answers: Answers) -> dict[str, list[Any]]:
-    """Returns predictions as the columns of a table: class and probability, or the values of each output, and labels.
+    """Returns predictions as the columns of a table, in the order of the examples.
 
-    A column of values has the name of its output, with the class or the position if the output has several columns.
+    A classifier has the class, its probability and that of every class. Other outputs have columns of their own names,
+    with a position if they are more than one. The last column has the labels.
     """
     prediction, columns = answers.prediction, dict[str, list[Any]]()
-    count = len(prediction.outputs)
+    count, outputs = len(prediction.outputs), dict(prediction.by_name)
     if prediction.classes is not None and prediction.probabilities is not None:
         columns["prediction"] = [prediction.name(row) for row in range(count)]
         columns["probability"] = prediction.probabilities.tolist()
-    for position, (name, array) in enumerate(prediction.by_name.items()):
+        shares = outputs.pop(next(iter(outputs))).reshape(count, -1)
+        shares = np.concatenate([1 - shares, shares], axis=1) if shares.shape[1] == 1 else shares
+        for column in range(shares.shape[1]):
+            columns[f"probability of {prediction.names[column] if prediction.names else column}"] = shares[
+                :, column
+            ].tolist()
+    for name, array in outputs.items():
         flat = array.reshape(len(array), -1)
-        names = prediction.names if position == 0 and len(prediction.names) == flat.shape[1] else range(flat.shape[1])
-        for column, suffix in enumerate(names):
-            columns[name if flat.shape[1] == 1 else f"{name}[{suffix}]"] = flat[:, column].tolist()
+        for column in range(flat.shape[1]):
+            title = name if flat.shape[1] == 1 else f"{name}[{column}]"
+            columns[f"output {title}" if title in (*columns, "label") else title] = flat[:, column].tolist()
     if answers.labels is not None and len(answers.labels) == count and answers.labels.ndim == 1:
         columns["label"] = [answers.label(row) for row in range(count)]
     return columns
+
+
+def check_output(path: Path) -> None:
+    """Checks, before anything is predicted, that predictions can be written to a file. Raises InputError."""
+    if path.suffix.lower() not in _WRITERS:
+        remedy = f"Use {', '.join(_WRITERS)}."
+        raise InputError("predictions cannot be written in this format", where=str(path), remedy=remedy)
+    if not path.parent.is_dir():
+        raise InputError("there is no such folder", where=str(path.parent), remedy="Create it, or choose another.")
 
 
 def write_outputs(answers: Answers, path: str | Path) -> None:
@@ -100,15 +128,10 @@ def write_outputs(answers: Answers, path: str | Path) -> None:
     Raises:
         InputError: the file cannot be written, or has another format.
     """
-    writers: dict[str, Callable[[Answers, Path], None]] = {
-        ".npz": _write_arrays, ".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json,
-    }  # fmt: skip
     path = Path(path)
-    if path.suffix.lower() not in writers:
-        remedy = f"Use {', '.join(writers)}."
-        raise InputError("predictions cannot be written in this format", where=str(path), remedy=remedy)
+    check_output(path)
     try:
-        writers[path.suffix.lower()](answers, path)
+        _WRITERS[path.suffix.lower()](answers, path)
     except OSError as error:
         remedy = "Choose a folder that exists and is writable."
         raise InputError(f"cannot be written: {error.strerror or error}", where=str(path), remedy=remedy) from error
@@ -144,3 +167,8 @@ def _write_parquet(answers: Answers, path: Path) -> None:
     from pyarrow import parquet, table  # takes 0.2 s, which the other formats do not need
 
     parquet.write_table(table(columns_of(answers)), path)
+
+
+_WRITERS: dict[str, Callable[[Answers, Path], None]] = {
+    ".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json, ".npz": _write_arrays,
+}  # fmt: skip

@@ -68,14 +68,18 @@ def parse_cells(
     try:
         parsed.extend(map(parse, cells))
     except _CellError as error:
-        row = len(parsed)
-        line = f" (line {lines[row]})" if lines is not None else ""
-        place = f"{where}: {f'column {column!r}, ' if column else ''}row {row + 1}{line}"
+        place = place_of(where, column, len(parsed), lines)
         remedy = (
             f"Correct the cell: the model takes a {kind} here." if fixed and "eclare" in error.remedy else error.remedy
         )
         raise DataError(str(error), where=place, remedy=remedy) from None
     return np.array(parsed, np.float64) if kind in NUMERIC else as_strings(parsed)
+
+
+def place_of(where: str, column: str, row: int, lines: Sequence[int] | None = None) -> str:
+    """Names a cell in messages; rows count from 0 here, and from 1 for people."""
+    line = f" (line {lines[row]})" if lines is not None else ""
+    return f"{where}: {f'column {column!r}, ' if column else ''}row {row + 1}{line}"
 
 
 def fits(kind: Kind, cells: Iterable[Any]) -> bool:
@@ -93,6 +97,8 @@ def is_missing(cell: Any) -> bool:
         return cell.strip() in MISSING
     if isinstance(cell, Decimal):
         return cell.is_nan()
+    if type(cell).__name__ in ("NAType", "NaTType"):  # of pandas
+        return True
     return cell is None or (isinstance(cell, float | np.generic) and bool(cell != cell))  # NaN and NaT
 
 

@@ -15,6 +15,7 @@ import codecs
 import csv
 import io
 import itertools
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ _LONG_COUNT = 10
 """Numbers of a first row that count up like the names of pixels; fewer are an example."""
 _MOST_CELL = 2**24
 _SAMPLED_LINES = 50
+_NAMED_SEPARATOR = re.compile(r"sep=([,;|\t])")
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
@@ -93,11 +95,14 @@ def _parse(text: str, path: Path) -> tuple[list[Row], list[Row]]:
     """Returns comments at the top and all other rows, both split into cells."""
     lines = io.StringIO(text, newline="").readlines()
     skipped = list(itertools.takewhile(lambda line: line.startswith("#") or not line.strip(), lines))
-    separator = _separator(lines[len(skipped) :])
+    named = _NAMED_SEPARATOR.fullmatch(lines[len(skipped)].strip()) if len(skipped) < len(lines) else None
+    if named:  # as Excel writes it
+        skipped.append(lines[len(skipped)])
+    separator = named[1] if named else _separator(lines[len(skipped) :])
     comments = [
         Row(number, next(csv.reader([line.lstrip("# \t")], delimiter=separator)))
         for number, line in enumerate(skipped, 1)
-        if line.strip("# \t\r\n")
+        if line.startswith("#") and line.strip("# \t\r\n")
     ]
     return comments, list(_records(lines[len(skipped) :], separator, len(skipped), path))
 

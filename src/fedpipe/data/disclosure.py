@@ -122,11 +122,5 @@ def schema_of(store: Store, plan: Plan) -> Schema | None:
     return _read(store, begun.schema)
 
 
-def names_of_classes(store: Store, plan: Plan) -> tuple[str, ...]:
-    """Returns the names of a run's classes, in order: those of its table, or of the federation file; empty for none."""
-    schema = schema_of(store, plan)
-    return plan.federation.class_names if schema is None else schema.classes
-
-
 def _read(store: Store, digest: str) -> Schema:
     return decode(get_bytes(store, digest, limit=LARGEST_SCHEMA), Schema, where=f"schema {digest}")

@@ -203,7 +203,8 @@ def _check_arrays(
     check_examples(x, y, uri)
     keys = arrays[key] if key else None
     if keys is not None and keys.shape != (length_of(y),):
-        raise DataError(f"{key!r} does not have one key per example", where=uri)
+        remedy = "Give each example one key."
+        raise DataError(f"{key!r} does not have one key per example", where=uri, remedy=remedy)
     return Examples(x, y), keys
 
 
@@ -222,9 +223,10 @@ def check_examples(x: Tree, y: Tree, where: str, weight: Array | None = None) ->
                 raise DataError(
                     f"there are {len(array)} {what} {f'in {name!r} ' if name else ''}but {length_of(y)} labels",
                     where=where,
+                    remedy="Give each example one label.",
                 )
     if not length_of(y):
-        raise DataError("the dataset is empty", where=where)
+        raise DataError("the dataset is empty", where=where, remedy="Check how the file was written.")
     if weight is not None:
         if weight.shape != (length_of(y),) or weight.dtype.kind not in "biuf":
             raise DataError("the sample weights are not one number per example", where=where)
@@ -234,7 +236,8 @@ def check_examples(x: Tree, y: Tree, where: str, weight: Array | None = None) ->
 
 def _check_values(array: Array, what: str, where: str, *, missing: bool) -> None:
     if array.ndim == 0 or (array.dtype.kind not in "biuf" and not are_strings(array)):
-        raise DataError(f"the {what} are neither numbers nor text (dtype {array.dtype})", where=where)
+        remedy = "Convert them, or leave out other columns."
+        raise DataError(f"the {what} are neither numbers nor text (dtype {array.dtype})", where=where, remedy=remedy)
     if array.dtype.kind == "f" and not missing and not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0][0])
         raise DataError(

@@ -66,7 +66,9 @@ def chosen(names: Sequence[str], given: Sequence[str], what: str, optional: Sequ
     ) if wrong and any(given)]  # fmt: skip
     raise ModelError(
         f"the {what} are {found}, but the model has {_listed(names)}{': ' if flaws else ''}{'; '.join(flaws)}",
-        remedy=f"Return a dict with these names, or a tuple of {len(required)} arrays in this order.",
+        remedy=f"Return a dict with these names, or a tuple of {len(required)} arrays in this order."
+        if len(names) > 1
+        else "Return one array.",
     )
 
 

@@ -21,6 +21,7 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
 from fedpipe.learners.check import check_own_data, check_private_model, weight_shapes
 from fedpipe.learners.describe import described
+from fedpipe.learners.own_data import check_own_parts
 from fedpipe.learners.parts import Part
 from fedpipe.learners.reading import own_parts
 from fedpipe.registry.rehearsal import rehearse
@@ -203,7 +204,7 @@ def check_aggregation(federation: Federation, shapes: list[tuple[int, ...]]) -> 
 
 def check(
     federation: Federation, code: str, uri: str, store: str, call: Callable[..., Any] = called,
-    files: SimulationFiles | None = None,
+    files: SimulationFiles | None = None, *, own: bool = False,
 ) -> list[Checked]:  # fmt: skip
     """Runs all checks, without changing anything.
 
@@ -214,6 +215,7 @@ def check(
         store: URI of the store, to read its privacy ledgers; empty to skip them.
         call: calls a function with its arguments in an environment: `called`, or `Workers.call`.
         files: files of a simulation, which is checked instead of the learners' private training.
+        own: reads learners' own data as far as this machine reaches it; a run drops a learner whose data is wrong.
     """
     if files is not None:
         check_simulated(federation)
@@ -231,6 +233,9 @@ def check(
     findings.append(Checked("model", call(rehearse, federation, code, examples, schema, environment=environment)))
     if any(learner.data for learner in federation.learners):
         call(check_own_data, federation, code, environment=environment)
+        if own:
+            read = call(check_own_parts, federation, code, schema, environment=environment)
+            findings += [Checked(*found) for found in read]
     if simulated is not None:
         findings.append(simulated.result())
     if files is None and federation.aggregated_by_tff:

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fedpipe.data.examples import Examples
+from fedpipe.data.ports import fed
 from fedpipe.data.schema import NUMERIC, Schema
 from fedpipe.data.trees import Tree, only_array
 from fedpipe.errors import MissingExtraError, ModelError
@@ -32,8 +33,10 @@ from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Pre
 from fedpipe.learners.parts import LabelShape, Part, arrays_of, as_examples
 from fedpipe.learners.user_code import called, find_function, load_code
 from fedpipe.rounds.plan import Port
+from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
 
+_FILE = "model.py"
 _ROWS = 1024
 """The number of examples that are measured at a time."""
 
@@ -158,6 +161,14 @@ class NumpyModel:
         text = f"{count:,} parameters, input {taken.shape}, loss {self._linear.loss}"
         return Outline((taken,), (given,), text)
 
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """See `Model.heads`."""
+        width = self._linear.outputs
+        if self._linear.loss == "squared":
+            return (Head("", "regression", width=width),)
+        return (Head("", "binary" if width == 2 else "multiclass", width=width),)
+
     def check_training(self, training: Training, *, private: bool) -> None:
         """Do nothing: every setting of NumPy fits every model."""
 
@@ -171,21 +182,34 @@ class NumpyModel:
         examples = as_examples(part)
         x, y = only_array(examples.x, "features"), only_array(examples.y, "labels")
         if examples.weight is not None:
-            raise ModelError("a linear model takes no sample weights", remedy="Leave them out, or use Keras.")
+            raise ModelError(
+                "a linear model takes no sample weights", where=_FILE, remedy="Leave them out, or use Keras."
+            )
         if x.shape[1:] != self._linear.shape:
             raise ModelError(
                 f"the features have shape {x.shape[1:]}, but the model takes {self._linear.shape}",
+                where=_FILE,
                 remedy="Change the input or reshape the data.",
             )
+        if x.dtype == object:
+            raise ModelError(
+                "the features are text, but a linear model takes numbers", where=_FILE,
+                remedy="Leave out columns of text, or use Keras with data.features: auto.",
+            )  # fmt: skip
         outputs, rows = self._linear.outputs, y.reshape(len(y), -1)
         if rows.shape[1] != (1 if self._linear.loss == "softmax" else outputs):
-            raise ModelError(f"the labels have shape {y.shape[1:]}, but the model has {outputs} outputs")
+            raise ModelError(
+                f"the labels have shape {y.shape[1:]}, but the model has {outputs} outputs",
+                where=_FILE,
+                remedy="Give the number of the class instead of a one-hot row, or outputs that fit the labels.",
+            )
         if self._linear.loss == "softmax":
             if not np.array_equal(rows, np.floor(rows)):
-                raise ModelError("the labels are not whole numbers", remedy="Use whole numbers from 0.")
+                raise ModelError("the labels are not whole numbers", where=_FILE, remedy="Use whole numbers from 0.")
             if len(rows) and (rows.min() < 0 or rows.max() >= outputs):
                 raise ModelError(
                     f"the labels range from {y.min():g} to {y.max():g}, but the model has {outputs} outputs",
+                    where=_FILE,
                     remedy="Count labels from 0, and give the model one output per label.",
                 )
             rows = rows[:, 0].astype(np.int64)
@@ -270,7 +294,8 @@ class NumpyModel:
 
     def metrics_of(self, states: Sequence[Array], label_shape: LabelShape) -> dict[str, float]:
         """See `Model.metrics_of`."""
-        loss, right, count = (float(value) for value in states[0])
+        (state,) = states
+        loss, right, count = (float(value) for value in state)
         return {"loss": loss / count} | ({"accuracy": right / count} if self._linear.loss == "softmax" else {})
 
     def predictor(self, weights: Arrays) -> Predict:
@@ -278,7 +303,7 @@ class NumpyModel:
         w = self._fitting(weights, "weights")
 
         def predict(x: Tree) -> list[Array]:
-            rows = only_array(x, "features")
+            rows = fed(self.outline.inputs, x)["features"]
             z = self._flat(rows).astype(np.float64) @ w["kernel"] + w["bias"]
             return [(_softmax(z) if self._linear.loss == "softmax" else z).astype(np.float32)]
 

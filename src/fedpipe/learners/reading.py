@@ -105,7 +105,9 @@ def own_parts(
     except BaseException as error:
         if is_stop(error):
             raise
-        raise DataError(f"load({own!r}) fails: {described(error)}", where="model.py") from error
+        raise DataError(
+            f"load({own!r}) fails, because {described(error)}", where="model.py", remedy="Correct it, or the path."
+        ) from error
     if federation.data.is_table and (table := table_of(loaded, settings, f"load({own!r})")):
         loaded = Examples(table.x, table.y, columns=table.columns)
     return parts_of(loaded, federation, name)

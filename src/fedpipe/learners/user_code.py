@@ -39,8 +39,26 @@ def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleT
     except BaseException as error:
         if is_stop(error):
             raise
-        raise ModelError(f"cannot be imported: {described(error)}", where=name) from error
+        raise ModelError(
+            f"cannot be imported, because {described(error)}", where=name, remedy=_remedy(error)
+        ) from error
     return module
+
+
+def failed(function: str, error: BaseException, where: str = "model.py") -> ModelError:
+    """Return the error that a function of the user's file fails, with its cause and line."""
+    return ModelError(f"{function}() fails, because {described(error)}", where=where, remedy=_remedy(error))
+
+
+def _remedy(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return "Install the package wherever the file runs, or remove the import."
+    if isinstance(error, SystemExit):
+        return "Remove the call that ends the process."
+    if isinstance(error, TypeError) and "required positional argument" in str(error):
+        return "Give its parameters default values, or remove them."
+    line = _line(error)
+    return f"Correct line {line}." if line else "Correct the file."
 
 
 class _Source(importlib.abc.InspectLoader):
@@ -55,6 +73,14 @@ class _Source(importlib.abc.InspectLoader):
 
 def described(error: BaseException) -> str:
     """Return an error of foreign code in one line: its kind, its cause, and the line number in the user's file."""
+    kind, cause = type(error).__name__, cause_of(_text_of(error))
+    place = f" (line {line})" if (line := _line(error)) else ""
+    cause = cause.removeprefix(f"{kind}: ")
+    return f"{kind}: {cause[:300]}{place}" if cause else f"{kind}{place}"
+
+
+def _line(error: BaseException) -> int | None:
+    """Return the last line of the user's file in the trace of an error."""
     lines = []
     trace = error.__traceback__
     while trace is not None:
@@ -66,10 +92,7 @@ def described(error: BaseException) -> str:
     text = _text_of(error)
     if text.startswith("in user code:"):  # AutoGraph's: a trace as text
         lines += [int(number) for number in re.findall(r'^ *File "[^/"]+", line (\d+)', text, re.MULTILINE)]
-    kind, cause = type(error).__name__, cause_of(text)
-    place = f" (line {lines[-1]})" if lines else ""
-    cause = cause.removeprefix(f"{kind}: ")
-    return f"{kind}: {cause[:300]}{place}" if cause else f"{kind}{place}"
+    return lines[-1] if lines else None
 
 
 def _text_of(error: BaseException) -> str:
@@ -168,8 +191,10 @@ def called(function: Callable[..., Any], table: Callable[[], Any] | None) -> Any
         return function(*arguments)
     except ModelError:
         raise
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"{name}() fails: {described(error)}", where="model.py") from error
+    except BaseException as error:
+        if is_stop(error):
+            raise
+        raise failed(name, error) from error
 
 
 def suggestion(name: str, valid: Collection[str]) -> str:

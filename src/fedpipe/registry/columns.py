@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedpipe.data.cells import parse_cells, place_of
 from fedpipe.data.schema import INPUTS, NUMERIC, Column
 from fedpipe.errors import DataError
 from fedpipe.registry.prediction import TensorSpec
@@ -45,7 +46,13 @@ def _remedy(missing: list[str], extra: list[str], wanted: list[str]) -> str:
     for name in missing:
         if close := _closest(name, extra):
             return f"Rename {close!r} to {name!r}: names must be those of the training."
-    return f"Add it: the model takes {listing(wanted)}." if len(missing) == 1 else f"The model takes {listing(wanted)}."
+    if len(missing) == len(wanted) > 1 and extra:
+        return f"Check the header, whose names are {listing(extra)}, and the separator."
+    return (
+        f"Add it: the model takes {listing(wanted)}."
+        if len(missing) == 1
+        else f"Add them: the model takes {listing(wanted)}."
+    )
 
 
 def _closest(name: str, others: list[str]) -> str | None:
@@ -65,17 +72,47 @@ def listing(names: Sequence[str]) -> str:
     return f"{text} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else text
 
 
-def check_missing(column: Column, values: Array, where: str) -> None:
-    """Checks that no value is missing in a column that was complete in training. Raises DataError."""
-    if column.missing:
-        return
+def parse_column(column: Column, cells: Iterable[Any], where: str, lines: Sequence[int] | None = None) -> Array:
+    """Parses the cells of a column for a model.
+
+    Args:
+        column: the model's column.
+        cells: texts or values.
+        where: the table, for messages.
+        lines: the line of each cell in its file, for messages.
+
+    Raises:
+        DataError: a cell is not of the column's kind, or is missing where none was missing in training.
+    """
+    values = parse_cells(column.kind, cells, where=where, column=column.name, lines=lines, fixed=True)
     bad = np.isnan(values) if column.kind in NUMERIC else values == ""
-    if bad.any():
+    if not column.missing and bad.any():
         raise DataError(
             "the cell is empty, but no value of this column was missing in the training",
-            where=f"{where}: column {column.name!r}, row {int(np.argmax(bad)) + 1}",
+            where=place_of(where, column.name, int(np.argmax(bad)), lines),
             remedy="Fill the cell, or remove the row.",
         )
+    return values
+
+
+def features_by_name(
+    columns: Sequence[Column], table: Mapping[str, Any], inputs: Sequence[TensorSpec]
+) -> dict[str, Array]:
+    """Returns the model's inputs for columns by name, such as a dict of lists or a DataFrame. Raises DataError."""
+    where = "the features"
+    if extra := check_names(columns, list(table), where):
+        raise DataError(f"the model does not take {listing(extra)}", where=where, remedy="Leave other columns out.")
+    cells = {column.name: np.asarray(table[column.name]) for column in columns}
+    if len({array.shape for array in cells.values()}) > 1 or next(iter(cells.values())).ndim != 1:
+        shapes = ", ".join(f"{name!r} {array.shape}" for name, array in list(cells.items())[:_SHOWN])
+        raise DataError(f"the columns differ in shape: {shapes}", where=where, remedy="Give each one value per row.")
+    values = {column.name: parse_column(column, _cells(table[column.name]), where) for column in columns}
+    return assemble(columns, values, inputs)
+
+
+def _cells(column: Any) -> Any:
+    array = np.asarray(column)
+    return array if array.dtype.kind in "iuf" else list(array if array.dtype.kind in "MO" else column)
 
 
 def assemble(columns: Iterable[Column], values: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> dict[str, Array]:

@@ -18,7 +18,7 @@ from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.data.ports import TEXT, cast, fed, made_up
 from fedpipe.data.schema import Schema
 from fedpipe.data.trees import Tree, leaves, length_of
-from fedpipe.errors import ExportError, InputError, NotFoundError
+from fedpipe.errors import DataError, ExportError, InputError, ModelError, NotFoundError
 from fedpipe.federation.training import Export
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
@@ -78,7 +78,8 @@ def _differences(predict: Predict, data: bytes, features: Tree) -> list[tuple[fl
         wanted = np.asarray(expected, np.float64)
         if wanted.shape != actual.shape:
             raise ExportError(f"an output of the ONNX model has shape {actual.shape}, not {wanted.shape}")
-        gaps = np.abs(wanted - actual.astype(np.float64))
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            gaps = np.abs(wanted - actual.astype(np.float64))
         gaps[(np.isnan(wanted) & np.isnan(actual)) | (wanted == actual)] = 0
         found.append(
             (float(np.max(gaps, initial=0.0)), float(np.max(np.abs(wanted), initial=0.0, where=np.isfinite(wanted))))
@@ -107,9 +108,12 @@ def convert_checked(
     data = model.convert(arrays, settings.opset, metadata)
     try:
         differences = _differences(model.predictor(arrays), data, features)
+    except (DataError, ModelError):
+        raise
     except InputError as error:
+        cause = error.what.removeprefix("is not an ONNX model: ")
         raise ExportError(
-            f"onnxruntime cannot run the ONNX model, because it {error.what}", where="model.py", remedy=_REMEDY
+            f"onnxruntime cannot run the ONNX model, because {cause}", where="model.py", remedy=_REMEDY
         ) from error
     tolerance = settings.tolerance or TOLERANCES.get(model.outline.precision, _TOLERANCE)
     for difference, scale in differences:
@@ -168,7 +172,12 @@ def described_table(schema: Schema | None, card: Card) -> Card:
     """Returns the card with the columns and classes of a table, whose columns of different kinds have no one spread."""
     if schema is None:
         return card
-    return replace(card, classes=schema.classes, columns=schema.columns, label=schema.label, spread=None)
+    numbers = {name: str(number) for number, name in enumerate(schema.classes)}
+    named = {numbers[label]: count for label, count in card.labels.items() if label in numbers}
+    labels = named if schema.labels == "names" else card.labels  # names may be numbers, such as "1" for class 0
+    return replace(
+        card, classes=schema.classes, columns=schema.columns, label=schema.label, labels=labels, spread=None
+    )  # fmt: skip
 
 
 def spread_of(features: Tree) -> Spread | None:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.data.cells import fits, parse_cells
+from fedpipe.data.cells import fits, parse_cells, place_of
 from fedpipe.data.schema import Kind
 from fedpipe.data.sheets import SHEETS, Sheet, read_sheet
 from fedpipe.errors import DataError
 from fedpipe.registry.card import Card
-from fedpipe.registry.columns import assemble, check_missing, check_names, listing
+from fedpipe.registry.columns import assemble, check_names, listing, parse_column
 from fedpipe.registry.pictures import PICTURES, read_picture
 from fedpipe.registry.prediction import TensorSpec
 
@@ -98,6 +98,8 @@ def _from_arrays(arrays: Mapping[str, Array], inputs: Sequence[TensorSpec], card
         flat = {name: array for name, array in arrays.items() if array.ndim == 1}
         return _from_sheet(Sheet(where, tuple(flat), tuple(array.tolist() for array in flat.values())), inputs, card)
     y = arrays.get("y", arrays.get(card.label) if card.label else None)
+    if y is not None and y.dtype.kind not in "biuf":
+        y = _labels(y.tolist(), card) if y.ndim == 1 else None
     if set(names) <= set(arrays):
         return Features({name: arrays[name] for name in names} if len(names) > 1 else arrays[names[0]], y)
     if len(names) > 1:
@@ -126,9 +128,9 @@ def _from_sheet(sheet: Sheet, inputs: Sequence[TensorSpec], card: Card) -> Featu
     extra = [name for name in check_names(card.columns, sheet.names, sheet.where) if name != label]
     if extra := [name for name in extra if name not in _INDEXES]:
         remarks.append(f"the model does not take {listing(extra)} of {sheet.where}")
-    values = {column.name: sheet.parse(column.name, column.kind, fixed=True) for column in card.columns}
-    for column in card.columns:
-        check_missing(column, values[column.name], sheet.where)
+    values = {
+        column.name: parse_column(column, sheet.cells(column.name), sheet.where, sheet.lines) for column in card.columns
+    }
     x = assemble(card.columns, values, inputs)
     y = None if label is None else _labels(sheet.cells(label), card)
     return Features(x if len(x) > 1 else next(iter(x.values())), y, tuple(remarks))
@@ -172,10 +174,12 @@ def _parsed(sheet: Sheet, place: int, name: str, spec: TensorSpec, card: Card) -
     values = parse_cells(kind, sheet.columns[place], where=sheet.where, column=name, lines=sheet.lines, fixed=True)
     if kind != "text" and card.finite and np.isnan(values).any():
         row = int(np.isnan(values).argmax())
-        line = f" (line {sheet.lines[row]})" if sheet.lines else ""
-        place_of = f"{sheet.where}: column {name!r}, row {row + 1}{line}"
         remedy = "Fill the cell, or remove the row: the model takes no missing values."
-        raise DataError(f"{sheet.columns[place][row]!r} is not a number", where=place_of, remedy=remedy)
+        raise DataError(
+            f"{sheet.columns[place][row]!r} is not a number",
+            where=place_of(sheet.where, name, row, sheet.lines),
+            remedy=remedy,
+        )
     return values.astype(bool) if kind == "boolean" else values
 
 
@@ -192,6 +196,8 @@ def _labels(cells: Sequence[Any], card: Card) -> Array | None:
     if card.classes:
         texts = parse_cells("category", cells, where="")
         classes = {name: number for number, name in enumerate(card.classes)}
+        if set(classes) <= {"true", "false"}:  # which training writes in lower case
+            texts = np.char.lower(texts.astype(str))
         if not set(classes).isdisjoint(texts.tolist()):
             return np.array([classes.get(text, -1) for text in texts], np.int64)
     if not fits("number", cells):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +21,13 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(double)": np.dtype("float64"), "tensor(string)": np.dtype(object),
     **{f"tensor({sign}int{n})": np.dtype(f"{sign}int{n}") for sign in ("", "u") for n in (8, 16, 32, 64)},
 }  # fmt: skip
+
+
+_ERROR_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?")
+
+
+_MOST_EXACT = 2**53
+"""From here on, a float64 stands for several whole numbers."""
 
 
 class TensorSpec(NamedTuple):
@@ -92,7 +100,9 @@ def open_model(source: bytes | Path, *, threads: int = 0, accelerated: bool = Fa
             str(source) if isinstance(source, Path) else source, options, providers=providers
         )
     except Exception as error:
-        raise InputError(f"is not an ONNX model: {' '.join(str(error).split())[:200]}", where=where) from error
+        why = _ERROR_CODE.sub("", " ".join(str(error).split()))[:200]
+        remedy = "Check the path, or export the model again."
+        raise InputError(f"is not an ONNX model, because {why}", where=where, remedy=remedy) from error
     return OnnxModel(session, where)
 
 
@@ -146,7 +156,8 @@ def predict(model: str | Path | Predictor, features: npt.ArrayLike | Mapping[str
 
     Args:
         model: path of an .onnx file, or an opened model.
-        features: shape (examples, ...), as in training; for a model with several inputs an array for each, by name.
+        features: shape (examples, ...), as in training; for a model with several inputs an array for each, by name. A
+            model for tables takes a DataFrame or columns by name too: numbers, booleans, dates, strings.
 
     Returns:
         All outputs. The first one has classes if two or more columns sum to 1: the largest. A single column of a model
@@ -155,9 +166,14 @@ def predict(model: str | Path | Predictor, features: npt.ArrayLike | Mapping[str
     Raises:
         InputError: the file is not a model, or an input is missing.
         DataError: the features do not have the model's shape or type, or a value is not allowed.
+
+    >>> import fedpipe, numpy
+    >>> result = fedpipe.run("demo/federation.yaml")
+    >>> fedpipe.predict(result.model, numpy.load("demo/digits.npz")["x"][:2]).outputs.shape
+    (2, 10)
     """
     loaded = open_model(Path(model)) if isinstance(model, str | Path) else model
-    given = _by_input(loaded.inputs, features)
+    given = _by_input(loaded.inputs, features, loaded.card)
     feed = {spec.name: fitted(spec, given[spec.name], loaded.card) for spec in loaded.inputs}
     if len({len(array) for array in feed.values() if array.ndim}) > 1:
         counts = ", ".join(f"{name!r} {len(array)}" for name, array in feed.items())
@@ -170,10 +186,14 @@ def predict(model: str | Path | Predictor, features: npt.ArrayLike | Mapping[str
     return Prediction(found[0], classes, probabilities, names, by_name)
 
 
-def _by_input(
-    inputs: list[TensorSpec], features: npt.ArrayLike | Mapping[str, npt.ArrayLike]
-) -> Mapping[str, npt.ArrayLike]:
+def _by_input(inputs: list[TensorSpec], features: Any, card: Card) -> Mapping[str, npt.ArrayLike]:
     names = [spec.name for spec in inputs]
+    if hasattr(features, "columns") and hasattr(features, "to_numpy"):  # of pandas
+        features = {str(name): features[name] for name in features.columns} if card.columns else features.to_numpy()
+    if card.columns and isinstance(features, Mapping) and set(names).isdisjoint(features):
+        from fedpipe.registry.columns import features_by_name  # imports this module
+
+        return features_by_name(card.columns, features, inputs)
     if not isinstance(features, Mapping):
         if len(inputs) > 1:
             what = f"the model takes {len(inputs)} inputs: {', '.join(map(repr, names))}"
@@ -246,6 +266,8 @@ def _numbers(spec: TensorSpec, given: Array) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):
         array = given.astype(spec.dtype, copy=False)
         changed = np.isinf(array) & np.isfinite(given) if spec.dtype.kind == "f" else array != given
+        if spec.dtype.kind in "iu" and given.dtype.kind == "f":
+            changed |= np.abs(given) > _MOST_EXACT
     if changed.any():
         value = given[changed][0]
         what = f"input {spec.name!r} takes {spec.dtype}, which cannot hold the value {value:g}"

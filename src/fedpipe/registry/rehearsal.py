@@ -15,9 +15,11 @@ import msgspec
 from fedpipe.data.examples import Examples
 from fedpipe.data.ports import made_up, ports_of
 from fedpipe.data.schema import Schema
+from fedpipe.data.trees import Tree
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.learners.check import built_model, check_model, rehearse_training, shared_ports
+from fedpipe.learners.own_data import find_examples
 from fedpipe.registry.card import CARD_KEY, Card, write_card
 from fedpipe.registry.export import convert_checked, described_table
 from fedpipe.store.objects import digest_of, encode
@@ -36,7 +38,8 @@ def rehearse(federation: Federation, code: str, examples: Examples | None, schem
     Args:
         federation: with its run-time settings.
         code: the text of the user's file.
-        examples: a few, including the smallest and the largest label; None if there are none here.
+        examples: a few, including the smallest and the largest label; None to use learners' own data, as far as this
+            machine reaches it.
         schema: of the federation's table, if it has one.
 
     Returns:
@@ -47,6 +50,8 @@ def rehearse(federation: Federation, code: str, examples: Examples | None, schem
         ExportError: the model cannot be exported; the message has the layer.
         MissingExtraError: a framework is not installed.
     """
+    if examples is None and any(learner.data for learner in federation.learners):
+        examples = find_examples(federation, built_model(federation, code, schema=schema).module, schema)
     text = check_model(federation, code, examples, schema)
     passed = _Passed(_key(federation, code, examples, schema))
     if not passed.found:
@@ -61,7 +66,9 @@ def _rehearse_all(federation: Federation, code: str, examples: Examples | None, 
     arrays = model.initial_weights(seed) if examples is None else rehearse_training(federation, model, examples)
     settings = federation.exported
     if settings:
-        features = made_up(outline.inputs, _SAMPLES, seed, outline.words) if examples is None else examples.x
+        features: Tree = made_up(outline.inputs, _SAMPLES, seed, outline.words)
+        if examples is not None:
+            features = examples.rows(slice(_SAMPLES)).x
         card = {CARD_KEY: write_card(described_table(schema, Card(classes=settings.classes)))}
         convert_checked(model, arrays, settings, features, card)
 

@@ -6,14 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from fedpipe.data.cells import parse_cells
 from fedpipe.data.schema import Column
 from fedpipe.errors import DataError
 from fedpipe.registry.card import Card
-from fedpipe.registry.columns import assemble, check_missing, check_names, listing
+from fedpipe.registry.columns import assemble, check_names, listing, parse_column
 from fedpipe.registry.prediction import TensorSpec, fitted
 from fedpipe.serving.tensors import DTYPES, STRINGS, InputTensor, RequestError, quote, read_tensor
 
@@ -80,8 +78,4 @@ def _read(tensor: InputTensor, rows: int, binary: memoryview, column: Column) ->
     array, binary = read_tensor(tensor, dtype, rows, binary, missing=True)
     cells = array.reshape(-1)
     numbers = column.kind == "number" and cells.dtype.kind in "iuf"
-    values = parse_cells(
-        column.kind, cells if numbers else cells.tolist(), where=_WHERE, column=column.name, fixed=True
-    )
-    check_missing(column, values, _WHERE)
-    return np.asarray(values), binary
+    return parse_column(column, cells if numbers else cells.tolist(), _WHERE), binary

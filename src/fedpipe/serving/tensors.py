@@ -58,6 +58,10 @@ class InputTensor(Struct):
     data: Raw = Raw()
 
 
+MOST_STRINGS = 2**22
+"""Most strings of a tensor, since each takes ten times its bytes in memory."""
+
+
 def read_tensor(
     tensor: InputTensor, dtype: np.dtype[Any], count: int, binary: memoryview, *, missing: bool = False
 ) -> tuple[Array, memoryview]:
@@ -78,6 +82,9 @@ def read_tensor(
     """
     if "shared_memory_region" in tensor.parameters:
         raise RequestError(400, "shared memory is not supported: send the tensor in the request")
+    if dtype.kind == "O" and count > MOST_STRINGS:
+        what = f"input {quote(tensor.name)} has {count} strings, but at most {MOST_STRINGS} are allowed"
+        raise RequestError(413, what)
     size = tensor.parameters.get("binary_data_size")
     if size is None:
         return _from_json(tensor, dtype, count, missing), binary

@@ -259,7 +259,7 @@ class Coordinator:
         while True:
             for name in board.asked:
                 sign = None if name in answers else self._keeper.sign(name)
-                if sign and (sign.round, sign.attempt, sign.phase) == (board.round, board.attempt, board.phase):
+                if sign and sign.answers(board):
                     answers[name] = sign.took_part
                     self._answered(board, name, answers)
                     offered += [name] if sign.took_part else []

@@ -15,7 +15,7 @@ from fedpipe.errors import ModelError
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.keras.model import built
 from fedpipe.learners.keras.private import match_names
-from fedpipe.learners.user_code import described, find_function, load_code
+from fedpipe.learners.user_code import described, failed, find_function, load_code
 from fedpipe.store.objects import digest_of
 from fedpipe.tff.runtime import federated
 
@@ -205,7 +205,7 @@ def _load_tff_model(code: Code, tff: Any) -> Any:
     try:
         returned = function()
     except Exception as error:
-        raise ModelError(f"{code.function}() fails: {described(error)}", where="simulation.model") from error
+        raise failed(code.function, error, where="simulation.model") from error
     if isinstance(returned, tff.learning.models.FunctionalModel):
         return returned
     if isinstance(returned, tff.learning.models.VariableModel):

@@ -63,9 +63,11 @@ class PrivateModel(CompiledModel):
         self.keras = built(find_function(self.module, function), keras, schema)
         check_private(self.keras)
         self.inputs, self.outputs = sides_of(self.keras)
+        metrics = self.keras.compiled_metrics  # a vote may be decided by one of them
         self.keras.compile(
-            optimizer=_private_optimizer(self.keras.optimizer, privacy, tensorflow), loss=_single_losses(self.keras)
-        )
+            optimizer=_private_optimizer(self.keras.optimizer, privacy, tensorflow), loss=_single_losses(self.keras),
+            metrics=metrics._user_metrics, weighted_metrics=metrics._user_weighted_metrics,
+        )  # fmt: skip
         self._variables = {v.name.removesuffix(":0"): v for v in self.keras.weights}
         self._rate = float(self.keras.optimizer.learning_rate.numpy())
         self._names: dict[str, str] = {}
@@ -117,8 +119,8 @@ class PrivateModel(CompiledModel):
         """Return whole batches, shuffled by the machine's entropy; each example at most once in a pass."""
         if isinstance(part, Examples) and part.weight is not None:
             raise ModelError(
-                "a private training takes no sample weights, because a weight could undo the clipping of an example",
-                remedy="Return (x, y) from load, or remove the privacy section.",
+                "a private training takes no sample weights",
+                remedy="Return (x, y) from `load`, or remove the privacy section.",
             )
         count = size_of(part)
         steps = training_event(training, self._privacy, count).steps

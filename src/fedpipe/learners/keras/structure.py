@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedpipe.data.ports import TEXT, chosen, fed, is_positional
-from fedpipe.data.trees import Array, Tree, leaves, mapped
+from fedpipe.data.trees import Array, Tree, leaves, length_of, mapped
 from fedpipe.errors import ModelError
 from fedpipe.rounds.plan import Port
 
@@ -35,11 +36,10 @@ class Side(NamedTuple):
 
     def packed(self, named: Mapping[str, Any]) -> Any:
         """Return values by name as the model takes them: one value, a tuple, or a dict."""
-        if self.single or (len(named) == 1 < len(self.ports) and self.keys is None):
-            return next(iter(named.values()))
-        if self.keys is None:
-            return tuple(named.values())
-        return {key: named[port.name] for key, port in zip(self.keys, self.ports, strict=True) if port.name in named}
+        values = [named[port.name] for port in self.ports]
+        if self.single:
+            return values[0]
+        return tuple(values) if self.keys is None else dict(zip(self.keys, values, strict=True))
 
     def flat(self, found: Any) -> list[Any]:
         """Return the values of a model's result, in the order of the ports."""
@@ -52,10 +52,15 @@ class Side(NamedTuple):
         return self.packed(fed(self.ports, tree, what))
 
     def labelled(self, y: Tree) -> Any:
-        """Return labels as the model's losses take them. Raises ModelError when a name does not fit."""
+        """Return labels as the model's losses take them; 0 for an output without a loss.
+
+        Raises:
+            ModelError: a name does not fit.
+        """
         arrays = dict(leaves(y))
         names = chosen(self.names, list(arrays), "labels", self.optional)
-        return self.packed({port: arrays[name] for port, name in names.items()})
+        missing = np.zeros(length_of(y), np.float32)
+        return self.packed({port: arrays[names[port]] if port in names else missing for port in self.names})
 
     def of_element(self, value: Any, what: str) -> Any:
         """Return a tensor, or a tuple or dict of tensors, as the model takes it. Raises ModelError for wrong names."""
@@ -63,7 +68,16 @@ class Side(NamedTuple):
         if isinstance(value, tuple | list):
             named = {str(position): part for position, part in enumerate(value)}
         names = chosen(self.names, list(named), what, self.optional)
-        return self.packed({port: named[name] for port, name in names.items()})
+        found: dict[str, Any] = {port: named[names[port]] if port in names else np.float32(0) for port in self.names}
+        if what == "features":
+            found = {port.name: found[port.name][..., None] if self.lacks_last(port, found[port.name].shape)
+                     else found[port.name] for port in self.ports}  # fmt: skip
+        return self.packed(found)
+
+    @staticmethod
+    def lacks_last(port: Port, shape: Any) -> bool:
+        """Return whether a single example lacks the last dimension of 1, which `fed` adds to arrays."""
+        return port.shape[-1:] == (1,) and shape.rank == len(port.shape) - 2
 
     def zeros(self, count: int, free: int = 1) -> dict[str, Array]:
         """Return made-up examples: zeros, and empty text; `free` is the size of a free dimension."""
@@ -79,6 +93,22 @@ def label_zeros(shape: tuple[int, ...] | Mapping[str, tuple[int, ...]], count: i
     if isinstance(shape, Mapping):
         return {name: np.zeros((count, *own), np.float32) for name, own in shape.items()}
     return np.zeros((count, *shape), np.float32)
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics as numbers; one with a number per class becomes several: `f1_score_0`, `f1_score_1`, ...
+
+    >>> scalars({"loss": 0.5, "f1_score": np.array([0.25, 1.0])})
+    {'loss': 0.5, 'f1_score_0': 0.25, 'f1_score_1': 1.0}
+    """
+    found = {}
+    for name, value in metrics.items():
+        values = np.asarray(value, np.float64)
+        if values.size == 1:
+            found[name] = float(values.reshape(()))
+        else:
+            found |= {f"{name}_{k}": float(v) for k, v in enumerate(values.reshape(-1))}
+    return found
 
 
 def tensors(tree: Any, tensorflow: Any) -> Any:
@@ -194,7 +224,9 @@ def _traced(model: Any, side: Side) -> Side:
     _, keras = frameworks()
     try:
         symbols = {p.name: keras.KerasTensor((None, *p.shape[1:]), p.dtype, name=p.name) for p in side.ports}
-        found = model(side.packed(symbols))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns of the failure that is reported below
+            found = model(side.packed(symbols))
     except Exception as error:
         raise ModelError(
             f"the model cannot be called on the features, because {described(error)}", where="model.py",

@@ -19,9 +19,11 @@ from fedpipe.frameworks import frameworks
 from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits, seed_of
 from fedpipe.learners.keras.arguments import check_preprocessing, make_callbacks
 from fedpipe.learners.keras.datasets import singles_of
-from fedpipe.learners.keras.structure import Side, label_zeros, tensors
+from fedpipe.learners.keras.heads import heads_of
+from fedpipe.learners.keras.structure import Side, label_zeros, scalars, tensors
 from fedpipe.learners.parts import LabelShape, Part, size_of
 from fedpipe.learners.user_code import described
+from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
 
 _LARGE = 64 * 2**20
@@ -90,6 +92,11 @@ class CompiledModel(ABC):
         text = f"{model.count_params():,} parameters, {taken}, loss {_loss_text(model.loss)}"
         return Outline(self.inputs.ports, self.outputs.ports, text, _precision_of(model), _words_of(model))
 
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """See `Model.heads`."""
+        return heads_of(self.keras, [(port.name, port.shape) for port in self.outputs.ports])
+
     def check_training(self, training: Training, *, private: bool) -> None:
         """See `Model.check_training`."""
         check_preprocessing(training, self.module)
@@ -140,7 +147,7 @@ class CompiledModel(ABC):
             # TensorFlow's messages quote examples and labels, which must stay with a private learner.
             detail = type(error).__name__ if self.private else described(error)
             raise DroppedError(f"training failed: {detail}", lasting=not isinstance(error, OSError)) from error
-        return [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
+        return [scalars(dict(zip(history, values, strict=True))) for values in zip(*history.values(), strict=True)]
 
     def evaluate(self, weights: Arrays, part: Part, training: Training, batches: int = 0) -> Measurement:
         """See `Model.evaluate`."""
@@ -150,7 +157,7 @@ class CompiledModel(ABC):
         data = singles_of(part, self.inputs, self.outputs).take(batches * size or -1).batch(size * WIDER)
         metrics = self.keras.evaluate(data, **training.evaluate, verbose=0, return_dict=True)
         states = tuple(tuple(np.asarray(v, np.float64).reshape(-1).tolist()) for v in self._states())
-        return Measurement({name: float(value) for name, value in metrics.items()}, states)
+        return Measurement(scalars(metrics), states)
 
     def _states(self) -> list[Any]:
         """Return all variables of metrics (a mean's total and count, a curve's bins), which add up over learners."""
@@ -162,7 +169,7 @@ class CompiledModel(ABC):
             self._make_metrics(label_shape)
         for variable, total in zip(self._states(), states, strict=True):
             variable.assign(total.reshape(variable.shape).astype(variable.dtype))
-        return {name: float(value) for name, value in self.keras.get_metrics_result().items()}
+        return scalars(self.keras.get_metrics_result())
 
     def _make_metrics(self, label_shape: LabelShape) -> None:
         """Measure made-up examples, because Keras creates metric variables at their first use."""

@@ -11,9 +11,8 @@ from fedpipe.data.ports import fed
 from fedpipe.data.trees import leaves
 from fedpipe.errors import ModelError
 from fedpipe.learners.keras.datasets import singles_of
-from fedpipe.learners.keras.structure import Side
+from fedpipe.learners.keras.structure import Side, scalars
 from fedpipe.learners.user_code import described
-from fedpipe.weights import Array
 
 
 def tried(model: Any, inputs: Side, outputs: Side, examples: Examples) -> set[str]:
@@ -42,7 +41,7 @@ def tried(model: Any, inputs: Side, outputs: Side, examples: Examples) -> set[st
         raise ModelError(f"the labels or shapes do not fit the model: {described(error)}") from error
     if not np.isfinite(result["loss"]):
         raise ModelError(f"the loss of the first examples is {result['loss']}: the labels do not fit the model")
-    return set(result)
+    return set(scalars(result))
 
 
 def _extremes(examples: Examples) -> list[int]:
@@ -56,13 +55,11 @@ def _extremes(examples: Examples) -> list[int]:
 
 def _check_classes(model: Any, outputs: Side, examples: Examples) -> None:
     """Check that labels of sparse losses are classes of the model. Raises ModelError."""
-    labels = outputs.labelled(examples.y)
-    arrays = list(labels.values()) if isinstance(labels, dict) else labels if isinstance(labels, tuple) else [labels]
-    given = [name for name in outputs.names if not isinstance(labels, dict) or name in labels][: len(arrays)]
-    for port, loss in zip(outputs.ports, _losses(model.loss, outputs), strict=True):
-        if port.name not in given or "sparse_categorical" not in _name_of(loss):
+    for port, loss, y in zip(
+        outputs.ports, _losses(model.loss, outputs), outputs.flat(outputs.labelled(examples.y)), strict=True
+    ):
+        if "sparse_categorical" not in _name_of(loss):
             continue
-        y: Array = arrays[given.index(port.name)]
         if y.min() < 0 or (port.shape[-1] is not None and y.max() >= port.shape[-1]):
             named = f" of {port.name!r}" if len(outputs.ports) > 1 else ""
             raise ModelError(
