@@ -97,8 +97,7 @@ def names_of(found: Any) -> list[str]:
 def test_the_schema_is_pinned_and_its_moments_are_those_of_all_train_parts(file: Path, tmp_path: Path) -> None:
     fedpipe.run(file, out=tmp_path / "out")
     store, record, schema = stored(tmp_path)
-    assert store.read(keys.schema("run-1")).data
-    assert record.schema.startswith("sha256:")
+    assert store.size(keys.content(record.schema)) is not None
     assert [(c.name, c.kind, c.missing) for c in schema.columns] == [
         ("age", "number", True), ("pressure", "number", False), ("smokes", "boolean", False)
     ]  # fmt: skip

@@ -7,8 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from fedpipe.data.disclosure import find_report, publish_report, schema_of_head, settle_schema
+from fedpipe.data.disclosure import (
+    basis_of,
+    find_report,
+    publish_report,
+    put_schema,
+    schema_of,
+    schema_of_head,
+    settle_schema,
+)
 from fedpipe.data.examples import Examples
 from fedpipe.data.schema import Column, Schema
 from fedpipe.data.settling import settle, settled
@@ -16,9 +25,11 @@ from fedpipe.data.statistics import Numbers, Report, report_of
 from fedpipe.errors import DataError, FederationError, InputError
 from fedpipe.federation.data import StatisticsSettings
 from fedpipe.federation.federation import Federation
+from fedpipe.rounds.beginning import begin
+from fedpipe.rounds.history import commit
 from fedpipe.store import keys
 from fedpipe.store.memory import MemoryStore
-from tests.federations import make_federation
+from tests.federations import fresh, make_federation, make_plan
 
 
 def federation(features: Any = "auto", **more: Any) -> Federation:
@@ -166,18 +177,32 @@ def test_labels_of_arrays_are_names_too() -> None:
         settled(raw, None)
 
 
-def test_the_schema_of_a_run_is_written_once() -> None:
-    store = MemoryStore("s")
-    publish_report(store, "r1", report("a"))
+def published(store: MemoryStore, chosen: Federation, run: str, found: Report) -> None:
+    publish_report(store, run, replace(found, basis=basis_of(chosen, found.learner, {})))
+
+
+def test_a_report_on_other_data_or_settings_does_not_count() -> None:
+    store, chosen = MemoryStore("s"), federation()
+    published(store, chosen, "r1", report("a"))
+    assert settle_schema(store, chosen, "r1", {}) == settle(chosen, [report("a")]).schema
+    with pytest.raises(DataError, match="no learner discloses statistics"):
+        settle_schema(store, chosen, "r1", {"a": f"sha256:{'0' * 64}"})
+    with pytest.raises(DataError, match="no learner discloses statistics"):
+        settle_schema(store, chosen, "r1", {}, absent=["a"])
+    assert settle_schema(store, make_federation(), "r1", {}) is None
+
+
+def test_a_corrupt_report_discloses_nothing() -> None:
+    store, chosen = MemoryStore("s"), federation()
+    published(store, chosen, "r1", report("a"))
     store.create(keys.statistics("b", "r1"), b"{nonsense")
-    first = settle_schema(store, federation(), "r1")
-    publish_report(store, "r1", report("c", seed=9))
-    assert settle_schema(store, federation(), "r1") == first
-    assert schema_of_head(store, federation()) is None
-    assert settle_schema(store, make_federation(), "r1") is None
-    corrupt = find_report(store, "b", "r1")
-    assert corrupt is not None
-    assert "cannot be read" in corrupt.why
+    publish_report(store, "r1", replace(report("x"), basis=basis_of(chosen, "c", {})))
+    store.replace(keys.statistics("c", "r1"), store.read(keys.statistics("x", "r1")).data)
+    for learner, why in (("b", "cannot be read"), ("c", "name another learner")):
+        found = find_report(store, learner, "r1", basis_of(chosen, learner, {}))
+        assert found is not None
+        assert why in found.why
+    assert settle_schema(store, chosen, "r1", {}) == settle(chosen, [report("a")]).schema
 
 
 @pytest.mark.parametrize(
@@ -199,23 +224,14 @@ def test_mistakes_in_the_file(data: dict[str, Any], message: str) -> None:
 
 
 def test_a_run_that_continues_takes_the_schema_of_head_or_says_why_not() -> None:
-    from fedpipe.rounds.beginning import begin
-    from fedpipe.rounds.history import read_head
-    from fedpipe.store.objects import digest_of, encode
-    from tests.federations import fresh, make_plan
-
     store, chosen = MemoryStore("s"), federation({"c0": "number", "c1": "category"})
-    publish_report(store, "r1", report("a"))
-    first = settle_schema(store, chosen, "r1")
-    record = begin(store, make_plan(chosen), fresh, digest_of(encode(first)))
-    assert record.schema == digest_of(encode(first))
-    if read_head(store) is None:  # a run becomes HEAD with its first trained round
-        from msgspec.structs import replace
-
-        from fedpipe.rounds.history import commit
-
-        commit(store, replace(record, round=1, previous=record.ref, schema=record.schema))
-    publish_report(store, "r2", report("a", seed=5))
-    assert settle_schema(store, chosen, "r2") == first
+    published(store, chosen, "r1", report("a"))
+    first = settle_schema(store, chosen, "r1", {})
+    assert schema_of_head(store, chosen) is None
+    record = begin(store, make_plan(chosen), fresh, lambda: put_schema(store, first))
+    assert schema_of(store, make_plan(chosen)) == first
+    commit(store, replace(record, round=1, previous=record.ref))
+    published(store, chosen, "r2", report("a", seed=5))
+    assert settle_schema(store, chosen, "r2", {}) == first
     with pytest.raises(InputError, match=r"the data of HEAD have other columns than data.features, such as 'c1'"):
-        settle_schema(store, federation({"c0": "number"}), "r3")
+        settle_schema(store, federation({"c0": "number"}), "r3", {})

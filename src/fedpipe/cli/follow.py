@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fedpipe.reports.comparison import Comparison, RunLine
 
 commands = Panel("Follow runs")
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for a run that has not begun.")]
 
 
 @commands.add(
@@ -40,6 +41,7 @@ def watch(
     run_name: RunName,
     file: FederationOption = FEDERATION,
     store: StoreOption = None,
+    wait: WaitOption = False,
     *,
     where: Where,
 ) -> None:
@@ -62,7 +64,7 @@ def watch(
                 say(line)
             change_state(state)
 
-        follow(file, run_name, store=store, listener=show, pods=pods)
+        follow(file, run_name, store=store, listener=show, pods=pods, wait=wait)
 
 
 @commands.add("fedpipe runs -f demo/federation.yaml", "fedpipe runs --json")
@@ -155,12 +157,13 @@ def plot(
     ] = None,
     store: StoreOption = None,
     once: Annotated[bool, typer.Option("--once", help="Draw the finished rounds, and exit.")] = False,
+    wait: WaitOption = False,
 ) -> None:
     """Draw a run's scores and ballots; redraw them after each round until the run has ended."""
     from fedpipe.commands.plot import plot as draw
 
     path = output or Path(f"{run_name}.html")
-    draw(file, run_name, path, store=store, live=not once, listener=lambda state: say(f"{path}: {state}"))
+    draw(file, run_name, path, store=store, live=not once, listener=lambda state: say(f"{path}: {state}"), wait=wait)
 
 
 @commands.add("fedpipe stop run-1 -f demo/federation.yaml")

@@ -44,31 +44,46 @@ def run(
     _run(file, store, out_folder, name, parameters, workers=workers, keys=keys)
 
 
-@commands.add("fedpipe simulate federation.yaml", "fedpipe simulate federation.yaml --run trial-2 -p rounds=20")
+@commands.add(
+    "fedpipe simulate federation.yaml",
+    "fedpipe simulate federation.yaml --run trial-2 -p rounds=20",
+    "fedpipe simulate federation.yaml --from-head",
+)
 def simulate(
     file: FederationFile,
     store: StoreOption = None,
     out_folder: OutOption = None,
-    name: RunOption = "simulation-1",
+    name: Annotated[
+        str | None,
+        typer.Option("--run", help="The run's name; by default a new simulation-N, or the last if it is unfinished."),
+    ] = None,
     parameters: ParameterOption = None,
+    from_head: Annotated[bool, typer.Option("--from-head", help="Continue from the model at HEAD.")] = False,
 ) -> None:
-    """Rehearse a federation with TensorFlow Federated; the same run name resumes."""
-    _run(file, store, out_folder, name, parameters, simulation=True)
+    """Rehearse a federation with TensorFlow Federated, from fresh weights; HEAD stays where it is."""
+    _run(file, store, out_folder, name, parameters, simulation=True, from_head=from_head)
 
 
 def _run(
-    file: Path, store: str | None, folder: Path | None, name: str, parameters: list[str] | None, **how: Any
+    file: Path, store: str | None, folder: Path | None, name: str | None, parameters: list[str] | None, **how: Any
 ) -> None:
-    from fedpipe.cli.progress import Progress
-    from fedpipe.commands.run import run as run_source
-
     given = given_parameters(parameters)
-    with Progress() as progress:
-        result = run_source(file, store=store, out=folder, name=name, parameters=given, listener=progress, **how)
+    from fedpipe.cli.progress import Progress
+
+    with Progress(f"reading {file}") as progress:
+        from fedpipe.commands.run import run as run_source
+
+        result = run_source(
+            file, store=store, out=folder, name=name, parameters=given, listener=progress, stages=progress.stage, **how
+        )
     _show(result)
 
 
 def _show(result: Result) -> None:
+    if origin := result.summary.get("begun_from"):
+        say(f"continued from round {origin['round']} of {origin['run']}")
+    if result.summary and not result.summary["onnx"]:
+        say("nothing was trained: no round was accepted, so HEAD stays and no model is published")
     for label, value in result.summary.get("evaluation", {}).items():
         if label in ("central", "federated") and value:
             numbers = ", ".join(f"{name} {number:.4f}" for name, number in value["metrics"].items())

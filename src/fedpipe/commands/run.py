@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fedpipe.compiled.compiler import compile_pipeline
+from fedpipe.compiled.compiler import compile_pipeline, rehearsed
 from fedpipe.compiled.graph import Graph, check_arguments, parse_graph, read_graph, resolve
 from fedpipe.engine import preflight
 from fedpipe.engine.local import Engine, Listener
@@ -21,7 +21,8 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, keys_at_hand, public_key
-from fedpipe.rounds.history import read_record
+from fedpipe.rounds.beginning import resumes
+from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Settings
 from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.shard import read as parse_federation_json
@@ -32,6 +33,7 @@ from fedpipe.store.files import obstacle
 DEFAULT_RUN = "run-1"
 _PIPELINE = re.compile(r"""^pipelineInfo:|^[{ ,]*"pipelineInfo":""", re.MULTILINE)
 """Begins a section of a compiled pipeline, as YAML or JSON."""
+_SIMULATION = re.compile(r"simulation-(\d{1,9})", re.ASCII)
 
 
 class Result(NamedTuple):
@@ -62,12 +64,14 @@ def run(
     *,
     store: str | None = None,
     out: str | Path | None = None,
-    name: str = DEFAULT_RUN,
+    name: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     listener: Listener = lambda _: None,
+    stages: Callable[[str], None] = lambda _: None,
     workers: int = 0,
     simulation: bool = False,
     keys: str | Path | None = None,
+    from_head: bool = False,
 ) -> Result:
     """Runs a federation on this machine; a second run of the same name resumes.
 
@@ -75,11 +79,14 @@ def run(
         source: a federation file or a compiled pipeline.
         store: URI of a store to use instead of the federation's.
         out: folder for the results; `fedpipe-out/<federation>/<run>` by default.
-        name: the run's name.
+        name: the run's name; by default `run-1`. For a simulation it is the next `simulation-N`, or the last one if
+            that is unfinished.
         parameters: run-time parameters of the pipeline, such as `learning_rate`.
         listener: receives the events of the engine.
+        stages: receives what happens before the engine starts.
         workers: processes for the steps of each environment; one per core by default.
-        simulation: rehearses a federation file with TensorFlow Federated.
+        simulation: rehearses a federation file with TensorFlow Federated, from fresh weights; HEAD stays where it is.
+        from_head: lets a simulation continue from the model at HEAD.
         keys: folder of the key files of enrolled members; `keys` next to the federation file by default.
 
     Raises:
@@ -87,8 +94,10 @@ def run(
         StoreError: the store cannot be used; nothing was changed.
         FedpipeError: the run failed; finished steps stay in the store.
     """
-    name = run_name(name, "")
+    given = run_name(name if name is not None else DEFAULT_RUN, "")
     opened = _opened(Path(source), simulation=simulation)
+    if simulation and isinstance(opened, Federation):
+        opened = rehearsed(opened, from_head=from_head)
     with (
         keys_at_hand(Path(source), keys),
         Workers(preload=opened.needs_tensorflow) as processes,  # those that the checks warm up serve the first steps
@@ -96,12 +105,19 @@ def run(
         call = _warmed(processes) if simulation else processes.call
         if opened.needs_tensorflow:
             start_server()  # its import takes longer than everything before the first step
-        job = _prepared(source, opened, store, name, parameters or {}, simulation=simulation)
-        folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
+        stages("compiling the pipeline")
+        job = _prepared(source, opened, store, given, parameters or {}, simulation=simulation)
+        if simulation and name is None:
+            given = _next_simulation(job)
+            job.arguments["run"] = given
+        folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / given
         if what := obstacle(folder):
             raise InputError(what, where=str(folder), remedy="Choose another folder for the results with --out.")
-        _check_first(job, name, _warmed(processes) if job.needs_tff and not simulation else call)
+        framework = ", importing TensorFlow" if opened.needs_tensorflow else ""
+        stages(f"checking data, model and store of run {given}{framework}")
+        _check_first(job, given, _warmed(processes) if job.needs_tff and not simulation else call)
         _make(folder)
+        stages(f"running {given}, logs in {folder / 'logs'}")
         engine = Engine(
             job.graph, job.arguments, folder=folder, listener=listener, workers=workers, processes=processes
         )
@@ -111,6 +127,18 @@ def run(
         return Result({}, folder)
     place = resolve(reported, job.arguments, results, "")["parameterValues"]["place"]
     return Result(fetch_results(RunPlace(**place), folder), folder)
+
+
+def _next_simulation(job: _Job) -> str:
+    """Returns the last `simulation-N` if it is unfinished and has these settings, otherwise the next one."""
+    assert job.federation is not None
+    store = open_store(job.arguments["store"]).below(job.federation.name)
+    numbers = [int(found[1]) for run in store.below(keys.RUNS).folders() if (found := _SIMULATION.fullmatch(run))]
+    last = f"simulation-{max(numbers, default=1)}"
+    ended = store.size(keys.summary(last)) is not None
+    if ended or not resumes(store, last, job.federation, job.code):
+        return f"simulation-{max(numbers) + 1}"
+    return last
 
 
 def _warmed(processes: Workers) -> Callable[..., Any]:
@@ -138,7 +166,7 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
     if job.federation is not None:
         exports = any(task.step == "export" for task in job.graph.tasks)
         _check_keys(store.below(job.federation.name), job.federation, exports=exports)
-    if job.federation is not None and read_record(store.below(job.federation.name), name, 0) is None:
+    if job.federation is not None and not is_settled(store.below(job.federation.name), name):
         check_deadline(store.below(job.federation.name), job.federation.quorum.deadline)
         preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call, job.files)
     if is_folder:
@@ -209,7 +237,8 @@ def _graph_of(opened: Federation | Graph, *, simulation: bool) -> tuple[Graph, s
         return opened, str(opened.parameters.get("store", ""))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        compile_pipeline(opened, path, simulation=simulation)
+        from_head = opened.training.start == "head"
+        compile_pipeline(opened, path, simulation=simulation, from_head=from_head)
         graph = parse_graph(next(iter(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))))
     return graph, opened.store_uri
 

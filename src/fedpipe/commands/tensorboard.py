@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fedpipe.commands.opened import known_runs, open_federation
+from fedpipe.commands.opened import find_run, open_federation
 from fedpipe.errors import InputError, NotFoundError
 from fedpipe.frameworks import find_python
-from fedpipe.rounds.history import read_record
 from fedpipe.rounds.plan import read_plan
 from fedpipe.store import Store, keys
 
@@ -67,9 +66,7 @@ def find_events(store: Store, run: str) -> Iterator[Events]:
     Raises:
         NotFoundError: there is no such run.
     """
-    record = read_record(store, run, 0)
-    if record is None:
-        raise NotFoundError(f"there is no run {run!r}", where=store.uri, remedy=known_runs(store))
+    record = find_run(store, run)
     names = [learner.name for learner in read_plan(store, record.plan).federation.learners]
     for owner in ("", *names):
         for key in store.keys(keys.run_folder(run, owner)):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fedpipe.commands.opened import known_runs, open_federation
+from fedpipe.commands.opened import is_known, known_runs, no_run, open_federation
 from fedpipe.federation.federation import Federation
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
@@ -24,22 +24,26 @@ _PODS_AGAIN = 5.0
 
 def watch(
     source: str | Path, run: str, *, store: str | None = None, listener: Callable[[str, str], None],
-    again: float = LOOK_AGAIN, pods: Callable[[], list[str]] | None = None,
+    again: float = LOOK_AGAIN, pods: Callable[[], list[str]] | None = None, wait: bool = False,
 ) -> None:  # fmt: skip
     """Follows a run from its store until it has ended, whatever machine it runs on.
 
     Args:
         source: the federation file.
-        run: the run's name; waits for a run that has not begun.
+        run: the run's name.
         store: URI of a store to use instead of the federation's.
         listener: receives `(line, state)`: a line about an event, or the current state.
         again: seconds between two looks at the store.
         pods: returns a line for each pod that waits; called every few seconds.
+        wait: waits for a run that the store does not have yet; so does `pods`.
 
     Raises:
+        NotFoundError: there is no such run.
         StepError: the run has failed; raised by `pods`.
     """
     opened, _ = open_federation(source, store)
+    if not (wait or pods or is_known(opened, run)):
+        raise no_run(opened, run)
     if read_record(opened, run, 0) is None:
         listener("", f"waiting for run {run} to begin. {known_runs(opened)}")
     keeper, number = Keeper(opened, run, ""), 0

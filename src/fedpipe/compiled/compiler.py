@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import yaml
@@ -78,13 +78,23 @@ def as_json(federation: Federation) -> str:
     return encode(portable).decode()
 
 
-def compile_pipeline(federation: Federation, output: Path, *, simulation: bool = False) -> Estimate:
+def rehearsed(federation: Federation, *, from_head: bool) -> Federation:
+    """Returns a federation as it is simulated: from fresh weights, or from the model at HEAD."""
+    start: Literal["head", "fresh"] = "head" if from_head else "fresh"
+    training = msgspec.structs.replace(federation.training, start=start)
+    return msgspec.structs.replace(federation, training=training)
+
+
+def compile_pipeline(
+    federation: Federation, output: Path, *, simulation: bool = False, from_head: bool = False
+) -> Estimate:
     """Writes the pipeline file.
 
     Args:
         federation: the federation.
         output: a .yaml file; written atomically.
-        simulation: compile a rehearsal on one machine, with TensorFlow Federated.
+        simulation: compile a rehearsal on one machine, with TensorFlow Federated, from fresh weights.
+        from_head: let the rehearsal continue from the model at HEAD.
 
     Raises:
         ModelError: model.py cannot be read.
@@ -104,6 +114,8 @@ def compile_pipeline(federation: Federation, output: Path, *, simulation: bool =
         raise MissingExtraError(str(error.name or "kfp"), "kubeflow") from error
     in_steps = collective_learning if federation.proposers else federated_averaging
     wire = sessions if federation.in_sessions else in_steps
+    if simulation:
+        federation = rehearsed(federation, from_head=from_head)
     texts = (as_json(federation), read_code(federation))
     if simulation:
         check_simulated(federation)

@@ -95,9 +95,11 @@ class Report(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         classes: counts of its labels that are names, without rare ones.
         target: of labels that are numbers.
         why: the reason; empty if it discloses statistics.
+        basis: digest of the data and settings that it describes; another one is out of date.
     """
 
     format: int = 1
+    basis: str = ""
     learner: str
     examples: Count = 0
     columns: Annotated[tuple[ColumnReport, ...], Meta(max_length=MOST_COLUMNS)] = ()

@@ -189,6 +189,6 @@ class Export(Section, frozen=True, kw_only=True):
             ge=0,
             le=MOST_DIFFERENCE,
             description="largest allowed difference between the outputs of ONNX and of the trained model, as a share "
-            "of the largest output above 1; 0: by the model's precision, 1e-4 for float32 and float64",
+            "of the largest output; 0: by the model's precision (docs/models.md)",
         ),
     ] = 0.0

@@ -13,7 +13,7 @@ from fedpipe.data.examples import FORMATS, Examples
 from fedpipe.data.parts import load_examples
 from fedpipe.data.ports import ports_of
 from fedpipe.data.schema import Schema
-from fedpipe.errors import DataError, DroppedError, ModelError
+from fedpipe.errors import DataError, DroppedError, ModelError, WeightsError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.federation.training import Privacy
@@ -119,12 +119,17 @@ def rehearse_training(federation: Federation, model: Model, examples: Examples) 
     training = msgspec.structs.replace(settings, batch_size=size, callbacks=callbacks, **epochs)
     part = examples.rows(np.resize(np.arange(examples.count), size))
     start = model.initial_weights(settings.seed)
-    _check_same(start, weights.loads(weights.dumps(start)), "in the file that learners exchange")
     try:
+        _check_same(start, weights.loads(weights.dumps(start)), "in the file that learners exchange")
         fitted = model.train(start, part, training, seed=0, seconds=math.inf, optimizer=None)
         weights.check_finite(fitted.weights)
     except DroppedError as error:
         raise ModelError(f"a batch cannot be trained: {error.what}", where="model.py", remedy=error.remedy) from error
+    except WeightsError as error:
+        raise ModelError(
+            f"the weights cannot be exchanged, because {error.what}", where="model.py",
+            remedy="Lower the learning rate if they are not finite; otherwise use common dtypes.",
+        ) from error  # fmt: skip
     _check_same(start, fitted.weights, "after the training")
     measured = model.evaluate(fitted.weights, part, training)
     twice = [2 * np.asarray(state) for state in measured.states]

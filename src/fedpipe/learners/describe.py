@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from types import ModuleType
 
 import numpy as np
+from msgspec.structs import replace
 
-from fedpipe.data.disclosure import find_report, publish_report
+from fedpipe.data.disclosure import basis_of, find_report, publish_report
 from fedpipe.data.examples import Examples
 from fedpipe.data.statistics import Report, report_of
 from fedpipe.errors import CorruptError, DataError, ModelError, NotFoundError
@@ -31,7 +32,8 @@ def describe(
         shards: digests of the shards by learner.
         module: the user's file, whose `load` may read the data; None without one.
     """
-    if found := find_report(store, name, run):
+    basis = basis_of(federation, name, shards)
+    if found := find_report(store, name, run, basis):
         log.info("the statistics of %s are already there", name)
         return found
     try:
@@ -40,7 +42,7 @@ def describe(
         report = Report(learner=name, why=f"its data cannot be read: {error}"[:500])
     if report.why:
         log.warning("%s discloses no statistics: %s", name, report.why)
-    return publish_report(store, run, report)
+    return publish_report(store, run, replace(report, basis=basis))
 
 
 def described(federation: Federation, name: str, parts: Mapping[str, Part]) -> Report:

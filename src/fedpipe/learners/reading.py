@@ -19,6 +19,7 @@ from fedpipe.federation.federation import Federation
 from fedpipe.learners.adapters import framework_of
 from fedpipe.learners.framework import seed_of
 from fedpipe.learners.parts import Part
+from fedpipe.learners.user_code import described, is_stop
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.store import Store
 
@@ -101,11 +102,11 @@ def own_parts(
         return parts_of(read_examples(own, **settings)[0], federation, name)
     try:
         loaded = load(own)
-    except Exception as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise DataError(
-            f"load({own!r}) fails, because {why}", where="model.py", remedy="Correct it, or the path."
-        ) from error
+    except BaseException as error:
+        if is_stop(error):
+            raise
+        what = f"load({own!r}) fails, because {described(error)}"
+        raise DataError(what, where="model.py", remedy="Correct it, or the path.") from error
     if federation.data.is_table and (table := table_of(loaded, settings, f"load({own!r})")):
         loaded = Examples(table.x, table.y, columns=table.columns)
     return parts_of(loaded, federation, name)

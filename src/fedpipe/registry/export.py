@@ -78,7 +78,8 @@ def _differences(predict: Predict, data: bytes, features: Tree) -> list[tuple[fl
         wanted = np.asarray(expected, np.float64)
         if wanted.shape != actual.shape:
             raise ExportError(f"an output of the ONNX model has shape {actual.shape}, not {wanted.shape}")
-        gaps = np.abs(wanted - actual.astype(np.float64))
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            gaps = np.abs(wanted - actual.astype(np.float64))
         gaps[(np.isnan(wanted) & np.isnan(actual)) | (wanted == actual)] = 0
         found.append(
             (float(np.max(gaps, initial=0.0)), float(np.max(np.abs(wanted), initial=0.0, where=np.isfinite(wanted))))
@@ -210,9 +211,9 @@ def publish(store: Store, plan: Plan, digest: str) -> Exported:
     """
     name, key = plan.federation.model_name, _publishing_key(store)
     claimed = _find_claim(store, name, plan.run, digest)
-    if claimed and store.size(claimed.path) is not None:
-        return claimed
     data, origin = convert_and_verify(store, plan, digest)
+    if claimed and claimed.origin.digest == origin.digest and store.size(claimed.path) is not None:
+        return claimed
     exported = claimed if claimed and claimed.origin == origin else _claim(store, name, origin)
     if key is not None:
         sign_publication(store.below(keys.MODELS), ModelVersion(name, exported.version), origin, key)

@@ -15,6 +15,7 @@ import msgspec
 from fedpipe.data.examples import Examples
 from fedpipe.data.ports import made_up, ports_of
 from fedpipe.data.schema import Schema
+from fedpipe.data.trees import Tree
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.learners.check import built_model, check_model, rehearse_training, shared_ports
@@ -65,7 +66,9 @@ def _rehearse_all(federation: Federation, code: str, examples: Examples | None, 
     arrays = model.initial_weights(seed) if examples is None else rehearse_training(federation, model, examples)
     settings = federation.exported
     if settings:
-        features = made_up(outline.inputs, _SAMPLES, seed, outline.words) if examples is None else examples.x
+        features: Tree = made_up(outline.inputs, _SAMPLES, seed, outline.words)
+        if examples is not None:
+            features = examples.rows(slice(_SAMPLES)).x
         card = {CARD_KEY: write_card(described_table(schema, Card(classes=settings.classes)))}
         convert_checked(model, arrays, settings, features, card)
 

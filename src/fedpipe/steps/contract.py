@@ -143,6 +143,15 @@ def find(name: str, values: dict[str, Any]) -> Any | None:
     return look(parse(name, values)) if look else None
 
 
+def give_up(name: str, values: dict[str, Any], why: str) -> Any | None:
+    """Drop the learner of a step that failed for good, with the reason; None for a step that the run needs.
+
+    Only the local engine sees that a process died for good; a pod that dies is a failed step of Kubeflow.
+    """
+    leave = getattr(body(name), "give_up", None)
+    return leave(parse(name, values), why) if leave else None
+
+
 def _note_time(name: str, inputs: Any, outputs: Any, started: float, seconds: float) -> None:
     place = getattr(inputs, "place", None) or getattr(outputs, "place", None)
     if not isinstance(place, RunPlace):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
-from fedpipe.data.disclosure import digest_of_schema, settle_schema
+from fedpipe.data.disclosure import put_schema, settle_schema
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.data.ports import ports_of
+from fedpipe.data.schema import Schema
 from fedpipe.data.settling import settled
 from fedpipe.learners.assembly import plan_model
 from fedpipe.registry.rehearsal import rehearse
-from fedpipe.rounds.beginning import begin, make_plan
-from fedpipe.rounds.history import read_record
+from fedpipe.rounds.beginning import begin, find_begun, make_plan
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, Settings, Shards
 from fedpipe.sessions.board import check_deadline
@@ -40,7 +41,7 @@ class Inputs(Settings, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """The place with the plan's digest, and the first weights."""
+    """The place with the digest of this try's plan, and the first weights."""
 
     placed: RunPlace
     weights: str
@@ -48,12 +49,14 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """Return the first weights when the run has begun. Raises InputError when it began with other settings."""
+    """Return the first weights when the run resumes. Raises InputError when its rounds had other settings."""
     store = inputs.place.open()
-    record = read_record(store, inputs.place.run, 0)
+    plan = _plan(inputs, _examples(store, inputs.shards))
+    record = find_begun(store, plan)
     if record is None:
         return None
-    return _outputs(inputs.place, begin(store, _plan(inputs, _examples(store, inputs.shards)), dict))
+    put_bytes(store, inputs.code.encode())  # it may have been deleted since
+    return _outputs(inputs.place, plan, record)
 
 
 def _plan(inputs: Inputs, examples: Examples | None) -> Plan:
@@ -75,21 +78,22 @@ def run(inputs: Inputs) -> Outputs:
     store = inputs.place.open()
     examples = _examples(store, inputs.shards)
     plan = _plan(inputs, examples)
-    if read_record(store, plan.run, 0) is None:
-        check_deadline(store, plan.federation.quorum.deadline)
 
-    schema = settle_schema(store, plan.federation, plan.run)
+    @functools.cache
+    def schema() -> Schema | None:
+        return settle_schema(store, plan.federation, plan.run, plan.shards)
 
     def initial() -> dict[str, Array]:
-        settled_ones = settled(examples, schema, plan.federation.class_names) if examples is not None else None
-        rehearse(plan.federation, inputs.code, settled_ones, schema)
+        check_deadline(store, plan.federation.quorum.deadline)
+        known = settled(examples, schema(), plan.federation.class_names) if examples is not None else None
+        rehearse(plan.federation, inputs.code, known, schema())
         put_bytes(store, inputs.code.encode())
-        return plan_model(store, plan, schema=schema).initial_weights(plan.federation.training.seed)
+        return plan_model(store, plan, schema=schema()).initial_weights(plan.federation.training.seed)
 
-    return _outputs(inputs.place, begin(store, plan, initial, digest_of_schema(schema)))
+    return _outputs(inputs.place, plan, begin(store, plan, initial, lambda: put_schema(store, schema())))
 
 
-def _outputs(place: RunPlace, record: Record) -> Outputs:
-    place = msgspec.structs.replace(place, plan=record.plan)
+def _outputs(place: RunPlace, plan: Plan, record: Record) -> Outputs:
+    place = msgspec.structs.replace(place, plan=plan.digest)
     metadata = {"digest": record.weights, "round": 0, "run": record.run, "federation": record.federation}
     return Outputs(placed=place, weights=record.weights, model=ModelArtifact(metadata=metadata))

@@ -65,17 +65,17 @@ def shards(run: str) -> str:
     return f"{run_folder(run)}shards"
 
 
-def schema(run: str) -> str:
-    """Returns the key of the schema of a run's table."""
-    return f"{run_folder(run)}schema"
-
-
 def statistics(learner: str, run: str) -> str:
     """Returns the key of a learner's statistics, its answer before the first round."""
     return answer(learner, run, 0, STATISTICS)
 
 
 STATISTICS = "statistics"
+
+
+def plan(run: str) -> str:
+    """Returns the key of the plan of a run's last try."""
+    return f"{run_folder(run)}plan"
 
 
 def record(run: str, number: int) -> str:
@@ -283,12 +283,12 @@ _PUBLISHED = Access(("coordinator",), ("coordinator", "server"))
 _ENROLLED = Access(("administrator",), ("coordinator", "server"))
 
 TABLE = (
-    Row("HEAD", _OWN, "the last committed round; moves by compare-and-swap only"),
+    Row("HEAD", _OWN, "the last accepted round; moves by compare-and-swap only, never to untrained weights"),
     Row("probe-<name>", _OWN, "a check of conditional writes; removed at once"),
-    Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, central test set"),
+    Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, schemas of tables, central test set"),
     Row("coordinator/<sha256>", _OWN, "states of server optimizers and aggregators"),
     Row("runs/<run>/shards", _GLOBAL, "the inputs of the shards, and their digests"),
-    Row("runs/<run>/schema", _GLOBAL, "a table's columns, their normalisation and classes ([tables](tables.md))"),
+    Row("runs/<run>/plan", _GLOBAL, "the plan of the last try: also its settings of evaluation, export and reports"),
     Row("runs/<run>/board", _GLOBAL, "a session: the current request ([sessions](sessions.md))"),
     Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),
     Row("runs/<run>/<round>/record", _GLOBAL, "the committed round: updates, dropped learners, rule, result"),

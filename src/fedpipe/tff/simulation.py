@@ -32,7 +32,15 @@ from fedpipe.rounds.selection import SIMULATED, select, trainers
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, digest_of, encode, fetch_file, get_bytes, put_file
 from fedpipe.tff.algorithms import Process, make_own_process, make_process
-from fedpipe.tff.datasets import Client, check_alike, first_examples, test_batches, train_batches, whole_batch
+from fedpipe.tff.datasets import (
+    Client,
+    check_alike,
+    check_plain,
+    first_examples,
+    test_batches,
+    train_batches,
+    whole_batch,
+)
 from fedpipe.tff.models import Code, FederatedModel
 from fedpipe.tff.runtime import federated
 from fedpipe.tff.state import make_state_manager
@@ -84,6 +92,7 @@ def make(
 
 def _arrays(examples: Examples) -> tuple[weights.Array, weights.Array]:
     """Returns features and labels, of which a simulation takes one array each. Raises DataError."""
+    check_plain(examples)
     return only_array(examples.x, "features"), only_array(examples.y, "labels")
 
 
@@ -162,7 +171,7 @@ class Simulation:
             RoundError: the previous round is not committed, or the weights are not finite.
         """
         if record := read_record(self._store, self._run, number):
-            return commit(self._store, record)
+            return commit(self._store, record, rehearsal=True)
         previous = read_record(self._store, self._run, number - 1)
         if previous is None:
             raise RoundError(f"round {number} cannot start: round {number - 1} is not committed")
@@ -272,6 +281,7 @@ class Simulation:
                 state={"program": saved}, rule=self._rule,
                 metrics=dict(list(metrics.items())[:MOST_METRICS]),
             ),
+            rehearsal=True,
         )  # fmt: skip
 
 

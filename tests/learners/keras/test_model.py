@@ -116,6 +116,7 @@ class TestArguments:
             ({"evaluate": {"callbacks": []}}, "'callbacks' cannot be set here. It is given by fedpipe;"),
             ({"fit": {"class_weight": {"a": 1}}}, "training.fit.class_weight: 'a' is not a label. Count labels from 0"),
             ({"fit": {"class_weight": {-1: 1}}}, "training.fit.class_weight: -1 is not a label"),
+            ({"fit": {"class_weight": {10**9: 1}}}, "training.fit.class_weight: 1000000000 is not a label"),
             ({"fit": {"class_weight": {0: "1"}}}, "training.fit.class_weight.0: '1' is not a weight. Write a number"),
             ({"fit": {"class_weight": [1, 2]}}, "training.fit.class_weight: is not a table. Write a weight for each"),
             ({"callbacks": {"EarlyStoping": {}}}, "unknown callback 'EarlyStoping'. Did you mean 'EarlyStopping'?"),

@@ -20,6 +20,7 @@ _OWNED = {
     "verbose": "fedpipe", "return_dict": "fedpipe", "steps": "fedpipe", "sample_weight": "`load` of model.py",
     "validation_data": "`load` of model.py",
 }  # fmt: skip
+_MOST_LABELS = 100_000
 _OWNED_BY_EVALUATE = {
     **_OWNED, "steps": "algorithm.vote.batches for a vote; a test uses all examples",
     "callbacks": "fedpipe; training.callbacks are for `Model.fit`",
@@ -80,7 +81,7 @@ def _check_class_weight(given: Any) -> None:
     if not isinstance(given, Mapping):
         raise ModelError("is not a table", where=where, remedy="Write a weight for each label: {0: 1.0, 1: 2.0}.")
     for label, weight in as_arguments(given).items():
-        if not isinstance(label, int) or label < 0:
+        if not isinstance(label, int) or not 0 <= label < _MOST_LABELS:
             raise ModelError(f"{label!r} is not a label", where=where, remedy="Count labels from 0: {0: 1.0, 1: 2.0}.")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
             raise ModelError(f"{weight!r} is not a weight", where=f"{where}.{label}", remedy="Write a number >= 0.")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedpipe.data.examples import Examples
+from fedpipe.data.ports import chosen
 from fedpipe.data.trees import Tree
 from fedpipe.errors import DataError
 from fedpipe.frameworks import frameworks
@@ -100,8 +101,15 @@ def _arranged(dataset: Any, inputs: Side | None, outputs: Side | None) -> Any:
     if inputs is None or outputs is None:
         return dataset
     x, y = dataset.element_spec[:2]
-    if inputs.single and outputs.single and not isinstance(x, Mapping | tuple) and not isinstance(y, Mapping | tuple):
+    nested = isinstance(x, Mapping | tuple) or isinstance(y, Mapping | tuple)
+    if not nested and inputs.single and outputs.single and not inputs.lacks_last(inputs.ports[0], x.shape):
         return dataset
-    inputs.of_element(x, "features")  # in the graph, its error would be hidden
-    outputs.of_element(y, "labels")
+    chosen(inputs.names, _names_of(x), "features")  # in the graph, its error would be hidden
+    chosen(outputs.names, _names_of(y), "labels", outputs.optional)
     return dataset.map(lambda x, y, *w: (inputs.of_element(x, "features"), outputs.of_element(y, "labels"), *w))
+
+
+def _names_of(spec: Any) -> list[str]:
+    if isinstance(spec, Mapping):
+        return list(spec)
+    return [str(position) for position in range(len(spec))] if isinstance(spec, tuple) else [""]

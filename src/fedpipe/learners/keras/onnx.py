@@ -22,7 +22,7 @@ _WITHOUT_ONNX = {
     "StringSplitV2": "splits text", "StringLower": "changes text", "StringUpper": "changes text",
     "AsString": "writes numbers as text", "EagerPyFunc": "calls Python", "PyFunc": "calls Python",
 }  # fmt: skip
-"""What some operations of TensorFlow do for which ONNX has no operator."""
+"""Operations of TensorFlow for which ONNX has no operator, and a description of each."""
 
 
 def convert(
@@ -93,7 +93,7 @@ def _in_float32(model: Any) -> Iterator[None]:
 def _graph_of(model: Any, inputs: Sequence[Port], call: Any) -> tuple[Any, dict[str, Any], list[str]]:
     """Return the traced graph with all variables and captured constants in it, its tables, and its results' names.
 
-    A layer may hold tensors that are no variables, such as the mean of an adapted Normalization. TensorFlow makes them
+    A layer may hold plain tensors, such as the mean of an adapted Normalization. TensorFlow makes them
     inputs of the graph. Here they become constants.
     """
     tensorflow, _ = frameworks()

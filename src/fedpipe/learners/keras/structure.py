@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -67,7 +68,16 @@ class Side(NamedTuple):
         if isinstance(value, tuple | list):
             named = {str(position): part for position, part in enumerate(value)}
         names = chosen(self.names, list(named), what, self.optional)
-        return self.packed({port: named[names[port]] if port in names else np.float32(0) for port in self.names})
+        found: dict[str, Any] = {port: named[names[port]] if port in names else np.float32(0) for port in self.names}
+        if what == "features":
+            found = {port.name: found[port.name][..., None] if self.lacks_last(port, found[port.name].shape)
+                     else found[port.name] for port in self.ports}  # fmt: skip
+        return self.packed(found)
+
+    @staticmethod
+    def lacks_last(port: Port, shape: Any) -> bool:
+        """Return whether a single example lacks the last dimension of 1, which `fed` adds to arrays."""
+        return port.shape[-1:] == (1,) and shape.rank == len(port.shape) - 2
 
     def zeros(self, count: int, free: int = 1) -> dict[str, Array]:
         """Return made-up examples: zeros, and empty text; `free` is the size of a free dimension."""
@@ -214,7 +224,9 @@ def _traced(model: Any, side: Side) -> Side:
     _, keras = frameworks()
     try:
         symbols = {p.name: keras.KerasTensor((None, *p.shape[1:]), p.dtype, name=p.name) for p in side.ports}
-        found = model(side.packed(symbols))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns of the failure that is reported below
+            found = model(side.packed(symbols))
     except Exception as error:
         raise ModelError(
             f"the model cannot be called on the features, because {described(error)}", where="model.py",
