@@ -37,8 +37,8 @@ from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.serving.catalogue import locate
 from fedpipe.store import Store, open_store
+from fedpipe.store.credentials import Credentials
 from fedpipe.store.s3 import MinioStore
-from fedpipe.store.s3_client import Credentials
 from fedpipe.store.users import Users
 from tests import servers
 from tests.federations import PlusOneLearner, close_vote, fresh, make_federation, make_plan

@@ -20,7 +20,6 @@ from fedpipe.cli.options import (
 )
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import Styled, busy, following, say, show_json, show_table
-from fedpipe.errors import InputError
 from fedpipe.kubeflow.where import Where
 
 if TYPE_CHECKING:
@@ -58,13 +57,10 @@ def watch(
         pods = watcher(run_name, where)
 
     with following("looking") as change_state:
-
-        def show(line: str, state: str) -> None:
-            if line:
-                say(line)
-            change_state(state)
-
-        follow(file, run_name, store=store, listener=show, pods=pods, wait=wait)
+        for seen in follow(file, run_name, store=store, pods=pods, wait=wait):
+            if seen.line:
+                say(seen.line)
+            change_state(seen.state)
 
 
 @commands.add("fedpipe runs -f demo/federation.yaml", "fedpipe runs --json")
@@ -110,8 +106,6 @@ def compare(
     """
     from fedpipe.commands.compare import compare as compare_runs
 
-    if len(names) < 2:
-        raise InputError("compare needs at least two runs", remedy="Run `fedpipe compare RUN RUN`.")
     found = compare_runs(file, names, store=store)
     if as_json:
         show_json(found._asdict())

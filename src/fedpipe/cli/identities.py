@@ -14,7 +14,7 @@ from fedpipe.errors import InputError
 
 if TYPE_CHECKING:
     from fedpipe.commands.identities import Identity
-    from fedpipe.store.s3_client import Credentials
+    from fedpipe.store.credentials import Credentials
 
 commands = Panel("Identities")
 
@@ -106,7 +106,7 @@ def _member(learner: str, coordinator: bool) -> str:
 
 def _given_user(access_key: str | None, secret_key_file: Path | None) -> Credentials | None:
     """Return the keys of an existing user, None without one. Raises InputError."""
-    from fedpipe.store.s3_client import Credentials
+    from fedpipe.store.credentials import Credentials
 
     if access_key is None and secret_key_file is None:
         return None
@@ -161,9 +161,8 @@ def prepare(
 ) -> None:
     """Create a federation's bucket, and users for its coordinator and server, as the store's administrator."""
     from fedpipe.commands.identities import prepare as make
-    from fedpipe.store import SECRET_DIR
-    from fedpipe.store.s3_client import find_credentials
+    from fedpipe.store.credentials import read_mounted
 
-    users = [find_credentials({SECRET_DIR: str(folder)}) if folder else None for folder in (coordinator, server)]
+    users = [read_mounted(folder) if folder else None for folder in (coordinator, server)]
     for line in make(uri, coordinator=users[0], server=users[1]):
         say(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,7 +41,17 @@ def run(
     keys: KeysOption = None,
 ) -> None:
     """Run a federation on this machine; the same run name resumes."""
-    _run(file, store, out_folder, name, parameters, workers=workers, keys=keys)
+    given = given_parameters(parameters)
+    from fedpipe.cli.progress import Progress
+
+    with Progress(f"reading {file}") as progress:
+        from fedpipe.commands.run import run as run_source
+
+        result = run_source(
+            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, stages=progress.stage,
+            workers=workers, keys=keys,
+        )  # fmt: skip
+    _show(result)
 
 
 @commands.add(
@@ -61,21 +71,16 @@ def simulate(
     from_head: Annotated[bool, typer.Option("--from-head", help="Continue from the model at HEAD.")] = False,
 ) -> None:
     """Rehearse a federation with TensorFlow Federated, from fresh weights; HEAD stays where it is."""
-    _run(file, store, out_folder, name, parameters, simulation=True, from_head=from_head)
-
-
-def _run(
-    file: Path, store: str | None, folder: Path | None, name: str | None, parameters: list[str] | None, **how: Any
-) -> None:
     given = given_parameters(parameters)
     from fedpipe.cli.progress import Progress
 
     with Progress(f"reading {file}") as progress:
-        from fedpipe.commands.run import run as run_source
+        from fedpipe.commands.run import simulate as rehearse
 
-        result = run_source(
-            file, store=store, out=folder, name=name, parameters=given, listener=progress, stages=progress.stage, **how
-        )
+        result = rehearse(
+            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, stages=progress.stage,
+            from_head=from_head,
+        )  # fmt: skip
     _show(result)
 
 

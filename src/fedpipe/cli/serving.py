@@ -246,13 +246,10 @@ def promote(
     ] = None,
 ) -> None:
     """Choose the version of a model that answers; servers follow within seconds."""
-    from fedpipe.serving.catalogue import locate
-    from fedpipe.serving.promotion import promote as decide
-    from fedpipe.serving.promotion import split_for
+    from fedpipe.commands.promote import promote as choose
 
-    place = locate(source=_federation_file(file, store, models), store=store, folder=models)
-    home = place.find_folder(name).models
-    split = decide(home, name, split_for(home, name, version, latest=latest, canary=canary)).split
+    source = _federation_file(file, store, models)
+    split = choose(name, version, source=source, store=store, models=models, latest=latest, canary=canary)
     say(f"{name}: {split} from now on")
 
 

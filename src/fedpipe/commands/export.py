@@ -8,27 +8,29 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from fedpipe.commands.opened import find_run, known_runs
+from fedpipe.commands.opened import StoreGiven, file_of, find_run, known_runs, settle
 from fedpipe.engine.workers import Workers
 from fedpipe.errors import NotFoundError
-from fedpipe.federation.file import read_federation
+from fedpipe.federation.sources import Source
 from fedpipe.rounds.history import history, is_trained, read_record, trained_head
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, current_plan
-from fedpipe.store import Store, chosen_uri, open_store
+from fedpipe.store import Store, open_store
 from fedpipe.store.files import write_whole
 
 
 def export(
-    source: str | Path, output: str | Path, *, store: str | None = None, name: str | None = None
-) -> dict[str, Any]:
+    source: Source, output: str | Path = "model.onnx", *, store: StoreGiven = None, name: str | None = None,
+    **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Writes the shared model as a verified ONNX file, with the file's current settings of the export.
 
     Args:
-        source: the federation file.
+        source: the federation file, or its content.
         output: an .onnx file; it is written only after it is verified.
-        store: URI of a store to use instead of the federation's.
+        store: a store to use instead of the federation's.
         name: the run whose last model is exported; the run at HEAD by default.
+        changes: keys of the federation file with new values.
 
     Returns:
         The digest, opset, largest difference and run, as in the model's origin.
@@ -36,11 +38,15 @@ def export(
     Raises:
         NotFoundError: there is no such run, or nothing is trained.
         ExportError: the model differs from the trained one; nothing is written.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml", name="run-1")
+    >>> fedpipe.export("demo/federation.yaml", "model.onnx")["run"]
+    'run-1'
     """
-    federation = read_federation(Path(source))
-    uri = chosen_uri(store, federation.store_uri)
+    federation, uri = settle(source, store, changes)
     opened = open_store(uri).below(federation.name)
-    record = _last(opened, source, name)
+    record = _last(opened, file_of(source), name)
     plan = current_plan(opened, record.run, record.plan)
     plan = replace(plan, federation=replace(plan.federation, export=federation.export))
     with Workers(preload=federation.needs_tensorflow) as processes:
@@ -49,7 +55,7 @@ def export(
     return dict(origin)
 
 
-def _last(store: Store, source: str | Path, name: str | None) -> Record:
+def _last(store: Store, source: Path, name: str | None) -> Record:
     """Returns the last record of a run, or that at HEAD. Raises NotFoundError when nothing is trained."""
     if name is None:
         head = trained_head(store)

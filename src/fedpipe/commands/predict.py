@@ -53,7 +53,7 @@ class Answers(NamedTuple):
         return str(label)
 
 
-def predict_file(model: str, data: str | Path, *, header: bool | None = None) -> Answers:
+def predict_file(model: str | Path, data: str | Path, *, header: bool | None = None) -> Answers:
     """Predicts for the examples in a file.
 
     Args:
@@ -63,18 +63,23 @@ def predict_file(model: str, data: str | Path, *, header: bool | None = None) ->
 
     Raises:
         InputError: the model cannot be opened, or the data does not fit it.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml")
+    >>> fedpipe.predict_file(result.model, "demo/digits.npz").accuracy > 0.9
+    True
     """
     opened = _opened(model)
     features, labels, remarks = read_features(Path(data), opened.inputs, opened.card, header=header)
     return Answers(predict_batch(opened, features), labels, remarks)
 
 
-def _opened(model: str) -> Predictor:
-    if not model.startswith(("http://", "https://")):
+def _opened(model: str | Path) -> Predictor:
+    if not str(model).startswith(("http://", "https://")):
         return open_model(Path(model))
     from fedpipe.serving.client import RemoteModel
 
-    return RemoteModel(model)
+    return RemoteModel(str(model))
 
 
 def columns_of(answers: Answers) -> dict[str, list[Any]]:

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from fedpipe.commands.live import showing
+from fedpipe.commands.opened import StoreGiven, file_of
+from fedpipe.commands.shown import Result as Result
 from fedpipe.compiled.compiler import compile_pipeline, rehearsed
 from fedpipe.compiled.graph import Graph, check_arguments, parse_graph, read_graph, resolve
 from fedpipe.engine import preflight
@@ -18,7 +21,7 @@ from fedpipe.engine.local import Engine, Listener
 from fedpipe.engine.workers import Workers, beside, start_server, warm_simulation
 from fedpipe.errors import InputError, PipelineError
 from fedpipe.federation.federation import Federation
-from fedpipe.federation.file import read_federation
+from fedpipe.federation.sources import Source, read_source
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, keys_at_hand, public_key
 from fedpipe.rounds.beginning import resumes
@@ -34,13 +37,6 @@ DEFAULT_RUN = "run-1"
 _PIPELINE = re.compile(r"""^pipelineInfo:|^[{ ,]*"pipelineInfo":""", re.MULTILINE)
 """Begins a section of a compiled pipeline, as YAML or JSON."""
 _SIMULATION = re.compile(r"simulation-(\d{1,9})", re.ASCII)
-
-
-class Result(NamedTuple):
-    """A finished run: `summary.json` as a dictionary, and the folder with it, `report.html` and `model.onnx`."""
-
-    summary: dict[str, Any]
-    folder: Path
 
 
 class _Job(NamedTuple):
@@ -60,66 +56,133 @@ class _Job(NamedTuple):
 
 
 def run(
-    source: str | Path,
+    source: Source,
     *,
-    store: str | None = None,
+    store: StoreGiven = None,
     out: str | Path | None = None,
     name: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     listener: Listener = lambda _: None,
     stages: Callable[[str], None] = lambda _: None,
+    progress: bool | None = None,
     workers: int = 0,
-    simulation: bool = False,
-    keys: str | Path | None = None,
+    simulation: bool | Mapping[str, Any] = False,
     from_head: bool = False,
+    keys: str | Path | None = None,
+    **changes: Any,
 ) -> Result:
     """Runs a federation on this machine; a second run of the same name resumes.
 
     Args:
-        source: a federation file or a compiled pipeline.
-        store: URI of a store to use instead of the federation's.
+        source: a federation file, its content, or a compiled pipeline.
+        store: a store to use instead of the federation's.
         out: folder for the results; `fedpipe-out/<federation>/<run>` by default.
         name: the run's name; by default `run-1`. For a simulation it is the next `simulation-N`, or the last one if
             that is unfinished.
         parameters: run-time parameters of the pipeline, such as `learning_rate`.
         listener: receives the events of the engine.
         stages: receives what happens before the engine starts.
+        progress: prints a line for each round; by default a notebook shows the progress, and a script is quiet.
         workers: processes for the steps of each environment; one per core by default.
-        simulation: rehearses a federation file with TensorFlow Federated, from fresh weights; HEAD stays where it is.
+        simulation: rehearses the federation as `simulate` does; or keys of `simulation` with new values.
         from_head: lets a simulation continue from the model at HEAD.
         keys: folder of the key files of enrolled members; `keys` next to the federation file by default.
+        changes: keys of the federation file with new values, such as `training={"rounds": 3}`.
 
     Raises:
         InputError: a mistake in the input; nothing was changed.
         StoreError: the store cannot be used; nothing was changed.
         FedpipeError: the run failed; finished steps stay in the store.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml", training={"rounds": 2})
+    >>> len(result.summary["rounds"]), result.metrics["accuracy"] > 0.5
+    (2, True)
     """
-    given = run_name(name if name is not None else DEFAULT_RUN, "")
-    opened = _opened(Path(source), simulation=simulation)
-    if simulation and isinstance(opened, Federation):
-        opened = rehearsed(opened, from_head=from_head)
+    if not isinstance(simulation, bool):
+        changes, simulation = {**changes, "simulation": simulation}, False
+    with showing(progress, listener, stages) as (listener, stages):
+        how = _How(store, out, name, parameters or {}, stages, workers, simulation, from_head, keys)
+        return _run(source, how, listener, changes)
+
+
+def simulate(
+    source: Source, *, store: StoreGiven = None, out: str | Path | None = None, name: str | None = None,
+    parameters: Mapping[str, Any] | None = None, listener: Listener = lambda _: None,
+    stages: Callable[[str], None] = lambda _: None, progress: bool | None = None, from_head: bool = False,
+    **changes: Any,
+) -> Result:  # fmt: skip
+    """Rehearses a federation with TensorFlow Federated on this machine, from fresh weights; HEAD stays where it is.
+
+    Args:
+        source: a federation file, or its content.
+        store: a store to use instead of the federation's.
+        out: folder for the results; `fedpipe-out/<federation>/<run>` by default.
+        name: the run's name; by default the next `simulation-N`, or the last one if that is unfinished.
+        parameters: run-time parameters of the pipeline, such as `learning_rate`.
+        listener: receives the events of the engine.
+        stages: receives what happens before the engine starts.
+        progress: prints a line for each round; by default a notebook shows the progress, and a script is quiet.
+        from_head: continues from the model at HEAD.
+        changes: keys of the federation file with new values, such as `simulation={"clients": 100}`.
+
+    Raises:
+        FedpipeError: as of `run`.
+
+    >>> import fedpipe
+    >>> fedpipe.simulate("demo/federation.yaml", training={"round": 2})
+    Traceback (most recent call last):
+        ...
+    fedpipe.errors.FederationError: ...training: unknown key 'round'. Did you mean 'rounds'?
+    """
+    with showing(progress, listener, stages) as (listener, stages):
+        how = _How(store, out, name, parameters or {}, stages, 0, True, from_head, None)
+        return _run(source, how, listener, changes)
+
+
+class _How(NamedTuple):
+    """The arguments of `run` that are not changes of the federation."""
+
+    store: StoreGiven
+    out: str | Path | None
+    name: str | None
+    parameters: Mapping[str, Any]
+    stages: Callable[[str], None]
+    workers: int
+    simulation: bool
+    from_head: bool
+    keys: str | Path | None
+
+
+def _run(source: Source, how: _How, listener: Listener, changes: Mapping[str, Any]) -> Result:
+    name = run_name(how.name if how.name is not None else DEFAULT_RUN, "")
+    if isinstance(how.store, Mapping):
+        how, changes = how._replace(store=None), {**changes, "store": how.store}
+    opened = _opened(source, changes, simulation=how.simulation)
+    if how.simulation and isinstance(opened, Federation):
+        opened = rehearsed(opened, from_head=how.from_head)
     with (
-        keys_at_hand(Path(source), keys),
+        keys_at_hand(file_of(source), how.keys),
         Workers(preload=opened.needs_tensorflow) as processes,  # those that the checks warm up serve the first steps
     ):
-        call = _warmed(processes) if simulation else processes.call
+        call = _warmed(processes) if how.simulation else processes.call
         if opened.needs_tensorflow:
             start_server()  # its import takes longer than everything before the first step
-        stages("compiling the pipeline")
-        job = _prepared(source, opened, store, given, parameters or {}, simulation=simulation)
-        if simulation and name is None:
-            given = _next_simulation(job)
-            job.arguments["run"] = given
-        folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / given
+        how.stages("compiling the pipeline")
+        store = str(how.store) if how.store else None
+        job = _prepared(source, opened, store, name, how.parameters, simulation=how.simulation)
+        if how.simulation and how.name is None:
+            name = job.arguments["run"] = _next_simulation(job)
+        folder = Path(how.out) if how.out else Path("fedpipe-out") / job.graph.name / name
         if what := obstacle(folder):
             raise InputError(what, where=str(folder), remedy="Choose another folder for the results with --out.")
         framework = ", importing TensorFlow" if opened.needs_tensorflow else ""
-        stages(f"checking data, model and store of run {given}{framework}")
-        _check_first(job, given, _warmed(processes) if job.needs_tff and not simulation else call)
+        how.stages(f"checking data, model and store of run {name}{framework}")
+        _check_first(job, name, _warmed(processes) if job.needs_tff and not how.simulation else call)
         _make(folder)
-        stages(f"running {given}, logs in {folder / 'logs'}")
+        how.stages(f"running {name}, logs in {folder / 'logs'}")
         engine = Engine(
-            job.graph, job.arguments, folder=folder, listener=listener, workers=workers, processes=processes
+            job.graph, job.arguments, folder=folder, listener=listener, workers=how.workers, processes=processes
         )
         results = engine.run()
     reported = next((task for task in job.graph.tasks if task.step == "report"), None)
@@ -193,7 +256,7 @@ def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
 
 
 def _prepared(
-    source: str | Path, opened: Federation | Graph, store: str | None, name: str, parameters: Mapping[str, Any], *,
+    source: Source, opened: Federation | Graph, store: str | None, name: str, parameters: Mapping[str, Any], *,
     simulation: bool,
 ) -> _Job:  # fmt: skip
     graph, default_store = _graph_of(opened, simulation=simulation)
@@ -218,17 +281,23 @@ def _prepared(
     return _Job(graph, checked, federation, _constant(graph, "code"), files)
 
 
-def _opened(source: Path, *, simulation: bool) -> Federation | Graph:
-    """Reads a federation file or the graph of a compiled pipeline."""
+def _opened(source: Source, changes: Mapping[str, Any], *, simulation: bool) -> Federation | Graph:
+    """Reads a federation or the graph of a compiled pipeline."""
+    if not isinstance(source, str | Path):
+        return read_source(source, changes)
+    path = Path(source)
     try:
-        is_pipeline = _PIPELINE.search(source.read_text()) is not None
+        is_pipeline = _PIPELINE.search(path.read_text()) is not None
     except (OSError, UnicodeDecodeError):
-        is_pipeline = False  # read_federation reports the mistake
+        is_pipeline = False  # read_source reports the mistake
     if not is_pipeline:
-        return read_federation(source)
+        return read_source(path, changes)
     if simulation:
-        raise InputError("is a compiled pipeline", where=str(source), remedy="Run it with `fedpipe run`.")
-    return read_graph(source)
+        raise InputError("is a compiled pipeline", where=str(path), remedy="Run it with `fedpipe run`.")
+    if changes:
+        what = f"is a compiled pipeline, in which {next(iter(changes))!r} cannot be changed"
+        raise InputError(what, where=str(path), remedy="Use `parameters`, or the federation file.")
+    return read_graph(path)
 
 
 def _graph_of(opened: Federation | Graph, *, simulation: bool) -> tuple[Graph, str]:

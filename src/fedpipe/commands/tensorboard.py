@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fedpipe.commands.opened import find_run, open_federation
+from fedpipe.commands.opened import StoreGiven, find_run, open_federation
 from fedpipe.errors import InputError, NotFoundError
+from fedpipe.federation.sources import Source
 from fedpipe.frameworks import find_python
 from fedpipe.rounds.plan import read_plan
 from fedpipe.store import Store, keys
@@ -28,13 +29,15 @@ class Events(NamedTuple):
     path: Path
 
 
-def tensorboard(source: str | Path, run: str, *, store: str | None = None, host: str, port: int) -> int:
+def tensorboard(
+    source: Source, run: str, *, store: StoreGiven = None, host: str = "localhost", port: int = 6006
+) -> int:
     """Shows a run's event files in TensorBoard until it ends.
 
     Args:
-        source: the federation file.
+        source: the federation file, or its content.
         run: the run's name.
-        store: URI of a store to use instead of the federation's.
+        store: a store to use instead of the federation's.
         host: the address to listen on.
         port: the port; 0 for a free one.
 
@@ -50,7 +53,7 @@ def tensorboard(source: str | Path, run: str, *, store: str | None = None, host:
         return show(opened, run, Path(folder), host=host, port=port)
 
 
-def copy_events(source: str | Path, run: str, folder: str | Path, *, store: str | None = None) -> int:
+def copy_events(source: Source, run: str, folder: str | Path, *, store: StoreGiven = None) -> int:
     """Copies a run's event files to a folder; returns their number.
 
     Raises:

@@ -86,9 +86,13 @@ class Federation(Section, frozen=True, kw_only=True):
         ),
     ] = field(default_factory=dict)
     images: Annotated[Images, Meta(description="container images of the steps")] = field(default_factory=Images)
-    secret: Annotated[str, Meta(description="Kubernetes secret with the store's keys (`accesskey`, `secretkey`)")] = (
-        KUBEFLOWS_SECRET
-    )
+    secret: Annotated[
+        str,
+        Meta(
+            description="Kubernetes secret with the store's keys (`accesskey`, `secretkey`); empty: pods use the "
+            "identity of their service account"
+        ),
+    ] = KUBEFLOWS_SECRET
 
     @property
     def store_uri(self) -> str:

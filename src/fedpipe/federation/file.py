@@ -19,7 +19,7 @@ from fedpipe.federation.values import check_values
 from fedpipe.store import check_uri, file_uri, is_uri, path_of
 
 
-def read_federation(path: Path) -> Federation:
+def read_federation(path: str | Path) -> Federation:
     """Read and check a federation file; relative paths in it start at its folder.
 
     Args:
@@ -27,9 +27,13 @@ def read_federation(path: Path) -> Federation:
 
     Raises:
         FederationError: names the key, the mistake and the remedy.
+
+    >>> import fedpipe
+    >>> fedpipe.read_federation("demo/federation.yaml").training.rounds
+    10
     """
-    federation = parse_federation(load(path), where=str(path))
-    return _resolved(federation, path.absolute().parent)
+    path = Path(path)
+    return resolved(parse_federation(load(path), where=str(path)), path.absolute().parent)
 
 
 def parse_federation(content: Any, *, where: str = "federation") -> Federation:
@@ -38,7 +42,7 @@ def parse_federation(content: Any, *, where: str = "federation") -> Federation:
         remedy = "Write a working one with `fedpipe init DIR`."
         raise FederationError("is not a table of keys and values", where=where, remedy=remedy)
     check_values(content, where=where)
-    full = _in_full(content)
+    full = in_full(content)
     try:
         federation = converted(full, Federation)
     except msgspec.ValidationError as error:
@@ -47,7 +51,7 @@ def parse_federation(content: Any, *, where: str = "federation") -> Federation:
     return federation
 
 
-def _in_full(content: dict[str, Any]) -> dict[str, Any]:
+def in_full(content: dict[str, Any]) -> dict[str, Any]:
     """Expand short forms: a name alone, and the server's plain step."""
     full = dict(content)
     algorithm = full["algorithm"] = _named(full.get("algorithm", {"name": "averaging"}))
@@ -80,7 +84,7 @@ def check_federation(federation: Federation, *, where: str) -> None:
         raise FederationError(what, where=f"{where}: {path}", remedy=remedy)
 
 
-def _resolved(federation: Federation, folder: Path) -> Federation:
+def resolved(federation: Federation, folder: Path) -> Federation:
     """Return the same federation with absolute paths and URIs."""
 
     def place(uri: str) -> str:

@@ -166,6 +166,11 @@ def predict(model: str | Path | Predictor, features: npt.ArrayLike | Mapping[str
     Raises:
         InputError: the file is not a model, or an input is missing.
         DataError: the features do not have the model's shape or type, or a value is not allowed.
+
+    >>> import fedpipe, numpy
+    >>> result = fedpipe.run("demo/federation.yaml")
+    >>> fedpipe.predict(result.model, numpy.load("demo/digits.npz")["x"][:2]).outputs.shape
+    (2, 10)
     """
     loaded = open_model(Path(model)) if isinstance(model, str | Path) else model
     given = _by_input(loaded.inputs, features, loaded.card)

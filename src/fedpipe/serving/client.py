@@ -17,6 +17,7 @@ from fedpipe.registry.card import PUBLIC, Card
 from fedpipe.registry.prediction import TensorSpec
 from fedpipe.serving.protocol import HEADER_LENGTH
 from fedpipe.serving.tensors import DATATYPES, DTYPES, RequestError, strings_from, to_bytes
+from fedpipe.store.network import Pool, reason_of, remedy_of
 
 Array = npt.NDArray[Any]
 
@@ -71,7 +72,7 @@ class RemoteModel:
     def __init__(self, url: str, *, token: str | None = None) -> None:
         token = os.environ.get("FEDPIPE_TOKEN", "") if token is None else token
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=60), retries=False)
+        self._pool = Pool(timeout=urllib3.Timeout(connect=5, read=60), retries=False)
         base, found, path = url.rstrip("/").partition("/v2")
         self._url = url.rstrip("/") if found and path else f"{base}/v2/models/{self._only_model(base)}"
         response = self._request("GET", self._url)
@@ -129,9 +130,8 @@ class RemoteModel:
         try:
             response = self._pool.urlopen(method, url, body=body, headers={**self._headers, **(headers or {})})
         except (urllib3.exceptions.HTTPError, ValueError) as error:
-            reason = str(getattr(error, "reason", "") or error).rsplit(": ", 1)[-1][:200]
-            remedy = "Check the URL, and whether `fedpipe serve` is running."
-            raise InputError(f"the server does not answer: {reason}", where=url, remedy=remedy) from error
+            remedy = remedy_of(error, "Check the URL, and whether `fedpipe serve` is running.")
+            raise InputError(f"the server does not answer: {reason_of(error)}", where=url, remedy=remedy) from error
         if response.status != 200:
             raise InputError(_error_message(response), where=url)
         return response

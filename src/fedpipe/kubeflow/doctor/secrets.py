@@ -32,6 +32,10 @@ def check_secrets(federation: Federation, cluster: Kubernetes, signers: set[str]
     for learner in federation.learners:
         owners_of.setdefault(learner.secret or federation.secret, []).append(learner.name)
     for name, owners in owners_of.items():
+        if not name:
+            what = f"{', '.join(owners)}: the pods use the identity of their service account"
+            yield Finding("ok", "no secret", what)
+            continue
         keys = (*_STORE_KEYS, _SIGNING_KEY) if signers.intersection(owners) else _STORE_KEYS
         yield _check_secret(cluster, name, owners, keys)
 
