@@ -52,7 +52,7 @@ def framed(
             "place": shard.outputs["place"], "shards": shard.outputs["shards"], "federation": federation_json,
             "code": code,
         }  # fmt: skip
-        if federation.data.is_table:
+        if federation.data.is_table and not (scored and federation.described_in_session):
             settings["described"] = describe(federation, about, together=not scored)
         begun = component(federation, "initialise")(**about, **settings)
         place_coordinator(begun, federation, "initialise")

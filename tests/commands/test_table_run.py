@@ -172,3 +172,37 @@ def test_check_names_a_cell_that_is_no_number(tmp_path: Path) -> None:
     path = federation(tmp_path, data={"uri": "d.csv", "features": {"id": "number"}, "labels": "diagnosis"})
     with pytest.raises(DataError, match=r"d.csv: column 'id', row 1 \(line 2\): 'P0' is not a number"):
         check(path)
+
+
+def test_a_session_that_cannot_settle_ends_with_the_reason(tmp_path: Path) -> None:
+    """The check is left out: a learner's data may change after it."""
+    from fedpipe.compiled.compiler import compile_pipeline
+    from fedpipe.engine.workers import Workers
+    from fedpipe.federation.file import read_federation
+    from fedpipe.sessions.board import poll_board
+    from tests.tff.runs import finished
+
+    path = federation(tmp_path, data={
+        "uri": "d.csv", "features": {"age": "number"}, "labels": "diagnosis", "statistics": {"floor": 10_000},
+    })  # fmt: skip
+    assert compile_pipeline(read_federation(path), tmp_path / "p.yaml")
+    with (
+        Workers(preload=False) as processes,
+        pytest.raises(fedpipe.FedpipeError, match="nobody discloses names of classes"),
+    ):
+        finished(path, tmp_path / "out", processes)
+    board, _ = poll_board(open_store(f"file://{tmp_path}/out/store").below("tab"), "r") or (None, "")
+    assert board is not None
+    assert (board.phase, board.ending) == ("ended", "failed")
+    assert "Name the classes in export.classes" in board.why
+
+
+def test_a_session_asks_for_statistics_and_single_steps_have_steps_for_them(tmp_path: Path) -> None:
+    from fedpipe.compiled.compiler import compile_pipeline
+    from fedpipe.compiled.graph import read_graph
+    from fedpipe.federation.file import read_federation
+
+    for each, found in (("all", set()), (1, {"describe"})):
+        path = federation(tmp_path, training={"rounds": 2, "batch_size": 16, "rounds_per_step": each})
+        compile_pipeline(read_federation(path), tmp_path / "p.yaml")
+        assert {task.step for task in read_graph(tmp_path / "p.yaml").tasks} & {"describe"} == found

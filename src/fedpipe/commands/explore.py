@@ -11,14 +11,14 @@ from fedpipe.compiled.compiler import read_code
 from fedpipe.data.examples import read_examples
 from fedpipe.data.exploration import View, view_of
 from fedpipe.data.shards import dealt
-from fedpipe.engine.workers import Workers
+from fedpipe.engine.workers import CrashError, Workers
 from fedpipe.errors import FedpipeError
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.federation.sources import Source, read_source
 from fedpipe.learners.parts import as_examples
 from fedpipe.learners.reading import own_parts
 from fedpipe.learners.user_code import load_code
-from fedpipe.reports.exploration_page import render_json
+from fedpipe.reports.exploration_page import render_html, render_json
 from fedpipe.steps.explore import private
 from fedpipe.store.objects import digest_of
 
@@ -28,8 +28,12 @@ def explore(source: Source, output: str | Path | None = None, **changes: Any) ->
 
     Args:
         source: a federation file, or its content.
-        output: a file for the page, or a .json file with the same numbers; none by default.
+        output: a file for the page; none by default.
         changes: keys of the federation file with new values.
+
+    Args:
+        source: a federation file.
+        output: the page, or a .json file with the same numbers.
 
     Raises:
         DataError: the dataset cannot be dealt out.
@@ -56,9 +60,11 @@ def explore(source: Source, output: str | Path | None = None, **changes: Any) ->
                 )
             except FedpipeError as error:
                 left_out[learner.name] = str(error)
+            except CrashError as error:
+                left_out[learner.name] = error.reason
     found = Explored(federation.name, tuple(views), left_out)
     if output is not None:
-        save(render_json(found) if Path(output).suffix == ".json" else found.page, output)
+        save(render_json(found) if Path(output).suffix == ".json" else render_html(found), output)
     return found
 
 

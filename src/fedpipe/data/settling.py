@@ -234,7 +234,8 @@ def labels_of(y: Array, schema: Schema, where: str) -> Array:
     if schema.labels == "names":
         return _numbered(y, schema.classes, where)
     if y.dtype == object:
-        raise DataError(f"the labels are text, such as {y[0]!r}, but those of others are numbers", where=where)
+        what = f"the labels are text, such as {y[0]!r}, but nobody discloses names of classes"
+        raise DataError(what, where=where, remedy="Name the classes in export.classes.")
     if schema.labels == "quantity":
         return y.astype(np.float32)
     if (odd := np.flatnonzero(y != np.floor(y))).size:

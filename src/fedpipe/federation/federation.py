@@ -153,6 +153,8 @@ class Federation(Section, frozen=True, kw_only=True):
             return "tff"
         if step in ("aggregate", "coordinate") and self.aggregated_by_tff:
             return "tff"
+        if step == "coordinate" and self.described_in_session:
+            return FRAMEWORKS[self.framework]  # it makes the first weights
         return FRAMEWORKS[self.framework] if step in WITH_FRAMEWORK else ENVIRONMENTS[step]
 
     @property
@@ -164,6 +166,11 @@ class Federation(Section, frozen=True, kw_only=True):
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the classes, in order; empty if the file has none."""
         return self.exported.classes if self.exported else ()
+
+    @property
+    def described_in_session(self) -> bool:
+        """Return whether learners describe their tables in the first phase of a session, not in steps of their own."""
+        return self.data.is_table and self.in_sessions and not self.aggregated_by_tff
 
     @property
     def in_sessions(self) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fedpipe.data.disclosure import schema_of
+from fedpipe.data.examples import Examples
 from fedpipe.data.schema import Schema
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
 from fedpipe.learners.events import event_file
 from fedpipe.learners.framework import Model
 from fedpipe.learners.learner import ModelLearner
+from fedpipe.learners.parts import Part, size_of
 from fedpipe.learners.reading import kept_parts, learner_parts
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.store import Store, keys
@@ -55,11 +57,26 @@ def make_learner(
         privacy = None
     model = plan_model(store, plan, privacy)
     parts = kept_parts(place, name, model.module) if place else learner_parts(store, plan, name, model.module)
+    if privacy is None and plan.federation.learner(name).data:
+        _check_fit(model, parts, (store.uri, plan.run, plan.code, name))
     wanted = trains and privacy is None and plan.federation.training.tensorboard
     return ModelLearner(
         model, plan.federation, parts, label=f"round {number} {name}", privacy=privacy,
         on_epochs=_writer(store, keys.events(plan.run, number, name)) if wanted else None,
     )  # fmt: skip
+
+
+_FITTING: set[tuple[str, ...]] = set()
+"""Learners of this process whose own data fit their model."""
+
+
+def _check_fit(model: Model, parts: Mapping[str, Part], mark: tuple[str, ...]) -> None:
+    """Try the model on a few of a learner's own examples, once: its mistakes have better messages than a training's."""
+    part = parts.get("train")
+    if mark in _FITTING or not isinstance(part, Examples) or not size_of(part):
+        return
+    model.check_examples(part.x, part.y, part.weight)
+    _FITTING.add(mark)
 
 
 def _writer(store: Store, key: str) -> Callable[[list[dict[str, float]]], None]:

@@ -22,6 +22,7 @@ from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.parts import label_shape_of
 from fedpipe.learners.user_code import load_code, suggestion
 from fedpipe.rounds.plan import Port, Shape
+from fedpipe.rounds.tallies import Head
 from fedpipe.store import suffix_of
 from fedpipe.store.objects import digest_of
 
@@ -77,7 +78,7 @@ def check_model(federation: Federation, code: str, examples: Examples | None, sc
             remedy="Return (x, y) from `load`, or remove the privacy section.",
         )
     if federation.exported:
-        check_classes(model.outline.outputs[0].shape, federation.exported.classes)
+        check_classes(model.outline.outputs[0].shape, federation.exported.classes, model.heads)
     if examples is not None:
         measured = model.check_examples(examples.x, examples.y, examples.weight)
         if federation.vote:
@@ -150,8 +151,18 @@ def _check_same(expected: Arrays, found: Arrays, when: str) -> None:
             raise ModelError(f"the weights {name!r} are {changed} {when}", where="model.py")
 
 
-def check_classes(output: Shape, classes: Sequence[str]) -> None:
-    """Check that each column of the first output has a class name. Raises ModelError."""
+def check_classes(output: Shape, classes: Sequence[str], heads: Sequence[Head] = ()) -> None:
+    """Check that each class of the first output has a name. Raises ModelError.
+
+    Args:
+        output: the shape of the first output.
+        classes: names; none are needed.
+        heads: the outputs of the model.
+    """
+    if classes and heads and heads[0].task == "regression":
+        raise ModelError(
+            "the model predicts numbers, not classes", where="export.classes", remedy="Remove the class names."
+        )
     binary = len(classes) == 2 and len(output) == 2 and output[1] == 1  # the share of the second class
     if classes and not binary and (len(output) != 2 or output[1] != len(classes)):
         raise ModelError(

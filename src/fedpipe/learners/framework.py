@@ -15,6 +15,7 @@ from fedpipe.errors import DroppedError
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.parts import LabelShape, Part
 from fedpipe.rounds.plan import Port
+from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
 
 Arrays = dict[str, Array]
@@ -71,6 +72,10 @@ class Model(Protocol):
     @property
     def outline(self) -> Outline:
         """The inputs and outputs of the model."""
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The purpose of each output, in the order in which `predictor` returns them."""
 
     def check_training(self, training: Training, *, private: bool) -> None:
         """Check that the model can be trained as the federation file says. Raises ModelError."""

@@ -33,6 +33,7 @@ from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Pre
 from fedpipe.learners.parts import LabelShape, Part, arrays_of, as_examples
 from fedpipe.learners.user_code import called, find_function, load_code
 from fedpipe.rounds.plan import Port
+from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
 
 _FILE = "model.py"
@@ -160,6 +161,14 @@ class NumpyModel:
         text = f"{count:,} parameters, input {taken.shape}, loss {self._linear.loss}"
         return Outline((taken,), (given,), text)
 
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """See `Model.heads`."""
+        width = self._linear.outputs
+        if self._linear.loss == "squared":
+            return (Head("", "regression", width=width),)
+        return (Head("", "binary" if width == 2 else "multiclass", width=width),)
+
     def check_training(self, training: Training, *, private: bool) -> None:
         """Do nothing: every setting of NumPy fits every model."""
 
@@ -285,7 +294,8 @@ class NumpyModel:
 
     def metrics_of(self, states: Sequence[Array], label_shape: LabelShape) -> dict[str, float]:
         """See `Model.metrics_of`."""
-        loss, right, count = (float(value) for value in states[0])
+        (state,) = states
+        loss, right, count = (float(value) for value in state)
         return {"loss": loss / count} | ({"accuracy": right / count} if self._linear.loss == "softmax" else {})
 
     def predictor(self, weights: Arrays) -> Predict:

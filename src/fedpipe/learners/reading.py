@@ -105,8 +105,9 @@ def own_parts(
     except BaseException as error:
         if is_stop(error):
             raise
-        what = f"load({own!r}) fails, because {described(error)}"
-        raise DataError(what, where="model.py", remedy="Correct it, or the path.") from error
+        raise DataError(
+            f"load({own!r}) fails, because {described(error)}", where="model.py", remedy="Correct it, or the path."
+        ) from error
     if federation.data.is_table and (table := table_of(loaded, settings, f"load({own!r})")):
         loaded = Examples(table.x, table.y, columns=table.columns)
     return parts_of(loaded, federation, name)

@@ -39,8 +39,9 @@ def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleT
     except BaseException as error:
         if is_stop(error):
             raise
-        what = f"cannot be imported, because {described(error)}"
-        raise ModelError(what, where=name, remedy=_remedy(error)) from error
+        raise ModelError(
+            f"cannot be imported, because {described(error)}", where=name, remedy=_remedy(error)
+        ) from error
     return module
 
 
@@ -190,7 +191,9 @@ def called(function: Callable[..., Any], table: Callable[[], Any] | None) -> Any
         return function(*arguments)
     except ModelError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_stop(error):
+            raise
         raise failed(name, error) from error
 
 

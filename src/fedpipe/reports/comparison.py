@@ -9,6 +9,7 @@ from fedpipe.errors import CorruptError
 from fedpipe.reports.story import Story, summarise
 from fedpipe.rounds.history import read_head, read_record
 from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.measures import main_metrics
 from fedpipe.rounds.plan import differences, read_plan
 from fedpipe.sessions.board import poll_board
 from fedpipe.store import Store, keys
@@ -120,5 +121,6 @@ def _results(summary: dict[str, Any]) -> dict[str, float]:
             results["rounds accepted"] = sum(one["vote"]["accepted"] for one in rounds)
     for kind in ("central", "federated"):
         if measured := summary["evaluation"].get(kind):
-            results |= {f"{kind}: {name}": value for name, value in measured["metrics"].items()}
+            numbers = main_metrics(measured["metrics"], measured["measures"])
+            results |= {f"{kind}: {name}": value for name, value in numbers.items()}
     return results | {"seconds": summary["seconds"]}

@@ -150,15 +150,16 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def exporting(self) -> str:
         """The digest of all that decides how a model is exported: with other settings it is published again."""
-        return digest_of(encode(replace(self.federation.exported or Export(), tolerance=1.0)))
+        exported = self.federation.exported
+        return digest_of(encode(replace(exported, tolerance=1.0) if exported else "none"))
 
 
 def definition_of(federation: Federation) -> Federation:
     """Return a federation with defaults for everything that may change between two tries of a run.
 
     Places, secrets, images and placements do not change the training. Neither do measurements, unless a vote or early
-    stopping decides by them. A deadline, a quorum and a privacy target end or refuse work: messages advise to change
-    them, and a record lists who took part.
+    stopping decides by them. Names of classes number the labels of a table. A deadline, a quorum and a privacy target
+    end or refuse work: messages advise to change them, and a record lists who took part.
     """
     training, stopping = federation.training, federation.training.early_stopping
     decides = federation.vote is not None or (stopping is not None and stopping.metric.startswith("test_"))
@@ -174,7 +175,8 @@ def definition_of(federation: Federation) -> Federation:
     )
     return replace(
         measured,
-        store="store", learners=learners, secret=KUBEFLOWS_SECRET, images=Images(), placement={}, export=Export(),
+        store="store", learners=learners, secret=KUBEFLOWS_SECRET, images=Images(), placement={},
+        export=Export(classes=federation.class_names if federation.data.is_table else ()),
         data=replace(federation.data, uri=_bare(federation.data.uri)),
         privacy=_untargeted(federation.privacy),
         training=replace(measured.training, rounds_per_step="all", tensorboard=True),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
-from fedpipe.data.disclosure import put_schema, settle_schema
+from fedpipe.data.disclosure import put_schema, schema_of_head, settle_schema
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.data.ports import ports_of
@@ -18,12 +19,12 @@ from fedpipe.learners.assembly import plan_model
 from fedpipe.registry.rehearsal import rehearse
 from fedpipe.rounds.beginning import begin, find_begun, make_plan
 from fedpipe.rounds.manifests import Record
-from fedpipe.rounds.plan import Plan, RunPlace, Settings, Shards
+from fedpipe.rounds.plan import Plan, RunPlace, Settings, Shards, read_plan
 from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.contract import ModelArtifact
 from fedpipe.steps.shard import read
 from fedpipe.store import Store
-from fedpipe.store.objects import put_bytes
+from fedpipe.store.objects import get_bytes, put_bytes
 from fedpipe.weights import Array
 
 
@@ -74,23 +75,40 @@ def _examples(store: Store, shards: Shards) -> Examples | None:
 
 
 def run(inputs: Inputs) -> Outputs:
-    """Begin the run, unless it has begun."""
+    """Begin the run, unless it has begun. The coordinator of a session with a table begins it, after the statistics."""
     store = inputs.place.open()
-    examples = _examples(store, inputs.shards)
-    plan = _plan(inputs, examples)
+    plan = _plan(inputs, _examples(store, inputs.shards))
+    check_deadline(store, plan.federation.quorum.deadline)
+    put_bytes(store, inputs.code.encode())
+    place = msgspec.structs.replace(inputs.place, plan=plan.put(store))
+    waits = read(inputs.federation).described_in_session and not inputs.described
+    if waits and schema_of_head(store, plan.federation) is None:
+        metadata = {"run": plan.run, "federation": plan.federation.name}
+        return Outputs(placed=place, weights="", model=ModelArtifact(metadata=metadata))
+    return _outputs(place, plan, begin_run(place))
+
+
+def begin_run(place: RunPlace, absent: Collection[str] = ()) -> Record:
+    """Begin the run of a stored plan: settle the schema of a table, rehearse the model, and commit round 0.
+
+    Args:
+        place: of the run, with its plan.
+        absent: learners whose statistics do not count.
+    """
+    store = place.open()
+    plan = read_plan(store, place.plan)
+    examples = _examples(store, Shards(learners=plan.shards, test=plan.test or ""))
 
     @functools.cache
     def schema() -> Schema | None:
-        return settle_schema(store, plan.federation, plan.run, plan.shards)
+        return settle_schema(store, plan.federation, plan.run, plan.shards, absent)
 
     def initial() -> dict[str, Array]:
-        check_deadline(store, plan.federation.quorum.deadline)
         known = settled(examples, schema(), plan.federation.class_names) if examples is not None else None
-        rehearse(plan.federation, inputs.code, known, schema())
-        put_bytes(store, inputs.code.encode())
+        rehearse(plan.federation, get_bytes(store, plan.code).decode(), known, schema())
         return plan_model(store, plan, schema=schema()).initial_weights(plan.federation.training.seed)
 
-    return _outputs(inputs.place, plan, begin(store, plan, initial, lambda: put_schema(store, schema())))
+    return begin(store, plan, initial, lambda: put_schema(store, schema()))
 
 
 def _outputs(place: RunPlace, plan: Plan, record: Record) -> Outputs:

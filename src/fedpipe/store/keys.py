@@ -65,17 +65,17 @@ def shards(run: str) -> str:
     return f"{run_folder(run)}shards"
 
 
+def plan(run: str) -> str:
+    """Returns the key of the plan of a run's last try."""
+    return f"{run_folder(run)}plan"
+
+
 def statistics(learner: str, run: str) -> str:
     """Returns the key of a learner's statistics, its answer before the first round."""
     return answer(learner, run, 0, STATISTICS)
 
 
 STATISTICS = "statistics"
-
-
-def plan(run: str) -> str:
-    """Returns the key of the plan of a run's last try."""
-    return f"{run_folder(run)}plan"
 
 
 def record(run: str, number: int) -> str:
@@ -312,7 +312,11 @@ TABLE = (
     Row("learners/<learner>/runs/<run>/<round>/absent[-<attempt>]", _LEARNERS, "why it did not vote"),
     Row("learners/<learner>/runs/<run>/<round>/<step>.time", _LEARNERS, "how long its step took"),
     Row("learners/<learner>/runs/<run>/<round>/tensorboard/<file>", _LEARNERS, "its TensorBoard event files"),
-    Row("learners/<learner>/runs/<run>/score", _LEARNERS, "the sums of its test of the final model"),
+    Row(
+        "learners/<learner>/runs/<run>/score",
+        _LEARNERS,
+        "counts and sums of its test of the final model",
+    ),
     Row("models/<model>/<version>/origin.json", _PUBLISHED, "the origin of a version, and the model's digest"),
     Row("models/<model>/<version>/signature.json", _PUBLISHED, "the coordinator's signature, if it is enrolled"),
     Row("models/<model>/<version>/model.onnx", _PUBLISHED, "the model; a version is never overwritten"),

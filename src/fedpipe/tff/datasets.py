@@ -153,6 +153,11 @@ def check_alike(first: Examples, other: Examples, names: tuple[str, str]) -> Non
             )
 
 
+def form_of(examples: Examples) -> str:
+    """Returns dtypes and shapes of features and labels as text."""
+    return f"{_form(examples.x)}; {_form(examples.y)}"
+
+
 def _form(tree: Tree) -> str:
     """Returns names, dtypes and shapes of a tree's arrays as text."""
     return ", ".join(f"{name} {leaf.dtype}{list(leaf.shape[1:])}".strip() for name, leaf in leaves(tree))

@@ -43,7 +43,7 @@ def built(code: str = MODEL, columns: tuple[Column, ...] = COLUMNS[:4], **more: 
 
 
 def encoded(model: KerasModel, x: dict[str, Any]) -> Any:
-    """What goes into the last layer."""
+    """Returns the input of the last layer."""
     import keras
 
     inner = keras.Model(model.keras.inputs, model.keras.layers[-1].input)

@@ -19,9 +19,11 @@ from fedpipe.frameworks import frameworks
 from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits, seed_of
 from fedpipe.learners.keras.arguments import check_preprocessing, make_callbacks
 from fedpipe.learners.keras.datasets import singles_of
+from fedpipe.learners.keras.heads import heads_of
 from fedpipe.learners.keras.structure import Side, label_zeros, scalars, tensors
 from fedpipe.learners.parts import LabelShape, Part, size_of
 from fedpipe.learners.user_code import described
+from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
 
 _LARGE = 64 * 2**20
@@ -89,6 +91,11 @@ class CompiledModel(ABC):
         taken = f"input {shapes[0]}" if len(shapes) == 1 else f"inputs {', '.join(self.inputs.names)}"
         text = f"{model.count_params():,} parameters, {taken}, loss {_loss_text(model.loss)}"
         return Outline(self.inputs.ports, self.outputs.ports, text, _precision_of(model), _words_of(model))
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """See `Model.heads`."""
+        return heads_of(self.keras, [(port.name, port.shape) for port in self.outputs.ports])
 
     def check_training(self, training: Training, *, private: bool) -> None:
         """See `Model.check_training`."""
