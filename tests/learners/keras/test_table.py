@@ -105,5 +105,5 @@ def build():
 
 
 def test_a_mistake_in_build_names_its_line() -> None:
-    with pytest.raises(ModelError, match=r"build\(\) fails: AttributeError: .*'encode'.*\(line 5\)"):
+    with pytest.raises(ModelError, match=r"build\(\) fails, because AttributeError: .*'encode'.*\(line 5\)"):
         built(MODEL.replace("table.encoded", "table.encode"))
