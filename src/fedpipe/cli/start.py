@@ -13,6 +13,7 @@ from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import busy, note, say, show_table
 from fedpipe.commands.init import Algorithm, Framework
 from fedpipe.errors import InputError
+from fedpipe.federation.names import MOST_LEARNERS
 
 commands = Panel("Start")
 
@@ -36,7 +37,9 @@ def init(
         typer.Option("--from", help="A table: .csv, .parquet or .npz; several: one for each learner.", metavar="FILE"),
     ] = None,
     label: Annotated[str, typer.Option("--label", help="With --from: the column to predict.")] = "",
-    learners: Annotated[int, typer.Option("--learners", min=0, help="With --from: how many share one file.")] = 0,
+    learners: Annotated[
+        int, typer.Option("--learners", min=0, max=MOST_LEARNERS, help="With --from: how many share one file.")
+    ] = 0,
     by: Annotated[str, typer.Option("--by", help="With --from: the column whose values stay together.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:

@@ -90,14 +90,20 @@ def resolved(federation: Federation, folder: Path) -> Federation:
     def place(uri: str) -> str:
         if uri.startswith("file://"):
             return file_uri((folder / path_of(uri)).resolve())
-        return uri if is_uri(uri) or not uri else str((folder / uri).resolve())
+        if is_uri(uri) or not uri:
+            return uri
+        return str((folder / uri).resolve())
+
+    def dataset(uri: str) -> str:
+        found = place(uri)
+        return found if found.isprintable() else file_uri(Path(found))  # a pipeline file cannot hold such a path
 
     if isinstance(federation.store, str):
         store: str | StorePlace = check_uri(federation.store, folder=folder)
     else:
         store = msgspec.structs.replace(federation.store, uri=check_uri(federation.store.uri, folder=folder))
-    learners = tuple(msgspec.structs.replace(item, data=place(item.data)) for item in federation.learners)
-    data = msgspec.structs.replace(federation.data, uri=place(federation.data.uri))
+    learners = tuple(msgspec.structs.replace(item, data=dataset(item.data)) for item in federation.learners)
+    data = msgspec.structs.replace(federation.data, uri=dataset(federation.data.uri))
 
     def code(name: str) -> str:
         file, function = split_code(name)

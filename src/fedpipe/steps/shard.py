@@ -19,7 +19,7 @@ from fedpipe.federation.file import parse_federation
 from fedpipe.federation.names import SAFE_NAME
 from fedpipe.rounds.beginning import free_name
 from fedpipe.rounds.history import is_settled
-from fedpipe.rounds.plan import RunPlace, Shards
+from fedpipe.rounds.plan import RunPlace, Shards, differences
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import encode
 from fedpipe.store.objects import find as find_object
@@ -75,8 +75,9 @@ def run(inputs: Inputs) -> Outputs:
     settled = found is not None and is_settled(store, place.run)
     if found is not None and settled:
         if encode(msgspec.structs.replace(found, shards=wanted.shards)) != encode(wanted):
+            changed = "; ".join(differences(_named(found), _named(wanted))[:5])
             raise InputError(
-                f"run {place.run!r} was made with other data or shards",
+                f"run {place.run!r} was made with other data or shards ({changed})",
                 remedy=f"Use another run name, such as {free_name(store, place.run)}, or restore the settings.",
             )
         if not _missing(store, found.shards):
@@ -92,6 +93,15 @@ def run(inputs: Inputs) -> Outputs:
         )
     store.replace(key, encode(msgspec.structs.replace(wanted, shards=shards)))
     return Outputs(place=place, shards=shards)
+
+
+def _named(request: _Request) -> dict[str, Any]:
+    """Return the settings of a request under the names that they have in the federation file."""
+    data, holdout, seed = request.settings
+    return {
+        "data": {**data, "uri": request.data}, "evaluation": {"holdout": holdout}, "training": {"seed": seed},
+        "learners": request.learners,
+    }  # fmt: skip
 
 
 def _missing(store: Store, shards: Shards) -> bool:
