@@ -188,7 +188,7 @@ class Export(Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=MOST_DIFFERENCE,
-            description="largest allowed difference between the outputs of ONNX and of the trained model, as a share "
-            "of the largest output; 0: by the model's precision (docs/models.md)",
+            description="largest allowed difference between outputs of ONNX and of the model, as a share of the "
+            "largest above 1; 0: by the model's precision (docs/models.md)",
         ),
     ] = 0.0
