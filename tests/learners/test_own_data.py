@@ -57,7 +57,7 @@ def test_mistakes_name_the_learner(tmp_path: Path, content: Any, message: str) -
 
 def test_the_users_own_load(tmp_path: Path) -> None:
     code = LINEAR + "\ndef load(uri):\n    raise ValueError('the table has no rows')\n"
-    with pytest.raises(DataError, match="fails: ValueError: the table has no rows"):
+    with pytest.raises(DataError, match="fails, because ValueError: the table has no rows"):
         checked(tmp_path, GOOD, code)
 
 
