@@ -394,7 +394,7 @@ def stores_and_runs() -> Iterator[Mistake]:
     )
     yield one("the store is a file", written("store", "x"), CHECK, "is a file", "store")
     yield one("nothing was trained", nothing, "export federation.yaml", "no trained model", "federation.yaml")
-    yield one("there is no such run", nothing, "export federation.yaml --run june", "no trained model", "clinic")
+    yield one("there is no such run", nothing, "export federation.yaml --run june", "no run 'june'", "clinic")
     yield one("there is no such run to report", nothing, "report june -f federation.yaml", "no run 'june'", "june")
     yield one("one run is compared", nothing, "compare june -f federation.yaml", "two runs", "compare")
     yield one("no run can be stopped", nothing, "stop june -f federation.yaml", "no run 'june'", "clinic")
@@ -411,7 +411,7 @@ MISTAKES = [*federation_file(), *model_file(), *datasets(), *predictions(), *ser
 def shown(message: str, folder: Path, port: int) -> str:
     """Returns a message as the page shows it: without the folder, the port and breaks of lines."""
     text = " ".join(message.replace(f"file://{folder}/", "file:///home/me/").replace(f"{folder}/", "").split())
-    return text.replace(str(port), "8080").removeprefix("fedpipe: ")
+    return text.replace(str(port), "8080").split("fedpipe: ", 1)[-1]  # progress may come before
 
 
 def row_of(mistake: Mistake, message: str) -> str:

@@ -194,7 +194,7 @@ def test_lost_objects(file: Path, key: str, message: str | None) -> None:
 
 
 FOLLOWERS: dict[str, Callable[[Path], Any]] = {
-    "watch": lambda file: watch(file, "rnu-1", listener=lambda *_: None),
+    "watch": lambda file: list(watch(file, "rnu-1")),
     "plot": lambda file: plot(file, "rnu-1", file.parent / "p.html"),
     "report": lambda file: report(file, "rnu-1", file.parent / "r.html"),
     "stop": lambda file: stop(file, "rnu-1"),

@@ -9,6 +9,7 @@ import pytest
 from fedpipe import weights
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import put_parts, put_shard
+from fedpipe.data.schema import Column, Schema
 from fedpipe.errors import ExportError, InputError
 from fedpipe.federation.training import Export
 from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled
@@ -16,12 +17,13 @@ from fedpipe.identity.signing import make_key, public_key
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.framework import Arrays, Outline, Predict
 from fedpipe.learners.numpy import Linear, NumpyModel
-from fedpipe.registry.card import Spread
+from fedpipe.registry.card import Card, Spread
 from fedpipe.registry.export import (
     card_of,
     claimed_versions,
     convert_and_verify,
     convert_checked,
+    described_table,
     publish,
     spread_of,
 )
@@ -198,3 +200,11 @@ def test_the_spread_is_that_of_the_known_numbers() -> None:
     assert spread_of(tree) == Spread(minimum=1.0, maximum=3.0, mean=2.0, deviation=1.0)
     assert spread_of({"texts": tree["categories"]}) is None
     assert spread_of(np.full((2, 2), np.nan)) is None
+
+
+def test_labels_of_a_table_are_counted_by_class_although_their_names_are_numbers() -> None:
+    schema = Schema(columns=(Column(name="a", kind="number"),), label="stage", labels="names", classes=("1", "2"))
+    card = described_table(schema, Card(labels={"1": 30, "2": 20}))
+    assert (card.classes, card.labels, card.label) == (("1", "2"), {"0": 30, "1": 20}, "stage")
+    plain = described_table(None, Card(labels={"1": 30}))
+    assert plain.labels == {"1": 30}

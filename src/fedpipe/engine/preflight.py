@@ -89,16 +89,14 @@ def _settled_schema(
     """Returns the schema that a run would settle, from the shards and the own files that can be read here."""
     if not federation.data.is_table:
         return None
-    reports, unread = [], []
+    reports = []
     for learner in federation.learners:
         try:
             parts: Mapping[str, Part] = dealt_out.get(learner.name) or own_parts(federation, learner.name, None)
             reports.append(described(federation, learner.name, parts))
-        except (DataError, StoreError):
-            unread.append(learner.name)
-    if unread:
-        findings.append(Checked("statistics", f"without the own data of {', '.join(unread)}"))
-    if len(unread) == len(federation.learners):
+        except (DataError, StoreError) as error:
+            findings.append(Checked(learner.name, f"its table is not read here: {error}"))
+    if not reports:
         return None
     outcome = settle(federation, reports)
     kinds = Counter(column.kind for column in outcome.schema.columns)

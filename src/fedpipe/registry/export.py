@@ -172,7 +172,12 @@ def described_table(schema: Schema | None, card: Card) -> Card:
     """Returns the card with the columns and classes of a table, whose columns of different kinds have no one spread."""
     if schema is None:
         return card
-    return replace(card, classes=schema.classes, columns=schema.columns, label=schema.label, spread=None)
+    numbers = {name: str(number) for number, name in enumerate(schema.classes)}
+    named = {numbers[label]: count for label, count in card.labels.items() if label in numbers}
+    labels = named if schema.labels == "names" else card.labels  # names may be numbers, such as "1" for class 0
+    return replace(
+        card, classes=schema.classes, columns=schema.columns, label=schema.label, labels=labels, spread=None
+    )  # fmt: skip
 
 
 def spread_of(features: Tree) -> Spread | None:

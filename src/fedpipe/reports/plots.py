@@ -69,9 +69,8 @@ def label_counts(story: Story, classes: Sequence[str]) -> Drawing:
     """Draws how often each label occurs at each learner, with the names of the classes."""
     shards = [s for s in story.shards if s.labels]
     labels = in_order(label for s in shards for label in s.labels)
-    named = {
-        label: classes[int(label)] if label.isdecimal() and int(label) < len(classes) else label for label in labels
-    }
+    numbers = {str(number): name for number, name in enumerate(classes)}
+    named = {label: label if label in classes else numbers.get(label, label) for label in labels}
     rows = {s.learner: {named[label]: s.labels[label] for label in labels if label in s.labels} for s in shards}
     alt = f"{len(labels)} labels at {len(shards)} learners"
     return stacked_bars(rows, title="labels of each learner", x="examples", alt=alt, parts=list(named.values()))

@@ -43,7 +43,7 @@ def built(code: str = MODEL, columns: tuple[Column, ...] = COLUMNS[:4], **more: 
 
 
 def encoded(model: KerasModel, x: dict[str, Any]) -> Any:
-    """Returns the input of the last layer."""
+    """Returns the values that the last layer takes."""
     import keras
 
     inner = keras.Model(model.keras.inputs, model.keras.layers[-1].input)
@@ -105,5 +105,5 @@ def build():
 
 
 def test_a_mistake_in_build_names_its_line() -> None:
-    with pytest.raises(ModelError, match=r"build\(\) fails: AttributeError: .*'encode'.*\(line 5\)"):
+    with pytest.raises(ModelError, match=r"build\(\) fails, because AttributeError: .*'encode'.*\(line 5\)"):
         built(MODEL.replace("table.encoded", "table.encode"))
