@@ -218,7 +218,7 @@ def current_plan(store: Store, run: str, digest: str) -> Plan:
 
 
 def differences(old: Plan | Mapping[str, Any], new: Plan | Mapping[str, Any]) -> list[str]:
-    """Return the differences between two plans or tables of settings, such as `training.rounds: 5 -> 6`, sorted by path."""
+    """Return the differences between two plans or tables, such as `training.rounds: 5 -> 6`, sorted by path."""
     before, after = _flat(msgspec.to_builtins(old)), _flat(msgspec.to_builtins(new))
     return [
         f"{path}: {before.get(path, 'absent')} -> {after.get(path, 'absent')}"
