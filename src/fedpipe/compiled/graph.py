@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -189,7 +190,9 @@ def check_arguments(graph: Graph, arguments: Mapping[str, Any]) -> dict[str, Any
 def _parse(name: str, value: Any, kind: str) -> Any:
     """Returns a value of the parameter's kind, from text or typed."""
     if kind == "STRING":
-        return value
+        if not isinstance(value, str | os.PathLike):
+            raise PipelineError(f"{value!r} is not text", where=f"parameter {name}", remedy="Write text.")
+        return os.fspath(value)
     read, expected, remedy = _READERS.get(kind, _AS_JSON)
     try:
         found = read(value) if isinstance(value, str) else value
