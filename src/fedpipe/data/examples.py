@@ -17,6 +17,7 @@ from fedpipe.data.client_files import HDF5, SQLITE, read_keyed
 from fedpipe.data.trees import Tree, are_strings, joined, leaves, length_of, mapped, tree_of
 from fedpipe.errors import DataError, NotFoundError
 from fedpipe.store import open_store
+from fedpipe.store.userinfo import check_no_credentials
 
 Array = npt.NDArray[Any]
 _MOST_CLASSES = 1000
@@ -85,6 +86,7 @@ def read_examples(
 
 
 def _local_file(uri: str, folder: Path) -> Path:
+    check_no_credentials(uri, "data")
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
         return Path(uri if not parts.scheme else unquote(parts.path))

@@ -13,6 +13,7 @@ import yaml
 from msgspec import Struct
 
 from fedpipe.errors import FederationError
+from fedpipe.federation.confidential import check_no_credentials_in
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.mistakes import mistakes
 from fedpipe.federation.placement import StorePlace
@@ -67,6 +68,7 @@ def parse_federation(content: Any, *, where: str = "federation") -> Federation:
     """Check builtin values (from YAML or JSON) and return the federation. Raises FederationError."""
     if not isinstance(content, dict):
         raise FederationError("is not a table of keys and values", where=where)
+    check_no_credentials_in(content, where=where)
     try:
         federation = msgspec.convert(_in_full(content), Federation)
     except msgspec.ValidationError as error:

@@ -14,6 +14,7 @@ from fedpipe.errors import InputError
 from fedpipe.registry.card import Card
 from fedpipe.registry.prediction import TensorSpec
 from fedpipe.serving.protocol import DATATYPES, DTYPES, HEADER_LENGTH
+from fedpipe.store.userinfo import check_no_credentials
 
 Array = npt.NDArray[Any]
 
@@ -66,6 +67,7 @@ class RemoteModel:
     """
 
     def __init__(self, url: str, *, token: str | None = None) -> None:
+        check_no_credentials(url, "URL of the server")
         token = os.environ.get("FEDPIPE_TOKEN", "") if token is None else token
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=60), retries=False)

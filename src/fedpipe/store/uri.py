@@ -11,9 +11,11 @@ from fedpipe.errors import StoreError
 from fedpipe.store.base import Store
 from fedpipe.store.local import LocalStore
 from fedpipe.store.memory import MemoryStore
+from fedpipe.store.userinfo import check_no_credentials
 
 _SCHEMES = ("file", "s3", "memory")
 _REGION = "us-east-1"
+_ENDPOINT = "AWS_ENDPOINT_URL"
 
 
 def check_uri(uri: str, *, folder: Path | None = None) -> str:
@@ -25,7 +27,9 @@ def check_uri(uri: str, *, folder: Path | None = None) -> str:
 
     Raises:
         StoreError: the scheme or a parameter is unknown, or the bucket is missing.
+        InputError: it contains credentials.
     """
+    check_no_credentials(uri, "store")
     if "://" not in uri:
         return f"file://{((folder or Path.cwd()) / uri).resolve()}"
     parts = urlsplit(uri)
@@ -65,8 +69,11 @@ def chosen_uri(given: str | None, default: str) -> str:
 def endpoint_of(uri: str, *, endpoint: str | None = None, region: str | None = None) -> str:
     """Returns the endpoint of an S3 URI: the given one, the query's, the environment's, or that of AWS."""
     query = dict(parse_qsl(urlsplit(uri).query))
-    found = endpoint or query.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL")
-    return found or f"https://s3.{_region_of(uri, region)}.amazonaws.com"
+    given = {"endpoint": endpoint, "store": query.get("endpoint"), _ENDPOINT: os.environ.get(_ENDPOINT)}
+    for where, found in given.items():
+        if found:
+            return check_no_credentials(found, where)
+    return f"https://s3.{_region_of(uri, region)}.amazonaws.com"
 
 
 def open_store(
