@@ -53,7 +53,7 @@ SPELLED = {
     f"{keys.MODELS}/{keys.traffic('m')}": "models/m/traffic.json",
 }
 FOLDERS = {"run_folder", "learner_folder", "states"}
-OTHERS = {"note", "is_timing", "parse_events", "parse_model"}
+OTHERS = {"is_taken", "note", "is_timing", "parse_events", "parse_model"}
 
 
 def test_stores_of_earlier_versions_stay_readable() -> None:

@@ -28,7 +28,7 @@ from msgspec.structs import replace
 from fedpipe.commands.members import Member, StoredFederation, check_enrolled, find_member, open_place
 from fedpipe.errors import InputError
 from fedpipe.identity.enrolment import Enrolment, format_time, read_enrolled
-from fedpipe.identity.policies import Policy, coordinator_policy, server_policy
+from fedpipe.identity.policies import Policy, check_prefix, coordinator_policy, server_policy
 from fedpipe.identity.signing import COORDINATOR, make_key, public_key
 from fedpipe.store import check_uri, open_store
 from fedpipe.store.files import write_whole
@@ -161,6 +161,7 @@ def prepare(uri: str, *, coordinator: Credentials | None = None, server: Credent
             where=uri,
             remedy="Write s3://bucket/prefix/NAME?endpoint=...",
         )
+    check_prefix(parts.netloc, prefix)
     store = open_store(uri)
     assert isinstance(store, MinioStore)
     made = store.make_bucket()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import re
+from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 from fedpipe.errors import CorruptError
@@ -25,7 +26,8 @@ RUNS = "runs"
 MODELS = "models"
 """The folder of published models. Servers also read it alone, so the keys of models are relative to it."""
 RESERVED_RUNS = frozenset({"proposals"})
-"""Names that a run cannot have: every learner reads `learners/*/proposals/*`, and `*` also stands for `a/runs`."""
+"""Names that a run cannot have. Learners read `learners/*/proposals/...`, where `*` also stands for `a/runs`: policies
+that were made before the pattern had the length of a digest would open such a run."""
 
 Kind = Literal["objects", "proposals", "coordinator"]
 """Every learner reads the proposals of others. Only the coordinator reads the kind `coordinator`."""
@@ -248,6 +250,30 @@ class Row(NamedTuple):
         """Returns whether a key, relative to the federation's part of the store, is of this kind."""
         return bool(_expression(self.pattern).fullmatch(key))
 
+    @property
+    def folder(self) -> str:
+        """The first segment of the keys of this kind as a pattern of S3 policies: `HEAD`, `probe-*`, `runs/*`."""
+        top, slash, _ = self.pattern.partition("/")
+        return f"{top}/*" if slash else re.sub("<.*", "*", top)
+
+    @property
+    def wildcard(self) -> str:
+        """The keys of this kind, for all learners, as a pattern of S3 policies.
+
+        There `*` stands for any text, with `/` too, and `?` for one character. A folder of the coordinator ends at its
+        first name, as in `runs/*`: a reader of one run may read all. Folders of learners have keys for other readers
+        too, and a name could complete the pattern. So the last segment keeps the length of a digest.
+
+        Raises:
+            ValueError: the kind has another form, so no pattern fits it alone.
+        """
+        if not self.pattern.startswith("learners/"):
+            return re.sub("<.*", "*", self.pattern)
+        found = re.fullmatch(r"learners/<learner>/([a-z]+)/<sha256>", self.pattern)
+        if found is None:
+            raise ValueError(f"no pattern of a policy fits {self.pattern!r} alone")
+        return f"learners/*/{found[1]}/{'?' * 64}"
+
 
 @functools.cache
 def _expression(pattern: str) -> re.Pattern[str]:
@@ -304,3 +330,11 @@ TABLE = (
     Row("models/<model>/traffic.json", _PUBLISHED, "which versions answer ([serving](serving.md))"),
     Row("enrolled", _ENROLLED, "public keys of those who must sign ([identities](identities.md))"),
 )
+
+FOLDERS = tuple(dict.fromkeys(row.folder for row in TABLE))
+"""The first segments of all keys, as patterns: `HEAD`, `probe-*`, `runs/*`."""
+
+
+def is_taken(segment: str) -> bool:
+    """Returns whether the first segment of a key may have this name, so that no other federation may be below it."""
+    return any(segment == folder.rstrip("/*") or fnmatchcase(segment, folder) for folder in FOLDERS)
