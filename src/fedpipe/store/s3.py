@@ -20,7 +20,7 @@ import urllib3
 from minio.error import InvalidResponseError, S3Error, ServerError
 
 from fedpipe.errors import NotFoundError, StoreError, StoreUnavailableError, TooLargeError
-from fedpipe.store.base import SMALL, Blob, Reader, check_key, probe_conditional_writes
+from fedpipe.store.base import SMALL, Blob, Entry, Reader, check_key, probe_conditional_writes
 from fedpipe.store.s3_client import (
     DEADLINE,
     Credentials,
@@ -301,14 +301,27 @@ class MinioStore:
             reader.close()
             temporary.unlink(missing_ok=True)
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
+    def keys(self, prefix: str = "", *, limit: int = 0) -> Iterator[str]:
+        yield from (entry.key for entry in self._listed(prefix, limit))
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        yield from self._listed(prefix, 0)
+
+    def _listed(self, prefix: str, limit: int) -> list[Entry]:
         root = f"{self._prefix}/" if self._prefix else ""
 
-        def call() -> list[str]:
+        def call() -> list[Entry]:
             found = self._client.list_objects(self._bucket, prefix=root + prefix, recursive=True)
-            return [str(o.object_name)[len(root) :] for o in found]
+            return [
+                Entry(
+                    str(o.object_name)[len(root) :],
+                    o.size or 0,
+                    o.last_modified.timestamp() if o.last_modified else 0.0,
+                )
+                for o in itertools.islice(found, limit or None)
+            ]
 
-        yield from sorted(self._retried(call, prefix))
+        return sorted(self._retried(call, prefix))
 
     def folders(self) -> list[str]:
         root = f"{self._prefix}/" if self._prefix else ""
