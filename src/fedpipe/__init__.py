@@ -5,6 +5,7 @@ compile_pipeline    a federation to one KFP pipeline file
 export              the shared model to a verified ONNX file
 open_store          file://, s3:// and memory:// stores
 predict             an ONNX model's answers
+prune               old runs from a store
 read_federation     federation.yaml to typed structs
 run                 a federation or a compiled pipeline on this machine
 """
@@ -19,6 +20,7 @@ from fedpipe.version import __version__ as __version__
 if TYPE_CHECKING:
     from fedpipe.commands.check import check
     from fedpipe.commands.export import export
+    from fedpipe.commands.prune import prune
     from fedpipe.commands.run import run
     from fedpipe.compiled.compiler import compile_pipeline
     from fedpipe.errors import FedpipeError
@@ -33,6 +35,7 @@ __all__ = [
     "export",
     "open_store",
     "predict",
+    "prune",
     "read_federation",
     "run",
 ]
@@ -44,6 +47,7 @@ _HOMES = {
     "export": "commands.export",
     "open_store": "store",
     "predict": "registry.prediction",
+    "prune": "commands.prune",
     "read_federation": "federation.file",
     "run": "commands.run",
 }

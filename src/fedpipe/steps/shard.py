@@ -16,7 +16,9 @@ from fedpipe.errors import InputError, NotFoundError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import parse_federation
 from fedpipe.federation.names import SAFE_NAME
+from fedpipe.reports.catalogue import drop_line
 from fedpipe.rounds.plan import RunPlace, Shards
+from fedpipe.rounds.pruning import entered
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, encode
 
@@ -55,6 +57,15 @@ def read(federation: str) -> Federation:
 
 
 def run(inputs: Inputs) -> Outputs:
+    """Deal once per run, and not while `fedpipe prune` removes objects that the run could find."""
+    name = run_name(inputs.run, inputs.job)
+    store = RunPlace(store=inputs.store, federation=read(inputs.federation).name, run=name).open()
+    with entered(store, name):
+        drop_line(store, name)
+        return deal(inputs)
+
+
+def deal(inputs: Inputs) -> Outputs:
     """Deal once per run: a repeated step finds the shards of the first one."""
     federation = read(inputs.federation)
     place = RunPlace(store=inputs.store, federation=federation.name, run=run_name(inputs.run, inputs.job))

@@ -21,13 +21,18 @@ from fedpipe.errors import CorruptError
 
 HEAD = "HEAD"
 ENROLLED = "enrolled"
+PRUNING = "pruning"
+"""The mark that objects are being removed; it changes with each removal."""
+CATALOGUE = "catalogue"
 RUNS = "runs"
 """The folder that has a folder for each run."""
+MOST_LEFT = 20_000
+"""Most objects in a party's folder of a run that readers list; a run of 1000 rounds leaves about 8000."""
 MODELS = "models"
 """The folder of published models. Servers also read it alone, so the keys of models are relative to it."""
 RESERVED_RUNS = frozenset({"proposals"})
-"""Names that a run cannot have. Learners read `learners/*/proposals/...`, where `*` also stands for `a/runs`: policies
-that were made before the pattern had the length of a digest would open such a run."""
+"""Names that a run cannot have. In `learners/*/proposals/*`, a pattern of earlier policies, `*` also stands for
+`a/runs`."""
 
 Kind = Literal["objects", "proposals", "coordinator"]
 """Every learner reads the proposals of others. Only the coordinator reads the kind `coordinator`."""
@@ -105,6 +110,11 @@ def summary(run: str) -> str:
 def report(run: str) -> str:
     """Returns the key of a run's report."""
     return f"{run_folder(run)}report.html"
+
+
+def pruned(run: str) -> str:
+    """Returns the key of the note that a run has lost objects."""
+    return f"{run_folder(run)}pruned"
 
 
 def states(run: str) -> str:
@@ -298,6 +308,8 @@ _ENROLLED = Access(("administrator",), ("coordinator", "server"))
 TABLE = (
     Row("HEAD", _OWN, "the last committed round; moves by compare-and-swap only"),
     Row("probe-<name>", _OWN, "a check of conditional writes; removed at once"),
+    Row("pruning", _OWN, "whether `fedpipe prune` is removing objects"),
+    Row("catalogue", _OWN, "a line for each run that has ended, for `fedpipe runs`"),
     Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, central test set"),
     Row("coordinator/<sha256>", _OWN, "states of server optimizers and aggregators"),
     Row("runs/<run>/shards", _GLOBAL, "the inputs of the shards, and their digests"),
@@ -312,6 +324,7 @@ TABLE = (
     Row("runs/<run>/onnx", _GLOBAL, "the published version of the final model"),
     Row("runs/<run>/summary.json", _GLOBAL, "the run in numbers; written when it has ended"),
     Row("runs/<run>/report.html", _GLOBAL, "the report"),
+    Row("runs/<run>/pruned", _GLOBAL, "what `fedpipe prune` left of the run"),
     Row("learners/<learner>/shard", _DEALT, "the manifest of the learner's current shard"),
     Row("learners/<learner>/objects/<sha256>", _DEALT, "shards, weights of updates, optimizer states"),
     Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
