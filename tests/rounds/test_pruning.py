@@ -1,4 +1,4 @@
-"""What a store loses, what it keeps, and that a removal which is killed anywhere leaves a usable store."""
+"""The objects that a store loses and keeps, and that a removal which is killed anywhere leaves a usable store."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class TestWhatGoes:
             pruned(full, **rules)
             again = pruned(full, **rules)
             assert (again.runs, again.objects) == ((), 0)
-        assert pruned(full).objects == 0  # what was removed before needs no rule now
+        assert pruned(full).objects == 0  # earlier removals need no rule now
 
     def test_a_new_run_continues(self, full: MemoryStore) -> None:
         pruned(full, keep_runs=0, replays=False)
@@ -326,7 +326,7 @@ class TestRunsAtWork:
 @pytest.mark.parametrize("rules", [{"keep_runs": 1}, {"keep_runs": 0, "replays": False}, {"replays": False}])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_every_call(rules: dict[str, Any], when: str) -> None:
-    """What is left is usable, a new run continues, and the same command ends with the same store."""
+    """The store that is left is usable, a new run continues, and the same command ends with the same store."""
     original, clock = MemoryStore(clock=Clock()), Clock()
     fill(original)
     objects = {key: original.read(key).data for key in original.keys()}

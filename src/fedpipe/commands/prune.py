@@ -15,7 +15,7 @@ from fedpipe.store import Store
 
 
 class Prune(NamedTuple):
-    """What is removed, or would be: runs with their fates, objects and bytes; and whether it was done."""
+    """Reports a removal: runs with their fates, objects and bytes; and whether it was done."""
 
     runs: tuple[RunLoss, ...]
     objects: int

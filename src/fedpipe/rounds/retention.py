@@ -75,7 +75,7 @@ _FATES: dict[Literal["result", "records", "nothing"], Fate] = {
 
 
 class RunLoss(NamedTuple):
-    """What a run loses: its fate, the number of its small objects that go, and its age in seconds."""
+    """The loss of a run: its fate, the number of its small objects that go, and its age in seconds."""
 
     run: str
     fate: Fate

@@ -324,7 +324,7 @@ TABLE = (
     Row("runs/<run>/onnx", _GLOBAL, "the published version of the final model"),
     Row("runs/<run>/summary.json", _GLOBAL, "the run in numbers; written when it has ended"),
     Row("runs/<run>/report.html", _GLOBAL, "the report"),
-    Row("runs/<run>/pruned", _GLOBAL, "what `fedpipe prune` left of the run"),
+    Row("runs/<run>/pruned", _GLOBAL, "a note that `fedpipe prune` has removed objects of the run"),
     Row("learners/<learner>/shard", _DEALT, "the manifest of the learner's current shard"),
     Row("learners/<learner>/objects/<sha256>", _DEALT, "shards, weights of updates, optimizer states"),
     Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
