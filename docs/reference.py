@@ -20,6 +20,13 @@ HEAD = """# The federation file
 A user writes two files: `federation.yaml` and `model.py`. `fedpipe init DIR` writes working ones. Unknown keys are
 errors. Relative paths start at the folder of the federation file. This page is generated from the types in
 `src/fedpipe/federation/` (`make docs`).
+
+- Anchors, aliases and merge keys (`<<: *gpu`) work as in YAML: a table's own keys win, then the first table of a list.
+  A key that is written twice is an error.
+- Every number is finite and has bounds. Values are those of JSON, so dates need quotes. In `training.fit` and
+  `training.callbacks`, tables inside an argument may have whole numbers as keys, such as `class_weight: {0: 1.0}`.
+- A path means its characters, whatever they are: `proj#1/50%` is a folder. In a `file://` URI, write `%23` for `#`,
+  `%3F` for `?` and `%25` for `%`.
 """
 
 

@@ -31,7 +31,7 @@ def place_coordinator(task: dsl.PipelineTask, federation: Federation, name: str,
     """
     _name_and_retry(task, name, federation)
     _give_secret(task, federation, federation.secret)
-    if signs and federation.store_uri.startswith("s3://"):
+    if signs and federation.secret and federation.store_uri.startswith("s3://"):
         _give_key(task, federation.secret)
     place_on(task, _of_kind(task, federation))
 
@@ -157,7 +157,7 @@ def _name_and_retry(task: dsl.PipelineTask, name: str, federation: Federation) -
 
 
 def _give_secret(task: dsl.PipelineTask, federation: Federation, secret: str) -> None:
-    if federation.store_uri.startswith("s3://"):
+    if secret and federation.store_uri.startswith("s3://"):
         kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=SECRET_KEYS)
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,15 +32,26 @@ class Server(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(name: str, folder: Path, port: int = 0) -> Iterator[Server]:
-    """Start a server over an empty or earlier folder, and end it afterwards."""
+def running(
+    name: str, folder: Path, port: int = 0, *, certificates: Path | None = None, settings: Mapping[str, str] = {}
+) -> Iterator[Server]:
+    """Start a server over an empty or earlier folder, and end it afterwards.
+
+    Args:
+        name: of the program.
+        folder: of its data.
+        port: a free one by default.
+        certificates: of MinIO: a folder with public.crt, private.key and ca.pem, for TLS.
+        settings: more environment variables.
+    """
     port = port or free_port()
-    endpoint = f"http://127.0.0.1:{port}"
+    endpoint = f"{'https' if certificates else 'http'}://127.0.0.1:{port}"
     folder.mkdir(parents=True, exist_ok=True)
+    command = _command(name, folder, port) + (["--certs-dir", str(certificates)] if certificates else [])
     with (folder.parent / f"{name}-{port}.log").open("ab") as log:
-        process = subprocess.Popen(_command(name, folder, port), env=_environment(), stdout=log, stderr=log)
+        process = subprocess.Popen(command, env={**_environment(), **settings}, stdout=log, stderr=log)
     try:
-        _await_ready(process, endpoint)
+        _await_ready(process, endpoint, certificates)
         yield Server(name, endpoint, process)
     finally:
         process.kill()
@@ -95,14 +106,20 @@ def _command(name: str, folder: Path, port: int) -> list[str]:
 
 def _environment() -> dict[str, str]:
     keys = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
-    return {**os.environ, **keys, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
+    return {**_undirected(), **keys, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
 
 
-def _await_ready(process: subprocess.Popen[bytes], endpoint: str) -> None:
+def _undirected() -> dict[str, str]:
+    """Return the environment without proxies, which concern the tests' clients."""
+    return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+
+
+def _await_ready(process: subprocess.Popen[bytes], endpoint: str, certificates: Path | None) -> None:
     """Wait until the server has created a bucket."""
-    pool = urllib3.PoolManager(retries=False, timeout=5)
-    host = endpoint.removeprefix("http://")
-    client = minio.Minio(host, ACCESS_KEY, SECRET_KEY, secure=False, region="us-east-1", http_client=pool)
+    authority = str(certificates / "ca.pem") if certificates else None
+    pool = urllib3.PoolManager(retries=False, timeout=5, ca_certs=authority)
+    scheme, _, host = endpoint.partition("://")
+    client = minio.Minio(host, ACCESS_KEY, SECRET_KEY, secure=scheme == "https", region="us-east-1", http_client=pool)
     for _ in range(300):
         if process.poll() is not None:
             raise RuntimeError(f"the server at {endpoint} ended with code {process.returncode}")

@@ -95,6 +95,17 @@ def test_the_command_is_one_that_fedpipe_takes(tmp_path: Path) -> None:
     assert container["image"] == f"fedpipe/serve:{__version__}"
 
 
+def test_a_service_account_with_an_identity_needs_no_secret() -> None:
+    role = {"serviceAccount.annotations.eks\\.amazonaws\\.com/role-arn": "arn:aws:iam::1:role/models"}
+    found = rendered(**{"store.uri": "s3://models/prod/digits", "env.HTTPS_PROXY": "http://proxy:3128", **role})
+    spec = found["Deployment"]["spec"]["template"]["spec"]
+    variables = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
+    assert variables["HTTPS_PROXY"] == "http://proxy:3128"
+    assert "FEDPIPE_SECRET_DIR" not in variables
+    assert not any("secret" in volume for volume in spec["volumes"])
+    assert "eks.amazonaws.com/role-arn" in found["ServiceAccount"]["metadata"]["annotations"]
+
+
 def test_secrets_are_mounted_and_never_in_the_environment() -> None:
     spec = rendered(**ALL)["Deployment"]["spec"]["template"]["spec"]
     assert {v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v} == {"store", "token"}

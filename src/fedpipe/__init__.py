@@ -1,13 +1,7 @@
 """fedpipe: federated training as Kubeflow Pipelines components.
 
-check               a federation file, its data, its model and its store
-compile_pipeline    a federation to one KFP pipeline file
-export              the shared model to a verified ONNX file
-open_store          file://, s3:// and memory:// stores
-predict             an ONNX model's answers
-prune               old runs from a store
-read_federation     federation.yaml to typed structs
-run                 a federation or a compiled pipeline on this machine
+Each command is a function of its name; docs/python.md lists them. A federation is a file, a dictionary or a
+`Federation`. Keyword arguments change keys of it: `fedpipe.run("federation.yaml", training={"rounds": 3})`.
 """
 
 from __future__ import annotations
@@ -19,37 +13,141 @@ from fedpipe.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from fedpipe.commands.check import check
+    from fedpipe.commands.compare import compare, report, runs
+    from fedpipe.commands.compile import compile
+    from fedpipe.commands.explore import explore
     from fedpipe.commands.export import export
+    from fedpipe.commands.identities import enroll, prepare, revoke, rotate
+    from fedpipe.commands.identities import policy_of as policy
+    from fedpipe.commands.init import init
+    from fedpipe.commands.plot import plot
+    from fedpipe.commands.predict import predict_file
+    from fedpipe.commands.promote import promote
     from fedpipe.commands.prune import prune
-    from fedpipe.commands.run import run
+    from fedpipe.commands.publish import sign
+    from fedpipe.commands.run import run, simulate
+    from fedpipe.commands.serve import serve
+    from fedpipe.commands.stop import stop
+    from fedpipe.commands.tensorboard import tensorboard
+    from fedpipe.commands.watch import watch
     from fedpipe.compiled.compiler import compile_pipeline
     from fedpipe.errors import FedpipeError
+    from fedpipe.federation.algorithms import Averaging, Collective, SimulationSettings, Vote
+    from fedpipe.federation.data import Data
+    from fedpipe.federation.federation import Federation, LearnerSettings
     from fedpipe.federation.file import read_federation
+    from fedpipe.federation.placement import Images, Placement, StorePlace
+    from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
+    from fedpipe.kubeflow.doctor.diagnosis import diagnose as doctor
+    from fedpipe.kubeflow.submission import change_schedule, schedule, schedules, submit
+    from fedpipe.kubeflow.where import Where
     from fedpipe.registry.prediction import predict
     from fedpipe.store import open_store
 
 __all__ = [
+    "Averaging",
+    "Collective",
+    "Data",
+    "EvaluationSettings",
+    "Export",
+    "Federation",
     "FedpipeError",
+    "Images",
+    "LearnerSettings",
+    "Placement",
+    "Privacy",
+    "Quorum",
+    "SimulationSettings",
+    "StorePlace",
+    "Training",
+    "Vote",
+    "Where",
+    "change_schedule",
     "check",
+    "compare",
+    "compile",
     "compile_pipeline",
+    "doctor",
+    "enroll",
+    "explore",
     "export",
+    "init",
     "open_store",
+    "plot",
+    "policy",
     "predict",
+    "predict_file",
+    "prepare",
+    "promote",
     "prune",
     "read_federation",
+    "report",
+    "revoke",
+    "rotate",
     "run",
+    "runs",
+    "schedule",
+    "schedules",
+    "serve",
+    "sign",
+    "simulate",
+    "stop",
+    "submit",
+    "tensorboard",
+    "watch",
 ]
 
 _HOMES = {
+    "Averaging": "federation.algorithms",
+    "Collective": "federation.algorithms",
+    "Data": "federation.data",
+    "EvaluationSettings": "federation.training",
+    "Export": "federation.training",
+    "Federation": "federation.federation",
     "FedpipeError": "errors",
+    "Images": "federation.placement",
+    "LearnerSettings": "federation.federation",
+    "Placement": "federation.placement",
+    "Privacy": "federation.training",
+    "Quorum": "federation.training",
+    "SimulationSettings": "federation.algorithms",
+    "StorePlace": "federation.placement",
+    "Training": "federation.training",
+    "Vote": "federation.algorithms",
+    "Where": "kubeflow.where",
+    "change_schedule": "kubeflow.submission",
     "check": "commands.check",
+    "compare": "commands.compare",
+    "compile": "commands.compile",
     "compile_pipeline": "compiled.compiler",
+    "doctor": "kubeflow.doctor.diagnosis:diagnose",
+    "enroll": "commands.identities",
+    "explore": "commands.explore",
     "export": "commands.export",
+    "init": "commands.init",
     "open_store": "store",
+    "plot": "commands.plot",
+    "policy": "commands.identities:policy_of",
     "predict": "registry.prediction",
+    "predict_file": "commands.predict",
+    "prepare": "commands.identities",
+    "promote": "commands.promote",
     "prune": "commands.prune",
     "read_federation": "federation.file",
+    "report": "commands.compare",
+    "revoke": "commands.identities",
+    "rotate": "commands.identities",
     "run": "commands.run",
+    "runs": "commands.compare",
+    "schedule": "kubeflow.submission",
+    "schedules": "kubeflow.submission",
+    "serve": "commands.serve",
+    "sign": "commands.publish",
+    "simulate": "commands.run",
+    "stop": "commands.stop",
+    "submit": "kubeflow.submission",
+    "tensorboard": "commands.tensorboard",
+    "watch": "commands.watch",
 }
 
 
@@ -57,7 +155,8 @@ def __getattr__(name: str) -> Any:
     """Imports a name when it is first used: a step must not import unneeded modules."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fedpipe' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fedpipe.{_HOMES[name]}"), name)
+    module, _, own_name = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f"fedpipe.{module}"), own_name or name)
 
 
 def __dir__() -> list[str]:

@@ -11,8 +11,11 @@ def main() -> int:
         from fedpipe.steps.contract import main as step
 
         return step(sys.argv[2:])
-    from fedpipe.cli.main import main as command
-
+    try:
+        from fedpipe.cli.main import main as command
+    except KeyboardInterrupt:  # Ctrl-C during the imports
+        print("\nstopped; run the same command again to resume", file=sys.stderr)
+        return 130
     return command()
 
 

@@ -126,11 +126,23 @@ class RoundError(FedpipeError):
     """A round cannot be committed."""
 
 
-class QuorumError(RoundError):
+class _RepeatableError(RoundError):
+    """An error of a round; `lasting` when another attempt at the round would end in the same way."""
+
+    lasting = False
+
+    def __init__(
+        self, what: str, *, where: str | None = None, remedy: str | None = None, lasting: bool = False
+    ) -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.lasting = lasting
+
+
+class QuorumError(_RepeatableError):
     """Fewer learners than the quorum took part in a round."""
 
 
-class DroppedError(RoundError):
+class DroppedError(_RepeatableError):
     """This learner cannot take part in this round, which continues without it."""
 
 
@@ -140,7 +152,7 @@ class BudgetError(DroppedError):
     spent: Any = None
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None, spent: Any = None) -> None:
-        super().__init__(what, where=where, remedy=remedy)
+        super().__init__(what, where=where, remedy=remedy, lasting=True)
         self.spent = spent
 
 

@@ -63,7 +63,7 @@ def test_ctrl_c_is_one_friendly_line(tmp_path: Path) -> None:
         "training: {rounds: 1, batch_size: 1}\n"
     )
     with subprocess.Popen(
-        [COMMAND, "plot", "run-1"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [COMMAND, "plot", "run-1", "--wait"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert "waiting for run run-1 to begin" in process.stdout.readline()

@@ -26,4 +26,9 @@ def test_a_line_for_each_step(finished: Event, line: str, capsys: pytest.Capture
     with Progress() as progress:
         progress(finished._replace(what="started"))
         progress(finished)
-    assert capsys.readouterr().out.strip() == line
+    captured = capsys.readouterr()
+    assert captured.out == ""  # only results are on standard output
+    begun, started, *lines = captured.err.splitlines()
+    assert begun.split(maxsplit=2)[2] == "starting"
+    assert started.endswith(f"{finished.task.name} started")
+    assert [text.split(maxsplit=2)[2] for text in lines] == [line]

@@ -93,7 +93,7 @@ def test_averaged_models_can_be_voted_down(numpy_digits: Path) -> None:
     assert bad["rounds"][1]["weights"] == good["rounds"][1]["weights"]
     found = read_head(store_of(numpy_digits / "store"))
     assert found is not None
-    assert (found[0].run, found[0].round) == ("run-2", 0)
+    assert (found[0].run, found[0].round) == ("run-1", 1)
 
 
 def test_a_learner_with_shuffled_labels(tmp_path: Path) -> None:

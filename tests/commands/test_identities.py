@@ -37,8 +37,8 @@ from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.serving.catalogue import locate
 from fedpipe.store import Store, open_store
+from fedpipe.store.credentials import Credentials
 from fedpipe.store.s3 import MinioStore
-from fedpipe.store.s3_client import Credentials
 from fedpipe.store.users import Users
 from tests import servers
 from tests.federations import PlusOneLearner, close_vote, fresh, make_federation, make_plan
@@ -347,12 +347,13 @@ class TestOtherStores:
 class TestARunOnThisMachine:
     def test_needs_the_keys_of_who_is_enrolled(self, numpy_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Found before anything is trained: else it would be refused when all have trained."""
-        made = enroll(numpy_digits / "federation.yaml", "hospital-c")
+        made = enroll(numpy_digits / "federation.yaml", "hospital-c", keys=numpy_digits / "away")
         monkeypatch.delenv("FEDPIPE_KEYS", raising=False)
         told = CliRunner().invoke(app, ["run", str(numpy_digits / "federation.yaml")])
         assert isinstance(told.exception, InputError)
         assert "hospital-c is enrolled and must sign its updates" in str(told.exception)
         assert "Set FEDPIPE_KEYS" in str(told.exception.remedy)
+        assert "its key is missing" in str(told.exception)
         assert not (numpy_digits / "store" / "digits" / "runs").exists()
         monkeypatch.setenv("FEDPIPE_KEYS", str(made.files[0].parent))
         store, federation = (

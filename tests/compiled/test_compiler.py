@@ -77,6 +77,16 @@ def test_each_learner_has_its_own_secret_and_placement(compiled: Any) -> None:
     assert resources["resourceMemoryLimit"] == "8Gi"
 
 
+def test_without_a_secret_pods_use_the_identity_of_their_service_account(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_text(PLACED.replace("name: placed", 'name: placed\nsecret: ""'))
+    (tmp_path / "model.py").write_text("def build(): ...\n")
+    compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
+    _, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    secrets = {secret["secretName"] for one in executors for secret in one.get("secretAsEnv", ())}
+    assert secrets == {"a-keys"}
+
+
 def test_images_are_those_of_the_federation(compiled: Any) -> None:
     images = {e["container"]["image"] for e in compiled[0]["deploymentSpec"]["executors"].values()}
     assert images == {"example.org/team/core:v7", "example.org/team/keras:v7"}

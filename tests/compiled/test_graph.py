@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fedpipe.commands.run import run
 from fedpipe.compiled.compiler import compile_pipeline
 from fedpipe.compiled.graph import check_arguments, fill_command, parse_graph, read_graph, resolve
 from fedpipe.errors import PipelineError
@@ -140,3 +141,25 @@ def test_two_compilations_are_the_same_bytes(pipeline: Path) -> None:
     first = pipeline.read_bytes()
     compile_pipeline(read_federation(pipeline.parent / "federation.yaml"), pipeline)
     assert pipeline.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pipelineInfo: " + "[" * 100_000, "is nested too deeply"),
+        ("pipelineInfo: " + "{a: " * 5000, "is nested too deeply"),
+        ("pipelineInfo:\n" + "- " * 5000, "is nested too deeply"),
+        ("a: &a {x: 1}\npipelineInfo: {<<: *a}", "line 2 has a merge key, which no pipeline has"),
+        ("pipelineInfo: {name: x}\n[a]: b", "is not YAML"),
+        ("pipelineInfo: {name: x}\nd: 2024-99-99", "is not YAML: month must be in 1..12"),
+        ("pipelineInfo: {name: x}", "is not a compiled KFP v2 pipeline"),
+        ("pipelineInfo: 3\nroot: []", "is not a compiled KFP v2 pipeline"),
+        ('{"pipelineInfo": {"name": "x"}}', "is not a compiled KFP v2 pipeline"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_files_that_are_no_pipelines(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(text)
+    with pytest.raises(PipelineError, match=message):
+        run(path)

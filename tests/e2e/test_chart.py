@@ -22,8 +22,8 @@ from fedpipe.kubeflow.where import Where
 from fedpipe.registry.prediction import predict
 from fedpipe.serving.client import RemoteModel
 from fedpipe.store import open_store
+from fedpipe.store.credentials import Credentials
 from fedpipe.store.s3 import MinioStore
-from fedpipe.store.s3_client import Credentials
 from tests import binaries, servers
 from tests.e2e.cluster import NODE, Cluster
 from tests.e2e.conftest import BUCKET, ENDPOINT, eventually

@@ -41,9 +41,12 @@ def check(store: Store, plan: Plan, *, rounds: int, replay: Replay | None = None
 
 def _check_head(store: Store, records: list[Record]) -> None:
     found = read_head(store)
+    accepted = [record for record in records if record.accepted and record.round]
+    if not accepted:
+        assert found is None, "HEAD is untrained"
+        return
     assert found is not None
-    last = next(record for record in reversed(records) if record.accepted)
-    assert found[0].ref == last.ref, "HEAD is not the last accepted round"
+    assert found[0].ref == accepted[-1].ref, "HEAD is not the last accepted round"
     assert all(precedes(store, record.ref, found[0].ref) for record in records if record.accepted), "a fork"
 
 

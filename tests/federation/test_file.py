@@ -19,6 +19,7 @@ from fedpipe.federation.data import Dirichlet
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import parse_federation, read_federation
 from fedpipe.rounds.plan import Settings
+from fedpipe.store import endpoint_of, path_of
 from fedpipe.store.objects import encode
 
 GOOD: dict[str, Any] = {
@@ -437,3 +438,47 @@ training: {rounds: 1, batch_size: 8}
         )
         found = read_federation(tmp_path / "f.yaml")
         assert [found.privacy_of(k).target_epsilon for k in "abc"] == [3, 5, 3]  # type: ignore[union-attr]
+
+
+class TestPlaces:
+    """Of files, and of stores: a path means its characters, a URI is decoded."""
+
+    @pytest.mark.parametrize("name", ["proj#1", "a?b", "50% off", "x%20y", "é [x];&", "a:b"])
+    def test_a_folder_with_such_a_name(self, tmp_path: Path, name: str) -> None:
+        folder = tmp_path / name
+        folder.mkdir()
+        content = {
+            **GOOD,
+            "learners": [{"name": "a", "data": "own#1.npz"}, {"name": "b", "data": "file://own%231.npz"}],
+            "data": {"uri": "d%20.npz"},
+            "store": "store#1",
+            "simulation": {"process": "p#.py:make"},
+        }
+        (folder / "federation.yaml").write_text(yaml.safe_dump(content))
+        federation = read_federation(folder / "federation.yaml")
+        assert federation.learners[0].data == str(folder / "own#1.npz")
+        assert path_of(federation.learners[1].data) == folder / "own#1.npz"
+        assert federation.data.uri == str(folder / "d%20.npz")
+        assert path_of(federation.store_uri) == folder / "store#1"
+        assert federation.model == f"{folder}/model.py:build"
+        assert federation.simulation.process == f"{folder}/p#.py:make"
+
+    @pytest.mark.parametrize(
+        ("path", "value", "message"),
+        [
+            ("data.uri", "file:///a#b.npz", "data.uri: the URI 'file:///a#b.npz' has a part after '#'"),
+            ("learners.1.data", "file:///50%.npz", "learners[1].data: the URI 'file:///50%.npz' has a lone %"),
+            ("store", "", "store: the store has no name"),
+            ("store", {"uri": "file:///a#b"}, "store: the URI 'file:///a#b' has a part after '#'"),
+        ],
+    )
+    def test_ambiguous_places(self, path: str, value: Any, message: str) -> None:
+        with pytest.raises(FederationError) as caught:
+            parse_federation(changed(path, value))
+        assert message in str(caught.value)
+
+    def test_an_endpoint_is_quoted(self) -> None:
+        place = {"uri": "s3://b/p", "endpoint": "http://h:9000/a&b", "region": "x"}
+        uri = parse_federation({**GOOD, "store": place}).store_uri
+        assert uri == "s3://b/p?endpoint=http://h:9000/a%26b&region=x"
+        assert endpoint_of(uri) == "http://h:9000/a&b"

@@ -11,6 +11,7 @@ import itertools
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kfp_server_api
@@ -133,11 +134,14 @@ def _difference(given: Any, model: Any) -> str:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[KfpServer]:
-    """Starts a server on a free port."""
+def serving(certificates: Path | None = None) -> Iterator[KfpServer]:
+    """Starts a server on a free port; with TLS by the certificate in a folder, as `make_certificates` writes it."""
     kfp, port = KfpServer(), servers.free_port()
-    kfp.url = f"http://127.0.0.1:{port}"
-    server = uvicorn.Server(uvicorn.Config(kfp.app(), port=port, log_level="error", ws="none"))
+    kfp.url = f"{'https' if certificates else 'http'}://127.0.0.1:{port}"
+    files: dict[str, Any] = {}
+    if certificates:
+        files = {"ssl_certfile": certificates / "public.crt", "ssl_keyfile": str(certificates / "private.key")}
+    server = uvicorn.Server(uvicorn.Config(kfp.app(), port=port, log_level="error", ws="none", **files))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -22,7 +22,9 @@ from fedpipe.kubeflow.clients import open_kfp
 from fedpipe.kubeflow.pods import find_run_id, watcher
 from fedpipe.kubeflow.submission import change_schedule, check_cron, next_times, schedule, schedules, submit
 from fedpipe.kubeflow.where import Where
-from tests.kubeflow.kfp_server import KfpServer, serving
+from fedpipe.store.network import BUNDLES
+from tests.kubeflow.kfp_server import ROOT, KfpServer, serving
+from tests.store.surroundings import ForwardProxy, make_certificates
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -231,6 +233,24 @@ class TestConnection:
     def test_nobody_answers(self) -> None:
         with pytest.raises(ClusterError, match="cannot be reached"):
             open_kfp(Where(host="http://127.0.0.1:1"))
+
+    def test_through_a_proxy(self, kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        with ForwardProxy(user="me:secret") as proxy:
+            monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("//", "//me:secret@"))
+            monkeypatch.delenv("NO_PROXY", raising=False)
+            open_kfp(where(kfp))
+            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+            open_kfp(where(kfp))
+        assert proxy.seen == [f"GET {kfp.url}{ROOT}/healthz"]
+
+    def test_a_private_authority(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        for name in BUNDLES:
+            monkeypatch.delenv(name, raising=False)
+        with serving(make_certificates(tmp_path)) as kfp:
+            with pytest.raises(ClusterError, match=r"is not valid: unable to get local issuer.*Set SSL_CERT_FILE"):
+                open_kfp(where(kfp))
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+            assert open_kfp(where(kfp)).health["tag_name"] == "2.16.0"
 
     def test_neither_a_host_nor_a_cluster(self, kfp: KfpServer) -> None:
         with pytest.raises(ClusterError, match="no address of Kubeflow Pipelines is configured"):

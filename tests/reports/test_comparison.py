@@ -48,7 +48,7 @@ class TestTheList:
             "first": "ended", "second": "running", "third": "running",
         }  # fmt: skip
         assert found["first"].metrics == {"loss": pytest.approx(2.333333)}
-        assert [name for name, line in found.items() if line.at_head] == ["third"]
+        assert [name for name, line in found.items() if line.at_head] == ["second"]
         assert all(0 <= line.age < 600 for line in found.values())
 
     def test_a_plan_of_another_version_does_not_hide_the_others(self, file: Path) -> None:
@@ -93,7 +93,7 @@ class TestTheCommands:
     def test_runs(self, file: Path) -> None:
         lines = self.output("runs", "-f", str(file)).splitlines()
         assert lines[0].split() == ["run", "rounds", "state", "last", "round", "ago"]
-        assert any("third (HEAD)" in line and "0 of 3" in line for line in lines)
+        assert any("second (HEAD)" in line and "2 of 2" in line for line in lines)
         assert {line["name"] for line in json.loads(self.output("runs", "-f", str(file), "--json"))} == {
             "first", "second", "third",
         }  # fmt: skip

@@ -150,7 +150,7 @@ class TestViews:
     def test_it_is_drawn_again_while_the_run_continues(self, tmp_path: Path) -> None:
         file, out, states = write_file(tmp_path), tmp_path / "p.html", list[str]()
         store: Store = LocalStore(tmp_path / "store").below("tiny")
-        thread = threading.Thread(target=lambda: plot(file, "r1", out, listener=states.append, again=0.01))
+        thread = threading.Thread(target=lambda: plot(file, "r1", out, listener=states.append, again=0.01, wait=True))
         thread.start()
 
         def wait_for(state: str) -> None:

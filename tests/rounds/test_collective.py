@@ -204,9 +204,7 @@ class TestHostileProposals:
         assert why in record.dropped[0].why
         assert record.outcome is not None
         assert record.outcome.accepted  # the voters were not the ones to notice
-        found = read_head(store)
-        assert found is not None
-        assert found[0].round == 0
+        assert read_head(store) is None
         assert store.size(keys.content(str(record.candidate))) is None
 
     @pytest.mark.parametrize("change", [{"base": "sha256:" + "7" * 64}, {"run": "r2"}, {"round": 9}])
@@ -279,13 +277,14 @@ class TestQuorumAndResumption:
         plan = plan_of(quorum={"min_learners": 2})
         learners = {name: PlusOneLearner(1, wants=1000.0, absent="" if name == "a" else "ill") for name in "abc"}
         start = begin(store, plan, fresh)
-        before = head(store)
-        with pytest.raises(QuorumError, match=r"1 of 3 learners took part, the quorum is 2 \(b: ill; c: ill\)"):
+        with pytest.raises(QuorumError, match=r"1 of 3 learners took part, the quorum is 2 \(b, c: ill\)"):
             play_vote(store, plan, 1, start.weights, learners)
-        assert head(store) == before
+        assert read_head(store) is None
         assert store.size(keys.record("r1", 1)) is None
         play_vote(store, plan, 1, start.weights, wanting(a=GOOD, b=GOOD, c=GOOD))  # they are well again
-        assert head(store) != before
+        found = read_head(store)
+        assert found is not None
+        assert found[0].round == 1
 
     def test_a_crash_between_vote_and_tally_repeats_no_training(self, store: MemoryStore) -> None:
         plan, learners = plan_of(), wanting(a=GOOD, b=GOOD, c=GOOD)
@@ -332,9 +331,7 @@ class TestQuorumAndResumption:
         records = history(store, "r2")
         assert [r.accepted for r in records] == [True, False, False]
         assert {r.weights for r in records} == {store_head[0].weights}
-        found = read_head(store)
-        assert found is not None
-        assert (found[0].run, found[0].round) == ("r2", 0)
+        assert read_head(store) == store_head
 
     def test_a_rejected_round_of_a_lost_line_is_a_conflict(self, store: MemoryStore) -> None:
         plan, learners = plan_of(), wanting(a=BAD, b=BAD, c=BAD)

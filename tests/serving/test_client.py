@@ -20,6 +20,7 @@ from fedpipe.registry.prediction import open_model, predict
 from fedpipe.serving.client import RemoteModel
 from fedpipe.store import LocalStore
 from tests.served import Served, X, publish, serving, softmax
+from tests.store.surroundings import ForwardProxy
 
 CARD = Card(classes=("red", "green", "blue"), spread=Spread(minimum=-3, maximum=3, mean=0.1, deviation=1.1))
 MODEL = softmax(card=CARD)
@@ -47,6 +48,18 @@ def test_answers_are_those_of_the_file_to_the_last_bit(one: Served, path: str) -
     assert (remote.name, remote.inputs, remote.outputs) == ("colours", local.inputs, local.outputs)
     assert (remote.card.classes, remote.card.spread) == (CARD.classes, CARD.spread)
     np.testing.assert_array_equal(predict(remote, X).outputs, predict(local, X).outputs)
+
+
+def test_through_a_proxy(one: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with ForwardProxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        predict(RemoteModel(one.url), X)
+    assert f"POST {one.url}/v2/models/colours/infer" in proxy.seen
+    with ForwardProxy(user="me:right") as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        with pytest.raises(InputError, match="asks for a user and a password"):
+            RemoteModel(one.url)
 
 
 def test_the_command_prints_labels_with_probabilities_for_each_kind_of_file(one: Served, tmp_path: Path) -> None:

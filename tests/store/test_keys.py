@@ -28,6 +28,7 @@ SPELLED = {
     keys.content(DIGEST, "a"): f"learners/a/objects/{HEX}",
     keys.content(DIGEST, "a", "proposals"): f"learners/a/proposals/{HEX}",
     keys.shards("r"): "runs/r/shards",
+    keys.plan("r"): "runs/r/plan",
     keys.board("r"): "runs/r/board",
     keys.stop("r"): "runs/r/stop",
     keys.record("r", 3): "runs/r/3/record",

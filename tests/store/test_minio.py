@@ -20,7 +20,7 @@ import urllib3
 from fedpipe.errors import StoreError, StoreUnavailableError
 from fedpipe.store import Store, open_store
 from fedpipe.store.s3 import MinioStore
-from fedpipe.store.s3_client import DEADLINE, Credentials, find_credentials
+from fedpipe.store.s3_client import DEADLINE
 from fedpipe.store.testing import StoreContract
 from tests import servers
 
@@ -238,30 +238,6 @@ class TestBrokenConnections:
         with _proxy(minio_server, cut_after=1, cuts=1) as endpoint:
             assert open_store(f"s3://tests/lost?endpoint={endpoint}").create("answer", b"ours")
             assert not open_store(f"s3://tests/lost?endpoint={endpoint}").create("answer", b"theirs")
-
-
-class TestCredentials:
-    def test_from_the_environment(self) -> None:
-        found = find_credentials({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_SESSION_TOKEN": "c"})
-        assert found == Credentials("a", "b", "c")
-
-    def test_from_a_mounted_secret(self, tmp_path: Path) -> None:
-        (tmp_path / "accesskey").write_text("a\n")
-        (tmp_path / "secretkey").write_text("b\n")
-        assert find_credentials({"FEDPIPE_SECRET_DIR": str(tmp_path)}) == Credentials("a", "b")
-
-    def test_a_secret_that_lacks_a_key(self, tmp_path: Path) -> None:
-        with pytest.raises(StoreError, match="accesskey and secretkey"):
-            find_credentials({"FEDPIPE_SECRET_DIR": str(tmp_path)})
-
-    def test_none(self) -> None:
-        with pytest.raises(StoreError, match="AWS_ACCESS_KEY_ID"):
-            find_credentials({})
-
-    def test_they_are_never_printed(self) -> None:
-        assert "hidden" not in repr(Credentials("a", "hidden"))
-        store = MinioStore("bucket", endpoint="http://h:1", credentials=Credentials("a", "hidden"))
-        assert "hidden" not in repr(store) + store.uri
 
 
 @pytest.mark.parametrize("bucket", ["b", "Upper", "under_score", "-dash", "x" * 64])

@@ -8,16 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpipe.cli.options import FEDERATION, FederationOption, JsonOption, RunName, StoreOption, connected, forwarded
+from fedpipe.cli.options import (
+    FEDERATION,
+    FederationOption,
+    JsonOption,
+    RunName,
+    StoreOption,
+    connected,
+    forwarded,
+    given_folder,
+)
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import Styled, busy, following, say, show_json, show_table
-from fedpipe.errors import InputError
 from fedpipe.kubeflow.where import Where
 
 if TYPE_CHECKING:
     from fedpipe.reports.comparison import Comparison, RunLine
 
 commands = Panel("Follow runs")
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for a run that has not begun.")]
 
 
 @commands.add(
@@ -31,6 +40,7 @@ def watch(
     run_name: RunName,
     file: FederationOption = FEDERATION,
     store: StoreOption = None,
+    wait: WaitOption = False,
     *,
     where: Where,
 ) -> None:
@@ -47,13 +57,10 @@ def watch(
         pods = watcher(run_name, where)
 
     with following("looking") as change_state:
-
-        def show(line: str, state: str) -> None:
-            if line:
-                say(line)
-            change_state(state)
-
-        follow(file, run_name, store=store, listener=show, pods=pods)
+        for seen in follow(file, run_name, store=store, pods=pods, wait=wait):
+            if seen.line:
+                say(seen.line)
+            change_state(seen.state)
 
 
 @commands.add("fedpipe runs -f demo/federation.yaml", "fedpipe runs --json")
@@ -99,8 +106,6 @@ def compare(
     """
     from fedpipe.commands.compare import compare as compare_runs
 
-    if len(names) < 2:
-        raise InputError("compare needs at least two runs", remedy="Run `fedpipe compare RUN RUN`.")
     found = compare_runs(file, names, store=store)
     if as_json:
         show_json(found._asdict())
@@ -146,12 +151,13 @@ def plot(
     ] = None,
     store: StoreOption = None,
     once: Annotated[bool, typer.Option("--once", help="Draw the finished rounds, and exit.")] = False,
+    wait: WaitOption = False,
 ) -> None:
     """Draw a run's scores and ballots; redraw them after each round until the run has ended."""
     from fedpipe.commands.plot import plot as draw
 
     path = output or Path(f"{run_name}.html")
-    draw(file, run_name, path, store=store, live=not once, listener=lambda state: say(f"{path}: {state}"))
+    draw(file, run_name, path, store=store, live=not once, listener=lambda state: say(f"{path}: {state}"), wait=wait)
 
 
 @commands.add("fedpipe stop run-1 -f demo/federation.yaml")
@@ -172,7 +178,8 @@ def tensorboard(
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "localhost",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 for a free one.")] = 6006,
     copy: Annotated[
-        Path | None, typer.Option("--copy", help="Only copy the event files to this folder.", metavar="DIR")
+        Path | None,
+        typer.Option("--copy", parser=given_folder, help="Only copy the event files to this folder.", metavar="DIR"),
     ] = None,
 ) -> None:
     """Show a run's event files in TensorBoard, also while it is in progress."""

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpipe.cli.options import FEDERATION, FederationOption, KeysOption, StoreOption, forwarded
+from fedpipe.cli.options import FEDERATION, FederationOption, KeysOption, StoreOption, forwarded, given_folder
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import say, show_json
 from fedpipe.errors import InputError
 
 if TYPE_CHECKING:
     from fedpipe.commands.identities import Identity
-    from fedpipe.store.s3_client import Credentials
+    from fedpipe.store.credentials import Credentials
 
 commands = Panel("Identities")
 
@@ -106,7 +106,7 @@ def _member(learner: str, coordinator: bool) -> str:
 
 def _given_user(access_key: str | None, secret_key_file: Path | None) -> Credentials | None:
     """Return the keys of an existing user, None without one. Raises InputError."""
-    from fedpipe.store.s3_client import Credentials
+    from fedpipe.store.credentials import Credentials
 
     if access_key is None and secret_key_file is None:
         return None
@@ -149,15 +149,20 @@ def policy(
 def prepare(
     uri: Annotated[str, typer.Argument(help="The federation's part of the store.", metavar="s3://BUCKET/PREFIX/NAME")],
     coordinator: Annotated[
-        Path | None, typer.Option("--coordinator", help=f"Keys of the coordinator's user: {_MOUNTED}.")
+        Path | None,
+        typer.Option(
+            "--coordinator", parser=given_folder, metavar="DIR", help=f"Keys of the coordinator's user: {_MOUNTED}."
+        ),
     ] = None,
-    server: Annotated[Path | None, typer.Option("--server", help=f"Keys of the server's user: {_MOUNTED}.")] = None,
+    server: Annotated[
+        Path | None,
+        typer.Option("--server", parser=given_folder, metavar="DIR", help=f"Keys of the server's user: {_MOUNTED}."),
+    ] = None,
 ) -> None:
     """Create a federation's bucket, and users for its coordinator and server, as the store's administrator."""
     from fedpipe.commands.identities import prepare as make
-    from fedpipe.store import SECRET_DIR
-    from fedpipe.store.s3_client import find_credentials
+    from fedpipe.store.credentials import read_mounted
 
-    users = [find_credentials({SECRET_DIR: str(folder)}) if folder else None for folder in (coordinator, server)]
+    users = [read_mounted(folder) if folder else None for folder in (coordinator, server)]
     for line in make(uri, coordinator=users[0], server=users[1]):
         say(line)

@@ -57,15 +57,9 @@ def compile_command(
     ] = None,
 ) -> None:
     """Compile a federation to one Kubeflow pipeline file."""
-    from fedpipe.compiled.compiler import compile_pipeline, manifest_of
-    from fedpipe.federation.file import read_federation
-    from fedpipe.store.files import write_whole
+    from fedpipe.commands.compile import compile as write
 
-    if output.suffix not in (".yaml", ".yml"):
-        raise InputError("is not a .yaml file", where=str(output), remedy="Choose a name that ends with .yaml.")
-    estimate = compile_pipeline(read_federation(file), output, simulation=simulation)
-    if manifest:
-        write_whole(manifest, manifest_of(output.read_bytes()).encode())
+    estimate = write(file, output, simulation=simulation, manifest=manifest)
     say(f"wrote {' and '.join(map(str, filter(None, (output, manifest))))}")
     show_table(_estimate_rows(estimate))
     for warning in estimate.warnings:

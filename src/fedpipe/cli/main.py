@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from typing import Annotated
 
 import typer
 
 from fedpipe.cli import follow, identities, kubeflow, rare, run, serving, start, store
+from fedpipe.cli.ending import INTERRUPTED, STOPPED, EndedError, ended_by_signals, is_busy, leave
 from fedpipe.cli.panels import LiteralGroup
-from fedpipe.cli.text import remark, say
+from fedpipe.cli.text import remark, replace_unprintable, say
 from fedpipe.errors import FedpipeError
 from fedpipe.version import __version__
-
-_INTERRUPTED = 130
-"""The exit code after Ctrl-C: 128 and the number of SIGINT."""
 
 app = typer.Typer(
     name="fedpipe",
@@ -31,22 +30,37 @@ for group in (start, run, follow, serving, identities, store, kubeflow, rare):
 
 def main() -> int:
     """Run the command and return its exit code; an error is one message, never a traceback."""
+    replace_unprintable()
+    try:
+        with ended_by_signals():
+            code = _run()
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except EndedError as end:
+        remark(f"\nended by {end.number.name}; run the same command again to resume")
+        leave(128 + end.number)
+    if code == INTERRUPTED:  # typer 0.29 turns a KeyboardInterrupt into this exit code
+        remark(f"\n{STOPPED}")
+        if is_busy():
+            leave(code)
+    return code
+
+
+def _run() -> int:
     try:
         code = app(prog_name="fedpipe", standalone_mode=False)  # returns the code of typer.Exit
     except FedpipeError as error:
         remark(("fedpipe:", "bold red"), f" {error}")
         return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
     except typer.Exit as stop:
         code = stop.exit_code
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a mistake in the command line
-            error.show()
+            shown = io.StringIO()
+            error.show(file=shown)
+            remark(shown.getvalue().rstrip("\n"))
             return int(error.exit_code)
         raise
-    if code == _INTERRUPTED:  # typer 0.29 turns a KeyboardInterrupt into this exit code
-        remark("\nstopped; run the same command again to resume")
     return code if isinstance(code, int) else 0
 
 

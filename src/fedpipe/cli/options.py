@@ -13,6 +13,14 @@ import typer
 from fedpipe.errors import InputError
 from fedpipe.kubeflow.where import Where
 
+
+def given_folder(text: str) -> Path:
+    """Return the path of a folder. Raises InputError for an empty text, which would mean the current folder."""
+    if not text.strip():
+        raise InputError("the folder's name is empty", remedy="Name a folder; `.` is the current one.")
+    return Path(text)
+
+
 FederationFile = Annotated[Path, typer.Argument(help="The federation file.", metavar="FILE")]
 FederationOption = Annotated[Path, typer.Option("--federation", "-f", help="The federation file.")]
 FEDERATION = Path("federation.yaml")
@@ -23,14 +31,24 @@ StoreOption = Annotated[
 ]
 RunName = Annotated[str, typer.Argument(help="The run's name, as in `fedpipe run --run`.", metavar="RUN")]
 RunOption = Annotated[str, typer.Option("--run", help="The run's name; the same name resumes.")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for summary.json, report.html and model.onnx.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", parser=given_folder, metavar="DIR", help="Folder for summary.json, report.html and model.onnx."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 ParameterOption = Annotated[
     list[str] | None, typer.Option("--parameter", "-p", help="A run-time parameter, NAME=VALUE; repeatable.")
 ]
 KeysOption = Annotated[
     Path | None,
-    typer.Option("--keys", help="Folder of the key files; by default `keys` next to the federation file."),
+    typer.Option(
+        "--keys",
+        parser=given_folder,
+        metavar="DIR",
+        help="Folder of the key files; by default `keys` next to the federation file.",
+    ),
 ]
 
 

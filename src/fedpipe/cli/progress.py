@@ -1,4 +1,8 @@
-"""Live progress of a run on the terminal: a bar, and a line for each finished step or round."""
+"""Live progress of a run on standard error: a line for each finished step or round, and a bar on a terminal.
+
+Elsewhere, in a pipe or a log file, lines have the seconds since the start. There the start of a step has a line too,
+and so has a long silence.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from fedpipe.cli.text import Styled, out, plain, say_text, styled
+from fedpipe.cli.text import Clock, Styled, err, plain, remark_text, styled
 from fedpipe.cli.vote_table import VoteTable, is_vote
 from fedpipe.engine.local import Event
 from fedpipe.sessions.coordinator import Moment
@@ -19,28 +23,61 @@ from fedpipe.steps import WAITING
 
 
 class Progress:
-    """A listener of the local engine, with a bar on a terminal, and only lines elsewhere."""
+    """A listener of the local engine, with a bar on a terminal, and only lines elsewhere.
 
-    def __init__(self) -> None:
-        doing = TextColumn("{task.description}", markup=False)
-        columns = (doing, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Bar(*columns, console=out, transient=True, disable=not out.is_terminal)
-        self._row = self._bar.add_task("starting", total=None)
+    Args:
+        doing: what happens first.
+    """
+
+    def __init__(self, doing: str = "starting") -> None:
+        text = TextColumn("{task.description}", markup=False)
+        columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Bar(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self._row = self._bar.add_task(doing, total=None)
+        self._doing = doing
+        self._clock = None if err.is_terminal else Clock(self._describe)
         self._session: TaskID | None = None
         self._awaited: list[str] = []
         self._running: list[str] = []
+        self._state = ""
         self._ended = 0
-        self._votes = VoteTable(out.width)
+        self._votes = VoteTable(err.width)
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self._bar.start()
+        if self._clock is not None:
+            self._clock.__enter__()
+            self._clock.line(self._doing)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+        if self._clock is not None:
+            self._clock.__exit__()
+
+    def stage(self, text: str) -> None:
+        """Show what happens before the first step, or after the last."""
+        with self._lock:
+            self._doing = text
+            self._bar.update(self._row, description=plain(text))
+            if self._clock is not None:
+                self._clock.line(text)
+
+    def _describe(self) -> str:
+        """Return what is done at the moment."""
+        steps = ", ".join(self._running[:3]) + (f" and {len(self._running) - 3} more" if len(self._running) > 3 else "")
+        if not self._running:
+            return self._doing
+        return f"running {steps}" + (f"; {self._state}" if self._state else "")
+
+    def _say(self, text: Text) -> None:
+        if self._clock is not None:
+            self._clock.line(text)
+        else:
+            remark_text(text)
 
     def __call__(self, event: Event) -> None:
         """Take an event of the engine."""
@@ -50,7 +87,7 @@ class Progress:
                 self._follow(event.moment)
             for text in self._votes.lines(event) if is_vote(event) else [_line(event)]:
                 if text:
-                    say_text(text)
+                    self._say(text)
 
     def _follow(self, moment: Moment) -> None:
         """Draw a second bar: the rounds of a session, and the learners that it awaits."""
@@ -64,11 +101,14 @@ class Progress:
         done = board.round if moment.what in ("closed", "ended") else max(0, board.round - 1)
         awaited = f"awaiting {', '.join(self._awaited[:3])}{' ...' if len(self._awaited) > 3 else ''}"
         text = "session ended" if moment.what == "ended" else f"round {board.round} {board.phase}: {awaited}"
+        self._state = text
         self._bar.update(self._session, description=plain(text), completed=done)
 
     def _count(self, event: Event) -> None:
         if event.what == "started":
             self._running.append(event.task.name)
+            if self._clock is not None:
+                self._clock.line(f"{event.task.name} started")
         elif event.what in ("done", "found"):
             self._ended += 1
             self._running.remove(event.task.name)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedpipe.cli.options import (
     FederationFile,
+    KeysOption,
     OutOption,
     ParameterOption,
     RunOption,
@@ -34,37 +35,60 @@ def run(
     out_folder: OutOption = None,
     name: RunOption = "run-1",
     parameters: ParameterOption = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0 for one per core.")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, max=1024, help="Worker processes; 0 for one per core.")
+    ] = 0,
+    keys: KeysOption = None,
 ) -> None:
     """Run a federation on this machine; the same run name resumes."""
-    _run(file, store, out_folder, name, parameters, workers=workers)
+    given = given_parameters(parameters)
+    from fedpipe.cli.progress import Progress
+
+    with Progress(f"reading {file}") as progress:
+        from fedpipe.commands.run import run as run_source
+
+        result = run_source(
+            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, stages=progress.stage,
+            workers=workers, keys=keys,
+        )  # fmt: skip
+    _show(result)
 
 
-@commands.add("fedpipe simulate federation.yaml", "fedpipe simulate federation.yaml --run trial-2 -p rounds=20")
+@commands.add(
+    "fedpipe simulate federation.yaml",
+    "fedpipe simulate federation.yaml --run trial-2 -p rounds=20",
+    "fedpipe simulate federation.yaml --from-head",
+)
 def simulate(
     file: FederationFile,
     store: StoreOption = None,
     out_folder: OutOption = None,
-    name: RunOption = "simulation-1",
+    name: Annotated[
+        str | None,
+        typer.Option("--run", help="The run's name; by default a new simulation-N, or the last if it is unfinished."),
+    ] = None,
     parameters: ParameterOption = None,
+    from_head: Annotated[bool, typer.Option("--from-head", help="Continue from the model at HEAD.")] = False,
 ) -> None:
-    """Rehearse a federation with TensorFlow Federated; the same run name resumes."""
-    _run(file, store, out_folder, name, parameters, simulation=True)
-
-
-def _run(
-    file: Path, store: str | None, folder: Path | None, name: str, parameters: list[str] | None, **how: Any
-) -> None:
-    from fedpipe.cli.progress import Progress
-    from fedpipe.commands.run import run as run_source
-
+    """Rehearse a federation with TensorFlow Federated, from fresh weights; HEAD stays where it is."""
     given = given_parameters(parameters)
-    with Progress() as progress:
-        result = run_source(file, store=store, out=folder, name=name, parameters=given, listener=progress, **how)
+    from fedpipe.cli.progress import Progress
+
+    with Progress(f"reading {file}") as progress:
+        from fedpipe.commands.run import simulate as rehearse
+
+        result = rehearse(
+            file, store=store, out=out_folder, name=name, parameters=given, listener=progress, stages=progress.stage,
+            from_head=from_head,
+        )  # fmt: skip
     _show(result)
 
 
 def _show(result: Result) -> None:
+    if origin := result.summary.get("begun_from"):
+        say(f"continued from round {origin['round']} of {origin['run']}")
+    if result.summary and not result.summary["onnx"]:
+        say("nothing was trained: no round was accepted, so HEAD stays and no model is published")
     for label, value in result.summary.get("evaluation", {}).items():
         if label in ("central", "federated") and value:
             numbers = ", ".join(f"{name} {number:.4f}" for name, number in value["metrics"].items())

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpipe.cli.options import FEDERATION, FederationFile, FederationOption, KeysOption, StoreOption, forwarded
+from fedpipe.cli.options import (
+    FEDERATION,
+    FederationFile,
+    FederationOption,
+    KeysOption,
+    StoreOption,
+    forwarded,
+    given_folder,
+)
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import Styled, busy, remark, say, show_table
 from fedpipe.errors import InputError
@@ -19,6 +27,9 @@ if TYPE_CHECKING:
     from fedpipe.commands.predict import Answers
 
 commands = Panel("Publish and serve")
+
+DAY = 86_400.0
+"""Most seconds of an option."""
 
 
 @commands.add("fedpipe export federation.yaml -o model.onnx")
@@ -52,7 +63,7 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write all outputs to this .npz file.")
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", min=0, help="Rows to show.")] = 10,
+    rows: Annotated[int, typer.Option("--rows", min=0, max=100_000, help="Rows to show.")] = 10,
 ) -> None:
     """Predict with an ONNX file, or with a model on a server."""
     from fedpipe.commands.predict import predict_file, write_outputs
@@ -101,32 +112,49 @@ def serve(
         ),
     ] = None,
     models: Annotated[
-        Path | None, typer.Option("--models", help="A folder of NAME/VERSION/model.onnx.", metavar="DIR")
+        Path | None,
+        typer.Option("--models", parser=given_folder, help="A folder of NAME/VERSION/model.onnx.", metavar="DIR"),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 for a free one.")] = 8080,
     cache: Annotated[
         Path | None,
-        typer.Option("--cache", help="Folder for copies, so that a restart works without the store.", metavar="DIR"),
+        typer.Option(
+            "--cache",
+            parser=given_folder,
+            help="Folder for copies, so that a restart works without the store.",
+            metavar="DIR",
+        ),
     ] = None,
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="File with the bearer token that clients must send.")
     ] = None,
-    poll: Annotated[float, typer.Option("--poll", min=0.1, help="Seconds between looks for new versions.")] = 5.0,
-    sessions: Annotated[int, typer.Option("--sessions", min=0, help="Parallel runs; 0 for one per four cores.")] = 0,
+    poll: Annotated[
+        float, typer.Option("--poll", min=0.1, max=DAY, help="Seconds between looks for new versions.")
+    ] = 5.0,
+    sessions: Annotated[
+        int, typer.Option("--sessions", min=0, max=1024, help="Parallel runs; 0 for one per four cores.")
+    ] = 0,
     threads: Annotated[
-        int, typer.Option("--threads", min=0, help="Threads of a run; 0 for cores divided by sessions.")
+        int, typer.Option("--threads", min=0, max=1024, help="Threads of a run; 0 for cores divided by sessions.")
     ] = 0,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, help="Largest batch of examples from several requests; 1 for none.")
+        int,
+        typer.Option("--batch", min=1, max=65_536, help="Largest batch of examples from several requests; 1 for none."),
     ] = 1,
     batch_delay: Annotated[
-        float, typer.Option("--batch-delay", min=0.0, help="Milliseconds that a request waits for others.")
+        float,
+        typer.Option("--batch-delay", min=0.0, max=60_000.0, help="Milliseconds that a request waits for others."),
     ] = 2.0,
-    body_limit: Annotated[float, typer.Option("--body-limit", min=0.001, help="Largest request, in MiB.")] = 64.0,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that a request may take.")] = 30.0,
+    body_limit: Annotated[
+        float, typer.Option("--body-limit", min=0.001, max=65_536.0, help="Largest request, in MiB.")
+    ] = 64.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, max=DAY, help="Seconds that a request may take.")
+    ] = 30.0,
     drain: Annotated[
-        float, typer.Option("--drain", min=0.0, help="Seconds after SIGTERM in which requests are still accepted.")
+        float,
+        typer.Option("--drain", min=0.0, max=DAY, help="Seconds after SIGTERM in which requests are still accepted."),
     ] = 0.0,
     access_log: Annotated[
         bool, typer.Option("--access-log/--no-access-log", help="Log a line of JSON for each request.")
@@ -179,7 +207,8 @@ def _token(file: Path | None) -> str:
 def promote(
     name: Annotated[str, typer.Argument(help="The model's name.", metavar="NAME")],
     version: Annotated[
-        int | None, typer.Argument(help="A version; choose an older one to roll back.", metavar="VERSION")
+        int | None,
+        typer.Argument(min=1, max=10**9, help="A version; choose an older one to roll back.", metavar="VERSION"),
     ] = None,
     latest: Annotated[bool, typer.Option("--latest", help="Always the newest version that loads.")] = False,
     canary: Annotated[
@@ -188,16 +217,16 @@ def promote(
     ] = None,
     file: Annotated[Path | None, typer.Option("--federation", "-f", help="The federation file.")] = None,
     store: Annotated[str | None, typer.Option("--store", help="A store, as in `fedpipe serve`.")] = None,
-    models: Annotated[Path | None, typer.Option("--models", help="A folder, as in `fedpipe serve`.")] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option("--models", parser=given_folder, metavar="DIR", help="A folder, as in `fedpipe serve`."),
+    ] = None,
 ) -> None:
     """Choose the version of a model that answers; servers follow within seconds."""
-    from fedpipe.serving.catalogue import locate
-    from fedpipe.serving.promotion import promote as decide
-    from fedpipe.serving.promotion import split_for
+    from fedpipe.commands.promote import promote as choose
 
-    place = locate(source=_federation_file(file, store, models), store=store, folder=models)
-    home = place.find_folder(name).models
-    split = decide(home, name, split_for(home, name, version, latest=latest, canary=canary)).split
+    source = _federation_file(file, store, models)
+    split = choose(name, version, source=source, store=store, models=models, latest=latest, canary=canary)
     say(f"{name}: {split} from now on")
 
 
@@ -205,7 +234,7 @@ def promote(
 @forwarded
 def sign(
     name: Annotated[str, typer.Argument(help="The model's name.", metavar="NAME")],
-    versions: Annotated[list[int], typer.Argument(help="Published versions.", metavar="VERSION")],
+    versions: Annotated[list[int], typer.Argument(min=1, max=10**9, help="Published versions.", metavar="VERSION")],
     file: FederationOption = FEDERATION,
     store: StoreOption = None,
     keys: KeysOption = None,

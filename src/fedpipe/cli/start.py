@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedpipe.cli.options import FederationFile
+from fedpipe.cli.options import FederationFile, given_folder
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import busy, note, say, show_table
 from fedpipe.commands.init import Algorithm, Framework
@@ -17,7 +18,7 @@ commands = Panel("Start")
 
 @commands.add("fedpipe init demo", "fedpipe init demo --algorithm collective", "fedpipe init demo --framework numpy")
 def init(
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
+    folder: Annotated[Path, typer.Argument(parser=given_folder, help="A new or empty folder.", metavar="DIR")],
     algorithm: Annotated[
         Algorithm, typer.Option("--algorithm", help="How the learners train together.")
     ] = Algorithm.averaging,
@@ -31,7 +32,7 @@ def init(
 
     names = write(folder, algorithm, framework, force=force)
     say(f"wrote {', '.join(names)} to {folder}")
-    say(f"next: fedpipe run {folder / 'federation.yaml'}")
+    say(f"next: fedpipe run {shlex.quote(str(folder / 'federation.yaml'))}")
 
 
 @commands.add("fedpipe check federation.yaml")

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
+from fedpipe.commands.opened import StoreGiven, settle
+from fedpipe.commands.shown import Findings
 from fedpipe.engine import preflight
 from fedpipe.engine.workers import Workers
-from fedpipe.federation.federation import Federation
-from fedpipe.federation.file import read_federation
-from fedpipe.store import open_store
+from fedpipe.federation.sources import Source
+from fedpipe.store import check_folder, open_store
 
 
-def check(source: str | Path, *, store: bool = True) -> list[preflight.Checked]:
-    """Checks a federation file, its data, its model and, unless `store` is false, its store; changes nothing.
+def check(source: Source, *, store: bool | StoreGiven = True, **changes: Any) -> Findings:
+    """Checks a federation file, its data, its model and its store; changes nothing.
+
+    Args:
+        source: a federation file, or its content.
+        store: whether to check the store; or another store.
+        changes: keys of the federation file with new values.
 
     Raises:
         FedpipeError: the first mistake, with its remedy.
+
+    >>> import fedpipe
+    >>> findings = fedpipe.check("demo/federation.yaml")
+    >>> findings[0]
+    Checked(subject='federation', what='digits: 5 learners')
+    >>> fedpipe.check("demo/federation.yaml", training={"rounds": 0})
+    Traceback (most recent call last):
+        ...
+    fedpipe.errors.FederationError: ...training.rounds: ...
     """
     from fedpipe.compiled.compiler import read_code
 
-    federation = read_federation(Path(source))
-    findings = [preflight.Checked("federation", f"{federation.name}: {len(federation.learners)} learners")]
-    uri = federation.store_uri if store else ""
+    given = None if isinstance(store, bool) else store
+    federation, found = settle(source, given, changes)
+    uri = "" if store is False else found
+    findings = Findings([preflight.Checked("federation", f"{federation.name}: {len(federation.learners)} learners")])
+    checked = [_checked_store(uri)] if uri else []
     with Workers(preload=federation.needs_tensorflow) as processes:
         findings += preflight.check(federation, read_code(federation), federation.data.uri, uri, processes.call)
-    if store:
-        findings.append(_checked_store(federation))
+    findings += checked
     return findings
 
 
-def _checked_store(federation: Federation) -> preflight.Checked:
-    uri = federation.store_uri
+def _checked_store(uri: str) -> preflight.Checked:
     if uri.startswith("file://"):  # the first run creates a folder
+        check_folder(uri)
         return preflight.Checked("store", uri)
     open_store(uri).probe()
     return preflight.Checked("store", f"{uri} honours conditional writes")

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+from fedpipe.commands.shown import Explored, save
 from fedpipe.compiled.compiler import read_code
 from fedpipe.data.examples import read_examples
-from fedpipe.data.exploration import Exploration, View, view_of
+from fedpipe.data.exploration import View, view_of
 from fedpipe.data.shards import dealt
 from fedpipe.engine.workers import Workers
 from fedpipe.errors import FedpipeError
 from fedpipe.federation.federation import Federation, LearnerSettings
-from fedpipe.federation.file import read_federation
+from fedpipe.federation.sources import Source, read_source
 from fedpipe.learners.parts import as_examples
 from fedpipe.learners.reading import own_parts
 from fedpipe.learners.user_code import load_code
-from fedpipe.reports.exploration_page import render_html
 from fedpipe.steps.explore import private
-from fedpipe.store.files import write_whole
 from fedpipe.store.objects import digest_of
 
 
-def explore(source: str | Path, output: str | Path) -> Exploration:
-    """Writes a page about the learners' data, including their own files where this machine can read them.
+def explore(source: Source, output: str | Path | None = None, **changes: Any) -> Explored:
+    """Looks at the learners' data, including their own files where this machine can read them.
+
+    Args:
+        source: a federation file, or its content.
+        output: a file for the page; none by default.
+        changes: keys of the federation file with new values.
 
     Raises:
         DataError: the dataset cannot be dealt out.
         InputError: the file cannot be written.
+
+    >>> import fedpipe
+    >>> found = fedpipe.explore("demo/federation.yaml")
+    >>> len(found.views), len(found.classes)
+    (5, 10)
     """
-    federation = read_federation(Path(source))
+    federation = read_source(source, changes)
     dealt_out = dealt(federation, federation.data.uri)[0] if federation.sharded else {}
     views, left_out = [], private(federation)
     with Workers(preload=federation.needs_tensorflow) as processes:
@@ -42,8 +51,9 @@ def explore(source: str | Path, output: str | Path) -> Exploration:
                 views.append(view_of(learner.name, parts) if parts else _look_at_own(federation, learner, processes))
             except FedpipeError as error:
                 left_out[learner.name] = str(error)
-    found = Exploration(federation.name, tuple(views), left_out)
-    write_whole(Path(output), render_html(found).encode())
+    found = Explored(federation.name, tuple(views), left_out)
+    if output is not None:
+        save(found.page, output)
     return found
 
 

@@ -6,53 +6,80 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
+from fedpipe.commands.opened import StoreGiven, file_of, find_run, known_runs, settle
 from fedpipe.engine.workers import Workers
 from fedpipe.errors import NotFoundError
-from fedpipe.federation.file import read_federation
-from fedpipe.rounds.history import history, read_head, read_record
-from fedpipe.rounds.plan import read_plan
-from fedpipe.store import chosen_uri, open_store
+from fedpipe.federation.sources import Source
+from fedpipe.rounds.history import history, is_trained, read_record, trained_head
+from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.plan import Plan, current_plan
+from fedpipe.store import Store, open_store
 from fedpipe.store.files import write_whole
 
 
 def export(
-    source: str | Path, output: str | Path, *, store: str | None = None, name: str | None = None
-) -> dict[str, Any]:
-    """Writes the shared model as a verified ONNX file.
+    source: Source, output: str | Path = "model.onnx", *, store: StoreGiven = None, name: str | None = None,
+    **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes the shared model as a verified ONNX file, with the file's current settings of the export.
 
     Args:
-        source: the federation file.
+        source: the federation file, or its content.
         output: an .onnx file; it is written only after it is verified.
-        store: URI of a store to use instead of the federation's.
+        store: a store to use instead of the federation's.
         name: the run whose last model is exported; the run at HEAD by default.
+        changes: keys of the federation file with new values.
 
     Returns:
         The digest, opset, largest difference and run, as in the model's origin.
 
     Raises:
-        NotFoundError: there is no trained model.
+        NotFoundError: there is no such run, or nothing is trained.
         ExportError: the model differs from the trained one; nothing is written.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml", name="run-1")
+    >>> fedpipe.export("demo/federation.yaml", "model.onnx")["run"]
+    'run-1'
     """
-    federation = read_federation(Path(source))
-    uri = chosen_uri(store, federation.store_uri)
+    federation, uri = settle(source, store, changes)
     opened = open_store(uri).below(federation.name)
-    if name is None:
-        head = read_head(opened)
-        record = read_record(opened, head[0].run, head[0].round) if head else None
-    else:
-        record = next(reversed(history(opened, name)), None)
-    if record is None:
-        raise NotFoundError("there is no trained model", where=opened.uri, remedy=f"Run `fedpipe run {source}` first.")
+    record = _last(opened, file_of(source), name)
+    plan = current_plan(opened, record.run, record.plan)
+    plan = replace(plan, federation=replace(plan.federation, export=federation.export))
     with Workers(preload=federation.needs_tensorflow) as processes:
-        data, origin = processes.call(_verified, uri, federation.name, record.plan, record.weights)
+        data, origin = processes.call(_verified, uri, plan, record.weights)
     write_whole(Path(output), data)
     return dict(origin)
 
 
-def _verified(uri: str, federation: str, plan: str, weights: str) -> tuple[bytes, dict[str, Any]]:
+def _last(store: Store, source: Path, name: str | None) -> Record:
+    """Returns the last record of a run, or that at HEAD. Raises NotFoundError when nothing is trained."""
+    if name is None:
+        head = trained_head(store)
+        record = read_record(store, head.run, head.round) if head else None
+        if record is not None:
+            return record
+        raise NotFoundError(
+            "there is no trained model",
+            where=store.uri,
+            remedy=f"Run `fedpipe run {source}` first. For a simulation, name it with --run. {known_runs(store)}",
+        )
+    find_run(store, name)
+    records = history(store, name)
+    if not is_trained(records):
+        raise NotFoundError(
+            f"run {name!r} has trained nothing: no round of it was accepted",
+            where=store.uri,
+            remedy=f"Run `fedpipe run {source} --run {name}` to resume it, or name another run. {known_runs(store)}",
+        )
+    return records[-1]
+
+
+def _verified(uri: str, plan: Plan, weights: str) -> tuple[bytes, dict[str, Any]]:
     from fedpipe.registry.export import convert_and_verify
 
-    store = open_store(uri).below(federation)
-    data, origin = convert_and_verify(store, read_plan(store, plan), weights)
+    data, origin = convert_and_verify(open_store(uri).below(plan.federation.name), plan, weights)
     return data, msgspec.to_builtins(origin)

@@ -26,13 +26,15 @@ import yaml
 from msgspec.structs import replace
 
 from fedpipe.commands.members import Member, StoredFederation, check_enrolled, find_member, open_place
+from fedpipe.commands.opened import StoreGiven
 from fedpipe.errors import InputError
+from fedpipe.federation.sources import Source
 from fedpipe.identity.enrolment import Enrolment, format_time, read_enrolled
 from fedpipe.identity.policies import Policy, check_prefix, coordinator_policy, server_policy
 from fedpipe.identity.signing import COORDINATOR, make_key, public_key
 from fedpipe.store import check_uri, open_store
+from fedpipe.store.credentials import Credentials
 from fedpipe.store.files import write_whole
-from fedpipe.store.s3_client import Credentials
 
 _LETTERS = string.ascii_letters + string.digits
 
@@ -47,15 +49,15 @@ class Identity(NamedTuple):
 
 
 def enroll(
-    source: str | Path, learner: str, *, store: str | None = None, keys: str | Path | None = None,
+    source: Source, learner: str, *, store: StoreGiven = None, keys: str | Path | None = None,
     given: Credentials | None = None,
 ) -> Identity:  # fmt: skip
     """Gives a learner, or the coordinator, its identity.
 
     Args:
-        source: the federation file.
+        source: the federation file, or its content.
         learner: its name in the file, or COORDINATOR.
-        store: URI of a store to use instead of the federation's.
+        store: a store to use instead of the federation's.
         keys: folder of the key files; `keys` next to the federation file by default.
         given: credentials of an existing user of the store.
 
@@ -75,7 +77,7 @@ def enroll(
 
 
 def rotate(
-    source: str | Path, learner: str, *, store: str | None = None, keys: str | Path | None = None,
+    source: Source, learner: str, *, store: StoreGiven = None, keys: str | Path | None = None,
     given: Credentials | None = None,
 ) -> Identity:  # fmt: skip
     """Gives an enrolled learner, or the coordinator, new keys; the old keys stop working.
@@ -93,7 +95,7 @@ def rotate(
     return _identified(place, member, place.key_folder(keys), given)
 
 
-def revoke(source: str | Path, learner: str, *, store: str | None = None) -> str:
+def revoke(source: Source, learner: str, *, store: StoreGiven = None) -> str:
     """Revokes an identity: its signatures no longer count, and its user of the store is removed.
 
     Returns:
@@ -115,13 +117,13 @@ def revoke(source: str | Path, learner: str, *, store: str | None = None) -> str
     return ""
 
 
-def policy_of(source: str | Path, learner: str = "", *, store: str | None = None, server: bool = False) -> Policy:
+def policy_of(source: Source, learner: str = "", *, store: StoreGiven = None, server: bool = False) -> Policy:
     """Returns the S3 policy of a learner, the coordinator or the server.
 
     Args:
-        source: the federation file.
+        source: the federation file, or its content.
         learner: the learner; empty for the coordinator.
-        store: URI of a store to use instead of the federation's.
+        store: a store to use instead of the federation's.
         server: returns the policy of `fedpipe serve` instead.
 
     Raises:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 from fedpipe.errors import InputError, MissingExtraError
+from fedpipe.store.files import obstacle
 
 FILES = ("federation.yaml", "model.py", "DATA.md", "digits.npz")
 
@@ -25,8 +27,11 @@ class Framework(StrEnum):
     numpy = "numpy"
 
 
+Chosen = TypeVar("Chosen", Algorithm, Framework)
+
+
 def init(
-    folder: str | Path, algorithm: Algorithm = Algorithm.averaging, framework: Framework = Framework.keras, *,
+    folder: str | Path, algorithm: Algorithm | str = "averaging", framework: Framework | str = "keras", *,
     force: bool = False,
 ) -> tuple[str, ...]:  # fmt: skip
     """Writes a working federation.yaml, model.py and data.
@@ -43,9 +48,18 @@ def init(
     Raises:
         InputError: a file exists and `force` is not set, or the folder cannot be written.
         MissingExtraError: scikit-learn, which holds the digits, is not installed.
+
+    >>> import fedpipe
+    >>> fedpipe.init("another", framework="numpy")
+    ('federation.yaml', 'model.py', 'DATA.md', 'digits.npz')
     """
-    folder = Path(folder)
-    existing = next((name for name in FILES if (folder / name).exists()), None)
+    if not str(folder).strip():
+        raise InputError("the folder's name is empty", remedy="Name a new or empty folder; `.` is the current one.")
+    folder, algorithm, framework = Path(folder), _chosen(Algorithm, algorithm), _chosen(Framework, framework)
+    try:
+        existing = next((name for name in FILES if (folder / name).exists()), None)
+    except OSError as error:  # such as a name that is too long
+        raise _unwritable(folder, error) from error
     if existing and not force:
         raise InputError(
             f"{existing} already exists", where=str(folder), remedy="Choose another folder, or use --force."
@@ -57,8 +71,23 @@ def init(
         for name, text in texts.items():
             (folder / name).write_text(text)
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", where=str(folder)) from error
+        raise _unwritable(folder, error) from error
     return FILES
+
+
+def _chosen(kind: type[Chosen], name: str) -> Chosen:
+    """Returns the choice of that name. Raises InputError."""
+    try:
+        return kind(name)
+    except ValueError as error:
+        remedy = f"Valid: {', '.join(kind)}."
+        raise InputError(f"there is no {kind.__name__.lower()} {name!r}", remedy=remedy) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    """Return the error for a folder that cannot be written, with the file in its way when there is one."""
+    what = obstacle(folder) or f"the folder cannot be written: {error.strerror}"
+    return InputError(what, where=str(folder), remedy="Choose another folder, or check its permissions.")
 
 
 def _texts(algorithm: Algorithm, framework: Framework) -> dict[str, str]:

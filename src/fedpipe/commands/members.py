@@ -9,14 +9,15 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
+from fedpipe.commands.opened import StoreGiven, file_of, settle
 from fedpipe.errors import InputError
 from fedpipe.federation.federation import Federation
-from fedpipe.federation.file import read_federation
 from fedpipe.federation.names import KUBEFLOWS_SECRET
+from fedpipe.federation.sources import Source
 from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled, format_time, read_enrolled
 from fedpipe.identity.policies import Policy, coordinator_policy, learner_policy
-from fedpipe.identity.signing import COORDINATOR
-from fedpipe.store import Store, chosen_uri, open_store
+from fedpipe.identity.signing import COORDINATOR, key_folder
+from fedpipe.store import Store, open_store
 
 
 class StoredFederation(NamedTuple):
@@ -48,7 +49,7 @@ class StoredFederation(NamedTuple):
 
     def key_folder(self, keys: str | Path | None) -> Path:
         """Returns the folder of the key files: `keys`, or the folder of that name next to the federation file."""
-        return Path(keys) if keys else self.source.absolute().parent / "keys"
+        return key_folder(self.source, keys)
 
 
 class Member(NamedTuple):
@@ -87,17 +88,17 @@ class Member(NamedTuple):
         return replace(current, learners=current.learners | {self.name: enrolment})
 
 
-def open_place(source: str | Path, store: str | None = None) -> StoredFederation:
-    """Reads a federation file; `store` is used instead of the store that it names."""
-    federation = read_federation(Path(source))
-    return StoredFederation(federation, Path(source), chosen_uri(store, federation.store_uri))
+def open_place(source: Source, store: StoreGiven = None) -> StoredFederation:
+    """Reads a federation; `store` is used instead of the store that it names."""
+    federation, uri = settle(source, store)
+    return StoredFederation(federation, file_of(source), uri)
 
 
 def find_member(place: StoredFederation, name: str) -> Member:
     """Returns the learner of this name, or the coordinator for COORDINATOR. Raises InputError."""
     federation = place.federation
     if name == COORDINATOR:  # Kubeflow's own secret is not ours to replace
-        own = federation.secret != KUBEFLOWS_SECRET
+        own = federation.secret not in ("", KUBEFLOWS_SECRET)
         return Member(COORDINATOR, federation.secret if own else f"fedpipe-{federation.name}")
     names = [learner.name for learner in federation.learners]
     if name in names:

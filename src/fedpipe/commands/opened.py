@@ -1,36 +1,92 @@
-"""Opens a federation's part of the store and checks the names of runs."""
+"""Opens a federation's part of the store, and finds runs by their names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedpipe.errors import NotFoundError
-from fedpipe.federation.file import read_federation
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import SAFE_NAME
+from fedpipe.federation.sources import Source, read_source
 from fedpipe.rounds.history import read_record
+from fedpipe.rounds.manifests import Record
 from fedpipe.store import Store, chosen_uri, keys, open_store
 
+StoreGiven = str | Path | Mapping[str, Any] | None
+"""A store instead of the federation's: its URI, or the keys of `store` that differ."""
+_LISTED = 20
+"""Most runs that a message lists."""
 
-def open_federation(source: str | Path, store: str | None = None) -> tuple[Store, str]:
+
+def settle(
+    source: Source, store: StoreGiven = None, changes: Mapping[str, Any] | None = None
+) -> tuple[Federation, str]:
+    """Returns a federation with changed keys, and the URI of its store or of the one given instead.
+
+    Raises:
+        FederationError: names the key, the mistake and the remedy.
+    """
+    if isinstance(store, Mapping):
+        changes, store = {**(changes or {}), "store": store}, None
+    federation = read_source(source, changes)
+    return federation, chosen_uri(str(store) if store else None, federation.store_uri)
+
+
+def file_of(source: Source) -> Path:
+    """Returns the federation file, or without one the file that would be in the working folder."""
+    return Path(source) if isinstance(source, str | Path) else Path("federation.yaml")
+
+
+def open_federation(source: Source, store: StoreGiven = None) -> tuple[Store, str]:
     """Opens the federation's part of the store; returns it with the URI of the whole store.
 
     Args:
-        source: the federation file.
-        store: URI of a store to use instead of the federation's.
+        source: the federation file, or its content.
+        store: a store to use instead of the federation's.
     """
-    federation = read_federation(Path(source))
-    uri = chosen_uri(store, federation.store_uri)
+    federation, uri = settle(source, store)
     return open_store(uri).below(federation.name), uri
+
+
+def find_run(store: Store, name: str) -> Record:
+    """Returns round 0 of a run. Raises NotFoundError, which lists the runs and suggests the closest name."""
+    record = read_record(store, name, 0) if re.fullmatch(SAFE_NAME, name) else None
+    if record is None:
+        raise no_run(store, name)
+    return record
 
 
 def check_runs(store: Store, names: Sequence[str]) -> None:
     """Raises NotFoundError for the first of these runs that has not begun."""
     for name in names:
-        if read_record(store, name, 0) is None:
-            raise NotFoundError(f"there is no run {name!r}", where=store.uri, remedy=known_runs(store))
+        find_run(store, name)
+
+
+def no_run(store: Store, name: str) -> NotFoundError:
+    """Returns the error for the name of a run that the store does not have."""
+    names = store.below(keys.RUNS).folders()
+    if name in names:
+        return NotFoundError(
+            f"run {name!r} has not begun: its first round is not recorded yet",
+            where=store.uri,
+            remedy=f"Wait for it with `fedpipe watch {name}`.",
+        )
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return NotFoundError(f"there is no run {name!r}", where=store.uri, remedy=f"{known_runs(store)}{hint}")
+
+
+def is_known(store: Store, name: str) -> bool:
+    """Returns whether a run has begun, or is about to begin."""
+    return name in store.below(keys.RUNS).folders()
 
 
 def known_runs(store: Store) -> str:
     """Lists the runs of the store in a sentence."""
     names = store.below(keys.RUNS).folders()
-    return f"Runs: {', '.join(names)}." if names else "No run has begun here."
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"Runs: {', '.join(names[:_LISTED])}{more}." if names else "No run has begun here."

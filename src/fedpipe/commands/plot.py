@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fedpipe.commands.opened import known_runs, open_federation
+from fedpipe.commands.opened import StoreGiven, is_known, known_runs, no_run, open_federation
 from fedpipe.commands.watch import LOOK_AGAIN
-from fedpipe.errors import InputError, NotFoundError
+from fedpipe.errors import InputError
+from fedpipe.federation.sources import Source
 from fedpipe.reports import plots
 from fedpipe.reports.story import Story, read_story
 from fedpipe.reports.vote_plots import metrics_of, vote_figure, vote_pictures
@@ -24,36 +25,42 @@ body {{ font: 15px system-ui, sans-serif; margin: 1rem }} svg {{ max-width: 100%
 
 
 def plot(
-    source: str | Path, run: str, output: str | Path, *, store: str | None = None, live: bool = True,
-    listener: Callable[[str], None] = lambda _: None, again: float = LOOK_AGAIN,
+    source: Source, run: str, output: str | Path, *, store: StoreGiven = None, live: bool = True,
+    listener: Callable[[str], None] = lambda _: None, again: float = LOOK_AGAIN, wait: bool = False,
 ) -> None:  # fmt: skip
     """Draws a run's scores over the rounds and its ballots; redraws them after each round until the run has ended.
 
     Args:
-        source: the federation file.
-        run: the run's name; with `live`, waits for a run that has not begun.
+        source: the federation file, or its content.
+        run: the run's name.
         output: an .html, .svg or .png file; the page of a run in progress reloads itself.
-        store: URI of a store to use instead of the federation's.
+        store: a store to use instead of the federation's.
         live: continues until the run has ended.
         listener: receives the state of the run after each drawing.
         again: seconds between two looks at the store.
+        wait: waits for a run that the store does not have yet.
 
     Raises:
         NotFoundError: there is no such run.
         InputError: the file cannot be written, or has an unsupported format.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml", name="run-1", training={"rounds": 2})
+    >>> fedpipe.plot("demo/federation.yaml", "run-1", "run-1.svg", live=False, listener=print)
+    round 2 of 2
     """
     path = Path(output)
     if path.suffix not in FORMATS:
         raise InputError("has an unsupported format", where=str(path), remedy="Use .html, .svg or .png.")
     opened, uri = open_federation(source, store)
+    if not (live and (wait or is_known(opened, run))) and read_record(opened, run, 0) is None:
+        raise no_run(opened, run)
     drawn = -1
     while True:
         ended = opened.size(keys.summary(run)) is not None
         count = max(0, drawn)
         while read_record(opened, run, count) is not None:
             count += 1
-        if not count and not live:
-            raise NotFoundError(f"there is no run {run!r}", where=opened.uri, remedy=known_runs(opened))
         if count and (count != drawn or ended):
             story = read_story(opened, run, uri)
             rounds = f"round {count - 1} of {story.plan.federation.training.rounds}"

@@ -31,7 +31,7 @@ class Answers(NamedTuple):
         return float(np.mean(classes == self.labels))
 
 
-def predict_file(model: str, data: str | Path) -> Answers:
+def predict_file(model: str | Path, data: str | Path) -> Answers:
     """Predicts for the examples in a file.
 
     Args:
@@ -40,18 +40,23 @@ def predict_file(model: str, data: str | Path) -> Answers:
 
     Raises:
         InputError: the model cannot be opened, or the data does not fit it.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml")
+    >>> fedpipe.predict_file(result.model, "demo/digits.npz").accuracy > 0.9
+    True
     """
     opened = _opened(model)
     features, labels = read_features(Path(data), opened.inputs[0], opened.card.spread)
     return Answers(predict_batch(opened, features), labels)
 
 
-def _opened(model: str) -> Predictor:
-    if not model.startswith(("http://", "https://")):
+def _opened(model: str | Path) -> Predictor:
+    if not str(model).startswith(("http://", "https://")):
         return open_model(Path(model))
     from fedpipe.serving.client import RemoteModel
 
-    return RemoteModel(model)
+    return RemoteModel(str(model))
 
 
 def write_outputs(prediction: Prediction, path: str | Path) -> None:

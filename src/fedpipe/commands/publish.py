@@ -6,24 +6,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedpipe.commands.members import check_enrolled, find_member, open_place
+from fedpipe.commands.opened import StoreGiven
 from fedpipe.errors import InputError, NotFoundError
-from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, public_key
+from fedpipe.federation.sources import Source
+from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, key_folder, keys_at_hand, public_key
 from fedpipe.registry.publication import ModelVersion, Origin, find_origin, read_model, sign_publication, versions
 from fedpipe.store import Store
 
 
 def sign(
-    source: str | Path, name: str, numbers: Sequence[int], *, store: str | None = None, keys: str | Path | None = None
+    source: Source, name: str, numbers: Sequence[int], *, store: StoreGiven = None, keys: str | Path | None = None
 ) -> list[ModelVersion]:
     """Signs published versions with the coordinator's current key.
 
     Versions need this when the coordinator was enrolled, or got a new key, after they were published.
 
     Args:
-        source: the federation file.
+        source: the federation file, or its content.
         name: of the model.
         numbers: the versions; each must have the digest in its origin.
-        store: URI of a store to use instead of the federation's.
+        store: a store to use instead of the federation's.
         keys: folder of the key files; `keys` next to the federation file by default.
 
     Raises:
@@ -33,7 +35,7 @@ def sign(
     """
     place = open_place(source, store)
     known = check_enrolled(place, find_member(place, COORDINATOR))
-    private = _private_key(place.key_folder(keys), known.key)
+    private = _private_key(place.source, keys, known.key)
     models = place.store.below("models")
     published = versions(models)
     origins = {entry: _origin(models, published, entry) for entry in (ModelVersion(name, n) for n in numbers)}
@@ -44,8 +46,11 @@ def sign(
     return list(origins)
 
 
-def _private_key(folder: Path, public: str) -> str:
-    private = find_key(COORDINATOR, {KEYS: str(folder)}) or find_key(COORDINATOR)
+def _private_key(source: Path, keys: str | Path | None, public: str) -> str:
+    folder = key_folder(source, keys)
+    with keys_at_hand(source, keys):
+        found = [find_key(COORDINATOR, {KEYS: str(folder)}), find_key(COORDINATOR)]
+    private = next((key for key in found if key and public_key(key) == public), found[0] or found[1])
     if private is None or public_key(private) != public:
         what = "does not match the enrolled one" if private else "is missing"
         raise InputError(

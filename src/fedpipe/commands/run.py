@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,32 +11,33 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fedpipe.compiled.compiler import compile_pipeline
+from fedpipe.commands.live import showing
+from fedpipe.commands.opened import StoreGiven, file_of
+from fedpipe.commands.shown import Result as Result
+from fedpipe.compiled.compiler import compile_pipeline, rehearsed
 from fedpipe.compiled.graph import Graph, check_arguments, parse_graph, read_graph, resolve
 from fedpipe.engine import preflight
 from fedpipe.engine.local import Engine, Listener
 from fedpipe.engine.workers import Workers, beside, start_server, warm_simulation
 from fedpipe.errors import InputError, PipelineError
 from fedpipe.federation.federation import Federation
-from fedpipe.federation.file import read_federation
+from fedpipe.federation.sources import Source, read_source
 from fedpipe.identity.enrolment import read_enrolled
-from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
-from fedpipe.rounds.history import read_record
+from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, keys_at_hand, public_key
+from fedpipe.rounds.beginning import resumes
+from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Settings
 from fedpipe.rounds.pruning import entered
 from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
-from fedpipe.store import Store, check_uri, chosen_uri, keys, open_store
+from fedpipe.store import Store, check_folder, check_uri, chosen_uri, keys, open_store
+from fedpipe.store.files import obstacle
 
 DEFAULT_RUN = "run-1"
-
-
-class Result(NamedTuple):
-    """A finished run: `summary.json` as a dictionary, and the folder with it, `report.html` and `model.onnx`."""
-
-    summary: dict[str, Any]
-    folder: Path
+_PIPELINE = re.compile(r"""^pipelineInfo:|^[{ ,]*"pipelineInfo":""", re.MULTILINE)
+"""Begins a section of a compiled pipeline, as YAML or JSON."""
+_SIMULATION = re.compile(r"simulation-(\d{1,9})", re.ASCII)
 
 
 class _Job(NamedTuple):
@@ -55,45 +57,133 @@ class _Job(NamedTuple):
 
 
 def run(
-    source: str | Path,
+    source: Source,
     *,
-    store: str | None = None,
+    store: StoreGiven = None,
     out: str | Path | None = None,
-    name: str = DEFAULT_RUN,
+    name: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     listener: Listener = lambda _: None,
+    stages: Callable[[str], None] = lambda _: None,
+    progress: bool | None = None,
     workers: int = 0,
-    simulation: bool = False,
+    simulation: bool | Mapping[str, Any] = False,
+    from_head: bool = False,
+    keys: str | Path | None = None,
+    **changes: Any,
 ) -> Result:
     """Runs a federation on this machine; a second run of the same name resumes.
 
     Args:
-        source: a federation file or a compiled pipeline.
-        store: URI of a store to use instead of the federation's.
+        source: a federation file, its content, or a compiled pipeline.
+        store: a store to use instead of the federation's.
         out: folder for the results; `fedpipe-out/<federation>/<run>` by default.
-        name: the run's name.
+        name: the run's name; by default `run-1`. For a simulation it is the next `simulation-N`, or the last one if
+            that is unfinished.
         parameters: run-time parameters of the pipeline, such as `learning_rate`.
         listener: receives the events of the engine.
+        stages: receives what happens before the engine starts.
+        progress: prints a line for each round; by default a notebook shows the progress, and a script is quiet.
         workers: processes for the steps of each environment; one per core by default.
-        simulation: rehearses a federation file with TensorFlow Federated.
+        simulation: rehearses the federation as `simulate` does; or keys of `simulation` with new values.
+        from_head: lets a simulation continue from the model at HEAD.
+        keys: folder of the key files of enrolled members; `keys` next to the federation file by default.
+        changes: keys of the federation file with new values, such as `training={"rounds": 3}`.
 
     Raises:
         InputError: a mistake in the input; nothing was changed.
         StoreError: the store cannot be used; nothing was changed.
         FedpipeError: the run failed; finished steps stay in the store.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml", training={"rounds": 2})
+    >>> len(result.summary["rounds"]), result.metrics["accuracy"] > 0.5
+    (2, True)
     """
-    name = run_name(name, "")
-    opened = _opened(Path(source), simulation=simulation)
-    with Workers(preload=opened.needs_tensorflow) as processes:  # those that the checks warm up serve the first steps
-        call = _warmed(processes) if simulation else processes.call
+    if not isinstance(simulation, bool):
+        changes, simulation = {**changes, "simulation": simulation}, False
+    with showing(progress, listener, stages) as (listener, stages):
+        how = _How(store, out, name, parameters or {}, stages, workers, simulation, from_head, keys)
+        return _run(source, how, listener, changes)
+
+
+def simulate(
+    source: Source, *, store: StoreGiven = None, out: str | Path | None = None, name: str | None = None,
+    parameters: Mapping[str, Any] | None = None, listener: Listener = lambda _: None,
+    stages: Callable[[str], None] = lambda _: None, progress: bool | None = None, from_head: bool = False,
+    **changes: Any,
+) -> Result:  # fmt: skip
+    """Rehearses a federation with TensorFlow Federated on this machine, from fresh weights; HEAD stays where it is.
+
+    Args:
+        source: a federation file, or its content.
+        store: a store to use instead of the federation's.
+        out: folder for the results; `fedpipe-out/<federation>/<run>` by default.
+        name: the run's name; by default the next `simulation-N`, or the last one if that is unfinished.
+        parameters: run-time parameters of the pipeline, such as `learning_rate`.
+        listener: receives the events of the engine.
+        stages: receives what happens before the engine starts.
+        progress: prints a line for each round; by default a notebook shows the progress, and a script is quiet.
+        from_head: continues from the model at HEAD.
+        changes: keys of the federation file with new values, such as `simulation={"clients": 100}`.
+
+    Raises:
+        FedpipeError: as of `run`.
+
+    >>> import fedpipe
+    >>> fedpipe.simulate("demo/federation.yaml", training={"round": 2})
+    Traceback (most recent call last):
+        ...
+    fedpipe.errors.FederationError: ...training: unknown key 'round'. Did you mean 'rounds'?
+    """
+    with showing(progress, listener, stages) as (listener, stages):
+        how = _How(store, out, name, parameters or {}, stages, 0, True, from_head, None)
+        return _run(source, how, listener, changes)
+
+
+class _How(NamedTuple):
+    """The arguments of `run` that are not changes of the federation."""
+
+    store: StoreGiven
+    out: str | Path | None
+    name: str | None
+    parameters: Mapping[str, Any]
+    stages: Callable[[str], None]
+    workers: int
+    simulation: bool
+    from_head: bool
+    keys: str | Path | None
+
+
+def _run(source: Source, how: _How, listener: Listener, changes: Mapping[str, Any]) -> Result:
+    name = run_name(how.name if how.name is not None else DEFAULT_RUN, "")
+    if isinstance(how.store, Mapping):
+        how, changes = how._replace(store=None), {**changes, "store": how.store}
+    opened = _opened(source, changes, simulation=how.simulation)
+    if how.simulation and isinstance(opened, Federation):
+        opened = rehearsed(opened, from_head=how.from_head)
+    with (
+        keys_at_hand(file_of(source), how.keys),
+        Workers(preload=opened.needs_tensorflow) as processes,  # those that the checks warm up serve the first steps
+    ):
+        call = _warmed(processes) if how.simulation else processes.call
         if opened.needs_tensorflow:
             start_server()  # its import takes longer than everything before the first step
-        job = _prepared(source, opened, store, name, parameters or {}, simulation=simulation)
-        folder = Path(out) if out else Path("fedpipe-out") / job.graph.name / name
-        _check_first(job, name, _warmed(processes) if job.needs_tff and not simulation else call)
+        how.stages("compiling the pipeline")
+        store = str(how.store) if how.store else None
+        job = _prepared(source, opened, store, name, how.parameters, simulation=how.simulation)
+        if how.simulation and how.name is None:
+            name = job.arguments["run"] = _next_simulation(job)
+        folder = Path(how.out) if how.out else Path("fedpipe-out") / job.graph.name / name
+        if what := obstacle(folder):
+            raise InputError(what, where=str(folder), remedy="Choose another folder for the results with --out.")
+        framework = ", importing TensorFlow" if opened.needs_tensorflow else ""
+        how.stages(f"checking data, model and store of run {name}{framework}")
+        _check_first(job, name, _warmed(processes) if job.needs_tff and not how.simulation else call)
         _make(folder)
+        how.stages(f"running {name}, logs in {folder / 'logs'}")
         engine = Engine(
-            job.graph, job.arguments, folder=folder, listener=listener, workers=workers, processes=processes
+            job.graph, job.arguments, folder=folder, listener=listener, workers=how.workers, processes=processes
         )
         results = engine.run()
     reported = next((task for task in job.graph.tasks if task.step == "report"), None)
@@ -101,6 +191,18 @@ def run(
         return Result({}, folder)
     place = resolve(reported, job.arguments, results, "")["parameterValues"]["place"]
     return Result(fetch_results(RunPlace(**place), folder), folder)
+
+
+def _next_simulation(job: _Job) -> str:
+    """Returns the last `simulation-N` if it is unfinished and has these settings, otherwise the next one."""
+    assert job.federation is not None
+    store = open_store(job.arguments["store"]).below(job.federation.name)
+    numbers = [int(found[1]) for run in store.below(keys.RUNS).folders() if (found := _SIMULATION.fullmatch(run))]
+    last = f"simulation-{max(numbers, default=1)}"
+    ended = store.size(keys.summary(last)) is not None
+    if ended or not resumes(store, last, job.federation, job.code):
+        return f"simulation-{max(numbers) + 1}"
+    return last
 
 
 def _warmed(processes: Workers) -> Callable[..., Any]:
@@ -121,14 +223,16 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
     if uri is None:
         return
     store, is_folder = open_store(uri), uri.startswith("file://")
-    if not is_folder:
+    if is_folder:
+        check_folder(uri)
+    else:
         store.probe()
     if job.federation is not None:
         with entered(store.below(job.federation.name), name):
             pass  # before anything is trained; the step `shard` looks again
         exports = any(task.step == "export" for task in job.graph.tasks)
         _check_keys(store.below(job.federation.name), job.federation, exports=exports)
-    if job.federation is not None and read_record(store.below(job.federation.name), name, 0) is None:
+    if job.federation is not None and not is_settled(store.below(job.federation.name), name):
         check_deadline(store.below(job.federation.name), job.federation.quorum.deadline)
         preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call, job.files)
     if is_folder:
@@ -143,15 +247,19 @@ def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
     if exports:
         signers.append((COORDINATOR, "the coordinator", "the model", enrolled.coordinator))
     for name, who, what, enrolment in signers:
-        if enrolment is not None and enrolment.revoked is None and find_key(name) is None:
+        if enrolment is None or enrolment.revoked is not None:
+            continue
+        key = find_key(name)
+        if key is None or public_key(key) != enrolment.key:
+            wrong = "its key is missing" if key is None else "its key is not the enrolled one"
             raise InputError(
-                f"{who} is enrolled and must sign {what}, but its key is missing",
-                remedy=f"Set {KEYS} to the folder of the keys, such as keys/ next to the federation file.",
+                f"{who} is enrolled and must sign {what}, but {wrong}",
+                remedy=f"Set {KEYS} to the folder of the keys, or use --keys; by default it is keys/ next to the file.",
             )
 
 
 def _prepared(
-    source: str | Path, opened: Federation | Graph, store: str | None, name: str, parameters: Mapping[str, Any], *,
+    source: Source, opened: Federation | Graph, store: str | None, name: str, parameters: Mapping[str, Any], *,
     simulation: bool,
 ) -> _Job:  # fmt: skip
     graph, default_store = _graph_of(opened, simulation=simulation)
@@ -176,17 +284,23 @@ def _prepared(
     return _Job(graph, checked, federation, _constant(graph, "code"), files)
 
 
-def _opened(source: Path, *, simulation: bool) -> Federation | Graph:
-    """Reads a federation file or the graph of a compiled pipeline."""
+def _opened(source: Source, changes: Mapping[str, Any], *, simulation: bool) -> Federation | Graph:
+    """Reads a federation or the graph of a compiled pipeline."""
+    if not isinstance(source, str | Path):
+        return read_source(source, changes)
+    path = Path(source)
     try:
-        head = next(iter(yaml.load_all(source.read_text(), Loader=yaml.CSafeLoader)), None)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        head = None  # read_federation reports the mistake
-    if not (isinstance(head, dict) and "pipelineInfo" in head):
-        return read_federation(source)
+        is_pipeline = _PIPELINE.search(path.read_text()) is not None
+    except (OSError, UnicodeDecodeError):
+        is_pipeline = False  # read_source reports the mistake
+    if not is_pipeline:
+        return read_source(path, changes)
     if simulation:
-        raise InputError("is a compiled pipeline", where=str(source), remedy="Run it with `fedpipe run`.")
-    return read_graph(source)
+        raise InputError("is a compiled pipeline", where=str(path), remedy="Run it with `fedpipe run`.")
+    if changes:
+        what = f"is a compiled pipeline, in which {next(iter(changes))!r} cannot be changed"
+        raise InputError(what, where=str(path), remedy="Use `parameters`, or the federation file.")
+    return read_graph(path)
 
 
 def _graph_of(opened: Federation | Graph, *, simulation: bool) -> tuple[Graph, str]:
@@ -195,7 +309,8 @@ def _graph_of(opened: Federation | Graph, *, simulation: bool) -> tuple[Graph, s
         return opened, str(opened.parameters.get("store", ""))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        compile_pipeline(opened, path, simulation=simulation)
+        from_head = opened.training.start == "head"
+        compile_pipeline(opened, path, simulation=simulation, from_head=from_head)
         graph = parse_graph(next(iter(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))))
     return graph, opened.store_uri
 

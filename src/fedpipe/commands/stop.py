@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from fedpipe.commands.opened import check_runs, open_federation
+from fedpipe.commands.opened import StoreGiven, check_runs, open_federation
 from fedpipe.errors import InputError
+from fedpipe.federation.sources import Source
 from fedpipe.sessions.board import ask_to_stop, poll_board
 from fedpipe.store import keys
 
 
-def stop(source: str | Path, run: str, *, store: str | None = None) -> str:
+def stop(source: Source, run: str, *, store: StoreGiven = None) -> str:
     """Asks a session to end after its current round; returns a sentence about the effect.
 
     Raises:
         NotFoundError: there is no such run.
         InputError: the run has ended.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml", name="run-1", training={"rounds": 2})
+    >>> fedpipe.stop("demo/federation.yaml", "run-1")
+    Traceback (most recent call last):
+        ...
+    fedpipe.errors.InputError: ...: run 'run-1' has ended already
     """
     opened, _ = open_federation(source, store)
     check_runs(opened, [run])

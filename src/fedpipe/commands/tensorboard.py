@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fedpipe.commands.opened import known_runs, open_federation
+from fedpipe.commands.opened import StoreGiven, find_run, open_federation
 from fedpipe.errors import InputError, NotFoundError
+from fedpipe.federation.sources import Source
 from fedpipe.frameworks import find_python
-from fedpipe.rounds.history import read_record
 from fedpipe.rounds.plan import read_plan
 from fedpipe.store import Store, keys
 
@@ -29,13 +29,15 @@ class Events(NamedTuple):
     path: Path
 
 
-def tensorboard(source: str | Path, run: str, *, store: str | None = None, host: str, port: int) -> int:
+def tensorboard(
+    source: Source, run: str, *, store: StoreGiven = None, host: str = "localhost", port: int = 6006
+) -> int:
     """Shows a run's event files in TensorBoard until it ends.
 
     Args:
-        source: the federation file.
+        source: the federation file, or its content.
         run: the run's name.
-        store: URI of a store to use instead of the federation's.
+        store: a store to use instead of the federation's.
         host: the address to listen on.
         port: the port; 0 for a free one.
 
@@ -51,7 +53,7 @@ def tensorboard(source: str | Path, run: str, *, store: str | None = None, host:
         return show(opened, run, Path(folder), host=host, port=port)
 
 
-def copy_events(source: str | Path, run: str, folder: str | Path, *, store: str | None = None) -> int:
+def copy_events(source: Source, run: str, folder: str | Path, *, store: StoreGiven = None) -> int:
     """Copies a run's event files to a folder; returns their number.
 
     Raises:
@@ -67,9 +69,7 @@ def find_events(store: Store, run: str) -> Iterator[Events]:
     Raises:
         NotFoundError: there is no such run.
     """
-    record = read_record(store, run, 0)
-    if record is None:
-        raise NotFoundError(f"there is no run {run!r}", where=store.uri, remedy=known_runs(store))
+    record = find_run(store, run)
     names = [learner.name for learner in read_plan(store, record.plan).federation.learners]
     for owner in ("", *names):
         for key in store.keys(keys.run_folder(run, owner), limit=keys.MOST_LEFT):

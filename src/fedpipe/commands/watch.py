@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from fedpipe.commands.opened import known_runs, open_federation
+from fedpipe.commands.opened import StoreGiven, is_known, known_runs, no_run, open_federation
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.sources import Source
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import read_plan
@@ -22,63 +23,93 @@ _PODS_AGAIN = 5.0
 """Seconds between two looks at its pods."""
 
 
+class Seen(NamedTuple):
+    """Describes what happened in a run, or its current state.
+
+    Args:
+        line: a line about an event; empty without one.
+        state: the current state; empty after an event.
+        record: the record of a round that ended.
+    """
+
+    line: str
+    state: str = ""
+    record: Record | None = None
+
+
 def watch(
-    source: str | Path, run: str, *, store: str | None = None, listener: Callable[[str, str], None],
-    again: float = LOOK_AGAIN, pods: Callable[[], list[str]] | None = None,
-) -> None:  # fmt: skip
+    source: Source, run: str, *, store: StoreGiven = None, again: float = LOOK_AGAIN,
+    pods: Callable[[], list[str]] | None = None, wait: bool = False,
+) -> Iterator[Seen]:  # fmt: skip
     """Follows a run from its store until it has ended, whatever machine it runs on.
 
     Args:
-        source: the federation file.
-        run: the run's name; waits for a run that has not begun.
-        store: URI of a store to use instead of the federation's.
-        listener: receives `(line, state)`: a line about an event, or the current state.
+        source: the federation file, or its content.
+        run: the run's name.
+        store: a store to use instead of the federation's.
         again: seconds between two looks at the store.
         pods: returns a line for each pod that waits; called every few seconds.
+        wait: waits for a run that the store does not have yet; so does `pods`.
+
+    Returns:
+        A generator of events, and after each look at the store of the current state.
 
     Raises:
+        NotFoundError: there is no such run.
         StepError: the run has failed; raised by `pods`.
+
+    >>> import fedpipe
+    >>> result = fedpipe.run("demo/federation.yaml", name="run-1", training={"rounds": 2})
+    >>> events = list(fedpipe.watch("demo/federation.yaml", "run-1"))
+    >>> [seen.record.round for seen in events if seen.record]
+    [0, 1, 2]
     """
     opened, _ = open_federation(source, store)
-    if read_record(opened, run, 0) is None:
-        listener("", f"waiting for run {run} to begin. {known_runs(opened)}")
-    keeper, number = Keeper(opened, run, ""), 0
-    waiting = _Waiting(pods or list, listener)
+    if not (wait or pods or is_known(opened, run)):
+        raise no_run(opened, run)
+    return _follow(opened, run, again, pods)
+
+
+def _follow(store: Store, run: str, again: float, pods: Callable[[], list[str]] | None) -> Iterator[Seen]:
+    if read_record(store, run, 0) is None:
+        yield Seen("", f"waiting for run {run} to begin. {known_runs(store)}")
+    keeper, number = Keeper(store, run, ""), 0
+    waiting = _Waiting(pods or list)
     federation: Federation | None = None
     while True:
-        ended = opened.size(keys.summary(run)) is not None
-        found = poll_board(opened, run)
+        ended = store.size(keys.summary(run)) is not None
+        found = poll_board(store, run)
         board = found[0] if found else None
-        while record := read_record(opened, run, number):
-            federation = federation or read_plan(opened, record.plan).federation
-            listener(round_line(opened, federation, record), "")
+        while record := read_record(store, run, number):
+            federation = federation or read_plan(store, record.plan).federation
+            yield Seen(round_line(store, federation, record), record=record)
             number += 1
         if ended or (board and board.phase == "ended"):
-            listener(f"the session ended: {board.why}" if board and board.phase == "ended" else "the run has ended", "")
+            yield Seen(f"the session ended: {board.why}" if board and board.phase == "ended" else "the run has ended")
             return
-        state = _state(keeper, board, opened.age(keys.board(run)) or 0.0) if board else ""
-        listener("", "; ".join(filter(None, [state, *waiting.look()])))
+        state = _state(keeper, board, store.age(keys.board(run)) or 0.0) if board else ""
+        yield from map(Seen, waiting.look())
+        yield Seen("", "; ".join(filter(None, [state, *waiting.lines])))
         time.sleep(again)
 
 
 class _Waiting:
     """Reports pods that wait: once as a line, and in the state for as long as they wait."""
 
-    def __init__(self, pods: Callable[[], list[str]], listener: Callable[[str, str], None]) -> None:
-        self._pods, self._listener = pods, listener
-        self._lines: list[str] = []
+    def __init__(self, pods: Callable[[], list[str]]) -> None:
+        self._pods = pods
+        self.lines: list[str] = []
         self._reported: set[str] = set()
         self._next = 0.0
 
-    def look(self) -> list[str]:
-        """Returns the current lines."""
+    def look(self) -> Iterator[str]:
+        """Updates the current lines, and yields those that are new."""
         if time.monotonic() >= self._next:
-            self._lines, self._next = self._pods(), time.monotonic() + _PODS_AGAIN
-            for line in self._lines:
+            self.lines, self._next = self._pods(), time.monotonic() + _PODS_AGAIN
+            for line in self.lines:
                 if (who := line.partition(" is ")[0]) not in self._reported:
                     self._reported.add(who)
-                    self._listener(line, "")
-        return self._lines
+                    yield line
 
 
 def round_line(store: Store, federation: Federation, record: Record) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import yaml
@@ -15,6 +15,7 @@ from fedpipe.compiled.estimate import Estimate, estimate
 from fedpipe.compiled.graph import parse_graph, read_graph
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import split_code
 from fedpipe.federation.placement import Placement
 from fedpipe.steps.simulate import check_simulated
 from fedpipe.store.files import write_whole
@@ -39,7 +40,7 @@ def read_simulation_files(federation: Federation) -> tuple[str, str]:
 
 
 def _read_file(named: str, key: str) -> str:
-    path = Path(named.rpartition(":")[0] or named)
+    path = Path(split_code(named)[0])
     try:
         code = path.read_text()
     except OSError as error:
@@ -77,13 +78,23 @@ def as_json(federation: Federation) -> str:
     return encode(portable).decode()
 
 
-def compile_pipeline(federation: Federation, output: Path, *, simulation: bool = False) -> Estimate:
+def rehearsed(federation: Federation, *, from_head: bool) -> Federation:
+    """Returns a federation as it is simulated: from fresh weights, or from the model at HEAD."""
+    start: Literal["head", "fresh"] = "head" if from_head else "fresh"
+    training = msgspec.structs.replace(federation.training, start=start)
+    return msgspec.structs.replace(federation, training=training)
+
+
+def compile_pipeline(
+    federation: Federation, output: Path, *, simulation: bool = False, from_head: bool = False
+) -> Estimate:
     """Writes the pipeline file.
 
     Args:
         federation: the federation.
         output: a .yaml file; written atomically.
-        simulation: compile a rehearsal on one machine, with TensorFlow Federated.
+        simulation: compile a rehearsal on one machine, with TensorFlow Federated, from fresh weights.
+        from_head: let the rehearsal continue from the model at HEAD.
 
     Raises:
         ModelError: model.py cannot be read.
@@ -103,6 +114,8 @@ def compile_pipeline(federation: Federation, output: Path, *, simulation: bool =
         raise MissingExtraError(str(error.name or "kfp"), "kubeflow") from error
     in_steps = collective_learning if federation.proposers else federated_averaging
     wire = sessions if federation.in_sessions else in_steps
+    if simulation:
+        federation = rehearsed(federation, from_head=from_head)
     texts = (as_json(federation), read_code(federation))
     if simulation:
         check_simulated(federation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -13,8 +13,10 @@ import yaml
 from fedpipe.errors import PipelineError
 from fedpipe.federation.environments import ENVIRONMENTS, WITH_FRAMEWORK, Environment
 from fedpipe.store.userinfo import check_no_credentials
+from fedpipe.suggestion import closest
 
 _PARAMETER = re.compile(r"\{\{\$\.inputs\.parameters\[(?:'|\")(.+?)(?:'|\")\]\}\}")
+_DEEPEST = 100
 _UNSUPPORTED = {
     "iteratorPolicy": "loops",
     "parameterIterator": "loops",
@@ -72,17 +74,19 @@ def read_graph(path: Path) -> Graph:
         PipelineError: the file is not a compiled pipeline, or uses features that the local engine cannot run.
     """
     try:
-        documents = list(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+        text = path.read_text()
+        _check_nesting(text)
+        documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
     except OSError as error:
         raise PipelineError(
             f"the file cannot be read: {error.strerror}", where=str(path), remedy="Check the path."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # a date that is none, a key that is a list
         raise PipelineError(f"the file is not YAML: {' '.join(str(error).split())[:200]}", where=str(path)) from error
     spec = documents[0] if documents and isinstance(documents[0], dict) else {}
     try:
         return parse_graph(spec)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise PipelineError(
             "the file is not a compiled KFP v2 pipeline",
             where=str(path),
@@ -90,6 +94,19 @@ def read_graph(path: Path) -> Graph:
         ) from error
     except PipelineError as error:
         raise PipelineError(error.what, where=str(path), remedy=error.remedy) from error
+
+
+def _check_nesting(text: str) -> None:
+    """Refuse what libyaml's loader, which is fast, does not survive. Raises yaml.YAMLError."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if depth > _DEEPEST:
+            raise yaml.YAMLError(f"line {line} is nested too deeply")
+        if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
+            raise yaml.YAMLError(f"line {line} has a merge key, which no pipeline has")
 
 
 def parse_graph(spec: Mapping[str, Any]) -> Graph:
@@ -165,19 +182,33 @@ def check_arguments(graph: Graph, arguments: Mapping[str, Any]) -> dict[str, Any
         if isinstance(value, str):
             check_no_credentials(value, f"parameter {name}")
         if name not in graph.parameters:
-            remedy = f"Choose one of: {', '.join(sorted(graph.parameters))}."
-            raise PipelineError(f"unknown parameter {name!r}", remedy=remedy)
+            known = ", ".join(sorted(graph.parameters)) or "none"
+            close = closest(name, graph.parameters)
+            meant = f" Did you mean {close!r}?" if close else ""
+            raise PipelineError(f"unknown parameter {name!r}", remedy=f"Choose one of: {known}.{meant}")
     return {**graph.parameters, **{n: _parse(n, v, graph.types[n]) for n, v in arguments.items()}}
 
 
 def _parse(name: str, value: Any, kind: str) -> Any:
-    if not isinstance(value, str) or kind == "STRING":
+    """Returns a value of the parameter's kind, from text or typed."""
+    if kind == "STRING":
         return value
+    read, expected, remedy = _READERS.get(kind, _AS_JSON)
     try:
-        return {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": float}.get(kind, json.loads)(value)
-    except ValueError as error:
-        expected = "JSON" if kind in ("STRUCT", "LIST", "BOOLEAN") else "a number"
-        raise PipelineError(f"{value!r} is not {expected}", where=f"parameter {name}") from error
+        found = read(value) if isinstance(value, str) else value
+        json.dumps(found, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise PipelineError(f"{value!r} is not {expected}", where=f"parameter {name}", remedy=remedy) from error
+    return found
+
+
+_AS_JSON: tuple[Callable[[str], Any], str, str] = (json.loads, "JSON", "Write JSON, in quotes for the shell.")
+_READERS: dict[str, tuple[Callable[[str], Any], str, str]] = {
+    "NUMBER_INTEGER": (int, "a number", "Write a whole number, such as 20."),
+    "NUMBER_DOUBLE": (float, "a number", "Write a finite number, such as 0.01."),
+    "BOOLEAN": (json.loads, "true or false", "Write true or false."),
+}
+"""How text is read as a parameter, by its kind in KFP."""
 
 
 def resolve(

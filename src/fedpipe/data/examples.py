@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fedpipe.data.client_files import HDF5, SQLITE, read_keyed
 from fedpipe.data.trees import Tree, are_strings, joined, leaves, length_of, mapped, tree_of
 from fedpipe.errors import DataError, NotFoundError
-from fedpipe.store import open_store
+from fedpipe.store import is_uri, open_store, path_of
 from fedpipe.store.userinfo import check_no_credentials
 
 Array = npt.NDArray[Any]
@@ -87,9 +87,9 @@ def read_examples(
 
 def _local_file(uri: str, folder: Path) -> Path:
     check_no_credentials(uri, "data")
+    if not is_uri(uri) or uri.startswith("file://"):
+        return path_of(uri)
     parts = urlsplit(uri)
-    if parts.scheme in ("", "file"):
-        return Path(uri if not parts.scheme else unquote(parts.path))
     parent, _, name = parts.path.rpartition("/")
     store = open_store(parts._replace(path=parent).geturl())
     try:

@@ -18,19 +18,21 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from fedpipe.compiled.graph import Graph, Task, fill_command, resolve
-from fedpipe.engine.workers import Workers, logged_to, run_logged, run_step
+from fedpipe.engine.workers import CrashError, Workers, logged_to, run_logged, run_step
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError, WorkerDiedError
 from fedpipe.federation.environments import Environment
 from fedpipe.learners.assembly import warm_private_training
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import WAITING
-from fedpipe.steps.contract import Hands, find, write_outputs
+from fedpipe.steps.contract import Hands, find, give_up, write_outputs
 
 TaskResult = dict[str, Any]
 """Holds an executor output: `parameterValues` and `artifacts` with their metadata."""
 
 _LONGEST_WAIT = 5.0
 """Most seconds between retries; the pipeline's own are meant for clusters, whose faults last longer."""
+_GRACE = 3.0
+"""Seconds that a failed or interrupted run waits for computations in its own process, which it cannot end."""
 
 
 class Event(NamedTuple):
@@ -88,7 +90,7 @@ class Engine:
         waiting = list(self._graph.tasks)
         awaited = {key for task in waiting for key in task.after}
         running: dict[Future[TaskResult], Task] = {}
-        with tempfile.TemporaryDirectory() as scratch, self._pools() as pool_of:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, self._pools(running) as pool_of:
             for first in [task for task in waiting if _needs_warmth(task)][:1]:
                 pool_of(first).submit(self._warm)
             while waiting or running:
@@ -110,7 +112,7 @@ class Engine:
         self._listener(Event(what, task, total=len(self._graph.tasks), **more))
 
     @contextlib.contextmanager
-    def _pools(self) -> Iterator[Callable[[Task], ThreadPoolExecutor]]:
+    def _pools(self, running: Mapping[Future[Any], Task]) -> Iterator[Callable[[Task], ThreadPoolExecutor]]:
         """Yields a function that returns a task's threads: core steps run in them, others wait for a worker process.
 
         All steps of a session must run at once, however many there are. Their threads wait, and at any time at most one
@@ -130,8 +132,7 @@ class Engine:
             for pool in pools.values():
                 pool.shutdown(wait=False, cancel_futures=True)
             self._processes.stop()
-            for pool in pools.values():
-                pool.shutdown()
+            wait(running, timeout=_GRACE)
 
     def _attempt(self, task: Task, inputs: dict[str, Any], scratch: Path) -> TaskResult:
         """Runs a task until it succeeds, fails with an error that a retry cannot fix, or has no retries left."""
@@ -139,12 +140,13 @@ class Engine:
             started = time.monotonic()
             try:
                 result, found = self._once(task, inputs, scratch)
-            except (WorkerDiedError, StoreUnavailableError, RuntimeError) as error:
-                if self._stopped.is_set() or tried == task.retries:
-                    raise self._final(task, error) from error
-                self._notify("retried", task, why=str(error).strip().splitlines()[-1])
-                self._stopped.wait(min(_LONGEST_WAIT, task.backoff * 2**tried))
-                continue
+            except (WorkerDiedError, StoreUnavailableError, CrashError) as error:
+                lasting = isinstance(error, CrashError) and not error.transient
+                if not self._stopped.is_set() and tried < task.retries and not lasting:
+                    self._notify("retried", task, why=_reason(error))
+                    self._stopped.wait(min(_LONGEST_WAIT, task.backoff * 2**tried))
+                    continue
+                result, found = self._given_up(task, inputs, scratch, error), False
             seconds = time.monotonic() - started
             self._notify(
                 "found" if found else "done",
@@ -156,14 +158,23 @@ class Engine:
             return result
         raise AssertionError("unreachable")
 
+    def _given_up(self, task: Task, inputs: dict[str, Any], scratch: Path, error: Exception) -> TaskResult:
+        """Drops a learner whose step cannot be done. Raises the final error of any other step."""
+        if not isinstance(error, StoreUnavailableError) and not self._stopped.is_set() and task.step is not None:
+            executor_input = {"inputs": inputs, "outputs": _outputs(task, scratch)}
+            outputs = give_up(task.step, inputs["parameterValues"], _reason(error))
+            if outputs is not None:
+                write_outputs(outputs, executor_input["outputs"])
+                return _collected(task, executor_input)
+        raise self._final(task, error) from error
+
     def _final(self, task: Task, error: Exception) -> Exception:
         if isinstance(error, FedpipeError) and not isinstance(error, WorkerDiedError):
             return error
         log = self._log(task)
         with log.open("a") as file:
             file.write(f"{error}\n")
-        reason = str(error).strip().splitlines()[-1]
-        return StepError(f"step {task.name!r} failed: {reason}", remedy=f"See its log: {log}")
+        return StepError(f"step {task.name!r} failed: {_reason(error)}", remedy=f"See its log: {log}")
 
     def _log(self, task: Task) -> Path:
         return self._logs / f"{re.sub(r'[^A-Za-z0-9-]+', '-', task.name)}.log"
@@ -241,6 +252,11 @@ class Engine:
             )
 
 
+def _reason(error: Exception) -> str:
+    """Returns the cause of an error in one line."""
+    return error.reason if isinstance(error, CrashError) else str(error)
+
+
 def _is_core(task: Task) -> bool:
     return task.step is not None and task.environment == "core"
 
@@ -258,10 +274,8 @@ def run_here(name: str, executor_input: dict[str, Any], hands: Hands | None = No
         execute(name, executor_input, hands)
     except FedpipeError:
         raise
-    except Exception as error:
-        import traceback
-
-        raise RuntimeError("".join(traceback.format_exception(error))) from error
+    except (Exception, SystemExit) as error:
+        raise CrashError.of(error) from error
 
 
 def _outputs(task: Task, scratch: Path) -> dict[str, Any]:

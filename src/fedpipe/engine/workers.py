@@ -2,7 +2,7 @@
 
 Workers of the keras environment are forked from a server that has imported TensorFlow, or started fresh if TensorFlow
 is not needed. The tff environment has its own Python (`.venv-tff`). A worker that was not forked communicates through
-an inherited connection.
+an inherited connection. A worker ends as soon as the other side of its connection is gone, however its parent ended.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 import logging
 import multiprocessing
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -127,7 +128,7 @@ class Worker:
         if isinstance(answer, Failure):
             raise answer.error()
         if isinstance(answer, _Bug):
-            raise RuntimeError(answer.text)
+            raise CrashError(answer)
         return answer
 
     def _start(self) -> Connection:
@@ -253,12 +254,47 @@ class _Bug(NamedTuple):
     """Transports an unexpected exception between processes, as a traceback."""
 
     text: str
+    reason: str
+    transient: bool
 
 
-def _bug_of(error: Exception) -> _Bug:
+def _bug_of(error: BaseException) -> _Bug:
     import traceback
 
-    return _Bug("".join(traceback.format_exception(error)))
+    from fedpipe.learners.user_code import described
+
+    text = "".join(traceback.format_exception(error))
+    return _Bug(text, described(error), isinstance(error, OSError | MemoryError))
+
+
+class CrashError(RuntimeError):
+    """An unexpected exception of a step, with its traceback.
+
+    Attributes:
+        reason: its cause in one line.
+        transient: whether the step may succeed when it is repeated.
+    """
+
+    def __init__(self, bug: _Bug) -> None:
+        super().__init__(bug.text)
+        self.reason, self.transient = bug.reason, bug.transient
+
+    @classmethod
+    def of(cls, error: BaseException) -> CrashError:
+        """Return the crash for an exception."""
+        return cls(_bug_of(error))
+
+
+def _end_with(connection: Connection) -> None:
+    """End this process when the other side of its connection is closed, whatever it computes at that moment."""
+
+    def wait() -> None:
+        hung_up = select.poll()
+        hung_up.register(connection.fileno(), 0)  # only the end of the other side
+        hung_up.poll()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _serve(connection: Connection, environment: dict[str, str]) -> None:
@@ -268,6 +304,7 @@ def _serve(connection: Connection, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine ends its workers itself
+    _end_with(connection)
     while True:
         try:
             function, arguments = connection.recv()
@@ -280,7 +317,7 @@ def _serve(connection: Connection, environment: dict[str, str]) -> None:
             answer = function(*arguments)
         except FedpipeError as error:
             answer = Failure.of(error)
-        except Exception as error:
+        except BaseException as error:  # also a user's sys.exit()
             answer = _bug_of(error)
         connection.send(answer)
 

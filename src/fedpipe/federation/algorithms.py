@@ -6,47 +6,56 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from fedpipe.federation.names import Fraction, Name, Section
+from fedpipe.federation.names import (
+    CODE_OR_NONE,
+    MOST_NOISE,
+    Amount,
+    Count,
+    Fraction,
+    InnerShare,
+    Interval,
+    Name,
+    PositiveAmount,
+    Section,
+    Share,
+)
 from fedpipe.federation.placement import Placement
 
-Rate = Annotated[float, Meta(gt=0, description="learning rate")]
-Decay = Annotated[float, Meta(ge=0, lt=1)]
+Rate = Annotated[PositiveAmount, Meta(description="learning rate")]
 
 
 class Sgd(Section, frozen=True, kw_only=True, tag_field="name", tag="sgd"):
     """Runs gradient descent: v = momentum * v + g, w - learning_rate * v."""
 
     learning_rate: Rate
-    momentum: Annotated[Decay, Meta(description="0: none")] = 0.0
+    momentum: Annotated[Share, Meta(description="0: none")] = 0.0
 
 
 class Adagrad(Section, frozen=True, kw_only=True, tag_field="name", tag="adagrad"):
     """Runs Adagrad (Duchi et al. 2011)."""
 
     learning_rate: Rate
-    initial_preconditioner: Annotated[float, Meta(ge=0, description="first value of the sum of squared gradients")] = (
-        0.1
-    )
-    epsilon: Annotated[float, Meta(ge=0, description="keeps the division stable")] = 1e-7
+    initial_preconditioner: Annotated[Amount, Meta(description="first value of the sum of squared gradients")] = 0.1
+    epsilon: Annotated[Amount, Meta(description="keeps the division stable")] = 1e-7
 
 
 class Adam(Section, frozen=True, kw_only=True, tag_field="name", tag="adam"):
     """Runs Adam (Kingma and Ba 2015), with TFF's correction of the bias by the step."""
 
     learning_rate: Rate
-    beta_1: Annotated[Decay, Meta(description="decay of the mean of gradients")] = 0.9
-    beta_2: Annotated[Decay, Meta(description="decay of the mean of their squares")] = 0.999
-    epsilon: Annotated[float, Meta(ge=0, description="keeps the division stable")] = 1e-7
+    beta_1: Annotated[Share, Meta(description="decay of the mean of gradients")] = 0.9
+    beta_2: Annotated[Share, Meta(description="decay of the mean of their squares")] = 0.999
+    epsilon: Annotated[Amount, Meta(description="keeps the division stable")] = 1e-7
 
 
 class Yogi(Section, frozen=True, kw_only=True, tag_field="name", tag="yogi"):
     """Runs Yogi (Zaheer et al. 2018), with TFF's correction of the bias by the step."""
 
     learning_rate: Rate
-    beta_1: Annotated[Decay, Meta(description="decay of the mean of gradients")] = 0.9
-    beta_2: Annotated[Decay, Meta(description="decay of the estimate of their squares")] = 0.999
-    epsilon: Annotated[float, Meta(ge=0, description="keeps the division stable")] = 1e-3
-    initial_preconditioner: Annotated[float, Meta(ge=0, description="first estimate of the squares")] = 1e-6
+    beta_1: Annotated[Share, Meta(description="decay of the mean of gradients")] = 0.9
+    beta_2: Annotated[Share, Meta(description="decay of the estimate of their squares")] = 0.999
+    epsilon: Annotated[Amount, Meta(description="keeps the division stable")] = 1e-3
+    initial_preconditioner: Annotated[Amount, Meta(description="first estimate of the squares")] = 1e-6
 
 
 OptimizerSettings = Sgd | Adagrad | Adam | Yogi
@@ -65,14 +74,14 @@ class SimulationSettings(Section, frozen=True, kw_only=True):
     process: Annotated[
         str,
         Meta(
-            pattern=r"^([^:]+\.py(:[A-Za-z_]\w*)?)?\Z",
+            pattern=CODE_OR_NONE,
             description="`FILE.py:FUNCTION` of an algorithm of your own, used instead (docs/simulation.md)",
         ),
     ] = ""
     model: Annotated[
         str,
         Meta(
-            pattern=r"^([^:]+\.py(:[A-Za-z_]\w*)?)?\Z",
+            pattern=CODE_OR_NONE,
             description="`FILE.py:FUNCTION` that returns a TFF model to train instead of the Keras one; its variables "
             "must match the Keras model's shapes, in order",
         ),
@@ -84,9 +93,8 @@ class SimulationSettings(Section, frozen=True, kw_only=True):
         OptimizerSettings | None, Meta(description="optimizer of the global weights; none: the algorithm's own")
     ] = None
     proximal_strength: Annotated[
-        float,
+        Amount,
         Meta(
-            ge=0,
             description="weight of the proximal term of `fedprox`: half of it times the squared distance from the "
             "global weights",
         ),
@@ -94,7 +102,10 @@ class SimulationSettings(Section, frozen=True, kw_only=True):
     held_out: Annotated[
         tuple[Name, ...], Meta(description="learners that never train; the model is tested on them")
     ] = ()
-    test_every: Annotated[int, Meta(ge=0, description="rounds between tests; 0: only after the last round")] = 1
+    test_every: Annotated[
+        Interval,
+        Meta(description="rounds between tests; 0: only after the last round"),
+    ] = 1
     placement: Annotated[Placement, Meta(description="node pool and resources of the simulation")] = field(
         default_factory=Placement
     )
@@ -119,7 +130,7 @@ class Vote(Section, frozen=True, kw_only=True):
     minimise: Annotated[bool | None, Meta(description="whether less is better; required for anything but `loss`")] = (
         None
     )
-    batches: Annotated[int, Meta(ge=0, description="batches of the vote part to use; 0: all")] = 0
+    batches: Annotated[Count, Meta(description="batches of the vote part to use; 0: all")] = 0
     absent: Annotated[
         Literal["against", "left_out"],
         Meta(description="a voter without a ballot counts as a no, or is left out of n"),
@@ -131,7 +142,9 @@ class Vote(Section, frozen=True, kw_only=True):
         return self.criterion == "loss" if self.minimise is None else self.minimise
 
 
-Noise = Annotated[float, Meta(ge=0, description="standard deviation of the noise, in clipping norms; 0: none")]
+Noise = Annotated[
+    float, Meta(ge=0, le=MOST_NOISE, description="standard deviation of the noise, in clipping norms; 0: none")
+]
 Zeroing = Annotated[bool, Meta(description="sets an update to zero when it is far larger than most; the bound adapts")]
 Clipping = Annotated[bool, Meta(description="scales larger updates down to a norm that adapts to most of them")]
 
@@ -151,18 +164,16 @@ class FixedNoise(Section, frozen=True, kw_only=True, tag_field="name", tag="dp_f
     """Clips updates to a fixed norm and adds Gaussian noise (McMahan et al. 2018)."""
 
     noise_multiplier: Noise
-    clip: Annotated[float, Meta(gt=0, description="largest L2 norm of an update")]
+    clip: Annotated[PositiveAmount, Meta(description="largest L2 norm of an update")]
 
 
 class AdaptiveNoise(Section, frozen=True, kw_only=True, tag_field="name", tag="dp_adaptive"):
     """Clips updates to a norm that follows the median and adds Gaussian noise (Andrew et al. 2021)."""
 
     noise_multiplier: Noise
-    initial_clip: Annotated[float, Meta(gt=0, description="first clipping norm")] = 0.1
-    quantile: Annotated[
-        float, Meta(gt=0, lt=1, description="share of updates that the norm should leave unclipped")
-    ] = 0.5
-    clip_rate: Annotated[float, Meta(ge=0, description="how fast the norm adapts, geometrically")] = 0.2
+    initial_clip: Annotated[PositiveAmount, Meta(description="first clipping norm")] = 0.1
+    quantile: Annotated[InnerShare, Meta(description="share of updates that the norm should leave unclipped")] = 0.5
+    clip_rate: Annotated[Amount, Meta(description="how fast the norm adapts, geometrically")] = 0.2
     zeroing: Zeroing = True
 
 
@@ -170,7 +181,7 @@ class TreeNoise(Section, frozen=True, kw_only=True, tag_field="name", tag="dp_tr
     """Clips updates to a fixed norm and adds noise of a tree over the rounds: DP-FTRL (Kairouz et al. 2021)."""
 
     noise_multiplier: Noise
-    clip: Annotated[float, Meta(gt=0, description="largest L2 norm of an update")]
+    clip: Annotated[PositiveAmount, Meta(description="largest L2 norm of an update")]
 
 
 class Compressed(Section, frozen=True, kw_only=True, tag_field="name", tag="compression"):

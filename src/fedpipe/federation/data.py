@@ -6,54 +6,54 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
-from fedpipe.federation.names import Fraction, Positive, Section
+from fedpipe.federation.names import Fraction, Positive, PositiveAmount, Section, Seed
 
 
 class Iid(Section, frozen=True, kw_only=True, tag_field="by", tag="iid"):
     """Deals random shards of equal size."""
 
-    seed: Annotated[int, Meta(ge=0, description="seed of the split")] = 0
-    minimum: Annotated[int, Meta(ge=1, description="fewest examples that a learner may get")] = 1
+    seed: Annotated[Seed, Meta(description="seed of the split")] = 0
+    minimum: Annotated[Positive, Meta(description="fewest examples that a learner may get")] = 1
 
 
 class ByLabel(Section, frozen=True, kw_only=True, tag_field="by", tag="label"):
     """Sorts by label and deals pieces at random: each learner sees few labels (McMahan et al. 2017)."""
 
-    pieces: Annotated[int, Meta(ge=1, description="pieces for each learner")] = 2
-    seed: Annotated[int, Meta(ge=0, description="seed of the deal")] = 0
-    minimum: Annotated[int, Meta(ge=1, description="fewest examples that a learner may get")] = 1
+    pieces: Annotated[Positive, Meta(description="pieces for each learner")] = 2
+    seed: Annotated[Seed, Meta(description="seed of the deal")] = 0
+    minimum: Annotated[Positive, Meta(description="fewest examples that a learner may get")] = 1
 
 
 class ByKey(Section, frozen=True, kw_only=True, tag_field="by", tag="key"):
     """Gives all examples of one key (a writer, a user) to one learner; keeps sizes as even as keys allow."""
 
     column: Annotated[str, Meta(description="array or column that holds the key of each example")]
-    seed: Annotated[int, Meta(ge=0, description="seed of the order among keys of the same size")] = 0
-    minimum: Annotated[int, Meta(ge=1, description="fewest examples that a learner may get")] = 1
+    seed: Annotated[Seed, Meta(description="seed of the order among keys of the same size")] = 0
+    minimum: Annotated[Positive, Meta(description="fewest examples that a learner may get")] = 1
 
 
 class Dirichlet(Section, frozen=True, kw_only=True, tag_field="by", tag="dirichlet"):
     """Spreads each label over the learners by a draw from Dirichlet(alpha) (Hsu et al. 2019)."""
 
-    alpha: Annotated[float, Meta(gt=0, description="small: few labels each; large: nearly iid")]
-    seed: Annotated[int, Meta(ge=0, description="seed of the draws")] = 0
-    minimum: Annotated[int, Meta(ge=1, description="fewest examples that a learner may get")] = 1
+    alpha: Annotated[PositiveAmount, Meta(description="small: few labels each; large: nearly iid")]
+    seed: Annotated[Seed, Meta(description="seed of the draws")] = 0
+    minimum: Annotated[Positive, Meta(description="fewest examples that a learner may get")] = 1
 
 
 class BySize(Section, frozen=True, kw_only=True, tag_field="by", tag="size"):
     """Deals random shards of given sizes, which must add up to all examples."""
 
     sizes: Annotated[tuple[Positive, ...], Meta(description="examples of each learner, in the learners' order")]
-    seed: Annotated[int, Meta(ge=0, description="seed of the split")] = 0
-    minimum: Annotated[int, Meta(ge=1, description="fewest examples that a learner may get")] = 1
+    seed: Annotated[Seed, Meta(description="seed of the split")] = 0
+    minimum: Annotated[Positive, Meta(description="fewest examples that a learner may get")] = 1
 
 
 class ByFractions(Section, frozen=True, kw_only=True, tag_field="by", tag="fractions"):
     """Deals random shards of given fractions, which must add up to 1."""
 
     fractions: Annotated[tuple[Fraction, ...], Meta(description="share of each learner, in the learners' order")]
-    seed: Annotated[int, Meta(ge=0, description="seed of the split")] = 0
-    minimum: Annotated[int, Meta(ge=1, description="fewest examples that a learner may get")] = 1
+    seed: Annotated[Seed, Meta(description="seed of the split")] = 0
+    minimum: Annotated[Positive, Meta(description="fewest examples that a learner may get")] = 1
 
 
 Scheme = Iid | ByLabel | ByKey | Dirichlet | BySize | ByFractions

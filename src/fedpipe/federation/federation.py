@@ -6,13 +6,14 @@ Field descriptions are part of the types: `docs/federation.md` is generated from
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlencode
 
 from msgspec import Meta, field
 
 from fedpipe.federation.algorithms import Averaging, Collective, SimulationSettings, Vote
 from fedpipe.federation.data import Data
 from fedpipe.federation.environments import ENVIRONMENTS, FRAMEWORKS, WITH_FRAMEWORK, Environment, FrameworkName
-from fedpipe.federation.names import KUBEFLOWS_SECRET, Name, Section
+from fedpipe.federation.names import CODE, KUBEFLOWS_SECRET, MOST_LEARNERS, Name, Section
 from fedpipe.federation.placement import Images, Placement, StepKind, StorePlace
 from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
 
@@ -38,7 +39,9 @@ class Federation(Section, frozen=True, kw_only=True):
     """Describes a federation."""
 
     name: Annotated[Name, Meta(description="name of the federation; its folder in the store")]
-    learners: Annotated[tuple[LearnerSettings, ...], Meta(min_length=1, description="data owners")]
+    learners: Annotated[
+        tuple[LearnerSettings, ...], Meta(min_length=1, max_length=MOST_LEARNERS, description="data owners")
+    ]
     training: Annotated[Training, Meta(description="training of a learner in a round")]
     store: Annotated[
         str | StorePlace, Meta(description="place of the objects: a URI, a path, or uri, endpoint and region")
@@ -46,7 +49,7 @@ class Federation(Section, frozen=True, kw_only=True):
     model: Annotated[
         str,
         Meta(
-            pattern=r"^[^:]+\.py(:[A-Za-z_]\w*)?\Z",
+            pattern=CODE,
             description="`FILE.py:FUNCTION` that returns a compiled Keras model, or with `framework: numpy` a "
             "`fedpipe.learners.numpy.Linear`",
         ),
@@ -80,9 +83,13 @@ class Federation(Section, frozen=True, kw_only=True):
         ),
     ] = field(default_factory=dict)
     images: Annotated[Images, Meta(description="container images of the steps")] = field(default_factory=Images)
-    secret: Annotated[str, Meta(description="Kubernetes secret with the store's keys (`accesskey`, `secretkey`)")] = (
-        KUBEFLOWS_SECRET
-    )
+    secret: Annotated[
+        str,
+        Meta(
+            description="Kubernetes secret with the store's keys (`accesskey`, `secretkey`); empty: pods use the "
+            "identity of their service account"
+        ),
+    ] = KUBEFLOWS_SECRET
 
     @property
     def store_uri(self) -> str:
@@ -90,7 +97,7 @@ class Federation(Section, frozen=True, kw_only=True):
         if isinstance(self.store, str):
             return self.store
         query = {"endpoint": self.store.endpoint, "region": self.store.region if self.store.endpoint else ""}
-        text = "&".join(f"{k}={v}" for k, v in query.items() if v)
+        text = urlencode({k: v for k, v in query.items() if v}, safe=":/")
         return f"{self.store.uri}?{text}" if text and self.store.uri.startswith("s3://") else self.store.uri
 
     @property

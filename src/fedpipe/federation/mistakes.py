@@ -10,10 +10,10 @@ from fedpipe.errors import FederationError, FedpipeError
 from fedpipe.federation.algorithms import OWN_RULES, UNWEIGHTED, Averaging, Collective, Sgd
 from fedpipe.federation.data import ByFractions, BySize
 from fedpipe.federation.federation import Federation
-from fedpipe.federation.names import tag_of
+from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS, tag_of
 from fedpipe.federation.preprocessing import parse
 from fedpipe.federation.training import Privacy
-from fedpipe.store import check_uri
+from fedpipe.store import check_uri, path_of
 
 
 def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
@@ -70,10 +70,22 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     yield from _simulation_mistakes(f)
     yield from _vote_mistakes(f)
     yield from _privacy_mistakes(f)
-    try:
-        check_uri(f.store_uri)
-    except FedpipeError as error:
-        yield "store", error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
+    yield from _size_mistakes(f)
+    yield from _place_mistakes(f)
+
+
+def _place_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    """Find a store and data that no path or URI names."""
+    places = {"store": f.store_uri, "data.uri": f.data.uri}
+    places |= {f"learners[{position}].data": learner.data for position, learner in enumerate(f.learners)}
+    for path, uri in places.items():
+        try:
+            if path == "store":
+                check_uri(uri)
+            elif uri.startswith("file://"):
+                path_of(uri)
+        except FedpipeError as error:
+            yield path, error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
 
 
 def _placement_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
@@ -221,6 +233,19 @@ def _simulation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
         yield "simulation.model", "has no effect with a process of your own", "Build the model in the process."
 
 
+def _size_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    """Find pipelines that no engine can hold: each step is a task of the file."""
+    each = f.training.rounds_per_step
+    blocks = 1 if each == "all" else -(-f.training.rounds // each)
+    steps = blocks * len(f.learners)
+    if blocks > 1 and steps > MOST_STEPS:
+        yield (
+            "training.rounds_per_step",
+            f"makes {steps} steps of learners, but a pipeline holds {MOST_STEPS}",
+            "Set it to all, or lower training.rounds.",
+        )
+
+
 def _vote_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     if f.vote is not None:
         if f.vote.criterion != "loss" and f.vote.minimise is None:
@@ -247,6 +272,13 @@ def _privacy_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     for path, privacy in given:
         if privacy is None:
             continue
+        least = LEAST_NOISE[privacy.accountant]
+        if privacy.noise_multiplier < least:
+            yield (
+                f"{path}.noise_multiplier",
+                f"{privacy.noise_multiplier:g} is too small for the accountant {privacy.accountant}",
+                f"Use at least {least:g}: less noise protects nobody.",
+            )
         if f.training.batch_size % privacy.microbatches:
             yield (
                 f"{path}.microbatches",

@@ -8,7 +8,7 @@ from msgspec import Meta, field
 from msgspec.structs import replace
 
 from fedpipe.federation.environments import Environment
-from fedpipe.federation.names import Positive, Section
+from fedpipe.federation.names import BYTES, CORES, Positive, Section, WholeSeconds
 from fedpipe.store.objects import Digest
 
 
@@ -60,10 +60,6 @@ class Affinity(Section, frozen=True, kw_only=True):
     weight: Annotated[int, Meta(ge=0, le=100, description="0: such a node is required; 1 to 100: it is preferred")] = 0
 
 
-_CORES = r"^(\d+(\.\d+)?m?)?\Z"
-_BYTES = r"^(\d+(\.\d+)?(E|P|T|G|M|K|Ei|Pi|Ti|Gi|Mi|Ki)?)?\Z"
-
-
 class Placement(Section, frozen=True, kw_only=True):
     """Sets the nodes and the resources of pods."""
 
@@ -75,19 +71,19 @@ class Placement(Section, frozen=True, kw_only=True):
     affinity: Annotated[
         tuple[Affinity, ...], Meta(description="nodes that are required or preferred, where a selector is not enough")
     ] = ()
-    cpu: Annotated[str, Meta(pattern=_CORES, description="limit of cores, such as `4` or `500m`")] = ""
-    cpu_request: Annotated[str, Meta(pattern=_CORES, description="cores to reserve; empty: the limit")] = ""
-    memory: Annotated[str, Meta(pattern=_BYTES, description="limit, such as `8Gi`")] = ""
-    memory_request: Annotated[str, Meta(pattern=_BYTES, description="memory to reserve; empty: the limit")] = ""
+    cpu: Annotated[str, Meta(pattern=CORES, description="limit of cores, such as `4` or `500m`")] = ""
+    cpu_request: Annotated[str, Meta(pattern=CORES, description="cores to reserve; empty: the limit")] = ""
+    memory: Annotated[str, Meta(pattern=BYTES, description="limit, such as `8Gi`")] = ""
+    memory_request: Annotated[str, Meta(pattern=BYTES, description="memory to reserve; empty: the limit")] = ""
     shared_memory: Annotated[
-        str, Meta(pattern=_BYTES, description="size of `/dev/shm`, such as `2Gi`; counts as memory")
+        str, Meta(pattern=BYTES, description="size of `/dev/shm`, such as `2Gi`; counts as memory")
     ] = ""
     pull_secrets: Annotated[tuple[str, ...], Meta(description="Secrets for pulling images")] = ()
     labels: Annotated[dict[str, str], Meta(description="labels of the pod, such as `kueue.x-k8s.io/queue-name`")] = (
         field(default_factory=dict)
     )
     annotations: Annotated[dict[str, str], Meta(description="annotations of the pod")] = field(default_factory=dict)
-    timeout: Annotated[int, Meta(ge=0, description="seconds after which a step is ended; 0: no limit")] = 0
+    timeout: Annotated[WholeSeconds, Meta(description="seconds after which a step is ended; 0: no limit")] = 0
     in_form: Annotated[
         bool,
         Meta(description="makes a learner's selector, tolerations and accelerator parameters of the pipeline"),

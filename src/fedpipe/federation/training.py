@@ -5,24 +5,43 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
+from msgspec.structs import force_setattr
 
-from fedpipe.federation.names import Positive, Section
+from fedpipe.federation.names import (
+    MOST_DIFFERENCE,
+    MOST_NOISE,
+    SAFE_NAME_OR_NONE,
+    Amount,
+    Count,
+    InnerShare,
+    Learners,
+    Positive,
+    PositiveAmount,
+    PositiveSeconds,
+    Rounds,
+    Seconds,
+    Section,
+    Seed,
+    Share,
+    Tries,
+)
+from fedpipe.federation.values import as_text_keys
 
 
 class Privacy(Section, frozen=True, kw_only=True):
     """Trains with differential privacy (DP-SGD, Abadi et al. 2016); settings that protect have no default."""
 
     noise_multiplier: Annotated[
-        float, Meta(gt=0, description="standard deviation of the noise as a multiple of `l2_norm_clip`")
+        float, Meta(gt=0, le=MOST_NOISE, description="standard deviation of the noise as a multiple of `l2_norm_clip`")
     ]
-    l2_norm_clip: Annotated[float, Meta(gt=0, description="largest norm of a microbatch's gradient")]
+    l2_norm_clip: Annotated[PositiveAmount, Meta(description="largest norm of a microbatch's gradient")]
     microbatches: Annotated[
         Positive,
         Meta(description="parts of a batch that are clipped one by one; `batch_size`: every example"),
     ]
-    delta: Annotated[float, Meta(gt=0, lt=1, description="well below 1 / (train examples)")]
+    delta: Annotated[InnerShare, Meta(description="well below 1 / (train examples)")]
     target_epsilon: Annotated[
-        float, Meta(gt=0, description="most epsilon that all trainings of this learner may spend, over all runs")
+        PositiveAmount, Meta(description="most epsilon that all trainings of this learner may spend, over all runs")
     ]
     accountant: Annotated[
         Literal["rdp", "pld"], Meta(description="accounting method: Renyi divergence, or privacy loss distributions")
@@ -36,7 +55,7 @@ class Privacy(Section, frozen=True, kw_only=True):
 class EarlyStopping(Section, frozen=True, kw_only=True):
     """Ends a session before its last round; the model of its last round is kept."""
 
-    patience: Annotated[Positive, Meta(description="rounds without an improvement before the session ends")]
+    patience: Annotated[Rounds, Meta(description="rounds without an improvement before the session ends")]
     metric: Annotated[
         str,
         Meta(
@@ -48,7 +67,7 @@ class EarlyStopping(Section, frozen=True, kw_only=True):
     minimise: Annotated[bool | None, Meta(description="whether less is better; required for anything but a loss")] = (
         None
     )
-    min_delta: Annotated[float, Meta(ge=0, description="smallest change that counts as an improvement")] = 0.0
+    min_delta: Annotated[Amount, Meta(description="smallest change that counts as an improvement")] = 0.0
 
     @property
     def minimised(self) -> bool:
@@ -59,10 +78,10 @@ class EarlyStopping(Section, frozen=True, kw_only=True):
 class Training(Section, frozen=True, kw_only=True):
     """Describes the training of a learner in a round."""
 
-    rounds: Annotated[Positive, Meta(description="rounds of the run")]
+    rounds: Annotated[Rounds, Meta(description="rounds of the run")]
     batch_size: Annotated[Positive, Meta(description="examples per step of the optimizer")]
     rounds_per_step: Annotated[
-        Positive | Literal["all"],
+        Rounds | Literal["all"],
         Meta(
             description="rounds that one step works through: `all` or more than 1 form sessions (docs/sessions.md), "
             "1 gives every training its own step"
@@ -72,13 +91,11 @@ class Training(Section, frozen=True, kw_only=True):
         EarlyStopping | None, Meta(description="ends a session when a metric stops improving")
     ] = None
     max_seconds: Annotated[
-        float,
-        Meta(ge=0, description="age of a run, by the store's clock, after which no round begins; 0: no limit"),
+        Seconds,
+        Meta(description="age of a run, by the store's clock, after which no round begins; 0: no limit"),
     ] = 0.0
-    local_epochs: Annotated[
-        int, Meta(ge=0, description="passes over the train part per round; 0 with `local_steps`")
-    ] = 1
-    local_steps: Annotated[int, Meta(ge=0, description="batches per round instead of epochs; 0: epochs count")] = 0
+    local_epochs: Annotated[Count, Meta(description="passes over the train part per round; 0 with `local_steps`")] = 1
+    local_steps: Annotated[Count, Meta(description="batches per round instead of epochs; 0: epochs count")] = 0
     preprocessing: Annotated[
         str,
         Meta(
@@ -86,9 +103,7 @@ class Training(Section, frozen=True, kw_only=True):
             "`repeat(5).shuffle(100, seed=1).batch(20)`; `map(f)` names a function of model.py (docs/simulation.md)"
         ),
     ] = ""
-    learning_rate: Annotated[
-        float, Meta(ge=0, description="rate of the local optimizer; 0: as compiled in model.py")
-    ] = 0.0
+    learning_rate: Annotated[Amount, Meta(description="rate of the local optimizer; 0: as compiled in model.py")] = 0.0
     optimizer: Annotated[
         Literal["reset", "keep"],
         Meta(description="`reset`: a fresh local optimizer each round; `keep`: its state carries over"),
@@ -97,11 +112,16 @@ class Training(Section, frozen=True, kw_only=True):
         Literal["float32", "mixed_float16", "mixed_bfloat16"], Meta(description="Keras dtype policy")
     ] = "float32"
     fit: Annotated[
-        dict[str, Any], Meta(description="further arguments of Keras's `Model.fit`, such as `class_weight`")
+        dict[str, Any],
+        Meta(description="further arguments of Keras's `Model.fit`, such as `class_weight: {0: 1.0, 1: 2.0}`"),
     ] = field(default_factory=dict)
-    evaluate: Annotated[dict[str, Any], Meta(description="further arguments of Keras's `Model.evaluate`")] = field(
-        default_factory=dict
-    )
+    evaluate: Annotated[
+        dict[str, Any],
+        Meta(
+            description="further arguments of Keras's `Model.evaluate`; fedpipe gives all of them, and a message "
+            "names the key to set instead"
+        ),
+    ] = field(default_factory=dict)
     callbacks: Annotated[
         dict[str, dict[str, Any]], Meta(description="Keras callbacks by name, each with its arguments")
     ] = field(default_factory=dict)
@@ -110,27 +130,31 @@ class Training(Section, frozen=True, kw_only=True):
         Literal["head", "fresh"],
         Meta(description="`head`: a new run continues from HEAD; `fresh`: it begins with new weights"),
     ] = "head"
-    seed: Annotated[int, Meta(ge=0, description="seed of initial weights, shuffling and dropout")] = 0
+    seed: Annotated[Seed, Meta(description="seed of initial weights, shuffling and dropout")] = 0
+
+    def __post_init__(self) -> None:
+        for name in ("fit", "evaluate", "callbacks"):
+            force_setattr(self, name, as_text_keys(getattr(self, name)))
 
 
 class Quorum(Section, frozen=True, kw_only=True):
     """Decides when a round counts."""
 
     min_learners: Annotated[
-        int, Meta(ge=0, description="fewest learners of a valid round; 0: more than half of those asked")
+        Learners, Meta(description="fewest learners of a valid round; 0: more than half of those asked")
     ] = 0
     deadline: Annotated[
-        float, Meta(gt=0, description="seconds after which a learner's training or vote is too late")
+        PositiveSeconds, Meta(description="seconds after which a learner's training or vote is too late")
     ] = 3600.0
-    retries: Annotated[
-        int, Meta(ge=0, description="how often a session repeats a round that ended below the quorum")
-    ] = 2
+    retries: Annotated[Tries, Meta(description="how often a session repeats a round that ended below the quorum")] = 2
     learners_per_round: Annotated[
-        int, Meta(ge=0, description="learners whose updates form a round, redrawn each round by the seed; 0: all")
+        Learners, Meta(description="learners whose updates form a round, redrawn each round by the seed; 0: all")
     ] = 0
     over_selection: Annotated[
         float,
-        Meta(ge=1, description="factor by which more learners are asked; a session takes the first that answer"),
+        Meta(
+            ge=1, le=100, description="factor by which more learners are asked; a session takes the first that answer"
+        ),
     ] = 1.0
 
 
@@ -138,8 +162,8 @@ class EvaluationSettings(Section, frozen=True, kw_only=True):
     """Measures the shared model."""
 
     holdout: Annotated[
-        float,
-        Meta(ge=0, lt=1, description="share of `data` kept away from all learners as the central test set"),
+        Share,
+        Meta(description="share of `data` kept away from all learners as the central test set"),
     ] = 0.1
     every_round: Annotated[bool, Meta(description="learners test each round's model before they train it")] = True
 
@@ -150,7 +174,7 @@ class Export(Section, frozen=True, kw_only=True):
     name: Annotated[
         str,
         Meta(
-            pattern=r"^([a-z0-9]([a-z0-9\-]{0,38}[a-z0-9])?)?\Z",
+            pattern=SAFE_NAME_OR_NONE,
             description="model name; empty: the federation's",
         ),
     ] = ""
@@ -160,5 +184,10 @@ class Export(Section, frozen=True, kw_only=True):
         Meta(max_length=10_000, description="class names of a classifier's outputs, in order"),
     ] = ()
     tolerance: Annotated[
-        float, Meta(gt=0, description="largest allowed difference between the outputs of ONNX and of the trained model")
+        float,
+        Meta(
+            gt=0,
+            le=MOST_DIFFERENCE,
+            description="largest allowed difference between the outputs of ONNX and of the trained model",
+        ),
     ] = 1e-4

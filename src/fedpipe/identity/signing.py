@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,8 @@ SIGNING_KEY = "FEDPIPE_SIGNING_KEY"
 """Environment variable: the private key of the learner or the coordinator, 64 hexadecimal digits."""
 KEYS = "FEDPIPE_KEYS"
 """Environment variable: a folder of private keys, `<learner>.key`, for learners that run on this machine."""
+FOUND_KEYS = "FEDPIPE_FOUND_KEYS"
+"""Environment variable, set by commands: the folder `keys` next to the federation file, looked at last."""
 COORDINATOR = "_coordinator"
 """Stands for the coordinator, whose key signs published models; no learner can have this name."""
 _SIZE = 32
@@ -78,14 +81,17 @@ def find_key(learner: str, environ: Mapping[str, str] = os.environ) -> str | Non
     """Finds the private key of a learner, or of COORDINATOR, on this machine; returns None without one.
 
     In a container, the key comes from the secret, through `FEDPIPE_SIGNING_KEY` or a mounted file. On a machine that
-    plays all learners, it comes from the folder `FEDPIPE_KEYS`.
+    plays all learners, it comes from the folder `FEDPIPE_KEYS`, or from `keys` next to the federation file
+    (`keys_at_hand`).
 
     Raises:
         InputError: a file cannot be read.
     """
     if environ.get(SIGNING_KEY):
         return environ[SIGNING_KEY]
-    for folder, name in ((environ.get(SECRET_DIR), "signingkey"), (environ.get(KEYS), f"{learner}.key")):
+    named = f"{learner}.key"
+    places = ((SECRET_DIR, "signingkey"), (KEYS, named), (FOUND_KEYS, named))
+    for folder, name in ((environ.get(variable), name) for variable, name in places):
         path = Path(folder or "", name)
         if folder and path.exists():
             try:
@@ -93,3 +99,30 @@ def find_key(learner: str, environ: Mapping[str, str] = os.environ) -> str | Non
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"the private key cannot be read: {error}", where=str(path)) from error
     return None
+
+
+def key_folder(source: Path, keys: str | Path | None = None) -> Path:
+    """Returns the folder of the key files: `keys`, or the folder of that name next to the federation file."""
+    return Path(keys) if keys else source.absolute().parent / "keys"
+
+
+@contextlib.contextmanager
+def keys_at_hand(source: Path, keys: str | Path | None = None) -> Iterator[None]:
+    """Lets `find_key` find the keys of a federation, in this process and in those that it starts.
+
+    Args:
+        source: the federation file.
+        keys: the only folder to look in; by default that of `FEDPIPE_KEYS`, then `keys` next to the file.
+    """
+    folder = str(key_folder(source, keys).absolute())
+    changed = {KEYS: folder, SIGNING_KEY: ""} if keys else {FOUND_KEYS: folder}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

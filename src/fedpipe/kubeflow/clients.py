@@ -22,6 +22,7 @@ import urllib3
 
 from fedpipe.errors import ClusterError, FedpipeError, InputError, MissingExtraError
 from fedpipe.kubeflow.where import Where
+from fedpipe.store.network import explained, find_proxy, named_bundles, remedy_of, trusted
 from fedpipe.store.userinfo import check_no_credentials
 
 _REQUEST_SECONDS = 20.0
@@ -72,8 +73,14 @@ def open_kfp(where: Where) -> Kfp:
     class Client(kfp.Client):  # type: ignore[misc]
         """Replaces KFP's health check, which prints and retries five times, five seconds apart."""
 
+        def _load_config(self, *arguments: Any, **more: Any) -> Any:
+            settings = super()._load_config(*arguments, **more)
+            _use_proxy(settings)
+            return settings
+
         @functools.cached_property
         def health(self) -> dict[str, Any]:
+            _use_bundles(self._existing_config, self._healthz_api.api_client.rest_client.pool_manager)
             return _read_health(self)
 
         def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
@@ -99,6 +106,19 @@ def open_kfp(where: Where) -> Kfp:
     )
     namespace = (where.namespace or own_namespace()) if client.health.get("multi_user") else None
     return Kfp(client, client.health, namespace)
+
+
+def _use_proxy(settings: Any) -> None:
+    """Sets the proxy of the environment, unless the kubeconfig names one."""
+    proxy = find_proxy(settings.host)
+    if proxy is not None and not settings.proxy:
+        settings.proxy, settings.proxy_headers = proxy.url, proxy.headers
+
+
+def _use_bundles(settings: Any, pool: Any) -> None:
+    """Trusts the authorities of the environment, unless the kubeconfig names one; first of all requests."""
+    if named_bundles() and settings.host.startswith("https:") and not settings.ssl_ca_cert and settings.verify_ssl:
+        pool.connection_pool_kw |= {"ssl_context": trusted(), "ca_certs": None}
 
 
 def _read_token(path: Path | None) -> str:
@@ -180,6 +200,7 @@ def open_kubernetes(where: Where) -> Kubernetes:
             remedy="Set KUBECONFIG, or pass --context.",
         ) from error
     settings.retries = urllib3.Retry(1)
+    _use_proxy(settings)
     return Kubernetes(client.CoreV1Api(client.ApiClient(settings)), namespace or own_namespace() or "kubeflow")
 
 
@@ -205,9 +226,9 @@ def cluster_errors(where: str) -> Iterator[None]:
     except Exception as error:
         status = getattr(error, "status", None)
         if isinstance(error, urllib3.exceptions.HTTPError):
-            raise ClusterError(
-                _unreachable_reason(error), where=where, remedy="Check the address, and whether the server is running."
-            ) from error
+            error = explained(error, where)
+            remedy = remedy_of(error, "Check the address, and whether the server is running.")
+            raise ClusterError(_unreachable_reason(error), where=where, remedy=remedy) from error
         if not isinstance(status, int):
             raise
         refusal = ClusterError(_refusal_reason(error, status), where=where, remedy=_REMEDIES.get(status))

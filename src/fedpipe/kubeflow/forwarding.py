@@ -14,6 +14,7 @@ from fedpipe.errors import ClusterError
 from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kubernetes
 from fedpipe.kubeflow.where import Where
 from fedpipe.store import endpoint_of
+from fedpipe.store.network import without_proxy
 
 _SERVICE = re.compile(r"(?P<name>[a-z0-9-]+)\.(?P<namespace>[a-z0-9-]+)\.svc(\.[a-z0-9.-]+)?\Z")
 _CHUNK = 2**16
@@ -43,8 +44,9 @@ def reachable_store(uri: str, where: Where) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         forwarder = _Forwarder(cluster, pod, service["namespace"], port, listener)
         threading.Thread(target=forwarder.accept, daemon=True).start()
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        yield urlsplit(uri)._replace(query=urlencode({"endpoint": address})).geturl()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with without_proxy(address):
+            yield urlsplit(uri)._replace(query=urlencode({"endpoint": f"http://{address}"})).geturl()
 
 
 def _resolves(host: str) -> bool:

@@ -11,6 +11,8 @@ from urllib.parse import urlencode
 
 import urllib3
 
+from fedpipe.store.network import Pool
+
 _ACCEPT = ", ".join(
     f"application/vnd.{kind}+json"
     for kind in (
@@ -54,7 +56,7 @@ def find_image(image: str, auths: Mapping[str, Mapping[str, Any]]) -> RegistryAn
         what = "has no registry in its name, and no node has it"
         return "warning", what, "Set `images.registry` to the registry that you pushed it to."
     path = f"{reference.registry}/v2/{reference.repository}/manifests/{reference.version}"
-    pool = urllib3.PoolManager(timeout=urllib3.Timeout(10), retries=False)
+    pool = Pool(timeout=urllib3.Timeout(10), retries=False)
     basic = _basic_header(auths.get(reference.registry, {}))
     try:
         answer = _request_manifest(pool, path, basic)
@@ -78,7 +80,7 @@ def _basic_header(auth: Mapping[str, Any]) -> dict[str, str]:
     return {"Authorization": f"Basic {token}"} if token else {}
 
 
-def _request_manifest(pool: urllib3.PoolManager, path: str, basic: dict[str, str]) -> Any:
+def _request_manifest(pool: Pool, path: str, basic: dict[str, str]) -> Any:
     """Returns the answer to HEAD, with a token if required; local registries may also use http."""
     local = re.match(r"(localhost|127\.|10\.|192\.168\.)", path)
     for scheme in ("https", "http") if local else ("https",):
@@ -98,7 +100,7 @@ def _request_manifest(pool: urllib3.PoolManager, path: str, basic: dict[str, str
     raise urllib3.exceptions.HTTPError("no answer")
 
 
-def _bearer(pool: urllib3.PoolManager, challenge: str, basic: dict[str, str]) -> str:
+def _bearer(pool: Pool, challenge: str, basic: dict[str, str]) -> str:
     """Requests a token from the realm in the registry's challenge (Docker's token authentication)."""
     fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     realm = fields.pop("realm", "")

@@ -19,10 +19,11 @@ from fedpipe.compiled.compiler import compile_pipeline, version_of
 from fedpipe.compiled.graph import Graph, check_arguments, parse_graph
 from fedpipe.errors import ClusterError, FedpipeError, InputError
 from fedpipe.federation.federation import Federation
-from fedpipe.federation.file import read_federation
+from fedpipe.federation.sources import Source, read_source
 from fedpipe.kubeflow.clients import Kfp, cluster_errors, open_kfp, quiet
 from fedpipe.kubeflow.doctor.diagnosis import check_startable
 from fedpipe.kubeflow.where import Where
+from fedpipe.rounds.plan import Settings
 from fedpipe.steps.shard import run_name
 
 _PAGE_SIZE = 100
@@ -67,13 +68,13 @@ class _Uploaded(NamedTuple):
 
 
 def submit(
-    source: str | Path, *, where: Where, run: str = "", experiment: str = "", pipeline_root: str = "",
+    source: Source, *, where: Where, run: str = "", experiment: str = "", pipeline_root: str = "",
     service_account: str = "", parameters: Mapping[str, Any] | None = None, force: bool = False,
 ) -> Submitted:  # fmt: skip
     """Starts a run of a federation on KFP.
 
     Args:
-        source: the federation file.
+        source: the federation file, or its content.
         where: where KFP is.
         run: the run's name, in KFP and in the store; the current time by default.
         experiment: the experiment's name; the federation's by default.
@@ -105,7 +106,7 @@ def submit(
 
 
 def schedule(
-    source: str | Path, cron: str, *, where: Where, name: str = "", experiment: str = "", pipeline_root: str = "",
+    source: Source, cron: str, *, where: Where, name: str = "", experiment: str = "", pipeline_root: str = "",
     service_account: str = "", parameters: Mapping[str, Any] | None = None, force: bool = False,
 ) -> Schedule:  # fmt: skip
     """Schedules recurring runs: one at a time, each from HEAD, without catching up on missed times.
@@ -113,7 +114,7 @@ def schedule(
     The version of the pipeline is pinned to the current one, even after later uploads; each run gets its own name.
 
     Args:
-        source: the federation file.
+        source: the federation file, or its content.
         cron: six fields: second, minute, hour, day of the month, month, day of the week.
         where: where KFP is.
         name: name of the schedule; the federation's by default.
@@ -230,16 +231,17 @@ def find_run(kfp: Kfp, name: str) -> Any | None:
     return next((run for run in runs if run.run_id == name), None)
 
 
-def _compile(source: str | Path, parameters: Mapping[str, Any]) -> _Compiled:
+def _compile(source: Source, parameters: Mapping[str, Any]) -> _Compiled:
     """Compiles a federation and checks it completely, before any request to KFP."""
-    federation = read_federation(Path(source))
+    federation = read_source(source)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         compile_pipeline(federation, path)
         text = path.read_bytes()
     graph = parse_graph(next(iter(yaml.load_all(text, Loader=yaml.CSafeLoader))))
     checked = check_arguments(graph, parameters)
-    _check_reach(graph, federation, checked, str(source))
+    Settings(**{name: checked[name] for name in Settings.__struct_fields__ if name in checked}).applied(federation)
+    _check_reach(graph, federation, checked, str(source) if isinstance(source, str | Path) else "federation")
     return _Compiled(federation, text, {name: checked[name] for name in parameters}, str(checked["store"]))
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -14,10 +12,12 @@ from fedpipe.data.examples import FORMATS, Examples
 from fedpipe.data.parts import load_examples
 from fedpipe.errors import DataError, DroppedError, ModelError
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import split_code
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
 from fedpipe.learners.framework import Model, Shape
 from fedpipe.learners.user_code import suggestion
+from fedpipe.store import suffix_of
 from fedpipe.store.objects import digest_of
 
 
@@ -33,7 +33,7 @@ def built_model(federation: Federation, code: str, privacy: Privacy | None = Non
         ModelError: the model cannot be built.
         MissingExtraError: the framework is not installed.
     """
-    data, function = code.encode(), federation.model.partition(":")[2] or "build"
+    data, function = code.encode(), split_code(federation.model)[1]
     return framework_of(federation).build(data, digest_of(data), function, federation.training, privacy)
 
 
@@ -92,7 +92,7 @@ def check_own_data(federation: Federation, code: str) -> None:
     if hasattr(built_model(federation, code).module, "load"):
         return
     for position, learner in enumerate(federation.learners):
-        if learner.data and Path(urlsplit(learner.data).path).suffix not in FORMATS:
+        if learner.data and suffix_of(learner.data) not in FORMATS:
             raise DataError(
                 f"{learner.data!r} has an unsupported format; fedpipe reads {', '.join(FORMATS)}",
                 where=f"learners[{position}].data",

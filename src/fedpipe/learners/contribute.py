@@ -7,16 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedpipe import weights
-from fedpipe.errors import (
-    BudgetError,
-    CorruptError,
-    DataError,
-    DroppedError,
-    FedpipeError,
-    ModelError,
-    NotFoundError,
-)
+from fedpipe.errors import DroppedError
 from fedpipe.identity.signing import find_key
+from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.framework import Arrays, seed_of
 from fedpipe.learners.learner import Learner, log
 from fedpipe.rounds.budget import Budget
@@ -35,7 +28,8 @@ def contribute(
 ) -> Update | Dropped:  # fmt: skip
     """Contribute to a round: train from the base, write the weights, publish the manifest.
 
-    Work that is already published is not repeated. A learner that cannot take part leaves the reason and is dropped.
+    Work that is already published is not repeated. A learner that cannot take part leaves the reason and is dropped,
+    whatever its data, code or machine raise.
     Only a failing store or a corrupt base is an error, so that the step is retried.
 
     Args:
@@ -48,7 +42,7 @@ def contribute(
         roll: the roll of the round's attempt.
         seconds: the time after which the learner is too late; the deadline by default.
     """
-    if found := find_part(store, name, plan.run, number):
+    if found := find_part(store, plan, name, number, base):
         log.info("round %d: the work of %s is already done", number, name)
         return found
     with tempfile.TemporaryDirectory() as folder:
@@ -57,20 +51,13 @@ def contribute(
         try:
             seconds = plan.federation.quorum.deadline if seconds is None else seconds
             return _offered(store, plan, name, number, base, start, optimizer, make_learner(), Path(folder), seconds)
-        except (DroppedError, DataError, ModelError, CorruptError, NotFoundError, OSError) as error:
-            dropped = dropped_by(name, error)
+        except (Exception, SystemExit) as error:
+            dropped = dropped_by(plan, name, error)
+            if dropped is None:
+                raise
             drop(store, plan.run, number, dropped, name=roll.note("dropped"))
             log.warning("round %d: %s is dropped: %s", number, name, dropped.why)
             return dropped
-
-
-def dropped_by(name: str, error: FedpipeError | OSError) -> Dropped:
-    """Return the reason why a learner does not take part, from the error that prevented it."""
-    if isinstance(error, OSError):  # the store raises errors of its own, so this machine's disk is full
-        return Dropped(learner=name, why=f"the learner's disk cannot be used: {error.strerror}")
-    if isinstance(error, BudgetError):
-        return Dropped(learner=name, why=error.what, code="DP_BUDGET_EXCEEDED", spent=error.spent)
-    return Dropped(learner=name, why=error.what)
 
 
 def _offered(
@@ -100,7 +87,7 @@ def _offered(
     update = Update(
         federation=federation.name, run=plan.run, round=number, learner=name, base=base, weights=digest,
         size=(folder / "weights").stat().st_size, examples=trained.examples, metrics=trained.metrics,
-        tested=tested, optimizer=kept, spent=spent,
+        plan=plan.definition.digest, tested=tested, optimizer=kept, spent=spent,
     )  # fmt: skip
     key = find_key(name)
     return publish_update(store, signed(update, key) if key else update)
@@ -112,7 +99,9 @@ def _budget(store: Store, plan: Plan, name: str, learner: Learner) -> Budget | N
     if privacy is None:
         return None
     if learner.planned is None:
-        raise DroppedError(f"{name} has a privacy section, but this step trains without differential privacy")
+        raise DroppedError(
+            f"{name} has a privacy section, but this step trains without differential privacy", lasting=True
+        )
     budget = Budget(store, name, privacy)
     budget.check(learner.planned)
     return budget

@@ -115,7 +115,9 @@ class ModelLearner:
         """See `Learner.propose_weights`."""
         training, examples = self._federation.training, self._size("train")
         if examples < training.batch_size:
-            raise DroppedError(f"the train part has {examples} examples, fewer than a batch of {training.batch_size}")
+            raise DroppedError(
+                f"the train part has {examples} examples, fewer than a batch of {training.batch_size}", lasting=True
+            )
         fitted = self._model.train(
             self._current, self._parts["train"], training, seed=seed, seconds=seconds, optimizer=optimizer
         )
@@ -155,7 +157,7 @@ class ModelLearner:
         if vote is not None:
             count = self._size("vote")
             if count < size:
-                raise DroppedError(f"the vote part has {count} examples, fewer than a batch of {size}")
+                raise DroppedError(f"the vote part has {count} examples, fewer than a batch of {size}", lasting=True)
             count = min(count, vote.batches * size or count)
             measured = self._measured(weights, "vote", vote.batches)
             check_criterion(vote.criterion, set(measured))

@@ -88,7 +88,7 @@ def cached_model(code: bytes, digest: str, function: str) -> NumpyModel:
         linear = find_function(module, function)()
     except ModelError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{function}() fails: {described(error)}", where="model.py") from error
     if not isinstance(linear, Linear):
         raise ModelError(

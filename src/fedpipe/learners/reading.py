@@ -15,6 +15,7 @@ from fedpipe.federation.federation import Federation
 from fedpipe.learners.adapters import framework_of
 from fedpipe.learners.framework import seed_of
 from fedpipe.learners.parts import Part
+from fedpipe.learners.user_code import described, is_stop
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.store import Store
 
@@ -51,8 +52,10 @@ def own_parts(federation: Federation, name: str, module: ModuleType) -> dict[str
         return parts_of(read_examples(own, **settings.columns)[0], federation, name)
     try:
         loaded = load(own)
-    except Exception as error:
-        raise DataError(f"load({own!r}) fails: {type(error).__name__}: {error}", where="model.py") from error
+    except BaseException as error:
+        if is_stop(error):
+            raise
+        raise DataError(f"load({own!r}) fails: {described(error)}", where="model.py") from error
     return parts_of(loaded, federation, name)
 
 

@@ -6,7 +6,9 @@ import difflib
 import hashlib
 import importlib.abc
 import re
+import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Collection
 from typing import Any
@@ -33,7 +35,9 @@ def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleT
     sys.modules[module.__name__] = module  # Keras looks classes up by their module
     try:
         exec(compile(code, name, "exec"), module.__dict__)  # noqa: S102  (the user's own code, pinned by digest)
-    except Exception as error:
+    except BaseException as error:
+        if is_stop(error):
+            raise
         raise ModelError(f"cannot be imported: {described(error)}", where=name) from error
     return module
 
@@ -49,7 +53,7 @@ class _Source(importlib.abc.InspectLoader):
 
 
 def described(error: BaseException) -> str:
-    """Return the error in one line, with the line number in the user's file."""
+    """Return an error of foreign code in one line: its kind, its cause, and the line number in the user's file."""
     lines = []
     trace = error.__traceback__
     while trace is not None:
@@ -58,12 +62,70 @@ def described(error: BaseException) -> str:
         trace = trace.tb_next
     if isinstance(error, SyntaxError) and error.lineno:
         lines.append(error.lineno)
-    text = str(error)
-    if text.startswith("in user code:"):  # AutoGraph's: a trace as text, with the message at its end
+    text = _text_of(error)
+    if text.startswith("in user code:"):  # AutoGraph's: a trace as text
         lines += [int(number) for number in re.findall(r'^ *File "[^/"]+", line (\d+)', text, re.MULTILINE)]
-        text = text.strip().splitlines()[-1]
+    kind, cause = type(error).__name__, cause_of(text)
     place = f" (line {lines[-1]})" if lines else ""
-    return f"{type(error).__name__}: {' '.join(text.split()).removeprefix(f'{type(error).__name__}: ')[:300]}{place}"
+    cause = cause.removeprefix(f"{kind}: ")
+    return f"{kind}: {cause[:300]}{place}" if cause else f"{kind}{place}"
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a class of the user may fail at this too
+        return ""
+
+
+_NOISE = re.compile(
+    r"\s*(in user code:|Traceback \(most recent call last\):|Graph execution error:|<stack traces unavailable>"
+    r"|Detected at node .*|Exception encountered when calling .*|Stack trace for op definition:.*"
+    r"|During handling of the above exception.*|The above exception was the direct cause.*|Original stack trace.*"
+    r"|\d+ root error\(s\) found\.|\[\[.*|[-=^~*• ]*)"
+)
+"""Lines of foreign messages that are not their cause."""
+_DETAILS = re.compile(r"\s*(Arguments received by |Call arguments received by |Label values: |Function call stack)")
+"""The beginning of details that follow a cause, some of which quote examples."""
+
+
+def cause_of(text: str) -> str:
+    """Return the cause in a foreign message as one line: without traces, arguments and names of operations.
+
+    >>> cause_of("Exception encountered when calling Dense.call().\\n\\nExpected 4 columns.\\n\\nArguments received by")
+    'Expected 4 columns.'
+    """
+    kept: list[str] = []
+    code = False
+    for line in text.splitlines():
+        if kept and _DETAILS.match(line):
+            break
+        if re.match(r'\s*File ".*", line \d+', line):
+            kept, code = [], True  # the cause follows the trace
+            continue
+        if code and line.startswith("    "):  # the code below the place
+            code = False
+            if not re.match(r"\s*[A-Z]\w*(Error|Exception|Warning): ", line):
+                continue
+        code = False
+        if found := re.match(r"\s*\((\d+)\) [A-Z_]+: *(.*)", line):  # of several, TensorFlow's first is the cause
+            if found[1] != "0":
+                break
+            line = found[2]
+        if not _NOISE.fullmatch(line):
+            kept.append(line)
+        elif kept and not line.strip():
+            break  # the first paragraph
+    cause = re.split(r"\s*\[\[|\s*\[Op:|\s+Label values: ", " ".join(" ".join(kept).split()))[0]
+    return cause.strip()
+
+
+def is_stop(error: BaseException) -> bool:
+    """Return whether an exception of a user's function is Ctrl-C, and no KeyboardInterrupt that it raised itself."""
+    if not isinstance(error, KeyboardInterrupt):
+        return not isinstance(error, Exception | SystemExit)
+    ours = threading.current_thread() is threading.main_thread()
+    return ours and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 def find_function(module: types.ModuleType, name: str) -> Callable[[], Any]:

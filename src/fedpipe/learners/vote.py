@@ -7,14 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedpipe import weights
-from fedpipe.errors import (
-    CorruptError,
-    DataError,
-    DroppedError,
-    ModelError,
-    NotFoundError,
-)
-from fedpipe.learners.contribute import dropped_by, fetched
+from fedpipe.errors import CorruptError, NotFoundError
+from fedpipe.learners.contribute import fetched
+from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.learner import Learner, Verdict, log
 from fedpipe.rounds.ballots import find_vote, known_scores, publish_ballot
@@ -45,7 +40,7 @@ def vote(
         make_learner: makes the learner, with its data, when there is work to do.
         roll: the roll of the vote's attempt.
     """
-    if found := find_vote(store, name, plan.run, number):
+    if found := find_vote(store, plan, name, number, base):
         log.info("round %d: the vote of %s is already cast", number, name)
         return found
     with tempfile.TemporaryDirectory() as folder:
@@ -53,8 +48,10 @@ def vote(
         try:
             ballot = _cast(store, plan, name, number, base, current, candidate, owner, make_learner(), Path(folder))
             return publish_ballot(store, ballot)
-        except (DroppedError, DataError, ModelError, CorruptError, NotFoundError, OSError) as error:
-            absent = dropped_by(name, error)
+        except (Exception, SystemExit) as error:
+            absent = dropped_by(plan, name, error)
+            if absent is None:
+                raise
             drop(store, plan.run, number, absent, name=roll.note("absent"))
             log.warning("round %d: %s does not vote: %s", number, name, absent.why)
             return absent
@@ -64,7 +61,8 @@ def _cast(
     store: Store, plan: Plan, name: str, number: int, base: str, current: Arrays, candidate: str, owner: str,
     learner: Learner, folder: Path,
 ) -> Ballot:  # fmt: skip
-    known = learner.accept_weights(current, known_scores(store, name, plan.run, number, base))
+    definition = plan.definition.digest
+    known = learner.accept_weights(current, known_scores(store, name, plan.run, number, base, definition))
     verdict, unfit = Verdict(known, approve=False), ""
     try:
         if number:
@@ -75,5 +73,5 @@ def _cast(
         log.warning("round %d: %s votes no: %s", number, name, unfit)
     return Ballot(
         federation=plan.federation.name, run=plan.run, round=number, learner=name, base=base, candidate=candidate,
-        approve=verdict.approve, current=known, proposed=verdict.scores, why=unfit,
+        approve=verdict.approve, current=known, proposed=verdict.scores, why=unfit, plan=definition,
     )  # fmt: skip

@@ -129,9 +129,9 @@ def publish(store: Store, plan: Plan, digest: str) -> Exported:
     """
     name, key = plan.federation.model_name, _publishing_key(store)
     claimed = _find_claim(store, name, plan.run, digest)
-    if claimed and store.size(claimed.path) is not None:
-        return claimed
     data, origin = convert_and_verify(store, plan, digest)
+    if claimed and claimed.origin.digest == origin.digest and store.size(claimed.path) is not None:
+        return claimed
     exported = claimed if claimed and claimed.origin == origin else _claim(store, name, origin)
     if key is not None:
         sign_publication(store.below(keys.MODELS), ModelVersion(name, exported.version), origin, key)

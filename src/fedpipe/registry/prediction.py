@@ -139,6 +139,11 @@ def predict(model: str | Path | Predictor, features: npt.ArrayLike) -> Predictio
     Raises:
         InputError: the file is not a model, or the model takes several inputs.
         DataError: the features do not have the model's shape.
+
+    >>> import fedpipe, numpy
+    >>> result = fedpipe.run("demo/federation.yaml")
+    >>> fedpipe.predict(result.model, numpy.load("demo/digits.npz")["x"][:2]).outputs.shape
+    (2, 10)
     """
     loaded = open_model(Path(model)) if isinstance(model, str | Path) else model
     wanted, x = loaded.inputs[0], np.asarray(features)

@@ -9,12 +9,12 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.data.parts import Shard, get_shard
-from fedpipe.errors import NotFoundError
+from fedpipe.errors import CorruptError, NotFoundError
 from fedpipe.rounds.ballots import start_scores
 from fedpipe.rounds.evaluation import Evaluation
-from fedpipe.rounds.history import history
+from fedpipe.rounds.history import history, origin_of
 from fedpipe.rounds.manifests import Record, Scores, Spent
-from fedpipe.rounds.plan import Plan, read_plan
+from fedpipe.rounds.plan import Plan, current_plan
 from fedpipe.rounds.roll import cleaned
 from fedpipe.rounds.selection import took_part
 from fedpipe.rounds.timings import Timing, read_timings
@@ -54,19 +54,27 @@ def read_story(store: Store, run: str, uri: str = "") -> Story:
     records = tuple(history(store, run))
     if not records:
         raise NotFoundError(f"there is no run {run!r}", where=store.uri)
-    plan = read_plan(store, records[0].plan)
+    plan = current_plan(store, run, records[0].plan)
     names = tuple(learner.name for learner in plan.federation.learners)
     return Story(
         store=uri or store.uri,
         plan=plan,
         records=records,
-        shards=tuple(get_shard(store, name, digest) for name, digest in sorted(plan.shards.items())),
+        shards=tuple(filter(None, (_find_shard(store, name, plan.shards[name]) for name in sorted(plan.shards)))),
         evaluation=find(store, keys.evaluation(run), Evaluation),
         onnx=find(store, keys.onnx(run), dict) or {},
         timings=tuple(sorted(read_timings(store, run, names), key=lambda t: t.started)),
         start=start_scores(store, plan) if plan.federation.vote else {},
         ending=board[0].ending if (board := poll_board(store, run)) else "",
     )
+
+
+def _find_shard(store: Store, name: str, digest: str) -> Shard | None:
+    """Returns a learner's shard; None when it was deleted or damaged since, which hides no other part of the story."""
+    try:
+        return get_shard(store, name, digest)
+    except (CorruptError, NotFoundError):
+        return None
 
 
 def _tested_metrics(records: tuple[Record, ...], number: int) -> dict[str, float]:
@@ -124,7 +132,7 @@ def summarise(story: Story) -> dict[str, Any]:
 
     `loss` and metrics without a prefix describe the learners' training in the round. Metrics `test_...` describe the
     model of the round, on the learners' test parts. In a run with votes, each round has its decision, and round 0 has
-    the learners' scores before any training.
+    the learners' scores before any training. `begun_from` is the round whose model the run continues; null if none.
     """
     voted = story.plan.federation.vote is not None
     rounds = [_round(story, record) for record in story.records if record.round or voted]
@@ -134,6 +142,7 @@ def summarise(story: Story) -> dict[str, Any]:
         "federation": story.plan.federation.name,
         "run": story.plan.run,
         "store": story.store,
+        "begun_from": {"run": origin.run, "round": origin.round} if (origin := origin_of(story.records[0])) else None,
         "rounds": rounds,
         "evaluation": msgspec.to_builtins(story.evaluation) if story.evaluation else {},
         "onnx": {k: story.onnx[k] for k in ("path", "digest", "max_abs_difference", "opset") if k in story.onnx},

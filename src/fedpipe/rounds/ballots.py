@@ -6,19 +6,19 @@ learners/<name>/runs/<run>/<round>/absent   why a learner did not vote
 
 from __future__ import annotations
 
-from fedpipe.errors import CorruptError
+from fedpipe.errors import CorruptError, DroppedError
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import MANIFEST, Roll, gather
+from fedpipe.rounds.roll import MANIFEST, Roll, gather, is_of_try, publish_answer
 from fedpipe.rounds.voting import check_ballot
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import find, publish
+from fedpipe.store.objects import find
 
 
 def publish_ballot(store: Store, ballot: Ballot) -> Ballot:
     """Write a ballot unless there is one, and return the stored one."""
-    return publish(store, keys.ballot(ballot.learner, ballot.run, ballot.round), ballot, limit=MANIFEST)
+    return publish_answer(store, keys.ballot(ballot.learner, ballot.run, ballot.round), ballot)
 
 
 def find_ballot(store: Store, learner: str, run: str, number: int) -> Ballot | None:
@@ -26,19 +26,22 @@ def find_ballot(store: Store, learner: str, run: str, number: int) -> Ballot | N
     return find(store, keys.ballot(learner, run, number), Ballot, limit=MANIFEST)
 
 
-def find_vote(store: Store, learner: str, run: str, number: int) -> Ballot | Dropped | None:
+def find_vote(store: Store, plan: Plan, learner: str, number: int, base: str) -> Ballot | Dropped | None:
     """Return a learner's ballot, or its absence from a committed round; None when it still has to vote."""
-    if ballot := find_ballot(store, learner, run, number):
+    ballot = find_ballot(store, learner, plan.run, number)
+    if ballot is not None and is_of_try(ballot, plan.definition.digest, base):
         return ballot
-    record = read_record(store, run, number) if number else None
+    record = read_record(store, plan.run, number) if number else None
     return next((item for item in record.absent if item.learner == learner), None) if record else None
 
 
-def known_scores(store: Store, learner: str, run: str, number: int, base: str) -> Scores | None:
+def known_scores(
+    store: Store, learner: str, run: str, number: int, base: str, plan: str | None = None
+) -> Scores | None:
     """Return this learner's scores of a round's base, from its last ballot; None when that is of other weights."""
     for earlier in range(number - 1, -1, -1):
         ballot = find_ballot(store, learner, run, earlier)
-        if ballot is not None:
+        if ballot is not None and (None in (ballot.plan, plan) or ballot.plan == plan):
             return {ballot.base: ballot.current, ballot.candidate: ballot.proposed}.get(base)
     return None
 
@@ -47,7 +50,7 @@ def collect_ballots(
     store: Store, plan: Plan, *, number: int, base: str, candidate: str, roll: Roll
 ) -> tuple[list[Ballot], list[Dropped]]:
     """Return the valid ballots of a round, and the learners without one with the reason, both sorted by name."""
-    federation, vote = plan.federation, plan.federation.vote
+    federation, vote, definition = plan.federation, plan.federation.vote, plan.definition.digest
     assert vote is not None
 
     def read(learner: str) -> Ballot | None:
@@ -57,6 +60,8 @@ def collect_ballots(
                 ballot, vote=vote, federation=federation.name, run=plan.run, number=number, learner=learner, base=base,
                 candidate=candidate,
             )  # fmt: skip
+            if ballot.plan not in (None, definition):
+                raise DroppedError("the ballot belongs to an earlier try of the run, with other settings")
         return ballot
 
     return gather(store, plan.run, number, roll, read, name="absent", otherwise="no ballot")
@@ -65,11 +70,12 @@ def collect_ballots(
 def start_scores(store: Store, plan: Plan) -> dict[str, Scores]:
     """Return the learners' scores of the run's first weights; some may be missing."""
     found: dict[str, Scores] = {}
+    definition = plan.definition.digest
     for learner in plan.federation.learners:
         try:
             ballot = find_ballot(store, learner.name, plan.run, 0)
         except CorruptError:
             continue
-        if ballot is not None:
+        if ballot is not None and ballot.plan in (None, definition):
             found[learner.name] = ballot.current
     return found

@@ -63,7 +63,9 @@ def close_round(
         return drafted
     previous = begun_from(store, plan.run, number, base)
     roll = roll or Roll(select(federation, number))
-    updates, dropped = collect(store, federation=federation.name, run=plan.run, number=number, base=base, roll=roll)
+    updates, dropped = collect(
+        store, federation=federation.name, run=plan.run, number=number, base=base, roll=roll, plan=previous.plan
+    )
     check_quorum(number, len(updates), dropped, federation.min_learners)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -197,7 +199,7 @@ def proposal_of(store: Store, plan: Plan, previous: Record, roll: Roll) -> Recor
             return replace(record, dropped=(found or Dropped(learner=proposer, why="no proposal"),))
         check_update(
             update, federation=plan.federation.name, run=plan.run, number=number, learner=proposer,
-            base=previous.weights,
+            base=previous.weights, plan=previous.plan,
         )  # fmt: skip
         check_signed(update, read_enrolled(store))
     except (DroppedError, CorruptError) as error:

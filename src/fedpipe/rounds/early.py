@@ -62,7 +62,7 @@ class EarlySums:
                 return
             check_update(
                 update, federation=self._plan.federation.name, run=self._plan.run, number=number, learner=learner,
-                base=base,
+                base=base, plan=self._previous.plan,
             )  # fmt: skip
             try:
                 self.forest.add(source_of(self._plan, update))

@@ -20,7 +20,7 @@ class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `states` holds the variables of each Keras metric (a mean's total and count, a curve's bins). They add up over
     learners, so that the federated metric is exact even where a mean of means would be wrong. `confusion[i][j]`
     counts examples of class i taken for class j. `label_shape` is the shape of one label. `why` is the reason when
-    nothing was measured.
+    nothing was measured. `settings` is the digest of the settings of the measurement.
     """
 
     learner: str
@@ -31,6 +31,7 @@ class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     confusion: Matrix = ()
     label_shape: tuple[int, ...] = ()
     why: str = ""
+    settings: str = ""
 
 
 class Measured(Struct, frozen=True, kw_only=True):
@@ -41,7 +42,7 @@ class Measured(Struct, frozen=True, kw_only=True):
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):
-    """The final model: on the central test set, and over the learners' test parts."""
+    """The final model: on the central test set, and over the learners' test parts; and the digest of the settings."""
 
     weights: str
     central: Measured | None = None
@@ -50,6 +51,7 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     left_out: dict[str, str] = {}
     confusion: Matrix = ()
     classes: tuple[str, ...] = ()
+    settings: str = ""
 
 
 def find_score(store: Store, learner: str, run: str) -> Score | None:

@@ -62,7 +62,7 @@ class Spent(Manifest, frozen=True, kw_only=True):
 
 
 class Update(Manifest, frozen=True, kw_only=True):
-    """A learner's contribution to a round."""
+    """A learner's contribution to a round. `plan` is the definition of the run that it was trained for."""
 
     format: int = 1
     federation: Name
@@ -74,6 +74,7 @@ class Update(Manifest, frozen=True, kw_only=True):
     size: Count
     examples: ExampleCount
     metrics: Metrics
+    plan: Digest | None = None
     tested: Tested | None = None
     optimizer: Digest | None = None
     spent: Spent | None = None
@@ -81,10 +82,14 @@ class Update(Manifest, frozen=True, kw_only=True):
 
 
 class Dropped(Manifest, frozen=True, kw_only=True):
-    """A learner that did not take part in a round, and the reason: for a spent privacy budget, also its numbers."""
+    """A learner that did not take part in a round, and the reason: for a spent privacy budget, also its numbers.
+
+    `lasting`: another attempt at the round would end in the same way.
+    """
 
     learner: str
     why: str
+    lasting: bool = False
     code: Literal["", "DP_BUDGET_EXCEEDED"] = ""
     spent: Spent | None = None
 
@@ -106,6 +111,7 @@ class Ballot(Manifest, frozen=True, kw_only=True):
     approve: bool
     current: Scores
     proposed: Scores
+    plan: Digest | None = None
     why: Annotated[str, Meta(max_length=500)] = ""
 
 

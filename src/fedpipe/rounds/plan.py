@@ -1,19 +1,29 @@
-"""A run's plan: the federation with its run-time settings, its code and its shards, pinned by digest."""
+"""A run's plan: the federation with its run-time settings, its code and its shards, pinned by digest.
+
+A plan has two parts. Its *definition* decides what is trained, and every record of the run holds its digest. All else
+may change between two tries of a run, such as the settings of evaluation, export, reports and placement. A step reads
+them from the plan of its own try. `definition_of` draws the line, here and nowhere else.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
+from fedpipe.codec import converted
 from fedpipe.errors import InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import check_federation
-from fedpipe.federation.names import Name
-from fedpipe.federation.training import EarlyStopping
-from fedpipe.store import Store, open_store
-from fedpipe.store.objects import Digest, decode, digest_of, encode, get_bytes, put_bytes
+from fedpipe.federation.messages import described
+from fedpipe.federation.names import KUBEFLOWS_SECRET, Amount, Count, Interval, Learners, Name, Seconds
+from fedpipe.federation.placement import Images, Placement
+from fedpipe.federation.training import EarlyStopping, EvaluationSettings, Export, Privacy, Quorum
+from fedpipe.store import Store, keys, open_store
+from fedpipe.store.objects import Digest, decode, digest_of, encode, find, get_bytes, put_bytes
 
 
 class RunPlace(Struct, frozen=True, kw_only=True):
@@ -32,20 +42,19 @@ class RunPlace(Struct, frozen=True, kw_only=True):
 class Settings(Struct, frozen=True, kw_only=True):
     """The run-time parameters of a pipeline; zero or empty means: as in the federation file."""
 
-    rounds: int = 0
-    learning_rate: float = 0.0
-    local_epochs: int = 0
-    batch_size: int = 0
-    min_learners: int = 0
-    deadline: float = 0.0
-    patience: int = 0
-    max_seconds: float = 0.0
+    rounds: Interval = 0
+    learning_rate: Amount = 0.0
+    local_epochs: Count = 0
+    batch_size: Count = 0
+    min_learners: Learners = 0
+    deadline: Seconds = 0.0
+    patience: Interval = 0
+    max_seconds: Seconds = 0.0
 
     def applied(self, federation: Federation) -> Federation:
         """Return the federation with these settings. Raises InputError for one that is out of range."""
         for name in Settings.__struct_fields__:
-            if getattr(self, name) < 0:
-                raise InputError(f"{getattr(self, name)} is negative", where=f"parameter {name}")
+            _check_number(name, getattr(self, name))
         if self.min_learners > len(federation.learners):
             raise InputError(
                 f"the quorum of {self.min_learners} exceeds the {len(federation.learners)} learners",
@@ -58,15 +67,25 @@ class Settings(Struct, frozen=True, kw_only=True):
             training["local_steps"] = 0
         if self.patience:
             stopping = federation.training.early_stopping or EarlyStopping(patience=self.patience)
-            training["early_stopping"] = msgspec.structs.replace(stopping, patience=self.patience)
+            training["early_stopping"] = replace(stopping, patience=self.patience)
         quorum = {name: value for name in ("min_learners", "deadline") if (value := getattr(self, name))}
-        changed = msgspec.structs.replace(
+        changed = replace(
             federation,
-            training=msgspec.structs.replace(federation.training, **training),
-            quorum=msgspec.structs.replace(federation.quorum, **quorum),
+            training=replace(federation.training, **training),
+            quorum=replace(federation.quorum, **quorum),
         )
         check_federation(changed, where="with these parameters")
         return changed
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Check a run-time parameter against its type. Raises InputError."""
+    try:
+        converted({name: value}, Settings)
+    except msgspec.ValidationError as error:
+        what, remedy = described(str(error))
+        what = f"{value} is negative" if isinstance(value, int | float) and value < 0 else f"{value}: {what}"
+        raise InputError(what, where=f"parameter {name}", remedy=remedy) from error
 
 
 class Shards(Struct, frozen=True, kw_only=True):
@@ -77,7 +96,7 @@ class Shards(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole definition of a run; its digest is in every record of the run."""
+    """All that a run needs: what defines its training, and the settings of this try of it."""
 
     format: int = 1
     run: Name
@@ -93,13 +112,86 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def digest(self) -> str:
-        """The plan's digest."""
+        """The digest of the whole plan, by which the steps of a try find it."""
         return digest_of(encode(self))
+
+    @property
+    def definition(self) -> Plan:
+        """The part that defines the training; its digest is in every record of the run."""
+        return replace(self, federation=definition_of(self.federation))
+
+    @property
+    def measuring(self) -> str:
+        """The digest of all that decides how a model is measured: a measurement with other settings is repeated."""
+        federation = self.federation
+        settings = (federation.evaluation, federation.training.evaluate, federation.export.classes)
+        return digest_of(encode((self.definition.digest, *settings)))
+
+    @property
+    def exporting(self) -> str:
+        """The digest of all that decides how a model is exported: with other settings it is published again."""
+        return digest_of(encode(replace(self.federation.export, tolerance=1.0)))
+
+
+def definition_of(federation: Federation) -> Federation:
+    """Return a federation with defaults for everything that may change between two tries of a run.
+
+    Places, secrets, images and placements do not change the training. Neither do measurements, unless a vote or early
+    stopping decides by them. A deadline, a quorum and a privacy target end or refuse work: messages advise to change
+    them, and a record lists who took part.
+    """
+    training, stopping = federation.training, federation.training.early_stopping
+    decides = federation.vote is not None or (stopping is not None and stopping.metric.startswith("test_"))
+    measured = federation if decides else replace(
+        federation,
+        training=replace(training, evaluate={}),
+        evaluation=EvaluationSettings(holdout=federation.evaluation.holdout),
+        simulation=replace(federation.simulation, test_every=1),
+    )  # fmt: skip
+    learners = tuple(
+        replace(one, data=_bare(one.data), secret="", placement=Placement(), privacy=_untargeted(one.privacy))
+        for one in federation.learners
+    )
+    return replace(
+        measured,
+        store="store", learners=learners, secret=KUBEFLOWS_SECRET, images=Images(), placement={}, export=Export(),
+        data=replace(federation.data, uri=_bare(federation.data.uri)),
+        privacy=_untargeted(federation.privacy),
+        training=replace(measured.training, rounds_per_step="all", tensorboard=True),
+        simulation=replace(measured.simulation, placement=Placement()),
+        quorum=Quorum(
+            learners_per_round=federation.quorum.learners_per_round, over_selection=federation.quorum.over_selection
+        ),
+    )  # fmt: skip
+
+
+def _bare(uri: str) -> str:
+    """Return the last part of a path or URI: the same file in another folder is the same data."""
+    return re.sub(r".*/", "", uri)
+
+
+def _untargeted(privacy: Privacy | None) -> Privacy | None:
+    return replace(privacy, target_epsilon=1.0) if privacy else None
 
 
 def read_plan(store: Store, digest: str) -> Plan:
     """Return the plan with this digest. Raises CorruptError and StoreError."""
     return decode(get_bytes(store, digest), Plan, where=f"plan {digest}")
+
+
+def current_plan(store: Store, run: str, digest: str) -> Plan:
+    """Return the plan of a run's last try, with its settings of evaluation, export and reports.
+
+    Args:
+        store: the federation's store.
+        run: the run's name.
+        digest: of the definition, as in the run's records.
+
+    Raises:
+        CorruptError: the plan cannot be read.
+    """
+    found = find(store, keys.plan(run), Plan)
+    return found if found is not None and found.definition.digest == digest else read_plan(store, digest)
 
 
 def differences(old: Plan, new: Plan) -> list[str]:

@@ -3,11 +3,11 @@
     pruning              says that objects are being removed; moves by compare-and-swap only
     runs/<run>/pruned    what was left of a run
 
-Small objects go first, those of a run in the order of `retention`. Only then go objects that they named. So no small object
-that stays names an object that is gone, apart from runs with a note.
+Small objects go first, those of a run in the order of `retention`. Only then go objects that they named. So no small
+object that stays names an object that is gone, apart from runs with a note.
 
-A run looks at the mark when it begins, and again when its shards are recorded (`entered`). A removal in between could have
-taken an object that the run found in the store.
+A run looks at the mark when it begins, and again when its shards are recorded (`entered`). A removal in between could
+have taken an object that the run found in the store.
 """
 
 from __future__ import annotations

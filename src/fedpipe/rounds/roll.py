@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -14,11 +14,41 @@ from fedpipe.errors import (
 )
 from fedpipe.rounds.manifests import Dropped
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import encode, find
+from fedpipe.store.objects import decode, encode, find
 
 T = TypeVar("T")
+
+
+class Answer(Protocol):
+    """A learner's update or ballot: the weights that the round began with, and the definition of the run."""
+
+    @property
+    def base(self) -> str: ...
+    @property
+    def plan(self) -> str | None: ...
+
+
+A = TypeVar("A", bound=Answer)
 MANIFEST = 2**16
 """Largest manifest of a learner, in bytes, that is read."""
+
+
+def is_of_try(answer: Answer, plan: str, base: str) -> bool:
+    """Return whether an answer belongs to this try of the run; an earlier one had another plan or began elsewhere."""
+    return answer.base == base and answer.plan in (None, plan)
+
+
+def publish_answer(store: Store, key: str, answer: A) -> A:
+    """Write a learner's answer unless there is one of the same try of the run, and return the stored one."""
+    data = encode(answer)
+    while not store.create(key, data):
+        blob = store.read(key, limit=MANIFEST)
+        found = decode(blob.data, type(answer), where=f"{store.uri}/{key}")
+        if is_of_try(found, answer.plan or "", answer.base):
+            return found
+        if store.swap(key, data, blob.version):
+            break
+    return answer
 
 
 def drop(store: Store, run: str, number: int, dropped: Dropped, *, name: str = "dropped") -> None:
@@ -100,9 +130,14 @@ def check_quorum(number: int, taking_part: int, dropped: list[Dropped], minimum:
     """Raise QuorumError, with the missing learners and their reasons, when fewer than `minimum` take part."""
     if taking_part >= minimum:
         return
-    missing = "; ".join(f"{d.learner}: {d.why}" for d in dropped) or "nobody was dropped"
+    by_reason: dict[str, list[str]] = {}
+    for item in dropped:
+        by_reason.setdefault(item.why.rstrip("."), []).append(item.learner)
+    missing = "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items()) or "nobody was dropped"
     raise QuorumError(
         f"round {number}: {taking_part} of {taking_part + len(dropped)} learners took part, the quorum is {minimum} "
         f"({missing})",
-        remedy="HEAD stays at the last good round. Repair the learners, or lower quorum.min_learners.",
+        remedy="HEAD stays at the last good round. Repair the learners, or lower quorum.min_learners; "
+        "then run the same command again.",
+        lasting=taking_part + sum(not item.lasting for item in dropped) < minimum,
     )

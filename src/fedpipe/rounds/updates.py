@@ -18,9 +18,10 @@ from fedpipe.identity.enrolment import Enrolled, flaw_of, make_signature, read_e
 from fedpipe.identity.signing import Signature
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Dropped, Tested, Update
-from fedpipe.rounds.roll import MANIFEST, Roll, gather
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.roll import MANIFEST, Roll, gather, is_of_try, publish_answer
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import encode, fetch_file, find, publish
+from fedpipe.store.objects import encode, fetch_file, find
 from fedpipe.weights import Layout, check_finite, fetch_from, read_layout, stream
 
 
@@ -58,7 +59,7 @@ def fetch_weights(
 
 def publish_update(store: Store, update: Update) -> Update:
     """Write an update's manifest unless there is one, and return the stored one."""
-    return publish(store, keys.update(update.learner, update.run, update.round), update, limit=MANIFEST)
+    return publish_answer(store, keys.update(update.learner, update.run, update.round), update)
 
 
 def find_update(store: Store, learner: str, run: str, number: int) -> Update | None:
@@ -66,19 +67,22 @@ def find_update(store: Store, learner: str, run: str, number: int) -> Update | N
     return find(store, keys.update(learner, run, number), Update, limit=MANIFEST)
 
 
-def find_part(store: Store, learner: str, run: str, number: int) -> Update | Dropped | None:
+def find_part(store: Store, plan: Plan, learner: str, number: int, base: str) -> Update | Dropped | None:
     """Return a learner's update, or its absence from a committed round; None when it still has to train.
 
     A learner that was dropped from a committed round must not train for it again. The result would not be used, but a
     private training would spend budget.
     """
-    if update := find_update(store, learner, run, number):
+    update = find_update(store, learner, plan.run, number)
+    if update is not None and is_of_try(update, plan.definition.digest, base):
         return update
-    record = read_record(store, run, number)
+    record = read_record(store, plan.run, number)
     return next((d for d in record.dropped if d.learner == learner), None) if record else None
 
 
-def check_update(update: Update, *, federation: str, run: str, number: int, learner: str, base: str) -> None:
+def check_update(
+    update: Update, *, federation: str, run: str, number: int, learner: str, base: str, plan: str | None = None
+) -> None:
     """Check that a manifest belongs to this round and that its numbers are finite.
 
     Raises:
@@ -88,13 +92,15 @@ def check_update(update: Update, *, federation: str, run: str, number: int, lear
     for name, value in expected.items():
         if getattr(update, name) != value:
             raise DroppedError(f"the update's {name} is {getattr(update, name)}, the round's is {value}")
+    if None not in (update.plan, plan) and update.plan != plan:
+        raise DroppedError("the update belongs to an earlier try of the run, with other settings")
     numbers = [*update.metrics.values(), *(update.tested.metrics.values() if update.tested else ())]
     if not all(math.isfinite(v) for v in numbers):
         raise DroppedError("a metric of the update is NaN or infinite")
 
 
 def collect(
-    store: Store, *, federation: str, run: str, number: int, base: str, roll: Roll
+    store: Store, *, federation: str, run: str, number: int, base: str, roll: Roll, plan: str | None = None
 ) -> tuple[list[Update], list[Dropped]]:
     """Return the valid updates of a round and the learners without one, both sorted by name."""
 
@@ -103,7 +109,7 @@ def collect(
     def read(learner: str) -> Update | None:
         update = find_update(store, learner, run, number)
         if update is not None:
-            check_update(update, federation=federation, run=run, number=number, learner=learner, base=base)
+            check_update(update, federation=federation, run=run, number=number, learner=learner, base=base, plan=plan)
             check_signed(update, enrolled)
         return update
 

@@ -18,6 +18,7 @@ from fedpipe.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
 from fedpipe.identity.enrolment import NOBODY, Enrolled, find_enrolled
 from fedpipe.registry.publication import ModelVersion, Origin, check_publication, find_origin, read_model, versions
@@ -89,11 +90,13 @@ def _folder_of(federation: Store) -> ModelFolder:
     return ModelFolder(federation.below(keys.MODELS), federation)
 
 
-def locate(*, source: Path | None = None, store: str | None = None, folder: Path | None = None) -> Location:
+def locate(
+    *, source: Path | Federation | None = None, store: str | None = None, folder: Path | None = None
+) -> Location:
     """Locates models by the options of a command.
 
     Args:
-        source: a federation file, which names the store.
+        source: a federation or its file, which names the store.
         store: URI of a store, of one federation in it or of all; with `source`, instead of the file's.
         folder: a folder of `<name>/<version>/model.onnx`.
 
@@ -112,7 +115,7 @@ def locate(*, source: Path | None = None, store: str | None = None, folder: Path
             remedy = "Pass a folder of NAME/VERSION/model.onnx."
             raise InputError("there is no such folder", where=str(folder), remedy=remedy)
         return Location(LocalStore(folder), "models", is_local=True)
-    federation = read_federation(source) if source else None
+    federation = read_federation(source) if isinstance(source, Path) else source
     uri = chosen_uri(store, federation.store_uri if federation else "")
     opened = open_store(uri, deadline=_DEADLINE)
     is_local = uri.startswith("file://")

@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import urllib3
 
+from fedpipe.codec import converted, from_json, read_json
 from fedpipe.errors import InputError
 from fedpipe.registry.card import Card
 from fedpipe.registry.prediction import TensorSpec
 from fedpipe.serving.protocol import DATATYPES, DTYPES, HEADER_LENGTH
+from fedpipe.store.network import Pool, reason_of, remedy_of
 from fedpipe.store.userinfo import check_no_credentials
 
 Array = npt.NDArray[Any]
@@ -70,18 +72,18 @@ class RemoteModel:
         check_no_credentials(url, "URL of the server")
         token = os.environ.get("FEDPIPE_TOKEN", "") if token is None else token
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=60), retries=False)
+        self._pool = Pool(timeout=urllib3.Timeout(connect=5, read=60), retries=False)
         base, found, path = url.rstrip("/").partition("/v2")
         self._url = url.rstrip("/") if found and path else f"{base}/v2/models/{self._only_model(base)}"
         response = self._request("GET", self._url)
         try:
-            metadata = msgspec.json.decode(response.data, type=_Metadata)
+            metadata = from_json(response.data, _Metadata)
             self.name = metadata.name
             self.inputs = [_spec(tensor) for tensor in metadata.inputs]
             self.outputs = [_spec(tensor) for tensor in metadata.outputs]
             parameters = metadata.parameters or {}
             of_card = {name: parameters[name] for name in ("classes", "spread", "finite") if name in parameters}
-            self.card = msgspec.convert(of_card, Card)
+            self.card = converted(of_card, Card)
         except (KeyError, msgspec.DecodeError) as error:
             raise InputError(
                 "the server does not describe a model as the Open Inference Protocol does",
@@ -93,7 +95,7 @@ class RemoteModel:
         remedy = f"Use {base}/v2/models/NAME."
         response = self._request("GET", f"{base}/models")
         try:
-            names = [model.name for model in msgspec.json.decode(response.data, type=_ModelList).models if model.inputs]
+            names = [model.name for model in from_json(response.data, _ModelList).models if model.inputs]
         except msgspec.DecodeError as error:
             raise InputError("the server does not list its models", where=base, remedy=remedy) from error
         if len(names) != 1:
@@ -128,9 +130,8 @@ class RemoteModel:
         try:
             response = self._pool.urlopen(method, url, body=body, headers={**self._headers, **(headers or {})})
         except (urllib3.exceptions.HTTPError, ValueError) as error:
-            reason = str(getattr(error, "reason", "") or error).rsplit(": ", 1)[-1][:200]
-            remedy = "Check the URL, and whether `fedpipe serve` is running."
-            raise InputError(f"the server does not answer: {reason}", where=url, remedy=remedy) from error
+            remedy = remedy_of(error, "Check the URL, and whether `fedpipe serve` is running.")
+            raise InputError(f"the server does not answer: {reason_of(error)}", where=url, remedy=remedy) from error
         if response.status != 200:
             raise InputError(_error_message(response), where=url)
         return response
@@ -138,7 +139,7 @@ class RemoteModel:
 
 def _error_message(response: Any) -> str:
     try:
-        return f"the server answers: {msgspec.json.decode(response.data)['error']} (HTTP {response.status})"
+        return f"the server answers: {read_json(response.data)['error']} (HTTP {response.status})"
     except (msgspec.DecodeError, KeyError, TypeError):
         return f"the server answers with HTTP {response.status}"
 
@@ -152,7 +153,7 @@ def _outputs(response: Any, names: list[str]) -> list[Array]:
     data, length = memoryview(response.data), response.headers.get(HEADER_LENGTH)
     length = len(data) if length is None else int(length)
     found, rest = {}, data[length:]
-    for output in msgspec.json.decode(data[:length], type=_InferenceResponse).outputs:
+    for output in from_json(data[:length], _InferenceResponse).outputs:
         dtype, size = DTYPES[output.datatype], output.parameters.binary_data_size if output.parameters else None
         if size is None:
             array = np.array(output.data, dtype)

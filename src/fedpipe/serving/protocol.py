@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Raw, Struct
 
+from fedpipe.codec import from_json
 from fedpipe.errors import FedpipeError
 from fedpipe.registry.prediction import TensorSpec
 
@@ -83,9 +84,6 @@ class Request(NamedTuple):
     id: str
 
 
-_decoder = msgspec.json.Decoder(_Body)
-
-
 def parse(
     body: bytes | memoryview, header_length: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
     *, finite: bool = True, most_values: int = 2**28,
@@ -106,7 +104,7 @@ def parse(
     view = memoryview(body)
     json, binary = _split_body(view, header_length)
     try:
-        request = _decoder.decode(json)
+        request = from_json(json, _Body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(400, f"the request is not valid: {_short(error)}") from error
     feed = _feed(request.inputs, binary, {spec.name: spec for spec in inputs}, finite, most_values)
@@ -192,11 +190,11 @@ def _from_binary(
 
 
 @functools.lru_cache(maxsize=256)
-def _decoder_of(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
+def _nested(kind: str, depth: int) -> Any:
     value: Any = {"b": bool, "f": float}.get(kind, int)
     for _ in range(depth):
         value = list[value]
-    return msgspec.json.Decoder(value)
+    return value
 
 
 def _from_json(tensor: _Input, spec: TensorSpec, count: int) -> Array:
@@ -209,7 +207,7 @@ def _from_json(tensor: _Input, spec: TensorSpec, count: int) -> Array:
         raise RequestError(400, f"the data of input {name} is neither flat nor nested like its shape")
     try:
         with np.errstate(over="ignore"):  # 1e39 becomes infinity, which `finite` refuses
-            array = np.array(_decoder_of(spec.dtype.kind, depth).decode(text), spec.dtype)
+            array = np.array(from_json(text, _nested(spec.dtype.kind, depth)), spec.dtype)
     except msgspec.DecodeError as error:
         raise RequestError(400, f"the data of input {name} is not {tensor.datatype}: {_short(error)}") from error
     except (OverflowError, ValueError) as error:

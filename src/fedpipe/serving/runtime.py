@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from fedpipe.codec import from_json
 from fedpipe.errors import CorruptError, FedpipeError
 from fedpipe.registry.prediction import OnnxModel, open_model, runtime
 from fedpipe.registry.publication import ModelVersion
@@ -83,7 +84,7 @@ def _run_trial(entry: ModelVersion, data: bytes) -> Trial:
     except subprocess.TimeoutExpired as error:
         raise CorruptError(f"the model does not answer within {TRIAL_SECONDS:g} s", where=str(entry)) from error
     if done.returncode == 0:
-        return msgspec.json.decode(done.stdout, type=Trial)
+        return from_json(done.stdout, Trial)
     reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
     raise CorruptError(
         reason if done.returncode == 1 and reason else f"the model ended its trial (exit code {done.returncode})",

@@ -10,11 +10,12 @@ import os
 import resource
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from fedpipe.errors import InputError, MissingExtraError
 from fedpipe.registry.prediction import runtime
@@ -149,6 +150,81 @@ def _open_cache(uri: str, folder: Path | None) -> Store:
     return LocalStore(of_store)
 
 
+class Server:
+    """Listens at an address, and serves models there: `run` until SIGTERM, `start` in a thread until `stop`.
+
+    Args:
+        location: where the models are.
+        options: the configuration.
+
+    Raises:
+        InputError: the address is not available, or the folder for copies cannot be created.
+        MissingExtraError: a package of the extra `serve` is not installed.
+    """
+
+    def __init__(self, location: Location, options: Options) -> None:
+        runtime()
+        cache = None if location.is_local else _open_cache(location.store.uri, options.cache)
+        self._options, self._measures = options, Measures()
+        sessions = options.sessions or max(1, cores() // 4)  # few with many threads: same throughput, lower latency
+        threads = options.threads or max(1, cores() // sessions)
+        self._follower = Follower(
+            Catalogue(location, cache), lambda entry, data: load(entry, data, threads=threads),
+            on_failure=lambda entry, _: self._measures.record_failure(entry.name, entry.version),
+            on_change=self._measures.record_change,
+        )  # fmt: skip
+        self._listener = _listen(options.host, options.port)
+        self.url = _address(self._listener)
+        self._pool = ThreadPoolExecutor(sessions, "run")
+        app = App(
+            self._follower, self._measures, self._pool, limits=options.limits, batching=options.batching,
+            token=options.token, access_log=options.access_log,
+        )  # fmt: skip
+        self._server = _Server(_config(app), app, options.drain)
+        self._thread = threading.Thread(target=self.run, name="server", daemon=True)
+
+    def run(self) -> None:
+        """Serves until SIGTERM, SIGINT or `stop`."""
+        _allow_many_connections()
+        stop = threading.Event()
+        follow = (self._options.poll, stop)
+        with contextlib.closing(self._listener), self._pool:
+            threading.Thread(target=self._follower.follow, args=follow, name="follower", daemon=True).start()
+            try:
+                self._server.run(sockets=[self._listener])
+            except KeyboardInterrupt:
+                pass
+            finally:
+                stop.set()
+
+    def start(self, wait: float) -> None:
+        """Serves in a thread of its own, and waits at most so many seconds until the models are loaded."""
+        self._thread.start()
+        until = time.monotonic() + wait
+        while self._thread.is_alive() and time.monotonic() < until:
+            if self._follower.has_refreshed or self._follower.trouble:
+                return
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Ends the server after its last requests."""
+        self._server.should_exit = True
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<server at {self.url}>"
+
+    def _repr_html_(self) -> str:
+        state = "" if self._thread.is_alive() else " (stopped)"
+        return f'<a href="{self.url}">{self.url}</a>{state}'
+
+
 def serve(location: Location, options: Options, *, on_listening: Callable[[str], None] = lambda _: None) -> None:
     """Serves until SIGTERM or SIGINT.
 
@@ -161,34 +237,9 @@ def serve(location: Location, options: Options, *, on_listening: Callable[[str],
         InputError: the address is not available, or the folder for copies cannot be created.
         MissingExtraError: a package of the extra `serve` is not installed.
     """
-    runtime()
-    cache = None if location.is_local else _open_cache(location.store.uri, options.cache)
-    catalogue = Catalogue(location, cache)
-    listener = _listen(options.host, options.port)
-    _allow_many_connections()
-    sessions = options.sessions or max(1, cores() // 4)  # few with many threads: same throughput, lower latency
-    threads = options.threads or max(1, cores() // sessions)
-    measures = Measures()
-    follower = Follower(
-        catalogue, lambda entry, data: load(entry, data, threads=threads),
-        on_failure=lambda entry, _: measures.record_failure(entry.name, entry.version),
-        on_change=measures.record_change,
-    )  # fmt: skip
-    stop = threading.Event()
-    with contextlib.closing(listener), ThreadPoolExecutor(sessions, "run") as pool:
-        app = App(
-            follower, measures, pool, limits=options.limits, batching=options.batching, token=options.token,
-            access_log=options.access_log,
-        )  # fmt: skip
-        following = threading.Thread(target=follower.follow, args=(options.poll, stop), name="follower", daemon=True)
-        following.start()
-        on_listening(_address(listener))
-        try:
-            _Server(_config(app), app, options.drain).run(sockets=[listener])
-        except KeyboardInterrupt:
-            pass
-        finally:
-            stop.set()
+    server = Server(location, options)
+    on_listening(server.url)
+    server.run()
 
 
 def _config(app: App) -> uvicorn.Config:
@@ -202,9 +253,12 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)  # clients that connect before the server runs wait
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(contextlib.closing(listener))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)  # clients that connect before the server runs wait
+            undo.pop_all()
     except (OSError, OverflowError, UnicodeError) as error:
         raise InputError(
             f"the address is not available: {getattr(error, 'strerror', None) or error}",

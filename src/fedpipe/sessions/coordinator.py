@@ -207,7 +207,8 @@ class Coordinator:
                 try:
                     return self._closed(phase, roll, early)
                 except QuorumError as error:
-                    if attempt > phase.retries:
+                    more = set(phase.asks(attempt + 1, self._away)) - set(roll.asked)
+                    if attempt > phase.retries or (error.lasting and not more):
                         raise
                     log.warning("%s; trying the round again", error.what)
             attempt += 1

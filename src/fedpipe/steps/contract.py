@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from fedpipe.codec import converted
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreError
 from fedpipe.rounds.plan import RunPlace
 from fedpipe.rounds.timings import Timing, note
@@ -99,7 +100,7 @@ def parse(name: str, values: dict[str, Any]) -> Any:
         if key in fields
     }
     try:
-        return msgspec.convert(cast, kind)
+        return converted(cast, kind)
     except msgspec.ValidationError as error:
         raise InputError(str(error).replace("$.", ""), where=f"step {name}") from error
 
@@ -140,6 +141,15 @@ def find(name: str, values: dict[str, Any]) -> Any | None:
     """
     look = getattr(body(name), "find", None)
     return look(parse(name, values)) if look else None
+
+
+def give_up(name: str, values: dict[str, Any], why: str) -> Any | None:
+    """Drop the learner of a step that failed for good, with the reason; None for a step that the run needs.
+
+    Only the local engine sees that a process died for good; a pod that dies is a failed step of Kubeflow.
+    """
+    leave = getattr(body(name), "give_up", None)
+    return leave(parse(name, values), why) if leave else None
 
 
 def _note_time(name: str, inputs: Any, outputs: Any, started: float, seconds: float) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fedpipe.errors import NotFoundError
 from fedpipe.learners.score import evaluate
 from fedpipe.rounds.evaluation import Evaluation, read_scores
 from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps.contract import Confusion, MetricsArtifact
 from fedpipe.store import keys
-from fedpipe.store.objects import decode, encode
+from fedpipe.store.objects import encode
+from fedpipe.store.objects import find as find_object
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -34,12 +34,11 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 def find(inputs: Inputs) -> Outputs | None:
     """Return the evaluation when it is already there."""
-    key = keys.evaluation(inputs.place.run)
-    try:
-        found = decode(inputs.place.open().read(key).data, Evaluation, where=key)
-    except NotFoundError:
+    store = inputs.place.open()
+    evaluation = find_object(store, keys.evaluation(inputs.place.run), Evaluation)
+    if evaluation is None or evaluation.weights != inputs.weights:
         return None
-    return _outputs(found) if found.weights == inputs.weights else None
+    return _outputs(evaluation) if evaluation.settings == read_plan(store, inputs.place.plan).measuring else None
 
 
 def run(inputs: Inputs) -> Outputs:
@@ -50,6 +49,7 @@ def run(inputs: Inputs) -> Outputs:
     plan = read_plan(store, inputs.place.plan)
     names = [learner.name for learner in plan.federation.learners]
     evaluation = evaluate(store, plan, inputs.weights, read_scores(store, plan.run, names))
+    evaluation = msgspec.structs.replace(evaluation, settings=plan.measuring)
     store.replace(keys.evaluation(plan.run), encode(evaluation))
     return _outputs(evaluation)
 

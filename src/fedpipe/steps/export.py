@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from fedpipe.errors import NotFoundError
+from fedpipe.rounds.history import history, is_trained
 from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps.contract import ModelArtifact
 from fedpipe.store import keys
-from fedpipe.store.objects import decode, encode
+from fedpipe.store.objects import encode
+from fedpipe.store.objects import find as find_object
+
+log = logging.getLogger("fedpipe")
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -22,20 +26,23 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """The published version."""
+    """The published version; empty when nothing was trained."""
 
     onnx: dict[str, Any]
     model: ModelArtifact
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """Return the version when these weights are already published."""
-    store, key = inputs.place.open(), keys.onnx(inputs.place.run)
-    try:
-        onnx = decode(store.read(key).data, dict, where=key)
-    except NotFoundError:
-        return None
-    return _outputs(onnx) if onnx.get("weights") == inputs.weights and store.size(onnx["path"]) is not None else None
+    """Return the version when these weights are already published with these settings, or are not trained."""
+    store, run = inputs.place.open(), inputs.place.run
+    onnx = find_object(store, keys.onnx(run), dict)
+    if onnx is None or onnx.get("weights") != inputs.weights:
+        if is_trained(history(store, run)):
+            return None
+        log.warning("run %s has trained nothing, so no model is published", run)
+        return Outputs(onnx={}, model=ModelArtifact())
+    settings = read_plan(store, inputs.place.plan).exporting
+    return _outputs(onnx) if onnx.get("settings") == settings and store.size(onnx["path"]) is not None else None
 
 
 def run(inputs: Inputs) -> Outputs:
@@ -45,11 +52,16 @@ def run(inputs: Inputs) -> Outputs:
     from fedpipe.registry.export import publish
 
     store = inputs.place.open()
-    exported = publish(store, read_plan(store, inputs.place.plan), inputs.weights)
-    onnx = {"path": exported.path, "version": exported.version, **msgspec.to_builtins(exported.origin)}
+    plan = read_plan(store, inputs.place.plan)
+    exported = publish(store, plan, inputs.weights)
+    onnx = {
+        "path": exported.path, "version": exported.version, "settings": plan.exporting,
+        **msgspec.to_builtins(exported.origin),
+    }  # fmt: skip
     store.replace(keys.onnx(inputs.place.run), encode(onnx))
     return _outputs(onnx)
 
 
 def _outputs(onnx: dict[str, Any]) -> Outputs:
-    return Outputs(onnx=onnx, model=ModelArtifact(metadata={k: v for k, v in onnx.items() if k != "federation"}))
+    shown = {k: v for k, v in onnx.items() if k not in ("federation", "settings")}
+    return Outputs(onnx=onnx, model=ModelArtifact(metadata=shown))

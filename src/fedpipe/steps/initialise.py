@@ -8,8 +8,7 @@ from msgspec import Struct
 from fedpipe.data.parts import get_parts
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.check import check_model
-from fedpipe.rounds.beginning import begin, make_plan
-from fedpipe.rounds.history import read_record
+from fedpipe.rounds.beginning import begin, find_begun, make_plan
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, Settings, Shards
 from fedpipe.sessions.board import check_deadline
@@ -29,7 +28,7 @@ class Inputs(Settings, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """The place with the plan's digest, and the first weights."""
+    """The place with the digest of this try's plan, and the first weights."""
 
     placed: RunPlace
     weights: str
@@ -37,12 +36,13 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """Return the first weights when the run has begun. Raises InputError when it began with other settings."""
-    store = inputs.place.open()
-    record = read_record(store, inputs.place.run, 0)
+    """Return the first weights when the run resumes. Raises InputError when its rounds had other settings."""
+    store, plan = inputs.place.open(), _plan(inputs)
+    record = find_begun(store, plan)
     if record is None:
         return None
-    return _outputs(inputs.place, begin(store, _plan(inputs), dict))
+    put_bytes(store, inputs.code.encode())  # it may have been deleted since
+    return _outputs(inputs.place, plan, record)
 
 
 def _plan(inputs: Inputs) -> Plan:
@@ -52,19 +52,18 @@ def _plan(inputs: Inputs) -> Plan:
 def run(inputs: Inputs) -> Outputs:
     """Begin the run, unless it has begun."""
     store, plan = inputs.place.open(), _plan(inputs)
-    if read_record(store, plan.run, 0) is None:
-        check_deadline(store, plan.federation.quorum.deadline)
 
     def initial() -> dict[str, Array]:
+        check_deadline(store, plan.federation.quorum.deadline)
         examples = get_parts(store, plan.test)["test"] if plan.test is not None else None
         check_model(plan.federation, inputs.code, examples)
         put_bytes(store, inputs.code.encode())
         return plan_model(store, plan).initial_weights(plan.federation.training.seed)
 
-    return _outputs(inputs.place, begin(store, plan, initial))
+    return _outputs(inputs.place, plan, begin(store, plan, initial))
 
 
-def _outputs(place: RunPlace, record: Record) -> Outputs:
-    place = msgspec.structs.replace(place, plan=record.plan)
+def _outputs(place: RunPlace, plan: Plan, record: Record) -> Outputs:
+    place = msgspec.structs.replace(place, plan=plan.digest)
     metadata = {"digest": record.weights, "round": 0, "run": record.run, "federation": record.federation}
     return Outputs(placed=place, weights=record.weights, model=ModelArtifact(metadata=metadata))

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
 
 from msgspec import Struct
 
+from fedpipe.errors import WorkerDiedError
 from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Update
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
-from fedpipe.rounds.roll import Roll
+from fedpipe.rounds.roll import Roll, drop
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.sessions.attendance import Attendance, at_once
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.pacing import drive
 from fedpipe.steps.contract import Hands, MetricsArtifact
 from fedpipe.store import Store, keys
+
+log = logging.getLogger("fedpipe")
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -55,12 +59,27 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
     plan = read_plan(store, inputs.place.plan)
 
     def answer(board: Board) -> bool:
-        return bool(hands.call(act, inputs, board))
+        try:
+            return bool(hands.call(act, inputs, board))
+        except WorkerDiedError:
+            try:  # once more, in a new process
+                return bool(hands.call(act, inputs, board))
+            except WorkerDiedError as error:
+                return _leave(store, inputs, board, error)
 
     session, answers = f"{inputs.job}-{inputs.first}", dict.fromkeys(ANSWERS, at_once(answer))
     attendance = Attendance(store, plan, inputs.learner, session, answers, last=inputs.last)
     took_part = drive(attendance.run(), hands.sleep)
     return _outputs(took_part["train"] + took_part["propose"], took_part["vote"])
+
+
+def _leave(store: Store, inputs: Inputs, board: Board, error: WorkerDiedError) -> bool:
+    """Leave the reason why the learner does not answer the phase: its process ends whenever it computes."""
+    name = Roll((), attempt=board.attempt).note("absent" if board.phase == "vote" else "dropped")
+    dropped = Dropped(learner=inputs.learner, why=str(error))
+    drop(store, inputs.place.run, board.round, dropped, name=name)
+    log.warning("round %d: %s is dropped: %s", board.round, inputs.learner, error)
+    return False
 
 
 def act(inputs: Inputs, board: Board) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from fedpipe.errors import CorruptError, DataError, ModelError, NotFoundError
+from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.score import score_learner
 from fedpipe.rounds.evaluation import Score, find_score
 from fedpipe.rounds.plan import RunPlace, read_plan
@@ -32,8 +33,11 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 def find(inputs: Inputs) -> Outputs | None:
     """Return the score when it is already there."""
-    score = find_score(inputs.place.open(), inputs.learner, inputs.place.run)
-    return _outputs(score) if score and score.weights == inputs.weights and not score.why else None
+    store = inputs.place.open()
+    score = find_score(store, inputs.learner, inputs.place.run)
+    if score is None or score.why or score.weights != inputs.weights:
+        return None
+    return _outputs(score) if score.settings == read_plan(store, inputs.place.plan).measuring else None
 
 
 def run(inputs: Inputs) -> Outputs:
@@ -44,10 +48,21 @@ def run(inputs: Inputs) -> Outputs:
     plan = read_plan(store, inputs.place.plan)
     try:
         score = score_learner(store, plan, inputs.learner, inputs.weights)
-    except (DataError, ModelError, CorruptError, NotFoundError) as error:
-        log.warning("%s is left out of the evaluation: %s", inputs.learner, error)
-        score = Score(learner=inputs.learner, weights=inputs.weights, why=error.what)
+    except (Exception, SystemExit) as error:
+        dropped = dropped_by(plan, inputs.learner, error)
+        if dropped is None:
+            raise
+        log.warning("%s is left out of the evaluation: %s", inputs.learner, dropped.why)
+        score = Score(learner=inputs.learner, weights=inputs.weights, why=dropped.why)
+    score = replace(score, settings=plan.measuring)
     store.replace(keys.score(inputs.learner, plan.run), encode(score))
+    return _outputs(score)
+
+
+def give_up(inputs: Inputs, why: str) -> Outputs:
+    """Leave the learner out of the evaluation, because its process ended."""
+    score = Score(learner=inputs.learner, weights=inputs.weights, why=why)
+    inputs.place.open().replace(keys.score(inputs.learner, inputs.place.run), encode(score))
     return _outputs(score)
 
 

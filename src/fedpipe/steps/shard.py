@@ -9,18 +9,22 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from fedpipe.codec import read_json
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import Shard, put_parts, put_shard
 from fedpipe.data.shards import dealt
-from fedpipe.errors import InputError, NotFoundError
+from fedpipe.errors import DataError, InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import parse_federation
 from fedpipe.federation.names import SAFE_NAME
 from fedpipe.reports.catalogue import drop_line
+from fedpipe.rounds.beginning import free_name
+from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Shards
 from fedpipe.rounds.pruning import entered
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import decode, encode
+from fedpipe.store.objects import encode
+from fedpipe.store.objects import find as find_object
 
 log = logging.getLogger("fedpipe")
 
@@ -53,7 +57,7 @@ class _Request(Struct, frozen=True, kw_only=True):
 
 def read(federation: str) -> Federation:
     """Return the federation from JSON text. Raises FederationError."""
-    return parse_federation(msgspec.json.decode(federation))
+    return parse_federation(read_json(federation))
 
 
 def run(inputs: Inputs) -> Outputs:
@@ -66,7 +70,11 @@ def run(inputs: Inputs) -> Outputs:
 
 
 def deal(inputs: Inputs) -> Outputs:
-    """Deal once per run: a repeated step finds the shards of the first one."""
+    """Deal once per run: a repeated step finds the shards of the first one.
+
+    Until the run has recorded a round, the data are dealt again, because they may have been mended. Later they are
+    dealt again only where shards have vanished from the store, and must be the same.
+    """
     federation = read(inputs.federation)
     place = RunPlace(store=inputs.store, federation=federation.name, run=run_name(inputs.run, inputs.job))
     store = place.open()
@@ -74,21 +82,34 @@ def deal(inputs: Inputs) -> Outputs:
     settings = msgspec.to_builtins((federation.data, federation.evaluation.holdout, federation.training.seed))
     wanted = _Request(data=uri, settings=settings, learners=federation.sharded, shards=Shards(learners={}))
     key = keys.shards(place.run)
-    try:
-        found = decode(store.read(key).data, _Request, where=key)
-    except NotFoundError:
-        pass
-    else:
+    found = find_object(store, key, _Request)
+    settled = found is not None and is_settled(store, place.run)
+    if found is not None and settled:
         if encode(msgspec.structs.replace(found, shards=wanted.shards)) != encode(wanted):
             raise InputError(
                 f"run {place.run!r} was made with other data or shards",
-                remedy="Choose another run name, or restore the settings.",
+                remedy=f"Use another run name, such as {free_name(store, place.run)}, or restore the settings.",
             )
-        log.info("the shards of run %s are already there", place.run)
-        return Outputs(place=place, shards=found.shards)
+        if not _missing(store, found.shards):
+            log.info("the shards of run %s are already there", place.run)
+            return Outputs(place=place, shards=found.shards)
     shards = _written(store, federation, *dealt(federation, uri)) if federation.sharded else Shards(learners={})
-    store.create(key, encode(msgspec.structs.replace(wanted, shards=shards)))
+    if found is not None and settled and shards != found.shards:
+        raise DataError(
+            f"the shards of run {place.run!r} have vanished from the store, and the data are not those of its start",
+            where=uri,
+            remedy="Restore the data or the store. Or begin another run, such as "
+            f"{free_name(store, place.run)}: it continues from HEAD.",
+        )
+    store.replace(key, encode(msgspec.structs.replace(wanted, shards=shards)))
     return Outputs(place=place, shards=shards)
+
+
+def _missing(store: Store, shards: Shards) -> bool:
+    """Return whether a shard or the central test set is not in the store."""
+    held = [keys.content(digest, name) for name, digest in shards.learners.items()]
+    held += [keys.content(shards.test)] if shards.test else []
+    return any(store.size(key) is None for key in held)
 
 
 def run_name(run: str, job: str) -> str:

@@ -36,7 +36,7 @@ def find(inputs: Inputs) -> Outputs | None:
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     record = read_record(store, plan.run, plan.federation.training.rounds)
-    return _outputs(commit(store, record)) if record else None
+    return _outputs(commit(store, record, rehearsal=True)) if record else None
 
 
 def run(inputs: Inputs, hands: Hands) -> Outputs:
@@ -55,7 +55,7 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
         seconds = time.monotonic() - clock
         note(store, plan.run, Timing(step="simulate", round=number, started=started, seconds=seconds))
         hands.notify(_moment(plan, records, seconds), _numbers(record))
-    return _outputs(commit(store, records[-1]))
+    return _outputs(commit(store, records[-1], rehearsal=True))
 
 
 def advance(inputs: Inputs, number: int) -> None:

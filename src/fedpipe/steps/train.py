@@ -10,6 +10,7 @@ from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.rounds.manifests import Dropped, Update
 from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.rounds.roll import drop
 from fedpipe.rounds.selection import select
 from fedpipe.rounds.updates import find_part
 from fedpipe.steps.contract import MetricsArtifact
@@ -35,7 +36,8 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 def find(inputs: Inputs) -> Outputs | None:
     """Return the update when it is already published, or the reason when a committed round has none."""
-    found = find_part(inputs.place.open(), inputs.learner, inputs.place.run, inputs.round)
+    store = inputs.place.open()
+    found = find_part(store, read_plan(store, inputs.place.plan), inputs.learner, inputs.round, inputs.base)
     return _outputs(found) if found else None
 
 
@@ -47,6 +49,13 @@ def run(inputs: Inputs) -> Outputs:
         return _outputs(Dropped(learner=inputs.learner, why="not asked in this round"))
     make = partial(make_learner, store, plan, inputs.learner, inputs.round)
     return _outputs(contribute(store, plan, inputs.learner, inputs.round, inputs.base, make))
+
+
+def give_up(inputs: Inputs, why: str) -> Outputs:
+    """Drop the learner, whose process ended while it trained."""
+    dropped = Dropped(learner=inputs.learner, why=why)
+    drop(inputs.place.open(), inputs.place.run, inputs.round, dropped)
+    return _outputs(dropped)
 
 
 def _outputs(result: Update | Dropped) -> Outputs:

@@ -12,6 +12,7 @@ from fedpipe.learners.vote import vote
 from fedpipe.rounds.ballots import find_vote
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
 from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.rounds.roll import drop
 from fedpipe.steps.contract import MetricsArtifact
 
 log = logging.getLogger("fedpipe")
@@ -39,7 +40,8 @@ def find(inputs: Inputs) -> Outputs | None:
     """Return the vote when it is already cast, or when there is nothing to vote on."""
     if inputs.round and not inputs.candidate:
         return Outputs(ballot="none", metrics=MetricsArtifact())
-    found = find_vote(inputs.place.open(), inputs.learner, inputs.place.run, inputs.round)
+    store = inputs.place.open()
+    found = find_vote(store, read_plan(store, inputs.place.plan), inputs.learner, inputs.round, inputs.base)
     return _outputs(found) if found else None
 
 
@@ -54,6 +56,13 @@ def run(inputs: Inputs) -> Outputs:
     candidate = inputs.candidate or inputs.base
     result = vote(store, plan, inputs.learner, inputs.round, inputs.base, candidate, inputs.owner, make)
     return _outputs(result)
+
+
+def give_up(inputs: Inputs, why: str) -> Outputs:
+    """Note that the learner does not vote, because its process ended."""
+    absent = Dropped(learner=inputs.learner, why=why)
+    drop(inputs.place.open(), inputs.place.run, inputs.round, absent, name="absent")
+    return _outputs(absent)
 
 
 def _outputs(result: Ballot | Dropped) -> Outputs:

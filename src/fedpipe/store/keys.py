@@ -72,6 +72,11 @@ def shards(run: str) -> str:
     return f"{run_folder(run)}shards"
 
 
+def plan(run: str) -> str:
+    """Returns the key of the plan of a run's last try."""
+    return f"{run_folder(run)}plan"
+
+
 def record(run: str, number: int) -> str:
     """Returns the key of a round's record."""
     return f"{run_folder(run)}{number}/record"
@@ -306,13 +311,14 @@ _PUBLISHED = Access(("coordinator",), ("coordinator", "server"))
 _ENROLLED = Access(("administrator",), ("coordinator", "server"))
 
 TABLE = (
-    Row("HEAD", _OWN, "the last committed round; moves by compare-and-swap only"),
+    Row("HEAD", _OWN, "the last accepted round; moves by compare-and-swap only, never to untrained weights"),
     Row("probe-<name>", _OWN, "a check of conditional writes; removed at once"),
     Row("pruning", _OWN, "whether `fedpipe prune` is removing objects"),
     Row("catalogue", _OWN, "a line for each run that has ended, for `fedpipe runs`"),
     Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, central test set"),
     Row("coordinator/<sha256>", _OWN, "states of server optimizers and aggregators"),
     Row("runs/<run>/shards", _GLOBAL, "the inputs of the shards, and their digests"),
+    Row("runs/<run>/plan", _GLOBAL, "the plan of the last try: also its settings of evaluation, export and reports"),
     Row("runs/<run>/board", _GLOBAL, "a session: the current request ([sessions](sessions.md))"),
     Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),
     Row("runs/<run>/<round>/record", _GLOBAL, "the committed round: updates, dropped learners, rule, result"),

@@ -15,8 +15,9 @@ from typing import Self
 
 from fedpipe.errors import NotFoundError, StoreError, TooLargeError
 from fedpipe.store.base import SMALL, Blob, Entry, Reader, check_key, poll_by_reading
+from fedpipe.store.files import SCRATCH
+from fedpipe.store.places import file_uri
 
-_SCRATCH = ".fedpipe-tmp"
 _STALE_SECONDS = 24 * 3600
 """Age at which `probe` removes a file that a killed writer left behind."""
 
@@ -45,8 +46,8 @@ class LocalStore:
         self._root = Path(root).absolute()
         self._prefix = prefix
         self._folder = self._root / prefix if prefix else self._root
-        self._scratch = self._root / _SCRATCH
-        self.uri = f"file://{self._folder}"
+        self._scratch = self._root / SCRATCH
+        self.uri = file_uri(self._folder)
 
     def below(self, prefix: str) -> Self:
         check_key(prefix)
@@ -182,7 +183,7 @@ class LocalStore:
     def folders(self) -> list[str]:
         if not self._folder.is_dir():
             return []
-        return sorted(p.name for p in self._folder.iterdir() if p.is_dir() and p.name != _SCRATCH)
+        return sorted(p.name for p in self._folder.iterdir() if p.is_dir() and not p.name.startswith(SCRATCH))
 
     def delete(self, key: str) -> None:
         with _mapped(self._path(key)):
@@ -233,7 +234,7 @@ def _scan(folder: str) -> list[tuple[str, str, bool]]:
     """Lists a folder: names, paths, and whether each is a folder. An absent folder is empty."""
     try:
         with os.scandir(folder) as found:
-            listed = [(one.name, one.path, one.is_dir()) for one in found if not one.name.startswith(_SCRATCH)]
+            listed = [(one.name, one.path, one.is_dir()) for one in found if not one.name.startswith(SCRATCH)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(listed)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from fedpipe.codec import from_json
 from fedpipe.errors import CorruptError, NotFoundError, TooLargeError
 from fedpipe.store import SMALL, Store, keys
 
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 T = TypeVar("T")
 
+LOST = "Restore it from a copy of the store. Or begin another run, with training.start: fresh."
+"""The remedy for objects that are missing or damaged."""
 _PIECE = 2**18
 """Bytes of a download that are hashed and written at a time; small enough for the processor's cache."""
 
@@ -29,7 +33,7 @@ def encode(value: Any) -> bytes:
 def decode(data: bytes, kind: type[T], *, where: str) -> T:
     """Decodes JSON bytes from outside into a struct. Raises CorruptError, which names the mistake."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        return from_json(data, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptError(f"is not a valid {kind.__name__.lower()}: {str(error)[:300]}", where=where) from error
 
@@ -40,6 +44,8 @@ def find(store: Store, key: str, kind: type[T], *, limit: int = SMALL) -> T | No
         return decode(store.read(key, limit=limit).data, kind, where=f"{store.uri}/{key}")
     except NotFoundError:
         return None
+    except CorruptError as error:
+        raise CorruptError(error.what, where=error.where, remedy=LOST) from error
     except TooLargeError as error:  # so a reader of another party's object expects one error only
         raise CorruptError(error.what, where=error.where, remedy=error.remedy) from error
 
@@ -75,7 +81,8 @@ def put_file(store: Store, path: Path, digest: str, owner: str | None = None, ki
 def get_bytes(store: Store, digest: str, owner: str | None = None, *, limit: int = SMALL) -> bytes:
     """Reads an object's bytes. Raises CorruptError if they do not match the digest, and StoreError as `Store.read`."""
     key = keys.content(digest, owner)
-    data = store.read(key, limit=limit).data
+    with _named():
+        data = store.read(key, limit=limit).data
     _check(digest_of(data), digest, f"{store.uri}/{key}")
     return data
 
@@ -91,7 +98,9 @@ def fetch_file(store: Store, digest: str, path: Path, owner: str | None = None, 
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     found = hashlib.sha256()
     try:
-        with contextlib.closing(store.open(key)) as reader, temporary.open("wb") as file:
+        with _named():
+            opened = store.open(key)
+        with contextlib.closing(opened) as reader, temporary.open("wb") as file:
             while piece := reader.read(_PIECE):
                 found.update(piece)
                 file.write(piece)
@@ -101,6 +110,15 @@ def fetch_file(store: Store, digest: str, path: Path, owner: str | None = None, 
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """Names the remedy of a missing object."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise NotFoundError("the object is missing from the store", where=error.where, remedy=LOST) from error
+
+
 def _check(found: str, expected: str, where: str) -> None:
     if found != expected:
-        raise CorruptError(f"the bytes have the digest {found}, not the one in their name", where=where)
+        raise CorruptError(f"the bytes have the digest {found}, not the one in their name", where=where, remedy=LOST)

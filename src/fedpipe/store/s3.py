@@ -21,15 +21,9 @@ from minio.error import InvalidResponseError, S3Error, ServerError
 
 from fedpipe.errors import NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.store.base import SMALL, Blob, Entry, Reader, check_key, probe_conditional_writes
-from fedpipe.store.s3_client import (
-    DEADLINE,
-    Credentials,
-    SigningClient,
-    connect,
-    find_credentials,
-    reason_of,
-    time_of_signing,
-)
+from fedpipe.store.credentials import Credentials
+from fedpipe.store.network import RouteError, remedy_of, via
+from fedpipe.store.s3_client import DEADLINE, Connection, connect, describe_answer, may_pass, time_of_signing
 
 T = TypeVar("T")
 PROBE_DEADLINE = 8.0
@@ -42,7 +36,7 @@ _TRANSIENT = {
 }  # fmt: skip
 _DENIED = {
     "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken",
-    "ExpiredPresignRequest", "RequestExpired", "RequestNotReadyYet", "RequestTimeTooSkewed",
+    "InvalidTokenId", "ExpiredPresignRequest", "RequestExpired", "RequestNotReadyYet", "RequestTimeTooSkewed",
 }  # fmt: skip
 """Codes for refused credentials; a wrong clock causes most of them, depending on the server."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
@@ -81,7 +75,7 @@ class MinioStore:
         region: str = "us-east-1",
         credentials: Credentials | None = None,
         deadline: float = DEADLINE,
-        _client: tuple[SigningClient, urllib3.PoolManager] | None = None,
+        _connection: Connection | None = None,
     ) -> None:
         if not _BUCKET.fullmatch(bucket):
             raise StoreError(
@@ -91,7 +85,8 @@ class MinioStore:
             )
         self._bucket, self._prefix, self._deadline = bucket, prefix, deadline
         self._endpoint, self._region, self._credentials = endpoint, region, credentials
-        self._client, self._pool = _client or connect(endpoint, region, credentials or find_credentials())
+        self._connection = _connection or connect(endpoint, region, credentials)
+        self._client, self._pool, self._identity = self._connection
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self._torn: dict[str, str] = {}  # versions that arrived with other bytes, by key
 
@@ -101,7 +96,7 @@ class MinioStore:
     def _again(self, prefix: str, deadline: float) -> Self:
         return type(self)(
             self._bucket, prefix, endpoint=self._endpoint, region=self._region, credentials=self._credentials,
-            deadline=deadline, _client=(self._client, self._pool),
+            deadline=deadline, _connection=self._connection,
         )  # fmt: skip
 
     def _key(self, key: str) -> str:
@@ -109,7 +104,7 @@ class MinioStore:
         return f"{self._prefix}/{key}" if self._prefix else key
 
     def _where(self, key: str) -> str:
-        return f"{self.uri}/{key}" if key else f"{self.uri} at {self._endpoint}"
+        return f"{self.uri}/{key}" if key else f"{self.uri} at {self._endpoint}{via(self._endpoint)}"
 
     def _retried(self, call: Callable[[], T], key: str) -> T:
         """Retries a request after transient faults, with growing waits, until the deadline."""
@@ -119,24 +114,27 @@ class MinioStore:
                 return call()
             except S3Error as error:
                 was_wrong = self._client.set_clock(self._pool, self._endpoint) if error.code in _DENIED else False
-                if was_wrong:
+                if was_wrong or (error.code in _DENIED and was_wrong is not None and self._identity.renew()):
                     continue
                 if error.code not in _TRANSIENT and was_wrong is not None:
                     raise self._translated(error, key) from error
                 cause: Exception = error
-            except InvalidResponseError as error:
-                raise StoreError(
-                    f"the server is not an S3 store: {error}", where=self._where(""), remedy="Check the endpoint."
-                ) from error
-            except (ServerError, urllib3.exceptions.HTTPError, OSError) as error:
+            except (InvalidResponseError, ServerError) as error:
+                if not may_pass(error):
+                    what = f"the server is not an S3 store: {describe_answer(error)}"
+                    raise StoreError(what, where=self._where(""), remedy="Check the endpoint.") from error
+                cause = error
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if isinstance(error, RouteError) and error.lasting:
+                    raise StoreError(str(error), where=self._where(""), remedy=error.remedy) from error
                 cause = error
             # Jitter keeps a crowd of learners from retrying at the same moment.
             wait = min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
             if time.monotonic() + wait > end:
                 raise StoreUnavailableError(
-                    f"the store cannot be reached: {reason_of(cause)}",
+                    f"the store cannot be reached: {describe_answer(cause)}",
                     where=self._where(""),
-                    remedy="Check the endpoint, and that the server is running.",
+                    remedy=remedy_of(cause, "Check the endpoint, and that the server is running."),
                 ) from cause
             time.sleep(wait)
         raise AssertionError("unreachable")
@@ -152,7 +150,7 @@ class MinioStore:
             )
         if error.code in _DENIED:
             return StoreError(
-                f"the store refuses the credentials ({error.code})",
+                f"the store refuses the credentials ({error.code}){via(self._endpoint)}",
                 where=self._where(key),
                 remedy="Check the access key, the secret key and the policy of this user.",
             )

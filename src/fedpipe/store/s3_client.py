@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import os
-from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import minio
 import minio.time
 import urllib3
+from minio.error import InvalidResponseError, ServerError
 
 from fedpipe.errors import StoreError
-from fedpipe.store.base import SECRET_DIR
+from fedpipe.store.credentials import Credentials, Identity, find_identity, fixed
+from fedpipe.store.network import Pool, reason_of
 
 DEADLINE = 60.0
 """Seconds that one request may take with all its retries; a transfer consists of many requests."""
@@ -22,48 +21,12 @@ _SKEW = datetime.timedelta(minutes=1)
 """Tolerated difference of two clocks; S3 servers refuse signatures that are 15 minutes off."""
 
 
-class Credentials(NamedTuple):
-    """Holds the credentials of an S3 store, and never prints them."""
-
-    access_key: str
-    secret_key: str
-    session_token: str | None = None
-
-    def __repr__(self) -> str:
-        return "Credentials(***)"
-
-
-def find_credentials(environ: Mapping[str, str] = os.environ) -> Credentials:
-    """Reads credentials from `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or from the mounted secret.
-
-    Raises:
-        StoreError: there are neither, or a file of the secret is missing.
-    """
-    if environ.get("AWS_ACCESS_KEY_ID") and environ.get("AWS_SECRET_ACCESS_KEY"):
-        token = environ.get("AWS_SESSION_TOKEN")
-        return Credentials(environ["AWS_ACCESS_KEY_ID"], environ["AWS_SECRET_ACCESS_KEY"], token)
-    folder = environ.get(SECRET_DIR)
-    if not folder:
-        raise StoreError(
-            "there are no credentials for the store",
-            remedy=f"Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or {SECRET_DIR} to a mounted secret.",
-        )
-    try:
-        return Credentials(*((Path(folder) / name).read_text().strip() for name in ("accesskey", "secretkey")))
-    except OSError as error:
-        raise StoreError(
-            f"the mounted secret cannot be read: {error.strerror}",
-            where=folder,
-            remedy="Give the secret the keys accesskey and secretkey.",
-        ) from error
-
-
 class SigningClient(minio.Minio):
     """Signs by the server's clock when the clock of this machine is wrong."""
 
     offset = datetime.timedelta(0)
 
-    def set_clock(self, pool: urllib3.PoolManager, endpoint: str) -> bool | None:
+    def set_clock(self, pool: Pool, endpoint: str) -> bool | None:
         """Adopts the server's time.
 
         Returns:
@@ -94,14 +57,42 @@ def time_of_signing() -> datetime.datetime:
     return minio.time.utcnow()
 
 
-def reason_of(error: Exception) -> str:
-    """Returns why a connection failed, in a few words."""
-    text = str(error.reason) if isinstance(error, urllib3.exceptions.MaxRetryError) else str(error)
-    return text.split(": ", 1)[-1][:200]
+def may_pass(error: InvalidResponseError | ServerError) -> bool:
+    """Returns whether another try may help: gateways answer with 502 while a server restarts."""
+    return _status_of(error) >= 500 or _status_of(error) in (408, 429)
 
 
-def connect(endpoint: str, region: str, credentials: Credentials) -> tuple[SigningClient, urllib3.PoolManager]:
-    """Makes a client and its pool of connections; sends nothing. Raises StoreError for a malformed endpoint."""
+def describe_answer(error: Exception) -> str:
+    """Returns what a server or a gateway answered, without its page, or why none answered."""
+    if isinstance(error, InvalidResponseError):
+        kind = (error._content_type or "no type").partition(";")[0]
+        return f"it answers with HTTP {error._code} and {kind}"
+    return reason_of(error)
+
+
+def _status_of(error: InvalidResponseError | ServerError) -> int:
+    return error._code if isinstance(error, InvalidResponseError) else error.status_code
+
+
+class Connection(NamedTuple):
+    """Holds a client, its pool of connections, and the identity that it signs with."""
+
+    client: SigningClient
+    pool: Pool
+    identity: Identity
+
+
+def connect(endpoint: str, region: str, credentials: Credentials | None) -> Connection:
+    """Makes a client and its pool of connections; sends nothing.
+
+    Args:
+        endpoint: `http(s)://host[:port]`.
+        region: of the store.
+        credentials: those of the environment without them.
+
+    Raises:
+        StoreError: the endpoint is malformed, or there are no credentials.
+    """
     url = urllib3.util.parse_url(endpoint)
     if url.scheme not in ("http", "https") or not url.netloc or url.path not in (None, "/"):
         raise StoreError(
@@ -109,7 +100,8 @@ def connect(endpoint: str, region: str, credentials: Credentials) -> tuple[Signi
             where="store.endpoint",
             remedy="Write http://host:port or https://host.",
         )
-    pool = urllib3.PoolManager(
+    identity = fixed(credentials) if credentials else find_identity(endpoint, region)
+    pool = Pool(
         maxsize=16,
         timeout=urllib3.Timeout(connect=5, read=60),
         retries=False,  # `MinioStore` retries, with one deadline for all tries
@@ -117,11 +109,9 @@ def connect(endpoint: str, region: str, credentials: Credentials) -> tuple[Signi
     )
     client = SigningClient(
         endpoint=url.netloc,
-        access_key=credentials.access_key,
-        secret_key=credentials.secret_key,
-        session_token=credentials.session_token,
+        credentials=identity,
         secure=url.scheme == "https",
         region=region,  # without it the client asks for the bucket's location, which many users may not
         http_client=pool,
     )
-    return client, pool
+    return Connection(client, pool, identity)

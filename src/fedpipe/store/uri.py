@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from fedpipe.errors import StoreError
 from fedpipe.store.base import Store
+from fedpipe.store.files import obstacle
 from fedpipe.store.local import LocalStore
 from fedpipe.store.memory import MemoryStore
+from fedpipe.store.places import file_uri, is_uri, path_of
 from fedpipe.store.userinfo import check_no_credentials
 
 _SCHEMES = ("file", "s3", "memory")
 _REGION = "us-east-1"
+_FILE = "file://"
 _ENDPOINT = "AWS_ENDPOINT_URL"
 
 
@@ -30,23 +33,37 @@ def check_uri(uri: str, *, folder: Path | None = None) -> str:
         InputError: it contains credentials.
     """
     check_no_credentials(uri, "store")
-    if "://" not in uri:
-        return f"file://{((folder or Path.cwd()) / uri).resolve()}"
-    parts = urlsplit(uri)
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if not uri.strip():
+        raise StoreError("the store has no name", remedy="Use s3://bucket/prefix, file:///folder or a path.")
+    if "\0" in uri:
+        raise StoreError(f"the store {uri!r} contains a zero byte", remedy="Remove it.")
+    if not is_uri(uri):
+        return file_uri(((folder or Path.cwd()) / uri).resolve())
+    try:
+        parts = urlsplit(uri)
+        query = dict(pairs := parse_qsl(parts.query, keep_blank_values=True))
+    except ValueError as error:
+        raise StoreError(f"the store {uri!r} is malformed: {error}", remedy="Write s3://bucket/prefix.") from error
     if parts.scheme not in _SCHEMES:
         raise StoreError(
             f"the store {uri!r} has an unknown scheme",
             remedy="Use s3://bucket/prefix, file:///folder or memory://name.",
         )
-    if parts.scheme == "file" and parts.netloc:  # file://store and file://./store name a relative folder
-        return f"file://{((folder or Path.cwd()) / (parts.netloc + unquote(parts.path))).resolve()}"
+    if parts.scheme == "file" and not query:  # file://store and file://./store name a relative folder
+        path = path_of(uri)
+        return file_uri(path if path.is_absolute() else ((folder or Path.cwd()) / path).resolve())
+    if any(c.isspace() or not c.isprintable() for c in uri):
+        raise StoreError(f"the store {uri!r} contains a space or a control character", remedy="Remove it.")
+    if parts.fragment or uri.endswith("#"):
+        raise StoreError(f"the store {uri!r} has a part after '#'", remedy="Remove it.")
+    if len(pairs) > len(query):
+        raise StoreError(f"the store {uri!r} has a parameter twice", remedy="Keep one.")
     if parts.scheme == "s3" and not parts.netloc:
         raise StoreError(f"the store {uri!r} names no bucket", remedy="Write s3://bucket/prefix.")
     if unknown := set(query) - ({"endpoint", "region"} if parts.scheme == "s3" else set()):
-        remedy = "Use only endpoint and region." if parts.scheme == "s3" else "Remove the query."
+        remedy = "Use only endpoint and region." if parts.scheme == "s3" else "Remove the query. In a name, write %3F."
         raise StoreError(f"the store {uri!r} has an unknown parameter {sorted(unknown)[0]!r}", remedy=remedy)
-    return uri
+    return parts.scheme + uri[len(parts.scheme) :]
 
 
 def with_endpoint(uri: str, default: str) -> str:
@@ -63,7 +80,7 @@ def with_endpoint(uri: str, default: str) -> str:
 
 def chosen_uri(given: str | None, default: str) -> str:
     """Returns the full form of the URI given to a command, or the federation's without one. Raises StoreError."""
-    return with_endpoint(check_uri(given), default) if given else default
+    return with_endpoint(check_uri(given), default) if given is not None else default
 
 
 def endpoint_of(uri: str, *, endpoint: str | None = None, region: str | None = None) -> str:
@@ -98,7 +115,7 @@ def open_store(
         shelf = _memory(parts.netloc)
         return shelf.below(parts.path.strip("/")) if parts.path.strip("/") else shelf
     if parts.scheme == "file":
-        return LocalStore(Path(unquote(parts.path)))
+        return LocalStore(path_of(check_uri(uri)))
     from fedpipe.store.s3 import MinioStore  # takes 0.3 s, which a local store need not pay
     from fedpipe.store.s3_client import DEADLINE
 
@@ -109,6 +126,12 @@ def open_store(
         region=_region_of(uri, region),
         deadline=DEADLINE if deadline is None else deadline,
     )
+
+
+def check_folder(uri: str) -> None:
+    """Checks that a store's folder can be created and written, and leaves nothing there. Raises StoreError."""
+    if what := obstacle(path_of(uri)):
+        raise StoreError(what, where=uri, remedy="Choose another folder for the store, or check its permissions.")
 
 
 def _region_of(uri: str, given: str | None) -> str:

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 import urllib3
 from minio import MinioAdmin
-from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException
 
 from fedpipe.errors import StoreError
-from fedpipe.store.s3_client import Credentials, find_credentials
+from fedpipe.store.credentials import Credentials, find_identity, fixed
+from fedpipe.store.network import Pool, reason_of, remedy_of
 from fedpipe.store.uri import endpoint_of
 
 _SECONDS = 10.0
@@ -39,13 +39,12 @@ class Users:
         endpoint = urlsplit(endpoint_of(uri))
         if endpoint.netloc.endswith(".amazonaws.com"):
             raise StoreError("fedpipe cannot create users on AWS", where=uri, remedy=_REMEDY)
-        held = credentials or find_credentials()
         self._uri = uri
         self._admin = MinioAdmin(
             endpoint=endpoint.netloc,
-            credentials=StaticProvider(held.access_key, held.secret_key, held.session_token),
+            credentials=fixed(credentials) if credentials else find_identity(endpoint.geturl(), ""),
             secure=endpoint.scheme == "https",
-            http_client=urllib3.PoolManager(timeout=urllib3.Timeout(_SECONDS), retries=urllib3.Retry(1)),
+            http_client=Pool(timeout=urllib3.Timeout(_SECONDS), retries=urllib3.Retry(1)),
         )
 
     def has(self, name: str) -> bool:
@@ -77,4 +76,5 @@ class Users:
             reason = " ".join(str(error).split())[:200]
             raise StoreError(f"the store refuses to manage users: {reason}", where=self._uri, remedy=_REMEDY) from error
         except urllib3.exceptions.HTTPError as error:
-            raise StoreError("the store's admin API does not answer", where=self._uri, remedy=_REMEDY) from error
+            what = f"the store's admin API does not answer: {reason_of(error)}"
+            raise StoreError(what, where=self._uri, remedy=remedy_of(error, _REMEDY)) from error

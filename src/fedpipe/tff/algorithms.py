@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fedpipe.errors import ModelError
 from fedpipe.federation.algorithms import UNWEIGHTED, Averaging, OptimizerSettings
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import split_code
 from fedpipe.learners.user_code import described, find_function
 from fedpipe.rounds.selection import trainers
 from fedpipe.tff.aggregators import make_factory
@@ -116,7 +117,7 @@ def make_process(model: FederatedModel, federation: Federation) -> Process:
     except Exception as error:
         raise ModelError(
             f"TensorFlow Federated cannot train the model: {described(error)}",
-            where=settings.model.partition(":")[0] or federation.model.partition(":")[0],
+            where=split_code(settings.model or federation.model)[0],
         ) from error
 
 

@@ -17,6 +17,7 @@ from fedpipe.data.parts import get_parts
 from fedpipe.data.trees import only_array
 from fedpipe.errors import DataError, FedpipeError, InputError, RoundError, StepError, WeightsError
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import split_code
 from fedpipe.frameworks import frameworks, uncollected
 from fedpipe.learners.events import event_file
 from fedpipe.learners.framework import seed_of
@@ -152,7 +153,7 @@ class Simulation:
             RoundError: the previous round is not committed, or the weights are not finite.
         """
         if record := read_record(self._store, self._run, number):
-            return commit(self._store, record)
+            return commit(self._store, record, rehearsal=True)
         previous = read_record(self._store, self._run, number - 1)
         if previous is None:
             raise RoundError(f"round {number} cannot start: round {number - 1} is not committed")
@@ -262,6 +263,7 @@ class Simulation:
                 state={"program": saved}, rule=self._rule,
                 metrics=dict(list(metrics.items())[:MOST_METRICS]),
             ),
+            rehearsal=True,
         )  # fmt: skip
 
 
@@ -271,5 +273,5 @@ def _has_test_part(parts: dict[str, Any]) -> bool:
 
 def code_of(named: str, text: str) -> Code:
     """Returns a user's file under its name in the federation file."""
-    file, _, function = named.partition(":")
-    return Code(Path(file).name, text, function or "build")
+    file, function = split_code(named)
+    return Code(Path(file).name, text, function)

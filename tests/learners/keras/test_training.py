@@ -62,6 +62,12 @@ def test_class_weights_and_callbacks_reach_keras() -> None:
     plain = train(model, start)
     weighted = train(model, start, fit={"class_weight": {"0": 10.0, "1": 1.0, "2": 1.0}})
     assert weights.digest_of(plain.weights) != weights.digest_of(weighted.weights)
+    numbers = train(model, start, fit={"class_weight": {0: 10.0, 1: 1.0, 2: 1.0}})
+    assert weights.digest_of(numbers.weights) == weights.digest_of(weighted.weights)
+    one = train(model, start, fit={"class_weight": {0: 10.0}})  # the other labels weigh 1
+    assert weights.digest_of(one.weights) == weights.digest_of(weighted.weights)
+    nothing = train(model, start, fit={"class_weight": {0: 0.0, 1: 0.0, 2: 0.0}})
+    assert weights.digest_of(nothing.weights) == weights.digest_of(start)
     stopping = {"EarlyStopping": {"monitor": "loss", "min_delta": 100.0, "patience": 0}}
     assert train(model, start, local_epochs=50, callbacks=stopping).steps == 16  # two epochs of eight batches
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from fedpipe.errors import ClusterError, FedpipeError, InputError, StoreError
 from fedpipe.federation.federation import Federation
-from fedpipe.federation.file import read_federation
+from fedpipe.federation.sources import Source, read_source
 from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kfp, open_kubernetes
 from fedpipe.kubeflow.doctor.finding import REQUEST_SECONDS, Finding
 from fedpipe.kubeflow.doctor.nodes import Node, check_nodes, list_nodes
@@ -27,7 +26,7 @@ _TESTED_VERSION = "2.16"
 
 
 def diagnose(
-    source: str | Path, *, where: Where, store: str | None = None, listener: Callable[[Finding], None] = lambda _: None
+    source: Source, *, where: Where, store: str | None = None, listener: Callable[[Finding], None] = lambda _: None
 ) -> list[Finding]:
     """Checks store, KFP, images, secrets, node pools and quotas.
 
@@ -40,7 +39,7 @@ def diagnose(
     Raises:
         FederationError: the file itself is wrong.
     """
-    federation = read_federation(Path(source))
+    federation = read_source(source)
     uri = chosen_uri(store, federation.store_uri)
     findings: list[Finding] = []
     parts: tuple[Callable[[], Iterator[Finding]], ...] = (

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from fedpipe.codec import read_json
 from fedpipe.compiled.compiler import images_of
 from fedpipe.errors import ClusterError
 from fedpipe.federation.federation import Federation
@@ -31,6 +32,10 @@ def check_secrets(federation: Federation, cluster: Kubernetes, signers: set[str]
     for learner in federation.learners:
         owners_of.setdefault(learner.secret or federation.secret, []).append(learner.name)
     for name, owners in owners_of.items():
+        if not name:
+            what = f"{', '.join(owners)}: the pods use the identity of their service account"
+            yield Finding("ok", "no secret", what)
+            continue
         keys = (*_STORE_KEYS, _SIGNING_KEY) if signers.intersection(owners) else _STORE_KEYS
         yield _check_secret(cluster, name, owners, keys)
 
@@ -77,7 +82,7 @@ def _pull_credentials(cluster: Kubernetes, names: set[str]) -> dict[str, dict[st
     for name in sorted(names):
         try:
             data = _read_secret(cluster, name)
-            credentials |= msgspec.json.decode(base64.b64decode(data[".dockerconfigjson"]))["auths"]
+            credentials |= read_json(base64.b64decode(data[".dockerconfigjson"]))["auths"]
         except (ClusterError, KeyError, ValueError, msgspec.DecodeError):
             continue  # without credentials, the registry's own answer becomes the finding
     return credentials

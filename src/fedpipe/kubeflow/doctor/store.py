@@ -16,6 +16,7 @@ from fedpipe.kubeflow.doctor.finding import THE_COORDINATOR, Finding
 from fedpipe.kubeflow.forwarding import reachable_store
 from fedpipe.kubeflow.where import Where
 from fedpipe.store import endpoint_of, open_store
+from fedpipe.store.network import Pool
 
 _LARGEST_SKEW = 60.0
 """Seconds by which clocks may differ without a warning; S3 refuses requests from 15 minutes on."""
@@ -52,7 +53,7 @@ def _check_access(federation: Federation, uri: str) -> Iterator[Finding]:
 
 def _check_clock(uri: str) -> Iterator[Finding]:
     """Compares this machine's clock with the store's; steps use the store's where it matters."""
-    pool = urllib3.PoolManager(timeout=urllib3.Timeout(5), retries=False)
+    pool = Pool(timeout=urllib3.Timeout(5), retries=False)
     try:
         date = pool.request("HEAD", endpoint_of(uri)).headers.get("Date")
     except urllib3.exceptions.HTTPError:

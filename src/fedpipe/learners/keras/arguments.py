@@ -10,6 +10,7 @@ from typing import Any
 from fedpipe.errors import ModelError
 from fedpipe.federation.preprocessing import check_functions, parse
 from fedpipe.federation.training import Training
+from fedpipe.federation.values import as_arguments
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.user_code import suggestion
 
@@ -18,6 +19,11 @@ _OWNED = {
     "steps_per_epoch": "training.local_steps", "initial_epoch": "fedpipe", "callbacks": "training.callbacks",
     "verbose": "fedpipe", "return_dict": "fedpipe", "steps": "fedpipe", "sample_weight": "`load` of model.py",
     "validation_data": "`load` of model.py",
+}  # fmt: skip
+_MOST_LABELS = 100_000
+_OWNED_BY_EVALUATE = {
+    **_OWNED, "steps": "algorithm.vote.batches for a vote; a test uses all examples",
+    "callbacks": "fedpipe; training.callbacks are for `Model.fit`",
 }  # fmt: skip
 
 
@@ -28,9 +34,10 @@ def check_arguments(training: Training) -> None:
         ModelError: an argument is unknown or set elsewhere; with the valid ones.
     """
     _, keras = frameworks()
-    for section, method in (("fit", keras.Model.fit), ("evaluate", keras.Model.evaluate)):
-        valid = set(inspect.signature(method).parameters) - {"self", "kwargs"}
-        _check_names(getattr(training, section), valid, f"training.{section}")
+    for section, owned in (("fit", _OWNED), ("evaluate", _OWNED_BY_EVALUATE)):
+        valid = set(inspect.signature(getattr(keras.Model, section)).parameters) - {"self", "kwargs"}
+        _check_names(getattr(training, section), valid, f"training.{section}", owned)
+    _check_class_weight(training.fit.get("class_weight"))
     for name, arguments in training.callbacks.items():
         callback = getattr(keras.callbacks, name, None)
         if not (inspect.isclass(callback) and issubclass(callback, keras.callbacks.Callback)):
@@ -51,14 +58,30 @@ def make_callbacks(training: Training) -> list[Any]:
     """Return the callbacks that the federation file names. Raises ModelError when an argument's value is refused."""
     _, keras = frameworks()
     try:
-        return [getattr(keras.callbacks, name)(**arguments) for name, arguments in training.callbacks.items()]
+        return [getattr(keras.callbacks, name)(**as_arguments(given)) for name, given in training.callbacks.items()]
     except (TypeError, ValueError) as error:
         raise ModelError(f"a callback refuses its arguments: {error}", where="training.callbacks") from error
 
 
-def _check_names(arguments: Mapping[str, Any], valid: set[str], where: str) -> None:
+def _check_names(arguments: Mapping[str, Any], valid: set[str], where: str, owned: Mapping[str, str] = _OWNED) -> None:
     for name in arguments:
-        if name in valid and name in _OWNED:
-            raise ModelError(f"{name!r} cannot be set here", where=where, remedy=f"It is given by {_OWNED[name]}.")
+        if name in valid and name in owned:
+            raise ModelError(f"{name!r} cannot be set here", where=where, remedy=f"It is given by {owned[name]}.")
         if name not in valid:
-            raise ModelError(f"unknown argument {name!r}", where=where, remedy=suggestion(name, valid - _OWNED.keys()))
+            free = valid - owned.keys()
+            remedy = suggestion(name, free) if free else "Remove it: fedpipe gives all arguments itself."
+            raise ModelError(f"unknown argument {name!r}", where=where, remedy=remedy)
+
+
+def _check_class_weight(given: Any) -> None:
+    """Check the weights of classes. Raises ModelError."""
+    where = "training.fit.class_weight"
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise ModelError("is not a table", where=where, remedy="Write a weight for each label: {0: 1.0, 1: 2.0}.")
+    for label, weight in as_arguments(given).items():
+        if not isinstance(label, int) or not 0 <= label < _MOST_LABELS:
+            raise ModelError(f"{label!r} is not a label", where=where, remedy="Count labels from 0: {0: 1.0, 1: 2.0}.")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            raise ModelError(f"{weight!r} is not a weight", where=f"{where}.{label}", remedy="Write a number >= 0.")

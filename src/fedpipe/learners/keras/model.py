@@ -23,7 +23,7 @@ def built(build: Callable[[], Any], keras: Any) -> Any:
     """Call the user's function. Raises ModelError when it fails, or does not return a compiled Keras model."""
     try:
         model = build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{build.__name__}() fails: {described(error)}", where="model.py") from error
     if not isinstance(model, keras.Model):
         raise ModelError(

@@ -14,6 +14,7 @@ from fedpipe.data.trees import Tree, only_array, size_in_bytes
 from fedpipe.errors import DroppedError, ModelError
 from fedpipe.federation.preprocessing import applied, parse
 from fedpipe.federation.training import Training
+from fedpipe.federation.values import as_arguments
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits, seed_of
 from fedpipe.learners.keras.arguments import check_preprocessing, make_callbacks
@@ -144,9 +145,12 @@ class CompiledModel(ABC):
         return Fitted(self.weights(), limits.steps, [] if self.private else epochs, kept)
 
     def _fit(self, feed: Mapping[str, Any], training: Training, limits: TrainingLimits) -> list[dict[str, float]]:
-        arguments = dict(training.fit)
-        if "class_weight" in arguments:  # keys in JSON are strings
-            arguments["class_weight"] = {int(k): v for k, v in arguments["class_weight"].items()}
+        arguments = as_arguments(training.fit)
+        if given := arguments.get("class_weight"):  # Keras fails at a label without a weight, but not for arrays
+            shape = self.keras.output_shape
+            outputs = shape[-1] if isinstance(shape, tuple) and isinstance(shape[-1], int) else 0
+            labels = range(max(2, outputs, *(label + 1 for label in given)))
+            arguments["class_weight"] = {label: given.get(label, 1.0) for label in labels}
         callbacks = [_limited(limits, check_loss=not self.private), *make_callbacks(training)]
         try:
             history = self.keras.fit(**{**arguments, **feed}, callbacks=callbacks, verbose=0).history
@@ -154,8 +158,8 @@ class CompiledModel(ABC):
             raise
         except Exception as error:
             # TensorFlow's messages quote examples and labels, which must stay with a private learner.
-            detail = "" if self.private else f": {' '.join(str(error).split())[:300]}"
-            raise DroppedError(f"training failed: {type(error).__name__}{detail}") from error
+            detail = type(error).__name__ if self.private else described(error)
+            raise DroppedError(f"training failed: {detail}", lasting=not isinstance(error, OSError)) from error
         return [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
 
     def evaluate(self, weights: Arrays, part: Part, training: Training, batches: int = 0) -> Measurement:

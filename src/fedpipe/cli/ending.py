@@ -1,0 +1,69 @@
+"""End the command early: by Ctrl-C, or by a signal of the system, with a sentence and a whole terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code after Ctrl-C."""
+STOPPED = "stopped; run the same command again to resume"
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class EndedError(BaseException):
+    """A signal asks this process to end; no `except Exception` may catch it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let the first signal end the command in order, and the second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if first:
+            leave(128 + number)
+        first.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise EndedError(number)
+
+    watched = [signal.SIGINT, *_SIGNALS]
+    earlier: dict[int, Any] = {number: signal.getsignal(number) for number in watched}
+    for number, handler in earlier.items():
+        if handler in (signal.SIG_DFL, signal.default_int_handler):  # nohup ignores SIGHUP
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            if signal.getsignal(number) is end:
+                signal.signal(number, handler)
+
+
+def leave(code: int) -> None:
+    """End this process at once, with the cursor shown; its workers end with it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            if stream.isatty():
+                stream.write("\x1b[?25h")
+            stream.flush()
+    os._exit(code)
+
+
+def is_busy() -> bool:
+    """Return whether other threads still compute, for which Python would wait at its end."""
+    return any(thread is not threading.current_thread() and not thread.daemon for thread in threading.enumerate())
