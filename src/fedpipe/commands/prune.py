@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-from fedpipe.commands.opened import open_federation
+from fedpipe.commands.opened import StoreGiven, open_federation
 from fedpipe.errors import CorruptError, InputError
+from fedpipe.federation.sources import Source
 from fedpipe.rounds.pruning import marked, remove
 from fedpipe.rounds.retention import Loss, Rules, RunLoss, find_loss
 from fedpipe.sessions.board import poll_board
@@ -25,7 +25,7 @@ class Prune(NamedTuple):
 
 
 def prune(
-    source: str | Path, *, store: str | None = None, keep_runs: int | None = None, older_than: float | None = None,
+    source: Source, *, store: StoreGiven = None, keep_runs: int | None = None, older_than: float | None = None,
     drop_replays: bool = False, abandoned: tuple[str, ...] = (), yes: bool = False,
     listener: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Prune:  # fmt: skip
@@ -35,8 +35,8 @@ def prune(
     chain. Without `keep_runs` and `older_than` no run is removed. Objects that nothing names go after a day.
 
     Args:
-        source: the federation file.
-        store: URI of a store to use instead of the federation's.
+        source: the federation file, or its content.
+        store: a store to use instead of the federation's.
         keep_runs: removes all runs but the latest ones, so many.
         older_than: removes runs whose last change is so many days ago. With both, a run must fulfil both.
         drop_replays: removes from ended runs that stay what only a replay needs: updates and earlier weights.
@@ -47,6 +47,13 @@ def prune(
     Raises:
         InputError: a run is at work, another removal is, or there is no such run.
         StoreError: the store does not answer; run the same command again.
+
+    >>> import fedpipe
+    >>> for name in ("run-1", "run-2"):
+    ...     result = fedpipe.run("demo/federation.yaml", name=name, training={"rounds": 1})
+    >>> found = fedpipe.prune("demo/federation.yaml", keep_runs=1)
+    >>> [(loss.run, loss.fate) for loss in found.runs], found.done
+    ([('run-1', 'records')], False)
     """
     if keep_runs is not None and keep_runs < 0:
         raise InputError(f"{keep_runs} is negative", where="keep_runs", remedy="Use 0 or more.")
