@@ -78,6 +78,7 @@ docs: setup ## write the generated pages of docs/
 	$(BIN)/python docs/reference.py
 	$(BIN)/python docs/chart.py
 	$(BIN)/python docs/keys.py
+	$(BIN)/python docs/messages.py
 
 images: ## build the containers of the steps with podman, buildah or docker (images/build --help)
 	images/build

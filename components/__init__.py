@@ -6,6 +6,7 @@ image, such as `train` in `tff` for private training, use `container.in_environm
 
 from fedpipe.components.aggregate import aggregate
 from fedpipe.components.coordinate import coordinate
+from fedpipe.components.describe import describe
 from fedpipe.components.evaluate import evaluate
 from fedpipe.components.explore import explore
 from fedpipe.components.export import export
@@ -22,6 +23,7 @@ from fedpipe.components.vote import vote
 __all__ = [
     "aggregate",
     "coordinate",
+    "describe",
     "evaluate",
     "explore",
     "export",

@@ -14,6 +14,7 @@ def initialise(
     shards: dict,
     federation: str,
     code: str,
+    described: list = [],
     rounds: int = 0,
     learning_rate: float = 0.0,
     local_epochs: int = 0,
@@ -30,6 +31,7 @@ def initialise(
         shards: Output `shards` of the shard step.
         federation: The federation file as JSON text.
         code: The text of model.py.
+        described: Outputs `report` of the describe steps, if the features are a table.
         rounds: Rounds of the run; 0 keeps the federation's.
         learning_rate: Learning rate of the local optimizers; 0 keeps the federation's.
         local_epochs: Local epochs per round; 0 keeps the federation's.

@@ -1,4 +1,4 @@
-"""Wires the steps around the rounds of every pipeline: shard, initialise; then score, evaluate, export, report."""
+"""Wires the steps around the rounds of every pipeline: shard, describe, initialise; then score to report."""
 
 import inspect
 from collections.abc import Callable
@@ -48,10 +48,13 @@ def framed(
         )
         place_coordinator(shard, federation, "shard")
         look(shard.outputs["place"], shard.outputs["shards"])
-        begun = component(federation, "initialise")(
-            place=shard.outputs["place"], shards=shard.outputs["shards"], federation=federation_json, code=code,
-            **settings,
-        )  # fmt: skip
+        about = {
+            "place": shard.outputs["place"], "shards": shard.outputs["shards"], "federation": federation_json,
+            "code": code,
+        }  # fmt: skip
+        if federation.data.is_table and not (scored and federation.described_in_session):
+            settings["described"] = describe(federation, about, together=not scored)
+        begun = component(federation, "initialise")(**about, **settings)
         place_coordinator(begun, federation, "initialise")
         place = begun.outputs["placed"]
 
@@ -64,14 +67,29 @@ def framed(
             scores.append(score.outputs["score"])
         evaluated = component(federation, "evaluate")(place=place, weights=weights, scores=scores)
         place_coordinator(evaluated, federation, "evaluate")
-        exported = component(federation, "export")(place=place, weights=weights)
-        place_coordinator(exported, federation, "export", signs=True)
-        reported = component(federation, "report")(
-            place=place, evaluation=evaluated.outputs["evaluation"], onnx=exported.outputs["onnx"]
-        )
+        published = {}
+        if federation.exported:
+            exported = component(federation, "export")(place=place, weights=weights)
+            place_coordinator(exported, federation, "export", signs=True)
+            published["onnx"] = exported.outputs["onnx"]
+        reported = component(federation, "report")(place=place, evaluation=evaluated.outputs["evaluation"], **published)
         place_coordinator(reported, federation, "report")
 
     return dsl.pipeline(name=federation.name, description=description)(_with_form(form_of(federation), steps))
+
+
+def describe(federation: Federation, about: dict[str, Any], *, together: bool) -> list:
+    """Wires the steps that describe the learners' tables, or one step for all; returns their outputs."""
+    if together:
+        described = component(federation, "describe")(**about)
+        place_coordinator(described, federation, "describe")
+        return [described.outputs["report"]]
+    reports = []
+    for learner in federation.learners:
+        described = component(federation, "describe", learner.name)(learner=learner.name, **about)
+        place_learner(described, federation, learner, f"describe {learner.name}")
+        reports.append(described.outputs["report"])
+    return reports
 
 
 def form_of(federation: Federation) -> dict[str, Any]:

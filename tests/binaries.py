@@ -40,10 +40,13 @@ TESTED = ("minio", "versitygw", "registry", "helm")
 """Those of `make test`, in the order in which it needs them; `mc` is for benchmarks."""
 
 
+_ROOT = os.environ.get("FEDPIPE_TEST_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+"""Read once: tests set another XDG_CACHE_HOME, in which no programs are built."""
+
+
 def cache_folder() -> Path:
     """Where built programs are kept."""
-    root = os.environ.get("FEDPIPE_TEST_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "fedpipe-tests"
+    return Path(_ROOT) / "fedpipe-tests"
 
 
 def find_binary(name: str) -> Path:

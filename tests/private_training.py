@@ -60,6 +60,18 @@ def train(
     return found
 
 
+def score(code: str, privacy: dict[str, Any], x: list[Any], y: list[int], weights: dict[str, Any]) -> dict[str, Any]:
+    """Scores of weights on a vote part, as a private learner publishes them, by the accuracy."""
+    content = {"name": "p", "learners": [{"name": "a", "privacy": privacy}], "training": {"rounds": 1, "batch_size": 8}}
+    vote = {"name": "collective", "vote": {"criterion": "accuracy", "minimise": False}}
+    federation = parse_federation({**content, "data": {"uri": "x.npz"}, "algorithm": vote})
+    model = PrivateModel(code.encode(), digest_of(code.encode()), "build", Privacy(**privacy))
+    learner = ModelLearner(model, federation, {"vote": Examples(np.array(x, np.float32), np.array(y))})
+    scores = learner.accept_weights({k: np.array(v, np.float32) for k, v in weights.items()})
+    assert scores.vote is not None
+    return dict(scores.vote.metrics)
+
+
 def train_large(code: str, privacy: dict[str, Any], training: dict[str, Any], *rest: Any) -> dict[str, Any]:
     """As `train`, with every train part taken for a large one; and whether TensorFlow has a seed then."""
     from tensorflow.python.eager import context

@@ -17,6 +17,7 @@ import numpy as np
 import urllib3
 from onnx import TensorProto, helper, numpy_helper
 
+from fedpipe.data.schema import Column
 from fedpipe.registry.card import CARD_KEY, Card, write_card
 from fedpipe.registry.publication import Origin
 from fedpipe.store import Store
@@ -27,7 +28,8 @@ X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 
 def onnx_model(graph: Any, card: Card | None = None) -> bytes:
     """Returns a graph as the bytes of a model."""
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     if card:
         model.metadata_props.add(key=CARD_KEY, value=write_card(card))
     return bytes(model.SerializeToString())
@@ -62,6 +64,46 @@ def constant(value: float) -> bytes:
     return onnx_model(graph)
 
 
+PATIENTS = Card(
+    classes=("healthy", "ill"),
+    columns=(
+        Column(name="age", kind="number"),
+        Column(name="smoker", kind="boolean", missing=True),
+        Column(name="sex", kind="category", categories=("f", "m"), missing=True),
+        Column(name="seen", kind="date", missing=True),
+    ),
+    label="diagnosis",
+)  # fmt: skip
+
+
+def patients(card: Card = PATIENTS) -> bytes:
+    """Returns a model for a table: sigmoid(age - 50 + 2 smoker + 4 (sex is m) + seen), where a missing value is 0."""
+    constants = {
+        "w": np.float32([[1], [2], [1]]),
+        "b": np.float32([-50]),
+        "zero": np.float32([0]),
+        "four": np.float32([4]),
+    }
+    nodes = [
+        helper.make_node("IsNaN", ["numbers"], ["unknown"]),
+        helper.make_node("Where", ["unknown", "zero", "numbers"], ["filled"]),
+        helper.make_node("MatMul", ["filled", "w"], ["linear"]),
+        helper.make_node("LabelEncoder", ["categories"], ["male"], domain="ai.onnx.ml", keys_strings=["m"],
+                         values_floats=[1.0], default_float=0.0),
+        helper.make_node("Mul", ["male", "four"], ["extra"]),
+        helper.make_node("Sum", ["linear", "extra", "b"], ["z"]),
+        helper.make_node("Sigmoid", ["z"], ["ill"]),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", 3]),
+         helper.make_tensor_value_info("categories", TensorProto.STRING, ["batch", 1])],
+        [helper.make_tensor_value_info("ill", TensorProto.FLOAT, ["batch", 1])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    return onnx_model(graph, card)
+
+
 def every_dtype() -> bytes:
     """Returns a model with an input and an equal output of each dtype."""
     kinds = (
@@ -77,6 +119,7 @@ def every_dtype() -> bytes:
         "FLOAT16",
         "FLOAT",
         "DOUBLE",
+        "STRING",
     )
     tensors = [(kind.lower(), getattr(TensorProto, kind)) for kind in kinds]
     graph = helper.make_graph(

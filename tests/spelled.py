@@ -34,6 +34,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     ),
     "probe": st.uuids().map(lambda name: keys.probe(name.hex)),
     "shards": st.builds(keys.shards, RUNS),
+    "statistics": st.builds(keys.statistics, NAMES, RUNS),
     "plan": st.builds(keys.plan, RUNS),
     "record": st.builds(keys.record, RUNS, ROUNDS),
     "candidate": st.builds(keys.candidate, RUNS, ROUNDS),

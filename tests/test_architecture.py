@@ -15,7 +15,7 @@ import fedpipe
 
 ROOT = Path(__file__).parents[1]
 TESTING = "fedpipe.store.testing"  # the contract for stores; only tests import it
-HEAVY = {"kfp", "kubernetes", "tensorflow", "keras", "onnxruntime", "tf2onnx", "sklearn", "matplotlib", "pyarrow"}
+HEAVY = {"kfp", "kubernetes", "tensorflow", "keras", "onnxruntime", "tf2onnx", "sklearn", "pyarrow"}
 FACES = {"fedpipe.components", "fedpipe.pipelines", "fedpipe.engine.preload", "fedpipe.templates"}
 
 

@@ -123,11 +123,7 @@ class WeightsError(CorruptError):
 
 
 class RoundError(FedpipeError):
-    """A round cannot be committed."""
-
-
-class _RepeatableError(RoundError):
-    """An error of a round; `lasting` when another attempt at the round would end in the same way."""
+    """A round cannot be committed; `lasting` when another attempt at it would end in the same way."""
 
     lasting = False
 
@@ -138,11 +134,11 @@ class _RepeatableError(RoundError):
         self.lasting = lasting
 
 
-class QuorumError(_RepeatableError):
+class QuorumError(RoundError):
     """Fewer learners than the quorum took part in a round."""
 
 
-class DroppedError(_RepeatableError):
+class DroppedError(RoundError):
     """This learner cannot take part in this round, which continues without it."""
 
 

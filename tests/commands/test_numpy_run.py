@@ -57,6 +57,18 @@ def test_from_the_file_to_a_served_model_without_tensorflow(file: Path, tmp_path
     np.testing.assert_allclose(answer["outputs"][0]["data"], found.outputs[0], atol=1e-5)
 
 
+def test_a_run_without_an_export(file: Path, tmp_path: Path) -> None:
+    change(file.parent, **{"export: {opset: 17}": "export: none"})
+    assert fedpipe.check(file)
+    summary = fedpipe.run(file, out=tmp_path / "out", parameters={"rounds": 1}).summary
+    assert summary["onnx"] == {}
+    assert summary["evaluation"]["central"]["metrics"]["loss"] > 0
+    assert not (tmp_path / "out" / "model.onnx").exists()
+    assert not list(store_of(file.parent / "store").below("models").keys())
+    origin = fedpipe.export(file, tmp_path / "exported.onnx")  # by an explicit wish, with the defaults
+    assert origin["opset"] == 17
+
+
 def test_a_second_run_continues_from_the_first(file: Path, tmp_path: Path) -> None:
     """Under a name of its own: other settings under the same name are refused."""
     fedpipe.run(file, out=tmp_path / "out", parameters={"rounds": 2, "learning_rate": "0.1"})
@@ -97,8 +109,8 @@ def test_mistakes_are_found_before_the_run(file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"quorum.deadline: 1e-07 s is shorter than one request to the store"):
         fedpipe.run(file, out=tmp_path / "out")
     change(file.parent, **{"deadline: 1.0e-7": "deadline: 600"})
-    change(file.parent, **{"  - name: hospital-b\n": "  - name: hospital-b\n    data: own.csv\n"})
-    with pytest.raises(DataError, match=r"'.*own.csv' has an unsupported format"):
+    change(file.parent, **{"  - name: hospital-b\n": "  - name: hospital-b\n    data: own.xlsx\n"})
+    with pytest.raises(DataError, match=r"'.*own.xlsx' has an unsupported format"):
         fedpipe.run(file, out=tmp_path / "out")
     assert not list((file.parent / "store").rglob("record"))
     assert not (tmp_path / "out").exists()

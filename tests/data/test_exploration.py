@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fedpipe.data.examples import Examples
 from fedpipe.data.exploration import (
     Exploration,
     advice,
+    column_views,
     distances,
     distances_from_all,
     heterogeneity,
@@ -130,3 +132,28 @@ def test_own_data_and_private_learners(digits: Path) -> None:
     assert found.views[0].parts == {"examples": 50}
     assert "there is no such dataset" in found.left_out["hospital-b"]
     assert "differential privacy" in found.left_out["hospital-c"]
+
+
+def test_a_table_shows_the_statistics_of_each_learner_and_over_all(tmp_path: Path) -> None:
+    """One hospital measures in other units, and has another mixture of categories; a small one discloses nothing."""
+    from tests.commands.test_table_run import federation, rows, write
+
+    path = federation(tmp_path)
+    table = [{**row, "pressure": row["pressure"] * 2, "smokes": "ja"} for row in rows(1, 120)]
+    write(tmp_path / "own.csv", table)
+    found = explore(path, tmp_path / "data.html")
+    views = {view.summary.name: view for view in column_views(found)}
+    assert set(views) == {"age", "pressure", "smokes"}
+    assert views["pressure"].distances["c"] > 0.5 > views["age"].distances["c"]
+    own = views["pressure"].learners["c"].numbers
+    assert own is not None
+    assert own.mean == pytest.approx(np.mean([row["pressure"] for row in table]), rel=1e-6)
+    page = (tmp_path / "data.html").read_text()
+    assert 'class="bad">1.997e+06' in page  # the mean of pressure at c
+    explore(path, tmp_path / "data.json")
+    content = json.loads((tmp_path / "data.json").read_text())
+    assert content["columns"]["pressure"]["learners"]["c"]["count"] == 120
+    assert content["columns"]["pressure"]["all"]["count"] == 270 + 120
+    assert content["learners"]["c"]["labels"] == {
+        k: sum(r["diagnosis"] == k for r in table) for k in ("benign", "malignant")
+    }

@@ -176,5 +176,6 @@ class ModelContract:
 
     def test_its_outline(self) -> None:
         outline = self.model().outline
-        assert (outline.dtype, outline.input, outline.output) == ("float32", (None, 4), (None, 3))
+        assert [(port.dtype, port.shape) for port in outline.inputs] == [("float32", (None, 4))]
+        assert [(port.dtype, port.shape) for port in outline.outputs] == [("float32", (None, 3))]
         assert outline.text.startswith("15 parameters, input (None, 4), loss ")

@@ -58,7 +58,9 @@ def test_examples_that_do_not_fit_the_model() -> None:
 
 
 def test_own_data_in_a_format_that_nobody_reads() -> None:
-    chosen = federation(learners=[{"name": "a", "data": "own.npz"}, {"name": "b", "data": "own.csv"}])
-    with pytest.raises(DataError, match=r"learners\[1\].data: 'own.csv' has an unsupported format; fedpipe reads .npz"):
+    chosen = federation(learners=[{"name": "a", "data": "own.npz"}, {"name": "b", "data": "own.xlsx"}])
+    with pytest.raises(
+        DataError, match=r"learners\[1\].data: 'own.xlsx' has an unsupported format; fedpipe reads .npz"
+    ):
         check_own_data(chosen, LINEAR)
     check_own_data(chosen, f"{LINEAR}\ndef load(uri):\n    return None\n")

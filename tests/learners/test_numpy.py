@@ -94,15 +94,15 @@ def test_pictures_are_taken_as_rows() -> None:
     flat = NumpyModel(Linear(4, 3), MODULE)
     pictures = Examples(X.reshape(60, 2, 2), Y)
     assert model.evaluate(start, pictures, training) == flat.evaluate(start, PART, training)
-    assert model.outline.input == (None, 2, 2)
+    assert model.outline.inputs[0].shape == (None, 2, 2)
 
 
 @pytest.mark.parametrize(
     ("code", "message"),
     [
         ("def build():\n    return 3\n", r"build\(\) returns int, not a Linear. Return fedpipe.learners.numpy.Linear"),
-        ("def build():\n    raise ValueError('oops')\n", r"build\(\) fails: ValueError: oops \(line 2\)"),
-        (LINEAR.replace("4, 3", "4"), r"build\(\) fails: TypeError: .*outputs.* \(line 5\)"),
+        ("def build():\n    raise ValueError('oops')\n", r"build\(\) fails, because ValueError: oops \(line 2\)"),
+        (LINEAR.replace("4, 3", "4"), r"build\(\) fails, because TypeError: .*outputs.* \(line 5\)"),
         (LINEAR.replace("4, 3", "4, 3, 'hinge'"), "unknown loss 'hinge'. Valid: softmax, squared."),
         (LINEAR.replace("build", "biuld"), "there is no function 'build'. Did you mean 'biuld'"),
     ],

@@ -36,7 +36,7 @@ def test_what_load_returns() -> None:
 
 
 def test_a_load_that_fails_names_the_reason() -> None:
-    with pytest.raises(DataError, match=r"load\('x'\) fails: OSError: gone"):
+    with pytest.raises(DataError, match=r"load\('x'\) fails, because OSError: gone"):
         own("x", "def load(uri):\n    raise OSError('gone')\n")
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
+from sklearn import metrics as oracle
 
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import put_parts, put_shard
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.score import evaluate, score_learner
+from fedpipe.rounds.evaluation import Score
+from fedpipe.rounds.measures import by_class
 from fedpipe.rounds.plan import Plan
 from fedpipe.store import MemoryStore
 from fedpipe.store.objects import put_bytes
@@ -71,7 +74,11 @@ def test_the_confusion_matrix_counts_true_by_predicted(store: MemoryStore) -> No
 
 def test_a_regression_has_no_confusion_matrix(store: MemoryStore) -> None:
     plan, digest = prepared(store, LINEAR.replace("4, 3,", "4, 1, 'squared',"), X[:, 0] * 7)
-    assert score_learner(store, plan, "b", digest).confusion == ()
+    score = score_learner(store, plan, "b", digest)
+    found = evaluate(store, plan, digest, [score])
+    assert (found.confusion, found.classes) == ((), ())
+    assert found.federated is not None
+    assert found.federated.measures.keys() == {"r2", "mae", "rmse", "bias"}
 
 
 def test_a_learner_without_a_test_part_or_with_another_model_is_left_out(store: MemoryStore) -> None:
@@ -83,3 +90,95 @@ def test_a_learner_without_a_test_part_or_with_another_model_is_left_out(store: 
     found = evaluate(store, plan, digest, scores)
     assert found.federated is None
     assert found.left_out == {"a": "the test part is empty", "b": "the score belongs to other weights"}
+
+
+def forged(score: Score, **changes: object) -> Score:
+    return msgspec.structs.replace(score, **changes)
+
+
+class TestGuiltyScores:
+    """Another party's bytes drop its own score, and nobody else's."""
+
+    @pytest.fixture
+    def plan_and_scores(self, store: MemoryStore) -> tuple[Plan, str, list[Score]]:
+        plan, digest = prepared(store)
+        return plan, digest, [score_learner(store, plan, name, digest) for name in SIZES]
+
+    @pytest.mark.parametrize(
+        ("changes", "why"),
+        [
+            ({"examples": 0}, "the score has no examples"),
+            ({"examples": 6}, "the score contradicts itself"),
+            ({"states": ()}, "the score does not fit the model's metrics"),
+            ({"states": ((1.0,),)}, "the score does not fit the model's metrics"),
+            ({"states": ((1.0, 2.0, 3.0), (1.0,))}, "the score does not fit the model's metrics"),
+            ({"states": ((1.0, 2.0, 0.0),)}, "the score does not fit the model's metrics"),
+            ({"label_shape": (2**40, 2**40)}, "the labels of the score are too large"),
+            ({"label_shape": (1,) * 40}, "the labels of the score are too large"),
+        ],
+    )
+    def test_of_every_kind(
+        self, store: MemoryStore, plan_and_scores: tuple[Plan, str, list[Score]], changes: dict[str, object], why: str
+    ) -> None:
+        plan, digest, (guilty, good) = plan_and_scores
+        found = evaluate(store, plan, digest, [forged(guilty, **changes), good])
+        assert found.left_out["a"].startswith(why)
+        assert list(found.learners) == ["b"]
+        assert found.federated is not None
+        assert found.federated.examples == 53
+
+    def test_an_unknown_output(self, store: MemoryStore, plan_and_scores: tuple[Plan, str, list[Score]]) -> None:
+        plan, digest, (guilty, good) = plan_and_scores
+        found = evaluate(store, plan, digest, [forged(guilty, tallies={"x": guilty.tallies[""]}), good])
+        assert found.left_out == {"a": "the score is of an unknown output"}
+
+    def test_metrics_follow_from_the_states(
+        self, store: MemoryStore, plan_and_scores: tuple[Plan, str, list[Score]]
+    ) -> None:
+        plan, digest, (guilty, good) = plan_and_scores
+        found = evaluate(store, plan, digest, [forged(guilty, metrics={"accuracy": 99.0}), good])
+        assert found.learners["a"].metrics == pytest.approx(guilty.metrics)
+
+    def test_an_output_that_one_has_not_counted_has_no_sum(
+        self, store: MemoryStore, plan_and_scores: tuple[Plan, str, list[Score]]
+    ) -> None:
+        plan, digest, (first, good) = plan_and_scores
+        uncounted = forged(first, tallies={}, uncounted={"": "the labels are not classes"})
+        found = evaluate(store, plan, digest, [uncounted, good])
+        assert found.tallies["federated"] == {}
+        assert found.uncounted == {"a": {"": "the labels are not classes"}}
+        assert found.learners["b"].measures
+        assert found.federated is not None
+        assert not found.federated.measures
+
+
+def test_measures_are_those_of_all_examples_together(store: MemoryStore) -> None:
+    plan, digest = prepared(store)
+    found = evaluate(store, plan, digest, [score_learner(store, plan, name, digest) for name in SIZES])
+    model = plan_model(store, plan)
+    (shares,) = model.predictor(model.initial_weights(4))(X)
+    assert found.federated is not None
+    expected = oracle.f1_score(Y, shares.argmax(axis=1), average="macro")
+    assert found.federated.measures["f1_macro"] == pytest.approx(expected)
+    parts = [found.learners[name].measures["f1_macro"] for name in SIZES]
+    assert found.federated.measures["f1_macro"] != pytest.approx(np.average(parts, weights=[7, 53]), rel=1e-4)
+    for k, line in enumerate(by_class(found.tallies["federated"][""])):  # type: ignore[arg-type]
+        assert line.auc == pytest.approx(oracle.roc_auc_score(k == Y, shares[:, k]))
+
+
+def test_class_names_come_from_the_federation_file(store: MemoryStore) -> None:
+    plan, digest = prepared(store)
+    named = make_federation(
+        ("a", "b"), framework="numpy", training={"rounds": 1, "batch_size": 8},
+        export={"classes": ["red", "green", "blue"]},
+    )  # fmt: skip
+    plan = msgspec.structs.replace(plan, federation=named)
+    found = evaluate(store, plan, digest, [score_learner(store, plan, "b", digest)])
+    assert found.classes == ("red", "green", "blue")
+
+
+def test_a_model_that_diverged_says_so(store: MemoryStore) -> None:
+    plan, _ = prepared(store)
+    weights = plan_model(store, plan).initial_weights(4)
+    digest = put_bytes(store, dumps({name: value * np.float32(np.nan) for name, value in weights.items()}))
+    assert score_learner(store, plan, "b", digest).why == "the loss of the model is nan there"

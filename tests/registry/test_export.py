@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import ModuleType
+
 import msgspec
 import numpy as np
 import pytest
@@ -7,11 +9,24 @@ import pytest
 from fedpipe import weights
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import put_parts, put_shard
+from fedpipe.data.schema import Column, Schema
 from fedpipe.errors import ExportError, InputError
+from fedpipe.federation.training import Export
 from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled
 from fedpipe.identity.signing import make_key, public_key
 from fedpipe.learners.assembly import plan_model
-from fedpipe.registry.export import card_of, claimed_versions, convert_and_verify, publish
+from fedpipe.learners.framework import Arrays, Outline, Predict
+from fedpipe.learners.numpy import Linear, NumpyModel
+from fedpipe.registry.card import Card, Spread
+from fedpipe.registry.export import (
+    card_of,
+    claimed_versions,
+    convert_and_verify,
+    convert_checked,
+    described_table,
+    publish,
+    spread_of,
+)
 from fedpipe.registry.prediction import open_model
 from fedpipe.registry.publication import ModelVersion, check_publication
 from fedpipe.rounds.plan import Plan
@@ -126,3 +141,70 @@ def test_without_a_central_test_set_it_is_compared_on_random_numbers(store: Memo
     _, origin = convert_and_verify(store, plan, digest)
     assert origin.samples == "random"
     assert origin.max_abs_difference < 1e-5
+
+
+class Shifted(NumpyModel):
+    """Predicts something else than its ONNX form computes."""
+
+    shift = 0.0
+    precision = "float32"
+
+    @property
+    def outline(self) -> Outline:
+        return super().outline._replace(precision=self.precision)
+
+    def predictor(self, weights: Arrays) -> Predict:
+        predict = super().predictor(weights)
+        return lambda x: [output + np.float32(self.shift) for output in predict(x)]
+
+
+@pytest.mark.parametrize(
+    ("precision", "shift", "scale", "fits"),
+    [
+        ("float32", 5e-5, 1.0, True),
+        ("float32", 5e-3, 1.0, False),
+        ("float32", 5e-3, 1000.0, True),  # as a share of outputs up to about 1000
+        ("float32", 5.0, 1000.0, False),
+        ("float64", 5e-3, 1.0, False),
+        ("float16", 5e-3, 1.0, True),
+        ("float16", 5e-2, 1.0, False),
+        ("bfloat16", 5e-2, 1.0, True),
+    ],
+)
+def test_the_tolerance_follows_the_precision_and_the_scale(
+    precision: str, shift: float, scale: float, fits: bool
+) -> None:
+    model = Shifted(Linear(4, 1, loss="squared"), ModuleType("model"))
+    model.shift, model.precision = shift, precision
+    arrays = {"kernel": np.full((4, 1), scale / 4, np.float32), "bias": np.zeros(1, np.float32)}
+    x = np.ones((3, 4), np.float32)
+    if fits:
+        _, difference = convert_checked(model, arrays, Export(), x, {})
+        assert difference == pytest.approx(shift, rel=0.1)
+    else:
+        with pytest.raises(ExportError, match=f"differs from the trained one by {shift:.3g}"):
+            convert_checked(model, arrays, Export(), x, {})
+    with pytest.raises(ExportError, match="the tolerance is 1e-09"):
+        convert_checked(model, arrays, Export(tolerance=1e-9), x, {})
+
+
+def test_infinite_outputs_that_are_equal_do_not_differ() -> None:
+    model = Shifted(Linear(1, 1, loss="squared"), ModuleType("model"))
+    arrays = {"kernel": np.full((1, 1), 3e38, np.float32), "bias": np.zeros(1, np.float32)}
+    with np.errstate(over="ignore"):
+        assert convert_checked(model, arrays, Export(), np.float32([[1e38], [1.0]]), {})[1] == 0.0
+
+
+def test_the_spread_is_that_of_the_known_numbers() -> None:
+    tree = {"categories": np.array([["a"]], object), "numbers": np.array([[1.0, np.nan, 3.0]])}
+    assert spread_of(tree) == Spread(minimum=1.0, maximum=3.0, mean=2.0, deviation=1.0)
+    assert spread_of({"texts": tree["categories"]}) is None
+    assert spread_of(np.full((2, 2), np.nan)) is None
+
+
+def test_labels_of_a_table_are_counted_by_class_although_their_names_are_numbers() -> None:
+    schema = Schema(columns=(Column(name="a", kind="number"),), label="stage", labels="names", classes=("1", "2"))
+    card = described_table(schema, Card(labels={"1": 30, "2": 20}))
+    assert (card.classes, card.labels, card.label) == (("1", "2"), {"0": 30, "1": 20}, "stage")
+    plain = described_table(None, Card(labels={"1": 30}))
+    assert plain.labels == {"1": 30}

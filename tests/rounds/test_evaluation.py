@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedpipe.errors import CorruptError
-from fedpipe.rounds.evaluation import Matrix, Score, add_matrices, find_score, read_scores
+from fedpipe.rounds.evaluation import Score, find_score, read_scores
+from fedpipe.rounds.tallies import Matrix, add_matrices
 from fedpipe.store import SMALL, MemoryStore, keys
 from fedpipe.store.objects import encode
 
@@ -39,6 +40,15 @@ def test_a_score_that_cannot_be_read_drops_its_learner_only(store: MemoryStore, 
     assert first == good
     assert second.why.startswith(why)
     assert third.why == "no score"
+
+
+def test_a_score_in_the_name_of_another_drops_its_writer_only(store: MemoryStore) -> None:
+    good = Score(learner="a", weights="w", examples=3, metrics={"loss": 1.0})
+    for name in ("a", "b"):
+        store.create(keys.score(name, "r1"), encode(good))
+    first, second = read_scores(store, "r1", ("a", "b"))
+    assert first == good
+    assert (second.learner, second.why) == ("b", "the score names 'a'")
 
 
 def test_no_scores_without_score_steps(store: MemoryStore) -> None:

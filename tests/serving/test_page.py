@@ -12,11 +12,11 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from fedpipe.registry.card import Card, Spread
 from fedpipe.store import LocalStore
-from tests.served import Served, onnx_model, publish, serving
+from tests.served import Served, onnx_model, patients, publish, serving
 
 pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("page")]
 
@@ -59,6 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     models = LocalStore(folder / "store").below("models")
     publish(models, "digits", 1, nearest(digits))
     publish(models, "digits", 2, b"<b>broken</b>")
+    publish(models, "patients", 1, patients())
     (folder / "token").write_text("s3cret")
     with serving(folder, "--store", f"file://{folder}/store", "--token-file", str(folder / "token")) as server:
         yield server
@@ -119,3 +120,24 @@ def test_numbers_and_mistakes(page: WebDriver) -> None:
     row.send_keys("0 " * 64)
     page.find_element(By.ID, "ask").click()
     waited(page, "answer", "(version 1,")
+
+
+def test_a_person_tries_a_row_of_a_table(page: WebDriver) -> None:
+    Select(page.find_element(By.ID, "model")).select_by_value("patients")
+    fields = page.find_element(By.ID, "fields")
+    assert fields.is_displayed()
+    assert not page.find_element(By.ID, "row").is_displayed()
+    for name, value in (("age", "49"), ("seen", "01-01-1970")):
+        fields.find_element(By.NAME, name).send_keys(value)
+    Select(fields.find_element(By.NAME, "smoker")).select_by_value("yes")
+    Select(fields.find_element(By.NAME, "sex")).select_by_visible_text("m")
+    page.find_element(By.ID, "ask").click()
+    assert waited(page, "answer", "ill").startswith("ill, 99.3 %")
+    Select(fields.find_element(By.NAME, "sex")).select_by_visible_text("missing")
+    page.find_element(By.ID, "ask").click()
+    assert waited(page, "answer", "ill, 73.1 %")
+    fields.find_element(By.NAME, "age").clear()
+    page.find_element(By.ID, "ask").click()
+    waited(page, "error", "column 'age', row 1: the cell is empty")
+    Select(page.find_element(By.ID, "model")).select_by_value("digits")
+    assert not fields.is_displayed()

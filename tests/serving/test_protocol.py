@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from fedpipe.registry.card import Card
 from fedpipe.registry.prediction import TensorSpec
-from fedpipe.serving.protocol import DATATYPES, DTYPES, Request, RequestError, answer, parse
+from fedpipe.serving.protocol import Request, answer, parse
+from fedpipe.serving.tensors import DATATYPES, DTYPES, RequestError, to_bytes
 
 SPEC = TensorSpec("x", np.dtype(np.float32), (None, 2))
 OUT = [TensorSpec("y", np.dtype(np.float32), (None, 1)), TensorSpec("z", np.dtype(np.int64), (None,))]
@@ -143,7 +145,7 @@ def test_nan_is_refused_unless_the_card_allows_it(value: float) -> None:
     data = head + np.float32([1, value]).tobytes()
     with pytest.raises(RequestError, match="contains NaN or infinity"):
         parse(data, str(len(head)), [SPEC], OUT)
-    allowed = parse(data, str(len(head)), [SPEC], OUT, finite=False)
+    allowed = parse(data, str(len(head)), [SPEC], OUT, card=Card(finite=False))
     np.testing.assert_array_equal(allowed.feed["x"], np.float32([[1, value]]))
 
 
@@ -177,7 +179,13 @@ def test_a_byte_that_is_not_a_boolean() -> None:
         lambda name: arrays.arrays(
             DTYPES[name],
             arrays.array_shapes(max_dims=4, max_side=4),
-            elements={"allow_nan": False, "allow_infinity": False} if DTYPES[name].kind == "f" else None,
+            elements=(
+                st.text(max_size=5)
+                if name == "BYTES"
+                else {"allow_nan": False, "allow_infinity": False}
+                if DTYPES[name].kind == "f"
+                else None
+            ),
         )
     ),
     st.booleans(),
@@ -196,11 +204,68 @@ def test_tensors_come_back_to_the_last_bit(array: Any, binary_in: bool, binary_o
         [spec],
         [],
     ).feed["x"]
-    assert found.tobytes() == array.tobytes()
+    assert to_bytes(found) == to_bytes(array)
     assert found.shape == array.shape
     nested = {"name": "x", "shape": array.shape, "datatype": DATATYPES[array.dtype], "data": array.tolist()}
     if not binary_in:
-        assert parse(body(nested), None, [spec], []).feed["x"].tobytes() == array.tobytes()
+        assert to_bytes(parse(body(nested), None, [spec], []).feed["x"]) == to_bytes(array)
+
+
+WORDS = TensorSpec("x", np.dtype(object), (None, 2))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\1\0\0\0a\0\0\0\0", None),
+        (b"\2\0\0\0\xc3\xbc\1\0\0\0b", None),
+        (b"\1\0\0\0a\0\0", "needs 2 strings, but has only 7 bytes|end after 1 of 2 strings"),
+        (b"\1\0\0\0a\0\0\0", "the binary data of input 'x' end after 1 of 2 strings"),
+        (b"\5\0\0\0a\0\0\0\0", "string 1 of input 'x' has 0 bytes|string 0|bytes follow|end after"),
+        (b"\xff\xff\xff\xff\0\0\0\0", "string 0 of input 'x' has 4294967295 bytes, but 4 are left"),
+        (b"\1\0\0\0\xff\0\0\0\0", "string 0 of input 'x' is not UTF-8"),
+        (b"\1\0\0\0a\0\0\0\0!", "1 bytes follow the last string of input 'x'"),
+        (b"", "input 'x' needs 2 strings, but has only 0 bytes"),
+    ],
+)
+def test_strings_in_binary_data(data: bytes, message: str | None) -> None:
+    head = body(tensor(datatype="BYTES", data=None, parameters={"binary_data_size": len(data)}))
+    if message is None:
+        found = parse(head + data, str(len(head)), [WORDS], OUT).feed["x"]
+        assert found.tolist() in ([["a", ""]], [["ü", "b"]])
+    else:
+        with pytest.raises(RequestError, match=message):
+            parse(head + data, str(len(head)), [WORDS], OUT)
+
+
+@pytest.mark.parametrize("size", [-1, True, "8", 1.5])
+def test_a_size_of_strings_that_is_not_a_number(size: Any) -> None:
+    head = body(tensor(datatype="BYTES", data=None, parameters={"binary_data_size": size}))
+    with pytest.raises(RequestError, match="not a number of bytes"):
+        parse(head + bytes(8), str(len(head)), [WORDS], OUT)
+
+
+def test_more_strings_than_fit_into_memory() -> None:
+    with pytest.raises(RequestError, match="has 8388608 strings, but at most 4194304 are allowed") as refused:
+        parse(body(tensor(shape=[2**22, 2], datatype="BYTES", data=["a"])), None, [WORDS], OUT)
+    assert refused.value.status == 413
+
+
+def test_strings_in_json() -> None:
+    found = parse(body(tensor(shape=[1, 2], datatype="BYTES", data=["a", "ü"])), None, [WORDS], OUT).feed["x"]
+    assert found.tolist() == [["a", "ü"]]
+    for data, message in (([1, 2], "Expected `str`"), (["a"], "has 1 values"), ("ab", "neither flat")):
+        with pytest.raises(RequestError, match=message):
+            parse(body(tensor(datatype="BYTES", data=data)), None, [WORDS], OUT)
+    with pytest.raises(RequestError, match="has datatype 'FP32', but the model takes BYTES"):
+        parse(body(tensor()), None, [WORDS], OUT)
+
+
+@given(st.binary(max_size=40), st.lists(st.integers(0, 4), min_size=1, max_size=3))
+def test_any_bytes_as_strings_are_read_or_refused(data: bytes, shape: list[int]) -> None:
+    spec = TensorSpec("x", np.dtype(object), (None,) * len(shape))
+    head = body(tensor(shape=shape, datatype="BYTES", data=None, parameters={"binary_data_size": len(data)}))
+    assert status_of(head + data, str(len(head)), [spec]) in (200, 400)
 
 
 def _with_binary(head: Any, made: Any) -> bytes:

@@ -12,9 +12,9 @@ import pytest
 
 from fedpipe.registry.prediction import open_model
 from fedpipe.registry.publication import ModelVersion
-from fedpipe.serving.protocol import RequestError
 from fedpipe.serving.runner import Batching, Runner
 from fedpipe.serving.runtime import Loaded, try_model
+from fedpipe.serving.tensors import RequestError
 from tests.served import X, slow, softmax
 
 EXPECTED = open_model(softmax()).run({"x": X})[0]

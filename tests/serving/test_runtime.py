@@ -106,7 +106,7 @@ def test_a_model_that_refers_to_other_files_is_refused() -> None:
         load(ENTRY, outside, threads=1)
 
 
-def test_a_model_of_text_is_refused() -> None:
+def test_a_model_of_text_is_loaded() -> None:
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])],
@@ -114,7 +114,16 @@ def test_a_model_of_text_is_refused() -> None:
         [value("x", TensorProto.STRING, ["n"])],
         [value("y", TensorProto.STRING, ["n"])],
     )
-    with pytest.raises(CorruptError, match=r"'x' is a tensor\(string\), not an array of numbers"):
+    loaded = load(ENTRY, onnx_model(graph), threads=1)
+    assert loaded.trial.batches
+    assert loaded.run({"x": np.array(["a", "ü"], object)})["y"].tolist() == ["a", "ü"]
+
+
+def test_a_model_of_other_values_is_refused() -> None:
+    sequence = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, ["n"])
+    length = helper.make_tensor_value_info("y", TensorProto.INT64, [])
+    graph = helper.make_graph([helper.make_node("SequenceLength", ["x"], ["y"])], "g", [sequence], [length])
+    with pytest.raises(CorruptError, match=r"'x' is a seq\(tensor\(float\)\), not an array of numbers or strings"):
         load(ENTRY, onnx_model(graph), threads=1)
 
 

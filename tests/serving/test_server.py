@@ -89,12 +89,13 @@ class TestProtocol:
         inputs, given = [], {}
         for spec in client.get_model_metadata("every")["inputs"]:
             dtype = triton.triton_to_np_dtype(spec["datatype"])
-            given[spec["name"]] = array = random.integers(0, 2, (3, 2)).astype(dtype)
+            numbers = random.integers(0, 2, (3, 2))
+            given[spec["name"]] = array = numbers.astype("S" if spec["datatype"] == "BYTES" else dtype).astype(dtype)
             tensor = triton.InferInput(spec["name"], array.shape, spec["datatype"])
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)
         found = client.infer("every", inputs)
-        assert len(given) == 12
+        assert len(given) == 13
         for name, array in given.items():
             np.testing.assert_array_equal(found.as_numpy(f"{name}_out"), array)
         client.close()

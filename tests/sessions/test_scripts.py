@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedpipe.errors import DataError, RoundError
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.early import EarlySums
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.roll import Roll
 from fedpipe.sessions.phases import Phase, Script
-from fedpipe.sessions.scripts import script_of
+from fedpipe.sessions.scripts import describing, script_of
 from fedpipe.store import MemoryStore
 from tests.federations import fresh, make_federation, make_plan
 
@@ -68,3 +70,23 @@ def test_a_round_that_is_aggregated_elsewhere_adds_nothing_early(
     assert calls == [(1, record.weights, Roll(NAMES))]
     here = next(started(MemoryStore(), "averaging")[0])
     assert isinstance(here.early(NAMES, tmp_path), EarlySums)
+
+
+def test_statistics_of_late_learners_do_not_count_and_mistakes_end_the_session() -> None:
+    """The phase before round 1 closes with round 0."""
+    absent: list[Collection[str]] = []
+
+    def begin(names: Collection[str]) -> Any:
+        absent.append(names)
+        raise DataError("nothing fits", remedy="Change it.")
+
+    phase = describing(make_plan(), begin)
+    assert (phase.name, phase.round, phase.answer, phase.asks(1, ("a",))) == (
+        "describe",
+        0,
+        "statistics",
+        ("a", "b", "c"),
+    )
+    with pytest.raises(RoundError, match=r"nothing fits. Change it"):
+        phase.close(Roll(("a", "b", "c"), excused={"c": "late"}), None)
+    assert absent == [["c"]]

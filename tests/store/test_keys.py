@@ -47,6 +47,7 @@ SPELLED = {
     keys.ledger("a", 3): "learners/a/ledger/00000003",
     keys.sign("a", "r"): "learners/a/runs/r/sign",
     keys.score("a", "r"): "learners/a/runs/r/score",
+    keys.statistics("a", "r"): "learners/a/runs/r/0/statistics",
     keys.update("a", "r", 3): "learners/a/runs/r/3/update",
     keys.ballot("a", "r", 3): "learners/a/runs/r/3/ballot",
     keys.answer("a", "r", 3, keys.note("dropped")): "learners/a/runs/r/3/dropped",

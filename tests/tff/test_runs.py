@@ -22,6 +22,7 @@ from fedpipe.engine.preflight import Checked, check
 from fedpipe.engine.workers import Workers
 from fedpipe.errors import InputError
 from fedpipe.federation.file import read_federation
+from tests.commands.test_table_run import federation as table_federation
 from tests.federations import change
 from tests.tff.runs import Finished, finished
 from tests.tff.simulated import records_of
@@ -97,6 +98,34 @@ class TestASimulation:
         with pytest.raises(InputError, match=r"own\.py: build\(\) returns function without .* `initialize`"):
             run(linear, store=f"file://{tmp_path}/store", simulation=True)
         assert not (tmp_path / "store").exists()
+
+
+TABLE = """
+import keras
+
+def build(table):
+    outputs = keras.layers.Dense(1, activation="sigmoid")(table.encoded)
+    model = keras.Model(table.inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.1), "binary_crossentropy", metrics=["accuracy"])
+    return model
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.xdist_group("tff")
+def test_a_table_is_simulated_with_the_statistics_of_a_run(tmp_path: Path, processes: Workers) -> None:
+    """Missing numbers, labels that are names, one sigmoid output: the same schema, and the same weights."""
+    data = {"uri": "d.csv", "features": {"age": "number", "smokes": "boolean"}, "labels": "diagnosis"}
+    file = table_federation(tmp_path, framework="keras", data=data, learners=[{"name": "a"}, {"name": "b"}])
+    (tmp_path / "model.py").write_text(TABLE)
+    ran = finished(file, tmp_path / "run", processes)
+    simulated = finished(file, tmp_path / "tff", processes, simulation=True)
+    first, other = records_of(ran.place)[0], records_of(simulated.place)[0]
+    assert first.schema == other.schema
+    assert str(first.schema).startswith("sha256:")
+    assert_alike(ran, simulated)
+    central = simulated.summary["evaluation"]["central"]["metrics"]
+    assert simulated.summary["rounds"][-1]["metrics"]["central_loss"] == pytest.approx(central["loss"], abs=1e-5)
 
 
 @pytest.mark.heavy

@@ -15,10 +15,10 @@ from fedpipe.data.parts import dump_examples
 from fedpipe.engine.preflight import SimulationFiles, check_simulation
 from fedpipe.engine.workers import Worker
 from fedpipe.errors import DataError, InputError, ModelError, NotFoundError, RoundError
-from fedpipe.rounds.history import read_record
+from fedpipe.rounds.history import read_head, read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import RunPlace, read_plan
-from fedpipe.rounds.selection import select, trainers
+from fedpipe.rounds.selection import select, took_part, trainers
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps.contract import Hands
 from fedpipe.steps.coordinate import Outputs
@@ -174,10 +174,17 @@ class TestRounds:
             tff.call(inside.batches_of, code, training, np.zeros((4, 4)).tolist(), [0, 1, 2, 3], 1)
 
     def test_learners_with_examples_of_other_forms(self, tff: Worker, tmp_path: Path) -> None:
-        odd = {part: Examples(held.x.astype(np.float64), held.y) for part, held in PARTS["c"].items()}
-        place = begun(tmp_path, parts={**PARTS, "c": odd})
-        with pytest.raises(DataError, match=r"the features of a are float32\[4\], but those of c are float64\[4\]"):
-            rounds(tff, place, 1)
+        """The one with the unusual form is dropped, also when it is the first."""
+        odd = {part: Examples(held.x.astype(np.float64), held.y) for part, held in PARTS["a"].items()}
+        place = begun(tmp_path, parts={**PARTS, "a": odd})
+        rounds(tff, place, 1)
+        record = records_of(place)[1]
+        (dropped,) = record.dropped
+        assert dropped.learner == "a"
+        assert dropped.why.startswith("the features of b are float32[4], but those of a are float64[4]")
+        federation = read_plan(place.open(), place.plan).federation
+        assert took_part(federation, record) == ("b", "c")
+        assert read_head(place.open()) is None  # a rehearsal moves nothing
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tff"
@@ -238,8 +245,8 @@ class TestAnAlgorithmOfTheUser:
              "    def g(x): return x\n"
              "    return f, g\n", "`initialize` and `next` do not fit.*int32.*float32"),
             ("def make(model_fn): return 3", "own.py: there is no function 'build'"),
-            ("def build(model_fn):\n    return 1 / 0", r"own.py: build\(\) fails: ZeroDivisionError.*line 2"),
-            ("def build(", r"own.py: cannot be imported: SyntaxError.*line 1"),
+            ("def build(model_fn):\n    return 1 / 0", r"own.py: build\(\) fails, because ZeroDivisionError.*line 2"),
+            ("def build(", r"own.py: cannot be imported, because SyntaxError.*line 1"),
         ],
     )  # fmt: skip
     def test_mistakes_name_the_file_and_the_remedy(self, text: str, message: str, tff: Worker) -> None:
@@ -289,7 +296,7 @@ class TestAModelMadeForTff:
         ("text", "message"),
         [
             ("def build(): return 3", "returns int, not a TFF model"),
-            ("def build(): raise ValueError('no')", r"build\(\) fails: ValueError: no \(line 1\)"),
+            ("def build(): raise ValueError('no')", r"build\(\) fails, because ValueError: no \(line 1\)"),
             (
                 HAND_WRITTEN.replace("loss=mean, accuracy=mean", "loss=mean, acuracy=mean"),
                 r"cannot train the model: ValueError: The metric names in `metric_finalizers` do not match .* \{'acuracy'\}",

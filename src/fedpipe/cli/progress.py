@@ -144,7 +144,7 @@ def _mark(event: Event) -> Styled:
 def _round_line(moment: Moment, metrics: Mapping[str, Any]) -> Text | None:
     """Describe a closed round of a session, or why the session ended before its last one."""
     board, record = moment.board, moment.record
-    if moment.what == "ended" and board.ending != "done":
+    if moment.what == "ended" and board.ending not in ("done", "below_quorum", "failed"):  # errors follow anyway
         return styled((f"the session ended after round {board.round}", "yellow"), f": {board.why}")
     if moment.what != "closed" or record is None:
         return None

@@ -85,13 +85,16 @@ def simulate(
 
 
 def _show(result: Result) -> None:
+    from fedpipe.rounds.measures import main_metrics
+
     if origin := result.summary.get("begun_from"):
         say(f"continued from round {origin['round']} of {origin['run']}")
     if result.summary and not result.summary["onnx"]:
         say("nothing was trained: no round was accepted, so HEAD stays and no model is published")
     for label, value in result.summary.get("evaluation", {}).items():
         if label in ("central", "federated") and value:
-            numbers = ", ".join(f"{name} {number:.4f}" for name, number in value["metrics"].items())
+            shown = main_metrics(value["metrics"], value["measures"])
+            numbers = ", ".join(f"{name} {number:.4f}" for name, number in shown.items())
             say(f"{label}: {numbers} ({value['examples']} examples)")
     for path in ("summary.json", "report.html", "model.onnx"):
         if (result.folder / path).exists():

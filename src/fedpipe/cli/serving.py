@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from fedpipe.cli.options import (
     given_folder,
 )
 from fedpipe.cli.panels import Panel
-from fedpipe.cli.text import Styled, busy, remark, say, show_table
+from fedpipe.cli.text import Styled, busy, note, remark, say, show_table
 from fedpipe.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,44 +55,67 @@ def export(
 @commands.add(
     "fedpipe predict model.onnx data.npz",
     "fedpipe predict http://localhost:8080 digit.png",
-    "fedpipe predict http://host/v2/models/digits/versions/3 rows.csv",
+    "fedpipe predict http://host/v2/models/digits/versions/3 rows.csv -o predictions.csv",
 )
 def predict(
     model: Annotated[str, typer.Argument(help="An ONNX file, or the URL of a server.", metavar="FILE|URL")],
-    data: Annotated[Path, typer.Argument(help="An .npz, .npy, .csv or .png file.", metavar="DATA")],
+    data: Annotated[Path, typer.Argument(help="An .npz, .npy, .csv, .parquet, .png or .jpg file.", metavar="DATA")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write all outputs to this .npz file.")
+        Path | None, typer.Option("--output", "-o", help="Also write all predictions: .csv, .parquet, .json or .npz.")
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=0, max=100_000, help="Rows to show.")] = 10,
+    header: Annotated[
+        bool | None,
+        typer.Option("--header/--no-header", help="Whether the first row of a CSV file is its header; else guessed."),
+    ] = None,
 ) -> None:
     """Predict with an ONNX file, or with a model on a server."""
-    from fedpipe.commands.predict import predict_file, write_outputs
+    from fedpipe.commands.predict import check_output, predict_file, write_outputs
 
-    answers = predict_file(model, data)
+    if output is not None:
+        check_output(output)
+    answers = predict_file(model, data, header=header)
+    for text in answers.remarks:
+        note(text)
     count = len(answers.prediction.outputs)
-    head = ["example", "prediction"]
-    head += ["probability"] * (answers.prediction.classes is not None) + ["label"] * (answers.labels is not None)
-    show_table(_answer_rows(answers, min(rows, count)), head)
+    show_table(_answer_rows(answers, min(rows, count)), ["example", *_answer_head(answers)])
     if count > rows:
         say(f"{rows} of {count} shown")
     if answers.accuracy is not None:
-        say(f"accuracy {answers.accuracy:.4f} over {count} examples")
+        say(f"accuracy {answers.accuracy:.4f} over {answers.labelled.sum()} examples")
     if output is not None:
-        write_outputs(answers.prediction, output)
+        write_outputs(answers, output)
         say(f"wrote {output}")
 
 
-def _answer_rows(answers: Answers, count: int) -> Iterator[Sequence[Styled]]:
-    import numpy as np
+def _answer_head(answers: Answers) -> list[str]:
+    prediction, labels, _ = answers
+    others = list(prediction.by_name)[1:]
+    first = ["prediction"] if prediction.classes is not None or not others else list(prediction.by_name)[:1]
+    return [*first, *["probability"] * (prediction.classes is not None), *others, *["label"] * (labels is not None)]
 
-    prediction, labels = answers
+
+def _answer_rows(answers: Answers, count: int) -> Iterator[Sequence[Styled]]:
+    prediction, labels, _ = answers
+    others = list(prediction.by_name.values())[1:]
     for row in range(count):
         cells = [str(row)]
         if prediction.probabilities is not None:
             cells += [prediction.name(row), f"{prediction.probabilities[row]:.4f}"]
         else:
-            cells += [np.array2string(prediction.outputs[row], precision=4, threshold=8)]
-        yield cells + ([str(labels[row])] if labels is not None else [])
+            cells += [_shown(prediction.outputs[row])]
+        cells += [_shown(array[row]) for array in others]
+        yield cells + ([answers.label(row)] if labels is not None else [])
+
+
+def _shown(values: Any) -> str:
+    """Return the values of an example, shortened; a single one without brackets."""
+    import numpy as np
+
+    if np.size(values) == 1:
+        value = np.ravel(values)[0]
+        return value if isinstance(value, str) else f"{value:.6g}"
+    return np.array2string(np.asarray(values), precision=4, threshold=8)
 
 
 @commands.add(
@@ -193,9 +216,9 @@ def _token(file: Path | None) -> str:
     try:
         token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("the token cannot be read", where=str(file)) from error
+        raise InputError("the token cannot be read", where=str(file), remedy="Check the path.") from error
     if not token or not token.isascii():
-        raise InputError("contains no ASCII token", where=str(file))
+        raise InputError("contains no ASCII token", where=str(file), remedy="Write the token into the file.")
     return token
 
 

@@ -12,11 +12,17 @@ from fedpipe.cli.options import FederationFile, given_folder
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import busy, note, say, show_table
 from fedpipe.commands.init import Algorithm, Framework
+from fedpipe.errors import InputError
 
 commands = Panel("Start")
 
 
-@commands.add("fedpipe init demo", "fedpipe init demo --algorithm collective", "fedpipe init demo --framework numpy")
+@commands.add(
+    "fedpipe init demo",
+    "fedpipe init demo --algorithm collective",
+    "fedpipe init demo --framework numpy",
+    "fedpipe init mine --from patients.csv --label diagnosis",
+)
 def init(
     folder: Annotated[Path, typer.Argument(parser=given_folder, help="A new or empty folder.", metavar="DIR")],
     algorithm: Annotated[
@@ -25,12 +31,28 @@ def init(
     framework: Annotated[
         Framework, typer.Option("--framework", help="The framework of model.py; numpy: a linear model.")
     ] = Framework.keras,
+    table: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="A table: .csv, .parquet or .npz; several: one for each learner.", metavar="FILE"),
+    ] = None,
+    label: Annotated[str, typer.Option("--label", help="With --from: the column to predict.")] = "",
+    learners: Annotated[int, typer.Option("--learners", min=0, help="With --from: how many share one file.")] = 0,
+    by: Annotated[str, typer.Option("--by", help="With --from: the column whose values stay together.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
-    """Write a working federation.yaml, model.py and data."""
+    """Write a working federation.yaml, model.py and data, or a federation for tables."""
     from fedpipe.commands.init import init as write
+    from fedpipe.commands.init_table import init_table
 
-    names = write(folder, algorithm, framework, force=force)
+    if bool(table) != bool(label) or ((learners or by) and not table):
+        remedy = "Use: fedpipe init DIR --from data.csv --label COLUMN"
+        raise InputError("a table needs --from and --label", remedy=remedy)
+    if table and algorithm != Algorithm.averaging:
+        raise InputError("a table begins with averaging", remedy="Change `algorithm` in federation.yaml afterwards.")
+    if table:
+        names = init_table(folder, table, label, learners=learners, by=by, framework=framework, force=force)
+    else:
+        names = write(folder, algorithm, framework, force=force)
     say(f"wrote {', '.join(names)} to {folder}")
     say(f"next: fedpipe run {shlex.quote(str(folder / 'federation.yaml'))}")
 

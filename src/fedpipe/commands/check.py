@@ -40,7 +40,8 @@ def check(source: Source, *, store: bool | StoreGiven = True, **changes: Any) ->
     findings = Findings([preflight.Checked("federation", f"{federation.name}: {len(federation.learners)} learners")])
     checked = [_checked_store(uri)] if uri else []
     with Workers(preload=federation.needs_tensorflow) as processes:
-        findings += preflight.check(federation, read_code(federation), federation.data.uri, uri, processes.call)
+        code, data = read_code(federation), federation.data.uri
+        findings += preflight.check(federation, code, data, uri, processes.call, own=True)
     findings += checked
     return findings
 

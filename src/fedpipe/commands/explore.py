@@ -11,13 +11,14 @@ from fedpipe.compiled.compiler import read_code
 from fedpipe.data.examples import read_examples
 from fedpipe.data.exploration import View, view_of
 from fedpipe.data.shards import dealt
-from fedpipe.engine.workers import Workers
+from fedpipe.engine.workers import CrashError, Workers
 from fedpipe.errors import FedpipeError
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.federation.sources import Source, read_source
 from fedpipe.learners.parts import as_examples
 from fedpipe.learners.reading import own_parts
 from fedpipe.learners.user_code import load_code
+from fedpipe.reports.exploration_page import render_html, render_json
 from fedpipe.steps.explore import private
 from fedpipe.store.objects import digest_of
 
@@ -29,6 +30,10 @@ def explore(source: Source, output: str | Path | None = None, **changes: Any) ->
         source: a federation file, or its content.
         output: a file for the page; none by default.
         changes: keys of the federation file with new values.
+
+    Args:
+        source: a federation file.
+        output: the page, or a .json file with the same numbers.
 
     Raises:
         DataError: the dataset cannot be dealt out.
@@ -48,12 +53,18 @@ def explore(source: Source, output: str | Path | None = None, **changes: Any) ->
                 continue
             try:
                 parts = dealt_out.get(learner.name)
-                views.append(view_of(learner.name, parts) if parts else _look_at_own(federation, learner, processes))
+                views.append(
+                    view_of(learner.name, parts, federation.data.statistics)
+                    if parts
+                    else _look_at_own(federation, learner, processes)
+                )
             except FedpipeError as error:
                 left_out[learner.name] = str(error)
+            except CrashError as error:
+                left_out[learner.name] = error.reason
     found = Explored(federation.name, tuple(views), left_out)
     if output is not None:
-        save(found.page, output)
+        save(render_json(found) if Path(output).suffix == ".json" else render_html(found), output)
     return found
 
 
@@ -64,11 +75,11 @@ def _look_at_own(federation: Federation, learner: LearnerSettings, processes: Wo
         environment = federation.environment_of("initialise")
         return cast(View, processes.call(loaded_view, federation, code, learner.name, environment=environment))
     examples, _ = read_examples(learner.data, **settings.columns)
-    return view_of(learner.name, {"examples": examples})
+    return view_of(learner.name, {"examples": examples}, settings.statistics)
 
 
 def loaded_view(federation: Federation, code: str, name: str) -> View:
     """Looks at the data that `load` of model.py returns for a learner. Raises DataError and ModelError."""
     data = code.encode()
     parts = own_parts(federation, name, load_code(data, digest_of(data)))
-    return view_of(name, {part: as_examples(value) for part, value in parts.items()})
+    return view_of(name, {part: as_examples(value) for part, value in parts.items()}, federation.data.statistics)

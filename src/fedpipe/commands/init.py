@@ -102,6 +102,25 @@ def _texts(algorithm: Algorithm, framework: Framework) -> dict[str, str]:
     }
 
 
+def write_texts(folder: Path, texts: dict[str, str], *, force: bool) -> None:
+    """Writes text files into a folder, which is created where it is missing.
+
+    Raises:
+        InputError: a file exists and `force` is not set, or the folder cannot be written.
+    """
+    try:
+        existing = next((name for name in texts if (folder / name).exists()), None)
+        if existing and not force:
+            raise InputError(
+                f"{existing} already exists", where=str(folder), remedy="Choose another folder, or use --force."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
 def _write_digits(path: Path) -> None:
     import numpy as np
 

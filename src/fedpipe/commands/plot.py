@@ -10,16 +10,22 @@ from fedpipe.commands.opened import StoreGiven, is_known, known_runs, no_run, op
 from fedpipe.commands.watch import LOOK_AGAIN
 from fedpipe.errors import InputError
 from fedpipe.federation.sources import Source
-from fedpipe.reports import plots
+from fedpipe.reports.drawing import Drawing
+from fedpipe.reports.plots import learning_curves
+from fedpipe.reports.png import painted
 from fedpipe.reports.story import Story, read_story
-from fedpipe.reports.vote_plots import metrics_of, vote_figure, vote_pictures
+from fedpipe.reports.vote_plots import vote_pictures
 from fedpipe.rounds.history import read_record
 from fedpipe.store import keys
 from fedpipe.store.files import write_whole
 
 FORMATS = (".html", ".png", ".svg")
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{again}<style>
-body {{ font: 15px system-ui, sans-serif; margin: 1rem }} svg {{ max-width: 100%; height: auto }}</style>
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>{again}<style>
+:root {{ color-scheme: light dark; --paper: #fff }}
+@media (prefers-color-scheme: dark) {{ :root {{ --paper: #11161d }} }}
+body {{ font: 15px system-ui, sans-serif; margin: 1rem; background: var(--paper) }}
+svg {{ max-width: 100%; height: auto }}</style>
 </head><body><h1>{title}</h1><p>{state}</p>{pictures}</body></html>
 """
 
@@ -77,11 +83,14 @@ def plot(
 
 
 def _drawn(story: Story, suffix: str, state: str, *, in_progress: bool) -> bytes:
-    voted = story.plan.federation.vote is not None
     if suffix == ".html":
         again = '<meta http-equiv="refresh" content="2">' if in_progress else ""
-        pictures = "".join(vote_pictures(story) if voted else plots.learning_curves(story))
+        pictures = "".join(drawing.svg() for drawing in _drawings(story))
         title = f"{story.plan.federation.name}, {story.plan.run}"
         return _PAGE.format(title=title, again=again, state=state, pictures=pictures).encode()
-    figures = [vote_figure(story, metrics_of(story)[0])] if voted else plots.learning_figures(story)
-    return plots.png(figures[0]) if suffix == ".png" else plots.svg(figures[0]).encode()
+    first = next(iter(_drawings(story)), Drawing(400, 60, "there is nothing to draw yet"))
+    return painted(first) if suffix == ".png" else first.svg().encode()
+
+
+def _drawings(story: Story) -> list[Drawing]:
+    return vote_pictures(story) if story.plan.federation.vote else learning_curves(story)

@@ -135,7 +135,7 @@ def _state(keeper: Keeper, board: Board, seconds: float) -> str:
     awaited = []
     for name in board.asked:
         sign = keeper.sign(name)
-        if not sign or (sign.round, sign.attempt, sign.phase) != (board.round, board.attempt, board.phase):
+        if not sign or not sign.answers(board):
             awaited.append(name)
     who = f"awaiting {', '.join(awaited)}" if awaited else "all have answered"
     away = f"; away: {', '.join(board.away)}" if board.away else ""

@@ -83,7 +83,7 @@ def _longest_chain(graph: Graph) -> int:
 def _advice(federation: Federation) -> str:
     """Advises on the number of rounds per step, so that KFP runs the pipeline well."""
     learners, rounds = len(federation.learners), federation.training.rounds
-    steps_outside = learners + len(("shard", "initialise", "evaluate", "export", "report"))
+    steps_outside = learners + len(("shard", "initialise", "evaluate", "report")) + (federation.exported is not None)
     sessions = (_COMFORTABLE_STEPS - steps_outside) // (learners + 1)
     fewest = -(-rounds // sessions) if sessions > 0 else rounds
     if federation.training.rounds_per_step == "all" or federation.training.rounds_per_step >= rounds:

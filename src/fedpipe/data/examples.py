@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.data.client_files import HDF5, SQLITE, read_keyed
+from fedpipe.data.schema import Column
+from fedpipe.data.sheets import SHEETS
+from fedpipe.data.tables import TABLES, check_named, keys_of, label_values, npz_array, read_columns, read_table
 from fedpipe.data.trees import Tree, are_strings, joined, leaves, length_of, mapped, tree_of
 from fedpipe.errors import DataError, NotFoundError
+from fedpipe.federation.data import AUTO, Kind
 from fedpipe.store import is_uri, open_store, path_of
 from fedpipe.store.userinfo import check_no_credentials
 
@@ -26,11 +32,15 @@ _MOST_CLASSES = 1000
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Holds features and labels, each an array (examples, ...) or a dict of such arrays, and weights (examples,)."""
+    """Holds features and labels, each an array (examples, ...) or a dict of such arrays, and weights (examples,).
+
+    A table as it was read has `columns`: its labels may be names of classes, until `data/settling.py` settles them.
+    """
 
     x: Tree
     y: Tree
     weight: Array | None = None
+    columns: tuple[Column, ...] = ()
 
     @property
     def count(self) -> int:
@@ -40,7 +50,8 @@ class Examples:
     def rows(self, index: Any) -> Examples:
         """Returns the examples with these indices, or of this slice."""
         weight = None if self.weight is None else self.weight[index]
-        return Examples(mapped(lambda leaf: leaf[index], self.x), mapped(lambda leaf: leaf[index], self.y), weight)
+        x, y = (mapped(lambda leaf: leaf[index], tree) for tree in (self.x, self.y))
+        return Examples(x, y, weight, self.columns)
 
 
 def examples_joined(parts: Sequence[Examples]) -> Examples:
@@ -49,7 +60,7 @@ def examples_joined(parts: Sequence[Examples]) -> Examples:
     weights = [np.ones(part.count, np.float32) if part.weight is None else part.weight for part in parts]
     return Examples(
         joined([part.x for part in parts]), joined([part.y for part in parts]),
-        np.concatenate(weights) if weighted else None,
+        np.concatenate(weights) if weighted else None, parts[0].columns,
     )  # fmt: skip
 
 
@@ -58,21 +69,24 @@ def first_labels(y: Tree) -> Array:
     return next(leaf for _, leaf in leaves(y))
 
 
-FORMATS = (".npz", ".parquet", *HDF5, *SQLITE)
+FORMATS = (".npz", *SHEETS, *HDF5, *SQLITE)
 """Suffixes of the supported files."""
 
 
 def read_examples(
-    uri: str, *, features: str, labels: str, key: str = "", split: str = ""
-) -> tuple[Examples, Array | None]:
+    uri: str, *, features: str | Mapping[str, Kind], labels: str, key: str = "", split: str = "",
+    ignore: Collection[str] = (),
+) -> tuple[Examples, Array | None]:  # fmt: skip
     """Reads a dataset.
 
     Args:
         uri: a file of FORMATS: a path, `file://...` or `s3://bucket/key`.
-        features: array of the features; in Parquet a list column, or all other number columns if there is none.
+        features: of a table `auto`, or the kinds of columns by name. Otherwise the array of the features; in CSV and
+            Parquet a list column, or all other number columns if it is empty or `x`.
         labels: array or column of the labels.
         key: array or column of keys, if needed; `client` in HDF5 and SQLite.
         split: split of a SQLite file with several.
+        ignore: columns that `auto` leaves out.
 
     Returns:
         The examples, and the keys or None.
@@ -81,7 +95,15 @@ def read_examples(
         DataError: the file cannot be read, lacks an array, is empty, or its arrays do not fit together.
     """
     with tempfile.TemporaryDirectory() as folder:
-        arrays = _read_arrays(_local_file(uri, Path(folder)), features, labels, key, split)
+        path = _local_file(uri, Path(folder))
+        if features == AUTO or not isinstance(features, str):
+            if path.suffix.lower() not in TABLES:
+                what = "the format has no columns with kinds"
+                remedy = f"Use one of {', '.join(TABLES)}, or set data.features to an array."
+                raise DataError(what, where=uri, remedy=remedy)
+            table = read_table(path, features, labels, key=key, ignore=ignore)
+            return Examples(table.x, table.y, columns=table.columns), table.keys
+        arrays = _read_arrays(path, features, labels, key, split)
     return _check_arrays(arrays, uri, features, labels, key)
 
 
@@ -103,36 +125,70 @@ def _read_arrays(path: Path, features: str, labels: str, key: str, split: str) -
     try:
         if path.suffix == ".npz":
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files if name in (features, labels, key)}
-        if path.suffix == ".parquet":
-            return _read_parquet(path, features, labels, key)
+                return {
+                    name: npz_array(file, name, str(path)) for name in file.files if name in (features, labels, key)
+                }
+        if path.suffix.lower() in SHEETS:
+            return _read_columns(path, features, labels, key)
         if path.suffix in FORMATS:
             return read_keyed(path, (features, labels), split=split)
     except FileNotFoundError as error:
         raise DataError("there is no such dataset", where=str(path), remedy="Check data.uri.") from error
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
-        raise DataError(f"the dataset cannot be read: {str(error)[:300]}", where=str(path)) from error
+        what = f"the dataset cannot be read, because {' '.join(str(error).split())[:200]}"
+        raise DataError(what, where=str(path), remedy="Check how it was written.") from error
     raise DataError(
         "the dataset has an unsupported format", where=str(path), remedy=f"Use one of {', '.join(FORMATS)}."
     )
 
 
-def _read_parquet(path: Path, features: str, labels: str, key: str) -> dict[str, Array]:
-    from pyarrow import ArrowException, parquet  # takes 0.2 s, which .npz does not need
+def _read_columns(path: Path, features: str, labels: str, key: str) -> dict[str, Array]:
+    """Returns the columns of a sheet as arrays: a list column, or all other columns as one matrix of numbers."""
+    sheet = read_columns(path, known=(labels,))
+    check_named(sheet, [labels], "data.labels")
+    columns = {labels: label_values(sheet, labels)}
+    if key:
+        check_named(sheet, [key], "data.shards.column")
+        columns[key] = keys_of(sheet, key)
+    if features in sheet.names:
+        return {**columns, features: _stacked(sheet.cells(features), features, str(path))}
+    if features not in ("", DEFAULT_FEATURES):
+        check_named(sheet, [features], "data.features")
+    others = [name for name in sheet.names if name not in (labels, key)]
+    if not others:
+        raise DataError("there is no column of features", where=str(path), remedy="Check data.labels.")
+    numbers = np.stack([_complete(sheet.parse(name, "number"), name, str(path)) for name in others], axis=1)
+    return {**columns, features: numbers}
 
-    try:
-        table = parquet.read_table(path)
-    except ArrowException as error:
-        raise ValueError(str(error)) from error
-    columns = {name: table.column(name).to_numpy() for name in (labels, key) if name in table.column_names}
-    if features in table.column_names:
-        columns[features] = np.stack(table.column(features).to_pylist()) if len(table) else np.empty((0, 1))
-    else:
-        others = [n for n in table.column_names if n not in (labels, key)]
-        columns[features] = (
-            np.stack([table.column(n).to_numpy() for n in others], axis=1) if others else np.empty((0, 0))
+
+DEFAULT_FEATURES = "x"
+
+
+def _stacked(cells: Sequence[Any], name: str, where: str) -> Array:
+    """Returns a column of lists as one array."""
+    if (row := next((row for row, cell in enumerate(cells) if _size(cell) != _size(cells[0])), None)) is not None:
+        remedy = "Give every row a list of the same length."
+        raise DataError(f"{name!r} has lists of different lengths, first in row {row + 1}", where=where, remedy=remedy)
+    stacked = np.array(cells)
+    if stacked.dtype.kind not in "biuf":
+        what = f"{name!r} does not hold numbers only"
+        raise DataError(what, where=where, remedy="Set data.features to auto, or to the kinds of columns by name.")
+    return stacked
+
+
+def _size(cell: Any) -> int:
+    return len(cell) if isinstance(cell, list) else -1
+
+
+def _complete(values: Array, name: str, where: str) -> Array:
+    """Checks that no value is missing."""
+    if (missing := np.flatnonzero(np.isnan(values))).size:
+        raise DataError(
+            f"the column {name!r} has a missing value in row {missing[0] + 1}",
+            where=where,
+            remedy="Set data.features to auto: the model then fills missing values in. Or remove the row.",
         )
-    return columns
+    return values
 
 
 def _check_arrays(
@@ -149,7 +205,8 @@ def _check_arrays(
     check_examples(x, y, uri)
     keys = arrays[key] if key else None
     if keys is not None and keys.shape != (length_of(y),):
-        raise DataError(f"{key!r} does not have one key per example", where=uri)
+        remedy = "Give each example one key."
+        raise DataError(f"{key!r} does not have one key per example", where=uri, remedy=remedy)
     return Examples(x, y), keys
 
 
@@ -163,16 +220,15 @@ def check_examples(x: Tree, y: Tree, where: str, weight: Array | None = None) ->
     """
     for what, tree in (("features", x), ("labels", y)):
         for name, array in leaves(tree):
-            if what == "labels" and array.dtype == object:
-                raise DataError("the labels are text, not numbers", where=where, remedy="Number the classes from 0.")
             _check_values(array, f"{what} {name!r}" if name else what, where, missing=name == "numbers")
             if len(array) != length_of(y):
                 raise DataError(
                     f"there are {len(array)} {what} {f'in {name!r} ' if name else ''}but {length_of(y)} labels",
                     where=where,
+                    remedy="Give each example one label.",
                 )
     if not length_of(y):
-        raise DataError("the dataset is empty", where=where)
+        raise DataError("the dataset is empty", where=where, remedy="Check how the file was written.")
     if weight is not None:
         if weight.shape != (length_of(y),) or weight.dtype.kind not in "biuf":
             raise DataError("the sample weights are not one number per example", where=where)
@@ -182,7 +238,8 @@ def check_examples(x: Tree, y: Tree, where: str, weight: Array | None = None) ->
 
 def _check_values(array: Array, what: str, where: str, *, missing: bool) -> None:
     if array.ndim == 0 or (array.dtype.kind not in "biuf" and not are_strings(array)):
-        raise DataError(f"the {what} are neither numbers nor text (dtype {array.dtype})", where=where)
+        remedy = "Convert them, or leave out other columns."
+        raise DataError(f"the {what} are neither numbers nor text (dtype {array.dtype})", where=where, remedy=remedy)
     if array.dtype.kind == "f" and not missing and not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0][0])
         raise DataError(
@@ -198,6 +255,18 @@ def classes_of(y: Array) -> Array:
     return flat[:, 0] if flat.shape[1] == 1 else np.argmax(flat, axis=1)
 
 
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Returns labels without duplicates in order: whole numbers by their value, then names.
+
+    >>> in_order(["10", "9", "9", "none"])
+    ['9', '10', 'none']
+    """
+    return sorted(set(labels), key=lambda text: (0, int(text), "") if _DIGITS.fullmatch(text) else (1, 0, text))
+
+
+_DIGITS = re.compile(r"-?[0-9]{1,18}")
+
+
 def label_counts(y: Array) -> dict[str, int]:
     """Counts how often each class occurs; empty if the labels are not classes.
 
@@ -205,6 +274,9 @@ def label_counts(y: Array) -> dict[str, int]:
     {'0': 1, '1': 2}
     """
     classes = classes_of(y)
+    if classes.dtype == object:
+        names = Counter(classes.tolist())
+        return dict(sorted(names.items())) if len(names) <= _MOST_CLASSES else {}
     if not np.array_equal(classes, np.floor(classes)):
         return {}
     values, counts = np.unique(classes.astype(np.int64), return_counts=True)

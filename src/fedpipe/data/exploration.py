@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.data.examples import Examples, classes_of, label_counts
+from fedpipe.data.examples import Examples, classes_of, examples_joined, first_labels, in_order, label_counts
+from fedpipe.data.statistics import ColumnReport, ColumnSummary, Report, report_of, summary_of
+from fedpipe.data.trees import Tree, leaves
+from fedpipe.federation.data import StatisticsSettings
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -28,7 +31,8 @@ class View(NamedTuple):
 
     `labels` are counts by class; empty if the labels are not classes. `columns` are the means of the features if an
     example is a row of numbers. `samples` and `means` are pictures by class, (height, width) or (height, width, 3): the
-    first example and the mean of all. They are empty if the examples are not pictures.
+    first example and the mean of all. They are empty if the examples are not pictures. `report` has the statistics of
+    a table's columns.
     """
 
     learner: str
@@ -38,6 +42,7 @@ class View(NamedTuple):
     columns: Floats
     samples: dict[str, Floats]
     means: dict[str, Floats]
+    report: Report | None = None
 
     @property
     def examples(self) -> int:
@@ -57,35 +62,52 @@ class Exploration(NamedTuple):
         """Returns all classes, in order; empty if some learner's labels are not classes."""
         if not all(view.labels for view in self.views):
             return []
-        return sorted({label for view in self.views for label in view.labels}, key=int)
+        return in_order(label for view in self.views for label in view.labels)
 
 
-def view_of(learner: str, parts: Mapping[str, Examples]) -> View:
+def view_of(
+    learner: str,
+    parts: Mapping[str, Examples],
+    settings: StatisticsSettings = StatisticsSettings(),  # noqa: B008
+) -> View:
     """Describes a learner's data.
 
     Args:
         learner: the learner's name.
         parts: its examples: features (examples, ...), labels (examples, ...).
+        settings: limits of the statistics of a table.
     """
-    x = np.concatenate([part.x for part in parts.values()])
-    y = np.concatenate([part.y for part in parts.values()])
-    labels = label_counts(y)
+    whole = examples_joined(list(parts.values()))
+    x, y = _numbers_in(whole.x), first_labels(whole.y)
+    labels, report = label_counts(y), None
+    if whole.columns:
+        report = report_of(learner, whole.x, y, whole.columns, settings)
     pictures = _as_pictures(x)
     samples, means = ({}, {}) if pictures is None or not labels else _pictures_by_class(pictures, y, labels)
     return View(
         learner=learner,
-        parts={name: len(part.y) for name, part in parts.items()},
+        parts={name: part.count for name, part in parts.items()},
         labels=labels,
-        features=Statistics(
-            minimum=float(x.min()),
-            maximum=float(x.max()),
-            mean=float(x.mean(dtype=np.float64)),
-            deviation=float(x.std(dtype=np.float64)),
-        ),
-        columns=x.mean(axis=0, dtype=np.float64) if x.ndim == 2 else np.empty(0),
+        features=_spread(x),
+        columns=x.mean(axis=0, dtype=np.float64) if x.ndim == 2 and report is None else np.empty(0),
         samples=samples,
         means=means,
+        report=report,
     )
+
+
+def _numbers_in(x: Tree) -> Array:
+    """Returns the first array of numbers; an empty one if there are texts only."""
+    return next((leaf for _, leaf in leaves(x) if leaf.dtype != object), np.empty((0, 0), np.float32))
+
+
+def _spread(x: Array) -> Statistics:
+    """Returns the statistics of all values that are not missing."""
+    known = x[~np.isnan(x)] if x.dtype.kind == "f" else x
+    if not known.size:
+        return Statistics(0.0, 0.0, 0.0, 0.0)
+    low, high = float(known.min()), float(known.max())
+    return Statistics(low, high, float(known.mean(dtype=np.float64)), float(known.std(dtype=np.float64)))
 
 
 def _as_pictures(x: Array) -> Array | None:
@@ -104,6 +126,45 @@ def _pictures_by_class(
     samples = {label: pictures[own[0]].astype(np.float64) for label, own in members.items()}
     means = {label: pictures[own].mean(axis=0, dtype=np.float64) for label, own in members.items()}
     return samples, means
+
+
+class ColumnView(NamedTuple):
+    """Describes a column of a table: over all learners, at each, and how far each is from all.
+
+    `distances` are by learner. For numbers they count standard deviations between the means, for categories they are
+    Jensen-Shannon distances.
+    """
+
+    summary: ColumnSummary
+    learners: dict[str, ColumnReport]
+    distances: dict[str, float]
+
+
+FAR = 0.5
+"""The distance from which a learner counts as different in a column; fedpipe's own rule of thumb."""
+
+
+def column_views(exploration: Exploration) -> list[ColumnView]:
+    """Describes the columns of a table, in the order of the first learner; empty if there is no table."""
+    reports = [view.report for view in exploration.views if view.report and not view.report.why]
+    found = []
+    for name in dict.fromkeys(column.name for report in reports for column in report.columns):
+        own = {r.learner: column for r in reports for column in r.columns if column.name == name}
+        summary = summary_of(list(own.values()))
+        apart = {learner: _apart(column, summary) for learner, column in own.items()}
+        found.append(ColumnView(summary, own, apart))
+    return found
+
+
+def _apart(column: ColumnReport, summary: ColumnSummary) -> float:
+    if column.numbers and summary.numbers:
+        deviation = summary.numbers.deviation
+        return abs(column.numbers.mean - summary.numbers.mean) / deviation if deviation else 0.0
+    if column.categories:
+        names = list(summary.categories)
+        own = np.array([column.categories.get(name, 0) for name in names], np.float64)
+        return jensen_shannon(own, np.array(list(summary.categories.values()), np.float64))
+    return 0.0
 
 
 def jensen_shannon(p: Floats, q: Floats) -> float:

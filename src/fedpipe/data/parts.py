@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from fedpipe import weights
 from fedpipe.data.examples import Examples, first_labels, label_counts
+from fedpipe.data.schema import Column
 from fedpipe.data.trees import Array, Tree, leaves, pack_strings, unpack_strings
 from fedpipe.errors import CorruptError
 from fedpipe.store import Store, keys
@@ -20,6 +21,8 @@ from fedpipe.store.objects import Digest, decode, encode, fetch_file, get_bytes,
 
 _TEXT, _ENDS = "#text", "#ends"
 """Suffixes of the two arrays that hold strings."""
+_COLUMNS = "#columns"
+"""The array of a table's columns, as JSON."""
 
 
 class Shard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,6 +73,8 @@ def _flat(examples: Examples) -> Iterator[tuple[str, Array]]:
     """Yields arrays of numbers by path: `x`, or `x/<name>` for one of several; strings as two arrays."""
     if examples.weight is not None:
         yield "weight", examples.weight
+    if examples.columns:
+        yield _COLUMNS, np.frombuffer(encode(examples.columns), np.uint8)
     for side, tree in (("x", examples.x), ("y", examples.y)):
         for name, leaf in leaves(tree):
             path = f"{side}/{quote(name, safe='')}" if isinstance(tree, dict) else side
@@ -91,7 +96,9 @@ def _unflat(arrays: dict[str, Array], where: str) -> Examples:
         if not named and side not in arrays:
             raise CorruptError(f"the examples are incomplete: {side!r} is missing", where=where)
         sides[side] = named or arrays[side]
-    return Examples(sides["x"], sides["y"], arrays.get("weight"))
+    held = arrays.get(_COLUMNS)
+    columns = () if held is None else decode(held.tobytes(), tuple[Column, ...], where=where)
+    return Examples(sides["x"], sides["y"], arrays.get("weight"), columns)
 
 
 def put_shard(store: Store, learner: str, parts: Mapping[str, Examples]) -> tuple[Shard, str]:

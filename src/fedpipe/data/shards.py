@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.data.examples import Examples, first_labels, read_examples
+from fedpipe.data.settling import settled
 from fedpipe.errors import DataError
 from fedpipe.federation.data import ByFractions, ByKey, ByLabel, BySize, Dirichlet, Iid, Parts, Scheme
 from fedpipe.federation.federation import Federation
@@ -164,6 +165,8 @@ def dealt(federation: Federation, uri: str) -> tuple[dict[str, dict[str, Example
     scheme = federation.data.shards
     column = scheme.column if isinstance(scheme, ByKey) else ""
     examples, keys = read_examples(uri, key=column, **federation.data.columns)
+    if not examples.columns:
+        examples = settled(examples, None, federation.class_names, where=uri)
     seed = federation.training.seed
     kept, held_out = holdout(examples.count, federation.evaluation.holdout, seed)
     rest, labels = examples.rows(kept), first_labels(examples.y)[kept]

@@ -49,7 +49,10 @@ def _array_of(value: Any, what: str, where: str) -> Array:
 def strings_of(array: Array) -> Array:
     """Returns an array of text, or of UTF-8 bytes, as an array of dtype object that holds `str`."""
     if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8")
+        try:
+            array = np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError("an array of bytes is not text in UTF-8", remedy="Encode texts in UTF-8.") from error
     return array.astype(object)
 
 
@@ -73,6 +76,8 @@ def mapped(function: Callable[[Array], Any], tree: Tree) -> Any:
 
 def only_array(tree: Tree, what: str) -> Array:
     """Returns the array of a tree that has only one, for code that supports no others. Raises DataError."""
+    if isinstance(tree, dict) and len(tree) == 1:
+        return next(iter(tree.values()))
     if isinstance(tree, dict):
         raise DataError(f"there are several arrays of {what}, but one is expected here: {', '.join(sorted(tree))}")
     return tree

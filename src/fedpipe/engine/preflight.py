@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedpipe.data.examples import Examples, examples_joined, first_labels
 from fedpipe.data.parts import dump_examples, load_examples
+from fedpipe.data.schema import Schema
+from fedpipe.data.settling import settle, settled
 from fedpipe.data.shards import dealt
 from fedpipe.engine.workers import beside
-from fedpipe.errors import BudgetError, FederationError
+from fedpipe.errors import BudgetError, DataError, FederationError, StoreError
 from fedpipe.federation.algorithms import Averaging, Vote
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
-from fedpipe.learners.check import check_model, check_own_data, check_private_model, weight_shapes
+from fedpipe.learners.check import check_own_data, check_private_model, weight_shapes
+from fedpipe.learners.describe import described
+from fedpipe.learners.own_data import check_own_parts
+from fedpipe.learners.parts import Part
+from fedpipe.learners.reading import own_parts
+from fedpipe.registry.rehearsal import rehearse
 from fedpipe.rounds.budget import Budget, training_event
 from fedpipe.rounds.voting import bar, electorate, proposer_of
 from fedpipe.steps.simulate import check_simulated
 from fedpipe.store import open_store
+
+_FIRST = 30
 
 
 class SimulationFiles(NamedTuple):
@@ -37,38 +47,79 @@ class Checked(NamedTuple):
     what: str
 
 
-def check_data(federation: Federation, uri: str) -> tuple[list[Checked], Examples | None, dict[str, int]]:
-    """Deals the dataset without writing shards.
+class CheckedData(NamedTuple):
+    """The result of checking the data.
 
-    Returns:
-        The passed checks, and examples with the smallest and the largest label, or None without a common dataset. Then
-        the number of train examples by learner.
+    Args:
+        findings: the passed checks.
+        examples: those with the smallest and the largest label; None without a common dataset.
+        sizes: number of train examples by learner with a shard.
+        schema: of a table; None for arrays, or if it depends on data that cannot be read here.
+    """
+
+    findings: list[Checked]
+    examples: Examples | None = None
+    sizes: Mapping[str, int] = {}
+    schema: Schema | None = None
+
+
+def check_data(federation: Federation, uri: str) -> CheckedData:
+    """Deals the dataset without writing shards, and settles the schema of a table.
 
     Raises:
         DataError: the data cannot be dealt as the federation file requires.
     """
     if not federation.sharded:
-        return [Checked("data", "each learner has its own")], None, {}
+        schema = _settled_schema(federation, {}, findings := [Checked("data", "each learner has its own")])
+        return CheckedData(findings, schema=schema)
     parts, test = dealt(federation, uri)
     findings = [Checked("data", f"{test.count if test else 0} examples for the central test")]
     for name, part in parts.items():
         findings.append(Checked(name, ", ".join(f"{e.count} {p}" for p, e in part.items())))
     whole = [e for part in parts.values() for e in part.values()] + ([test] if test else [])
-    return findings, _extremes(whole), {name: part["train"].count for name, part in parts.items()}
+    schema = _settled_schema(federation, parts, findings)
+    whole = [settled(e, schema, federation.class_names, where=uri) for e in whole if e.count]
+    sizes = {name: part["train"].count for name, part in parts.items()}
+    return CheckedData(findings, _few(whole), sizes, schema)
 
 
-def _extremes(sets: list[Examples]) -> Examples:
-    """Returns the examples with the smallest and the largest label."""
+def _settled_schema(
+    federation: Federation, dealt_out: Mapping[str, Mapping[str, Examples]], findings: list[Checked]
+) -> Schema | None:
+    """Returns the schema that a run would settle, from the shards and the own files that can be read here."""
+    if not federation.data.is_table:
+        return None
+    reports = []
+    for learner in federation.learners:
+        try:
+            parts: Mapping[str, Part] = dealt_out.get(learner.name) or own_parts(federation, learner.name, None)
+            reports.append(described(federation, learner.name, parts))
+        except (DataError, StoreError) as error:
+            findings.append(Checked(learner.name, f"its table is not read here: {error}"))
+    if not reports:
+        return None
+    outcome = settle(federation, reports)
+    kinds = Counter(column.kind for column in outcome.schema.columns)
+    text = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    classes = f", classes {', '.join(outcome.schema.classes)[:100]}" if outcome.schema.classes else ""
+    findings.append(Checked("table", f"{text}{classes}"))
+    findings += [Checked(name, f"no statistics: {why}") for name, why in sorted(outcome.left_out.items())]
+    return outcome.schema
+
+
+def _few(sets: list[Examples]) -> Examples:
+    """Returns the first examples, and those with the smallest and the largest label."""
     picked = []
     for choose in (np.argmin, np.argmax):
         labels = [(e, first_labels(e.y).reshape(e.count, -1)[:, 0]) for e in sets if e.count]
         found = [(e, int(choose(y)), y) for e, y in labels]
         e, i, _ = found[int(choose(np.array([y[i] for _, i, y in found])))]
         picked.append(e.rows(slice(i, i + 1)))
-    return examples_joined(picked)
+    first = next(e for e in sets if e.count)
+    return examples_joined([*picked, first.rows(slice(_FIRST))])
 
 
-def check_budgets(federation: Federation, sizes: dict[str, int], uri: str) -> list[Checked]:
+def check_budgets(federation: Federation, sizes: Mapping[str, int], uri: str) -> list[Checked]:
     """Reports the privacy that learners with a shard have spent, and the cost of this run.
 
     Args:
@@ -129,11 +180,13 @@ def called(function: Callable[..., Any], *arguments: Any, environment: str = "ke
     return function(*arguments)
 
 
-def check_simulation(federation: Federation, code: str, examples: bytes, files: SimulationFiles) -> Checked:
+def check_simulation(
+    federation: Federation, code: str, examples: bytes, files: SimulationFiles, schema: Schema | None = None
+) -> Checked:
     """Builds the simulated algorithm, in the tff environment, which has another NumPy. Raises ModelError."""
     from fedpipe.tff.simulation import make
 
-    make(federation, code, load_examples(examples), *files)
+    make(federation, code, load_examples(examples), *files, schema)
     settings = federation.simulation
     return Checked("simulation", f"{settings.process or settings.algorithm}, {federation.training.rounds} rounds")
 
@@ -151,7 +204,7 @@ def check_aggregation(federation: Federation, shapes: list[tuple[int, ...]]) -> 
 
 def check(
     federation: Federation, code: str, uri: str, store: str, call: Callable[..., Any] = called,
-    files: SimulationFiles | None = None,
+    files: SimulationFiles | None = None, *, own: bool = False,
 ) -> list[Checked]:  # fmt: skip
     """Runs all checks, without changing anything.
 
@@ -162,28 +215,35 @@ def check(
         store: URI of the store, to read its privacy ledgers; empty to skip them.
         call: calls a function with its arguments in an environment: `called`, or `Workers.call`.
         files: files of a simulation, which is checked instead of the learners' private training.
+        own: reads learners' own data as far as this machine reaches it; a run drops a learner whose data is wrong.
     """
     if files is not None:
         check_simulated(federation)
-    findings, examples, sizes = check_data(federation, uri)
+    findings, examples, sizes, schema = check_data(federation, uri)
     if federation.vote:
         findings.append(_vote_summary(federation, federation.vote))
     sample = dump_examples(examples) if examples else b""
     simulated = None
     if files is not None and sample:  # TFF traces the algorithm while the framework is imported and tries the model
-        simulated = beside(call, check_simulation, federation, code, sample, files, environment="tff")
+        simulated = beside(call, check_simulation, federation, code, sample, files, schema, environment="tff")
     environment = federation.environment_of("initialise")
-    findings.append(Checked("model", call(check_model, federation, code, examples, environment=environment)))
+    if federation.data.is_table and schema is None:
+        findings.append(Checked("model", "not checked: it depends on data that cannot be read here"))
+        return findings
+    findings.append(Checked("model", call(rehearse, federation, code, examples, schema, environment=environment)))
     if any(learner.data for learner in federation.learners):
         call(check_own_data, federation, code, environment=environment)
+        if own:
+            read = call(check_own_parts, federation, code, schema, environment=environment)
+            findings += [Checked(*found) for found in read]
     if simulated is not None:
         findings.append(simulated.result())
     if files is None and federation.aggregated_by_tff:
-        shapes = call(weight_shapes, federation, code, environment=environment)
+        shapes = call(weight_shapes, federation, code, schema, environment=environment)
         findings.append(call(check_aggregation, federation, list(shapes.values()), environment="tff"))
     if any(federation.privacy_of(learner.name) for learner in federation.learners):
-        shapes = call(weight_shapes, federation, code, environment=environment)
-        call(check_private_model, federation, code, shapes, sample, environment="tff")
+        shapes = call(weight_shapes, federation, code, schema, environment=environment)
+        call(check_private_model, federation, code, shapes, sample, schema, environment="tff")
         if store:
             findings += call(check_budgets, federation, sizes, store, environment="tff")
     return findings

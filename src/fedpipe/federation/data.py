@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
@@ -67,20 +67,66 @@ class Parts(Section, frozen=True, kw_only=True):
     test: Annotated[Fraction, Meta(description="share on which it tests the shared model")] = 0.1
 
 
+Kind = Literal["number", "boolean", "date", "category", "text"]
+FileKind = Literal["number", "boolean", "date", "category", "text", "ignore"]
+AUTO = "auto"
+"""The features of a table whose columns are all used, by guessed kinds."""
+
+
+class ColumnSettings(Section, frozen=True, kw_only=True):
+    """Describes a column of features with more than its kind."""
+
+    kind: Annotated[FileKind, Meta(description="how its cells are read")]
+    categories: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...],
+        Meta(max_length=10_000, description="known values of a category, in order; empty: those in the statistics"),
+    ] = ()
+
+
+class StatisticsSettings(Section, frozen=True, kw_only=True):
+    """Limits the statistics of a table that a learner discloses; without rows, and combined over learners."""
+
+    floor: Annotated[
+        int, Meta(ge=1, le=2**53, description="fewest train examples of a learner that discloses statistics")
+    ] = 10
+    rare: Annotated[
+        int,
+        Meta(ge=1, le=2**53, description="fewest examples of a category or label that a learner discloses"),
+    ] = 3
+
+
 class Data(Section, frozen=True, kw_only=True):
     """Names the dataset that is sharded over the learners without data of their own."""
 
     uri: Annotated[
         str,
         Meta(
-            description="an .npz or .parquet file, or TFF's .h5 or .sqlite (docs/simulation.md): `s3://...` or a path "
-            "relative to this file"
+            description="a .csv, .tsv, .parquet or .npz file, or TFF's .h5 or .sqlite (docs/simulation.md): `s3://...` "
+            "or a path relative to this file"
         ),
     ] = ""
     features: Annotated[
-        str, Meta(description="array of the features; in Parquet a list column, or empty: all others")
+        str | dict[Annotated[str, Meta(min_length=1, max_length=200)], FileKind | ColumnSettings],
+        Meta(
+            description="array of the features, in Parquet also a list column or empty for all others. For a table "
+            "(docs/tables.md): kinds of columns by name, such as `{age: number, sex: category}`, or `auto`"
+        ),
     ] = "x"
     labels: Annotated[str, Meta(description="array or column of the labels")] = "y"
+    ignore: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...],
+        Meta(description="columns that `features: auto` leaves out, such as numbers of patients"),
+    ] = ()
+    normalise: Annotated[
+        Literal["federated", "none"],
+        Meta(
+            description="whether `build(table)` of model.py normalises the numbers of a table, by means and deviations "
+            "over all learners"
+        ),
+    ] = "federated"
+    statistics: Annotated[StatisticsSettings, Meta(description="statistics of a table that learners disclose")] = field(
+        default_factory=StatisticsSettings
+    )
     split: Annotated[str, Meta(description="split of a SQLite file that has several, such as `train`")] = ""
     shards: Annotated[Scheme, Meta(description="how the examples are sharded")] = field(default_factory=Iid)
     parts: Annotated[Parts, Meta(description="train, vote and test parts of each learner")] = field(
@@ -88,6 +134,25 @@ class Data(Section, frozen=True, kw_only=True):
     )
 
     @property
-    def columns(self) -> dict[str, str]:
+    def is_table(self) -> bool:
+        """Return whether the features are columns with kinds."""
+        return self.features == AUTO or isinstance(self.features, dict)
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """Return the declared kinds of columns, in order; empty if they are guessed, or if there is no table."""
+        if not isinstance(self.features, dict):
+            return {}
+        kinds = {name: given if isinstance(given, str) else given.kind for name, given in self.features.items()}
+        return {name: kind for name, kind in kinds.items() if kind != "ignore"}
+
+    def categories_of(self, column: str) -> tuple[str, ...]:
+        """Return the declared categories of a column; empty if the statistics settle them."""
+        given = self.features.get(column) if isinstance(self.features, dict) else None
+        return given.categories if isinstance(given, ColumnSettings) else ()
+
+    @property
+    def columns(self) -> dict[str, Any]:
         """Return the arguments with which `read_examples` reads a file of this dataset."""
-        return {"features": self.features, "labels": self.labels, "split": self.split}
+        features = self.kinds if isinstance(self.features, dict) else self.features
+        return {"features": features, "labels": self.labels, "split": self.split, "ignore": self.ignore}

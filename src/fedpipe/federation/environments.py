@@ -10,6 +10,7 @@ Environment = Literal["core", "keras", "tff", "serve"]
 ENVIRONMENTS: dict[str, Environment] = {
     "shard": "core",
     "explore": "core",
+    "describe": "keras",
     "initialise": "keras",
     "train": "keras",
     "aggregate": "core",
@@ -31,5 +32,5 @@ FrameworkName = Literal["keras", "numpy"]
 FRAMEWORKS: dict[FrameworkName, Environment] = {"keras": "keras", "numpy": "core"}
 """Each framework, and the environment that contains it."""
 
-WITH_FRAMEWORK = ("initialise", "train", "learn", "vote", "score", "evaluate")
+WITH_FRAMEWORK = ("describe", "initialise", "train", "learn", "vote", "score", "evaluate")
 """Steps that need the framework. An export needs the packages of ONNX too: these are in `keras` alone."""

@@ -5,7 +5,7 @@ Field descriptions are part of the types: `docs/federation.md` is generated from
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlencode
 
 from msgspec import Meta, field
@@ -71,7 +71,10 @@ class Federation(Section, frozen=True, kw_only=True):
     evaluation: Annotated[EvaluationSettings, Meta(description="how the shared model is measured")] = field(
         default_factory=EvaluationSettings
     )
-    export: Annotated[Export, Meta(description="ONNX model")] = field(default_factory=Export)
+    export: Annotated[
+        Export | Literal["none"],
+        Meta(description="ONNX model; `none`: the model is trained and measured, but not exported"),
+    ] = field(default_factory=Export)
     simulation: Annotated[SimulationSettings, Meta(description="rehearsal with TensorFlow Federated")] = field(
         default_factory=SimulationSettings
     )
@@ -150,6 +153,8 @@ class Federation(Section, frozen=True, kw_only=True):
             return "tff"
         if step in ("aggregate", "coordinate") and self.aggregated_by_tff:
             return "tff"
+        if step == "coordinate" and self.described_in_session:
+            return FRAMEWORKS[self.framework]  # it makes the first weights
         return FRAMEWORKS[self.framework] if step in WITH_FRAMEWORK else ENVIRONMENTS[step]
 
     def placement_of(self, step: str, learner: str = "") -> Placement:
@@ -172,6 +177,16 @@ class Federation(Section, frozen=True, kw_only=True):
         return FRAMEWORKS[self.framework] != "core"
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes, in order; empty if the file has none."""
+        return self.exported.classes if self.exported else ()
+
+    @property
+    def described_in_session(self) -> bool:
+        """Return whether learners describe their tables in the first phase of a session, not in steps of their own."""
+        return self.data.is_table and self.in_sessions and not self.aggregated_by_tff
+
+    @property
     def in_sessions(self) -> bool:
         """Return whether a step works through several rounds."""
         return self.training.rounds_per_step != 1
@@ -179,7 +194,12 @@ class Federation(Section, frozen=True, kw_only=True):
     @property
     def model_name(self) -> str:
         """Return the name under which the model is exported."""
-        return self.export.name or self.name
+        return (self.exported or Export()).name or self.name
+
+    @property
+    def exported(self) -> Export | None:
+        """Return how the shared model is exported; None when it is not."""
+        return None if self.export == "none" else self.export
 
     def learner(self, name: str) -> LearnerSettings:
         """Return the learner of that name. Raises KeyError."""

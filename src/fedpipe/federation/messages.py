@@ -191,10 +191,10 @@ def _keys_of(struct: Any) -> list[str]:
 
 def _choices_at(path: str) -> list[str]:
     """Return the values that a path may have: literals, or the tags of structs."""
-    parent, _, name = path.rpartition(".")
-    structs = _structs_at(parent)
+    name = _parts(path)[-1] if path else ""
+    structs = _structs_at(path[: len(path) - len(name)].rstrip("."))
     tags = [s.__struct_config__.tag for s in structs if s.__struct_config__.tag_field == name]
-    return sorted(set(tags or [str(v) for kind in _types_of(structs, name) for v in _literals_in(kind)]))
+    return sorted(set(tags or [str(v) for kind in _types_at(path) for v in _literals_in(kind)]))
 
 
 def _names_at(path: str) -> set[str]:

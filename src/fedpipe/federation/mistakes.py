@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from fedpipe.errors import FederationError, FedpipeError
 from fedpipe.federation.algorithms import OWN_RULES, UNWEIGHTED, Averaging, Collective, Sgd
-from fedpipe.federation.data import ByFractions, BySize
+from fedpipe.federation.data import AUTO, ByFractions, BySize, ColumnSettings
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS, tag_of
 from fedpipe.federation.preprocessing import parse
@@ -62,6 +62,7 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             )
         if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
             yield "data.shards.fractions", f"add up to {sum(fractions):g}", "Make them add up to 1."
+    yield from _table_mistakes(f)
     yield from _placement_mistakes(f)
     yield from _framework_mistakes(f)
     yield from _aggregation_mistakes(f)
@@ -86,6 +87,27 @@ def _place_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
                 path_of(uri)
         except FedpipeError as error:
             yield path, error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
+
+
+def _table_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    data, path = f.data, "data.features"
+    if data.ignore and data.features != AUTO:
+        yield "data.ignore", "has no effect unless data.features is auto", "Remove it, or write `ignore` as a kind."
+    if not isinstance(data.features, dict):
+        return
+    if not data.kinds:
+        yield path, "names no column", "Name at least one, such as {age: number}, or write auto."
+    if data.kinds.get(data.labels):
+        yield f"{path}.{data.labels}", "is the label, so it cannot be a feature", "Remove it."
+    for name, given in data.features.items():
+        if not isinstance(given, ColumnSettings):
+            continue
+        where = f"{path}.{name}.categories"
+        if given.categories and given.kind != "category":
+            yield where, f"need the kind category, but the kind is {given.kind}", "Remove them."
+        for position, value in enumerate(given.categories):
+            if value in given.categories[:position]:
+                yield where, f"{value!r} is listed twice", "Name each category once."
 
 
 def _placement_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

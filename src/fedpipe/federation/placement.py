@@ -135,6 +135,6 @@ class Images(Section, frozen=True, kw_only=True):
 
 
 StepKind = Literal[
-    "shard", "explore", "initialise", "train", "learn", "vote", "score", "aggregate", "coordinate", "tally", "evaluate",
-    "export", "report",
+    "shard", "explore", "describe", "initialise", "train", "learn", "vote", "score", "aggregate", "coordinate", "tally",
+    "evaluate", "export", "report",
 ]  # fmt: skip

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from fedpipe.data.disclosure import schema_of
+from fedpipe.data.examples import Examples
+from fedpipe.data.schema import Schema
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
 from fedpipe.learners.events import event_file
 from fedpipe.learners.framework import Model
 from fedpipe.learners.learner import ModelLearner
+from fedpipe.learners.parts import Part, size_of
 from fedpipe.learners.reading import kept_parts, learner_parts
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import get_bytes
 
 
-def plan_model(store: Store, plan: Plan, privacy: Privacy | None = None) -> Model:
-    """Return the plan's model, built once in a process. Raises ModelError and CorruptError."""
+def plan_model(store: Store, plan: Plan, privacy: Privacy | None = None, *, schema: Schema | None = None) -> Model:
+    """Return the plan's model, built once in a process.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        privacy: makes a model that trains with differential privacy.
+        schema: of the run's table; by default the one that round 0 names.
+
+    Raises:
+        ModelError, CorruptError: the model cannot be built.
+    """
     code, training = get_bytes(store, plan.code), plan.federation.training
-    return framework_of(plan.federation).build(code, plan.code, plan.function, training, privacy)
+    schema = schema or schema_of(store, plan)
+    return framework_of(plan.federation).build(code, plan.code, plan.function, training, privacy, plan.inputs, schema)
 
 
 def make_learner(
@@ -42,11 +57,26 @@ def make_learner(
         privacy = None
     model = plan_model(store, plan, privacy)
     parts = kept_parts(place, name, model.module) if place else learner_parts(store, plan, name, model.module)
+    if privacy is None and plan.federation.learner(name).data:
+        _check_fit(model, parts, (store.uri, plan.run, plan.code, name))
     wanted = trains and privacy is None and plan.federation.training.tensorboard
     return ModelLearner(
         model, plan.federation, parts, label=f"round {number} {name}", privacy=privacy,
         on_epochs=_writer(store, keys.events(plan.run, number, name)) if wanted else None,
     )  # fmt: skip
+
+
+_FITTING: set[tuple[str, ...]] = set()
+"""Learners of this process whose own data fit their model."""
+
+
+def _check_fit(model: Model, parts: Mapping[str, Part], mark: tuple[str, ...]) -> None:
+    """Try the model on a few of a learner's own examples, once: its mistakes have better messages than a training's."""
+    part = parts.get("train")
+    if mark in _FITTING or not isinstance(part, Examples) or not size_of(part):
+        return
+    model.check_examples(part.x, part.y, part.weight)
+    _FITTING.add(mark)
 
 
 def _writer(store: Store, key: str) -> Callable[[list[dict[str, float]]], None]:

@@ -8,42 +8,57 @@ from collections.abc import Collection, Sequence
 import msgspec
 import numpy as np
 
+from fedpipe import weights
 from fedpipe.data.examples import FORMATS, Examples
 from fedpipe.data.parts import load_examples
-from fedpipe.errors import DataError, DroppedError, ModelError
+from fedpipe.data.ports import ports_of
+from fedpipe.data.schema import Schema
+from fedpipe.errors import DataError, DroppedError, ModelError, WeightsError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
-from fedpipe.learners.framework import Model, Shape
-from fedpipe.learners.user_code import suggestion
+from fedpipe.learners.framework import Arrays, Model
+from fedpipe.learners.parts import label_shape_of
+from fedpipe.learners.user_code import load_code, suggestion
+from fedpipe.rounds.plan import Port, Shape
+from fedpipe.rounds.tallies import Head
 from fedpipe.store import suffix_of
 from fedpipe.store.objects import digest_of
 
 
-def built_model(federation: Federation, code: str, privacy: Privacy | None = None) -> Model:
+def built_model(
+    federation: Federation,
+    code: str,
+    privacy: Privacy | None = None,
+    inputs: tuple[Port, ...] = (),
+    schema: Schema | None = None,
+) -> Model:
     """Return the model of a federation, built once in a process.
 
     Args:
         federation: with its run-time settings.
         code: the text of the user's file.
         privacy: makes a model that trains with differential privacy.
+        inputs: arrays of the features, for a model that does not say what it takes.
+        schema: of the federation's table, if it has one.
 
     Raises:
         ModelError: the model cannot be built.
         MissingExtraError: the framework is not installed.
     """
     data, function = code.encode(), split_code(federation.model)[1]
-    return framework_of(federation).build(data, digest_of(data), function, federation.training, privacy)
+    return framework_of(federation).build(data, digest_of(data), function, federation.training, privacy, inputs, schema)
 
 
-def check_model(federation: Federation, code: str, examples: Examples | None) -> str:
-    """Build the model, try it on examples, and check the settings that concern it.
+def check_model(federation: Federation, code: str, examples: Examples | None, schema: Schema | None = None) -> str:
+    """Build the model, try it on examples, and check the settings that concern it; see `rehearse_training` for more.
 
     Args:
         federation: with its run-time settings.
         code: the text of the user's file.
         examples: a few, including the smallest and the largest label; None when there are none.
+        schema: of the federation's table, if it has one.
 
     Returns:
         A short description of the model.
@@ -54,10 +69,16 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
     """
     training = federation.training
     framework_of(federation).check(training)
-    model = built_model(federation, code)
+    model = built_model(federation, code, None, shared_ports(federation, examples), schema)
     private = any(federation.privacy_of(learner.name) for learner in federation.learners)
     model.check_training(training, private=private)
-    check_classes(model.outline.output, federation.export.classes)
+    if private and examples is not None and examples.weight is not None:
+        raise ModelError(
+            "a private training takes no sample weights",
+            remedy="Return (x, y) from `load`, or remove the privacy section.",
+        )
+    if federation.exported:
+        check_classes(model.outline.outputs[0].shape, federation.exported.classes, model.heads)
     if examples is not None:
         measured = model.check_examples(examples.x, examples.y, examples.weight)
         if federation.vote:
@@ -67,13 +88,87 @@ def check_model(federation: Federation, code: str, examples: Examples | None) ->
     return model.outline.text
 
 
-def check_classes(output: Shape, classes: Sequence[str]) -> None:
-    """Check that each column of the first output has a class name. Raises ModelError."""
-    if classes and (len(output) != 2 or output[1] != len(classes)):
+def shared_ports(federation: Federation, examples: Examples | None) -> tuple[Port, ...]:
+    """Return the arrays of the features in the shards; nothing of learners' own data, which not everybody reads."""
+    return ports_of(examples.x) if examples is not None and federation.sharded else ()
+
+
+_WRITERS = ("ModelCheckpoint", "TensorBoard", "CSVLogger", "BackupAndRestore", "RemoteMonitor", "SwapEMAWeights")
+"""Callbacks that write files or send data, which a rehearsal does not."""
+_ROWS = 32
+"""Most examples of a rehearsal."""
+
+
+def rehearse_training(federation: Federation, model: Model, examples: Examples) -> Arrays:
+    """Do once what a run does in every round: train on a batch, measure, and pass weights and metrics around.
+
+    Args:
+        federation: with its run-time settings.
+        model: the built model.
+        examples: a few.
+
+    Returns:
+        The weights after the batch.
+
+    Raises:
+        ModelError: the first step that fails, with its cause.
+    """
+    settings = federation.training
+    size = min(settings.batch_size, _ROWS)
+    epochs = {"local_epochs": 0, "local_steps": 1} if settings.local_steps else {"local_epochs": 1}
+    callbacks = {name: given for name, given in settings.callbacks.items() if name not in _WRITERS}
+    training = msgspec.structs.replace(settings, batch_size=size, callbacks=callbacks, **epochs)
+    part = examples.rows(np.resize(np.arange(examples.count), size))
+    start = model.initial_weights(settings.seed)
+    try:
+        _check_same(start, weights.loads(weights.dumps(start)), "in the file that learners exchange")
+        fitted = model.train(start, part, training, seed=0, seconds=math.inf, optimizer=None)
+        weights.check_finite(fitted.weights)
+    except DroppedError as error:
+        raise ModelError(f"a batch cannot be trained: {error.what}", where="model.py", remedy=error.remedy) from error
+    except WeightsError as error:
+        raise ModelError(
+            f"the weights cannot be exchanged, because {error.what}", where="model.py",
+            remedy="Lower the learning rate if they are not finite; otherwise use common dtypes.",
+        ) from error  # fmt: skip
+    _check_same(start, fitted.weights, "after the training")
+    measured = model.evaluate(fitted.weights, part, training)
+    twice = [2 * np.asarray(state) for state in measured.states]
+    found = model.metrics_of(twice, label_shape_of(part))
+    if found.keys() != measured.metrics.keys():
+        raise ModelError(
+            f"the metrics of several learners are {sorted(found)}, but a learner's are {sorted(measured.metrics)}",
+            where="model.py", remedy="Compile metrics whose variables are sums.",
+        )  # fmt: skip
+    return fitted.weights
+
+
+def _check_same(expected: Arrays, found: Arrays, when: str) -> None:
+    for name, value in expected.items():
+        other = found.get(name)
+        if other is None or (other.shape, other.dtype) != (value.shape, value.dtype):
+            changed = "missing" if other is None else f"{other.dtype} {other.shape}, not {value.dtype} {value.shape}"
+            raise ModelError(f"the weights {name!r} are {changed} {when}", where="model.py")
+
+
+def check_classes(output: Shape, classes: Sequence[str], heads: Sequence[Head] = ()) -> None:
+    """Check that each class of the first output has a name. Raises ModelError.
+
+    Args:
+        output: the shape of the first output.
+        classes: names; none are needed.
+        heads: the outputs of the model.
+    """
+    if classes and heads and heads[0].task == "regression":
+        raise ModelError(
+            "the model predicts numbers, not classes", where="export.classes", remedy="Remove the class names."
+        )
+    binary = len(classes) == 2 and len(output) == 2 and output[1] == 1  # the share of the second class
+    if classes and not binary and (len(output) != 2 or output[1] != len(classes)):
         raise ModelError(
             f"there are {len(classes)} class names for outputs of shape {tuple(output)}",
             where="export.classes",
-            remedy="Name each column of the first output once, in order.",
+            remedy="Name each column of the first output once, in order, or two classes for one output.",
         )
 
 
@@ -89,7 +184,8 @@ def check_criterion(criterion: str, measured: Collection[str], *, where: str = "
 
 def check_own_data(federation: Federation, code: str) -> None:
     """Check that learners' own data can be read, by fedpipe or by `load` of the user's file. Raises DataError."""
-    if hasattr(built_model(federation, code).module, "load"):
+    data = code.encode()
+    if hasattr(load_code(data, digest_of(data)), "load"):
         return
     for position, learner in enumerate(federation.learners):
         if learner.data and suffix_of(learner.data) not in FORMATS:
@@ -100,13 +196,15 @@ def check_own_data(federation: Federation, code: str) -> None:
             )
 
 
-def weight_shapes(federation: Federation, code: str) -> dict[str, tuple[int, ...]]:
+def weight_shapes(federation: Federation, code: str, schema: Schema | None = None) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of the model's weights. Raises ModelError."""
-    fresh = built_model(federation, code).initial_weights(federation.training.seed)
+    fresh = built_model(federation, code, None, (), schema).initial_weights(federation.training.seed)
     return {name: value.shape for name, value in fresh.items()}
 
 
-def check_private_model(federation: Federation, code: str, shapes: dict[str, tuple[int, ...]], examples: bytes) -> None:
+def check_private_model(
+    federation: Federation, code: str, shapes: dict[str, tuple[int, ...]], examples: bytes, schema: Schema | None = None
+) -> None:
     """Build the model for private training and, when there are examples, take one private step.
 
     Args:
@@ -114,6 +212,7 @@ def check_private_model(federation: Federation, code: str, shapes: dict[str, tup
         code: the text of the user's file.
         shapes: names and shapes of the weights.
         examples: as `dump_examples` writes them, for another NumPy; empty when there are none.
+        schema: of the federation's table, if it has one.
 
     Raises:
         ModelError: the model cannot be trained privately; the message says why.
@@ -123,7 +222,7 @@ def check_private_model(federation: Federation, code: str, shapes: dict[str, tup
     step = msgspec.structs.replace(federation.training, local_epochs=0, local_steps=1)
     chosen = {privacy for learner in federation.learners if (privacy := federation.privacy_of(learner.name))}
     for privacy in sorted(chosen, key=repr):
-        model = built_model(federation, code, privacy)
+        model = built_model(federation, code, privacy, (), schema)
         model.predictor(zeros)  # names and shapes fit
         if not examples:
             continue

@@ -9,30 +9,34 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+from fedpipe.data.schema import Schema
 from fedpipe.data.trees import Tree
 from fedpipe.errors import DroppedError
 from fedpipe.federation.training import Privacy, Training
-from fedpipe.learners.parts import Part
+from fedpipe.learners.parts import LabelShape, Part
+from fedpipe.rounds.plan import Port
+from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
 
 Arrays = dict[str, Array]
-Shape = tuple[int | None, ...]
 
 
 class Outline(NamedTuple):
     """The inputs and outputs of a model.
 
     Args:
-        dtype: of its first input.
-        input: shape of its first input, with the batch in front; None where a size is free.
-        output: the shape of its first output.
+        inputs: its inputs, in order.
+        outputs: its outputs, in order.
         text: a short description of the model for users.
+        precision: the coarsest dtype that it computes with.
+        words: text that its lookup tables contain, to make up examples.
     """
 
-    dtype: str
-    input: Shape
-    output: Shape
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
     text: str
+    precision: str = "float32"
+    words: tuple[str, ...] = ()
 
 
 class Fitted(NamedTuple):
@@ -68,6 +72,10 @@ class Model(Protocol):
     @property
     def outline(self) -> Outline:
         """The inputs and outputs of the model."""
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The purpose of each output, in the order in which `predictor` returns them."""
 
     def check_training(self, training: Training, *, private: bool) -> None:
         """Check that the model can be trained as the federation file says. Raises ModelError."""
@@ -111,12 +119,12 @@ class Model(Protocol):
     def evaluate(self, weights: Arrays, part: Part, training: Training, batches: int = 0) -> Measurement:
         """Measure weights on a part, or on its first batches when a number of them is given."""
 
-    def metrics_of(self, states: Sequence[Array], label_shape: tuple[int, ...]) -> dict[str, float]:
+    def metrics_of(self, states: Sequence[Array], label_shape: LabelShape) -> dict[str, float]:
         """Return the metrics from sums, such as the added states of several learners' measurements.
 
         Args:
             states: sums, as `Measurement.states` has them.
-            label_shape: the shape of one label.
+            label_shape: the shape of one label, or of each of several by name.
         """
 
     def predictor(self, weights: Arrays) -> Predict:
@@ -143,8 +151,9 @@ class Framework(Protocol):
         """Check arguments that only the framework understands, before a model is built. Raises ModelError."""
 
     def build(
-        self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None
-    ) -> Model:
+        self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None,
+        inputs: tuple[Port, ...] = (), schema: Schema | None = None,
+    ) -> Model:  # fmt: skip
         """Build the model of a user's file, once in a process.
 
         Args:
@@ -153,6 +162,8 @@ class Framework(Protocol):
             function: its function that makes the model.
             training: settings that the model is built with, such as its precision.
             privacy: makes a model that trains with differential privacy.
+            inputs: arrays of the features, for a model that does not say what it takes.
+            schema: of the federation's table, for a function with one parameter; None without a table.
 
         Raises:
             ModelError: the model cannot be built; with the reason.

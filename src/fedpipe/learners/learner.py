@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from fedpipe.errors import DroppedError
 from fedpipe.federation.federation import Federation
-from fedpipe.federation.training import Privacy
+from fedpipe.federation.training import Export, Privacy
 from fedpipe.learners.check import check_criterion
 from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.parts import Part, size_of
@@ -139,7 +139,7 @@ class ModelLearner:
         """See `Learner.current_model`."""
         if form == "weights":
             return self._current
-        return self._model.convert(self._current, self._federation.export.opset)
+        return self._model.convert(self._current, (self._federation.exported or Export()).opset)
 
     def _event(self, steps: int = 0) -> TrainingEvent | None:
         if self._privacy is None:

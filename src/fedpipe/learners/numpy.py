@@ -24,14 +24,19 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fedpipe.data.examples import Examples
+from fedpipe.data.ports import fed
+from fedpipe.data.schema import NUMERIC, Schema
 from fedpipe.data.trees import Tree, only_array
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits
-from fedpipe.learners.parts import Part, arrays_of, as_examples
-from fedpipe.learners.user_code import described, find_function, load_code
+from fedpipe.learners.parts import LabelShape, Part, arrays_of, as_examples
+from fedpipe.learners.user_code import called, find_function, load_code
+from fedpipe.rounds.plan import Port
+from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
 
+_FILE = "model.py"
 _ROWS = 1024
 """The number of examples that are measured at a time."""
 
@@ -61,6 +66,40 @@ class Linear(NamedTuple):
         return (self.features,) if isinstance(self.features, int) else tuple(self.features)
 
 
+class Table(NamedTuple):
+    """A table of number-like columns, as `build(table)` gets it.
+
+    A missing number counts as the mean. Columns are normalised before W, by the constants of the table's schema.
+
+    Args:
+        width: the number of columns, which are the features of `Linear`.
+        classes: names of the classes, in order; empty for a regression, or if the classes have no names.
+        mean: of each column.
+        deviation: of each column.
+    """
+
+    width: int
+    classes: tuple[str, ...]
+    mean: Array
+    deviation: Array
+
+    @classmethod
+    def of(cls, schema: Schema) -> Table:
+        """Return the table of a schema. Raises ModelError for categories and texts."""
+        if odd := next((column for column in schema.columns if column.kind not in NUMERIC), None):
+            raise ModelError(
+                f"the framework numpy takes columns of numbers, but {odd.name!r} is of the kind {odd.kind}",
+                where="data.features",
+                remedy="Leave the column out, or set framework to keras.",
+            )
+        mean, deviation = ([getattr(c, name) for c in schema.columns] for name in ("mean", "deviation"))
+        return cls(len(schema.columns), schema.classes, np.array(mean), np.array(deviation))
+
+    def normalised(self, x: Array) -> Array:
+        """Return rows of numbers, normalised, and 0 where a number is missing."""
+        return np.nan_to_num((x.astype(np.float64) - self.mean) / self.deviation, nan=0.0)
+
+
 class NumpyFramework:
     """See `Framework`. A user's function returns a `Linear`."""
 
@@ -68,12 +107,13 @@ class NumpyFramework:
         """Do nothing: reading the federation file has checked it for all that NumPy cannot do."""
 
     def build(
-        self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None
-    ) -> NumpyModel:
+        self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None,
+        inputs: tuple[Port, ...] = (), schema: Schema | None = None,
+    ) -> NumpyModel:  # fmt: skip
         """See `Framework.build`."""
         if privacy:
             raise ModelError("the framework numpy cannot train privately", remedy="Set framework to keras.")
-        return cached_model(code, digest, function)
+        return cached_model(code, digest, function, schema)
 
     def read_part(self, value: Any, name: str) -> Part:
         """Return (x, y) as a part. Raises DataError."""
@@ -81,15 +121,11 @@ class NumpyFramework:
 
 
 @functools.lru_cache(maxsize=16)
-def cached_model(code: bytes, digest: str, function: str) -> NumpyModel:
+def cached_model(code: bytes, digest: str, function: str, schema: Schema | None = None) -> NumpyModel:
     """Return the built model; the user's file is imported once in a process. Raises ModelError."""
     module = load_code(code, digest)
-    try:
-        linear = find_function(module, function)()
-    except ModelError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"{function}() fails: {described(error)}", where="model.py") from error
+    table = Table.of(schema) if schema is not None else None
+    linear = called(find_function(module, function), (lambda: table) if table else None)
     if not isinstance(linear, Linear):
         raise ModelError(
             f"{function}() returns {type(linear).__name__}, not a Linear",
@@ -98,7 +134,7 @@ def cached_model(code: bytes, digest: str, function: str) -> NumpyModel:
         )
     if linear.loss not in ("softmax", "squared"):
         raise ModelError(f"unknown loss {linear.loss!r}", where="model.py", remedy="Valid: softmax, squared.")
-    return NumpyModel(linear, module)
+    return NumpyModel(linear, module, table)
 
 
 class NumpyModel:
@@ -107,18 +143,31 @@ class NumpyModel:
     Args:
         linear: the model.
         module: the user's file.
+        table: whose columns are normalised; None for arrays.
     """
 
-    def __init__(self, linear: Linear, module: ModuleType) -> None:
-        self._linear, self.module = linear, module
+    def __init__(self, linear: Linear, module: ModuleType, table: Table | None = None) -> None:
+        self._linear, self.module, self._table = linear, module, table
         self._shapes = {"kernel": (int(np.prod(linear.shape)), linear.outputs), "bias": (linear.outputs,)}
 
     @property
     def outline(self) -> Outline:
         """See `Model.outline`."""
-        taken, given = (None, *self._linear.shape), (None, self._linear.outputs)
+        taken = Port("features", "float32", (None, *self._linear.shape))
+        given = Port(
+            "probabilities" if self._linear.loss == "softmax" else "values", "float32", (None, self._linear.outputs)
+        )
         count = sum(int(np.prod(shape)) for shape in self._shapes.values())
-        return Outline("float32", taken, given, f"{count:,} parameters, input {taken}, loss {self._linear.loss}")
+        text = f"{count:,} parameters, input {taken.shape}, loss {self._linear.loss}"
+        return Outline((taken,), (given,), text)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """See `Model.heads`."""
+        width = self._linear.outputs
+        if self._linear.loss == "squared":
+            return (Head("", "regression", width=width),)
+        return (Head("", "binary" if width == 2 else "multiclass", width=width),)
 
     def check_training(self, training: Training, *, private: bool) -> None:
         """Do nothing: every setting of NumPy fits every model."""
@@ -133,25 +182,43 @@ class NumpyModel:
         examples = as_examples(part)
         x, y = only_array(examples.x, "features"), only_array(examples.y, "labels")
         if examples.weight is not None:
-            raise ModelError("a linear model takes no sample weights", remedy="Leave them out, or use Keras.")
+            raise ModelError(
+                "a linear model takes no sample weights", where=_FILE, remedy="Leave them out, or use Keras."
+            )
         if x.shape[1:] != self._linear.shape:
             raise ModelError(
                 f"the features have shape {x.shape[1:]}, but the model takes {self._linear.shape}",
+                where=_FILE,
                 remedy="Change the input or reshape the data.",
             )
+        if x.dtype == object:
+            raise ModelError(
+                "the features are text, but a linear model takes numbers", where=_FILE,
+                remedy="Leave out columns of text, or use Keras with data.features: auto.",
+            )  # fmt: skip
         outputs, rows = self._linear.outputs, y.reshape(len(y), -1)
         if rows.shape[1] != (1 if self._linear.loss == "softmax" else outputs):
-            raise ModelError(f"the labels have shape {y.shape[1:]}, but the model has {outputs} outputs")
+            raise ModelError(
+                f"the labels have shape {y.shape[1:]}, but the model has {outputs} outputs",
+                where=_FILE,
+                remedy="Give the number of the class instead of a one-hot row, or outputs that fit the labels.",
+            )
         if self._linear.loss == "softmax":
             if not np.array_equal(rows, np.floor(rows)):
-                raise ModelError("the labels are not whole numbers", remedy="Use whole numbers from 0.")
+                raise ModelError("the labels are not whole numbers", where=_FILE, remedy="Use whole numbers from 0.")
             if len(rows) and (rows.min() < 0 or rows.max() >= outputs):
                 raise ModelError(
                     f"the labels range from {y.min():g} to {y.max():g}, but the model has {outputs} outputs",
+                    where=_FILE,
                     remedy="Count labels from 0, and give the model one output per label.",
                 )
             rows = rows[:, 0].astype(np.int64)
-        return x.reshape(len(x), -1), rows
+        return self._flat(x), rows
+
+    def _flat(self, x: Array) -> Array:
+        """Return the features of each example as a row of numbers."""
+        flat = x.reshape(len(x), -1)
+        return flat if self._table is None else self._table.normalised(flat)
 
     def initial_weights(self, seed: int) -> Arrays:
         """See `Model.initial_weights`. W is drawn as Glorot and Bengio (2010) do, uniformly; b is 0."""
@@ -225,9 +292,10 @@ class NumpyModel:
                 total += self._sums(x[rows].astype(np.float64) @ w["kernel"] + w["bias"], y[rows])
         return Measurement(self.metrics_of([total], ()), (tuple(total.tolist()),))
 
-    def metrics_of(self, states: Sequence[Array], label_shape: tuple[int, ...]) -> dict[str, float]:
+    def metrics_of(self, states: Sequence[Array], label_shape: LabelShape) -> dict[str, float]:
         """See `Model.metrics_of`."""
-        loss, right, count = (float(value) for value in states[0])
+        (state,) = states
+        loss, right, count = (float(value) for value in state)
         return {"loss": loss / count} | ({"accuracy": right / count} if self._linear.loss == "softmax" else {})
 
     def predictor(self, weights: Arrays) -> Predict:
@@ -235,8 +303,8 @@ class NumpyModel:
         w = self._fitting(weights, "weights")
 
         def predict(x: Tree) -> list[Array]:
-            rows = only_array(x, "features")
-            z = rows.reshape(len(rows), -1).astype(np.float64) @ w["kernel"] + w["bias"]
+            rows = fed(self.outline.inputs, x)["features"]
+            z = self._flat(rows).astype(np.float64) @ w["kernel"] + w["bias"]
             return [(_softmax(z) if self._linear.loss == "softmax" else z).astype(np.float32)]
 
         return predict
@@ -249,8 +317,20 @@ class NumpyModel:
             raise MissingExtraError("onnx", "keras") from error
         self._fitting(weights, "weights")
         outputs = ["scores", "probabilities"] if self._linear.loss == "softmax" else ["values"]
-        nodes = [
-            helper.make_node("Flatten", ["features"], ["rows"], axis=1),
+        initial = [numpy_helper.from_array(weights[name], name) for name in sorted(weights)]
+        nodes = [helper.make_node("Flatten", ["features"], ["rows" if self._table is None else "raw"], axis=1)]
+        if self._table is not None:
+            initial += [numpy_helper.from_array(self._table.mean, "mean")]
+            initial += [numpy_helper.from_array(self._table.deviation, "deviation")]
+            nodes += [
+                helper.make_node("IsNaN", ["raw"], ["missing"]),
+                helper.make_node("Cast", ["raw"], ["wide"], to=TensorProto.DOUBLE),
+                helper.make_node("Where", ["missing", "mean", "wide"], ["filled"]),
+                helper.make_node("Sub", ["filled", "mean"], ["centred"]),
+                helper.make_node("Div", ["centred", "deviation"], ["normalised"]),
+                helper.make_node("Cast", ["normalised"], ["rows"], to=TensorProto.FLOAT),
+            ]
+        nodes += [
             helper.make_node("Gemm", ["rows", "kernel", "bias"], outputs[:1]),
         ]
         nodes += [helper.make_node("Softmax", outputs[:1], outputs[1:], axis=-1)] if outputs[1:] else []
@@ -259,7 +339,7 @@ class NumpyModel:
             "fedpipe",
             [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", *self._linear.shape])],
             [helper.make_tensor_value_info(outputs[-1], TensorProto.FLOAT, ["batch", self._linear.outputs])],
-            [numpy_helper.from_array(weights[name], name) for name in sorted(weights)],
+            initial,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
         for name, value in sorted((metadata or {}).items()):

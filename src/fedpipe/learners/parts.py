@@ -7,16 +7,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedpipe.data.examples import Examples, check_examples, examples_joined, first_labels
+from fedpipe.data.examples import Examples, check_examples, examples_joined
 from fedpipe.data.trees import tree_of
 from fedpipe.errors import DataError
+
+LabelShape = tuple[int, ...] | dict[str, tuple[int, ...]]
+"""The shape of one label, or of each of several by name."""
 
 
 class Stream(Protocol):
     """Single examples that a framework reads one after another, such as those of a tf.data.Dataset."""
 
     @property
-    def label_shape(self) -> tuple[int, ...]:
+    def label_shape(self) -> LabelShape:
         """The shape of one label."""
 
     def __len__(self) -> int: ...
@@ -40,9 +43,11 @@ def size_of(part: Part) -> int:
     return part.count if isinstance(part, Examples) else len(part)
 
 
-def label_shape_of(part: Part) -> tuple[int, ...]:
-    """Return the shape of one label of a part; of the first output when there are several."""
-    return first_labels(part.y).shape[1:] if isinstance(part, Examples) else part.label_shape
+def label_shape_of(part: Part) -> LabelShape:
+    """Return the shape of one label of a part, or of each of several by name."""
+    if not isinstance(part, Examples):
+        return part.label_shape
+    return {k: v.shape[1:] for k, v in part.y.items()} if isinstance(part.y, dict) else part.y.shape[1:]
 
 
 def batches_of(part: Part, size: int) -> Iterator[Examples]:

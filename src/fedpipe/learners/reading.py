@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from fedpipe.data.examples import Examples, read_examples
+from fedpipe.data.disclosure import schema_of
+from fedpipe.data.examples import Examples, first_labels, read_examples
 from fedpipe.data.parts import get_parts, get_shard
+from fedpipe.data.schema import Schema
+from fedpipe.data.settling import settled, with_kinds
 from fedpipe.data.shards import split
+from fedpipe.data.tables import table_of
 from fedpipe.errors import DataError
 from fedpipe.federation.federation import Federation
 from fedpipe.learners.adapters import framework_of
@@ -39,23 +43,73 @@ def learner_parts(store: Store, plan: Plan, name: str, module: ModuleType) -> di
     Raises:
         DataError, CorruptError, NotFoundError: the reason why the examples cannot be used.
     """
-    if not plan.federation.learner(name).data:
-        return dict(get_parts(store, get_shard(store, name, plan.shards[name]).data, name))
-    return own_parts(plan.federation, name, module)
+    schema, classes = schema_of(store, plan), plan.federation.class_names
+    parts = raw_parts(store, plan.federation, plan.shards, name, module, schema)
+    return {
+        part: settled(value, schema, classes, where=name) if isinstance(value, Examples) else value
+        for part, value in parts.items()
+    }
 
 
-def own_parts(federation: Federation, name: str, module: ModuleType) -> dict[str, Part]:
-    """Return the parts of a learner's own data, read by fedpipe or by `load`. Raises DataError."""
-    own, settings = federation.learner(name).data, federation.data
+def raw_parts(
+    store: Store, federation: Federation, shards: Mapping[str, str], name: str, module: ModuleType | None,
+    schema: Schema | None = None,
+) -> dict[str, Part]:  # fmt: skip
+    """Return a learner's parts as they are read: the labels of a table may be names of classes.
+
+    Args:
+        store: the federation's store.
+        federation: with the settings of its data.
+        shards: digests of the shards by learner.
+        name: the learner.
+        module: the user's file, whose `load` may read the data.
+        schema: gives the kinds of columns in the learner's own file; None: they are declared or guessed.
+
+    Raises:
+        DataError, CorruptError, NotFoundError: the reason why the examples cannot be used.
+    """
+    if not federation.learner(name).data:
+        return dict(get_parts(store, get_shard(store, name, shards[name]).data, name))
+    return own_parts(federation, name, module, schema)
+
+
+def central_test(store: Store, plan: Plan, schema: Schema | None = None) -> Examples | None:
+    """Return the central test set of a run, if it has one.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        schema: of the run's table; by default the one that round 0 names.
+
+    Raises:
+        DataError, CorruptError: the examples cannot be used.
+    """
+    if plan.test is None:
+        return None
+    held, classes = get_parts(store, plan.test)["test"], plan.federation.class_names
+    return settled(held, schema or schema_of(store, plan), classes, where="the central test set")
+
+
+def own_parts(
+    federation: Federation, name: str, module: ModuleType | None, schema: Schema | None = None
+) -> dict[str, Part]:
+    """Return the parts of a learner's own data, read by fedpipe or by `load`, as `raw_parts` does. Raises DataError."""
+    own, settings = federation.learner(name).data, federation.data.columns
+    if schema is not None:
+        settings["features"] = with_kinds(schema)
     load: Callable[[str], Any] | None = getattr(module, "load", None)
     if load is None:
-        return parts_of(read_examples(own, **settings.columns)[0], federation, name)
+        return parts_of(read_examples(own, **settings)[0], federation, name)
     try:
         loaded = load(own)
     except BaseException as error:
         if is_stop(error):
             raise
-        raise DataError(f"load({own!r}) fails: {described(error)}", where="model.py") from error
+        raise DataError(
+            f"load({own!r}) fails, because {described(error)}", where="model.py", remedy="Correct it, or the path."
+        ) from error
+    if federation.data.is_table and (table := table_of(loaded, settings, f"load({own!r})")):
+        loaded = Examples(table.x, table.y, columns=table.columns)
     return parts_of(loaded, federation, name)
 
 
@@ -75,6 +129,8 @@ def parts_of(loaded: Any, federation: Federation, name: str) -> dict[str, Part]:
         return {part: framework.read_part(value, name) for part, value in loaded.items()}
     whole = loaded if isinstance(loaded, Examples) else framework.read_part(loaded, name)
     if isinstance(whole, Examples):
+        if not whole.columns and first_labels(whole.y).dtype == object:
+            whole = settled(whole, None, federation.class_names, where=name)
         indices = split(whole.count, shares, [federation.training.seed, seed_of(name)])
         return {part: whole.rows(i) for part, i in indices.items()}
     train, test = round(len(whole) * shares.train), round(len(whole) * shares.test)

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
-from fedpipe.data.examples import first_labels
-from fedpipe.data.parts import get_parts
+from fedpipe.data.disclosure import schema_of
+from fedpipe.data.trees import Tree, leaves
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.contribute import fetched
-from fedpipe.learners.framework import Arrays, Model, Predict
+from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.parts import Part, batches_of, label_shape_of, size_of
-from fedpipe.learners.reading import learner_parts
-from fedpipe.rounds.evaluation import Evaluation, Matrix, Measured, Score, add_matrices
+from fedpipe.learners.reading import central_test, learner_parts
+from fedpipe.learners.tallying import Counter, counter_of
+from fedpipe.rounds.evaluation import (
+    MOST_OUTPUTS,
+    Evaluation,
+    Measured,
+    Score,
+    add_all_tallies,
+    measure_all,
+    mistake_in_score,
+)  # fmt: skip
 from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.tallies import MOST_PICTURED, ClassTally, Head, Matrix, Tally
 from fedpipe.store import Store
 from fedpipe.weights import Array
+
+log = logging.getLogger("fedpipe")
 
 
 def score_learner(store: Store, plan: Plan, name: str, digest: str) -> Score:
@@ -43,13 +58,19 @@ def score_learner(store: Store, plan: Plan, name: str, digest: str) -> Score:
 def _score(model: Model, plan: Plan, arrays: Arrays, name: str, digest: str, part: Part) -> Score:
     training = plan.federation.training
     measured = model.evaluate(arrays, part, training)
+    if not math.isfinite(loss := measured.metrics["loss"]):
+        return Score(learner=name, weights=digest, why=f"the loss of the model is {loss} there")
+    if not all(np.isfinite(state).all() for state in measured.states):
+        return Score(learner=name, weights=digest, why="a metric of the model is not finite there")
+    tallies, uncounted = _tallied(model, arrays, part, training.batch_size)
     return Score(
         learner=name,
         weights=digest,
         examples=size_of(part),
-        metrics=measured.metrics,
+        metrics=_finite(measured.metrics),
         states=measured.states,
-        confusion=_confusion(model.predictor(arrays), part, training.batch_size),
+        tallies=tallies,
+        uncounted=uncounted,
         label_shape=label_shape_of(part),
     )
 
@@ -60,37 +81,48 @@ def fetch_global(store: Store, digest: str) -> Arrays:
         return fetched(store, digest, Path(folder) / "weights")
 
 
-def _confusion(predict: Predict, part: Part, batch: int) -> Matrix:
-    """Count examples by their class and the predicted class; empty when the model is not a classifier."""
-    matrix = np.zeros((0, 0), np.int64)
+def _tallied(model: Model, arrays: Arrays, part: Part, batch: int) -> tuple[dict[str, Tally], dict[str, str]]:
+    """Count the predictions of each output, or return why they cannot be counted."""
+    counters: dict[str, Counter] = {}
+    reasons: dict[str, str] = {}
+    predict = model.predictor(arrays)
+    heads = model.heads[:MOST_OUTPUTS]
+    if len(model.heads) > MOST_OUTPUTS:
+        log.warning("only the first %d of %d outputs have measures", MOST_OUTPUTS, len(model.heads))
+    for head in heads:
+        try:
+            counters[head.name] = counter_of(head)
+        except ValueError as error:
+            reasons[head.name] = str(error)
     for examples in batches_of(part, batch):
         outputs = predict(examples.x)
-        if len(outputs) != 1 or outputs[0].ndim != 2:
-            return ()
-        classes = max(2, outputs[0].shape[1])
-        if not matrix.size:
-            matrix = np.zeros((classes, classes), np.int64)
-        true, taken = _classes(first_labels(examples.y)), _classes(outputs[0])
-        if true is None or taken is None or true.min() < 0 or true.max() >= classes:
-            return ()
-        np.add.at(matrix, (true, taken), 1)
-    return tuple(tuple(int(count) for count in row) for row in matrix)
+        for position, (head, output) in enumerate(zip(heads, outputs, strict=False)):
+            if head.name in reasons:
+                continue
+            try:
+                counters[head.name].add(output, _labels_of(examples.y, head.name, position))
+            except ValueError as error:
+                reasons[head.name] = str(error)[:300]
+    found = {name: tally for name, counter in counters.items() if name not in reasons and (tally := counter.tally())}
+    return found, reasons
 
 
-def _classes(values: Array) -> Array | None:
-    """Return class numbers from labels, one-hot rows, probabilities or a sigmoid; None for other values."""
-    if values.ndim == 2 and values.shape[1] > 1:
-        return np.asarray(np.argmax(values, axis=1))
-    column = values.reshape(len(values), -1)[:, 0]
-    if column.dtype.kind == "f" and not np.array_equal(column, np.floor(column)):
-        return (column > 0.5).astype(np.int64) if column.min() >= 0 and column.max() <= 1 else None
-    return column.astype(np.int64)
+def _labels_of(y: Tree, name: str, position: int) -> Array:
+    """Return the labels of an output: by its name, by its position, or the only ones. Raises ValueError."""
+    named = dict(leaves(y))
+    for key in (name, str(position)):
+        if key in named:
+            return named[key]
+    if len(named) == 1:
+        return next(iter(named.values()))
+    raise ValueError("it has no labels")
 
 
 def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> Evaluation:
     """Evaluate the final model.
 
-    Federated metrics come from the learners' metric states: sums first, then divided.
+    Federated metrics come from the learners' metric states and tallies: sums first, then divided. A score that
+    cannot be right leaves out its learner, and nobody else.
 
     Args:
         store: the federation's store.
@@ -99,26 +131,99 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
         scores: the learners' scores of these weights.
     """
     model = plan_model(store, plan)
-    central: Measured | None = None
-    confusion: Matrix = ()
+    found: dict[str, Measured] = {}
+    tallies: dict[str, dict[str, Tally]] = {}
+    uncounted: dict[str, dict[str, str]] = {}
+    left_out: dict[str, str] = {}
     if plan.test is not None:
-        examples = get_parts(store, plan.test)["test"]
+        examples = central_test(store, plan)
+        assert examples is not None
         score = _score(model, plan, fetch_global(store, digest), "", digest, examples)
-        central, confusion = Measured(examples=score.examples, metrics=score.metrics), score.confusion
-    valid = sorted((s for s in scores if not s.why and s.weights == digest), key=lambda s: s.learner)
-    confusion = confusion or add_matrices([s.confusion for s in valid])
+        if score.why:
+            left_out["central test set"] = score.why
+        else:
+            found["central"] = measured_of(score)
+            tallies["central"], uncounted["central"] = score.tallies, score.uncounted
+    valid, refused = _checked(model, digest, scores)
+    if valid:
+        tallies["federated"] = add_all_tallies([score.tallies for score in valid])
+        found["federated"] = _federated(model, valid, tallies["federated"])
+    uncounted |= {score.learner: score.uncounted for score in valid}
+    first = next((head for head in model.heads[:1]), None)
+    schema, exported = schema_of(store, plan), plan.federation.exported
+    names = (exported.classes if exported else (), schema.classes if schema else ())
+    matrices = [_confusion(each.get(first.name)) for each in tallies.values()] if first else []
     return Evaluation(
         weights=digest,
-        central=central,
-        federated=_federated(model, valid) if valid else None,
-        learners={s.learner: Measured(examples=s.examples, metrics=s.metrics) for s in valid},
-        left_out={s.learner: s.why or "the score belongs to other weights" for s in scores if s not in valid},
-        confusion=confusion,
-        classes=tuple(str(k) for k in range(len(confusion))),
+        central=found.get("central"),
+        federated=found.get("federated"),
+        learners={score.learner: measured_of(score) for score in valid},
+        left_out=left_out | refused,
+        confusion=next(filter(None, matrices), ()),
+        classes=class_names(first, *names) if first else (),
+        tallies=tallies,
+        uncounted={name: reasons for name, reasons in uncounted.items() if reasons},
     )
 
 
-def _federated(model: Model, scores: Sequence[Score]) -> Measured:
+def class_names(head: Head, *known: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of an output's classes, or their numbers; empty for a regression.
+
+    Args:
+        head: the output.
+        known: names from several origins; the first with a name for each class counts.
+    """
+    for names in known:
+        if len(names) == head.classes:
+            return names
+    return tuple(str(k) for k in range(head.classes)) if head.classes <= MOST_PICTURED else ()
+
+
+def _confusion(tally: Tally | None) -> Matrix:
+    return tally.confusion if isinstance(tally, ClassTally) else ()
+
+
+def _checked(model: Model, digest: str, scores: Sequence[Score]) -> tuple[list[Score], dict[str, str]]:
+    """Return the scores that can be added up, and why others cannot."""
+    valid, refused = [], {}
+    for score in sorted(scores, key=lambda score: score.learner):
+        why = score.why or ("the score belongs to other weights" if score.weights != digest else "")
+        why = why or mistake_in_score(score, model.heads)
+        if not why:
+            try:  # metrics follow from the states, which have the form that the model gives them
+                metrics = model.metrics_of(_arrays(score.states), score.label_shape)
+            except Exception as error:
+                log.debug("the states of %s: %s", score.learner, error)
+                why = "the score does not fit the model's metrics"
+            else:
+                why = "" if math.isfinite(metrics["loss"]) else "its loss is not finite"
+                score = msgspec.structs.replace(score, metrics=_finite(metrics))
+        if why:
+            refused[score.learner] = why
+        else:
+            valid.append(score)
+    return valid, refused
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Leave out metrics that are not finite, such as a quotient by 0."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _arrays(states: Sequence[Sequence[float]]) -> list[Array]:
+    return [np.asarray(state, np.float64) for state in states]
+
+
+def measured_of(score: Score) -> Measured:
+    """Return the metrics of a score."""
+    return Measured(examples=score.examples, metrics=dict(score.metrics), measures=measure_all(score.tallies))
+
+
+def _federated(model: Model, scores: Sequence[Score], tallies: Mapping[str, Tally]) -> Measured:
     states = [np.sum(state, axis=0) for state in zip(*(s.states for s in scores), strict=True)]
     metrics = model.metrics_of(states, scores[0].label_shape)
-    return Measured(examples=sum(s.examples for s in scores), metrics=metrics)
+    return Measured(
+        examples=sum(s.examples for s in scores),
+        metrics=_finite(metrics),
+        measures=measure_all(tallies),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.abc
+import inspect
 import re
 import signal
 import sys
@@ -38,8 +39,26 @@ def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleT
     except BaseException as error:
         if is_stop(error):
             raise
-        raise ModelError(f"cannot be imported: {described(error)}", where=name) from error
+        raise ModelError(
+            f"cannot be imported, because {described(error)}", where=name, remedy=_remedy(error)
+        ) from error
     return module
+
+
+def failed(function: str, error: BaseException, where: str = "model.py") -> ModelError:
+    """Return the error that a function of the user's file fails, with its cause and line."""
+    return ModelError(f"{function}() fails, because {described(error)}", where=where, remedy=_remedy(error))
+
+
+def _remedy(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return "Install the package wherever the file runs, or remove the import."
+    if isinstance(error, SystemExit):
+        return "Remove the call that ends the process."
+    if isinstance(error, TypeError) and "required positional argument" in str(error):
+        return "Give its parameters default values, or remove them."
+    line = _line(error)
+    return f"Correct line {line}." if line else "Correct the file."
 
 
 class _Source(importlib.abc.InspectLoader):
@@ -54,6 +73,14 @@ class _Source(importlib.abc.InspectLoader):
 
 def described(error: BaseException) -> str:
     """Return an error of foreign code in one line: its kind, its cause, and the line number in the user's file."""
+    kind, cause = type(error).__name__, cause_of(_text_of(error))
+    place = f" (line {line})" if (line := _line(error)) else ""
+    cause = cause.removeprefix(f"{kind}: ")
+    return f"{kind}: {cause[:300]}{place}" if cause else f"{kind}{place}"
+
+
+def _line(error: BaseException) -> int | None:
+    """Return the last line of the user's file in the trace of an error."""
     lines = []
     trace = error.__traceback__
     while trace is not None:
@@ -65,10 +92,7 @@ def described(error: BaseException) -> str:
     text = _text_of(error)
     if text.startswith("in user code:"):  # AutoGraph's: a trace as text
         lines += [int(number) for number in re.findall(r'^ *File "[^/"]+", line (\d+)', text, re.MULTILINE)]
-    kind, cause = type(error).__name__, cause_of(text)
-    place = f" (line {lines[-1]})" if lines else ""
-    cause = cause.removeprefix(f"{kind}: ")
-    return f"{kind}: {cause[:300]}{place}" if cause else f"{kind}{place}"
+    return lines[-1] if lines else None
 
 
 def _text_of(error: BaseException) -> str:
@@ -139,6 +163,38 @@ def find_function(module: types.ModuleType, name: str) -> Callable[[], Any]:
             remedy=f"Did you mean {close[0]!r}?" if close else "Define it as the documentation describes.",
         )
     return function
+
+
+def called(function: Callable[..., Any], table: Callable[[], Any] | None) -> Any:
+    """Call the user's function that makes a model: with the table if it has a parameter.
+
+    Args:
+        function: the user's.
+        table: makes the argument; None if the features are not a table.
+
+    Raises:
+        ModelError: the function has a parameter without a table, or it fails; with the line.
+    """
+    name = getattr(function, "__name__", "build")
+    try:
+        wanted = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty and p.kind < 2]
+    except (TypeError, ValueError):
+        wanted = []
+    if wanted and table is None:
+        raise ModelError(
+            f"{name}() takes a table, but data.features names an array",
+            where="model.py",
+            remedy="Remove the parameter, or set data.features to auto or to the kinds of columns.",
+        )
+    arguments = [table()] if wanted and table else []
+    try:
+        return function(*arguments)
+    except ModelError:
+        raise
+    except BaseException as error:
+        if is_stop(error):
+            raise
+        raise failed(name, error) from error
 
 
 def suggestion(name: str, valid: Collection[str]) -> str:

@@ -7,12 +7,15 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from fedpipe.data.schema import MOST_COLUMNS, Column
 from fedpipe.errors import CorruptError
 from fedpipe.store.objects import decode, encode
 
 CARD_KEY = "fedpipe.card"
 """The name of the entry in the ONNX file's metadata."""
 MOST_CLASSES = 100_000
+PUBLIC = ("classes", "spread", "finite", "columns", "label")
+"""Fields of the card that a server shows to its clients."""
 
 Text = Annotated[str, Meta(max_length=200)]
 
@@ -33,7 +36,9 @@ class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         classes: names of the columns of the first output; empty for a regression, or if the classes have no names.
         labels: total count of each label at the learners; empty if it is private.
         spread: spread of the first input; None without a central test set.
-        finite: whether NaN and infinity are refused.
+        finite: whether NaN and infinity are refused; NaN is allowed in columns that may have missing values.
+        columns: columns of a table, in the order of the model's inputs; empty for other features.
+        label: name of the label's column in a table; "" if it has no name.
     """
 
     format: int = 1
@@ -41,6 +46,8 @@ class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     labels: Annotated[dict[Text, Annotated[int, Meta(ge=0)]], Meta(max_length=MOST_CLASSES)] = {}
     spread: Spread | None = None
     finite: bool = True
+    columns: Annotated[tuple[Column, ...], Meta(max_length=MOST_COLUMNS)] = ()
+    label: Text = ""
 
 
 def write_card(card: Card) -> str:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
+from msgspec.structs import replace
 
+from fedpipe.data.disclosure import schema_of
 from fedpipe.data.parts import get_parts, get_shard
-from fedpipe.data.trees import only_array
-from fedpipe.errors import ExportError, InputError, NotFoundError
+from fedpipe.data.ports import TEXT, cast, fed, made_up
+from fedpipe.data.schema import Schema
+from fedpipe.data.trees import Tree, leaves, length_of
+from fedpipe.errors import DataError, ExportError, InputError, ModelError, NotFoundError
+from fedpipe.federation.training import Export
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
 from fedpipe.learners.assembly import plan_model
-from fedpipe.learners.framework import Outline, Predict
+from fedpipe.learners.framework import Arrays, Model, Outline, Predict
+from fedpipe.learners.reading import central_test
 from fedpipe.learners.score import fetch_global
 from fedpipe.registry.card import CARD_KEY, Card, Spread, write_card
 from fedpipe.registry.publication import ModelVersion, Origin, sign_publication
-from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.plan import Plan, Port
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, digest_of, encode
 
@@ -38,22 +45,86 @@ class Exported(Struct, frozen=True, kw_only=True):
     origin: Origin
 
 
-def run_onnx(data: bytes | Path, features: Array) -> list[Array]:
-    """Returns all outputs of an ONNX model for a batch, on the CPU. Raises MissingExtraError and InputError."""
+TOLERANCES = {"float16": 1e-2, "bfloat16": 1e-1}
+"""Default tolerance of models that compute less precisely than in float32."""
+_TOLERANCE = 1e-4
+_REMEDY = "Raise export.tolerance if that is acceptable, try another export.opset, or set `export: none`."
+
+
+def run_onnx(data: bytes | Path, features: Tree) -> list[Array]:
+    """Returns all outputs of an ONNX model for a batch, on the CPU.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        InputError: this is not an ONNX model that can be used.
+        ModelError: the features do not fit its inputs.
+    """
     from fedpipe.registry.prediction import open_model
 
     model = open_model(data)
-    names = [spec.name for spec in model.inputs]
-    return model.run({names[0]: features} if len(names) == 1 else dict(zip(names, features, strict=True)))
+    ports = [Port(s.name, TEXT if s.dtype == object else s.dtype.name, tuple(s.shape)) for s in model.inputs]
+    return model.run(cast(ports, fed(ports, features)))
 
 
-def largest_difference(predict: Predict, data: bytes, features: Array) -> float:
+def largest_difference(predict: Predict, data: bytes, features: Tree) -> float:
     """Returns the largest absolute difference between the outputs of the model and of its ONNX form."""
-    expected, actual = predict(features), run_onnx(data, features)
-    differences = [
-        np.max(np.abs(np.asarray(e, np.float64) - a), initial=0.0) for e, a in zip(expected, actual, strict=True)
-    ]
-    return float(max(differences))
+    return max(difference for difference, _ in _differences(predict, data, features))
+
+
+def _differences(predict: Predict, data: bytes, features: Tree) -> list[tuple[float, float]]:
+    """Returns for each output the largest absolute difference, and the largest output."""
+    found = []
+    for expected, actual in zip(predict(features), run_onnx(data, features), strict=True):
+        wanted = np.asarray(expected, np.float64)
+        if wanted.shape != actual.shape:
+            raise ExportError(f"an output of the ONNX model has shape {actual.shape}, not {wanted.shape}")
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            gaps = np.abs(wanted - actual.astype(np.float64))
+        gaps[(np.isnan(wanted) & np.isnan(actual)) | (wanted == actual)] = 0
+        found.append(
+            (float(np.max(gaps, initial=0.0)), float(np.max(np.abs(wanted), initial=0.0, where=np.isfinite(wanted))))
+        )
+    return found
+
+
+def convert_checked(
+    model: Model, arrays: Arrays, settings: Export, features: Tree, metadata: Mapping[str, str]
+) -> tuple[bytes, float]:
+    """Converts a model to ONNX, runs it in onnxruntime, and compares the two.
+
+    Args:
+        model: the built model.
+        arrays: its weights.
+        settings: opset and tolerance.
+        features: examples for the comparison.
+        metadata: written into the ONNX model.
+
+    Returns:
+        The ONNX model, and the largest absolute difference of an output.
+
+    Raises:
+        ExportError: the model cannot be converted, or the difference exceeds the tolerance.
+    """
+    data = model.convert(arrays, settings.opset, metadata)
+    try:
+        differences = _differences(model.predictor(arrays), data, features)
+    except (DataError, ModelError):
+        raise
+    except InputError as error:
+        cause = error.what.removeprefix("is not an ONNX model: ")
+        raise ExportError(
+            f"onnxruntime cannot run the ONNX model, because {cause}", where="model.py", remedy=_REMEDY
+        ) from error
+    tolerance = settings.tolerance or TOLERANCES.get(model.outline.precision, _TOLERANCE)
+    for difference, scale in differences:
+        if not difference <= tolerance * max(1.0, scale):
+            share = f" for outputs up to {scale:.3g}" if scale > 1 else ""
+            raise ExportError(
+                f"the ONNX model differs from the trained one by {difference:.3g}{share}, but the tolerance is "
+                f"{tolerance:g}",
+                remedy=f"Nothing was published. {_REMEDY}",
+            )
+    return data, max(difference for difference, _ in differences)
 
 
 def convert_and_verify(store: Store, plan: Plan, digest: str) -> tuple[bytes, Origin]:
@@ -68,22 +139,16 @@ def convert_and_verify(store: Store, plan: Plan, digest: str) -> tuple[bytes, Or
         The ONNX model, and its origin.
 
     Raises:
-        ExportError: the difference exceeds `export.tolerance`.
+        ExportError: the model cannot be converted, or the difference exceeds `export.tolerance`.
     """
     model, arrays = plan_model(store, plan), fetch_global(store, digest)
+    settings = plan.federation.exported or Export()
     features, samples = _samples(store, plan, model.outline)
     metadata = {CARD_KEY: write_card(card_of(store, plan))}
-    data = model.convert(arrays, plan.federation.export.opset, metadata)
-    difference = largest_difference(model.predictor(arrays), data, features)
-    tolerance = plan.federation.export.tolerance
-    if not difference <= tolerance:
-        raise ExportError(
-            f"the ONNX model differs from the trained one by {difference:.3g}, but the tolerance is {tolerance:g}",
-            remedy="Nothing was published. Try another export.opset, or raise export.tolerance if that is acceptable.",
-        )
+    data, difference = convert_checked(model, arrays, settings, features, metadata)
     return data, Origin(
         federation=plan.federation.name, run=plan.run, weights=digest, digest=digest_of(data),
-        opset=plan.federation.export.opset, samples=samples, compared=len(features), max_abs_difference=difference,
+        opset=settings.opset, samples=samples, compared=length_of(features), max_abs_difference=difference,
     )  # fmt: skip
 
 
@@ -96,20 +161,42 @@ def card_of(store: Store, plan: Plan) -> Card:
     labels: Counter[str] = Counter()
     for name, digest in sorted(plan.shards.items()) if not private else ():
         labels.update(get_shard(store, name, digest).labels)
-    spread = None
-    if plan.test is not None:
-        x = only_array(get_parts(store, plan.test)["test"].x, "features").astype(np.float64)
-        spread = Spread(minimum=float(x.min()), maximum=float(x.max()), mean=float(x.mean()), deviation=float(x.std()))
-    return Card(classes=plan.federation.export.classes, labels=dict(sorted(labels.items())), spread=spread)
+    exported = plan.federation.exported or Export()
+    return described_table(schema_of(store, plan), Card(
+        classes=exported.classes, labels=dict(sorted(labels.items())),
+        spread=None if plan.test is None else spread_of(get_parts(store, plan.test)["test"].x),
+    ))  # fmt: skip
 
 
-def _samples(store: Store, plan: Plan, outline: Outline) -> tuple[Array, str]:
-    dtype = np.dtype(outline.dtype)
+def described_table(schema: Schema | None, card: Card) -> Card:
+    """Returns the card with the columns and classes of a table, whose columns of different kinds have no one spread."""
+    if schema is None:
+        return card
+    numbers = {name: str(number) for number, name in enumerate(schema.classes)}
+    named = {numbers[label]: count for label, count in card.labels.items() if label in numbers}
+    labels = named if schema.labels == "names" else card.labels  # names may be numbers, such as "1" for class 0
+    return replace(
+        card, classes=schema.classes, columns=schema.columns, label=schema.label, labels=labels, spread=None
+    )  # fmt: skip
+
+
+def spread_of(features: Tree) -> Spread | None:
+    """Returns the spread of the first array of numbers, without missing values; None if there is none."""
+    for _, leaf in leaves(features):
+        if leaf.dtype.kind in "biuf" and (known := leaf[~np.isnan(leaf)] if leaf.dtype.kind == "f" else leaf).size:
+            x = known.astype(np.float64)
+            return Spread(
+                minimum=float(x.min()), maximum=float(x.max()), mean=float(x.mean()), deviation=float(x.std())
+            )
+    return None
+
+
+def _samples(store: Store, plan: Plan, outline: Outline) -> tuple[Tree, str]:
     if plan.test is not None:
-        features = only_array(get_parts(store, plan.test)["test"].x, "features")
-        return features[:_SAMPLES].astype(dtype), "holdout"
-    shape = (_SAMPLES, *(size or 1 for size in outline.input[1:]))
-    return np.random.default_rng(plan.federation.training.seed).random(shape).astype(dtype), "random"
+        examples = central_test(store, plan)
+        assert examples is not None
+        return examples.rows(slice(_SAMPLES)).x, "holdout"
+    return made_up(outline.inputs, _SAMPLES, plan.federation.training.seed, outline.words), "random"
 
 
 def publish(store: Store, plan: Plan, digest: str) -> Exported:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from fedpipe.reports.catalogue import RunLine as RunLine
 from fedpipe.reports.catalogue import list_runs as list_runs
 from fedpipe.reports.story import Story, summarise
+from fedpipe.rounds.measures import main_metrics
 from fedpipe.rounds.plan import differences
 
 
@@ -61,5 +62,6 @@ def _results(summary: dict[str, Any]) -> dict[str, float]:
             results["rounds accepted"] = sum(one["vote"]["accepted"] for one in rounds)
     for kind in ("central", "federated"):
         if measured := summary["evaluation"].get(kind):
-            results |= {f"{kind}: {name}": value for name, value in measured["metrics"].items()}
+            numbers = main_metrics(measured["metrics"], measured["measures"])
+            results |= {f"{kind}: {name}": value for name, value in numbers.items()}
     return results | {"seconds": summary["seconds"]}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedpipe.reports import plots, vote_plots
+from fedpipe.reports import plots, quality, remarks, vote_plots
+from fedpipe.reports.drawing import Drawing
 from fedpipe.reports.story import Story, privacy, summarise
-from fedpipe.rounds.evaluation import Measured
+from fedpipe.rounds.tallies import ValueTally
 from fedpipe.sessions.board import ENDINGS
 
 
@@ -26,47 +27,70 @@ def render(story: Story, others: Sequence[Story] = ()) -> str:
 
 def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
     summary, evaluation, spent = summarise(story), story.evaluation, privacy(story)
-    final: list[tuple[str, Measured]] = []
-    if evaluation:
-        shared = [("central test set", evaluation.central), ("all learners' test parts", evaluation.federated)]
-        final = [(name, m) for name, m in shared if m] + sorted(evaluation.learners.items())
+    final = [(name, measured, quality.shown(measured)) for name, measured in quality.tested(evaluation)]
+    classes = evaluation.classes if evaluation else ()
     return {
         "s": summary,
         "marks": {"yes": "✓", "no": "✗", "void": "·", "absent": "–", "none": ""},
         "batch_size": story.plan.federation.training.batch_size,
         "vote": story.plan.federation.vote,
-        "votes": vote_plots.vote_pictures(story) if story.plan.federation.vote else [],
+        "votes": _drawn(vote_plots.vote_pictures(story)) if story.plan.federation.vote else [],
         "privacy": spent,
         "private": {name: story.plan.federation.privacy_of(name) for name in spent},
-        "comparison": plots.comparison_curves([story, *others]) if others else [],
-        "compared_runs": [(one, summarise(one)) for one in (story, *others)] if others else [],
-        "number": lambda v: "" if v is None else f"{v:.4f}",
+        "comparison": _drawn(plots.comparison_curves([story, *others])) if others else [],
+        "compared_runs": [(one, summarise(one), _numbers_of(one)) for one in (story, *others)] if others else [],
+        "number": number,
         "learners": story.plan.federation.learners,
         "metrics": sorted({m for r in summary["rounds"] for m in r["metrics"]}),
         "cards": _cards(story),
         "final": final,
         "ending": ENDINGS.get(story.ending, ""),
-        "final_metrics": list(dict.fromkeys(k for _, m in final for k in m.metrics)),
+        "final_metrics": list(dict.fromkeys(k for _, _, numbers in final for k in numbers)),
+        "measures": list(dict.fromkeys(k for _, m, _ in final for k in m.measures)),
         "left_out": evaluation.left_out if evaluation else {},
-        "confusion": plots.confusion_matrix(evaluation) if evaluation and evaluation.confusion else "",
-        "curves": plots.learning_curves(story),
-        "each": plots.learner_curves(story),
-        "labels": plots.label_counts(story) if any(s.labels for s in story.shards) else "",
-        "timings": plots.timings(story) if story.timings else "",
+        "uncounted": evaluation.uncounted if evaluation else {},
+        "qualities": quality.qualities(evaluation, classes) if evaluation else [],
+        "curves": _drawn(plots.learning_curves(story)),
+        "each": _drawn(plots.learner_curves(story)),
+        "labels": _labels(story, classes),
+        "timings": plots.timings(story).svg() if story.timings else "",
         "samples": story.onnx.get("samples", ""),
         "compared": story.onnx.get("compared", 0),
+        "beginning": remarks.beginning(story, summary),
+        "gap": remarks.gap(story),
+        "held": remarks.held_data(story),
+        "settings": remarks.settings(story),
+        "all_settings": remarks.all_settings(story),
+        "simulated": any(t.step == "simulate" for t in story.timings),
     }
 
 
-def _cards(story: Story) -> list[tuple[str, str]]:
-    cards = []
+def number(value: float | None) -> str:
+    """Returns a number for a table: four digits after the point, or more for small and fewer for large ones."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
+
+
+def _labels(story: Story, classes: Sequence[str]) -> str:
+    """Draws the labels, unless they are numbers to predict."""
+    tallies = story.evaluation.tallies.values() if story.evaluation else ()
+    numbers = any(isinstance(tally, ValueTally) for each in tallies for tally in list(each.values())[:1])
+    return plots.label_counts(story, classes).svg() if any(s.labels for s in story.shards) and not numbers else ""
+
+
+def _drawn(drawings: Sequence[Drawing]) -> list[str]:
+    return [drawing.svg() for drawing in drawings]
+
+
+def _numbers_of(story: Story) -> dict[str, dict[str, float]]:
     evaluation = story.evaluation
-    for name, measured in (
-        ("central", evaluation and evaluation.central),
-        ("federated", evaluation and evaluation.federated),
-    ):
-        if measured:
-            cards += [(f"{name} {k}", f"{v:.4f}") for k, v in measured.metrics.items()]
+    measured = {"central": evaluation and evaluation.central, "federated": evaluation and evaluation.federated}
+    return {name: quality.shown(m) if m else {} for name, m in measured.items()}
+
+
+def _cards(story: Story) -> list[tuple[str, str]]:
+    cards = [(f"{kind} {name}", number(value)) for kind, m in _numbers_of(story).items() for name, value in m.items()]
     if story.onnx:
         cards.append(("ONNX version", str(story.onnx["version"])))
     if story.plan.federation.vote:

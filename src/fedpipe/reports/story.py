@@ -14,9 +14,11 @@ from fedpipe.rounds.ballots import start_scores
 from fedpipe.rounds.evaluation import Evaluation
 from fedpipe.rounds.history import history, origin_of
 from fedpipe.rounds.manifests import Record, Scores, Spent
+from fedpipe.rounds.measures import by_class
 from fedpipe.rounds.plan import Plan, current_plan
 from fedpipe.rounds.roll import cleaned
 from fedpipe.rounds.selection import took_part
+from fedpipe.rounds.tallies import ClassTally
 from fedpipe.rounds.timings import Timing, read_timings
 from fedpipe.rounds.updates import mean_tested
 from fedpipe.rounds.voting import electorate, score_of
@@ -144,12 +146,29 @@ def summarise(story: Story) -> dict[str, Any]:
         "store": story.store,
         "begun_from": {"run": origin.run, "round": origin.round} if (origin := origin_of(story.records[0])) else None,
         "rounds": rounds,
-        "evaluation": msgspec.to_builtins(story.evaluation) if story.evaluation else {},
+        "evaluation": _evaluated(story.evaluation) if story.evaluation else {},
         "onnx": {k: story.onnx[k] for k in ("path", "digest", "max_abs_difference", "opset") if k in story.onnx},
         "seconds": round(max(ends) - min(t.started for t in timings), 3) if timings else 0.0,
         **({"ending": story.ending} if story.ending else {}),
         **({"privacy": msgspec.to_builtins(spent)} if (spent := privacy(story)) else {}),
     }
+
+
+_MOST_CLASSES = 20
+"""Most classes whose metrics `summary.json` lists."""
+
+
+def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns an evaluation without tallies, and with the metrics of each class of the first output."""
+    found: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(evaluation, tallies={}))
+    del found["tallies"]
+    for kind, tallies in evaluation.tallies.items():
+        first = next(iter(tallies.values()), None)
+        if isinstance(first, ClassTally) and len(first.true) <= _MOST_CLASSES:
+            names = evaluation.classes if len(evaluation.classes) == len(first.true) else range(len(first.true))
+            lines = zip(map(str, names), by_class(first), strict=True)
+            found[kind]["classes"] = {name: line._asdict() for name, line in lines}
+    return found
 
 
 def _round(story: Story, record: Record) -> dict[str, Any]:

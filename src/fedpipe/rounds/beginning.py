@@ -17,7 +17,7 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.rounds.history import commit, is_settled, read_record, supersede, trained_head
 from fedpipe.rounds.manifests import Head, Record
-from fedpipe.rounds.plan import Plan, Shards, differences, read_plan
+from fedpipe.rounds.plan import Plan, Port, Shards, differences, read_plan
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import digest_of, encode, fetch_file, put_file
 from fedpipe.weights import Array, Layout
@@ -25,8 +25,16 @@ from fedpipe.weights import Array, Layout
 log = logging.getLogger("fedpipe")
 
 
-def make_plan(run: str, federation: Federation, code: str, shards: Shards) -> Plan:
-    """Return the plan of a run. It does not depend on the store, the folders and the rounds per step."""
+def make_plan(run: str, federation: Federation, code: str, shards: Shards, inputs: tuple[Port, ...] = ()) -> Plan:
+    """Return the plan of a run. It does not depend on the store, the folders and the rounds per step.
+
+    Args:
+        run: its name.
+        federation: with its run-time settings.
+        code: the text of the user's file.
+        shards: digests of the learners' shards and of the central test set.
+        inputs: arrays of the features in them.
+    """
     file, function = split_code(federation.model)
     local = msgspec.structs.replace(
         federation,
@@ -37,11 +45,11 @@ def make_plan(run: str, federation: Federation, code: str, shards: Shards) -> Pl
     )
     return Plan(
         run=run, federation=local, code=digest_of(code.encode()), function=function,
-        shards=shards.learners, test=shards.test or None,
+        shards=shards.learners, test=shards.test or None, inputs=inputs,
     )  # fmt: skip
 
 
-def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]]) -> Record:
+def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]], schema: Callable[[], str] = str) -> Record:
     """Commit round 0 with fresh weights or those of HEAD, and make this plan that of the run's last try.
 
     A run of which nothing but round 0 is recorded begins again when its plan or HEAD has changed in the meantime.
@@ -50,6 +58,7 @@ def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]]) -> 
         store: the federation's store.
         plan: the run's plan.
         initial: makes fresh weights; their layout must be HEAD's when the run continues from there.
+        schema: returns the digest of the schema of the run's table, after `initial`; empty without one.
 
     Raises:
         InputError: rounds of this name were made by another plan; the message says what changed.
@@ -74,6 +83,7 @@ def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]]) -> 
     record = Record(
         federation=plan.federation.name, run=plan.run, round=0, previous=head.ref if head else None, plan=digest,
         base=head.weights if head else None, weights=first, layout=digest_of(weights.head_bytes(layout)),
+        schema=schema() or msgspec.UNSET,
     )  # fmt: skip
     begun = commit(store, record) if earlier is None else supersede(store, earlier, record)
     if begun.plan != digest:  # another engine was first

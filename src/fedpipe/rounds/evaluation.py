@@ -2,47 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
 from fedpipe.errors import CorruptError
+from fedpipe.rounds.manifests import Metrics
+from fedpipe.rounds.measures import measure
+from fedpipe.rounds.tallies import Head, Matrix, Tally, add_tallies, mistake_in
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import find
 
-Matrix = tuple[tuple[int, ...], ...]
+MOST_OUTPUTS = 8
+"""Most outputs of a model that are counted, so that a score stays small."""
+_MOST_LABELS = 10_000_000
+"""Most numbers in a label."""
+
+OutputName = Annotated[str, Meta(max_length=200)]
+Reason = Annotated[str, Meta(max_length=500)]
+Tallies = Annotated[dict[OutputName, Tally], Meta(max_length=MOST_OUTPUTS)]
+LabelSize = Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=32)]
+Reasons = Annotated[dict[OutputName, Reason], Meta(max_length=MOST_OUTPUTS)]
 
 
 class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A learner's test of a model.
 
     `states` holds the variables of each Keras metric (a mean's total and count, a curve's bins). They add up over
-    learners, so that the federated metric is exact even where a mean of means would be wrong. `confusion[i][j]`
-    counts examples of class i taken for class j. `label_shape` is the shape of one label. `why` is the reason when
-    nothing was measured. `settings` is the digest of the settings of the measurement.
+    learners, so that the federated metric is exact even where a mean of means would be wrong. `tallies` add up too: one
+    for each output of the model, by name; `uncounted` has the reason for an output without one. `label_shape` is the
+    shape of one label, or of each of several by name. `why` is the reason when nothing was measured. `settings` is the
+    digest of the settings of the measurement.
     """
 
     learner: str
     weights: str
-    examples: Annotated[int, Meta(ge=0)] = 0
-    metrics: dict[str, float] = {}
+    examples: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    metrics: Metrics = {}
     states: tuple[tuple[float, ...], ...] = ()
-    confusion: Matrix = ()
-    label_shape: tuple[int, ...] = ()
-    why: str = ""
+    tallies: Tallies = {}
+    uncounted: Reasons = {}
+    label_shape: LabelSize | dict[OutputName, LabelSize] = ()
+    why: Reason = ""
     settings: str = ""
 
 
 class Measured(Struct, frozen=True, kw_only=True):
-    """Loss and metrics of a model over so many examples."""
+    """Loss and compiled metrics of a model over so many examples, and the measures that fedpipe makes of tallies."""
 
     examples: int
     metrics: dict[str, float]
+    measures: dict[str, float] = {}
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):
-    """The final model: on the central test set, and over the learners' test parts; and the digest of the settings."""
+    """The final model: on the central test set, and over the learners' test parts; and the digest of the settings.
+
+    `tallies` are those of `central` and `federated`, by output. `uncounted` has reasons by learner, or `central`, and
+    output. `classes` are the names of the first output's classes, `confusion` is its confusion matrix.
+    """
 
     weights: str
     central: Measured | None = None
@@ -52,6 +72,8 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     confusion: Matrix = ()
     classes: tuple[str, ...] = ()
     settings: str = ""
+    tallies: dict[str, dict[str, Tally]] = {}
+    uncounted: dict[str, dict[str, str]] = {}
 
 
 def find_score(store: Store, learner: str, run: str) -> Score | None:
@@ -64,7 +86,10 @@ def read_scores(store: Store, run: str, learners: Sequence[str]) -> list[Score]:
     scores: dict[str, Score | None] = {}
     for learner in learners:
         try:
-            scores[learner] = find_score(store, learner, run)
+            found = find_score(store, learner, run)
+            if found and found.learner != learner:
+                raise CorruptError(f"the score names {found.learner!r}")
+            scores[learner] = found
         except CorruptError as error:
             scores[learner] = Score(learner=learner, weights="", why=error.what)
     if not any(scores.values()):
@@ -72,13 +97,38 @@ def read_scores(store: Store, run: str, learners: Sequence[str]) -> list[Score]:
     return [score or Score(learner=name, weights="", why="no score") for name, score in scores.items()]
 
 
-def add_matrices(matrices: list[Matrix]) -> Matrix:
-    """Return the sum of confusion matrices of one size; empty when sizes differ or there are none.
+def mistake_in_score(score: Score, heads: Sequence[Head]) -> str:
+    """Return why another party's score cannot be right; empty if it may be.
 
-    >>> add_matrices([((1, 0), (2, 3)), ((1, 1), (0, 0))])
-    ((2, 1), (2, 3))
+    Args:
+        score: of the right weights.
+        heads: the outputs of the model.
     """
-    sizes = {tuple(len(row) for row in m) for m in matrices}
-    if len(sizes) != 1 or () in sizes:
-        return ()
-    return tuple(tuple(sum(cells) for cells in zip(*rows, strict=True)) for rows in zip(*matrices, strict=True))
+    if not score.examples:
+        return "the score has no examples"
+    shapes = list(score.label_shape.values()) if isinstance(score.label_shape, dict) else [score.label_shape]
+    if sum(map(math.prod, shapes)) > _MOST_LABELS or max(map(len, shapes), default=0) > 32 or len(shapes) > 1000:
+        return "the labels of the score are too large"
+    by_name = {head.name: head for head in heads}
+    for name, tally in score.tallies.items():
+        if name not in by_name:
+            return "the score is of an unknown output"
+        if mistake := mistake_in(tally, by_name[name], score.examples):
+            return f"the score contradicts itself: {mistake}"
+    return ""
+
+
+def add_all_tallies(parts: Sequence[Mapping[str, Tally]]) -> dict[str, Tally]:
+    """Return the tallies of all examples together, for the outputs that each part has counted."""
+    names = [name for name in (parts[0] if parts else ()) if all(name in part for part in parts)]
+    sums = {name: add_tallies([part[name] for part in parts]) for name in names}
+    return {name: total for name, total in sums.items() if total is not None}
+
+
+def measure_all(tallies: Mapping[str, Tally]) -> dict[str, float]:
+    """Return the measures of all outputs; with several outputs, their names come first, as in Keras."""
+    return {
+        f"{name}_{key}" if name else key: value
+        for name, tally in tallies.items()
+        for key, value in measure(tally).items()
+    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from fedpipe.federation.names import Name
 from fedpipe.identity.signing import Signature
@@ -137,7 +137,7 @@ class Record(Manifest, frozen=True, kw_only=True):
     For a round that was voted down, `accepted` is false and the weights are its base. HEAD stays, and the next record's
     `previous` is that of this one. `candidate` is the weights that were voted on; None when nobody proposed.
     `layout` is the digest of the weights' header, which pins names, dtypes and shapes for the whole run; `state` is
-    the server optimizer's.
+    the server optimizer's. `schema` is the digest of the table's schema, in round 0 of a run with a table.
     """
 
     format: int = 1
@@ -160,6 +160,7 @@ class Record(Manifest, frozen=True, kw_only=True):
     ballots: tuple[Ballot, ...] = ()
     absent: tuple[Dropped, ...] = ()
     outcome: Outcome | None = None
+    schema: Digest | UnsetType = UNSET
 
     def spent_by(self, learner: str) -> Spent | None:
         """Return the budget that a learner had spent by this round; None when the round does not record it."""

@@ -8,7 +8,7 @@ them from the plan of its own try. `definition_of` draws the line, here and nowh
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -24,6 +24,22 @@ from fedpipe.federation.placement import Images, Placement
 from fedpipe.federation.training import EarlyStopping, EvaluationSettings, Export, Privacy, Quorum
 from fedpipe.store import Store, keys, open_store
 from fedpipe.store.objects import Digest, decode, digest_of, encode, find, get_bytes, put_bytes
+
+Shape = tuple[int | None, ...]
+
+
+class Port(NamedTuple):
+    """An input or an output of a model.
+
+    Args:
+        name: as in the model, and in its ONNX file.
+        dtype: NumPy's name of its dtype; `string` for text.
+        shape: with the examples in front; None where a size is free.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
 
 
 class RunPlace(Struct, frozen=True, kw_only=True):
@@ -96,7 +112,10 @@ class Shards(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that a run needs: what defines its training, and the settings of this try of it."""
+    """All that a run needs: what defines its training, and the settings of this try of it.
+
+    `inputs` describes the features in the shards, for a model that does not say what it takes.
+    """
 
     format: int = 1
     run: Name
@@ -105,6 +124,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     function: str
     shards: dict[str, Digest]
     test: Digest | None = None
+    inputs: tuple[Port, ...] = ()
 
     def put(self, store: Store) -> str:
         """Write the plan and return its digest."""
@@ -124,21 +144,22 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def measuring(self) -> str:
         """The digest of all that decides how a model is measured: a measurement with other settings is repeated."""
         federation = self.federation
-        settings = (federation.evaluation, federation.training.evaluate, federation.export.classes)
+        settings = (federation.evaluation, federation.training.evaluate, federation.class_names)
         return digest_of(encode((self.definition.digest, *settings)))
 
     @property
     def exporting(self) -> str:
         """The digest of all that decides how a model is exported: with other settings it is published again."""
-        return digest_of(encode(replace(self.federation.export, tolerance=1.0)))
+        exported = self.federation.exported
+        return digest_of(encode(replace(exported, tolerance=1.0) if exported else "none"))
 
 
 def definition_of(federation: Federation) -> Federation:
     """Return a federation with defaults for everything that may change between two tries of a run.
 
     Places, secrets, images and placements do not change the training. Neither do measurements, unless a vote or early
-    stopping decides by them. A deadline, a quorum and a privacy target end or refuse work: messages advise to change
-    them, and a record lists who took part.
+    stopping decides by them. Names of classes number the labels of a table. A deadline, a quorum and a privacy target
+    end or refuse work: messages advise to change them, and a record lists who took part.
     """
     training, stopping = federation.training, federation.training.early_stopping
     decides = federation.vote is not None or (stopping is not None and stopping.metric.startswith("test_"))
@@ -154,7 +175,8 @@ def definition_of(federation: Federation) -> Federation:
     )
     return replace(
         measured,
-        store="store", learners=learners, secret=KUBEFLOWS_SECRET, images=Images(), placement={}, export=Export(),
+        store="store", learners=learners, secret=KUBEFLOWS_SECRET, images=Images(), placement={},
+        export=Export(classes=federation.class_names if federation.data.is_table else ()),
         data=replace(federation.data, uri=_bare(federation.data.uri)),
         privacy=_untargeted(federation.privacy),
         training=replace(measured.training, rounds_per_step="all", tensorboard=True),

@@ -38,7 +38,7 @@ _LEAVES = {b"weights", b"base", b"candidate", b"layout", b"optimizer", b"state",
 """Names of digests whose objects name no others."""
 _RUN = re.compile(r"(?:learners/[^/]+/)?runs/([^/]+)/(.+)")
 _CONTENT = re.compile(r"(?:objects|coordinator|learners/[^/]+/(?:objects|proposals))/([0-9a-f]{64})")
-_RECORDS = re.compile(r"\d+/record|summary\.json|report\.html|evaluation|onnx|shards|pruned")
+_RECORDS = re.compile(r"\d+/record|plan|summary\.json|report\.html|evaluation|onnx|shards|pruned")
 """Keys in the folder of a run that stay when only its records do."""
 _STATES = re.compile(r"program/\d+")
 

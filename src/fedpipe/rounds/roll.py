@@ -23,9 +23,12 @@ class Answer(Protocol):
     """A learner's update or ballot: the weights that the round began with, and the definition of the run."""
 
     @property
-    def base(self) -> str: ...
+    def base(self) -> str:
+        """The digest of the weights that the round began with."""
+
     @property
-    def plan(self) -> str | None: ...
+    def plan(self) -> str | None:
+        """The digest of the definition of the run; None where it was not recorded."""
 
 
 A = TypeVar("A", bound=Answer)

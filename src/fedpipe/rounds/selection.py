@@ -53,7 +53,8 @@ def trainers(federation: Federation) -> Federation:
 def took_part(federation: Federation, record: Record) -> tuple[str, ...]:
     """Return the learners of a committed round; clients of a simulated one leave no updates, so they are redrawn."""
     if record.rule.startswith(SIMULATED):
-        return select(trainers(federation), record.round)
+        dropped = {item.learner for item in record.dropped}
+        return tuple(name for name in select(trainers(federation), record.round) if name not in dropped)
     return tuple(update.learner for update in record.updates)
 
 

@@ -20,10 +20,11 @@ from starlette.types import Receive, Scope, Send
 
 from fedpipe.serving.follower import Follower, Served
 from fedpipe.serving.measures import Measures
-from fedpipe.serving.protocol import HEADER_LENGTH, RequestError, answer, parse
+from fedpipe.serving.protocol import HEADER_LENGTH, answer, parse
 from fedpipe.serving.responses import JSON, Response, json_response, metadata_of, refusal, send_response
 from fedpipe.serving.runner import Batching, Runner
 from fedpipe.serving.runtime import Loaded
+from fedpipe.serving.tensors import RequestError
 from fedpipe.version import __version__
 
 log = logging.getLogger("fedpipe")
@@ -279,7 +280,7 @@ class App:
         model = loaded.model
         request = parse(
             body, None if length is None else length.decode("latin-1"), model.inputs, model.outputs,
-            finite=model.card.finite,
+            card=model.card,
         )  # fmt: skip
         outputs = await self._runner(loaded).run(request.feed)
         self._measures.record_inference(loaded, request.feed, outputs)

@@ -82,7 +82,9 @@ class Location(NamedTuple):
         raise NotFoundError(
             f"there is no model {name!r}",
             where=self.store.uri,
-            remedy=f"Choose one of: {', '.join(sorted(available)) or 'none'}.",
+            remedy=f"Choose one of: {', '.join(sorted(available))}."
+            if available
+            else "Publish one with `fedpipe run`.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -12,9 +13,10 @@ import urllib3
 
 from fedpipe.codec import converted, from_json, read_json
 from fedpipe.errors import InputError
-from fedpipe.registry.card import Card
+from fedpipe.registry.card import PUBLIC, Card
 from fedpipe.registry.prediction import TensorSpec
-from fedpipe.serving.protocol import DATATYPES, DTYPES, HEADER_LENGTH
+from fedpipe.serving.protocol import HEADER_LENGTH
+from fedpipe.serving.tensors import DATATYPES, DTYPES, RequestError, strings_from, to_bytes
 from fedpipe.store.network import Pool, reason_of, remedy_of
 from fedpipe.store.userinfo import check_no_credentials
 
@@ -82,7 +84,7 @@ class RemoteModel:
             self.inputs = [_spec(tensor) for tensor in metadata.inputs]
             self.outputs = [_spec(tensor) for tensor in metadata.outputs]
             parameters = metadata.parameters or {}
-            of_card = {name: parameters[name] for name in ("classes", "spread", "finite") if name in parameters}
+            of_card = {name: parameters[name] for name in PUBLIC if name in parameters}
             self.card = converted(of_card, Card)
         except (KeyError, msgspec.DecodeError) as error:
             raise InputError(
@@ -105,7 +107,7 @@ class RemoteModel:
 
     def run(self, feed: dict[str, Array]) -> list[Array]:
         """Returns all outputs. Raises InputError with the server's message."""
-        pieces = [np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes() for array in feed.values()]
+        pieces = [to_bytes(array) for array in feed.values()]
         request = {
             "inputs": [
                 {
@@ -123,7 +125,7 @@ class RemoteModel:
         response = self._request("POST", f"{self._url}/infer", body, headers)
         try:
             return _outputs(response, [spec.name for spec in self.outputs])
-        except (KeyError, ValueError, TypeError, msgspec.DecodeError) as error:
+        except (KeyError, ValueError, TypeError, RequestError, msgspec.DecodeError) as error:
             raise InputError(f"the response violates the protocol: {error}", where=self._url) from error
 
     def _request(self, method: str, url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
@@ -157,6 +159,8 @@ def _outputs(response: Any, names: list[str]) -> list[Array]:
         dtype, size = DTYPES[output.datatype], output.parameters.binary_data_size if output.parameters else None
         if size is None:
             array = np.array(output.data, dtype)
+        elif dtype.kind == "O":
+            array, rest = strings_from(rest[:size], math.prod(output.shape), output.name), rest[size:]
         else:
             array, rest = np.frombuffer(rest[:size], dtype.newbyteorder("<")).astype(dtype), rest[size:]
         found[output.name] = array.reshape(output.shape)

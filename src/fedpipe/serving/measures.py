@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
+from fedpipe.registry.columns import columns_in
+from fedpipe.registry.prediction import classify
 from fedpipe.serving.follower import Follower, Served
 from fedpipe.serving.runtime import Loaded
 
@@ -50,6 +52,9 @@ class Measures:
         self._trained_deviation = Gauge(
             "fedpipe_training_input_deviation", "Standard deviation in the central test set.", version, **own
         )
+        column = [*version, "column"]
+        self._unknown = Counter("fedpipe_unknown_categories", "Categories that training did not see.", column, **own)
+        self._missing = Counter("fedpipe_missing_values", "Missing values of a column.", column, **own)
         self._moments: dict[tuple[str, str], InputMoments] = {}
         self._children: dict[tuple[Any, ...], Any] = {}
 
@@ -108,16 +113,34 @@ class Measures:
         moments = self._moments.get(key)
         if moments is None:  # it was replaced while it answered
             return
-        if moments.add(feed[loaded.model.inputs[0].name]):
+        numeric = next((feed[spec.name] for spec in loaded.model.inputs if spec.dtype.kind != "O"), None)
+        if numeric is not None and moments.add(numeric):
             self._child(self._mean, *key).set(moments.mean)
             self._child(self._deviation, *key).set(moments.deviation)
+        if loaded.model.card.columns:
+            self._count_cells(key, loaded, feed)
         scores = outputs[loaded.model.outputs[0].name]
-        if scores.ndim == 2 and scores.shape[1] > 1:
-            classes = loaded.model.card.classes
-            counts = np.bincount(scores.argmax(axis=1))
+        if scores.dtype.kind == "O":
+            return
+        binary, _, names = classify(scores, loaded.model.card)
+        many = scores.ndim == 2 and scores.shape[1] > 1
+        if many or binary is not None:
+            classes = loaded.model.card.classes if many else names
+            counts = np.bincount(scores.argmax(axis=1) if many or binary is None else binary)
             for column in counts.nonzero()[0].tolist():
                 name = classes[column] if column < len(classes) else str(column)
                 self._child(self._predictions, *key, name).inc(int(counts[column]))
+
+    def _count_cells(self, key: tuple[str, str], loaded: Loaded, feed: Mapping[str, Array]) -> None:
+        """Counts missing values and unknown categories of a table's columns."""
+        for column, values in columns_in(loaded.model.card.columns, feed):
+            missing = np.isnan(values) if values.dtype.kind == "f" else values == ""
+            if count := int(missing.sum()):
+                self._child(self._missing, *key, column.name).inc(count)
+            if column.kind == "category" and column.categories:
+                known = {"", *column.categories}
+                if count := sum(value not in known for value in values):
+                    self._child(self._unknown, *key, column.name).inc(count)
 
     def render(self, follower: Follower, ready: bool) -> bytes:
         """Returns all metrics in Prometheus's text format."""
@@ -134,8 +157,12 @@ class InputMoments:
         self._weight = self._sum = self._squares = 0.0
 
     def add(self, values: Array) -> bool:
-        """Adds examples; returns False, and adds nothing, if they contain NaN or infinity."""
+        """Adds examples without missing values; returns False, and adds nothing, if none is left or one is infinite."""
         flat = values.reshape(-1)
+        if flat.dtype.kind == "f":
+            flat = flat[~np.isnan(flat)]
+        if not flat.size:
+            return False
         total = float(flat.sum(dtype=np.float64))
         squares = float(np.dot(flat, flat)) if flat.dtype.kind == "f" else float(np.sum(np.square(flat, dtype=float)))
         if not (math.isfinite(total) and math.isfinite(squares)):

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import msgspec
 from starlette.types import Scope, Send
 
+from fedpipe.registry.card import PUBLIC
 from fedpipe.serving.follower import Served
-from fedpipe.serving.protocol import RequestError, describe_tensor
+from fedpipe.serving.protocol import describe_tensor
 from fedpipe.serving.runtime import Loaded
+from fedpipe.serving.tensors import RequestError
 
 JSON = (b"content-type", b"application/json")
 
@@ -34,7 +36,7 @@ def metadata_of(loaded: Loaded, served: Served) -> dict[str, Any]:
         "platform": "onnxruntime_onnx",
         "inputs": [describe_tensor(spec) for spec in loaded.model.inputs],
         "outputs": [describe_tensor(spec) for spec in loaded.model.outputs],
-        "parameters": {"classes": card.classes, "spread": msgspec.to_builtins(card.spread), "finite": card.finite},
+        "parameters": {name: msgspec.to_builtins(getattr(card, name)) for name in PUBLIC},
     }
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.registry.prediction import runtime
-from fedpipe.serving.protocol import RequestError
 from fedpipe.serving.runtime import Loaded
+from fedpipe.serving.tensors import RequestError
 
 Array = npt.NDArray[Any]
 Batch = Mapping[str, Array]

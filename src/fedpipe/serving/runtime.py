@@ -122,7 +122,9 @@ def _zeros(model: OnnxModel, batch: int, size: int) -> dict[str, Array]:
             for axis, length in zip(itertools.count(), given, strict=False)
         ]
 
-    return {spec.name: np.zeros(shape(spec.shape), spec.dtype) for spec in model.inputs}
+    return {
+        spec.name: np.full(shape(spec.shape), "" if spec.dtype == object else 0, spec.dtype) for spec in model.inputs
+    }
 
 
 def cores() -> int:

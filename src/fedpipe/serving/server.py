@@ -250,6 +250,7 @@ def _config(app: App) -> uvicorn.Config:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    listener: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -260,6 +261,8 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.listen(_BACKLOG)  # clients that connect before the server runs wait
             undo.pop_all()
     except (OSError, OverflowError, UnicodeError) as error:
+        if listener is not None:
+            listener.close()
         raise InputError(
             f"the address is not available: {getattr(error, 'strerror', None) or error}",
             where=f"{host}:{port}",

@@ -98,7 +98,10 @@ class Attendance:
         if self._learner in board.asked:
             took_part = yield from self._answers.get(board.phase, _unknown)(board)
             self._took_part[board.phase] += took_part
-            self._sign(Sign(round=board.round, attempt=board.attempt, phase=board.phase, took_part=took_part))
+            sign = Sign(
+                round=board.round, attempt=board.attempt, phase=board.phase, took_part=took_part, session=board.session
+            )
+            self._sign(sign)
         elif self._learner in board.away:
             self._sign(Sign(round=board.round, attempt=board.attempt))
 

@@ -72,6 +72,12 @@ class Sign(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     attempt: Count = 0
     phase: PhaseName = "here"
     took_part: bool = False
+    session: str = ""
+
+    def answers(self, board: Board) -> bool:
+        """Return whether this is an answer to the board's request, and not one of an earlier session."""
+        asked = (board.round, board.attempt, board.phase)
+        return (self.round, self.attempt, self.phase) == asked and self.session in ("", board.session)
 
 
 def poll_board(store: Store, run: str, version: str = "") -> tuple[Board, str] | None:

@@ -71,12 +71,14 @@ class Coordinator:
         listener: takes every moment.
         random: of the jitter between looks.
         script: returns a round's script, from the record of the round before; by default the plan's algorithm.
+        opening: a phase whose closing commits round 0; None for a run that has begun.
     """
 
     def __init__(
         self, store: Store, plan: Plan, session: str, *, last: int = 0,
         clock: Callable[[], float] = time.monotonic, listener: Callable[[Moment], None] = lambda _: None,
         random: Random | None = None, script: Callable[[Record], Script] | None = None,
+        opening: Phase | None = None,
     ) -> None:  # fmt: skip
         self._store, self._plan, self._federation = store, plan, plan.federation
         self._session = session
@@ -84,6 +86,7 @@ class Coordinator:
         self._clock, self._listener, self._random = clock, listener, random or Random()  # noqa: S311  (jitter)
         self._keeper = Keeper(store, plan.run, session, clock)
         self._script = script or script_of(store, plan)
+        self._opening = opening
         self._record: Record | None = None
         self._values: list[float] = []
         self._away: dict[str, Away] = {}
@@ -112,22 +115,33 @@ class Coordinator:
                 yield 1.0
 
     def _work(self) -> Rounds:
-        record = self._begun()
         board = self._keeper.board
         self._away = dict(board.away) if board else {}
         if board is not None and board.phase == "ended":  # a retried step finds no learners any more
             if board.ending in ("below_quorum", "failed"):
                 raise (QuorumError if board.ending == "below_quorum" else RoundError)(board.why)
-            return record
+            return self._begun()
+        if self._opening is not None:
+            yield from self._open_run(self._opening)
+            self._opening = None
+        record = self._begun()
         try:
             commit(self._store, record)  # an earlier commit may have been interrupted before HEAD moved
             while not (ending := self._ending(record)):
                 record = yield from self._round(record)
         except RoundError as error:
-            self._end(record, "below_quorum" if isinstance(error, QuorumError) else "failed", str(error))
+            ended: Ending = "below_quorum" if isinstance(error, QuorumError) else "failed"
+            self._end(record.weights, record.round, ended, str(error))
             raise
-        self._end(record, ending, ENDINGS[ending])
+        self._end(record.weights, record.round, ending, ENDINGS[ending])
         return record
+
+    def _open_run(self, phase: Phase) -> Generator[float, None, None]:
+        try:
+            yield from self._played(phase, past=False)
+        except RoundError as error:
+            self._end(phase.base, phase.round, "failed", str(error))
+            raise
 
     def _begun(self) -> Record:
         """Return the last committed round; keep the monitored metric of the earlier ones."""
@@ -155,9 +169,9 @@ class Coordinator:
         age = self._store.age(keys.record(self._plan.run, 0)) if training.max_seconds else None
         return "max_seconds" if age is not None and age >= training.max_seconds else ""
 
-    def _end(self, record: Record, ending: Ending, why: str) -> None:
-        board = self._keeper.move(self._made(record.weights, record.round, "ended", (), ending=ending, why=why[:500]))
-        log.info("the session ends after round %d: %s", record.round, why)
+    def _end(self, base: str, number: int, ending: Ending, why: str) -> None:
+        board = self._keeper.move(self._made(base, number, "ended", (), ending=ending, why=why[:500]))
+        log.info("the session ends after round %d: %s", number, why)
         self._notify(Moment("ended", board))
 
     def _notify(self, moment: Moment) -> None:
@@ -245,7 +259,7 @@ class Coordinator:
         while True:
             for name in board.asked:
                 sign = None if name in answers else self._keeper.sign(name)
-                if sign and (sign.round, sign.attempt, sign.phase) == (board.round, board.attempt, board.phase):
+                if sign and sign.answers(board):
                     answers[name] = sign.took_part
                     self._answered(board, name, answers)
                     offered += [name] if sign.took_part else []

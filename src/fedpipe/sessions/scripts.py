@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from fedpipe.errors import RoundError
+from fedpipe.errors import InputError, RoundError
 from fedpipe.rounds.closing import close_round, close_vote, in_constant_memory, proposal_of
 from fedpipe.rounds.early import EarlySums
 from fedpipe.rounds.history import begun_from, commit, is_aggregated, record_layout
@@ -19,7 +19,7 @@ from fedpipe.rounds.roll import Roll
 from fedpipe.rounds.selection import enough, select
 from fedpipe.rounds.voting import proposer_of
 from fedpipe.sessions.phases import Early, Phase, Script, close_phase
-from fedpipe.store import Store
+from fedpipe.store import Store, keys
 from fedpipe.weights import Layout
 
 log = logging.getLogger("fedpipe")
@@ -67,6 +67,27 @@ def script_of(store: Store, plan: Plan, aggregate: Aggregate | None = None) -> C
         return (yield from algorithm(round))
 
     return script
+
+
+def describing(plan: Plan, begin: Callable[[Collection[str]], Record]) -> Phase:
+    """Return the phase before round 1 in which learners disclose statistics of their tables; it closes with round 0.
+
+    Args:
+        plan: the run's plan.
+        begin: commits round 0, from the learners whose statistics do not count.
+    """
+    names = tuple(learner.name for learner in plan.federation.learners)
+
+    def close(roll: Roll, _early: Early | None) -> Record:
+        try:
+            return begin(sorted(roll.excused))
+        except InputError as error:
+            raise RoundError(error.what, where=error.where, remedy=error.remedy) from error
+
+    return Phase(
+        name="describe", round=0, base=plan.definition.digest, answer=keys.STATISTICS, asks=lambda *_: names,
+        close=close,
+    )  # fmt: skip
 
 
 def tally_round(store: Store, plan: Plan, number: int, base: str) -> Record:

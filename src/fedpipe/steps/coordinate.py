@@ -7,14 +7,16 @@ from typing import Any
 
 from msgspec import Struct
 
+from fedpipe.rounds.beginning import find_begun
 from fedpipe.rounds.history import commit, read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.pacing import drive
-from fedpipe.sessions.scripts import script_of
+from fedpipe.sessions.scripts import describing, script_of
 from fedpipe.steps import aggregate, tally
 from fedpipe.steps.contract import Hands, ModelArtifact
+from fedpipe.steps.initialise import begin_run
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -53,9 +55,13 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
     # The coordinator itself adds updates up as they arrive; TensorFlow Federated aggregates in its own environment.
     elsewhere = partial(hands.call, aggregate.close, inputs.place) if plan.federation.aggregated_by_tff else None
     session = f"{inputs.job}-{inputs.first}"
+    opening = None
+    if plan.federation.data.is_table and find_begun(store, plan) is None:
+        opening = describing(plan, lambda absent: hands.call(begin_run, inputs.place, absent))
     coordinator = Coordinator(
-        store, plan, session, last=inputs.last, listener=listen, script=script_of(store, plan, elsewhere)
-    )
+        store, plan, session, last=inputs.last, listener=listen, script=script_of(store, plan, elsewhere),
+        opening=opening,
+    )  # fmt: skip
     return _outputs(plan, drive(coordinator.run(), hands.sleep))
 
 

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from fedpipe.learners.score import evaluate
 from fedpipe.rounds.evaluation import Evaluation, read_scores
+from fedpipe.rounds.measures import main_metrics
 from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps.contract import Confusion, MetricsArtifact
 from fedpipe.store import keys
@@ -56,7 +57,7 @@ def run(inputs: Inputs) -> Outputs:
 
 def _outputs(evaluation: Evaluation) -> Outputs:
     return Outputs(
-        evaluation=msgspec.to_builtins(msgspec.structs.replace(evaluation, confusion=())),
+        evaluation=msgspec.to_builtins(msgspec.structs.replace(evaluation, confusion=(), tallies={})),
         metrics=MetricsArtifact(metadata=flat_metrics(evaluation)),
         confusion=Confusion(metadata=_confusion_metadata(evaluation)),
     )
@@ -65,7 +66,8 @@ def _outputs(evaluation: Evaluation) -> Outputs:
 def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
     """Return metrics such as `central_accuracy` and `federated_loss`, as the UI shows them."""
     measured = {"central": evaluation.central, "federated": evaluation.federated}
-    return {f"{kind}_{k}": v for kind, m in measured.items() if m for k, v in m.metrics.items()}
+    shown = {kind: main_metrics(m.metrics, m.measures) for kind, m in measured.items() if m}
+    return {f"{kind}_{k}": v for kind, numbers in shown.items() for k, v in numbers.items()}
 
 
 def _confusion_metadata(evaluation: Evaluation) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def run(inputs: Inputs) -> Outputs:
     views = []
     for name, digest in inputs.shards.learners.items():
         if name not in left_out:
-            views.append(view_of(name, get_parts(store, get_shard(store, name, digest).data, name)))
+            parts = get_parts(store, get_shard(store, name, digest).data, name)
+            views.append(view_of(name, parts, federation.data.statistics))
     found = Exploration(federation.name, tuple(views), left_out)
     return Outputs(page=Html(content=render_html(found)), table=Markdown(content=render_markdown(found)))
 

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-import msgspec
-from msgspec import Struct
+import functools
+from collections.abc import Collection
+from typing import Any
 
-from fedpipe.data.parts import get_parts
+import msgspec
+from msgspec import Struct, field
+
+from fedpipe.data.disclosure import put_schema, schema_of_head, settle_schema
+from fedpipe.data.examples import Examples
+from fedpipe.data.parts import get_parts, get_shard
+from fedpipe.data.ports import ports_of
+from fedpipe.data.schema import Schema
+from fedpipe.data.settling import settled
 from fedpipe.learners.assembly import plan_model
-from fedpipe.learners.check import check_model
+from fedpipe.registry.rehearsal import rehearse
 from fedpipe.rounds.beginning import begin, find_begun, make_plan
 from fedpipe.rounds.manifests import Record
-from fedpipe.rounds.plan import Plan, RunPlace, Settings, Shards
+from fedpipe.rounds.plan import Plan, RunPlace, Settings, Shards, read_plan
 from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.contract import ModelArtifact
 from fedpipe.steps.shard import read
-from fedpipe.store.objects import put_bytes
+from fedpipe.store import Store
+from fedpipe.store.objects import get_bytes, put_bytes
 from fedpipe.weights import Array
 
 
 class Inputs(Settings, frozen=True, kw_only=True):
-    """The place and shards of the run, the federation and model.py as text, and the run-time settings."""
+    """The place and shards of the run, the federation and model.py as text, and the run-time settings.
+
+    `described` are the results of the describe steps, which only come before this one.
+    """
 
     place: RunPlace
     shards: Shards
     federation: str
     code: str
+    described: list[Any] = field(default_factory=list)
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
@@ -37,7 +51,8 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 def find(inputs: Inputs) -> Outputs | None:
     """Return the first weights when the run resumes. Raises InputError when its rounds had other settings."""
-    store, plan = inputs.place.open(), _plan(inputs)
+    store = inputs.place.open()
+    plan = _plan(inputs, _examples(store, inputs.shards))
     record = find_begun(store, plan)
     if record is None:
         return None
@@ -45,22 +60,55 @@ def find(inputs: Inputs) -> Outputs | None:
     return _outputs(inputs.place, plan, record)
 
 
-def _plan(inputs: Inputs) -> Plan:
-    return make_plan(inputs.place.run, inputs.applied(read(inputs.federation)), inputs.code, inputs.shards)
+def _plan(inputs: Inputs, examples: Examples | None) -> Plan:
+    ports = ports_of(examples.x) if examples is not None else ()
+    return make_plan(inputs.place.run, inputs.applied(read(inputs.federation)), inputs.code, inputs.shards, ports)
+
+
+def _examples(store: Store, shards: Shards) -> Examples | None:
+    """Return examples of the central test set, or of a shard; None when all learners have their own data."""
+    if shards.test:
+        return get_parts(store, shards.test)["test"]
+    for name, digest in sorted(shards.learners.items()):
+        return get_parts(store, get_shard(store, name, digest).data, name)["train"]
+    return None
 
 
 def run(inputs: Inputs) -> Outputs:
-    """Begin the run, unless it has begun."""
-    store, plan = inputs.place.open(), _plan(inputs)
+    """Begin the run, unless it has begun. The coordinator of a session with a table begins it, after the statistics."""
+    store = inputs.place.open()
+    plan = _plan(inputs, _examples(store, inputs.shards))
+    check_deadline(store, plan.federation.quorum.deadline)
+    put_bytes(store, inputs.code.encode())
+    place = msgspec.structs.replace(inputs.place, plan=plan.put(store))
+    waits = read(inputs.federation).described_in_session and not inputs.described
+    if waits and schema_of_head(store, plan.federation) is None:
+        metadata = {"run": plan.run, "federation": plan.federation.name}
+        return Outputs(placed=place, weights="", model=ModelArtifact(metadata=metadata))
+    return _outputs(place, plan, begin_run(place))
+
+
+def begin_run(place: RunPlace, absent: Collection[str] = ()) -> Record:
+    """Begin the run of a stored plan: settle the schema of a table, rehearse the model, and commit round 0.
+
+    Args:
+        place: of the run, with its plan.
+        absent: learners whose statistics do not count.
+    """
+    store = place.open()
+    plan = read_plan(store, place.plan)
+    examples = _examples(store, Shards(learners=plan.shards, test=plan.test or ""))
+
+    @functools.cache
+    def schema() -> Schema | None:
+        return settle_schema(store, plan.federation, plan.run, plan.shards, absent)
 
     def initial() -> dict[str, Array]:
-        check_deadline(store, plan.federation.quorum.deadline)
-        examples = get_parts(store, plan.test)["test"] if plan.test is not None else None
-        check_model(plan.federation, inputs.code, examples)
-        put_bytes(store, inputs.code.encode())
-        return plan_model(store, plan).initial_weights(plan.federation.training.seed)
+        known = settled(examples, schema(), plan.federation.class_names) if examples is not None else None
+        rehearse(plan.federation, get_bytes(store, plan.code).decode(), known, schema())
+        return plan_model(store, plan, schema=schema()).initial_weights(plan.federation.training.seed)
 
-    return _outputs(inputs.place, plan, begin(store, plan, initial))
+    return begin(store, plan, initial, lambda: put_schema(store, schema()))
 
 
 def _outputs(place: RunPlace, plan: Plan, record: Record) -> Outputs:

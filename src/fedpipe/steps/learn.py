@@ -10,9 +10,12 @@ from functools import partial
 
 from msgspec import Struct
 
+from fedpipe.data.statistics import Report
 from fedpipe.errors import WorkerDiedError
 from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
+from fedpipe.learners.describe import describe
+from fedpipe.learners.user_code import load_code
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Update
@@ -24,6 +27,7 @@ from fedpipe.sessions.board import Board
 from fedpipe.sessions.pacing import drive
 from fedpipe.steps.contract import Hands, MetricsArtifact
 from fedpipe.store import Store, keys
+from fedpipe.store.objects import get_bytes
 
 log = logging.getLogger("fedpipe")
 
@@ -106,7 +110,15 @@ def _vote(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Ballot | Dr
     return vote(store, plan, inputs.learner, board.round, board.base, board.candidate, board.owner, make, roll=roll)
 
 
-ANSWERS: dict[str, Callable[[Store, Plan, Inputs, Board], Update | Ballot | Dropped]] = {
+def _describe(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Report | Dropped:
+    own = any(learner.data for learner in plan.federation.learners)
+    module = load_code(get_bytes(store, plan.code), plan.code) if own else None
+    report = describe(store, plan.federation, plan.run, inputs.learner, plan.shards, module)
+    return Dropped(learner=inputs.learner, why=report.why) if report.why else report
+
+
+ANSWERS: dict[str, Callable[[Store, Plan, Inputs, Board], Update | Ballot | Report | Dropped]] = {
+    "describe": _describe,
     "train": _contribute,
     "propose": _contribute,
     "vote": _vote,

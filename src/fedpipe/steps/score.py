@@ -53,7 +53,7 @@ def run(inputs: Inputs) -> Outputs:
         if dropped is None:
             raise
         log.warning("%s is left out of the evaluation: %s", inputs.learner, dropped.why)
-        score = Score(learner=inputs.learner, weights=inputs.weights, why=dropped.why)
+        score = Score(learner=inputs.learner, weights=inputs.weights, why=dropped.why[:500])
     score = replace(score, settings=plan.measuring)
     store.replace(keys.score(inputs.learner, plan.run), encode(score))
     return _outputs(score)

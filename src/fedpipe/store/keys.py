@@ -77,6 +77,14 @@ def plan(run: str) -> str:
     return f"{run_folder(run)}plan"
 
 
+def statistics(learner: str, run: str) -> str:
+    """Returns the key of a learner's statistics, its answer before the first round."""
+    return answer(learner, run, 0, STATISTICS)
+
+
+STATISTICS = "statistics"
+
+
 def record(run: str, number: int) -> str:
     """Returns the key of a round's record."""
     return f"{run_folder(run)}{number}/record"
@@ -315,7 +323,7 @@ TABLE = (
     Row("probe-<name>", _OWN, "a check of conditional writes; removed at once"),
     Row("pruning", _OWN, "whether `fedpipe prune` is removing objects"),
     Row("catalogue", _OWN, "a line for each run that has ended, for `fedpipe runs`"),
-    Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, central test set"),
+    Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, schemas of tables, central test set"),
     Row("coordinator/<sha256>", _OWN, "states of server optimizers and aggregators"),
     Row("runs/<run>/shards", _GLOBAL, "the inputs of the shards, and their digests"),
     Row("runs/<run>/plan", _GLOBAL, "the plan of the last try: also its settings of evaluation, export and reports"),
@@ -336,13 +344,18 @@ TABLE = (
     Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
     Row("learners/<learner>/ledger/<number>", _LEARNERS, "a private training: the spent budget, over all runs"),
     Row("learners/<learner>/runs/<run>/sign", _LEARNERS, "a session: the learner's last answer"),
+    Row("learners/<learner>/runs/<run>/<round>/statistics", _LEARNERS, "its statistics of a table, without rows"),
     Row("learners/<learner>/runs/<run>/<round>/update", _LEARNERS, "its update: base, digest, examples, metrics"),
     Row("learners/<learner>/runs/<run>/<round>/dropped[-<attempt>]", _LEARNERS, "why it did not take part"),
     Row("learners/<learner>/runs/<run>/<round>/ballot", _LEARNERS, "its vote, and its scores of base and candidate"),
     Row("learners/<learner>/runs/<run>/<round>/absent[-<attempt>]", _LEARNERS, "why it did not vote"),
     Row("learners/<learner>/runs/<run>/<round>/<step>.time", _LEARNERS, "how long its step took"),
     Row("learners/<learner>/runs/<run>/<round>/tensorboard/<file>", _LEARNERS, "its TensorBoard event files"),
-    Row("learners/<learner>/runs/<run>/score", _LEARNERS, "the sums of its test of the final model"),
+    Row(
+        "learners/<learner>/runs/<run>/score",
+        _LEARNERS,
+        "counts and sums of its test of the final model",
+    ),
     Row("models/<model>/<version>/origin.json", _PUBLISHED, "the origin of a version, and the model's digest"),
     Row("models/<model>/<version>/signature.json", _PUBLISHED, "the coordinator's signature, if it is enrolled"),
     Row("models/<model>/<version>/model.onnx", _PUBLISHED, "the model; a version is never overwritten"),

@@ -57,11 +57,37 @@ const pictureOf = (shape) => {
   return (shape.length === 2 || shape.length === 3) && (channels === 1 || channels === 3) ? { height, width, channels } : null;
 };
 
+const columnsOf = (model) => (model && model.parameters && model.parameters.columns) || [];
+
 function choose() {
-  const { shape, count } = chosen();
-  at("picture").hidden = !pictureOf(shape);
+  const { model, shape, count } = chosen();
+  const columns = columnsOf(model);
+  at("picture").hidden = columns.length > 0 || !pictureOf(shape);
+  at("numbers").hidden = columns.length > 0;
+  at("fields").hidden = !columns.length;
   at("count").textContent = `${count} required`;
+  const shown = JSON.stringify(columns);
+  if (at("fields").dataset.shown === shown) return; // keep the values that a person has entered
+  at("fields").dataset.shown = shown;
+  at("fields").replaceChildren(...columns.map(field));
 }
+
+function field(column) {
+  const label = document.createElement("label");
+  label.textContent = `${column.name} `;
+  const choices = column.kind === "boolean" ? ["yes", "no"] : column.kind === "category" ? column.categories || [] : [];
+  const input = document.createElement(choices.length ? "select" : "input");
+  if (choices.length) input.append(...(column.missing ? [["", "missing"]] : []).concat(choices.map((one) => [one, one])).map(([value, text]) => new Option(text, value)));
+  else if (column.kind === "number") [input.type, input.step] = ["number", "any"];
+  else if (column.kind === "date") input.type = "date";
+  input.name = column.name;
+  if (column.missing && !choices.length) input.placeholder = "may be missing";
+  label.append(input);
+  return label;
+}
+
+// Every cell is sent as text, which the server parses as it parses a CSV file.
+const cells = (model) => [...at("fields").querySelectorAll("input, select")].map((input) => ({ name: input.name, datatype: "BYTES", shape: [1], data: [input.value] }));
 
 async function read(file) {
   const { model, shape } = chosen();
@@ -88,17 +114,18 @@ async function ask() {
   const { model, shape, count } = chosen();
   for (const id of ["error", "answer"]) at(id).textContent = "";
   at("bars").tBodies[0].replaceChildren();
-  const row = at("row").value.split(/[\s,;]+/).filter(Boolean).map(Number);
+  const columns = columnsOf(model);
+  const row = columns.length ? [] : at("row").value.split(/[\s,;]+/).filter(Boolean).map(Number);
   try {
     if (row.some(Number.isNaN)) throw new Error("Not all of these are numbers.");
-    if (row.length !== count) throw new Error(`These are ${row.length} numbers, but the model takes ${count}.`);
-    if (model.inputs.length > 1) throw new Error("The model takes more than one input, but this page can send only one.");
-    const input = { name: model.inputs[0].name, datatype: model.inputs[0].datatype, shape: [1, ...shape], data: row };
+    if (!columns.length && row.length !== count) throw new Error(`These are ${row.length} numbers, but the model takes ${count}.`);
+    if (!columns.length && model.inputs.length > 1) throw new Error("The model takes more than one input, but this page can send only one.");
+    const inputs = columns.length ? cells(model) : [{ name: model.inputs[0].name, datatype: model.inputs[0].datatype, shape: [1, ...shape], data: row }];
     const started = performance.now();
     const answer = await request(`v2/models/${encodeURIComponent(model.name)}/infer`, {
       method: "POST",
       headers: { "content-type": "application/json" },
-      body: JSON.stringify({ inputs: [input] }),
+      body: JSON.stringify({ inputs }),
     });
     show(model, answer, performance.now() - started);
   } catch (error) {
@@ -107,8 +134,11 @@ async function ask() {
 }
 
 function show(model, answer, milliseconds) {
-  const values = answer.outputs[0].data;
-  const names = model.parameters.classes.length === values.length ? model.parameters.classes : values.map((_, i) => String(i));
+  const classes = model.parameters.classes;
+  const given = answer.outputs[0].data;
+  const binary = given.length === 1 && classes.length === 2 && given[0] >= 0 && given[0] <= 1;
+  const values = binary ? [1 - given[0], given[0]] : given;
+  const names = classes.length === values.length ? classes : values.map((_, i) => String(i));
   const order = values.map((_, i) => i).sort((a, b) => values[b] - values[a]);
   const isShare = values.length > 1 && Math.abs(values.reduce((a, b) => a + b, 0) - 1) < 1e-3;
   at("answer").textContent = isShare

@@ -12,7 +12,7 @@ from fedpipe.errors import ModelError
 from fedpipe.federation.algorithms import UNWEIGHTED, Averaging, OptimizerSettings
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
-from fedpipe.learners.user_code import described, find_function
+from fedpipe.learners.user_code import described, failed, find_function
 from fedpipe.rounds.selection import trainers
 from fedpipe.tff.aggregators import make_factory
 from fedpipe.tff.models import Code, FederatedModel
@@ -156,7 +156,7 @@ def make_own_process(model: FederatedModel, code: Code) -> Process:
     try:
         returned = function(model.build)
     except Exception as error:
-        raise ModelError(f"{code.function}() fails: {described(error)}", where=code.file) from error
+        raise failed(code.function, error, where=code.file) from error
     if isinstance(returned, tff.learning.templates.LearningProcess):
         return _learning_process(returned)
     if isinstance(returned, tuple) and len(returned) == 2:

@@ -119,12 +119,27 @@ def _named(x: Any, y: Any) -> OrderedDict[str, Any]:
     return OrderedDict(x=x, y=y)
 
 
+def check_plain(examples: Examples, where: str | None = None) -> None:
+    """Checks for what a simulation cannot use: several arrays, text, and sample weights. Raises DataError."""
+    remedy = "To rehearse it on this machine, use `fedpipe run`."
+    for what, tree in (("inputs", examples.x), ("outputs", examples.y)):
+        if isinstance(tree, dict):
+            names = ", ".join(repr(name) for name in tree)
+            raise DataError(f"a model with several {what} ({names}) cannot be simulated", where=where, remedy=remedy)
+        if tree.dtype == object:
+            raise DataError("a model that takes text cannot be simulated", where=where, remedy=remedy)
+    if examples.weight is not None:
+        raise DataError("sample weights cannot be simulated", where=where, remedy=remedy)
+
+
 def first_examples(parts: Mapping[str, Any], learner: str) -> Examples:
     """Returns a few examples of a learner, for their shapes and dtypes. Raises DataError."""
     part = next((p for p in parts.values() if size_of(p)), None)
     if part is None:
         raise DataError(f"{learner} has no examples", remedy="Remove it from the federation, or give it data.")
-    return part.rows(slice(0, 2)) if isinstance(part, Examples) else as_examples(part.take(2))
+    first = part.rows(slice(0, 2)) if isinstance(part, Examples) else as_examples(part.take(2))
+    check_plain(first, learner)
+    return first
 
 
 def check_alike(first: Examples, other: Examples, names: tuple[str, str]) -> None:
@@ -136,6 +151,11 @@ def check_alike(first: Examples, other: Examples, names: tuple[str, str]) -> Non
                 f"the {what} of {names[0]} are {one}, but those of {names[1]} are {another}",
                 remedy="Convert one of them: simulated clients need the same dtypes and shapes.",
             )
+
+
+def form_of(examples: Examples) -> str:
+    """Returns dtypes and shapes of features and labels as text."""
+    return f"{_form(examples.x)}; {_form(examples.y)}"
 
 
 def _form(tree: Tree) -> str:

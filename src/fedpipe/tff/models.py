@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedpipe.data.schema import Schema
 from fedpipe.errors import ModelError
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.keras.model import built
 from fedpipe.learners.keras.private import match_names
-from fedpipe.learners.user_code import described, find_function, load_code
+from fedpipe.learners.user_code import described, failed, find_function, load_code
 from fedpipe.store.objects import digest_of
 from fedpipe.tff.runtime import federated
 
@@ -42,6 +43,7 @@ class FederatedModel:
         x: features of a few examples, (examples, ...).
         y: labels of these examples, (examples, ...).
         other: a file with a model made for TFF, to train instead; the Keras model still defines the names of weights.
+        schema: of the federation's table, if it has one.
 
     Attributes:
         keras: the compiled Keras 2 model, for central evaluation.
@@ -51,12 +53,13 @@ class FederatedModel:
         ModelError: the file is wrong; the error names the file and the line.
     """
 
-    def __init__(self, code: Code, x: Array, y: Array, other: Code | None = None) -> None:
+    def __init__(self, code: Code, x: Array, y: Array, other: Code | None = None, schema: Schema | None = None) -> None:
         tensorflow, keras = frameworks()
         tff = federated()
         function = find_function(code.load(), code.function)
         keras.backend.clear_session()
-        self.keras, self._function = built(function, keras), function
+        self._schema = schema
+        self.keras, self._function = built(function, keras, schema), function
         self._bases = type(self.keras).__mro__
         self._names = {v.name.removesuffix(":0"): tuple(v.shape) for v in self.keras.weights}
         self._trainable = [v.name.removesuffix(":0") for v in self.keras.trainable_variables]
@@ -69,7 +72,7 @@ class FederatedModel:
         metrics = [functools.partial(_copy_metric, metric, keras) for metric in self._metrics]
 
         def build() -> Any:
-            model = built(function, keras)
+            model = built(function, keras, schema)
             bare = keras.Model(model.inputs, model.outputs)  # TFF does not accept compiled models
             return tff.learning.models.from_keras_model(bare, self._loss, spec, metrics=metrics)
 
@@ -129,12 +132,13 @@ class FederatedModel:
         if type(self.keras).__mro__ != self._bases:
             _, keras = frameworks()
             keras.backend.clear_session()
-            self.keras = built(self._function, keras)
+            self.keras = built(self._function, keras, self._schema)
             self._bases = type(self.keras).__mro__
         return self.keras
 
     def evaluate(self, weights: Mapping[str, Array], x: Array, y: Array, batch: int = 1024) -> dict[str, float]:
         """Returns loss and metrics of these weights on examples, computed in batches."""
+        tensorflow, _ = frameworks()
         model, matched = self._usable_keras(), self._match(weights)
         variables = {v.name.removesuffix(":0"): v for v in model.weights}
         for theirs, ours in matched.items():
@@ -143,7 +147,7 @@ class FederatedModel:
             metric.reset_state()
         total = 0.0
         for start in range(0, len(y), batch):
-            labels = y[start : start + batch]
+            labels = tensorflow.constant(y[start : start + batch])  # losses give tensors the shape of predictions
             predicted = model(x[start : start + batch], training=False)
             total += float(self._loss(labels, predicted)) * len(labels)
             for metric in self._metrics:
@@ -169,9 +173,11 @@ def _loss_of(model: Any, keras: Any) -> Any:
         return loss
 
     class Loss(keras.losses.Loss):  # type: ignore[misc]
-        """Wraps a loss function in an object."""
+        """Wraps a loss function in an object; labels get the last dimension of 1 that predictions have, as in fit."""
 
         def call(self, y_true: Any, y_pred: Any) -> Any:
+            if len(y_pred.shape) == len(y_true.shape) + 1 and y_pred.shape[-1] == 1:
+                y_true = y_true[..., None]
             return loss(y_true, y_pred)
 
     return Loss()
@@ -199,7 +205,7 @@ def _load_tff_model(code: Code, tff: Any) -> Any:
     try:
         returned = function()
     except Exception as error:
-        raise ModelError(f"{code.function}() fails: {described(error)}", where="simulation.model") from error
+        raise failed(code.function, error, where="simulation.model") from error
     if isinstance(returned, tff.learning.models.FunctionalModel):
         return returned
     if isinstance(returned, tff.learning.models.VariableModel):

@@ -6,32 +6,47 @@ import asyncio
 import functools
 import logging
 import tempfile
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedpipe import weights
+from fedpipe.data.disclosure import schema_of
 from fedpipe.data.examples import Examples
-from fedpipe.data.parts import get_parts
+from fedpipe.data.schema import Schema
 from fedpipe.data.trees import only_array
 from fedpipe.errors import DataError, FedpipeError, InputError, RoundError, StepError, WeightsError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.frameworks import frameworks, uncollected
+from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.events import event_file
 from fedpipe.learners.framework import seed_of
-from fedpipe.learners.parts import size_of
-from fedpipe.learners.reading import kept_parts
+from fedpipe.learners.parts import Part, size_of
+from fedpipe.learners.reading import central_test, kept_parts
 from fedpipe.learners.user_code import described
 from fedpipe.rounds.history import commit, read_record
-from fedpipe.rounds.manifests import MOST_METRICS, Record
+from fedpipe.rounds.manifests import MOST_METRICS, Dropped, Record
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.rounds.roll import check_quorum
 from fedpipe.rounds.selection import SIMULATED, select, trainers
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, digest_of, encode, fetch_file, get_bytes, put_file
 from fedpipe.tff.algorithms import Process, make_own_process, make_process
-from fedpipe.tff.datasets import Client, check_alike, first_examples, test_batches, train_batches, whole_batch
+from fedpipe.tff.datasets import (
+    Client,
+    check_alike,
+    check_plain,
+    first_examples,
+    form_of,
+    test_batches,
+    train_batches,
+    whole_batch,
+)
 from fedpipe.tff.models import Code, FederatedModel
 from fedpipe.tff.runtime import federated
 from fedpipe.tff.state import make_state_manager
@@ -62,7 +77,7 @@ def advance(place: RunPlace, process: str, model: str, number: int) -> None:
 
 
 def make(
-    federation: Federation, code: str, examples: Examples, process: str, model: str
+    federation: Federation, code: str, examples: Examples, process: str, model: str, schema: Schema | None = None
 ) -> tuple[FederatedModel, Process]:
     """Builds the model and the algorithm of a federation, once in a process, before the run starts.
 
@@ -72,28 +87,36 @@ def make(
         examples: some examples, for their shapes and dtypes.
         process: the text of the user's own algorithm, or the empty text.
         model: the text of the user's own TFF model, or the empty text.
+        schema: of the federation's table, if it has one.
 
     Raises:
         ModelError: a file of the user is wrong.
     """
     forms = tuple((str(array.dtype), array.shape[1:]) for array in _arrays(examples))
-    return _make_cached(code_of(federation.model, code), encode(federation), forms, process, model)
+    return _make_cached(code_of(federation.model, code), encode(federation), forms, process, model, schema)
 
 
 def _arrays(examples: Examples) -> tuple[weights.Array, weights.Array]:
     """Returns features and labels, of which a simulation takes one array each. Raises DataError."""
+    check_plain(examples)
     return only_array(examples.x, "features"), only_array(examples.y, "labels")
 
 
 @functools.lru_cache(maxsize=2)
 def _make_cached(
-    code: Code, encoded: bytes, forms: tuple[tuple[str, tuple[int, ...]], ...], process: str, model: str
+    code: Code,
+    encoded: bytes,
+    forms: tuple[tuple[str, tuple[int, ...]], ...],
+    process: str,
+    model: str,
+    schema: Schema | None = None,
 ) -> tuple[FederatedModel, Process]:
     federation = decode(encoded, Federation, where="federation")
     settings = federation.simulation
     x, y = (np.zeros((1, *shape), dtype) for dtype, shape in forms)
     with uncollected():  # TFF traces the whole algorithm
-        federated_model = FederatedModel(code, x, y, code_of(settings.model, model) if settings.model else None)
+        own = code_of(settings.model, model) if settings.model else None
+        federated_model = FederatedModel(code, x, y, own, schema)
         if settings.process:
             return federated_model, make_own_process(federated_model, code_of(settings.process, process))
         return federated_model, make_process(federated_model, federation)
@@ -127,23 +150,63 @@ class Simulation:
         frameworks()[0].random.set_seed(self._training.seed)  # shuffles mix in this seed, as at a learner
         text = get_bytes(self._store, self._plan.code).decode()
         self._module = code_of(federation.model, text).load()
-        self._parts = {k.name: kept_parts(place, k.name, self._module) for k in federation.learners}
-        self._model, self._process = make(federation, text, self._first_examples(), process, model)
+        self._parts: dict[str, dict[str, Part]] = {}
+        self._dropped: dict[str, Dropped] = {}
+        for learner in federation.learners:
+            self._keep(learner.name, partial(self._read, place, learner.name))
+        schema = schema_of(self._store, self._plan)
+        self._model, self._process = make(federation, text, self._first_examples(), process, model, schema)
         files = [digest_of(text.encode())[7:19] for text in (process, model) if text]
         by = self._settings.process or self._settings.algorithm
         self._rule = " ".join([SIMULATED, by, *files])[:200]
         self._trainers = trainers(federation)
-        self._test = get_parts(self._store, self._plan.test)["test"] if self._plan.test else None
+        self._test = central_test(self._store, self._plan)
         self._manager = make_state_manager(self._store, self._run)
         self._clients: dict[str, Client] = {}
         self._after: _RoundState | None = None
 
+    def _keep(self, name: str, read: Callable[[], dict[str, Part]]) -> None:
+        """Keeps the parts of a learner; one whose data cannot be used is dropped from every round."""
+        try:
+            self._parts[name] = read()
+        except (Exception, SystemExit) as error:
+            dropped = dropped_by(self._plan, name, error)
+            if dropped is None:
+                raise
+            log.warning("%s is dropped: %s", name, dropped.why)
+            self._dropped[name] = dropped
+            self._parts.pop(name, None)
+
+    def _read(self, place: RunPlace, name: str) -> dict[str, Part]:
+        parts = kept_parts(place, name, self._module)
+        train = parts.get("train")
+        if name not in self._settings.held_out and (train is None or not size_of(train)):
+            raise DataError(f"{name} has no examples to train on", remedy="Add it to simulation.held_out.")
+        return parts
+
     def _first_examples(self) -> Examples:
-        names = list(self._parts)
-        first = first_examples(self._parts[names[0]], names[0])
-        for name in names[1:]:
-            check_alike(first, first_examples(self._parts[name], name), (names[0], name))
-        return first
+        """Returns a few examples of the form that most learners have; the others are dropped."""
+        firsts = {name: first_examples(parts, name) for name, parts in self._parts.items()}
+        check_quorum(1, 0, [*self._dropped.values()], 0 if firsts else 1)
+        forms = Counter(form_of(first) for first in firsts.values())
+        usual = next(name for name, first in firsts.items() if form_of(first) == forms.most_common(1)[0][0])
+
+        def checked(name: str) -> dict[str, Part]:
+            check_alike(firsts[usual], firsts[name], (usual, name))
+            return self._parts[name]
+
+        for name in firsts:
+            self._keep(name, partial(checked, name))
+        return firsts[usual]
+
+    def _asked(self, number: int) -> tuple[list[str], list[Dropped]]:
+        """Returns the clients of a round, and those that were dropped. Raises QuorumError."""
+        asked = select(self._trainers, number)
+        dropped = [self._dropped[name] for name in asked if name in self._dropped]
+        names = [name for name in asked if name not in self._dropped]
+        if dropped:
+            check_quorum(number, len(names), dropped, self._plan.federation.min_learners)
+        return names, dropped
 
     def advance(self, number: int) -> Record:
         """Trains, tests and commits one round.
@@ -160,7 +223,7 @@ class Simulation:
         after = self._after
         if after is None or after.number != number - 1:
             after = self._resume(previous)
-        names = select(self._trainers, number)
+        names, dropped = self._asked(number)
         try:
             state, metrics = self._process.next(after.state, [self._batches(name, number) for name in names])
         except FedpipeError:
@@ -170,7 +233,7 @@ class Simulation:
         named = self._model.named(self._process.weights(state), like=after.weights)
         if self._is_tested(number):
             metrics |= self._test_weights(named)
-        record = self._commit(previous, named, state, metrics)
+        record = self._commit(previous, named, state, metrics, dropped)
         if self._training.tensorboard:
             self._store.replace(keys.events(self._run, number), event_file([(number, record.metrics)]))
         self._after = _RoundState(number, state, named)
@@ -200,10 +263,7 @@ class Simulation:
     def _batches(self, name: str, number: int) -> Any:
         client = self._clients.get(name)
         if client is None:
-            part = self._parts[name].get("train")
-            if part is None or not size_of(part):
-                raise DataError(f"{name} has no examples to train on", remedy="Add it to simulation.held_out.")
-            client = self._clients[name] = Client(part)
+            client = self._clients[name] = Client(self._parts[name]["train"])
         if self._settings.algorithm == "fedsgd" and not self._settings.process:
             return whole_batch(client)
         return train_batches(client, self._training, seed_of(self._training.seed, name, number), self._module)
@@ -217,7 +277,7 @@ class Simulation:
         held_out = self._settings.held_out
         size = self._training.batch_size
         trainers = [[p["test"]] for name, p in self._parts.items() if name not in held_out and _has_test_part(p)]
-        others = [[p for p in self._parts[name].values() if size_of(p)] for name in held_out]
+        others = [[p for p in self._parts[name].values() if size_of(p)] for name in held_out if name in self._parts]
         metrics: dict[str, float] = {}
         for prefix, clients in (("test_", trainers), ("held_out_", others)):
             if clients:
@@ -242,8 +302,9 @@ class Simulation:
         return {k: float(v) for k, v in metrics.items() if k not in ("num_examples", "num_batches")}
 
     def _commit(
-        self, previous: Record, named: dict[str, weights.Array], state: Any, metrics: dict[str, float]
-    ) -> Record:
+        self, previous: Record, named: dict[str, weights.Array], state: Any, metrics: dict[str, float],
+        dropped: list[Dropped],
+    ) -> Record:  # fmt: skip
         try:
             weights.check_finite(named)
         except WeightsError as error:
@@ -260,7 +321,7 @@ class Simulation:
             Record(
                 federation=previous.federation, run=self._run, round=previous.round + 1, previous=previous.ref,
                 plan=previous.plan, base=previous.weights, weights=digest, layout=previous.layout,
-                state={"program": saved}, rule=self._rule,
+                state={"program": saved}, rule=self._rule, dropped=tuple(dropped),
                 metrics=dict(list(metrics.items())[:MOST_METRICS]),
             ),
             rehearsal=True,

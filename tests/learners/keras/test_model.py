@@ -72,11 +72,11 @@ def test_two_layers_of_one_name_are_distinguished() -> None:
 
 
 CODES = {
-    "syntax": ("def build(:\n", r"model.py: cannot be imported: SyntaxError: .*\(line 1\)"),
+    "syntax": ("def build(:\n", r"model.py: cannot be imported, because SyntaxError: .*\(line 1\)"),
     "import": ("import nothing_of_that_name\n", r"ModuleNotFoundError: .*\(line 1\)"),
     "no function": ("def biuld():\n    pass\n", "there is no function 'build'. Did you mean 'biuld'"),
     "no function at all": ("x = 1\n", "there is no function 'build'. Define it"),
-    "raises": ("def build():\n    raise ValueError('oops')\n", r"build\(\) fails: ValueError: oops \(line 2\)"),
+    "raises": ("def build():\n    raise ValueError('oops')\n", r"build\(\) fails, because ValueError: oops \(line 2\)"),
     "no model": ("def build():\n    return 3\n", "returns int, not a Keras model"),
     "not compiled": (
         "import keras\ndef build():\n    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])\n",

@@ -124,6 +124,13 @@ class TestWhatHappensAndWhatIsTold:
         assert found["metrics"] == {}
         assert found["logged"] == []
 
+    def test_it_votes_by_the_accuracy(self, tff: Worker) -> None:
+        given = {k: v.tolist() for k, v in WEIGHTS.items()}
+        found = tff.call(private_training.score, DENSE, privacy(), X.tolist(), Y.tolist(), given)
+        predicted = np.argmax(X @ WEIGHTS["sequential/dense/kernel"], axis=1)
+        assert found["accuracy"] == pytest.approx(np.mean(predicted == Y))
+        assert set(found) == {"loss", "accuracy"}
+
     def test_a_failure_quotes_no_label(self, tff: Worker) -> None:
         """Without privacy the message continues: "Received a label value of 12 ... Label values: 12 1 0 ..."."""
         with pytest.raises(DroppedError, match=r"^training failed: InvalidArgumentError$"):

@@ -10,7 +10,7 @@ import pytest
 from fedpipe import weights
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import put_shard
-from fedpipe.errors import DroppedError
+from fedpipe.errors import DroppedError, ModelError
 from fedpipe.federation.training import Training
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.framework import Arrays, Fitted
@@ -74,8 +74,10 @@ def test_class_weights_and_callbacks_reach_keras() -> None:
 
 def test_data_that_keras_refuses() -> None:
     model = built()
-    with pytest.raises(DroppedError, match="training failed: "):
+    with pytest.raises(ModelError, match=r"the features have shape \(3,\), but the model takes \(4,\)"):
         train(model, model.initial_weights(0), Examples(X[:40, :3], Y[:40]))
+    with pytest.raises(DroppedError, match="training failed: "):
+        train(model, model.initial_weights(0), Examples(X[:40], X[:40]))
 
 
 def test_federated_metrics_of_a_curve_are_those_of_all_data_together(store: MemoryStore) -> None:

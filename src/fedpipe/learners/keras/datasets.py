@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from fedpipe.data.examples import Examples
+from fedpipe.data.ports import chosen
 from fedpipe.data.trees import Tree
 from fedpipe.errors import DataError
 from fedpipe.frameworks import frameworks
-from fedpipe.learners.parts import Part, arrays_of, as_examples
+from fedpipe.learners.keras.structure import Side, tensors
+from fedpipe.learners.parts import LabelShape, Part, arrays_of, as_examples
 from fedpipe.weights import Array
 
 
@@ -22,10 +24,12 @@ class DatasetPart:
         self.dataset = dataset
 
     @property
-    def label_shape(self) -> tuple[int, ...]:
+    def label_shape(self) -> LabelShape:
         """See `Stream.label_shape`."""
         spec = self.dataset.element_spec[1]
-        return tuple(spec.shape) if hasattr(spec, "shape") else ()
+        if isinstance(spec, tuple):
+            spec = {str(position): part for position, part in enumerate(spec)}
+        return {k: tuple(v.shape) for k, v in spec.items()} if isinstance(spec, Mapping) else tuple(spec.shape)
 
     def __len__(self) -> int:
         return int(self.dataset.cardinality().numpy())
@@ -72,11 +76,40 @@ def read_part(value: Any, name: str) -> Part:
     return DatasetPart(value)
 
 
-def singles_of(part: Part) -> Any:
-    """Return a part as a tf.data.Dataset of single (x, y) or (x, y, weight)."""
-    if isinstance(part, DatasetPart):
-        return part.dataset
+def singles_of(part: Part, inputs: Side | None = None, outputs: Side | None = None) -> Any:
+    """Return a part as a tf.data.Dataset of single (x, y) or (x, y, weight).
+
+    Args:
+        part: the examples.
+        inputs: of the model, which settle how several features are arranged; None leaves them as they are.
+        outputs: of the model, for the labels.
+
+    Raises:
+        ModelError: names, shapes or dtypes do not fit the model.
+    """
     tensorflow, _ = frameworks()
+    if isinstance(part, DatasetPart):
+        return _arranged(part.dataset, inputs, outputs)
     examples = as_examples(part)
-    given = (examples.x, examples.y, *([] if examples.weight is None else [examples.weight]))
+    x = tensors(inputs.arranged(examples.x) if inputs else examples.x, tensorflow)
+    y = outputs.labelled(examples.y) if outputs else examples.y
+    given = (x, y, *([] if examples.weight is None else [examples.weight]))
     return tensorflow.data.Dataset.from_tensor_slices(given)
+
+
+def _arranged(dataset: Any, inputs: Side | None, outputs: Side | None) -> Any:
+    if inputs is None or outputs is None:
+        return dataset
+    x, y = dataset.element_spec[:2]
+    nested = isinstance(x, Mapping | tuple) or isinstance(y, Mapping | tuple)
+    if not nested and inputs.single and outputs.single and not inputs.lacks_last(inputs.ports[0], x.shape):
+        return dataset
+    chosen(inputs.names, _names_of(x), "features")  # in the graph, its error would be hidden
+    chosen(outputs.names, _names_of(y), "labels", outputs.optional)
+    return dataset.map(lambda x, y, *w: (inputs.of_element(x, "features"), outputs.of_element(y, "labels"), *w))
+
+
+def _names_of(spec: Any) -> list[str]:
+    if isinstance(spec, Mapping):
+        return list(spec)
+    return [str(position) for position in range(len(spec))] if isinstance(spec, tuple) else [""]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedpipe.data.schema import Schema
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.framework import Model
 from fedpipe.learners.parts import Part
+from fedpipe.rounds.plan import Port
 
 
 class KerasFramework:
@@ -19,16 +21,17 @@ class KerasFramework:
         check_arguments(training)
 
     def build(
-        self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None
-    ) -> Model:
+        self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None,
+        inputs: tuple[Port, ...] = (), schema: Schema | None = None,
+    ) -> Model:  # fmt: skip
         """See `Framework.build`."""
         if privacy:
             from fedpipe.learners.keras.private import cached_private_model
 
-            return cached_private_model(code, digest, function, privacy)
+            return cached_private_model(code, digest, function, privacy, schema)
         from fedpipe.learners.keras.model import cached_model
 
-        return cached_model(code, digest, function, training.precision, training.seed)
+        return cached_model(code, digest, function, training.precision, training.seed, inputs, schema)
 
     def read_part(self, value: Any, name: str) -> Part:
         """Return (x, y) or a tf.data.Dataset as a part. Raises DataError."""

@@ -5,26 +5,33 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from fedpipe.data.schema import Schema
 from fedpipe.errors import ModelError
 from fedpipe.federation.training import Training
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.framework import Arrays
+from fedpipe.learners.keras.structure import sides_of
+from fedpipe.learners.keras.table import Table
 from fedpipe.learners.keras.training import CompiledModel, feed_of
 from fedpipe.learners.parts import Part
-from fedpipe.learners.user_code import described, find_function, load_code
+from fedpipe.learners.user_code import called, find_function, load_code
+from fedpipe.rounds.plan import Port
 from fedpipe.weights import Array
 
 
-def built(build: Callable[[], Any], keras: Any) -> Any:
-    """Call the user's function. Raises ModelError when it fails, or does not return a compiled Keras model."""
-    try:
-        model = build()
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"{build.__name__}() fails: {described(error)}", where="model.py") from error
+def built(build: Callable[..., Any], keras: Any, schema: Schema | None = None) -> Any:
+    """Call the user's function, with the table if it takes one.
+
+    Raises:
+        ModelError: it fails, or does not return a compiled Keras model.
+    """
+    table = partial(Table, schema, keras, frameworks()[0]) if schema is not None else None
+    model = called(build, table)
     if not isinstance(model, keras.Model):
         raise ModelError(
             f"{build.__name__}() returns {type(model).__name__}, not a Keras model",
@@ -37,28 +44,41 @@ def built(build: Callable[[], Any], keras: Any) -> Any:
             where="model.py",
             remedy="Call model.compile(optimizer, loss, metrics) in it.",
         )
-    if not model.built:
+    if isinstance(model, keras.Sequential) and not model.built:
         raise ModelError("the model has no input shape", where="model.py", remedy="Begin it with keras.Input(shape).")
     return model
 
 
 def is_stock(model: Any, keras: Any) -> bool:
     """Return whether a model is made of Keras's own parts alone, which keep their random states in variables."""
-    parts = [*model._flatten_layers(), *(p for p in (model.loss, *_compiled_metrics(model)) if not isinstance(p, str))]
+    given = [*_flat(model.loss), *_flat(getattr(model._compile_metrics, "_user_metrics", None))]
+    parts = [*model._flatten_layers(), *(part for part in given if not isinstance(part, str))]
     return all(
         type(part).__module__.startswith("keras.") and not isinstance(part, keras.layers.Lambda) for part in parts
     )
 
 
-def _compiled_metrics(model: Any) -> list[Any]:
-    given = getattr(model._compile_metrics, "_user_metrics", None) if model._compile_metrics else None
-    return list(given) if isinstance(given, list | tuple) else [given] if given is not None else []
+def _flat(given: Any) -> list[Any]:
+    """Return the losses or metrics in nested lists and dicts."""
+    if isinstance(given, Mapping):
+        given = list(given.values())
+    if isinstance(given, list | tuple):
+        return [part for value in given for part in _flat(value)]
+    return [] if given is None else [given]
 
 
 @functools.lru_cache(maxsize=2)
-def cached_model(code: bytes, digest: str, function: str, precision: str, seed: int) -> KerasModel:
+def cached_model(
+    code: bytes,
+    digest: str,
+    function: str,
+    precision: str,
+    seed: int,
+    inputs: tuple[Port, ...] = (),
+    schema: Schema | None = None,
+) -> KerasModel:
     """Return the built model; a worker that runs several steps builds and traces it once."""
-    return KerasModel(code, digest, function, precision, seed)
+    return KerasModel(code, digest, function, precision, seed, inputs, schema)
 
 
 class KerasModel(CompiledModel):
@@ -70,21 +90,28 @@ class KerasModel(CompiledModel):
         function: its function that makes the model.
         precision: Keras's dtype policy.
         seed: of the initial weights.
+        inputs: arrays of the features, for a model that does not say what it takes.
+        schema: of the federation's table, if it has one.
 
     Raises:
         ModelError: there is no such function, it fails, or it does not return a compiled Keras model.
     """
 
-    def __init__(self, code: bytes, digest: str, function: str, precision: str = "float32", seed: int = 0) -> None:
+    def __init__(
+        self, code: bytes, digest: str, function: str, precision: str = "float32", seed: int = 0,
+        inputs: tuple[Port, ...] = (), schema: Schema | None = None,
+    ) -> None:  # fmt: skip
         tensorflow, keras = frameworks()
         tensorflow.config.experimental.enable_op_determinism()
         self.module = load_code(code, digest)
         build = find_function(self.module, function)
         keras.backend.clear_session()  # automatic names begin at their first number again
         keras.utils.set_random_seed(seed)
+        keras.config.set_floatx("float32")  # an earlier model.py may have changed it
         keras.config.set_dtype_policy(precision)
         with _scope(tensorflow):
-            self.keras = built(build, keras)
+            self.keras = built(build, keras, schema)
+            self.inputs, self.outputs = sides_of(self.keras, inputs)
             self.keras.optimizer.build(self.keras.trainable_variables)
         self._seed = seed
         self._draws_by_itself = not is_stock(self.keras, keras)
@@ -158,7 +185,7 @@ class KerasModel(CompiledModel):
 
     def feed(self, part: Part, training: Training, seed: int) -> dict[str, Any]:
         """See `CompiledModel.feed`."""
-        return feed_of(part, training, self.module, seed)
+        return feed_of(self, part, training, seed)
 
     def convert(self, weights: Arrays, opset: int, metadata: Mapping[str, str] | None = None) -> bytes:
         """See `Model.convert`."""

@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from fedpipe.data.examples import Examples
+from fedpipe.data.schema import Schema
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.keras.datasets import singles_of
 from fedpipe.learners.keras.model import built
+from fedpipe.learners.keras.structure import sides_of
 from fedpipe.learners.keras.training import CompiledModel, check_private
 from fedpipe.learners.parts import Part, size_of
 from fedpipe.learners.user_code import find_function, load_code
@@ -30,9 +33,11 @@ from fedpipe.weights import Array
 
 
 @functools.lru_cache(maxsize=2)
-def cached_private_model(code: bytes, digest: str, function: str, privacy: Privacy) -> PrivateModel:
+def cached_private_model(
+    code: bytes, digest: str, function: str, privacy: Privacy, schema: Schema | None = None
+) -> PrivateModel:
     """Return the built model; a worker that runs several steps builds and traces it once."""
-    return PrivateModel(code, digest, function, privacy)
+    return PrivateModel(code, digest, function, privacy, schema)
 
 
 class PrivateModel(CompiledModel):
@@ -43,6 +48,7 @@ class PrivateModel(CompiledModel):
         digest: the required digest of its bytes.
         function: its function that makes the model.
         privacy: clipping and noise.
+        schema: of the federation's table, if it has one.
 
     Raises:
         ModelError: the model cannot be trained with DP-SGD; with the reason.
@@ -50,15 +56,18 @@ class PrivateModel(CompiledModel):
 
     private = True
 
-    def __init__(self, code: bytes, digest: str, function: str, privacy: Privacy) -> None:
+    def __init__(self, code: bytes, digest: str, function: str, privacy: Privacy, schema: Schema | None = None) -> None:
         tensorflow, keras = frameworks()
         self.module, self._privacy = load_code(code, digest), privacy
         keras.backend.clear_session()
-        self.keras = built(find_function(self.module, function), keras)
+        self.keras = built(find_function(self.module, function), keras, schema)
         check_private(self.keras)
+        self.inputs, self.outputs = sides_of(self.keras)
+        metrics = self.keras.compiled_metrics  # a vote may be decided by one of them
         self.keras.compile(
-            optimizer=_private_optimizer(self.keras.optimizer, privacy, tensorflow), loss=_single_losses(self.keras)
-        )
+            optimizer=_private_optimizer(self.keras.optimizer, privacy, tensorflow), loss=_single_losses(self.keras),
+            metrics=metrics._user_metrics, weighted_metrics=metrics._user_weighted_metrics,
+        )  # fmt: skip
         self._variables = {v.name.removesuffix(":0"): v for v in self.keras.weights}
         self._rate = float(self.keras.optimizer.learning_rate.numpy())
         self._names: dict[str, str] = {}
@@ -108,9 +117,14 @@ class PrivateModel(CompiledModel):
 
     def feed(self, part: Part, training: Training, seed: int) -> dict[str, Any]:
         """Return whole batches, shuffled by the machine's entropy; each example at most once in a pass."""
+        if isinstance(part, Examples) and part.weight is not None:
+            raise ModelError(
+                "a private training takes no sample weights",
+                remedy="Return (x, y) from `load`, or remove the privacy section.",
+            )
         count = size_of(part)
         steps = training_event(training, self._privacy, count).steps
-        shuffled = singles_of(part).shuffle(count, reshuffle_each_iteration=True)
+        shuffled = singles_of(part, self.inputs, self.outputs).shuffle(count, reshuffle_each_iteration=True)
         batches = shuffled.batch(training.batch_size, drop_remainder=True).repeat().take(steps)
         return {"x": batches, "epochs": 1, "shuffle": False}
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedpipe.data.examples import Examples
-from fedpipe.data.trees import Tree, only_array, size_in_bytes
+from fedpipe.data.trees import Tree, size_in_bytes
 from fedpipe.errors import DroppedError, ModelError
 from fedpipe.federation.preprocessing import applied, parse
 from fedpipe.federation.training import Training
@@ -19,8 +19,11 @@ from fedpipe.frameworks import frameworks
 from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits, seed_of
 from fedpipe.learners.keras.arguments import check_preprocessing, make_callbacks
 from fedpipe.learners.keras.datasets import singles_of
-from fedpipe.learners.parts import Part, size_of
+from fedpipe.learners.keras.heads import heads_of
+from fedpipe.learners.keras.structure import Side, label_zeros, scalars, tensors
+from fedpipe.learners.parts import LabelShape, Part, size_of
 from fedpipe.learners.user_code import described
+from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
 
 _LARGE = 64 * 2**20
@@ -35,12 +38,16 @@ class CompiledModel(ABC):
 
     Attributes:
         keras: the Keras model, whose whole state every method sets.
+        inputs: of the model.
+        outputs: of the model.
         module: the user's file.
         private: whether it trains with differential privacy. Then its errors quote no examples, and its loss is not
             used, because it is exact.
     """
 
     keras: Any
+    inputs: Side
+    outputs: Side
     module: ModuleType
     private = False
 
@@ -79,9 +86,16 @@ class CompiledModel(ABC):
     @property
     def outline(self) -> Outline:
         """See `Model.outline`."""
-        model, first = self.keras, self.keras.inputs[0]
-        text = f"{model.count_params():,} parameters, input {model.input_shape}, loss {model.loss}"
-        return Outline(str(first.dtype), tuple(first.shape), tuple(model.outputs[0].shape), text)
+        model = self.keras
+        shapes = [port.shape for port in self.inputs.ports]
+        taken = f"input {shapes[0]}" if len(shapes) == 1 else f"inputs {', '.join(self.inputs.names)}"
+        text = f"{model.count_params():,} parameters, {taken}, loss {_loss_text(model.loss)}"
+        return Outline(self.inputs.ports, self.outputs.ports, text, _precision_of(model), _words_of(model))
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """See `Model.heads`."""
+        return heads_of(self.keras, [(port.name, port.shape) for port in self.outputs.ports])
 
     def check_training(self, training: Training, *, private: bool) -> None:
         """See `Model.check_training`."""
@@ -93,36 +107,9 @@ class CompiledModel(ABC):
 
     def check_examples(self, x: Tree, y: Tree, weight: Array | None = None) -> set[str]:
         """See `Model.check_examples`."""
-        x, y = only_array(x, "features"), only_array(y, "labels")
-        expected = tuple(self.keras.input_shape)[1:] if isinstance(self.keras.input_shape, tuple) else None
-        if expected is not None and (len(expected) != x.ndim - 1 or any(
-            e is not None and e != f for e, f in zip(expected, x.shape[1:], strict=True)
-        )):  # fmt: skip
-            raise ModelError(
-                f"the features have shape {x.shape[1:]}, but the model takes {expected}",
-                remedy="Change the input or reshape the data.",
-            )
-        flat = y.reshape(len(y), -1)[:, 0]
-        picked = sorted({0, int(np.argmin(flat)), int(np.argmax(flat))})
-        self._check_classes(y)
-        try:
-            result = self.keras.evaluate(x[picked], y[picked], verbose=0, return_dict=True)
-        except Exception as error:
-            raise ModelError(f"the labels or shapes do not fit the model: {described(error)}") from error
-        if not np.isfinite(result["loss"]):
-            raise ModelError(f"the loss of the first examples is {result['loss']}: the labels do not fit the model")
-        return set(result)
+        from fedpipe.learners.keras.trial import tried
 
-    def _check_classes(self, y: Array) -> None:
-        loss = self.keras.loss if isinstance(self.keras.loss, str) else getattr(self.keras.loss, "name", "")
-        shape = self.keras.output_shape
-        if "sparse_categorical" not in str(loss) or not isinstance(shape, tuple):
-            return
-        if y.min() < 0 or y.max() >= shape[-1]:
-            raise ModelError(
-                f"the labels range from {y.min():g} to {y.max():g}, but the model has {shape[-1]} outputs",
-                remedy="Count labels from 0, and give the last layer one output per label.",
-            )
+        return tried(self.keras, self.inputs, self.outputs, Examples(x, y, weight))
 
     def initial_weights(self, seed: int) -> Arrays:
         """See `Model.initial_weights`."""
@@ -160,38 +147,49 @@ class CompiledModel(ABC):
             # TensorFlow's messages quote examples and labels, which must stay with a private learner.
             detail = type(error).__name__ if self.private else described(error)
             raise DroppedError(f"training failed: {detail}", lasting=not isinstance(error, OSError)) from error
-        return [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
+        return [scalars(dict(zip(history, values, strict=True))) for values in zip(*history.values(), strict=True)]
 
     def evaluate(self, weights: Arrays, part: Part, training: Training, batches: int = 0) -> Measurement:
         """See `Model.evaluate`."""
         self.reset_draws(seed_of(training.seed, "evaluate"))
         self.set_weights(weights)
         size = training.batch_size
-        data = singles_of(part).take(batches * size or -1).batch(size * WIDER)
+        data = singles_of(part, self.inputs, self.outputs).take(batches * size or -1).batch(size * WIDER)
         metrics = self.keras.evaluate(data, **training.evaluate, verbose=0, return_dict=True)
         states = tuple(tuple(np.asarray(v, np.float64).reshape(-1).tolist()) for v in self._states())
-        return Measurement({name: float(value) for name, value in metrics.items()}, states)
+        return Measurement(scalars(metrics), states)
 
     def _states(self) -> list[Any]:
         """Return all variables of metrics (a mean's total and count, a curve's bins), which add up over learners."""
         return [variable for metric in self.keras.metrics for variable in metric.variables]
 
-    def metrics_of(self, states: Sequence[Array], label_shape: tuple[int, ...]) -> dict[str, float]:
+    def metrics_of(self, states: Sequence[Array], label_shape: LabelShape) -> dict[str, float]:
         """See `Model.metrics_of`."""
-        if len(self._states()) != len(states):  # Keras creates metric variables at their first use
-            shape = [size or 1 for size in self.keras.input_shape[1:]]
-            self.keras.evaluate(np.zeros((1, *shape)), np.zeros((1, *label_shape)), verbose=0)
+        if len(self._states()) != len(states):
+            self._make_metrics(label_shape)
         for variable, total in zip(self._states(), states, strict=True):
             variable.assign(total.reshape(variable.shape).astype(variable.dtype))
-        return {name: float(value) for name, value in self.keras.get_metrics_result().items()}
+        return scalars(self.keras.get_metrics_result())
+
+    def _make_metrics(self, label_shape: LabelShape) -> None:
+        """Measure made-up examples, because Keras creates metric variables at their first use."""
+        for free in (1, 8, 64, 512):  # a model may need several values along a free dimension
+            made = Examples(self.inputs.zeros(1, free), label_zeros(label_shape, 1))
+            try:
+                self.keras.evaluate(singles_of(made, self.inputs, self.outputs).batch(1), verbose=0)
+            except Exception as error:
+                if free < 512:
+                    continue
+                raise ModelError(f"the metrics cannot be computed, because {described(error)}") from error
+            return
 
     def predictor(self, weights: Arrays) -> Predict:
         """See `Model.predictor`."""
         self.set_weights(weights)
 
         def predict(x: Tree) -> list[Array]:
-            found = self.keras.predict_on_batch(x)
-            return [np.asarray(value) for value in (found if isinstance(found, list | tuple) else [found])]
+            found = self.keras.predict_on_batch(tensors(self.inputs.arranged(x), frameworks()[0]))
+            return [np.asarray(value) for value in self.outputs.flat(found)]
 
         return predict
 
@@ -200,7 +198,11 @@ class CompiledModel(ABC):
         from fedpipe.learners.keras.onnx import convert
 
         self.set_weights(weights)
-        return convert(self.keras, opset, metadata)
+
+        def call(named: Mapping[str, Any]) -> list[Any]:
+            return self.outputs.flat(self.keras(self.inputs.packed(named), training=False))
+
+        return convert(self.keras, self.inputs.ports, self.outputs.ports, call, opset, metadata)
 
 
 def check_private(model: Any) -> None:
@@ -214,23 +216,51 @@ def check_private(model: Any) -> None:
             )
 
 
-def feed_of(part: Part, training: Training, module: ModuleType, seed: int) -> dict[str, Any]:
+def _loss_text(loss: Any) -> str:
+    if isinstance(loss, Mapping):
+        return ", ".join(f"{_loss_text(own)} for {name}" for name, own in loss.items())
+    if isinstance(loss, list | tuple):
+        return ", ".join(map(_loss_text, loss))
+    return loss if isinstance(loss, str) else str(getattr(loss, "name", None) or getattr(loss, "__name__", loss))
+
+
+_COARSE = ("bfloat16", "float16", "float32", "float64")
+
+
+def _precision_of(model: Any) -> str:
+    """Return the coarsest dtype in which a layer computes."""
+    found = {getattr(layer, "compute_dtype", None) for layer in model._flatten_layers()}
+    return next((dtype for dtype in _COARSE if dtype in found), "float32")
+
+
+def _words_of(model: Any) -> tuple[str, ...]:
+    """Return some of the words that the model looks up."""
+    found: dict[str, None] = {}
+    for layer in model._flatten_layers():
+        if type(layer).__name__ in ("StringLookup", "TextVectorization"):
+            found.update(dict.fromkeys(str(word) for word in layer.get_vocabulary()[:50]))
+    return tuple(found)
+
+
+def feed_of(model: CompiledModel, part: Part, training: Training, seed: int) -> dict[str, Any]:
     """Return a train part and its length as arguments of fit: the same order of examples for equal seeds.
 
     Args:
+        model: the model, which settles how several features are arranged.
         part: at least a batch of examples.
         training: epochs or steps, size of a batch, preprocessing.
-        module: the user's file, whose functions the preprocessing may name.
         seed: of shuffling.
     """
     size, epochs = training.batch_size, training.local_epochs
     if training.preprocessing:
-        made = applied(parse(training.preprocessing), singles_of(part), module, batch_size=size, seed=seed)
+        singles = singles_of(part, model.inputs, model.outputs)
+        made = applied(parse(training.preprocessing), singles, model.module, batch_size=size, seed=seed)
         return {"x": made, "epochs": 1, "shuffle": False}
     if isinstance(part, Examples) and not training.local_steps and _needs_arrays(part, training.fit):
         frameworks()[0].random.set_seed(seed)  # Keras shuffles arrays by TensorFlow's own seed
-        return {"x": part.x, "y": part.y, "batch_size": size, "epochs": epochs}
-    dataset = singles_of(part)
+        x, y = tensors(model.inputs.arranged(part.x), frameworks()[0]), model.outputs.labelled(part.y)
+        return {"x": x, "y": y, "sample_weight": part.weight, "batch_size": size, "epochs": epochs}
+    dataset = singles_of(part, model.inputs, model.outputs)
     if isinstance(part, Examples) and training.fit.get("shuffle", True):
         dataset = dataset.shuffle(part.count, seed=seed)
     if training.local_steps:

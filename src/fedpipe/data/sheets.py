@@ -1,0 +1,123 @@
+"""Reads CSV and Parquet files as sheets: the cells of columns, by name, as they were written.
+
+    sheet = read_sheet(Path("patients.csv"), known=["age", "sex"])
+    sheet.names                       ("age", "sex", "diagnosis"); empty if the file has no header
+    sheet.parse("age", "number")      array([63., nan, ...]); messages name file, column and row
+
+The module `data/cells.py` decides what a cell means.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpipe.data.cells import parse_cells
+from fedpipe.data.delimited import read_rows
+from fedpipe.data.schema import Kind
+from fedpipe.errors import DataError
+
+Array = npt.NDArray[Any]
+SHEETS = (".csv", ".tsv", ".parquet")
+"""Suffixes of files that are sheets."""
+
+
+class Sheet(NamedTuple):
+    """Holds the cells of a table, column by column.
+
+    Args:
+        where: the file, for messages.
+        names: names of the columns, in the file's order; empty if the file has no header.
+        columns: cells of each column: texts of a CSV file, values of a Parquet file.
+        lines: line of each row in a CSV file.
+    """
+
+    where: str
+    names: tuple[str, ...]
+    columns: tuple[Sequence[Any], ...]
+    lines: tuple[int, ...] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Returns the number of rows."""
+        return len(self.columns[0])
+
+    def cells(self, name: str) -> Sequence[Any]:
+        """Returns the cells of a named column. Raises DataError if there is no such column."""
+        if name not in self.names:
+            remedy = f"Its columns are {', '.join(self.names)[:300]}." if self.names else "Add a header."
+            raise DataError(f"there is no column {name!r}", where=self.where, remedy=remedy)
+        return self.columns[self.names.index(name)]
+
+    def parse(self, name: str, kind: Kind, *, fixed: bool = False) -> Array:
+        """Parses a named column, as `parse_cells` does. Raises DataError."""
+        return parse_cells(kind, self.cells(name), where=self.where, column=name, lines=self.lines, fixed=fixed)
+
+
+def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None = None) -> Sheet:
+    """Reads a CSV (.csv, .tsv) or Parquet file. Spaces around names of columns are removed.
+
+    Args:
+        path: the file.
+        known: names of columns, by which the header of a CSV file is recognised.
+        header: whether the first row of a CSV file is the header; None: decide by its cells.
+
+    Raises:
+        DataError: it cannot be read, has no rows, or two columns have the same name.
+    """
+    try:
+        sheet = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path, known, header)
+    except FileNotFoundError as error:
+        raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
+    except OSError as error:
+        raise DataError(f"the file cannot be read, because {error.strerror or error}", where=str(path),
+                        remedy="Check the path and its permissions.") from error  # fmt: skip
+    if twice := [name for name, count in Counter(sheet.names).items() if count > 1 and name]:
+        what = f"the header has {len(twice)} names more than once: {', '.join(map(repr, twice[:5]))}"
+        raise DataError(what, where=str(path), remedy="Give each column a name of its own.")
+    return sheet
+
+
+def _read_csv(path: Path, known: Collection[str], header: bool | None) -> Sheet:
+    names, rows = read_rows(path, known=known, header=header)
+    columns = tuple(zip(*(row.cells for row in rows), strict=True))
+    return Sheet(str(path), tuple(names or ()), columns, tuple(row.line for row in rows))
+
+
+def _read_parquet(path: Path) -> Sheet:
+    from pyarrow import ArrowException, parquet  # takes 0.2 s, which CSV does not need
+
+    try:
+        with path.open("rb") as file:
+            table = parquet.ParquetFile(file).read()
+    except (ArrowException, ValueError, MemoryError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise DataError(f"the Parquet file cannot be read, because {why}", where=str(path),
+                        remedy="Check how it was written.") from error  # fmt: skip
+    columns = {
+        name: column
+        for name, column in zip(table.column_names, table.columns, strict=True)
+        if not name.startswith("__index_level_")  # the index of a pandas table is not a column
+    }
+    if len(table.column_names) > len(set(table.column_names)):
+        return Sheet(str(path), tuple(table.column_names), ())
+    if not len(table) or not columns:
+        raise DataError("the table is empty", where=str(path), remedy="Check how the file was written.")
+    return Sheet(str(path), tuple(name.strip() for name in columns), tuple(map(_values, columns.values())))
+
+
+def _values(column: Any) -> Sequence[Any]:
+    from pyarrow import types
+
+    if (types.is_integer(column.type) or types.is_floating(column.type)) and not column.null_count:
+        values: Array = column.to_numpy()
+        return values  # type: ignore[return-value]
+    if types.is_floating(column.type):
+        return np.asarray(column.to_numpy())  # type: ignore[return-value]
+    plain: list[Any] = column.to_pylist()
+    return plain

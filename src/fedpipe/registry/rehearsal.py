@@ -1,0 +1,128 @@
+"""Rehearses a run on a few examples, once for each model, so that it fails before the training and not after it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fedpipe.data.examples import Examples
+from fedpipe.data.ports import made_up, ports_of
+from fedpipe.data.schema import Schema
+from fedpipe.data.trees import Tree
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.names import split_code
+from fedpipe.learners.check import built_model, check_model, rehearse_training, shared_ports
+from fedpipe.learners.own_data import find_examples
+from fedpipe.registry.card import CARD_KEY, Card, write_card
+from fedpipe.registry.export import convert_checked, described_table
+from fedpipe.store.objects import digest_of, encode
+from fedpipe.version import __version__
+
+_PACKAGES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "protobuf")
+_SAMPLES = 32
+
+
+def rehearse(federation: Federation, code: str, examples: Examples | None, schema: Schema | None = None) -> str:
+    """Checks a model, and does everything once that a run does with it, up to a prediction in onnxruntime.
+
+    The training, the measurement and the export are not repeated for a model, settings and packages that have passed on
+    this machine.
+
+    Args:
+        federation: with its run-time settings.
+        code: the text of the user's file.
+        examples: a few, including the smallest and the largest label; None to use learners' own data, as far as this
+            machine reaches it.
+        schema: of the federation's table, if it has one.
+
+    Returns:
+        A short description of the model.
+
+    Raises:
+        ModelError: the mistake in the model or the settings.
+        ExportError: the model cannot be exported; the message has the layer.
+        MissingExtraError: a framework is not installed.
+    """
+    if examples is None and any(learner.data for learner in federation.learners):
+        examples = find_examples(federation, built_model(federation, code, schema=schema).module, schema)
+    text = check_model(federation, code, examples, schema)
+    passed = _Passed(_key(federation, code, examples, schema))
+    if not passed.found:
+        _rehearse_all(federation, code, examples, schema)
+        passed.note()
+    return text
+
+
+def _rehearse_all(federation: Federation, code: str, examples: Examples | None, schema: Schema | None) -> None:
+    model = built_model(federation, code, inputs=shared_ports(federation, examples), schema=schema)
+    outline, seed = model.outline, federation.training.seed
+    arrays = model.initial_weights(seed) if examples is None else rehearse_training(federation, model, examples)
+    settings = federation.exported
+    if settings:
+        features: Tree = made_up(outline.inputs, _SAMPLES, seed, outline.words)
+        if examples is not None:
+            features = examples.rows(slice(_SAMPLES)).x
+        card = {CARD_KEY: write_card(described_table(schema, Card(classes=settings.classes)))}
+        convert_checked(model, arrays, settings, features, card)
+
+
+def _key(federation: Federation, code: str, examples: Examples | None, schema: Schema | None) -> str:
+    """Returns the digest of all on which the result of a rehearsal depends."""
+    private = any(federation.privacy_of(learner.name) for learner in federation.learners)
+    training = msgspec.structs.replace(federation.training, rounds=1, rounds_per_step="all", max_seconds=0.0)
+    about: dict[str, Any] = {
+        "code": code,
+        "model": split_code(federation.model)[1],
+        "framework": federation.framework,
+        "training": msgspec.to_builtins(training),
+        "export": msgspec.to_builtins(federation.export),
+        "private": private,
+        "schema": schema,
+        "examples": None if examples is None else [
+            ports_of(examples.x, "x"), ports_of(examples.y, "y"), examples.weight is not None
+        ],
+        "versions": {name: _version_of(name) for name in _PACKAGES},
+        "fedpipe": __version__,
+        "machine": [sys.version, platform.machine()],
+    }  # fmt: skip
+    return digest_of(encode(about))
+
+
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+class _Passed:
+    """Notes in the user's cache folder that a rehearsal has passed; without such a folder it is repeated each time.
+
+    Args:
+        key: digest of the rehearsal.
+    """
+
+    def __init__(self, key: str) -> None:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        self._file = Path(base).expanduser() / "fedpipe" / "rehearsals" / key.removeprefix("sha256:")
+
+    @property
+    def found(self) -> bool:
+        """Whether it has passed before."""
+        try:
+            return self._file.is_file()
+        except OSError:
+            return False
+
+    def note(self) -> None:
+        """Writes the note."""
+        with contextlib.suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.touch()

@@ -1,0 +1,134 @@
+"""How commands end early: Ctrl-C in a real terminal at any moment, and signals of the system."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.federations import change
+from tests.processes import COMMAND, assert_ended, terminal
+
+STOPPED = "stopped; run the same command again to resume"
+
+
+@pytest.fixture
+def long(numpy_digits: Path) -> Path:
+    """A federation whose rounds take so long that a test can interrupt them."""
+    change(numpy_digits, **{"rounds: 10": "rounds: 5000", "local_epochs: 2": "local_epochs: 30"})
+    return numpy_digits
+
+
+MOMENTS = {
+    "imports": ("reading", 1),
+    "compilation": ("compiling", 1),
+    "training": (r"round \d+ of", 2),
+}
+
+
+@pytest.mark.parametrize(("awaited", "count"), MOMENTS.values(), ids=MOMENTS)
+def test_ctrl_c_in_a_terminal(long: Path, awaited: str, count: int) -> None:
+    with terminal("run", "federation.yaml", cwd=long) as running:
+        running.wait_for(f"(?s)(?:{awaited}.*?){{{count}}}")
+        begun = time.monotonic()
+        running.press_ctrl_c()
+        assert running.end() == 130
+    assert time.monotonic() - begun < 15
+    assert running.output.count(STOPPED) == 1
+    assert "Traceback" not in running.output
+    assert running.output.rfind("\x1b[?25h") >= running.output.rfind("\x1b[?25l")  # the cursor is shown
+
+
+def test_it_resumes_after_ctrl_c(numpy_digits: Path) -> None:
+    file = change(numpy_digits, **{"rounds: 10": "rounds: 60", "local_epochs: 2": "local_epochs: 20"})
+    with terminal("run", file.name, cwd=numpy_digits) as running:
+        running.wait_for("round 2 of")
+        running.press_ctrl_c()
+        assert running.end() == 130
+    done = subprocess.run(
+        [COMMAND, "run", file.name], cwd=numpy_digits, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "round 1 of" not in done.stderr
+    assert "round 60 of" in done.stderr
+
+
+def test_a_second_ctrl_c_ends_at_once(long: Path) -> None:
+    """Even where a training in this process cannot be interrupted."""
+    change(long, **{"local_epochs: 30": "local_epochs: 1000000"})
+    with terminal("run", "federation.yaml", cwd=long) as running:
+        running.wait_for("learn hospital|coordinate")
+        time.sleep(1.0)
+        running.press_ctrl_c()
+        time.sleep(0.3)
+        begun = time.monotonic()
+        running.press_ctrl_c()
+        assert running.end() == 130
+        assert time.monotonic() - begun < 3
+    assert "Traceback" not in running.output
+    assert running.output.rfind("\x1b[?25h") >= running.output.rfind("\x1b[?25l")
+
+
+@pytest.mark.parametrize("command", [["watch", "run-1", "--wait"], ["plot", "run-1", "--wait"]])
+def test_commands_that_wait(long: Path, command: list[str]) -> None:
+    with terminal(*command, cwd=long) as running:
+        running.wait_for("waiting for run run-1 to begin")
+        running.press_ctrl_c()
+        assert running.end() == 130
+    assert running.output.count(STOPPED) == 1
+    assert "Traceback" not in running.output
+
+
+def test_explore(long: Path) -> None:
+    (long / "model.py").write_text(
+        f"{(long / 'model.py').read_text()}\n\ndef load(uri):\n    import time\n    time.sleep(1000)\n"
+    )
+    change(long, **{"  - name: hospital-b\n": "  - name: hospital-b\n    data: own.npz\n"})
+    with terminal("explore", "federation.yaml", cwd=long) as running:
+        running.wait_for("looking")
+        time.sleep(1.0)
+        running.press_ctrl_c()
+        assert running.end() == 130
+    assert running.output.count(STOPPED) == 1
+    assert "Traceback" not in running.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_signals_of_the_system(long: Path, number: signal.Signals) -> None:
+    mark = {"STARTED_BY": f"{long}-{number}"}
+    with subprocess.Popen(
+        [COMMAND, "run", "federation.yaml"], cwd=long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, **mark},
+    ) as running:  # fmt: skip
+        assert running.stderr is not None
+        while "round 1 of" not in running.stderr.readline():
+            assert running.poll() is None
+        running.send_signal(number)
+        _, err = running.communicate(timeout=30)
+    assert_ended(mark)
+    assert "Traceback" not in err
+    if number == signal.SIGKILL:
+        assert running.returncode == -number
+    else:
+        assert running.returncode == 128 + number
+        assert err.strip().endswith(f"ended by {number.name}; run the same command again to resume")
+
+
+def test_nohup_is_respected(long: Path) -> None:
+    """A run that ignores SIGHUP survives the end of its terminal."""
+    with subprocess.Popen(
+        ["nohup", COMMAND, "run", "federation.yaml"], cwd=long, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        assert running.stderr is not None
+        while "round 1 of" not in running.stderr.readline():
+            assert running.poll() is None
+        running.send_signal(signal.SIGHUP)
+        while "round 3 of" not in running.stderr.readline():
+            assert running.poll() is None
+        running.terminate()
+        running.communicate(timeout=30)

@@ -1,0 +1,90 @@
+"""Models of many kinds go through check, two rounds, export, prediction and a server."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedpipe
+from fedpipe.data.ports import TEXT, cast, fed
+from fedpipe.data.trees import Tree, tree_of
+from fedpipe.errors import ExportError
+from fedpipe.federation.file import read_federation
+from fedpipe.registry.export import run_onnx
+from fedpipe.registry.prediction import OnnxModel, open_model
+from fedpipe.rounds.plan import Port
+from fedpipe.serving.tensors import DATATYPES
+from tests.architectures import ALL
+from tests.served import serving
+
+pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("runs")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("architectures")
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_two_rounds(name: str, place: Path) -> None:
+    architecture = ALL[name]
+    if architecture.remarks:
+        with pytest.raises(ExportError) as refused:
+            fedpipe.check(architecture.write(place / f"{name}-exported", name, export={}))
+        assert all(part in str(refused.value) for part in architecture.remarks)
+    file = architecture.write(place / name, name)
+    fedpipe.check(file)
+    result = fedpipe.run(file, out=place / name / "out", workers=1)
+    rounds: list[Any] = result.summary["rounds"]
+    assert [entry["learners"] for entry in rounds] == [["a", "b"], ["a", "b"]]
+    assert rounds[0]["weights"] != rounds[1]["weights"]
+    assert np.isfinite(result.summary["evaluation"]["federated"]["metrics"]["loss"])
+    if read_federation(file).exported is None:
+        assert not (place / name / "out" / "model.onnx").exists()
+        return
+    _publish(place, name)
+    opened = open_model(place / name / "out" / "model.onnx")
+    outputs = run_onnx(place / name / "out" / "model.onnx", _features(name))
+    assert [len(output) for output in outputs] == [64] * len(opened.outputs)
+    assert all(np.isfinite(output).all() for output in outputs)
+
+
+def _publish(place: Path, name: str) -> None:
+    folder = place / "models" / name / "1"
+    folder.mkdir(parents=True)
+    shutil.copy(place / name / "out" / "model.onnx", folder)
+
+
+def test_they_are_served(place: Path) -> None:
+    """One server answers for all models of the tests above, from the raw values that load returned."""
+    published = sorted(folder.name for folder in (place / "models").iterdir())
+    assert published == sorted(name for name, chosen in ALL.items() if not chosen.remarks)
+    with serving(place / "server", "--models", str(place / "models")) as server:
+        for name in published:
+            server.wait_for(name, 1)
+            file = place / "models" / name / "1" / "model.onnx"
+            features = {k: v[:3] for k, v in _fed(name, open_model(file)).items()}
+            inputs = [
+                {"name": k, "shape": list(v.shape), "datatype": DATATYPES[v.dtype], "data": v.reshape(-1).tolist()}
+                for k, v in features.items()
+            ]
+            answer = server.post(f"/v2/models/{name}/infer", json={"inputs": inputs}).json()
+            expected = open_model(file).run(features)
+            assert len(answer["outputs"]) == len(expected)
+            for output, values in zip(answer["outputs"], expected, strict=True):
+                np.testing.assert_allclose(output["data"], values.reshape(-1), rtol=1e-4, atol=1e-5)
+
+
+def _fed(name: str, opened: OnnxModel) -> dict[str, Any]:
+    ports = [Port(s.name, TEXT if s.dtype == object else s.dtype.name, tuple(s.shape)) for s in opened.inputs]
+    return cast(ports, fed(ports, _features(name)))
+
+
+def _features(name: str) -> Tree:
+    arrays = ALL[name].arrays()
+    given = {k.removeprefix("x/"): v for k, v in arrays.items() if k.startswith("x/")} or arrays["x"]
+    return tree_of(given, "features", name)

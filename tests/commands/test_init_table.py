@@ -1,0 +1,132 @@
+"""A federation from a table: what is guessed, what is written, and what cannot be used. With NumPy, without TensorFlow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import fedpipe
+from fedpipe.commands.check import check
+from fedpipe.commands.init import Framework
+from fedpipe.commands.init_table import init_table
+from fedpipe.commands.predict import predict_file
+from fedpipe.errors import DataError, FedpipeError, InputError
+from fedpipe.federation.file import read_federation
+from tests.commands.test_table_run import rows, write
+
+
+def made(folder: Path, **more: Any) -> dict[str, Any]:
+    """Returns federation.yaml of one file, as a dict."""
+    write(folder / "patients.csv", more.pop("rows", rows(0, 200)))
+    framework = more.pop("framework", Framework.numpy)
+    init_table(folder / "demo", [folder / "patients.csv"], more.pop("label", "diagnosis"), framework=framework, **more)
+    content: dict[str, Any] = yaml.safe_load((folder / "demo" / "federation.yaml").read_text())
+    return content
+
+
+def test_guesses_are_in_the_file_with_their_reasons(tmp_path: Path) -> None:
+    content = made(tmp_path)
+    text = (tmp_path / "demo" / "federation.yaml").read_text()
+    assert content["data"]["features"] == {"id": "ignore", "age": "number", "pressure": "number", "smokes": "boolean"}
+    assert "id: ignore        # a different value in each row" in text
+    assert "missing" in next(line for line in text.splitlines() if " age: number" in line)
+    assert content["data"]["uri"] == "../patients.csv"
+    assert content["export"]["classes"] == ["benign", "malignant"]
+    assert [learner["name"] for learner in content["learners"]] == ["learner-1", "learner-2", "learner-3"]
+
+
+@pytest.mark.parametrize("label", ["diagnosis", "pressure", "stage"])
+def test_every_task_checks_and_runs(tmp_path: Path, label: str) -> None:
+    """Two classes, a regression, and three classes that are numbers from 1."""
+    table = [{**row, "pressure": row["pressure"] / 1e6, "stage": 1 + k % 3} for k, row in enumerate(rows(0, 200))]
+    made(tmp_path, rows=table, label=label)
+    file = tmp_path / "demo" / "federation.yaml"
+    assert any(finding.subject == "model" for finding in check(file))
+    summary = fedpipe.run(file, out=tmp_path / "out", parameters={"rounds": 2}).summary
+    assert len(summary["rounds"]) == 2
+    found = predict_file(str(tmp_path / "out" / "model.onnx"), tmp_path / "patients.csv").prediction
+    assert found.outputs.shape == (200, {"diagnosis": 2, "pressure": 1, "stage": 3}[label])
+
+
+def test_several_files_are_one_for_each_learner(tmp_path: Path) -> None:
+    for number, name in enumerate(("North ward", "south", "East")):
+        write(tmp_path / f"{name}.csv", rows(number, 80))
+    files = [tmp_path / f"{name}.csv" for name in ("North ward", "south", "East")]
+    init_table(tmp_path / "demo", files, "diagnosis", framework=Framework.numpy)
+    federation = read_federation(tmp_path / "demo" / "federation.yaml")
+    assert [learner.name for learner in federation.learners] == ["north-ward", "south", "east"]
+    assert Path(federation.learners[0].data) == tmp_path / "North ward.csv"
+    fedpipe.run(tmp_path / "demo" / "federation.yaml", out=tmp_path / "out", parameters={"rounds": 1})
+
+
+def test_a_column_decides_who_gets_what(tmp_path: Path) -> None:
+    table = [{"hospital": "ABCD"[k % 4], **row} for k, row in enumerate(rows(0, 200))]
+    content = made(tmp_path, rows=table, by="hospital")
+    assert content["data"]["shards"] == {"by": "key", "column": "hospital", "seed": 1}
+    assert "hospital" not in content["data"]["features"]
+    assert len(content["learners"]) == 4
+    found = {finding.subject: finding.what for finding in check(tmp_path / "demo" / "federation.yaml")}
+    assert sum(int(found[f"learner-{k}"].split()[0]) for k in range(1, 5)) == 144  # 80 % of 90 % of 200
+
+
+def test_names_that_yaml_would_misread_are_quoted(tmp_path: Path) -> None:
+    odd = ["no", "1", "a: b", "#x", "Straße", 'q"', "x'y"]
+    table = [{**dict.fromkeys(odd, k), "y": k % 2} for k in range(40)]
+    content = made(tmp_path, rows=table, label="y", learners=2)
+    assert set(content["data"]["features"]) == set(odd)
+    assert content["export"]["classes"] == ["0", "1"]
+    read_federation(tmp_path / "demo" / "federation.yaml")
+
+
+def test_columns_that_are_left_out_say_why(tmp_path: Path) -> None:
+    table = [
+        {"same": 1, "empty": "", "note": f"patient {k} is well", "ward": "ab"[k % 2], "x": k / 7, "y": k % 2}
+        for k in range(60)
+    ]
+    content = made(tmp_path, rows=table, label="y", framework=Framework.keras)
+    text = (tmp_path / "demo" / "federation.yaml").read_text()
+    assert content["data"]["features"] == {
+        "same": "ignore", "empty": "ignore", "note": "ignore", "ward": "category", "x": "number"
+    }  # fmt: skip
+    for reason in ("always 1", "no values", "60 different texts; table.encoded leaves texts out", "a, b"):
+        assert f"# {reason}" in text
+    assert "# a category (a, b), which framework numpy does not take" not in text
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "no such label": ({"label": "diagnosiss"}, "no column 'diagnosiss', which --label names. Did you mean 'diagnosis'"),
+    "no such key": ({"by": "ward"}, "no column 'ward', which --by names"),
+    "a constant label": ({"rows": [{"a": k, "diagnosis": "x"} for k in range(40)]}, "all labels are 'x'.*Name another"),
+    "names of patients": (
+        {"rows": [{"a": k, "diagnosis": f"name {k}"} for k in range(200)]}, "200 different names.*Name another column",
+    ),
+    "no rows": ({"rows": [{"a": 1, "diagnosis": "x"}] * 3}, "has 3 rows. Use at least 10"),
+    "too many learners": ({"learners": 50}, "200 rows are too few for 50 learners. Use at most 20"),
+    "one key": ({"rows": [{"k": 1, "a": k, "diagnosis": k % 2} for k in range(40)], "by": "k"}, "'k' has 1 values"),
+    "no features": ({"rows": [{"a": 1, "diagnosis": k % 2} for k in range(40)]}, "no column can be used as a feature"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_cannot_be_used(tmp_path: Path, name: str) -> None:
+    more, message = MISTAKES[name]
+    with pytest.raises(DataError, match=message) as caught:
+        made(tmp_path, **more)
+    assert caught.value.remedy
+    assert not (tmp_path / "demo").exists()
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
+    made(tmp_path)
+    with pytest.raises(InputError, match=r"federation.yaml already exists"):
+        made(tmp_path)
+    made(tmp_path, force=True)
+    with pytest.raises(InputError, match="several files are one for each learner"):
+        init_table(tmp_path / "x", ["a.csv", "b.csv"], "y", learners=3)
+    with pytest.raises(FedpipeError, match=r"unsupported format. Use one of .csv"):
+        init_table(tmp_path / "x", [tmp_path / "a.xlsx"], "y")
+    with pytest.raises(InputError, match="the folder's name is empty"):
+        init_table("", [tmp_path / "a.csv"], "y")

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedpipe.data.examples import Examples
+from fedpipe.errors import ExportError, ModelError
+from fedpipe.learners.numpy import NumpyModel
+from fedpipe.registry import rehearsal
+from fedpipe.registry.rehearsal import rehearse
+from tests.federations import make_federation
+from tests.models import LINEAR
+
+RNG = np.random.default_rng(0)
+FEW = Examples(RNG.normal(size=(6, 4)).astype(np.float32), np.array([0, 1, 2, 0, 1, 2]))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "fedpipe" / "rehearsals"
+
+
+def notes(cache: Path) -> int:
+    return len(list(cache.iterdir())) if cache.exists() else 0
+
+
+def rehearsed(cache: Path, code: str = LINEAR, examples: Examples | None = FEW, **more: Any) -> bool:
+    """Whether it was rehearsed, and not found."""
+    before = notes(cache)
+    text = rehearse(make_federation(framework="numpy", **more), code, examples)
+    assert text == "15 parameters, input (None, 4), loss softmax"
+    return notes(cache) > before
+
+
+def test_once_for_each_model_and_its_settings(cache: Path) -> None:
+    assert rehearsed(cache)
+    assert not rehearsed(cache)
+    assert rehearsed(cache, code=LINEAR + "# another digest\n")
+    assert rehearsed(cache, export={"opset": 18})
+    assert rehearsed(cache, examples=Examples(FEW.x.astype(np.float64), FEW.y))  # type: ignore[union-attr]
+    assert not rehearsed(cache, export={"opset": 18}, quorum={"deadline": 5.0})
+    assert not rehearsed(cache, training={"rounds": 9, "batch_size": 1})
+
+
+def test_another_version_of_a_package_is_rehearsed_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rehearsed(cache)
+    monkeypatch.setattr(rehearsal, "_version_of", lambda name: "9.9" if name == "onnxruntime" else "1.0")
+    assert rehearsed(cache)
+
+
+def test_without_a_place_for_its_notes_it_is_repeated(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    cache.parent.parent.mkdir(exist_ok=True)
+    cache.parent.write_text("a file where the folder would be")
+    for _ in range(2):
+        rehearse(make_federation(framework="numpy"), LINEAR, FEW)
+
+
+def test_a_mistake_is_not_noted(cache: Path) -> None:
+    federation = make_federation(framework="numpy", export={"tolerance": 1e-30})
+    for _ in range(2):
+        with pytest.raises(ExportError, match=r"differs from the trained one by .*tolerance is 1e-30"):
+            rehearse(federation, LINEAR, Examples(1000 * FEW.x, FEW.y))  # type: ignore[operator]
+    assert not notes(cache)
+
+
+def test_without_an_export_nothing_is_converted(cache: Path) -> None:
+    federation = make_federation(framework="numpy", export="none")
+    assert federation.exported is None
+    rehearse(federation, LINEAR, Examples(FEW.x, FEW.y))
+    assert notes(cache) == 1
+
+
+def test_a_training_that_breaks_is_found() -> None:
+    """The loss of the first examples is finite, and the weights after a step are not."""
+    training = {"rounds": 1, "batch_size": 6, "learning_rate": 1e9}
+    large = Examples(1e36 * FEW.x, FEW.y)  # type: ignore[operator]
+    with pytest.raises(ModelError, match=r"the weights cannot be exchanged, because tensor '.*' holds NaN or infinity"):
+        rehearse(make_federation(framework="numpy", training=training), LINEAR, large)
+
+
+def test_labels_are_tried_even_when_the_rest_has_passed(cache: Path) -> None:
+    assert rehearsed(cache)
+    with pytest.raises(ModelError, match="the labels range from 0 to 7"):
+        rehearse(make_federation(framework="numpy"), LINEAR, Examples(FEW.x, np.array([0, 1, 2, 7, 1, 2])))
+
+
+def test_own_data_is_used_where_it_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    train = NumpyModel.train
+
+    def watched(self: NumpyModel, weights: Any, part: Any, *rest: Any, **more: Any) -> Any:
+        seen.append(part.x)
+        return train(self, weights, part, *rest, **more)
+
+    monkeypatch.setattr(NumpyModel, "train", watched)
+    np.savez(tmp_path / "b.npz", x=np.full((20, 4), 7.0), y=np.tile([0, 1], 10))
+    learners = [{"name": "a", "data": "/nowhere/a.npz"}, {"name": "b", "data": str(tmp_path / "b.npz")}]
+    rehearse(make_federation(framework="numpy", learners=learners), LINEAR, None)
+    (x,) = seen
+    assert np.unique(x).tolist() == [7.0]
