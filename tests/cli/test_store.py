@@ -39,7 +39,7 @@ def test_prune(runs: Path) -> None:
     assert "KiB; add --yes" in " ".join(shown.split())
     assert list(store.keys()) == before
 
-    found = json.loads(invoked("-f", str(runs), "--keep-runs", "1", "--json"))
+    found = json.loads(CliRunner().invoke(app, ["prune", "-f", str(runs), "--keep-runs", "1", "--json"]).stdout)
     assert [(one["run"], one["fate"]) for one in found["runs"]] == [("one", "records")]
     assert found["objects"] > 5
     assert found["size"] > 1000

@@ -9,7 +9,7 @@ import typer
 
 from fedpipe.cli.options import FEDERATION, FederationOption, JsonOption, StoreOption, forwarded
 from fedpipe.cli.panels import Panel
-from fedpipe.cli.text import following, note, say, show_json, show_table
+from fedpipe.cli.text import busy, note, say, show_json, show_table
 from fedpipe.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,15 +56,9 @@ def prune(
     """
     from fedpipe.commands.prune import prune as remove
 
-    with following("looking at the store") as change_state:
-
-        def show(done: int, of: int) -> None:
-            change_state(f"removed {done} of {of}")
-
-        found = remove(
-            file, store=store, keep_runs=keep_runs, older_than=_days(older_than), drop_replays=drop_replays,
-            abandoned=tuple(abandoned or ()), yes=yes, listener=show,
-        )  # fmt: skip
+    rules = {"keep_runs": keep_runs, "older_than": _days(older_than), "abandoned": tuple(abandoned or ())}
+    with busy("removing" if yes else "looking at the store"):
+        found = remove(file, store=store, drop_replays=drop_replays, yes=yes, **rules)  # type: ignore[arg-type]
     if as_json:
         show_json(found._asdict() | {"runs": [loss._asdict() for loss in found.runs]})
     else:
