@@ -300,26 +300,16 @@ class MinioStore:
             temporary.unlink(missing_ok=True)
 
     def keys(self, prefix: str = "", *, limit: int = 0) -> Iterator[str]:
-        yield from (entry.key for entry in self._listed(prefix, limit))
+        yield from (entry.key for entry in self.entries(prefix, limit))
 
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
-        yield from self._listed(prefix, 0)
-
-    def _listed(self, prefix: str, limit: int) -> list[Entry]:
+    def entries(self, prefix: str = "", limit: int = 0) -> Iterator[Entry]:
         root = f"{self._prefix}/" if self._prefix else ""
 
         def call() -> list[Entry]:
             found = self._client.list_objects(self._bucket, prefix=root + prefix, recursive=True)
-            return [
-                Entry(
-                    str(o.object_name)[len(root) :],
-                    o.size or 0,
-                    o.last_modified.timestamp() if o.last_modified else 0.0,
-                )
-                for o in itertools.islice(found, limit or None)
-            ]
+            return [_entry(one, len(root)) for one in itertools.islice(found, limit or None)]
 
-        return sorted(self._retried(call, prefix))
+        yield from sorted(self._retried(call, prefix))
 
     def folders(self) -> list[str]:
         root = f"{self._prefix}/" if self._prefix else ""
@@ -388,6 +378,10 @@ class _MinioReader:
         if self._response is not None:
             _release(self._response)
             self._response = None
+
+
+def _entry(found: Any, skipped: int) -> Entry:
+    return Entry(str(found.object_name)[skipped:], found.size or 0, found.last_modified.timestamp())
 
 
 def _refusal(response: Any) -> Exception:
