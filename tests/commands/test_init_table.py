@@ -13,6 +13,7 @@ from fedpipe.commands.check import check
 from fedpipe.commands.init import Framework
 from fedpipe.commands.init_table import init_table
 from fedpipe.commands.predict import predict_file
+from fedpipe.data.tables import read_table
 from fedpipe.errors import DataError, FedpipeError, InputError
 from fedpipe.federation.file import read_federation
 from tests.commands.test_table_run import rows, write
@@ -130,3 +131,59 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
         init_table(tmp_path / "x", [tmp_path / "a.xlsx"], "y")
     with pytest.raises(InputError, match="the folder's name is empty"):
         init_table("", [tmp_path / "a.csv"], "y")
+
+
+DOUBTS: dict[str, tuple[list[str], str]] = {
+    "decimal commas": ([f"{k},5" for k in range(60)], "'0,5' is not a number, so the column is left out. Write decimals"),
+    "dates of another country": (
+        [f"{1 + k % 28:02}.{1 + k % 12:02}.{2000 + k}" for k in range(60)],
+        "'01.01.2000' is not a date, so the column is left out. Write dates as YYYY-MM-DD",
+    ),
+    "a limit of detection": (
+        ["<0.1", *(f"{k / 7:.3f}" for k in range(59))], "'<0.1' is not a number, so the column is left out. Correct",
+    ),
+    "units": ([f"{k} mg" for k in range(60)], "'0 mg' is not a number, so the column is left out. Write the number without"),
+    "few numbers with commas": (["1,5", "2,5"] * 30, "'1,5' is not a number, so the column is a category"),
+    "spellings": (["m", "M ", "f"] * 20, "column 'c': the categories 'M' and 'm' may be the same. Write them alike."),
+    "words": (["ward", "home"] * 30, ""),
+    "codes": (["007", "012"] * 30, ""),
+    "texts": ([f"patient {k} is well" for k in range(60)], ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DOUBTS)
+def test_doubts_about_columns_are_told(tmp_path: Path, name: str) -> None:
+    cells, doubt = DOUBTS[name]
+    write(tmp_path / "d.csv", [{"a": k / 7, "c": cell, "y": k % 2} for k, cell in enumerate(cells)])
+    told = init_table(tmp_path / "demo", [tmp_path / "d.csv"], "y").doubts
+    assert [doubt in line for line in told] == ([True] if doubt else [])
+
+
+def test_doubts_about_labels_and_columns_that_a_file_lacks(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", [{"a": k / 7, "b": k, "y": "no" if k % 2 else "yes"} for k in range(60)])
+    write(tmp_path / "b.csv", [{"a": k / 7, "y": k % 2} for k in range(60)])
+    told = init_table(tmp_path / "demo", [tmp_path / "a.csv", tmp_path / "b.csv"], "y").doubts
+    assert told[0] == "column 'y': the classes '0' and 'no' may be the same. Write them alike."
+    assert told[1] == f"{tmp_path / 'b.csv'} lacks the column 'b', so it is left out."
+    content = (
+        (tmp_path / "demo" / "federation.yaml").read_text().replace('"0", "1", "no", "yes"', '"no", "yes", "0", "1"')
+    )
+    (tmp_path / "demo" / "federation.yaml").write_text(content)
+    (found,) = (finding.what for finding in check(tmp_path / "demo" / "federation.yaml") if finding.subject == "table")
+    assert "; note: the classes 'no' and '0' may be the same" in found
+
+
+def test_long_names_of_columns_do_not_move_all_remarks(tmp_path: Path) -> None:
+    made(tmp_path, rows=[{"long " * 30: k / 7, "b": k, "diagnosis": k % 2} for k in range(40)])
+    lines = (tmp_path / "demo" / "federation.yaml").read_text().splitlines()
+    assert max(len(line) for line in lines if line.startswith("    b:")) < 80
+
+
+def test_a_column_whose_name_is_too_long_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "d.csv", [{"n" * 201: k, "a": k / 7, "y": k % 2} for k in range(60)])
+    told = init_table(tmp_path / "demo", [tmp_path / "d.csv"], "y", framework=Framework.numpy).doubts
+    assert len(told) == 1
+    assert "is too long, so the column is left out" in told[0]
+    check(tmp_path / "demo" / "federation.yaml")
+    with pytest.raises(DataError, match=r"has 201 characters. Shorten it to 200, or add it to data.ignore"):
+        read_table(tmp_path / "d.csv", "auto", "y")

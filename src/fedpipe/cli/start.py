@@ -15,6 +15,8 @@ from fedpipe.commands.init import Algorithm, Framework
 from fedpipe.errors import InputError
 
 commands = Panel("Start")
+MOST_DOUBTS = 10
+"""Most doubts about columns that are printed."""
 
 
 @commands.add(
@@ -49,10 +51,15 @@ def init(
         raise InputError("a table needs --from and --label", remedy=remedy)
     if table and algorithm != Algorithm.averaging:
         raise InputError("a table begins with averaging", remedy="Change `algorithm` in federation.yaml afterwards.")
+    doubts: tuple[str, ...] = ()
     if table:
-        names = init_table(folder, table, label, learners=learners, by=by, framework=framework, force=force)
+        names, doubts = init_table(folder, table, label, learners=learners, by=by, framework=framework, force=force)
     else:
         names = write(folder, algorithm, framework, force=force)
+    for doubt in doubts[:MOST_DOUBTS]:
+        note(doubt)
+    if len(doubts) > MOST_DOUBTS:
+        note(f"{len(doubts) - MOST_DOUBTS} more columns are in doubt: see the remarks in federation.yaml")
     say(f"wrote {', '.join(names)} to {folder}")
     say(f"next: fedpipe run {shlex.quote(str(folder / 'federation.yaml'))}")
 
@@ -83,7 +90,7 @@ def explore(
 
     with busy("looking"):
         found = look(file, output)
-    rows = [list(row.items())[:-1] for row in table(found)]  # the features are only for the page
+    rows = [[(name, value) for name, value in row.items() if name != "features"] for row in table(found)]
     head = [name for name, _ in rows[0]] if rows else []
     lines = [[label_line(found, view)] if found.classes else [] for view in found.views]
     show_table(

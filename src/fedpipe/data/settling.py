@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from fedpipe.data.cells import printable
 from fedpipe.data.examples import Examples
 from fedpipe.data.schema import MOST_CLASSES, NUMERIC, Column, LabelKind, Schema
 from fedpipe.data.statistics import ColumnSummary, Numbers, Report, flaw_of, merged, summary_of
@@ -163,7 +164,8 @@ def _column(federation: Federation, summary: ColumnSummary, reports: Sequence[Re
         return Column(name=name, kind=kind, missing=missing, mean=mean, deviation=deviation)
     if kind == "text":
         return Column(name=name, kind=kind, missing=missing)
-    categories = federation.data.categories_of(name) or tuple(sorted(summary.categories))
+    declared = tuple(map(printable, federation.data.categories_of(name)))
+    categories = declared or tuple(sorted(summary.categories))
     if not categories:
         raise DataError(
             f"no learner discloses categories of the column {name!r}",

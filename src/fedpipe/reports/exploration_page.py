@@ -147,8 +147,8 @@ def _row(view: View, distance: str) -> dict[str, str]:
         "learner": view.learner,
         "examples": f"{view.examples} ({parts})" if len(view.parts) > 1 else str(view.examples),
         **({"classes": str(len(view.labels)), "distance of labels": distance} if distance else {}),
-        "features": f"{low:.4g} to {high:.4g}, mean {mean:.4g}, deviation {deviation:.4g}",
-    }
+        **({} if view.report else {"features": f"{low:.4g} to {high:.4g}, mean {mean:.4g}, deviation {deviation:.4g}"}),
+    }  # numbers over all columns of a table mean nothing
 
 
 def _label_bars(exploration: Exploration) -> str:
