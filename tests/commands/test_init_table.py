@@ -104,6 +104,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "names of patients": (
         {"rows": [{"a": k, "diagnosis": f"name {k}"} for k in range(200)]}, "200 different names.*Name another column",
     ),
+    "dates as labels": (
+        {"rows": [{"a": k, "diagnosis": f"2024-01-{1 + k % 9:02}"} for k in range(60)]},
+        "the labels are dates, such as 2024-01-01. Name another column",
+    ),
     "no rows": ({"rows": [{"a": 1, "diagnosis": "x"}] * 3}, "has 3 rows. Use at least 10"),
     "too many learners": ({"learners": 50}, "200 rows are too few for 50 learners. Use at most 20"),
     "one key": ({"rows": [{"k": 1, "a": k, "diagnosis": k % 2} for k in range(40)], "by": "k"}, "'k' has 1 values"),

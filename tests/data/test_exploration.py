@@ -113,7 +113,7 @@ def test_the_command(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     result = CliRunner().invoke(app, ["explore", str(digits / "federation.yaml")])
     assert result.exit_code == 0, result.output
     assert "hospital-e" in result.output
-    assert "heterogeneity of labels 0.372" in result.output
+    assert "heterogeneity of labels 0.380" in result.output
     page = (tmp_path / "data.html").read_text()
     assert "Mean picture of each label" in page
     assert not (digits / "store").exists()

@@ -151,7 +151,7 @@ def test_parquet_files_that_are_refused(tmp_path: Path) -> None:
 
 
 def test_names_and_categories_from_word_processors_are_plain_text(tmp_path: Path) -> None:
-    """No-break spaces, line breaks and zero-width spaces are no reason to lose statistics."""
+    """No-break spaces, line breaks and zero-width spaces do not cost a learner its statistics."""
     sheet = read(tmp_path, '"height\u00a0(cm)","a\nb\u200b"\n1,"not\u00a0known"\n2,"two\nlines"\n')
     assert sheet.names == ("height (cm)", "a b")
     assert sheet.parse("a b", "category").tolist() == ["not known", "two lines"]

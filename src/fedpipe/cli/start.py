@@ -38,7 +38,9 @@ def init(
         typer.Option("--from", help="A table: .csv, .parquet or .npz; several: one for each learner.", metavar="FILE"),
     ] = None,
     label: Annotated[str, typer.Option("--label", help="With --from: the column to predict.")] = "",
-    learners: Annotated[int, typer.Option("--learners", min=0, help="With --from: how many share one file.")] = 0,
+    learners: Annotated[
+        int, typer.Option("--learners", min=0, max=1000, help="With --from: how many share one file.")
+    ] = 0,
     by: Annotated[str, typer.Option("--by", help="With --from: the column whose values stay together.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedpipe.commands.init import Framework, write_texts
 from fedpipe.data.alike import alike_note
-from fedpipe.data.cells import is_missing
+from fedpipe.data.cells import fits, is_missing
 from fedpipe.data.examples import in_order
 from fedpipe.data.schema import LONGEST_NAME
 from fedpipe.data.sheets import Sheet
@@ -128,6 +128,9 @@ def _task(sheets: Sequence[Sheet], label: str) -> Task:
         low, high = min(values), max(values)
         return Task(label, (), f"a number from {low:g} to {high:g}, so this is a regression")
     classes = in_order(str(value) if named else str(int(value)) for value in values)
+    if named and fits("date", classes):
+        remedy = "Name another column with --label, or turn dates into classes or numbers."
+        raise DataError(f"the labels are dates, such as {classes[0]}", where=where, remedy=remedy)
     return Task(label, tuple(classes), f"{len(classes)} classes")
 
 

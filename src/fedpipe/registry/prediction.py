@@ -190,10 +190,11 @@ def _by_input(inputs: list[TensorSpec], features: Any, card: Card) -> Mapping[st
     names = [spec.name for spec in inputs]
     if hasattr(features, "columns") and hasattr(features, "to_numpy"):  # of pandas
         features = {str(name): features[name] for name in features.columns} if card.columns else features.to_numpy()
-    if card.columns and isinstance(features, Mapping) and set(names).isdisjoint(features):
-        from fedpipe.registry.columns import features_by_name  # imports this module
+    if card.columns and isinstance(features, Mapping):
+        from fedpipe.registry.columns import features_by_name, names_columns  # imports this module
 
-        return features_by_name(card.columns, features, inputs)
+        if names_columns(card.columns, list(features), names):
+            return features_by_name(card.columns, features, inputs)
     if not isinstance(features, Mapping):
         if len(inputs) > 1:
             what = f"the model takes {len(inputs)} inputs: {', '.join(map(repr, names))}"
