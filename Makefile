@@ -7,7 +7,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup setup-tff setup-bench demo test test-fast faults check cover mutants bench lock docs images e2e clean
+.PHONY: help setup setup-tff setup-bench demo test test-fast faults check cover mutants bench lock audit docs images e2e clean
 
 help: ## list the words
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,6 +88,9 @@ e2e: setup ## a real Kubernetes on this machine: chart, images, a federation of 
 
 lock: | $(UV) ## write requirements/*.txt, pinned by hash
 	UV="$(UV)" requirements/lock
+
+audit: ## look the packages of all locks up in the OSV database; ends with 3 where it cannot be reached
+	$(PYTHON) requirements/audit
 
 clean: ## remove environments and caches
 	rm -rf .venv .venv-* .tools .cache demo

@@ -24,6 +24,7 @@ NAMES = (
     "vote_round",
     "session",
     "serving",
+    "many_runs",
 )
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parent / "README.md"

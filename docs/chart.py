@@ -32,6 +32,12 @@ helm -n ml install prod helm/fedpipe --set store.existingSecret=store \\
 helm -n ml test prod
 ```
 
+Clients need a token, which the chart makes and an upgrade keeps: `helm status prod` shows how to read it. Where
+templates are rendered without a cluster, make a Secret and name it in `serving.tokenSecret`.
+
+NetworkPolicies open only what they name. The store is named by the endpoint in `store.uri`, if that is a service of the
+cluster or an address. Name any other in `egress.store`: `--set 'egress.store[0].ipBlock.cidr=192.0.2.0/24'`.
+
 The key in the Secret needs to read `NAME/models/*` and to list the bucket below it, nothing else. On MinIO, the chart
 makes that user itself: `--set bucket.enabled=true,bucket.adminSecret=...,bucket.serverSecret=store`.
 
@@ -39,6 +45,7 @@ For the learners, in the namespace where Kubeflow runs their pods:
 
 ```sh
 helm -n kubeflow install digits helm/fedpipe --set serving.enabled=false,federation.name=digits \\
+  --set 'store.uri=s3://bucket/prefix/digits?endpoint=http://minio.minio.svc:9000' \\
   --set 'federation.learners[0].name=hospital-a,federation.learners[0].secret=fedpipe-digits-hospital-a'
 ```
 

@@ -267,7 +267,12 @@ def files(rooms: Iterable[str], root: Path = ROOT) -> list[Path]:
 def _is_foreign(path: Path, root: Path) -> bool:
     name = path.relative_to(root)
     linked = any((root / parent).is_symlink() for parent in name.parents)
-    return linked or "__pycache__" in name.parts or name.as_posix() in EXEMPT or path.name.startswith("digests.yaml")
+    return (
+        linked
+        or "__pycache__" in name.parts
+        or name.as_posix() in EXEMPT
+        or path.name.startswith(("digests.yaml", "chart-values.yaml"))
+    )
 
 
 def room_of(path: str) -> str:

@@ -33,7 +33,7 @@ def place_coordinator(task: dsl.PipelineTask, federation: Federation, name: str,
     _give_secret(task, federation, federation.secret)
     if signs and federation.secret and federation.store_uri.startswith("s3://"):
         _give_key(task, federation.secret)
-    place_on(task, _of_kind(task, federation))
+    place_on(task, federation.placement_of(task.component_spec.name))
 
 
 def place_learner(task: dsl.PipelineTask, federation: Federation, learner: LearnerSettings, name: str) -> None:
@@ -44,7 +44,7 @@ def place_learner(task: dsl.PipelineTask, federation: Federation, learner: Learn
     _give_secret(task, federation, secret)
     if learner.secret:  # `fedpipe enroll` adds the key that signs its updates
         _give_key(task, secret)
-    placement = learner.placement.over(_of_kind(task, federation))
+    placement = federation.placement_of(task.component_spec.name, learner.name)
     if learner.placement.in_form:
         placement = _place_by_form(task, learner, placement)
     place_on(task, placement)
@@ -97,12 +97,6 @@ def _place_by_form(task: dsl.PipelineTask, learner: LearnerSettings, placement: 
         task.set_accelerator_limit(form[f"{prefix}_accelerators"])
         accelerator = None
     return msgspec.structs.replace(placement, node_selector={}, tolerations=(), accelerator=accelerator)
-
-
-def _of_kind(task: dsl.PipelineTask, federation: Federation) -> Placement:
-    """Returns the placement of all steps of this kind in the file."""
-    kind = task.component_spec.name
-    return {str(name): placement for name, placement in federation.placement.items()}.get(kind, Placement())
 
 
 def place_on(task: dsl.PipelineTask, placement: Placement) -> None:

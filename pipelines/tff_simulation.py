@@ -12,7 +12,7 @@ from typing import Any
 
 from fedpipe.federation.federation import Federation
 from fedpipe.pipelines.frame import component, framed
-from fedpipe.pipelines.placement import place_coordinator, place_on
+from fedpipe.pipelines.placement import place_coordinator
 
 
 def tff_simulation(federation: Federation, federation_json: str, code: str, process: str, tff_model: str) -> Any:
@@ -33,7 +33,6 @@ def tff_simulation(federation: Federation, federation_json: str, code: str, proc
     def learn(place: Any, weights: Any) -> Any:
         simulated = component(federation, "simulate")(place=place, base=weights, process=process, tff_model=tff_model)
         place_coordinator(simulated, federation, "simulate")
-        place_on(simulated, federation.simulation.placement)
         return simulated.outputs["weights"]
 
     by = federation.simulation.process or federation.simulation.algorithm

@@ -27,6 +27,8 @@ def in_models(function: Any, *arguments: Any) -> st.SearchStrategy[str]:
 KEYS: dict[str, st.SearchStrategy[str]] = {
     "HEAD": st.just(keys.HEAD),
     "ENROLLED": st.just(keys.ENROLLED),
+    "PRUNING": st.just(keys.PRUNING),
+    "CATALOGUE": st.just(keys.CATALOGUE),
     "content": st.builds(
         keys.content, DIGESTS, st.none() | NAMES, st.sampled_from(["objects", "proposals", "coordinator"])
     ),
@@ -42,6 +44,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     "onnx": st.builds(keys.onnx, RUNS),
     "summary": st.builds(keys.summary, RUNS),
     "report": st.builds(keys.report, RUNS),
+    "pruned": st.builds(keys.pruned, RUNS),
     "state": st.builds(keys.state, RUNS, ROUNDS),
     "timing": st.builds(keys.timing, RUNS, ROUNDS, STEPS, st.just("") | NAMES),
     "events": st.builds(keys.events, RUNS, ROUNDS, st.just("") | NAMES),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def test_it_lints(values: dict[str, str]) -> None:
 
 def test_by_default_it_is_a_deployment_with_all_that_guards_it() -> None:
     assert set(rendered(**STORE)) == {
-        "Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "Pod",
+        "Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "Pod", "Secret",
     }  # fmt: skip
     assert set(rendered(**ALL)) >= {"HorizontalPodAutoscaler", "ServiceMonitor"}
 
@@ -102,7 +104,7 @@ def test_a_service_account_with_an_identity_needs_no_secret() -> None:
     variables = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
     assert variables["HTTPS_PROXY"] == "http://proxy:3128"
     assert "FEDPIPE_SECRET_DIR" not in variables
-    assert not any("secret" in volume for volume in spec["volumes"])
+    assert [v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v] == ["prod-fedpipe-token"]
     assert "eks.amazonaws.com/role-arn" in found["ServiceAccount"]["metadata"]["annotations"]
 
 
@@ -127,6 +129,179 @@ def test_values_that_are_wrong(values: dict[str, str], message: str) -> None:
     done = helm("template", "prod", str(CHART), **values)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+FEDERATION = {**STORE, "federation.name": "digits", "federation.learners[0].name": "a"}
+TRIAL = {
+    "trialStore.enabled": "true",
+    "trialStore.secret": "admin",
+    "bucket.enabled": "true",
+    "bucket.adminSecret": "admin",
+}
+DIGEST = "sha256:" + "ab" * 32
+
+
+def everything(**values: str) -> list[dict[str, Any]]:
+    done = helm("template", "prod", str(CHART), "--namespace", "ml", **values)
+    assert done.returncode == 0, done.stderr
+    return [one for one in yaml.safe_load_all(done.stdout) if one]
+
+
+def policies(**values: str) -> dict[str, dict[str, Any]]:
+    return {one["metadata"]["name"]: one["spec"] for one in everything(**values) if one["kind"] == "NetworkPolicy"}
+
+
+def peers_of(policy: dict[str, Any], port: int) -> list[dict[str, Any]]:
+    """The peers to which a policy opens a port."""
+    rules = [rule for rule in policy["egress"] if port in [one["port"] for one in rule["ports"]]]
+    return [peer for rule in rules for peer in rule["to"]]
+
+
+DNS = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}]  # fmt: skip
+
+
+def test_no_policy_opens_a_port_to_any_host() -> None:
+    found = policies(**FEDERATION, **TRIAL)
+    assert set(found) == {
+        "prod-fedpipe-serving", "prod-fedpipe-digits-steps", "prod-fedpipe-bucket", "prod-fedpipe-store",
+    }  # fmt: skip
+    for name, policy in found.items():
+        assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+        for rule in policy["egress"]:
+            assert rule["to"], name
+            assert all(rule["to"]), name
+            assert rule["ports"], name
+        if name != "prod-fedpipe-store":
+            assert peers_of(policy, 53) == DNS
+    assert found["prod-fedpipe-store"]["egress"] == []
+    ingress = found["prod-fedpipe-store"]["ingress"]
+    assert [list(one) for rule in ingress for one in rule["from"]] == [["podSelector"], ["podSelector"]]
+    assert found["prod-fedpipe-digits-steps"]["ingress"] == found["prod-fedpipe-bucket"]["ingress"] == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "peer"),
+    [
+        ("http://minio:9000", {"podSelector": {}}),
+        ("http://minio.store.svc:9000", {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "store"}}}),
+        ("https://minio.s-3.svc.cluster.local", {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "s-3"}}}),
+        ("http%3A%2F%2Fminio.store%3A9000", {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "store"}}}),
+        ("http://10.1.2.3:9000&region=x", {"ipBlock": {"cidr": "10.1.2.3/32"}}),
+    ],
+)  # fmt: skip
+def test_the_store_is_named_by_its_endpoint(endpoint: str, peer: dict[str, Any]) -> None:
+    found = policies(**{**FEDERATION, "store.uri": f"s3://models/prod/digits?endpoint={endpoint}"})
+    for name in ("prod-fedpipe-serving", "prod-fedpipe-digits-steps"):
+        assert peer in peers_of(found[name], 9000)
+
+
+def test_the_trial_store_is_named_by_its_pods() -> None:
+    uri = "s3://models/prod/digits?endpoint=http://prod-fedpipe-store.ml.svc:9000"
+    found = policies(**{**FEDERATION, **TRIAL, "store.uri": uri})
+    labels = {"app.kubernetes.io/instance": "prod", "app.kubernetes.io/component": "store"}
+    for name in ("prod-fedpipe-serving", "prod-fedpipe-digits-steps", "prod-fedpipe-bucket"):
+        assert {"podSelector": {"matchLabels": labels}} in peers_of(found[name], 9000)
+
+
+@pytest.mark.parametrize("uri", ["s3://models/prod/digits", "s3://models/prod/digits?endpoint=https://s3.example.org"])
+def test_a_store_outside_the_cluster_must_be_named(uri: str) -> None:
+    values = {**FEDERATION, "store.uri": uri}
+    for policy in policies(**values).values():
+        assert peers_of(policy, 443) == []
+        assert all(rule["to"] for rule in policy["egress"])
+    given = {**values, "egress.store[0].ipBlock.cidr": "192.0.2.0/24", "egress.dns[0].ipBlock.cidr": "10.0.0.10/32",
+             "egress.more[0].to[0].ipBlock.cidr": "192.0.2.7/32", "egress.more[0].ports[0].port": "3128",
+             "federationPolicy.apiServer[0].ipBlock.cidr": "10.9.9.9/32"}  # fmt: skip
+    for name, policy in policies(**given).items():
+        assert {"ipBlock": {"cidr": "192.0.2.0/24"}} in peers_of(policy, 443)
+        assert peers_of(policy, 53) == [{"ipBlock": {"cidr": "10.0.0.10/32"}}]
+        assert peers_of(policy, 3128) == [{"ipBlock": {"cidr": "192.0.2.7/32"}}]
+        assert bool(peers_of(policy, 6443)) == name.endswith("steps")
+
+
+def test_clients_need_a_token_by_default() -> None:
+    """The chart makes one, of 40 random characters; every installation has another."""
+    made = [one for one in everything(**STORE) if one["kind"] in ("Secret", "Deployment")]
+    again = next(one for one in everything(**STORE) if one["kind"] == "Secret")
+    secret, deployment = sorted(made, key=lambda one: str(one["kind"]), reverse=True)
+    token = base64.b64decode(secret["data"]["token"]).decode()
+    assert re.fullmatch("[A-Za-z0-9]{40}", token)
+    assert again["data"]["token"] != secret["data"]["token"]
+    spec = deployment["spec"]["template"]["spec"]
+    assert "--token-file=/secrets/token/token" in spec["containers"][0]["args"]
+    assert {"name": "token", "secret": {"secretName": secret["metadata"]["name"]}} in spec["volumes"]
+    monitor = rendered(**STORE, **{"serviceMonitor.enabled": "true"})["ServiceMonitor"]["spec"]["endpoints"][0]
+    assert monitor["authorization"]["credentials"] == {"name": secret["metadata"]["name"], "key": "token"}
+
+
+@pytest.mark.parametrize("values", [{"serving.tokenSecret": "mine"}, {"serving.anonymous": "true"}])
+def test_the_token_is_ones_own_or_none(values: dict[str, str]) -> None:
+    found = rendered(**STORE, **values)
+    assert "Secret" not in found
+    spec = found["Deployment"]["spec"]["template"]["spec"]
+    assert ("--token-file=/secrets/token/token" in spec["containers"][0]["args"]) == ("serving.tokenSecret" in values)
+
+
+def images_in(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        inner = set().union(*map(images_in, value.values()))
+        return inner | ({value["image"]} if isinstance(value.get("image"), str) else set())
+    return set().union(*map(images_in, value)) if isinstance(value, list) else set()
+
+
+def test_images_by_digest() -> None:
+    digests = {"image.digest": DIGEST, "bucket.digest": DIGEST, "trialStore.image": f"minio/minio@{DIGEST}"}
+    names = {"fedpipe/serve", "fedpipe/core", "minio/minio"}
+    assert images_in(everything(**FEDERATION, **TRIAL, **digests)) == {f"{name}@{DIGEST}" for name in names}
+    assert images_in(everything(**FEDERATION, **TRIAL, **digests, requireDigests="true"))
+    for left_out in digests:
+        values = {**FEDERATION, **TRIAL, **digests, "requireDigests": "true"} | {left_out: ""}
+        values["trialStore.image"] = values["trialStore.image"] or "minio/minio:1"
+        done = helm("template", "prod", str(CHART), **values)
+        assert done.returncode != 0
+        assert "has no digest, and requireDigests is true" in done.stderr
+    for image in images_in(everything(**FEDERATION, **TRIAL)):
+        assert not image.endswith(":latest")
+        assert ":" in image
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"store.uri": "s3://key:secret@b/p"}, "store.uri contains a user name or password"),
+        ({"store.uri": "s3://b/p?endpoint=https://user:secret@host"}, "store.uri contains a user name or password"),
+        ({"store.uri": "https://user:secret@host"}, "store.uri contains a user name or password"),
+        ({"image.digest": "sha256:1"}, "pattern"),
+        ({"image.digest": "latest"}, "pattern"),
+        ({"egress.dns": "null"}, "egress.dns is needed"),
+        ({"networkPolicy.storePorts": "null"}, "the ports of the store are needed"),
+        ({"egress.store[0].cidr": "1.2.3.4/32"}, "cidr"),
+        ({"egress.store[0].ipBlock.cidr": "0.0.0.0/0"}, "not"),
+        ({"egress.more[0].ports[0].port": "443"}, "to"),
+    ],
+)
+def test_values_that_would_open_too_much(values: dict[str, str], message: str) -> None:
+    done = helm("template", "prod", str(CHART), **{**FEDERATION, **values})
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "secret@" not in done.stderr
+
+
+def test_pods_of_the_chart_reserve_cores_and_memory() -> None:
+    for one in everything(**FEDERATION, **TRIAL):
+        if one["kind"] in ("Deployment", "Job"):
+            for container in one["spec"]["template"]["spec"]["containers"]:
+                assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+
+
+def test_the_job_sets_the_end_of_old_versions() -> None:
+    def arguments(**values: str) -> list[str]:
+        job = next(one for one in everything(**STORE, **TRIAL, **values) if one["kind"] == "Job")
+        return list(job["spec"]["template"]["spec"]["containers"][0]["args"])
+
+    assert len(arguments()) == 1
+    assert "--noncurrent-days=30" in arguments(**{"bucket.noncurrentDays": "30"})
 
 
 def test_the_readme_lists_every_value() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedpipe.commands.plot import plot
     from fedpipe.commands.predict import predict_file
     from fedpipe.commands.promote import promote
+    from fedpipe.commands.prune import prune
     from fedpipe.commands.publish import sign
     from fedpipe.commands.run import run, simulate
     from fedpipe.commands.serve import serve
@@ -78,6 +79,7 @@ __all__ = [
     "predict_file",
     "prepare",
     "promote",
+    "prune",
     "read_federation",
     "report",
     "revoke",
@@ -130,6 +132,7 @@ _HOMES = {
     "predict_file": "commands.predict",
     "prepare": "commands.identities",
     "promote": "commands.promote",
+    "prune": "commands.prune",
     "read_federation": "federation.file",
     "report": "commands.compare",
     "revoke": "commands.identities",

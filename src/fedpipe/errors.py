@@ -26,7 +26,17 @@ FedpipeError                    exit code
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_CREDENTIALS = re.compile(
+    r"(?<=://)(?:[^\s'\"?#@]*:[^\s'\"?#]*|[^\s/'\"?#]*)@|(?<=%3A%2F%2F)[^\s'\"&]*%40", re.IGNORECASE
+)
+"""A user's name and password in a URI, or in one that is a parameter of another."""
+
+
+def _without_credentials(text: str) -> str:
+    return _CREDENTIALS.sub("***@", text)
 
 
 class FedpipeError(Exception):
@@ -41,8 +51,9 @@ class FedpipeError(Exception):
     exit_code = 3
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
-        super().__init__(what, where, remedy)
-        self.what, self.where, self.remedy = what, where, remedy
+        self.what = _without_credentials(what)
+        self.where, self.remedy = (text and _without_credentials(text) for text in (where, remedy))
+        super().__init__(self.what, self.where, self.remedy)
 
     def __str__(self) -> str:
         located = f"{self.where}: {self.what}" if self.where else self.what

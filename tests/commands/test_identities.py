@@ -11,9 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from minio.commonconfig import Filter
+from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from typer.testing import CliRunner
 
 import fedpipe
@@ -481,3 +484,25 @@ def test_every_step_in_a_process_of_its_own_with_its_own_identity(
     others = subprocess.run(command(secrets["hospital-a"], arguments), capture_output=True, text=True, check=False)
     assert others.returncode != 0
     assert "refuses the credentials" in others.stderr
+
+
+class TestLifecycle:
+    def test_old_versions_go_and_other_rules_stay(self, file: Path) -> None:
+        part, _, query = uri_of(file).partition("?")
+        store = open_store(f"{part}/tiny?{query}")
+        assert isinstance(store, MinioStore)
+        bucket = urlsplit(part).netloc
+        foreign = Rule("Enabled", rule_filter=Filter(prefix="logs/"), rule_id="theirs", expiration=Expiration(days=3))
+        store._client.set_bucket_lifecycle(bucket, LifecycleConfig([foreign]))
+        for days in (30, 7):
+            done = prepare(f"{part}/tiny?{query}", noncurrent_days=days)
+            assert done[1] == f"old versions below {urlsplit(part).path.strip('/')}/tiny/ are removed after {days} days"
+        found = store._client.get_bucket_lifecycle(bucket)
+        assert found is not None
+        kept, own = sorted(found.rules, key=lambda rule: str(rule.rule_id), reverse=True)
+        assert (kept.rule_id, kept.expiration.days) == ("theirs", 3)  # type: ignore[union-attr]
+        assert own.noncurrent_version_expiration.noncurrent_days == 7  # type: ignore[union-attr]
+        assert own.expiration is None
+        store._client.delete_bucket_lifecycle(bucket)
+        with pytest.raises(InputError, match="-1 is not a number of days"):
+            prepare(f"{part}/tiny?{query}", noncurrent_days=-1)

@@ -11,7 +11,7 @@ import pytest
 
 import fedpipe
 from fedpipe.commands.stop import stop
-from fedpipe.commands.watch import watch
+from fedpipe.commands.watch import Seen, watch
 from fedpipe.engine.local import Event
 from fedpipe.errors import InputError, NotFoundError, QuorumError
 from fedpipe.rounds.history import history, read_head
@@ -29,10 +29,8 @@ def head_of(store: Store) -> tuple[str, int]:
 
 def test_stop_and_watch(numpy_digits: Path) -> None:
     file = change(numpy_digits, **{"rounds: 10": "rounds: 1000", "local_epochs: 2": "local_epochs: 20"})
-    heard: list[tuple[str, str]] = []
-    watcher = threading.Thread(
-        target=watch, args=(file, "run-1"), kwargs={"listener": lambda *x: heard.append(x), "again": 0.05, "wait": True}
-    )
+    heard: list[Seen] = []
+    watcher = threading.Thread(target=lambda: heard.extend(watch(file, "run-1", again=0.05, wait=True)))
     store = store_of(numpy_digits / "store")
     with pytest.raises(NotFoundError, match="there is no run 'run-1'"):
         stop(file, "run-1")
@@ -54,13 +52,13 @@ def test_stop_and_watch(numpy_digits: Path) -> None:
     assert 3 <= summary["rounds"][-1]["round"] < 1000
     assert summary["evaluation"]["central"]
     assert "session ended: stopped on request" in (numpy_digits / "out" / "report.html").read_text()
-    lines = [line for line, _ in heard if line]
+    lines = [line for line in (seen.line for seen in heard) if line]
     assert sum(line.startswith("round ") for line in lines) == summary["rounds"][-1]["round"] + 1
     assert "5 learners" in lines[1]
     assert "train " in lines[1]
     assert "aggregate " in lines[1]
     assert lines[-1] == "the session ended: stopped on request"
-    assert any("awaiting" in state for _, state in heard)
+    assert any("awaiting" in state for state in (seen.state for seen in heard))
     with pytest.raises(InputError, match="has ended already"):
         stop(file, "run-1")
 

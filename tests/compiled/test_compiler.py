@@ -13,6 +13,7 @@ from fedpipe.compiled.estimate import Estimate
 from fedpipe.compiled.graph import check_arguments, read_graph
 from fedpipe.errors import FederationError, InputError, ModelError
 from fedpipe.federation.file import parse_federation, read_federation
+from fedpipe.federation.mistakes import quantity
 from tests.federations import make_federation
 
 PLACED = """
@@ -360,6 +361,42 @@ class TestPlacement:
         assert resources["exec-learn"]["resourceCpuRequest"] == "500m"
         assert resources["exec-learn"]["resourceMemoryLimit"] == "8Gi"
         assert "resourceMemoryLimit" not in resources["exec-score"]
+        assert resources["exec-score"]["resourceMemoryRequest"] == "1Gi"
+
+    def test_every_pod_reserves_cores_and_memory(self, placed: Any) -> None:
+        _, resources = placed
+        for name, found in resources.items():
+            assert found["resourceCpuRequest"], name
+            assert found["resourceMemoryRequest"], name
+        assert resources["exec-coordinate"] == {
+            "cpuRequest": 0.25, "memoryRequest": 0.536870912, "resourceCpuRequest": "250m",
+            "resourceMemoryRequest": "512Mi",
+        }  # fmt: skip
+        assert resources["exec-report"]["resourceCpuRequest"] == "100m"
+
+    def test_a_default_request_never_exceeds_a_limit(self, tmp_path: Path) -> None:
+        text = BY_KIND.replace("  - {name: b}", "  - {name: b, placement: {cpu: 100m, memory: 64Mi}}")
+        (tmp_path / "f.yaml").write_text(text + "  score: {cpu_request: '0', memory: 128Mi}\n")
+        federation = read_federation(tmp_path / "f.yaml")
+        learn, score = federation.placement_of("vote", "b"), federation.placement_of("score", "a")
+        assert (learn.cpu, learn.cpu_request, learn.memory, learn.memory_request) == ("100m", "", "64Mi", "")
+        assert (score.cpu_request, score.memory, score.memory_request) == ("500m", "128Mi", "")
+        (tmp_path / "model.py").write_text("def build(): ...\n")
+        compile_pipeline(federation, tmp_path / "p.yaml")
+        pipeline = next(iter(yaml.safe_load_all((tmp_path / "p.yaml").read_text())))
+        for executor in pipeline["deploymentSpec"]["executors"].values():
+            found = executor["container"]["resources"]
+            for what in ("Cpu", "Memory"):
+                if limit := found.get(f"resource{what}Limit"):
+                    assert quantity(found[f"resource{what}Request"]) <= quantity(limit)
+
+    def test_the_estimate_shows_what_is_reserved(self, tmp_path: Path) -> None:
+        (tmp_path / "f.yaml").write_text(BY_KIND)
+        (tmp_path / "model.py").write_text("def build(): ...\n")
+        found = compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
+        assert found.requests == (
+            "1 x learn: 500m cpu, 4Gi memory", "1 x learn: 1 cpu, 4Gi memory", "1 x coordinate: 250m cpu, 512Mi memory",
+        )  # fmt: skip
 
     def test_in_the_form(self, tmp_path: Path) -> None:
         """Checks that selector, tolerations and accelerator of a learner are parameters of a run."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from fedpipe.store import Blob, Reader, Store
+from fedpipe.store import Blob, Entry, Reader, Store
 from tests.simulation import Killed
 
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
@@ -86,8 +86,11 @@ class HookedStore:
     def download(self, key: str, path: Path) -> None:
         self._passed("download", key, path)
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        return self._passed("keys", prefix)
+    def keys(self, prefix: str = "", **more: Any) -> Iterator[str]:
+        return self._passed("keys", prefix, **more)
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        return self._passed("entries", prefix)
 
     def folders(self) -> list[str]:
         return self._passed("folders", "")

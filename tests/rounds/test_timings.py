@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fedpipe.rounds.timings import Timing, find_timing, note, read_timings
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import encode
@@ -37,3 +39,12 @@ def test_what_is_not_one_is_left_out(store: MemoryStore) -> None:
     assert find_timing(store, "r1", 2, "train", "a") == START
     assert find_timing(store, "r1", 4, "train", "a") is None
     assert list(read_timings(store, "r1", ("a",))) == [START, TRAIN]
+
+
+def test_a_learner_cannot_make_a_reader_list_forever(monkeypatch: pytest.MonkeyPatch, store: MemoryStore) -> None:
+    monkeypatch.setattr(keys, "MOST_LEFT", 5)
+    for number in range(10):
+        store.create(f"learners/a/runs/r1/junk/{number}", b"")
+        note(store, "r1", Timing(step="train", learner="a", round=number, started=1.0, seconds=1.0))
+    note(store, "r1", START)
+    assert len(list(read_timings(store, "r1", ("a",)))) == 1 + 5

@@ -20,6 +20,8 @@ SPELLED = {
     keys.HEAD: "HEAD",
     keys.ENROLLED: "enrolled",
     keys.probe("ff"): "probe-ff",
+    keys.PRUNING: "pruning",
+    keys.CATALOGUE: "catalogue",
     keys.content(DIGEST): f"objects/{HEX}",
     keys.content(DIGEST, kind="coordinator"): f"coordinator/{HEX}",
     keys.content(DIGEST, kind="proposals"): f"objects/{HEX}",
@@ -35,6 +37,7 @@ SPELLED = {
     keys.onnx("r"): "runs/r/onnx",
     keys.summary("r"): "runs/r/summary.json",
     keys.report("r"): "runs/r/report.html",
+    keys.pruned("r"): "runs/r/pruned",
     keys.state("r", 3): "runs/r/program/3",
     keys.timing("r", 3, "aggregate"): "runs/r/3/aggregate.time",
     keys.timing("r", 3, "train", "a"): "learners/a/runs/r/3/train.time",
@@ -55,7 +58,7 @@ SPELLED = {
     f"{keys.MODELS}/{keys.traffic('m')}": "models/m/traffic.json",
 }
 FOLDERS = {"run_folder", "learner_folder", "states"}
-OTHERS = {"note", "is_timing", "parse_events", "parse_model"}
+OTHERS = {"is_taken", "note", "is_timing", "parse_events", "parse_model"}
 
 
 def test_stores_of_earlier_versions_stay_readable() -> None:
@@ -65,7 +68,7 @@ def test_stores_of_earlier_versions_stay_readable() -> None:
 def test_every_function_has_a_strategy() -> None:
     found = inspect.getmembers(keys, lambda member: inspect.isfunction(member) and member.__module__ == keys.__name__)
     functions = {name for name, _ in found}
-    assert functions - FOLDERS - OTHERS | {"HEAD", "ENROLLED"} == set(KEYS)
+    assert functions - FOLDERS - OTHERS | {"HEAD", "ENROLLED", "PRUNING", "CATALOGUE"} == set(KEYS)
 
 
 @pytest.mark.parametrize("kind", KEYS)

@@ -40,3 +40,26 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be used"):
         LocalStore(tmp_path / "file").probe()
+
+
+def test_a_listing_never_leaves_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("x")
+    store = LocalStore(tmp_path / "store")
+    store.create("b/1", b"")
+    for prefix in ("/", "../", "b/../../", f"{tmp_path}/", "b//", "./", "b/./"):
+        assert list(store.keys(prefix)) == []
+        assert list(store.entries(prefix)) == []
+
+
+def test_empty_folders_can_be_removed(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    for key in ("runs/a/1/record", "runs/b/1/record"):
+        store.create(key, b"")
+    store.delete("runs/a/1/record")
+    assert store.below("runs").folders() == ["a", "b"]
+    store.remove_empty_folders()
+    assert store.below("runs").folders() == ["b"]
+    store.delete("runs/b/1/record")
+    store.remove_empty_folders()
+    assert store.folders() == []
+    assert store.create("runs/a/1/record", b"")

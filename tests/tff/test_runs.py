@@ -136,8 +136,8 @@ def test_ends_with_its_processes_and_its_output(linear: Path, tmp_path: Path) ->
         [*command, "-p", "rounds=3"], capture_output=True, text=True, timeout=300, env=os.environ | ours
     )
     assert done.returncode == 0, done.stderr
-    assert "round 3 of 3" in done.stdout
-    assert "test_accuracy" in done.stdout
+    assert "round 3 of 3" in done.stderr
+    assert "test_accuracy" in done.stderr
     assert_ended(ours)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [r["round"] for r in summary["rounds"]] == [1, 2, 3]

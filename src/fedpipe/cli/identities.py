@@ -158,11 +158,14 @@ def prepare(
         Path | None,
         typer.Option("--server", parser=given_folder, metavar="DIR", help=f"Keys of the server's user: {_MOUNTED}."),
     ] = None,
+    noncurrent_days: Annotated[
+        int, typer.Option("--noncurrent-days", min=0, help="Days after which old versions of objects go; 0: never.")
+    ] = 0,
 ) -> None:
     """Create a federation's bucket, and users for its coordinator and server, as the store's administrator."""
     from fedpipe.commands.identities import prepare as make
     from fedpipe.store.credentials import read_mounted
 
     users = [read_mounted(folder) if folder else None for folder in (coordinator, server)]
-    for line in make(uri, coordinator=users[0], server=users[1]):
+    for line in make(uri, coordinator=users[0], server=users[1], noncurrent_days=noncurrent_days):
         say(line)

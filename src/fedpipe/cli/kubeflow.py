@@ -70,6 +70,8 @@ def _estimate_rows(estimate: Estimate) -> Iterator[Sequence[Styled]]:
     yield "steps", f"{estimate.steps}, in {estimate.pods} pods"
     yield "pipeline", f"{estimate.pipeline_bytes / 1000:.0f} kB"
     yield "workflow", f"about {estimate.workflow_bytes / 1000:.0f} kB of Argo's 1049 kB, with its status"
+    for number, request in enumerate(estimate.requests):
+        yield "" if number else "reserved", request
     yield "overhead", f"about {estimate.overhead_seconds} s by Kubeflow, over {estimate.critical_steps} steps in a row"
 
 

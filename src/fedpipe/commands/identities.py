@@ -30,7 +30,7 @@ from fedpipe.commands.opened import StoreGiven
 from fedpipe.errors import InputError
 from fedpipe.federation.sources import Source
 from fedpipe.identity.enrolment import Enrolment, format_time, read_enrolled
-from fedpipe.identity.policies import Policy, coordinator_policy, server_policy
+from fedpipe.identity.policies import Policy, check_prefix, coordinator_policy, server_policy
 from fedpipe.identity.signing import COORDINATOR, make_key, public_key
 from fedpipe.store import check_uri, open_store
 from fedpipe.store.credentials import Credentials
@@ -137,13 +137,16 @@ def policy_of(source: Source, learner: str = "", *, store: StoreGiven = None, se
     return find_member(place, learner or COORDINATOR).policy(place)
 
 
-def prepare(uri: str, *, coordinator: Credentials | None = None, server: Credentials | None = None) -> list[str]:
+def prepare(
+    uri: str, *, coordinator: Credentials | None = None, server: Credentials | None = None, noncurrent_days: int = 0
+) -> list[str]:
     """Creates a federation's bucket and the users of its coordinator and its server, or updates existing ones.
 
     Args:
         uri: of the federation's own part of the store: `s3://bucket/prefix/NAME`, with its endpoint.
         coordinator: credentials for a user that the coordinator's steps use.
         server: credentials for a user that `fedpipe serve` uses.
+        noncurrent_days: days after which old versions of objects go, in a bucket with versions; 0 for no such rule.
 
     Returns:
         A line for each thing that was done.
@@ -152,6 +155,7 @@ def prepare(uri: str, *, coordinator: Credentials | None = None, server: Credent
         InputError: the URI names no federation in an S3 store.
         StoreError: the store refuses, or cannot create users.
     """
+    from fedpipe.store.lifecycle import expire_old_versions
     from fedpipe.store.s3 import MinioStore
     from fedpipe.store.users import Users
 
@@ -163,11 +167,15 @@ def prepare(uri: str, *, coordinator: Credentials | None = None, server: Credent
             where=uri,
             remedy="Write s3://bucket/prefix/NAME?endpoint=...",
         )
+    check_prefix(parts.netloc, prefix)
     store = open_store(uri)
     assert isinstance(store, MinioStore)
     made = store.make_bucket()
     store.probe()
     done = [f"bucket {parts.netloc} {'was created' if made else 'exists'} and honours conditional writes"]
+    if noncurrent_days:
+        expire_old_versions(store, noncurrent_days)
+        done.append(f"old versions below {prefix}/ are removed after {noncurrent_days} days")
     for who, credentials, policy in (
         ("coordinator", coordinator, coordinator_policy(parts.netloc, prefix)),
         ("server", server, server_policy(parts.netloc, prefix)),

@@ -27,6 +27,7 @@ from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, keys_at_hand, 
 from fedpipe.rounds.beginning import resumes
 from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Settings
+from fedpipe.rounds.pruning import entered
 from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
@@ -231,6 +232,8 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> list[preflig
     else:
         store.probe()
     if job.federation is not None:
+        with entered(store.below(job.federation.name), name):
+            pass  # before anything is trained; the step `shard` looks again
         exports = any(task.step == "export" for task in job.graph.tasks)
         _check_keys(store.below(job.federation.name), job.federation, exports=exports)
     if job.federation is not None and not is_settled(store.below(job.federation.name), name):

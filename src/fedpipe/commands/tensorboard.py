@@ -72,7 +72,7 @@ def find_events(store: Store, run: str) -> Iterator[Events]:
     record = find_run(store, run)
     names = [learner.name for learner in read_plan(store, record.plan).federation.learners]
     for owner in ("", *names):
-        for key in store.keys(keys.run_folder(run, owner)):
+        for key in store.keys(keys.run_folder(run, owner), limit=keys.MOST_LEFT):
             if found := keys.parse_events(key, run, owner):
                 number, name = found
                 folder = Path(owner) / f"round-{number}" if owner else Path("simulation")

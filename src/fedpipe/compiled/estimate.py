@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 from fedpipe.compiled.graph import Graph
@@ -19,7 +20,8 @@ class Estimate(NamedTuple):
     """Estimates the load of a compiled pipeline on KFP.
 
     `workflow_bytes` is the size of the Argo workflow with its status; `overhead_seconds` is KFP's overhead on the
-    critical path.
+    critical path. `requests` describe what the learners of a round reserve, such as `5 x learn: 500m cpu, 1Gi memory`;
+    in a session also what the coordinator does.
     """
 
     steps: int
@@ -28,6 +30,7 @@ class Estimate(NamedTuple):
     pipeline_bytes: int
     workflow_bytes: int
     overhead_seconds: int
+    requests: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -48,8 +51,25 @@ def estimate(federation: Federation, graph: Graph, pipeline_bytes: int) -> Estim
         pipeline_bytes=pipeline_bytes,
         workflow_bytes=workflow,
         overhead_seconds=critical * _SECONDS_PER_STEP,
+        requests=_requests(federation),
         warnings=tuple(_warnings(federation, graph, workflow)),
     )
+
+
+def _requests(federation: Federation) -> tuple[str, ...]:
+    """Describes what the steps reserve that run at the same time: the learners', and the coordinator's of a session."""
+    step = "learn" if federation.in_sessions else "train"
+    placements = [federation.placement_of(step, learner.name) for learner in federation.learners]
+    described = Counter(_described(placement) for placement in placements)
+    found = [f"{count} x {step}: {text}" for text, count in described.items()]
+    coordinator = [f"1 x coordinate: {_described(federation.placement_of('coordinate'))}"]
+    return tuple(found + (coordinator if federation.in_sessions else []))
+
+
+def _described(placement: Placement) -> str:
+    cpu, memory = placement.cpu_request or placement.cpu, placement.memory_request or placement.memory
+    gpus = f", {placement.accelerator.count} {placement.accelerator.type}" if placement.accelerator else ""
+    return f"{cpu} cpu, {memory} memory{gpus}"
 
 
 def _longest_chain(graph: Graph) -> int:
@@ -75,7 +95,7 @@ def _accelerator_warnings(federation: Federation) -> list[str]:
     """Warns if learners of a session share a pool, since they need their accelerators at the same time."""
     pools: dict[tuple[str, tuple[tuple[str, str], ...]], list[int]] = {}
     for learner in federation.learners if federation.in_sessions else ():
-        placement = learner.placement.over(federation.placement.get("learn", Placement()))
+        placement = federation.placement_of("learn", learner.name)
         if accelerator := placement.accelerator:
             key = accelerator.type, tuple(sorted(placement.node_selector.items()))
             pools.setdefault(key, []).append(accelerator.count)

@@ -13,6 +13,7 @@ import yaml
 from fedpipe.errors import PipelineError
 from fedpipe.federation.environments import ENVIRONMENTS, WITH_FRAMEWORK, Environment
 from fedpipe.rounds.plan import Settings
+from fedpipe.store.userinfo import check_no_credentials
 from fedpipe.suggestion import closest
 
 _PARAMETER = re.compile(r"\{\{\$\.inputs\.parameters\[(?:'|\")(.+?)(?:'|\")\]\}\}")
@@ -177,8 +178,10 @@ def _sort(tasks: list[Task]) -> list[Task]:
 
 
 def check_arguments(graph: Graph, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the pipeline's parameters with these values, as text or typed. Raises PipelineError."""
-    for name in arguments:
+    """Returns the pipeline's parameters with these values, as text or typed. Raises PipelineError, InputError."""
+    for name, value in arguments.items():
+        if isinstance(value, str):
+            check_no_credentials(value, f"parameter {name}")
         if name not in graph.parameters:
             known = ", ".join(sorted(graph.parameters)) or "none"
             close = closest(name, graph.parameters)

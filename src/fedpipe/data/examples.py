@@ -23,6 +23,7 @@ from fedpipe.data.trees import Tree, are_strings, joined, leaves, length_of, map
 from fedpipe.errors import DataError, NotFoundError
 from fedpipe.federation.data import AUTO, Kind
 from fedpipe.store import is_uri, open_store, path_of
+from fedpipe.store.userinfo import check_no_credentials
 
 Array = npt.NDArray[Any]
 _MOST_CLASSES = 1000
@@ -107,6 +108,7 @@ def read_examples(
 
 
 def _local_file(uri: str, folder: Path) -> Path:
+    check_no_credentials(uri, "data")
     if not is_uri(uri) or uri.startswith("file://"):
         return path_of(uri)
     parts = urlsplit(uri)

@@ -14,7 +14,7 @@ from fedpipe.federation.algorithms import Averaging, Collective, SimulationSetti
 from fedpipe.federation.data import Data
 from fedpipe.federation.environments import ENVIRONMENTS, FRAMEWORKS, WITH_FRAMEWORK, Environment, FrameworkName
 from fedpipe.federation.names import CODE, KUBEFLOWS_SECRET, MOST_LEARNERS, Name, Section
-from fedpipe.federation.placement import Images, Placement, StepKind, StorePlace
+from fedpipe.federation.placement import Images, Placement, StepKind, StorePlace, default_placement
 from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
 
 
@@ -156,6 +156,20 @@ class Federation(Section, frozen=True, kw_only=True):
         if step == "coordinate" and self.described_in_session:
             return FRAMEWORKS[self.framework]  # it makes the first weights
         return FRAMEWORKS[self.framework] if step in WITH_FRAMEWORK else ENVIRONMENTS[step]
+
+    def placement_of(self, step: str, learner: str = "") -> Placement:
+        """Return nodes and resources of a step: the learner's own, those of its kind, and default requests.
+
+        Args:
+            step: its name.
+            learner: the learner of the step; empty for a step of the coordinator.
+        """
+        placement = {str(kind): placement for kind, placement in self.placement.items()}.get(step, Placement())
+        if learner:
+            placement = self.learner(learner).placement.over(placement)
+        if step == "simulate":
+            placement = self.simulation.placement.over(placement)
+        return placement.with_requests(default_placement(step, self.environment_of(step, learner)))
 
     @property
     def needs_tensorflow(self) -> bool:

@@ -9,6 +9,7 @@ import msgspec
 
 from fedpipe.codec import converted
 from fedpipe.errors import FederationError
+from fedpipe.federation.confidential import check_no_credentials_in
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.loading import load
 from fedpipe.federation.messages import explained
@@ -41,6 +42,7 @@ def parse_federation(content: Any, *, where: str = "federation") -> Federation:
     if not isinstance(content, dict):
         remedy = "Write a working one with `fedpipe init DIR`."
         raise FederationError("is not a table of keys and values", where=where, remedy=remedy)
+    check_no_credentials_in(content, where=where)
     check_values(content, where=where)
     full = in_full(content)
     try:

@@ -72,9 +72,13 @@ class Placement(Section, frozen=True, kw_only=True):
         tuple[Affinity, ...], Meta(description="nodes that are required or preferred, where a selector is not enough")
     ] = ()
     cpu: Annotated[str, Meta(pattern=CORES, description="limit of cores, such as `4` or `500m`")] = ""
-    cpu_request: Annotated[str, Meta(pattern=CORES, description="cores to reserve; empty: the limit")] = ""
+    cpu_request: Annotated[
+        str, Meta(pattern=CORES, description="cores to reserve; empty: the limit, or by the kind of step")
+    ] = ""
     memory: Annotated[str, Meta(pattern=BYTES, description="limit, such as `8Gi`")] = ""
-    memory_request: Annotated[str, Meta(pattern=BYTES, description="memory to reserve; empty: the limit")] = ""
+    memory_request: Annotated[
+        str, Meta(pattern=BYTES, description="memory to reserve; empty: the limit, or by the kind of step")
+    ] = ""
     shared_memory: Annotated[
         str, Meta(pattern=BYTES, description="size of `/dev/shm`, such as `2Gi`; counts as memory")
     ] = ""
@@ -93,7 +97,30 @@ class Placement(Section, frozen=True, kw_only=True):
         """Return this placement, with the other's settings where this one has defaults."""
         nothing = Placement()
         given = {f: getattr(self, f) for f in self.__struct_fields__ if getattr(self, f) != getattr(nothing, f)}
+        for limit, request in (("cpu", "cpu_request"), ("memory", "memory_request")):
+            if limit in given:  # the other's request could exceed this limit
+                given.setdefault(request, "")
         return replace(other, **given)
+
+    def with_requests(self, default: Placement) -> Placement:
+        """Return this placement, with the default's requests where it has neither a request nor a limit."""
+        cpu = "" if self.cpu or self.cpu_request else default.cpu_request
+        memory = "" if self.memory or self.memory_request else default.memory_request
+        return replace(self, cpu_request=self.cpu_request or cpu, memory_request=self.memory_request or memory)
+
+
+_LIGHT = ("100m", "256Mi")
+_REQUESTS: dict[Environment, tuple[str, str]] = {
+    "core": ("250m", "512Mi"), "keras": ("500m", "1Gi"), "tff": ("500m", "2Gi"), "serve": _LIGHT
+}  # fmt: skip
+"""Cores and memory that a step reserves by default: TensorFlow takes 0.7 GiB before it has read any data."""
+_LIGHT_STEPS = ("tally", "report")
+
+
+def default_placement(step: str, environment: Environment) -> Placement:
+    """Return the requests of a step for which the file sets none. A pod without any would get what others leave."""
+    cpu, memory = _LIGHT if step in _LIGHT_STEPS else _REQUESTS[environment]
+    return Placement(cpu_request=cpu, memory_request=memory)
 
 
 class Images(Section, frozen=True, kw_only=True):

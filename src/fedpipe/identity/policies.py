@@ -5,7 +5,7 @@
     server        reads and lists the published models, and reads who is enrolled
 
 A policy names folders instead of single keys, so that it stays valid when a later version adds a key to one of them.
-The tests check that no folder grants more than the table.
+The tests check, for any allowed names, that no policy grants more than the table, or anything of another federation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from fedpipe.errors import InputError, StoreError
+from fedpipe.federation.names import SAFE_NAME
 from fedpipe.store import keys
+from fedpipe.store.base import check_key
 
 READ = ("s3:GetObject",)
 WRITE = ("s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts")
@@ -28,7 +31,13 @@ def learner_policy(bucket: str, prefix: str, learner: str) -> Policy:
         bucket: of the store.
         prefix: of the federation in the bucket, such as `hospitals/digits`.
         learner: its name.
+
+    Raises:
+        InputError: the prefix is not safe in a policy (`check_prefix`).
     """
+    check_prefix(bucket, prefix)
+    if not re.fullmatch(SAFE_NAME, learner):
+        raise InputError(f"{learner!r} is not a safe name", where="learner", remedy="Use the name of a learner.")
     own = f"{keys.learner_folder(learner)}*"
     return _policy(
         _allow(READ, bucket, prefix, *_readable("learners"), own),
@@ -38,18 +47,26 @@ def learner_policy(bucket: str, prefix: str, learner: str) -> Policy:
 
 
 def coordinator_policy(bucket: str, prefix: str) -> Policy:
-    """Returns the policy of the coordinator's steps."""
-    forbidden = [row.pattern for row in keys.TABLE if "administrator" in row.access.writers]
+    """Returns the policy of the coordinator's steps. Raises InputError as `learner_policy`."""
+    check_prefix(bucket, prefix)
+    forbidden = [row.folder for row in keys.TABLE if "administrator" in row.access.writers]
+    own = [folder for folder in keys.FOLDERS if folder not in forbidden]
     return _policy(
-        _allow((*READ, *WRITE, "s3:DeleteObject"), bucket, prefix, "*"),
+        _allow((*READ, *WRITE, "s3:DeleteObject"), bucket, prefix, *own),
+        _allow(READ, bucket, prefix, *forbidden),
         _allow(("s3:PutObject", "s3:DeleteObject"), bucket, prefix, *forbidden) | {"Effect": "Deny"},
-        _listed(bucket, f"{prefix}/*"),
+        _listed(bucket, f"{prefix}/", *(f"{prefix}/{folder}" for folder in own)),
         _located(bucket),
     )
 
 
 def server_policy(bucket: str, prefix: str) -> Policy:
-    """Returns the policy of `fedpipe serve`, which looks for models of any name and checks who signed them."""
+    """Returns the policy of `fedpipe serve`, which looks for models of any name and checks who signed them.
+
+    Raises:
+        InputError: the prefix is not safe in a policy (`check_prefix`).
+    """
+    check_prefix(bucket, prefix)
     folders = _readable("server")
     return _policy(
         _allow(READ, bucket, prefix, *folders),
@@ -59,9 +76,40 @@ def server_policy(bucket: str, prefix: str) -> Policy:
 
 
 def _readable(party: keys.Party) -> list[str]:
-    """Returns the folders that a party may read, each once: `runs/*` for `runs/<run>/board`."""
-    patterns = (row.pattern.replace("<learner>", "*") for row in keys.TABLE if party in row.access.readers)
-    return list(dict.fromkeys(re.sub("<.*", "*", pattern) for pattern in patterns))
+    """Returns the patterns of the keys that a party may read, each once: `runs/*` for `runs/<run>/board`."""
+    return list(dict.fromkeys(row.wildcard for row in keys.TABLE if party in row.access.readers))
+
+
+def check_prefix(bucket: str, prefix: str) -> None:
+    """Checks that a federation's prefix cannot mean, in policies, keys of another federation.
+
+    Args:
+        bucket: of the store.
+        prefix: of the federation in the bucket; its last segment is the federation's name.
+
+    Raises:
+        InputError: it contains wildcards, or it can be a part of another federation: of `h/d` for `h/d/runs/x`, because
+            all learners of `h/d` read `h/d/runs/*`.
+    """
+    where = f"s3://{bucket}/{prefix}"
+    try:
+        check_key(prefix)
+    except StoreError as error:
+        raise InputError(
+            "the prefix contains characters that a policy would not take as they are",
+            where=where,
+            remedy="Use only letters, digits, '_', '.', '-' and '/', without empty parts.",
+        ) from error
+    segments = prefix.split("/")
+    for position, segment in enumerate(segments[1:], 1):
+        if keys.is_taken(segment):
+            outer = "/".join(segments[:position])
+            raise InputError(
+                f"the federation would be inside the folder {segment!r} of a federation at s3://{bucket}/{outer}, "
+                "whose members have rights there",
+                where=where,
+                remedy="Choose another prefix or another name of the federation.",
+            )
 
 
 def _policy(*statements: Policy) -> Policy:

@@ -23,6 +23,7 @@ import urllib3
 from fedpipe.errors import ClusterError, FedpipeError, InputError, MissingExtraError
 from fedpipe.kubeflow.where import Where
 from fedpipe.store.network import explained, find_proxy, named_bundles, remedy_of, trusted
+from fedpipe.store.userinfo import check_no_credentials
 
 _REQUEST_SECONDS = 20.0
 """How long a request to KFP may take."""
@@ -92,6 +93,7 @@ def open_kfp(where: Where) -> Kfp:
 
     import kfp_server_api as kfp_api
 
+    check_no_credentials(where.host, "--host")
     token = _read_token(where.token_file)
     with warnings.catch_warnings(), quiet(), cluster_errors(where.host or "Kubeflow Pipelines"):
         warnings.simplefilter("ignore")

@@ -81,8 +81,9 @@ def check_own_parts(federation: Federation, code: str, schema: Schema | None = N
             found.append((learner.name, _checked(federation, learner.name, model, schema)))
         except FedpipeError as error:
             if here or isinstance(error, ModelError):
-                cause = f"{error.where}: {error.what}" if error.where else error.what
-                raise DataError(f"the data cannot be used: {cause}", where=where, remedy=error.remedy) from error
+                place = f"{error.where}: " if error.where else ""
+                what = f"the data cannot be used: {place}{error.what}"
+                raise DataError(what, where=where, remedy=error.remedy) from error
             found.append((learner.name, f"not read: {error.what}"))
     return found
 

@@ -36,7 +36,7 @@ def find_timing(store: Store, run: str, number: int, step: str, learner: str = "
 def read_timings(store: Store, run: str, learners: tuple[str, ...]) -> Iterator[Timing]:
     """Yield all timings of a run; malformed ones are left out."""
     for learner in ("", *learners):
-        for key in store.keys(keys.run_folder(run, learner)):
+        for key in store.keys(keys.run_folder(run, learner), limit=keys.MOST_LEFT):
             if keys.is_timing(key) and (timing := _found(store, key)):
                 yield timing
 

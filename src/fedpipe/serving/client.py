@@ -18,6 +18,7 @@ from fedpipe.registry.prediction import TensorSpec
 from fedpipe.serving.protocol import HEADER_LENGTH
 from fedpipe.serving.tensors import DATATYPES, DTYPES, RequestError, strings_from, to_bytes
 from fedpipe.store.network import Pool, reason_of, remedy_of
+from fedpipe.store.userinfo import check_no_credentials
 
 Array = npt.NDArray[Any]
 
@@ -70,6 +71,7 @@ class RemoteModel:
     """
 
     def __init__(self, url: str, *, token: str | None = None) -> None:
+        check_no_credentials(url, "URL of the server")
         token = os.environ.get("FEDPIPE_TOKEN", "") if token is None else token
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._pool = Pool(timeout=urllib3.Timeout(connect=5, read=60), retries=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from fedpipe.reports.catalogue import add_line
 from fedpipe.reports.report import render
 from fedpipe.reports.story import read_story, summarise
 from fedpipe.rounds.plan import RunPlace
@@ -35,4 +36,5 @@ def run(inputs: Inputs) -> Outputs:
     page = render(story)
     store.replace(keys.report(inputs.place.run), page.encode())
     store.replace(keys.summary(inputs.place.run), json.dumps(summarise(story), indent=2).encode())
+    add_line(store, inputs.place.run)
     return Outputs(page=Html(content=page))

@@ -17,9 +17,11 @@ from fedpipe.errors import DataError, InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import parse_federation
 from fedpipe.federation.names import SAFE_NAME
+from fedpipe.reports.catalogue import drop_line
 from fedpipe.rounds.beginning import free_name
 from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Shards
+from fedpipe.rounds.pruning import entered
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import encode
 from fedpipe.store.objects import find as find_object
@@ -59,6 +61,15 @@ def read(federation: str) -> Federation:
 
 
 def run(inputs: Inputs) -> Outputs:
+    """Deal once per run, and not while `fedpipe prune` removes objects that the run could find."""
+    name = run_name(inputs.run, inputs.job)
+    store = RunPlace(store=inputs.store, federation=read(inputs.federation).name, run=name).open()
+    with entered(store, name):
+        drop_line(store, name)
+        return deal(inputs)
+
+
+def deal(inputs: Inputs) -> Outputs:
     """Deal once per run: a repeated step finds the shards of the first one.
 
     Until the run has recorded a round, the data are dealt again, because they may have been mended. Later they are

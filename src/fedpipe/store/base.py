@@ -25,6 +25,14 @@ class Blob(NamedTuple):
     version: str
 
 
+class Entry(NamedTuple):
+    """Describes an object in a listing: its size in bytes, and when it was written, in seconds of the store's clock."""
+
+    key: str
+    size: int
+    written: float
+
+
 class Reader(Protocol):
     """Reads an object once, from start to end."""
 
@@ -91,8 +99,14 @@ class Store(Protocol):
     def download(self, key: str, path: Path) -> None:
         """Downloads the object to a file, which appears only once it is complete. Raises NotFoundError."""
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        """Lists all keys that begin with `prefix` (a folder, or part of a name), sorted."""
+    def keys(self, prefix: str = "", *, limit: int = 0) -> Iterator[str]:
+        """Lists all keys that begin with `prefix` (a folder, or part of a name), sorted.
+
+        Where another party may write, pass a limit: the listing ends after so many keys, whatever that party leaves.
+        """
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """Lists the objects whose keys begin with `prefix`, sorted by key."""
 
     def folders(self) -> list[str]:
         """Lists the first segments of all keys that have several, sorted; cheap for any number of keys."""

@@ -14,18 +14,25 @@ from __future__ import annotations
 
 import functools
 import re
+from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 from fedpipe.errors import CorruptError
 
 HEAD = "HEAD"
 ENROLLED = "enrolled"
+PRUNING = "pruning"
+"""The mark that objects are being removed; it changes with each removal."""
+CATALOGUE = "catalogue"
 RUNS = "runs"
 """The folder that has a folder for each run."""
+MOST_LEFT = 20_000
+"""Most objects in a party's folder of a run that readers list; a run of 1000 rounds leaves about 8000."""
 MODELS = "models"
 """The folder of published models. Servers also read it alone, so the keys of models are relative to it."""
 RESERVED_RUNS = frozenset({"proposals"})
-"""Names that a run cannot have: every learner reads `learners/*/proposals/*`, and `*` also stands for `a/runs`."""
+"""Names that a run cannot have. In `learners/*/proposals/*`, a pattern of earlier policies, `*` also stands for
+`a/runs`."""
 
 Kind = Literal["objects", "proposals", "coordinator"]
 """Every learner reads the proposals of others. Only the coordinator reads the kind `coordinator`."""
@@ -116,6 +123,11 @@ def summary(run: str) -> str:
 def report(run: str) -> str:
     """Returns the key of a run's report."""
     return f"{run_folder(run)}report.html"
+
+
+def pruned(run: str) -> str:
+    """Returns the key of the note that a run has lost objects."""
+    return f"{run_folder(run)}pruned"
 
 
 def states(run: str) -> str:
@@ -261,6 +273,30 @@ class Row(NamedTuple):
         """Returns whether a key, relative to the federation's part of the store, is of this kind."""
         return bool(_expression(self.pattern).fullmatch(key))
 
+    @property
+    def folder(self) -> str:
+        """The first segment of the keys of this kind as a pattern of S3 policies: `HEAD`, `probe-*`, `runs/*`."""
+        top, slash, _ = self.pattern.partition("/")
+        return f"{top}/*" if slash else re.sub("<.*", "*", top)
+
+    @property
+    def wildcard(self) -> str:
+        """The keys of this kind, for all learners, as a pattern of S3 policies.
+
+        There `*` stands for any text, with `/` too, and `?` for one character. A folder of the coordinator ends at its
+        first name, as in `runs/*`: a reader of one run may read all. Folders of learners have keys for other readers
+        too, and a name could complete the pattern. So the last segment keeps the length of a digest.
+
+        Raises:
+            ValueError: the kind has another form, so no pattern fits it alone.
+        """
+        if not self.pattern.startswith("learners/"):
+            return re.sub("<.*", "*", self.pattern)
+        found = re.fullmatch(r"learners/<learner>/([a-z]+)/<sha256>", self.pattern)
+        if found is None:
+            raise ValueError(f"no pattern of a policy fits {self.pattern!r} alone")
+        return f"learners/*/{found[1]}/{'?' * 64}"
+
 
 @functools.cache
 def _expression(pattern: str) -> re.Pattern[str]:
@@ -285,6 +321,8 @@ _ENROLLED = Access(("administrator",), ("coordinator", "server"))
 TABLE = (
     Row("HEAD", _OWN, "the last accepted round; moves by compare-and-swap only, never to untrained weights"),
     Row("probe-<name>", _OWN, "a check of conditional writes; removed at once"),
+    Row("pruning", _OWN, "whether `fedpipe prune` is removing objects"),
+    Row("catalogue", _OWN, "a line for each run that has ended, for `fedpipe runs`"),
     Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, schemas of tables, central test set"),
     Row("coordinator/<sha256>", _OWN, "states of server optimizers and aggregators"),
     Row("runs/<run>/shards", _GLOBAL, "the inputs of the shards, and their digests"),
@@ -300,6 +338,7 @@ TABLE = (
     Row("runs/<run>/onnx", _GLOBAL, "the published version of the final model"),
     Row("runs/<run>/summary.json", _GLOBAL, "the run in numbers; written when it has ended"),
     Row("runs/<run>/report.html", _GLOBAL, "the report"),
+    Row("runs/<run>/pruned", _GLOBAL, "a note that `fedpipe prune` has removed objects of the run"),
     Row("learners/<learner>/shard", _DEALT, "the manifest of the learner's current shard"),
     Row("learners/<learner>/objects/<sha256>", _DEALT, "shards, weights of updates, optimizer states"),
     Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
@@ -323,3 +362,11 @@ TABLE = (
     Row("models/<model>/traffic.json", _PUBLISHED, "which versions answer ([serving](serving.md))"),
     Row("enrolled", _ENROLLED, "public keys of those who must sign ([identities](identities.md))"),
 )
+
+FOLDERS = tuple(dict.fromkeys(row.folder for row in TABLE))
+"""The first segments of all keys, as patterns: `HEAD`, `probe-*`, `runs/*`."""
+
+
+def is_taken(segment: str) -> bool:
+    """Returns whether the first segment of a key may have this name, so that no other federation may be below it."""
+    return any(segment == folder.rstrip("/*") or fnmatchcase(segment, folder) for folder in FOLDERS)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from fedpipe.errors import NotFoundError, StoreError, TooLargeError
-from fedpipe.store.base import SMALL, Blob, Reader, check_key, poll_by_reading
+from fedpipe.store.base import SMALL, Blob, Entry, Reader, check_key, poll_by_reading
 from fedpipe.store.files import SCRATCH
 from fedpipe.store.places import file_uri
 
@@ -142,9 +142,43 @@ class LocalStore:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        names = (p.relative_to(self._folder).as_posix() for p in self._folder.rglob("*") if p.is_file())
-        yield from sorted(n for n in names if n.startswith(prefix) and not n.startswith(SCRATCH))
+    def keys(self, prefix: str = "", *, limit: int = 0) -> Iterator[str]:
+        found = sorted(self._walk(prefix, limit))
+        yield from (key for key, _ in found)
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        for key, path in sorted(self._walk(prefix, 0)):
+            with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+                status = Path(path).stat()
+                yield Entry(key, status.st_size, status.st_mtime)
+
+    def _walk(self, prefix: str, limit: int) -> Iterator[tuple[str, str]]:
+        """Yields keys with their paths, below the folder that the prefix names; at most `limit` of them."""
+        inside = prefix.rpartition("/")[0]
+        if inside:
+            try:
+                check_key(inside)
+            except StoreError:
+                return  # no key begins so
+        left, count = [(f"{inside}/" if inside else "", str(self._folder / inside))], 0
+        while left:
+            above, folder = left.pop()
+            for name, path, is_folder in _scan(folder):
+                key = f"{above}{name}"
+                if is_folder and (key.startswith(prefix) or prefix.startswith(f"{key}/")):
+                    left.append((f"{key}/", path))
+                elif not is_folder and key.startswith(prefix):
+                    yield key, path
+                    count += 1
+                    if count == limit:
+                        return
+
+    def remove_empty_folders(self) -> None:
+        """Removes folders without any file, which deleted objects leave. No other process may write meanwhile."""
+        for folder, _, _ in os.walk(self._folder, topdown=False):
+            if folder != str(self._folder):
+                with contextlib.suppress(OSError):  # not empty
+                    Path(folder).rmdir()
 
     def folders(self) -> list[str]:
         if not self._folder.is_dir():
@@ -194,6 +228,16 @@ class LocalStore:
             with (self._scratch / "lock").open("a") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield
+
+
+def _scan(folder: str) -> list[tuple[str, str, bool]]:
+    """Lists a folder: names, paths, and whether each is a folder. An absent folder is empty."""
+    try:
+        with os.scandir(folder) as found:
+            listed = [(one.name, one.path, one.is_dir()) for one in found if not one.name.startswith(SCRATCH)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(listed)
 
 
 @contextlib.contextmanager

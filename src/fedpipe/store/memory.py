@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from fedpipe.errors import NotFoundError, TooLargeError
-from fedpipe.store.base import SMALL, Blob, Reader, check_key, poll_by_reading
+from fedpipe.store.base import SMALL, Blob, Entry, Reader, check_key, poll_by_reading
 
 
 class _Shelf:
@@ -117,9 +117,16 @@ class MemoryStore:
     def download(self, key: str, path: Path) -> None:
         path.write_bytes(self.read(key, limit=2**63).data)
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
+    def keys(self, prefix: str = "", *, limit: int = 0) -> Iterator[str]:
         root = f"{self._prefix}/" if self._prefix else ""
-        yield from sorted(k[len(root) :] for k in list(self._shelf.objects) if k.startswith(root + prefix))
+        found = sorted(k[len(root) :] for k in list(self._shelf.objects) if k.startswith(root + prefix))
+        yield from found[:limit] if limit else found
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        for key in self.keys(prefix):
+            name = self._key(key)
+            if (blob := self._shelf.objects.get(name)) is not None:
+                yield Entry(key, len(blob.data), self._shelf.written[name])
 
     def folders(self) -> list[str]:
         return sorted({key.partition("/")[0] for key in self.keys() if "/" in key})

@@ -20,7 +20,7 @@ import urllib3
 from minio.error import InvalidResponseError, S3Error, ServerError
 
 from fedpipe.errors import NotFoundError, StoreError, StoreUnavailableError, TooLargeError
-from fedpipe.store.base import SMALL, Blob, Reader, check_key, probe_conditional_writes
+from fedpipe.store.base import SMALL, Blob, Entry, Reader, check_key, probe_conditional_writes
 from fedpipe.store.credentials import Credentials
 from fedpipe.store.network import RouteError, remedy_of, via
 from fedpipe.store.s3_client import DEADLINE, Connection, connect, describe_answer, may_pass, time_of_signing
@@ -299,12 +299,15 @@ class MinioStore:
             reader.close()
             temporary.unlink(missing_ok=True)
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
+    def keys(self, prefix: str = "", *, limit: int = 0) -> Iterator[str]:
+        yield from (entry.key for entry in self.entries(prefix, limit))
+
+    def entries(self, prefix: str = "", limit: int = 0) -> Iterator[Entry]:
         root = f"{self._prefix}/" if self._prefix else ""
 
-        def call() -> list[str]:
+        def call() -> list[Entry]:
             found = self._client.list_objects(self._bucket, prefix=root + prefix, recursive=True)
-            return [str(o.object_name)[len(root) :] for o in found]
+            return [_entry(one, len(root)) for one in itertools.islice(found, limit or None)]
 
         yield from sorted(self._retried(call, prefix))
 
@@ -375,6 +378,10 @@ class _MinioReader:
         if self._response is not None:
             _release(self._response)
             self._response = None
+
+
+def _entry(found: Any, skipped: int) -> Entry:
+    return Entry(str(found.object_name)[skipped:], found.size or 0, found.last_modified.timestamp())
 
 
 def _refusal(response: Any) -> Exception:

@@ -173,6 +173,25 @@ class StoreContract:
         assert store.below("b").folders() == ["1"]
         assert store.below("nothing").folders() == []
 
+    def test_a_listing_has_a_limit(self, store: Store) -> None:
+        for number in range(5):
+            store.create(f"a/{number}", b"")
+        assert len(list(store.keys("a/", limit=3))) == 3
+        assert set(store.keys("a/", limit=3)) < set(store.keys("a/"))
+        assert list(store.keys("a/", limit=9)) == list(store.keys("a/"))
+
+    def test_entries_have_sizes_and_times(self, store: Store) -> None:
+        store.create("a/1", b"123")
+        store.create("a/2", b"")
+        store.create("b", b"12")
+        found = list(store.entries())
+        assert [(entry.key, entry.size) for entry in found] == [("a/1", 3), ("a/2", 0), ("b", 2)]
+        assert [entry.key for entry in store.entries("a/")] == ["a/1", "a/2"]
+        assert list(store.below("nothing").entries()) == []
+        written = {entry.key: entry.written for entry in found}
+        assert abs(written["b"] - written["a/1"]) < 60
+        assert [entry.key for entry in store.below("a").entries()] == ["1", "2"]
+
     def test_delete_ignores_absent_objects(self, store: Store) -> None:
         store.create("gone", b"x")
         store.delete("gone")

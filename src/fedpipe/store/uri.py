@@ -14,12 +14,14 @@ from fedpipe.store.files import obstacle
 from fedpipe.store.local import LocalStore
 from fedpipe.store.memory import MemoryStore
 from fedpipe.store.places import file_uri, is_uri, path_of
+from fedpipe.store.userinfo import check_no_credentials
 
 _SCHEMES = ("file", "s3", "memory")
 _REGION = "us-east-1"
 _FILE = "file://"
 _ONE_SLASH = re.compile(r"(s3|file|memory|https?|gs):(?!//)")
 """A URI without its slashes, which would be a path."""
+_ENDPOINT = "AWS_ENDPOINT_URL"
 
 
 def check_uri(uri: str, *, folder: Path | None = None) -> str:
@@ -31,7 +33,9 @@ def check_uri(uri: str, *, folder: Path | None = None) -> str:
 
     Raises:
         StoreError: the scheme or a parameter is unknown, or the bucket is missing.
+        InputError: it contains credentials.
     """
+    check_no_credentials(uri, "store")
     if not uri.strip():
         raise StoreError("the store has no name", remedy="Use s3://bucket/prefix, file:///folder or a path.")
     if "\0" in uri:
@@ -90,8 +94,11 @@ def chosen_uri(given: str | None, default: str) -> str:
 def endpoint_of(uri: str, *, endpoint: str | None = None, region: str | None = None) -> str:
     """Returns the endpoint of an S3 URI: the given one, the query's, the environment's, or that of AWS."""
     query = dict(parse_qsl(urlsplit(uri).query))
-    found = endpoint or query.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL")
-    return found or f"https://s3.{_region_of(uri, region)}.amazonaws.com"
+    given = {"endpoint": endpoint, "store": query.get("endpoint"), _ENDPOINT: os.environ.get(_ENDPOINT)}
+    for where, found in given.items():
+        if found:
+            return check_no_credentials(found, where)
+    return f"https://s3.{_region_of(uri, region)}.amazonaws.com"
 
 
 def open_store(

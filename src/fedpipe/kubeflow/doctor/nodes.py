@@ -57,10 +57,9 @@ def check_nodes(federation: Federation, nodes: list[Node]) -> Iterator[Finding]:
 def placements_of(federation: Federation) -> list[tuple[str, Placement]]:
     """Lists owners and placements: the heaviest step of each learner, then the coordinator's steps in the file."""
     kind = "learn" if federation.in_sessions else "train"
-    by_kind = {str(name): placement for name, placement in federation.placement.items()}
-    found = [(m.name, m.placement.over(by_kind.get(kind, Placement()))) for m in federation.learners]
-    found += [(f"steps {name}", p) for name, p in by_kind.items() if name not in (kind, "vote", "score")]
-    return found
+    found = [(member.name, federation.placement_of(kind, member.name)) for member in federation.learners]
+    steps = [str(name) for name in federation.placement if name not in (kind, "vote", "score")]
+    return found + [(f"steps {name}", federation.placement_of(name)) for name in steps]
 
 
 def requests_of(placement: Placement) -> Requests:

@@ -1,0 +1,102 @@
+"""Commands that tend the store: prune."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedpipe.cli.options import FEDERATION, FederationOption, JsonOption, StoreOption, forwarded
+from fedpipe.cli.panels import Panel
+from fedpipe.cli.text import busy, note, say, show_json, show_table
+from fedpipe.errors import InputError
+
+if TYPE_CHECKING:
+    from fedpipe.commands.prune import Prune
+
+commands = Panel("The store")
+
+_DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
+_LEFT = {"gone": "nothing", "records": "its records and report", "result": "its result, without replays"}
+
+
+@commands.add(
+    "fedpipe prune --keep-runs 20",
+    "fedpipe prune --keep-runs 20 --older-than 30d --yes",
+    "fedpipe prune --drop-replays",
+)
+@forwarded
+def prune(
+    file: FederationOption = FEDERATION,
+    keep_runs: Annotated[
+        int | None, typer.Option("--keep-runs", min=0, help="Remove all runs but the latest N.", metavar="N")
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            "--older-than", help="Remove runs that have not changed for so long: 12h, 30d, 8w.", metavar="AGE"
+        ),
+    ] = None,
+    drop_replays: Annotated[
+        bool, typer.Option("--drop-replays", help="Remove from ended runs what only a replay needs.")
+    ] = False,
+    abandoned: Annotated[
+        list[str] | None,
+        typer.Option("--abandoned", help="An unfinished run that nobody will resume; repeatable.", metavar="RUN"),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only show what would be removed.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show, or with --yes remove, old runs and objects that nothing needs.
+
+    HEAD's run, published models, ledgers and enrolments always stay. Without --keep-runs and --older-than no run is
+    removed. Nothing is removed while a run is at work.
+    """
+    from fedpipe.commands.prune import prune as remove
+
+    rules = {"keep_runs": keep_runs, "older_than": _days(older_than), "abandoned": tuple(abandoned or ())}
+    with busy("removing" if yes else "looking at the store"):
+        found = remove(file, store=store, drop_replays=drop_replays, yes=yes, **rules)  # type: ignore[arg-type]
+    if as_json:
+        show_json(found._asdict() | {"runs": [loss._asdict() for loss in found.runs]})
+    else:
+        _show(found)
+
+
+def _show(found: Prune) -> None:
+    if found.runs:
+        show_table(
+            ((loss.run, f"{loss.age / 86400:.1f} d", _LEFT[loss.fate]) for loss in found.runs),
+            head=("run", "age", "what stays"),
+        )
+    size = _shown(found.size)
+    if found.unknown:
+        note(f"{found.unknown} objects are not fedpipe's, and stay")
+    if not found.objects:
+        say("there is nothing to remove")
+    elif found.done:
+        say(f"removed {found.objects} objects, {size}")
+    else:
+        say(f"would remove {found.objects} objects, {size}; add --yes to remove them")
+
+
+def _days(text: str | None) -> float | None:
+    """Return an age in days. Raises InputError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([hdw])", text, re.ASCII)
+    if match is None:
+        raise InputError(
+            f"{text!r} is not an age", where="--older-than", remedy="Write hours, days or weeks: 12h, 30d, 8w."
+        )
+    return float(match[1]) * _DAYS[match[2]]
+
+
+def _shown(size: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
