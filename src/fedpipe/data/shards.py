@@ -154,8 +154,8 @@ def holdout(count: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
 def split(count: int, parts: Parts, seed: Sequence[int]) -> dict[str, Indices]:
     """Splits one learner's examples into train, vote and test parts: disjoint, complete and seeded.
 
-    When examples are added at the end, nearly all others keep their part: a later run that continues from HEAD must not
-    test the model on what it was trained on.
+    When examples are added at the end, nearly all others keep their part. A later run that continues from HEAD must
+    not test the model on what it was trained on.
     """
     order = _steady_order(count, seed)
     cuts = [round(count * parts.train), round(count * (parts.train + parts.vote))]

@@ -220,12 +220,16 @@ def fitted(spec: TensorSpec, values: npt.ArrayLike, card: Card) -> Array:
     Raises:
         DataError: shape or type differ, or a value cannot be represented.
     """
-    given = np.asarray(values)
+    try:
+        given = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        raise DataError("the features differ in length", remedy="Give each example the same shape.") from None
     fits = len(spec.shape) == given.ndim and all(
         w is None or w == s for w, s in zip(spec.shape[1:], given.shape[1:], strict=True)
     )
     if not fits:
-        raise DataError(f"the features have shape {given.shape}, but the model takes {('n', *spec.shape[1:])}")
+        what = f"the features have shape {given.shape}, but the model takes {('n', *spec.shape[1:])}"
+        raise DataError(what, remedy="Give an array of this shape, with n examples.")
     if spec.dtype == object:
         return _strings(spec, given)
     array = _numbers(spec, given)
