@@ -12,7 +12,6 @@ from fedpipe.cli.options import FederationFile, given_folder
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import busy, note, say, show_table
 from fedpipe.commands.init import Algorithm, Framework
-from fedpipe.errors import InputError
 
 commands = Panel("Start")
 MOST_DOUBTS = 10
@@ -45,14 +44,12 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
     """Write a working federation.yaml, model.py and data, or a federation for tables."""
+    from fedpipe.commands.init import check_table_options
     from fedpipe.commands.init import init as write
     from fedpipe.commands.init_table import init_table
 
-    if bool(table) != bool(label) or ((learners or by) and not table):
-        remedy = "Use: fedpipe init DIR --from data.csv --label COLUMN"
-        raise InputError("a table needs --from and --label", remedy=remedy)
-    if table and algorithm != Algorithm.averaging:
-        raise InputError("a table begins with averaging", remedy="Change `algorithm` in federation.yaml afterwards.")
+    if table or label or learners or by:
+        check_table_options(table or (), label, algorithm)
     doubts: tuple[str, ...] = ()
     if table:
         names, doubts = init_table(folder, table, label, learners=learners, by=by, framework=framework, force=force)
