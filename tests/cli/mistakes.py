@@ -105,7 +105,7 @@ def both(*makers: Callable[[Path], Any]) -> Callable[[Path], Any]:
 
 def frame(key: str = "", **columns: Any) -> Callable[[Path], Any]:
     """Returns a mistake in a Parquet file, of which the federation takes all columns."""
-    shards = f"\n  shards: {{by: key, column: {key}}}" if key else ""
+    shards = f"\n  features: ''\n  shards: {{by: key, column: {key}}}" if key else "\n  features: ''"
 
     def make(folder: Path) -> None:
         full = {"a": np.arange(60.0), "b": np.arange(60.0), "c": np.arange(60.0), "y": np.arange(60) % 3, **columns}

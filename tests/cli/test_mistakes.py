@@ -170,7 +170,11 @@ def test_the_folder_of_results_is_opened_first(project: Path, fedpipe: Callable[
         ("rounds=2.5", "parameter rounds: '2.5' is not a number. Write a whole number"),
         ("rounds=99999999999999999999", "parameter rounds: 99999999999999999999: Expected `int` <= 1000000"),
         ("learning_rate=-1", "parameter learning_rate: -1.0 is negative. Write a number >= 0."),
+        ("rounds=1_0", "parameter rounds: '1_0' is not a number. Write a whole number"),
+        ("deadline=1_0", "parameter deadline: '1_0' is not a number. Write a finite number"),
         ("rounds", "--parameter: 'rounds' is not NAME=VALUE"),
+        ("run=", "run: '' is not a safe name"),
+        ("run=a/b", "run: 'a/b' is not a safe name"),
         ("=1", "unknown parameter ''"),
         ("store=", "the store has no name"),
     ],
@@ -179,6 +183,20 @@ def test_parameters(project: Path, fedpipe: Callable[..., Result], parameter: st
     done = fedpipe("run", project / "federation.yaml", "-p", parameter)
     assert done.code == 2
     assert message in done.err
+
+
+def test_run_and_store_as_parameters(project: Path, fedpipe: Callable[..., Result]) -> None:
+    file = project / "federation.yaml"
+    done = fedpipe("run", file, "--run", "a", "-p", "run=b")
+    assert (done.code, "the run has two names, 'a' and 'b'. Keep one." in done.err) == (2, True)
+    done = fedpipe("run", file, "--store", "a", "-p", "store=b")
+    assert (done.code, "two stores are given, 'a' and 'b'. Keep one." in done.err) == (2, True)
+    done = fedpipe("run", file, "-p", "run=b", "-p", f"store={project / 'other'}", "-p", "rounds=1")
+    assert done.code == 0, done.err
+    assert "b (HEAD)" in fedpipe("runs", "-f", file, "--store", project / "other").out
+    file.write_text(file.read_text().replace("  seed: 1", "  seed: 7"))
+    done = fedpipe("run", file, "--run", "b", "--store", project / "other", "-p", "rounds=1")
+    assert "made with other data or shards (training.seed: 1 -> 7)." in done.err
 
 
 def test_a_whole_run_in_a_folder_with_an_odd_name(project: Path, fedpipe: Callable[..., Result]) -> None:

@@ -52,7 +52,17 @@ def test_from_the_file_to_a_verified_model(digits: Path, monkeypatch: pytest.Mon
     }
     summary = json.loads((digits / "out" / "summary.json").read_text())
     assert summary == result.summary
-    assert list(summary) == ["federation", "run", "store", "rounds", "evaluation", "onnx", "seconds", "ending"]
+    assert list(summary) == [
+        "federation",
+        "run",
+        "store",
+        "begun_from",
+        "rounds",
+        "evaluation",
+        "onnx",
+        "seconds",
+        "ending",
+    ]
     assert summary["ending"] == "done"
     assert (summary["federation"], summary["run"]) == ("digits", "run-1")
     for number, entry in enumerate(summary["rounds"], 1):

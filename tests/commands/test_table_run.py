@@ -92,6 +92,31 @@ def test_from_raw_rows_to_raw_rows(file: Path, tmp_path: Path) -> None:
     assert np.mean([name == true for name, true in zip(names_of(found), truth, strict=True)]) > 0.8
 
 
+def test_without_features_the_order_of_the_columns_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "from fedpipe.learners.numpy import Linear\n\ndef build():\n    return Linear(features=2, outputs=2)\n"
+    )
+    random = np.random.default_rng(0)
+    age, dose = random.normal(50, 20, 300), random.normal(1, 0.5, 300)
+    found = [{"age": a, "dose": d, "y": int(a + 40 * d > 90)} for a, d in zip(age, dose, strict=True)]
+    other = [dict(reversed(row.items())) for row in found]
+    write(tmp_path / "own.csv", found[:150])
+    write(tmp_path / "other.csv", other[150:])
+    learners = [{"name": "a", "data": "own.csv"}, {"name": "b", "data": "other.csv"}]
+    content = {"name": "tab", "framework": "numpy", "learners": learners, "training": {"rounds": 5, "batch_size": 8}}
+    path = tmp_path / "federation.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert fedpipe.run(path, out=tmp_path / "out").metrics["accuracy"] > 0.9
+    write(tmp_path / "all.csv", found)
+    write(tmp_path / "turned.csv", other)
+    one, two = (
+        predict_file(str(tmp_path / "out" / "model.onnx"), tmp_path / name).prediction.classes
+        for name in ("all.csv", "turned.csv")
+    )
+    assert (one == two).all()
+    assert np.mean(one == [row["y"] for row in found]) > 0.9
+
+
 def names_of(found: Any) -> list[str]:
     return [["benign", "malignant"][number] for number in found.classes]
 

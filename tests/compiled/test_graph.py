@@ -55,6 +55,10 @@ def test_arguments(pipeline: Path) -> None:
         check_arguments(graph, {"rate": 1})
     with pytest.raises(PipelineError, match="parameter batch_size: 'many' is not a number"):
         check_arguments(graph, {"batch_size": "many"})
+    assert check_arguments(graph, {"store": Path("a")})["store"] == "a"
+    for wrong in (5, None, ["a"]):
+        with pytest.raises(PipelineError, match=r"parameter store: .* is not text"):
+            check_arguments(graph, {"store": wrong})
 
 
 @pytest.mark.parametrize("zero", ["0", 0, "-0"])

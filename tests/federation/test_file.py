@@ -458,7 +458,7 @@ training: {rounds: 1, batch_size: 8}
 class TestPlaces:
     """Of files, and of stores: a path means its characters, a URI is decoded."""
 
-    @pytest.mark.parametrize("name", ["proj#1", "a?b", "50% off", "x%20y", "é [x];&", "a:b"])
+    @pytest.mark.parametrize("name", ["proj#1", "a?b", "50% off", "x%20y", "é [x];&", "a:b", "a\x1b[31mb", "a\nb"])
     def test_a_folder_with_such_a_name(self, tmp_path: Path, name: str) -> None:
         folder = tmp_path / name
         folder.mkdir()
@@ -471,9 +471,10 @@ class TestPlaces:
         }
         (folder / "federation.yaml").write_text(yaml.safe_dump(content))
         federation = read_federation(folder / "federation.yaml")
-        assert federation.learners[0].data == str(folder / "own#1.npz")
+        assert path_of(federation.learners[0].data) == folder / "own#1.npz"
+        assert federation.learners[0].data.isprintable()
         assert path_of(federation.learners[1].data) == folder / "own#1.npz"
-        assert federation.data.uri == str(folder / "d%20.npz")
+        assert path_of(federation.data.uri) == folder / "d%20.npz"
         assert path_of(federation.store_uri) == folder / "store#1"
         assert federation.model == f"{folder}/model.py:build"
         assert federation.simulation.process == f"{folder}/p#.py:make"
@@ -483,6 +484,8 @@ class TestPlaces:
         [
             ("data.uri", "file:///a#b.npz", "data.uri: the URI 'file:///a#b.npz' has a part after '#'"),
             ("learners.1.data", "file:///50%.npz", "learners[1].data: the URI 'file:///50%.npz' has a lone %"),
+            ("data.uri", "https://h/d.npz", "data.uri: the store 'https://h/d.npz' has an unknown scheme"),
+            ("learners.1.data", "gs://b/d.npz", "learners[1].data: the store 'gs://b/d.npz' has an unknown scheme"),
             ("store", "", "store: the store has no name"),
             ("store", {"uri": "file:///a#b"}, "store: the URI 'file:///a#b' has a part after '#'"),
         ],

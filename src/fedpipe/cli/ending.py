@@ -56,12 +56,17 @@ def ended_by_signals() -> Iterator[None]:
 
 def leave(code: int) -> None:
     """End this process at once, with the cursor shown; its workers end with it."""
+    show_cursor()
+    os._exit(code)
+
+
+def show_cursor() -> None:
+    """Show the terminal's cursor, which a bar hides; an interrupt may come before the bar can show it again."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             if stream.isatty():
                 stream.write("\x1b[?25h")
             stream.flush()
-    os._exit(code)
 
 
 def is_busy() -> bool:

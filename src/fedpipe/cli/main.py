@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedpipe.cli import follow, identities, kubeflow, rare, run, serving, start, store
-from fedpipe.cli.ending import INTERRUPTED, STOPPED, EndedError, ended_by_signals, is_busy, leave
+from fedpipe.cli.ending import INTERRUPTED, STOPPED, EndedError, ended_by_signals, is_busy, leave, show_cursor
 from fedpipe.cli.panels import LiteralGroup
 from fedpipe.cli.text import remark, replace_unprintable, say
 from fedpipe.errors import FedpipeError
@@ -40,6 +40,7 @@ def main() -> int:
         remark(f"\nended by {end.number.name}; run the same command again to resume")
         leave(128 + end.number)
     if code == INTERRUPTED:  # typer 0.29 turns a KeyboardInterrupt into this exit code
+        show_cursor()
         remark(f"\n{STOPPED}")
         if is_busy():
             leave(code)

@@ -30,7 +30,9 @@ StoreOption = Annotated[
     typer.Option("--store", help="s3://bucket/prefix or file:///folder, instead of the store in the federation file."),
 ]
 RunName = Annotated[str, typer.Argument(help="The run's name, as in `fedpipe run --run`.", metavar="RUN")]
-RunOption = Annotated[str, typer.Option("--run", help="The run's name; the same name resumes.")]
+RunOption = Annotated[
+    str | None, typer.Option("--run", help="The run's name, by default run-1; the same name resumes.")
+]
 OutOption = Annotated[
     Path | None,
     typer.Option(

@@ -45,7 +45,11 @@ class Progress:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        try:
+            self._bar.start()
+        except BaseException:  # Ctrl-C in the middle: the bar would be drawn on, with the cursor hidden
+            self._bar.stop()
+            raise
         if self._clock is not None:
             self._clock.__enter__()
             self._clock.line(self._doing)

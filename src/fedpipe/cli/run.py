@@ -34,7 +34,7 @@ def run(
     file: Annotated[Path, typer.Argument(help="A federation file or a compiled pipeline.", metavar="FILE")],
     store: StoreOption = None,
     out_folder: OutOption = None,
-    name: RunOption = "run-1",
+    name: RunOption = None,
     parameters: ParameterOption = None,
     workers: Annotated[
         int, typer.Option("--workers", min=0, max=1024, help="Worker processes; 0 for one per core.")

@@ -12,6 +12,7 @@ from fedpipe.cli.options import FederationFile, given_folder
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import busy, note, say, show_table
 from fedpipe.commands.init import Algorithm, Framework
+from fedpipe.federation.names import MOST_LEARNERS
 
 commands = Panel("Start")
 MOST_DOUBTS = 10
@@ -38,7 +39,7 @@ def init(
     ] = None,
     label: Annotated[str, typer.Option("--label", help="With --from: the column to predict.")] = "",
     learners: Annotated[
-        int, typer.Option("--learners", min=0, max=1000, help="With --from: how many share one file.")
+        int, typer.Option("--learners", min=0, max=MOST_LEARNERS, help="With --from: how many share one file.")
     ] = 0,
     by: Annotated[str, typer.Option("--by", help="With --from: the column whose values stay together.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,

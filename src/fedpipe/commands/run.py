@@ -156,6 +156,7 @@ class _How(NamedTuple):
 
 
 def _run(source: Source, how: _How, listener: Listener, changes: Mapping[str, Any]) -> Result:
+    how = how._replace(name=_chosen_name(how))
     name = run_name(how.name if how.name is not None else DEFAULT_RUN, "")
     if isinstance(how.store, Mapping):
         how, changes = how._replace(store=None), {**changes, "store": how.store}
@@ -195,6 +196,15 @@ def _run(source: Source, how: _How, listener: Listener, changes: Mapping[str, An
         return Result({}, folder)
     place = resolve(reported, job.arguments, results, "")["parameterValues"]["place"]
     return Result(fetch_results(RunPlace(**place), folder), folder)
+
+
+def _chosen_name(how: _How) -> str | None:
+    """Returns the run's name, which may be given as a parameter instead. Raises InputError."""
+    as_parameter = how.parameters.get("run")
+    if how.name is not None and as_parameter not in (None, how.name):
+        what = f"the run has two names, {how.name!r} and {as_parameter!r}"
+        raise InputError(what, where="parameter run", remedy="Keep one.")
+    return how.name if as_parameter is None else str(as_parameter)
 
 
 def _next_simulation(job: _Job) -> str:
@@ -274,6 +284,9 @@ def _prepared(
     if store is not None:
         if "store" not in graph.parameters:
             raise PipelineError("the pipeline has no parameter `store`", where=str(source))
+        if arguments.get("store", store) != store:
+            what = f"two stores are given, {store!r} and {arguments['store']!r}"
+            raise InputError(what, where="parameter store", remedy="Keep one.")
         arguments["store"] = chosen_uri(store, default_store)
     checked = check_arguments(graph, arguments)
     if "store" in checked:

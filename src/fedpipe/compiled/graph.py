@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -199,7 +200,9 @@ def check_arguments(graph: Graph, arguments: Mapping[str, Any]) -> dict[str, Any
 def _parse(name: str, value: Any, kind: str) -> Any:
     """Returns a value of the parameter's kind, from text or typed."""
     if kind == "STRING":
-        return value
+        if not isinstance(value, str | os.PathLike):
+            raise PipelineError(f"{value!r} is not text", where=f"parameter {name}", remedy="Write text.")
+        return os.fspath(value)
     read, expected, remedy = _READERS.get(kind, _AS_JSON)
     try:
         found = read(value) if isinstance(value, str) else value
@@ -209,10 +212,20 @@ def _parse(name: str, value: Any, kind: str) -> Any:
     return found
 
 
+def _whole(text: str) -> int:
+    """Reads a whole number; Python itself would read 1_0 as 10."""
+    return int(text.replace("_", "x"))
+
+
+def _number(text: str) -> float:
+    """Reads a number; Python itself would read 1_0 as 10."""
+    return float(text.replace("_", "x"))
+
+
 _AS_JSON: tuple[Callable[[str], Any], str, str] = (json.loads, "JSON", "Write JSON, in quotes for the shell.")
 _READERS: dict[str, tuple[Callable[[str], Any], str, str]] = {
-    "NUMBER_INTEGER": (int, "a number", "Write a whole number, such as 20."),
-    "NUMBER_DOUBLE": (float, "a number", "Write a finite number, such as 0.01."),
+    "NUMBER_INTEGER": (_whole, "a number", "Write a whole number, such as 20."),
+    "NUMBER_DOUBLE": (_number, "a number", "Write a finite number, such as 0.01."),
     "BOOLEAN": (json.loads, "true or false", "Write true or false."),
 }
 """How text is read as a parameter, by its kind in KFP."""

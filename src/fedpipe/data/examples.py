@@ -17,11 +17,10 @@ import numpy.typing as npt
 
 from fedpipe.data.client_files import HDF5, SQLITE, read_keyed
 from fedpipe.data.schema import Column
-from fedpipe.data.sheets import SHEETS
 from fedpipe.data.tables import TABLES, check_named, keys_of, label_values, npz_array, read_columns, read_table
 from fedpipe.data.trees import Tree, are_strings, joined, leaves, length_of, mapped, tree_of
 from fedpipe.errors import DataError, NotFoundError
-from fedpipe.federation.data import AUTO, Kind
+from fedpipe.federation.data import AUTO, SHEETS, Kind
 from fedpipe.store import is_uri, open_store, path_of
 from fedpipe.store.userinfo import check_no_credentials
 

@@ -23,7 +23,6 @@ from fedpipe.data.schema import Kind
 from fedpipe.errors import DataError
 
 Array = npt.NDArray[Any]
-SHEETS = (".csv", ".tsv", ".parquet")
 """Suffixes of files that are sheets."""
 
 

@@ -23,10 +23,10 @@ import numpy as np
 
 from fedpipe.data.cells import fits, is_missing, parse_cells, printable
 from fedpipe.data.schema import LONGEST_NAME, MOST_COLUMNS, NUMERIC, Column, columns_by_input
-from fedpipe.data.sheets import SHEETS, Sheet, read_sheet
+from fedpipe.data.sheets import Sheet, read_sheet
 from fedpipe.data.trees import Array, Tree
 from fedpipe.errors import DataError
-from fedpipe.federation.data import Kind
+from fedpipe.federation.data import SHEETS, Kind
 
 TABLES = (*SHEETS, ".npz")
 """Suffixes of files that can be tables."""

@@ -73,6 +73,10 @@ AUTO = "auto"
 """The features of a table whose columns are all used, by guessed kinds."""
 
 
+SHEETS = (".csv", ".tsv", ".parquet")
+"""Suffixes of files with columns that have names."""
+
+
 class ColumnSettings(Section, frozen=True, kw_only=True):
     """Describes a column of features with more than its kind."""
 
@@ -108,8 +112,9 @@ class Data(Section, frozen=True, kw_only=True):
     features: Annotated[
         str | dict[Annotated[str, Meta(min_length=1, max_length=200)], FileKind | ColumnSettings],
         Meta(
-            description="array of the features, in Parquet also a list column or empty for all others. For a table "
-            "(docs/tables.md): kinds of columns by name, such as `{age: number, sex: category}`, or `auto`"
+            description="for a table (docs/tables.md) kinds of columns by name, such as "
+            "`{age: number, sex: category}`, or `auto`, the default for .csv, .tsv and .parquet. Otherwise the array "
+            "of the features; in a table a list column, or empty for all others by their places"
         ),
     ] = "x"
     labels: Annotated[str, Meta(description="array or column of the labels")] = "y"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 from fedpipe.codec import converted
 from fedpipe.errors import FederationError
 from fedpipe.federation.confidential import check_no_credentials_in
+from fedpipe.federation.data import AUTO, SHEETS
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.loading import load
 from fedpipe.federation.messages import explained
@@ -34,7 +36,39 @@ def read_federation(path: str | Path) -> Federation:
     10
     """
     path = Path(path)
-    return resolved(parse_federation(load(path), where=str(path)), path.absolute().parent)
+    folder = path.absolute().parent
+    return resolved(parse_federation(with_tables(load(path), folder), where=str(path)), folder)
+
+
+def with_tables(content: Any, folder: Path) -> Any:
+    """Take the columns of CSV, TSV and Parquet by name where `data.features` is not given.
+
+    Taken by their places, columns in another order would be silently wrong. A `load` of model.py may return arrays, so
+    its data count as arrays.
+
+    Args:
+        content: of a federation file.
+        folder: where relative paths start.
+    """
+    data, learners = (content.get(key) for key in ("data", "learners")) if isinstance(content, dict) else (None, None)
+    data = {} if data is None else data
+    if not isinstance(data, dict) or "features" in data:
+        return content
+    own = [item.get("data") for item in learners if isinstance(item, dict)] if isinstance(learners, list) else []
+    places = [place for place in (data.get("uri"), *own) if place]
+    if not places or not all(str(place).lower().endswith(SHEETS) for place in places):
+        return content
+    if any(own) and _reads_itself(folder / split_code(str(content.get("model", "")))[0]):
+        return content
+    return {**content, "data": {**data, "features": AUTO}}
+
+
+def _reads_itself(file: Path) -> bool:
+    """Return whether a user's file has a function `load`; a file that cannot be read is reported later."""
+    try:
+        return re.search(r"^(?:def|from .* import .*) *\bload\b|^load *=", file.read_text(), re.MULTILINE) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def parse_federation(content: Any, *, where: str = "federation") -> Federation:
@@ -92,14 +126,20 @@ def resolved(federation: Federation, folder: Path) -> Federation:
     def place(uri: str) -> str:
         if uri.startswith("file://"):
             return file_uri((folder / path_of(uri)).resolve())
-        return uri if is_uri(uri) or not uri else str((folder / uri).resolve())
+        if is_uri(uri) or not uri:
+            return uri
+        return str((folder / uri).resolve())
+
+    def dataset(uri: str) -> str:
+        found = place(uri)
+        return found if found.isprintable() else file_uri(Path(found))  # a pipeline file cannot hold such a path
 
     if isinstance(federation.store, str):
         store: str | StorePlace = check_uri(federation.store, folder=folder)
     else:
         store = msgspec.structs.replace(federation.store, uri=check_uri(federation.store.uri, folder=folder))
-    learners = tuple(msgspec.structs.replace(item, data=place(item.data)) for item in federation.learners)
-    data = msgspec.structs.replace(federation.data, uri=place(federation.data.uri))
+    learners = tuple(msgspec.structs.replace(item, data=dataset(item.data)) for item in federation.learners)
+    data = msgspec.structs.replace(federation.data, uri=dataset(federation.data.uri))
 
     def code(name: str) -> str:
         file, function = split_code(name)

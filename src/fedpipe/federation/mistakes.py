@@ -14,7 +14,7 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS, tag_of
 from fedpipe.federation.preprocessing import parse
 from fedpipe.federation.training import Privacy
-from fedpipe.store import check_uri, path_of
+from fedpipe.store import check_uri, is_uri
 
 
 def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
@@ -84,10 +84,8 @@ def _place_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     places |= {f"learners[{position}].data": learner.data for position, learner in enumerate(f.learners)}
     for path, uri in places.items():
         try:
-            if path == "store":
+            if path == "store" or is_uri(uri):
                 check_uri(uri)
-            elif uri.startswith("file://"):
-                path_of(uri)
         except FedpipeError as error:
             yield path, error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
 

@@ -11,7 +11,7 @@ import msgspec
 
 from fedpipe.errors import FederationError
 from fedpipe.federation.federation import Federation
-from fedpipe.federation.file import in_full, parse_federation, read_federation, resolved
+from fedpipe.federation.file import in_full, parse_federation, read_federation, resolved, with_tables
 from fedpipe.federation.loading import load
 from fedpipe.federation.values import as_text_keys
 from fedpipe.store import is_uri
@@ -51,7 +51,7 @@ def read_source(source: Source, changes: Mapping[str, Any] | None = None) -> Fed
     if isinstance(content, dict) and new:
         content, new = as_text_keys(content), as_text_keys(new)
         content = overlaid(in_full(content), _with_absolute_paths(new) if where != "federation" else new)
-    return resolved(parse_federation(content, where=where), folder)
+    return resolved(parse_federation(with_tables(content, folder), where=where), folder)
 
 
 def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,8 @@ def submit(
         InputError: invalid arguments, pods that could never start, or a run of this name; nothing was created.
         ClusterError: KFP refuses or cannot be reached; created objects were removed, or are named.
     """
+    if not run:
+        run = str((parameters or {}).get("run", ""))
     name = run_name(run or time.strftime("run-%Y%m%d-%H%M%S", time.gmtime()), "")
     compiled = _compile(source, {**(parameters or {}), "run": name})
     if not force:

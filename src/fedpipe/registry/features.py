@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from fedpipe.data.cells import fits, parse_cells, place_of
 from fedpipe.data.schema import Kind
-from fedpipe.data.sheets import SHEETS, Sheet, read_sheet
+from fedpipe.data.sheets import Sheet, read_sheet
 from fedpipe.errors import DataError
+from fedpipe.federation.data import SHEETS
 from fedpipe.registry.card import Card
 from fedpipe.registry.columns import assemble, check_names, listing, parse_column, unknown_values
 from fedpipe.registry.pictures import PICTURES, read_picture

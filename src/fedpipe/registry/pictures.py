@@ -58,7 +58,7 @@ def _size_of(wanted: TensorSpec, path: Path) -> tuple[int, int, int]:
 
 def _shares(path: Path, size: tuple[int, int], channels: int) -> Array:
     """Returns pixels from 0, black, to 1, white."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -78,7 +78,9 @@ def _shares(path: Path, size: tuple[int, int], channels: int) -> Array:
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
     except (OSError, ValueError, SyntaxError, EOFError, zlib.error, struct.error, MemoryError) as error:
-        why = " ".join(str(getattr(error, "strerror", None) or error).replace(repr(str(path)), "it").split())[:200]
+        why = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+        if isinstance(error, UnidentifiedImageError):
+            why = "its content is neither PNG nor JPEG"
         raise DataError(
             f"the picture cannot be read, because {why}", where=str(path), remedy="Save it again as PNG or JPEG."
         ) from error

@@ -8,6 +8,7 @@ them from the plan of its own try. `definition_of` draws the line, here and nowh
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -216,8 +217,8 @@ def current_plan(store: Store, run: str, digest: str) -> Plan:
     return found if found is not None and found.definition.digest == digest else read_plan(store, digest)
 
 
-def differences(old: Plan, new: Plan) -> list[str]:
-    """Return the differences between two plans, such as `training.rounds: 5 -> 6`, sorted by path."""
+def differences(old: Plan | Mapping[str, Any], new: Plan | Mapping[str, Any]) -> list[str]:
+    """Return the differences between two plans or tables, such as `training.rounds: 5 -> 6`, sorted by path."""
     before, after = _flat(msgspec.to_builtins(old)), _flat(msgspec.to_builtins(new))
     return [
         f"{path}: {before.get(path, 'absent')} -> {after.get(path, 'absent')}"

@@ -20,7 +20,7 @@ from fedpipe.federation.names import SAFE_NAME
 from fedpipe.reports.catalogue import drop_line
 from fedpipe.rounds.beginning import free_name
 from fedpipe.rounds.history import is_settled
-from fedpipe.rounds.plan import RunPlace, Shards
+from fedpipe.rounds.plan import RunPlace, Shards, differences
 from fedpipe.rounds.pruning import entered
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import encode
@@ -86,8 +86,9 @@ def deal(inputs: Inputs) -> Outputs:
     settled = found is not None and is_settled(store, place.run)
     if found is not None and settled:
         if encode(msgspec.structs.replace(found, shards=wanted.shards)) != encode(wanted):
+            changed = "; ".join(differences(_named(found), _named(wanted))[:5])
             raise InputError(
-                f"run {place.run!r} was made with other data or shards",
+                f"run {place.run!r} was made with other data or shards ({changed})",
                 remedy=f"Use another run name, such as {free_name(store, place.run)}, or restore the settings.",
             )
         if not _missing(store, found.shards):
@@ -103,6 +104,15 @@ def deal(inputs: Inputs) -> Outputs:
         )
     store.replace(key, encode(msgspec.structs.replace(wanted, shards=shards)))
     return Outputs(place=place, shards=shards)
+
+
+def _named(request: _Request) -> dict[str, Any]:
+    """Return the settings of a request under the names that they have in the federation file."""
+    data, holdout, seed = request.settings
+    return {
+        "data": {**data, "uri": request.data}, "evaluation": {"holdout": holdout}, "training": {"seed": seed},
+        "learners": request.learners,
+    }  # fmt: skip
 
 
 def _missing(store: Store, shards: Shards) -> bool:
