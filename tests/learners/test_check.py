@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedpipe.data.examples import Examples
+from fedpipe.data.schema import Column, Schema
 from fedpipe.errors import DataError, ModelError
 from fedpipe.federation.federation import Federation
 from fedpipe.learners.check import check_model, check_own_data, weight_shapes
@@ -64,3 +65,28 @@ def test_own_data_in_a_format_that_nobody_reads() -> None:
     ):
         check_own_data(chosen, LINEAR)
     check_own_data(chosen, f"{LINEAR}\ndef load(uri):\n    return None\n")
+
+
+PLAIN = """
+import keras
+
+def build():
+    inputs = keras.Input((2,))
+    outputs = keras.layers.Dense(2, activation="softmax")({first}(inputs))
+    model = keras.Model(inputs, outputs)
+    model.compile(optimizer="sgd", loss="sparse_categorical_crossentropy")
+    return model
+"""
+
+
+@pytest.mark.parametrize("missing", [True, False])
+@pytest.mark.parametrize("first", ["keras.layers.Identity()", "keras.ops.nan_to_num"])
+def test_missing_numbers_need_a_model_that_takes_them(first: str, missing: bool) -> None:
+    schema = Schema(columns=(Column(name="age", kind="number"), Column(name="dose", kind="number", missing=missing)))
+    table = Examples(np.ones((4, 2), np.float32), np.arange(4) % 2)
+    chosen, code = make_federation(framework="keras", data={"uri": "t.csv", "features": "auto"}), PLAIN.format(first=first)
+    if "Identity" in first and missing:
+        with pytest.raises(ModelError, match=r"the column 'dose' has missing values, .* Use table\.encoded"):
+            check_model(chosen, code, table, schema)
+    else:
+        assert check_model(chosen, code, table, schema)

@@ -12,7 +12,7 @@ from fedpipe import weights
 from fedpipe.data.examples import FORMATS, Examples
 from fedpipe.data.parts import load_examples
 from fedpipe.data.ports import ports_of
-from fedpipe.data.schema import Schema
+from fedpipe.data.schema import NUMERIC, Schema
 from fedpipe.errors import DataError, DroppedError, ModelError, WeightsError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
@@ -81,11 +81,32 @@ def check_model(federation: Federation, code: str, examples: Examples | None, sc
         check_classes(model.outline.outputs[0].shape, federation.exported.classes, model.heads)
     if examples is not None:
         measured = model.check_examples(examples.x, examples.y, examples.weight)
+        if schema is not None:
+            _check_missing(model, examples, schema)
         if federation.vote:
             check_criterion(federation.vote.criterion, measured)
         if stopping := training.early_stopping:
             check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
     return model.outline.text
+
+
+def _check_missing(model: Model, examples: Examples, schema: Schema) -> None:
+    """Check that the model takes missing numbers if the learners have some. Raises ModelError."""
+    columns = [column for column in schema.columns if column.kind in NUMERIC]
+    missing = [place for place, column in enumerate(columns) if column.missing]
+    if not missing:
+        return
+    row = examples.rows(slice(0, 1)).x
+    numbers = (row["numbers"] if isinstance(row, dict) else row).astype(np.float32)
+    numbers[:, missing] = np.nan
+    found = model.predictor(model.initial_weights(0))({**row, "numbers": numbers} if isinstance(row, dict) else numbers)
+    if all(np.isfinite(output).all() for output in found if output.dtype.kind == "f"):
+        return
+    raise ModelError(
+        f"the column {columns[missing[0]].name!r} has missing values, for which the model's output is not a number",
+        where="model.py",
+        remedy="Use table.encoded in build(table), which fills them in, or leave the column or the rows out.",
+    )
 
 
 def shared_ports(federation: Federation, examples: Examples | None) -> tuple[Port, ...]:
