@@ -84,7 +84,10 @@ def build():
 def test_missing_numbers_need_a_model_that_takes_them(first: str, missing: bool) -> None:
     schema = Schema(columns=(Column(name="age", kind="number"), Column(name="dose", kind="number", missing=missing)))
     table = Examples(np.ones((4, 2), np.float32), np.arange(4) % 2)
-    chosen, code = make_federation(framework="keras", data={"uri": "t.csv", "features": "auto"}), PLAIN.format(first=first)
+    chosen, code = (
+        make_federation(framework="keras", data={"uri": "t.csv", "features": "auto"}),
+        PLAIN.format(first=first),
+    )
     if "Identity" in first and missing:
         with pytest.raises(ModelError, match=r"the column 'dose' has missing values, .* Use table\.encoded"):
             check_model(chosen, code, table, schema)
