@@ -102,6 +102,15 @@ def test_a_table_without_a_header_is_taken_in_the_models_order_with_a_remark(mod
     assert "has no header: its columns are taken in the order 'age', 'smoker', 'sex', 'seen'" in answers.remarks[0]
 
 
+def test_values_that_the_model_does_not_know_are_remarked(model: str, tmp_path: Path) -> None:
+    """Capitals instead of small letters would be a wrong diagnosis for each patient, without a word."""
+    text = RAW.replace(",m,", ",M,").replace(",f,", ",F,")
+    (remark,) = predict_file(model, written(tmp_path, text)).remarks
+    assert "the model does not know" in remark
+    assert "values of 'sex' in" in remark
+    assert "it knows 'f', 'm'" in remark
+
+
 def test_other_columns_are_named(model: str, tmp_path: Path) -> None:
     text = "".join(f"{extra},{line}\n" for extra, line in zip(["ward", *"ABCD"], RAW.splitlines(), strict=True))
     answers = predict_file(model, written(tmp_path, text))

@@ -61,6 +61,16 @@ def test_arguments(pipeline: Path) -> None:
             check_arguments(graph, {"store": wrong})
 
 
+@pytest.mark.parametrize("zero", ["0", 0, "-0"])
+def test_a_zero_that_would_have_no_effect_is_refused(pipeline: Path, zero: Any) -> None:
+    graph = read_graph(pipeline)
+    with pytest.raises(
+        PipelineError, match=r"parameter batch_size: 0 means the value of the federation file, which is"
+    ):
+        check_arguments(graph, {"batch_size": zero})
+    assert check_arguments(graph, {"learning_rate": 0})["learning_rate"] == 0  # as in the file
+
+
 def test_inputs_come_from_parameters_constants_and_other_tasks(pipeline: Path) -> None:
     graph = read_graph(pipeline)
     tasks = {t.name: t for t in graph.tasks}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from typer.testing import CliRunner
 
+import fedpipe
 from fedpipe.cli.main import app
 from fedpipe.commands.explore import explore
 from fedpipe.data.examples import Examples
@@ -23,7 +25,7 @@ from fedpipe.data.exploration import (
     jensen_shannon,
     view_of,
 )
-from fedpipe.reports.exploration_page import render_html, render_markdown, table
+from fedpipe.reports.exploration_page import column_rows, render_html, render_markdown, table
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=5, max_size=5).filter(any)
 RANDOM = np.random.default_rng(3)
@@ -113,7 +115,7 @@ def test_the_command(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     result = CliRunner().invoke(app, ["explore", str(digits / "federation.yaml")])
     assert result.exit_code == 0, result.output
     assert "hospital-e" in result.output
-    assert "heterogeneity of labels 0.372" in result.output
+    assert "heterogeneity of labels 0.380" in result.output
     page = (tmp_path / "data.html").read_text()
     assert "Mean picture of each label" in page
     assert not (digits / "store").exists()
@@ -157,3 +159,21 @@ def test_a_table_shows_the_statistics_of_each_learner_and_over_all(tmp_path: Pat
     assert content["learners"]["c"]["labels"] == {
         k: sum(r["diagnosis"] == k for r in table) for k in ("benign", "malignant")
     }
+
+
+def test_the_columns_of_a_table_are_shown_as_people_read_them(tmp_path: Path) -> None:
+    """A date is not a number of days, and half of a boolean means nothing."""
+    from tests.commands.test_table_run import write
+
+    table = [
+        {"age": 40 + k % 9, "ill": "yes" if k % 4 == 0 else "no", "born": f"19{50 + k % 40}-03-01", "y": k % 2}
+        for k in range(80)
+    ]
+    write(tmp_path / "d.csv", table)
+    fedpipe.init(tmp_path / "demo", framework="numpy", tables=[tmp_path / "d.csv"], label="y", learners=2)
+    found = {row.name: row for row in column_rows(explore(tmp_path / "demo" / "federation.yaml", tmp_path / "d.html"))}
+    assert re.fullmatch(r"2\d\.\d % true", found["ill"].values)
+    assert found["ill"].quantiles == ""
+    assert re.fullmatch(r"19\d\d-\d\d-\d\d ± [\d.e+]+ days \(1950-03-01 to 1989-03-01\)", found["born"].values)
+    assert found["born"].quantiles.count("-") == 10
+    assert "features" not in (tmp_path / "d.html").read_text().split("<h2>Labels")[0]

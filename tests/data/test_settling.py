@@ -148,7 +148,9 @@ def test_labels_become_numbers_of_classes() -> None:
     raw = Examples(np.array([[1, 2], [3, 4]], np.float32), np.array(["yes", "no"], object), columns=columns)
     found = settled(raw, SCHEMA)
     assert (found.x.tolist(), found.y.tolist(), found.columns) == ([[2], [4]], [1, 0], ())  # type: ignore[union-attr]
-    with pytest.raises(DataError, match=r"h: the label 'maybe' in row 1 is none of the classes no, yes. Correct it"):
+    with pytest.raises(
+        DataError, match=r"h: the label 'maybe' in column 'y' is none of the classes no, yes. Correct it"
+    ):
         settled(Examples(raw.x, np.array(["maybe"], object), columns=columns), SCHEMA, where="h")
 
 

@@ -132,6 +132,17 @@ def test_parts_are_disjoint_complete_and_seeded() -> None:
     assert not np.array_equal(parts["train"], split(100, Parts(train=0.7, vote=0.2, test=0.1), [1, 3])["train"])
 
 
+@pytest.mark.parametrize(("before", "after"), [(400, 700), (1000, 1010), (60, 600)])
+def test_a_growing_table_tests_on_hardly_anything_that_was_trained_on(before: int, after: int) -> None:
+    parts = Parts(train=0.8, vote=0.0, test=0.2)
+    first, then = split(before, parts, [1, 2]), split(after, parts, [1, 2])
+    assert np.isin(then["test"], first["train"]).sum() <= 0.06 * before
+    assert np.isin(then["train"], first["test"]).sum() <= 0.06 * before
+    (dealt_first, held_first), (dealt_then, held_then) = holdout(before, 0.2, 1), holdout(after, 0.2, 1)
+    assert np.isin(held_then, dealt_first).sum() <= 0.06 * before
+    assert np.isin(held_first, dealt_then).sum() <= 0.06 * before
+
+
 def test_the_holdout_is_disjoint_from_the_rest() -> None:
     kept, held = holdout(50, 0.2, 0)
     assert len(held) == 10

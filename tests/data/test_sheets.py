@@ -148,3 +148,15 @@ def test_parquet_files_that_are_refused(tmp_path: Path) -> None:
     parquet.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([1])], ["a", "a"]), tmp_path / "d.parquet")
     with pytest.raises(DataError, match="more than once: 'a'"):
         read_sheet(tmp_path / "d.parquet")
+
+
+def test_names_and_categories_from_word_processors_are_plain_text(tmp_path: Path) -> None:
+    """No-break spaces, line breaks and zero-width spaces do not cost a learner its statistics."""
+    sheet = read(tmp_path, '"height\u00a0(cm)","a\nb\u200b"\n1,"not\u00a0known"\n2,"two\nlines"\n')
+    assert sheet.names == ("height (cm)", "a b")
+    assert sheet.parse("a b", "category").tolist() == ["not known", "two lines"]
+    parquet.write_table(pa.table({"height\u00a0(cm)": [1.0], "c\td": ["x\u00ady"]}), tmp_path / "d.parquet")
+    sheet = read_sheet(tmp_path / "d.parquet")
+    assert sheet.names == ("height (cm)", "c d")
+    assert sheet.parse("c d", "category").tolist() == ["x y"]
+    assert sheet.parse("c d", "text").tolist() == ["x\u00ady"]  # a text stays as it is

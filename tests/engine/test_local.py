@@ -109,6 +109,28 @@ class TestWorkers:
     def _server(self) -> None:
         start_server()
 
+    @pytest.mark.parametrize("delay", [0.0005, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
+    def test_ctrl_c_while_a_process_starts_leaves_no_error(self, delay: float) -> None:
+        """The main thread is interrupted inside the start of the process; what has not begun cannot be killed."""
+        worker = Worker()
+
+        def interrupt(number: int, frame: Any) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, delay)
+            worker.call(os.getpid)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        worker.stop(for_good=True)
+        with pytest.raises(WorkerDiedError, match="was ended"):
+            worker.call(os.getpid)
+
     def test_a_result_is_returned(self) -> None:
         worker = Worker()
         assert worker.call(max, 3, 5) == 5

@@ -82,6 +82,21 @@ MISTAKES = {
     "list for a table": ("training", [1], "training: Expected `object`, got `array`"),
     "no learners": ("learners", [], "learners: Expected `array` of length >= 1"),
     "twice the same": ("learners.1.name", "a", "learners[1].name: the learner 'a' is listed twice"),
+    "a class twice": (
+        "export",
+        {"classes": ["a", "b", "a"]},
+        "export.classes: 'a' is listed twice. Name each class once.",
+    ),
+    "a decimal comma": (
+        "training",
+        {"rounds": 1, "batch_size": 1, "learning_rate": 0, 1: None},
+        "Write decimals with a point",
+    ),
+    "a column with a long name": (
+        "data.features",
+        {"n" * 201: "number"},
+        "a key has more than 200 characters. Shorten it.",
+    ),
     "slash in a name": ("learners.0.name", "a/b", "learners[0].name: not a safe name"),
     "dots in a name": ("learners.0.name", "..", "learners[0].name: not a safe name"),
     "capitals in a name": ("name", "Digits", "name: not a safe name"),

@@ -36,6 +36,8 @@ def test_classes_and_probabilities(softmax: Path) -> None:
 def test_features_that_do_not_fit(softmax: Path) -> None:
     with pytest.raises(DataError, match=r"the features have shape \(2, 4\), but the model takes \('n', 3\)"):
         predict(softmax, np.zeros((2, 4)))
+    with pytest.raises(DataError, match=r"the features differ in length\. Give each example the same shape"):
+        predict(softmax, [[1.0, 2.0, 3.0], [1.0, 2.0]])
 
 
 def test_invalid_models(tmp_path: Path) -> None:

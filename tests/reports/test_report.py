@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from fedpipe.data.schema import Column, Kind, Schema
 from fedpipe.learners.tallying import counter_of
 from fedpipe.reports.comparison import compare
 from fedpipe.reports.remarks import beginning, gap, held_data
@@ -207,6 +208,16 @@ class TestExplanations:
         found = gap(changed)
         assert (far in found.what) if far and found else (not far and found is None)
         assert ("BatchNormalization" in render(changed)) == bool(far)
+
+    @pytest.mark.parametrize(("statistics", "kind", "remarked"), [
+        (False, "number", True), (False, "category", False), (True, "number", False),
+    ])  # fmt: skip
+    def test_a_table_without_statistics_is_remarked(
+        self, story: Story, statistics: bool, kind: Kind, remarked: bool
+    ) -> None:
+        schema = Schema(columns=(Column(name="age", kind=kind),), statistics=statistics)
+        page = render(msgspec.structs.replace(story, schema=schema))
+        assert ("not normalised: no learner disclosed statistics" in page) == remarked
 
     def test_a_run_without_rounds(self, store: MemoryStore) -> None:
         plan: Plan = make_plan()

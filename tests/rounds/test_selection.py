@@ -67,7 +67,8 @@ def test_who_took_part(store: MemoryStore) -> None:
     )
     assert took_part(federation, record) == ("a", "b")
     simulated = replace(record, rule=f"{SIMULATED} mean", updates=())
-    assert took_part(federation, simulated) == ("a", "b", "c")
+    assert took_part(federation, simulated) == ("a", "b")
+    assert took_part(federation, replace(simulated, dropped=())) == ("a", "b", "c")
     held_out = replace(federation, simulation=replace(federation.simulation, held_out=("b",)))
     assert took_part(held_out, simulated) == ("a", "c")
 

@@ -6,10 +6,11 @@ import itertools
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from fedpipe.registry.prediction import open_model
+from fedpipe.registry.prediction import open_model, predict
 from fedpipe.serving.protocol import parse
 from fedpipe.serving.tensors import RequestError, to_bytes
 from tests.served import PATIENTS, patients
@@ -118,3 +119,29 @@ def test_a_column_given_twice_and_too_many_values() -> None:
     with pytest.raises(RequestError, match="at most") as refused:
         parse(head, None, MODEL.inputs, MODEL.outputs, card=PATIENTS)
     assert refused.value.status == 413
+
+
+def test_a_column_with_the_name_of_an_input() -> None:
+    """A table of a hospital has a column `numbers`; the matrices have that name too."""
+    renamed = {"age": "numbers", "seen": "categories"}
+    columns = tuple(msgspec.structs.replace(c, name=renamed.get(c.name, c.name)) for c in PATIENTS.columns)
+    card = msgspec.structs.replace(PATIENTS, columns=columns)
+    model = open_model(patients(card))
+
+    def feed_of(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        head = json.dumps({"inputs": inputs}).encode()
+        return parse(head, str(len(head)), model.inputs, model.outputs, card=card).feed
+
+    by_name = [{**one, "name": renamed.get(one["name"], one["name"])} for one in tensors()]
+    for inputs in itertools.permutations(by_name):
+        np.testing.assert_array_equal(feed_of(list(inputs))["numbers"], NUMBERS)
+    with pytest.raises(RequestError, match="the column 'smoker' is missing"):
+        feed_of([one for one in by_name if one["name"] != "smoker"])
+    matrices = [
+        {"name": "numbers", "datatype": "FP32", "shape": [1, 3], "data": [49.5, 1, 1]},
+        {"name": "categories", "datatype": "BYTES", "shape": [1, 1], "data": ["m"]},
+    ]
+    np.testing.assert_array_equal(feed_of(matrices)["numbers"], NUMBERS[:1])
+    table = {one["name"]: one["data"] for one in by_name}
+    asked = predict(model, table).outputs
+    np.testing.assert_array_equal(asked, predict(MODEL, {name: data for name, (_, data) in COLUMNS.items()}).outputs)

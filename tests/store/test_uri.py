@@ -21,6 +21,9 @@ def test_full_uris_stay_as_they_are() -> None:
     [
         ("ftp://x", "'ftp://x' has an unknown scheme. Use s3://bucket/prefix"),
         ("s3:///p", "'s3:///p' names no bucket. Write s3://bucket/prefix."),
+        ("s3:/b/p", "'s3:/b/p' lacks // after s3:. Write s3://... for a URI, or ./s3:/b/p for a folder of this name."),
+        ("s3:b", "'s3:b' lacks // after s3:"),
+        ("file:/a", "'file:/a' lacks // after file:"),
         ("s3://b?endpiont=x", r"an unknown parameter 'endpiont'. Use only endpoint and region."),
         ("file:///a?region=x", r"an unknown parameter 'region'. Remove the query."),
     ],

@@ -159,7 +159,10 @@ def prepare(
         typer.Option("--server", parser=given_folder, metavar="DIR", help=f"Keys of the server's user: {_MOUNTED}."),
     ] = None,
     noncurrent_days: Annotated[
-        int, typer.Option("--noncurrent-days", min=0, help="Days after which old versions of objects go; 0: never.")
+        int,
+        typer.Option(
+            "--noncurrent-days", min=0, max=36500, help="Days after which old versions of objects go; 0: never."
+        ),
     ] = 0,
 ) -> None:
     """Create a federation's bucket, and users for its coordinator and server, as the store's administrator."""

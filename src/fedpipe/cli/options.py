@@ -60,7 +60,7 @@ def given_parameters(parameters: list[str] | None) -> dict[str, str]:
     for text in parameters or []:
         key, equals, value = text.partition("=")
         if not equals:
-            raise InputError(f"{text!r} is not NAME=VALUE", where="--parameter")
+            raise InputError(f"{text!r} is not NAME=VALUE", where="--parameter", remedy="Write it like -p rounds=20.")
         given[key] = value
     return given
 

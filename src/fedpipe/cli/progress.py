@@ -103,7 +103,8 @@ class Progress:
         elif moment.learner in self._awaited:
             self._awaited.remove(moment.learner)
         done = board.round if moment.what in ("closed", "ended") else max(0, board.round - 1)
-        awaited = f"awaiting {', '.join(self._awaited[:3])}{' ...' if len(self._awaited) > 3 else ''}"
+        names = f"{', '.join(self._awaited[:3])}{' ...' if len(self._awaited) > 3 else ''}"
+        awaited = f"awaiting {names}" if names else "all have answered"
         text = "session ended" if moment.what == "ended" else f"round {board.round} {board.phase}: {awaited}"
         self._state = text
         self._bar.update(self._session, description=plain(text), completed=done)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -84,12 +85,17 @@ def simulate(
     _show(result)
 
 
+def _accepted(rounds: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a round of a summary was accepted; without votes, each one was."""
+    return any(one["round"] and one.get("vote", {"accepted": True})["accepted"] for one in rounds)
+
+
 def _show(result: Result) -> None:
     from fedpipe.rounds.measures import main_metrics
 
     if origin := result.summary.get("begun_from"):
         say(f"continued from round {origin['round']} of {origin['run']}")
-    if result.summary and not result.summary["onnx"]:
+    if result.summary and not result.summary["onnx"] and not _accepted(result.summary["rounds"]):
         say("nothing was trained: no round was accepted, so HEAD stays and no model is published")
     for label, value in result.summary.get("evaluation", {}).items():
         if label in ("central", "federated") and value:

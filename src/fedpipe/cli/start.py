@@ -12,10 +12,11 @@ from fedpipe.cli.options import FederationFile, given_folder
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import busy, note, say, show_table
 from fedpipe.commands.init import Algorithm, Framework
-from fedpipe.errors import InputError
 from fedpipe.federation.names import MOST_LEARNERS
 
 commands = Panel("Start")
+MOST_DOUBTS = 10
+"""Most doubts about columns that are printed."""
 
 
 @commands.add(
@@ -44,18 +45,21 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
     """Write a working federation.yaml, model.py and data, or a federation for tables."""
+    from fedpipe.commands.init import check_table_options
     from fedpipe.commands.init import init as write
     from fedpipe.commands.init_table import init_table
 
-    if bool(table) != bool(label) or ((learners or by) and not table):
-        remedy = "Use: fedpipe init DIR --from data.csv --label COLUMN"
-        raise InputError("a table needs --from and --label", remedy=remedy)
-    if table and algorithm != Algorithm.averaging:
-        raise InputError("a table begins with averaging", remedy="Change `algorithm` in federation.yaml afterwards.")
+    if table or label or learners or by:
+        check_table_options(table or (), label, algorithm)
+    doubts: tuple[str, ...] = ()
     if table:
-        names = init_table(folder, table, label, learners=learners, by=by, framework=framework, force=force)
+        names, doubts = init_table(folder, table, label, learners=learners, by=by, framework=framework, force=force)
     else:
         names = write(folder, algorithm, framework, force=force)
+    for doubt in doubts[:MOST_DOUBTS]:
+        note(doubt)
+    if len(doubts) > MOST_DOUBTS:
+        note(f"{len(doubts) - MOST_DOUBTS} more columns are in doubt: see the remarks in federation.yaml")
     say(f"wrote {', '.join(names)} to {folder}")
     say(f"next: fedpipe run {shlex.quote(str(folder / 'federation.yaml'))}")
 
@@ -86,7 +90,7 @@ def explore(
 
     with busy("looking"):
         found = look(file, output)
-    rows = [list(row.items())[:-1] for row in table(found)]  # the features are only for the page
+    rows = [[(name, value) for name, value in row.items() if name != "features"] for row in table(found)]
     head = [name for name, _ in rows[0]] if rows else []
     lines = [[label_line(found, view)] if found.classes else [] for view in found.views]
     show_table(

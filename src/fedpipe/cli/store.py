@@ -30,7 +30,8 @@ _LEFT = {"gone": "nothing", "records": "its records and report", "result": "its 
 def prune(
     file: FederationOption = FEDERATION,
     keep_runs: Annotated[
-        int | None, typer.Option("--keep-runs", min=0, help="Remove all runs but the latest N.", metavar="N")
+        int | None,
+        typer.Option("--keep-runs", min=0, max=1_000_000, help="Remove all runs but the latest N.", metavar="N"),
     ] = None,
     older_than: Annotated[
         str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -32,14 +33,18 @@ Chosen = TypeVar("Chosen", Algorithm, Framework)
 
 def init(
     folder: str | Path, algorithm: Algorithm | str = "averaging", framework: Framework | str = "keras", *,
-    force: bool = False,
+    tables: Sequence[str | Path] = (), label: str = "", learners: int = 0, by: str = "", force: bool = False,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Writes a working federation.yaml, model.py and data.
+    """Writes a working federation.yaml, model.py and data, or a federation for tables.
 
     Args:
         folder: created where it is missing.
         algorithm: how the learners train together.
         framework: the framework of model.py.
+        tables: one table that is dealt out to learners, or one for each learner.
+        label: the column of the tables to predict.
+        learners: number of learners that one table is dealt out to.
+        by: the column of one table whose values stay together.
         force: overwrites existing files.
 
     Returns:
@@ -47,6 +52,7 @@ def init(
 
     Raises:
         InputError: a file exists and `force` is not set, or the folder cannot be written.
+        DataError: a table cannot be used.
         MissingExtraError: scikit-learn, which holds the digits, is not installed.
 
     >>> import fedpipe
@@ -56,6 +62,11 @@ def init(
     if not str(folder).strip():
         raise InputError("the folder's name is empty", remedy="Name a new or empty folder; `.` is the current one.")
     folder, algorithm, framework = Path(folder), _chosen(Algorithm, algorithm), _chosen(Framework, framework)
+    if tables or label or learners or by:
+        from fedpipe.commands.init_table import init_table  # imports this module
+
+        check_table_options(tables, label, algorithm)
+        return init_table(folder, tables, label, learners=learners, by=by, framework=framework, force=force).files
     try:
         existing = next((name for name in FILES if (folder / name).exists()), None)
     except OSError as error:  # such as a name that is too long
@@ -73,6 +84,17 @@ def init(
     except OSError as error:
         raise _unwritable(folder, error) from error
     return FILES
+
+
+def check_table_options(tables: Sequence[str | Path], label: str, algorithm: Algorithm) -> None:
+    """Checks the options of a federation for tables. Raises InputError."""
+    if not tables or not label:
+        remedy = 'Use: fedpipe init DIR --from data.csv --label COLUMN, or fedpipe.init(..., tables=[...], label="...")'
+        raise InputError("a table needs --from and --label", remedy=remedy)
+    if isinstance(tables, str | Path):
+        raise InputError("the tables are one path, not a list", remedy='Write tables=["data.csv"].')
+    if algorithm != Algorithm.averaging:
+        raise InputError("a table begins with averaging", remedy="Change `algorithm` in federation.yaml afterwards.")
 
 
 def _chosen(kind: type[Chosen], name: str) -> Chosen:

@@ -8,13 +8,15 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedpipe.commands.init import Framework, write_texts
-from fedpipe.data.cells import is_missing
+from fedpipe.data.alike import alike_note
+from fedpipe.data.cells import fits, is_missing
 from fedpipe.data.examples import in_order
+from fedpipe.data.schema import LONGEST_NAME
 from fedpipe.data.sheets import Sheet
 from fedpipe.data.tables import TABLES, check_named, guess_kind, label_values, read_columns
 from fedpipe.errors import DataError, InputError
@@ -23,15 +25,23 @@ from fedpipe.federation.names import SAFE_NAME
 
 _MOST_NUMBERED, _MOST_NAMED = 20, 100
 """Most different whole numbers, and most different names, that count as classes."""
-_FEWEST, _MOST_LEARNERS = 10, 1000
+_FEWEST, _MOST_LEARNERS, _WIDEST = 10, 1000, 48
 
 
 class Guess(NamedTuple):
-    """A guess about a column, with the reason or an example for the reader."""
+    """A guess about a column, with the reason or an example for the reader, and a doubt that a user must hear of."""
 
     name: str
     kind: FileKind
     remark: str
+    doubt: str = ""
+
+
+class Written(NamedTuple):
+    """Holds the names of the files, and doubts about the guesses in them."""
+
+    files: tuple[str, ...]
+    doubts: tuple[str, ...]
 
 
 class Task(NamedTuple):
@@ -50,7 +60,7 @@ class Task(NamedTuple):
 def init_table(
     folder: str | Path, files: Sequence[str | Path], label: str, *, learners: int = 0, by: str = "",
     framework: Framework = Framework.keras, force: bool = False,
-) -> tuple[str, ...]:  # fmt: skip
+) -> Written:  # fmt: skip
     """Writes federation.yaml and model.py for a table.
 
     Args:
@@ -63,7 +73,7 @@ def init_table(
         force: overwrites existing files.
 
     Returns:
-        The names of the files.
+        The names of the files, and doubts about the guesses.
 
     Raises:
         InputError: a file exists and `force` is not set, or the folder cannot be written.
@@ -83,7 +93,9 @@ def init_table(
     text = _federation(folder, [Path(file) for file in files], sheets, task, guesses, learners, by, framework)
     template = resources.files("fedpipe") / "templates" / "tables" / framework / f"{task.template}.py"
     write_texts(folder, {"federation.yaml": text, "model.py": template.read_text()}, force=force)
-    return "federation.yaml", "model.py"
+    labels = alike_note(task.classes, "classes")
+    doubts = [f"column {label!r}: {labels}. Write them alike."] if labels else []
+    return Written(("federation.yaml", "model.py"), (*doubts, *(guess.doubt for guess in guesses if guess.doubt)))
 
 
 def _read(path: Path, label: str, by: str) -> Sheet:
@@ -116,6 +128,9 @@ def _task(sheets: Sequence[Sheet], label: str) -> Task:
         low, high = min(values), max(values)
         return Task(label, (), f"a number from {low:g} to {high:g}, so this is a regression")
     classes = in_order(str(value) if named else str(int(value)) for value in values)
+    if named and fits("date", classes):
+        remedy = "Name another column with --label, or turn dates into classes or numbers."
+        raise DataError(f"the labels are dates, such as {classes[0]}", where=where, remedy=remedy)
     return Task(label, tuple(classes), f"{len(classes)} classes")
 
 
@@ -125,12 +140,19 @@ def _guesses(sheets: Sequence[Sheet], other: set[str], framework: Framework) -> 
     for name in sheets[0].names:
         if name in other or not name:
             continue
+        if len(name) > LONGEST_NAME:
+            found.append(Guess("", "ignore", "", f"the name {name[:40]!r}... is too long, so the column is left out."))
+            continue
         lacking = [sheet.where for sheet in sheets if name not in sheet.names]
-        guess = Guess(name, "ignore", f"not in {lacking[0]}") if lacking else _guess(sheets, name)
+        guess = _guess_lacking(name, lacking) if lacking else _guess(sheets, name)
         if framework == Framework.numpy and guess.kind == "category":
             guess = Guess(name, "ignore", f"a category ({guess.remark}), which framework numpy does not take")
         found.append(guess)
     return found
+
+
+def _guess_lacking(name: str, lacking: Sequence[str]) -> Guess:
+    return Guess(name, "ignore", f"not in {lacking[0]}", f"{lacking[0]} lacks the column {name!r}, so it is left out.")
 
 
 def _guess(sheets: Sequence[Sheet], name: str) -> Guess:
@@ -153,14 +175,36 @@ def _guess(sheets: Sequence[Sheet], name: str) -> Guess:
     if different == len(present) and re.fullmatch(r"(.*[_\W])?(id|no|nr|index|number|mrn)", name.lower()):
         return Guess(name, "ignore", "a different value in each row, like a number of patients")
     if kind == "text":
-        return Guess(name, "ignore", f"{different} different texts; table.encoded leaves texts out{missing}")
+        remark = f"{different} different texts; table.encoded leaves texts out{missing}"
+        return Guess(name, "ignore", remark, _nearly(sheets, name, present, "the column is left out"))
     if kind == "category":
         examples = ", ".join(sorted({str(cell) for cell in present})[:4])
-        return Guess(name, kind, f"{examples}{', ...' if different > 4 else ''}{missing}")
+        doubt = _nearly(sheets, name, present, "the column is a category")
+        if not doubt and (note := alike_note(sorted({str(cell).strip() for cell in present}), "categories")):
+            doubt = f"column {name!r}: {note}. Write them alike."
+        return Guess(name, kind, f"{examples}{', ...' if different > 4 else ''}{missing}", doubt)
     if kind == "number":
         numbers = np.array([float(cell) for cell in present])
         return Guess(name, kind, f"{numbers.min():.4g} to {numbers.max():.4g}{missing}")
     return Guess(name, kind, f"such as {str(present[0])[:40]}{missing}")
+
+
+def _nearly(sheets: Sequence[Sheet], name: str, present: Sequence[Any], so: str) -> str:
+    """Returns why a column is not one of numbers or dates, if most of its cells look like it."""
+    shapes: dict[Kind, str] = {"date": _LIKE_A_DATE, "number": _LIKE_A_NUMBER}
+    for kind, shape in shapes.items():
+        if sum(bool(re.fullmatch(shape, str(cell).strip())) for cell in present) < 0.8 * len(present):
+            continue
+        for sheet in sheets:
+            try:
+                sheet.parse(name, kind)
+            except DataError as error:
+                return f"{error.where}: {error.what}, so {so}. {error.remedy or ''}".strip()
+    return ""
+
+
+_LIKE_A_DATE = r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T].*)?"
+_LIKE_A_NUMBER = r"[<>≤≥~]? ?[+-]?[\d.,' ]*\d([eE][+-]?\d+)?( ?[^\d\s]{1,5})?"
 
 
 def _common(kinds: Sequence[Kind]) -> Kind:
@@ -178,8 +222,9 @@ def _federation(
     by: str, framework: Framework,
 ) -> str:  # fmt: skip
     paths = [os.path.relpath(file.absolute(), folder.absolute()) for file in files]
-    width = max(len(f"    {_plain(g.name)}: {g.kind}") for g in guesses) + 2
-    features = [f"{f'    {_plain(g.name)}: {g.kind}':<{width}}# {_line(g.remark)}" for g in guesses]
+    listed = [guess for guess in guesses if guess.name]
+    width = min(_WIDEST, max(len(f"    {_plain(g.name)}: {g.kind}") for g in listed) + 2)
+    features = [f"{f'    {_plain(g.name)}: {g.kind}':<{width - 1}} # {_line(g.remark)}" for g in listed]
     shards, names, smallest = _dealing(sheets, learners, by)
     holders = names if len(files) == 1 else [_name(file, k, files) for k, file in enumerate(files, 1)]
     holdout = 0.1 if len(files) == 1 else 0.0

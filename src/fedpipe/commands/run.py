@@ -180,7 +180,11 @@ def _run(source: Source, how: _How, listener: Listener, changes: Mapping[str, An
             raise InputError(what, where=str(folder), remedy="Choose another folder for the results with --out.")
         framework = ", importing TensorFlow" if opened.needs_tensorflow else ""
         how.stages(f"checking data, model and store of run {name}{framework}")
-        _check_first(job, name, _warmed(processes) if job.needs_tff and not how.simulation else call)
+        for subject, what in _check_first(
+            job, name, _warmed(processes) if job.needs_tff and not how.simulation else call
+        ):
+            if what.startswith(preflight.NO_STATISTICS):
+                how.stages(f"{subject} gives {what}")
         _make(folder)
         how.stages(f"running {name}, logs in {folder / 'logs'}")
         engine = Engine(
@@ -227,11 +231,11 @@ def _warmed(processes: Workers) -> Callable[..., Any]:
     return call
 
 
-def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
-    """Finds mistakes before anything is written; a store that is a folder is created last."""
-    uri = job.arguments.get("store")
+def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> list[preflight.Checked]:
+    """Finds mistakes before anything is written; a store that is a folder is created last. Returns the findings."""
+    uri, findings = job.arguments.get("store"), list[preflight.Checked]()
     if uri is None:
-        return
+        return findings
     store, is_folder = open_store(uri), uri.startswith("file://")
     if is_folder:
         check_folder(uri)
@@ -244,9 +248,10 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> None:
         _check_keys(store.below(job.federation.name), job.federation, exports=exports)
     if job.federation is not None and not is_settled(store.below(job.federation.name), name):
         check_deadline(store.below(job.federation.name), job.federation.quorum.deadline)
-        preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call, job.files)
+        findings = preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call, job.files)
     if is_folder:
         store.probe()
+    return findings
 
 
 def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:

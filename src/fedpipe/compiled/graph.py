@@ -13,6 +13,7 @@ import yaml
 
 from fedpipe.errors import PipelineError
 from fedpipe.federation.environments import ENVIRONMENTS, WITH_FRAMEWORK, Environment
+from fedpipe.rounds.plan import Settings
 from fedpipe.store.userinfo import check_no_credentials
 from fedpipe.suggestion import closest
 
@@ -187,7 +188,13 @@ def check_arguments(graph: Graph, arguments: Mapping[str, Any]) -> dict[str, Any
             close = closest(name, graph.parameters)
             meant = f" Did you mean {close!r}?" if close else ""
             raise PipelineError(f"unknown parameter {name!r}", remedy=f"Choose one of: {known}.{meant}")
-    return {**graph.parameters, **{n: _parse(n, v, graph.types[n]) for n, v in arguments.items()}}
+    found = {name: _parse(name, value, graph.types[name]) for name, value in arguments.items()}
+    for name, value in found.items():
+        default = graph.parameters[name]
+        if name in Settings.__struct_fields__ and value == 0 and default:
+            what = f"0 means the value of the federation file, which is {default:g}"
+            raise PipelineError(what, where=f"parameter {name}", remedy="Leave it out, or change it in that file.")
+    return {**graph.parameters, **found}
 
 
 def _parse(name: str, value: Any, kind: str) -> Any:

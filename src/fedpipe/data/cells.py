@@ -102,6 +102,13 @@ def is_missing(cell: Any) -> bool:
     return cell is None or (isinstance(cell, float | np.generic) and bool(cell != cell))  # NaN and NaT
 
 
+def printable(text: str) -> str:
+    """Returns a name or category without spaces at its ends; line breaks and spaces of other kinds become spaces."""
+    if text.isprintable():
+        return text.strip()
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
 def as_strings(texts: Sequence[str]) -> Array:
     """Returns an array of dtype object that holds strings."""
     strings = np.empty(len(texts), object)
@@ -222,7 +229,7 @@ def _moment(text: str) -> date | datetime:
 
 def _category(cell: Any) -> str:
     """Returns the text of a category; 2.0 and "2.0" count as "2", since a missing cell turns whole codes to floats."""
-    text = _text(cell).strip()
+    text = printable(_text(cell))
     whole = _WHOLE.fullmatch(text)
     return whole[1] if whole else text
 

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fedpipe.data.cells import fits, is_missing
+from fedpipe.data.cells import fits, is_missing, printable
 from fedpipe.errors import DataError
 
 _SEPARATORS = ("\t", ";", "|")
@@ -137,8 +137,8 @@ def _header(
     comments: list[Row], rows: list[Row], known: Collection[str], header: bool | None, path: Path
 ) -> list[str] | None:
     """Returns the names of the columns, and removes them from the rows; None without a header."""
-    names = [cell.strip() for cell in rows[0].cells]
-    last = [cell.strip() for cell in comments[-1].cells] if comments else []
+    names = [printable(cell) for cell in rows[0].cells]
+    last = [printable(cell) for cell in comments[-1].cells] if comments else []
     if header is None and known and set(last) >= set(known):
         return last
     if header is None:

@@ -16,7 +16,8 @@ INPUTS: dict[Kind, str] = {**dict.fromkeys(NUMERIC, "numbers"), "category": "cat
 MOST_COLUMNS = 20_000
 MOST_CLASSES = 10_000
 
-ColumnName = Annotated[str, Meta(min_length=1, max_length=200)]
+LONGEST_NAME = 200
+ColumnName = Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)]
 
 
 class Column(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from fedpipe.data.cells import printable
 from fedpipe.data.examples import Examples
 from fedpipe.data.schema import MOST_CLASSES, NUMERIC, Column, LabelKind, Schema
 from fedpipe.data.statistics import ColumnSummary, Numbers, Report, flaw_of, merged, summary_of
@@ -163,7 +164,8 @@ def _column(federation: Federation, summary: ColumnSummary, reports: Sequence[Re
         return Column(name=name, kind=kind, missing=missing, mean=mean, deviation=deviation)
     if kind == "text":
         return Column(name=name, kind=kind, missing=missing)
-    categories = federation.data.categories_of(name) or tuple(sorted(summary.categories))
+    declared = tuple(map(printable, federation.data.categories_of(name)))
+    categories = declared or tuple(sorted(summary.categories))
     if not categories:
         raise DataError(
             f"no learner discloses categories of the column {name!r}",
@@ -232,20 +234,23 @@ def replace_labels(examples: Examples, y: Array) -> Examples:
 def labels_of(y: Array, schema: Schema, where: str) -> Array:
     """Returns labels as the schema has them: numbers of classes, whole numbers, or quantities. Raises DataError."""
     if schema.labels == "names":
-        return _numbered(y, schema.classes, where)
+        return _numbered(y, schema.classes, where, schema.label)
     if y.dtype == object:
         what = f"the labels are text, such as {y[0]!r}, but nobody discloses names of classes"
         raise DataError(what, where=where, remedy="Name the classes in export.classes.")
     if schema.labels == "quantity":
         return y.astype(np.float32)
     if (odd := np.flatnonzero(y != np.floor(y))).size:
-        what = f"the label {y[odd[0]]:g} in row {odd[0] + 1} is not a whole number, but those of others are"
+        what = f"the label {y[odd[0]]:g} in column {schema.label!r} is not a whole number, but those of others are"
         raise DataError(what, where=where, remedy="Correct it, or name the classes in export.classes.")
     return y.astype(np.int64)
 
 
-def _numbered(y: Array, classes: Sequence[str], where: str) -> Array:
-    """Returns the numbers of classes for their names; for whole numbers these are their digits."""
+def _numbered(y: Array, classes: Sequence[str], where: str, column: str = "") -> Array:
+    """Returns the numbers of classes for their names; for whole numbers these are their digits.
+
+    The rows of a table are in parts already, so a message has its column, and no number of a row.
+    """
     if not classes:
         raise DataError(
             f"the labels are text, such as {y.reshape(-1)[0]!r}, and the classes have no names",
@@ -257,7 +262,8 @@ def _numbered(y: Array, classes: Sequence[str], where: str) -> Array:
     unknown = next(((row, value) for row, value in enumerate(flat) if value not in numbers), None)
     if unknown is not None:
         raise DataError(
-            f"the label {unknown[1]!r} in row {unknown[0] + 1} is none of the classes {', '.join(classes)[:200]}",
+            f"the label {unknown[1]!r} in {f'column {column!r}' if column else f'row {unknown[0] + 1}'} is none of the "
+            f"classes {', '.join(classes)[:200]}",
             where=where,
             remedy="Correct it, or name all classes in export.classes.",
         )

@@ -139,16 +139,25 @@ def _classes(labels: npt.NDArray[Any]) -> Indices:
     return np.unique(column, return_inverse=True)[1].reshape(-1)
 
 
+def _steady_order(count: int, seed: Sequence[int]) -> Indices:
+    """Returns a random order of indices. With more indices, the first ones stay in the same order among the others."""
+    return np.argsort(np.random.default_rng(list(seed)).random(count), kind="stable")
+
+
 def holdout(count: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Splits indices into those for the learners and those for the central test set, both sorted."""
-    order = np.random.default_rng([seed, 1]).permutation(count)
+    order = _steady_order(count, [seed, 1])
     kept = round(count * fraction)
     return np.sort(order[kept:]), np.sort(order[:kept])
 
 
 def split(count: int, parts: Parts, seed: Sequence[int]) -> dict[str, Indices]:
-    """Splits one learner's examples into train, vote and test parts: disjoint, complete and seeded."""
-    order = np.random.default_rng(list(seed)).permutation(count)
+    """Splits one learner's examples into train, vote and test parts: disjoint, complete and seeded.
+
+    When examples are added at the end, nearly all others keep their part. A later run that continues from HEAD must
+    not test the model on what it was trained on.
+    """
+    order = _steady_order(count, seed)
     cuts = [round(count * parts.train), round(count * (parts.train + parts.vote))]
     return {name: np.sort(part) for name, part in zip(("train", "vote", "test"), np.split(order, cuts), strict=True)}
 

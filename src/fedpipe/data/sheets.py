@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.data.cells import parse_cells
+from fedpipe.data.cells import parse_cells, printable
 from fedpipe.data.delimited import read_rows
 from fedpipe.data.schema import Kind
 from fedpipe.errors import DataError
@@ -59,7 +59,7 @@ class Sheet(NamedTuple):
 
 
 def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None = None) -> Sheet:
-    """Reads a CSV (.csv, .tsv) or Parquet file. Spaces around names of columns are removed.
+    """Reads a CSV (.csv, .tsv) or Parquet file. Spaces around names of columns are removed, line breaks become spaces.
 
     Args:
         path: the file.
@@ -93,7 +93,8 @@ def _read_parquet(path: Path) -> Sheet:
 
     try:
         with path.open("rb") as file:
-            table = parquet.ParquetFile(file).read()
+            # With threads, Arrow may abort or hang at the end of Python (apache/arrow 34314 and 50482).
+            table = parquet.ParquetFile(file).read(use_threads=False)
     except (ArrowException, ValueError, MemoryError) as error:
         why = " ".join(str(error).split())[:200]
         raise DataError(f"the Parquet file cannot be read, because {why}", where=str(path),
@@ -107,7 +108,7 @@ def _read_parquet(path: Path) -> Sheet:
         return Sheet(str(path), tuple(table.column_names), ())
     if not len(table) or not columns:
         raise DataError("the table is empty", where=str(path), remedy="Check how the file was written.")
-    return Sheet(str(path), tuple(name.strip() for name in columns), tuple(map(_values, columns.values())))
+    return Sheet(str(path), tuple(map(printable, columns)), tuple(map(_values, columns.values())))
 
 
 def _values(column: Any) -> Sequence[Any]:

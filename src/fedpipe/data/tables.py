@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedpipe.data.cells import fits, is_missing, parse_cells
-from fedpipe.data.schema import MOST_COLUMNS, NUMERIC, Column, columns_by_input
+from fedpipe.data.cells import fits, is_missing, parse_cells, printable
+from fedpipe.data.schema import LONGEST_NAME, MOST_COLUMNS, NUMERIC, Column, columns_by_input
 from fedpipe.data.sheets import Sheet, read_sheet
 from fedpipe.data.trees import Array, Tree
 from fedpipe.errors import DataError
@@ -111,6 +111,9 @@ def _table_of_sheet(
             where=sheet.where,
             remedy="Name some in data.features.",
         )
+    if too_long := next((name for name in kinds if len(name) > LONGEST_NAME), None):
+        what = f"the name of the column {too_long[:40]!r}... has {len(too_long)} characters"
+        raise DataError(what, where=sheet.where, remedy=f"Shorten it to {LONGEST_NAME}, or add it to data.ignore.")
     columns = tuple(Column(name=name, kind=kind) for name, kind in kinds.items())
     values = {column.name: sheet.parse(column.name, column.kind) for column in columns}
     return Table(tree_of_columns(columns, values), y, columns, keys_of(sheet, key) if key else None)
@@ -147,7 +150,7 @@ def sheet_of(arrays: Mapping[str, Array], where: str) -> Sheet:
         raise DataError(f"the columns differ in length: {lengths}", where=where, remedy=remedy)
     if not counts or counts == {0}:
         raise DataError("the table is empty", where=where, remedy="Check how the file was written.")
-    return Sheet(where, tuple(arrays), tuple(arrays.values()))  # type: ignore[arg-type]
+    return Sheet(where, tuple(map(printable, arrays)), tuple(arrays.values()))  # type: ignore[arg-type]
 
 
 def npz_array(file: Any, name: str, where: str) -> Array:

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedpipe.data.alike import alike_note
 from fedpipe.data.examples import Examples, examples_joined, first_labels
 from fedpipe.data.parts import dump_examples, load_examples
-from fedpipe.data.schema import Schema
+from fedpipe.data.schema import Schema, columns_by_input
 from fedpipe.data.settling import settle, settled
 from fedpipe.data.shards import dealt
 from fedpipe.engine.workers import beside
-from fedpipe.errors import BudgetError, DataError, FederationError, StoreError
+from fedpipe.errors import BudgetError, DataError, FederationError, InputError, StoreError
 from fedpipe.federation.algorithms import Averaging, Vote
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
@@ -31,6 +32,8 @@ from fedpipe.steps.simulate import check_simulated
 from fedpipe.store import open_store
 
 _FIRST = 30
+NO_STATISTICS = "no statistics"
+"""Begins the finding on a learner that is left out of a table's statistics."""
 
 
 class SimulationFiles(NamedTuple):
@@ -83,6 +86,17 @@ def check_data(federation: Federation, uri: str) -> CheckedData:
     return CheckedData(findings, _few(whole), sizes, schema)
 
 
+def _doubts(schema: Schema) -> str:
+    """Returns remarks about names of classes and categories that are probably one."""
+    notes = [alike_note(schema.classes, "classes")]
+    for column in schema.columns:
+        note = alike_note(column.categories, "categories")
+        notes.append(f"column {column.name!r}: {note}" if note else "")
+    found = [note for note in notes if note]
+    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"; note: {'; '.join(found[:3])}{more}" if found else ""
+
+
 def _settled_schema(
     federation: Federation, dealt_out: Mapping[str, Mapping[str, Examples]], findings: list[Checked]
 ) -> Schema | None:
@@ -102,8 +116,8 @@ def _settled_schema(
     kinds = Counter(column.kind for column in outcome.schema.columns)
     text = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     classes = f", classes {', '.join(outcome.schema.classes)[:100]}" if outcome.schema.classes else ""
-    findings.append(Checked("table", f"{text}{classes}"))
-    findings += [Checked(name, f"no statistics: {why}") for name, why in sorted(outcome.left_out.items())]
+    findings.append(Checked("table", f"{text}{classes}{_doubts(outcome.schema)}"))
+    findings += [Checked(name, f"{NO_STATISTICS}: {why}") for name, why in sorted(outcome.left_out.items())]
     return outcome.schema
 
 
@@ -220,6 +234,12 @@ def check(
     if files is not None:
         check_simulated(federation)
     findings, examples, sizes, schema = check_data(federation, uri)
+    if files is not None and schema is not None and len(inputs := columns_by_input(schema.columns)) > 1:
+        raise InputError(
+            f"a table with {' and '.join(inputs)} cannot be simulated",
+            where="data.features",
+            remedy="Use numbers, booleans and dates only. To rehearse it on this machine, use `fedpipe run`.",
+        )
     if federation.vote:
         findings.append(_vote_summary(federation, federation.vote))
     sample = dump_examples(examples) if examples else b""

@@ -146,8 +146,9 @@ class Worker:
             self._process = _start_python(Path(sys.executable), theirs)
         else:
             with _START, _without_main():
-                self._process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
-                self._process.start()
+                process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
+                process.start()
+                self._process = process  # not before: Ctrl-C may interrupt the start, and `stop` kills what has begun
         theirs.close()
         return ours
 

@@ -55,6 +55,8 @@ def _of_key(what: str, path: str) -> tuple[str, str | None]:
     ]
     if match := re.match(r"Invalid enum value '(.*)'$", what, re.DOTALL):
         return what, suggestion(match[1], choices)
+    if match := re.match(r"Expected `str` of length <= (\d+)$", what):
+        return f"a key has more than {match[1]} characters", "Shorten it."
     return re.sub(r"Expected `str`, got", "a key must be text, but it is", what), "Write the key in quotes."
 
 

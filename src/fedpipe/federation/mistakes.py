@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from fedpipe.errors import FederationError, FedpipeError
@@ -62,6 +63,8 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             )
         if not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
             yield "data.shards.fractions", f"add up to {sum(fractions):g}", "Make them add up to 1."
+    if twice := next((name for name, count in Counter(f.class_names).items() if count > 1), None):
+        yield "export.classes", f"{twice!r} is listed twice", "Name each class once."
     yield from _table_mistakes(f)
     yield from _placement_mistakes(f)
     yield from _framework_mistakes(f)

@@ -22,6 +22,7 @@ _FREE = re.compile(r"^training\.(fit|evaluate)\.[^.]|^training\.callbacks\.[^.]+
 """Paths below which keys may be whole numbers."""
 _WHOLE = re.compile(r"-?[1-9]\d{0,17}|0")
 _QUOTES = "Write it in quotes."
+_POINT = "Write decimals with a point, such as 0.01, and keys in quotes."
 _KINDS = (
     (datetime.date, "is a date, not text", _QUOTES),
     (bytes | bytearray, "is binary data", "Write text or numbers."),
@@ -64,7 +65,8 @@ def _keys(path: str, table: Mapping[Any, Any]) -> Iterator[tuple[str, str, str]]
             if free and _WHOLE.fullmatch(key) and int(key) in table:
                 yield path, f"the key {key} is written twice", "Write it once, without quotes."
         elif not (free and isinstance(key, int) and not isinstance(key, bool) and abs(key) < 10**18):
-            yield path, f"the key {_shown(key)} is not text", _QUOTES
+            cut = isinstance(key, int) and table[key] is None  # {learning_rate: 0,01}
+            yield path, f"the key {_shown(key)} is not text", _POINT if cut else _QUOTES
 
 
 def _shown(key: Any) -> str:

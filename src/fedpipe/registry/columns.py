@@ -42,6 +42,14 @@ def check_names(columns: Sequence[Column], names: Collection[str], where: str | 
     return extra
 
 
+def names_columns(columns: Sequence[Column], names: Collection[str], inputs: Collection[str]) -> bool:
+    """Returns whether names are those of columns, not of the model's inputs: a column may have the name of an input."""
+    wanted, given = {column.name for column in columns}, set(names)
+    if not wanted:
+        return False
+    return given.isdisjoint(inputs) or wanted <= given or not given.isdisjoint(wanted - set(inputs))
+
+
 def _remedy(missing: list[str], extra: list[str], wanted: list[str]) -> str:
     for name in missing:
         if close := _closest(name, extra):
@@ -93,6 +101,18 @@ def parse_column(column: Column, cells: Iterable[Any], where: str, lines: Sequen
             remedy="Fill the cell, or remove the row.",
         )
     return values
+
+
+def unknown_values(column: Column, values: Array, where: str) -> str:
+    """Returns a remark if a category has values that the model does not know; empty if it knows all."""
+    if column.kind != "category" or not column.categories:
+        return ""
+    known = {*column.categories, ""}
+    unknown = [value for value in values.tolist() if value not in known]
+    if not unknown:
+        return ""
+    count = f"{len(unknown)} of {len(values)} values of {column.name!r} in {where}"
+    return f"the model does not know {count}, such as {unknown[0]!r}; it knows {listing(column.categories)}"
 
 
 def features_by_name(

@@ -19,7 +19,7 @@ from fedpipe.data.sheets import Sheet, read_sheet
 from fedpipe.errors import DataError
 from fedpipe.federation.data import SHEETS
 from fedpipe.registry.card import Card
-from fedpipe.registry.columns import assemble, check_names, listing, parse_column
+from fedpipe.registry.columns import assemble, check_names, listing, parse_column, unknown_values
 from fedpipe.registry.pictures import PICTURES, read_picture
 from fedpipe.registry.prediction import TensorSpec
 
@@ -132,6 +132,7 @@ def _from_sheet(sheet: Sheet, inputs: Sequence[TensorSpec], card: Card) -> Featu
     values = {
         column.name: parse_column(column, sheet.cells(column.name), sheet.where, sheet.lines) for column in card.columns
     }
+    remarks += filter(None, (unknown_values(column, values[column.name], sheet.where) for column in card.columns))
     x = assemble(card.columns, values, inputs)
     y = None if label is None else _labels(sheet.cells(label), card)
     return Features(x if len(x) > 1 else next(iter(x.values())), y, tuple(remarks))

@@ -190,10 +190,11 @@ def _by_input(inputs: list[TensorSpec], features: Any, card: Card) -> Mapping[st
     names = [spec.name for spec in inputs]
     if hasattr(features, "columns") and hasattr(features, "to_numpy"):  # of pandas
         features = {str(name): features[name] for name in features.columns} if card.columns else features.to_numpy()
-    if card.columns and isinstance(features, Mapping) and set(names).isdisjoint(features):
-        from fedpipe.registry.columns import features_by_name  # imports this module
+    if card.columns and isinstance(features, Mapping):
+        from fedpipe.registry.columns import features_by_name, names_columns  # imports this module
 
-        return features_by_name(card.columns, features, inputs)
+        if names_columns(card.columns, list(features), names):
+            return features_by_name(card.columns, features, inputs)
     if not isinstance(features, Mapping):
         if len(inputs) > 1:
             what = f"the model takes {len(inputs)} inputs: {', '.join(map(repr, names))}"
@@ -219,12 +220,16 @@ def fitted(spec: TensorSpec, values: npt.ArrayLike, card: Card) -> Array:
     Raises:
         DataError: shape or type differ, or a value cannot be represented.
     """
-    given = np.asarray(values)
+    try:
+        given = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        raise DataError("the features differ in length", remedy="Give each example the same shape.") from None
     fits = len(spec.shape) == given.ndim and all(
         w is None or w == s for w, s in zip(spec.shape[1:], given.shape[1:], strict=True)
     )
     if not fits:
-        raise DataError(f"the features have shape {given.shape}, but the model takes {('n', *spec.shape[1:])}")
+        what = f"the features have shape {given.shape}, but the model takes {('n', *spec.shape[1:])}"
+        raise DataError(what, remedy="Give an array of this shape, with n examples.")
     if spec.dtype == object:
         return _strings(spec, given)
     array = _numbers(spec, given)

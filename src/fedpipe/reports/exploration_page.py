@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import date, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from fedpipe.data.exploration import (
     distances_from_all,
     heterogeneity,
 )
+from fedpipe.data.schema import Kind
 from fedpipe.data.statistics import QUANTILES, Numbers
 from fedpipe.reports.charts import heat_map, stacked_bars
 from fedpipe.reports.drawing import LARGE_TEXT, SMALL_TEXT, TEXT, Drawing, Pixels, Words, shortened, width_of
@@ -115,23 +117,37 @@ def column_rows(exploration: Exploration) -> list[ColumnRow]:
     found = []
     for view in column_views(exploration):
         shown = {
-            name: (_values(own.numbers, own.categories), view.distances[name])
+            name: (_values(view.summary.kind, own.numbers, own.categories), view.distances[name])
             for name, own in list(view.learners.items())[:MOST_PICTURED]
         }
         summary = view.summary
-        quantiles = ", ".join(f"{value:.4g}" for value in summary.quantiles)
+        quantiles = ", ".join(_shown(summary.kind, v) for v in summary.quantiles if summary.kind != "boolean")
         share = f"{100 * summary.missing / total:.1f} %" if summary.missing else ""
-        values = _values(summary.numbers, summary.categories)
+        values = _values(summary.kind, summary.numbers, summary.categories)
         found.append(ColumnRow(summary.name, summary.kind, share, values, quantiles, shown))
     return found
 
 
-def _values(numbers: Numbers | None, categories: Mapping[str, int]) -> str:
+def _values(kind: Kind, numbers: Numbers | None, categories: Mapping[str, int]) -> str:
+    if numbers is not None and kind == "boolean":
+        return f"{100 * numbers.mean:.1f} % true"
     if numbers is not None:
-        return f"{numbers.mean:.4g} ± {numbers.deviation:.3g} ({numbers.minimum:.4g} to {numbers.maximum:.4g})"
+        low, high = _shown(kind, numbers.minimum), _shown(kind, numbers.maximum)
+        days = " days" if kind == "date" else ""
+        return f"{_shown(kind, numbers.mean)} ± {numbers.deviation:.3g}{days} ({low} to {high})"
     total = sum(categories.values())
     frequent = sorted(categories.items(), key=lambda item: (-item[1], item[0]))[:5]
     return ", ".join(f"{name} {100 * count / total:.0f} %" for name, count in frequent)
+
+
+def _shown(kind: Kind, value: float) -> str:
+    """Returns a number of a column as a person reads it; a date counts days since 1970-01-01."""
+    if kind != "date":
+        return f"{value:.4g}"
+    try:
+        return str(date(1970, 1, 1) + timedelta(days=round(value)))
+    except OverflowError:
+        return f"{value:.0f} days"
 
 
 def table(exploration: Exploration) -> list[dict[str, str]]:
@@ -147,8 +163,8 @@ def _row(view: View, distance: str) -> dict[str, str]:
         "learner": view.learner,
         "examples": f"{view.examples} ({parts})" if len(view.parts) > 1 else str(view.examples),
         **({"classes": str(len(view.labels)), "distance of labels": distance} if distance else {}),
-        "features": f"{low:.4g} to {high:.4g}, mean {mean:.4g}, deviation {deviation:.4g}",
-    }
+        **({} if view.report else {"features": f"{low:.4g} to {high:.4g}, mean {mean:.4g}, deviation {deviation:.4g}"}),
+    }  # numbers over all columns of a table mean nothing
 
 
 def _label_bars(exploration: Exploration) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 import yaml
 
+from fedpipe.data.schema import NUMERIC
 from fedpipe.reports.story import Story, global_metrics
 
 GAP = 0.15
@@ -54,6 +55,27 @@ def gap(story: Story) -> Remark | None:
             "Lower training.local_epochs or the learning rate; fedpipe explore shows how much learners differ.",
         ],
     )  # fmt: skip
+
+
+def unnormalised(story: Story) -> Remark | None:
+    """Returns a remark if columns were to be normalised, and no learner disclosed statistics."""
+    schema = story.schema
+    if schema is None or schema.statistics or story.plan.federation.data.normalise == "none":
+        return None
+    if not any(column.kind in NUMERIC for column in schema.columns):
+        return None
+    return Remark(
+        "The numbers of the table are not normalised: no learner disclosed statistics.",
+        [
+            "Each learner has fewer train examples than data.statistics.floor.",
+            "Learners train with differential privacy, and exact statistics are not private.",
+            "Statistics were refused because they contradict themselves, or columns differ between learners.",
+        ],
+        [
+            "Run fedpipe check: it names the reason for each learner whose data it can read.",
+            "Lower data.statistics.floor, or normalise in model.py by numbers that are known.",
+        ],
+    )
 
 
 class Held(NamedTuple):

@@ -57,7 +57,7 @@ def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
         "samples": story.onnx.get("samples", ""),
         "compared": story.onnx.get("compared", 0),
         "beginning": remarks.beginning(story, summary),
-        "gap": remarks.gap(story),
+        "remarks": [remark for remark in (remarks.unnormalised(story), remarks.gap(story)) if remark],
         "held": remarks.held_data(story),
         "settings": remarks.settings(story),
         "all_settings": remarks.all_settings(story),

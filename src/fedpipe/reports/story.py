@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from fedpipe.data.disclosure import schema_of
 from fedpipe.data.parts import Shard, get_shard
-from fedpipe.errors import CorruptError, NotFoundError
+from fedpipe.data.schema import Schema
+from fedpipe.errors import CorruptError, NotFoundError, RoundError
 from fedpipe.rounds.ballots import start_scores
 from fedpipe.rounds.evaluation import Evaluation
 from fedpipe.rounds.history import history, origin_of
@@ -39,6 +41,7 @@ class Story(Struct, frozen=True, kw_only=True):
     timings: tuple[Timing, ...]
     start: dict[str, Scores] = {}
     ending: Ending = ""
+    schema: Schema | None = None
 
 
 def read_story(store: Store, run: str, uri: str = "") -> Story:
@@ -68,7 +71,16 @@ def read_story(store: Store, run: str, uri: str = "") -> Story:
         timings=tuple(sorted(read_timings(store, run, names), key=lambda t: t.started)),
         start=start_scores(store, plan) if plan.federation.vote else {},
         ending=board[0].ending if (board := poll_board(store, run)) else "",
+        schema=_find_schema(store, plan),
     )
+
+
+def _find_schema(store: Store, plan: Plan) -> Schema | None:
+    """Returns the schema of the run's table; None without one, or if it was deleted or damaged since."""
+    try:
+        return schema_of(store, plan)
+    except (CorruptError, NotFoundError, RoundError):
+        return None
 
 
 def _find_shard(store: Store, name: str, digest: str) -> Shard | None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fedpipe.data.schema import Column
 from fedpipe.errors import DataError
 from fedpipe.registry.card import Card
-from fedpipe.registry.columns import assemble, check_names, listing, parse_column
+from fedpipe.registry.columns import assemble, check_names, listing, names_columns, parse_column
 from fedpipe.registry.prediction import TensorSpec, fitted
 from fedpipe.serving.tensors import DTYPES, STRINGS, InputTensor, RequestError, quote, read_tensor
 
@@ -21,7 +21,7 @@ _WHERE = "the request"
 
 def gives_columns(tensors: Sequence[InputTensor], inputs: Mapping[str, TensorSpec], card: Card) -> bool:
     """Returns whether a request names columns rather than the inputs of the model."""
-    return bool(card.columns) and not any(tensor.name in inputs for tensor in tensors)
+    return names_columns(card.columns, [tensor.name for tensor in tensors], inputs)
 
 
 def feed_of_columns(

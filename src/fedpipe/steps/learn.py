@@ -66,7 +66,8 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
         try:
             return bool(hands.call(act, inputs, board))
         except WorkerDiedError:
-            try:  # once more, in a new process
+            log.warning("round %d: %s works in a new process: the last one was killed", board.round, inputs.learner)
+            try:
                 return bool(hands.call(act, inputs, board))
             except WorkerDiedError as error:
                 return _leave(store, inputs, board, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -18,6 +19,8 @@ from fedpipe.store.userinfo import check_no_credentials
 _SCHEMES = ("file", "s3", "memory")
 _REGION = "us-east-1"
 _FILE = "file://"
+_ONE_SLASH = re.compile(r"(s3|file|memory|https?|gs):(?!//)")
+"""A URI without its slashes, which would be a path."""
 _ENDPOINT = "AWS_ENDPOINT_URL"
 
 
@@ -37,6 +40,11 @@ def check_uri(uri: str, *, folder: Path | None = None) -> str:
         raise StoreError("the store has no name", remedy="Use s3://bucket/prefix, file:///folder or a path.")
     if "\0" in uri:
         raise StoreError(f"the store {uri!r} contains a zero byte", remedy="Remove it.")
+    if match := _ONE_SLASH.match(uri):
+        raise StoreError(
+            f"the store {uri!r} lacks // after {match[0]}",
+            remedy=f"Write {match[1]}://... for a URI, or ./{uri} for a folder of this name.",
+        )
     if not is_uri(uri):
         return file_uri(((folder or Path.cwd()) / uri).resolve())
     try:
