@@ -70,7 +70,8 @@ def test_who_took_part(store: MemoryStore) -> None:
     assert took_part(federation, simulated) == ("a", "b")
     assert took_part(federation, replace(simulated, dropped=())) == ("a", "b", "c")
     held_out = replace(federation, simulation=replace(federation.simulation, held_out=("b",)))
-    assert took_part(held_out, simulated) == ("a", "c")
+    assert took_part(held_out, simulated) == ("a",)
+    assert took_part(held_out, replace(simulated, dropped=())) == ("a", "c")
 
 
 class TestEarlyStopping:
