@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Lock
@@ -19,6 +20,7 @@ from tests.faults import seeds
 pytest.register_assert_rewrite("fedpipe.store.testing")
 settings.register_profile("untimed", deadline=None)  # a slow moment of the machine is not a failure
 settings.load_profile("untimed")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it, and so would all processes of the tests
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # tests give the same numbers with and without a GPU
 

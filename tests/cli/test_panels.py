@@ -71,8 +71,8 @@ def test_examples_parse(command: Any) -> None:
 
 def test_the_panels_are_in_order_of_use(fedpipe: Callable[..., Result]) -> None:
     assert re.findall(r"╭─ ([\w ]+) ─", fedpipe("--help").out) == [
-        "Options", "Start", "Run on this machine", "Follow runs", "Publish and serve", "Identities", "Kubeflow",
-        "Seldom typed by hand",
+        "Options", "Start", "Run on this machine", "Follow runs", "Publish and serve", "Identities", "The store",
+        "Kubeflow", "Seldom typed by hand",
     ]  # fmt: skip
 
 

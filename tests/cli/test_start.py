@@ -46,7 +46,7 @@ def test_check_says_what_is_good_and_changes_nothing(fedpipe: Callable[..., Resu
     before = files(digits)
     done = fedpipe("check", digits / "federation.yaml")
     assert "14,698 parameters" in done.out
-    assert "hospital-e 378 train, 47 vote, 47 test" in done.out
+    assert "hospital-e 321 train, 40 vote, 40 test" in done.out
     change(digits, "model.py", "model.compile(", "dict(")
     wrong = fedpipe("check", digits / "federation.yaml")
     assert (wrong.code, wrong.err.count("the model is not compiled")) == (2, 1)
@@ -67,7 +67,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
     "syntax": (lambda d: change(d, "model.py", "def build()", "def build("), "SyntaxError"),
     "model and data": (lambda d: change(d, "model.py", "outputs=10", "outputs=9"), "the labels range from 0 to 9, but the model has 9 outputs"),
     "data": (without_numbers, "the features contain NaN or infinity"),
-    "data and settings": (lambda d: change(d, "federation.yaml", "batch_size: 16", "batch_size: 500"), "the train part of hospital-a has 198 examples, but a batch has 500"),
+    "data and settings": (lambda d: change(d, "federation.yaml", "batch_size: 16", "batch_size: 500"), "the train part of hospital-a has 249 examples, but a batch has 500"),
 }  # fmt: skip
 
 

@@ -252,7 +252,7 @@ def _asks_for_password(proxy: Proxy) -> RouteError:
     what = f"the proxy {proxy.url} refuses its user and password (HTTP 407)"
     if not proxy.authorization:
         what = f"the proxy {proxy.url} asks for a user and a password (HTTP 407)"
-    return RouteError(what, f"Write {proxy.variable} as http://USER:PASSWORD@HOST:PORT.", lasting=True)
+    return RouteError(what, f"Write USER:PASSWORD@ before the host in {proxy.variable}.", lasting=True)
 
 
 def _of_certificate(error: Exception, host: str) -> RouteError:
