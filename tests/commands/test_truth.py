@@ -127,10 +127,9 @@ def test_another_model_of_other_layers_by_the_same_command(file: Path) -> None:
 
 def test_the_tolerance_may_be_raised_as_the_message_advises(file: Path) -> None:
     write_model(file)
+    fedpipe.run(file)
     change(file.parent, **{"opset: 17": "opset: 17, tolerance: 1.0e-30"})
     with pytest.raises(ExportError, match=r"Raise export.tolerance"):
-        fedpipe.run(file)
-    with pytest.raises(ExportError):
         fedpipe.export(file, file.parent / "m.onnx")
     change(file.parent, **{"tolerance: 1.0e-30": "tolerance: 0.01"})
     fedpipe.export(file, file.parent / "m.onnx")

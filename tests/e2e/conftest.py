@@ -197,12 +197,12 @@ def site(
             "store": where, "learners": learners, "secret": f"{prefix}-coordinator",
             "images": {"registry": REGISTRY, "digests": built},
         }  # fmt: skip
-        content["data"] |= {"uri": f"s3://{BUCKET}/{prefix}/digits/data/digits.npz?endpoint={ENDPOINT}"}
+        content["data"] |= {"uri": f"s3://{BUCKET}/{prefix}/digits/datasets/digits.npz?endpoint={ENDPOINT}"}
         content["data"]["shards"]["minimum"] = 50
         content["training"] |= {"rounds": 2, "local_epochs": 1, **(training or {})}
         content["quorum"] = {"min_learners": len(learners), "deadline": 600}
         file.write_text(yaml.safe_dump(content))
-        open_store(where).upload("digits/data/digits.npz", folder / "digits.npz")
+        open_store(where).upload("digits/datasets/digits.npz", folder / "digits.npz")
         if enrolled:
             for learner in learners:
                 learner["secret"] = f"{prefix}-{learner['name']}"

@@ -1,7 +1,7 @@
 """The permissions of each identity in an S3 store, as S3 policies made from `fedpipe.store.keys.TABLE`.
 
     learner       reads the global objects, the runs and all proposals; writes below `learners/<name>/`; lists nothing
-    coordinator   does everything below the federation's prefix, but does not change who is enrolled
+    coordinator   does everything in the federation's folders, but does not change who is enrolled; reads `datasets/`
     server        reads and lists the published models, and reads who is enrolled
 
 A policy names folders instead of single keys, so that it stays valid when a later version adds a key to one of them.
@@ -53,7 +53,7 @@ def coordinator_policy(bucket: str, prefix: str) -> Policy:
     own = [folder for folder in keys.FOLDERS if folder not in forbidden]
     return _policy(
         _allow((*READ, *WRITE, "s3:DeleteObject"), bucket, prefix, *own),
-        _allow(READ, bucket, prefix, *forbidden),
+        _allow(READ, bucket, prefix, *forbidden, keys.DATASETS),
         _allow(("s3:PutObject", "s3:DeleteObject"), bucket, prefix, *forbidden) | {"Effect": "Deny"},
         _listed(bucket, f"{prefix}/", *(f"{prefix}/{folder}" for folder in own)),
         _located(bucket),

@@ -366,7 +366,10 @@ TABLE = (
 FOLDERS = tuple(dict.fromkeys(row.folder for row in TABLE))
 """The first segments of all keys, as patterns: `HEAD`, `probe-*`, `runs/*`."""
 
+DATASETS = "datasets/*"
+"""Files that users put below a federation's prefix, to be sharded; its steps only read them."""
+
 
 def is_taken(segment: str) -> bool:
     """Returns whether the first segment of a key may have this name, so that no other federation may be below it."""
-    return any(segment == folder.rstrip("/*") or fnmatchcase(segment, folder) for folder in FOLDERS)
+    return any(segment == folder.rstrip("/*") or fnmatchcase(segment, folder) for folder in (*FOLDERS, DATASETS))
