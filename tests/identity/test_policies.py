@@ -188,7 +188,8 @@ def test_the_patterns_as_they_are() -> None:
     readable = [at + key for key in ("objects/*", "runs/*", f"learners/*/proposals/{digest}", "learners/a/*")]
     assert resources(learner) == [readable, [f"{at}learners/a/*"], ["arn:aws:s3:::b"]]
     own = ["HEAD", "probe-*", "pruning", "catalogue", "objects/*", "coordinator/*", "runs/*", "learners/*", "models/*"]
-    assert resources(coordinator)[:3] == [[at + key for key in own], [f"{at}enrolled"], [f"{at}enrolled"]]
+    read = [f"{at}enrolled", f"{at}datasets/*"]
+    assert resources(coordinator)[:3] == [[at + key for key in own], read, [f"{at}enrolled"]]
     assert [statement["Effect"] for statement in coordinator["Statement"]][:3] == ["Allow", "Allow", "Deny"]
     assert resources(server)[0] == [f"{at}models/*", f"{at}enrolled"]
     assert server["Statement"][1]["Condition"] == {"StringLike": {"s3:prefix": ["h/d/models/*", "h/d/enrolled"]}}
