@@ -111,7 +111,7 @@ def convert_checked(
     except (DataError, ModelError):
         raise
     except InputError as error:
-        cause = error.what.removeprefix("is not an ONNX model: ")
+        cause = error.what.removeprefix("is not an ONNX model, because ")
         raise ExportError(
             f"onnxruntime cannot run the ONNX model, because {cause}", where="model.py", remedy=_REMEDY
         ) from error
