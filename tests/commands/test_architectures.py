@@ -24,13 +24,10 @@ from tests.served import serving
 pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("runs")]
 
 
-@pytest.fixture(scope="session")  # pytest may run other modules in between
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("architectures")
-
-
 @pytest.mark.parametrize("name", list(ALL))
-def test_two_rounds(name: str, place: Path) -> None:
+def test_two_rounds(name: str, tmp_path: Path) -> None:
+    """Each is checked, trained, exported, predicts, and is served from the raw values that load returned."""
+    place = tmp_path
     architecture = ALL[name]
     if architecture.remarks:
         with pytest.raises(ExportError) as refused:
@@ -46,38 +43,30 @@ def test_two_rounds(name: str, place: Path) -> None:
     if read_federation(file).exported is None:
         assert not (place / name / "out" / "model.onnx").exists()
         return
-    _publish(place, name)
     opened = open_model(place / name / "out" / "model.onnx")
     outputs = run_onnx(place / name / "out" / "model.onnx", _features(name))
     assert [len(output) for output in outputs] == [64] * len(opened.outputs)
     assert all(np.isfinite(output).all() for output in outputs)
+    _check_served(place, name)
 
 
-def _publish(place: Path, name: str) -> None:
-    folder = place / "models" / name / "1"
-    folder.mkdir(parents=True)
-    shutil.copy(place / name / "out" / "model.onnx", folder)
-
-
-def test_they_are_served(place: Path) -> None:
-    """One server answers for all models of the tests above, from the raw values that load returned."""
-    published = sorted(folder.name for folder in (place / "models").iterdir())
-    assert published
-    assert set(published) <= {name for name, chosen in ALL.items() if not chosen.remarks}
+def _check_served(place: Path, name: str) -> None:
+    """Compares the answer of a server with that of the file."""
+    file = place / "models" / name / "1" / "model.onnx"
+    file.parent.mkdir(parents=True)
+    shutil.copy(place / name / "out" / "model.onnx", file)
+    features = {k: v[:3] for k, v in _fed(name, open_model(file)).items()}
+    inputs = [
+        {"name": k, "shape": list(v.shape), "datatype": DATATYPES[v.dtype], "data": v.reshape(-1).tolist()}
+        for k, v in features.items()
+    ]
+    expected = open_model(file).run(features)
     with serving(place / "server", "--models", str(place / "models")) as server:
-        for name in published:
-            server.wait_for(name, 1)
-            file = place / "models" / name / "1" / "model.onnx"
-            features = {k: v[:3] for k, v in _fed(name, open_model(file)).items()}
-            inputs = [
-                {"name": k, "shape": list(v.shape), "datatype": DATATYPES[v.dtype], "data": v.reshape(-1).tolist()}
-                for k, v in features.items()
-            ]
-            answer = server.post(f"/v2/models/{name}/infer", json={"inputs": inputs}).json()
-            expected = open_model(file).run(features)
-            assert len(answer["outputs"]) == len(expected)
-            for output, values in zip(answer["outputs"], expected, strict=True):
-                np.testing.assert_allclose(output["data"], values.reshape(-1), rtol=1e-4, atol=1e-5)
+        server.wait_for(name, 1)
+        answer = server.post(f"/v2/models/{name}/infer", json={"inputs": inputs}).json()
+    assert len(answer["outputs"]) == len(expected)
+    for output, values in zip(answer["outputs"], expected, strict=True):
+        np.testing.assert_allclose(output["data"], values.reshape(-1), rtol=1e-4, atol=1e-5)
 
 
 def _fed(name: str, opened: OnnxModel) -> dict[str, Any]:
