@@ -39,6 +39,11 @@ def _without_credentials(text: str) -> str:
     return _CREDENTIALS.sub("***@", text)
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """Return the text of a foreign error in one line of at most so many characters, to follow after "because"."""
+    return " ".join(str(error).split())[:most]
+
+
 class FedpipeError(Exception):
     """The root of every error that fedpipe raises on purpose.
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 
 import yaml
 
-from fedpipe.errors import PipelineError
+from fedpipe.errors import PipelineError, one_line
 from fedpipe.federation.environments import ENVIRONMENTS, WITH_FRAMEWORK, Environment
 from fedpipe.rounds.plan import Settings
 from fedpipe.store.userinfo import check_no_credentials
@@ -84,7 +84,7 @@ def read_graph(path: Path) -> Graph:
             f"the file cannot be read: {error.strerror}", where=str(path), remedy="Check the path."
         ) from error
     except (yaml.YAMLError, ValueError, TypeError) as error:  # a date that is none, a key that is a list
-        raise PipelineError(f"the file is not YAML: {' '.join(str(error).split())[:200]}", where=str(path)) from error
+        raise PipelineError(f"the file is not YAML: {one_line(error)}", where=str(path)) from error
     spec = documents[0] if documents and isinstance(documents[0], dict) else {}
     try:
         return parse_graph(spec)

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.errors import DataError
+from fedpipe.errors import DataError, one_line
 
 Array = npt.NDArray[Any]
 Clients = dict[str, dict[str, Array]]
@@ -91,7 +91,7 @@ def _read_hdf5(path: Path, columns: tuple[str, ...], most: int | None) -> Client
         raise
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"the file is not an HDF5 file of federated data: {' '.join(str(error).split())[:200]}",
+            f"the file is not an HDF5 file of federated data: {one_line(error)}",
             where=str(path),
             remedy="Store clients as examples/<client>/<column>, like TensorFlow Federated.",
         ) from error

@@ -19,7 +19,7 @@ from fedpipe.data.client_files import HDF5, SQLITE, read_keyed
 from fedpipe.data.schema import Column
 from fedpipe.data.tables import TABLES, check_named, keys_of, label_values, npz_array, read_columns, read_table
 from fedpipe.data.trees import Tree, are_strings, joined, leaves, length_of, mapped, tree_of
-from fedpipe.errors import DataError, NotFoundError
+from fedpipe.errors import DataError, NotFoundError, one_line
 from fedpipe.federation.data import AUTO, SHEETS, Kind
 from fedpipe.store import is_uri, open_store, path_of
 from fedpipe.store.userinfo import check_no_credentials
@@ -134,7 +134,7 @@ def _read_arrays(path: Path, features: str, labels: str, key: str, split: str) -
     except FileNotFoundError as error:
         raise DataError("there is no such dataset", where=str(path), remedy="Check data.uri.") from error
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
-        what = f"the dataset cannot be read, because {' '.join(str(error).split())[:200]}"
+        what = f"the dataset cannot be read, because {one_line(error)}"
         raise DataError(what, where=str(path), remedy="Check how it was written.") from error
     raise DataError(
         "the dataset has an unsupported format", where=str(path), remedy=f"Use one of {', '.join(FORMATS)}."

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from fedpipe.data.cells import parse_cells, printable
 from fedpipe.data.delimited import read_rows
 from fedpipe.data.schema import Kind
-from fedpipe.errors import DataError
+from fedpipe.errors import DataError, one_line
 
 Array = npt.NDArray[Any]
 """Suffixes of files that are sheets."""
@@ -96,9 +96,8 @@ def _read_parquet(path: Path) -> Sheet:
             # With threads, Arrow may abort or hang at the end of Python (apache/arrow 34314 and 50482).
             table = parquet.ParquetFile(file).read(use_threads=False)
     except (ArrowException, ValueError, MemoryError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise DataError(f"the Parquet file cannot be read, because {why}", where=str(path),
-                        remedy="Check how it was written.") from error  # fmt: skip
+        what = f"the Parquet file cannot be read, because {one_line(error)}"
+        raise DataError(what, where=str(path), remedy="Check how it was written.") from error
     columns = {
         name: column
         for name, column in zip(table.column_names, table.columns, strict=True)

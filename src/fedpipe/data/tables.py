@@ -25,7 +25,7 @@ from fedpipe.data.cells import fits, is_missing, parse_cells, printable
 from fedpipe.data.schema import LONGEST_NAME, MOST_COLUMNS, NUMERIC, Column, columns_by_input
 from fedpipe.data.sheets import Sheet, read_sheet
 from fedpipe.data.trees import Array, Tree
-from fedpipe.errors import DataError
+from fedpipe.errors import DataError, one_line
 from fedpipe.federation.data import SHEETS, Kind
 
 TABLES = (*SHEETS, ".npz")
@@ -129,8 +129,8 @@ def read_columns(path: Path, *, known: Collection[str] = ()) -> Sheet:
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise DataError(f"the file cannot be read, because {why}", where=str(path), remedy="Write it again.") from error
+        what = f"the file cannot be read, because {one_line(error)}"
+        raise DataError(what, where=str(path), remedy="Write it again.") from error
     return sheet_of(arrays, str(path))
 
 

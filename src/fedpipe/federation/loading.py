@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from fedpipe.errors import FederationError
+from fedpipe.errors import FederationError, one_line
 
 _MERGE = "tag:yaml.org,2002:merge"
 _MOST_MERGED = 100_000
@@ -114,4 +114,4 @@ def _cause(error: Exception) -> str:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         return f"{place}{error.problem}"
-    return " ".join(str(error).split())[:300]
+    return one_line(error, 300)

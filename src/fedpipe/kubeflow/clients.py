@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import urllib3
 
-from fedpipe.errors import ClusterError, FedpipeError, InputError, MissingExtraError
+from fedpipe.errors import ClusterError, FedpipeError, InputError, MissingExtraError, one_line
 from fedpipe.kubeflow.where import Where
 from fedpipe.store.network import explained, find_proxy, named_bundles, remedy_of, trusted
 from fedpipe.store.userinfo import check_no_credentials
@@ -191,7 +191,7 @@ def open_kubernetes(where: Where) -> Kubernetes:
         except config.ConfigException as error:
             if where.context:
                 raise ClusterError(
-                    _one_line(error), where="kubeconfig", remedy="Check --context and KUBECONFIG."
+                    one_line(error, 300), where="kubeconfig", remedy="Check --context and KUBECONFIG."
                 ) from error
             config.load_incluster_config(client_configuration=settings)
     except config.ConfigException as error:
@@ -256,8 +256,4 @@ def _refusal_reason(error: Any, status: int) -> str:
 def _unreachable_reason(error: Exception) -> str:
     """Returns the last cause, without the addresses of objects in memory."""
     reason = getattr(error, "reason", None) or error
-    return "cannot be reached: " + _one_line(re.sub(r"<[^>]*>:? ?", "", str(reason)))
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300]
+    return "cannot be reached: " + one_line(re.sub(r"<[^>]*>:? ?", "", str(reason)), 300)

@@ -13,18 +13,19 @@ from fedpipe.data.examples import FORMATS, Examples
 from fedpipe.data.parts import load_examples
 from fedpipe.data.ports import ports_of
 from fedpipe.data.schema import NUMERIC, Schema
-from fedpipe.errors import DataError, DroppedError, ModelError, WeightsError
+from fedpipe.errors import DataError, DroppedError, ModelError, WeightsError, one_line
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
 from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.parts import label_shape_of
-from fedpipe.learners.user_code import load_code, suggestion
+from fedpipe.learners.user_code import load_code
 from fedpipe.rounds.plan import Port, Shape
 from fedpipe.rounds.tallies import Head
 from fedpipe.store import suffix_of
 from fedpipe.store.objects import digest_of
+from fedpipe.suggestion import suggestion
 
 
 def built_model(
@@ -254,6 +255,6 @@ def check_private_model(
         except DroppedError as error:
             cause = error.__cause__ or error
             raise ModelError(
-                f"cannot be trained privately: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}",
+                f"cannot be trained privately: {type(cause).__name__}: {one_line(cause, 300)}",
                 where="model.py",
             ) from error

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from fedpipe.errors import ModelError
@@ -195,9 +195,3 @@ def called(function: Callable[..., Any], table: Callable[[], Any] | None) -> Any
         if is_stop(error):
             raise
         raise failed(name, error) from error
-
-
-def suggestion(name: str, valid: Collection[str]) -> str:
-    """Suggest the closest valid name, or list all."""
-    close = difflib.get_close_matches(name, valid, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Valid: {', '.join(sorted(valid))}."

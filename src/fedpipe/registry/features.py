@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fedpipe.data.cells import fits, parse_cells, place_of
 from fedpipe.data.schema import Kind
 from fedpipe.data.sheets import Sheet, read_sheet
-from fedpipe.errors import DataError
+from fedpipe.errors import DataError, one_line
 from fedpipe.federation.data import SHEETS
 from fedpipe.registry.card import Card
 from fedpipe.registry.columns import assemble, check_names, listing, parse_column, unknown_values
@@ -85,7 +85,7 @@ def _read_arrays(path: Path) -> dict[str, Array]:
         if "Object arrays" in str(error):
             what, remedy = "the file holds Python objects", "Save numbers, or texts as arrays of strings."
             raise DataError(what, where=str(path), remedy=remedy) from error
-        why = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
+        why = one_line(getattr(error, "strerror", None) or error) or type(error).__name__
         why = "it is not NumPy's format" if "allow_pickle" in why else why
         raise DataError(
             f"the file cannot be read, because {why}", where=str(path), remedy="Save it again with NumPy."

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.errors import DataError
+from fedpipe.errors import DataError, one_line
 from fedpipe.registry.card import Spread
 from fedpipe.registry.prediction import TensorSpec
 
@@ -78,7 +78,7 @@ def _shares(path: Path, size: tuple[int, int], channels: int) -> Array:
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
     except (OSError, ValueError, SyntaxError, EOFError, zlib.error, struct.error, MemoryError) as error:
-        why = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+        why = one_line(getattr(error, "strerror", None) or error)
         if isinstance(error, UnidentifiedImageError):
             why = "its content is neither PNG nor JPEG"
         raise DataError(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedpipe.errors import one_line
 from fedpipe.registry.prediction import runtime
 from fedpipe.serving.runtime import Loaded
 from fedpipe.serving.tensors import RequestError
@@ -74,7 +75,7 @@ class Runner:
         except RequestError:
             raise
         except Exception as error:  # onnxruntime has no exception class for a failed run
-            raise RequestError(400, f"the model fails on this input: {' '.join(str(error).split())[:300]}") from error
+            raise RequestError(400, f"the model fails on this input: {one_line(error, 300)}") from error
 
     async def _run_in_thread(self, feed: Batch) -> dict[str, Array]:
         options = runtime().RunOptions()

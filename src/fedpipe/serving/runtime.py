@@ -19,7 +19,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from fedpipe.codec import from_json
-from fedpipe.errors import CorruptError, FedpipeError
+from fedpipe.errors import CorruptError, FedpipeError, one_line
 from fedpipe.registry.prediction import OnnxModel, open_model, runtime
 from fedpipe.registry.publication import ModelVersion
 
@@ -160,7 +160,7 @@ def main() -> int:
         print("the model needs too much memory", file=sys.stderr)
         return 1
     except Exception as error:
-        print(f"the model fails on zeros: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+        print(f"the model fails on zeros: {one_line(error)}", file=sys.stderr)
         return 1
     sys.stdout.buffer.write(msgspec.json.encode(trial))
     return 0

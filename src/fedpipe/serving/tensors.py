@@ -19,7 +19,7 @@ from msgspec import Meta, Raw, Struct
 
 from fedpipe.codec import from_json
 from fedpipe.data.cells import as_strings
-from fedpipe.errors import FedpipeError
+from fedpipe.errors import FedpipeError, one_line
 
 Array = npt.NDArray[Any]
 STRINGS = "BYTES"
@@ -201,4 +201,4 @@ def quote(value: Any) -> str:
 
 def short(error: Exception) -> str:
     """Returns the first part of a foreign error."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error) or type(error).__name__

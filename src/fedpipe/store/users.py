@@ -12,7 +12,7 @@ import urllib3
 from minio import MinioAdmin
 from minio.error import MinioAdminException
 
-from fedpipe.errors import StoreError
+from fedpipe.errors import StoreError, one_line
 from fedpipe.store.credentials import Credentials, find_identity, fixed
 from fedpipe.store.network import Pool, reason_of, remedy_of
 from fedpipe.store.uri import endpoint_of
@@ -73,8 +73,8 @@ class Users:
         try:
             yield
         except (MinioAdminException, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise StoreError(f"the store refuses to manage users: {reason}", where=self._uri, remedy=_REMEDY) from error
+            what = f"the store refuses to manage users: {one_line(error)}"
+            raise StoreError(what, where=self._uri, remedy=_REMEDY) from error
         except urllib3.exceptions.HTTPError as error:
             what = f"the store's admin API does not answer: {reason_of(error)}"
             raise StoreError(what, where=self._uri, remedy=remedy_of(error, _REMEDY)) from error

@@ -12,7 +12,7 @@ from fedpipe.federation.preprocessing import check_functions, parse
 from fedpipe.federation.training import Training
 from fedpipe.federation.values import as_arguments
 from fedpipe.frameworks import frameworks
-from fedpipe.learners.user_code import suggestion
+from fedpipe.suggestion import suggestion
 
 _OWNED = {
     "x": "the shard", "y": "the shard", "batch_size": "training.batch_size", "epochs": "training.local_epochs",
