@@ -7,7 +7,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup setup-tff setup-bench demo test test-fast faults check cover mutants bench lock audit docs images e2e clean
+.PHONY: help setup setup-tff setup-bench demo test test-fast faults fuzz check cover mutants bench lock audit docs images e2e clean
 
 help: ## list the words
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ test-fast: setup ## run the tests that take seconds
 
 faults: setup ## 1000 disturbed sessions of real processes, 10 000 simulated ones (about half an hour)
 	FEDPIPE_FAULTS=1000 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/faults
+
+fuzz: setup ## 100 000 mutated manifests, signs, boards, scores, ballots, timings, enrolments and plans (about two minutes)
+	FEDPIPE_FUZZ=100000 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/faults/test_fuzz.py
 
 mutants: setup ## change 200 operators and constants, one at a time; 85 % must be noticed (about ten minutes)
 	$(BIN)/python -m tests.mutants --jobs $(PYTEST_WORKERS)

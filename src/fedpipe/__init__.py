@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fedpipe.commands.promote import promote
     from fedpipe.commands.prune import prune
     from fedpipe.commands.publish import sign
+    from fedpipe.commands.repair import repair
     from fedpipe.commands.run import run, simulate
     from fedpipe.commands.serve import serve
     from fedpipe.commands.stop import stop
@@ -81,6 +82,7 @@ __all__ = [
     "promote",
     "prune",
     "read_federation",
+    "repair",
     "report",
     "revoke",
     "rotate",
@@ -134,6 +136,7 @@ _HOMES = {
     "promote": "commands.promote",
     "prune": "commands.prune",
     "read_federation": "federation.file",
+    "repair": "commands.repair",
     "report": "commands.compare",
     "revoke": "commands.identities",
     "rotate": "commands.identities",

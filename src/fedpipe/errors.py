@@ -140,7 +140,16 @@ class RoundError(FedpipeError):
 
 
 class QuorumError(RoundError):
-    """Fewer learners than the quorum took part in a round."""
+    """Fewer learners than the quorum took part in a round; `missing` are those that did not."""
+
+    missing: tuple[str, ...] = ()
+
+    def __init__(
+        self, what: str, *, where: str | None = None, remedy: str | None = None, lasting: bool = False,
+        missing: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(what, where=where, remedy=remedy, lasting=lasting)
+        self.missing = missing
 
 
 class DroppedError(RoundError):

@@ -200,7 +200,7 @@ def test_a_corrupt_report_discloses_nothing() -> None:
     store.create(keys.statistics("b", "r1"), b"{nonsense")
     publish_report(store, "r1", replace(report("x"), basis=basis_of(chosen, "c", {})))
     store.replace(keys.statistics("c", "r1"), store.read(keys.statistics("x", "r1")).data)
-    for learner, why in (("b", "cannot be read"), ("c", "name another learner")):
+    for learner, why in (("b", "is not a valid report"), ("c", "the statistics's learner is x")):
         found = find_report(store, learner, "r1", basis_of(chosen, learner, {}))
         assert found is not None
         assert why in found.why

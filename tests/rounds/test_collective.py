@@ -16,7 +16,7 @@ from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history, read_head
 from fedpipe.rounds.manifests import Ballot, Dropped, Record, Update
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import MANIFEST
+from fedpipe.rounds.received import MANIFEST
 from fedpipe.rounds.updates import find_update, publish_update
 from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.store.objects import encode, get_bytes, put_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedpipe.errors import CorruptError
+from fedpipe.errors import DroppedError
 from fedpipe.rounds.evaluation import Score, find_score, read_scores
 from fedpipe.rounds.tallies import Matrix, add_matrices
 from fedpipe.store import SMALL, MemoryStore, keys
@@ -23,7 +23,7 @@ def test_a_score_is_below_its_learner(store: MemoryStore) -> None:
 @pytest.mark.parametrize("more", [b',"unknown":1', b',"examples":-1'])
 def test_a_score_is_checked(store: MemoryStore, more: bytes) -> None:
     store.create(keys.score("a", "r1"), b'{"learner":"a","weights":"w"' + more + b"}")
-    with pytest.raises(CorruptError):
+    with pytest.raises(DroppedError):
         find_score(store, "a", "r1")
 
 
@@ -48,7 +48,7 @@ def test_a_score_in_the_name_of_another_drops_its_writer_only(store: MemoryStore
         store.create(keys.score(name, "r1"), encode(good))
     first, second = read_scores(store, "r1", ("a", "b"))
     assert first == good
-    assert (second.learner, second.why) == ("b", "the score names 'a'")
+    assert (second.learner, second.why) == ("b", "the score's learner is a, the round's is b")
 
 
 def test_no_scores_without_score_steps(store: MemoryStore) -> None:

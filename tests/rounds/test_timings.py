@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from fedpipe.rounds.timings import Timing, find_timing, note, read_timings
 from fedpipe.store import MemoryStore, keys
@@ -32,13 +33,15 @@ def test_what_is_not_one_is_left_out(store: MemoryStore) -> None:
     note(store, "r1", TRAIN)
     store.create("runs/r1/0/initialise.time", b"?")
     store.create("runs/r1/1/record", b"?")
-    longest = encode(START).ljust(2**16)
-    store.create(keys.timing("r1", 2, "train", "a"), longest)
-    store.create(keys.timing("r1", 4, "train", "a"), longest + b" ")
+    second = Timing(step="train", learner="a", round=2, started=4.0, seconds=5.0)
+    store.create(keys.timing("r1", 2, "train", "a"), encode(second).ljust(2**16))
+    store.create(keys.timing("r1", 4, "train", "a"), encode(replace(second, round=4)).ljust(2**16 + 1))
+    store.create(keys.timing("r1", 5, "train", "a"), encode(second))
     assert find_timing(store, "r1", 0, "initialise") is None
-    assert find_timing(store, "r1", 2, "train", "a") == START
+    assert find_timing(store, "r1", 2, "train", "a") == second
+    assert find_timing(store, "r1", 5, "train", "a") is None, "it is of another round"
     assert find_timing(store, "r1", 4, "train", "a") is None
-    assert list(read_timings(store, "r1", ("a",))) == [START, TRAIN]
+    assert list(read_timings(store, "r1", ("a",))) == [second, TRAIN]
 
 
 def test_a_learner_cannot_make_a_reader_list_forever(monkeypatch: pytest.MonkeyPatch, store: MemoryStore) -> None:

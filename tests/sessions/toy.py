@@ -18,13 +18,14 @@ from fedpipe.learners.contribute import contribute
 from fedpipe.rounds.history import begun_from, commit, propose_candidate, read_candidate, read_record, record_layout
 from fedpipe.rounds.manifests import Dropped, Record
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import MANIFEST, Roll, check_quorum, gather
+from fedpipe.rounds.received import MANIFEST, Source, receive
+from fedpipe.rounds.roll import Roll, check_quorum, gather
 from fedpipe.rounds.updates import collect, fetch_weights
 from fedpipe.sessions.attendance import Answering
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.phases import Early, Phase, Script, close_phase
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import find, publish, put_file
+from fedpipe.store.objects import publish, put_file
 from tests.simulation import World
 
 QUORUM = 3
@@ -91,7 +92,8 @@ def confirm(store: Store, plan: Plan, previous: Record, candidate: Record) -> Ph
     kept = tuple(update.learner for update in candidate.updates)
 
     def read(learner: str) -> Confirmation | None:
-        found = find(store, _key(learner, plan.run, candidate.round), Confirmation, limit=MANIFEST)
+        source = Source(store, plan.run, _key(learner, plan.run, candidate.round), "confirmation")
+        found = receive(source, Confirmation)
         if found is not None and found != Confirmation(learner=learner, candidate=candidate.weights):
             raise DroppedError("confirms something else")
         return found

@@ -58,7 +58,7 @@ SPELLED = {
     f"{keys.MODELS}/{keys.traffic('m')}": "models/m/traffic.json",
 }
 FOLDERS = {"run_folder", "learner_folder", "states"}
-OTHERS = {"is_taken", "note", "is_timing", "parse_events", "parse_model"}
+OTHERS = {"is_taken", "note", "parse_record", "parse_timing", "parse_events", "parse_model"}
 
 
 def test_stores_of_earlier_versions_stay_readable() -> None:
@@ -93,8 +93,11 @@ def test_parsed_keys_give_back_their_parts(model: str, version: int, learner: st
         assert found is not None
         assert found[0] == number
         assert keys.parse_events(keys.timing(run, number, "train", name), run, name) is None
-        assert keys.is_timing(keys.timing(run, number, "train", name))
-    assert not keys.is_timing(keys.record(run, number))
+        assert keys.parse_timing(keys.timing(run, number, "train", name), run, name) == (number, "train")
+        assert keys.parse_timing(keys.timing(run, number, "train", f"{name}x"), run, name) is None
+    assert keys.parse_timing(keys.record(run, number), run) is None
+    assert keys.parse_record(keys.record(run, number), run) == number
+    assert keys.parse_record(keys.candidate(run, number), run) is None
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:", "sha256:" + "g" * 64, "../" + "0" * 64, "sha256:" + "0" * 65])

@@ -226,6 +226,15 @@ class TestARobustRuleAndAServerOptimizer:
         without = played(tff, begun(tmp_path / "sound", **ROBUST), sound)[-1]
         assert record.weights == without.weights
 
+    def test_values_that_overflow_drop_their_learner(self, tff: Worker, tmp_path: Path) -> None:
+        """A mean of float32 overflows where this one's examples count; the others' round is one without it."""
+        settings = {"server_optimizer": {"learning_rate": 2.0}, "weighting": "examples"}
+        large = {**CHANGES, "b": (np.full((3, 4), 3e38), 0.0)}
+        record = played(tff, begun(tmp_path / "large", **settings), large)[-1]
+        assert [item.learner for item in record.dropped] == ["b"]
+        sound = {name: CHANGES[name] for name in ("a", "c")}
+        assert played(tff, begun(tmp_path / "sound", **settings), sound)[-1].weights == record.weights
+
     def test_continue_in_another_process_to_the_same_bytes(
         self, tff: Worker, other_tff: Worker, tmp_path: Path
     ) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.aggregation.arithmetic import BLOCK
-from fedpipe.errors import FedpipeError, NotFoundError, WeightsError
+from fedpipe.errors import FedpipeError, NotFoundError, StoreError, StoreUnavailableError, WeightsError
 from fedpipe.store import Reader, Store, keys
 from fedpipe.weights import FLOATS, Layout, read_layout
 
@@ -112,6 +112,11 @@ class Feed:
             self._reader: Reader = store.open(keys.content(source.digest, source.learner))
         except NotFoundError as error:
             raise RefusedError(source.learner, "the weights are not in the store") from error
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:  # the object may be encrypted with a key of its writer
+            store.size(keys.HEAD)  # raises if the store refuses everything
+            raise RefusedError(source.learner, f"the weights cannot be read: {error.what}"[:500]) from error
         try:
             if self._reader.size != source.size:
                 raise WeightsError(f"the weights have {self._reader.size} bytes, the manifest says {source.size}")

@@ -7,8 +7,8 @@ chunks of all updates together reads single updates only; the more there are, th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,43 @@ from fedpipe.aggregation.arithmetic import Array, Floats, add_distances, largest
 from fedpipe.aggregation.feeds import PIECE, Ahead, Aside, Chunk, Feed, Operand, RefusedError, chunks_of
 from fedpipe.aggregation.rule import Columns, Sums
 from fedpipe.weights import Layout
+
+NOT_FINITE = "the weights hold NaN or infinity"
+Ceiling = Callable[[Chunk], Array | None]
+"""Returns the largest values that counters of a chunk may have; None without a bound."""
+
+
+def unbounded(_chunk: Chunk) -> Array | None:
+    """Return no bound."""
+    return None
+
+
+def ceiling_of(read: Callable[[int, int], bytes]) -> Ceiling:
+    """Return the bounds of counters, from a function that reads bytes of the base.
+
+    A counter of 64 bits may grow by 2^40 in a round, one of 32 bits by 2^24. So no learner makes one overflow, or
+    stick at its largest value. Smaller ones, and flags, have no bound.
+    """
+
+    def ceiling(chunk: Chunk) -> Array | None:
+        if not is_bounded(chunk.dtype):
+            return None
+        return most_after(np.frombuffer(read(chunk.start, chunk.stop - chunk.start), chunk.dtype))
+
+    return ceiling
+
+
+def is_bounded(dtype: np.dtype[Any]) -> bool:
+    """Return whether counters of this dtype have a bound."""
+    return dtype.kind in "iu" and dtype.itemsize >= 4
+
+
+def most_after(base: Array) -> Array:
+    """Return the largest values that bounded counters may have after a round; see `ceiling_of`."""
+    growth = 2**40 if base.dtype.itemsize == 8 else 2**24
+    most: Array = np.minimum(base, base.dtype.type(np.iinfo(base.dtype).max - growth)) + base.dtype.type(growth)
+    return most
+
 
 _TOGETHER = 2**23
 """Bytes of updates that a pass holds together."""
@@ -25,38 +62,41 @@ _Operand = TypeVar("_Operand", bound=Operand)
 
 
 def finished(
-    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, rule: Sums
+    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, rule: Sums, ceiling: Ceiling = unbounded
 ) -> Iterator[tuple[Chunk, Array]]:
     """Yield each chunk with the result of a rule of sums; of counters the largest. See `added`."""
     weight = float(sum(o.weight for o in _in_order(operands)))
-    for chunk, values in added(stack, operands, layout):
+    for chunk, values in added(stack, operands, layout, ceiling):
         yield chunk, rule.finish(values, weight) if chunk.is_float else values
 
 
-def added(stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout) -> Iterator[tuple[Chunk, Array]]:
+def added(
+    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, ceiling: Ceiling = unbounded
+) -> Iterator[tuple[Chunk, Array]]:
     """Yield each chunk with the weighted sum of the operands; of counters the largest.
 
     Args:
         stack: closes what the pass opens.
         operands: of one layout, in any order.
         layout: the layout of the global weights.
+        ceiling: bounds counters.
 
     Raises:
-        RefusedError: an update is truncated or does not match its digest.
+        RefusedError: an update is truncated or does not match its digest, or a counter of it is too large.
     """
     operands = _in_order(operands)
     weights, places = [o.weight for o in operands], [o.place for o in operands]
     summed = frozenset(position for position, o in enumerate(operands) if o.summed)
-    for chunk, values in _read(stack, operands, layout):
+    for chunk, values in _read(stack, operands, layout, ceiling):
         yield chunk, total(values, weights, places, summed) if chunk.is_float else largest(values)
 
 
 def combined(
-    stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout, rule: Columns
+    stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout, rule: Columns, ceiling: Ceiling = unbounded
 ) -> Iterator[tuple[Chunk, Array]]:
     """Yield each chunk with the result of a rule of columns; of counters the largest. See `together`."""
     weights = [feed.weight for feed in _in_order(feeds)]
-    for chunk, values in together(stack, feeds, layout):
+    for chunk, values in together(stack, feeds, layout, ceiling):
         yield chunk, rule.combined(values, weights) if chunk.is_float else largest(values)
 
 
@@ -69,7 +109,9 @@ def distances(stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout
     return found
 
 
-def together(stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout) -> Iterator[tuple[Chunk, list[Array]]]:
+def together(
+    stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout, ceiling: Ceiling = unbounded
+) -> Iterator[tuple[Chunk, list[Array]]]:
     """Yield each chunk with the values of all updates, in the order of their places; all floats are finite.
 
     A robust rule may hide a NaN, so values are checked before the rule sees them.
@@ -78,13 +120,14 @@ def together(stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout)
         stack: closes what the pass opens.
         feeds: of one layout, in any order.
         layout: the layout of the global weights.
+        ceiling: bounds counters.
 
     Raises:
         RefusedError: an update is truncated, not finite, or does not match its digest.
     """
     feeds = _in_order(feeds)
     piece = min(PIECE, max(_LEAST, _TOGETHER // len(feeds) // 8 * 8))
-    for chunk, values in _read(stack, feeds, layout, piece):
+    for chunk, values in _read(stack, feeds, layout, ceiling, piece):
         held = list(values)
         if chunk.is_float:
             for feed, value in zip(feeds, held, strict=True):
@@ -100,7 +143,7 @@ def quiet() -> np.errstate:
 def check_finite(learner: str, values: Array) -> None:
     """Raise RefusedError when a learner's values hold NaN or infinity."""
     if not np.isfinite(values).all():
-        raise RefusedError(learner, "the weights hold NaN or infinity")
+        raise RefusedError(learner, NOT_FINITE)
 
 
 def _in_order(operands: Sequence[_Operand]) -> list[_Operand]:
@@ -108,21 +151,25 @@ def _in_order(operands: Sequence[_Operand]) -> list[_Operand]:
 
 
 def _read(
-    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, piece: int = PIECE
+    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, ceiling: Ceiling, piece: int = PIECE
 ) -> Iterator[tuple[Chunk, Iterator[Array]]]:
     """Yield each chunk with the operands' arrays, all of which must be taken; then verify the operands."""
     pieces = stack.enter_context(contextlib.closing(Ahead(operands, chunks_of(layout, piece))))
     hasher = stack.enter_context(contextlib.closing(Aside()))
 
-    def taken(operand: Operand, chunk: Chunk) -> Array:
+    def taken(operand: Operand, chunk: Chunk, most: Array | None) -> Array:
         data, is_sum = pieces.next(), operand.summed and chunk.is_float
         if len(data) != (chunk.sum_bytes if operand.summed else chunk.stop - chunk.start):
             raise RefusedError(operand.learner, "the weights are truncated")
         hasher.do(operand.taken, data)
-        return np.frombuffer(data, np.float64 if is_sum else chunk.dtype)
+        values = np.frombuffer(data, np.float64 if is_sum else chunk.dtype)
+        if most is not None and (values > most).any():
+            raise RefusedError(operand.learner, "a counter of the weights has leapt")
+        return values
 
     for chunk in chunks_of(layout, piece):
-        yield chunk, (taken(operand, chunk) for operand in operands)
+        most = ceiling(chunk)
+        yield chunk, (taken(operand, chunk, most) for operand in operands)
     hasher.finish()
     for operand in operands:
         operand.verify()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +20,7 @@ import numpy as np
 from fedpipe.aggregation.arithmetic import Array, Floats, check_weights
 from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Piece, RefusedError, Source, bytes_of
 from fedpipe.aggregation.optimizers import ServerStep
-from fedpipe.aggregation.passes import check_finite, combined, distances, finished, quiet
+from fedpipe.aggregation.passes import NOT_FINITE, ceiling_of, combined, distances, finished, quiet
 from fedpipe.aggregation.rule import Columns, Distances, Rule, Sums, check_sums
 from fedpipe.aggregation.tree import Forest
 from fedpipe.errors import WeightsError
@@ -90,6 +91,16 @@ def combine(
                 refused[error.learner] = error.what
                 left = [s for s in left if s.learner != error.learner]
                 continue
+            except _OverflowError as error:
+                culprits = _culprits(store, [*left, *fetched], error.chunk)
+                refused |= culprits
+                left = [s for s in (*left, *fetched) if s.learner not in culprits]  # sums of them cannot be used
+                kept, fetched = [], []
+                if not left and set(refused.values()) == {_TOO_LARGE}:
+                    raise WeightsError(
+                        "the aggregate is not finite although every update is: lower the learning rates"
+                    ) from error
+                continue
             accepted = tuple(sorted(s.learner for s in (*left, *fetched)))
             return Combined((path, digest), optimizer.finish(), accepted, refused)
     raise WeightsError("no update can be used: " + "; ".join(f"{k}: {v}" for k, v in sorted(refused.items())))
@@ -104,6 +115,8 @@ def _counted(
     in_order = sorted(sources, key=lambda s: s.place)
     with contextlib.ExitStack() as stack, quiet():
         found = distances(stack, _opened(stack, store, in_order, layout), layout)
+    if (far := np.count_nonzero(~np.isfinite(found), axis=1)).any():
+        raise RefusedError(in_order[int(far.argmax())].learner, _TOO_LARGE)
     weights = rule.weighed(found, [s.weight for s in in_order])
     return [s._replace(weight=w) for s, w in zip(in_order, weights, strict=True) if w > 0], rule.then
 
@@ -124,9 +137,9 @@ def _last_pass(
         writer = stack.enter_context(contextlib.closing(Aside()))
         stack.enter_context(quiet())
         results: Iterator[tuple[Chunk, Array]] = (
-            finished(stack, [*feeds, *trees], layout, rule)
+            finished(stack, [*feeds, *trees], layout, rule, optimizer.ceiling)
             if isinstance(rule, Sums)
-            else combined(stack, feeds, layout, rule)
+            else combined(stack, feeds, layout, rule, optimizer.ceiling)
         )
 
         def emit(data: Piece) -> None:
@@ -139,16 +152,32 @@ def _last_pass(
             if not (chunk.is_float and not np.isfinite(stepped).all()):
                 writer.do(emit, bytes_of(stepped))
                 continue
-            _find_culprit(store, sources, chunk)
-            raise WeightsError("the aggregate is not finite although every update is: lower the learning rates")
+            raise _OverflowError(chunk)
         writer.finish()
     return path, f"sha256:{out.hexdigest()}"
 
 
-def _find_culprit(store: Store, sources: list[Source], chunk: Chunk) -> None:
+_TOO_LARGE = "the weights are so large that the aggregate is not finite"
+
+
+class _OverflowError(Exception):
+    """The aggregate of a chunk is not finite."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        super().__init__()
+        self.chunk = chunk
+
+
+def _culprits(store: Store, sources: Sequence[Source], chunk: Chunk) -> dict[str, str]:
+    """Return why a chunk of the aggregate is not finite, by learner: for those with NaN or with the largest values."""
+    sizes: dict[str, float] = {}
     for source in sources:
         data = store.read_range(keys.content(source.digest, source.learner), chunk.start, chunk.stop - chunk.start)
-        check_finite(source.learner, np.frombuffer(data, chunk.dtype))
+        values = np.frombuffer(data, chunk.dtype).astype(np.float64)
+        sizes[source.learner] = float(np.abs(values).max()) if np.isfinite(values).all() else math.inf
+    largest = max(sizes.values())
+    why = _TOO_LARGE if math.isfinite(largest) else NOT_FINITE
+    return {name: why for name, size in sizes.items() if size >= largest / 2}
 
 
 class _Optimizer:
@@ -160,6 +189,7 @@ class _Optimizer:
         self._server, self._folder = server, folder
         self._count = sum((t.stop - t.start) // t.numpy_dtype.itemsize for t in layout.tensors if t.dtype in FLOATS)
         self._base = folder / "base"
+        self._ceiling = ceiling_of(lambda start, length: store.read_range(keys.content(base), start, length))
         if not server.replaces:
             fetch_file(store, base, self._base)
         for slot in server.slots:
@@ -169,6 +199,10 @@ class _Optimizer:
         self._known = frozenset(state) & frozenset(server.slots)
         self._position = 0
         self._files: dict[str, Any] = {}
+
+    def ceiling(self, chunk: Chunk) -> Array | None:
+        """Return the largest values that counters of a chunk may have."""
+        return self._ceiling(chunk)
 
     def restart(self) -> None:
         """Begin a pass from the first coordinate."""

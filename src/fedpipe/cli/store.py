@@ -1,4 +1,4 @@
-"""Commands that tend the store: prune."""
+"""Commands that tend the store: prune, repair."""
 
 from __future__ import annotations
 
@@ -64,6 +64,34 @@ def prune(
         show_json(found._asdict() | {"runs": [loss._asdict() for loss in found.runs]})
     else:
         _show(found)
+
+
+@commands.add("fedpipe repair", "fedpipe repair -f demo/federation.yaml --yes")
+@forwarded
+def repair(
+    file: FederationOption = FEDERATION,
+    yes: Annotated[bool, typer.Option("--yes", help="Repair; without it, only show what would be done.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show, or with --yes repair, objects of runs that cannot be read.
+
+    A record that cannot be read is removed with all later rounds of its run, and HEAD moves back to the last good one.
+    The next `fedpipe run` resumes from there.
+    """
+    from fedpipe.commands.repair import repair as mend
+
+    with busy("looking at the store"):
+        found = mend(file, store=store, yes=yes)
+    if as_json:
+        show_json([damage._asdict() for damage in found])
+        return
+    if found:
+        show_table(((one.key, one.why, one.repair) for one in found), head=("object", "mistake", "repair"))
+    if not found:
+        say("everything can be read")
+    else:
+        say("done" if yes else "nothing is changed; add --yes to repair it")
 
 
 def _show(found: Prune) -> None:

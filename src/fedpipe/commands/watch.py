@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fedpipe.commands.opened import StoreGiven, is_known, known_runs, no_run, open_federation
+from fedpipe.errors import CorruptError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source
 from fedpipe.rounds.history import read_record
@@ -71,19 +72,23 @@ def watch(
 
 
 def _follow(store: Store, run: str, again: float, pods: Callable[[], list[str]] | None) -> Iterator[Seen]:
-    if read_record(store, run, 0) is None:
+    if store.size(keys.record(run, 0)) is None:
         yield Seen("", f"waiting for run {run} to begin. {known_runs(store)}")
     keeper, number = Keeper(store, run, ""), 0
     waiting = _Waiting(pods or list)
     federation: Federation | None = None
     while True:
         ended = store.size(keys.summary(run)) is not None
-        found = poll_board(store, run)
-        board = found[0] if found else None
-        while record := read_record(store, run, number):
-            federation = federation or read_plan(store, record.plan).federation
-            yield Seen(round_line(store, federation, record), record=record)
-            number += 1
+        try:
+            found = poll_board(store, run)
+            board = found[0] if found else None
+            while record := read_record(store, run, number):
+                federation = federation or read_plan(store, record.plan).federation
+                yield Seen(round_line(store, federation, record), record=record)
+                number += 1
+        except CorruptError as error:
+            yield Seen(f"the run cannot be followed any further: {error.where}: {error.what}; see `fedpipe repair`")
+            return
         if ended or (board and board.phase == "ended"):
             yield Seen(f"the session ended: {board.why}" if board and board.phase == "ended" else "the run has ended")
             return

@@ -10,14 +10,14 @@ from msgspec.structs import replace
 from fedpipe.data.schema import Schema
 from fedpipe.data.settling import settle
 from fedpipe.data.statistics import LARGEST_REPORT, Report
-from fedpipe.errors import CorruptError, InputError, RoundError
+from fedpipe.errors import DroppedError, InputError, RoundError
 from fedpipe.federation.data import Iid
 from fedpipe.federation.federation import Federation
 from fedpipe.rounds.history import read_record, trained_head
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import cleaned
+from fedpipe.rounds.received import Source, receive, usable
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import decode, digest_of, encode, find, get_bytes, put_bytes
+from fedpipe.store.objects import decode, digest_of, encode, get_bytes, put_bytes
 
 log = logging.getLogger("fedpipe")
 LARGEST_SCHEMA = 64 * 2**20
@@ -40,12 +40,20 @@ def publish_report(store: Store, run: str, report: Report) -> Report:
 def find_report(store: Store, learner: str, run: str, basis: str) -> Report | None:
     """Returns the report of a learner on this basis; None if there is none. One that is corrupt discloses nothing."""
     try:
-        found = find(store, keys.statistics(learner, run), Report, limit=LARGEST_REPORT)
-    except CorruptError as error:
-        return Report(learner=learner, why=f"its statistics cannot be read: {cleaned(error.what)}"[:500])
-    if found is not None and found.learner != learner:
-        return Report(learner=learner, why="its statistics name another learner")
+        found = receive(_source(store, learner, run), Report, learner=learner)
+    except DroppedError as error:
+        return Report(learner=learner, why=f"its statistics cannot be used: {error.what}"[:500])
     return found if found is None or found.basis == basis else None
+
+
+def own_report(store: Store, learner: str, run: str, basis: str) -> Report | None:
+    """Returns this learner's report on this basis; None also if it cannot be used, so that it is made again."""
+    found = usable(_source(store, learner, run), Report, learner=learner)
+    return found if found is None or found.basis == basis else None
+
+
+def _source(store: Store, learner: str, run: str) -> Source:
+    return Source(store, run, keys.statistics(learner, run), "statistics", LARGEST_REPORT)
 
 
 def settle_schema(

@@ -16,6 +16,7 @@ from fedpipe.data.trees import Array
 from fedpipe.errors import DataError
 from fedpipe.federation.data import Kind
 from fedpipe.federation.federation import Federation
+from fedpipe.rounds.received import cleaned
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ def _disclosed(federation: Federation, reports: Sequence[Report], left_out: dict
     kept = []
     for report in reports:
         if report.why:
-            left_out[report.learner] = report.why
+            left_out[report.learner] = cleaned(report.why)
         elif flaw := flaw_of(report):
             left_out[report.learner] = f"its statistics are refused: {flaw}"
         else:

@@ -33,6 +33,9 @@ from fedpipe.store.objects import decode, encode
 _TRIES = 20
 PublicKey = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
+Time = Annotated[float, Meta(ge=0, le=2.0**37)]
+"""Seconds since 1970 that a calendar can show."""
+
 
 class Enrolment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Holds an identity: its public key, and its user of the store (empty without one).
@@ -42,8 +45,8 @@ class Enrolment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     key: PublicKey
     user: str = ""
-    since: float
-    revoked: float | None = None
+    since: Time
+    revoked: Time | None = None
 
 
 class Enrolled(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,7 +19,7 @@ class Signature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Holds the signer's public key, the time in seconds since 1970, and the signature, in hexadecimal digits."""
 
     key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-    time: float
+    time: Annotated[float, Meta(ge=0, le=2.0**42)]
     value: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 
 

@@ -17,7 +17,7 @@ from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Dropped, Scores, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import ANY_ROLL, Roll, drop
-from fedpipe.rounds.updates import find_part, find_update, publish_update, signed
+from fedpipe.rounds.updates import find_part, own_update, publish_update, signed
 from fedpipe.store import Store
 from fedpipe.store.objects import fetch_file, put_file
 
@@ -120,7 +120,7 @@ def _last_optimizer(store: Store, plan: Plan, name: str, number: int, path: Path
     if plan.federation.training.optimizer == "reset":
         return None
     for earlier in range(number - 1, 0, -1):
-        update = find_update(store, name, plan.run, earlier)
+        update = own_update(store, name, plan.run, earlier)
         if update is None or update.optimizer is None:
             continue
         record = read_record(store, plan.run, earlier) if plan.federation.vote else None

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 from msgspec.structs import replace
 
-from fedpipe.data.disclosure import basis_of, find_report, publish_report
+from fedpipe.data.disclosure import basis_of, own_report, publish_report
 from fedpipe.data.examples import Examples
 from fedpipe.data.statistics import Report, report_of
 from fedpipe.errors import CorruptError, DataError, ModelError, NotFoundError
@@ -33,7 +33,7 @@ def describe(
         module: the user's file, whose `load` may read the data; None without one.
     """
     basis = basis_of(federation, name, shards)
-    if found := find_report(store, name, run, basis):
+    if found := own_report(store, name, run, basis):
         log.info("the statistics of %s are already there", name)
         return found
     try:

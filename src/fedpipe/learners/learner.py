@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, Protocol
 
@@ -15,7 +14,7 @@ from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.parts import Part, size_of
 from fedpipe.rounds.accounting import TrainingEvent
 from fedpipe.rounds.budget import training_event
-from fedpipe.rounds.manifests import Scores, Tested
+from fedpipe.rounds.manifests import Scores, Tested, bounded
 from fedpipe.rounds.voting import approves
 
 log = logging.getLogger("fedpipe")
@@ -127,7 +126,7 @@ class ModelLearner:
             log.info("%s epoch %d: %s", self._label, number, " ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
         if self._on_epochs:
             self._on_epochs(fitted.epochs)
-        return Trained(fitted.weights, examples, _finite(fitted.epochs[-1]), fitted.optimizer)
+        return Trained(fitted.weights, examples, bounded(fitted.epochs[-1]), fitted.optimizer)
 
     def test_weights(self, weights: Arrays) -> Verdict:
         """See `Learner.test_weights`."""
@@ -161,13 +160,9 @@ class ModelLearner:
             count = min(count, vote.batches * size or count)
             measured = self._measured(weights, "vote", vote.batches)
             check_criterion(vote.criterion, set(measured))
-            voted = Tested(examples=count, metrics=_finite(measured))
-        tested = Tested(examples=test, metrics=_finite(self._measured(weights, "test"))) if test else None
+            voted = Tested(examples=count, metrics=bounded(measured))
+        tested = Tested(examples=test, metrics=bounded(self._measured(weights, "test"))) if test else None
         return Scores(vote=voted, test=tested)
 
     def _measured(self, weights: Arrays, part: str, batches: int = 0) -> dict[str, float]:
         return self._model.evaluate(weights, self._parts[part], self._federation.training, batches).metrics
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import logging
-import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,9 +28,11 @@ from fedpipe.rounds.evaluation import (
     measure_all,
     mistake_in_score,
 )  # fmt: skip
+from fedpipe.rounds.manifests import LARGEST, bounded
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.tallies import MOST_PICTURED, ClassTally, Head, Matrix, Tally
 from fedpipe.store import Store
+from fedpipe.store.objects import encode
 from fedpipe.weights import Array
 
 log = logging.getLogger("fedpipe")
@@ -58,7 +60,7 @@ def score_learner(store: Store, plan: Plan, name: str, digest: str) -> Score:
 def _score(model: Model, plan: Plan, arrays: Arrays, name: str, digest: str, part: Part) -> Score:
     training = plan.federation.training
     measured = model.evaluate(arrays, part, training)
-    if not math.isfinite(loss := measured.metrics["loss"]):
+    if not abs(loss := measured.metrics["loss"]) <= LARGEST:
         return Score(learner=name, weights=digest, why=f"the loss of the model is {loss} there")
     if not all(np.isfinite(state).all() for state in measured.states):
         return Score(learner=name, weights=digest, why="a metric of the model is not finite there")
@@ -67,7 +69,7 @@ def _score(model: Model, plan: Plan, arrays: Arrays, name: str, digest: str, par
         learner=name,
         weights=digest,
         examples=size_of(part),
-        metrics=_finite(measured.metrics),
+        metrics=bounded(measured.metrics),
         states=measured.states,
         tallies=tallies,
         uncounted=uncounted,
@@ -145,9 +147,14 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
             found["central"] = measured_of(score)
             tallies["central"], uncounted["central"] = score.tallies, score.uncounted
     valid, refused = _checked(model, digest, scores)
-    if valid:
-        tallies["federated"] = add_all_tallies([score.tallies for score in valid])
-        found["federated"] = _federated(model, valid, tallies["federated"])
+    while valid:
+        together = _together(model, valid)
+        if together is not None:
+            found["federated"], tallies["federated"] = together
+            break
+        culprit = _culprit(valid)
+        refused[culprit.learner] = "the score cannot be added to those of others"
+        valid.remove(culprit)
     uncounted |= {score.learner: score.uncounted for score in valid}
     first = next((head for head in model.heads[:1]), None)
     schema, exported = schema_of(store, plan), plan.federation.exported
@@ -186,9 +193,13 @@ def _confusion(tally: Tally | None) -> Matrix:
 def _checked(model: Model, digest: str, scores: Sequence[Score]) -> tuple[list[Score], dict[str, str]]:
     """Return the scores that can be added up, and why others cannot."""
     valid, refused = [], {}
+    fitting = [score for score in scores if not score.why and score.weights == digest]
+    shapes = collections.Counter(repr(score.label_shape) for score in fitting)
+    usual = {shape for shape, count in shapes.items() if count == max(shapes.values())}
     for score in sorted(scores, key=lambda score: score.learner):
         why = score.why or ("the score belongs to other weights" if score.weights != digest else "")
         why = why or mistake_in_score(score, model.heads)
+        why = why or ("" if repr(score.label_shape) in usual else "the labels of the score are unlike those of most")
         if not why:
             try:  # metrics follow from the states, which have the form that the model gives them
                 metrics = model.metrics_of(_arrays(score.states), score.label_shape)
@@ -196,18 +207,13 @@ def _checked(model: Model, digest: str, scores: Sequence[Score]) -> tuple[list[S
                 log.debug("the states of %s: %s", score.learner, error)
                 why = "the score does not fit the model's metrics"
             else:
-                why = "" if math.isfinite(metrics["loss"]) else "its loss is not finite"
-                score = msgspec.structs.replace(score, metrics=_finite(metrics))
+                why = "" if abs(metrics["loss"]) <= LARGEST else "its loss is not finite, or too large"
+                score = msgspec.structs.replace(score, metrics=bounded(metrics))
         if why:
             refused[score.learner] = why
         else:
             valid.append(score)
     return valid, refused
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Leave out metrics that are not finite, such as a quotient by 0."""
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _arrays(states: Sequence[Sequence[float]]) -> list[Array]:
@@ -219,11 +225,35 @@ def measured_of(score: Score) -> Measured:
     return Measured(examples=score.examples, metrics=dict(score.metrics), measures=measure_all(score.tallies))
 
 
-def _federated(model: Model, scores: Sequence[Score], tallies: Mapping[str, Tally]) -> Measured:
-    states = [np.sum(state, axis=0) for state in zip(*(s.states for s in scores), strict=True)]
-    metrics = model.metrics_of(states, scores[0].label_shape)
-    return Measured(
-        examples=sum(s.examples for s in scores),
-        metrics=_finite(metrics),
-        measures=measure_all(tallies),
-    )
+def _together(model: Model, scores: Sequence[Score]) -> tuple[Measured, dict[str, Tally]] | None:
+    """Return the metrics and tallies of all learners together; None if the scores cannot be added up."""
+    try:
+        tallies = add_all_tallies([score.tallies for score in scores])
+        states = [np.sum(state, axis=0) for state in zip(*(s.states for s in scores), strict=True)]
+        metrics = bounded(model.metrics_of(states, scores[0].label_shape))
+        found = Measured(
+            examples=sum(s.examples for s in scores), metrics=metrics, measures=bounded(measure_all(tallies))
+        )
+        encode(Evaluation(weights="", federated=found, tallies={"federated": tallies}))
+    except Exception as error:  # each of them can be right, and some other sum of theirs is possible
+        log.debug("the scores of %s together: %s", ", ".join(s.learner for s in scores), error)
+        return None
+    return (found, tallies) if "loss" in metrics else None
+
+
+def _culprit(scores: Sequence[Score]) -> Score:
+    """Return the score that keeps others from being added up: by its signs, unlike those of others, or by its size."""
+
+    def numbers(score: Score) -> Array:
+        return np.array([score.examples, *(number for state in score.states for number in state)], np.float64)
+
+    signs = {score.learner: np.sign(numbers(score)) for score in scores}
+
+    def odd(score: Score) -> tuple[int, float]:
+        own, size = signs[score.learner], signs[score.learner].size
+        others = np.sum(
+            [other for name, other in signs.items() if name != score.learner and other.size == size], axis=0
+        )
+        return int(np.sum(own * others < 0)), float(np.abs(numbers(score)).max())
+
+    return max(scores, key=odd)

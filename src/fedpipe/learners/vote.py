@@ -66,7 +66,8 @@ def _cast(
     verdict, unfit = Verdict(known, approve=False), ""
     try:
         if number:
-            fetch_weights(store, candidate, weights.layout_of(current), folder / "candidate", owner, "proposals")
+            layout, path = weights.layout_of(current), folder / "candidate"
+            fetch_weights(store, candidate, layout, path, owner, "proposals", plan.run)
             verdict = learner.test_weights(weights.load(folder / "candidate"))
     except (CorruptError, NotFoundError) as error:  # otherwise one bad proposal would leave every vote below the quorum
         verdict, unfit = Verdict(Scores(), approve=False), error.what[:500]

@@ -27,6 +27,7 @@ from fedpipe.store.objects import decode, encode
 
 _READERS = 16
 _TRIES = 20
+_RUNNING, _UNREADABLE = "running", "unreadable"
 _FEW = 20
 """Most runs whose folders are listed one by one."""
 
@@ -34,8 +35,9 @@ _FEW = 20
 class RunLine(NamedTuple):
     """Summarises a run in one line.
 
-    `rounds` counts committed rounds. `planned` is None if the plan cannot be read. `state` is `running`, `ended` or why
-    the session ended early. `age` is in seconds since the last commit. `at_head` is whether this run made HEAD.
+    `rounds` counts committed rounds. `planned` is None if the plan cannot be read. `state` is `running`,
+    `ended`, `unreadable`, or why the session ended early. `age` is in seconds since the last commit. `at_head` is
+    whether this run made HEAD.
     """
 
     name: str
@@ -68,13 +70,12 @@ _Change = Callable[[dict[str, _Line]], dict[str, _Line]]
 
 
 def list_runs(store: Store) -> list[RunLine]:
-    """Lists all runs that have started, the latest first. Raises CorruptError."""
-    head = read_head(store)
-    at_head = head[0].run if head else ""
+    """Lists all runs that have started, the latest first; one that cannot be read says so in its state."""
+    at_head = _run_at_head(store)
     names = store.below(keys.RUNS).folders()
     known = _read(store)[0].runs
     found = _lines(store, [name for name in names if name not in known])
-    ended = {name: line for name, line in found.items() if line.state != "running"}
+    ended = {name: line for name, line in found.items() if not line.state.startswith((_RUNNING, _UNREADABLE))}
     if ended or known.keys() - set(names):
         with contextlib.suppress(FedpipeError):  # a reader that may not write
             _change(store, lambda runs: {n: line for n, line in {**ended, **runs}.items() if n in names})
@@ -84,6 +85,14 @@ def list_runs(store: Store) -> list[RunLine]:
         for name, one in all_lines.items()
     ]
     return sorted(lines, key=lambda line: (line.age, line.name))
+
+
+def _run_at_head(store: Store) -> str:
+    try:
+        head = read_head(store)
+    except CorruptError:
+        return ""
+    return head[0].run if head else ""
 
 
 def add_line(store: Store, run: str) -> None:
@@ -132,11 +141,16 @@ def _lines(store: Store, names: Sequence[str]) -> dict[str, _Line]:
     begun = {name: _last_round(name, entries) for name in names if keys.record(name, 0) in entries}
 
     def line(name: str) -> _Line:
-        record = read_record(store, name, begun[name])
+        record, state = None, ""
+        try:
+            record = read_record(store, name, begun[name])
+            state = _state(store, name, entries)
+        except CorruptError:
+            state = f"{_UNREADABLE}: see fedpipe repair"
         return _Line(
             rounds=begun[name],
             planned=_planned_rounds(store, record) if record else None,
-            state=_state(store, name, entries),
+            state=state,
             metrics=record.metrics if record else {},
             committed=entries[keys.record(name, begun[name])].written - ago,
         )
@@ -163,4 +177,4 @@ def _state(store: Store, name: str, found: Mapping[str, object]) -> str:
     board = poll_board(store, name) if keys.board(name) in found else None
     if board and board[0].ending not in ("", "done"):
         return str(board[0].ending).replace("_", " ")
-    return "ended" if keys.summary(name) in found or keys.pruned(name) in found else "running"
+    return "ended" if keys.summary(name) in found or keys.pruned(name) in found else _RUNNING

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -11,14 +11,14 @@ from msgspec import Struct
 from fedpipe.data.disclosure import schema_of
 from fedpipe.data.parts import Shard, get_shard
 from fedpipe.data.schema import Schema
-from fedpipe.errors import CorruptError, NotFoundError, RoundError
+from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError
 from fedpipe.rounds.ballots import start_scores
 from fedpipe.rounds.evaluation import Evaluation
-from fedpipe.rounds.history import history, origin_of
+from fedpipe.rounds.history import origin_of, readable_history
 from fedpipe.rounds.manifests import Record, Scores, Spent
 from fedpipe.rounds.measures import by_class
 from fedpipe.rounds.plan import Plan, current_plan
-from fedpipe.rounds.roll import cleaned
+from fedpipe.rounds.received import Source, cleaned, guarded
 from fedpipe.rounds.selection import took_part
 from fedpipe.rounds.tallies import ClassTally
 from fedpipe.rounds.timings import Timing, read_timings
@@ -28,9 +28,11 @@ from fedpipe.sessions.board import Ending, poll_board
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import find
 
+T = TypeVar("T")
+
 
 class Story(Struct, frozen=True, kw_only=True):
-    """Holds everything that the store has about a run."""
+    """Holds everything that the store has about a run; `flaw` is why the records end before the run does."""
 
     store: str
     plan: Plan
@@ -41,6 +43,7 @@ class Story(Struct, frozen=True, kw_only=True):
     timings: tuple[Timing, ...]
     start: dict[str, Scores] = {}
     ending: Ending = ""
+    flaw: str = ""
     schema: Schema | None = None
 
 
@@ -54,9 +57,12 @@ def read_story(store: Store, run: str, uri: str = "") -> Story:
 
     Raises:
         NotFoundError: there is no such run.
-        CorruptError: its chain of records is broken.
+        CorruptError: its first record cannot be read.
     """
-    records = tuple(history(store, run))
+    found, flaw = readable_history(store, run)
+    records = tuple(found)
+    if not records and flaw:
+        raise CorruptError(flaw, where=store.uri, remedy="Run `fedpipe repair`.")
     if not records:
         raise NotFoundError(f"there is no run {run!r}", where=store.uri)
     plan = current_plan(store, run, records[0].plan)
@@ -65,14 +71,31 @@ def read_story(store: Store, run: str, uri: str = "") -> Story:
         store=uri or store.uri,
         plan=plan,
         records=records,
-        shards=tuple(filter(None, (_find_shard(store, name, plan.shards[name]) for name in sorted(plan.shards)))),
-        evaluation=find(store, keys.evaluation(run), Evaluation),
-        onnx=find(store, keys.onnx(run), dict) or {},
+        shards=tuple(filter(None, (_find_shard(store, run, name, plan.shards[name]) for name in sorted(plan.shards)))),
+        evaluation=_found(store, keys.evaluation(run), Evaluation),
+        onnx=_found(store, keys.onnx(run), dict) or {},
         timings=tuple(sorted(read_timings(store, run, names), key=lambda t: t.started)),
         start=start_scores(store, plan) if plan.federation.vote else {},
-        ending=board[0].ending if (board := poll_board(store, run)) else "",
+        ending=_ending(store, run),
+        flaw=f"{flaw}; see `fedpipe repair`" if flaw else "",
         schema=_find_schema(store, plan),
     )
+
+
+def _found(store: Store, key: str, kind: type[T]) -> T | None:
+    """Returns an object of the coordinator; None also if it is damaged, which hides no other part of the story."""
+    try:
+        return find(store, key, kind)
+    except CorruptError:
+        return None
+
+
+def _ending(store: Store, run: str) -> Ending:
+    try:
+        board = poll_board(store, run)
+    except CorruptError:
+        return ""
+    return board[0].ending if board else ""
 
 
 def _find_schema(store: Store, plan: Plan) -> Schema | None:
@@ -83,11 +106,12 @@ def _find_schema(store: Store, plan: Plan) -> Schema | None:
         return None
 
 
-def _find_shard(store: Store, name: str, digest: str) -> Shard | None:
+def _find_shard(store: Store, run: str, name: str, digest: str) -> Shard | None:
     """Returns a learner's shard; None when it was deleted or damaged since, which hides no other part of the story."""
+    source = Source(store, run, keys.content(digest, name), "shard")
     try:
-        return get_shard(store, name, digest)
-    except (CorruptError, NotFoundError):
+        return guarded(source, lambda: get_shard(store, name, digest))
+    except DroppedError:
         return None
 
 
@@ -162,6 +186,7 @@ def summarise(story: Story) -> dict[str, Any]:
         "onnx": {k: story.onnx[k] for k in ("path", "digest", "max_abs_difference", "opset") if k in story.onnx},
         "seconds": round(max(ends) - min(t.started for t in timings), 3) if timings else 0.0,
         **({"ending": story.ending} if story.ending else {}),
+        **({"flaw": story.flaw} if story.flaw else {}),
         **({"privacy": msgspec.to_builtins(spent)} if (spent := privacy(story)) else {}),
     }
 

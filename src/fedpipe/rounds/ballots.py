@@ -6,29 +6,42 @@ learners/<name>/runs/<run>/<round>/absent   why a learner did not vote
 
 from __future__ import annotations
 
-from fedpipe.errors import CorruptError, DroppedError
+import logging
+
+from fedpipe.errors import DroppedError
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import MANIFEST, Roll, gather, is_of_try, publish_answer
+from fedpipe.rounds.received import Source, receive, usable
+from fedpipe.rounds.roll import Roll, gather, is_of_try, publish_answer
 from fedpipe.rounds.voting import check_ballot
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import find
+
+log = logging.getLogger("fedpipe")
 
 
 def publish_ballot(store: Store, ballot: Ballot) -> Ballot:
     """Write a ballot unless there is one, and return the stored one."""
-    return publish_answer(store, keys.ballot(ballot.learner, ballot.run, ballot.round), ballot)
+    return publish_answer(_source(store, ballot.learner, ballot.run, ballot.round), ballot)
+
+
+def _source(store: Store, learner: str, run: str, number: int) -> Source:
+    return Source(store, run, keys.ballot(learner, run, number), "ballot")
 
 
 def find_ballot(store: Store, learner: str, run: str, number: int) -> Ballot | None:
-    """Return a learner's ballot of a round, or None. Raises CorruptError."""
-    return find(store, keys.ballot(learner, run, number), Ballot, limit=MANIFEST)
+    """Return a learner's ballot of a round, or None. Raises DroppedError."""
+    return receive(_source(store, learner, run, number), Ballot)
+
+
+def own_ballot(store: Store, learner: str, run: str, number: int) -> Ballot | None:
+    """Return a learner's ballot of a round; None also if it cannot be used."""
+    return usable(_source(store, learner, run, number), Ballot, learner=learner, run=run, round=number)
 
 
 def find_vote(store: Store, plan: Plan, learner: str, number: int, base: str) -> Ballot | Dropped | None:
     """Return a learner's ballot, or its absence from a committed round; None when it still has to vote."""
-    ballot = find_ballot(store, learner, plan.run, number)
+    ballot = own_ballot(store, learner, plan.run, number)
     if ballot is not None and is_of_try(ballot, plan.definition.digest, base):
         return ballot
     record = read_record(store, plan.run, number) if number else None
@@ -40,7 +53,7 @@ def known_scores(
 ) -> Scores | None:
     """Return this learner's scores of a round's base, from its last ballot; None when that is of other weights."""
     for earlier in range(number - 1, -1, -1):
-        ballot = find_ballot(store, learner, run, earlier)
+        ballot = own_ballot(store, learner, run, earlier)
         if ballot is not None and (None in (ballot.plan, plan) or ballot.plan == plan):
             return {ballot.base: ballot.current, ballot.candidate: ballot.proposed}.get(base)
     return None
@@ -50,21 +63,35 @@ def collect_ballots(
     store: Store, plan: Plan, *, number: int, base: str, candidate: str, roll: Roll
 ) -> tuple[list[Ballot], list[Dropped]]:
     """Return the valid ballots of a round, and the learners without one with the reason, both sorted by name."""
-    federation, vote, definition = plan.federation, plan.federation.vote, plan.definition.digest
-    assert vote is not None
 
     def read(learner: str) -> Ballot | None:
-        ballot = find_ballot(store, learner, plan.run, number)
-        if ballot is not None:
-            check_ballot(
-                ballot, vote=vote, federation=federation.name, run=plan.run, number=number, learner=learner, base=base,
-                candidate=candidate,
-            )  # fmt: skip
-            if ballot.plan not in (None, definition):
-                raise DroppedError("the ballot belongs to an earlier try of the run, with other settings")
-        return ballot
+        return _valid(store, plan, number, base, candidate, learner)
 
     return gather(store, plan.run, number, roll, read, name="absent", otherwise="no ballot")
+
+
+def is_cast(store: Store, plan: Plan, number: int, base: str, candidate: str, learner: str) -> bool:
+    """Return whether a learner has left a valid ballot in a round."""
+    try:
+        return _valid(store, plan, number, base, candidate, learner) is not None
+    except DroppedError as error:
+        log.warning("round %d: the ballot of %s does not count: %s", number, learner, error.what)
+        return False
+
+
+def _valid(store: Store, plan: Plan, number: int, base: str, candidate: str, learner: str) -> Ballot | None:
+    """Return a learner's ballot if it belongs to the vote. Raises DroppedError."""
+    federation, vote = plan.federation, plan.federation.vote
+    assert vote is not None
+    ballot = find_ballot(store, learner, plan.run, number)
+    if ballot is not None:
+        check_ballot(
+            ballot, vote=vote, federation=federation.name, run=plan.run, number=number, learner=learner, base=base,
+            candidate=candidate,
+        )  # fmt: skip
+        if ballot.plan not in (None, plan.definition.digest):
+            raise DroppedError("the ballot belongs to an earlier try of the run, with other settings")
+    return ballot
 
 
 def start_scores(store: Store, plan: Plan) -> dict[str, Scores]:
@@ -72,10 +99,7 @@ def start_scores(store: Store, plan: Plan) -> dict[str, Scores]:
     found: dict[str, Scores] = {}
     definition = plan.definition.digest
     for learner in plan.federation.learners:
-        try:
-            ballot = find_ballot(store, learner.name, plan.run, 0)
-        except CorruptError:
-            continue
+        ballot = own_ballot(store, learner.name, plan.run, 0)
         if ballot is not None and ballot.plan in (None, definition):
             found[learner.name] = ballot.current
     return found

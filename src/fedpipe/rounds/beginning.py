@@ -19,7 +19,7 @@ from fedpipe.rounds.history import commit, is_settled, read_record, supersede, t
 from fedpipe.rounds.manifests import Head, Record
 from fedpipe.rounds.plan import Plan, Port, Shards, differences, read_plan
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import digest_of, encode, fetch_file, put_file
+from fedpipe.store.objects import canonical, digest_of, fetch_file, put_file
 from fedpipe.weights import Array, Layout
 
 log = logging.getLogger("fedpipe")
@@ -128,7 +128,7 @@ def _put_current(store: Store, plan: Plan) -> None:
     """Write the plan of this try; its objects may have been deleted since the last one."""
     plan.put(store)
     plan.definition.put(store)
-    key, data = keys.plan(plan.run), encode(plan)
+    key, data = keys.plan(plan.run), canonical(plan)
     blob = store.poll(key)
     if blob is None or blob.data != data:
         store.replace(key, data)

@@ -17,7 +17,7 @@ from fedpipe.federation.names import Name
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.rounds.accounting import TrainingEvent, epsilon
 from fedpipe.rounds.manifests import Spent
-from fedpipe.rounds.roll import MANIFEST
+from fedpipe.rounds.received import MANIFEST
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import Digest, encode, find
 

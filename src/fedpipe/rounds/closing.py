@@ -22,11 +22,12 @@ from fedpipe.federation.names import tag_of
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.rounds.ballots import collect_ballots
 from fedpipe.rounds.history import begun_from, commit, propose_candidate, read_candidate, read_record, record_layout
-from fedpipe.rounds.manifests import MOST_METRICS, Dropped, Record, Update
+from fedpipe.rounds.manifests import MOST_METRICS, Dropped, Record, Update, bounded
 from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.received import cleaned
 from fedpipe.rounds.roll import Roll, check_quorum, find_dropped
 from fedpipe.rounds.selection import select
-from fedpipe.rounds.updates import check_signed, check_update, collect, fetch_weights, find_update, mean_metrics
+from fedpipe.rounds.updates import collect, fetch_weights, mean_metrics, read_valid
 from fedpipe.rounds.voting import proposer_of, tally
 from fedpipe.store import Store
 from fedpipe.store.objects import put_file
@@ -156,7 +157,7 @@ def _named(algorithm: Averaging) -> str:
 def _metrics(used: list[Update], combined: Combined) -> dict[str, float]:
     """Return the updates' means, and as many of the aggregation's own numbers as a record takes."""
     found = mean_metrics(used)
-    measured = {k: v for k, v in combined.measured.items() if k not in found}
+    measured = {k: v for k, v in bounded(combined.measured).items() if k not in found}
     return found | dict(list(measured.items())[: max(0, MOST_METRICS - len(found))])
 
 
@@ -193,17 +194,15 @@ def proposal_of(store: Store, plan: Plan, previous: Record, roll: Roll) -> Recor
     if why := roll.excused.get(proposer):
         return replace(record, dropped=(Dropped(learner=proposer, why=why),))
     try:
-        update = find_update(store, proposer, plan.run, number)
+        update = read_valid(
+            store, read_enrolled(store), proposer, federation=plan.federation.name, run=plan.run, number=number,
+            base=previous.weights, plan=previous.plan,
+        )  # fmt: skip
         if update is None:
             found = find_dropped(store, proposer, plan.run, number)
             return replace(record, dropped=(found or Dropped(learner=proposer, why="no proposal"),))
-        check_update(
-            update, federation=plan.federation.name, run=plan.run, number=number, learner=proposer,
-            base=previous.weights, plan=previous.plan,
-        )  # fmt: skip
-        check_signed(update, read_enrolled(store))
-    except (DroppedError, CorruptError) as error:
-        return replace(record, dropped=(Dropped(learner=proposer, why=error.what[:500]),))
+    except DroppedError as error:
+        return replace(record, dropped=(Dropped(learner=proposer, why=cleaned(error.what)),))
     return replace(
         record,
         updates=(update,),
@@ -232,17 +231,18 @@ def _decided(store: Store, plan: Plan, previous: Record, proposed: Record, roll:
         return rejected
     try:
         if proposed.proposer:
-            _adopt(store, proposed.updates[0], weights_of=previous)
+            _adopt(store, plan.run, proposed.updates[0], weights_of=previous)
     except (CorruptError, NotFoundError) as error:
-        refused = Dropped(learner=proposed.proposer, why=error.what[:500])
+        refused = Dropped(learner=proposed.proposer, why=cleaned(error.what))
         log.warning("round %d: the proposal cannot be adopted: %s", number, refused.why)
         return replace(rejected, dropped=(refused,))
     return record
 
 
-def _adopt(store: Store, update: Update, *, weights_of: Record) -> None:
+def _adopt(store: Store, run: str, update: Update, *, weights_of: Record) -> None:
     """Make a learner's proposal a global object, after checking it: voters only measured it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights"
-        fetch_weights(store, update.weights, record_layout(store, weights_of), path, update.learner, "proposals")
+        layout = record_layout(store, weights_of)
+        fetch_weights(store, update.weights, layout, path, update.learner, "proposals", run)
         put_file(store, path, update.weights)

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fedpipe.aggregation import Forest
-from fedpipe.errors import CorruptError, DroppedError
+from fedpipe.errors import DroppedError
 from fedpipe.rounds.closing import places_of, rule_of, source_of
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
@@ -48,7 +48,8 @@ class EarlySums:
             folder: where the sums are kept.
         """
         places = places_of(plan)
-        forest = Forest.plant(store, layout, rule_of(plan), [places[name] for name in asked], folder)
+        asked_places = [places[name] for name in asked]
+        forest = Forest.plant(store, layout, rule_of(plan), asked_places, folder, previous.weights)
         return None if forest is None else cls(store, plan, previous, forest)
 
     def take(self, learner: str) -> None:
@@ -56,7 +57,7 @@ class EarlySums:
         if self.forest is None:
             return
         number, base = self._previous.round + 1, self._previous.weights
-        with contextlib.suppress(DroppedError, CorruptError):
+        with contextlib.suppress(DroppedError):
             update = find_update(self._store, learner, self._plan.run, number)
             if update is None:
                 return

@@ -7,19 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
-from fedpipe.errors import CorruptError
+from fedpipe.errors import DroppedError
 from fedpipe.rounds.manifests import Metrics
 from fedpipe.rounds.measures import measure
+from fedpipe.rounds.received import Source, cleaned, receive, usable
 from fedpipe.rounds.tallies import Head, Matrix, Tally, add_tallies, mistake_in
-from fedpipe.store import Store, keys
-from fedpipe.store.objects import find
+from fedpipe.store import SMALL, Store, keys
 
 MOST_OUTPUTS = 8
 """Most outputs of a model that are counted, so that a score stays small."""
 _MOST_LABELS = 10_000_000
 """Most numbers in a label."""
 
+State = Annotated[float, Meta(ge=-1e30, le=1e30)]
+"""A variable of a metric; bounded, so that sums over learners fit into float32."""
 OutputName = Annotated[str, Meta(max_length=200)]
 Reason = Annotated[str, Meta(max_length=500)]
 Tallies = Annotated[dict[OutputName, Tally], Meta(max_length=MOST_OUTPUTS)]
@@ -37,16 +40,16 @@ class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     digest of the settings of the measurement.
     """
 
-    learner: str
-    weights: str
+    learner: OutputName
+    weights: Annotated[str, Meta(max_length=100)]
     examples: Annotated[int, Meta(ge=0, le=2**53)] = 0
     metrics: Metrics = {}
-    states: tuple[tuple[float, ...], ...] = ()
+    states: Annotated[tuple[tuple[State, ...], ...], Meta(max_length=1000)] = ()
     tallies: Tallies = {}
     uncounted: Reasons = {}
     label_shape: LabelSize | dict[OutputName, LabelSize] = ()
     why: Reason = ""
-    settings: str = ""
+    settings: Annotated[str, Meta(max_length=100)] = ""
 
 
 class Measured(Struct, frozen=True, kw_only=True):
@@ -77,8 +80,17 @@ class Evaluation(Struct, frozen=True, kw_only=True):
 
 
 def find_score(store: Store, learner: str, run: str) -> Score | None:
-    """Return a learner's score, or None. Raises CorruptError."""
-    return find(store, keys.score(learner, run), Score)
+    """Return a learner's score, or None. Raises DroppedError."""
+    return receive(_source(store, learner, run), Score, learner=learner)
+
+
+def own_score(store: Store, learner: str, run: str) -> Score | None:
+    """Return this learner's score; None also if it cannot be used, so that it is measured again."""
+    return usable(_source(store, learner, run), Score, learner=learner)
+
+
+def _source(store: Store, learner: str, run: str) -> Source:
+    return Source(store, run, keys.score(learner, run), "score", SMALL)
 
 
 def read_scores(store: Store, run: str, learners: Sequence[str]) -> list[Score]:
@@ -87,14 +99,18 @@ def read_scores(store: Store, run: str, learners: Sequence[str]) -> list[Score]:
     for learner in learners:
         try:
             found = find_score(store, learner, run)
-            if found and found.learner != learner:
-                raise CorruptError(f"the score names {found.learner!r}")
-            scores[learner] = found
-        except CorruptError as error:
-            scores[learner] = Score(learner=learner, weights="", why=error.what)
+            scores[learner] = found and _cleaned(found)
+        except DroppedError as error:
+            scores[learner] = Score(learner=learner, weights="", why=error.what[:500])
     if not any(scores.values()):
         return []
     return [score or Score(learner=name, weights="", why="no score") for name, score in scores.items()]
+
+
+def _cleaned(score: Score) -> Score:
+    """Return a score whose texts can be shown."""
+    uncounted = {cleaned(name): cleaned(why) for name, why in score.uncounted.items()}
+    return replace(score, why=cleaned(score.why), uncounted=uncounted)
 
 
 def mistake_in_score(score: Score, heads: Sequence[Head]) -> str:

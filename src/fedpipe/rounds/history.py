@@ -49,12 +49,13 @@ def trained_head(store: Store) -> Head | None:
     current = read_head(store)
     if current is None or current[0].round:
         return current[0] if current else None
-    ref = _last_trained(store, current[0].ref)
+    ref = last_trained(store, current[0].ref)
     record = read_record(store, ref.run, ref.round) if ref else None
-    return _head_of(record) if record else None
+    return head_of(record) if record else None
 
 
-def _head_of(record: Record) -> Head:
+def head_of(record: Record) -> Head:
+    """Return the HEAD that names a record."""
     return Head(run=record.run, round=record.round, record=record.ref.record, weights=record.weights)
 
 
@@ -152,7 +153,7 @@ def _settle(store: Store, first: Record) -> None:
     raise ConflictError("round 0 changed at every try", where=f"{store.uri}/{key}")
 
 
-def _last_trained(store: Store, ref: Ref | None) -> Ref | None:
+def last_trained(store: Store, ref: Ref | None) -> Ref | None:
     """Return where HEAD is while a record is the last of the chain: at it, or before the round 0 that it is."""
     while ref is not None and not ref.round:
         record = read_record(store, ref.run, 0)
@@ -164,11 +165,11 @@ def _last_trained(store: Store, ref: Ref | None) -> Ref | None:
 
 def _advance(store: Store, record: Record) -> None:
     """Move HEAD to an accepted record; a rejected one only has to be attached to HEAD's chain."""
-    head = _head_of(record)
-    before = _last_trained(store, record.previous)
+    head = head_of(record)
+    before = last_trained(store, record.previous)
     for _ in range(_HEAD_TRIES):
         current = read_head(store)
-        if (_last_trained(store, current[0].ref) if current else None) == before:
+        if (last_trained(store, current[0].ref) if current else None) == before:
             if not record.accepted:
                 return
             data = encode(head)
@@ -231,6 +232,19 @@ def history(store: Store, run: str) -> list[Record]:
             )
         records.append(record)
     return records
+
+
+def readable_history(store: Store, run: str) -> tuple[list[Record], str]:
+    """Return the records of a run up to the first that cannot be read, and why that is; empty if all can be read."""
+    records: list[Record] = []
+    try:
+        while (record := read_record(store, run, len(records))) is not None:
+            if records and record.previous != records[-1].parent:
+                return records, f"round {record.round} does not follow round {record.round - 1}"
+            records.append(record)
+    except CorruptError as error:
+        return records, f"the record of round {len(records)} {error.what}"
+    return records, ""
 
 
 def propose_candidate(store: Store, record: Record) -> Record:

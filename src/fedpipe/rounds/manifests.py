@@ -7,23 +7,36 @@ Only a signature has a time; an update is written once, so the record has it as 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from fedpipe.federation.names import Name
 from fedpipe.identity.signing import Signature
-from fedpipe.store.objects import Digest, digest_of, encode
+from fedpipe.store.objects import Digest, canonical, digest_of
 
 MOST_METRICS = 100
+LARGEST = 3.4e38
+"""The largest magnitude of a metric: about that of float32, so that sums over learners are finite."""
+_LONGEST = 2.0**42
+"""Seconds since 1970, or of a duration, which no clock exceeds."""
 
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
 ExampleCount = Annotated[int, Meta(ge=1, le=2**53)]
-Metrics = Annotated[dict[Annotated[str, Meta(max_length=100)], float], Meta(max_length=MOST_METRICS)]
+Metric = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+Metrics = Annotated[dict[Annotated[str, Meta(max_length=100)], Metric], Meta(max_length=MOST_METRICS)]
+Epsilon = Annotated[float, Meta(ge=0, le=LARGEST)]
+Moment = Annotated[float, Meta(ge=0, le=_LONGEST)]
 
 
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
     """A small JSON object in the store."""
+
+
+def bounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that a manifest can hold: finite ones of at most LARGEST."""
+    return {name: float(value) for name, value in metrics.items() if abs(value) <= LARGEST}
 
 
 class Tested(Manifest, frozen=True, kw_only=True):
@@ -48,10 +61,10 @@ class Spent(Manifest, frozen=True, kw_only=True):
     """
 
     events: Count
-    epsilon_poisson: float | None
-    epsilon_unamplified: float | None
-    delta: float
-    target_epsilon: float
+    epsilon_poisson: Epsilon | None
+    epsilon_unamplified: Epsilon | None
+    delta: Epsilon
+    target_epsilon: Epsilon
     sampling: Literal["poisson", "none"]
 
     @property
@@ -176,7 +189,7 @@ class Record(Manifest, frozen=True, kw_only=True):
     @property
     def ref(self) -> Ref:
         """The reference to this record."""
-        return Ref(run=self.run, round=self.round, record=digest_of(encode(self)))
+        return Ref(run=self.run, round=self.round, record=digest_of(canonical(self)))
 
 
 class Head(Manifest, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ from fedpipe.federation.names import KUBEFLOWS_SECRET, Amount, Count, Interval, 
 from fedpipe.federation.placement import Images, Placement
 from fedpipe.federation.training import EarlyStopping, EvaluationSettings, Export, Privacy, Quorum
 from fedpipe.store import Store, keys, open_store
-from fedpipe.store.objects import Digest, decode, digest_of, encode, find, get_bytes, put_bytes
+from fedpipe.store.objects import Digest, canonical, decode, digest_of, find, get_bytes, put_bytes
 
 Shape = tuple[int | None, ...]
 
@@ -129,12 +129,12 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def put(self, store: Store) -> str:
         """Write the plan and return its digest."""
-        return put_bytes(store, encode(self))
+        return put_bytes(store, canonical(self))
 
     @property
     def digest(self) -> str:
         """The digest of the whole plan, by which the steps of a try find it."""
-        return digest_of(encode(self))
+        return digest_of(canonical(self))
 
     @property
     def definition(self) -> Plan:
@@ -146,13 +146,13 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """The digest of all that decides how a model is measured: a measurement with other settings is repeated."""
         federation = self.federation
         settings = (federation.evaluation, federation.training.evaluate, federation.class_names)
-        return digest_of(encode((self.definition.digest, *settings)))
+        return digest_of(canonical((self.definition.digest, *settings)))
 
     @property
     def exporting(self) -> str:
         """The digest of all that decides how a model is exported: with other settings it is published again."""
         exported = self.federation.exported
-        return digest_of(encode(replace(exported, tolerance=1.0) if exported else "none"))
+        return digest_of(canonical(replace(exported, tolerance=1.0) if exported else "none"))
 
 
 def definition_of(federation: Federation) -> Federation:

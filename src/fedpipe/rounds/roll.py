@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -13,8 +14,9 @@ from fedpipe.errors import (
     QuorumError,
 )
 from fedpipe.rounds.manifests import Dropped
-from fedpipe.store import Store, keys
-from fedpipe.store.objects import decode, encode, find
+from fedpipe.rounds.received import Source, cleaned, parse, receive_blob, usable
+from fedpipe.store import Blob, Store, keys
+from fedpipe.store.objects import encode
 
 T = TypeVar("T")
 
@@ -27,13 +29,19 @@ class Answer(Protocol):
         """The digest of the weights that the round began with."""
 
     @property
+    def learner(self) -> str:
+        """The learner's name."""
+
+    @property
+    def run(self) -> str:
+        """The run's name."""
+
+    @property
     def plan(self) -> str | None:
         """The digest of the definition of the run; None where it was not recorded."""
 
 
 A = TypeVar("A", bound=Answer)
-MANIFEST = 2**16
-"""Largest manifest of a learner, in bytes, that is read."""
 
 
 def is_of_try(answer: Answer, plan: str, base: str) -> bool:
@@ -41,14 +49,26 @@ def is_of_try(answer: Answer, plan: str, base: str) -> bool:
     return answer.base == base and answer.plan in (None, plan)
 
 
-def publish_answer(store: Store, key: str, answer: A) -> A:
-    """Write a learner's answer unless there is one of the same try of the run, and return the stored one."""
-    data = encode(answer)
+def publish_answer(source: Source, answer: A) -> A:
+    """Write a learner's answer unless there is one of the same try of the run, and return the stored one.
+
+    Raises:
+        CorruptError: the answer could not be read again, for instance because a number in it is out of bounds.
+    """
+    data, store, key = encode(answer), source.store, source.key
+    if len(data) > source.limit:
+        raise CorruptError(f"the {source.what} has {len(data)} bytes, the limit is {source.limit}")
     while not store.create(key, data):
-        blob = store.read(key, limit=MANIFEST)
-        found = decode(blob.data, type(answer), where=f"{store.uri}/{key}")
-        if is_of_try(found, answer.plan or "", answer.base):
-            return found
+        blob: Blob | None = None
+        with contextlib.suppress(DroppedError):
+            if (blob := receive_blob(source)) is None:
+                continue  # it was removed in the meantime
+            found = parse(blob, type(answer), source.what, learner=answer.learner, run=answer.run)
+            if is_of_try(found, answer.plan or "", answer.base):
+                return found
+        if blob is None:
+            store.replace(key, data)  # nobody can read what is there
+            break
         if store.swap(key, data, blob.version):
             break
     return answer
@@ -62,18 +82,10 @@ def drop(store: Store, run: str, number: int, dropped: Dropped, *, name: str = "
 
 def find_dropped(store: Store, learner: str, run: str, number: int, *, name: str = "dropped") -> Dropped | None:
     """Return the reason that a learner left, cleaned; None when there is none that can be read."""
-    try:
-        found = find(store, keys.answer(learner, run, number, name), Dropped, limit=MANIFEST)
-    except CorruptError:
-        return None
+    found = usable(Source(store, run, keys.answer(learner, run, number, name), "note"), Dropped)
     if found is None:
         return None
     return msgspec.structs.replace(found, learner=learner, why=cleaned(found.why) or "no reason given")
-
-
-def cleaned(text: str) -> str:
-    """Return text that may come from a learner, shortened and without control characters."""
-    return "".join(c if c.isprintable() else " " for c in text[:500])
 
 
 class Roll(NamedTuple):
@@ -106,7 +118,7 @@ def gather(
         run: the run's name.
         number: the round.
         roll: the learners whose answers count.
-        read: returns a learner's answer, checked, or None. May raise DroppedError and CorruptError.
+        read: returns a learner's answer, checked, or None. May raise DroppedError.
         name: the note with the reason of a learner without an answer: `dropped` or `absent`.
         otherwise: the reason of one that left none.
     """
@@ -118,7 +130,7 @@ def gather(
             continue
         try:
             part = read(learner)
-        except (DroppedError, CorruptError) as error:
+        except DroppedError as error:
             missing.append(Dropped(learner=learner, why=cleaned(error.what)))
             continue
         if part is not None:
@@ -143,4 +155,5 @@ def check_quorum(number: int, taking_part: int, dropped: list[Dropped], minimum:
         remedy="HEAD stays at the last good round. Repair the learners, or lower quorum.min_learners; "
         "then run the same command again.",
         lasting=taking_part + sum(not item.lasting for item in dropped) < minimum,
+        missing=tuple(item.learner for item in dropped),
     )

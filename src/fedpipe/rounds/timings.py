@@ -2,47 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
+from msgspec.structs import replace
 
-from fedpipe.errors import CorruptError
+from fedpipe.rounds.manifests import Count, Moment
+from fedpipe.rounds.received import Source, usable
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import encode, find
+from fedpipe.store.objects import encode
 
-_LIMIT = 2**16
+_MARGIN = 3600.0
+"""Seconds by which the clocks of learners may be wrong."""
 
 
-class Timing(Struct, frozen=True, kw_only=True):
+class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The start of a step (seconds since 1970), and its duration in seconds."""
 
-    step: str
+    step: Annotated[str, Meta(max_length=100)]
     learner: str = ""
-    round: int = 0
-    started: float
-    seconds: float
+    round: Count = 0
+    started: Moment
+    seconds: Moment
 
 
 def note(store: Store, run: str, timing: Timing) -> None:
     """Write a timing unless there is one: a repeated step that finds its work done did not do the work."""
+    timing = replace(timing, seconds=max(0.0, timing.seconds))  # a clock may be set back
     store.create(keys.timing(run, timing.round, timing.step, timing.learner), encode(timing))
 
 
 def find_timing(store: Store, run: str, number: int, step: str, learner: str = "") -> Timing | None:
     """Return a step's timing; None when there is none that can be read."""
-    return _found(store, keys.timing(run, number, step, learner))
+    source = Source(store, run, keys.timing(run, number, step, learner), "timing")
+    return usable(source, Timing, step=step, learner=learner, round=number)
 
 
 def read_timings(store: Store, run: str, learners: tuple[str, ...]) -> Iterator[Timing]:
-    """Yield all timings of a run; malformed ones are left out."""
-    for learner in ("", *learners):
-        for key in store.keys(keys.run_folder(run, learner), limit=keys.MOST_LEFT):
-            if keys.is_timing(key) and (timing := _found(store, key)):
+    """Yield all timings of a run; a learner's only if they are well-formed and within those of the coordinator."""
+    own = list(_timings_of(store, run, ""))
+    yield from own
+    first = min((timing.started for timing in own), default=0.0) - _MARGIN
+    last = max((timing.started + timing.seconds for timing in own), default=math.inf) + _MARGIN
+    for learner in learners:
+        for timing in _timings_of(store, run, learner):
+            if first <= timing.started and timing.started + timing.seconds <= last:
                 yield timing
 
 
-def _found(store: Store, key: str) -> Timing | None:
-    try:
-        return find(store, key, Timing, limit=_LIMIT)
-    except CorruptError:
-        return None
+def _timings_of(store: Store, run: str, learner: str) -> Iterator[Timing]:
+    for key in store.keys(keys.run_folder(run, learner), limit=keys.MOST_LEFT):
+        found = keys.parse_timing(key, run, learner)
+        if found and (timing := find_timing(store, run, *found, learner)):
+            yield timing

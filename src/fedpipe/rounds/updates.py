@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -17,16 +19,19 @@ from fedpipe.errors import (
 from fedpipe.identity.enrolment import Enrolled, flaw_of, make_signature, read_enrolled
 from fedpipe.identity.signing import Signature
 from fedpipe.rounds.history import read_record
-from fedpipe.rounds.manifests import Dropped, Tested, Update
+from fedpipe.rounds.manifests import LARGEST, MOST_METRICS, Dropped, Record, Tested, Update, bounded
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import MANIFEST, Roll, gather, is_of_try, publish_answer
+from fedpipe.rounds.received import Source, guarded, receive, usable
+from fedpipe.rounds.roll import Roll, gather, is_of_try, publish_answer
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import encode, fetch_file, find
+from fedpipe.store.objects import canonical, fetch_file
 from fedpipe.weights import Layout, check_finite, fetch_from, read_layout, stream
+
+log = logging.getLogger("fedpipe")
 
 
 def fetch_weights(
-    store: Store, digest: str, layout: Layout, path: Path, owner: str = "", kind: keys.Kind = "objects"
+    store: Store, digest: str, layout: Layout, path: Path, owner: str = "", kind: keys.Kind = "objects", run: str = ""
 ) -> None:
     """Fetch another party's weights to a file, if their size is the model's, and check them tensor by tensor.
 
@@ -37,18 +42,27 @@ def fetch_weights(
         path: of the file.
         owner: the learner that made them; empty for aggregated weights.
         kind: the folder in which that learner keeps them.
+        run: the run that reads them.
 
     Raises:
-        WeightsError: they do not fit the model, or are not finite.
+        WeightsError: they do not fit the model, are not finite, or the store refuses to give them.
         CorruptError: the bytes have another digest.
         NotFoundError: they are missing.
     """
-    size = store.size(keys.content(digest, owner, kind))
-    if size is None:
-        raise NotFoundError("the weights are not in the store")
-    if size != layout.size:
-        raise WeightsError(f"the update does not fit the model: it has {size} bytes where the model has {layout.size}")
-    fetch_file(store, digest, path, owner, kind)
+    source = Source(store, run, keys.content(digest, owner, kind), "update")
+    try:
+        size = guarded(source, lambda: store.size(source.key))
+        if size is None:
+            raise NotFoundError("the weights are not in the store")
+        if size != layout.size:
+            raise WeightsError(
+                f"the update does not fit the model: it has {size} bytes where the model has {layout.size}"
+            )
+        guarded(source, lambda: fetch_file(store, digest, path, owner, kind))
+        if not path.exists():
+            raise NotFoundError("the weights were removed while they were read")
+    except DroppedError as error:
+        raise WeightsError(error.what) from error
     with path.open("rb") as file:
         fetch = fetch_from(file)
         if difference := layout.difference(read_layout(fetch, layout.size)):
@@ -59,12 +73,21 @@ def fetch_weights(
 
 def publish_update(store: Store, update: Update) -> Update:
     """Write an update's manifest unless there is one, and return the stored one."""
-    return publish_answer(store, keys.update(update.learner, update.run, update.round), update)
+    return publish_answer(_source(store, update.learner, update.run, update.round), update)
+
+
+def _source(store: Store, learner: str, run: str, number: int) -> Source:
+    return Source(store, run, keys.update(learner, run, number), "update")
 
 
 def find_update(store: Store, learner: str, run: str, number: int) -> Update | None:
-    """Return a learner's manifest for a round, or None. Raises CorruptError."""
-    return find(store, keys.update(learner, run, number), Update, limit=MANIFEST)
+    """Return a learner's manifest for a round, or None. Raises DroppedError."""
+    return receive(_source(store, learner, run, number), Update)
+
+
+def own_update(store: Store, learner: str, run: str, number: int) -> Update | None:
+    """Return this learner's manifest for a round; None also if it cannot be used, so that it trains again."""
+    return usable(_source(store, learner, run, number), Update, learner=learner, run=run, round=number)
 
 
 def find_part(store: Store, plan: Plan, learner: str, number: int, base: str) -> Update | Dropped | None:
@@ -73,7 +96,7 @@ def find_part(store: Store, plan: Plan, learner: str, number: int, base: str) ->
     A learner that was dropped from a committed round must not train for it again. The result would not be used, but a
     private training would spend budget.
     """
-    update = find_update(store, learner, plan.run, number)
+    update = own_update(store, learner, plan.run, number)
     if update is not None and is_of_try(update, plan.definition.digest, base):
         return update
     record = read_record(store, plan.run, number)
@@ -95,8 +118,49 @@ def check_update(
     if None not in (update.plan, plan) and update.plan != plan:
         raise DroppedError("the update belongs to an earlier try of the run, with other settings")
     numbers = [*update.metrics.values(), *(update.tested.metrics.values() if update.tested else ())]
-    if not all(math.isfinite(v) for v in numbers):
-        raise DroppedError("a metric of the update is NaN or infinite")
+    if not all(abs(v) <= LARGEST for v in numbers):
+        raise DroppedError("a metric of the update is not finite, or too large")
+
+
+def read_valid(
+    store: Store,
+    enrolled: Enrolled,
+    learner: str,
+    *,
+    federation: str,
+    run: str,
+    number: int,
+    base: str,
+    plan: str | None,
+) -> Update | None:
+    """Return a learner's update if it belongs to the round and has the signature that it needs; None without one.
+
+    Raises:
+        DroppedError: the reason why the learner is dropped.
+    """
+    update = find_update(store, learner, run, number)
+    if update is not None:
+        check_update(update, federation=federation, run=run, number=number, learner=learner, base=base, plan=plan)
+        check_signed(update, enrolled)
+    return update
+
+
+def is_offered(
+    store: Store, plan: Plan, previous: Record, enrolled: Enrolled, learner: str, size: int, kind: keys.Kind
+) -> bool:
+    """Return whether a learner has left a valid update for the next round, with weights of this size."""
+    try:
+        update = read_valid(
+            store, enrolled, learner, federation=plan.federation.name, run=plan.run,
+            number=previous.round + 1, base=previous.weights, plan=previous.plan,
+        )  # fmt: skip
+        if update is None or update.size != size:
+            return False
+        source = Source(store, plan.run, keys.content(update.weights, learner, kind), "update")
+        return guarded(source, lambda: store.size(source.key)) == size
+    except DroppedError as error:
+        log.warning("round %d: the update of %s does not count: %s", previous.round + 1, learner, error.what)
+        return False
 
 
 def collect(
@@ -107,11 +171,9 @@ def collect(
     enrolled = read_enrolled(store)
 
     def read(learner: str) -> Update | None:
-        update = find_update(store, learner, run, number)
-        if update is not None:
-            check_update(update, federation=federation, run=run, number=number, learner=learner, base=base, plan=plan)
-            check_signed(update, enrolled)
-        return update
+        return read_valid(
+            store, enrolled, learner, federation=federation, run=run, number=number, base=base, plan=plan
+        )  # fmt: skip
 
     return gather(store, run, number, roll, read, name="dropped", otherwise="no update")
 
@@ -119,20 +181,25 @@ def collect(
 def mean_metrics(updates: list[Update]) -> dict[str, float]:
     """Return the means of the updates' metrics, weighted by examples: sums first, then divided.
 
-    Private trainings report no metrics. Of the other updates, only metrics that all of them have count.
+    Private trainings report no metrics. Of the other updates, only metrics that most of them have count, so that no
+    single learner takes a metric from the others.
     """
     return _mean_of([u for u in updates if u.metrics])
 
 
 def mean_tested(tests: Iterable[Tested | None]) -> dict[str, float]:
-    """Return the means of test results, weighted by examples; only metrics that all of them have."""
+    """Return the means of test results, weighted by examples; only metrics that most of them have."""
     return _mean_of([test for test in tests if test])
 
 
 def _mean_of(measured: Sequence[Update | Tested]) -> dict[str, float]:
-    names = set.intersection(*(set(m.metrics) for m in measured)) if measured else set()
-    total = sum(m.examples for m in measured)
-    return {n: math.fsum(m.metrics[n] * m.examples for m in measured) / total for n in sorted(names)}
+    counts = Counter(name for m in measured for name in m.metrics)
+    names = sorted(name for name, count in counts.items() if 2 * count > len(measured))[:MOST_METRICS]
+    return bounded({name: _mean(name, [m for m in measured if name in m.metrics]) for name in names})
+
+
+def _mean(name: str, measured: Sequence[Update | Tested]) -> float:
+    return math.fsum(m.metrics[name] * m.examples for m in measured) / sum(m.examples for m in measured)
 
 
 def signed(update: Update, private: str, clock: Callable[[], float] = time.time) -> Update:
@@ -161,4 +228,4 @@ def check_signed(update: Update, enrolled: Enrolled) -> None:
 
 def _signed_bytes(update: Update, signature: Signature) -> bytes:
     """Return the bytes that are signed: the canonical manifest with an empty signature, under a prefix of its own."""
-    return b"fedpipe update\n" + encode(replace(update, signature=replace(signature, value="0" * 128)))
+    return b"fedpipe update\n" + canonical(replace(update, signature=replace(signature, value="0" * 128)))

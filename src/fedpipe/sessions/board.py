@@ -16,10 +16,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from fedpipe.errors import ConflictError, CorruptError, InputError, TooLargeError
+from fedpipe.errors import ConflictError, DroppedError, InputError
 from fedpipe.federation.names import Name
 from fedpipe.rounds.manifests import Count
-from fedpipe.rounds.roll import MANIFEST
+from fedpipe.rounds.received import Source, parse, receive_blob
 from fedpipe.store import Blob, Store, keys
 from fedpipe.store.objects import Digest, decode, digest_of, encode
 
@@ -89,14 +89,6 @@ def poll_board(store: Store, run: str, version: str = "") -> tuple[Board, str] |
 def put_sign(store: Store, learner: str, run: str, sign: Sign) -> None:
     """Write a learner's sign."""
     store.replace(keys.sign(learner, run), encode(sign))
-
-
-def parse_sign(blob: Blob) -> Sign | None:
-    """Return a learner's sign; None for a malformed one, which is ignored."""
-    try:
-        return decode(blob.data, Sign, where="sign")
-    except CorruptError:
-        return None
 
 
 def ask_to_stop(store: Store, run: str) -> bool:
@@ -180,17 +172,17 @@ class Keeper:
         return self._clock() - self._opened
 
     def sign(self, learner: str) -> Sign | None:
-        """Return a learner's current sign; one conditional read."""
+        """Return a learner's current sign; None for one that cannot be used. One conditional read."""
         known = self._signs.get(learner)
         try:
-            key, version = keys.sign(learner, self._run), known.version if known else ""
-            blob = self._store.poll(key, version, limit=MANIFEST) or known
-        except TooLargeError:
+            source = Source(self._store, self._run, keys.sign(learner, self._run), "sign")
+            blob = receive_blob(source, known.version if known else "") or known
+            if blob is None:
+                return None
+            self._signs[learner] = blob
+            return parse(blob, Sign, source.what)
+        except DroppedError:
             return None
-        if blob is None:
-            return None
-        self._signs[learner] = blob
-        return parse_sign(blob)
 
     def sign_digest(self, learner: str) -> str:
         """Return the digest of the sign that was last read; empty when there was none."""

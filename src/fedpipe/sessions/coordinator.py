@@ -10,15 +10,16 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from fedpipe.errors import QuorumError, RoundError, StoreUnavailableError
+from fedpipe.errors import DroppedError, QuorumError, RoundError, StoreUnavailableError
 from fedpipe.rounds.history import commit, read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.received import Source, guarded
 from fedpipe.rounds.roll import Roll
 from fedpipe.rounds.stopping import monitored, stalled
 from fedpipe.rounds.timings import Timing, note
@@ -215,20 +216,27 @@ class Coordinator:
             return self._closed(phase, Roll(phase.asks(1, ())), None)
         board = self._keeper.board
         attempt = board.attempt if board and self._keeper.at(phase.round, phase.name) else 1
+        refused: set[str] = set()
         while True:
             with tempfile.TemporaryDirectory() as folder:
-                roll, early = yield from self._asked(phase, attempt, Path(folder))
+                roll, early = yield from self._asked(phase, attempt, Path(folder), refused)
                 try:
                     return self._closed(phase, roll, early)
                 except QuorumError as error:
                     more = set(phase.asks(attempt + 1, self._away)) - set(roll.asked)
                     if attempt > phase.retries or (error.lasting and not more):
                         raise
+                    refused |= set(error.missing) - set(roll.excused)
                     log.warning("%s; trying the round again", error.what)
             attempt += 1
 
-    def _asked(self, phase: Phase, attempt: int, folder: Path) -> Generator[float, None, tuple[Roll, Early | None]]:
-        """Ask the learners of the phase, and wait until it is over."""
+    def _asked(
+        self, phase: Phase, attempt: int, folder: Path, refused: Collection[str]
+    ) -> Generator[float, None, tuple[Roll, Early | None]]:
+        """Ask the learners of the phase, and wait until it is over.
+
+        Answers of those that were refused in an earlier attempt count at the closing, but do not end the wait.
+        """
         self._come_back()
         asked = phase.asks(attempt, self._away)
         if not asked:
@@ -240,7 +248,7 @@ class Coordinator:
             )
         )  # fmt: skip
         early = phase.early(board.asked, folder)
-        excused = self._excused(board, phase, (yield from self._answers(board, phase, early)))
+        excused = self._excused(board, phase, (yield from self._answers(board, phase, early, refused)))
         if phase.round:
             self._note(board)
         return Roll(board.asked, excused=excused, attempt=attempt), early
@@ -251,7 +259,9 @@ class Coordinator:
         self._notify(Moment("opened", board))
         return board
 
-    def _answers(self, board: Board, phase: Phase, early: Early | None) -> Generator[float, None, _Answers]:
+    def _answers(
+        self, board: Board, phase: Phase, early: Early | None, refused: Collection[str]
+    ) -> Generator[float, None, _Answers]:
         """Wait until all have answered, enough took part, or the deadline passes."""
         needed = phase.enough(board.asked)
         answers: dict[str, bool] = {}
@@ -260,11 +270,12 @@ class Coordinator:
             for name in board.asked:
                 sign = None if name in answers else self._keeper.sign(name)
                 if sign and sign.answers(board):
-                    answers[name] = sign.took_part
+                    answers[name] = sign.took_part and phase.answered(name)
                     self._answered(board, name, answers)
-                    offered += [name] if sign.took_part else []
+                    offered += [name] if answers[name] else []
             self._lost = None
-            if len(answers) == len(board.asked) or sum(answers.values()) >= needed:
+            counted = sum(took_part for name, took_part in answers.items() if name not in refused)
+            if len(answers) == len(board.asked) or counted >= needed:
                 return _Answers(answers, late=False)
             waited = self._keeper.waited()
             if waited >= self._federation.quorum.deadline:
@@ -307,7 +318,11 @@ class Coordinator:
 
     def _in_time(self, board: Board, name: str, part: str) -> bool:
         """Return whether a learner without a sign has written its answer before the deadline, by the store's clock."""
-        age = self._store.age(keys.answer(name, board.run, board.round, part))
+        source = Source(self._store, board.run, keys.answer(name, board.run, board.round, part), part)
+        try:
+            age = guarded(source, lambda: self._store.age(source.key))
+        except DroppedError:
+            return True  # it is there, and the closing reports why it cannot be used
         return age is not None and self._keeper.waited() - age <= self._federation.quorum.deadline + _GRAIN
 
     def _come_back(self) -> None:

@@ -34,6 +34,10 @@ class Early(Protocol):
         """Use a learner's answer; the closing reports any mistake in it."""
 
 
+def _trusted(_learner: str) -> bool:
+    return True
+
+
 def _nothing_early(_asked: tuple[str, ...], _folder: Path) -> Early | None:
     return None
 
@@ -57,6 +61,7 @@ class Phase:
         candidate: digest of the weights to vote on, if any.
         owner: the learner that made the candidate; empty for aggregated weights.
         early: returns the early work, given the learners asked and a folder for its files.
+        answered: returns whether a learner that says so has really left a valid answer; only these count as answers.
     """
 
     name: str
@@ -71,6 +76,7 @@ class Phase:
     candidate: str = ""
     owner: str = ""
     early: Callable[[tuple[str, ...], Path], Early | None] = _nothing_early
+    answered: Callable[[str], bool] = _trusted
 
 
 def close_phase(script: Script, name: str = "") -> Any:

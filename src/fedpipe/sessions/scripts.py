@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from fedpipe.errors import InputError, RoundError
+from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.rounds.ballots import is_cast
 from fedpipe.rounds.closing import close_round, close_vote, in_constant_memory, proposal_of
 from fedpipe.rounds.early import EarlySums
 from fedpipe.rounds.history import begun_from, commit, is_aggregated, record_layout
@@ -17,6 +19,7 @@ from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
 from fedpipe.rounds.selection import enough, select
+from fedpipe.rounds.updates import is_offered
 from fedpipe.rounds.voting import proposer_of
 from fedpipe.sessions.phases import Early, Phase, Script, close_phase
 from fedpipe.store import Store, keys
@@ -136,7 +139,7 @@ class Round:
         return Phase(
             name="train", round=self.number, base=self.base, answer="update", asks=self._selected,
             enough=partial(enough, self._plan.federation), close=self._aggregated, closing="aggregate",
-            retries=self._retries, early=self._early,
+            retries=self._retries, early=self._early, answered=self._offered("objects"),
         )  # fmt: skip
 
     def propose(self) -> Phase:
@@ -149,7 +152,10 @@ class Round:
         def close(roll: Roll, _early: Early | None) -> Record:
             return proposal_of(self._store, self._plan, self._previous, roll)
 
-        return Phase(name="propose", round=self.number, base=self.base, answer="update", asks=asks, close=close)
+        return Phase(
+            name="propose", round=self.number, base=self.base, answer="update", asks=asks, close=close,
+            answered=self._offered("proposals"),
+        )  # fmt: skip
 
     def vote(self, proposed: Record) -> Phase:
         """Ask all learners for a ballot on a proposal or an aggregate; close with the tally."""
@@ -161,6 +167,7 @@ class Round:
         return Phase(
             name="vote", round=self.number, base=self.base, answer="ballot", asks=self._everybody, close=close,
             closing="tally", retries=self._retries, candidate=candidate.candidate or "", owner=proposed.proposer,
+            answered=self._voted(candidate.candidate or ""),
         )  # fmt: skip
 
     def reject(self, proposed: Record) -> Phase:
@@ -181,6 +188,25 @@ class Round:
             name="vote", round=0, base=self.base, answer="ballot", asks=self._all, close=lambda *_: None,
             candidate=self.base,
         )  # fmt: skip
+
+    def _offered(self, kind: keys.Kind) -> Callable[[str], bool]:
+        """Return whether a learner has left a valid update, whose weights are there."""
+
+        enrolled = cache(partial(read_enrolled, self._store))
+
+        def offered(learner: str) -> bool:
+            size = self._layout(self._previous).size
+            return is_offered(self._store, self._plan, self._previous, enrolled(), learner, size, kind)
+
+        return offered
+
+    def _voted(self, candidate: str) -> Callable[[str], bool]:
+        """Return whether a learner has left a valid ballot."""
+
+        def voted(learner: str) -> bool:
+            return is_cast(self._store, self._plan, self.number, self.base, candidate, learner)
+
+        return voted
 
     def _selected(self, attempt: int, away: Collection[str]) -> tuple[str, ...]:
         return select(self._plan.federation, self.number, attempt, away)

@@ -6,7 +6,7 @@ from types import ModuleType
 
 from msgspec import Struct
 
-from fedpipe.data.disclosure import basis_of, find_report, schema_of_head
+from fedpipe.data.disclosure import basis_of, own_report, schema_of_head
 from fedpipe.federation.federation import Federation
 from fedpipe.learners.describe import describe
 from fedpipe.learners.user_code import load_code
@@ -36,7 +36,7 @@ def find(inputs: Inputs) -> Outputs | None:
     if not inputs.learner:
         return None
     basis = basis_of(read(inputs.federation), inputs.learner, inputs.shards.learners)
-    report = find_report(inputs.place.open(), inputs.learner, inputs.place.run, basis)
+    report = own_report(inputs.place.open(), inputs.learner, inputs.place.run, basis)
     return Outputs(report=digest_of(encode(report))) if report else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Collection
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.data.ports import ports_of
 from fedpipe.data.schema import Schema
 from fedpipe.data.settling import settled
+from fedpipe.errors import CorruptError, StoreError, StoreUnavailableError
 from fedpipe.learners.assembly import plan_model
 from fedpipe.registry.rehearsal import rehearse
 from fedpipe.rounds.beginning import begin, find_begun, make_plan
@@ -24,8 +26,10 @@ from fedpipe.sessions.board import check_deadline
 from fedpipe.steps.contract import ModelArtifact
 from fedpipe.steps.shard import read
 from fedpipe.store import Store
-from fedpipe.store.objects import get_bytes, put_bytes
+from fedpipe.store.objects import LOST, get_bytes, put_bytes
 from fedpipe.weights import Array
+
+log = logging.getLogger("fedpipe")
 
 
 class Inputs(Settings, frozen=True, kw_only=True):
@@ -70,7 +74,14 @@ def _examples(store: Store, shards: Shards) -> Examples | None:
     if shards.test:
         return get_parts(store, shards.test)["test"]
     for name, digest in sorted(shards.learners.items()):
-        return get_parts(store, get_shard(store, name, digest).data, name)["train"]
+        try:
+            return get_parts(store, get_shard(store, name, digest).data, name)["train"]
+        except StoreUnavailableError:
+            raise
+        except (CorruptError, StoreError, KeyError) as error:
+            log.warning("the shard of %s cannot be read: %s", name, error)  # its learner drops out by itself
+    if shards.learners:
+        raise CorruptError("no learner's shard can be read", where=store.uri, remedy=LOST)
     return None
 
 

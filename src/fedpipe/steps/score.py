@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.score import score_learner
-from fedpipe.rounds.evaluation import Score, find_score
+from fedpipe.rounds.evaluation import Score, own_score
 from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.store import keys
 from fedpipe.store.objects import digest_of, encode
@@ -34,7 +34,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 def find(inputs: Inputs) -> Outputs | None:
     """Return the score when it is already there."""
     store = inputs.place.open()
-    score = find_score(store, inputs.learner, inputs.place.run)
+    score = own_score(store, inputs.learner, inputs.place.run)
     if score is None or score.why or score.weights != inputs.weights:
         return None
     return _outputs(score) if score.settings == read_plan(store, inputs.place.plan).measuring else None

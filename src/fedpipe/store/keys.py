@@ -90,6 +90,12 @@ def record(run: str, number: int) -> str:
     return f"{run_folder(run)}{number}/record"
 
 
+def parse_record(key: str, run: str) -> int | None:
+    """Returns the round of a record; None for any other key."""
+    found = re.fullmatch(rf"{re.escape(run_folder(run))}(0|[1-9]\d{{0,8}})/record", key, re.ASCII)
+    return int(found[1]) if found else None
+
+
 def candidate(run: str, number: int) -> str:
     """Returns the key of the record that becomes a round's if the learners accept it."""
     return f"{run_folder(run)}{number}/candidate"
@@ -145,9 +151,11 @@ def timing(run: str, number: int, step: str, learner: str = "") -> str:
     return f"{run_folder(run, learner)}{number}/{step}.time"
 
 
-def is_timing(key: str) -> bool:
-    """Returns whether a key in the folder of a run is that of a timing."""
-    return key.endswith(".time")
+def parse_timing(key: str, run: str, learner: str = "") -> tuple[int, str] | None:
+    """Returns the round and the step of a timing; None for any other key."""
+    prefix = re.escape(run_folder(run, learner))
+    found = re.fullmatch(rf"{prefix}(0|[1-9]\d{{0,8}})/([a-z0-9_\-]{{1,100}})\.time", key, re.ASCII)
+    return (int(found[1]), found[2]) if found else None
 
 
 def events(run: str, number: int, learner: str = "") -> str:

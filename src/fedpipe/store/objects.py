@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from fedpipe.codec import from_json
 from fedpipe.errors import CorruptError, NotFoundError, TooLargeError
@@ -25,17 +26,68 @@ _PIECE = 2**18
 """Bytes of a download that are hashed and written at a time; small enough for the processor's cache."""
 
 
-def encode(value: Any) -> bytes:
-    """Encodes a value as canonical JSON: sorted keys, no spaces. Equal values give equal bytes."""
+def canonical(value: Any) -> bytes:
+    """Encodes a value that was decoded or checked before: canonical JSON, with sorted keys and no spaces."""
     return msgspec.json.encode(value, order="sorted")
+
+
+def encode(value: Any) -> bytes:
+    """Encodes a value as canonical JSON: sorted keys, no spaces. Equal values give equal bytes.
+
+    Raises:
+        CorruptError: decoding would not give the value back. JSON has no infinity, for instance, and a type has bounds.
+    """
+    try:
+        data = canonical(value)
+        same = _is_finite(value) if not isinstance(value, Struct) else from_json(data, type(value)) == value
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+        raise CorruptError(f"{_named_type(value)} cannot be written, because {str(error)[:300]}") from error
+    if not same:
+        raise CorruptError(f"{_named_type(value)} cannot be written, because reading would not give it back")
+    return data
+
+
+def _named_type(value: Any) -> str:
+    return f"the {type(value).__name__.lower()}"
+
+
+def _is_finite(value: Any) -> bool:
+    """Returns whether all numbers in nested builtin values are finite; JSON would have null in their place."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def decode(data: bytes, kind: type[T], *, where: str) -> T:
     """Decodes JSON bytes from outside into a struct. Raises CorruptError, which names the mistake."""
     try:
-        return from_json(data, kind)
+        found = from_json(data, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        _check_format(data, kind, where)
         raise CorruptError(f"is not a valid {kind.__name__.lower()}: {str(error)[:300]}", where=where) from error
+    if getattr(found, "format", FORMAT) != FORMAT:
+        _check_format(data, kind, where)
+    return found
+
+
+FORMAT = 1
+"""The format of every manifest that this version reads and writes."""
+
+
+class _Formatted(Struct):
+    """Any manifest, of which only the format matters."""
+
+    format: int = FORMAT
+
+
+def _check_format(data: bytes, kind: type[Any], where: str) -> None:
+    """Raises CorruptError when a manifest has another format, which explains all other mistakes in it."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if (found := from_json(data, _Formatted).format) != FORMAT:
+            what = f"is not a valid {kind.__name__.lower()}: it has the unknown format {str(found)[:20]}"
+            raise CorruptError(what, where=where, remedy="Upgrade fedpipe.")
 
 
 def find(store: Store, key: str, kind: type[T], *, limit: int = SMALL) -> T | None:
@@ -45,7 +97,7 @@ def find(store: Store, key: str, kind: type[T], *, limit: int = SMALL) -> T | No
     except NotFoundError:
         return None
     except CorruptError as error:
-        raise CorruptError(error.what, where=error.where, remedy=LOST) from error
+        raise CorruptError(error.what, where=error.where, remedy=error.remedy or LOST) from error
     except TooLargeError as error:  # so a reader of another party's object expects one error only
         raise CorruptError(error.what, where=error.where, remedy=error.remedy) from error
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from fedpipe import weights
 from fedpipe.aggregation import Combined
 from fedpipe.aggregation.arithmetic import is_float, largest
+from fedpipe.aggregation.passes import is_bounded, most_after
 from fedpipe.errors import CorruptError, NotFoundError, StepError, WeightsError
 from fedpipe.federation.algorithms import AdaptiveNoise, Averaging, FixedNoise, Secure, SecureNoise, TreeNoise
 from fedpipe.federation.federation import Federation
@@ -90,20 +91,25 @@ def combine(store: Store, plan: Plan, previous: Record, updates: list[Update], f
     fetch_file(store, previous.weights, folder / "base")
     base = weights.load(folder / "base")
     start = {name: value.astype(np.float32) for name, value in base.items() if is_float(value.dtype)}
-    given = _read(store, record_layout(store, previous), start, updates, folder)
-    shares = [float(source_of(plan, update).weight) for update in updates if update.learner in given.gradients]
+    given = _read(store, record_layout(store, previous), base, start, updates, folder)
     aggregation = make_aggregation(federation, [(str(w.dtype), w.shape) for w in start.values()])
-    state = _load_state(store, previous, aggregation.initialize(), folder)
-    try:
-        state, after, measured = aggregation.next(state, list(start.values()), list(given.gradients.values()), shares)
-    except Exception as error:
-        raise StepError(f"TensorFlow Federated cannot combine the updates: {described(error)}") from error
-    if measured.get("finalizer/update_non_finite"):
-        raise WeightsError("the aggregate is not finite, although every update is", remedy="Lower the learning rates.")
-    floats = {name: value.astype(base[name].dtype) for name, value in zip(start, after, strict=True)}
-    weights.check_finite(floats)
+    before = _load_state(store, previous, aggregation.initialize(), folder)
+    while True:
+        shares = [float(source_of(plan, update).weight) for update in updates if update.learner in given.gradients]
+        try:
+            state, after, measured = aggregation.next(
+                before, list(start.values()), list(given.gradients.values()), shares
+            )
+        except Exception as error:
+            raise StepError(f"TensorFlow Federated cannot combine the updates: {described(error)}") from error
+        floats = {name: value.astype(base[name].dtype) for name, value in zip(start, after, strict=True)}
+        if not measured.get("finalizer/update_non_finite") and all(np.isfinite(v).all() for v in floats.values()):
+            break
+        _refuse_largest(given)
+    held = list(given.counters.values())
+    counters = {name: largest([each[name] for each in held]) for name in held[0]}
     return Combined(
-        weights=(folder / "weights", weights.save(base | floats | given.counters, folder / "weights")),
+        weights=(folder / "weights", weights.save(base | floats | counters, folder / "weights")),
         state={_STATE_NAME: (folder / "state", weights.save(named_leaves(state), folder / "state"))},
         accepted=tuple(sorted(given.gradients)),
         refused=given.refused,
@@ -112,29 +118,61 @@ def combine(store: Store, plan: Plan, previous: Record, updates: list[Update], f
 
 
 class _Updates(NamedTuple):
-    """Holds a round's updates: float32 gradients by learner, the largest counters, and reasons of refused updates."""
+    """Holds a round's updates: float32 gradients and counters by learner, and reasons of refused updates."""
 
     gradients: dict[str, list[Array]]
-    counters: dict[str, Array]
+    counters: dict[str, dict[str, Array]]
     refused: dict[str, str]
 
 
-def _read(store: Store, layout: Layout, start: dict[str, Array], updates: list[Update], folder: Path) -> _Updates:
+def _read(
+    store: Store,
+    layout: Layout,
+    base: Mapping[str, Array],
+    start: dict[str, Array],
+    updates: list[Update],
+    folder: Path,
+) -> _Updates:
     given = _Updates({}, {}, {})
     for update in updates:
         try:
-            fetch_weights(store, update.weights, layout, folder / "update", update.learner)
+            fetch_weights(store, update.weights, layout, folder / "update", update.learner, run=update.run)
         except (WeightsError, CorruptError, NotFoundError) as error:
             given.refused[update.learner] = error.what
             continue
         arrays = weights.load(folder / "update")
-        given.gradients[update.learner] = [w - arrays[name].astype(np.float32) for name, w in start.items()]
-        for name in arrays.keys() - start.keys():
-            given.counters[name] = largest([given.counters.get(name, arrays[name]), arrays[name]])
+        with np.errstate(over="ignore"):
+            gradient = [w - arrays[name].astype(np.float32) for name, w in start.items()]
+        if not all(np.isfinite(part).all() for part in gradient):
+            given.refused[update.learner] = "the weights are too large for float32"
+            continue
+        counters = {name: arrays[name] for name in arrays.keys() - start.keys()}
+        if any(is_bounded(v.dtype) and (v > most_after(base[name])).any() for name, v in counters.items()):
+            given.refused[update.learner] = "a counter of the weights has leapt"
+            continue
+        given.gradients[update.learner], given.counters[update.learner] = gradient, counters
     if not given.gradients:
         reasons = "; ".join(f"{name}: {why}" for name, why in sorted(given.refused.items()))
         raise WeightsError(f"no update can be used: {reasons}")
     return given
+
+
+def _refuse_largest(given: _Updates) -> None:
+    """Refuses the updates because of which the aggregate is not finite: those with the largest values.
+
+    Raises:
+        WeightsError: no other update is left.
+    """
+    sizes = {
+        name: max((float(np.abs(part).max()) for part in gradient if part.size), default=0.0)
+        for name, gradient in given.gradients.items()
+    }
+    culprits = [name for name, size in sizes.items() if size >= max(sizes.values()) / 2]
+    if len(culprits) == len(sizes):
+        raise WeightsError("the aggregate is not finite, although every update is", remedy="Lower the learning rates.")
+    for name in culprits:
+        del given.gradients[name], given.counters[name]
+        given.refused[name] = "the weights are so large that the aggregate is not finite"
 
 
 def _load_state(store: Store, previous: Record, initial: Any, folder: Path) -> Any:

@@ -30,7 +30,7 @@ from fedpipe.learners.parts import Part, size_of
 from fedpipe.learners.reading import central_test, kept_parts
 from fedpipe.learners.user_code import described
 from fedpipe.rounds.history import commit, read_record
-from fedpipe.rounds.manifests import MOST_METRICS, Dropped, Record
+from fedpipe.rounds.manifests import MOST_METRICS, Dropped, Record, bounded
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.roll import check_quorum
 from fedpipe.rounds.selection import SIMULATED, select, trainers
@@ -322,7 +322,7 @@ class Simulation:
                 federation=previous.federation, run=self._run, round=previous.round + 1, previous=previous.ref,
                 plan=previous.plan, base=previous.weights, weights=digest, layout=previous.layout,
                 state={"program": saved}, rule=self._rule, dropped=tuple(dropped),
-                metrics=dict(list(metrics.items())[:MOST_METRICS]),
+                metrics=dict(list(bounded(metrics).items())[:MOST_METRICS]),
             ),
             rehearsal=True,
         )  # fmt: skip
