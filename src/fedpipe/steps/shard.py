@@ -23,7 +23,7 @@ from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Shards, differences
 from fedpipe.rounds.pruning import entered
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import encode
+from fedpipe.store.objects import canonical, encode
 from fedpipe.store.objects import find as find_object
 
 log = logging.getLogger("fedpipe")
@@ -50,7 +50,7 @@ class _Request(Struct, frozen=True, kw_only=True):
     """The inputs of a run's shards, and the result."""
 
     data: str
-    settings: Any
+    settings: list[Any]
     learners: tuple[str, ...]
     shards: Shards
 
@@ -79,7 +79,7 @@ def deal(inputs: Inputs) -> Outputs:
     place = RunPlace(store=inputs.store, federation=federation.name, run=run_name(inputs.run, inputs.job))
     store = place.open()
     uri = inputs.data or federation.data.uri
-    settings = msgspec.to_builtins((federation.data, federation.evaluation.holdout, federation.training.seed))
+    settings = read_json(canonical((federation.data, federation.evaluation.holdout, federation.training.seed)))
     wanted = _Request(data=uri, settings=settings, learners=federation.sharded, shards=Shards(learners={}))
     key = keys.shards(place.run)
     found = find_object(store, key, _Request)
