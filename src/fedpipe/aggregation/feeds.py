@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.aggregation.arithmetic import BLOCK
-from fedpipe.errors import FedpipeError, NotFoundError, WeightsError
+from fedpipe.errors import CorruptError, FedpipeError, NotFoundError, WeightsError
 from fedpipe.store import Reader, Store, keys
 from fedpipe.weights import FLOATS, Layout, read_layout
 
@@ -110,18 +110,19 @@ class Feed:
         self._source, self._digest = source, hashlib.sha256()
         try:
             self._reader: Reader = store.open(keys.content(source.digest, source.learner))
-        except NotFoundError as error:
-            raise RefusedError(source.learner, "the weights are not in the store") from error
+        except (NotFoundError, CorruptError) as error:
+            missing = isinstance(error, NotFoundError)
+            raise RefusedError(source.learner, "the weights are not in the store" if missing else error.what) from error
         try:
             if self._reader.size != source.size:
                 raise WeightsError(f"the weights have {self._reader.size} bytes, the manifest says {source.size}")
-            found = read_layout(self._hashed, self._reader.size)
+            found = read_layout(self._hashed, self._reader.size, layout)
             difference = layout.difference(found)
             if difference is None and found != layout:
                 difference = "the tensors are not in canonical order"
             if difference is not None:
                 raise WeightsError(difference)
-        except WeightsError as error:
+        except (CorruptError, NotFoundError) as error:
             self.close()
             raise RefusedError(source.learner, error.what) from error
 
@@ -132,7 +133,10 @@ class Feed:
 
     def read(self, chunk: Chunk) -> bytes:
         """See `Operand.read`."""
-        return self._reader.read(chunk.stop - chunk.start)
+        try:
+            return self._reader.read(chunk.stop - chunk.start)
+        except (NotFoundError, CorruptError) as error:  # its owner deleted or changed it in the meantime
+            raise RefusedError(self.learner, error.what) from error
 
     def taken(self, data: Piece) -> None:
         """See `Operand.taken`."""

@@ -22,7 +22,7 @@ from fedpipe.aggregation.optimizers import ServerStep
 from fedpipe.aggregation.passes import check_finite, combined, distances, finished, quiet
 from fedpipe.aggregation.rule import Columns, Distances, Rule, Sums, check_sums
 from fedpipe.aggregation.tree import Forest
-from fedpipe.errors import WeightsError
+from fedpipe.errors import CorruptError, NotFoundError, WeightsError
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import fetch_file
 from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of
@@ -147,7 +147,12 @@ def _last_pass(
 
 def _find_culprit(store: Store, sources: list[Source], chunk: Chunk) -> None:
     for source in sources:
-        data = store.read_range(keys.content(source.digest, source.learner), chunk.start, chunk.stop - chunk.start)
+        try:
+            data = store.read_range(keys.content(source.digest, source.learner), chunk.start, chunk.stop - chunk.start)
+        except (NotFoundError, CorruptError) as error:
+            raise RefusedError(source.learner, error.what) from error
+        if len(data) < chunk.stop - chunk.start:
+            raise RefusedError(source.learner, "the weights are truncated")
         check_finite(source.learner, np.frombuffer(data, chunk.dtype))
 
 

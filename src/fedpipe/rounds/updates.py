@@ -48,10 +48,10 @@ def fetch_weights(
         raise NotFoundError("the weights are not in the store")
     if size != layout.size:
         raise WeightsError(f"the update does not fit the model: it has {size} bytes where the model has {layout.size}")
-    fetch_file(store, digest, path, owner, kind)
+    fetch_file(store, digest, path, owner, kind, limit=layout.size)
     with path.open("rb") as file:
         fetch = fetch_from(file)
-        if difference := layout.difference(read_layout(fetch, layout.size)):
+        if difference := layout.difference(read_layout(fetch, layout.size, layout)):
             raise WeightsError(f"the update does not fit the model: {difference}")
         for name, array in stream(fetch, layout.size):
             check_finite({name: array})

@@ -11,7 +11,7 @@ from msgspec import Struct, field
 
 from fedpipe.data.disclosure import put_schema, schema_of_head, settle_schema
 from fedpipe.data.examples import Examples
-from fedpipe.data.parts import get_parts, get_shard
+from fedpipe.data.parts import get_parts, get_shard_parts
 from fedpipe.data.ports import ports_of
 from fedpipe.data.schema import Schema
 from fedpipe.data.settling import settled
@@ -70,7 +70,7 @@ def _examples(store: Store, shards: Shards) -> Examples | None:
     if shards.test:
         return get_parts(store, shards.test)["test"]
     for name, digest in sorted(shards.learners.items()):
-        return get_parts(store, get_shard(store, name, digest).data, name)["train"]
+        return get_shard_parts(store, name, digest)["train"]
     return None
 
 
