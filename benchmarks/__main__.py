@@ -24,6 +24,7 @@ NAMES = (
     "vote_round",
     "session",
     "serving",
+    "hostile",
     "many_runs",
 )
 RESULTS = Path(__file__).parent / "results.json"

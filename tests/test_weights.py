@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,8 @@ HOSTILE = {
     "dtype lie": hostile({"w": entry("F64")}),
     "shape lie": hostile({"w": entry(shape=[3])}),
     "shape of 2^62": hostile({"w": entry(shape=[2**62, 2**62])}),
+    "empty shape of 2^62": hostile({"w": entry(shape=[0, 2**62], offsets=[0, 0])}, b""),
+    "empty shape of 2^62 twice": hostile({"w": entry(shape=[2**62, 0, 2**62], offsets=[0, 0])}, b""),
     "negative shape": hostile({"w": entry(shape=[-2])}),
     "shape of floats": hostile({"w": entry(shape=[2.0])}),
     "shape of booleans": hostile({"w": entry(shape=[True, 2])}),
@@ -185,6 +188,41 @@ def test_a_header_that_claims_much_allocates_nothing() -> None:
     with pytest.raises(WeightsError):
         weights.read_layout(fetch, 100)
     assert asked == [(0, 8)]
+
+
+WIDE = {f"tensor-{k:06}": entry(shape=[0], offsets=[0, 0]) for k in range(200_000)}
+LARGE_HEADERS = {
+    "many tensors": json.dumps(WIDE).encode(),
+    "many times one": b'{"w":' + b"[" * 100 + b"1" * 2**23 + b"}",
+    "spaces": b"{}" + b" " * (weights.MAX_HEADER - 2),
+    "a long name": b'{"' + b"x" * 2**23 + b'":1}',
+    "metadata": json.dumps({"__metadata__": {str(k): "" for k in range(2**19)}}).encode(),
+}
+
+
+@pytest.mark.parametrize("head", LARGE_HEADERS.values(), ids=LARGE_HEADERS)
+def test_a_header_is_bounded_by_that_of_the_model(head: bytes) -> None:
+    """A learner's header of 16 MiB took 363 MiB before it was refused."""
+    model = weights.layout_of({"w": np.zeros(2, np.float32)})
+    data = memoryview(hostile(head))
+
+    def fetch(start: int, length: int) -> bytes:
+        return bytes(data[start : start + length])
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(WeightsError, match="where that of the model has"):
+            weights.read_layout(fetch, len(data), model)
+        assert tracemalloc.get_traced_memory()[1] < 2**16
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_mistake_in_a_small_header_is_still_named() -> None:
+    model = weights.layout_of({"w": np.zeros(2, np.float32)})
+    data = weights.dumps({"w": np.zeros(2, np.float32), "more": np.zeros((3, 4, 5))})
+    found = weights.read_layout(lambda start, length: data[start : start + length], len(data), model)
+    assert model.difference(found) == "tensor 'more' is not part of the model"
 
 
 @given(st.binary(max_size=200))

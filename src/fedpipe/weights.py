@@ -29,6 +29,8 @@ Fetch = Callable[[int, int], bytes]
 
 MAX_HEADER = 16 * 2**20
 """Largest accepted header, in bytes (some 100 000 tensors)."""
+_SLACK = 2**12
+"""Bytes by which a header may exceed that of its model, so that a mistake is still named."""
 MAX_RANK = 32
 MAX_NAME = 1024
 
@@ -173,11 +175,17 @@ def digest_of(arrays: Mapping[str, npt.ArrayLike]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def read_layout(fetch: Fetch, size: int) -> Layout:
+def read_layout(fetch: Fetch, size: int, model: Layout | None = None, *, most: int = MAX_HEADER) -> Layout:
     """Read and check the header of a weights file of `size` bytes.
 
     The claims of the header are checked before any memory is allocated. Its length must fit the file. Each span must
     equal shape x dtype and follow the one before without a gap. The last span must end where the file ends.
+
+    Args:
+        fetch: reads pieces of the file.
+        size: of the file.
+        model: the layout that is expected, if it is known. It bounds the header; its tensors are not compared.
+        most: bytes of a header that are read; parsing takes some twenty times as many.
 
     Raises:
         WeightsError: the file is truncated, or its header violates the format.
@@ -186,8 +194,10 @@ def read_layout(fetch: Fetch, size: int) -> Layout:
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or length > size - 8:
         raise WeightsError(f"truncated: {size} bytes do not hold the header")
-    if length > MAX_HEADER:
-        raise WeightsError(f"the header claims {length} bytes; at most {MAX_HEADER} are read")
+    if model is not None and length > model.data_start + _SLACK:
+        raise WeightsError(f"the header claims {length} bytes where that of the model has {model.data_start - 8}")
+    if length > most:
+        raise WeightsError(f"the header claims {length} bytes; at most {most} are read")
     head = fetch(8, length)
     if len(head) < length:
         raise WeightsError("truncated inside the header")
@@ -235,7 +245,7 @@ def _checked_tensor(name: str, entry: Any) -> Tensor:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise WeightsError(f"tensor {name!r}: unknown dtype {str(dtype)[:40]!r}")
-    if not _are_counts(shape) or len(shape) > MAX_RANK:
+    if not _are_counts(shape) or len(shape) > MAX_RANK or math.prod(size or 1 for size in shape) >= 2**59:
         raise WeightsError(f"tensor {name!r}: not a shape")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise WeightsError(f"tensor {name!r}: not a span of bytes")
@@ -246,9 +256,9 @@ def _are_counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
 
 
-def stream(fetch: Fetch, size: int) -> Iterator[tuple[str, Array]]:
-    """Yield names and arrays, with one tensor in memory at a time. Raises WeightsError."""
-    for tensor in read_layout(fetch, size).tensors:
+def stream(fetch: Fetch, size: int, *, most: int = MAX_HEADER) -> Iterator[tuple[str, Array]]:
+    """Yield names and arrays, with one tensor in memory at a time; see `read_layout`. Raises WeightsError."""
+    for tensor in read_layout(fetch, size, most=most).tensors:
         data = fetch(tensor.start, tensor.stop - tensor.start)
         if len(data) != tensor.stop - tensor.start:
             raise WeightsError(f"truncated inside tensor {tensor.name!r}")
@@ -261,10 +271,10 @@ def loads(data: bytes) -> dict[str, Array]:
     return dict(stream(lambda start, length: view[start : start + length], len(data)))  # type: ignore[arg-type,return-value]
 
 
-def load(path: Path) -> dict[str, Array]:
-    """Read a file tensor by tensor, and return named arrays. Raises WeightsError."""
+def load(path: Path, *, most: int = MAX_HEADER) -> dict[str, Array]:
+    """Read a file tensor by tensor, and return named arrays; see `read_layout`. Raises WeightsError."""
     with path.open("rb") as file:
-        return dict(stream(fetch_from(file), path.stat().st_size))
+        return dict(stream(fetch_from(file), path.stat().st_size, most=most))
 
 
 def fetch_from(file: BinaryIO) -> Fetch:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ import pytest
 
 from fedpipe import weights
 from fedpipe.aggregation import Combined, Rule, Source, combine, make_rule, make_server_step
-from fedpipe.errors import StoreUnavailableError, WeightsError
+from fedpipe.errors import CorruptError, NotFoundError, StoreUnavailableError, WeightsError
 from fedpipe.federation.algorithms import Mean, Sgd
 from fedpipe.federation.names import tag_of
-from fedpipe.store import MemoryStore, keys
+from fedpipe.store import MemoryStore, Reader, keys
 from fedpipe.store.objects import digest_of
 from tests.aggregation.registered import SETTINGS, Closest, Median, closest, median, registered
 
@@ -192,6 +194,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "header too large": (struct.pack("<Q", 2**40) + GOOD[8:], "truncated"),
     "dtype lie": (with_header(lie_about_dtype), "is I32"),
     "shape lie": (with_header(lie_about_shape), r"is F32\[1000, 700\]"),
+    "large header": (struct.pack("<Q", 2**21) + b" " * 2**21 + GOOD[8:], "the header claims 2097152 bytes where"),
+    "large header of the same size": (struct.pack("<Q", 2**21) + b"[" * (len(GOOD) - 8), "the header claims 2097152"),
     "path trick": (with_header(rename), "'kernel' is missing"),
     "overlap": (with_header(overlap), "overlaps"),
     "outside": (with_header(outside), "bytes do not make its shape"),
@@ -288,3 +292,38 @@ def test_memory_does_not_grow_with_learners(tmp_path: Path, settings: Any) -> No
 def resident(name: str) -> int:
     line = next(text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(name))
     return int(line.split()[1]) * 1024
+
+
+class Changing(MemoryStore):
+    """A store in which the owner of an update deletes it, or stores it with an encoding, while it is read."""
+
+    errors: Iterator[Exception | None]
+
+    def open(self, key: str) -> Reader:
+        return Interrupted(super().open(key), self.errors) if "/evil/" in key else super().open(key)
+
+
+class Interrupted:
+    def __init__(self, reader: Reader, errors: Iterator[Exception | None]) -> None:
+        self._reader, self._errors, self.size = reader, errors, reader.size
+
+    def read(self, length: int) -> bytes:
+        if error := next(self._errors):
+            raise error
+        return self._reader.read(length)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+@pytest.mark.parametrize("moment", range(5))
+@pytest.mark.parametrize("error", [CorruptError("the object changed while it was read"), NotFoundError("gone")])
+def test_an_update_that_changes_while_it_is_read(tmp_path: Path, moment: int, error: Exception) -> None:
+    """At the header and at any chunk, also when the next pass begins."""
+    store = Changing()
+    sources = [put(store, f"l{n}", weights.dumps(update(n)), n + 1.0) for n in range(4)]
+    clean = run(store, sources, tmp_path).weights[1]
+    store.errors = itertools.chain([None] * moment, itertools.repeat(error))
+    combined = run(store, [*sources, put(store, "evil", GOOD, 5.0)], tmp_path)
+    assert combined.weights[1] == clean
+    assert combined.refused == {"evil": error.args[0]}

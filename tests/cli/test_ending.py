@@ -109,7 +109,7 @@ def test_signals_of_the_system(long: Path, number: signal.Signals) -> None:
             assert running.poll() is None
         running.send_signal(number)
         _, err = running.communicate(timeout=30)
-    assert_ended(mark)
+    assert_ended(mark, 2.0)
     assert "Traceback" not in err
     if number == signal.SIGKILL:
         assert running.returncode == -number

@@ -58,7 +58,7 @@ def _end(number: signal.Signals, folder: Path, *, preload: bool) -> None:
         assert len(started_with(mark)) >= 3
         script.send_signal(number)
         script.wait(10)
-    assert_ended(mark, 10)
+    assert_ended(mark, 2.0)
 
 
 def test_a_crash_has_its_cause_in_a_line() -> None:

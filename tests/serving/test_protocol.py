@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -14,8 +15,9 @@ from hypothesis.extra import numpy as arrays
 
 from fedpipe.registry.card import Card
 from fedpipe.registry.prediction import TensorSpec
-from fedpipe.serving.protocol import Request, answer, parse
-from fedpipe.serving.tensors import DATATYPES, DTYPES, RequestError, to_bytes
+from fedpipe.serving.memory import SMALL, Memory
+from fedpipe.serving.protocol import Request, answer, parse, size_of_answer
+from fedpipe.serving.tensors import DATATYPES, DTYPES, RequestError, Room, to_bytes
 
 SPEC = TensorSpec("x", np.dtype(np.float32), (None, 2))
 OUT = [TensorSpec("y", np.dtype(np.float32), (None, 1)), TensorSpec("z", np.dtype(np.int64), (None,))]
@@ -300,3 +302,100 @@ def status_of(data: bytes, length: str | None, specs: list[TensorSpec]) -> int:
     except RequestError as error:
         return error.status
     return 200
+
+
+LONG = 20_000
+
+
+class TestLongTexts:
+    """Numbers in a long text are read in chunks, after a look at its brackets and commas."""
+
+    @pytest.mark.parametrize("shape", [[LONG], [LONG, 1], [1, LONG], [LONG // 4, 4], [10, LONG // 40, 2, 2]])
+    @pytest.mark.parametrize("flat", [True, False])
+    @pytest.mark.parametrize("indent", [None, 1])
+    def test_they_are_read(self, shape: list[int], flat: bool, indent: int | None) -> None:
+        array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        data = json.dumps((array.ravel() if flat else array).tolist(), indent=indent)
+        spec = TensorSpec("x", np.dtype(np.float32), (None,) * len(shape))
+        head = body(tensor(shape=shape, data=[])).replace(b'"data": []', b'"data": ' + data.encode())
+        np.testing.assert_array_equal(parse(head, None, [spec], OUT).feed["x"], array)
+
+    @pytest.mark.parametrize("name", ["INT8", "INT64", "UINT64", "BOOL", "FP64"])
+    def test_datatypes(self, name: str) -> None:
+        array = (np.arange(2 * LONG) % 2).astype(DTYPES[name])
+        spec = TensorSpec("x", DTYPES[name], (None,))
+        found = parse(body(tensor(shape=[2 * LONG], datatype=name, data=array.tolist())), None, [spec], OUT).feed["x"]
+        np.testing.assert_array_equal(found, array)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("[" + "[]," * 30_000 + "[]]", "neither flat|do not make the shape|too few"),
+            ("[" + "1," * 40_000 + "[1]]", "do not make the shape"),
+            ("[" + "[1]," * 30_000 + "[1]]", "neither flat nor nested"),
+            ("[" + "1," * LONG * 2 + "1]", "do not make the shape"),
+            ("[" + "1234," * (LONG - 2) + "1234]", "do not make the shape"),
+            ("[" + "1234," * (LONG - 1) + "null]", "is not FP32"),
+            ("[" + "1234," * (LONG - 1) + "true]", "is not FP32"),
+            ("[" + "1234," * (LONG - 1) + '"1"]', "is not FP32"),
+            ("[" + "1234," * (LONG - 1) + "1e39]", "too large for its datatype"),
+            ("[" + " " * 2**24 + "1]", "too many|too few"),
+            ("1" * 100_000, "neither flat"),
+            ('"' + "1" * 100_000 + '"', "neither flat"),
+            ('{"a":"' + "b" * 70_000 + '"}', "neither flat"),
+        ],
+    )
+    def test_they_are_refused(self, text: str, message: str) -> None:
+        spec = TensorSpec("x", np.dtype(np.float32), (None,))
+        head = body(tensor(shape=[LONG], data=[])).replace(b'"data": []', b'"data": ' + text.encode())
+        with pytest.raises(RequestError, match=message):
+            parse(head, None, [spec], OUT)
+
+    def test_more_values_than_the_text_can_hold(self) -> None:
+        reserved: list[int] = []
+        with pytest.raises(RequestError, match="too few for its shape"):
+            parse(body(tensor(shape=[2**20, 2], data=[1, 2])), None, [SPEC], OUT, room=Room(reserve=reserved.append))
+        assert not reserved
+
+    def test_parameters_take_no_memory(self) -> None:
+        head = body(tensor(parameters={"other": [{}] * 100_000}, data=[1, 2]), parameters={"p": [[]] * 100_000})
+        tracemalloc.start()
+        try:
+            parse(head, None, [SPEC], OUT)
+            assert tracemalloc.get_traced_memory()[1] < 100_000
+        finally:
+            tracemalloc.stop()
+
+    @pytest.mark.parametrize(("datatype", "spec"), [("BYTES", WORDS), ("FP32", SPEC)])
+    def test_memory_is_reserved_before_the_values_are_read(self, datatype: str, spec: TensorSpec) -> None:
+        def refuse(size: int) -> None:
+            raise RequestError(503, f"{size} bytes")
+
+        data = ["a", "b"] if datatype == "BYTES" else [1, 2]
+        with pytest.raises(RequestError, match="bytes"):
+            parse(body(tensor(datatype=datatype, data=data)), None, [spec], OUT, room=Room(reserve=refuse))
+
+    @pytest.mark.parametrize("kind", [bool, int])
+    def test_too_many_values_for_json(self, kind: Any) -> None:
+        request = Request({}, {"y": False, "z": True}, "")
+        outputs = {"y": np.zeros(2**20, kind), "z": np.zeros(2**22, kind)}
+        assert size_of_answer(request, outputs) > 2**22
+        outputs["y"] = np.zeros(2**20 + 1, kind)
+        with pytest.raises(RequestError, match="1048577 values, but at most 1048576 are sent as JSON"):
+            size_of_answer(request, outputs)
+
+
+class TestMemory:
+    def test_large_requests_share_it_and_small_ones_always_fit(self) -> None:
+        memory = Memory(10 * SMALL)
+        with memory.share() as first, memory.share() as second, memory.share() as third:
+            first.grow(8 * SMALL)
+            second.grow(2 * SMALL)
+            with pytest.raises(RequestError, match="other requests use the memory"):
+                second.grow(1)
+            third.grow(SMALL)
+            with pytest.raises(RequestError) as refused:
+                third.grow(1)
+        assert refused.value.status == 503
+        with memory.share() as again:
+            again.grow(10 * SMALL)

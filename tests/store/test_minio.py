@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gzip
 import hashlib
 import io
 import itertools
+import random
 import socket
 import threading
 import time
@@ -17,7 +19,7 @@ import minio.time
 import pytest
 import urllib3
 
-from fedpipe.errors import StoreError, StoreUnavailableError
+from fedpipe.errors import CorruptError, StoreError, StoreUnavailableError
 from fedpipe.store import Store, open_store
 from fedpipe.store.s3 import MinioStore
 from fedpipe.store.s3_client import DEADLINE
@@ -32,6 +34,30 @@ class TestMinioStore(StoreContract):
     @pytest.fixture
     def store(self, s3_server: servers.Server) -> Store:
         return open_store(f"s3://tests/prefix-{next(_numbers)}?endpoint={s3_server.endpoint}")
+
+    def write_encoded(self, store: Store, key: str, data: bytes, encoding: str) -> None:
+        assert isinstance(store, MinioStore)
+        store._put(key, data, {"Content-Encoding": encoding})
+
+    @pytest.mark.parametrize("size", [544, 3_000_000])
+    def test_an_object_with_a_content_encoding_is_refused(self, store: Store, tmp_path: Path, size: int) -> None:
+        """It is the writer's mistake, so readers of a learner's objects drop that learner."""
+        store.create("a", b"before")
+        seen = store.poll("a")
+        assert seen is not None
+        self.write_encoded(store, "a", gzip.compress(random.Random(0).randbytes(size)), "gzip")
+        for act in (
+            lambda: store.read("a"),
+            lambda: store.poll("a"),
+            lambda: store.poll("a", seen.version),
+            lambda: store.open("a"),
+            lambda: store.read_range("a", 0, 8),
+            lambda: store.read_range("a", 5, 100),
+            lambda: store.download("a", tmp_path / "a"),
+        ):
+            with pytest.raises(CorruptError, match="the object is stored with the content encoding 'gzip'"):
+                act()
+        assert list(tmp_path.iterdir()) == []
 
     def test_bytes_and_version_belong_together_while_others_write(
         self, store: Store, s3_server: servers.Server

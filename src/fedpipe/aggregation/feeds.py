@@ -19,7 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.aggregation.arithmetic import BLOCK
-from fedpipe.errors import FedpipeError, NotFoundError, StoreError, StoreUnavailableError, WeightsError
+from fedpipe.errors import (
+    CorruptError,
+    FedpipeError,
+    NotFoundError,
+    StoreError,
+    StoreUnavailableError,
+    WeightsError,
+)
 from fedpipe.store import Reader, Store, keys
 from fedpipe.weights import FLOATS, Layout, read_layout
 
@@ -114,19 +121,21 @@ class Feed:
             raise RefusedError(source.learner, "the weights are not in the store") from error
         except StoreUnavailableError:
             raise
+        except CorruptError as error:
+            raise RefusedError(source.learner, error.what) from error
         except StoreError as error:  # the object may be encrypted with a key of its writer
             store.size(keys.HEAD)  # raises if the store refuses everything
             raise RefusedError(source.learner, f"the weights cannot be read: {error.what}"[:500]) from error
         try:
             if self._reader.size != source.size:
                 raise WeightsError(f"the weights have {self._reader.size} bytes, the manifest says {source.size}")
-            found = read_layout(self._hashed, self._reader.size)
+            found = read_layout(self._hashed, self._reader.size, layout)
             difference = layout.difference(found)
             if difference is None and found != layout:
                 difference = "the tensors are not in canonical order"
             if difference is not None:
                 raise WeightsError(difference)
-        except WeightsError as error:
+        except (CorruptError, NotFoundError) as error:
             self.close()
             raise RefusedError(source.learner, error.what) from error
 
@@ -137,7 +146,10 @@ class Feed:
 
     def read(self, chunk: Chunk) -> bytes:
         """See `Operand.read`."""
-        return self._reader.read(chunk.stop - chunk.start)
+        try:
+            return self._reader.read(chunk.stop - chunk.start)
+        except (NotFoundError, CorruptError) as error:  # its owner deleted or changed it in the meantime
+            raise RefusedError(self.learner, error.what) from error
 
     def taken(self, data: Piece) -> None:
         """See `Operand.taken`."""

@@ -23,7 +23,7 @@ from fedpipe.aggregation.optimizers import ServerStep
 from fedpipe.aggregation.passes import NOT_FINITE, ceiling_of, combined, distances, finished, quiet
 from fedpipe.aggregation.rule import Columns, Distances, Rule, Sums, check_sums
 from fedpipe.aggregation.tree import Forest
-from fedpipe.errors import WeightsError
+from fedpipe.errors import CorruptError, NotFoundError, WeightsError
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import fetch_file
 from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of
@@ -169,12 +169,25 @@ class _OverflowError(Exception):
 
 
 def _culprits(store: Store, sources: Sequence[Source], chunk: Chunk) -> dict[str, str]:
-    """Return why a chunk of the aggregate is not finite, by learner: for those with NaN or with the largest values."""
+    """Return why a chunk of the aggregate is not finite, by learner: for those with NaN or with the largest values.
+
+    Learners whose weights cannot be read again come first, and alone.
+    """
     sizes: dict[str, float] = {}
+    lost: dict[str, str] = {}
     for source in sources:
-        data = store.read_range(keys.content(source.digest, source.learner), chunk.start, chunk.stop - chunk.start)
+        try:
+            data = store.read_range(keys.content(source.digest, source.learner), chunk.start, chunk.stop - chunk.start)
+        except (NotFoundError, CorruptError) as error:
+            lost[source.learner] = error.what
+            continue
+        if len(data) < chunk.stop - chunk.start:
+            lost[source.learner] = "the weights are truncated"
+            continue
         values = np.frombuffer(data, chunk.dtype).astype(np.float64)
         sizes[source.learner] = float(np.abs(values).max()) if np.isfinite(values).all() else math.inf
+    if lost:
+        return lost
     largest = max(sizes.values())
     why = _TOO_LARGE if math.isfinite(largest) else NOT_FINITE
     return {name: why for name, size in sizes.items() if size >= largest / 2}

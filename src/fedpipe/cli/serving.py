@@ -172,6 +172,12 @@ def serve(
     body_limit: Annotated[
         float, typer.Option("--body-limit", min=0.001, max=65_536.0, help="Largest request, in MiB.")
     ] = 64.0,
+    json_limit: Annotated[
+        float, typer.Option("--json-limit", min=0.001, max=65_536.0, help="Most JSON of a request, in MiB.")
+    ] = 4.0,
+    memory_limit: Annotated[
+        float, typer.Option("--memory-limit", min=0.001, max=1e6, help="MiB that all requests hold together.")
+    ] = 128.0,
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.1, max=DAY, help="Seconds that a request may take.")
     ] = 30.0,
@@ -186,17 +192,17 @@ def serve(
     """Serve the accepted models over HTTP with the Open Inference Protocol."""
     import logging
 
-    from fedpipe.serving.app import Limits
     from fedpipe.serving.catalogue import locate
+    from fedpipe.serving.limits import Limits
     from fedpipe.serving.runner import Batching
     from fedpipe.serving.server import Options
     from fedpipe.serving.server import serve as serve_models
 
-    body = int(body_limit * 2**20)
+    body, json, memory = (int(size * 2**20) for size in (body_limit, json_limit, memory_limit))
     options = Options(
         host=host, port=port, cache=cache, token=_token(token_file), poll=poll, sessions=sessions, threads=threads,
-        batching=Batching(batch, batch_delay / 1000), limits=Limits(body=body, bodies=4 * body, seconds=timeout),
-        drain=drain, access_log=access_log,
+        batching=Batching(batch, batch_delay / 1000),
+        limits=Limits(body=body, json=json, memory=memory, seconds=timeout), drain=drain, access_log=access_log,
     )  # fmt: skip
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fedpipe").setLevel(logging.INFO)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedpipe.federation.sources import Source, read_source
-from fedpipe.serving.app import Limits
 from fedpipe.serving.catalogue import locate
+from fedpipe.serving.limits import Limits
 from fedpipe.serving.runner import Batching
 from fedpipe.serving.server import Options, Server
 
@@ -19,7 +19,8 @@ def serve(
     source: Source | None = None, *, store: str | None = None, models: str | Path | None = None,
     host: str = "127.0.0.1", port: int = 0, cache: str | Path | None = None, token: str | None = None,
     poll: float = 5.0, sessions: int = 0, threads: int = 0, batch: int = 1, batch_delay: float = 2.0,
-    body_limit: float = 64.0, timeout: float = 30.0, access_log: bool = False, wait: float = 60.0, **changes: Any,
+    body_limit: float = 64.0, json_limit: float = 4.0, memory_limit: float = 128.0, timeout: float = 30.0,
+    access_log: bool = False, wait: float = 60.0, **changes: Any,
 ) -> Server:  # fmt: skip
     """Serves the accepted models over HTTP from a thread of this process, until it is stopped.
 
@@ -37,6 +38,8 @@ def serve(
         batch: the largest batch of examples from several requests; 1 for none.
         batch_delay: milliseconds that a request waits for others.
         body_limit: the largest request, in MiB.
+        json_limit: the most JSON of a request, in MiB; the rest is binary data.
+        memory_limit: MiB that all requests hold together; one of full size always fits.
         timeout: seconds that a request may take.
         access_log: writes each request as a line of JSON to standard output.
         wait: seconds to wait until the models are loaded; a server without any is returned then.
@@ -56,12 +59,12 @@ def serve(
     >>> answers.accuracy > 0.9
     True
     """
-    body = int(body_limit * _MIB)
+    body, json, memory = (int(size * _MIB) for size in (body_limit, json_limit, memory_limit))
     token = os.environ.get("FEDPIPE_TOKEN", "") if token is None else token
     options = Options(
         host=host, port=port, cache=Path(cache) if cache else None, token=token, poll=poll, sessions=sessions,
         threads=threads, batching=Batching(batch, batch_delay / 1000),
-        limits=Limits(body=body, bodies=4 * body, seconds=timeout), access_log=access_log,
+        limits=Limits(body=body, json=json, memory=memory, seconds=timeout), access_log=access_log,
     )  # fmt: skip
     federation = read_source(source, changes) if source is not None else None
     place = locate(source=federation, store=store, folder=Path(models) if models else None)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
+from fedpipe.data.claims import check_arrays
 from fedpipe.data.client_files import HDF5, SQLITE, read_keyed
 from fedpipe.data.schema import Column
 from fedpipe.data.tables import TABLES, check_named, keys_of, label_values, npz_array, read_columns, read_table
@@ -123,7 +124,9 @@ def _local_file(uri: str, folder: Path) -> Path:
 def _read_arrays(path: Path, features: str, labels: str, key: str, split: str) -> dict[str, Array]:
     try:
         if path.suffix == ".npz":
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            with path.open("rb") as raw:
+                check_arrays(raw, str(path))
+                file = np.load(raw, allow_pickle=False)
                 return {
                     name: npz_array(file, name, str(path)) for name in file.files if name in (features, labels, key)
                 }

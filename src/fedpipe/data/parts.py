@@ -21,6 +21,8 @@ from fedpipe.store.objects import Digest, decode, encode, fetch_file, get_bytes,
 
 _TEXT, _ENDS = "#text", "#ends"
 """Suffixes of the two arrays that hold strings."""
+_MOST_HEADER = 2**20
+"""Bytes of the header of a data object: some thousand arrays."""
 _COLUMNS = "#columns"
 """The array of a table's columns, as JSON."""
 
@@ -46,12 +48,14 @@ def put_parts(store: Store, parts: Mapping[str, Examples], owner: str | None = N
         return digest, path.stat().st_size
 
 
-def get_parts(store: Store, digest: str, owner: str | None = None) -> dict[str, Examples]:
-    """Reads examples that `put_parts` wrote. Raises CorruptError and StoreError."""
+def get_parts(
+    store: Store, digest: str, owner: str | None = None, *, size: int | None = None
+) -> dict[str, Examples]:  # fmt: skip
+    """Reads examples of `put_parts`, an object of at most `size` bytes. Raises CorruptError and StoreError."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "examples"
-        fetch_file(store, digest, path, owner)
-        arrays = weights.load(path)
+        fetch_file(store, digest, path, owner, limit=size)
+        arrays = weights.load(path, most=_MOST_HEADER)
     parts: dict[str, dict[str, Array]] = {}
     for name, array in arrays.items():
         part, _, rest = name.partition("/")
@@ -109,6 +113,12 @@ def put_shard(store: Store, learner: str, parts: Mapping[str, Examples]) -> tupl
     digest = put_bytes(store, encode(shard), learner)
     store.replace(keys.shard(learner), encode(shard))
     return shard, digest
+
+
+def get_shard_parts(store: Store, learner: str, digest: str) -> dict[str, Examples]:
+    """Reads the examples of a shard by the digest of its manifest. Raises CorruptError and StoreError."""
+    shard = get_shard(store, learner, digest)
+    return get_parts(store, shard.data, learner, size=shard.size)
 
 
 def get_shard(store: Store, learner: str, digest: str) -> Shard:

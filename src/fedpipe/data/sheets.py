@@ -18,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.data.cells import parse_cells, printable
+from fedpipe.data.claims import check_claim
 from fedpipe.data.delimited import read_rows
 from fedpipe.data.schema import Kind
 from fedpipe.errors import DataError, one_line
 
 Array = npt.NDArray[Any]
-"""Suffixes of files that are sheets."""
+_CELL = 16
+"""Bytes of memory for a byte of CSV: a separator makes a cell."""
 
 
 class Sheet(NamedTuple):
@@ -70,6 +72,8 @@ def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None =
         DataError: it cannot be read, has no rows, or two columns have the same name.
     """
     try:
+        if path.suffix.lower() != ".parquet":
+            check_claim(_CELL * path.stat().st_size, str(path))
         sheet = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path, known, header)
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
@@ -94,7 +98,9 @@ def _read_parquet(path: Path) -> Sheet:
     try:
         with path.open("rb") as file:
             # With threads, Arrow may abort or hang at the end of Python (apache/arrow 34314 and 50482).
-            table = parquet.ParquetFile(file).read(use_threads=False)
+            held = parquet.ParquetFile(file)
+            _check_parquet(held.metadata, str(path))
+            table = held.read(use_threads=False)
     except (ArrowException, ValueError, MemoryError) as error:
         what = f"the Parquet file cannot be read, because {one_line(error)}"
         raise DataError(what, where=str(path), remedy="Check how it was written.") from error
@@ -108,6 +114,12 @@ def _read_parquet(path: Path) -> Sheet:
     if not len(table) or not columns:
         raise DataError("the table is empty", where=str(path), remedy="Check how the file was written.")
     return Sheet(str(path), tuple(map(printable, columns)), tuple(map(_values, columns.values())))
+
+
+def _check_parquet(metadata: Any, where: str) -> None:
+    """Checks that the memory suffices: a column of equal values takes a few bytes in the file."""
+    pages = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    check_claim(max(pages, 0) + 8 * max(metadata.num_rows, 0) * metadata.num_columns, where)
 
 
 def _values(column: Any) -> Sequence[Any]:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedpipe.data.cells import fits, is_missing, parse_cells, printable
+from fedpipe.data.claims import check_arrays
 from fedpipe.data.schema import LONGEST_NAME, MOST_COLUMNS, NUMERIC, Column, columns_by_input
 from fedpipe.data.sheets import Sheet, read_sheet
 from fedpipe.data.trees import Array, Tree
@@ -124,7 +125,9 @@ def read_columns(path: Path, *, known: Collection[str] = ()) -> Sheet:
     if path.suffix.lower() != ".npz":
         return read_sheet(path, known=known)
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        with path.open("rb") as raw:
+            check_arrays(raw, str(path))
+            file = np.load(raw, allow_pickle=False)
             arrays = {name: npz_array(file, name, str(path)) for name in file.files}
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error

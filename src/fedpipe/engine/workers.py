@@ -173,11 +173,22 @@ class Worker:
             connection.close()
 
 
+_WORKER = """
+import os, select, threading
+hung_up = select.poll()
+hung_up.register({handle}, 0)
+threading.Thread(target=lambda: (hung_up.poll(), os._exit(1)), daemon=True).start()
+from fedpipe.engine.workers import serve
+serve({handle})
+"""
+"""The program of a worker: it ends with its parent from its first moment, also while it imports this package."""
+
+
 def _start_python(python: Path, connection: Connection) -> subprocess.Popen[bytes]:
     """Starts a worker with a Python of its own, and discards the output of its TensorFlow."""
     handle = connection.fileno()
     return subprocess.Popen(  # noqa: S603  (fedpipe's own environment)
-        [str(python), "-c", f"from fedpipe.engine.workers import serve; serve({handle})"],
+        [str(python), "-c", _WORKER.format(handle=handle)],
         pass_fds=[handle],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

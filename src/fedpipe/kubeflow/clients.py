@@ -22,11 +22,14 @@ import urllib3
 
 from fedpipe.errors import ClusterError, FedpipeError, InputError, MissingExtraError, one_line
 from fedpipe.kubeflow.where import Where
+from fedpipe.store.bodies import bound
 from fedpipe.store.network import explained, find_proxy, named_bundles, remedy_of, trusted
 from fedpipe.store.userinfo import check_no_credentials
 
 _REQUEST_SECONDS = 20.0
 """How long a request to KFP may take."""
+_MOST_ANSWER = 64 * 2**20
+"""Bytes of an answer of KFP or Kubernetes, such as a list of pods."""
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -80,7 +83,9 @@ def open_kfp(where: Where) -> Kfp:
 
         @functools.cached_property
         def health(self) -> dict[str, Any]:
-            _use_bundles(self._existing_config, self._healthz_api.api_client.rest_client.pool_manager)
+            pool = self._healthz_api.api_client.rest_client.pool_manager
+            _use_bundles(self._existing_config, pool)
+            bound(pool, _MOST_ANSWER)
             return _read_health(self)
 
         def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
@@ -201,7 +206,9 @@ def open_kubernetes(where: Where) -> Kubernetes:
         ) from error
     settings.retries = urllib3.Retry(1)
     _use_proxy(settings)
-    return Kubernetes(client.CoreV1Api(client.ApiClient(settings)), namespace or own_namespace() or "kubeflow")
+    api = client.ApiClient(settings)
+    bound(api.rest_client.pool_manager, _MOST_ANSWER)
+    return Kubernetes(client.CoreV1Api(api), namespace or own_namespace() or "kubeflow")
 
 
 def own_namespace() -> str:

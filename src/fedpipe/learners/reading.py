@@ -9,7 +9,7 @@ from typing import Any
 
 from fedpipe.data.disclosure import schema_of
 from fedpipe.data.examples import Examples, first_labels, read_examples
-from fedpipe.data.parts import get_parts, get_shard
+from fedpipe.data.parts import get_parts, get_shard_parts
 from fedpipe.data.schema import Schema
 from fedpipe.data.settling import settled, with_kinds
 from fedpipe.data.shards import split
@@ -69,7 +69,7 @@ def raw_parts(
         DataError, CorruptError, NotFoundError: the reason why the examples cannot be used.
     """
     if not federation.learner(name).data:
-        return dict(get_parts(store, get_shard(store, name, shards[name]).data, name))
+        return dict(get_shard_parts(store, name, shards[name]))
     return own_parts(federation, name, module, schema)
 
 

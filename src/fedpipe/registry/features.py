@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.data.cells import fits, parse_cells, place_of
+from fedpipe.data.claims import check_arrays
 from fedpipe.data.schema import Kind
 from fedpipe.data.sheets import Sheet, read_sheet
 from fedpipe.errors import DataError, one_line
@@ -76,6 +77,7 @@ def read_features(
 def _read_arrays(path: Path) -> dict[str, Array]:
     try:
         with path.open("rb") as raw:
+            check_arrays(raw, str(path))
             loaded = np.load(raw, allow_pickle=False)
             return {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except FileNotFoundError as error:

@@ -239,10 +239,18 @@ def fitted(spec: TensorSpec, values: npt.ArrayLike, card: Card) -> Array:
     return array
 
 
+_TOGETHER = 2**18
+"""Values that are checked together."""
+
+
 def first_unusable(array: Array, card: Card) -> int | None:
     """Returns the first example with infinity, or with NaN where it does not stand for a missing cell; None without."""
     if array.dtype.kind != "f" or not card.finite:
         return None
+    if array.ndim and len(array) > _TOGETHER and array.size > _TOGETHER:  # so that little memory is needed
+        step = max(1, _TOGETHER * len(array) // array.size)
+        found = ((start, first_unusable(array[start : start + step], card)) for start in range(0, len(array), step))
+        return next((start + row for start, row in found if row is not None), None)
     bad = ~np.isfinite(array)
     numeric = [column.missing for column in card.columns if column.kind in NUMERIC]
     if any(numeric) and array.shape[1:] == (len(numeric),):

@@ -58,14 +58,14 @@ def fetch_weights(
             raise WeightsError(
                 f"the update does not fit the model: it has {size} bytes where the model has {layout.size}"
             )
-        guarded(source, lambda: fetch_file(store, digest, path, owner, kind))
+        guarded(source, lambda: fetch_file(store, digest, path, owner, kind, limit=layout.size))
         if not path.exists():
             raise NotFoundError("the weights were removed while they were read")
     except DroppedError as error:
         raise WeightsError(error.what) from error
     with path.open("rb") as file:
         fetch = fetch_from(file)
-        if difference := layout.difference(read_layout(fetch, layout.size)):
+        if difference := layout.difference(read_layout(fetch, layout.size, layout)):
             raise WeightsError(f"the update does not fit the model: {difference}")
         for name, array in stream(fetch, layout.size):
             check_finite({name: array})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import itertools
 import logging
@@ -19,12 +20,14 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from fedpipe.serving.follower import Follower, Served
+from fedpipe.serving.limits import Limits
 from fedpipe.serving.measures import Measures
-from fedpipe.serving.protocol import HEADER_LENGTH, answer, parse
+from fedpipe.serving.memory import Memory, Share
+from fedpipe.serving.protocol import HEADER_LENGTH, Answer, Request, answer, parse, size_of_answer
 from fedpipe.serving.responses import JSON, Response, json_response, metadata_of, refusal, send_response
 from fedpipe.serving.runner import Batching, Runner
 from fedpipe.serving.runtime import Loaded
-from fedpipe.serving.tensors import RequestError
+from fedpipe.serving.tensors import Array, RequestError, Room
 from fedpipe.version import __version__
 
 log = logging.getLogger("fedpipe")
@@ -37,13 +40,8 @@ _PUBLIC_PATHS = ("/", "/page.js", "/page.css", "/v2/health/live", "/v2/health/re
 """Paths that reveal nothing about a model and need no token."""
 
 
-class Limits(NamedTuple):
-    """Limits requests: bytes of a body, bytes of all bodies together, seconds, concurrent requests."""
-
-    body: int = 64 * 2**20
-    bodies: int = 256 * 2**20
-    seconds: float = 30.0
-    requests: int = 1024
+_LARGE = 2**16
+"""Bytes from which a request or an answer is read, written and measured in a thread, one at a time."""
 
 
 Handler = Callable[["Call"], Any]
@@ -85,7 +83,9 @@ class App:
         self._token, self._access_log = token.encode(), access_log
         self._numbers = itertools.count()
         self._runners: dict[int, Runner] = {}
-        self._reserved_bytes = self._open_inferences = 0
+        self._memory = Memory(max(self._limits.memory, 2 * self._limits.body))
+        self._desk = ThreadPoolExecutor(1, "parse")
+        self._open_inferences = 0
         self.draining = False
         self._router = Router(self._routes(), redirect_slashes=False, default=_Endpoint(self, None, "GET"))
 
@@ -140,7 +140,8 @@ class App:
             response = refusal(RequestError(500, "the server failed; its log shows why"), scope)
         seconds = time.perf_counter() - started
         self._measures.record_request(response.model, response.version, response.status, seconds)
-        await send_response(response, send)
+        with response.share or contextlib.nullcontext():
+            await send_response(response, send, self._limits.seconds)
         if self._access_log:
             self._log_access(scope, response, seconds)
 
@@ -159,7 +160,7 @@ class App:
             "path": scope["path"],
             "status": response.status,
             "seconds": round(seconds, 6),
-            "bytes": len(response.body),
+            "bytes": response.size,
             "model": response.model,
             "version": response.version,
         }
@@ -248,68 +249,85 @@ class App:
             loaded = served.choose(next(self._numbers))
         name, version = loaded.entry.name, str(loaded.entry.version)
         self._open_inferences += 1
-        reserved = 0
-        try:
-            reserved = self._reserve(call)
-            return await self._run_inference(call, loaded)
-        except RequestError as error:
-            return refusal(error, call.scope, name, version)
-        finally:
-            self._open_inferences -= 1
-            self._reserved_bytes -= reserved
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._close_inference)
+            share = stack.enter_context(self._memory.share())
+            try:
+                response = await self._run_inference(call, loaded, share)
+            except RequestError as error:
+                return refusal(error, call.scope, name, version)
+            stack.pop_all()
+        self._close_inference()
+        return response._replace(share=share)  # until it is sent
 
-    def _reserve(self, call: Call) -> int:
-        """Reserves memory for the body before reading it; returns the number of bytes."""
+    def _close_inference(self) -> None:
+        self._open_inferences -= 1
+
+    def _most_bytes(self, call: Call) -> int:
+        """Returns the most bytes that the body may have, after checks of the head of the request."""
         if self._open_inferences > self._limits.requests:
             raise RequestError(503, f"more than {self._limits.requests} requests are waiting; retry later")
         encoding = call.headers.get(b"content-encoding", b"identity")
         if encoding != b"identity":
             raise RequestError(415, f"the content encoding {encoding[:50].decode('latin-1')!r} is not supported")
-        length = call.headers.get(b"content-length")
-        size = int(length) if length is not None and length.isdigit() else self._limits.body
+        length, head = call.headers.get(b"content-length", b""), call.headers.get(HEADER_LENGTH.encode())
+        size, json = (int(text) if text and text.isdigit() else 0 for text in (length, head))
         if size > self._limits.body:
             raise RequestError(413, f"the body has {size} bytes, but at most {self._limits.body} are allowed")
-        if self._reserved_bytes + size > max(self._limits.bodies, self._limits.body):
-            raise RequestError(503, "other requests use the memory for bodies; retry later")
-        self._reserved_bytes += size
-        return size
+        most = self._limits.body if head is not None else min(self._limits.json, self._limits.body)
+        if size > most or json > self._limits.json:
+            raise RequestError(413, self._limits.json_flaw(max(json, size if head is None else 0)))
+        return most
 
-    async def _run_inference(self, call: Call, loaded: Loaded) -> Response:
-        body = await self._read_body(call.receive)
+    async def _run_inference(self, call: Call, loaded: Loaded, share: Share) -> Response:
+        body = await self._read_body(call.receive, self._most_bytes(call), share)
         length = call.headers.get(HEADER_LENGTH.encode())
-        model = loaded.model
-        request = parse(
-            body, None if length is None else length.decode("latin-1"), model.inputs, model.outputs,
-            card=model.card,
+        model, room = loaded.model, Room(strings=self._limits.strings, reserve=share.grow)
+        request = await self._at_desk(
+            len(body), parse, body, None if length is None else length.decode("latin-1"), model.inputs, model.outputs,
+            card=model.card, room=room,
         )  # fmt: skip
         outputs = await self._runner(loaded).run(request.feed)
-        self._measures.record_inference(loaded, request.feed, outputs)
-        response = answer(loaded.entry.name, loaded.entry.version, request, outputs)
+        size = size_of_answer(request, outputs)
+        share.grow(size)
+        response = await self._at_desk(max(size, len(body)), self._measured_answer, loaded, request, outputs)
         headers: tuple[tuple[bytes, bytes], ...] = (JSON,)
         if response.header_length is not None:
             headers = (
                 (b"content-type", b"application/octet-stream"),
                 (HEADER_LENGTH.encode(), str(response.header_length).encode()),
             )
-        return Response(200, response.body, headers, loaded.entry.name, str(loaded.entry.version))
+        return Response(200, response.pieces, headers, loaded.entry.name, str(loaded.entry.version))
 
-    async def _read_body(self, receive: Receive) -> bytes:
-        message = await self._receive(receive)
-        if not message.get("more_body"):
-            return bytes(message["body"])
-        pieces, size = [message["body"]], len(message["body"])
-        end = time.monotonic() + self._limits.seconds
-        while message.get("more_body"):
+    async def _at_desk(self, size: int, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Calls a function in the thread for large requests, or at once if the size is small."""
+        if size < _LARGE:
+            return work(*arguments, **named)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._desk, functools.partial(work, *arguments, **named))
+
+    def _measured_answer(self, loaded: Loaded, request: Request, outputs: Mapping[str, Array]) -> Answer:
+        self._measures.record_inference(loaded, request.feed, outputs)
+        return answer(loaded.entry.name, loaded.entry.version, request, outputs)
+
+    async def _read_body(self, receive: Receive, most: int, share: Share) -> bytearray:
+        """Reads the body, and reserves memory for each piece."""
+        body, end = bytearray(), time.monotonic() + self._limits.seconds
+        while True:
             message = await self._receive(receive, end - time.monotonic())
-            pieces.append(message["body"])
-            size += len(message["body"])
-            if size > self._limits.body:
-                raise RequestError(413, f"the body has more than the {self._limits.body} bytes that are allowed")
-        return b"".join(pieces)
+            piece = message["body"]
+            if len(body) + len(piece) > most:
+                if most < self._limits.body:
+                    raise RequestError(413, self._limits.json_flaw(0))
+                raise RequestError(413, f"the body has more than the {most} bytes that are allowed")
+            share.grow(len(piece))
+            body += piece
+            if not message.get("more_body"):
+                return body
 
-    async def _receive(self, receive: Receive, seconds: float | None = None) -> Any:
+    async def _receive(self, receive: Receive, seconds: float) -> Any:
         try:
-            async with asyncio.timeout(self._limits.seconds if seconds is None else seconds):
+            async with asyncio.timeout(seconds):
                 message = await receive()
         except TimeoutError:
             raise RequestError(408, f"the body did not arrive within {self._limits.seconds:g} s") from None
@@ -324,6 +342,7 @@ class App:
             self._runners = {key: one for key, one in self._runners.items() if key in current}
             runner = self._runners[id(loaded)] = Runner(
                 loaded, self._pool, batching=self._batching, seconds=self._limits.seconds,
+                most=self._limits.body,
                 on_run=lambda rows: self._measures.record_run(loaded.entry.name, rows),
             )  # fmt: skip
         return runner

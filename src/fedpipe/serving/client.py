@@ -23,6 +23,12 @@ from fedpipe.store.userinfo import check_no_credentials
 Array = npt.NDArray[Any]
 
 
+_MOST_ANSWER = 2**28
+"""Bytes of an answer."""
+_MOST_JSON = 2**25
+"""Bytes of its JSON, of which each takes up to 24 bytes of memory."""
+
+
 class _Parameters(msgspec.Struct):
     binary_data_size: int | None = None
 
@@ -74,7 +80,7 @@ class RemoteModel:
         check_no_credentials(url, "URL of the server")
         token = os.environ.get("FEDPIPE_TOKEN", "") if token is None else token
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._pool = Pool(timeout=urllib3.Timeout(connect=5, read=60), retries=False)
+        self._pool = Pool(timeout=urllib3.Timeout(connect=5, read=60), retries=False, most=_MOST_ANSWER)
         base, found, path = url.rstrip("/").partition("/v2")
         self._url = url.rstrip("/") if found and path else f"{base}/v2/models/{self._only_model(base)}"
         response = self._request("GET", self._url)
@@ -136,6 +142,15 @@ class RemoteModel:
             raise InputError(f"the server does not answer: {reason_of(error)}", where=url, remedy=remedy) from error
         if response.status != 200:
             raise InputError(_error_message(response), where=url)
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            what = f"the server answers with the content encoding {encoding[:40]!r}, which is not decoded"
+            raise InputError(what, where=url, remedy="Turn compression off for this client.")
+        text = response.headers.get(HEADER_LENGTH, "")
+        json = int(text) if text.isascii() and text.isdigit() and len(text) < 16 else len(response.data)
+        if json > _MOST_JSON:
+            what = f"the server answers with {json} bytes of JSON, but at most {_MOST_JSON} are read"
+            raise InputError(what, where=url, remedy="Predict fewer examples at a time.")
         return response
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from fedpipe.errors import DataError
 from fedpipe.registry.card import Card
 from fedpipe.registry.columns import assemble, check_names, listing, names_columns, parse_column
 from fedpipe.registry.prediction import TensorSpec, fitted
-from fedpipe.serving.tensors import DTYPES, STRINGS, InputTensor, RequestError, quote, read_tensor
+from fedpipe.serving.tensors import DTYPES, STRINGS, InputTensor, RequestError, Room, quote, read_tensor
 
 Array = npt.NDArray[Any]
 _WHERE = "the request"
@@ -25,7 +26,7 @@ def gives_columns(tensors: Sequence[InputTensor], inputs: Mapping[str, TensorSpe
 
 
 def feed_of_columns(
-    tensors: Sequence[InputTensor], binary: memoryview, inputs: Mapping[str, TensorSpec], card: Card, most_values: int
+    tensors: Sequence[InputTensor], binary: memoryview, inputs: Mapping[str, TensorSpec], card: Card, room: Room
 ) -> tuple[dict[str, Array], memoryview]:
     """Returns the inputs of the model, and the binary data that are left.
 
@@ -34,7 +35,7 @@ def feed_of_columns(
         binary: binary data of the request.
         inputs: the model's inputs by name.
         card: names and kinds of the columns.
-        most_values: most values of all columns together.
+        room: limits of all columns together, and memory.
 
     Raises:
         RequestError: a column is missing, is not in the model, or has values that do not fit.
@@ -42,14 +43,21 @@ def feed_of_columns(
     by_name = {column.name: column for column in card.columns}
     try:
         names = [tensor.name for tensor in tensors]
-        if twice := [name for name in set(names) if names.count(name) > 1]:
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise RequestError(400, f"column {quote(twice[0])} is given twice")
         if extra := check_names(card.columns, names):
             raise RequestError(400, f"the model has no column {quote(extra[0])}; it takes {listing(list(by_name))}")
-        rows = _rows(tensors, most_values)
+        rows = _rows(tensors, room.values)
+        room.reserve(8 * rows * len(tensors))
+        objects = 0
         values: dict[str, Array] = {}
         for tensor in tensors:
-            array, binary = _read(tensor, rows, binary, by_name[tensor.name])
+            column = by_name[tensor.name]
+            objects += 0 if _stays_array(tensor, column) else rows
+            if objects > room.strings:
+                what = f"the columns have {objects} values that are not numbers, but at most {room.strings} are allowed"
+                raise RequestError(413, what)
+            array, binary = _read(tensor, rows, binary, column, room)
             values[tensor.name] = array
         arrays = assemble(card.columns, values, list(inputs.values()))
         return {name: fitted(inputs[name], array, card) for name, array in arrays.items()}, binary
@@ -69,13 +77,19 @@ def _rows(tensors: Sequence[InputTensor], most_values: int) -> int:
     return rows
 
 
-def _read(tensor: InputTensor, rows: int, binary: memoryview, column: Column) -> tuple[Array, memoryview]:
+def _stays_array(tensor: InputTensor, column: Column) -> bool:
+    """Returns whether the cells of a column never become Python objects."""
+    return column.kind == "number" and tensor.datatype in DTYPES and DTYPES[tensor.datatype].kind in "iuf"
+
+
+def _read(
+    tensor: InputTensor, rows: int, binary: memoryview, column: Column, room: Room
+) -> tuple[Array, memoryview]:  # fmt: skip
     name, dtype = quote(tensor.name), DTYPES.get(tensor.datatype)
     if dtype is None:
         raise RequestError(400, f"column {name} has datatype {quote(tensor.datatype)}; use FP64, INT64, BOOL or BYTES")
     if column.kind == "date" and tensor.datatype != STRINGS:
         raise RequestError(400, f"column {name} is a date: send it as {STRINGS}, for example 2024-01-31")
-    array, binary = read_tensor(tensor, dtype, rows, binary, missing=True)
+    array, binary = read_tensor(tensor, dtype, rows, binary, missing=True, room=room)
     cells = array.reshape(-1)
-    numbers = column.kind == "number" and cells.dtype.kind in "iuf"
-    return parse_column(column, cells if numbers else cells.tolist(), _WHERE), binary
+    return parse_column(column, cells if _stays_array(tensor, column) else cells.tolist(), _WHERE), binary

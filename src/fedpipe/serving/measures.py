@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from fedpipe.serving.runtime import Loaded
 Array = npt.NDArray[Any]
 _LATENCIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_TOGETHER = 2**16
+"""Examples that are measured together, so that little memory is needed."""
 _AVERAGED_EXAMPLES = 10_000
 """Examples over which the moments of the input are averaged, with exponential weights."""
 
@@ -57,6 +60,7 @@ class Measures:
         self._missing = Counter("fedpipe_missing_values", "Missing values of a column.", column, **own)
         self._moments: dict[tuple[str, str], InputMoments] = {}
         self._children: dict[tuple[Any, ...], Any] = {}
+        self._lock = threading.Lock()
 
     def _child(self, metric: Any, *labels: str) -> Any:
         """Caches `metric.labels`, which takes as long as a run of a small model."""
@@ -108,7 +112,16 @@ class Measures:
         return InputMoments(sorted(names.values()))
 
     def record_inference(self, loaded: Loaded, feed: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """Records the moments of an input, and the classes of the outputs."""
+        """Records the moments of an input, and the classes of the outputs; safe in threads."""
+        rows = len(next(iter(feed.values()))) if loaded.trial.batches else 0
+        with self._lock:
+            for start in range(0, max(rows, 1), _TOGETHER):
+                part = slice(start, start + _TOGETHER) if rows > _TOGETHER else ...
+                self._record_inference(
+                    loaded, {k: v[part] for k, v in feed.items()}, {k: v[part] for k, v in outputs.items()}
+                )
+
+    def _record_inference(self, loaded: Loaded, feed: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         key = loaded.entry.name, str(loaded.entry.version)
         moments = self._moments.get(key)
         if moments is None:  # it was replaced while it answered

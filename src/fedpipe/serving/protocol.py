@@ -19,7 +19,18 @@ from fedpipe.data.schema import MOST_COLUMNS
 from fedpipe.registry.card import Card
 from fedpipe.registry.prediction import TensorSpec, first_unusable
 from fedpipe.serving.columns import feed_of_columns, gives_columns
-from fedpipe.serving.tensors import DATATYPES, InputTensor, RequestError, quote, read_tensor, short, to_bytes
+from fedpipe.serving.tensors import (
+    DATATYPES,
+    InputTensor,
+    Parameters,
+    RequestError,
+    Room,
+    quote,
+    read_tensor,
+    short,
+    to_bytes,
+    value_of,
+)
 
 Array = npt.NDArray[Any]
 
@@ -37,14 +48,14 @@ def describe_tensor(spec: TensorSpec) -> dict[str, Any]:
 
 class _Output(Struct):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = msgspec.field(default_factory=Parameters)
 
 
 class _Body(Struct):
     inputs: Annotated[list[InputTensor], Meta(max_length=_MOST_TENSORS)]
     outputs: Annotated[list[_Output], Meta(max_length=_MOST_TENSORS)] = []
     id: str = ""
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = msgspec.field(default_factory=Parameters)
 
 
 class Request(NamedTuple):
@@ -56,8 +67,8 @@ class Request(NamedTuple):
 
 
 def parse(
-    body: bytes | memoryview, header_length: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
-    *, card: Card | None = None, most_values: int = 2**28,
+    body: bytes | bytearray | memoryview, header_length: str | None, inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec], *, card: Card | None = None, room: Room | None = None,
 ) -> Request:  # fmt: skip
     """Parses a request and checks it against a model.
 
@@ -67,7 +78,7 @@ def parse(
         inputs: inputs of the model.
         outputs: outputs of the model.
         card: says whether NaN is allowed, and names the columns of a table: a request may give them instead of inputs.
-        most_values: most values of one tensor.
+        room: limits of the values, and memory for them.
 
     Raises:
         RequestError: the request is invalid or does not fit the model.
@@ -78,11 +89,11 @@ def parse(
         request = from_json(json, _Body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(400, f"the request is not valid: {short(error)}") from error
-    specs, card = {spec.name: spec for spec in inputs}, card or Card()
+    specs, card, room = {spec.name: spec for spec in inputs}, card or Card(), room or Room()
     if gives_columns(request.inputs, specs, card):
-        feed, binary = feed_of_columns(request.inputs, binary, specs, card, most_values)
+        feed, binary = feed_of_columns(request.inputs, binary, specs, card, room)
     else:
-        feed, binary = _feed(request.inputs, binary, specs, card, most_values)
+        feed, binary = _feed(request.inputs, binary, specs, card, room)
     if len(binary):
         raise RequestError(400, f"{len(binary)} bytes follow the last binary tensor")
     return Request(feed, _requested_outputs(request, [spec.name for spec in outputs]), request.id)
@@ -100,7 +111,7 @@ def _split_body(view: memoryview, header_length: str | None) -> tuple[memoryview
 
 
 def _feed(
-    tensors: list[InputTensor], binary: memoryview, specs: Mapping[str, TensorSpec], card: Card, most_values: int
+    tensors: list[InputTensor], binary: memoryview, specs: Mapping[str, TensorSpec], card: Card, room: Room
 ) -> tuple[dict[str, Array], memoryview]:
     feed: dict[str, Array] = {}
     for tensor in tensors:
@@ -109,9 +120,9 @@ def _feed(
             raise RequestError(400, f"there is no input {quote(tensor.name)}; the model takes {_names(specs)}")
         if tensor.name in feed:
             raise RequestError(400, f"input {quote(tensor.name)} is given twice")
-        count = _check_shape(tensor, spec, most_values)
+        count = _check_shape(tensor, spec, room.values)
         missing = spec.dtype.kind == "f" and any(column.missing for column in card.columns)
-        array, binary = read_tensor(tensor, spec.dtype, count, binary, missing=missing)
+        array, binary = read_tensor(tensor, spec.dtype, count, binary, missing=missing, room=room)
         if first_unusable(array, card) is not None:
             raise RequestError(
                 400, f"input {quote(tensor.name)} contains NaN or infinity, or a value too large for its datatype"
@@ -143,7 +154,7 @@ def _check_shape(tensor: InputTensor, spec: TensorSpec, most_values: int) -> int
 
 
 def _requested_outputs(request: _Body, names: list[str]) -> dict[str, bool]:
-    binary = request.parameters.get("binary_data_output") is True
+    binary = value_of(request.parameters.binary_data_output) is True
     if not request.outputs:
         return dict.fromkeys(names, binary)
     requested: dict[str, bool] = {}
@@ -153,17 +164,37 @@ def _requested_outputs(request: _Body, names: list[str]) -> dict[str, bool]:
         if output.name in requested:
             raise RequestError(400, f"output {quote(output.name)} is requested twice")
         for name in ("classification", "shared_memory_region"):
-            if name in output.parameters:
+            if len(getattr(output.parameters, name)):
                 raise RequestError(400, f"the output parameter {name} is not supported")
-        requested[output.name] = bool(output.parameters.get("binary_data", binary))
+        own = output.parameters.binary_data
+        requested[output.name] = bool(value_of(own)) if len(own) else binary
     return requested
 
 
 class Answer(NamedTuple):
-    """Holds an HTTP body, and the length of its JSON if binary tensors follow."""
+    """Holds the pieces of an HTTP body, and the length of its JSON if binary tensors follow."""
 
-    body: bytes
+    pieces: tuple[bytes | memoryview, ...]
     header_length: int | None
+
+    @property
+    def body(self) -> bytes:
+        """Returns the whole body."""
+        return b"".join(self.pieces)
+
+
+MOST_JSON_VALUES = 2**20
+"""Most values of an answer in JSON, each of which takes some 24 bytes of text."""
+
+
+def size_of_answer(request: Request, outputs: Mapping[str, Array]) -> int:
+    """Returns about how many bytes an answer takes with the outputs. Raises RequestError if it is too long for JSON."""
+    wanted = {name: outputs[name] for name in request.outputs}
+    count = sum(array.size for name, array in wanted.items() if not request.outputs[name] or array.dtype == object)
+    if count > MOST_JSON_VALUES:
+        what = f"the answer has {count} values, but at most {MOST_JSON_VALUES} are sent as JSON or strings"
+        raise RequestError(413, f"{what}: ask for binary data, or send fewer examples")
+    return 24 * count + sum(array.nbytes for array in outputs.values())  # binary data are the outputs themselves
 
 
 def answer(model: str, version: int, request: Request, outputs: Mapping[str, Array]) -> Answer:
@@ -176,7 +207,7 @@ def answer(model: str, version: int, request: Request, outputs: Mapping[str, Arr
         outputs: all outputs of the model by name.
     """
     tensors: list[dict[str, Any]] = []
-    pieces: list[bytes] = []
+    pieces: list[bytes | memoryview] = []
     for name, binary in request.outputs.items():
         array = outputs[name]
         output: dict[str, Any] = {"name": name, "datatype": DATATYPES[array.dtype], "shape": array.shape}
@@ -190,7 +221,7 @@ def answer(model: str, version: int, request: Request, outputs: Mapping[str, Arr
     if request.id:
         head["id"] = request.id
     json = msgspec.json.encode(head)
-    return Answer(b"".join([json, *pieces]), len(json) if pieces else None)
+    return Answer((json, *pieces), len(json) if pieces else None)
 
 
 def _names(names: Mapping[str, Any] | Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NamedTuple
 
 import msgspec
@@ -9,10 +10,12 @@ from starlette.types import Scope, Send
 
 from fedpipe.registry.card import PUBLIC
 from fedpipe.serving.follower import Served
+from fedpipe.serving.memory import Share
 from fedpipe.serving.protocol import describe_tensor
 from fedpipe.serving.runtime import Loaded
 from fedpipe.serving.tensors import RequestError
 
+_PIECE = 2**18
 JSON = (b"content-type", b"application/json")
 
 
@@ -20,10 +23,22 @@ class Response(NamedTuple):
     """Holds a response, and the model and version that the log and the metrics record with it."""
 
     status: int
-    body: bytes
+    body: bytes | tuple[bytes | memoryview, ...]
     headers: tuple[tuple[bytes, bytes], ...] = (JSON,)
     model: str = ""
     version: str = ""
+    share: Share | None = None
+    """The memory that is held until the response is sent."""
+
+    @property
+    def pieces(self) -> tuple[bytes | memoryview, ...]:
+        """Returns the body in pieces."""
+        return self.body if isinstance(self.body, tuple) else (self.body,)
+
+    @property
+    def size(self) -> int:
+        """Returns the number of bytes of the body."""
+        return sum(map(len, self.pieces))
 
 
 def metadata_of(loaded: Loaded, served: Served) -> dict[str, Any]:
@@ -57,8 +72,25 @@ def refusal(error: RequestError, scope: Scope, model: str = "", version: str = "
     return Response(error.status, msgspec.json.encode({"error": str(error)}), headers, model, version)
 
 
-async def send_response(response: Response, send: Send) -> None:
-    """Sends a response over ASGI."""
-    length = (b"content-length", str(len(response.body)).encode())
+async def send_response(response: Response, send: Send, seconds: float) -> None:
+    """Sends a response over ASGI, piece by piece: the memory of a slow client's answer is held until it is sent.
+
+    Args:
+        response: the response.
+        send: of ASGI.
+        seconds: time in which a client must take a piece. Otherwise the server hangs up.
+    """
+    left = response.size
+    length = (b"content-length", str(left).encode())
     await send({"type": "http.response.start", "status": response.status, "headers": [*response.headers, length]})
-    await send({"type": "http.response.body", "body": response.body})
+    for part in response.pieces:
+        for start in range(0, max(1, len(part)), _PIECE):
+            piece = bytes(part[start : start + _PIECE])
+            left -= len(piece)
+            try:
+                async with asyncio.timeout(seconds):
+                    await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
+            except TimeoutError:
+                return  # uvicorn hangs up on an unfinished answer
+            if not left:
+                return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -40,15 +41,17 @@ class Runner:
         pool: threads, one for each concurrent run.
         batching: how requests are combined.
         seconds: time limit of a run.
+        most: bytes that the outputs of a run may have.
         on_run: receives the number of examples of each run.
     """
 
     def __init__(
         self, loaded: Loaded, pool: ThreadPoolExecutor, *, batching: Batching, seconds: float,
-        on_run: Callable[[int], None] = lambda _: None,
+        most: int = 2**62, on_run: Callable[[int], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self.loaded = loaded
         self._pool, self._batching, self._seconds, self._on_run = pool, batching, seconds, on_run
+        self._most = most
         self._pending: dict[Any, list[_PendingRequest]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -79,7 +82,8 @@ class Runner:
 
     async def _run_in_thread(self, feed: Batch) -> dict[str, Array]:
         options = runtime().RunOptions()
-        run = asyncio.get_running_loop().run_in_executor(self._pool, self.loaded.run, feed, options)
+        work = functools.partial(self.loaded.run, feed, options, most=self._most)
+        run = asyncio.get_running_loop().run_in_executor(self._pool, work)
         try:
             return await asyncio.wait_for(asyncio.shield(run), self._seconds)
         except TimeoutError:

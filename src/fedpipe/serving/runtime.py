@@ -22,12 +22,16 @@ from fedpipe.codec import from_json
 from fedpipe.errors import CorruptError, FedpipeError, one_line
 from fedpipe.registry.prediction import OnnxModel, open_model, runtime
 from fedpipe.registry.publication import ModelVersion
+from fedpipe.serving.tensors import RequestError
 
 Array = npt.NDArray[Any]
 TRIAL_SECONDS = 120.0
 """Time limit of a trial, which loads the model and runs it."""
 _TRIAL_BYTES = 4 * 2**30
 """Bytes of address space that a trial may use in addition to four times the model."""
+_SLICE_ROWS = 2**13
+_SLICE_BYTES = 2**23
+"""Most examples, and about how many bytes of them, that run at once."""
 _SIZES = (1, 8, 64)
 """Sizes that a trial tries for free dimensions other than the batch."""
 
@@ -45,9 +49,31 @@ class Loaded(NamedTuple):
     model: OnnxModel
     trial: Trial
 
-    def run(self, feed: Mapping[str, Array], options: Any = None) -> dict[str, Array]:
-        """Returns all outputs by name."""
-        outputs = self.model.run(dict(feed), options)
+    def run(self, feed: Mapping[str, Array], options: Any = None, *, most: int = 2**62) -> dict[str, Array]:
+        """Returns all outputs by name; many examples run in slices, so that the model's own arrays stay small.
+
+        Args:
+            feed: inputs by name.
+            options: of onnxruntime.
+            most: bytes that the outputs may have.
+
+        Raises:
+            RequestError: the outputs have more bytes.
+        """
+        rows = len(next(iter(feed.values()))) if self.trial.batches else 1
+        step = max(1, min(_SLICE_ROWS, _SLICE_BYTES * rows // max(1, sum(array.nbytes for array in feed.values()))))
+        outputs: list[Array] = []
+        for start in range(0, max(rows, 1), step):
+            part = feed if rows <= step else {name: array[start : start + step] for name, array in feed.items()}
+            found = self.model.run(dict(part), options)
+            if sum(array.nbytes for array in found) * rows // min(rows or 1, step) > most:
+                raise RequestError(413, f"the answer has more than {most} bytes: send fewer examples")
+            if rows <= step:
+                outputs = found
+                break
+            outputs = outputs or [np.empty((rows, *array.shape[1:]), array.dtype) for array in found]
+            for whole, array in zip(outputs, found, strict=True):
+                whole[start : start + step] = array
         return {spec.name: array for spec, array in zip(self.model.outputs, outputs, strict=True)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import hashlib
 import logging
 import os
@@ -35,13 +36,16 @@ try:
 except ImportError as error:
     raise MissingExtraError(error.name or "uvicorn", "serve") from error
 
-from fedpipe.serving.app import App, Limits
+from fedpipe.serving.app import App
+from fedpipe.serving.limits import Limits
 from fedpipe.serving.measures import Measures
 
 log = logging.getLogger("fedpipe")
 HEADER_SECONDS = 10.0
 """Time limit for the head of a request."""
 _BACKLOG = 2048
+_MMAP_THRESHOLD, _ARENA_MAX = -3, -8
+"""Parameters of glibc's mallopt."""
 _SHUTDOWN_SECONDS = 30
 """How long the last requests may take at shutdown."""
 
@@ -186,6 +190,7 @@ class Server:
     def run(self) -> None:
         """Serves until SIGTERM, SIGINT or `stop`."""
         _allow_many_connections()
+        _return_memory()
         stop = threading.Event()
         follow = (self._options.poll, stop)
         with contextlib.closing(self._listener), self._pool:
@@ -274,6 +279,14 @@ def _listen(host: str, port: int) -> socket.socket:
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _return_memory() -> None:
+    """Makes the C library return large blocks to the system at once; by default glibc keeps those below 32 MiB."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(_MMAP_THRESHOLD, 2**18)
+        library.mallopt(_ARENA_MAX, 2)
 
 
 def _allow_many_connections() -> None:

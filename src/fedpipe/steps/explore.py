@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from fedpipe.data.exploration import Exploration, view_of
-from fedpipe.data.parts import get_parts, get_shard
+from fedpipe.data.parts import get_shard_parts
 from fedpipe.federation.federation import Federation
 from fedpipe.reports.exploration_page import render_html, render_markdown
 from fedpipe.rounds.plan import RunPlace, Shards
@@ -37,7 +37,7 @@ def run(inputs: Inputs) -> Outputs:
     views = []
     for name, digest in inputs.shards.learners.items():
         if name not in left_out:
-            parts = get_parts(store, get_shard(store, name, digest).data, name)
+            parts = get_shard_parts(store, name, digest)
             views.append(view_of(name, parts, federation.data.statistics))
     found = Exploration(federation.name, tuple(views), left_out)
     return Outputs(page=Html(content=render_html(found)), table=Markdown(content=render_markdown(found)))

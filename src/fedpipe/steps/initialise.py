@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from fedpipe.data.disclosure import put_schema, schema_of_head, settle_schema
 from fedpipe.data.examples import Examples
-from fedpipe.data.parts import get_parts, get_shard
+from fedpipe.data.parts import get_parts, get_shard_parts
 from fedpipe.data.ports import ports_of
 from fedpipe.data.schema import Schema
 from fedpipe.data.settling import settled
@@ -75,7 +75,7 @@ def _examples(store: Store, shards: Shards) -> Examples | None:
         return get_parts(store, shards.test)["test"]
     for name, digest in sorted(shards.learners.items()):
         try:
-            return get_parts(store, get_shard(store, name, digest).data, name)["train"]
+            return get_shard_parts(store, name, digest)["train"]
         except StoreUnavailableError:
             raise
         except (CorruptError, StoreError, KeyError) as error:

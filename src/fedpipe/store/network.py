@@ -19,6 +19,7 @@ import urllib3
 from urllib3.util import create_urllib3_context
 
 from fedpipe.errors import InputError
+from fedpipe.store.bodies import MOST_ANSWER, TooLongError, fetch
 
 BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """Variables with certificates to trust; all that are set count, and without any those of the system."""
@@ -177,15 +178,16 @@ class Pool(urllib3.PoolManager):
 
     Args:
         direct: never use a proxy, as for the metadata service of a machine.
+        most: bytes of an answer that is read at once. No answer is decoded.
         settings: of `urllib3.PoolManager`.
 
     A request raises RouteError where a proxy or a certificate prevents it, and InputError for a mistake in the
     environment.
     """
 
-    def __init__(self, *, direct: bool = False, **settings: Any) -> None:
+    def __init__(self, *, direct: bool = False, most: int = MOST_ANSWER, **settings: Any) -> None:
         super().__init__(**settings)
-        self._direct, self._settings = direct, settings
+        self._direct, self._most, self._settings = direct, most, settings
         self._managers: dict[Proxy, urllib3.ProxyManager] = {}
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Lock()
@@ -196,10 +198,12 @@ class Pool(urllib3.PoolManager):
             if url.lower().startswith("https:"):
                 self._secure()
             if proxy is None:
-                return super().urlopen(method, url, redirect, **more)
-            response = self._manager(proxy).urlopen(method, url, redirect, **more)
+                return fetch(super().urlopen, method, url, redirect, most=self._most, **more)
+            response = fetch(self._manager(proxy).urlopen, method, url, redirect, most=self._most, **more)
         except (urllib3.exceptions.ProxyError, urllib3.exceptions.SSLError, urllib3.exceptions.MaxRetryError) as error:
             raise explained(error, urlsplit(url).hostname or url, proxy) from error
+        except TooLongError as error:
+            raise RouteError(f"{error}", "Check the URL, and what runs there.", lasting=True) from error
         if proxy and response.status == 407:
             response.close()
             raise _asks_for_password(proxy)

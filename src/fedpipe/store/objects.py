@@ -139,11 +139,22 @@ def get_bytes(store: Store, digest: str, owner: str | None = None, *, limit: int
     return data
 
 
-def fetch_file(store: Store, digest: str, path: Path, owner: str | None = None, kind: keys.Kind = "objects") -> None:
+def fetch_file(
+    store: Store, digest: str, path: Path, owner: str | None = None, kind: keys.Kind = "objects",
+    *, limit: int | None = None,
+) -> None:  # fmt: skip
     """Downloads an object to a file, which appears only once it is complete and matches the digest.
 
+    Args:
+        store: the federation's store.
+        digest: of the object.
+        path: of the file.
+        owner: the learner that owns the object, if any.
+        kind: the folder of the object.
+        limit: bytes that it may have, if its size is known.
+
     Raises:
-        CorruptError: the bytes do not match the digest.
+        CorruptError: the bytes do not match the digest, or are more than the limit.
         StoreError: the object is missing, or cannot be read.
     """
     key = keys.content(digest, owner, kind)
@@ -153,6 +164,9 @@ def fetch_file(store: Store, digest: str, path: Path, owner: str | None = None, 
         with _named():
             opened = store.open(key)
         with contextlib.closing(opened) as reader, temporary.open("wb") as file:
+            if limit is not None and reader.size > limit:
+                what = f"the object has {reader.size} bytes, the limit is {limit}"
+                raise CorruptError(what, where=f"{store.uri}/{key}")
             while piece := reader.read(_PIECE):
                 found.update(piece)
                 file.write(piece)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import hashlib
 import itertools
 import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -19,8 +18,9 @@ from typing import Any, Self, TypeVar
 import urllib3
 from minio.error import InvalidResponseError, S3Error, ServerError
 
-from fedpipe.errors import NotFoundError, StoreError, StoreUnavailableError, TooLargeError
+from fedpipe.errors import CorruptError, FedpipeError, NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.store.base import SMALL, Blob, Entry, Reader, check_key, probe_conditional_writes
+from fedpipe.store.bodies import TornError, check_start, is_torn, read_exactly, release, size_of
 from fedpipe.store.credentials import Credentials
 from fedpipe.store.network import RouteError, remedy_of, via
 from fedpipe.store.s3_client import DEADLINE, Connection, connect, describe_answer, may_pass, time_of_signing
@@ -40,23 +40,6 @@ _DENIED = {
 }  # fmt: skip
 """Codes for refused credentials; a wrong clock causes most of them, depending on the server."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
-
-
-class _TornError(OSError):
-    """The server sent the bytes of one version with the ETag of another."""
-
-
-def _is_torn(blob: Blob, headers: Mapping[str, str]) -> bool:
-    """Returns whether the ETag is the MD5 of other bytes than these.
-
-    VersityGW opens the file first and reads its ETag afterwards. After a write in between, a client that waits for a
-    change would never see it. ETags of multipart or encrypted objects are not MD5s. If one looks like an MD5 all the
-    same, the retry returns it again, and it is accepted.
-    """
-    found = re.fullmatch(r'"?([0-9a-f]{32})"?', blob.version)
-    if found is None or "x-amz-server-side-encryption" in headers:
-        return False
-    return hashlib.md5(blob.data, usedforsecurity=False).hexdigest() != found[1]
 
 
 class MinioStore:
@@ -164,15 +147,15 @@ class MinioStore:
         return self._retried(call, key)
 
     def _whole(self, response: Any, key: str, limit: int) -> Blob:
-        size = int(response.headers["Content-Length"])
+        size = size_of(response, self._where(key))
         if size > limit:
             raise TooLargeError(f"the object has {size} bytes, the limit is {limit}", where=self._where(key))
-        blob = Blob(response.read(), response.headers["ETag"])
+        blob = Blob(read_exactly(response, size, self._where(key)), response.headers["ETag"])
         version, seen = self._torn.get(key, ("", 0))
         count = 1 + seen * (version == blob.version)
-        if _is_torn(blob, response.headers) and count <= 3:  # the ETag may be no MD5
+        if is_torn(blob, response.headers) and count <= 3:  # the ETag may be no MD5
             self._torn[key] = (blob.version, count)
-            raise _TornError(f"{self._where(key)} was written while it was read")
+            raise TornError(f"{self._where(key)} was written while it was read")
         self._torn.pop(key, None)
         return blob
 
@@ -187,7 +170,7 @@ class MinioStore:
                     return None
                 raise _refusal(response)
             finally:
-                _release(response)
+                release(response)
 
         try:
             return self._retried(call, key)
@@ -216,18 +199,26 @@ class MinioStore:
         try:
             yield response
         finally:
-            _release(response)
+            release(response)
 
     def open(self, key: str) -> Reader:
         return _MinioReader(self, key)
 
     def _start(self, key: str, start: int) -> Any:
-        return self._retried(lambda: self._client.get_object(self._bucket, self._key(key), offset=start), key)
+        response = self._retried(lambda: self._client.get_object(self._bucket, self._key(key), offset=start), key)
+        try:
+            check_start(response, start, self._where(key))
+            size_of(response, self._where(key))
+        except FedpipeError:
+            response.close()
+            raise
+        return response
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         def call() -> bytes:
             with self._opened(key, start, length) as response:
-                return bytes(response.read())
+                check_start(response, start, self._where(key))
+                return read_exactly(response, min(length, size_of(response, self._where(key))), self._where(key))
 
         if length <= 0:
             return b""
@@ -350,7 +341,7 @@ class _MinioReader:
         self._store, self._key, self._position = store, key, 0
         self._response = store._start(key, 0)
         self._version = self._response.headers["ETag"]
-        self.size = int(self._response.headers["Content-Length"])
+        self.size = int(self._response.headers["Content-Length"])  # which `_start` has checked
 
     def read(self, length: int) -> bytes:
         wanted = min(length, self.size - self._position)
@@ -367,7 +358,7 @@ class _MinioReader:
             if self._response is None:
                 self._response = self._store._start(self._key, self._position)
                 if self._response.headers["ETag"] != self._version:
-                    raise StoreError("the object changed while it was read", where=self._store._where(self._key))
+                    raise CorruptError("the object changed while it was read", where=self._store._where(self._key))
             piece = bytes(self._response.read(wanted))
             if not piece:
                 raise urllib3.exceptions.ProtocolError("the connection ended early")
@@ -378,7 +369,7 @@ class _MinioReader:
 
     def close(self) -> None:
         if self._response is not None:
-            _release(self._response)
+            release(self._response)
             self._response = None
 
 
@@ -391,10 +382,3 @@ def _refusal(response: Any) -> Exception:
     if b"<Error>" in response.data:
         return S3Error.fromxml(response)
     return ServerError(f"HTTP {response.status}", response.status)
-
-
-def _release(response: Any) -> None:
-    """Returns the connection to the pool; closes it if the body has not been read to its end."""
-    if response.length_remaining:
-        response.close()
-    response.release_conn()

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from fedpipe.data.examples import Examples
-from fedpipe.data.parts import get_parts, get_shard
+from fedpipe.data.parts import get_shard_parts
 from fedpipe.data.trees import Tree, leaves
 from fedpipe.errors import DataError, NotFoundError
 from fedpipe.federation.preprocessing import applied, parse
@@ -93,7 +93,7 @@ def client_data(place: RunPlace, part: str = "train") -> Any:
     if start is None:
         raise NotFoundError(f"there is no run {place.run!r}", where=store.uri)
     shards = read_plan(store, start.plan).shards
-    parts_of = {name: get_parts(store, get_shard(store, name, digest).data, name) for name, digest in shards.items()}
+    parts_of = {name: get_shard_parts(store, name, digest) for name, digest in shards.items()}
     columns = {name: _named(parts[part].x, parts[part].y) for name, parts in parts_of.items() if part in parts}
     if not columns:
         remedy = "Choose one of: train, vote, test."
