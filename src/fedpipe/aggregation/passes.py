@@ -14,6 +14,7 @@ import numpy as np
 
 from fedpipe.aggregation.arithmetic import Array, Floats, add_distances, largest, total
 from fedpipe.aggregation.feeds import PIECE, Ahead, Aside, Chunk, Feed, Operand, RefusedError, chunks_of
+from fedpipe.aggregation.norms import Norms
 from fedpipe.aggregation.rule import Columns, Sums
 from fedpipe.weights import Layout
 
@@ -25,21 +26,24 @@ _Operand = TypeVar("_Operand", bound=Operand)
 
 
 def finished(
-    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, rule: Sums
+    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, rule: Sums, norms: Norms | None = None
 ) -> Iterator[tuple[Chunk, Array]]:
     """Yield each chunk with the result of a rule of sums; of counters the largest. See `added`."""
     weight = float(sum(o.weight for o in _in_order(operands)))
-    for chunk, values in added(stack, operands, layout):
+    for chunk, values in added(stack, operands, layout, norms):
         yield chunk, rule.finish(values, weight) if chunk.is_float else values
 
 
-def added(stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout) -> Iterator[tuple[Chunk, Array]]:
+def added(
+    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, norms: Norms | None = None
+) -> Iterator[tuple[Chunk, Array]]:
     """Yield each chunk with the weighted sum of the operands; of counters the largest.
 
     Args:
         stack: closes what the pass opens.
         operands: of one layout, in any order.
         layout: the layout of the global weights.
+        norms: measures the updates that are read from the store.
 
     Raises:
         RefusedError: an update is truncated or does not match its digest.
@@ -47,7 +51,7 @@ def added(stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layo
     operands = _in_order(operands)
     weights, places = [o.weight for o in operands], [o.place for o in operands]
     summed = frozenset(position for position, o in enumerate(operands) if o.summed)
-    for chunk, values in _read(stack, operands, layout):
+    for chunk, values in _read(stack, operands, layout, norms=norms):
         yield chunk, total(values, weights, places, summed) if chunk.is_float else largest(values)
 
 
@@ -69,7 +73,9 @@ def distances(stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout
     return found
 
 
-def together(stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout) -> Iterator[tuple[Chunk, list[Array]]]:
+def together(
+    stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout, norms: Norms | None = None
+) -> Iterator[tuple[Chunk, list[Array]]]:
     """Yield each chunk with the values of all updates, in the order of their places; all floats are finite.
 
     A robust rule may hide a NaN, so values are checked before the rule sees them.
@@ -78,13 +84,14 @@ def together(stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout)
         stack: closes what the pass opens.
         feeds: of one layout, in any order.
         layout: the layout of the global weights.
+        norms: measures the updates.
 
     Raises:
         RefusedError: an update is truncated, not finite, or does not match its digest.
     """
     feeds = _in_order(feeds)
     piece = min(PIECE, max(_LEAST, _TOGETHER // len(feeds) // 8 * 8))
-    for chunk, values in _read(stack, feeds, layout, piece):
+    for chunk, values in _read(stack, feeds, layout, piece, norms):
         held = list(values)
         if chunk.is_float:
             for feed, value in zip(feeds, held, strict=True):
@@ -108,18 +115,28 @@ def _in_order(operands: Sequence[_Operand]) -> list[_Operand]:
 
 
 def _read(
-    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, piece: int = PIECE
+    stack: contextlib.ExitStack,
+    operands: Sequence[Operand],
+    layout: Layout,
+    piece: int = PIECE,
+    norms: Norms | None = None,
 ) -> Iterator[tuple[Chunk, Iterator[Array]]]:
     """Yield each chunk with the operands' arrays, all of which must be taken; then verify the operands."""
     pieces = stack.enter_context(contextlib.closing(Ahead(operands, chunks_of(layout, piece))))
     hasher = stack.enter_context(contextlib.closing(Aside()))
+    for operand in operands:
+        if norms and isinstance(operand, Feed):
+            norms.begin(operand.learner)
 
     def taken(operand: Operand, chunk: Chunk) -> Array:
         data, is_sum = pieces.next(), operand.summed and chunk.is_float
         if len(data) != (chunk.sum_bytes if operand.summed else chunk.stop - chunk.start):
             raise RefusedError(operand.learner, "the weights are truncated")
         hasher.do(operand.taken, data)
-        return np.frombuffer(data, np.float64 if is_sum else chunk.dtype)
+        values = np.frombuffer(data, np.float64 if is_sum else chunk.dtype)
+        if norms and chunk.is_float and isinstance(operand, Feed):
+            norms.add(operand.learner, chunk, values)
+        return values
 
     for chunk in chunks_of(layout, piece):
         yield chunk, (taken(operand, chunk) for operand in operands)

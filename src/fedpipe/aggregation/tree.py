@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fedpipe.aggregation.arithmetic import level
 from fedpipe.aggregation.feeds import Feed, Kept, RefusedError, Source, bytes_of
+from fedpipe.aggregation.norms import Norms
 from fedpipe.aggregation.passes import added, quiet, together
 from fedpipe.aggregation.rule import Rule, Sums, check_sums
 from fedpipe.store import Store
@@ -32,13 +33,18 @@ class Forest:
         rule: combines them in the end.
         asked: the places of all learners that the round asks.
         folder: where files are kept.
+        norms: measures the updates, if given.
 
     Raises:
         TypeError: the rule needs single updates.
     """
 
-    def __init__(self, store: Store, layout: Layout, rule: Sums, asked: Collection[int], folder: Path) -> None:
+    def __init__(
+        self, store: Store, layout: Layout, rule: Sums, asked: Collection[int], folder: Path,
+        norms: Norms | None = None,
+    ) -> None:  # fmt: skip
         check_sums(rule)
+        self.norms = norms
         self._store, self._layout, self._asked, self._folder = store, layout, frozenset(asked), folder
         self._trees: list[tuple[Kept, frozenset[int]]] = []
         self.members: dict[str, Source] = {}
@@ -46,11 +52,14 @@ class Forest:
         self._all: dict[str, Source] = {}
 
     @classmethod
-    def plant(cls, store: Store, layout: Layout, rule: Rule, asked: Collection[int], folder: Path) -> Forest | None:
+    def plant(
+        cls, store: Store, layout: Layout, rule: Rule, asked: Collection[int], folder: Path,
+        norms: Norms | None = None,
+    ) -> Forest | None:  # fmt: skip
         """Make a forest; None when the rule needs single updates, and for a model that is small."""
         if not isinstance(rule, Sums) or layout.size < WORTH_ADDING:
             return None
-        return cls(store, layout, rule, asked, folder)
+        return cls(store, layout, rule, asked, folder, norms)
 
     @property
     def kept(self) -> list[Kept]:
@@ -68,7 +77,7 @@ class Forest:
         try:
             with contextlib.ExitStack() as stack, path.open("wb") as file:
                 feed = stack.enter_context(contextlib.closing(Feed(self._store, source, self._layout)))
-                for _, (values,) in together(stack, [feed], self._layout):
+                for _, (values,) in together(stack, [feed], self._layout, self.norms):
                     file.write(bytes_of(values))
         except RefusedError as error:
             path.unlink()

@@ -7,6 +7,9 @@ learners/<name>/runs/<run>/<round>/absent   why a learner did not vote
 from __future__ import annotations
 
 from fedpipe.errors import CorruptError, DroppedError
+from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.identity.statements import check_signed
+from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
 from fedpipe.rounds.plan import Plan
@@ -52,6 +55,8 @@ def collect_ballots(
     """Return the valid ballots of a round, and the learners without one with the reason, both sorted by name."""
     federation, vote, definition = plan.federation, plan.federation.vote, plan.definition.digest
     assert vote is not None
+    enrolled = read_enrolled(store)
+    claims = Claims(plan.sizes, enrolled)
 
     def read(learner: str) -> Ballot | None:
         ballot = find_ballot(store, learner, plan.run, number)
@@ -62,6 +67,8 @@ def collect_ballots(
             )  # fmt: skip
             if ballot.plan not in (None, definition):
                 raise DroppedError("the ballot belongs to an earlier try of the run, with other settings")
+            check_signed(ballot, enrolled)
+            claims.check_ballot(ballot)
         return ballot
 
     return gather(store, plan.run, number, roll, read, name="absent", otherwise="no ballot")

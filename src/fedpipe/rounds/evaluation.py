@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from fedpipe.errors import CorruptError
+from fedpipe.errors import CorruptError, DroppedError
+from fedpipe.identity.signing import Signature
 from fedpipe.rounds.manifests import Metrics
 from fedpipe.rounds.measures import measure
 from fedpipe.rounds.tallies import Head, Matrix, Tally, add_tallies, mistake_in
@@ -47,6 +48,7 @@ class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     label_shape: LabelSize | dict[OutputName, LabelSize] = ()
     why: Reason = ""
     settings: str = ""
+    signature: Signature | None = None
 
 
 class Measured(Struct, frozen=True, kw_only=True):
@@ -81,16 +83,23 @@ def find_score(store: Store, learner: str, run: str) -> Score | None:
     return find(store, keys.score(learner, run), Score)
 
 
-def read_scores(store: Store, run: str, learners: Sequence[str]) -> list[Score]:
-    """Return the scores of all learners; none when there were no score steps, as in a simulation."""
+def read_scores(
+    store: Store, run: str, learners: Sequence[str], check: Callable[[Score], None] = lambda _: None
+) -> list[Score]:
+    """Return the scores of all learners; none when there were no score steps, as in a simulation.
+
+    `check` raises DroppedError for one that does not count.
+    """
     scores: dict[str, Score | None] = {}
     for learner in learners:
         try:
             found = find_score(store, learner, run)
             if found and found.learner != learner:
                 raise CorruptError(f"the score names {found.learner!r}")
+            if found:
+                check(found)
             scores[learner] = found
-        except CorruptError as error:
+        except (CorruptError, DroppedError) as error:
             scores[learner] = Score(learner=learner, weights="", why=error.what)
     if not any(scores.values()):
         return []

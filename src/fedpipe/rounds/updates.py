@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from msgspec.structs import replace
 
 from fedpipe.errors import (
     DroppedError,
     NotFoundError,
     WeightsError,
 )
-from fedpipe.identity.enrolment import Enrolled, flaw_of, make_signature, read_enrolled
-from fedpipe.identity.signing import Signature
+from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.identity.statements import check_signed, signed
+from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Dropped, Tested, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import MANIFEST, Roll, gather, is_of_try, publish_answer
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import encode, fetch_file, find
+from fedpipe.store.objects import fetch_file, find
 from fedpipe.weights import Layout, check_finite, fetch_from, read_layout, stream
+
+__all__ = [
+    "check_signed", "check_update", "collect", "fetch_weights", "find_part", "find_update", "mean_metrics",
+    "mean_tested", "publish_update", "signed",
+]  # fmt: skip
 
 
 def fetch_weights(
@@ -100,17 +103,23 @@ def check_update(
 
 
 def collect(
-    store: Store, *, federation: str, run: str, number: int, base: str, roll: Roll, plan: str | None = None
-) -> tuple[list[Update], list[Dropped]]:
-    """Return the valid updates of a round and the learners without one, both sorted by name."""
+    store: Store, *, federation: str, run: str, number: int, base: str, roll: Roll, plan: str | None = None,
+    of: Plan | None = None,
+) -> tuple[list[Update], list[Dropped]]:  # fmt: skip
+    """Return the valid updates of a round and the learners without one, both sorted by name.
 
+    `plan` is the digest of the run's definition; with `of`, its plan, numbers of examples are checked too.
+    """
     enrolled = read_enrolled(store)
+    claims = Claims(of.sizes, enrolled) if of else None
 
     def read(learner: str) -> Update | None:
         update = find_update(store, learner, run, number)
         if update is not None:
             check_update(update, federation=federation, run=run, number=number, learner=learner, base=base, plan=plan)
             check_signed(update, enrolled)
+            if claims:
+                claims.check_update(update)
         return update
 
     return gather(store, run, number, roll, read, name="dropped", otherwise="no update")
@@ -133,32 +142,3 @@ def _mean_of(measured: Sequence[Update | Tested]) -> dict[str, float]:
     names = set.intersection(*(set(m.metrics) for m in measured)) if measured else set()
     total = sum(m.examples for m in measured)
     return {n: math.fsum(m.metrics[n] * m.examples for m in measured) / total for n in sorted(names)}
-
-
-def signed(update: Update, private: str, clock: Callable[[], float] = time.time) -> Update:
-    """Sign an update.
-
-    Args:
-        update: complete.
-        private: the learner's key.
-        clock: seconds since 1970.
-    """
-    return replace(update, signature=make_signature(private, lambda s: _signed_bytes(update, s), clock))
-
-
-def check_signed(update: Update, enrolled: Enrolled) -> None:
-    """Check the signature of an update; a learner that was never enrolled need not sign.
-
-    Raises:
-        DroppedError: the reason why it is refused.
-    """
-    enrolment = enrolled.learners.get(update.learner)
-    if enrolment is None:
-        return
-    if flaw := flaw_of(enrolment, update.signature, lambda s: _signed_bytes(update, s), "it", "its update"):
-        raise DroppedError(flaw)
-
-
-def _signed_bytes(update: Update, signature: Signature) -> bytes:
-    """Return the bytes that are signed: the canonical manifest with an empty signature, under a prefix of its own."""
-    return b"fedpipe update\n" + encode(replace(update, signature=replace(signature, value="0" * 128)))

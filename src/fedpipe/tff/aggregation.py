@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +23,13 @@ import numpy.typing as npt
 from fedpipe import weights
 from fedpipe.aggregation import Combined
 from fedpipe.aggregation.arithmetic import is_float, largest
+from fedpipe.aggregation.norms import capped, outliers, square_of
 from fedpipe.errors import CorruptError, NotFoundError, StepError, WeightsError
 from fedpipe.federation.algorithms import AdaptiveNoise, Averaging, FixedNoise, Secure, SecureNoise, TreeNoise
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
 from fedpipe.learners.user_code import described
-from fedpipe.rounds.closing import source_of
+from fedpipe.rounds.closing import bounds_of, source_of
 from fedpipe.rounds.history import record_layout
 from fedpipe.rounds.manifests import Record, Update
 from fedpipe.rounds.plan import Plan
@@ -44,6 +46,7 @@ from fedpipe.weights import Layout
 log = logging.getLogger("fedpipe")
 
 Array = npt.NDArray[Any]
+_ZERO = np.zeros(())
 _STATE_NAME = "tff"
 """The name of the state in the record."""
 
@@ -90,8 +93,9 @@ def combine(store: Store, plan: Plan, previous: Record, updates: list[Update], f
     fetch_file(store, previous.weights, folder / "base")
     base = weights.load(folder / "base")
     start = {name: value.astype(np.float32) for name, value in base.items() if is_float(value.dtype)}
-    given = _read(store, record_layout(store, previous), start, updates, folder)
+    given = _read(store, record_layout(store, previous), start, updates, folder, bounds_of(plan).norm)
     shares = [float(source_of(plan, update).weight) for update in updates if update.learner in given.gradients]
+    shares = capped(shares, bounds_of(plan).share)
     aggregation = make_aggregation(federation, [(str(w.dtype), w.shape) for w in start.values()])
     state = _load_state(store, previous, aggregation.initialize(), folder)
     try:
@@ -119,8 +123,11 @@ class _Updates(NamedTuple):
     refused: dict[str, str]
 
 
-def _read(store: Store, layout: Layout, start: dict[str, Array], updates: list[Update], folder: Path) -> _Updates:
-    given = _Updates({}, {}, {})
+def _read(
+    store: Store, layout: Layout, start: dict[str, Array], updates: list[Update], folder: Path, limit: float
+) -> _Updates:
+    """Reads the updates; refuses unfit ones, and those whose change is far larger than that of the others."""
+    given, counters = _Updates({}, {}, {}), dict[str, dict[str, Array]]()
     for update in updates:
         try:
             fetch_weights(store, update.weights, layout, folder / "update", update.learner)
@@ -129,8 +136,14 @@ def _read(store: Store, layout: Layout, start: dict[str, Array], updates: list[U
             continue
         arrays = weights.load(folder / "update")
         given.gradients[update.learner] = [w - arrays[name].astype(np.float32) for name, w in start.items()]
-        for name in arrays.keys() - start.keys():
-            given.counters[name] = largest([given.counters.get(name, arrays[name]), arrays[name]])
+        counters[update.learner] = {name: arrays[name] for name in arrays.keys() - start.keys()}
+    norms = {name: math.sqrt(sum(square_of(g, _ZERO) for g in found)) for name, found in given.gradients.items()}
+    for name, why in outliers(norms, limit).items():
+        given.refused[name] = why
+        del given.gradients[name], counters[name]
+    for held in counters.values():
+        for name, value in held.items():
+            given.counters[name] = largest([given.counters.get(name, value), value])
     if not given.gradients:
         reasons = "; ".join(f"{name}: {why}" for name, why in sorted(given.refused.items()))
         raise WeightsError(f"no update can be used: {reasons}")
