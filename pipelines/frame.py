@@ -46,7 +46,7 @@ def framed(
         shard = component(federation, "shard")(
             federation=federation_json, store=store, run=run, data=data, job=dsl.PIPELINE_JOB_ID_PLACEHOLDER
         )
-        place_coordinator(shard, federation, "shard")
+        place_coordinator(shard, federation, "shard", secret=federation.data.secret)
         look(shard.outputs["place"], shard.outputs["shards"])
         about = {
             "place": shard.outputs["place"], "shards": shard.outputs["shards"], "federation": federation_json,

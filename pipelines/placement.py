@@ -20,17 +20,20 @@ SIGNING_KEYS = {"signingkey": SIGNING_KEY}
 RETRIES = 2
 
 
-def place_coordinator(task: dsl.PipelineTask, federation: Federation, name: str, *, signs: bool = False) -> None:
+def place_coordinator(
+    task: dsl.PipelineTask, federation: Federation, name: str, *, signs: bool = False, secret: str = ""
+) -> None:  # fmt: skip
     """Places a step of the coordinator: with the federation's Secret, on any node unless the file restricts it.
 
     Args:
         task: the step.
         federation: its federation.
         name: its display name.
+        secret: of a user of its own, instead of the federation's.
         signs: give it the coordinator's signing key, of `fedpipe enroll --coordinator`, if the Secret has one.
     """
     _name_and_retry(task, name, federation)
-    _give_secret(task, federation, federation.secret)
+    _give_secret(task, federation, secret or federation.secret)
     if signs and federation.secret and federation.store_uri.startswith("s3://"):
         _give_key(task, federation.secret)
     place_on(task, federation.placement_of(task.component_spec.name))

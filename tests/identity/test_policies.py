@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpipe.errors import InputError
-from fedpipe.identity.policies import Policy, check_prefix, coordinator_policy, learner_policy, server_policy
+from fedpipe.identity.policies import (
+    Policy,
+    check_prefix,
+    coordinator_policy,
+    dealer_policy,
+    learner_policy,
+    server_policy,
+)
 from fedpipe.steps.shard import run_name
 from fedpipe.store import keys
 from tests.spelled import DIGESTS, KEYS, NAMES, ROUNDS, row_of
@@ -73,10 +80,38 @@ def test_the_policies_grant_what_the_table_says(kind: str, data: st.DataObject) 
     assert not allows(server, WRITE, key)
     assert not allows(server, DELETE, key)
 
-    assert "coordinator" in readers
-    assert allows(coordinator, READ, key)
-    assert allows(coordinator, WRITE, key) == ("administrator" not in writers)
-    assert allows(coordinator, DELETE, key) == ("administrator" not in writers)
+    assert allows(coordinator, READ, key) == ("coordinator" in readers)
+    assert allows(coordinator, WRITE, key) == ("coordinator" in writers or "dealer" in writers)
+    assert allows(coordinator, DELETE, key) == ("coordinator" in writers)
+
+    relieved, dealer = coordinator_policy("b", "h/d", deals=False), dealer_policy("b", "h/d")
+    assert allows(relieved, WRITE, key) == ("coordinator" in writers)
+    assert allows(relieved, READ, key) == ("coordinator" in readers)
+    if key.startswith("learners/"):
+        assert allows(dealer, WRITE, key) == allows(dealer, READ, key) == ("dealer" in writers)
+        assert not allows(dealer, DELETE, key)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_no_name_lets_the_coordinator_write_for_a_learner(data: st.DataObject) -> None:
+    """Nor read its ledger: any names, numbers and event files."""
+    name, run, number = data.draw(NAMES), data.draw(NAMES), data.draw(ROUNDS)
+    theirs = [
+        keys.ledger(name, number), keys.sign(name, run), keys.score(name, run), keys.update(name, run, number),
+        keys.ballot(name, run, number), keys.statistics(name, run), keys.timing(run, number, run, name),
+        keys.answer(name, run, number, keys.note("dropped", number + 1)),
+        keys.content(data.draw(DIGESTS), name, "proposals"),
+    ]  # fmt: skip
+    for deals in (True, False):
+        policy = coordinator_policy("b", "h/d", deals=deals)
+        for key in theirs:
+            assert not allows(policy, WRITE, key), key
+            assert not allows(policy, DELETE, key), key
+        assert not allows(policy, READ, theirs[0])
+    for key in theirs:
+        assert not allows(dealer_policy("b", "h/d"), WRITE, key), key
+    assert not allows(dealer_policy("b", "h/d"), READ, theirs[0])
 
 
 @pytest.mark.parametrize("key", ["objects/x", "learners/b/shard", "HEAD"])
@@ -187,9 +222,12 @@ def test_the_patterns_as_they_are() -> None:
     digest = "?" * 64
     readable = [at + key for key in ("objects/*", "runs/*", f"learners/*/proposals/{digest}", "learners/a/*")]
     assert resources(learner) == [readable, [f"{at}learners/a/*"], ["arn:aws:s3:::b"]]
-    own = ["HEAD", "probe-*", "pruning", "catalogue", "objects/*", "coordinator/*", "runs/*", "learners/*", "models/*"]
-    read = [f"{at}enrolled", f"{at}datasets/*"]
-    assert resources(coordinator)[:3] == [[at + key for key in own], read, [f"{at}enrolled"]]
+    own = ["HEAD", "probe-*", "pruning", "catalogue", "objects/*", "coordinator/*", "runs/*", "models/*"]
+    dealt = ["learners/*/shard", f"learners/*/objects/{digest}"]
+    seen = ["enrolled", *dealt, f"learners/*/proposals/{digest}", "learners/*/runs/*", "datasets/*"]
+    assert resources(coordinator)[:4] == [
+        [at + key for key in own], [at + key for key in seen], [f"{at}enrolled"], [at + key for key in dealt],
+    ]  # fmt: skip
     assert [statement["Effect"] for statement in coordinator["Statement"]][:3] == ["Allow", "Allow", "Deny"]
     assert resources(server)[0] == [f"{at}models/*", f"{at}enrolled"]
     assert server["Statement"][1]["Condition"] == {"StringLike": {"s3:prefix": ["h/d/models/*", "h/d/enrolled"]}}

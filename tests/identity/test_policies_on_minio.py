@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from fedpipe.errors import StoreError
-from fedpipe.identity.policies import Policy, coordinator_policy, learner_policy, server_policy
+from fedpipe.identity.policies import Policy, coordinator_policy, dealer_policy, learner_policy, server_policy
 from fedpipe.store import keys
 from fedpipe.store.s3 import MinioStore
 from fedpipe.store.s3_client import Credentials
@@ -48,12 +48,13 @@ def is_allowed(call: Callable[[], object]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("party", ["learner", "coordinator", "server"])
+@pytest.mark.parametrize("party", ["learner", "coordinator", "dealer", "server"])
 def test_minio_decides_as_the_matcher(party: str, minio_server: servers.Server, s3_keys: None) -> None:
     prefix = f"policies-{uuid.uuid4().hex[:8]}/d"
     policy: Policy = {
         "learner": learner_policy("tests", prefix, "a"),
         "coordinator": coordinator_policy("tests", prefix),
+        "dealer": dealer_policy("tests", prefix),
         "server": server_policy("tests", prefix),
     }[party]
     user = Credentials(f"user-{uuid.uuid4().hex[:8]}", "secret-of-the-user")

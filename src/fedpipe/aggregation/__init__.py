@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from fedpipe.aggregation.feeds import Source
 from fedpipe.aggregation.memory import combine_arrays
+from fedpipe.aggregation.norms import Bounds, Norms
 from fedpipe.aggregation.optimizers import SERVER_OPTIMIZERS, ServerStep, make_server_step, sgd
 from fedpipe.aggregation.rule import Columns, Distances, Rule, Sums
 from fedpipe.aggregation.rules import RULES, make_rule
@@ -18,6 +19,6 @@ from fedpipe.aggregation.streaming import Combined, combine
 from fedpipe.aggregation.tree import Forest
 
 __all__ = [
-    "RULES", "SERVER_OPTIMIZERS", "Columns", "Combined", "Distances", "Forest", "Rule", "ServerStep", "Source", "Sums",
-    "combine", "combine_arrays", "make_rule", "make_server_step", "sgd",
+    "RULES", "SERVER_OPTIMIZERS", "Bounds", "Columns", "Combined", "Distances", "Forest", "Norms", "Rule", "ServerStep",
+    "Source", "Sums", "combine", "combine_arrays", "make_rule", "make_server_step", "sgd",
 ]  # fmt: skip

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from fedpipe.aggregation.arithmetic import Array, Floats, add_distances, largest, total
 from fedpipe.aggregation.feeds import PIECE, Ahead, Aside, Chunk, Feed, Operand, RefusedError, chunks_of
+from fedpipe.aggregation.norms import Norms
 from fedpipe.aggregation.rule import Columns, Sums
 from fedpipe.weights import Layout
 
@@ -54,6 +55,19 @@ def most_after(base: Array) -> Array:
     return most
 
 
+class Checks(NamedTuple):
+    """What a pass checks of the updates that it reads.
+
+    Args:
+        ceiling: bounds counters.
+        norms: measures changes, if given.
+    """
+
+    ceiling: Ceiling = unbounded
+    norms: Norms | None = None
+
+
+NO_CHECKS = Checks()
 _TOGETHER = 2**23
 """Bytes of updates that a pass holds together."""
 _LEAST = 2**12
@@ -62,16 +76,16 @@ _Operand = TypeVar("_Operand", bound=Operand)
 
 
 def finished(
-    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, rule: Sums, ceiling: Ceiling = unbounded
+    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, rule: Sums, checks: Checks = NO_CHECKS
 ) -> Iterator[tuple[Chunk, Array]]:
     """Yield each chunk with the result of a rule of sums; of counters the largest. See `added`."""
     weight = float(sum(o.weight for o in _in_order(operands)))
-    for chunk, values in added(stack, operands, layout, ceiling):
+    for chunk, values in added(stack, operands, layout, checks):
         yield chunk, rule.finish(values, weight) if chunk.is_float else values
 
 
 def added(
-    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, ceiling: Ceiling = unbounded
+    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, checks: Checks = NO_CHECKS
 ) -> Iterator[tuple[Chunk, Array]]:
     """Yield each chunk with the weighted sum of the operands; of counters the largest.
 
@@ -79,7 +93,7 @@ def added(
         stack: closes what the pass opens.
         operands: of one layout, in any order.
         layout: the layout of the global weights.
-        ceiling: bounds counters.
+        checks: what is checked of the updates that are read.
 
     Raises:
         RefusedError: an update is truncated or does not match its digest, or a counter of it is too large.
@@ -87,16 +101,16 @@ def added(
     operands = _in_order(operands)
     weights, places = [o.weight for o in operands], [o.place for o in operands]
     summed = frozenset(position for position, o in enumerate(operands) if o.summed)
-    for chunk, values in _read(stack, operands, layout, ceiling):
+    for chunk, values in _read(stack, operands, layout, checks):
         yield chunk, total(values, weights, places, summed) if chunk.is_float else largest(values)
 
 
 def combined(
-    stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout, rule: Columns, ceiling: Ceiling = unbounded
+    stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout, rule: Columns, checks: Checks = NO_CHECKS
 ) -> Iterator[tuple[Chunk, Array]]:
     """Yield each chunk with the result of a rule of columns; of counters the largest. See `together`."""
     weights = [feed.weight for feed in _in_order(feeds)]
-    for chunk, values in together(stack, feeds, layout, ceiling):
+    for chunk, values in together(stack, feeds, layout, checks):
         yield chunk, rule.combined(values, weights) if chunk.is_float else largest(values)
 
 
@@ -110,7 +124,7 @@ def distances(stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout
 
 
 def together(
-    stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout, ceiling: Ceiling = unbounded
+    stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout, checks: Checks = NO_CHECKS
 ) -> Iterator[tuple[Chunk, list[Array]]]:
     """Yield each chunk with the values of all updates, in the order of their places; all floats are finite.
 
@@ -120,14 +134,14 @@ def together(
         stack: closes what the pass opens.
         feeds: of one layout, in any order.
         layout: the layout of the global weights.
-        ceiling: bounds counters.
+        checks: what is checked of the updates.
 
     Raises:
         RefusedError: an update is truncated, not finite, or does not match its digest.
     """
     feeds = _in_order(feeds)
     piece = min(PIECE, max(_LEAST, _TOGETHER // len(feeds) // 8 * 8))
-    for chunk, values in _read(stack, feeds, layout, ceiling, piece):
+    for chunk, values in _read(stack, feeds, layout, checks, piece):
         held = list(values)
         if chunk.is_float:
             for feed, value in zip(feeds, held, strict=True):
@@ -151,11 +165,15 @@ def _in_order(operands: Sequence[_Operand]) -> list[_Operand]:
 
 
 def _read(
-    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, ceiling: Ceiling, piece: int = PIECE
+    stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, checks: Checks, piece: int = PIECE
 ) -> Iterator[tuple[Chunk, Iterator[Array]]]:
     """Yield each chunk with the operands' arrays, all of which must be taken; then verify the operands."""
+    ceiling, norms = checks
     pieces = stack.enter_context(contextlib.closing(Ahead(operands, chunks_of(layout, piece))))
     hasher = stack.enter_context(contextlib.closing(Aside()))
+    for operand in operands:
+        if norms and isinstance(operand, Feed):
+            norms.begin(operand.learner)
 
     def taken(operand: Operand, chunk: Chunk, most: Array | None) -> Array:
         data, is_sum = pieces.next(), operand.summed and chunk.is_float
@@ -165,6 +183,8 @@ def _read(
         values = np.frombuffer(data, np.float64 if is_sum else chunk.dtype)
         if most is not None and (values > most).any():
             raise RefusedError(operand.learner, "a counter of the weights has leapt")
+        if norms and chunk.is_float and isinstance(operand, Feed):
+            norms.add(operand.learner, chunk, values)
         return values
 
     for chunk in chunks_of(layout, piece):

@@ -8,9 +8,10 @@ whatever the size of the model and the number of learners. A rule of distances t
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ import numpy as np
 
 from fedpipe.aggregation.arithmetic import Array, Floats, check_weights
 from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Piece, RefusedError, Source, bytes_of
+from fedpipe.aggregation.norms import UNBOUNDED, Bounds, Norms, OutliersError, capped
 from fedpipe.aggregation.optimizers import ServerStep
-from fedpipe.aggregation.passes import NOT_FINITE, ceiling_of, combined, distances, finished, quiet
+from fedpipe.aggregation.passes import NOT_FINITE, Checks, ceiling_of, combined, distances, finished, quiet
 from fedpipe.aggregation.rule import Columns, Distances, Rule, Sums, check_sums
 from fedpipe.aggregation.tree import Forest
 from fedpipe.errors import CorruptError, NotFoundError, WeightsError
@@ -53,11 +55,12 @@ def combine(
     server: ServerStep,
     folder: Path,
     forest: Forest | None = None,
+    bounds: Bounds = UNBOUNDED,
 ) -> Combined:
     """Combine updates from the store into the next global weights.
 
-    An update whose bytes are missing, truncated, altered, differently laid out or not finite is refused. The pass is
-    repeated without it, so that nothing of it remains in the result.
+    An update whose bytes are missing, truncated, altered, differently laid out or not finite is refused. So is one that
+    is far larger than the others. The pass is repeated without it, so that nothing of it remains in the result.
 
     Args:
         sources: the updates; their order does not matter.
@@ -68,6 +71,7 @@ def combine(
         server: moves the global weights to the combination.
         folder: where the result's files are written.
         forest: updates of this round that were fetched and added up while others were awaited; for a rule of sums.
+        bounds: what one update may do at most; norms are compared for a rule of sums.
 
     Raises:
         WeightsError: no update could be used, they are too few for the rule, or the result is not finite.
@@ -77,31 +81,44 @@ def combine(
     check_weights([s.weight for s in sources])
     if forest is not None:
         check_sums(rule)
-    known = forest if forest is not None and forest.fits(sources) else None
+    known = forest if forest is not None and _serves(forest, bounds) and forest.fits(sources) else None
     refused = {s.learner: known.refused[s.learner] for s in sources if s.learner in known.refused} if known else {}
     kept = known.kept if known else []
     fetched = [s for s in sources if known and s.learner in known.members]
     left = [s for s in sources if s not in fetched and s.learner not in refused]
-    with contextlib.closing(_Optimizer(store, server, base, state, layout, folder)) as optimizer:
+    compares = bounds.norm and isinstance(rule, Sums)
+    norms = known.norms if known else Norms(folder / "base", bounds.norm) if compares else None
+    needs_base = norms is not None and known is None
+    with contextlib.closing(_Optimizer(store, server, base, state, layout, folder, needs_base)) as optimizer:
         while left or kept:
+            everyone = [*left, *fetched]
+            names = [s.learner for s in everyone]
             try:
-                counted, last = _counted(store, left, layout, rule)
-                path, digest = _last_pass(store, counted, kept, layout, last, optimizer, folder)
+                check = functools.partial(norms.check, names) if norms else _unchecked
+                if not left:
+                    check()
+                counted, last = _counted(store, _weighed(left, bounds), layout, rule)
+                path, digest = _last_pass(store, counted, kept, everyone, layout, last, optimizer, folder, norms, check)
             except RefusedError as error:
                 refused[error.learner] = error.what
                 left = [s for s in left if s.learner != error.learner]
                 continue
             except _OverflowError as error:
-                culprits = _culprits(store, [*left, *fetched], error.chunk)
-                refused |= culprits
-                left = [s for s in (*left, *fetched) if s.learner not in culprits]  # sums of them cannot be used
+                refused |= error.culprits
+                left = [s for s in (*left, *fetched) if s.learner not in error.culprits]  # their sums cannot be used
                 kept, fetched = [], []
                 if not left and set(refused.values()) == {_TOO_LARGE}:
                     raise WeightsError(
                         "the aggregate is not finite although every update is: lower the learning rates"
                     ) from error
                 continue
-            accepted = tuple(sorted(s.learner for s in (*left, *fetched)))
+            except OutliersError as error:
+                refused |= error.refused
+                if any(s.learner in error.refused for s in fetched):  # the sums are made again, without it
+                    left, fetched, kept = left + fetched, [], []
+                left = [s for s in left if s.learner not in error.refused]
+                continue
+            accepted = tuple(sorted(names))
             return Combined((path, digest), optimizer.finish(), accepted, refused)
     raise WeightsError("no update can be used: " + "; ".join(f"{k}: {v}" for k, v in sorted(refused.items())))
 
@@ -121,14 +138,30 @@ def _counted(
     return [s._replace(weight=w) for s, w in zip(in_order, weights, strict=True) if w > 0], rule.then
 
 
+def _serves(forest: Forest, bounds: Bounds) -> bool:
+    """Return whether sums that were made early keep to the bounds: updates were measured, and weights are theirs."""
+    return not bounds.share and (forest.norms is not None or not bounds.norm)
+
+
+def _unchecked() -> None:
+    """Refuse nothing."""
+
+
+def _weighed(sources: list[Source], bounds: Bounds) -> list[Source]:
+    """Return the updates with weights of which none exceeds its share."""
+    weights = capped([s.weight for s in sources], bounds.share)
+    return [s._replace(weight=weight) for s, weight in zip(sources, weights, strict=True)]
+
+
 def _opened(stack: contextlib.ExitStack, store: Store, sources: list[Source], layout: Layout) -> list[Feed]:
     return [stack.enter_context(contextlib.closing(Feed(store, source, layout))) for source in sources]
 
 
 def _last_pass(
-    store: Store, sources: list[Source], kept: list[Kept], layout: Layout, rule: Sums | Columns,
-    optimizer: _Optimizer, folder: Path,
+    store: Store, sources: list[Source], kept: list[Kept], everyone: list[Source], layout: Layout,
+    rule: Sums | Columns, optimizer: _Optimizer, folder: Path, norms: Norms | None, check: Callable[[], None],
 ) -> tuple[Path, str]:  # fmt: skip
+    """Write the result. Once all updates are read, and measured, `check` refuses those that are far too large."""
     optimizer.restart()
     path, out = folder / "weights", hashlib.sha256()
     with contextlib.ExitStack() as stack, path.open("wb") as file:
@@ -136,10 +169,11 @@ def _last_pass(
         trees = [stack.enter_context(contextlib.closing(item)) for item in kept]
         writer = stack.enter_context(contextlib.closing(Aside()))
         stack.enter_context(quiet())
+        checks = Checks(optimizer.ceiling, norms)
         results: Iterator[tuple[Chunk, Array]] = (
-            finished(stack, [*feeds, *trees], layout, rule, optimizer.ceiling)
+            finished(stack, [*feeds, *trees], layout, rule, checks)
             if isinstance(rule, Sums)
-            else combined(stack, feeds, layout, rule, optimizer.ceiling)
+            else combined(stack, feeds, layout, rule, checks)
         )
 
         def emit(data: Piece) -> None:
@@ -147,13 +181,21 @@ def _last_pass(
             file.write(data)
 
         writer.do(emit, head_bytes(layout))
+        overflow: _OverflowError | None = None
         for chunk, result in results:
+            if overflow:  # the rest is only measured
+                continue
             stepped = optimizer.step(chunk, result).astype(chunk.dtype) if chunk.is_float else result
             if not (chunk.is_float and not np.isfinite(stepped).all()):
                 writer.do(emit, bytes_of(stepped))
                 continue
-            raise _OverflowError(chunk)
+            overflow = _OverflowError(_culprits(store, everyone, chunk))
+            if norms is None or set(overflow.culprits.values()) != {_TOO_LARGE}:
+                raise overflow
         writer.finish()
+        check()
+        if overflow:
+            raise overflow
     return path, f"sha256:{out.hexdigest()}"
 
 
@@ -161,11 +203,11 @@ _TOO_LARGE = "the weights are so large that the aggregate is not finite"
 
 
 class _OverflowError(Exception):
-    """The aggregate of a chunk is not finite."""
+    """The aggregate is not finite because of some updates; `culprits` has the reason for each."""
 
-    def __init__(self, chunk: Chunk) -> None:
-        super().__init__()
-        self.chunk = chunk
+    def __init__(self, culprits: dict[str, str]) -> None:
+        super().__init__("; ".join(culprits.values()))
+        self.culprits = culprits
 
 
 def _culprits(store: Store, sources: Sequence[Source], chunk: Chunk) -> dict[str, str]:
@@ -197,13 +239,14 @@ class _Optimizer:
     """The server optimizer over chunks: base and state are verified files, and so is the new state."""
 
     def __init__(
-        self, store: Store, server: ServerStep, base: str, state: dict[str, str], layout: Layout, folder: Path
-    ) -> None:
+        self, store: Store, server: ServerStep, base: str, state: dict[str, str], layout: Layout, folder: Path,
+        needs_base: bool = False,
+    ) -> None:  # fmt: skip
         self._server, self._folder = server, folder
         self._count = sum((t.stop - t.start) // t.numpy_dtype.itemsize for t in layout.tensors if t.dtype in FLOATS)
         self._base = folder / "base"
         self._ceiling = ceiling_of(lambda start, length: store.read_range(keys.content(base), start, length))
-        if not server.replaces:
+        if needs_base or not server.replaces:
             fetch_file(store, base, self._base)
         for slot in server.slots:
             if slot in state:

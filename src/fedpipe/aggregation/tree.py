@@ -14,7 +14,8 @@ from pathlib import Path
 
 from fedpipe.aggregation.arithmetic import level
 from fedpipe.aggregation.feeds import Feed, Kept, RefusedError, Source, bytes_of
-from fedpipe.aggregation.passes import Ceiling, added, ceiling_of, quiet, together, unbounded
+from fedpipe.aggregation.norms import Norms
+from fedpipe.aggregation.passes import NO_CHECKS, Checks, added, ceiling_of, quiet, together
 from fedpipe.aggregation.rule import Rule, Sums, check_sums
 from fedpipe.store import Store, keys
 from fedpipe.weights import Layout
@@ -32,7 +33,7 @@ class Forest:
         rule: combines them in the end.
         asked: the places of all learners that the round asks.
         folder: where files are kept.
-        ceiling: bounds counters.
+        checks: what is checked of the updates.
 
     Raises:
         TypeError: the rule needs single updates.
@@ -40,10 +41,10 @@ class Forest:
 
     def __init__(
         self, store: Store, layout: Layout, rule: Sums, asked: Collection[int], folder: Path,
-        ceiling: Ceiling = unbounded,
+        checks: Checks = NO_CHECKS,
     ) -> None:  # fmt: skip
         check_sums(rule)
-        self._ceiling = ceiling
+        self._checks = checks
         self._store, self._layout, self._asked, self._folder = store, layout, frozenset(asked), folder
         self._trees: list[tuple[Kept, frozenset[int]]] = []
         self.members: dict[str, Source] = {}
@@ -52,14 +53,22 @@ class Forest:
 
     @classmethod
     def plant(
-        cls, store: Store, layout: Layout, rule: Rule, asked: Collection[int], folder: Path, base: str = ""
-    ) -> Forest | None:
+        cls, store: Store, layout: Layout, rule: Rule, asked: Collection[int], folder: Path, base: str = "",
+        norms: Norms | None = None,
+    ) -> Forest | None:  # fmt: skip
         """Make a forest; None when the rule needs single updates, and for a model that is small."""
         if not isinstance(rule, Sums) or layout.size < WORTH_ADDING:
             return None
-        key = keys.content(base) if base else ""
-        ceiling = ceiling_of(lambda start, length: store.read_range(key, start, length)) if base else unbounded
-        return cls(store, layout, rule, asked, folder, ceiling)
+        if not base:
+            return cls(store, layout, rule, asked, folder, Checks(norms=norms))
+        key = keys.content(base)
+        ceiling = ceiling_of(lambda start, length: store.read_range(key, start, length))
+        return cls(store, layout, rule, asked, folder, Checks(ceiling, norms))
+
+    @property
+    def norms(self) -> Norms | None:
+        """Return the norms of the updates, if they are measured."""
+        return self._checks.norms
 
     @property
     def kept(self) -> list[Kept]:
@@ -77,7 +86,7 @@ class Forest:
         try:
             with contextlib.ExitStack() as stack, path.open("wb") as file:
                 feed = stack.enter_context(contextlib.closing(Feed(self._store, source, self._layout)))
-                for _, (values,) in together(stack, [feed], self._layout, self._ceiling):
+                for _, (values,) in together(stack, [feed], self._layout, self._checks):
                     file.write(bytes_of(values))
         except RefusedError as error:
             path.unlink()

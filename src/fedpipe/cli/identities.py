@@ -28,12 +28,17 @@ AccessKeyOption = Annotated[
 SecretKeyOption = Annotated[
     Path | None, typer.Option("--secret-key-file", help="File with that user's secret key.", metavar="FILE")
 ]
+ExamplesOption = Annotated[
+    int | None,
+    typer.Option("--examples", min=0, help="Most examples that the learner may claim; 0: no limit.", metavar="N"),
+]
 _MOUNTED = "a folder with the files accesskey and secretkey"
 
 
 @commands.add(
     "fedpipe enroll hospital-a",
     "fedpipe enroll --coordinator",
+    "fedpipe enroll hospital-a --examples 20000",
     "fedpipe enroll hospital-a --access-key KEY --secret-key-file FILE",
 )
 @forwarded
@@ -45,12 +50,13 @@ def enroll(
     keys: KeysOption = None,
     access_key: AccessKeyOption = None,
     secret_key_file: SecretKeyOption = None,
+    examples: ExamplesOption = None,
 ) -> None:
     """Create a learner's identity: a signing key, a user of the store, a Kubernetes Secret."""
     from fedpipe.commands.identities import enroll as make
 
     given = _given_user(access_key, secret_key_file)
-    made = make(file, _member(learner, coordinator), store=store, keys=keys, given=given)
+    made = make(file, _member(learner, coordinator), store=store, keys=keys, given=given, examples=examples or 0)
     _show(made, "is enrolled")
     if coordinator:
         _say_to_sign("versions that were published before")
@@ -66,12 +72,13 @@ def rotate(
     keys: KeysOption = None,
     access_key: AccessKeyOption = None,
     secret_key_file: SecretKeyOption = None,
+    examples: ExamplesOption = None,
 ) -> None:
     """Give an enrolled learner new keys; the old keys stop working."""
     from fedpipe.commands.identities import rotate as make
 
     given = _given_user(access_key, secret_key_file)
-    made = make(file, _member(learner, coordinator), store=store, keys=keys, given=given)
+    made = make(file, _member(learner, coordinator), store=store, keys=keys, given=given, examples=examples)
     _show(made, "has new keys")
     if coordinator:
         _say_to_sign("versions that the old key signed")
@@ -138,11 +145,12 @@ def policy(
     file: FederationOption = FEDERATION,
     store: StoreOption = None,
     server: Annotated[bool, typer.Option("--server", help="The policy of `fedpipe serve` instead.")] = False,
+    dealer: Annotated[bool, typer.Option("--dealer", help="The policy of the step that deals shards.")] = False,
 ) -> None:
-    """Print the S3 policy of a learner, the coordinator or the server."""
+    """Print the S3 policy of a learner, the coordinator, the dealer of shards or the server."""
     from fedpipe.commands.identities import policy_of
 
-    show_json(policy_of(file, learner, store=store, server=server))
+    show_json(policy_of(file, learner, store=store, server=server, dealer=dealer))
 
 
 @commands.add("fedpipe prepare 's3://bucket/hospitals/digits?endpoint=http://minio:9000' --server keys")
@@ -158,6 +166,15 @@ def prepare(
         Path | None,
         typer.Option("--server", parser=given_folder, metavar="DIR", help=f"Keys of the server's user: {_MOUNTED}."),
     ] = None,
+    dealer: Annotated[
+        Path | None,
+        typer.Option(
+            "--dealer",
+            parser=given_folder,
+            metavar="DIR",
+            help="Keys of the user that deals shards, instead of the coordinator's.",
+        ),
+    ] = None,
     noncurrent_days: Annotated[
         int,
         typer.Option(
@@ -169,6 +186,7 @@ def prepare(
     from fedpipe.commands.identities import prepare as make
     from fedpipe.store.credentials import read_mounted
 
-    users = [read_mounted(folder) if folder else None for folder in (coordinator, server)]
-    for line in make(uri, coordinator=users[0], server=users[1], noncurrent_days=noncurrent_days):
+    users = [read_mounted(folder) if folder else None for folder in (coordinator, server, dealer)]
+    given = {"coordinator": users[0], "server": users[1], "dealer": users[2]}
+    for line in make(uri, **given, noncurrent_days=noncurrent_days):
         say(line)

@@ -30,8 +30,9 @@ from fedpipe.commands.opened import StoreGiven
 from fedpipe.errors import InputError
 from fedpipe.federation.sources import Source
 from fedpipe.identity.enrolment import Enrolment, format_time, read_enrolled
-from fedpipe.identity.policies import Policy, check_prefix, coordinator_policy, server_policy
+from fedpipe.identity.policies import Policy, check_prefix, coordinator_policy, dealer_policy, server_policy
 from fedpipe.identity.signing import COORDINATOR, make_key, public_key
+from fedpipe.rounds.ledger import state_of_ledger
 from fedpipe.store import check_uri, open_store
 from fedpipe.store.credentials import Credentials
 from fedpipe.store.files import write_whole
@@ -50,7 +51,7 @@ class Identity(NamedTuple):
 
 def enroll(
     source: Source, learner: str, *, store: StoreGiven = None, keys: str | Path | None = None,
-    given: Credentials | None = None,
+    given: Credentials | None = None, examples: int = 0,
 ) -> Identity:  # fmt: skip
     """Gives a learner, or the coordinator, its identity.
 
@@ -60,6 +61,7 @@ def enroll(
         store: a store to use instead of the federation's.
         keys: folder of the key files; `keys` next to the federation file by default.
         given: credentials of an existing user of the store.
+        examples: the most that the learner may claim to have; 0: no limit.
 
     Raises:
         InputError: there is no such learner, or it is already enrolled.
@@ -73,14 +75,16 @@ def enroll(
             f"{member.who} has been enrolled since {format_time(known.since)}",
             remedy=f"Run `fedpipe rotate {member.argument}` to replace its keys.",
         )
-    return _identified(place, member, place.key_folder(keys), given)
+    return _identified(place, member, place.key_folder(keys), given, examples)
 
 
 def rotate(
     source: Source, learner: str, *, store: StoreGiven = None, keys: str | Path | None = None,
-    given: Credentials | None = None,
+    given: Credentials | None = None, examples: int | None = None,
 ) -> Identity:  # fmt: skip
     """Gives an enrolled learner, or the coordinator, new keys; the old keys stop working.
+
+    `examples` replaces the number of examples of the enrolment, if given.
 
     Models that the coordinator signed with its old key are not served until they are signed again (`sign`).
 
@@ -91,8 +95,9 @@ def rotate(
     """
     place = open_place(source, store)
     member = find_member(place, learner)
-    check_enrolled(place, member)
-    return _identified(place, member, place.key_folder(keys), given)
+    known = check_enrolled(place, member)
+    most = known.examples if examples is None else examples
+    return _identified(place, member, place.key_folder(keys), given, most)
 
 
 def revoke(source: Source, learner: str, *, store: StoreGiven = None) -> str:
@@ -117,14 +122,17 @@ def revoke(source: Source, learner: str, *, store: StoreGiven = None) -> str:
     return ""
 
 
-def policy_of(source: Source, learner: str = "", *, store: StoreGiven = None, server: bool = False) -> Policy:
-    """Returns the S3 policy of a learner, the coordinator or the server.
+def policy_of(
+    source: Source, learner: str = "", *, store: StoreGiven = None, server: bool = False, dealer: bool = False
+) -> Policy:  # fmt: skip
+    """Returns the S3 policy of a learner, the coordinator, the dealer of shards or the server.
 
     Args:
         source: the federation file, or its content.
         learner: the learner; empty for the coordinator.
         store: a store to use instead of the federation's.
         server: returns the policy of `fedpipe serve` instead.
+        dealer: returns the policy of the shard step instead.
 
     Raises:
         InputError: there is no such learner, or the store has no users.
@@ -132,20 +140,24 @@ def policy_of(source: Source, learner: str = "", *, store: StoreGiven = None, se
     place = open_place(source, store)
     if not place.on_s3:
         raise InputError("a folder has no users", where=place.uri, remedy="Use an s3:// store.")
+    if dealer:
+        return dealer_policy(place.bucket, place.prefix)
     if server:
         return server_policy(place.bucket, place.prefix)
     return find_member(place, learner or COORDINATOR).policy(place)
 
 
 def prepare(
-    uri: str, *, coordinator: Credentials | None = None, server: Credentials | None = None, noncurrent_days: int = 0
-) -> list[str]:
-    """Creates a federation's bucket and the users of its coordinator and its server, or updates existing ones.
+    uri: str, *, coordinator: Credentials | None = None, server: Credentials | None = None,
+    dealer: Credentials | None = None, noncurrent_days: int = 0,
+) -> list[str]:  # fmt: skip
+    """Creates a federation's bucket and the users of coordinator, dealer and server, or updates existing ones.
 
     Args:
         uri: of the federation's own part of the store: `s3://bucket/prefix/NAME`, with its endpoint.
         coordinator: credentials for a user that the coordinator's steps use.
         server: credentials for a user that `fedpipe serve` uses.
+        dealer: credentials for a user of the step that deals shards, which the coordinator's user then cannot.
         noncurrent_days: days after which old versions of objects go, in a bucket with versions; 0 for no such rule.
 
     Returns:
@@ -177,7 +189,8 @@ def prepare(
         expire_old_versions(store, noncurrent_days)
         done.append(f"old versions below {prefix}/ are removed after {noncurrent_days} days")
     for who, credentials, policy in (
-        ("coordinator", coordinator, coordinator_policy(parts.netloc, prefix)),
+        ("coordinator", coordinator, coordinator_policy(parts.netloc, prefix, deals=dealer is None)),
+        ("dealer", dealer, dealer_policy(parts.netloc, prefix)),
         ("server", server, server_policy(parts.netloc, prefix)),
     ):
         if credentials is not None:
@@ -186,17 +199,31 @@ def prepare(
     return done
 
 
-def _identified(place: StoredFederation, member: Member, folder: Path, given: Credentials | None) -> Identity:
+def _identified(
+    place: StoredFederation, member: Member, folder: Path, given: Credentials | None, examples: int
+) -> Identity:
     """Creates user, files and enrolment, in this order, and undoes them when a later part fails."""
+    if examples and member.name == COORDINATOR:
+        raise InputError("the coordinator has no examples", where="--examples", remedy="Leave it out.")
     private = make_key()
     with contextlib.ExitStack() as undo:
         credentials = given
         if place.on_s3 and given is None:
             credentials = undo.enter_context(_new_user(place, member))
-        files = undo.enter_context(_written(folder, member, private, credentials))
+        text = " ".join([private, *_ledger_mark(place, member)])
+        files = undo.enter_context(_written(folder, member, text, credentials))
         user = credentials.access_key if credentials else ""
-        member.enroll(place, Enrolment(key=public_key(private), user=user, since=time.time()))
+        made = Enrolment(key=public_key(private), user=user, since=time.time(), examples=examples)
+        member.enroll(place, made)
     return Identity(member.who.strip("'"), files, user, member.secret)
+
+
+def _ledger_mark(place: StoredFederation, member: Member) -> list[str]:
+    """Returns the number of entries of a learner's privacy ledger and its head; nothing without entries."""
+    if member.name == COORDINATOR:
+        return []
+    count, head = state_of_ledger(place.store, member.name)
+    return [str(count), head] if head else []
 
 
 def _user(place: StoredFederation, member: Member) -> str:

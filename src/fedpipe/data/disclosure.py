@@ -13,6 +13,9 @@ from fedpipe.data.statistics import LARGEST_REPORT, Report
 from fedpipe.errors import DroppedError, InputError, RoundError
 from fedpipe.federation.data import Iid
 from fedpipe.federation.federation import Federation
+from fedpipe.identity.enrolment import Enrolled, read_enrolled
+from fedpipe.identity.statements import check_signed
+from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.history import read_record, trained_head
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.received import Source, receive, usable
@@ -26,7 +29,7 @@ LARGEST_SCHEMA = 64 * 2**20
 
 def basis_of(federation: Federation, name: str, shards: Mapping[str, str]) -> str:
     """Returns the digest of all on which a learner's report depends: its data, and the settings that concern them."""
-    data = replace(federation.data, uri="", shards=Iid())  # a shard's digest stands for both
+    data = replace(federation.data, uri="", secret="", shards=Iid())  # a shard's digest stands for both
     origin = federation.learner(name).data or shards.get(name, "")
     return digest_of(encode([data, origin, federation.training.seed, federation.privacy_of(name) is not None]))
 
@@ -57,8 +60,9 @@ def _source(store: Store, learner: str, run: str) -> Source:
 
 
 def settle_schema(
-    store: Store, federation: Federation, run: str, shards: Mapping[str, str], absent: Collection[str] = ()
-) -> Schema | None:
+    store: Store, federation: Federation, run: str, shards: Mapping[str, str], absent: Collection[str] = (),
+    sizes: Mapping[str, Mapping[str, int]] | None = None,
+) -> Schema | None:  # fmt: skip
     """Returns the schema of a run that begins: HEAD's if it continues from there, or that of the learners' reports.
 
     Args:
@@ -67,6 +71,7 @@ def settle_schema(
         run: the run's name.
         shards: digests of the shards by learner.
         absent: learners whose reports do not count.
+        sizes: examples in each part of the shards, by learner.
 
     Returns:
         None if the features are not a table.
@@ -81,11 +86,24 @@ def settle_schema(
         return schema
     names = [learner.name for learner in federation.learners if learner.name not in absent]
     found = {name: find_report(store, name, run, basis_of(federation, name, shards)) for name in names}
-    outcome = settle(federation, [report for report in found.values() if report])
+    enrolled = read_enrolled(store)
+    claims, place = Claims(sizes or {}, enrolled), f"{federation.name}/{run}"
+    outcome = settle(federation, [_checked(report, enrolled, claims, place) for report in found.values() if report])
     missing = {name: "it has left no statistics" for name, report in found.items() if report is None}
     for name, why in sorted((outcome.left_out | missing).items()):
         log.warning("%s is left out of the statistics: %s", name, why)
     return outcome.schema
+
+
+def _checked(report: Report, enrolled: Enrolled, claims: Claims, place: str) -> Report:
+    """Returns a report, or the reason why it does not count: its signature, or more examples than there are."""
+    try:
+        if not report.why:
+            check_signed(report, enrolled, place=place)
+            claims.check(report.learner, "train", report.examples)
+    except DroppedError as error:
+        return Report(learner=report.learner, why=error.what)
+    return report
 
 
 def put_schema(store: Store, schema: Schema | None) -> str:

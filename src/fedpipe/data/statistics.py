@@ -29,6 +29,7 @@ from fedpipe.data.schema import MOST_CLASSES, MOST_COLUMNS, NUMERIC, Column, Col
 from fedpipe.data.tables import values_of_columns
 from fedpipe.data.trees import Array, Tree
 from fedpipe.federation.data import Kind, StatisticsSettings
+from fedpipe.identity.signing import Signature
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 MOST_BINS = 64
@@ -96,6 +97,7 @@ class Report(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         target: of labels that are numbers.
         why: the reason; empty if it discloses statistics.
         basis: digest of the data and settings that it describes; another one is out of date.
+        signature: of the learner, if it has a key.
     """
 
     format: int = 1
@@ -107,6 +109,7 @@ class Report(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     classes: Annotated[dict[Annotated[str, Meta(max_length=200)], Count], Meta(max_length=MOST_CLASSES)] = {}
     target: Numbers | None = None
     why: Annotated[str, Meta(max_length=500)] = ""
+    signature: Signature | None = None
 
 
 def report_of(

@@ -25,6 +25,7 @@ from fedpipe.learners.assembly import warm_private_training
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import WAITING
 from fedpipe.steps.contract import Hands, find, give_up, write_outputs
+from fedpipe.store.concealment import environ
 
 TaskResult = dict[str, Any]
 """Holds an executor output: `parameterValues` and `artifacts` with their metadata."""
@@ -235,7 +236,7 @@ class Engine:
             try:
                 done = subprocess.run(  # noqa: S603  (the user's own pipeline)
                     command,
-                    env={**os.environ, "PATH": path},
+                    env={**environ, "PATH": path},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

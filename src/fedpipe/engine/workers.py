@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Self
 from fedpipe import errors
 from fedpipe.errors import FedpipeError, WorkerDiedError
 from fedpipe.frameworks import find_python
+from fedpipe.store.concealment import conceal, environ, reveal
 
 _START = threading.Lock()
 _STARTED = threading.Event()
@@ -146,10 +147,12 @@ class Worker:
             self._process = _start_python(Path(sys.executable), theirs)
         else:
             with _START, _without_main():
-                process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
+                process = context.Process(target=_serve, args=(theirs, dict(environ)), daemon=True)
                 process.start()
                 self._process = process  # not before: Ctrl-C may interrupt the start, and `stop` kills what has begun
         theirs.close()
+        if isinstance(self._process, subprocess.Popen):
+            ours.send(dict(environ))
         return ours
 
     def stop(self, *, for_good: bool = False) -> None:
@@ -199,7 +202,8 @@ def _start_python(python: Path, connection: Connection) -> subprocess.Popen[byte
 
 def serve(handle: int) -> None:
     """Runs the main program of a worker that was not forked; `handle` is the connection's file descriptor."""
-    _serve(Connection(handle), dict(os.environ))
+    connection = Connection(handle)
+    _serve(connection, connection.recv())
 
 
 class Workers:
@@ -217,9 +221,11 @@ class Workers:
         self._is_stopped = False
 
     def __enter__(self) -> Self:
+        conceal()  # code of others also runs in this process, and in all that it starts
         return self
 
     def __exit__(self, *_: object) -> None:
+        reveal()
         self.stop()
 
     def call(self, function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
@@ -315,6 +321,8 @@ def _serve(connection: Connection, environment: dict[str, str]) -> None:
 
     os.environ.clear()
     os.environ.update(environment)
+    environment.clear()
+    conceal()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine ends its workers itself
     _end_with(connection)
     while True:

@@ -228,6 +228,20 @@ class Averaging(Section, frozen=True, kw_only=True, tag_field="name", tag="avera
     weighting: Annotated[
         Literal["examples", "uniform"], Meta(description="weight of an update: its train examples, or 1")
     ] = "examples"
+    most_share: Annotated[
+        Share,
+        Meta(
+            description="largest share of a round's weight that one update may have; all weigh the same when there are "
+            "too few for it; 0: no limit"
+        ),
+    ] = 0.0
+    most_norm: Annotated[
+        Amount,
+        Meta(
+            description="an update is refused when its change has more than this multiple of the median norm of the "
+            "others, at least three; 0: no limit. Rules that zero, clip or add noise do without"
+        ),
+    ] = 10.0
     server_optimizer: Annotated[
         OptimizerSettings,
         Meta(description="step of the global weights; `sgd` with rate 1.0 takes the aggregate as it is"),
@@ -235,6 +249,13 @@ class Averaging(Section, frozen=True, kw_only=True, tag_field="name", tag="avera
     vote: Annotated[
         Vote | None, Meta(description="learners vote on each aggregated model; none: every model is accepted")
     ] = None
+
+    @property
+    def norm_limit(self) -> float:
+        """Return `most_norm`; 0 for a rule with a defence of its own, whose guarantee would not hold otherwise."""
+        rule = self.rule
+        bare = isinstance(rule, Robust | Compressed | Secure) and not (rule.zeroing or rule.clipping)
+        return self.most_norm if bare or isinstance(rule, Mean) else 0.0
 
 
 class Collective(Section, frozen=True, kw_only=True, tag_field="name", tag="collective"):

@@ -109,6 +109,10 @@ class Data(Section, frozen=True, kw_only=True):
             "or a path relative to this file"
         ),
     ] = ""
+    secret: Annotated[
+        str,
+        Meta(description="Kubernetes secret of the user that deals the shards; empty: the federation's"),
+    ] = ""
     features: Annotated[
         str | dict[Annotated[str, Meta(min_length=1, max_length=200)], FileKind | ColumnSettings],
         Meta(

@@ -184,6 +184,12 @@ def _aggregation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
                     f"{tag_of(part)!r} needs TensorFlow Federated",
                     "Add `engine: tff` to the algorithm.",
                 )
+    if f.algorithm.most_share and f.algorithm.weighting == "uniform":
+        yield (
+            "algorithm.most_share",
+            "has no effect when all updates weigh the same",
+            "Remove it, or set algorithm.weighting to examples.",
+        )
     if isinstance(rule, UNWEIGHTED) and f.algorithm.weighting != "uniform":
         yield (
             "algorithm.weighting",

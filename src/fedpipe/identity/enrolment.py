@@ -4,9 +4,10 @@ The object has an entry for each enrolled learner and for the coordinator. An en
 store, and the times of enrolment and revocation.
 
 An enrolled coordinator signs the models that it publishes (`fedpipe.registry.publication`). An enrolled learner must
-sign its updates. The signature covers the update's whole manifest (federation, run, round, base, learner, digest of the
-weights, examples, ...) and the time. So stolen credentials of the store are not enough to impersonate a learner, and an
-update cannot be reused for another round or base.
+sign its updates, ballots, scores and statistics (`fedpipe.identity.statements`). The signature covers the whole
+statement and the time; an update has federation, run, round, base, learner, digest of the weights, examples, and more.
+So stolen credentials of the store are not enough to impersonate a learner, and an update cannot be reused for another
+round or base.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ Time = Annotated[float, Meta(ge=0, le=2.0**37)]
 class Enrolment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Holds an identity: its public key, and its user of the store (empty without one).
 
-    Times are in seconds since 1970.
+    Times are in seconds since 1970. `examples` is the most that a learner may claim to have; 0: no limit.
     """
 
     key: PublicKey
     user: str = ""
     since: Time
     revoked: Time | None = None
+    examples: Annotated[int, Meta(ge=0, le=2**53)] = 0
 
 
 class Enrolled(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

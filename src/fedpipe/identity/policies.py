@@ -1,7 +1,9 @@
 """The permissions of each identity in an S3 store, as S3 policies made from `fedpipe.store.keys.TABLE`.
 
     learner       reads the global objects, the runs and all proposals; writes below `learners/<name>/`; lists nothing
-    coordinator   does everything in the federation's folders, but does not change who is enrolled; reads `datasets/`
+    coordinator   does everything in the federation's folders, apart from `learners/` and `enrolled`: there it reads
+                  what learners publish, but no ledger. Unless there is a dealer, it reads `datasets/` and deals shards
+    dealer        reads `datasets/`, deals shards, and writes what the shard step notes about them
     server        reads and lists the published models, and reads who is enrolled
 
 A policy names folders instead of single keys, so that it stays valid when a later version adds a key to one of them.
@@ -46,18 +48,47 @@ def learner_policy(bucket: str, prefix: str, learner: str) -> Policy:
     )
 
 
-def coordinator_policy(bucket: str, prefix: str) -> Policy:
-    """Returns the policy of the coordinator's steps. Raises InputError as `learner_policy`."""
+def coordinator_policy(bucket: str, prefix: str, *, deals: bool = True) -> Policy:
+    """Returns the policy of the coordinator's steps.
+
+    Args:
+        bucket: of the store.
+        prefix: of the federation in the bucket.
+        deals: whether it deals shards too; a dealer has a user of its own otherwise.
+
+    Raises:
+        InputError: as `learner_policy`.
+    """
     check_prefix(bucket, prefix)
     forbidden = [row.folder for row in keys.TABLE if "administrator" in row.access.writers]
-    own = [folder for folder in keys.FOLDERS if folder not in forbidden]
+    folders = [folder for folder in keys.FOLDERS if folder not in forbidden]
+    own = [folder for folder in folders if folder != _LEARNERS]
     return _policy(
         _allow((*READ, *WRITE, "s3:DeleteObject"), bucket, prefix, *own),
-        _allow(READ, bucket, prefix, *forbidden, keys.DATASETS),
+        _allow(READ, bucket, prefix, *forbidden, *_PUBLISHED, *([keys.DATASETS] if deals else [])),
         _allow(("s3:PutObject", "s3:DeleteObject"), bucket, prefix, *forbidden) | {"Effect": "Deny"},
-        _listed(bucket, f"{prefix}/", *(f"{prefix}/{folder}" for folder in own)),
+        *([_allow(WRITE, bucket, prefix, *_DEALT)] if deals else []),
+        _listed(bucket, f"{prefix}/", *(f"{prefix}/{folder}" for folder in folders)),
         _located(bucket),
     )
+
+
+def dealer_policy(bucket: str, prefix: str) -> Policy:
+    """Returns the policy of the step that deals shards, if it has a user of its own. Raises as `learner_policy`."""
+    check_prefix(bucket, prefix)
+    return _policy(
+        _allow(READ, bucket, prefix, keys.DATASETS, *_DEALT, "objects/*", "runs/*", keys.PRUNING, keys.CATALOGUE),
+        _allow(WRITE, bucket, prefix, *_DEALT, "objects/*", "runs/*/shards", "runs/*/shard.time", keys.CATALOGUE),
+        _allow(("s3:DeleteObject",), bucket, prefix, "runs/*/shards"),
+        _located(bucket),
+    )
+
+
+_LEARNERS = "learners/*"
+_DEALT = ("learners/*/shard", f"learners/*/objects/{'?' * 64}")
+"""The keys that the shard step writes for learners. Objects have the names of their content, which readers check."""
+_PUBLISHED = (*_DEALT, f"learners/*/proposals/{'?' * 64}", "learners/*/runs/*")
+"""The keys of learners that the coordinator reads: all but their ledgers."""
 
 
 def server_policy(bucket: str, prefix: str) -> Policy:

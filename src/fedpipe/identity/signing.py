@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from msgspec import Meta, Struct
 
 from fedpipe.errors import InputError
 from fedpipe.store import SECRET_DIR
+from fedpipe.store.concealment import environ
 
 
 class Signature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,7 +69,7 @@ def _private(text: str) -> Any:
     from Crypto.Signature import eddsa
 
     try:
-        seed = bytes.fromhex(text.strip())
+        seed = bytes.fromhex((text.split() or [""])[0])
         if len(seed) != _SIZE:
             raise ValueError("wrong length")
         return eddsa.import_private_key(seed)
@@ -77,7 +79,28 @@ def _private(text: str) -> Any:
         ) from error
 
 
-def find_key(learner: str, environ: Mapping[str, str] = os.environ) -> str | None:
+def find_mark(learner: str, environ: Mapping[str, str] = environ) -> tuple[int, str] | None:
+    """Finds the state of the privacy ledger when the key was made: its number of entries, and its head.
+
+    It follows the key, in the same secret or file; the administrator who enrolled the learner vouches for it. Returns
+    None without one.
+
+    Raises:
+        InputError: a file cannot be read, or the mark is malformed.
+    """
+    words = (_key_text(learner, environ) or "").split()[1:]
+    if not words:
+        return None
+    if len(words) == 2 and words[0].isdecimal() and re.fullmatch(r"sha256:[0-9a-f]{64}", words[1]):
+        return int(words[0]), words[1]
+    raise InputError(
+        "the mark after the private key is malformed",
+        where=SIGNING_KEY,
+        remedy="Run `fedpipe rotate` for this learner.",
+    )
+
+
+def find_key(learner: str, environ: Mapping[str, str] = environ) -> str | None:
     """Finds the private key of a learner, or of COORDINATOR, on this machine; returns None without one.
 
     In a container, the key comes from the secret, through `FEDPIPE_SIGNING_KEY` or a mounted file. On a machine that
@@ -87,6 +110,12 @@ def find_key(learner: str, environ: Mapping[str, str] = os.environ) -> str | Non
     Raises:
         InputError: a file cannot be read.
     """
+    text = _key_text(learner, environ)
+    return text if text is None else (text.split() or [""])[0]
+
+
+def _key_text(learner: str, environ: Mapping[str, str]) -> str | None:
+    """Returns the private key of a learner, and what follows it."""
     if environ.get(SIGNING_KEY):
         return environ[SIGNING_KEY]
     named = f"{learner}.key"

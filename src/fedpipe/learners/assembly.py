@@ -14,6 +14,7 @@ from fedpipe.learners.framework import Model
 from fedpipe.learners.learner import ModelLearner
 from fedpipe.learners.parts import Part, size_of
 from fedpipe.learners.reading import kept_parts, learner_parts
+from fedpipe.rounds.floors import check_floors
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import get_bytes
@@ -50,8 +51,9 @@ def make_learner(
         place: of a session, whose learners keep their data from round to round.
 
     Raises:
-        DataError, ModelError, CorruptError: why this learner cannot take part.
+        DataError, ModelError, CorruptError, DroppedError: why this learner cannot take part.
     """
+    check_floors(plan, name)
     privacy = plan.federation.privacy_of(name)
     if not trains and not place:  # in a session, votes are cast in the environment of its training
         privacy = None

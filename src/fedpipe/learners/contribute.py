@@ -8,16 +8,17 @@ from pathlib import Path
 
 from fedpipe import weights
 from fedpipe.errors import DroppedError
-from fedpipe.identity.signing import find_key
+from fedpipe.identity.statements import signed_by
 from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.framework import Arrays, seed_of
 from fedpipe.learners.learner import Learner, log
 from fedpipe.rounds.budget import Budget
 from fedpipe.rounds.history import read_record
+from fedpipe.rounds.ledger import find_marks
 from fedpipe.rounds.manifests import Dropped, Scores, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import ANY_ROLL, Roll, drop
-from fedpipe.rounds.updates import find_part, own_update, publish_update, signed
+from fedpipe.rounds.updates import find_part, own_update, publish_update
 from fedpipe.store import Store
 from fedpipe.store.objects import fetch_file, put_file
 
@@ -65,7 +66,7 @@ def _offered(
     learner: Learner, folder: Path, seconds: float,
 ) -> Update:  # fmt: skip
     federation = plan.federation
-    budget = _budget(store, plan, name, learner)
+    budget = _budget(store, plan, name, number, learner)
     wanted = federation.evaluation.every_round and not federation.vote  # a vote scores every candidate anyway
     tested = learner.accept_weights(start, None if wanted else Scores()).test
     trained = learner.propose_weights(
@@ -75,10 +76,11 @@ def _offered(
     )
     weights.check_finite(trained.weights)
     digest = weights.save(trained.weights, folder / "weights")
-    spent = None
+    spent, ledger = None, None
     if budget is not None:
         assert trained.event is not None
         spent = budget.charge(trained.event, run=plan.run, number=number, weights=digest)
+        ledger = budget.head
     put_file(store, folder / "weights", digest, name, "proposals" if federation.proposers else "objects")
     kept = None
     if trained.optimizer is not None:
@@ -87,13 +89,12 @@ def _offered(
     update = Update(
         federation=federation.name, run=plan.run, round=number, learner=name, base=base, weights=digest,
         size=(folder / "weights").stat().st_size, examples=trained.examples, metrics=trained.metrics,
-        plan=plan.definition.digest, tested=tested, optimizer=kept, spent=spent,
+        plan=plan.definition.digest, tested=tested, optimizer=kept, spent=spent, ledger=ledger,
     )  # fmt: skip
-    key = find_key(name)
-    return publish_update(store, signed(update, key) if key else update)
+    return publish_update(store, signed_by(update, name))
 
 
-def _budget(store: Store, plan: Plan, name: str, learner: Learner) -> Budget | None:
+def _budget(store: Store, plan: Plan, name: str, number: int, learner: Learner) -> Budget | None:
     """Return the privacy budget if it allows another training; None without differential privacy."""
     privacy = plan.federation.privacy_of(name)
     if privacy is None:
@@ -102,7 +103,7 @@ def _budget(store: Store, plan: Plan, name: str, learner: Learner) -> Budget | N
         raise DroppedError(
             f"{name} has a privacy section, but this step trains without differential privacy", lasting=True
         )
-    budget = Budget(store, name, privacy)
+    budget = Budget(store, name, privacy, find_marks(store, plan.run, number, name))
     budget.check(learner.planned)
     return budget
 

@@ -13,6 +13,7 @@ from fedpipe.data.examples import Examples
 from fedpipe.data.statistics import Report, report_of
 from fedpipe.errors import CorruptError, DataError, ModelError, NotFoundError
 from fedpipe.federation.federation import Federation
+from fedpipe.identity.statements import signed_by
 from fedpipe.learners.learner import log
 from fedpipe.learners.parts import Part
 from fedpipe.learners.reading import raw_parts
@@ -42,7 +43,8 @@ def describe(
         report = Report(learner=name, why=f"its data cannot be read: {error}"[:500])
     if report.why:
         log.warning("%s discloses no statistics: %s", name, report.why)
-    return publish_report(store, run, replace(report, basis=basis))
+    signed = signed_by(replace(report, basis=basis), name, place=f"{federation.name}/{run}")
+    return publish_report(store, run, signed)
 
 
 def described(federation: Federation, name: str, parts: Mapping[str, Part]) -> Report:

@@ -28,6 +28,7 @@ from fedpipe.rounds.evaluation import (
     measure_all,
     mistake_in_score,
 )  # fmt: skip
+from fedpipe.rounds.floors import check_floors
 from fedpipe.rounds.manifests import LARGEST, bounded
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.tallies import MOST_PICTURED, ClassTally, Head, Matrix, Tally
@@ -48,8 +49,9 @@ def score_learner(store: Store, plan: Plan, name: str, digest: str) -> Score:
         digest: of the weights.
 
     Raises:
-        DataError, ModelError, CorruptError: the reason why the weights cannot be tested.
+        DataError, ModelError, CorruptError, DroppedError: the reason why the weights cannot be tested.
     """
+    check_floors(plan, name)
     model = plan_model(store, plan)
     part = learner_parts(store, plan, name, model.module).get("test")
     if part is None or not size_of(part):

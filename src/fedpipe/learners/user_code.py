@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fedpipe.errors import ModelError
+from fedpipe.rounds.floors import read_floors
+from fedpipe.store.concealment import concealed
 
 
 def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleType:
@@ -27,7 +29,9 @@ def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleT
 
     Raises:
         ModelError: the bytes have another digest, or the file cannot be imported; with the line.
+        DroppedError: the floors of this learner do not allow it.
     """
+    read_floors().check_code(digest)
     if f"sha256:{hashlib.sha256(code).hexdigest()}" != digest:
         raise ModelError(f"the model code is not the one that the plan names ({digest})")
     module = types.ModuleType(f"fedpipe_{name.removesuffix('.py')}")
@@ -35,7 +39,8 @@ def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleT
     module.__loader__ = _Source(code)  # AutoGraph needs the source of loops, which is not in a file
     sys.modules[module.__name__] = module  # Keras looks classes up by their module
     try:
-        exec(compile(code, name, "exec"), module.__dict__)  # noqa: S102  (the user's own code, pinned by digest)
+        with concealed():
+            exec(compile(code, name, "exec"), module.__dict__)  # noqa: S102  (the user's own code, pinned by digest)
     except BaseException as error:
         if is_stop(error):
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedpipe import weights
 from fedpipe.errors import CorruptError, NotFoundError
+from fedpipe.identity.statements import signed_by
 from fedpipe.learners.contribute import fetched
 from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.framework import Arrays
@@ -47,7 +48,7 @@ def vote(
         current = fetched(store, base, Path(folder) / "base")
         try:
             ballot = _cast(store, plan, name, number, base, current, candidate, owner, make_learner(), Path(folder))
-            return publish_ballot(store, ballot)
+            return publish_ballot(store, signed_by(ballot, name))
         except (Exception, SystemExit) as error:
             absent = dropped_by(plan, name, error)
             if absent is None:

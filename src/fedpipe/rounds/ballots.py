@@ -9,6 +9,9 @@ from __future__ import annotations
 import logging
 
 from fedpipe.errors import DroppedError
+from fedpipe.identity.enrolment import Enrolled, read_enrolled
+from fedpipe.identity.statements import check_signed
+from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
 from fedpipe.rounds.plan import Plan
@@ -63,9 +66,10 @@ def collect_ballots(
     store: Store, plan: Plan, *, number: int, base: str, candidate: str, roll: Roll
 ) -> tuple[list[Ballot], list[Dropped]]:
     """Return the valid ballots of a round, and the learners without one with the reason, both sorted by name."""
+    enrolled = read_enrolled(store)
 
     def read(learner: str) -> Ballot | None:
-        return _valid(store, plan, number, base, candidate, learner)
+        return _valid(store, plan, enrolled, number, base, candidate, learner)
 
     return gather(store, plan.run, number, roll, read, name="absent", otherwise="no ballot")
 
@@ -73,14 +77,20 @@ def collect_ballots(
 def is_cast(store: Store, plan: Plan, number: int, base: str, candidate: str, learner: str) -> bool:
     """Return whether a learner has left a valid ballot in a round."""
     try:
-        return _valid(store, plan, number, base, candidate, learner) is not None
+        return _valid(store, plan, read_enrolled(store), number, base, candidate, learner) is not None
     except DroppedError as error:
         log.warning("round %d: the ballot of %s does not count: %s", number, learner, error.what)
         return False
 
 
-def _valid(store: Store, plan: Plan, number: int, base: str, candidate: str, learner: str) -> Ballot | None:
-    """Return a learner's ballot if it belongs to the vote. Raises DroppedError."""
+def _valid(
+    store: Store, plan: Plan, enrolled: Enrolled, number: int, base: str, candidate: str, learner: str
+) -> Ballot | None:
+    """Return a learner's ballot if it belongs to the vote, is signed, and claims no more than it has.
+
+    Raises:
+        DroppedError: the reason why it does not count.
+    """
     federation, vote = plan.federation, plan.federation.vote
     assert vote is not None
     ballot = find_ballot(store, learner, plan.run, number)
@@ -91,6 +101,8 @@ def _valid(store: Store, plan: Plan, number: int, base: str, candidate: str, lea
         )  # fmt: skip
         if ballot.plan not in (None, plan.definition.digest):
             raise DroppedError("the ballot belongs to an earlier try of the run, with other settings")
+        check_signed(ballot, enrolled)
+        Claims(plan.sizes, enrolled).check_ballot(ballot)
     return ballot
 
 

@@ -45,7 +45,7 @@ def make_plan(run: str, federation: Federation, code: str, shards: Shards, input
     )
     return Plan(
         run=run, federation=local, code=digest_of(code.encode()), function=function,
-        shards=shards.learners, test=shards.test or None, inputs=inputs,
+        shards=shards.learners, test=shards.test or None, sizes=shards.sizes, inputs=inputs,
     )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def resumes(store: Store, run: str, federation: Federation, code: str) -> bool:
         earlier = read_plan(store, found.plan)
     except (CorruptError, NotFoundError):
         return False
-    shards = Shards(learners=earlier.shards, test=earlier.test or "")
+    shards = Shards(learners=earlier.shards, test=earlier.test or "", sizes=earlier.sizes)
     return make_plan(run, federation, code, shards).definition.digest == found.plan
 
 

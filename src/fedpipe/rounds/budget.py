@@ -1,6 +1,4 @@
-"""A learner's privacy budget: a ledger in the store of its private trainings, over all runs.
-
-    learners/<name>/ledger/<number>     one private training, written once, before its update is released
+"""A learner's privacy budget over all runs, by its ledger (`fedpipe.rounds.ledger`).
 
 Entries are numbered without a gap, so that two runs at the same time cannot spend the same budget. The second one
 finds the number taken, reads the ledger again and checks again.
@@ -9,17 +7,16 @@ finds the number taken, reads the ledger again and checks again.
 from __future__ import annotations
 
 import math
-
-from msgspec import Struct
+from collections.abc import Sequence
 
 from fedpipe.errors import BudgetError
-from fedpipe.federation.names import Name
 from fedpipe.federation.training import Privacy, Training
+from fedpipe.identity.statements import signed_by
 from fedpipe.rounds.accounting import TrainingEvent, epsilon
+from fedpipe.rounds.ledger import Entry, Ledger, Mark
 from fedpipe.rounds.manifests import Spent
-from fedpipe.rounds.received import MANIFEST
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import Digest, encode, find
+from fedpipe.store.objects import encode
 
 
 def training_event(training: Training, privacy: Privacy, examples: int, steps: int = 0) -> TrainingEvent:
@@ -32,18 +29,6 @@ def training_event(training: Training, privacy: Privacy, examples: int, steps: i
     )  # fmt: skip
 
 
-class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One private training that may have been released, and the budget spent up to and including it."""
-
-    format: int = 1
-    learner: Name
-    run: Name
-    round: int
-    weights: Digest
-    event: TrainingEvent
-    spent: Spent
-
-
 class Budget:
     """Checks and charges a learner's privacy budget.
 
@@ -51,19 +36,18 @@ class Budget:
         store: the federation's store.
         learner: the learner's name.
         privacy: its settings.
+        marks: states that the ledger had, which it must continue.
     """
 
-    def __init__(self, store: Store, learner: str, privacy: Privacy) -> None:
+    def __init__(self, store: Store, learner: str, privacy: Privacy, marks: Sequence[Mark] = ()) -> None:
         self._store, self._learner, self._privacy = store, learner, privacy
-        self._entries: list[Entry] = []
+        self._ledger = Ledger(store, learner, marks)
+        self.head: str | None = None
+        """The head of the ledger with the entry that was charged; None before."""
 
     def entries(self) -> list[Entry]:
-        """Return the entries so far. Raises CorruptError: a learner does not train without its ledger."""
-        while True:
-            entry = find(self._store, keys.ledger(self._learner, len(self._entries) + 1), Entry, limit=MANIFEST)
-            if entry is None:
-                return list(self._entries)
-            self._entries.append(entry)
+        """Return the entries of the ledger so far. Raises CorruptError: a learner does not train without its ledger."""
+        return self._ledger.entries()
 
     def spent(self, *more: TrainingEvent) -> Spent:
         """Return the budget that the trainings of the ledger and these spend together."""
@@ -100,6 +84,11 @@ class Budget:
         """
         while True:
             spent = self.check(event)  # the new number follows exactly the entries that were checked
-            entry = Entry(learner=self._learner, run=run, round=number, weights=weights, event=event, spent=spent)
+            entry = Entry(
+                learner=self._learner, run=run, round=number, weights=weights, event=event, spent=spent,
+                previous=self._ledger.head,
+            )  # fmt: skip
+            entry = signed_by(entry, self._learner)
             if self._store.create(keys.ledger(self._learner, spent.events), encode(entry)):
+                self.head = entry.head
                 return spent

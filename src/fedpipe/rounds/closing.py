@@ -15,12 +15,13 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from fedpipe.aggregation import Combined, Forest, Rule, Source, combine, make_rule, make_server_step
+from fedpipe.aggregation import Bounds, Combined, Forest, Rule, Source, combine, make_rule, make_server_step
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, WeightsError
 from fedpipe.federation.algorithms import Averaging
 from fedpipe.federation.names import tag_of
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.rounds.ballots import collect_ballots
+from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.history import begun_from, commit, propose_candidate, read_candidate, read_record, record_layout
 from fedpipe.rounds.manifests import MOST_METRICS, Dropped, Record, Update, bounded
 from fedpipe.rounds.plan import Plan
@@ -65,7 +66,14 @@ def close_round(
     previous = begun_from(store, plan.run, number, base)
     roll = roll or Roll(select(federation, number))
     updates, dropped = collect(
-        store, federation=federation.name, run=plan.run, number=number, base=base, roll=roll, plan=previous.plan
+        store,
+        federation=federation.name,
+        run=plan.run,
+        number=number,
+        base=base,
+        roll=roll,
+        plan=previous.plan,
+        of=plan,
     )
     check_quorum(number, len(updates), dropped, federation.min_learners)
     with tempfile.TemporaryDirectory() as folder:
@@ -90,6 +98,13 @@ def source_of(plan: Plan, update: Update) -> Source:
     algorithm = plan.federation.algorithm
     weight = update.examples if isinstance(algorithm, Averaging) and algorithm.weighting == "examples" else 1
     return Source(update.learner, update.weights, update.size, weight, places_of(plan)[update.learner])
+
+
+def bounds_of(plan: Plan) -> Bounds:
+    """Return what one update may do to a round at most."""
+    algorithm = plan.federation.algorithm
+    assert isinstance(algorithm, Averaging)
+    return Bounds(norm=algorithm.norm_limit, share=algorithm.most_share)
 
 
 def places_of(plan: Plan) -> dict[str, int]:
@@ -129,6 +144,7 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
             server=make_server_step(algorithm.server_optimizer),
             folder=folder,
             forest=forest,
+            bounds=bounds_of(plan),
         )
 
     return combined
@@ -194,9 +210,10 @@ def proposal_of(store: Store, plan: Plan, previous: Record, roll: Roll) -> Recor
     if why := roll.excused.get(proposer):
         return replace(record, dropped=(Dropped(learner=proposer, why=why),))
     try:
+        enrolled = read_enrolled(store)
         update = read_valid(
-            store, read_enrolled(store), proposer, federation=plan.federation.name, run=plan.run, number=number,
-            base=previous.weights, plan=previous.plan,
+            store, enrolled, proposer, federation=plan.federation.name, run=plan.run, number=number,
+            base=previous.weights, plan=previous.plan, claims=Claims(plan.sizes, enrolled),
         )  # fmt: skip
         if update is None:
             found = find_dropped(store, proposer, plan.run, number)

@@ -7,13 +7,16 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
-from fedpipe.aggregation import Forest
+from fedpipe.aggregation import Forest, Norms
 from fedpipe.errors import DroppedError
-from fedpipe.rounds.closing import places_of, rule_of, source_of
+from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.rounds.claims import Claims
+from fedpipe.rounds.closing import bounds_of, places_of, rule_of, source_of
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.updates import check_update, find_update
 from fedpipe.store import Store
+from fedpipe.store.objects import fetch_file
 from fedpipe.weights import Layout
 
 log = logging.getLogger("fedpipe")
@@ -31,6 +34,7 @@ class EarlySums:
 
     def __init__(self, store: Store, plan: Plan, previous: Record, forest: Forest) -> None:
         self._store, self._plan, self._previous = store, plan, previous
+        self._claims = Claims(plan.sizes, read_enrolled(store))
         self.forest: Forest | None = forest
 
     @classmethod
@@ -47,9 +51,12 @@ class EarlySums:
             asked: the learners that the round asks.
             folder: where the sums are kept.
         """
-        places = places_of(plan)
+        places, bounds = places_of(plan), bounds_of(plan)
+        if bounds.share:  # a weight depends on all others
+            return None
+        norms = Norms(folder / "base", bounds.norm) if bounds.norm else None
         asked_places = [places[name] for name in asked]
-        forest = Forest.plant(store, layout, rule_of(plan), asked_places, folder, previous.weights)
+        forest = Forest.plant(store, layout, rule_of(plan), asked_places, folder, previous.weights, norms)
         return None if forest is None else cls(store, plan, previous, forest)
 
     def take(self, learner: str) -> None:
@@ -65,7 +72,10 @@ class EarlySums:
                 update, federation=self._plan.federation.name, run=self._plan.run, number=number, learner=learner,
                 base=base, plan=self._previous.plan,
             )  # fmt: skip
+            self._claims.check_update(update)
             try:
+                if (norms := self.forest.norms) and not norms.base.exists():
+                    fetch_file(self._store, base, norms.base)
                 self.forest.add(source_of(self._plan, update))
             except OSError as error:  # no space to keep it: the closing streams from the store
                 log.warning("updates are not added before all have arrived: %s", error.strerror)

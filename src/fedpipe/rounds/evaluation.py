@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from fedpipe.errors import DroppedError
+from fedpipe.identity.signing import Signature
 from fedpipe.rounds.manifests import Metrics
 from fedpipe.rounds.measures import measure
 from fedpipe.rounds.received import Source, cleaned, receive, usable
@@ -50,6 +51,7 @@ class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     label_shape: LabelSize | dict[OutputName, LabelSize] = ()
     why: Reason = ""
     settings: Annotated[str, Meta(max_length=100)] = ""
+    signature: Signature | None = None
 
 
 class Measured(Struct, frozen=True, kw_only=True):
@@ -93,12 +95,19 @@ def _source(store: Store, learner: str, run: str) -> Source:
     return Source(store, run, keys.score(learner, run), "score", SMALL)
 
 
-def read_scores(store: Store, run: str, learners: Sequence[str]) -> list[Score]:
-    """Return the scores of all learners; none when there were no score steps, as in a simulation."""
+def read_scores(
+    store: Store, run: str, learners: Sequence[str], check: Callable[[Score], None] = lambda _: None
+) -> list[Score]:
+    """Return the scores of all learners; none when there were no score steps, as in a simulation.
+
+    `check` raises DroppedError for one that does not count.
+    """
     scores: dict[str, Score | None] = {}
     for learner in learners:
         try:
             found = find_score(store, learner, run)
+            if found:
+                check(found)
             scores[learner] = found and _cleaned(found)
         except DroppedError as error:
             scores[learner] = Score(learner=learner, weights="", why=error.what[:500])

@@ -75,7 +75,11 @@ class Spent(Manifest, frozen=True, kw_only=True):
 
 
 class Update(Manifest, frozen=True, kw_only=True):
-    """A learner's contribution to a round. `plan` is the definition of the run that it was trained for."""
+    """A learner's contribution to a round.
+
+    `plan` is the definition of the run that it was trained for. `ledger` is the head of the learner's privacy ledger
+    after this training, whose entry has the number `spent.events`.
+    """
 
     format: int = 1
     federation: Name
@@ -91,6 +95,7 @@ class Update(Manifest, frozen=True, kw_only=True):
     tested: Tested | None = None
     optimizer: Digest | None = None
     spent: Spent | None = None
+    ledger: Digest | None = None
     signature: Signature | None = None
 
 
@@ -126,6 +131,7 @@ class Ballot(Manifest, frozen=True, kw_only=True):
     proposed: Scores
     plan: Digest | None = None
     why: Annotated[str, Meta(max_length=500)] = ""
+    signature: Signature | None = None
 
 
 class Outcome(Manifest, frozen=True, kw_only=True):

@@ -106,16 +106,18 @@ def _check_number(name: str, value: Any) -> None:
 
 
 class Shards(Struct, frozen=True, kw_only=True):
-    """Digests of the learners' shards and, when there is one, of the central test set."""
+    """Digests of the learners' shards and of the central test set, if there is one; `sizes` as in `Plan`."""
 
     learners: dict[str, str]
     test: str = ""
+    sizes: dict[str, dict[str, int]] = {}
 
 
 class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that a run needs: what defines its training, and the settings of this try of it.
 
-    `inputs` describes the features in the shards, for a model that does not say what it takes.
+    `sizes` are the examples in each part of the shards, by learner. `inputs` describes the features in the shards, for
+    a model that does not say what it takes.
     """
 
     format: int = 1
@@ -125,6 +127,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     function: str
     shards: dict[str, Digest]
     test: Digest | None = None
+    sizes: dict[str, dict[str, int]] = {}
     inputs: tuple[Port, ...] = ()
 
     def put(self, store: Store) -> str:
@@ -178,7 +181,7 @@ def definition_of(federation: Federation) -> Federation:
         measured,
         store="store", learners=learners, secret=KUBEFLOWS_SECRET, images=Images(), placement={},
         export=Export(classes=federation.class_names if federation.data.is_table else ()),
-        data=replace(federation.data, uri=_bare(federation.data.uri)),
+        data=replace(federation.data, uri=_bare(federation.data.uri), secret=""),
         privacy=_untargeted(federation.privacy),
         training=replace(measured.training, rounds_per_step="all", tensorboard=True),
         simulation=replace(measured.simulation, placement=Placement()),

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from msgspec.structs import replace
 
 from fedpipe.errors import (
     DroppedError,
     NotFoundError,
     WeightsError,
 )
-from fedpipe.identity.enrolment import Enrolled, flaw_of, make_signature, read_enrolled
-from fedpipe.identity.signing import Signature
+from fedpipe.identity.enrolment import Enrolled, read_enrolled
+from fedpipe.identity.statements import check_signed, signed
+from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import LARGEST, MOST_METRICS, Dropped, Record, Tested, Update, bounded
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.received import Source, guarded, receive, usable
 from fedpipe.rounds.roll import Roll, gather, is_of_try, publish_answer
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import canonical, fetch_file
+from fedpipe.store.objects import fetch_file
 from fedpipe.weights import Layout, check_finite, fetch_from, read_layout, stream
 
+__all__ = [
+    "check_signed", "check_update", "collect", "fetch_weights", "find_part", "find_update", "is_offered",
+    "mean_metrics", "mean_tested", "own_update", "publish_update", "read_valid", "signed",
+]  # fmt: skip
 log = logging.getLogger("fedpipe")
 
 
@@ -123,17 +125,12 @@ def check_update(
 
 
 def read_valid(
-    store: Store,
-    enrolled: Enrolled,
-    learner: str,
-    *,
-    federation: str,
-    run: str,
-    number: int,
-    base: str,
-    plan: str | None,
-) -> Update | None:
+    store: Store, enrolled: Enrolled, learner: str, *, federation: str, run: str, number: int, base: str,
+    plan: str | None, claims: Claims | None = None,
+) -> Update | None:  # fmt: skip
     """Return a learner's update if it belongs to the round and has the signature that it needs; None without one.
+
+    With `claims`, its numbers of examples are checked too.
 
     Raises:
         DroppedError: the reason why the learner is dropped.
@@ -142,6 +139,8 @@ def read_valid(
     if update is not None:
         check_update(update, federation=federation, run=run, number=number, learner=learner, base=base, plan=plan)
         check_signed(update, enrolled)
+        if claims:
+            claims.check_update(update)
     return update
 
 
@@ -152,7 +151,7 @@ def is_offered(
     try:
         update = read_valid(
             store, enrolled, learner, federation=plan.federation.name, run=plan.run,
-            number=previous.round + 1, base=previous.weights, plan=previous.plan,
+            number=previous.round + 1, base=previous.weights, plan=previous.plan, claims=Claims(plan.sizes, enrolled),
         )  # fmt: skip
         if update is None or update.size != size:
             return False
@@ -164,15 +163,19 @@ def is_offered(
 
 
 def collect(
-    store: Store, *, federation: str, run: str, number: int, base: str, roll: Roll, plan: str | None = None
-) -> tuple[list[Update], list[Dropped]]:
-    """Return the valid updates of a round and the learners without one, both sorted by name."""
+    store: Store, *, federation: str, run: str, number: int, base: str, roll: Roll, plan: str | None = None,
+    of: Plan | None = None,
+) -> tuple[list[Update], list[Dropped]]:  # fmt: skip
+    """Return the valid updates of a round and the learners without one, both sorted by name.
 
+    `plan` is the digest of the run's definition; with `of`, its plan, numbers of examples are checked too.
+    """
     enrolled = read_enrolled(store)
+    claims = Claims(of.sizes, enrolled) if of else None
 
     def read(learner: str) -> Update | None:
         return read_valid(
-            store, enrolled, learner, federation=federation, run=run, number=number, base=base, plan=plan
+            store, enrolled, learner, federation=federation, run=run, number=number, base=base, plan=plan, claims=claims
         )  # fmt: skip
 
     return gather(store, run, number, roll, read, name="dropped", otherwise="no update")
@@ -200,32 +203,3 @@ def _mean_of(measured: Sequence[Update | Tested]) -> dict[str, float]:
 
 def _mean(name: str, measured: Sequence[Update | Tested]) -> float:
     return math.fsum(m.metrics[name] * m.examples for m in measured) / sum(m.examples for m in measured)
-
-
-def signed(update: Update, private: str, clock: Callable[[], float] = time.time) -> Update:
-    """Sign an update.
-
-    Args:
-        update: complete.
-        private: the learner's key.
-        clock: seconds since 1970.
-    """
-    return replace(update, signature=make_signature(private, lambda s: _signed_bytes(update, s), clock))
-
-
-def check_signed(update: Update, enrolled: Enrolled) -> None:
-    """Check the signature of an update; a learner that was never enrolled need not sign.
-
-    Raises:
-        DroppedError: the reason why it is refused.
-    """
-    enrolment = enrolled.learners.get(update.learner)
-    if enrolment is None:
-        return
-    if flaw := flaw_of(enrolment, update.signature, lambda s: _signed_bytes(update, s), "it", "its update"):
-        raise DroppedError(flaw)
-
-
-def _signed_bytes(update: Update, signature: Signature) -> bytes:
-    """Return the bytes that are signed: the canonical manifest with an empty signature, under a prefix of its own."""
-    return b"fedpipe update\n" + canonical(replace(update, signature=replace(signature, value="0" * 128)))

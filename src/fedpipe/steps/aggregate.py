@@ -6,10 +6,11 @@ from typing import Any
 
 from msgspec import Struct
 
+from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.closing import Combiner, close_round
 from fedpipe.rounds.history import read_candidate, read_record
 from fedpipe.rounds.manifests import Record
-from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.rounds.roll import Roll
 from fedpipe.steps.contract import ModelArtifact
 
@@ -45,7 +46,7 @@ def run(inputs: Inputs) -> Outputs:
 def close(place: RunPlace, number: int, base: str, roll: Roll | None = None) -> Record:
     """Aggregate a round with the engine that the federation file names, and commit it."""
     store = place.open()
-    plan = read_plan(store, place.plan)
+    plan = agreed_plan(store, place)
     return close_round(store, plan, number, base, roll, _combiner(plan))
 
 

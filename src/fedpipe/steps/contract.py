@@ -21,6 +21,7 @@ from fedpipe.errors import FedpipeError, InputError, StepError, StoreError
 from fedpipe.rounds.plan import RunPlace
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.steps import STEPS, WAITING
+from fedpipe.store.concealment import concealed
 
 log = logging.getLogger("fedpipe")
 
@@ -216,7 +217,8 @@ def main(arguments: list[str]) -> int:
             raise InputError("the executor input is not JSON", where=f"step {name}") from error
         if not isinstance(executor_input, dict) or "outputFile" not in executor_input.get("outputs", {}):
             raise InputError("the executor input lacks outputs.outputFile", where=f"step {name}")
-        execute(name, executor_input)
+        with concealed():
+            execute(name, executor_input)
     except FedpipeError as error:
         print(f"fedpipe: {error}", file=sys.stderr)
         return error.exit_code

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from fedpipe.rounds.agreement import check_agreed
 from fedpipe.rounds.beginning import find_begun
 from fedpipe.rounds.history import commit, read_record
 from fedpipe.rounds.manifests import Record
@@ -58,6 +59,8 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
     opening = None
     if plan.federation.data.is_table and find_begun(store, plan) is None:
         opening = describing(plan, lambda absent: hands.call(begin_run, inputs.place, absent))
+    else:
+        check_agreed(store, inputs.place, plan)
     coordinator = Coordinator(
         store, plan, session, last=inputs.last, listener=listen, script=script_of(store, plan, elsewhere),
         opening=opening,

@@ -7,10 +7,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.identity.statements import check_signed
 from fedpipe.learners.score import evaluate
-from fedpipe.rounds.evaluation import Evaluation, read_scores
+from fedpipe.rounds.agreement import agreed_plan
+from fedpipe.rounds.claims import Claims
+from fedpipe.rounds.evaluation import Evaluation, Score, read_scores
 from fedpipe.rounds.measures import main_metrics
-from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.rounds.plan import RunPlace
 from fedpipe.steps.contract import Confusion, MetricsArtifact
 from fedpipe.store import keys
 from fedpipe.store.objects import encode
@@ -39,7 +43,7 @@ def find(inputs: Inputs) -> Outputs | None:
     evaluation = find_object(store, keys.evaluation(inputs.place.run), Evaluation)
     if evaluation is None or evaluation.weights != inputs.weights:
         return None
-    return _outputs(evaluation) if evaluation.settings == read_plan(store, inputs.place.plan).measuring else None
+    return _outputs(evaluation) if evaluation.settings == agreed_plan(store, inputs.place).measuring else None
 
 
 def run(inputs: Inputs) -> Outputs:
@@ -47,9 +51,16 @@ def run(inputs: Inputs) -> Outputs:
     if found := find(inputs):
         return found
     store = inputs.place.open()
-    plan = read_plan(store, inputs.place.plan)
+    plan = agreed_plan(store, inputs.place)
     names = [learner.name for learner in plan.federation.learners]
-    evaluation = evaluate(store, plan, inputs.weights, read_scores(store, plan.run, names))
+    enrolled = read_enrolled(store)
+    claims, named = Claims(plan.sizes, enrolled), f"{plan.federation.name}/{plan.run}"
+
+    def check(score: Score) -> None:
+        check_signed(score, enrolled, place=named)
+        claims.check(score.learner, "test", score.examples)
+
+    evaluation = evaluate(store, plan, inputs.weights, read_scores(store, plan.run, names, check))
     evaluation = msgspec.structs.replace(evaluation, settings=plan.measuring)
     store.replace(keys.evaluation(plan.run), encode(evaluation))
     return _outputs(evaluation)

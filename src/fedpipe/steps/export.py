@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.history import history, is_trained
-from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.rounds.plan import RunPlace
 from fedpipe.steps.contract import ModelArtifact
 from fedpipe.store import keys
 from fedpipe.store.objects import encode
@@ -41,7 +42,7 @@ def find(inputs: Inputs) -> Outputs | None:
             return None
         log.warning("run %s has trained nothing, so no model is published", run)
         return Outputs(onnx={}, model=ModelArtifact())
-    settings = read_plan(store, inputs.place.plan).exporting
+    settings = agreed_plan(store, inputs.place).exporting
     return _outputs(onnx) if onnx.get("settings") == settings and store.size(onnx["path"]) is not None else None
 
 
@@ -52,7 +53,7 @@ def run(inputs: Inputs) -> Outputs:
     from fedpipe.registry.export import publish
 
     store = inputs.place.open()
-    plan = read_plan(store, inputs.place.plan)
+    plan = agreed_plan(store, inputs.place)
     exported = publish(store, plan, inputs.weights)
     onnx = {
         "path": exported.path, "version": exported.version, "settings": plan.exporting,

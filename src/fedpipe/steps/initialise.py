@@ -112,7 +112,7 @@ def begin_run(place: RunPlace, absent: Collection[str] = ()) -> Record:
 
     @functools.cache
     def schema() -> Schema | None:
-        return settle_schema(store, plan.federation, plan.run, plan.shards, absent)
+        return settle_schema(store, plan.federation, plan.run, plan.shards, absent, plan.sizes)
 
     def initial() -> dict[str, Array]:
         known = settled(examples, schema(), plan.federation.class_names) if examples is not None else None

@@ -17,6 +17,8 @@ from fedpipe.learners.contribute import contribute
 from fedpipe.learners.describe import describe
 from fedpipe.learners.user_code import load_code
 from fedpipe.learners.vote import vote
+from fedpipe.rounds.agreement import check_agreed
+from fedpipe.rounds.floors import read_floors
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Update
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
@@ -90,6 +92,8 @@ def _leave(store: Store, inputs: Inputs, board: Board, error: WorkerDiedError) -
 def act(inputs: Inputs, board: Board) -> bool:
     """Answer the phase on the board, in the framework's environment; return whether the learner took part."""
     store, plan = opened(inputs.place)
+    if board.phase != "describe":
+        agreed(inputs.place)
     started, clock = time.time(), time.monotonic()
     done = ANSWERS[board.phase](store, plan, inputs, board)
     seconds = time.monotonic() - clock
@@ -112,6 +116,9 @@ def _vote(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Ballot | Dr
 
 
 def _describe(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Report | Dropped:
+    floors = read_floors()
+    floors.check_privacy(plan.federation.privacy_of(inputs.learner))
+    floors.check_code(plan.code)
     own = any(learner.data for learner in plan.federation.learners)
     module = load_code(get_bytes(store, plan.code), plan.code) if own else None
     report = describe(store, plan.federation, plan.run, inputs.learner, plan.shards, module)
@@ -132,6 +139,13 @@ def opened(place: RunPlace) -> tuple[Store, Plan]:
     """Return the store and the plan, opened once in a process."""
     store = place.open()
     return store, read_plan(store, place.plan)
+
+
+@functools.lru_cache(maxsize=4)
+def agreed(place: RunPlace) -> None:
+    """Compare the plan with round 0's record, once in a process. Raises RoundError."""
+    store, plan = opened(place)
+    check_agreed(store, place, plan)
 
 
 def _outputs(trained: int, voted: int) -> Outputs:

@@ -7,11 +7,13 @@ import logging
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fedpipe.identity.statements import signed_by
 from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.score import score_learner
+from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.evaluation import Score, own_score
-from fedpipe.rounds.plan import RunPlace, read_plan
-from fedpipe.store import keys
+from fedpipe.rounds.plan import RunPlace
+from fedpipe.store import Store, keys
 from fedpipe.store.objects import digest_of, encode
 
 log = logging.getLogger("fedpipe")
@@ -37,7 +39,7 @@ def find(inputs: Inputs) -> Outputs | None:
     score = own_score(store, inputs.learner, inputs.place.run)
     if score is None or score.why or score.weights != inputs.weights:
         return None
-    return _outputs(score) if score.settings == read_plan(store, inputs.place.plan).measuring else None
+    return _outputs(score) if score.settings == agreed_plan(store, inputs.place).measuring else None
 
 
 def run(inputs: Inputs) -> Outputs:
@@ -45,7 +47,7 @@ def run(inputs: Inputs) -> Outputs:
     if found := find(inputs):
         return found
     store = inputs.place.open()
-    plan = read_plan(store, inputs.place.plan)
+    plan = agreed_plan(store, inputs.place)
     try:
         score = score_learner(store, plan, inputs.learner, inputs.weights)
     except (Exception, SystemExit) as error:
@@ -55,15 +57,20 @@ def run(inputs: Inputs) -> Outputs:
         log.warning("%s is left out of the evaluation: %s", inputs.learner, dropped.why)
         score = Score(learner=inputs.learner, weights=inputs.weights, why=dropped.why[:500])
     score = replace(score, settings=plan.measuring)
-    store.replace(keys.score(inputs.learner, plan.run), encode(score))
+    _publish(store, inputs, score)
     return _outputs(score)
 
 
 def give_up(inputs: Inputs, why: str) -> Outputs:
     """Leave the learner out of the evaluation, because its process ended."""
     score = Score(learner=inputs.learner, weights=inputs.weights, why=why)
-    inputs.place.open().replace(keys.score(inputs.learner, inputs.place.run), encode(score))
+    _publish(inputs.place.open(), inputs, score)
     return _outputs(score)
+
+
+def _publish(store: Store, inputs: Inputs, score: Score) -> None:
+    made = signed_by(score, inputs.learner, place=f"{inputs.place.federation}/{inputs.place.run}")
+    store.replace(keys.score(inputs.learner, inputs.place.run), encode(made))
 
 
 def _outputs(score: Score) -> Outputs:

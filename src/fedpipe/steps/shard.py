@@ -79,7 +79,8 @@ def deal(inputs: Inputs) -> Outputs:
     place = RunPlace(store=inputs.store, federation=federation.name, run=run_name(inputs.run, inputs.job))
     store = place.open()
     uri = inputs.data or federation.data.uri
-    settings = read_json(canonical((federation.data, federation.evaluation.holdout, federation.training.seed)))
+    data = msgspec.structs.replace(federation.data, secret="")
+    settings = read_json(canonical((data, federation.evaluation.holdout, federation.training.seed)))
     wanted = _Request(data=uri, settings=settings, learners=federation.sharded, shards=Shards(learners={}))
     key = keys.shards(place.run)
     found = find_object(store, key, _Request)
@@ -143,4 +144,5 @@ def _written(
     for name, (shard, _) in made.items():
         log.info("%s: %s", name, ", ".join(f"{count} {part}" for part, count in shard.parts.items()))
     digest = put_parts(store, {"test": test})[0] if test is not None else ""
-    return Shards(learners={name: digest for name, (_, digest) in made.items()}, test=digest)
+    sizes = {name: shard.parts for name, (shard, _) in made.items()}
+    return Shards(learners={name: digest for name, (_, digest) in made.items()}, test=digest, sizes=sizes)

@@ -9,9 +9,10 @@ from msgspec import Struct
 from fedpipe.errors import InputError, RoundError
 from fedpipe.federation.algorithms import UNWEIGHTED, Averaging
 from fedpipe.federation.federation import Federation
+from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.history import commit, read_record
 from fedpipe.rounds.manifests import Record
-from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.rounds.selection import took_part
 from fedpipe.rounds.stopping import monitored, stalled
 from fedpipe.rounds.timings import Timing, note
@@ -34,7 +35,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
 def find(inputs: Inputs) -> Outputs | None:
     """Return the last weights when the last round is committed."""
     store = inputs.place.open()
-    plan = read_plan(store, inputs.place.plan)
+    plan = agreed_plan(store, inputs.place)
     record = read_record(store, plan.run, plan.federation.training.rounds)
     return _outputs(commit(store, record, rehearsal=True)) if record else None
 
@@ -42,7 +43,7 @@ def find(inputs: Inputs) -> Outputs | None:
 def run(inputs: Inputs, hands: Hands) -> Outputs:
     """Work through the rounds that are not committed; a repeated step resumes from the state in the store."""
     store = inputs.place.open()
-    plan = read_plan(store, inputs.place.plan)
+    plan = agreed_plan(store, inputs.place)
     check_simulated(plan.federation)
     records = _committed(store, plan)
     while not _ends(store, plan, records):

@@ -7,8 +7,9 @@ from typing import Any
 from msgspec import Struct
 
 from fedpipe.federation.algorithms import Vote
+from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.manifests import Record
-from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.rounds.plan import RunPlace
 from fedpipe.sessions.scripts import tally_round
 from fedpipe.steps.contract import ModelArtifact
 
@@ -32,7 +33,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 def run(inputs: Inputs) -> Outputs:
     """Commit the round once; a repeated step finds it committed."""
     store = inputs.place.open()
-    plan = read_plan(store, inputs.place.plan)
+    plan = agreed_plan(store, inputs.place)
     record = tally_round(store, plan, inputs.round, inputs.base)
     assert plan.federation.vote is not None
     return Outputs(weights=record.weights, model=ModelArtifact(metadata=metadata_of(record, plan.federation.vote)))

@@ -8,8 +8,9 @@ from msgspec import Struct
 
 from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
+from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.manifests import Dropped, Update
-from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.rounds.plan import RunPlace
 from fedpipe.rounds.roll import drop
 from fedpipe.rounds.selection import select
 from fedpipe.rounds.updates import find_part
@@ -37,14 +38,14 @@ class Outputs(Struct, frozen=True, kw_only=True):
 def find(inputs: Inputs) -> Outputs | None:
     """Return the update when it is already published, or the reason when a committed round has none."""
     store = inputs.place.open()
-    found = find_part(store, read_plan(store, inputs.place.plan), inputs.learner, inputs.round, inputs.base)
+    found = find_part(store, agreed_plan(store, inputs.place), inputs.learner, inputs.round, inputs.base)
     return _outputs(found) if found else None
 
 
 def run(inputs: Inputs) -> Outputs:
     """Train and publish; a learner that cannot take part is dropped, and the step succeeds."""
     store = inputs.place.open()
-    plan = read_plan(store, inputs.place.plan)
+    plan = agreed_plan(store, inputs.place)
     if inputs.learner not in select(plan.federation, inputs.round):
         return _outputs(Dropped(learner=inputs.learner, why="not asked in this round"))
     make = partial(make_learner, store, plan, inputs.learner, inputs.round)

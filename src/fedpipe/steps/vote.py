@@ -9,9 +9,10 @@ from msgspec import Struct
 
 from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.vote import vote
+from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.ballots import find_vote
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
-from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.rounds.plan import RunPlace
 from fedpipe.rounds.roll import drop
 from fedpipe.steps.contract import MetricsArtifact
 
@@ -41,7 +42,7 @@ def find(inputs: Inputs) -> Outputs | None:
     if inputs.round and not inputs.candidate:
         return Outputs(ballot="none", metrics=MetricsArtifact())
     store = inputs.place.open()
-    found = find_vote(store, read_plan(store, inputs.place.plan), inputs.learner, inputs.round, inputs.base)
+    found = find_vote(store, agreed_plan(store, inputs.place), inputs.learner, inputs.round, inputs.base)
     return _outputs(found) if found else None
 
 
@@ -50,7 +51,7 @@ def run(inputs: Inputs) -> Outputs:
     if found := find(inputs):
         return found
     store = inputs.place.open()
-    plan = read_plan(store, inputs.place.plan)
+    plan = agreed_plan(store, inputs.place)
 
     make = partial(make_learner, store, plan, inputs.learner, inputs.round, trains=False)
     candidate = inputs.candidate or inputs.base

@@ -19,6 +19,7 @@ from minio.credentials.providers import AWSConfigProvider, IamAwsProvider, Provi
 
 from fedpipe.errors import StoreError, StoreUnavailableError
 from fedpipe.store.base import SECRET_DIR
+from fedpipe.store.concealment import environ
 from fedpipe.store.network import Pool, RouteError, reason_of, remedy_of
 
 Fetch = Callable[[], Held]
@@ -131,17 +132,17 @@ def _none_found(missing: list[str]) -> StoreError:
 
 def _keys(endpoint: str, region: str) -> Fetch | str:
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    unset = [name for name in names if not os.environ.get(name)]
+    unset = [name for name in names if not environ.get(name)]
     if unset:
         return f"{' and '.join(unset)} {'are' if len(unset) == 2 else 'is'} not set"
-    token = os.environ.get("AWS_SESSION_TOKEN") or None
-    held = Held(os.environ[names[0]], os.environ[names[1]], token)
+    token = environ.get("AWS_SESSION_TOKEN") or None
+    held = Held(environ[names[0]], environ[names[1]], token)
     return lambda: held
 
 
 def _mounted(endpoint: str, region: str) -> Fetch | str:
     """Reads the secret again after a refusal: Kubernetes updates the files when keys are rotated."""
-    folder = os.environ.get(SECRET_DIR)
+    folder = environ.get(SECRET_DIR)
     if not folder:
         return f"{SECRET_DIR} is not set"
     read_mounted(folder)

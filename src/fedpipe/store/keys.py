@@ -254,16 +254,16 @@ def traffic(name: str) -> str:
     return f"{name}/traffic.json"
 
 
-Party = Literal["owner", "learners", "coordinator", "server", "administrator"]
-"""`owner` is the learner in the key, `learners` are all of them, `server` is `fedpipe serve`. `administrator` is the
-administrator of the store, who enrols."""
+Party = Literal["owner", "learners", "coordinator", "dealer", "server", "administrator"]
+"""`owner` is the learner in the key, `learners` are all of them, `server` is `fedpipe serve`. `dealer` is the step that
+deals shards: the coordinator's, unless it has a user of its own. `administrator` is the administrator of the store, who
+enrols."""
 
 
 class Access(NamedTuple):
     """The parties that write and that may read.
 
-    On a store with identities, policies enforce it. There the coordinator's policy also lets it write for learners, as
-    `fedpipe run` does with one user of the store for all.
+    On a store with identities, policies enforce it. `fedpipe run` writes with one user of the store for all.
     """
 
     writers: tuple[Party, ...]
@@ -320,7 +320,8 @@ _FORMS = {
 
 _OWN = Access(("coordinator",), ("coordinator",))
 _GLOBAL = Access(("coordinator",), ("coordinator", "learners"))
-_DEALT = Access(("owner", "coordinator"), ("owner", "coordinator"))
+_DEALT = Access(("owner", "dealer"), ("owner", "coordinator", "dealer"))
+_SPENT = Access(("owner",), ("owner",))
 _LEARNERS = Access(("owner",), ("owner", "coordinator"))
 _SHOWN = Access(("owner",), ("owner", "coordinator", "learners"))
 _PUBLISHED = Access(("coordinator",), ("coordinator", "server"))
@@ -350,7 +351,7 @@ TABLE = (
     Row("learners/<learner>/shard", _DEALT, "the manifest of the learner's current shard"),
     Row("learners/<learner>/objects/<sha256>", _DEALT, "shards, weights of updates, optimizer states"),
     Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
-    Row("learners/<learner>/ledger/<number>", _LEARNERS, "a private training: the spent budget, over all runs"),
+    Row("learners/<learner>/ledger/<number>", _SPENT, "a private training: the spent budget, over all runs"),
     Row("learners/<learner>/runs/<run>/sign", _LEARNERS, "a session: the learner's last answer"),
     Row("learners/<learner>/runs/<run>/<round>/statistics", _LEARNERS, "its statistics of a table, without rows"),
     Row("learners/<learner>/runs/<run>/<round>/update", _LEARNERS, "its update: base, digest, examples, metrics"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +23,14 @@ import numpy.typing as npt
 from fedpipe import weights
 from fedpipe.aggregation import Combined
 from fedpipe.aggregation.arithmetic import is_float, largest
+from fedpipe.aggregation.norms import capped, outliers, square_of
 from fedpipe.aggregation.passes import is_bounded, most_after
 from fedpipe.errors import CorruptError, NotFoundError, StepError, WeightsError
 from fedpipe.federation.algorithms import AdaptiveNoise, Averaging, FixedNoise, Secure, SecureNoise, TreeNoise
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
 from fedpipe.learners.user_code import described
-from fedpipe.rounds.closing import source_of
+from fedpipe.rounds.closing import bounds_of, source_of
 from fedpipe.rounds.history import record_layout
 from fedpipe.rounds.manifests import Record, Update
 from fedpipe.rounds.plan import Plan
@@ -45,6 +47,7 @@ from fedpipe.weights import Layout
 log = logging.getLogger("fedpipe")
 
 Array = npt.NDArray[Any]
+_ZERO = np.zeros(())
 _STATE_NAME = "tff"
 """The name of the state in the record."""
 
@@ -92,10 +95,12 @@ def combine(store: Store, plan: Plan, previous: Record, updates: list[Update], f
     base = weights.load(folder / "base")
     start = {name: value.astype(np.float32) for name, value in base.items() if is_float(value.dtype)}
     given = _read(store, record_layout(store, previous), base, start, updates, folder)
+    _refuse_outliers(given, bounds_of(plan).norm)
     aggregation = make_aggregation(federation, [(str(w.dtype), w.shape) for w in start.values()])
     before = _load_state(store, previous, aggregation.initialize(), folder)
     while True:
         shares = [float(source_of(plan, update).weight) for update in updates if update.learner in given.gradients]
+        shares = capped(shares, bounds_of(plan).share)
         try:
             state, after, measured = aggregation.next(
                 before, list(start.values()), list(given.gradients.values()), shares
@@ -155,6 +160,14 @@ def _read(
         reasons = "; ".join(f"{name}: {why}" for name, why in sorted(given.refused.items()))
         raise WeightsError(f"no update can be used: {reasons}")
     return given
+
+
+def _refuse_outliers(given: _Updates, limit: float) -> None:
+    """Refuses the updates whose change is far larger than that of the others."""
+    norms = {name: math.sqrt(sum(square_of(g, _ZERO) for g in found)) for name, found in given.gradients.items()}
+    for name, why in outliers(norms, limit).items():
+        del given.gradients[name], given.counters[name]
+        given.refused[name] = why
 
 
 def _refuse_largest(given: _Updates) -> None:

@@ -1,0 +1,59 @@
+"""Limits on the numbers of examples that learners claim, because these numbers are weights.
+
+A learner that was dealt a shard has as many examples as the plan says. One with data of its own has at most as many as
+the administrator enrolled it with (`fedpipe enroll --examples`), if a number was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedpipe.errors import DroppedError
+from fedpipe.identity.enrolment import Enrolled
+from fedpipe.rounds.manifests import Ballot, Scores, Update
+
+
+class Claims:
+    """Compares the examples that learners claim with their limits.
+
+    Args:
+        sizes: the examples in each part of the shards, by learner, as the plan has them.
+        enrolled: those who are enrolled, some of them with a number of examples.
+    """
+
+    def __init__(self, sizes: Mapping[str, Mapping[str, int]], enrolled: Enrolled) -> None:
+        self._sizes, self._enrolled = sizes, enrolled
+
+    def check(self, learner: str, part: str, claimed: int) -> None:
+        """Check one number.
+
+        Args:
+            learner: its name.
+            part: `train`, `vote` or `test`.
+            claimed: the number of examples in this part.
+
+        Raises:
+            DroppedError: there are fewer.
+        """
+        dealt = self._sizes.get(learner)
+        if dealt is not None and claimed > dealt.get(part, 0):
+            raise DroppedError(f"it claims {claimed} {part} examples, but its shard has {dealt.get(part, 0)}")
+        enrolment = self._enrolled.learners.get(learner)
+        if enrolment is not None and enrolment.examples and claimed > enrolment.examples:
+            raise DroppedError(f"it claims {claimed} {part} examples, but is enrolled with {enrolment.examples}")
+
+    def check_update(self, update: Update) -> None:
+        """Check the examples of an update and of its test. Raises DroppedError."""
+        self.check(update.learner, "train", update.examples)
+        if update.tested:
+            self.check(update.learner, "test", update.tested.examples)
+
+    def check_ballot(self, ballot: Ballot) -> None:
+        """Check the examples of a ballot's scores. Raises DroppedError."""
+        for scores in (ballot.current, ballot.proposed):
+            self._check_scores(ballot.learner, scores)
+
+    def _check_scores(self, learner: str, scores: Scores) -> None:
+        for part, tested in (("vote", scores.vote), ("test", scores.test)):
+            if tested:
+                self.check(learner, part, tested.examples)
