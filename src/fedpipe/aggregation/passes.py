@@ -56,7 +56,7 @@ def most_after(base: Array) -> Array:
 
 
 class Checks(NamedTuple):
-    """What a pass checks of the updates that it reads.
+    """Checks that a pass makes of the updates that it reads.
 
     Args:
         ceiling: bounds counters.

@@ -21,7 +21,6 @@ from msgspec.structs import replace
 
 from fedpipe.errors import (
     ConflictError,
-    CorruptError,
     NotFoundError,
     StoreError,
     StoreUnavailableError,
@@ -131,11 +130,7 @@ def _read(store: Store) -> tuple[Enrolled, str | None]:
         blob = store.read(keys.ENROLLED)
     except NotFoundError:
         return NOBODY, None
-    where = f"{store.uri}/{keys.ENROLLED}"
-    found = decode(blob.data, Enrolled, where=where)
-    if found.format != 1:
-        raise CorruptError(f"has the unknown format {found.format}", where=where, remedy="Upgrade fedpipe.")
-    return found, blob.version
+    return decode(blob.data, Enrolled, where=f"{store.uri}/{keys.ENROLLED}"), blob.version
 
 
 def change_enrolled(store: Store, change: Callable[[Enrolled], Enrolled]) -> Enrolled:

@@ -10,7 +10,7 @@ that came with the key. The learner looks for such marks before it trains.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 from msgspec import Struct
@@ -38,6 +38,7 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `previous` is the head of the ledger before it; None for the first entry, and in format 1.
     """
 
+    FORMATS: ClassVar = (1, _CHAINED)
     format: int = _CHAINED
     learner: Name
     run: Name

@@ -67,13 +67,17 @@ def decode(data: bytes, kind: type[T], *, where: str) -> T:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _check_format(data, kind, where)
         raise CorruptError(f"is not a valid {kind.__name__.lower()}: {str(error)[:300]}", where=where) from error
-    if getattr(found, "format", FORMAT) != FORMAT:
+    if getattr(found, "format", FORMAT) not in _formats(kind):
         _check_format(data, kind, where)
     return found
 
 
 FORMAT = 1
-"""The format of every manifest that this version reads and writes."""
+"""The format of every manifest that this version reads and writes, unless its type has `FORMATS`."""
+
+
+def _formats(kind: type[Any]) -> tuple[int, ...]:
+    return getattr(kind, "FORMATS", (FORMAT,))
 
 
 class _Formatted(Struct):
@@ -85,7 +89,7 @@ class _Formatted(Struct):
 def _check_format(data: bytes, kind: type[Any], where: str) -> None:
     """Raises CorruptError when a manifest has another format, which explains all other mistakes in it."""
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        if (found := from_json(data, _Formatted).format) != FORMAT:
+        if (found := from_json(data, _Formatted).format) not in _formats(kind):
             what = f"is not a valid {kind.__name__.lower()}: it has the unknown format {str(found)[:20]}"
             raise CorruptError(what, where=where, remedy="Upgrade fedpipe.")
 
