@@ -62,7 +62,7 @@ class TestProxies:
             use(minio_server, tmp_path)
         assert len(proxy.seen) > 10
         assert any("/minio/admin/" in line for line in proxy.seen)
-        assert {line.split(" ")[1].startswith(minio_server.endpoint) for line in proxy.seen} == {True}
+        assert [line for line in proxy.seen if not line.split(" ")[1].startswith(minio_server.endpoint)] == []
 
     def test_https_is_tunnelled(
         self, tls_server: servers.Server, certificates: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
