@@ -252,6 +252,30 @@ class TestConnection:
             monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
             assert open_kfp(where(kfp)).health["tag_name"] == "2.16.0"
 
+    def test_through_the_api_server_with_a_token(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: Path
+    ) -> None:
+        """Checks more than one request: the client of Kubernetes resets the address at each of them."""
+        with serving(make_certificates(tmp_path)) as kfp:
+            kfp.prefix, kfp.token = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy", "secret"
+            monkeypatch.setenv("HOME", str(tmp_path))
+            monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+            cluster = {"server": kfp.url, "certificate-authority": str(tmp_path / "ca.pem")}
+            context = {"cluster": "c", "user": "u"}
+            (tmp_path / "kubeconfig").write_text(
+                yaml.safe_dump(
+                    {
+                        "current-context": "c", "contexts": [{"name": "c", "context": context}],
+                        "clusters": [{"name": "c", "cluster": cluster}],
+                        "users": [{"name": "u", "user": {"token": "secret"}}],
+                    }
+                )
+            )  # fmt: skip
+            submit(file, where=Where(), run="trial", force=True)
+            assert [run["display_name"] for run in kfp.held["runs"].values()] == ["trial"]
+            with pytest.raises(ClusterError, match=r"kubeconfig: .*other.*Check --context and KUBECONFIG"):
+                open_kfp(Where(context="other"))
+
     def test_neither_a_host_nor_a_cluster(self, kfp: KfpServer) -> None:
         with pytest.raises(ClusterError, match="no address of Kubeflow Pipelines is configured"):
             open_kfp(Where())
