@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from fedpipe.federation.placement import Images, Placement, StorePlace
     from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
     from fedpipe.kubeflow.doctor.diagnosis import diagnose as doctor
-    from fedpipe.kubeflow.submission import change_schedule, schedule, schedules, submit
+    from fedpipe.kubeflow.schedules import change_schedule, delete_schedule, schedule, schedules
+    from fedpipe.kubeflow.submission import resume, submit
     from fedpipe.kubeflow.where import Where
     from fedpipe.registry.prediction import predict
     from fedpipe.store import open_store
@@ -67,6 +68,7 @@ __all__ = [
     "compare",
     "compile",
     "compile_pipeline",
+    "delete_schedule",
     "doctor",
     "enroll",
     "explore",
@@ -82,6 +84,7 @@ __all__ = [
     "prune",
     "read_federation",
     "report",
+    "resume",
     "revoke",
     "rotate",
     "run",
@@ -115,7 +118,8 @@ _HOMES = {
     "Training": "federation.training",
     "Vote": "federation.algorithms",
     "Where": "kubeflow.where",
-    "change_schedule": "kubeflow.submission",
+    "change_schedule": "kubeflow.schedules",
+    "delete_schedule": "kubeflow.schedules",
     "check": "commands.check",
     "compare": "commands.compare",
     "compile": "commands.compile",
@@ -135,12 +139,13 @@ _HOMES = {
     "prune": "commands.prune",
     "read_federation": "federation.file",
     "report": "commands.compare",
+    "resume": "kubeflow.submission",
     "revoke": "commands.identities",
     "rotate": "commands.identities",
     "run": "commands.run",
     "runs": "commands.compare",
-    "schedule": "kubeflow.submission",
-    "schedules": "kubeflow.submission",
+    "schedule": "kubeflow.schedules",
+    "schedules": "kubeflow.schedules",
     "serve": "commands.serve",
     "sign": "commands.publish",
     "simulate": "commands.run",

@@ -48,6 +48,10 @@ def kfp(administrator: Path) -> Iterator[KfpServer]:
     api = config.new_client_from_config(str(administrator))
     core = client.CoreV1Api(api)
     core.create_namespace({"metadata": {"name": "kubeflow"}})
+    stock = {"workflowDefaults": "spec: {templateDefaults: {retryStrategy: {retryPolicy: OnError}}}"}
+    core.create_namespaced_config_map(
+        "kubeflow", {"metadata": {"name": "workflow-controller-configmap"}, "data": stock}
+    )
     with serving(address=clusters.ALONE) as server:
         _expose(core, urlsplit(server.url).port or 0)
         binding = {
@@ -140,6 +144,9 @@ def test_kfp_is_reached_through_the_apiserver(
     path = f"https://{clusters.ALONE}:6443/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy"
     assert findings["kubeflow"] == f"Kubeflow Pipelines 2.16.0 answers at {path}"
     assert findings["kubernetes"].startswith("answers; ")
+    assert findings["retries"] == (
+        "Kubeflow does not start again pods that fail, such as for lack of memory: its retryPolicy is OnError"
+    )
     run = user.__name__.replace("_", "-")
     started = CliRunner().invoke(app, ["submit", str(federation), "--run", run, "--force"])
     assert started.exit_code == 0, (started.output, started.exception)
