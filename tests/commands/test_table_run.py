@@ -117,6 +117,41 @@ def test_without_features_the_order_of_the_columns_does_not_matter(tmp_path: Pat
     assert np.mean(one == [row["y"] for row in found]) > 0.9
 
 
+def test_a_table_of_another_country(tmp_path: Path) -> None:
+    """Decimal commas, and days first: the same model as with points, and `check` and the schema say what was taken."""
+    random = np.random.default_rng(3)
+    found = [(value, int(day), int(value + day / 100 > 3)) for value, day in zip(
+        random.uniform(1, 5, 200).round(3), random.integers(1, 29, 200), strict=True)]  # fmt: skip
+    metrics = []
+    for name, forms in (("de", ("{}", ",", "{1:02}/02/2024")), ("iso", ("{}", ".", "2024-02-{1:02}"))):
+        (tmp_path / name).mkdir()
+        lines = [f"{str(v).replace('.', forms[1])};{forms[2].format(v, day)};{y}" for v, day, y in found]
+        (tmp_path / name / "d.csv").write_text("\n".join(["dose;admitted;diagnosis", *lines]))
+        (tmp_path / name / "model.py").write_text(MODEL.replace("len(table.classes)", "2"))
+        content = {
+            "name": "tab", "framework": "numpy", "data": {"uri": "d.csv", "labels": "diagnosis"},
+            "learners": [{"name": "a"}, {"name": "b"}], "training": {"rounds": 3, "batch_size": 8},
+        }  # fmt: skip
+        path = tmp_path / name / "federation.yaml"
+        path.write_text(yaml.safe_dump(content))
+        metrics.append(fedpipe.run(path, out=tmp_path / name / "out").metrics)
+    assert metrics[0] == metrics[1]
+    table = next(what for subject, what in check(tmp_path / "de" / "federation.yaml") if subject == "table")
+    assert table == "1 number, 1 date, decimal comma in 'dose', day first in 'admitted'"
+    styles = [column.style for column in stored(tmp_path / "de")[2].columns]
+    assert styles == ["decimal comma", "day first"]
+    explored = fedpipe.explore(tmp_path / "de" / "federation.yaml")
+    assert "number, decimal comma" in explored.page
+    assert "date, day first" in explored.page
+    (tmp_path / "new.csv").write_text("admitted;dose\n03/02/2024;1,234\n")  # a row that can be read in several ways
+    (tmp_path / "iso.csv").write_text("dose,admitted\n1.234,2024-02-03\n")
+    answers = [predict_file(tmp_path / name / "out" / "model.onnx", tmp_path / new).prediction.outputs
+               for name, new in (("de", "new.csv"), ("iso", "iso.csv"))]  # fmt: skip
+    np.testing.assert_array_equal(*answers)
+    with pytest.raises(DataError, match=r"new.csv: column 'dose', row 1 \(line 2\): '1,234' is not a number"):
+        predict_file(tmp_path / "iso" / "out" / "model.onnx", tmp_path / "new.csv")
+
+
 def names_of(found: Any) -> list[str]:
     return [["benign", "malignant"][number] for number in found.classes]
 

@@ -92,7 +92,9 @@ def parse_column(column: Column, cells: Iterable[Any], where: str, lines: Sequen
     Raises:
         DataError: a cell is not of the column's kind, or is missing where none was missing in training.
     """
-    values = parse_cells(column.kind, cells, where=where, column=column.name, lines=lines, fixed=True)
+    values = parse_cells(
+        column.kind, cells, where=where, column=column.name, lines=lines, fixed=True, style=column.style
+    )
     bad = np.isnan(values) if column.kind in NUMERIC else values == ""
     if not column.missing and bad.any():
         raise DataError(
