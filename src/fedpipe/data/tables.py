@@ -10,7 +10,6 @@ The module `data/cells.py` decides what a cell means. A missing number is NaN, a
 
 from __future__ import annotations
 
-import difflib
 import re
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from fedpipe.data.texts import Texts
 from fedpipe.data.trees import Array, Tree
 from fedpipe.errors import DataError, one_line
 from fedpipe.federation.data import SHEETS, Kind
+from fedpipe.suggestion import suggestion
 
 TABLES = (*SHEETS, ".npz")
 """Suffixes of files that can be tables."""
@@ -185,8 +185,7 @@ def check_named(sheet: Sheet, names: Collection[str], option: str) -> None:
 
 def missing_column(name: str, names: Sequence[str], where: str, option: str) -> DataError:
     """Returns the error that there is no such column, with the closest name."""
-    close = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.lower() == name.lower()]
-    remedy = f"Did you mean {close[0]!r}?" if close else f"The columns are {', '.join(names)[:300]}."
+    remedy = suggestion(name, names, listed="Columns")
     return DataError(f"there is no column {name!r}, which {option} names", where=where, remedy=remedy)
 
 
