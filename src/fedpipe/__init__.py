@@ -7,6 +7,7 @@ Each command is a function of its name; docs/python.md lists them. A federation 
 from __future__ import annotations
 
 import importlib
+import types
 from typing import TYPE_CHECKING, Any
 
 from fedpipe.version import __version__ as __version__
@@ -164,7 +165,13 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fedpipe' has no attribute {name!r}")
     module, _, own_name = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(f"fedpipe.{module}"), own_name or name)
+    found = getattr(importlib.import_module(f"fedpipe.{module}"), own_name or name)
+    if isinstance(found, types.FunctionType):
+        from fedpipe.commands.arguments import checked
+
+        found = checked(found, name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Collection
 
 _MOST = 40
@@ -15,8 +16,7 @@ def closest(name: str, known: Collection[str]) -> str | None:
     >>> closest("bach_size", ["batch_size", "rounds"]), closest("lr", ["rounds", "learning_rate"])
     ('batch_size', 'learning_rate')
     """
-    wanted = name.lower().replace("-", "_")
-    plain = {each.lower().replace("-", "_"): each for each in known}
+    wanted, plain = _plain(name), {_plain(each): each for each in known}
     if wanted in plain:
         return plain[wanted]
     if similar := difflib.get_close_matches(wanted, plain, n=1):
@@ -33,6 +33,11 @@ def closest(name: str, known: Collection[str]) -> str | None:
         if len(found) == 1:
             return plain[found[0]]
     return None
+
+
+def _plain(name: str) -> str:
+    """Return a name in lower case, with `_` for all that separates words."""
+    return re.sub(r"[\W_]+", "_", name.casefold()).strip("_") or name
 
 
 def suggestion(name: str, known: Collection[str], *, listed: str = "Valid") -> str:

@@ -303,12 +303,16 @@ def predictions() -> Iterator[Mistake]:
     yield one("a name is given twice", table(TABLE.replace("sex", "age")), "'age'")
     yield one("a cell is not a number", table(TABLE.replace("49", "old")), "'old' is not a number")
     yield one(
-        "a number has a decimal comma", table(TABLE.replace(",", ";").replace("49", "49,5")), "'49,5' is not a number"
+        "a comma may be for decimals or thousands",
+        table(TABLE.replace(",", ";").replace("49", "4,900")),
+        "'4,900' is not a number",
     )
     yield one("a number is too large", table(TABLE.replace("49", "1e400")), "too large for a number")
     yield one("a cell is empty that never was", table(TABLE.replace("49", "")), "the cell is empty")
     yield one(
-        "a date is written another way", table(TABLE.replace("1970-01-01", "1.1.1970")), "'1.1.1970' is not a date"
+        "a date may have the day or the month first",
+        table(TABLE.replace("1970-01-01", "1/2/1970")),
+        "'1/2/1970' is not a date",
     )
     yield one("a boolean is a word of one's own", table(TABLE.replace("yes", "often")), "'often' is not a boolean")
     yield one("the file is empty", table(""), "the table is empty")

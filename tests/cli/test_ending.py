@@ -83,6 +83,35 @@ def test_commands_that_wait(long: Path, command: list[str]) -> None:
     assert "Traceback" not in running.output
 
 
+def test_watch_of_a_run_in_progress(long: Path) -> None:
+    with terminal("run", "federation.yaml", cwd=long) as running:
+        running.wait_for("round 1 of")
+        with terminal("watch", "run-1", cwd=long) as watching:
+            watching.wait_for("round 1 ")
+            watching.press_ctrl_c()
+            assert watching.end() == 130
+        assert running.process.poll() is None
+        running.press_ctrl_c()
+        assert running.end() == 130
+    assert "Traceback" not in watching.output
+    assert watching.output.count("\x1b[?25l") == 0 or watching.output.rfind("\x1b[?25h") > watching.output.rfind(
+        "\x1b[?25l"
+    )
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_serve(long: Path, presses: int) -> None:
+    """A server that is stopped has done its work: the code is 0, and nothing is to be resumed."""
+    with terminal("serve", "-f", "federation.yaml", "--port", "0", cwd=long) as running:
+        running.wait_for("serving at http.*(?s:.*)nothing is published in .* yet")
+        begun = time.monotonic()
+        for _ in range(presses):
+            running.press_ctrl_c()
+        assert running.end() in (0, 130)
+    assert time.monotonic() - begun < 10
+    assert "Traceback" not in running.output
+
+
 def test_explore(long: Path) -> None:
     (long / "model.py").write_text(
         f"{(long / 'model.py').read_text()}\n\ndef load(uri):\n    import time\n    time.sleep(1000)\n"

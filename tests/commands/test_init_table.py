@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,21 +159,44 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
 
 
 DOUBTS: dict[str, tuple[list[str], str]] = {
-    "decimal commas": ([f"{k},5" for k in range(60)], "'0,5' is not a number, so the column is left out. Write decimals"),
-    "dates of another country": (
-        [f"{1 + k % 28:02}.{1 + k % 12:02}.{2000 + k}" for k in range(60)],
-        "'01.01.2000' is not a date, so the column is left out. Write dates as YYYY-MM-DD",
+    "decimal commas": ([f"{k},5" for k in range(60)], ""),
+    "decimal commas and points": (
+        [f"{k},5" for k in range(59)] + ["1.5"], "'0,5' is not a number, so the column is left out. Write decimals",
+    ),
+    "commas for decimals or thousands": (
+        [f"{1 + k},125" for k in range(60)], "'1,125' is not a number, so the column is left out. Write thousands",
+    ),
+    "dates of another country": ([f"{1 + k % 28:02}.{1 + k % 12:02}.{2000 + k}" for k in range(60)], ""),
+    "dates of two countries": (
+        [f"{1 + k % 12:02}/{1 + k % 11:02}/{2000 + k}" for k in range(60)],
+        "'01/01/2000' is not a date, so the column is left out. Write dates as YYYY-MM-DD",
     ),
     "a limit of detection": (
         ["<0.1", *(f"{k / 7:.3f}" for k in range(59))], "'<0.1' is not a number, so the column is left out. Correct",
     ),
     "units": ([f"{k} mg" for k in range(60)], "'0 mg' is not a number, so the column is left out. Write the number without"),
-    "few numbers with commas": (["1,5", "2,5"] * 30, "'1,5' is not a number, so the column is a category"),
+    "few numbers with commas": (["1,125", "2,125"] * 30, "'1,125' is not a number, so the column is a category"),
     "spellings": (["m", "M ", "f"] * 20, "column 'c': the categories 'M' and 'm' may be the same. Write them alike."),
     "words": (["ward", "home"] * 30, ""),
     "codes": (["007", "012"] * 30, ""),
     "texts": ([f"patient {k} is well" for k in range(60)], ""),
 }  # fmt: skip
+
+
+def test_the_file_says_how_numbers_and_dates_are_written(tmp_path: Path) -> None:
+    lines = [f"{k % 7},{k};{1 + k % 28}.{1 + k % 12}.2024;{k}/{k}/2024;{k % 2}" for k in range(60)]
+    (tmp_path / "d.csv").write_text("\n".join(["dose;admitted;seen;y", *lines]))
+    init_table(tmp_path / "demo", [tmp_path / "d.csv"], "y")
+    text = (tmp_path / "demo" / "federation.yaml").read_text()
+    assert re.search(r"dose: number +# 0 to 6\.6, decimal comma\n", text)
+    assert re.search(r"admitted: date +# such as 1\.1\.2024, day first\n", text)
+
+
+def test_files_of_learners_that_write_booleans_in_different_ways(tmp_path: Path) -> None:
+    for name, (yes, no) in {"a": ("yes", "no"), "b": ("1", "0"), "c": ("true", "")}.items():
+        write(tmp_path / f"{name}.csv", [{"a": k / 7, "c": (yes, no)[k % 2], "y": k % 2} for k in range(20)])
+    init_table(tmp_path / "demo", [tmp_path / f"{name}.csv" for name in "abc"], "y")
+    assert "c: boolean" in (tmp_path / "demo" / "federation.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", DOUBTS)

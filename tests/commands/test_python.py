@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html.parser
+import inspect
+import logging
 import threading
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fedpipe
@@ -240,6 +243,84 @@ def test_watch_of_a_run_that_does_not_exist_fails_at_once() -> None:
 def test_unknown_keys(name: str) -> None:
     with pytest.raises(FedpipeError, match=r"unknown key 'trainin'\. Did you mean 'training'"):
         getattr(fedpipe, name)("federation.yaml", trainin={})
+
+
+FUNCTIONS = sorted(name for name in fedpipe.__all__ if inspect.isfunction(getattr(fedpipe, name)))
+ANY = {("predict", "features")}
+"""Arguments of which NumPy decides whether it takes them."""
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_argument_of_a_wrong_type_is_named(name: str) -> None:
+    """Each argument of each function, before anything happens."""
+    function = getattr(fedpipe, name)
+    fine = {
+        "federation": fedpipe.read_federation(Path("federation.yaml")),
+        "where": fedpipe.Where(),
+        "numbers": [1],
+        "names": ["a", "b"],
+        "features": {},
+        "tables": [],
+    }
+    parameters = inspect.signature(function).parameters.values()
+    named = [one for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+    needed = {one.name: fine.get(one.name, "x") for one in named if one.default is one.empty}
+    assert named
+    for argument in [one.name for one in named if (name, one.name) not in ANY]:
+        with pytest.raises(InputError, match=r"has the type object\. Pass ") as raised:
+            function(**{**needed, argument: object()})
+        assert raised.value.where == f"fedpipe.{name}, argument {argument!r}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"out": 5}, "argument 'out': 5 has the type int. Pass a text, a path or None."),
+        ({"workers": True}, "argument 'workers': True has the type bool. Pass a whole number."),
+        ({"workers": 1.0}, "argument 'workers': 1.0 has the type float. Pass a whole number."),
+        ({"parameters": ["rounds=2"]}, "has the type list. Pass a dictionary or None."),
+        ({"listener": "print"}, "'print' has the type str. Pass a function."),
+        ({"from_head": "no"}, "'no' has the type str. Pass True or False."),
+    ],
+)
+def test_types_that_arguments_of_run_have(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        fedpipe.run("federation.yaml", **arguments)
+    assert message in str(raised.value)
+
+
+def test_numbers_of_numpy_and_paths_of_any_kind_are_taken(here: Path) -> None:
+    result = fedpipe.run(here / "federation.yaml", out=str(here / "out"), workers=np.int64(1), training={"rounds": 1})
+    assert result.folder == here / "out"
+    assert fedpipe.run.__doc__ is not None
+    with pytest.raises(TypeError, match="missing a required argument: 'source'"):
+        fedpipe.run()  # type: ignore[call-arg]
+
+
+def test_answers_show_themselves() -> None:
+    result = fedpipe.run("federation.yaml", training={"rounds": 1})
+    assert result.model is not None
+    answers = fedpipe.predict_file(result.model, "digits.npz")
+    text = answers._repr_html_()
+    cells = Cells(text).cells
+    assert cells[:2] == ["prediction", "probability"]
+    assert len(cells) == 13 * 11  # two columns, one for each of ten classes, and the label
+    assert "10 of 1797 shown" in text
+    assert f"accuracy {answers.accuracy:.4f} over 1797 examples" in text
+
+
+def test_a_run_without_an_export_has_no_model_of_an_earlier_run() -> None:
+    assert fedpipe.run("federation.yaml", out="out", training={"rounds": 1}).model == Path("out/model.onnx")
+    assert fedpipe.run("federation.yaml", out="out", name="run-2", training={"rounds": 1}, export="none").model is None
+    assert not Path("out/model.onnx").exists()
+
+
+def test_a_server_says_that_nothing_is_published(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "fedpipe"), fedpipe.serve("federation.yaml") as server:
+        assert "nothing is published yet" in repr(server)
+        assert "fedpipe run" in server._repr_html_()
+    assert "store/digits yet: train and publish a model with `fedpipe run`" in caplog.text
+    assert repr(server).endswith("(stopped)>")
 
 
 def test_choices_of_init(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import fedpipe
 from fedpipe.commands.check import check
 from fedpipe.commands.predict import predict_file
 from fedpipe.data.disclosure import schema_of
+from fedpipe.data.shards import deal, holdout, split
 from fedpipe.engine import preflight
 from fedpipe.errors import DataError, InputError
 from fedpipe.federation.file import read_federation
@@ -115,6 +116,72 @@ def test_without_features_the_order_of_the_columns_does_not_matter(tmp_path: Pat
     )
     assert (one == two).all()
     assert np.mean(one == [row["y"] for row in found]) > 0.9
+
+
+def test_a_table_of_another_country(tmp_path: Path) -> None:
+    """Decimal commas, and days first: the same model as with points, and `check` and the schema say what was taken."""
+    random = np.random.default_rng(3)
+    found = [(value, int(day), int(value + day / 100 > 3)) for value, day in zip(
+        random.uniform(1, 5, 200).round(3), random.integers(1, 29, 200), strict=True)]  # fmt: skip
+    metrics = []
+    for name, forms in (("de", ("{}", ",", "{1:02}/02/2024")), ("iso", ("{}", ".", "2024-02-{1:02}"))):
+        (tmp_path / name).mkdir()
+        lines = [f"{str(v).replace('.', forms[1])};{forms[2].format(v, day)};{y}" for v, day, y in found]
+        (tmp_path / name / "d.csv").write_text("\n".join(["dose;admitted;diagnosis", *lines]))
+        (tmp_path / name / "model.py").write_text(MODEL.replace("len(table.classes)", "2"))
+        content = {
+            "name": "tab", "framework": "numpy", "data": {"uri": "d.csv", "labels": "diagnosis"},
+            "learners": [{"name": "a"}, {"name": "b"}], "training": {"rounds": 3, "batch_size": 8},
+        }  # fmt: skip
+        path = tmp_path / name / "federation.yaml"
+        path.write_text(yaml.safe_dump(content))
+        metrics.append(fedpipe.run(path, out=tmp_path / name / "out").metrics)
+    assert metrics[0] == metrics[1]
+    table = next(what for subject, what in check(tmp_path / "de" / "federation.yaml") if subject == "table")
+    assert table == "1 number, 1 date, decimal comma in 'dose', day first in 'admitted'"
+    styles = [column.style for column in stored(tmp_path / "de")[2].columns]
+    assert styles == ["decimal comma", "day first"]
+    explored = fedpipe.explore(tmp_path / "de" / "federation.yaml")
+    assert "number, decimal comma" in explored.page
+    assert "date, day first" in explored.page
+    (tmp_path / "new.csv").write_text("admitted;dose\n03/02/2024;1,234\n")  # a row that can be read in several ways
+    (tmp_path / "iso.csv").write_text("dose,admitted\n1.234,2024-02-03\n")
+    answers = [predict_file(tmp_path / name / "out" / "model.onnx", tmp_path / new).prediction.outputs
+               for name, new in (("de", "new.csv"), ("iso", "iso.csv"))]  # fmt: skip
+    np.testing.assert_array_equal(*answers)
+    with pytest.raises(DataError, match=r"new.csv: column 'dose', row 1 \(line 2\): '1,234' is not a number"):
+        predict_file(tmp_path / "iso" / "out" / "model.onnx", tmp_path / "new.csv")
+
+
+def test_values_that_are_missing_in_no_train_part(tmp_path: Path) -> None:
+    """The schema has no missing values then, but the model takes them in its tests, in votes and in predictions."""
+    vote = {"name": "averaging", "vote": {"criterion": "loss"}}
+    data = {"uri": "d.csv", "features": "auto", "ignore": ["id"], "labels": "diagnosis",
+            "parts": {"train": 0.6, "vote": 0.2, "test": 0.2}}  # fmt: skip
+    file = federation(tmp_path, algorithm=vote, evaluation={"holdout": 0.2}, data=data)
+    for name, count in (("d.csv", 300), ("own.csv", 120)):
+        write(tmp_path / name, [{**row, "age": row["age"] or 60} for row in rows(0, count)])
+    settings = read_federation(file)
+    rest, held_out = holdout(300, 0.2, settings.training.seed)
+    shard = rest[deal(settings.data.shards, 2, labels=np.zeros(len(rest)))[0]]
+    parts = split(len(shard), settings.data.parts, [1, 2, 0])
+    lacking = {*held_out[:5].tolist(), *shard[parts["vote"]].tolist(), *shard[parts["test"]][:2].tolist()}
+    write(tmp_path / "d.csv", [
+        {**row, "age": "" if number in lacking else row["age"] or 60} for number, row in enumerate(rows(0, 300))
+    ])  # fmt: skip
+    summary = fedpipe.run(file, out=tmp_path / "out").summary
+    assert [column.missing for column in stored(tmp_path)[2].columns] == [False, False, False]
+    assert summary["evaluation"]["left_out"] == {}
+    assert summary["evaluation"]["central"]["examples"] == 60
+    assert summary["rounds"][1]["vote"]["voters"] == 3
+    new = [{"age": "", "pressure": 1e6, "smokes": "yes"}, {"age": "60", "pressure": "", "smokes": ""}]
+    write(tmp_path / "new.csv", new)
+    answers = predict_file(tmp_path / "out" / "model.onnx", tmp_path / "new.csv")
+    assert np.isfinite(answers.prediction.outputs).all()
+    assert answers.remarks == ()
+    write(tmp_path / "new.csv", new[:1])
+    remarks = predict_file(tmp_path / "out" / "model.onnx", tmp_path / "new.csv").remarks
+    assert remarks == (f"all values of 'age' in {tmp_path / 'new.csv'} are missing",)
 
 
 def names_of(found: Any) -> list[str]:

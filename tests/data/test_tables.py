@@ -144,8 +144,8 @@ MISTAKES: dict[str, tuple[Any, Any, str]] = {
         r"d.csv: column 'age', row 2 \(line 3\): 'old' is not a number. Correct",
     ),
     "a date": (
-        lambda p: written(p, "born,y\n31.01.2024,0\n"), {"born": "date"},
-        r"column 'born', row 1 \(line 2\): '31.01.2024' is not a date. Write dates as YYYY-MM-DD",
+        lambda p: written(p, "born,y\n03/04/2024,0\n"), {"born": "date"},
+        r"column 'born', row 1 \(line 2\): '03/04/2024' is not a date. Write dates as YYYY-MM-DD: this column does not",
     ),
     "infinity": (
         lambda p: written(p, "age,y\ninf,0\n"), {"age": "number"}, "column 'age', row 1 .*: 'inf' is infinite"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,8 @@ from fedpipe.federation.names import SAFE_NAME
 _MOST_NUMBERED, _MOST_NAMED = 20, 100
 """Most different whole numbers, and most different names, that count as classes."""
 _FEWEST, _MOST_LEARNERS, _WIDEST = 10, 1000, 48
+_MOST_TEXTS = 1000
+"""Most different texts that are counted."""
 
 
 class Guess(NamedTuple):
@@ -155,45 +157,65 @@ def _guess_lacking(name: str, lacking: Sequence[str]) -> Guess:
     return Guess(name, "ignore", f"not in {lacking[0]}", f"{lacking[0]} lacks the column {name!r}, so it is left out.")
 
 
+class _Present:
+    """The cells of a column in all files that are not missing, read again at each iteration: they may be millions."""
+
+    def __init__(self, sheets: Sequence[Sheet], name: str) -> None:
+        self._cells = [sheet.cells(name) for sheet in sheets]
+        self.count = sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (cell for cells in self._cells for cell in cells if not is_missing(cell))
+
+    def different(self, most: int = _MOST_TEXTS) -> set[str]:
+        """Returns the different cells as texts, and no more of them than `most`."""
+        found: set[str] = set()
+        for cell in self:
+            found.add(str(cell).strip())
+            if len(found) == most:
+                break
+        return found
+
+
 def _guess(sheets: Sequence[Sheet], name: str) -> Guess:
-    kinds, present, rows = [], [], sum(sheet.rows for sheet in sheets)
-    for sheet in sheets:
-        try:
-            kind = guess_kind(sheet, name)
-        except DataError as error:
-            return Guess(name, "ignore", error.what)
-        cells = [cell for cell in sheet.cells(name) if not is_missing(cell)]
-        kinds += [kind] if cells else []
-        present += cells
-    if not present:
+    try:
+        kinds = {guess_kind(sheet, name) for sheet in sheets if not all(map(is_missing, sheet.cells(name)))}
+    except DataError as error:
+        return Guess(name, "ignore", error.what)
+    if not kinds:
         return Guess(name, "ignore", "no values")
-    kind = _common(kinds)
-    different = len({str(cell) for cell in present})
-    missing = f", {rows - len(present)} missing" if rows > len(present) else ""
-    if different == 1:
-        return Guess(name, "ignore", f"always {str(present[0])[:40]}{missing}")
-    if different == len(present) and re.fullmatch(r"(.*[_\W])?(id|no|nr|index|number|mrn)", name.lower()):
+    present, kind = _Present(sheets, name), _common(kinds, sheets, name)
+    different, rows = present.different(), sum(sheet.rows for sheet in sheets)
+    example = str(next(iter(present)))[:40]
+    missing = f", {rows - present.count} missing" if rows > present.count else ""
+    if len(different) == 1:
+        return Guess(name, "ignore", f"always {example}{missing}")
+    is_number = re.fullmatch(r"(.*[_\W])?(id|no|nr|index|number|mrn)", name.lower())
+    if is_number and len(present.different(present.count)) == present.count:
         return Guess(name, "ignore", "a different value in each row, like a number of patients")
     if kind == "text":
-        remark = f"{different} different texts; table.encoded leaves texts out{missing}"
+        more = " or more" if len(different) == _MOST_TEXTS else ""
+        remark = f"{len(different)}{more} different texts; table.encoded leaves texts out{missing}"
         return Guess(name, "ignore", remark, _nearly(sheets, name, present, "the column is left out"))
     if kind == "category":
-        examples = ", ".join(sorted({str(cell) for cell in present})[:4])
+        examples = ", ".join(sorted(different)[:4])
         doubt = _nearly(sheets, name, present, "the column is a category")
-        if not doubt and (note := alike_note(sorted({str(cell).strip() for cell in present}), "categories")):
+        if not doubt and (note := alike_note(sorted(different), "categories")):
             doubt = f"column {name!r}: {note}. Write them alike."
-        return Guess(name, kind, f"{examples}{', ...' if different > 4 else ''}{missing}", doubt)
+        return Guess(name, kind, f"{examples}{', ...' if len(different) > 4 else ''}{missing}", doubt)
+    read = [sheet.read(name, kind) for sheet in sheets]
+    style = "".join(f", {style}" for style in sorted({cells.style for cells in read} - {""}))
     if kind == "number":
-        numbers = np.array([float(cell) for cell in present])
-        return Guess(name, kind, f"{numbers.min():.4g} to {numbers.max():.4g}{missing}")
-    return Guess(name, kind, f"such as {str(present[0])[:40]}{missing}")
+        numbers = np.concatenate([cells.values for cells in read])
+        return Guess(name, kind, f"{np.nanmin(numbers):.4g} to {np.nanmax(numbers):.4g}{style}{missing}")
+    return Guess(name, kind, f"such as {example}{style}{missing}")
 
 
-def _nearly(sheets: Sequence[Sheet], name: str, present: Sequence[Any], so: str) -> str:
+def _nearly(sheets: Sequence[Sheet], name: str, present: _Present, so: str) -> str:
     """Returns why a column is not one of numbers or dates, if most of its cells look like it."""
     shapes: dict[Kind, str] = {"date": _LIKE_A_DATE, "number": _LIKE_A_NUMBER}
     for kind, shape in shapes.items():
-        if sum(bool(re.fullmatch(shape, str(cell).strip())) for cell in present) < 0.8 * len(present):
+        if sum(bool(re.fullmatch(shape, str(cell).strip())) for cell in present) < 0.8 * present.count:
             continue
         for sheet in sheets:
             try:
@@ -207,14 +229,15 @@ _LIKE_A_DATE = r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T].*)?"
 _LIKE_A_NUMBER = r"[<>≤≥~]? ?[+-]?[\d.,' ]*\d([eE][+-]?\d+)?( ?[^\d\s]{1,5})?"
 
 
-def _common(kinds: Sequence[Kind]) -> Kind:
+def _common(kinds: Collection[Kind], sheets: Sequence[Sheet], name: str) -> Kind:
     """Returns the kind that reads a column in all files."""
-    different = set(kinds)
-    if len(different) == 1:
-        return kinds[0]
-    if different <= {"number", "boolean"}:
-        return "number"
-    return "text" if "text" in different else "category"
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    either: tuple[Kind, ...] = ("number", "boolean")
+    for kind in either:
+        if all(fits(kind, sheet.cells(name)) for sheet in sheets):
+            return kind
+    return "text" if "text" in kinds else "category"
 
 
 def _federation(

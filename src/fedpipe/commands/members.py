@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled, for
 from fedpipe.identity.policies import Policy, coordinator_policy, learner_policy
 from fedpipe.identity.signing import COORDINATOR, key_folder
 from fedpipe.store import Store, open_store
+from fedpipe.suggestion import suggestion
 
 
 class StoredFederation(NamedTuple):
@@ -103,8 +103,7 @@ def find_member(place: StoredFederation, name: str) -> Member:
     names = [learner.name for learner in federation.learners]
     if name in names:
         return Member(name, federation.learner(name).secret or f"fedpipe-{federation.name}-{name}")
-    close = difflib.get_close_matches(name, names, n=1)
-    remedy = f"Did you mean {close[0]!r}?" if close else f"Learners: {', '.join(names)}."
+    remedy = suggestion(name, names, listed="Learners")
     raise InputError(f"there is no learner {name!r}", where=str(place.source), remedy=remedy)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from fedpipe.federation.sources import Source, read_source
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.store import Store, chosen_uri, keys, open_store
+from fedpipe.suggestion import closest
 
 StoreGiven = str | Path | Mapping[str, Any] | None
 """A store instead of the federation's: its URI, or the keys of `store` that differ."""
@@ -75,8 +75,8 @@ def no_run(store: Store, name: str) -> NotFoundError:
             where=store.uri,
             remedy=f"Wait for it with `fedpipe watch {name}`.",
         )
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    close = closest(name, names)
+    hint = f" Did you mean {close!r}?" if close else ""
     return NotFoundError(f"there is no run {name!r}", where=store.uri, remedy=f"{known_runs(store)}{hint}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,22 @@ class Answers(NamedTuple):
         if names and np.ndim(label) == 0:
             return names[int(label)] if 0 <= label < len(names) else ""
         return str(label)
+
+    def _repr_html_(self) -> str:
+        from fedpipe.commands.shown import number, table
+
+        columns, count = columns_of(self), len(self.prediction.outputs)
+        cells = [[f"{cell:.6g}" if isinstance(cell, float) else cell for cell in column[:_SHOWN]]
+                 for column in columns.values()]  # fmt: skip
+        notes = [*self.remarks, f"{min(count, _SHOWN)} of {count} shown"]
+        if self.accuracy is not None:
+            notes.append(f"accuracy {number(self.accuracy)} over {self.labelled.sum()} examples")
+        listed = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+        return f"<div>{table(zip(*cells, strict=True), list(columns))}<ul>{listed}</ul></div>"
+
+
+_SHOWN = 10
+"""Examples that a notebook shows."""
 
 
 def predict_file(model: str | Path, data: str | Path, *, header: bool | None = None) -> Answers:

@@ -12,17 +12,19 @@ Training, `fedpipe predict` and the server parse with these functions, so a cell
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.data.schema import NUMERIC, Kind
+from fedpipe.data.schema import NUMERIC, Kind, Style
+from fedpipe.data.styles import doubtful, plain, remedy_of, style_of
 from fedpipe.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -43,9 +45,24 @@ _DAY_SECONDS = 86400
 
 def parse_cells(
     kind: Kind, cells: Iterable[Any], *, where: str, column: str = "", lines: Sequence[int] | None = None,
-    fixed: bool = False,
+    fixed: bool = False, style: Style = "",
 ) -> Array:  # fmt: skip
-    """Parses a column.
+    """Parses a column; see `read_cells`. Raises DataError."""
+    return read_cells(kind, cells, where=where, column=column, lines=lines, fixed=fixed, style=style).values
+
+
+class Cells(NamedTuple):
+    """Holds parsed cells, and the style in which they were written."""
+
+    values: Array
+    style: Style = ""
+
+
+def read_cells(
+    kind: Kind, cells: Iterable[Any], *, where: str, column: str = "", lines: Sequence[int] | None = None,
+    fixed: bool = False, style: Style = "",
+) -> Cells:  # fmt: skip
+    """Parses a column, also one with decimal commas, or with dates whose day or month is first.
 
     Args:
         kind: how its cells are read.
@@ -54,26 +71,80 @@ def parse_cells(
         column: the column's name, for messages.
         lines: the line of each cell in its file, for messages.
         fixed: whether a model fixes the kind, so that the remedy cannot be to declare another.
+        style: that of the same column in the training, which decides where cells can be read in several ways.
 
     Returns:
-        float64 with NaN for a missing cell, or for categories and texts strings with "" for one.
+        float64 with NaN for a missing cell, or for categories and texts strings with "" for one; and the style.
 
     Raises:
         DataError: a cell is not of that kind; the message names the column and the first such row.
     """
     if kind == "number" and isinstance(cells, np.ndarray) and cells.dtype.kind in "iuf" and not np.isinf(cells).any():
-        return cells.astype(np.float64)
+        return Cells(cells.astype(np.float64))
+    cells = cells if isinstance(cells, Sequence | np.ndarray) else list(cells)
     parse = _PARSERS[kind]
-    parsed: list[Any] = []
     try:
-        parsed.extend(map(parse, cells))
+        if kind == "number" and style == "decimal comma" and (text := doubtful(cells)):
+            what = f"{_shown(text)} may have thousands or decimals: the training had decimal commas"
+            raise DataError(what, where=f"{where}: {f'column {column!r}' if column else ''}", remedy=_POINT)
+        try:
+            return Cells(_parsed(kind, parse, cells))
+        except _CellError:
+            found = style_of(kind, (cell for cell in cells if not is_missing(cell)), style)
+            if not found:
+                raise
+            parse = functools.partial(_styled, parse, found)
+            return Cells(_parsed(kind, parse, cells), found)
     except _CellError as error:
-        place = place_of(where, column, len(parsed), lines)
+        place = place_of(where, column, _first_bad(parse, cells), lines)
         remedy = (
             f"Correct the cell: the model takes a {kind} here." if fixed and "eclare" in error.remedy else error.remedy
         )
         raise DataError(str(error), where=place, remedy=remedy) from None
-    return np.array(parsed, np.float64) if kind in NUMERIC else as_strings(parsed)
+
+
+def _parsed(kind: Kind, parse: Callable[[Any], Any], cells: Sequence[Any] | Array) -> Array:
+    if kind == "number":
+        return np.fromiter(map(parse, cells), np.float64, len(cells))
+    parsed: dict[str, Any] = {}
+
+    def once(cell: Any) -> Any:
+        """Parses equal texts once, and returns the same string for them."""
+        if type(cell) is not str or len(cell) > _LONG:
+            return parse(cell)
+        value = parsed.get(cell)
+        if value is None:
+            value = parse(cell)
+            if len(parsed) < _MOST_KEPT:
+                parsed[cell] = value
+        return value
+
+    return np.fromiter(map(once, cells), np.float64 if kind in NUMERIC else object, len(cells))
+
+
+_LONG, _MOST_KEPT = 100, 10_000
+"""Longest text that is parsed once, and most such texts."""
+
+
+def _first_bad(parse: Callable[[Any], Any], cells: Sequence[Any] | Array) -> int:
+    """Returns the first cell that cannot be parsed."""
+    for row, cell in enumerate(cells):
+        try:
+            parse(cell)
+        except _CellError:
+            return row
+    return 0
+
+
+def _styled(parse: Callable[[Any], Any], style: Style, cell: Any) -> Any:
+    """Parses a cell that is written in a style."""
+    if not isinstance(cell, str) or is_missing(cell):
+        return parse(cell)
+    text = plain(style, cell.strip())
+    try:
+        return parse(text)
+    except _CellError as error:
+        raise _CellError(str(error).replace(_shown(text), _shown(cell)), error.remedy) from None
 
 
 def place_of(where: str, column: str, row: int, lines: Sequence[int] | None = None) -> str:
@@ -168,11 +239,14 @@ def _not_finite(cell: Any) -> float:
     raise _CellError(f"{_shown(cell)} {what}", "Correct the cell, or leave it empty if its value is missing.")
 
 
+_POINT = "Write thousands without a separator, and decimals with a point."
+
+
 def _number_remedy(text: str) -> str:
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", text) or re.fullmatch(
         r"[+-]?\d{1,3}([ '\u00a0\u2009]\d{3})+", text
     ):
-        return "Write thousands without a separator, and decimals with a point."
+        return _POINT
     if re.fullmatch(r"[+-]?[\d.]*,\d+([eE][+-]?\d+)?", text):
         return "Write decimals with a point, and thousands without a separator."
     if text.endswith("%"):
@@ -224,7 +298,7 @@ def _moment(text: str) -> date | datetime:
             return datetime.fromisoformat(text.replace(" ", "T", 1).replace(" ", ""))
     except ValueError as error:
         raise _CellError(f"{_shown(text)} is not a date, because {error}", "Correct the date.") from None
-    raise _CellError(f"{_shown(text)} is not a date", _DATE_REMEDY)
+    raise _CellError(f"{_shown(text)} is not a date", remedy_of(text) or _DATE_REMEDY)
 
 
 def _category(cell: Any) -> str:

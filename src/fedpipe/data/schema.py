@@ -9,6 +9,8 @@ from msgspec import Meta, Struct
 
 from fedpipe.federation.data import Kind as Kind
 
+Style = Literal["", "decimal comma", "day first", "month first"]
+"""How texts of a column write numbers or dates, apart from 1.5 and YYYY-MM-DD."""
 NUMERIC: tuple[Kind, ...] = ("number", "boolean", "date")
 """The kinds that form the matrix `numbers`; a date counts days since 1970-01-01, NaN is a missing value."""
 INPUTS: dict[Kind, str] = {**dict.fromkeys(NUMERIC, "numbers"), "category": "categories", "text": "texts"}
@@ -30,6 +32,7 @@ class Column(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         mean: of a numeric column over all learners; 0 if columns are not normalised.
         deviation: standard deviation of a numeric column; 1 if columns are not normalised.
         categories: the known values of a category, in order; others count as unknown.
+        style: how the learners' files write its numbers or dates; empty if they differ.
     """
 
     name: ColumnName
@@ -38,6 +41,7 @@ class Column(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mean: float = 0.0
     deviation: float = 1.0
     categories: tuple[Annotated[str, Meta(max_length=1000)], ...] = ()
+    style: Style = ""
 
 
 LabelKind = Literal["names", "whole", "quantity"]

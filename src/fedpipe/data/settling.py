@@ -162,7 +162,8 @@ def _column(federation: Federation, summary: ColumnSummary, reports: Sequence[Re
     missing = bool(summary.missing) or not examples
     if kind in NUMERIC:
         mean, deviation = _moments(federation, summary.numbers)
-        return Column(name=name, kind=kind, missing=missing, mean=mean, deviation=deviation)
+        style = summary.styles[0] if len(summary.styles) == 1 else ""
+        return Column(name=name, kind=kind, missing=missing, mean=mean, deviation=deviation, style=style)
     if kind == "text":
         return Column(name=name, kind=kind, missing=missing)
     declared = tuple(map(printable, federation.data.categories_of(name)))

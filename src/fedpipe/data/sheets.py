@@ -10,22 +10,22 @@ The module `data/cells.py` decides what a cell means.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.data.cells import parse_cells, printable
+from fedpipe.data.cells import Cells, printable, read_cells
 from fedpipe.data.claims import check_claim
 from fedpipe.data.delimited import read_rows
 from fedpipe.data.schema import Kind
 from fedpipe.errors import DataError, one_line
 
 Array = npt.NDArray[Any]
-_CELL = 16
-"""Bytes of memory for a byte of CSV: a separator makes a cell."""
+_CSV = 3
+"""Bytes of memory for a byte of CSV, at most."""
 
 
 class Sheet(NamedTuple):
@@ -41,7 +41,7 @@ class Sheet(NamedTuple):
     where: str
     names: tuple[str, ...]
     columns: tuple[Sequence[Any], ...]
-    lines: tuple[int, ...] | None = None
+    lines: Sequence[int] | None = None
 
     @property
     def rows(self) -> int:
@@ -55,9 +55,13 @@ class Sheet(NamedTuple):
             raise DataError(f"there is no column {name!r}", where=self.where, remedy=remedy)
         return self.columns[self.names.index(name)]
 
-    def parse(self, name: str, kind: Kind, *, fixed: bool = False) -> Array:
+    def parse(self, name: str, kind: Kind) -> Array:
         """Parses a named column, as `parse_cells` does. Raises DataError."""
-        return parse_cells(kind, self.cells(name), where=self.where, column=name, lines=self.lines, fixed=fixed)
+        return self.read(name, kind).values
+
+    def read(self, name: str, kind: Kind) -> Cells:
+        """Parses a named column, as `read_cells` does. Raises DataError."""
+        return read_cells(kind, self.cells(name), where=self.where, column=name, lines=self.lines)
 
 
 def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None = None) -> Sheet:
@@ -73,7 +77,7 @@ def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None =
     """
     try:
         if path.suffix.lower() != ".parquet":
-            check_claim(_CELL * path.stat().st_size, str(path))
+            check_claim(_CSV * path.stat().st_size, str(path))
         sheet = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path, known, header)
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
@@ -87,9 +91,8 @@ def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None =
 
 
 def _read_csv(path: Path, known: Collection[str], header: bool | None) -> Sheet:
-    names, rows = read_rows(path, known=known, header=header)
-    columns = tuple(zip(*(row.cells for row in rows), strict=True))
-    return Sheet(str(path), tuple(names or ()), columns, tuple(row.line for row in rows))
+    names, columns, lines = read_rows(path, known=known, header=header)
+    return Sheet(str(path), tuple(names or ()), columns, lines)
 
 
 def _read_parquet(path: Path) -> Sheet:
@@ -98,9 +101,9 @@ def _read_parquet(path: Path) -> Sheet:
     try:
         with path.open("rb") as file:
             # With threads, Arrow may abort or hang at the end of Python (apache/arrow 34314 and 50482).
-            held = parquet.ParquetFile(file)
-            _check_parquet(held.metadata, str(path))
-            table = held.read(use_threads=False)
+            opened = parquet.ParquetFile(file)
+            _check_parquet(opened.metadata, str(path))
+            table = opened.read(use_threads=False)
     except (ArrowException, ValueError, MemoryError) as error:
         what = f"the Parquet file cannot be read, because {one_line(error)}"
         raise DataError(what, where=str(path), remedy="Check how it was written.") from error
@@ -130,5 +133,24 @@ def _values(column: Any) -> Sequence[Any]:
         return values  # type: ignore[return-value]
     if types.is_floating(column.type):
         return np.asarray(column.to_numpy())  # type: ignore[return-value]
-    plain: list[Any] = column.to_pylist()
-    return plain
+    return _Values(column)
+
+
+class _Values(Sequence[Any]):
+    """Holds a column as Arrow does, in few bytes, and gives its cells as values of Python."""
+
+    def __init__(self, column: Any) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __iter__(self) -> Iterator[Any]:
+        for begin in range(0, len(self._column), _BLOCK):
+            yield from self._column.slice(begin, _BLOCK).to_pylist()
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._column[index].as_py()
+
+
+_BLOCK = 10_000

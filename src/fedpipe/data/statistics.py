@@ -25,7 +25,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from msgspec import Meta, Struct
 
-from fedpipe.data.schema import MOST_CLASSES, MOST_COLUMNS, NUMERIC, Column, ColumnName, LabelKind
+from fedpipe.data.schema import MOST_CLASSES, MOST_COLUMNS, NUMERIC, Column, ColumnName, LabelKind, Style
 from fedpipe.data.tables import values_of_columns
 from fedpipe.data.trees import Array, Tree
 from fedpipe.federation.data import Kind, StatisticsSettings
@@ -76,6 +76,7 @@ class ColumnReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         missing: the number of missing values.
         numbers: of a number-like column; None if it has too few values.
         categories: counts of a category's values, without rare ones.
+        style: how the file writes its numbers or dates.
     """
 
     name: ColumnName
@@ -83,6 +84,7 @@ class ColumnReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     missing: Count
     numbers: Numbers | None = None
     categories: Annotated[dict[Annotated[str, Meta(max_length=1000)], Count], Meta(max_length=MOST_CLASSES)] = {}
+    style: Style = ""
 
 
 class Report(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -148,7 +150,9 @@ def _column_report(column: Column, values: Array, settings: StatisticsSettings, 
         present = values[~np.isnan(values)].astype(np.float64)
         numbers = numbers_of(present, settings, bins)
         missing = len(values) - len(present)
-        return ColumnReport(name=column.name, kind=column.kind, missing=missing, numbers=numbers)
+        return ColumnReport(
+            name=column.name, kind=column.kind, missing=missing, numbers=numbers, style=column.style
+        )  # fmt: skip
     missing = int(np.count_nonzero(values == ""))
     counts: dict[str, int] = {}
     if column.kind == "category":
@@ -227,7 +231,7 @@ def quantile(parts: Sequence[Numbers], share: float) -> float:
 
 
 class ColumnSummary(NamedTuple):
-    """Describes a column over several learners; `quantiles` are those of QUANTILES."""
+    """Describes a column over several learners: `quantiles` are those of QUANTILES, `styles` those of its files."""
 
     name: str
     kind: Kind
@@ -235,6 +239,7 @@ class ColumnSummary(NamedTuple):
     numbers: Numbers | None
     quantiles: tuple[float, ...]
     categories: dict[str, int]
+    styles: tuple[Style, ...] = ()
 
 
 def summary_of(reports: Sequence[ColumnReport], kind: Kind | None = None) -> ColumnSummary:
@@ -247,7 +252,7 @@ def summary_of(reports: Sequence[ColumnReport], kind: Kind | None = None) -> Col
         name=reports[0].name, kind=kind or reports[0].kind, missing=sum(report.missing for report in reports),
         numbers=merged(parts) if parts else None,
         quantiles=tuple(quantile(parts, share) for share in QUANTILES) if parts else (),
-        categories=dict(sorted(categories.items())),
+        categories=dict(sorted(categories.items())), styles=tuple(sorted({r.style for r in reports if r.style})),
     )  # fmt: skip
 
 

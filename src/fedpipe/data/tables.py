@@ -10,24 +10,26 @@ The module `data/cells.py` decides what a cell means. A missing number is NaN, a
 
 from __future__ import annotations
 
-import difflib
 import re
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from fedpipe.data.cells import fits, is_missing, parse_cells, printable
 from fedpipe.data.claims import check_arrays
-from fedpipe.data.schema import LONGEST_NAME, MOST_COLUMNS, NUMERIC, Column, columns_by_input
+from fedpipe.data.schema import LONGEST_NAME, MOST_COLUMNS, NUMERIC, Column, Style, columns_by_input
 from fedpipe.data.sheets import Sheet, read_sheet
+from fedpipe.data.texts import Texts
 from fedpipe.data.trees import Array, Tree
 from fedpipe.errors import DataError, one_line
 from fedpipe.federation.data import SHEETS, Kind
+from fedpipe.suggestion import suggestion
 
 TABLES = (*SHEETS, ".npz")
 """Suffixes of files that can be tables."""
@@ -115,9 +117,17 @@ def _table_of_sheet(
     if too_long := next((name for name in kinds if len(name) > LONGEST_NAME), None):
         what = f"the name of the column {too_long[:40]!r}... has {len(too_long)} characters"
         raise DataError(what, where=sheet.where, remedy=f"Shorten it to {LONGEST_NAME}, or add it to data.ignore.")
+    styles: dict[str, Style] = {}
+
+    def values(column: Column) -> Array:
+        read = sheet.read(column.name, column.kind)
+        styles[column.name] = read.style
+        return read.values
+
     columns = tuple(Column(name=name, kind=kind) for name, kind in kinds.items())
-    values = {column.name: sheet.parse(column.name, column.kind) for column in columns}
-    return Table(tree_of_columns(columns, values), y, columns, keys_of(sheet, key) if key else None)
+    x = tree_of_columns(columns, values)
+    columns = tuple(replace(column, style=styles[column.name]) for column in columns)
+    return Table(x, y, columns, keys_of(sheet, key) if key else None)
 
 
 def read_columns(path: Path, *, known: Collection[str] = ()) -> Sheet:
@@ -178,8 +188,7 @@ def check_named(sheet: Sheet, names: Collection[str], option: str) -> None:
 
 def missing_column(name: str, names: Sequence[str], where: str, option: str) -> DataError:
     """Returns the error that there is no such column, with the closest name."""
-    close = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.lower() == name.lower()]
-    remedy = f"Did you mean {close[0]!r}?" if close else f"The columns are {', '.join(names)[:300]}."
+    remedy = suggestion(name, names, listed="Columns")
     return DataError(f"there is no column {name!r}, which {option} names", where=where, remedy=remedy)
 
 
@@ -194,8 +203,9 @@ def guess_kind(sheet: Sheet, name: str) -> Kind:
     cells = sheet.cells(name)
     if isinstance(cells, np.ndarray) and cells.dtype.kind in "iuf":
         return "number"
-    present = [cell for cell in cells if not is_missing(cell)]
-    types = {type(cell) for cell in present}
+    types = {str} if isinstance(cells, Texts) else {type(cell) for cell in cells if not is_missing(cell)}
+    if next(_texts(cells), None) is None:
+        return "number"
     if odd := next((kind for kind in types if not issubclass(kind, _SCALARS)), None):
         row = next(row for row, cell in enumerate(cells) if type(cell) is odd)
         raise DataError(
@@ -209,17 +219,27 @@ def guess_kind(sheet: Sheet, name: str) -> Kind:
         return "date"
     if not any(issubclass(kind, str | bytes) for kind in types):
         return "number"
-    texts = {str(cell).strip() for cell in present}
-    if all(text.lower() in ("true", "false", "yes", "no") for text in texts):
+    if all(text.lower() in ("true", "false", "yes", "no") for text in _texts(cells)):
         return "boolean"
-    if not any(re.match(r"0\d", text) for text in texts) and fits("number", texts):
+    if fits("number", cells) and not any(map(_CODE, map(str, cells))):
         return "number"
-    if fits("date", texts):
+    if fits("date", cells):
         return "date"
-    few = len(texts) <= _FEW or len(texts) <= min(_MOST_CATEGORIES, len(present) / 10)
-    return "category" if few and max(map(len, texts)) <= _LONG else "text"
+    different, present = set[str](), 0
+    for text in _texts(cells):
+        different.add(text)
+        present += 1
+        if len(text) > _LONG or len(different) > max(_FEW, _MOST_CATEGORIES):
+            return "text"
+    return "category" if len(different) <= max(_FEW, present / 10) else "text"
 
 
+def _texts(cells: Iterable[Any]) -> Iterator[str]:
+    """Yields the cells that are not missing, as texts without spaces at their ends."""
+    return (str(cell).strip() for cell in cells if not is_missing(cell))
+
+
+_CODE = re.compile(r"\s*0\d").match
 _SCALARS = (bool, int, float, Decimal, date, str, bytes, np.generic)
 
 
@@ -233,7 +253,7 @@ def label_values(sheet: Sheet, name: str) -> Array:
     for row, cell in enumerate(cells):
         infinite = isinstance(cell, float | np.floating) and np.isinf(cell)
         if infinite or is_missing(cell):
-            line = f" (line {sheet.lines[row]})" if sheet.lines else ""
+            line = f" (line {sheet.lines[row]})" if sheet.lines is not None else ""
             raise DataError(
                 "the label is infinite" if infinite else "the label is missing",
                 where=f"{sheet.where}: column {name!r}, row {row + 1}{line}",
@@ -241,8 +261,7 @@ def label_values(sheet: Sheet, name: str) -> Array:
             )
     if all(isinstance(cell, bool | np.bool_) for cell in cells):
         return _strings(["true" if cell else "false" for cell in cells])
-    words = {cell.strip().lower() if isinstance(cell, str) else None for cell in cells}
-    if words <= {"true", "false"}:
+    if all(isinstance(cell, str) and cell.strip().lower() in ("true", "false") for cell in cells):
         return _strings([cell.strip().lower() for cell in cells])
     if not fits("number", cells):
         names = sheet.parse(name, "category")
@@ -276,22 +295,30 @@ def _strings(values: Sequence[str]) -> Array:
     return strings
 
 
-def tree_of_columns(columns: Sequence[Column], values: Mapping[str, Array]) -> Tree:
-    """Returns the inputs of a model: the matrix of the numbers if there are no others, or up to three by name."""
+def tree_of_columns(columns: Sequence[Column], values: Callable[[Column], Array]) -> Tree:
+    """Returns the inputs of a model: the matrix of the numbers if there are no others, or up to three by name.
+
+    Args:
+        columns: the columns.
+        values: returns the values of a column, of which no more than one is in memory at a time.
+    """
     found: dict[str, Array] = {}
     for name, own in columns_by_input(columns).items():
-        stacked = np.stack([values[column.name] for column in own], axis=1)
-        found[name] = _float32(stacked, own) if name == "numbers" else stacked
+        for position, column in enumerate(own):
+            cells = values(column)
+            if not position:
+                found[name] = np.empty((len(cells), len(own)), np.float32 if name == "numbers" else object)
+            found[name][:, position] = _float32(cells, column) if name == "numbers" else cells
     return found["numbers"] if list(found) == ["numbers"] else found
 
 
-def _float32(matrix: Array, columns: Sequence[Column]) -> Array:
+def _float32(values: Array, column: Column) -> Array:
     with np.errstate(over="ignore"):
-        numbers: Array = matrix.astype(np.float32)
+        numbers: Array = values.astype(np.float32)
     if np.isinf(numbers).any():
-        row, position = np.argwhere(np.isinf(numbers))[0]
+        row = int(np.argmax(np.isinf(numbers)))
         raise DataError(
-            f"the column {columns[position].name!r} has {matrix[row, position]:g} in row {row + 1}, which is too large",
+            f"the column {column.name!r} has {values[row]:g} in row {row + 1}, which is too large",
             remedy="Scale the column, for example to thousands.",
         )
     return numbers
@@ -310,12 +337,14 @@ def arranged(x: Tree, held: Sequence[Column], columns: Sequence[Column], where: 
         DataError: a column is missing, or of a kind that cannot be converted.
     """
     found = values_of_columns(x, held)
-    values = {}
     for column in columns:
         if column.name not in found:
             raise missing_column(column.name, list(found), where, "the shared model")
+
+    def values(column: Column) -> Array:
         own, value = found[column.name]
-        values[column.name] = _converted(value, own, column.kind, where)
+        return _converted(value, own, column.kind, where)
+
     return tree_of_columns(columns, values)
 
 

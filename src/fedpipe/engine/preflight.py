@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from fedpipe.data.parts import dump_examples, load_examples
 from fedpipe.data.schema import Schema, columns_by_input
 from fedpipe.data.settling import settle, settled
 from fedpipe.data.shards import dealt
+from fedpipe.data.statistics import ColumnSummary
 from fedpipe.engine.workers import beside
 from fedpipe.errors import BudgetError, DataError, FederationError, InputError, StoreError
 from fedpipe.federation.algorithms import Averaging, Vote
@@ -97,6 +98,15 @@ def _doubts(schema: Schema) -> str:
     return f"; note: {'; '.join(found[:3])}{more}" if found else ""
 
 
+def _styles(columns: Sequence[ColumnSummary]) -> str:
+    """Returns how numbers and dates were read that are not written as 1.5 or YYYY-MM-DD."""
+    named: dict[str, list[str]] = {}
+    for column in columns:
+        for style in column.styles:
+            named.setdefault(style, []).append(repr(column.name))
+    return "".join(f", {style} in {', '.join(names[:5])}{' ...' * (len(names) > 5)}" for style, names in named.items())
+
+
 def _settled_schema(
     federation: Federation, dealt_out: Mapping[str, Mapping[str, Examples]], findings: list[Checked]
 ) -> Schema | None:
@@ -116,7 +126,7 @@ def _settled_schema(
     kinds = Counter(column.kind for column in outcome.schema.columns)
     text = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     classes = f", classes {', '.join(outcome.schema.classes)[:100]}" if outcome.schema.classes else ""
-    findings.append(Checked("table", f"{text}{classes}{_doubts(outcome.schema)}"))
+    findings.append(Checked("table", f"{text}{classes}{_styles(outcome.columns)}{_doubts(outcome.schema)}"))
     findings += [Checked(name, f"{NO_STATISTICS}: {why}") for name, why in sorted(outcome.left_out.items())]
     return outcome.schema
 

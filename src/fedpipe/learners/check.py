@@ -12,13 +12,14 @@ from fedpipe import weights
 from fedpipe.data.examples import FORMATS, Examples
 from fedpipe.data.parts import load_examples
 from fedpipe.data.ports import ports_of
-from fedpipe.data.schema import NUMERIC, Schema
+from fedpipe.data.schema import NUMERIC, Schema, columns_by_input
+from fedpipe.data.trees import Tree
 from fedpipe.errors import DataError, DroppedError, ModelError, WeightsError, one_line
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
-from fedpipe.learners.framework import Arrays, Model
+from fedpipe.learners.framework import Arrays, Model, Predict
 from fedpipe.learners.parts import label_shape_of
 from fedpipe.learners.user_code import load_code
 from fedpipe.rounds.plan import Port, Shape
@@ -93,21 +94,35 @@ def check_model(federation: Federation, code: str, examples: Examples | None, sc
 
 def _check_missing(model: Model, examples: Examples, schema: Schema) -> None:
     """Check that the model takes missing numbers if the learners have some. Raises ModelError."""
-    columns = [column for column in schema.columns if column.kind in NUMERIC]
-    missing = [place for place, column in enumerate(columns) if column.missing]
-    if not missing:
+    missing = [column for column in schema.columns if column.missing]
+    if not missing or takes_missing(model.predictor(model.initial_weights(0)), examples.rows(slice(1)).x, schema):
         return
-    row = examples.rows(slice(0, 1)).x
-    numbers = (row["numbers"] if isinstance(row, dict) else row).astype(np.float32)
-    numbers[:, missing] = np.nan
-    found = model.predictor(model.initial_weights(0))({**row, "numbers": numbers} if isinstance(row, dict) else numbers)
-    if all(np.isfinite(output).all() for output in found if output.dtype.kind == "f"):
-        return
+    first = next((column for column in missing if column.kind in NUMERIC), missing[0])
     raise ModelError(
-        f"the column {columns[missing[0]].name!r} has missing values, for which the model's output is not a number",
+        f"the column {first.name!r} has missing values, for which the model's output is not a number",
         where="model.py",
         remedy="Use table.encoded in build(table), which fills them in, or leave the column or the rows out.",
     )
+
+
+def takes_missing(predict: Predict, row: Tree, schema: Schema, *, always: bool = False) -> bool:
+    """Return whether the outputs are finite where values of a table are missing.
+
+    Args:
+        predict: the model's.
+        row: the features of an example.
+        schema: of the table.
+        always: also tries columns of which no value was missing in the training.
+    """
+    trees = {name: array.copy() for name, array in (row.items() if isinstance(row, dict) else [("numbers", row)])}
+    inputs = columns_by_input(schema.columns)
+    if trees.keys() != inputs.keys():
+        return False  # a model with inputs of its own
+    for name, own in inputs.items():
+        places = [place for place, column in enumerate(own) if always or column.missing]
+        trees[name][:, places] = np.nan if name == "numbers" else ""
+    found = predict(trees if isinstance(row, dict) else trees["numbers"])
+    return all(np.isfinite(output).all() for output in found if output.dtype.kind == "f")
 
 
 def shared_ports(federation: Federation, examples: Examples | None) -> tuple[Port, ...]:

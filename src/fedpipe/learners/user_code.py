@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.abc
 import inspect
@@ -17,6 +16,7 @@ from typing import Any
 from fedpipe.errors import ModelError
 from fedpipe.rounds.floors import read_floors
 from fedpipe.store.concealment import concealed
+from fedpipe.suggestion import closest
 
 
 def load_code(code: bytes, digest: str, name: str = "model.py") -> types.ModuleType:
@@ -161,11 +161,11 @@ def find_function(module: types.ModuleType, name: str) -> Callable[[], Any]:
     """Return the user's function of that name. Raises ModelError."""
     function: Callable[[], Any] | None = getattr(module, name, None)
     if not callable(function):
-        close = difflib.get_close_matches(name, vars(module), n=1)
+        close = closest(name, [each for each, value in vars(module).items() if callable(value)])
         raise ModelError(
             f"there is no function {name!r}",
             where=module.__file__,
-            remedy=f"Did you mean {close[0]!r}?" if close else "Define it as the documentation describes.",
+            remedy=f"Did you mean {close!r}?" if close else "Define it as the documentation describes.",
         )
     return function
 
@@ -193,10 +193,19 @@ def called(function: Callable[..., Any], table: Callable[[], Any] | None) -> Any
         )
     arguments = [table()] if wanted and table else []
     try:
-        return function(*arguments)
+        made = function(*arguments)
     except ModelError:
         raise
     except BaseException as error:
         if is_stop(error):
             raise
         raise failed(name, error) from error
+    if inspect.isawaitable(made):
+        if inspect.iscoroutine(made):
+            made.close()
+        raise ModelError(
+            f"{name}() is asynchronous, so it returns no model",
+            where="model.py",
+            remedy="Write `def`, not `async def`.",
+        )
+    return made

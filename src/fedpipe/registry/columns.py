@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from fedpipe.data.cells import parse_cells, place_of
 from fedpipe.data.schema import INPUTS, NUMERIC, Column
 from fedpipe.errors import DataError
 from fedpipe.registry.prediction import TensorSpec
+from fedpipe.suggestion import closest
 
 Array = npt.NDArray[Any]
 _SHOWN = 8
@@ -52,7 +52,7 @@ def names_columns(columns: Sequence[Column], names: Collection[str], inputs: Col
 
 def _remedy(missing: list[str], extra: list[str], wanted: list[str]) -> str:
     for name in missing:
-        if close := _closest(name, extra):
+        if close := closest(name, extra):
             return f"Rename {close!r} to {name!r}: names must be those of the training."
     if len(missing) == len(wanted) > 1 and extra:
         return f"Check the header, whose names are {listing(extra)}, and the separator."
@@ -61,17 +61,6 @@ def _remedy(missing: list[str], extra: list[str], wanted: list[str]) -> str:
         if len(missing) == 1
         else f"Add them: the model takes {listing(wanted)}."
     )
-
-
-def _closest(name: str, others: list[str]) -> str | None:
-    """Returns the name that differs in case, spaces or a few letters."""
-    plain = {_plain(other): other for other in others}
-    found = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.75)
-    return plain[found[0]] if found else None
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum()) or name
 
 
 def listing(names: Sequence[str]) -> str:
@@ -92,7 +81,9 @@ def parse_column(column: Column, cells: Iterable[Any], where: str, lines: Sequen
     Raises:
         DataError: a cell is not of the column's kind, or is missing where none was missing in training.
     """
-    values = parse_cells(column.kind, cells, where=where, column=column.name, lines=lines, fixed=True)
+    values = parse_cells(
+        column.kind, cells, where=where, column=column.name, lines=lines, fixed=True, style=column.style
+    )
     bad = np.isnan(values) if column.kind in NUMERIC else values == ""
     if not column.missing and bad.any():
         raise DataError(

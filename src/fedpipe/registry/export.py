@@ -17,12 +17,13 @@ from fedpipe.data.disclosure import schema_of
 from fedpipe.data.parts import get_parts, get_shard
 from fedpipe.data.ports import TEXT, cast, fed, made_up
 from fedpipe.data.schema import Schema
-from fedpipe.data.trees import Tree, leaves, length_of
+from fedpipe.data.trees import Tree, leaves, length_of, mapped
 from fedpipe.errors import DataError, ExportError, InputError, ModelError, NotFoundError
 from fedpipe.federation.training import Export
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
 from fedpipe.learners.assembly import plan_model
+from fedpipe.learners.check import takes_missing
 from fedpipe.learners.framework import Arrays, Model, Outline, Predict
 from fedpipe.learners.reading import central_test
 from fedpipe.learners.score import fetch_global
@@ -144,12 +145,19 @@ def convert_and_verify(store: Store, plan: Plan, digest: str) -> tuple[bytes, Or
     model, arrays = plan_model(store, plan), fetch_global(store, digest)
     settings = plan.federation.exported or Export()
     features, samples = _samples(store, plan, model.outline)
-    metadata = {CARD_KEY: write_card(card_of(store, plan))}
+    card, schema = card_of(store, plan), schema_of(store, plan)
+    if schema is not None and takes_missing(model.predictor(arrays), mapped(_first, features), schema, always=True):
+        card = replace(card, columns=tuple(replace(column, missing=True) for column in card.columns))
+    metadata = {CARD_KEY: write_card(card)}
     data, difference = convert_checked(model, arrays, settings, features, metadata)
     return data, Origin(
         federation=plan.federation.name, run=plan.run, weights=digest, digest=digest_of(data),
         opset=settings.opset, samples=samples, compared=length_of(features), max_abs_difference=difference,
     )  # fmt: skip
+
+
+def _first(leaf: Array) -> Array:
+    return leaf[:1]
 
 
 def card_of(store: Store, plan: Plan) -> Card:

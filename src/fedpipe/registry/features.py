@@ -134,10 +134,16 @@ def _from_sheet(sheet: Sheet, inputs: Sequence[TensorSpec], card: Card) -> Featu
     values = {
         column.name: parse_column(column, sheet.cells(column.name), sheet.where, sheet.lines) for column in card.columns
     }
+    remarks += [f"all values of {column.name!r} in {sheet.where} are missing" for column in card.columns
+                if _all_missing(values[column.name])]  # fmt: skip
     remarks += filter(None, (unknown_values(column, values[column.name], sheet.where) for column in card.columns))
     x = assemble(card.columns, values, inputs)
     y = None if label is None else _labels(sheet.cells(label), card)
     return Features(x if len(x) > 1 else next(iter(x.values())), y, tuple(remarks))
+
+
+def _all_missing(values: Array) -> bool:
+    return bool((values == "").all() if values.dtype == object else np.isnan(values).all())
 
 
 def _in_order(sheet: Sheet, inputs: Sequence[TensorSpec], card: Card) -> Features:

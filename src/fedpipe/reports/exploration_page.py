@@ -71,6 +71,7 @@ def render_json(exploration: Exploration) -> str:
     columns = {
         view.summary.name: {
             "kind": view.summary.kind,
+            "styles": view.summary.styles,
             "all": _numbers_of(view.summary.numbers, view.summary.missing, view.summary.categories)
             | ({"quantiles": dict(zip(map(str, QUANTILES), view.summary.quantiles, strict=False))}),
             "learners": {
@@ -124,7 +125,8 @@ def column_rows(exploration: Exploration) -> list[ColumnRow]:
         quantiles = ", ".join(_shown(summary.kind, v) for v in summary.quantiles if summary.kind != "boolean")
         share = f"{100 * summary.missing / total:.1f} %" if summary.missing else ""
         values = _values(summary.kind, summary.numbers, summary.categories)
-        found.append(ColumnRow(summary.name, summary.kind, share, values, quantiles, shown))
+        kind = ", ".join((summary.kind, *summary.styles))
+        found.append(ColumnRow(summary.name, kind, share, values, quantiles, shown))
     return found
 
 

@@ -303,7 +303,8 @@ def calibration_error(table: Calibration) -> float | None:
 def main_metrics(metrics: Mapping[str, float], measures: Mapping[str, float]) -> dict[str, float]:
     """Return the few numbers for short tables: compiled metrics, and the main measures.
 
-    A measure takes the place of a compiled metric of its name, which may be an approximation, as Keras's AUC is.
+    A measure takes the place of a compiled metric of its name, which may be an approximation, as Keras's AUC is. It
+    takes the place of Keras's longer name for it too.
 
     >>> main_metrics({"loss": 0.5, "accuracy": 0.75}, {"accuracy": 0.75, "auc": 0.8, "brier": 0.2, "sick_f1": 0.7})
     {'accuracy': 0.75, 'auc': 0.8, 'loss': 0.5, 'sick_f1': 0.7}
@@ -314,4 +315,21 @@ def main_metrics(metrics: Mapping[str, float], measures: Mapping[str, float]) ->
         if any(name == main or name.endswith(f"_{main}") for main in MAIN)
         and not (name.endswith("_macro") and name.removesuffix("_macro") in measures)
     }
-    return dict(sorted({**metrics, **chosen}.items()))
+    others = {name: value for name, value in metrics.items() if _short(name) not in chosen}
+    return dict(sorted({**others, **chosen}.items()))
+
+
+_LONG_NAMES = {"mean_absolute_error": "mae", "r2_score": "r2", "f1_score": "f1"}
+"""Names of metrics in Keras, and those of the same measures."""
+
+
+def _short(name: str) -> str:
+    """Return the name of the measure for a compiled metric, of one output or of one of several.
+
+    >>> _short("mean_absolute_error"), _short("days_mean_absolute_error"), _short("loss")
+    ('mae', 'days_mae', 'loss')
+    """
+    for long, short in _LONG_NAMES.items():
+        if name == long or name.endswith(f"_{long}"):
+            return name.removesuffix(long) + short
+    return name

@@ -142,6 +142,13 @@ class Catalogue:
         self.problems: list[str] = []
         """Problems of the last `list_models`."""
 
+    @property
+    def how_to_publish(self) -> str:
+        """Returns what a user does for a first model."""
+        if self._location.holds == "models":
+            return "write NAME/VERSION/model.onnx there. It is served within seconds."
+        return "train and publish a model with `fedpipe run`. It is served within seconds."
+
     def list_models(self) -> dict[str, tuple[list[int], Traffic | None]]:
         """Returns versions and traffic of each model, from the copies while the store is unreachable.
 

@@ -101,6 +101,8 @@ class Follower:
                 self._update(name, versions, traffic)
         for name in [name for name in self.served if name not in models and not self._catalogue.is_unreachable]:
             self._take_down(name)
+        if not self.has_refreshed and not models and not trouble:
+            log.info("nothing is published in %s yet: %s", self.uri, self._catalogue.how_to_publish)
         self.has_refreshed = True
 
     def _update(self, name: str, versions: list[int], traffic: Traffic) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import hashlib
+import html
 import logging
 import os
 import resource
@@ -223,11 +224,19 @@ class Server:
         self.stop()
 
     def __repr__(self) -> str:
-        return f"<server at {self.url}>"
+        return f"<server at {self.url}{self._state}>"
 
     def _repr_html_(self) -> str:
-        state = "" if self._thread.is_alive() else " (stopped)"
-        return f'<a href="{self.url}">{self.url}</a>{state}'
+        return f'<a href="{self.url}">{self.url}</a>{html.escape(self._state)}'
+
+    @property
+    def _state(self) -> str:
+        """Returns what is unusual about the server, for its user."""
+        if not self._thread.is_alive():
+            return " (stopped)"
+        if self._follower.trouble:
+            return f" ({self._follower.trouble})"
+        return "" if self._follower.served else " (nothing is published yet: publish a model with `fedpipe run`)"
 
 
 def serve(location: Location, options: Options, *, on_listening: Callable[[str], None] = lambda _: None) -> None:

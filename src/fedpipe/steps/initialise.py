@@ -20,6 +20,7 @@ from fedpipe.errors import CorruptError, StoreError, StoreUnavailableError
 from fedpipe.learners.assembly import plan_model
 from fedpipe.registry.rehearsal import rehearse
 from fedpipe.rounds.beginning import begin, find_begun, make_plan
+from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, Settings, Shards, read_plan
 from fedpipe.sessions.board import check_deadline
@@ -56,6 +57,8 @@ class Outputs(Struct, frozen=True, kw_only=True):
 def find(inputs: Inputs) -> Outputs | None:
     """Return the first weights when the run resumes. Raises InputError when its rounds had other settings."""
     store = inputs.place.open()
+    if read_record(store, inputs.place.run, 0) is None:
+        return None  # `run` reads the examples
     plan = _plan(inputs, _examples(store, inputs.shards))
     record = find_begun(store, plan)
     if record is None:
@@ -88,7 +91,8 @@ def _examples(store: Store, shards: Shards) -> Examples | None:
 def run(inputs: Inputs) -> Outputs:
     """Begin the run, unless it has begun. The coordinator of a session with a table begins it, after the statistics."""
     store = inputs.place.open()
-    plan = _plan(inputs, _examples(store, inputs.shards))
+    examples = _examples(store, inputs.shards)
+    plan = _plan(inputs, examples)
     check_deadline(store, plan.federation.quorum.deadline)
     put_bytes(store, inputs.code.encode())
     place = msgspec.structs.replace(inputs.place, plan=plan.put(store))
@@ -96,19 +100,20 @@ def run(inputs: Inputs) -> Outputs:
     if waits and schema_of_head(store, plan.federation) is None:
         metadata = {"run": plan.run, "federation": plan.federation.name}
         return Outputs(placed=place, weights="", model=ModelArtifact(metadata=metadata))
-    return _outputs(place, plan, begin_run(place))
+    return _outputs(place, plan, begin_run(place, examples=examples))
 
 
-def begin_run(place: RunPlace, absent: Collection[str] = ()) -> Record:
+def begin_run(place: RunPlace, absent: Collection[str] = (), examples: Examples | None = None) -> Record:
     """Begin the run of a stored plan: settle the schema of a table, rehearse the model, and commit round 0.
 
     Args:
         place: of the run, with its plan.
         absent: learners whose statistics do not count.
+        examples: some of the run, if they are known already.
     """
     store = place.open()
     plan = read_plan(store, place.plan)
-    examples = _examples(store, Shards(learners=plan.shards, test=plan.test or ""))
+    examples = examples or _examples(store, Shards(learners=plan.shards, test=plan.test or ""))
 
     @functools.cache
     def schema() -> Schema | None:

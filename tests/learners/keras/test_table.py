@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from fedpipe.data.schema import Column, Schema
 from fedpipe.errors import ModelError
+from fedpipe.learners.check import takes_missing
 from fedpipe.learners.keras.model import KerasModel, is_stock
 from fedpipe.store.objects import digest_of
 
@@ -66,6 +68,24 @@ def test_the_encoding() -> None:
         [0, 0, 1, *[0, 1, 0, 0], *[1, 0, 0]],  # the mean, and missing; missing; unknown
     ]
     np.testing.assert_allclose(encoded(model, sorted_x), expected, atol=1e-6)
+
+
+def test_values_may_be_missing_although_none_was_in_the_training() -> None:
+    """They count as the mean, and as an unknown category; `takes_missing` finds it out, also for other models."""
+    import tensorflow as tf
+
+    columns = tuple(msgspec.structs.replace(column, missing=False) for column in COLUMNS[:4])
+    model, schema = built(columns=columns), Schema(columns=columns)
+    x = {"numbers": tf.constant([[np.nan, -2500.0]]), "categories": tf.constant([["", "x y"]])}
+    np.testing.assert_allclose(encoded(model, x), [[0, 1, *[1, 0, 0], *[0, 0, 1]]], atol=1e-6)
+    row = {name: array[:1] for name, array in X.items()}
+    assert takes_missing(model.predictor(model.initial_weights(0)), row, schema, always=True)
+    raw = built(MODEL.replace("[table.encoded]", "[table.inputs['numbers']]"), columns=columns[::2])
+    assert takes_missing(raw.predictor(raw.initial_weights(0)), row["numbers"], Schema(columns=columns[::2]))
+    assert not takes_missing(
+        raw.predictor(raw.initial_weights(0)), row["numbers"], Schema(columns=columns[::2]), always=True
+    )
+    assert row["numbers"].tolist() == [[60, -2500]]
 
 
 def test_raw_rows_go_through_onnx() -> None:

@@ -71,11 +71,11 @@ class Table:
         numbers, own = self._inputs["numbers"], self._columns["numbers"]
         means = np.array([column.mean for column in own], np.float32)
         deviations = np.array([column.deviation for column in own], np.float32)
-        if not any(column.missing for column in own):
-            return [(numbers - means) / deviations]
-        absent = self._ops.isnan(numbers)
+        absent = self._ops.isnan(numbers)  # also where no value is missing in a train part: new rows may lack some
         filled = self._ops.where(absent, np.zeros_like(means), (numbers - means) / deviations)
         flagged = [position for position, column in enumerate(own) if column.missing]
+        if not flagged:
+            return [filled]
         if len(flagged) == len(own):
             return [filled, self._ops.cast(absent, "float32")]
         indicators = self._ops.take(self._ops.cast(absent, "float32"), np.array(flagged, np.int32), axis=1)
