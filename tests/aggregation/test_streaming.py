@@ -15,7 +15,7 @@ import pytest
 
 from fedpipe import weights
 from fedpipe.aggregation import Combined, Rule, Source, combine, make_rule, make_server_step
-from fedpipe.errors import CorruptError, NotFoundError, StoreUnavailableError, WeightsError
+from fedpipe.errors import CorruptError, NotFoundError, StoreError, StoreUnavailableError, WeightsError
 from fedpipe.federation.algorithms import Mean, Sgd
 from fedpipe.federation.names import tag_of
 from fedpipe.store import MemoryStore, Reader, keys
@@ -317,8 +317,16 @@ class Interrupted:
 
 
 @pytest.mark.parametrize("moment", range(5))
-@pytest.mark.parametrize("error", [CorruptError("the object changed while it was read"), NotFoundError("gone")])
-def test_an_update_that_changes_while_it_is_read(tmp_path: Path, moment: int, error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (CorruptError("the object changed while it was read"), "the object changed while it was read"),
+        (NotFoundError("gone"), "the weights are not in the store"),
+        (StoreError("InvalidRequest"), "the weights cannot be read: InvalidRequest"),
+    ],
+    ids=["changed", "removed", "encrypted"],
+)
+def test_an_update_that_changes_while_it_is_read(tmp_path: Path, moment: int, error: Exception, why: str) -> None:
     """At the header and at any chunk, also when the next pass begins."""
     store = Changing()
     sources = [put(store, f"l{n}", weights.dumps(update(n)), n + 1.0) for n in range(4)]
@@ -326,4 +334,27 @@ def test_an_update_that_changes_while_it_is_read(tmp_path: Path, moment: int, er
     store.errors = itertools.chain([None] * moment, itertools.repeat(error))
     combined = run(store, [*sources, put(store, "evil", GOOD, 5.0)], tmp_path)
     assert combined.weights[1] == clean
-    assert combined.refused == {"evil": error.args[0]}
+    assert combined.refused == {"evil": why}
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [(NotFoundError("gone"), "the weights are not in the store"), (StoreError("no"), "the weights cannot be read: no")],
+    ids=["removed", "encrypted"],
+)
+def test_an_update_that_changes_before_it_is_read_again(tmp_path: Path, error: Exception, why: str) -> None:
+    """It makes the aggregate overflow, and cannot be read when the largest weights are looked for."""
+
+    class Denying(MemoryStore):
+        def read_range(self, key: str, start: int, length: int) -> bytes:
+            if "/evil/" in key:
+                raise error
+            return super().read_range(key, start, length)
+
+    store = Denying()
+    sources = [put(store, f"l{n}", weights.dumps(update(n)), n + 1.0) for n in range(4)]
+    clean = run(store, sources, tmp_path, learning_rate=2.0).weights[1]
+    evil = put(store, "evil", weights.dumps({**update(9), "kernel": BASE["kernel"] * 0 + np.float32(3e38)}), 1e9)
+    combined = run(store, [*sources, evil], tmp_path, learning_rate=2.0)
+    assert combined.weights[1] == clean
+    assert combined.refused == {"evil": why}

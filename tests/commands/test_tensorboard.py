@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from fedpipe.cli.main import app
 from fedpipe.commands.tensorboard import fetch_events, find_events, find_tensorboard
-from fedpipe.errors import InputError, NotFoundError
+from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError
 from fedpipe.learners.events import event_file
 from fedpipe.rounds.beginning import begin
-from fedpipe.store import LocalStore, Store
+from fedpipe.store import LocalStore, Reader, Store, keys
 from tests.federations import fresh, make_federation, make_plan
 
 FILE = "name: tiny\nstore: store\nlearners: [{name: a}, {name: b}]\ndata: {uri: x.npz}\ntraining: {rounds: 1, batch_size: 1}\n"
@@ -65,6 +65,53 @@ def test_a_learner_cannot_write_elsewhere(opened: Store, folder: Path, tmp_path:
     (hostile.parent.parent / "x" / "tensorboard").mkdir(parents=True)
     (hostile.parent.parent / "x" / "tensorboard" / "events").write_bytes(b"x")
     assert fetch_events(opened, "r1", tmp_path / "events") == 2
+
+
+NAMES = ("..", "...", "a" * 201, "%2e%2e", "events.out.tfevents.x y", "\u202ex", "a:b")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_no_reader_expects(name: str) -> None:
+    assert keys.parse_events(f"learners/a/runs/r1/1/tensorboard/{name}", "r1", "a") is None
+    assert keys.parse_events("learners/a/runs/r1/01/tensorboard/events", "r1", "a") is None
+
+
+class Hostile(LocalStore):
+    """A store where one learner's event files change, or are not given, between two requests."""
+
+    attack = ""
+
+    def size(self, key: str) -> int | None:
+        if "learners/a/" in key and self.attack == "encoded":
+            raise CorruptError("the object is stored with the content encoding 'gzip'")
+        return super().size(key)
+
+    def open(self, key: str) -> Reader:
+        if "learners/a/" in key:
+            if self.attack == "removed":
+                raise NotFoundError("there is no such object")
+            if self.attack == "encrypted":
+                raise StoreError("the store refuses the request: InvalidRequest")
+            if self.attack == "grown":
+                self.replace(key, bytes(2 * 2**20))
+        return super().open(key)
+
+
+@pytest.mark.parametrize("attack", ["encoded", "removed", "encrypted", "grown"])
+def test_event_files_that_cannot_be_copied_are_left_out(
+    attack: str, opened: Store, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedpipe.commands.tensorboard._LARGEST", 2**20)
+    monkeypatch.setattr(Hostile, "attack", attack)
+    assert fetch_events(Hostile(folder / "store").below("tiny"), "r1", tmp_path / "events") == 1
+    assert [path.name for path in (tmp_path / "events").rglob("*") if path.is_file()] == ["events.out.tfevents.000002"]
+
+
+def test_a_learner_cannot_fill_the_disk(opened: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedpipe.commands.tensorboard._MOST", 2500)
+    for number in range(9):
+        opened.create(f"learners/b/runs/r1/{number}/tensorboard/events.out.tfevents.r1", bytes(1000))
+    assert fetch_events(opened, "r1", tmp_path / "events") == 4  # two of them
 
 
 def test_no_such_run(opened: Store, folder: Path) -> None:

@@ -19,7 +19,7 @@ from fedpipe.data.disclosure import (
     settle_schema,
 )
 from fedpipe.data.examples import Examples
-from fedpipe.data.schema import Column, Schema
+from fedpipe.data.schema import MOST_CLASSES, Column, Schema
 from fedpipe.data.settling import settle, settled
 from fedpipe.data.statistics import Numbers, Report, report_of
 from fedpipe.errors import DataError, FederationError, InputError
@@ -237,3 +237,61 @@ def test_a_run_that_continues_takes_the_schema_of_head_or_says_why_not() -> None
     assert settle_schema(store, chosen, "r2", {}) == first
     with pytest.raises(InputError, match=r"the data of HEAD have other columns than data.features, such as 'c1'"):
         settle_schema(store, federation({"c0": "number"}), "r3", {})
+
+
+class TestALearnerThatSpoilsTheSchema:
+    """Its statistics are well-formed, and would leave the others without a usable schema."""
+
+    def test_too_many_classes(self) -> None:
+        many = replace(report("z"), examples=2**53, classes={f"class {k}": 1 for k in range(MOST_CLASSES)})
+        found = settle(federation(), [report("a"), many, report("b", seed=2)])
+        assert found.left_out == {"z": "with its categories and classes, the schema would be too large"}
+        assert found.schema == settle(federation(), [report("a"), report("b", seed=2)]).schema
+
+    def test_too_many_characters(self) -> None:
+        honest = [report("a"), report("b", seed=2)]
+        words = {f"{k:>900}": 1 for k in range(10_000)}
+        columns = tuple(replace(c, categories=words) if c.kind == "category" else c for c in honest[0].columns)
+        found = settle(federation(), [*honest, replace(honest[0], learner="c", examples=2**53, columns=columns)])
+        assert found.left_out.keys() == {"c"}
+        assert found.schema == settle(federation(), honest).schema
+
+    def test_declared_names_are_not_counted(self) -> None:
+        chosen = federation({"c0": "number", "c1": {"kind": "category", "categories": ["f", "m"]}},
+                            export={"classes": ["benign", "malignant"]})  # fmt: skip
+        words = {f"{k:>900}": 1 for k in range(10_000)}
+        columns = tuple(replace(c, categories=words) if c.kind == "category" else c for c in report("a").columns)
+        found = settle(chosen, [replace(report("a"), examples=2**53, columns=columns), report("b")])
+        assert found.left_out == {}
+        assert found.schema.columns[1].categories == ("f", "m")
+
+    @pytest.mark.parametrize("factor", [3.4e38, -3.4e38, 1e30, 1e4])
+    def test_numbers_that_would_make_the_column_constant(self, factor: float) -> None:
+        honest = [report(name, seed=k) for k, name in enumerate("abcd")]
+        numbers = Numbers(
+            count=20, mean=factor, squares=0.0, minimum=factor, maximum=factor, bounds=(factor, factor), counts=(20,)
+        )
+        column = replace(honest[0].columns[0], numbers=numbers)
+        spoiling = replace(honest[0], learner="z", columns=(column, *honest[0].columns[1:]))
+        found = settle(federation(), [spoiling, *honest])
+        assert found.schema == settle(federation(), honest).schema
+        assert found.left_out == {}
+        assert found.columns[0].numbers == settle(federation(), honest).columns[0].numbers
+
+    @pytest.mark.parametrize("value", [3.4e38, -1e30])
+    def test_labels_that_would_make_the_quantity_constant(self, value: float) -> None:
+        columns = (Column(name="c0", kind="number"),)
+
+        def quantity(name: str, y: np.ndarray) -> Report:
+            return report_of(name, np.zeros((20, 1)), y, columns, StatisticsSettings())
+
+        honest = [quantity(name, np.arange(20) + k + 0.5) for k, name in enumerate("abcd")]
+        spoiling = quantity("z", np.full(20, value))
+        assert settle(federation(), [spoiling, *honest]).schema == settle(federation(), honest).schema
+
+    def test_numbers_that_differ_as_data_do_count(self) -> None:
+        reports = [report(name, seed=k) for k, name in enumerate("abcd")]
+        columns = (Column(name="c0", kind="number"), Column(name="c1", kind="category"))
+        x = {"numbers": np.full((20, 1), 90.0), "categories": np.array([["f"]] * 20, object)}
+        large = report_of("e", x, np.array(["benign", "malignant"] * 10, object), columns, StatisticsSettings())
+        assert settle(federation(), [*reports, large]).schema.columns[0].mean > 15

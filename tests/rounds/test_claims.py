@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from fedpipe import weights
 from fedpipe.errors import DroppedError, FederationError
+from fedpipe.federation.algorithms import Vote
 from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled
 from fedpipe.identity.signing import make_key, public_key
 from fedpipe.identity.statements import check_signed, signed
@@ -22,9 +23,11 @@ from fedpipe.rounds.history import history
 from fedpipe.rounds.manifests import Ballot, Record, Scores
 from fedpipe.rounds.manifests import Tested as Measured
 from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.voting import check_ballot
 from fedpipe.store import MemoryStore, Store
 from fedpipe.store.objects import digest_of, get_bytes
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective, play_round
+from tests.rounds.test_voting import BASE, CANDIDATE, ballot
 from tests.simulation import World, attendance, coordinator
 
 SIZES = {name: {"train": 10, "vote": 4, "test": 5} for name in "abcdef"}
@@ -54,6 +57,33 @@ def model(store: Store, record: Record) -> bytes:
 
 def why(record: Record, learner: str) -> str:
     return next((d.why for d in record.dropped if d.learner == learner), "")
+
+
+NAMES = ("", "\x1b[2J", "\x1b]0;title\x07", "a\nb", "a\x00b", "\u202eloss", "\ud7ff\u2028", "\x7f")
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestNames:
+    """A terminal or a page shows names of metrics, so a learner may not send escape sequences."""
+
+    def test_of_an_update(self, store: MemoryStore, name: str) -> None:
+        class Naming(PlusOneLearner):
+            def propose_weights(self, **more: Any) -> Any:
+                return super().propose_weights(**more)._replace(metrics={name: 1.0})
+
+        record = closed(store, plan_of(), {**honest("abc"), "d": Naming(1)})
+        assert "cannot be shown" in why(record, "d")
+        assert why(record, "d").isascii()
+        assert why(record, "d").isprintable()
+        assert set(record.metrics) == {"loss"}
+
+    def test_of_a_ballot(self, name: str) -> None:
+        odd = Scores(vote=Measured(examples=4, metrics={"loss": 0.5}), test=Measured(examples=1, metrics={name: 1.0}))
+        given = ballot("a", True, proposed=odd)
+        with pytest.raises(DroppedError, match="cannot be shown"):
+            check_ballot(
+                given, vote=Vote(), federation="tiny", run="r1", number=1, learner="a", base=BASE, candidate=CANDIDATE
+            )
 
 
 class TestExamples:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedpipe.errors import ConflictError, InputError
+from fedpipe.errors import ConflictError, CorruptError, InputError, NotFoundError, StoreError
 from fedpipe.rounds import pruning
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history, precedes, read_head
@@ -21,7 +21,7 @@ from fedpipe.rounds.retention import IDLE, Loss, Rules, find_loss
 from fedpipe.store import LocalStore, MemoryStore, Store, keys, open_store
 from fedpipe.store.objects import digest_of, encode, put_bytes
 from tests import servers
-from tests.faults.stores import killing
+from tests.faults.stores import HookedStore, killing
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective, play_round
 from tests.simulation import Killed
 
@@ -405,3 +405,55 @@ def test_a_folder(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("s3_keys")
 def test_minio(minio_server: servers.Server) -> None:
     on_a_real_store(open_store(f"{minio_server.uri.replace('tests?', 'tests/pruning?')}").below("tiny"))
+
+
+class TestAHostileLearner:
+    """It writes below its own prefix, and takes nothing from others by it."""
+
+    def test_runs_of_its_own_invention_push_out_no_other(self, full: MemoryStore, clock: Clock) -> None:
+        expected = fates(find_loss(full, Rules(keep_runs=2)))
+        for number in range(9):
+            full.create(f"learners/a/runs/zz-{number}/1/update", b"{}")
+        full.create("learners/a/runs/apart/99/update", b"{}")  # it touches an old run
+        found = find_loss(full, Rules(keep_runs=2))
+        assert fates(found) == expected
+        clock.now += IDLE
+        found = find_loss(full, Rules())
+        assert set(fates(found)) == {f"zz-{number}" for number in range(9)}
+        assert set(fates(found).values()) == {"gone"}
+        pruned(full)
+        check_usable(full)
+        assert not [key for key in full.keys() if "/zz-" in key]
+
+    def test_it_keeps_no_removal_from_its_work(self, full: MemoryStore) -> None:
+        """A run that nobody began is not at work, and neither is an ended run that a learner touches."""
+        full.create("learners/a/runs/new/sign", b"{}")
+        full.replace("learners/a/runs/four/sign", b"{}")
+        assert pruned(full, keep_runs=1).objects
+        check_usable(full)
+
+    @pytest.mark.parametrize(
+        "error", [CorruptError("content encoding"), StoreError("InvalidRequest"), NotFoundError("")]
+    )
+    def test_objects_that_the_store_does_not_give(self, full: MemoryStore, clock: Clock, error: Exception) -> None:
+        def refusing(_number: int, call: str, key: str) -> None:
+            if key.startswith("learners/a/") and call in ("read", "poll"):
+                raise error
+
+        begin(full, plan_of(full, "five"), fresh)
+        full.create("learners/a/runs/five/1/update", b"{}")
+        clock.now += IDLE
+        assert find_loss(HookedStore(full, refusing), Rules(keep_runs=1)).objects
+
+    @pytest.mark.parametrize("name", ["a b", "..", "a//b", "x" * 901, "\u202e", "%2e%2e", "sha256:0", "a\\b", "\x00"])
+    def test_names_that_are_no_keys(self, full: MemoryStore, clock: Clock, name: str) -> None:
+        """Another client of the bucket can write them; fedpipe neither reads nor removes them."""
+        before = find_loss(full, Rules(keep_runs=1))
+        for folder in ("learners/a/runs/one/", "learners/a/runs/", "learners/a/objects/", "learners/a/", "runs/one/"):
+            full._put(f"{folder}{name}", b"{}")
+        clock.now += IDLE
+        found = find_loss(full, Rules(keep_runs=1))
+        assert fates(found) == fates(before)
+        assert found.unknown >= before.unknown + 5
+        pruned(full, keep_runs=1)
+        check_usable(full)

@@ -51,6 +51,18 @@ def test_a_listing_never_leaves_the_folder(tmp_path: Path) -> None:
         assert list(store.entries(prefix)) == []
 
 
+def test_a_file_that_grows_is_read_up_to_its_size(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.create("a/b", bytes(10))
+    reader = store.open("a/b")
+    with (tmp_path / "a/b").open("ab") as file:
+        file.write(bytes(10))
+    assert (reader.size, len(reader.read(7)), len(reader.read(7)), reader.read(7)) == (10, 7, 3, b"")
+    reader.close()
+    store.download("a/b", tmp_path / "copy")
+    assert (tmp_path / "copy").stat().st_size == 20
+
+
 def test_empty_folders_can_be_removed(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     for key in ("runs/a/1/record", "runs/b/1/record"):

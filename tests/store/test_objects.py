@@ -5,7 +5,7 @@ import pytest
 
 from fedpipe.errors import CorruptError, NotFoundError
 from fedpipe.rounds.manifests import Head
-from fedpipe.store import MemoryStore, keys
+from fedpipe.store import MemoryStore, Reader, keys
 from fedpipe.store.objects import decode, digest_of, encode, fetch_file, find, get_bytes, put_bytes, put_file
 
 
@@ -62,6 +62,26 @@ def test_an_object_of_the_wrong_size_is_mended(store: MemoryStore, tmp_path: Pat
 def test_what_is_no_digest_is_refused(digest: str) -> None:
     with pytest.raises(CorruptError, match="not a digest"):
         keys.content(digest)
+
+
+def test_a_reader_that_has_no_end(tmp_path: Path) -> None:
+    class Endless:
+        size = 1000
+
+        def read(self, length: int) -> bytes:
+            return bytes(length)
+
+        def close(self) -> None:
+            pass
+
+    class Growing(MemoryStore):
+        def open(self, key: str) -> Reader:
+            return Endless()
+
+    with pytest.raises(CorruptError, match="digest"):
+        fetch_file(Growing(), digest_of(b"x"), tmp_path / "file", limit=1000)
+    fetch_file(Growing(), digest_of(bytes(1000)), tmp_path / "file", limit=1000)
+    assert (tmp_path / "file").read_bytes() == bytes(1000)
 
 
 def test_json_is_canonical() -> None:

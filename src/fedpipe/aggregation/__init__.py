@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from fedpipe.aggregation.feeds import Source
 from fedpipe.aggregation.memory import combine_arrays
-from fedpipe.aggregation.norms import Bounds, Norms
+from fedpipe.aggregation.norms import Bounds, Norms, outliers
 from fedpipe.aggregation.optimizers import SERVER_OPTIMIZERS, ServerStep, make_server_step, sgd
 from fedpipe.aggregation.rule import Columns, Distances, Rule, Sums
 from fedpipe.aggregation.rules import RULES, make_rule
@@ -20,5 +20,5 @@ from fedpipe.aggregation.tree import Forest
 
 __all__ = [
     "RULES", "SERVER_OPTIMIZERS", "Bounds", "Columns", "Combined", "Distances", "Forest", "Norms", "Rule", "ServerStep",
-    "Source", "Sums", "combine", "combine_arrays", "make_rule", "make_server_step", "sgd",
+    "Source", "Sums", "combine", "combine_arrays", "make_rule", "make_server_step", "outliers", "sgd",
 ]  # fmt: skip

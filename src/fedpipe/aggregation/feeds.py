@@ -59,6 +59,27 @@ class RefusedError(FedpipeError):
         self.learner = learner
 
 
+@contextlib.contextmanager
+def refusing(store: Store, learner: str) -> Iterator[None]:
+    """Turn every failure to read a learner's weights into a refusal, unless the store fails for all objects.
+
+    Raises:
+        RefusedError: the weights are missing, changed or malformed, or the store refuses to give them.
+        StoreError: the store gives nothing.
+    """
+    try:
+        yield
+    except StoreUnavailableError:
+        raise
+    except NotFoundError as error:
+        raise RefusedError(learner, "the weights are not in the store") from error
+    except CorruptError as error:
+        raise RefusedError(learner, error.what) from error
+    except StoreError as error:  # the object may be encrypted with a key of its writer
+        store.size(keys.HEAD)  # raises if the store refuses everything
+        raise RefusedError(learner, f"the weights cannot be read: {error.what}"[:500]) from error
+
+
 class Chunk(NamedTuple):
     """Bytes [start, stop) of the files, all of one dtype."""
 
@@ -115,29 +136,22 @@ class Feed:
     def __init__(self, store: Store, source: Source, layout: Layout) -> None:
         self.learner, self.place, self.weight, self.summed = source.learner, source.place, source.weight, False
         self._source, self._digest = source, hashlib.sha256()
-        try:
+        self._store = store
+        with refusing(store, source.learner):
             self._reader: Reader = store.open(keys.content(source.digest, source.learner))
-        except NotFoundError as error:
-            raise RefusedError(source.learner, "the weights are not in the store") from error
-        except StoreUnavailableError:
-            raise
-        except CorruptError as error:
-            raise RefusedError(source.learner, error.what) from error
-        except StoreError as error:  # the object may be encrypted with a key of its writer
-            store.size(keys.HEAD)  # raises if the store refuses everything
-            raise RefusedError(source.learner, f"the weights cannot be read: {error.what}"[:500]) from error
         try:
-            if self._reader.size != source.size:
-                raise WeightsError(f"the weights have {self._reader.size} bytes, the manifest says {source.size}")
-            found = read_layout(self._hashed, self._reader.size, layout)
-            difference = layout.difference(found)
-            if difference is None and found != layout:
-                difference = "the tensors are not in canonical order"
-            if difference is not None:
-                raise WeightsError(difference)
-        except (CorruptError, NotFoundError) as error:
+            with refusing(store, source.learner):
+                if self._reader.size != source.size:
+                    raise WeightsError(f"the weights have {self._reader.size} bytes, the manifest says {source.size}")
+                found = read_layout(self._hashed, self._reader.size, layout)
+                difference = layout.difference(found)
+                if difference is None and found != layout:
+                    difference = "the tensors are not in canonical order"
+                if difference is not None:
+                    raise WeightsError(difference)
+        except RefusedError:
             self.close()
-            raise RefusedError(source.learner, error.what) from error
+            raise
 
     def _hashed(self, _start: int, length: int) -> bytes:
         data = self._reader.read(length)
@@ -146,10 +160,8 @@ class Feed:
 
     def read(self, chunk: Chunk) -> bytes:
         """See `Operand.read`."""
-        try:
+        with refusing(self._store, self.learner):  # its owner may delete or change it in the meantime
             return self._reader.read(chunk.stop - chunk.start)
-        except (NotFoundError, CorruptError) as error:  # its owner deleted or changed it in the meantime
-            raise RefusedError(self.learner, error.what) from error
 
     def taken(self, data: Piece) -> None:
         """See `Operand.taken`."""

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedpipe.aggregation.arithmetic import Array, Floats, check_weights
-from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Piece, RefusedError, Source, bytes_of
+from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Piece, RefusedError, Source, bytes_of, refusing
 from fedpipe.aggregation.norms import UNBOUNDED, Bounds, Norms, OutliersError, capped
 from fedpipe.aggregation.optimizers import ServerStep
 from fedpipe.aggregation.passes import NOT_FINITE, Checks, ceiling_of, combined, distances, finished, quiet
 from fedpipe.aggregation.rule import Columns, Distances, Rule, Sums, check_sums
 from fedpipe.aggregation.tree import Forest
-from fedpipe.errors import CorruptError, NotFoundError, WeightsError
+from fedpipe.errors import WeightsError
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import fetch_file
 from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of
@@ -219,8 +219,10 @@ def _culprits(store: Store, sources: Sequence[Source], chunk: Chunk) -> dict[str
     lost: dict[str, str] = {}
     for source in sources:
         try:
-            data = store.read_range(keys.content(source.digest, source.learner), chunk.start, chunk.stop - chunk.start)
-        except (NotFoundError, CorruptError) as error:
+            with refusing(store, source.learner):
+                key = keys.content(source.digest, source.learner)
+                data = store.read_range(key, chunk.start, chunk.stop - chunk.start)
+        except RefusedError as error:
             lost[source.learner] = error.what
             continue
         if len(data) < chunk.stop - chunk.start:

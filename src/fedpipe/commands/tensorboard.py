@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from fedpipe.commands.opened import StoreGiven, find_run, open_federation
-from fedpipe.errors import InputError, NotFoundError
+from fedpipe.errors import DroppedError, InputError, NotFoundError
 from fedpipe.federation.sources import Source
 from fedpipe.frameworks import find_python
 from fedpipe.rounds.plan import read_plan
+from fedpipe.rounds.received import Source as Received
+from fedpipe.rounds.received import cleaned, guarded
 from fedpipe.store import Store, keys
 
 _LARGEST = 64 * 2**20
 """Bytes of an event file; learners write them, so larger ones are not copied."""
+_MOST = 2**30
+"""Bytes of all event files of a learner in a run."""
+_PIECE = 2**20
+log = logging.getLogger("fedpipe")
 _SECONDS = 5.0
 """Seconds between two looks for new files, while TensorBoard runs."""
 
@@ -82,24 +92,45 @@ def find_events(store: Store, run: str) -> Iterator[Events]:
 def fetch_events(store: Store, run: str, folder: Path) -> int:
     """Copies the event files that are new or have grown; returns the number of all files.
 
+    One that cannot be read is left out, as learners write them; so are those beyond _MOST bytes of a learner.
+
     Raises:
         NotFoundError: there is no such run.
         InputError: the folder cannot be written.
     """
-    count = 0
+    count, sizes = 0, Counter[str]()
     for key, path in find_events(store, run):
-        size, there = store.size(key), folder / path
-        if size is None or size > _LARGEST:
-            continue
-        count += 1
-        if there.is_file() and there.stat().st_size == size:
-            continue
+        there, owner = folder / path, path.parts[0]
+        source, most = Received(store, run, key, "event file"), min(_LARGEST, _MOST - sizes[owner])
         try:
-            there.parent.mkdir(parents=True, exist_ok=True)
-            store.download(key, there)
+            size = guarded(source, partial(store.size, key))
+            if size is None or size > most:
+                raise DroppedError(f"it has {size} bytes, and {most} are copied" if size else "it was removed")
+            if not there.is_file() or there.stat().st_size != size:
+                guarded(source, partial(_copy, store, key, there, most))
+        except DroppedError as error:
+            log.warning("the event file %s is left out: %s", key, cleaned(error.what))
+            continue
         except OSError as error:
             raise InputError(f"cannot be written: {error.strerror}", where=str(there)) from error
+        count += 1
+        sizes[owner] += size
     return count
+
+
+def _copy(store: Store, key: str, there: Path, most: int) -> None:
+    """Copies an object that its writer may replace meanwhile. Raises DroppedError if it has become too large."""
+    there.parent.mkdir(parents=True, exist_ok=True)
+    temporary = there.with_name(f".{there.name}.part")
+    with contextlib.closing(store.open(key)) as reader:
+        if reader.size > most:
+            raise DroppedError(f"it has {reader.size} bytes, and {most} are copied")
+        left = reader.size
+        with temporary.open("wb") as file:
+            while left and (piece := reader.read(min(_PIECE, left))):
+                file.write(piece)
+                left -= len(piece)
+    temporary.replace(there)
 
 
 def find_tensorboard() -> Path:

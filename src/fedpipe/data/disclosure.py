@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fedpipe.data.schema import Schema
 from fedpipe.data.settling import settle
-from fedpipe.data.statistics import LARGEST_REPORT, Report
+from fedpipe.data.statistics import LARGEST_REPORT, MOST_VALUES, Report
 from fedpipe.errors import DroppedError, InputError, RoundError
 from fedpipe.federation.data import Iid
 from fedpipe.federation.federation import Federation
@@ -56,7 +56,7 @@ def own_report(store: Store, learner: str, run: str, basis: str) -> Report | Non
 
 
 def _source(store: Store, learner: str, run: str) -> Source:
-    return Source(store, run, keys.statistics(learner, run), "statistics", LARGEST_REPORT)
+    return Source(store, run, keys.statistics(learner, run), "statistics", LARGEST_REPORT, MOST_VALUES)
 
 
 def settle_schema(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from msgspec.structs import replace
 
+from fedpipe.aggregation import outliers
 from fedpipe.data.cells import printable
 from fedpipe.data.examples import Examples
 from fedpipe.data.schema import MOST_CLASSES, NUMERIC, Column, LabelKind, Schema
-from fedpipe.data.statistics import ColumnSummary, Numbers, Report, flaw_of, merged, summary_of
+from fedpipe.data.statistics import ColumnReport, ColumnSummary, Numbers, Report, flaw_of, merged, summary_of
 from fedpipe.data.tables import arranged
 from fedpipe.data.trees import Array
 from fedpipe.errors import DataError
@@ -50,12 +54,13 @@ def settle(federation: Federation, reports: Sequence[Report]) -> Settled:
         )
     columns, summaries = [], []
     for name, kind in kinds.items():
-        own = [column for report in disclosed for column in report.columns if column.name == name]
+        own = _without_outliers([column for report in disclosed for column in report.columns if column.name == name])
         summary = summary_of(own, kind) if own else ColumnSummary(name, kind, 0, None, (), {})
         columns.append(_column(federation, summary, disclosed))
         summaries.append(summary)
     labels, classes = _classes(federation, disclosed)
     targets = [report.target for report in disclosed if report.target and not classes]
+    targets = [target for target, is_odd in zip(targets, _outliers(targets), strict=True) if not is_odd]
     mean, deviation = _moments(federation, merged(targets) if targets else None)
     schema = Schema(
         columns=tuple(columns), label=federation.data.labels, labels=labels, classes=classes, mean=mean,
@@ -95,7 +100,37 @@ def _disclosed(federation: Federation, reports: Sequence[Report], left_out: dict
             left_out[report.learner] = f"its label {unknown[0]!r} is not among the classes {', '.join(sorted(classes))}"
     for name in sorted(names or ()) if not declared else ():
         _leave_out_other_kinds(name, _left(kept, left_out), left_out)
+    _leave_out_most_names(federation, _left(kept, left_out), left_out)
     return _left(kept, left_out)
+
+
+_MOST_NAMES = 2**23
+"""Most characters of all categories and classes in a schema, which every step reads."""
+
+
+def _leave_out_most_names(federation: Federation, reports: Sequence[Report], left_out: dict[str, str]) -> None:
+    """Leaves out the learner with the most names that nobody else has, until those of the others fit in a schema."""
+    named = {report.learner: _undeclared_names(federation, report) for report in reports}
+    while named:
+        counts = Counter(name for own in named.values() for name in own)
+        classes = sum(1 for column, _ in counts if not column)
+        if classes <= MOST_CLASSES and sum(len(name) for _, name in counts) <= _MOST_NAMES:
+            return
+        only = {learner: sum(counts[name] == 1 for name in own) for learner, own in named.items()}
+        most = max(named, key=lambda learner: (only[learner], learner))
+        left_out[most] = "with its categories and classes, the schema would be too large"
+        del named[most]
+
+
+def _undeclared_names(federation: Federation, report: Report) -> set[tuple[str, str]]:
+    """Returns the categories of a report by column, and its classes, where the federation file does not name them."""
+    found = {
+        (column.name, value)
+        for column in report.columns
+        if not federation.data.categories_of(column.name)
+        for value in column.categories
+    }
+    return found if federation.class_names else found | {("", value) for value in report.classes}
 
 
 def _left(reports: Sequence[Report], left_out: Mapping[str, str]) -> list[Report]:
@@ -147,6 +182,27 @@ def _kind(name: str, reports: Sequence[Report]) -> Kind:
     if guesses == {"category", "text"}:
         return _most([r for r in reports if _guess(r, name)], lambda report: _guess(report, name)) or "text"
     return next(iter(guesses), "number")
+
+
+_OUTLIER = 100.0
+"""Numbers whose root mean square exceeds that of most learners so many times do not count."""
+
+
+def _without_outliers(columns: Sequence[ColumnReport]) -> list[ColumnReport]:
+    """Returns the reports of a column, without numbers that are far larger than those of most learners.
+
+    They would make the column constant for all others. As with updates, at least three others are needed to compare.
+    """
+    given = [column.numbers for column in columns if column.numbers]
+    odd = {id(numbers) for numbers, is_odd in zip(given, _outliers(given), strict=True) if is_odd}
+    return [replace(column, numbers=None) if id(column.numbers) in odd else column for column in columns]
+
+
+def _outliers(given: Sequence[Numbers]) -> list[bool]:
+    """Returns for each summary whether its values are far larger than those of most."""
+    norms = {str(place): math.hypot(numbers.mean, numbers.deviation) for place, numbers in enumerate(given)}
+    refused = outliers(norms, _OUTLIER)
+    return [place in refused for place in norms]
 
 
 def _column(federation: Federation, summary: ColumnSummary, reports: Sequence[Report]) -> Column:

@@ -38,6 +38,8 @@ _WIDE = 1000
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LARGEST_REPORT = 64 * 2**20
 """Bytes of a report that are read."""
+MOST_VALUES = 600_000
+"""Most values of a report: a table of 20,000 number-like columns has about 520,000."""
 
 
 class Numbers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

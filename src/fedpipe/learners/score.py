@@ -31,7 +31,7 @@ from fedpipe.rounds.evaluation import (
 from fedpipe.rounds.floors import check_floors
 from fedpipe.rounds.manifests import LARGEST, bounded
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.tallies import MOST_PICTURED, ClassTally, Head, Matrix, Tally
+from fedpipe.rounds.tallies import MOST_PICTURED, ClassTally, Head, Matrix, Tally, size_of_tally
 from fedpipe.store import Store
 from fedpipe.store.objects import encode
 from fedpipe.weights import Array
@@ -154,7 +154,7 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
         if together is not None:
             found["federated"], tallies["federated"] = together
             break
-        culprit = _culprit(valid)
+        culprit = _culprit(model, valid)
         refused[culprit.learner] = "the score cannot be added to those of others"
         valid.remove(culprit)
     uncounted |= {score.learner: score.uncounted for score in valid}
@@ -224,11 +224,14 @@ def _arrays(states: Sequence[Sequence[float]]) -> list[Array]:
 
 def measured_of(score: Score) -> Measured:
     """Return the metrics of a score."""
-    return Measured(examples=score.examples, metrics=dict(score.metrics), measures=measure_all(score.tallies))
+    measures = bounded(measure_all(score.tallies))
+    return Measured(examples=score.examples, metrics=dict(score.metrics), measures=measures)
 
 
 def _together(model: Model, scores: Sequence[Score]) -> tuple[Measured, dict[str, Tally]] | None:
     """Return the metrics and tallies of all learners together; None if the scores cannot be added up."""
+    if not scores:
+        return None
     try:
         tallies = add_all_tallies([score.tallies for score in scores])
         states = [np.sum(state, axis=0) for state in zip(*(s.states for s in scores), strict=True)]
@@ -243,9 +246,22 @@ def _together(model: Model, scores: Sequence[Score]) -> tuple[Measured, dict[str
     return (found, tallies) if "loss" in metrics else None
 
 
-def _culprit(scores: Sequence[Score]) -> Score:
-    """Return the score that keeps others from being added up: by its signs, unlike those of others, or by its size."""
+def _culprit(model: Model, scores: Sequence[Score]) -> Score:
+    """Return the score that keeps others from being added up: the one without which they can be.
 
+    The first suspect has signs unlike those of others, or the largest numbers. It is the culprit if several are.
+    """
+    suspects = _suspects(scores)
+    for suspect in suspects[:_MOST_SUSPECTS]:
+        if _together(model, [score for score in scores if score is not suspect]) is not None:
+            return suspect
+    return suspects[0]
+
+
+_MOST_SUSPECTS = 20
+
+
+def _suspects(scores: Sequence[Score]) -> list[Score]:
     def numbers(score: Score) -> Array:
         return np.array([score.examples, *(number for state in score.states for number in state)], np.float64)
 
@@ -256,6 +272,7 @@ def _culprit(scores: Sequence[Score]) -> Score:
         others = np.sum(
             [other for name, other in signs.items() if name != score.learner and other.size == size], axis=0
         )
-        return int(np.sum(own * others < 0)), float(np.abs(numbers(score)).max())
+        sizes = [np.abs(numbers(score)).max(), *map(size_of_tally, score.tallies.values())]
+        return int(np.sum(own * others < 0)), float(max(sizes))
 
-    return max(scores, key=odd)
+    return sorted(scores, key=odd, reverse=True)

@@ -19,6 +19,8 @@ from fedpipe.store import SMALL, Store, keys
 
 MOST_OUTPUTS = 8
 """Most outputs of a model that are counted, so that a score stays small."""
+_MOST_VALUES = 1_700_000
+"""Most values of a score: MOST_OUTPUTS outputs with as many bins as their rankings may have."""
 _MOST_LABELS = 10_000_000
 """Most numbers in a label."""
 
@@ -92,7 +94,7 @@ def own_score(store: Store, learner: str, run: str) -> Score | None:
 
 
 def _source(store: Store, learner: str, run: str) -> Source:
-    return Source(store, run, keys.score(learner, run), "score", SMALL)
+    return Source(store, run, keys.score(learner, run), "score", SMALL, _MOST_VALUES)
 
 
 def read_scores(

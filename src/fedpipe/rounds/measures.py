@@ -123,7 +123,11 @@ def share(part: float, whole: float) -> float | None:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+    """Return the mean; infinity if the sum is too large for a float."""
+    try:
+        return math.fsum(values) / len(values) if values else None
+    except OverflowError:
+        return math.inf
 
 
 def determination(column: Residuals) -> float | None:
@@ -265,7 +269,12 @@ def best_threshold(found: ClassTally) -> tuple[float, float] | None:
         right, taken = right + p, taken + p + n
         best = max(best, (2 * right / (taken + found.true[1]), score_of(at << ranking.shift)))
     f1, score = best
-    return (score if found.form == "probabilities" else 1 / (1 + math.exp(-score))), f1
+    return (score if found.form == "probabilities" else _logistic(score)), f1
+
+
+def _logistic(logit: float) -> float:
+    """Return the probability of a logit, whose exponential may be too large for a float."""
+    return 1 / (1 + math.exp(-logit)) if logit > 0 else math.exp(logit) / (1 + math.exp(logit))
 
 
 def score_of(code: int) -> float:

@@ -7,12 +7,14 @@ another owner, run or round, or with a number out of bounds. Only a store that d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
+
+import msgspec
 
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.store import Blob, Store, keys
-from fedpipe.store.objects import decode, encode
+from fedpipe.store.objects import canonical, decode
 
 T = TypeVar("T")
 MANIFEST = 2**16
@@ -28,6 +30,7 @@ class Source(NamedTuple):
         key: the object's key.
         what: the object in messages, such as `update`.
         limit: bytes that are read at most.
+        most: values that it may hold; a value of two bytes takes 40 bytes and more of memory.
     """
 
     store: Store
@@ -35,6 +38,7 @@ class Source(NamedTuple):
     key: str
     what: str
     limit: int = MANIFEST
+    most: int = MANIFEST
 
 
 def receive(source: Source, kind: type[T], **expected: Any) -> T | None:
@@ -50,6 +54,8 @@ def receive(source: Source, kind: type[T], **expected: Any) -> T | None:
         StoreUnavailableError: the store does not answer.
     """
     blob = receive_blob(source)
+    if blob is not None and (count := blob.data.count(b",")) > source.most:
+        raise DroppedError(f"the {source.what} has {count} values, the limit is {source.most}")
     return None if blob is None else parse(blob, kind, source.what, **expected)
 
 
@@ -100,9 +106,11 @@ def parse(blob: Blob, kind: type[T], what: str, **expected: Any) -> T:
     """Parse bytes that a learner wrote. Raises DroppedError: see `receive`."""
     try:
         found = decode(blob.data, kind, where=what)
-        encode(found)  # it will be a part of records
+        canonical(found)  # it will be a part of records
     except CorruptError as error:
         raise DroppedError(cleaned(error.what)) from error
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+        raise DroppedError(cleaned(f"the {what} could not be written again: {error}")) from error
     for name, value in expected.items():
         if (given := getattr(found, name)) != value:
             raise DroppedError(f"the {what}'s {name} is {cleaned(str(given))}, the round's is {value}")
@@ -115,6 +123,17 @@ def usable(source: Source, kind: type[T], **expected: Any) -> T | None:
         return receive(source, kind, **expected)
     except DroppedError:
         return None
+
+
+def check_printable(what: str, names: Iterable[str]) -> None:
+    """Refuse names of metrics that a terminal or a page should not show, such as escape sequences.
+
+    Raises:
+        DroppedError: a name is empty, or has control characters.
+    """
+    odd = next((name for name in names if not name or not name.isprintable()), None)
+    if odd is not None:
+        raise DroppedError(f"a metric of the {what} is called {odd[:100]!a}, which cannot be shown")
 
 
 def cleaned(text: str) -> str:

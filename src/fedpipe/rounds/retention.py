@@ -9,6 +9,9 @@ A run has one of four fates:
 
 HEAD's run stays whole or keeps its result. Other runs of HEAD's chain keep their records, so the chain has no gap. An
 object stays while a small object that stays has its digest. Nothing here deletes: `fedpipe.rounds.pruning` does.
+
+A learner may leave anything below its own prefix. So a run exists by the coordinator's objects, which also decide how
+late it changed. A learner's folder of no run is `gone` after a day.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from fedpipe.errors import CorruptError, InputError, NotFoundError, TooLargeError
+from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.rounds.history import read_head, read_record
 from fedpipe.rounds.manifests import Manifest
-from fedpipe.store import Entry, Store, keys
+from fedpipe.store import Entry, Store, is_safe, keys
 from fedpipe.store.objects import find
 
 Fate = Literal["whole", "result", "records", "gone"]
@@ -36,7 +39,7 @@ _LARGEST = 2**20
 _NAMED = re.compile(rb'(?:"([A-Za-z_]\w*)":)?"sha256:([0-9a-f]{64})"')
 _LEAVES = {b"weights", b"base", b"candidate", b"layout", b"optimizer", b"state", b"record", b"data", b"proposed"}
 """Names of digests whose objects name no others."""
-_RUN = re.compile(r"(?:learners/[^/]+/)?runs/([^/]+)/(.+)")
+_RUN = re.compile(r"(learners/[^/]+/)?runs/([a-z0-9\-]+)/(.+)", re.ASCII)
 _CONTENT = re.compile(r"(?:objects|coordinator|learners/[^/]+/(?:objects|proposals))/([0-9a-f]{64})")
 _RECORDS = re.compile(r"\d+/record|plan|summary\.json|report\.html|evaluation|onnx|shards|pruned")
 """Keys in the folder of a run that stay when only its records do."""
@@ -108,10 +111,17 @@ class Loss(NamedTuple):
 
 
 class _Run(NamedTuple):
+    """A run, or a folder of no run that learners made: then it does not `exist`.
+
+    `changed` is the time of the coordinator's last change, `touched` that of anybody's.
+    """
+
     entries: list[Entry]
     changed: float
+    touched: float
     ended: bool
     note: Pruned | None
+    exists: bool = True
 
     @property
     def keys(self) -> list[str]:
@@ -130,9 +140,10 @@ def find_loss(store: Store, rules: Rules, is_over: Callable[[str], bool] = lambd
         InputError: a run is at work, or there is no such run.
         CorruptError: HEAD or a record of its chain cannot be read.
     """
-    entries = list(store.entries())
+    listed = list(store.entries())
+    entries = [entry for entry in listed if is_safe(entry.key)]
     if not entries:
-        return Loss((), {}, {}, [], {}, 0)
+        return Loss((), {}, {}, [], {}, len(listed))
     latest = max(entries, key=lambda entry: entry.written)
     now = latest.written + (store.age(latest.key) or 0.0)
     runs = _grouped(store, entries, is_over)
@@ -159,7 +170,7 @@ def find_loss(store: Store, rules: Rules, is_over: Callable[[str], bool] = lambd
     kept = {fate: kept for kept, fate in _FATES.items()}
     notes = {loss.run: Pruned(kept=kept[loss.fate]) for loss in lost if loss.fate in kept}
     known = sum(any(row.matches(entry.key) for row in keys.TABLE) for entry in entries)
-    return Loss(tuple(sorted(lost, key=lambda loss: loss.age)), notes, small, content, sizes, len(entries) - known)
+    return Loss(tuple(sorted(lost, key=lambda loss: loss.age)), notes, small, content, sizes, len(listed) - known)
 
 
 def _grouped(store: Store, entries: Iterable[Entry], is_over: Callable[[str], bool]) -> dict[str, _Run]:
@@ -167,14 +178,17 @@ def _grouped(store: Store, entries: Iterable[Entry], is_over: Callable[[str], bo
     grouped: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         if found := _RUN.fullmatch(entry.key):
-            grouped[found[1]].append(entry)
+            grouped[found[2]].append(entry)
     runs = {}
     for run, listed in grouped.items():
         there, note_key = {entry.key for entry in listed}, keys.pruned(run)
         note = find(store, note_key, Pruned) if note_key in there else None
-        ended = note is not None or keys.summary(run) in there or is_over(run)
-        changed = max((entry.written for entry in listed if entry.key != note_key), default=0.0)
-        runs[run] = _Run(listed, changed, ended, note)
+        own = [entry for entry in listed if entry.key.startswith(keys.run_folder(run))]
+        ended = note is not None or keys.summary(run) in there or (bool(own) and is_over(run))
+        changed, touched = (
+            max((entry.written for entry in some if entry.key != note_key), default=0.0) for some in (own, listed)
+        )
+        runs[run] = _Run(listed, changed if own else touched, touched, ended, note, bool(own))
     return dict(sorted(runs.items(), key=lambda item: (-item[1].changed, item[0])))
 
 
@@ -183,9 +197,9 @@ def _check_idle(store: Store, runs: Mapping[str, _Run], rules: Rules, now: float
         if run not in runs:
             raise InputError(f"there is no run {run!r}", where=store.uri, remedy="See `fedpipe runs`.")
     for run, found in runs.items():
-        if not found.ended and run not in rules.abandoned and now - found.changed < IDLE:
+        if found.exists and not found.ended and run not in rules.abandoned and now - found.touched < IDLE:
             raise InputError(
-                f"run {run!r} is at work: it has not ended, and changed {(now - found.changed) / 60:.0f} minutes ago",
+                f"run {run!r} is at work: it has not ended, and changed {(now - found.touched) / 60:.0f} minutes ago",
                 where=store.uri,
                 remedy=f"Wait until it has ended. If it was killed and will not be resumed, add --abandoned {run}.",
             )
@@ -193,8 +207,11 @@ def _check_idle(store: Store, runs: Mapping[str, _Run], rules: Rules, now: float
 
 def _fates(runs: Mapping[str, _Run], rules: Rules, now: float, head: str, chain: set[str]) -> dict[str, Fate]:
     """Return the fate of each run; a run that has lost objects before keeps at most what was left."""
-    fates: dict[str, Fate] = {}
-    for position, (run, found) in enumerate(runs.items()):
+    fates: dict[str, Fate] = {
+        run: "whole" if now - found.touched < IDLE else "gone" for run, found in runs.items() if not found.exists
+    }
+    existing = [(run, found) for run, found in runs.items() if found.exists]
+    for position, (run, found) in enumerate(existing):
         is_late = rules.keep_runs is not None and position < rules.keep_runs
         is_young = rules.older_than is not None and now - found.changed < rules.older_than
         is_chosen = rules.keep_runs is not None or rules.older_than is not None
@@ -229,7 +246,7 @@ def _small(run: str, found: _Run, fate: Fate) -> list[str]:
     own = keys.run_folder(run)
     if fate == "whole":
         return []
-    inner = {key: match[2] for key in found.keys if (match := _RUN.fullmatch(key))}
+    inner = {key: match[3] for key in found.keys if (match := _RUN.fullmatch(key))}
     if fate == "result":
         states = sorted(
             (key for key, name in inner.items() if key.startswith(own) and _STATES.fullmatch(name)), key=_round
@@ -330,6 +347,12 @@ class _Marks:
             return self._store.read(key).data
         except (NotFoundError, TooLargeError):
             return b""
+        except StoreUnavailableError:
+            raise
+        except (StoreError, CorruptError):  # a learner may store its own objects in a form that nobody reads
+            if key.startswith("learners/"):
+                return b""
+            raise
 
     def garbage(self, now: float) -> list[str]:
         """Return the objects that nothing keeps: those of runs that lose them, and others once they are old."""

@@ -228,6 +228,15 @@ def add_matrices(matrices: Sequence[Matrix]) -> Matrix:
     return tuple(tuple(sum(cells) for cells in zip(*rows, strict=True)) for rows in zip(*matrices, strict=True))
 
 
+def size_of_tally(found: Tally) -> float:
+    """Return the largest number in a tally that is added to those of others."""
+    if isinstance(found, ClassTally):
+        return max((*found.true, *found.taken, found.squares))
+    numbers = [(c.values, c.mean, c.deviations, c.errors, c.absolutes, c.squares) for c in found.columns]
+    sums = [number for column in found.columns for number in (*column.predictions.sums, *column.predictions.squares)]
+    return max(map(abs, (*sums, *(number for column in numbers for number in column))), default=0.0)
+
+
 def mistake_in(found: Tally, head: Head, examples: int) -> str:
     """Return why another party's tally of an output cannot be right; empty if they may be.
 
@@ -276,6 +285,8 @@ def _mistake_in_scores(found: ClassTally, examples: int) -> str:
         ascending = all(a < b for a, b in zip(ranking.bins, ranking.bins[1:], strict=False))
         if len(sizes) != 1 or not ascending or len(ranking.bins) > most_bins(len(found.true)):
             return "a ranking is malformed"
+        if any(p + n == 0 for p, n in zip(ranking.positives, ranking.negatives, strict=True)):
+            return "a ranking has an empty bin"
         if sum(ranking.positives) != expected or sum(ranking.negatives) != examples - expected:
             return "a ranking does not add up to the examples"
     if (table := found.calibration) is None:

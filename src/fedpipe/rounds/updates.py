@@ -19,7 +19,7 @@ from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import LARGEST, MOST_METRICS, Dropped, Record, Tested, Update, bounded
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.received import Source, guarded, receive, usable
+from fedpipe.rounds.received import Source, check_printable, guarded, receive, usable
 from fedpipe.rounds.roll import Roll, gather, is_of_try, publish_answer
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import fetch_file
@@ -108,7 +108,7 @@ def find_part(store: Store, plan: Plan, learner: str, number: int, base: str) ->
 def check_update(
     update: Update, *, federation: str, run: str, number: int, learner: str, base: str, plan: str | None = None
 ) -> None:
-    """Check that a manifest belongs to this round and that its numbers are finite.
+    """Check that a manifest belongs to this round, that its numbers are finite, and that its names can be shown.
 
     Raises:
         DroppedError: the reason why the learner is dropped.
@@ -122,6 +122,7 @@ def check_update(
     numbers = [*update.metrics.values(), *(update.tested.metrics.values() if update.tested else ())]
     if not all(abs(v) <= LARGEST for v in numbers):
         raise DroppedError("a metric of the update is not finite, or too large")
+    check_printable("update", [*update.metrics, *(update.tested.metrics if update.tested else ())])
 
 
 def read_valid(

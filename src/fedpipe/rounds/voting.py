@@ -12,6 +12,7 @@ from fractions import Fraction
 from fedpipe.errors import DroppedError
 from fedpipe.federation.algorithms import Vote
 from fedpipe.rounds.manifests import Ballot, Outcome, Scores, Tested
+from fedpipe.rounds.received import check_printable
 
 
 def proposer_of(order: Sequence[str], number: int) -> str:
@@ -90,5 +91,7 @@ def check_ballot(
     for name, value in expected.items():
         if getattr(ballot, name) != value:
             raise DroppedError(f"the ballot's {name} is {getattr(ballot, name)}, the round's is {value}")
+    tested = (part for scores in (ballot.current, ballot.proposed) for part in (scores.vote, scores.test) if part)
+    check_printable("ballot", (name for part in tested for name in part.metrics))
     if number and ballot.approve != approves(vote, ballot.current, ballot.proposed):
         raise DroppedError("the ballot contradicts its own scores")

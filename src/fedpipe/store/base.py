@@ -122,6 +122,12 @@ class Store(Protocol):
         """
 
 
+def is_safe(key: str) -> bool:
+    """Returns whether a key is one that fedpipe writes; other clients of a bucket may use any text."""
+    segments = key.split("/")
+    return len(key) <= 900 and all(_SEGMENT.fullmatch(s) and s not in (".", "..") for s in segments)
+
+
 def check_key(key: str) -> str:
     """Returns the key if it is safe in every store.
 
@@ -129,8 +135,7 @@ def check_key(key: str) -> str:
         StoreError: the key is empty, absolute or longer than 900 characters, or a segment is empty, `.` or `..`. Or a
             character is not a letter, a digit, `_`, `.`, `-` or `/`.
     """
-    segments = key.split("/")
-    if len(key) > 900 or not all(_SEGMENT.fullmatch(s) and s not in (".", "..") for s in segments):
+    if not is_safe(key):
         raise StoreError(
             f"{key[:200]!r} is not a safe object key", remedy="Use only letters, digits, '_', '.', '-' and '/'."
         )

@@ -172,7 +172,7 @@ def events(run: str, number: int, learner: str = "") -> str:
 def parse_events(key: str, run: str, learner: str = "") -> tuple[int, str] | None:
     """Returns the round and the name of an event file; None for any other key."""
     prefix = re.escape(run_folder(run, learner))
-    found = re.fullmatch(rf"{prefix}(\d{{1,9}})/tensorboard/([\w.-]+)", key, re.ASCII)
+    found = re.fullmatch(rf"{prefix}(0|[1-9]\d{{0,8}})/tensorboard/([\w\-][\w.\-]{{0,199}})", key, re.ASCII)
     return (int(found[1]), found[2]) if found else None
 
 

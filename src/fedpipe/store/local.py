@@ -18,17 +18,20 @@ from fedpipe.store.base import SMALL, Blob, Entry, Reader, check_key, poll_by_re
 from fedpipe.store.files import SCRATCH
 from fedpipe.store.places import file_uri
 
+_PIECE = 2**20
 _STALE_SECONDS = 24 * 3600
 """Age at which `probe` removes a file that a killed writer left behind."""
 
 
 class _FileReader:
+    """Reads a file up to the size that it had, because another process may append to it."""
+
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, length: int) -> bytes:
-        return self._file.read(length)
+        return self._file.read(max(0, min(length, self.size - self._file.tell())))
 
     def close(self) -> None:
         self._file.close()
@@ -136,8 +139,9 @@ class LocalStore:
     def download(self, key: str, path: Path) -> None:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            with _mapped(self._path(key)):
-                shutil.copyfile(self._path(key), temporary)
+            with self._opened(key) as reader, temporary.open("wb") as file:
+                while piece := reader.read(_PIECE):
+                    file.write(piece)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -123,10 +123,10 @@ class MemoryStore:
         yield from found[:limit] if limit else found
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
+        root = f"{self._prefix}/" if self._prefix else ""
         for key in self.keys(prefix):
-            name = self._key(key)
-            if (blob := self._shelf.objects.get(name)) is not None:
-                yield Entry(key, len(blob.data), self._shelf.written[name])
+            if (blob := self._shelf.objects.get(root + key)) is not None:
+                yield Entry(key, len(blob.data), self._shelf.written[root + key])
 
     def folders(self) -> list[str]:
         return sorted({key.partition("/")[0] for key in self.keys() if "/" in key})

@@ -171,9 +171,11 @@ def fetch_file(
             if limit is not None and reader.size > limit:
                 what = f"the object has {reader.size} bytes, the limit is {limit}"
                 raise CorruptError(what, where=f"{store.uri}/{key}")
-            while piece := reader.read(_PIECE):
+            left = reader.size
+            while left > 0 and (piece := reader.read(min(_PIECE, left))):
                 found.update(piece)
                 file.write(piece)
+                left -= len(piece)
         _check(f"sha256:{found.hexdigest()}", digest, f"{store.uri}/{key}")
         temporary.replace(path)
     finally:

@@ -56,6 +56,9 @@ def credentials_in(text: str, *, bare: bool = False, depth: int = _DEPTH) -> str
         _has_userinfo(found["scheme"] or "", found["slashes"], found["rest"]) for found in _AUTHORITY.finditer(text)
     ):
         return "a user name or password"
+    fragment = text.partition("#")[2]
+    if fragment and depth and (found := credentials_in(fragment, bare=bare, depth=depth - 1)):
+        return found
     base, mark, query = text.partition("?")
     if not mark or ("://" not in base and not bare):
         return ""
@@ -75,6 +78,8 @@ def _has_userinfo(scheme: str, slashes: str, rest: str) -> bool:
     if not scheme and len(slashes) < 2:
         return False  # a path
     authority = re.split(r"[/\\]", rest, maxsplit=1)[0]
+    if scheme.lower() in ("s3", "gs", "memory"):
+        authority = unquote(authority)  # buckets have no escapes
     if scheme.lower() == "file":
         return len(slashes) == 2 and ":" in authority and "@" in authority
     if "@" in authority:
