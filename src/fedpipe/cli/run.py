@@ -105,3 +105,5 @@ def _show(result: Result) -> None:
     for path in ("summary.json", "report.html", "model.onnx"):
         if (result.folder / path).exists():
             say(f"{path.split('.')[0]}: {result.folder / path}")
+    if result.tracked:
+        say(result.tracked)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -18,9 +19,10 @@ from msgspec import Struct
 
 from fedpipe.codec import converted
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreError
-from fedpipe.rounds.plan import RunPlace
+from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.rounds.timings import Timing, note
-from fedpipe.steps import STEPS, WAITING
+from fedpipe.steps import STEPS, TRACKED, WAITING
+from fedpipe.tracking.tracker import Tracker
 
 log = logging.getLogger("fedpipe")
 
@@ -169,6 +171,19 @@ def _note_time(name: str, inputs: Any, outputs: Any, started: float, seconds: fl
         log.warning("cannot write the time of step %s: %s", name, error)
 
 
+@contextlib.contextmanager
+def _tracked(name: str, executor_input: dict[str, Any]) -> Iterator[Hands]:
+    """Send the rounds of a container's step to the tracking server, if there is one."""
+    place = getattr(parse(name, executor_input.get("inputs", {}).get("parameterValues", {})), "place", None)
+    if name not in TRACKED or not isinstance(place, RunPlace):
+        yield Hands()
+        return
+    store = place.open()
+    settings = read_plan(store, place.plan).federation.tracking
+    with Tracker(store, place.run, settings, uri=place.store, continues=name != "report") as tracker:
+        yield Hands(notify=lambda *_: tracker.wake())
+
+
 def write_outputs(outputs: Any, wanted: dict[str, Any]) -> None:
     """Write the executor output that KFP's launcher and the local engine read."""
     parameters: dict[str, Any] = {}
@@ -216,7 +231,8 @@ def main(arguments: list[str]) -> int:
             raise InputError("the executor input is not JSON", where=f"step {name}") from error
         if not isinstance(executor_input, dict) or "outputFile" not in executor_input.get("outputs", {}):
             raise InputError("the executor input lacks outputs.outputFile", where=f"step {name}")
-        execute(name, executor_input)
+        with _tracked(name, executor_input) as hands:
+            execute(name, executor_input, hands)
     except FedpipeError as error:
         print(f"fedpipe: {error}", file=sys.stderr)
         return error.exit_code
