@@ -89,8 +89,10 @@ def _place_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
                 check_uri(uri)
         except FedpipeError as error:
             yield path, error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
-    if f.tracking.mlflow and read_address(f.tracking.mlflow) is None:
-        yield "tracking.mlflow", "is not the URL of a server", "Write http(s)://host[:port][/path]."
+    services = {"tracking.mlflow": f.tracking.mlflow, "export.registry": f.exported.registry if f.exported else ""}
+    for path, url in services.items():
+        if url and read_address(url) is None:
+            yield path, "is not the URL of a server", "Write http(s)://host[:port][/path]."
 
 
 def _table_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

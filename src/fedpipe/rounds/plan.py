@@ -153,7 +153,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def exporting(self) -> str:
         """The digest of all that decides how a model is exported: with other settings it is published again."""
         exported = self.federation.exported
-        return digest_of(encode(replace(exported, tolerance=1.0) if exported else "none"))
+        return digest_of(encode(replace(exported, tolerance=1.0, registry="") if exported else "none"))
 
 
 def definition_of(federation: Federation) -> Federation:
