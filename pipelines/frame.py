@@ -72,7 +72,9 @@ def framed(
             exported = component(federation, "export")(place=place, weights=weights)
             place_coordinator(exported, federation, "export", signs=True)
             published["onnx"] = exported.outputs["onnx"]
-        reported = component(federation, "report")(place=place, evaluation=evaluated.outputs["evaluation"], **published)
+        reported = component(federation, "report")(
+            place=place, evaluation=evaluated.outputs["evaluation"], job=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **published
+        )
         place_coordinator(reported, federation, "report")
 
     return dsl.pipeline(name=federation.name, description=description)(_with_form(form_of(federation), steps))

@@ -11,11 +11,18 @@ from kfp import dsl, kubernetes
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.federation.placement import Placement
 from fedpipe.identity.signing import SIGNING_KEY
+from fedpipe.steps import TRACKED
 
 SECRET_KEYS = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}
 """Maps keys of the Secret (those of KFP's own `mlpipeline-minio-artifact`) to the variables that steps read."""
 
 SIGNING_KEYS = {"signingkey": SIGNING_KEY}
+
+TRACKING_KEYS = {
+    "token": "MLFLOW_TRACKING_TOKEN",
+    "username": "MLFLOW_TRACKING_USERNAME",
+    "password": "MLFLOW_TRACKING_PASSWORD",
+}
 
 RETRIES = 2
 _LONGEST = "90d"
@@ -38,6 +45,8 @@ def place_coordinator(
     _give_secret(task, federation, secret or federation.secret)
     if signs and federation.secret and federation.store_uri.startswith("s3://"):
         _give_key(task, federation.secret)
+    if federation.tracking.secret and task.component_spec.name in TRACKED:
+        _give_optional(task, federation.tracking.secret, TRACKING_KEYS)
     place_on(task, federation.placement_of(task.component_spec.name))
 
 
@@ -161,4 +170,8 @@ def _give_secret(task: dsl.PipelineTask, federation: Federation, secret: str) ->
 
 
 def _give_key(task: dsl.PipelineTask, secret: str) -> None:
-    kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=SIGNING_KEYS, optional=True)
+    _give_optional(task, secret, SIGNING_KEYS)
+
+
+def _give_optional(task: dsl.PipelineTask, secret: str, keys: dict[str, str]) -> None:
+    kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=keys, optional=True)

@@ -38,7 +38,7 @@ def pytest_report_header() -> str:
 
 FIRST = ("tests/tff/", "tests/engine/test_kfp", "tests/commands/", "tests/learners/keras/", "tests/faults/test_proc")
 """Long tests, and groups that need one worker: the longest first, so that all workers are busy until the end."""
-LAST = ("tests/kubeflow/test_images", "tests/test_chart")
+LAST = ("tests/kubeflow/test_images", "tests/test_chart", "tests/tracking/test_mlflow")
 """Tests of programs that a new machine builds in the meantime."""
 
 

@@ -12,6 +12,7 @@ FedpipeError                    exit code
 │   ├── NotFoundError           2   no such object
 │   └── TooLargeError           2   an object above its reader's limit
 ├── ClusterError                2   Kubeflow or Kubernetes refuses or cannot be reached
+├── ServiceError                2   a tracking server or a model registry refuses or cannot be reached
 ├── CorruptError                3   bytes that contradict their claims
 │   └── WeightsError            3   weights that are malformed or do not fit
 ├── RoundError                  3   a round cannot be committed
@@ -117,6 +118,17 @@ class ClusterError(FedpipeError):
 
     exit_code = 2
     status = 0
+
+
+class ServiceError(FedpipeError):
+    """A tracking server or a model registry refuses a request or cannot be reached.
+
+    `status` is HTTP's, 0 without an answer; `code` is the server's own name of the error.
+    """
+
+    exit_code = 2
+    status = 0
+    code = ""
 
 
 class CorruptError(FedpipeError):

@@ -179,6 +179,25 @@ def test_a_learner_step_has_one_artifact_at_most(compiled: Any) -> None:
         assert len(artifacts) <= (2 if name.startswith("comp-evaluate") else 1)
 
 
+def test_steps_that_track_get_the_secret_of_the_tracking_server(tmp_path: Path) -> None:
+    """All of its keys are optional; its URL is in the settings of the run, without credentials."""
+    text = PLACED.replace("name: placed", "name: placed\ntracking: {mlflow: 'https://mlflow', secret: mlflow-keys}")
+    (tmp_path / "f.yaml").write_text(text)
+    (tmp_path / "model.py").write_text("def build(): ...")
+    compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
+    spec, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    steps = {}
+    for name, one in executors.items():
+        for secret in one.get("secretAsEnv", ()):
+            if secret["secretName"] == "mlflow-keys":
+                assert secret["optional"]
+                steps[spec["deploymentSpec"]["executors"][name]["container"]["command"][-1]] = [
+                    key["envVar"].removeprefix("MLFLOW_TRACKING_") for key in secret["keyToEnv"]
+                ]
+    assert steps == {step: ["TOKEN", "USERNAME", "PASSWORD"] for step in ("aggregate", "report")}
+
+
 def test_no_folder_of_this_machine_and_no_secret_value_in_it(compiled: Any, tmp_path: Path) -> None:
     text = (tmp_path / "p.yaml").read_text()
     assert str(tmp_path) not in text

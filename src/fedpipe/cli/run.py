@@ -105,3 +105,11 @@ def _show(result: Result) -> None:
     for path in ("summary.json", "report.html", "model.onnx"):
         if (result.folder / path).exists():
             say(f"{path.split('.')[0]}: {result.folder / path}")
+    if registered := result.summary.get("registry"):
+        say(f"model registry: {registered['failed']}" if "failed" in registered else _entry(registered))
+    if result.tracked:
+        say(result.tracked)
+
+
+def _entry(registered: Mapping[str, Any]) -> str:
+    return f"model registry: {registered['name']} version {registered['version']} at {registered['url']}"

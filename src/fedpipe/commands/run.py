@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
@@ -17,7 +18,7 @@ from fedpipe.commands.shown import Result as Result
 from fedpipe.compiled.compiler import compile_pipeline, rehearsed
 from fedpipe.compiled.graph import Graph, check_arguments, parse_graph, read_graph, resolve
 from fedpipe.engine import preflight
-from fedpipe.engine.local import Engine, Listener
+from fedpipe.engine.local import Engine, Event, Listener
 from fedpipe.engine.workers import Workers, beside, start_server, warm_simulation
 from fedpipe.errors import InputError, PipelineError
 from fedpipe.federation.federation import Federation
@@ -33,6 +34,7 @@ from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
 from fedpipe.store import Store, check_folder, check_uri, chosen_uri, keys, open_store
 from fedpipe.store.files import obstacle
+from fedpipe.tracking.tracker import Tracker
 
 DEFAULT_RUN = "run-1"
 _PIPELINE = re.compile(r"""^pipelineInfo:|^[{ ,]*"pipelineInfo":""", re.MULTILINE)
@@ -187,15 +189,31 @@ def _run(source: Source, how: _How, listener: Listener, changes: Mapping[str, An
                 how.stages(f"{subject} gives {what}")
         _make(folder)
         how.stages(f"running {name}, logs in {folder / 'logs'}")
-        engine = Engine(
-            job.graph, job.arguments, folder=folder, listener=listener, workers=how.workers, processes=processes
-        )
-        results = engine.run()
+        tracker = _tracker(job)
+        with tracker or contextlib.nullcontext():
+
+            def listen(event: Event) -> None:
+                if tracker and (event.what == "done" or event.moment is not None):
+                    tracker.wake()
+                listener(event)
+
+            engine = Engine(
+                job.graph, job.arguments, folder=folder, listener=listen, workers=how.workers, processes=processes
+            )
+            results = engine.run()
     reported = next((task for task in job.graph.tasks if task.step == "report"), None)
     if reported is None:  # a user's own pipeline
         return Result({}, folder)
     place = resolve(reported, job.arguments, results, "")["parameterValues"]["place"]
-    return Result(fetch_results(RunPlace(**place), folder), folder)
+    return Result(fetch_results(RunPlace(**place), folder), folder, tracker.outcome if tracker else "")
+
+
+def _tracker(job: _Job) -> Tracker | None:
+    """Returns what sends the run to a tracking server; None for a user's own pipeline."""
+    uri, run = job.arguments.get("store"), job.arguments.get("run")
+    if job.federation is None or uri is None or run is None:
+        return None
+    return Tracker(open_store(uri).below(job.federation.name), run, job.federation.tracking, uri=uri)
 
 
 def _chosen_name(how: _How) -> str | None:

@@ -16,10 +16,14 @@ _WIDTH, _HEIGHT, _EDGE = 240, 90, 6
 
 
 class Result(NamedTuple):
-    """A finished run: `summary.json` as a dictionary, and the folder with it, `report.html` and `model.onnx`."""
+    """A finished run: `summary.json` as a dictionary, and the folder with it, `report.html` and `model.onnx`.
+
+    `tracked` is a line about the run in MLflow, if there is a server.
+    """
 
     summary: dict[str, Any]
     folder: Path
+    tracked: str = ""
 
     @property
     def metrics(self) -> dict[str, float]:

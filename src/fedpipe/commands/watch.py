@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from fedpipe.commands.opened import StoreGiven, is_known, known_runs, no_run, open_federation
+from fedpipe.commands.opened import StoreGiven, is_known, known_runs, no_run, settle
 from fedpipe.errors import CorruptError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source
@@ -16,7 +16,8 @@ from fedpipe.rounds.plan import read_plan
 from fedpipe.rounds.selection import took_part
 from fedpipe.rounds.timings import find_timing
 from fedpipe.sessions.board import Board, Keeper, poll_board
-from fedpipe.store import Store, keys
+from fedpipe.store import Store, keys, open_store
+from fedpipe.tracking.tracker import Tracker
 
 LOOK_AGAIN = 1.0
 """Seconds between two looks at a run in progress."""
@@ -65,10 +66,29 @@ def watch(
     >>> [seen.record.round for seen in events if seen.record]
     [0, 1, 2]
     """
-    opened, _ = open_federation(source, store)
+    federation, uri = settle(source, store)
+    opened = open_store(uri).below(federation.name)
     if not (wait or pods or is_known(opened, run)):
         raise no_run(opened, run)
-    return _follow(opened, run, again, pods)
+    return _tracked(opened, run, Tracker(opened, run, federation.tracking, uri=uri), _follow(opened, run, again, pods))
+
+
+def _tracked(store: Store, run: str, tracker: Tracker, followed: Iterator[Seen]) -> Iterator[Seen]:
+    """Sends the followed rounds to the tracking server, if there is one, and everything else of a run that has ended.
+
+    The pods of the run may do the same: no point is sent twice.
+    """
+    ended = False
+    tracker.start()
+    try:
+        for seen in followed:
+            tracker.wake()
+            yield seen
+        ended = store.size(keys.summary(run)) is not None
+    finally:
+        tracker.close("FINISHED" if ended else None)
+    if tracker.outcome:
+        yield Seen(tracker.outcome)
 
 
 def _follow(store: Store, run: str, again: float, pods: Callable[[], list[str]] | None) -> Iterator[Seen]:

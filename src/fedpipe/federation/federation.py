@@ -15,6 +15,7 @@ from fedpipe.federation.data import Data
 from fedpipe.federation.environments import ENVIRONMENTS, FRAMEWORKS, WITH_FRAMEWORK, Environment, FrameworkName
 from fedpipe.federation.names import CODE, KUBEFLOWS_SECRET, MOST_LEARNERS, Name, Section
 from fedpipe.federation.placement import Images, Placement, StepKind, StorePlace, default_placement
+from fedpipe.federation.tracking import Tracking
 from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
 
 
@@ -77,6 +78,9 @@ class Federation(Section, frozen=True, kw_only=True):
     ] = field(default_factory=Export)
     simulation: Annotated[SimulationSettings, Meta(description="rehearsal with TensorFlow Federated")] = field(
         default_factory=SimulationSettings
+    )
+    tracking: Annotated[Tracking, Meta(description="where MLflow shows the run ([tracking](tracking.md))")] = field(
+        default_factory=Tracking
     )
     placement: Annotated[
         dict[StepKind, Placement],

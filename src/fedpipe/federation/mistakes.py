@@ -15,6 +15,7 @@ from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS, tag_of
 from fedpipe.federation.preprocessing import parse
 from fedpipe.federation.training import Privacy
 from fedpipe.store import check_uri, is_uri
+from fedpipe.store.network import read_address
 
 
 def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
@@ -88,6 +89,10 @@ def _place_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
                 check_uri(uri)
         except FedpipeError as error:
             yield path, error.what, error.remedy or "Use s3://bucket/prefix or file:///folder."
+    services = {"tracking.mlflow": f.tracking.mlflow, "export.registry": f.exported.registry if f.exported else ""}
+    for path, url in services.items():
+        if url and read_address(url) is None:
+            yield path, "is not the URL of a server", "Write http(s)://host[:port][/path]."
 
 
 def _table_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

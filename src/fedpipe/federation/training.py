@@ -192,3 +192,10 @@ class Export(Section, frozen=True, kw_only=True):
             "largest above 1; 0: by the model's precision (docs/models.md)",
         ),
     ] = 0.0
+    registry: Annotated[
+        str,
+        Meta(
+            description="`http(s)://host[:port]` of Kubeflow's Model Registry, where each run's model is registered "
+            "([tracking](tracking.md#model-registry)); empty: none"
+        ),
+    ] = ""

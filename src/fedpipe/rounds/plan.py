@@ -22,6 +22,7 @@ from fedpipe.federation.file import check_federation
 from fedpipe.federation.messages import described
 from fedpipe.federation.names import KUBEFLOWS_SECRET, Amount, Count, Interval, Learners, Name, Seconds
 from fedpipe.federation.placement import Images, Placement
+from fedpipe.federation.tracking import Tracking
 from fedpipe.federation.training import EarlyStopping, EvaluationSettings, Export, Privacy, Quorum
 from fedpipe.store import Store, keys, open_store
 from fedpipe.store.objects import Digest, canonical, decode, digest_of, find, get_bytes, put_bytes
@@ -155,7 +156,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def exporting(self) -> str:
         """The digest of all that decides how a model is exported: with other settings it is published again."""
         exported = self.federation.exported
-        return digest_of(canonical(replace(exported, tolerance=1.0) if exported else "none"))
+        return digest_of(canonical(replace(exported, tolerance=1.0, registry="") if exported else "none"))
 
 
 def definition_of(federation: Federation) -> Federation:
@@ -183,7 +184,7 @@ def definition_of(federation: Federation) -> Federation:
         export=Export(classes=federation.class_names if federation.data.is_table else ()),
         data=replace(federation.data, uri=_bare(federation.data.uri), secret=""),
         privacy=_untargeted(federation.privacy),
-        training=replace(measured.training, rounds_per_step="all", tensorboard=True),
+        training=replace(measured.training, rounds_per_step="all", tensorboard=True), tracking=Tracking(),
         simulation=replace(measured.simulation, placement=Placement()),
         quorum=Quorum(
             learners_per_round=federation.quorum.learners_per_round, over_selection=federation.quorum.over_selection
@@ -222,7 +223,7 @@ def current_plan(store: Store, run: str, digest: str) -> Plan:
 
 def differences(old: Plan | Mapping[str, Any], new: Plan | Mapping[str, Any]) -> list[str]:
     """Return the differences between two plans or tables, such as `training.rounds: 5 -> 6`, sorted by path."""
-    before, after = _flat(msgspec.to_builtins(old)), _flat(msgspec.to_builtins(new))
+    before, after = flat(msgspec.to_builtins(old)), flat(msgspec.to_builtins(new))
     return [
         f"{path}: {before.get(path, 'absent')} -> {after.get(path, 'absent')}"
         for path in sorted(before.keys() | after.keys())
@@ -230,11 +231,12 @@ def differences(old: Plan | Mapping[str, Any], new: Plan | Mapping[str, Any]) ->
     ]
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the values of a table inside others by their paths, such as `training.rounds` or `learners[0].name`."""
     if isinstance(value, dict):
         items = [(f"{path}.{k}" if path else str(k), v) for k, v in value.items()]
     elif isinstance(value, list | tuple):
         items = [(f"{path}[{k}]", v) for k, v in enumerate(value)]
     else:
         return {path.removeprefix("federation."): value}
-    return {p: v for key, item in items for p, v in _flat(item, key).items()}
+    return {p: v for key, item in items for p, v in flat(item, key).items()}

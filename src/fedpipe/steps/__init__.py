@@ -18,3 +18,6 @@ SESSION = ("learn", "coordinate")
 
 WAITING = (*SESSION, "simulate")
 """Steps that wait for others' work, round after round, and report their progress."""
+
+TRACKED = ("aggregate", "tally", "coordinate", "simulate", "report")
+"""Steps that send rounds to a tracking server: those that commit one, and the last one."""

@@ -13,12 +13,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from fedpipe.errors import FedpipeError, StoreUnavailableError, WorkerDiedError, one_line
-from fedpipe.steps.contract import execute, give_up, log, parse_arguments, start_log, write_outputs
+from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.steps import TRACKED
+from fedpipe.steps.contract import execute, give_up, log, parse, parse_arguments, start_log, write_outputs
 from fedpipe.store.concealment import concealed
+from fedpipe.tracking.tracker import Tracker
 
 PAUSES = (10.0, 20.0)
 """Seconds before each further try."""
@@ -49,7 +52,7 @@ def main(arguments: list[str], pauses: tuple[float, ...] = PAUSES) -> int:
     except FedpipeError as error:
         print(f"fedpipe: {error}", file=sys.stderr)
         return error.exit_code
-    with _signals() as child:
+    with _tracked(name, executor_input), _signals() as child:
         for pause in (*pauses, None):
             ended = _in_child(child, lambda: _work(name, executor_input))
             if not ended.code or not ended.again or child.stopped or pause is None:
@@ -174,3 +177,23 @@ def _give_up(name: str, executor_input: dict[str, Any], why: str) -> _Ended:
         return _Ended(1)
     log.warning("step %s: the run continues without this learner: %s", name, why)
     return _Ended(0)
+
+
+_LOOKS = 5.0
+"""Seconds between two looks for a committed round."""
+
+
+@contextlib.contextmanager
+def _tracked(name: str, executor_input: dict[str, Any]) -> Iterator[None]:
+    """Send the rounds of a step to the tracking server meanwhile, if there is one; keys for it stay in this process."""
+    with contextlib.ExitStack() as stack:
+        try:
+            place = getattr(parse(name, executor_input.get("inputs", {}).get("parameterValues", {})), "place", None)
+            if name in TRACKED and isinstance(place, RunPlace):
+                store = place.open()
+                settings = read_plan(store, place.plan).federation.tracking
+                tracker = Tracker(store, place.run, settings, uri=place.store, continues=name != "report", every=_LOOKS)
+                stack.enter_context(tracker)
+        except FedpipeError as error:
+            log.warning("the run is not tracked by this step: %s", error)
+        yield

@@ -173,6 +173,43 @@ def _trust(context: ssl.SSLContext, name: str, path: str) -> None:
         raise InputError(what, where=path, remedy=remedy) from error
 
 
+class Address(NamedTuple):
+    """Holds a service's URL without credentials, and the header that has them."""
+
+    url: str
+    authorization: str = ""
+
+    def __repr__(self) -> str:
+        return f"Address({self.url!r})"
+
+
+def read_address(text: str) -> Address | None:
+    """Splits the URL of a service from the user and password in it; None for anything but http:// and https://.
+
+    >>> read_address("https://user:secret@mlflow.example:5000/")
+    Address('https://mlflow.example:5000')
+    >>> read_address("sqlite:///mlflow.db")
+    """
+    try:
+        parts = urlsplit(text.strip())
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if parts.scheme.lower() not in ("http", "https") or not host or parts.query or parts.fragment:
+        return None
+    user, at, netloc = parts.netloc.rpartition("@")
+    url = f"{parts.scheme.lower()}://{netloc}{parts.path.rstrip('/')}"
+    if not at:
+        return Address(url)
+    name, _, password = user.partition(":")
+    return Address(url, basic(unquote(name), unquote(password)))
+
+
+def basic(user: str, password: str) -> str:
+    """Returns the header of a user and a password."""
+    return str(urllib3.util.make_headers(basic_auth=f"{user}:{password}")["authorization"])
+
+
 class Pool(urllib3.PoolManager):
     """Sends each request directly, or through the proxy that the environment names for its host.
 
