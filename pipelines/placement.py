@@ -18,6 +18,8 @@ SECRET_KEYS = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS
 SIGNING_KEYS = {"signingkey": SIGNING_KEY}
 
 RETRIES = 2
+_LONGEST = "90d"
+"""How old a step may be when Kubeflow still retries it: Argo counts from the start of the first try."""
 
 
 def place_coordinator(
@@ -150,7 +152,7 @@ def _name_and_retry(task: dsl.PipelineTask, name: str, federation: Federation) -
     kubernetes.add_pod_label(task, "fedpipe/federation", federation.name)
     kubernetes.add_pod_label(task, "fedpipe/step", name.replace(" ", "-"))
     task.set_caching_options(False)  # every step writes to the store
-    task.set_retry(num_retries=RETRIES, backoff_duration="10s", backoff_factor=2.0, backoff_max_duration="120s")
+    task.set_retry(num_retries=RETRIES, backoff_duration="10s", backoff_factor=2.0, backoff_max_duration=_LONGEST)
 
 
 def _give_secret(task: dsl.PipelineTask, federation: Federation, secret: str) -> None:

@@ -57,7 +57,7 @@ def test_the_python_api_is_the_commands_and_the_types_of_the_file() -> None:
     commands = set(get_command(app).commands) - {"logs", "step"}  # type: ignore[attr-defined]
     assert commands <= functions
     assert functions - commands == {
-        "change_schedule", "compile_pipeline", "open_store", "predict_file", "read_federation", "schedules",
+        "change_schedule", "compile_pipeline", "delete_schedule", "open_store", "predict_file", "read_federation", "schedules",
     }  # fmt: skip
     for name in fedpipe.__all__:
         assert getattr(fedpipe, name).__doc__

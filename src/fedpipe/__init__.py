@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from fedpipe.federation.placement import Images, Placement, StorePlace
     from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
     from fedpipe.kubeflow.doctor.diagnosis import diagnose as doctor
-    from fedpipe.kubeflow.submission import change_schedule, schedule, schedules, submit
+    from fedpipe.kubeflow.schedules import change_schedule, delete_schedule, schedule, schedules
+    from fedpipe.kubeflow.submission import resume, submit
     from fedpipe.kubeflow.where import Where
     from fedpipe.registry.prediction import predict
     from fedpipe.store import open_store
@@ -68,6 +69,7 @@ __all__ = [
     "compare",
     "compile",
     "compile_pipeline",
+    "delete_schedule",
     "doctor",
     "enroll",
     "explore",
@@ -84,6 +86,7 @@ __all__ = [
     "read_federation",
     "repair",
     "report",
+    "resume",
     "revoke",
     "rotate",
     "run",
@@ -117,7 +120,8 @@ _HOMES = {
     "Training": "federation.training",
     "Vote": "federation.algorithms",
     "Where": "kubeflow.where",
-    "change_schedule": "kubeflow.submission",
+    "change_schedule": "kubeflow.schedules",
+    "delete_schedule": "kubeflow.schedules",
     "check": "commands.check",
     "compare": "commands.compare",
     "compile": "commands.compile",
@@ -138,12 +142,13 @@ _HOMES = {
     "read_federation": "federation.file",
     "repair": "commands.repair",
     "report": "commands.compare",
+    "resume": "kubeflow.submission",
     "revoke": "commands.identities",
     "rotate": "commands.identities",
     "run": "commands.run",
     "runs": "commands.compare",
-    "schedule": "kubeflow.submission",
-    "schedules": "kubeflow.submission",
+    "schedule": "kubeflow.schedules",
+    "schedules": "kubeflow.schedules",
     "serve": "commands.serve",
     "sign": "commands.publish",
     "simulate": "commands.run",

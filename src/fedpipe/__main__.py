@@ -8,7 +8,7 @@ import sys
 def main() -> int:
     """Runs the command and returns its exit code."""
     if sys.argv[1:2] == ["step"] and not {"--help", "-h"} & set(sys.argv[2:]):
-        from fedpipe.steps.contract import main as step
+        from fedpipe.steps.supervision import main as step
 
         return step(sys.argv[2:])
     try:

@@ -521,3 +521,12 @@ class TestImages:
         file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "images": {"digests": digests}}))
         with pytest.raises(FederationError, match=r"images\.digests"):
             read_federation(file)
+
+
+def test_a_step_of_many_days_may_still_be_retried(tmp_path: Path, digits: Path) -> None:
+    """Argo counts the longest duration from the start of the first try, not between tries."""
+    compile_pipeline(read_federation(digits / "federation.yaml"), tmp_path / "pipeline.yaml")
+    spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
+    policies = [task["retryPolicy"] for task in spec["root"]["dag"]["tasks"].values()]
+    assert {policy["maxRetryCount"] for policy in policies} == {2}
+    assert all(int(policy["backoffMaxDuration"].rstrip("s")) >= 30 * 86_400 for policy in policies)

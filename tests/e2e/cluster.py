@@ -33,6 +33,8 @@ PACKAGES = (
     "containerd runc podman debootstrap iptables iproute2 util-linux dnsmasq-base conntrack containernetworking-plugins"
 )
 CNI = Path("/usr/lib/cni")
+ALONE = "10.99.0.1"
+"""The address of an apiserver without nodes, and of what it proxies to: it refuses loopback addresses."""
 
 
 class Cluster(NamedTuple):
@@ -107,6 +109,25 @@ def running(folder: Path) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
+def control_plane(folder: Path, *authorities: str | Path) -> Iterator[Path]:
+    """Starts etcd and an apiserver without nodes, next to any cluster; yields its administrator's kubeconfig.
+
+    Args:
+        folder: where its files are.
+        authorities: more options of the apiserver, such as one for clients' certificates.
+    """
+    programs, tokens = binaries.find_kubernetes(), {"admin": secrets.token_hex(16)}
+    _run("ip", "addr", "replace", f"{ALONE}/32", "dev", "lo")
+    with contextlib.ExitStack() as stack:
+        stack.callback(_run, "ip", "addr", "del", f"{ALONE}/32", "dev", "lo")
+        start = _Starter(folder, stack, space="")
+        _start_control_plane(start, programs, tokens, *authorities, address=ALONE)
+        config = _kubeconfig(folder, "admin", tokens["admin"], ALONE)
+        _await(lambda: _get(folder, tokens["admin"], "/readyz", ALONE) == "ok", "the apiserver")
+        yield config
+
+
+@contextlib.contextmanager
 def attached(folder: Path) -> Iterator[Cluster]:
     """A cluster that another process has started: what is started in it here is ended here."""
     with contextlib.ExitStack() as stack:
@@ -115,15 +136,18 @@ def attached(folder: Path) -> Iterator[Cluster]:
 
 
 class _Starter(NamedTuple):
-    """Starts processes in the cluster's network, and ends them in reverse."""
+    """Starts processes in the cluster's network, or in this machine's, and ends them in reverse."""
 
     folder: Path
     stack: contextlib.ExitStack
+    space: str = NAME
 
     def start(self, name: str, *command: str | Path) -> None:
         log = self.stack.enter_context((self.folder / f"{name}.log").open("wb"))
-        inside = ["nsenter", f"--net=/run/netns/{NAME}", *map(str, command)]
-        process = subprocess.Popen(inside, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        inside = ["nsenter", f"--net=/run/netns/{self.space}"] if self.space else []
+        process = subprocess.Popen(
+            [*inside, *map(str, command)], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         self.stack.callback(_end, process)
 
     def write(self, name: str, text: str | dict[str, Any]) -> Path:
@@ -240,8 +264,10 @@ def _image_of(binary: Path) -> Iterator[str]:
         _run("podman", "rmi", "--force", name)
 
 
-def _start_control_plane(start: _Starter, programs: dict[str, Path], tokens: dict[str, str]) -> None:
-    folder, local = start.folder, "http://127.0.0.1"
+def _start_control_plane(
+    start: _Starter, programs: dict[str, Path], tokens: dict[str, str], *more: str | Path, address: str = NODE
+) -> None:
+    folder, local = start.folder, f"http://{address if address == ALONE else '127.0.0.1'}"
     start.start(
         "etcd", programs["etcd"], "--data-dir", folder / "etcd", "--listen-client-urls", f"{local}:2379",
         "--advertise-client-urls", f"{local}:2379", "--listen-peer-urls", f"{local}:2380", "--unsafe-no-fsync",
@@ -255,25 +281,25 @@ def _start_control_plane(start: _Starter, programs: dict[str, Path], tokens: dic
         "manager": "system:kube-controller-manager,manager,", "scheduler": "system:kube-scheduler,scheduler,",
         "proxy": "system:kube-proxy,proxy,",
     }  # fmt: skip
-    listed = start.write("tokens.csv", "".join(f"{tokens[name]},{user}\n" for name, user in users.items()))
+    listed = start.write("tokens.csv", "".join(f"{token},{users[name]}\n" for name, token in tokens.items()))
     start.start(
         "kube-apiserver", programs["kube-apiserver"], "--etcd-servers", f"{local}:2379", "--cert-dir", folder / "certs",
-        "--bind-address", NODE, "--advertise-address", NODE, "--secure-port", "6443",
+        "--bind-address", address, "--advertise-address", address, "--secure-port", "6443",
         "--service-cluster-ip-range", SERVICES, "--token-auth-file", listed, "--authorization-mode", "Node,RBAC",
         "--service-account-key-file", public, "--service-account-signing-key-file", private,
         "--service-account-issuer", "https://kubernetes.default.svc", "--enable-admission-plugins", "NodeRestriction",
-        "--allow-privileged=true", "--kubelet-preferred-address-types", "InternalIP",
+        "--allow-privileged=true", "--kubelet-preferred-address-types", "InternalIP", *more,
     )  # fmt: skip
 
 
-def _kubeconfig(folder: Path, name: str, token: str) -> Path:
+def _kubeconfig(folder: Path, name: str, token: str, address: str = NODE) -> Path:
     certificate = folder / "certs" / "apiserver.crt"
     _await(certificate.exists, "the apiserver's certificate")
     path = folder / f"{name}.kubeconfig"
     path.write_text(yaml.safe_dump({
         "apiVersion": "v1", "kind": "Config", "current-context": "e2e",
         "clusters": [{"name": "e2e", "cluster": {
-            "server": f"https://{NODE}:6443", "certificate-authority": str(certificate)}}],
+            "server": f"https://{address}:6443", "certificate-authority": str(certificate)}}],
         "users": [{"name": "e2e", "user": {"token": token}}],
         "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "e2e"}}],
     }))  # fmt: skip
@@ -323,10 +349,10 @@ def _start_node(start: _Starter, programs: dict[str, Path], configs: dict[str, P
     )  # fmt: skip
 
 
-def _get(folder: Path, token: str, path: str) -> str:
+def _get(folder: Path, token: str, path: str, address: str = NODE) -> str:
     pool = urllib3.PoolManager(ca_certs=str(folder / "certs" / "apiserver.crt"), timeout=5, retries=False)
     try:
-        answer = pool.request("GET", f"https://{NODE}:6443{path}", headers={"Authorization": f"Bearer {token}"})
+        answer = pool.request("GET", f"https://{address}:6443{path}", headers={"Authorization": f"Bearer {token}"})
     except (urllib3.exceptions.HTTPError, OSError):
         return ""
     return answer.data.decode()

@@ -19,7 +19,7 @@ import fedpipe
 from fedpipe.engine.workers import Worker
 from fedpipe.federation.environments import ENVIRONMENTS
 from fedpipe.rounds.history import history
-from fedpipe.steps.contract import main
+from fedpipe.steps.contract import execute, parse_arguments
 from fedpipe.store import open_store
 
 pytestmark = [
@@ -45,6 +45,12 @@ def build():
 """
 
 
+def run_here(arguments: list[str]) -> int:
+    """Runs a step in this process, which has imported its framework."""
+    execute(*parse_arguments(arguments))
+    return 0
+
+
 def handler(keras: Worker) -> type[Any]:
     """Makes a task handler for kfp.local: steps with Keras run in a process that has it, others by their command."""
 
@@ -58,7 +64,7 @@ def handler(keras: Worker) -> type[Any]:
             program, word, *arguments = self._command
             assert (program, word) == ("fedpipe", "step")
             if ENVIRONMENTS[arguments[0]] == "keras":
-                code = keras.call(main, arguments)
+                code = keras.call(run_here, arguments)
             else:
                 path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
                 code = subprocess.run(self._command, env={**os.environ, "PATH": path}, check=False).returncode

@@ -34,7 +34,7 @@ LISTS = {"recurringruns": "recurringRuns", "versions": "pipeline_versions"}
 
 
 class KfpServer:
-    """Records requests in `asked` and objects in `held`; requests that match `refuse` fail."""
+    """Records requests in `asked` and objects in `held`; requests that match `refuse`, or lack `prefix`, fail."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, Any]] = []
@@ -42,6 +42,7 @@ class KfpServer:
         self.files: dict[str, bytes] = {}
         self.refuse: tuple[str, str, int, str] | None = None
         self.token = ""
+        self.prefix = ""
         self.health: Any = {"multi_user": False, "tag_name": "2.16.0", "commit_sha": "0"}
         self._ids = itertools.count(1)
         self.url = ""
@@ -50,7 +51,9 @@ class KfpServer:
         return Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "POST", "DELETE"])])
 
     async def _answer(self, request: Request) -> Response:
-        path, body = request.url.path.removeprefix(ROOT), await request.body()
+        if not request.url.path.startswith(self.prefix):
+            return JSONResponse({"message": "404 page not found"}, 404)
+        path, body = request.url.path.removeprefix(self.prefix).removeprefix(ROOT), await request.body()
         upload = path == "/pipelines/upload_version"
         given = json.loads(body) if body and not upload else None
         self.asked.append((request.method, path, given))
@@ -134,14 +137,14 @@ def _difference(given: Any, model: Any) -> str:
 
 
 @contextlib.contextmanager
-def serving(certificates: Path | None = None) -> Iterator[KfpServer]:
+def serving(certificates: Path | None = None, address: str = "127.0.0.1") -> Iterator[KfpServer]:
     """Starts a server on a free port; with TLS by the certificate in a folder, as `make_certificates` writes it."""
     kfp, port = KfpServer(), servers.free_port()
-    kfp.url = f"{'https' if certificates else 'http'}://127.0.0.1:{port}"
+    kfp.url = f"{'https' if certificates else 'http'}://{address}:{port}"
     files: dict[str, Any] = {}
     if certificates:
         files = {"ssl_certfile": certificates / "public.crt", "ssl_keyfile": str(certificates / "private.key")}
-    server = uvicorn.Server(uvicorn.Config(kfp.app(), port=port, log_level="error", ws="none", **files))
+    server = uvicorn.Server(uvicorn.Config(kfp.app(), host=address, port=port, log_level="error", ws="none", **files))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

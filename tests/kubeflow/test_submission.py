@@ -20,7 +20,15 @@ from fedpipe.cli.main import app
 from fedpipe.errors import ClusterError, InputError, NotFoundError, PipelineError, StepError
 from fedpipe.kubeflow.clients import open_kfp
 from fedpipe.kubeflow.pods import find_run_id, watcher
-from fedpipe.kubeflow.submission import change_schedule, check_cron, next_times, schedule, schedules, submit
+from fedpipe.kubeflow.schedules import (
+    change_schedule,
+    check_cron,
+    delete_schedule,
+    next_times,
+    schedule,
+    schedules,
+)
+from fedpipe.kubeflow.submission import find_run, resume, submit
 from fedpipe.kubeflow.where import Where
 from fedpipe.store.network import BUNDLES
 from tests.kubeflow.kfp_server import ROOT, KfpServer, serving
@@ -83,7 +91,7 @@ class TestSubmit:
         for name in ("a", "b", "c", "d"):  # several pages of runs
             submit(file, where=where(kfp), run=name)
         before = len([one for one in kfp.asked if one[0] != "GET"])
-        with pytest.raises(InputError, match="run 'c' exists already"):
+        with pytest.raises(InputError, match="run 'c' exists already, and is pending"):
             submit(file, where=where(kfp), run="c")
         assert len([one for one in kfp.asked if one[0] != "GET"]) == before
 
@@ -157,6 +165,40 @@ class TestSchedule:
         assert all(one.enabled for one in schedules(where(kfp)))
         change_schedule("b", "delete", where=where(kfp))
         assert [one.name for one in schedules(where(kfp))] == ["a", "c"]
+
+    def test_its_deletion_does_not_end_an_active_run(self, kfp: KfpServer, file: Path) -> None:
+        """Kubernetes deletes the runs of a schedule with it, also those that are active."""
+        made = schedule(file, "0 0 3 * * 0", where=where(kfp))
+        other = submit(file, where=where(kfp), run="other")
+        run = submit(file, where=where(kfp), run="weekly")
+        kfp.held["runs"][other.run_id]["state"] = "RUNNING"
+        kfp.held["runs"][run.run_id] |= {"recurring_run_id": made.schedule_id, "state": "RUNNING"}
+        command = ["schedule", "delete", "digits", "--host", kfp.url]
+        refused = CliRunner().invoke(app, command)
+        assert isinstance(refused.exception, InputError)
+        message = "run 'weekly' of schedule 'digits' is active, and would end with it. Pass --wait"
+        assert message in str(refused.exception)
+        assert [one.enabled for one in schedules(where(kfp))] == [True]
+
+        waited: list[str] = []
+
+        def end(name: str) -> None:
+            waited.append(name)
+            assert [one.enabled for one in schedules(where(kfp))] == [False]  # no other run begins
+            kfp.held["runs"][run.run_id]["state"] = "SUCCEEDED"
+
+        assert delete_schedule("digits", where=where(kfp), active="wait", listener=end) == 1
+        assert waited == ["weekly"]
+        assert schedules(where(kfp)) == []
+
+    def test_its_deletion_may_end_an_active_run(self, kfp: KfpServer, file: Path) -> None:
+        made = schedule(file, "0 0 3 * * 0", where=where(kfp))
+        run = submit(file, where=where(kfp), run="weekly")
+        kfp.held["runs"][run.run_id] |= {"recurring_run_id": made.schedule_id, "state": "RUNNING"}
+        done = CliRunner().invoke(app, ["schedule", "delete", "digits", "--yes", "--host", kfp.url])
+        assert done.exit_code == 0
+        assert "with it go the pods and logs of its runs (1)" in " ".join(done.output.split())
+        assert schedules(where(kfp)) == []
 
     def test_of_a_name_that_exists(self, kfp: KfpServer, file: Path) -> None:
         schedule(file, "0 0 3 * * 0", where=where(kfp))
@@ -252,9 +294,86 @@ class TestConnection:
             monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
             assert open_kfp(where(kfp)).health["tag_name"] == "2.16.0"
 
+    def test_through_the_api_server_with_a_token(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: Path
+    ) -> None:
+        """Checks more than one request: the client of Kubernetes resets the address at each of them."""
+        with serving(make_certificates(tmp_path)) as kfp:
+            kfp.prefix, kfp.token = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy", "secret"
+            monkeypatch.setenv("HOME", str(tmp_path))
+            monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+            cluster = {"server": kfp.url, "certificate-authority": str(tmp_path / "ca.pem")}
+            context = {"cluster": "c", "user": "u"}
+            (tmp_path / "kubeconfig").write_text(
+                yaml.safe_dump(
+                    {
+                        "current-context": "c", "contexts": [{"name": "c", "context": context}],
+                        "clusters": [{"name": "c", "cluster": cluster}],
+                        "users": [{"name": "u", "user": {"token": "secret"}}],
+                    }
+                )
+            )  # fmt: skip
+            submit(file, where=Where(), run="trial", force=True)
+            assert [run["display_name"] for run in kfp.held["runs"].values()] == ["trial"]
+            with pytest.raises(ClusterError, match=r"kubeconfig: .*other.*Check --context and KUBECONFIG"):
+                open_kfp(Where(context="other"))
+
     def test_neither_a_host_nor_a_cluster(self, kfp: KfpServer) -> None:
         with pytest.raises(ClusterError, match="no address of Kubeflow Pipelines is configured"):
             open_kfp(Where())
+
+
+class TestResume:
+    def test_a_run_that_failed_is_another_job_with_the_same_name_version_and_parameters(
+        self, kfp: KfpServer, file: Path
+    ) -> None:
+        first = submit(file, where=where(kfp), run="trial", parameters={"rounds": "3"}, service_account="runner")
+        kfp.held["runs"][first.run_id]["state"] = "RUNNING"
+        with pytest.raises(InputError, match="run 'trial' exists already, and is running"):
+            resume("trial", where=where(kfp))
+        kfp.held["runs"][first.run_id]["state"] = "FAILED"
+        second = resume("trial", where=where(kfp))
+        old, new = (kfp.held["runs"][made.run_id] for made in (first, second))
+        for key in ("display_name", "experiment_id", "pipeline_version_reference", "service_account"):
+            assert new[key] == old[key]
+        assert new["runtime_config"]["parameters"] == {"rounds": 3, "run": "trial"}
+        assert (second.run, second.version) == ("trial", old["pipeline_version_reference"]["pipeline_version_id"])
+        kfp.held["runs"][second.run_id]["state"] = "SUCCEEDED"
+        with pytest.raises(InputError, match="run 'trial' has succeeded already"):
+            resume("trial", where=where(kfp))
+
+    def test_submit_resumes_too(self, kfp: KfpServer, file: Path) -> None:
+        made = submit(file, where=where(kfp), run="trial")
+        kfp.held["runs"][made.run_id]["state"] = "FAILED"
+        assert submit(file, where=where(kfp), run="trial").run_id != made.run_id
+        with pytest.raises(InputError, match="pending"):
+            submit(file, where=where(kfp), run="trial")
+
+    def test_a_run_of_the_form_keeps_the_name_that_its_job_gave_it(self, kfp: KfpServer, file: Path) -> None:
+        """Started in the UI without the parameter `run`, next to another run of the same title that succeeded."""
+        made, other = (submit(file, where=where(kfp), run=name) for name in ("title", "another"))
+        del kfp.held["runs"][made.run_id]["runtime_config"]["parameters"]["run"]
+        kfp.held["runs"][made.run_id]["state"] = "FAILED"
+        kfp.held["runs"][other.run_id] |= {"display_name": "title", "state": "SUCCEEDED"}
+        result = CliRunner().invoke(app, ["resume", made.run_id, "--host", kfp.url])
+        assert result.exit_code == 0, result.output
+        assert f"follow it: fedpipe watch {made.run_id}" in result.output
+        assert list(kfp.held["runs"].values())[-1]["runtime_config"]["parameters"]["run"] == made.run_id
+
+    def test_an_unknown_run(self, kfp: KfpServer) -> None:
+        with pytest.raises(NotFoundError, match="Kubeflow has no run 'nothing'"):
+            resume("nothing", where=where(kfp))
+
+    def test_the_start_of_an_id_names_a_run(self, kfp: KfpServer, file: Path) -> None:
+        made = [submit(file, where=where(kfp), run=name) for name in ("a", "b")]
+        connection = open_kfp(where(kfp))
+        assert find_run(connection, made[0].run_id).run_id == made[0].run_id
+        ids = ("abcd1", "abcd2")
+        kfp.held["runs"] = {key: run | {"run_id": key} for key, run in zip(ids, kfp.held["runs"].values(), strict=True)}
+        assert find_run(connection, "abcd2").display_name == "b"
+        assert find_run(connection, "abc") is None
+        with pytest.raises(InputError, match="the ids of 2 runs begin with 'abcd'"):
+            find_run(connection, "abcd")
 
 
 class TestTheCommands:
@@ -275,7 +394,7 @@ class TestTheCommands:
         assert "digits is paused" in run("pause", "digits")
         assert "paused" in run("list")
         assert '"enabled": false' in run("list", "--json")
-        assert "digits is deleted; its runs stay" in run("delete", "digits")
+        assert "digits is deleted; with it go the pods and logs of its runs (0)" in run("delete", "digits")
         assert run("list") == "no schedules"
 
 

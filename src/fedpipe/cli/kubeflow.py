@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,7 +26,7 @@ from fedpipe.kubeflow.where import Where
 if TYPE_CHECKING:
     from fedpipe.compiled.estimate import Estimate
     from fedpipe.kubeflow.doctor.finding import Finding
-    from fedpipe.kubeflow.submission import Schedule
+    from fedpipe.kubeflow.schedules import Schedule
 
 commands = Panel("Kubeflow")
 
@@ -104,6 +104,22 @@ def submit(
     say(f"follow it: fedpipe watch {made.run} -f {file}")
 
 
+@commands.add("fedpipe resume trial-1", "fedpipe resume trial-1 --host https://kubeflow.example/pipeline")
+@connected
+def resume(
+    run: Annotated[str, typer.Argument(help="The run's name in Kubeflow, or its id.", metavar="RUN")],
+    *,
+    where: Where,
+) -> None:
+    """Resume a run that failed on Kubeflow, from its last good round; `fedpipe run` resumes on this machine."""
+    from fedpipe.kubeflow.submission import resume as start
+
+    with busy("resuming"):
+        made = start(run, where=where)
+    say(f"{made.run}: {made.url}")
+    say(f"follow it: fedpipe watch {made.run}")
+
+
 class Act(StrEnum):
     """The actions of `fedpipe schedule`."""
 
@@ -121,7 +137,7 @@ class Act(StrEnum):
 )
 @connected
 def schedule(
-    act: Annotated[Act, typer.Argument(help="Deleting a schedule keeps its runs.", metavar="ACTION")] = Act.create,
+    act: Annotated[Act, typer.Argument(help="create, list, pause, resume or delete.", metavar="ACTION")] = Act.create,
     name: Annotated[
         str, typer.Argument(help="The schedule's name; for a new one, by default the federation's.", metavar="NAME")
     ] = "",
@@ -134,30 +150,35 @@ def schedule(
     pipeline_root: RootOption = "",
     service_account: AccountOption = "",
     force: ForceOption = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Delete it after the end of its active run.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it together with its active run.")] = False,
     as_json: JsonOption = False,
     *,
     where: Where,
 ) -> None:
-    """Start runs on a schedule: one at a time, each from HEAD; missed times are skipped."""
-    from fedpipe.kubeflow import submission
+    """Start runs on a schedule: one at a time, each from HEAD; missed times are skipped.
+
+    Deleting a schedule also deletes the pods and logs of its runs. Their models and records stay in the store.
+    """
+    from fedpipe.kubeflow import schedules
 
     if act is Act.list:
         _list_schedules(where, as_json=as_json)
     elif act is not Act.create:
-        _change_schedule(act, name, where)
+        _change_schedule(act, name, where, "wait" if wait else "end" if yes else "refuse")
     else:
         with busy("scheduling"):
-            made = submission.schedule(
+            made = schedules.schedule(
                 file, cron, where=where, name=name, experiment=experiment, pipeline_root=pipeline_root,
                 service_account=service_account, parameters=given_parameters(parameters), force=force,
             )  # fmt: skip
-        say(f"{made.name}: {made.cron}, next {', '.join(submission.next_times(cron))}")
+        say(f"{made.name}: {made.cron}, next {', '.join(schedules.next_times(cron))}")
 
 
 def _list_schedules(where: Where, *, as_json: bool) -> None:
-    from fedpipe.kubeflow import submission
+    from fedpipe.kubeflow import schedules
 
-    found = submission.schedules(where)
+    found = schedules.schedules(where)
     if as_json:
         show_json([one._asdict() for one in found])
     elif not found:
@@ -167,20 +188,26 @@ def _list_schedules(where: Where, *, as_json: bool) -> None:
 
 
 def _schedule_row(one: Schedule) -> Sequence[Styled]:
-    from fedpipe.kubeflow.submission import next_times
+    from fedpipe.kubeflow.schedules import next_times
 
     soon = next_times(one.cron, 1)[0] if one.enabled and one.cron else ""
     return one.name, one.cron or "periodic", "on" if one.enabled else "paused", soon, one.version_id
 
 
-def _change_schedule(act: Act, name: str, where: Where) -> None:
-    from fedpipe.kubeflow import submission
+def _change_schedule(act: Act, name: str, where: Where, active: Literal["refuse", "wait", "end"]) -> None:
+    from fedpipe.kubeflow import schedules
 
     if not name:
         raise InputError("no schedule is named", remedy=f"Name one: fedpipe schedule {act} NAME")
-    submission.change_schedule(name, act.value, where=where)
-    done = {Act.pause: "is paused", Act.resume: "is resumed", Act.delete: "is deleted; its runs stay"}
-    say(f"{name} {done[act]}")
+    if act is not Act.delete:
+        schedules.change_schedule(name, act.value, where=where)
+        say(f"{name} is {act.value}d")
+        return
+    with following("deleting") as show:
+        runs = schedules.delete_schedule(
+            name, where=where, active=active, listener=lambda run: show(f"waiting for the end of run {run}")
+        )
+    say(f"{name} is deleted; with it go the pods and logs of its runs ({runs}). Their models and records stay")
 
 
 @commands.add("fedpipe logs run-7", "fedpipe logs run-7 --learner hospital-b --follow")

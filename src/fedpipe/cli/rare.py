@@ -18,6 +18,6 @@ def step(
     executor_input: Annotated[str, typer.Argument(help="KFP's executor input, as JSON.", metavar="JSON")],
 ) -> None:
     """Run one step of a pipeline, as its container does."""
-    from fedpipe.steps.contract import main as run_step
+    from fedpipe.steps.supervision import main as run_step
 
     sys.exit(run_step([name, executor_input]))

@@ -77,7 +77,10 @@ def open_kfp(where: Where) -> Kfp:
         """Replaces KFP's health check, which prints and retries five times, five seconds apart."""
 
         def _load_config(self, *arguments: Any, **more: Any) -> Any:
-            settings = super()._load_config(*arguments, **more)
+            if where.host or token or own_namespace():
+                settings = super()._load_config(*arguments, **more)
+            else:
+                settings = _through_api_server(kfp_api.Configuration(), where)
             _use_proxy(settings)
             return settings
 
@@ -111,6 +114,50 @@ def open_kfp(where: Where) -> Kfp:
     )
     namespace = (where.namespace or own_namespace()) if client.health.get("multi_user") else None
     return Kfp(client, client.health, namespace)
+
+
+def _through_api_server(settings: Any, where: Where) -> Any:
+    """Configures requests to KFP by a kubeconfig, through its API server; unchanged when there is no kubeconfig."""
+    from kubernetes import config
+
+    with contextlib.suppress(config.ConfigException):
+        _load_kubeconfig(settings, where)
+        proxied = f"api/v1/namespaces/{where.kfp_namespace}/services/ml-pipeline:http/proxy"
+        settings.host = f"{settings.host.rstrip('/')}/{proxied}"
+        _keep_host(settings)
+    return settings
+
+
+def _keep_host(settings: Any) -> None:
+    """Keeps the path of the host: the hook that renews a kubeconfig's token resets it, and itself, at each request."""
+    renew, host = settings.refresh_api_key_hook, settings.host
+
+    def renewed(settings: Any) -> None:
+        renew(settings)
+        settings.host, settings.refresh_api_key_hook = host, renewed
+
+    if renew is not None:
+        settings.refresh_api_key_hook = renewed
+
+
+def _load_kubeconfig(settings: Any, where: Where) -> str | None:
+    """Fills in the client's settings from the kubeconfig; returns its path, None for the default one.
+
+    Raises:
+        ClusterError: it lacks the context that was asked for.
+        ConfigException: there is none, or it is malformed.
+    """
+    from kubernetes import config
+
+    path = os.environ.get("KUBECONFIG") or None  # the client itself reads the variable only once
+    try:
+        config.load_kube_config(path, context=where.context or None, client_configuration=settings)
+    except config.ConfigException as error:
+        if not where.context:
+            raise
+        remedy = "Check --context and KUBECONFIG."
+        raise ClusterError(one_line(error, 300), where="kubeconfig", remedy=remedy) from error
+    return path
 
 
 def _use_proxy(settings: Any) -> None:
@@ -187,17 +234,12 @@ def open_kubernetes(where: Where) -> Kubernetes:
     namespace = where.namespace
     try:
         try:
-            path = os.environ.get("KUBECONFIG") or None  # the client itself reads the variable only once
-            config.load_kube_config(path, context=where.context or None, client_configuration=settings)
+            path = _load_kubeconfig(settings, where)
             if not namespace:
                 contexts, active = config.list_kube_config_contexts(path)
                 chosen = next((c for c in contexts if c["name"] == where.context), active)
                 namespace = chosen["context"].get("namespace", "")
-        except config.ConfigException as error:
-            if where.context:
-                raise ClusterError(
-                    one_line(error, 300), where="kubeconfig", remedy="Check --context and KUBECONFIG."
-                ) from error
+        except config.ConfigException:
             config.load_incluster_config(client_configuration=settings)
     except config.ConfigException as error:
         raise ClusterError(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from fedpipe.errors import ClusterError, InputError, NotFoundError, StepError
 from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kfp, open_kubernetes
-from fedpipe.kubeflow.submission import find_run
+from fedpipe.kubeflow.submission import find_run, require_run
 from fedpipe.kubeflow.where import Where
 
 RUN_LABEL, STEP_LABEL, LEARNER_LABEL = "pipeline/runid", "fedpipe/step", "fedpipe/learner"
@@ -59,11 +59,7 @@ def find_run_id(run: str, where: Where) -> str:
     """
     if _RUN_ID.fullmatch(run):
         return run
-    kfp = open_kfp(where)
-    record = find_run(kfp, run)
-    if record is None:
-        raise NotFoundError(f"Kubeflow has no run {run!r}", where=kfp.host, remedy="Check the run's name.")
-    return str(record.run_id)
+    return str(require_run(open_kfp(where), run).run_id)
 
 
 def pods_of(cluster: Kubernetes, run_id: str) -> list[Pod]:

@@ -15,6 +15,7 @@ from fedpipe.errors import RoundError, StoreUnavailableError
 from fedpipe.rounds.plan import Plan
 from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
 from fedpipe.sessions.pacing import patience_of, pause
+from fedpipe.sessions.pulse import Listener
 from fedpipe.store import Store, keys
 
 log = logging.getLogger("fedpipe")
@@ -47,6 +48,7 @@ class Attendance:
         self._signed: Sign | None = None
         self._version = ""
         self._took_part: Counter[str] = Counter()
+        self._pulse = Listener(store, plan.run, session)
 
     def run(self) -> Generator[float, None, Counter[str]]:
         """Attend until the session has ended; yield seconds to wait.
@@ -55,7 +57,7 @@ class Attendance:
             How often the learner took part in each phase.
 
         Raises:
-            RoundError: the board has not moved for too long.
+            RoundError: nobody coordinates the session, or the board has not moved for too long.
             StoreError: the store failed for good.
         """
         moved_at = self._clock()  # the last move of the board
@@ -72,6 +74,7 @@ class Attendance:
                     yield from self._attended(board)
                     moved_at = self._clock()
                     continue
+                self._check_coordinated(self._clock() - moved_at)
             except StoreUnavailableError as error:
                 if self._clock() - moved_at > patience_of(self._plan.federation):
                     raise
@@ -87,6 +90,14 @@ class Attendance:
                     remedy="Check in its log whether its step started or failed.",
                 )
             yield pause(silent, len(self._plan.federation.learners), self._random)
+
+    def _check_coordinated(self, waited: float) -> None:
+        if gone := self._pulse.gone_for(waited):
+            raise RoundError(
+                f"nobody coordinates the session: its coordinator was last heard of {gone:.0f} s ago",
+                where=f"{self._store.uri}/{keys.pulse(self._plan.run)}",
+                remedy=f"Check its log, and continue the run: fedpipe resume {self._plan.run}",
+            )
 
     def _is_over(self, board: Board) -> bool:
         """Return whether this session has ended; the end of an earlier one is on the board until this one begins."""

@@ -17,11 +17,10 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.codec import converted
-from fedpipe.errors import FedpipeError, InputError, StepError, StoreError
+from fedpipe.errors import InputError, StepError, StoreError
 from fedpipe.rounds.plan import RunPlace
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.steps import STEPS, WAITING
-from fedpipe.store.concealment import concealed
 
 log = logging.getLogger("fedpipe")
 
@@ -145,9 +144,9 @@ def find(name: str, values: dict[str, Any]) -> Any | None:
 
 
 def give_up(name: str, values: dict[str, Any], why: str) -> Any | None:
-    """Drop the learner of a step that failed for good, with the reason; None for a step that the run needs.
+    """Drop the learner of a step whose process died for good, with the reason; None for a step that the run needs.
 
-    Only the local engine sees that a process died for good; a pod that dies is a failed step of Kubeflow.
+    The local engine and the parent in a pod see that. A pod that is deleted or evicted is a failed step of Kubeflow.
     """
     leave = getattr(body(name), "give_up", None)
     return leave(parse(name, values), why) if leave else None
@@ -199,27 +198,25 @@ def local_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
-def main(arguments: list[str]) -> int:
-    """Run `fedpipe step NAME EXECUTOR_INPUT`, the container's command, and return the exit code."""
+def start_log() -> None:
+    """Write the log of a step to standard error."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+def parse_arguments(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """Return the step's name and the executor input of the container's command. Raises InputError."""
+    if len(arguments) != 2:
+        raise InputError(
+            "a step takes its name and KFP's executor input",
+            remedy=f"Steps: {', '.join(STEPS)}. To run a federation, use `fedpipe run`.",
+        )
+    name, text = arguments
+    body(name)
     try:
-        if len(arguments) != 2:
-            raise InputError(
-                "a step takes its name and KFP's executor input",
-                remedy=f"Steps: {', '.join(STEPS)}. To run a federation, use `fedpipe run`.",
-            )
-        name, text = arguments
-        body(name)
-        try:
-            executor_input = json.loads(text)
-        except ValueError as error:
-            raise InputError("the executor input is not JSON", where=f"step {name}") from error
-        if not isinstance(executor_input, dict) or "outputFile" not in executor_input.get("outputs", {}):
-            raise InputError("the executor input lacks outputs.outputFile", where=f"step {name}")
-        with concealed():
-            execute(name, executor_input)
-    except FedpipeError as error:
-        print(f"fedpipe: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        executor_input = json.loads(text)
+    except ValueError as error:
+        raise InputError("the executor input is not JSON", where=f"step {name}") from error
+    if not isinstance(executor_input, dict) or "outputFile" not in executor_input.get("outputs", {}):
+        raise InputError("the executor input lacks outputs.outputFile", where=f"step {name}")
+    return name, executor_input

@@ -14,6 +14,7 @@ from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.pacing import drive
+from fedpipe.sessions.pulse import beating
 from fedpipe.sessions.scripts import describing, script_of
 from fedpipe.steps import aggregate, tally
 from fedpipe.steps.contract import Hands, ModelArtifact
@@ -65,7 +66,8 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
         store, plan, session, last=inputs.last, listener=listen, script=script_of(store, plan, elsewhere),
         opening=opening,
     )  # fmt: skip
-    return _outputs(plan, drive(coordinator.run(), hands.sleep))
+    with beating(inputs.place.open, plan.run, session):
+        return _outputs(plan, drive(coordinator.run(), hands.sleep))
 
 
 def metadata_of(plan: Plan, record: Record) -> dict[str, Any]:

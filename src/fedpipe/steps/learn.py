@@ -25,8 +25,9 @@ from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.roll import Roll, drop
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.sessions.attendance import Attendance, at_once
-from fedpipe.sessions.board import Board
+from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
 from fedpipe.sessions.pacing import drive
+from fedpipe.sessions.pulse import continues
 from fedpipe.steps.contract import Hands, MetricsArtifact
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import get_bytes
@@ -72,20 +73,38 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
             try:
                 return bool(hands.call(act, inputs, board))
             except WorkerDiedError as error:
-                return _leave(store, inputs, board, error)
+                return _leave(store, inputs, board, str(error))
 
-    session, answers = f"{inputs.job}-{inputs.first}", dict.fromkeys(ANSWERS, at_once(answer))
-    attendance = Attendance(store, plan, inputs.learner, session, answers, last=inputs.last)
+    answers = dict.fromkeys(ANSWERS, at_once(answer))
+    attendance = Attendance(store, plan, inputs.learner, _session(inputs), answers, last=inputs.last)
     took_part = drive(attendance.run(), hands.sleep)
     return _outputs(took_part["train"] + took_part["propose"], took_part["vote"])
 
 
-def _leave(store: Store, inputs: Inputs, board: Board, error: WorkerDiedError) -> bool:
+def give_up(inputs: Inputs, why: str) -> Outputs | None:
+    """Leave the session for good, so that its round does not wait; None when the session does not continue."""
+    store = inputs.place.open()
+    last = inputs.last or read_plan(store, inputs.place.plan).federation.training.rounds
+    if not continues(store, inputs.place.run, _session(inputs), last):
+        return None
+    board, _ = poll_board(store, inputs.place.run) or (None, "")
+    if board is not None and board.session == _session(inputs) and inputs.learner in board.asked:
+        _leave(store, inputs, board, why)
+        sign = Sign(round=board.round, attempt=board.attempt, phase=board.phase, session=board.session)
+        put_sign(store, inputs.learner, inputs.place.run, sign)
+    return _outputs(0, 0)
+
+
+def _session(inputs: Inputs) -> str:
+    return f"{inputs.job}-{inputs.first}"
+
+
+def _leave(store: Store, inputs: Inputs, board: Board, why: str) -> bool:
     """Leave the reason why the learner does not answer the phase: its process ends whenever it computes."""
     name = Roll((), attempt=board.attempt).note("absent" if board.phase == "vote" else "dropped")
-    dropped = Dropped(learner=inputs.learner, why=str(error))
+    dropped = Dropped(learner=inputs.learner, why=why)
     drop(store, inputs.place.run, board.round, dropped, name=name)
-    log.warning("round %d: %s is dropped: %s", board.round, inputs.learner, error)
+    log.warning("round %d: %s is dropped: %s", board.round, inputs.learner, why)
     return False
 
 

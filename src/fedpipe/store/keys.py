@@ -106,6 +106,11 @@ def board(run: str) -> str:
     return f"{run_folder(run)}board"
 
 
+def pulse(run: str) -> str:
+    """Returns the key of the object that a session's coordinator renews while it works."""
+    return f"{run_folder(run)}pulse"
+
+
 def stop(run: str) -> str:
     """Returns the key whose presence ends a session after its current round."""
     return f"{run_folder(run)}stop"
@@ -337,6 +342,7 @@ TABLE = (
     Row("runs/<run>/shards", _GLOBAL, "the inputs of the shards, and their digests"),
     Row("runs/<run>/plan", _GLOBAL, "the plan of the last try: also its settings of evaluation, export and reports"),
     Row("runs/<run>/board", _GLOBAL, "a session: the current request ([sessions](sessions.md))"),
+    Row("runs/<run>/pulse", _GLOBAL, "a session: renewed every 15 s while its coordinator works"),
     Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),
     Row("runs/<run>/<round>/record", _GLOBAL, "the committed round: updates, dropped learners, rule, result"),
     Row("runs/<run>/<round>/candidate", _GLOBAL, "the aggregate, when learners vote on it"),

@@ -16,6 +16,7 @@ from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kfp, open_
 from fedpipe.kubeflow.doctor.finding import REQUEST_SECONDS, Finding
 from fedpipe.kubeflow.doctor.nodes import Node, check_nodes, list_nodes
 from fedpipe.kubeflow.doctor.quotas import check_quotas
+from fedpipe.kubeflow.doctor.retries import check_retries
 from fedpipe.kubeflow.doctor.secrets import check_images, check_secrets
 from fedpipe.kubeflow.doctor.store import check_enrolment, check_store, find_signers
 from fedpipe.kubeflow.forwarding import reachable_store
@@ -105,6 +106,7 @@ def _check_cluster(federation: Federation, pod_uri: str, where: Where) -> Iterat
         return
     yield Finding("ok", "kubernetes", f"answers; runs are in namespace {cluster.namespace}")
     yield _check_launcher(cluster)
+    yield from check_retries(cluster, where.kfp_namespace)
     yield from check_secrets(federation, cluster, find_signers(federation, pod_uri, where))
     nodes: list[Node] | None = None
     try:

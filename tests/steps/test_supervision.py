@@ -1,0 +1,174 @@
+"""Tests the parent that supervises a step in its pod, on real processes that are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedpipe.commands.compile import compile as compile_to
+from fedpipe.rounds.history import history
+from fedpipe.sessions.board import poll_board
+from fedpipe.store import Store, open_store
+from tests.steps.pods import Pods
+
+FEDERATION = """
+name: small
+store: store
+framework: numpy
+learners: [{name: a, data: a.npz}, {name: b, data: b.npz}, {name: c, data: c.npz}]
+data: {parts: {train: 0.6, vote: 0.2, test: 0.2}}
+training: {rounds: 3, batch_size: 8}
+quorum: {min_learners: 2, deadline: 6, retries: 0}
+export: none
+"""
+MODEL = '''
+"""A model whose data kills the process that reads it, as often as the file FLAGS/<learner> says."""
+import os, pathlib, signal, sys
+import numpy as np
+from fedpipe.learners.numpy import Linear
+
+def build():
+    return Linear(features=(4,), outputs=3, loss="softmax", learning_rate=0.5)
+
+def load(uri):
+    path = pathlib.Path(uri)
+    flag = path.with_suffix("")
+    if flag.exists():
+        how, left = flag.read_text().split()
+        if int(left) > 0:
+            flag.write_text(f"{how} {int(left) - 1}")
+            os.kill(os.getpid(), signal.SIGKILL) if how == "kill" else os._exit(int(how))
+    with np.load(path) as data:
+        return data["x"], data["y"]
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A federation of three learners with data of their own, compiled."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        x = rng.normal(size=(60, 4)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", x=x, y=np.argmax(x[:, :3], axis=1))
+    (tmp_path / "federation.yaml").write_text(FEDERATION)
+    (tmp_path / "model.py").write_text(MODEL)
+    compile_to(tmp_path / "federation.yaml", tmp_path / "pipeline.yaml")
+    return tmp_path
+
+
+@pytest.fixture
+def pods(folder: Path) -> Iterator[Pods]:
+    made = Pods(folder / "pipeline.yaml", folder / "outputs", {"run": "r1", "store": f"file://{folder}/store"})
+    yield made
+    for process in made.processes.values():
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        process.communicate()
+
+
+def store_of(folder: Path) -> Store:
+    return open_store(f"file://{folder}/store").below("small")
+
+
+def succeeded(pods: Pods) -> bool:
+    return {name: one.code for name, one in pods.run().items()} == dict.fromkeys([t.name for t in pods.graph.tasks], 0)
+
+
+@pytest.mark.heavy
+def test_a_process_that_dies_is_started_again_in_its_pod(folder: Path, pods: Pods) -> None:
+    """Also when the code of a learner ends the process with an exit code."""
+    (folder / "b").write_text("kill 2")
+    (folder / "c").write_text("7 1")
+    assert succeeded(pods), pods.ended
+    again = "step learn failed and is tried again in 0.1 s: the process"
+    log_b, log_c = pods.ended["learn b"].log, pods.ended["learn c"].log
+    assert log_b.count(f"{again} was ended by SIGKILL, perhaps for lack of memory") == 2
+    assert log_c.count(f"{again} ended with code 7") == 1
+    records = history(store_of(folder), "r1")
+    assert [len(record.updates) for record in records[1:]] == [3, 3, 3]
+
+
+@pytest.mark.heavy
+def test_a_learner_that_is_lost_does_not_fail_the_run(folder: Path, pods: Pods) -> None:
+    (folder / "b").write_text("kill 1000")
+    assert succeeded(pods), pods.ended
+    log = pods.ended["learn b"].log
+    assert "step learn: the run continues without this learner: the process was ended by SIGKILL" in log
+    assert pods.ended["learn b"].output["parameterValues"] == {"trained": 0, "voted": 0}
+    records = history(store_of(folder), "r1")
+    assert [{u.learner for u in record.updates} for record in records[1:]] == [{"a", "c"}] * 3
+    (lost,) = records[1].dropped
+    assert (lost.learner, lost.why) == ("b", "the process was ended by SIGKILL, perhaps for lack of memory")
+
+
+@pytest.mark.heavy
+def test_learners_below_the_quorum_fail_the_run(folder: Path, pods: Pods) -> None:
+    for name in ("b", "c"):
+        (folder / name).write_text("kill 1000")
+    ended = pods.run()
+    assert ended["coordinate"].code == 3
+    assert "HEAD stays at the last good round" in ended["coordinate"].log
+    assert "tried again" not in ended["coordinate"].log
+    assert "evaluate" not in ended
+
+
+@pytest.mark.heavy
+def test_a_coordinator_that_is_killed_is_started_again(folder: Path, pods: Pods) -> None:
+    killed: list[int] = []
+
+    def kill_once() -> None:
+        while not killed:
+            board = poll_board(store_of(folder), "r1")
+            if board and board[0].round == 2:
+                killed.append(child_of(pods.processes["coordinate"].pid))
+                os.kill(killed[0], signal.SIGKILL)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill_once)
+    thread.start()
+    assert succeeded(pods), pods.ended
+    thread.join()
+    assert "step coordinate failed and is tried again" in pods.ended["coordinate"].log
+    assert [len(record.updates) for record in history(store_of(folder), "r1")[1:]] == [3, 3, 3]
+
+
+def child_of(process: int) -> int:
+    """Returns the process that works under a parent."""
+    return int(Path(f"/proc/{process}/task/{process}/children").read_text().split()[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_work_ends_with_its_parent(pods: Pods, number: signal.Signals) -> None:
+    pods.run("shard", "initialise")
+    (task,) = [task for task in pods.graph.tasks if task.name == "coordinate"]
+    process, _ = pods.start(task)
+    child = 0
+    while not child:
+        with contextlib.suppress(IndexError):
+            child = child_of(process.pid)
+    time.sleep(0.5)
+    process.send_signal(number)
+    assert process.wait(20) == (128 + number if number == signal.SIGTERM else -number)
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the work continues without its parent")
+
+
+def test_a_mistake_is_not_tried_again(folder: Path, pods: Pods) -> None:
+    pods.run("shard")
+    (folder / "pipeline.yaml").write_text((folder / "pipeline.yaml").read_text().replace("def build", "def built"))
+    wrong = Pods(folder / "pipeline.yaml", folder / "outputs", {"run": "r1", "store": f"file://{folder}/store"})
+    ended = wrong.run("shard", "initialise")["initialise"]
+    assert ended.code == 2
+    assert "tried again" not in ended.log
+    assert "build" in ended.log.splitlines()[-1]
