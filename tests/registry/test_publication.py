@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedpipe.errors import CorruptError
 from fedpipe.identity.enrolment import NOBODY, Enrolled, Enrolment
-from fedpipe.identity.signing import Signature, make_key, public_key
+from fedpipe.identity.signing import Signature, make_key, public_key, signer_of
 from fedpipe.registry.publication import ModelVersion, Origin, check_publication, read_model, sign_publication
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import decode
@@ -26,7 +26,7 @@ ENROLLED = Enrolled(coordinator=Enrolment(key=public_key(KEY), since=1.0e9))
 def signed(entry: ModelVersion = ENTRY, origin: Origin = ORIGIN, key: str = KEY) -> MemoryStore:
     """Returns a folder of models with one signature."""
     models = MemoryStore()
-    sign_publication(models, entry, origin, key, clock=lambda: 1.5e9)
+    sign_publication(models, entry, origin, signer_of(key), clock=lambda: 1.5e9)
     return models
 
 
@@ -88,12 +88,12 @@ def test_somebody_elses_key() -> None:
 def test_a_valid_signature_stays_and_any_other_is_replaced() -> None:
     models = signed()
     first = models.read(keys.signature(*ENTRY))
-    sign_publication(models, ENTRY, ORIGIN, KEY)
+    sign_publication(models, ENTRY, ORIGIN, signer_of(KEY))
     assert models.read(keys.signature(*ENTRY)).version == first.version
     for spoiled in (b"no JSON", signed(key=OTHER).read(keys.signature(*ENTRY)).data,
                     signed(origin=msgspec.structs.replace(ORIGIN, run="s")).read(keys.signature(*ENTRY)).data):  # fmt: skip
         models.replace(keys.signature(*ENTRY), spoiled)
-        sign_publication(models, ENTRY, ORIGIN, KEY)
+        sign_publication(models, ENTRY, ORIGIN, signer_of(KEY))
         check_publication(models, ENTRY, ORIGIN, ENROLLED)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError, StoreUnavailableError
 from fedpipe.identity.enrolment import Enrolment, change_enrolled
-from fedpipe.identity.signing import make_key, public_key
+from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.registry.publication import ModelVersion, Origin, sign_publication, versions
 from fedpipe.serving.catalogue import Catalogue, Location, locate
 from fedpipe.serving.promotion import promote
@@ -132,7 +132,8 @@ class TestAFederationWhoseCoordinatorIsEnrolled:
 
     def sign(self, models: Store, version: int) -> None:
         entry = ModelVersion("m", version)
-        sign_publication(models, entry, decode(models.read(keys.origin(*entry)).data, Origin, where=""), self.KEY)
+        origin = decode(models.read(keys.origin(*entry)).data, Origin, where="")
+        sign_publication(models, entry, origin, signer_of(self.KEY))
 
     def test_serves_what_it_signed(self, signed: MemoryStore) -> None:
         catalogue = listed(located(signed))

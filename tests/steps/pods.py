@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,9 +31,14 @@ class Pods:
         folder: for the steps' outputs.
         parameters: of the pipeline, over its defaults.
         job: the id of KFP's job.
+        before: called in each process before the step's command is executed.
     """
 
-    def __init__(self, pipeline: Path, folder: Path, parameters: Mapping[str, Any], job: str = "job-1") -> None:
+    def __init__(
+        self, pipeline: Path, folder: Path, parameters: Mapping[str, Any], job: str = "job-1",
+        before: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._before = before
         self.graph = read_graph(pipeline)
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.ended: dict[str, Ended] = {}
@@ -66,7 +71,10 @@ class Pods:
         outputs = {"outputFile": str(place / "output.json"), "parameters": {}, "artifacts": runtime}
         given = json.dumps({"inputs": inputs, "outputs": outputs})
         command = [sys.executable, "-c", _PARENT, str(task.step), given]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ,
+            preexec_fn=self._before,
+        )  # fmt: skip
         self.processes[task.name] = process
         return process, place / "output.json"
 

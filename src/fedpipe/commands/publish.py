@@ -9,7 +9,7 @@ from fedpipe.commands.members import check_enrolled, find_member, open_place
 from fedpipe.commands.opened import StoreGiven
 from fedpipe.errors import InputError, NotFoundError
 from fedpipe.federation.sources import Source
-from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, key_folder, keys_at_hand, public_key
+from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, key_folder, keys_at_hand, public_key, signer_of
 from fedpipe.registry.publication import ModelVersion, Origin, find_origin, read_model, sign_publication, versions
 from fedpipe.store import Store
 
@@ -42,7 +42,7 @@ def sign(
     for entry, origin in origins.items():
         read_model(models, entry, origin)
     for entry, origin in origins.items():
-        sign_publication(models, entry, origin, private)
+        sign_publication(models, entry, origin, signer_of(private))
     return list(origins)
 
 

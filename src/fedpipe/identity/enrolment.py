@@ -26,7 +26,7 @@ from fedpipe.errors import (
     StoreUnavailableError,
 )
 from fedpipe.federation.names import Name
-from fedpipe.identity.signing import Signature, public_key, sign, verify
+from fedpipe.identity.signing import Signature, Signer, verify
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, encode
 
@@ -84,16 +84,16 @@ def flaw_of(
     return ""
 
 
-def make_signature(private: str, content: Callable[[Signature], bytes], clock: Callable[[], float]) -> Signature:
+def make_signature(signer: Signer, content: Callable[[Signature], bytes], clock: Callable[[], float]) -> Signature:
     """Signs with the current time.
 
     Args:
-        private: the signer's key.
+        signer: signs with its key.
         content: returns the bytes to sign, given the signature without its value.
         clock: returns seconds since 1970.
     """
-    empty = Signature(key=public_key(private), time=clock(), value="0" * 128)
-    return replace(empty, value=sign(private, content(empty)))
+    empty = Signature(key=signer.public, time=clock(), value="0" * 128)
+    return replace(empty, value=signer.sign(content(empty)))
 
 
 def format_time(seconds: float) -> str:

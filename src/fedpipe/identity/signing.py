@@ -6,14 +6,14 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from msgspec import Meta, Struct
 
 from fedpipe.errors import InputError
-from fedpipe.store import SECRET_DIR
+from fedpipe.store import SECRET_DIR, held
 from fedpipe.store.concealment import environ
 
 
@@ -53,6 +53,49 @@ def sign(private: str, data: bytes) -> str:
     return str(eddsa.new(_private(private), "rfc8032").sign(data).hex())
 
 
+class Signer(NamedTuple):
+    """Signs for an identity, wherever its private key is: its public key, and a function from bytes to a signature."""
+
+    public: str
+    sign: Callable[[bytes], str]
+
+
+def signer_of(private: str) -> Signer:
+    """Returns the signer of a private key. Raises InputError."""
+    return Signer(public_key(private), lambda data: sign(private, data))
+
+
+def find_signer(learner: str) -> Signer | None:
+    """Finds the signer of a learner, or of COORDINATOR: with the key of this process, or in the process that holds it.
+
+    Returns None if there is no key. Raises InputError as `find_key`.
+    """
+    line = held.line()
+    if line is None:
+        private = find_key(learner)
+        return signer_of(private) if private else None
+    public = line.ask(held.Request("public_key", key=learner))[0]
+    if public is None:
+        return None
+    return Signer(public, lambda data: str(line.ask(held.Request("sign", key=learner, payload=True), data)[0]))
+
+
+def key_answers() -> dict[str, Callable[[str, bytes], Any]]:
+    """Returns the answers of a process that holds keys: it tells public keys and marks, and signs statements."""
+
+    def find_public(learner: str, _: bytes) -> str | None:
+        private = find_key(learner)
+        return public_key(private) if private else None
+
+    def signed(learner: str, data: bytes) -> str:
+        private = find_key(learner)
+        if private is None or not data.startswith(b"fedpipe "):
+            raise InputError("only statements of fedpipe are signed")
+        return sign(private, data)
+
+    return {"public_key": find_public, "sign": signed, "mark": lambda learner, _: find_mark(learner)}
+
+
 def verify(public: str, data: bytes, signature: str) -> bool:
     """Returns whether the key signed these bytes; also False for a malformed key or signature."""
     from Crypto.Signature import eddsa
@@ -88,6 +131,9 @@ def find_mark(learner: str, environ: Mapping[str, str] = environ) -> tuple[int, 
     Raises:
         InputError: a file cannot be read, or the mark is malformed.
     """
+    if line := held.line():
+        found = line.ask(held.Request("mark", key=learner))[0]
+        return found and (int(found[0]), str(found[1]))
     words = (_key_text(learner, environ) or "").split()[1:]
     if not words:
         return None

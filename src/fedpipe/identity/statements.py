@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from fedpipe.errors import DroppedError
 from fedpipe.identity.enrolment import Enrolled, flaw_of, make_signature
-from fedpipe.identity.signing import Signature, find_key
+from fedpipe.identity.signing import Signature, Signer, find_signer, signer_of
 from fedpipe.store.objects import canonical
 
 S = TypeVar("S")
@@ -32,15 +32,19 @@ def signed(statement: S, private: str, clock: Callable[[], float] = time.time, *
         clock: seconds since 1970.
         place: federation and run, of a statement that does not name them.
     """
-    made = make_signature(private, lambda s: content_of(statement, s, place), clock)
+    return _signed(statement, signer_of(private), clock, place)
+
+
+def _signed(statement: S, signer: Signer, clock: Callable[[], float], place: str) -> S:
+    made = make_signature(signer, lambda s: content_of(statement, s, place), clock)
     changed: S = replace(statement, signature=made)  # type: ignore[type-var]
     return changed
 
 
 def signed_by(statement: S, learner: str, *, place: str = "") -> S:
     """Sign a statement with the learner's key of this machine; without one, return it as it is."""
-    key = find_key(learner)
-    return signed(statement, key, place=place) if key else statement
+    signer = find_signer(learner)
+    return _signed(statement, signer, time.time, place) if signer else statement
 
 
 def check_signed(statement: Any, enrolled: Enrolled, *, place: str = "") -> None:

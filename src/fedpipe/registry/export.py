@@ -21,7 +21,7 @@ from fedpipe.data.trees import Tree, leaves, length_of, mapped
 from fedpipe.errors import DataError, ExportError, InputError, ModelError, NotFoundError
 from fedpipe.federation.training import Export
 from fedpipe.identity.enrolment import read_enrolled
-from fedpipe.identity.signing import COORDINATOR, KEYS, find_key
+from fedpipe.identity.signing import COORDINATOR, KEYS, Signer, find_signer
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.check import takes_missing
 from fedpipe.learners.framework import Arrays, Model, Outline, Predict
@@ -222,14 +222,14 @@ def publish(store: Store, plan: Plan, digest: str) -> Exported:
         ExportError: the model differs from the trained one; nothing is published.
         InputError: the coordinator is enrolled, but its key is not on this machine; nothing is published.
     """
-    name, key = plan.federation.model_name, _publishing_key(store)
+    name, signer = plan.federation.model_name, _publishing_signer(store)
     claimed = _find_claim(store, name, plan.run, digest)
     data, origin = convert_and_verify(store, plan, digest)
     if claimed and claimed.origin.digest == origin.digest and store.size(claimed.path) is not None:
         return claimed
     exported = claimed if claimed and claimed.origin == origin else _claim(store, name, origin)
-    if key is not None:
-        sign_publication(store.below(keys.MODELS), ModelVersion(name, exported.version), origin, key)
+    if signer is not None:
+        sign_publication(store.below(keys.MODELS), ModelVersion(name, exported.version), origin, signer)
     store.create(exported.path, data)
     log.info(
         "published %s version %d: differs from the trained model by %.2g",
@@ -240,15 +240,15 @@ def publish(store: Store, plan: Plan, digest: str) -> Exported:
     return exported
 
 
-def _publishing_key(store: Store) -> str | None:
-    """Returns the coordinator's private key; None if there is none and no coordinator is enrolled."""
-    enrolment, key = read_enrolled(store).coordinator, find_key(COORDINATOR)
-    if enrolment is not None and enrolment.revoked is None and key is None:
+def _publishing_signer(store: Store) -> Signer | None:
+    """Returns the coordinator's signer; None if there is none and no coordinator is enrolled."""
+    enrolment, signer = read_enrolled(store).coordinator, find_signer(COORDINATOR)
+    if enrolment is not None and enrolment.revoked is None and signer is None:
         raise InputError(
             "the coordinator is enrolled and must sign the models it publishes, but its key is missing",
             remedy=f"Give the step the secret of `fedpipe enroll --coordinator`, or set {KEYS} to the keys' folder.",
         )
-    return key
+    return signer
 
 
 def claimed_versions(store: Store, name: str) -> list[int]:

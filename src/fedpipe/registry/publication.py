@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from fedpipe.errors import CorruptError
 from fedpipe.identity.enrolment import Enrolled, flaw_of, make_signature
-from fedpipe.identity.signing import Signature, public_key, verify
+from fedpipe.identity.signing import Signature, Signer, verify
 from fedpipe.rounds.manifests import Manifest
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import Digest, digest_of, encode, find
@@ -89,7 +89,7 @@ def read_model(models: Store, entry: ModelVersion, origin: Origin | None) -> byt
 
 
 def sign_publication(
-    models: Store, entry: ModelVersion, origin: Origin, private: str, clock: Callable[[], float] = time.time
+    models: Store, entry: ModelVersion, origin: Origin, signer: Signer, clock: Callable[[], float] = time.time
 ) -> None:
     """Signs a version, unless it has a valid signature by this key already.
 
@@ -97,7 +97,7 @@ def sign_publication(
         models: the folder of models.
         entry: the version.
         origin: its origin.
-        private: the coordinator's private key.
+        signer: signs with the coordinator's key.
         clock: returns seconds since 1970.
     """
     try:
@@ -105,12 +105,8 @@ def sign_publication(
     except CorruptError:
         current = None
     content = _signed_bytes(entry, origin)
-    if (
-        current is None
-        or current.key != public_key(private)
-        or not verify(current.key, content(current), current.value)
-    ):
-        models.replace(keys.signature(*entry), encode(make_signature(private, content, clock)))
+    if current is None or current.key != signer.public or not verify(current.key, content(current), current.value):
+        models.replace(keys.signature(*entry), encode(make_signature(signer, content, clock)))
 
 
 def check_publication(models: Store, entry: ModelVersion, origin: Origin, enrolled: Enrolled) -> None:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from fedpipe.errors import CorruptError
 from fedpipe.federation.names import Name
-from fedpipe.identity.signing import Signature, find_key, find_mark, public_key, verify
+from fedpipe.identity.signing import Signature, find_mark, find_signer, verify
 from fedpipe.identity.statements import content_of
 from fedpipe.rounds.accounting import TrainingEvent
 from fedpipe.rounds.history import read_record
@@ -74,8 +74,8 @@ class Ledger:
 
     def __init__(self, store: Store, learner: str, marks: Sequence[Mark] = ()) -> None:
         self._store, self._learner = store, learner
-        key, given = find_key(learner), find_mark(learner)
-        self._key = public_key(key) if key else None
+        signer, given = find_signer(learner), find_mark(learner)
+        self._key = signer.public if signer else None
         self._trusted = given[0] if given else 0
         own = [Mark(*given, "the learner's key")] if given else []
         self._marks = [*own, *marks, *_remembered(store, learner)]

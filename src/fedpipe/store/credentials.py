@@ -29,6 +29,12 @@ _AGAIN = 10.0
 """Seconds after a failed renewal in which the old credentials are used, while they are valid."""
 _REFUSED_AGAIN = 60.0
 """Seconds after a renewal in which a refusal does not cause another one."""
+SOURCES = (
+    "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+)  # fmt: skip
+"""Variables that lead to credentials; some of them name files."""
 _METADATA = "http://169.254.169.254"
 _CONTAINER = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
 

@@ -1,0 +1,83 @@
+"""Keeps a process from files and processes that hold keys, by Landlock (Linux 5.13 and later).
+
+Landlock restricts the process that asks for it, and all that it starts, for good, without any right. It knows rules
+that allow. So all files may be read but those below the given paths: their neighbours, and the neighbours of each
+folder on the way to them. What is created later directly in one of these folders cannot be read. A fenced process
+without rights cannot look into the memory or the environment of a process outside either (`ptrace(2)`, `/proc`).
+
+Source: Linux kernel documentation, userspace-api/landlock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_READ_FILE = 1 << 2
+_PATH_BENEATH = 1
+_NO_NEW_PRIVILEGES, _DUMPABLE = 38, 4
+
+
+class _Ruleset(ctypes.Structure):
+    _fields_ = (("handled_access_fs", ctypes.c_uint64),)
+
+
+class _Beneath(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
+
+
+def fence(secret: Collection[Path]) -> bool:
+    """Forbid this process, and all that it starts, to read these files and folders and to look into other processes.
+
+    Args:
+        secret: absolute paths; those that do not exist are ignored.
+
+    Returns:
+        Whether the kernel does it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    rules = _Ruleset(_READ_FILE)
+    ruleset = libc.syscall(_CREATE_RULESET, ctypes.byref(rules), ctypes.sizeof(rules), 0)
+    if ruleset < 0:
+        return False
+    try:
+        for path in _readable({path.resolve() for path in secret if path.exists()}):
+            _allow(libc, ruleset, path)
+        if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
+            return False
+        return bool(libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0)
+    finally:
+        os.close(ruleset)
+
+
+def _readable(secret: Collection[Path]) -> Iterator[Path]:
+    """Yield the paths beneath which everything may be read."""
+    if not secret:
+        yield Path("/")
+        return
+    ways = {parent for path in secret for parent in path.parents}
+    for folder in sorted(ways):
+        for path in folder.iterdir():
+            if path not in ways and path not in secret and not path.is_symlink():
+                yield path
+
+
+def _allow(libc: ctypes.CDLL, ruleset: int, path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:  # it is gone, or may not be read anyway
+        return
+    try:
+        rule = _Beneath(_READ_FILE, handle)
+        libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(rule), 0)
+    finally:
+        os.close(handle)
+
+
+def hide_memory() -> None:
+    """Keep other processes of the same user from this process's memory and environment, where the kernel can."""
+    ctypes.CDLL(None).prctl(_DUMPABLE, 0, 0, 0, 0)

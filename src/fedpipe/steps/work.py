@@ -1,0 +1,121 @@
+"""Does the work of a step in a process of its own, under the parent that supervises it.
+
+In a step that runs code of others, this process has no keys: the parent holds them and answers its requests
+(`fedpipe.store.keyholder`). Files with keys are behind a fence, where the kernel has one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from fedpipe.errors import FedpipeError, StoreUnavailableError, WorkerDiedError, one_line
+from fedpipe.identity.signing import FOUND_KEYS, KEYS, key_answers
+from fedpipe.rounds.floors import FLOORS, read_floors
+from fedpipe.steps.contract import execute, log, parse, start_log
+from fedpipe.steps.fence import fence
+from fedpipe.store import SECRET_DIR, endpoint_of
+from fedpipe.store.concealment import CONCEALED
+from fedpipe.store.credentials import SOURCES
+from fedpipe.store.held import KEYHOLDER
+from fedpipe.store.keyholder import Keyholder
+from fedpipe.tracking.model_registry import TOKEN, TOKEN_PATH
+
+FOREIGN = frozenset({"describe", "evaluate", "export", "initialise", "learn", "score", "simulate", "train", "vote"})
+"""Steps that run the user's `model.py`."""
+_FENCED = "FEDPIPE_FENCED"
+_TOKENS = "/var/run/secrets"
+"""Where a pod has the tokens of its service account."""
+_SERVICES = (
+    "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", TOKEN, TOKEN_PATH,
+)  # fmt: skip
+"""Variables with keys of other services."""
+
+
+class Ended(NamedTuple):
+    """How a try ended: its exit code, the reason of a failure, whether to try again, and whether the process died."""
+
+    code: int
+    why: str = ""
+    again: bool = False
+    died: bool = False
+
+
+def main() -> None:
+    """Do the work of a step: the descriptors of the report and of the parent's life, the step's name, its input."""
+    report, alive, name, text = sys.argv[1:]
+    threading.Thread(target=_end_with_parent, args=(int(alive),), daemon=True).start()
+    start_log()
+    if (fenced := os.environ.pop(_FENCED, None)) is not None and not fence([Path(p) for p in fenced.split(os.pathsep)]):
+        log.info("this kernel cannot keep files with keys from the code of the model (docs/threats.md)")
+    ended = _ended(name, json.loads(text))
+    with contextlib.suppress(OSError):
+        os.write(int(report), json.dumps(ended).encode())
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(ended.code)
+
+
+def _end_with_parent(pipe: int) -> None:
+    """End this process when its parent is gone, whatever it does at that moment."""
+    os.read(pipe, 1)
+    os._exit(1)
+
+
+def _ended(name: str, executor_input: dict[str, Any]) -> Ended:
+    try:
+        execute(name, executor_input)
+    except FedpipeError as error:
+        return Ended(error.exit_code, str(error), again=isinstance(error, StoreUnavailableError | WorkerDiedError))
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        return Ended(
+            1,
+            f"{type(error).__name__}: {one_line(error, 500)}",
+            again=isinstance(error, OSError | MemoryError | SystemExit),
+            died=True,
+        )
+    return Ended(0)
+
+
+@contextlib.contextmanager
+def surroundings(name: str, executor_input: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], list[int]]]:
+    """Yield the environment and the open descriptors of the process that works, and answer its requests meanwhile.
+
+    Args:
+        name: the step.
+        executor_input: KFP's executor input.
+
+    Raises:
+        InputError, StoreError: the input names no store.
+    """
+    uri = _store_of(name, executor_input)
+    if name not in FOREIGN or not uri.startswith("s3://"):
+        yield dict(os.environ), []
+        return
+    answers = key_answers() | {"floors": lambda _, __: msgspec.to_builtins(read_floors())}
+    with Keyholder(endpoint_of(uri), answers) as holder:
+        handle = holder.theirs.fileno()
+        kept = {k: v for k, v in os.environ.items() if k not in (*CONCEALED, *SOURCES, *_SERVICES, FLOORS)}
+        paths = [os.environ.get(variable, "") for variable in (SECRET_DIR, KEYS, FOUND_KEYS, *SOURCES)]
+        fenced = [str(Path(p).absolute()) for p in (*paths, _TOKENS) if p and Path(p).exists()]
+        yield {**kept, KEYHOLDER: str(handle), _FENCED: os.pathsep.join(fenced)}, [handle]
+
+
+def _store_of(name: str, executor_input: Mapping[str, Any]) -> str:
+    inputs = parse(name, executor_input.get("inputs", {}).get("parameterValues", {}))
+    return str(inputs.place.store if hasattr(inputs, "place") else inputs.store)
+
+
+if __name__ == "__main__":
+    main()
