@@ -153,6 +153,36 @@ def test_a_table_of_another_country(tmp_path: Path) -> None:
         predict_file(tmp_path / "iso" / "out" / "model.onnx", tmp_path / "new.csv")
 
 
+def test_matrices_without_names_are_normalised_too(tmp_path: Path) -> None:
+    """From an .npz file and from `load`, with columns of very different scales."""
+    random = np.random.default_rng(0)
+    x = np.stack([random.normal(60, 10, 400), random.normal(1e6, 3e4, 400)], axis=1)
+    y = ((x[:, 0] - 60) / 10 + (x[:, 1] - 1e6) / 3e4 > 0).astype(int)
+    np.savez(tmp_path / "d.npz", scans=x[:300], y=y[:300])
+    np.savez(tmp_path / "own.npz", a=x[300:], b=y[300:])
+    loading = "\n\ndef load(uri):\n    import numpy as np\n    file = np.load(uri)\n    return file['a'], file['b']\n"
+    (tmp_path / "model.py").write_text(MODEL.replace("len(table.classes)", "2") + loading)
+    content = {
+        "name": "tab", "framework": "numpy", "data": {"uri": "d.npz", "features": "auto"},
+        "learners": [{"name": "a"}, {"name": "b"}], "training": {"rounds": 4, "batch_size": 16},
+    }  # fmt: skip
+    path = tmp_path / "federation.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert fedpipe.run(path, out=tmp_path / "out").metrics["accuracy"] > 0.9
+    columns = stored(tmp_path)[2].columns
+    assert [column.name for column in columns] == ["scans[0]", "scans[1]"]
+    assert columns[1].mean == pytest.approx(1e6, rel=0.01)
+    found = predict_file(tmp_path / "out" / "model.onnx", tmp_path / "d.npz")
+    assert found.accuracy is not None
+    assert found.accuracy > 0.9
+    alone = {
+        "learners": [{"name": "c", "data": str(tmp_path / "own.npz")}],
+        "training": {"rounds": 8, "start": "fresh"},
+    }
+    assert fedpipe.run(path, name="run-2", **alone).metrics["accuracy"] >= 0.8
+    assert [column.name for column in stored(tmp_path, "run-2")[2].columns] == ["x[0]", "x[1]"]
+
+
 def test_values_that_are_missing_in_no_train_part(tmp_path: Path) -> None:
     """The schema has no missing values then, but the model takes them in its tests, in votes and in predictions."""
     vote = {"name": "averaging", "vote": {"criterion": "loss"}}

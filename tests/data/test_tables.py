@@ -181,9 +181,9 @@ MISTAKES: dict[str, tuple[Any, Any, str]] = {
         lambda p: (np.savez(p / "d.npz", a=np.ones(3), y=np.ones(2)), p / "d.npz")[1], "auto",
         "the columns differ in length: 'a' has 3, 'y' has 2. Give",
     ),
-    "a matrix": (
-        lambda p: (np.savez(p / "d.npz", a=np.ones((2, 3)), y=np.ones(2)), p / "d.npz")[1], "auto",
-        "the array 'a' has shape .2, 3., but a column has one value per row. Set data.features to 'a'",
+    "pictures": (
+        lambda p: (np.savez(p / "d.npz", a=np.ones((2, 3, 3)), y=np.ones(2)), p / "d.npz")[1], "auto",
+        "the array 'a' has shape .2, 3, 3., but a column has one value per row. Set data.features to 'a'",
     ),
     "objects": (
         lambda p: (np.savez(p / "d.npz", a=np.array([None, 1], object), y=np.ones(2)), p / "d.npz")[1], "auto",
@@ -260,5 +260,5 @@ def test_a_table_of_load() -> None:
         assert isinstance(table, Table)
         assert [column.kind for column in table.columns] == ["number", "category"]
         assert table.y.tolist() == [0, 1]
-    assert table_of((np.ones((2, 2)), np.ones(2)), settings, "load('x')") is None
+    assert table_of((np.ones((2, 2, 2)), np.ones(2)), settings, "load('x')") is None
     assert table_of({"train": (1, 2)}, settings, "load('x')") is None

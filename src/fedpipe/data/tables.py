@@ -66,7 +66,9 @@ def read_table(
 
 
 def table_of(loaded: Any, settings: Mapping[str, Any], where: str) -> Table | None:
-    """Returns the table that `load` of the user's file returned: a DataFrame, or columns by name; None for others.
+    """Returns the table that `load` of the user's file returned: a DataFrame, columns by name, or a matrix and labels.
+
+    Returns None for other results.
 
     Args:
         loaded: the result; the label is one of the columns, or the second of two.
@@ -80,6 +82,8 @@ def table_of(loaded: Any, settings: Mapping[str, Any], where: str) -> Table | No
     columns, label = loaded if isinstance(loaded, tuple | list) and len(loaded) == 2 else (loaded, None)
     if hasattr(columns, "columns") and hasattr(columns, "to_numpy"):  # of pandas
         columns = {str(column): columns[column].to_numpy() for column in columns.columns}
+    if isinstance(columns, np.ndarray) and columns.ndim == 2 and label is not None:
+        columns = {"x": columns}
     if not isinstance(columns, Mapping) or set(columns) <= {"train", "vote", "test"}:
         return None
     arrays = {str(column): np.asarray(values) for column, values in columns.items()}
@@ -148,7 +152,8 @@ def read_columns(path: Path, *, known: Collection[str] = ()) -> Sheet:
 
 
 def sheet_of(arrays: Mapping[str, Array], where: str) -> Sheet:
-    """Returns columns of equal length as a sheet. Raises DataError."""
+    """Returns columns of equal length as a sheet; a matrix `x` has the columns `x[0]`, `x[1]`, ... Raises DataError."""
+    arrays = dict(columns_in(arrays))
     for name, array in arrays.items():
         if array.ndim != 1:
             raise DataError(
@@ -164,6 +169,15 @@ def sheet_of(arrays: Mapping[str, Array], where: str) -> Sheet:
     if not counts or counts == {0}:
         raise DataError("the table is empty", where=where, remedy="Check how the file was written.")
     return Sheet(where, tuple(map(printable, arrays)), tuple(arrays.values()))  # type: ignore[arg-type]
+
+
+def columns_in(arrays: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    """Yields arrays by name, and for a matrix its columns: those of `x` are `x[0]`, `x[1]`, ..."""
+    for name, array in arrays.items():
+        if array.ndim == 2 and array.dtype.kind in "biufU" and array.shape[1] <= MOST_COLUMNS:
+            yield from ((f"{name}[{place}]", array[:, place]) for place in range(array.shape[1]))
+        else:
+            yield name, array
 
 
 def npz_array(file: Any, name: str, where: str) -> Array:

@@ -17,6 +17,7 @@ from fedpipe.data.cells import fits, parse_cells, place_of
 from fedpipe.data.claims import check_arrays
 from fedpipe.data.schema import Kind
 from fedpipe.data.sheets import Sheet, read_sheet
+from fedpipe.data.tables import columns_in
 from fedpipe.errors import DataError, one_line
 from fedpipe.federation.data import SHEETS
 from fedpipe.registry.card import Card
@@ -97,8 +98,9 @@ def _read_arrays(path: Path) -> dict[str, Array]:
 def _from_arrays(arrays: Mapping[str, Array], inputs: Sequence[TensorSpec], card: Card, where: str) -> Features:
     names = [spec.name for spec in inputs]
     columns = [column.name for column in card.columns]
-    if columns and set(columns) <= set(arrays):
-        flat = {name: array for name, array in arrays.items() if array.ndim == 1}
+    by_column = dict(columns_in(arrays)) if columns else {}
+    if columns and set(columns) <= set(by_column):
+        flat = {name: array for name, array in by_column.items() if array.ndim == 1}
         return _from_sheet(Sheet(where, tuple(flat), tuple(array.tolist() for array in flat.values())), inputs, card)
     y = arrays.get("y", arrays.get(card.label) if card.label else None)
     if y is not None and y.dtype.kind not in "biuf":
