@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fedpipe.commands.promote import promote
     from fedpipe.commands.prune import prune
     from fedpipe.commands.publish import sign
+    from fedpipe.commands.put import put
     from fedpipe.commands.run import run, simulate
     from fedpipe.commands.serve import serve
     from fedpipe.commands.stop import stop
@@ -82,6 +83,7 @@ __all__ = [
     "prepare",
     "promote",
     "prune",
+    "put",
     "read_federation",
     "report",
     "resume",
@@ -137,6 +139,7 @@ _HOMES = {
     "prepare": "commands.identities",
     "promote": "commands.promote",
     "prune": "commands.prune",
+    "put": "commands.put",
     "read_federation": "federation.file",
     "report": "commands.compare",
     "resume": "kubeflow.submission",
