@@ -40,6 +40,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     "candidate": st.builds(keys.candidate, RUNS, ROUNDS),
     "board": st.builds(keys.board, RUNS),
     "stop": st.builds(keys.stop, RUNS),
+    "pulse": st.builds(keys.pulse, RUNS),
     "evaluation": st.builds(keys.evaluation, RUNS),
     "onnx": st.builds(keys.onnx, RUNS),
     "summary": st.builds(keys.summary, RUNS),

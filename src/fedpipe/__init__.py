@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fedpipe.commands.promote import promote
     from fedpipe.commands.prune import prune
     from fedpipe.commands.publish import sign
+    from fedpipe.commands.put import put
     from fedpipe.commands.repair import repair
     from fedpipe.commands.run import run, simulate
     from fedpipe.commands.serve import serve
@@ -84,6 +85,7 @@ __all__ = [
     "prepare",
     "promote",
     "prune",
+    "put",
     "read_federation",
     "repair",
     "report",
@@ -140,6 +142,7 @@ _HOMES = {
     "prepare": "commands.identities",
     "promote": "commands.promote",
     "prune": "commands.prune",
+    "put": "commands.put",
     "read_federation": "federation.file",
     "repair": "commands.repair",
     "report": "commands.compare",

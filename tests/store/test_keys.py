@@ -31,6 +31,7 @@ SPELLED = {
     keys.plan("r"): "runs/r/plan",
     keys.board("r"): "runs/r/board",
     keys.stop("r"): "runs/r/stop",
+    keys.pulse("r"): "runs/r/pulse",
     keys.record("r", 3): "runs/r/3/record",
     keys.candidate("r", 3): "runs/r/3/candidate",
     keys.evaluation("r"): "runs/r/evaluation",
@@ -58,7 +59,7 @@ SPELLED = {
     f"{keys.MODELS}/{keys.traffic('m')}": "models/m/traffic.json",
 }
 FOLDERS = {"run_folder", "learner_folder", "states"}
-OTHERS = {"is_taken", "note", "parse_record", "parse_timing", "parse_events", "parse_model"}
+OTHERS = {"dataset", "is_taken", "note", "parse_record", "parse_timing", "parse_events", "parse_model"}
 
 
 def test_stores_of_earlier_versions_stay_readable() -> None:

@@ -1,8 +1,9 @@
-"""Commands that tend the store: prune, repair."""
+"""Commands that tend the store: put, prune, repair."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,22 @@ commands = Panel("The store")
 
 _DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
 _LEFT = {"gone": "nothing", "records": "its records and report", "result": "its result, without replays"}
+
+
+@commands.add("fedpipe put digits.npz", "fedpipe put digits.npz -f demo/federation.yaml")
+@forwarded
+def put(
+    dataset: Annotated[Path, typer.Argument(help="The file to upload.", metavar="FILE")],
+    file: FederationOption = FEDERATION,
+    store: StoreOption = None,
+) -> None:
+    """Upload a dataset to the federation's store, under its digest, and show its URI for `data.uri`."""
+    from fedpipe.commands.put import put as upload
+
+    with busy("uploading"):
+        made = upload(file, dataset, store=store)
+    say(f"{'already there' if made.found else f'uploaded {made.size} bytes'}; in the federation file:")
+    say(f"data: {{uri: {made.uri}}}")
 
 
 @commands.add(

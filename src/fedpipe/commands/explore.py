@@ -45,6 +45,7 @@ def explore(source: Source, output: str | Path | None = None, **changes: Any) ->
     (5, 10)
     """
     federation = read_source(source, changes)
+    federation = federation.reaching(federation.store_uri)
     dealt_out = dealt(federation, federation.data.uri)[0] if federation.sharded else {}
     views, left_out = [], private(federation)
     with Workers(preload=federation.needs_tensorflow) as processes:

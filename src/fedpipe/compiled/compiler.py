@@ -17,6 +17,7 @@ from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.federation.placement import Placement
+from fedpipe.rounds.plan import bare_name
 from fedpipe.steps.simulate import check_simulated
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import encode
@@ -73,7 +74,7 @@ def as_json(federation: Federation) -> str:
     )
     portable = msgspec.structs.replace(
         federation, store="store", model=bare(federation.model), learners=learners, simulation=simulation, placement={},
-        data=msgspec.structs.replace(federation.data, uri=Path(federation.data.uri).name),
+        data=msgspec.structs.replace(federation.data, uri=bare_name(federation.data.uri)),
     )  # fmt: skip
     return encode(portable).decode()
 

@@ -22,11 +22,13 @@ from fedpipe.data.tables import TABLES, check_named, keys_of, label_values, npz_
 from fedpipe.data.trees import Tree, are_strings, joined, leaves, length_of, mapped, tree_of
 from fedpipe.errors import DataError, NotFoundError, one_line
 from fedpipe.federation.data import AUTO, SHEETS, Kind
-from fedpipe.store import is_uri, open_store, path_of
+from fedpipe.store import Store, is_uri, open_store, path_of
 from fedpipe.store.userinfo import check_no_credentials
 
 Array = npt.NDArray[Any]
 _MOST_CLASSES = 1000
+_LOOK = 10.0
+"""Seconds for a look at a dataset that is not read."""
 """Most whole-number labels that count as classes; with more, they count as a quantity."""
 
 
@@ -111,14 +113,33 @@ def _local_file(uri: str, folder: Path) -> Path:
     check_no_credentials(uri, "data")
     if not is_uri(uri) or uri.startswith("file://"):
         return path_of(uri)
-    parts = urlsplit(uri)
-    parent, _, name = parts.path.rpartition("/")
-    store = open_store(parts._replace(path=parent).geturl())
+    store, name = _located(uri)
     try:
         store.download(name, folder / name)
     except NotFoundError as error:
-        raise DataError("there is no such dataset", where=uri, remedy="Check data.uri.") from error
+        raise _missing(uri) from error
     return folder / name
+
+
+def size_of_dataset(uri: str) -> int:
+    """Returns the bytes of a dataset in a store. Raises DataError when there is none, and StoreError."""
+    store, name = _located(uri, deadline=_LOOK)
+    size = store.size(name)
+    if size is None:
+        raise _missing(uri)
+    return size
+
+
+def _located(uri: str, deadline: float | None = None) -> tuple[Store, str]:
+    """Returns the store that has a dataset, and its key there."""
+    check_no_credentials(uri, "data")
+    parts = urlsplit(uri)
+    parent, _, name = parts.path.rpartition("/")
+    return open_store(parts._replace(path=parent).geturl(), deadline=deadline), name
+
+
+def _missing(uri: str) -> DataError:
+    return DataError("there is no such dataset", where=uri, remedy="Check the URI. To upload it, run: fedpipe put FILE")
 
 
 def _read_arrays(path: Path, features: str, labels: str, key: str, split: str) -> dict[str, Array]:

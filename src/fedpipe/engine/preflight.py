@@ -30,7 +30,7 @@ from fedpipe.registry.rehearsal import rehearse
 from fedpipe.rounds.budget import Budget, training_event
 from fedpipe.rounds.voting import bar, electorate, proposer_of
 from fedpipe.steps.simulate import check_simulated
-from fedpipe.store import open_store
+from fedpipe.store import open_store, with_endpoint
 
 _FIRST = 30
 NO_STATISTICS = "no statistics"
@@ -241,6 +241,8 @@ def check(
         files: files of a simulation, which is checked instead of the learners' private training.
         own: reads learners' own data as far as this machine reaches it; a run drops a learner whose data is wrong.
     """
+    at = store or federation.store_uri
+    federation, uri = federation.reaching(at), with_endpoint(uri, at)
     if files is not None:
         check_simulated(federation)
     findings, examples, sizes, schema = check_data(federation, uri)

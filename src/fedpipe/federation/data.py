@@ -105,8 +105,8 @@ class Data(Section, frozen=True, kw_only=True):
     uri: Annotated[
         str,
         Meta(
-            description="a .csv, .tsv, .parquet or .npz file, or TFF's .h5 or .sqlite (docs/simulation.md): `s3://...` "
-            "or a path relative to this file"
+            description="a .csv, .tsv, .parquet or .npz file, or TFF's .h5 or .sqlite (docs/simulation.md): a path "
+            "relative to this file, or `s3://...`. `fedpipe put` uploads one. The store gives a URI its endpoint"
         ),
     ] = ""
     secret: Annotated[

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlencode
 
 from msgspec import Meta, field
+from msgspec.structs import replace
 
 from fedpipe.federation.algorithms import Averaging, Collective, SimulationSettings, Vote
 from fedpipe.federation.data import Data
@@ -17,6 +18,7 @@ from fedpipe.federation.names import CODE, KUBEFLOWS_SECRET, MOST_LEARNERS, Name
 from fedpipe.federation.placement import Images, Placement, StepKind, StorePlace, default_placement
 from fedpipe.federation.tracking import Tracking
 from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
+from fedpipe.store import with_endpoint
 
 
 class LearnerSettings(Section, frozen=True, kw_only=True):
@@ -106,6 +108,15 @@ class Federation(Section, frozen=True, kw_only=True):
         query = {"endpoint": self.store.endpoint, "region": self.store.region if self.store.endpoint else ""}
         text = urlencode({k: v for k, v in query.items() if v}, safe=":/")
         return f"{self.store.uri}?{text}" if text and self.store.uri.startswith("s3://") else self.store.uri
+
+    def reaching(self, store: str) -> Federation:
+        """Return the same federation, whose datasets in S3 are at the store's endpoint unless they name another.
+
+        Args:
+            store: URI of the store of a run, which its parameters may change.
+        """
+        learners = tuple(replace(one, data=with_endpoint(one.data, store)) for one in self.learners)
+        return replace(self, learners=learners, data=replace(self.data, uri=with_endpoint(self.data.uri, store)))
 
     @property
     def sharded(self) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ from fedpipe.kubeflow.where import Where
 from fedpipe.store import endpoint_of
 from fedpipe.store.network import without_proxy
 
-_SERVICE = re.compile(r"(?P<name>[a-z0-9-]+)\.(?P<namespace>[a-z0-9-]+)\.svc(\.[a-z0-9.-]+)?\Z")
+_SERVICE = re.compile(r"(?P<name>[a-z0-9-]+)(\.(?P<namespace>[a-z0-9-]+)(?P<full>\.svc(\.[a-z0-9.-]+)?)?)?\Z")
+"""A service as pods name it: `minio`, `minio.store` or `minio.store.svc.cluster.local`."""
 _CHUNK = 2**16
 _REQUEST_SECONDS = 20
 
@@ -25,7 +26,8 @@ _REQUEST_SECONDS = 20
 def reachable_store(uri: str, where: Where) -> Iterator[str]:
     """Yields a URI at which this machine reaches a store: its own, or that of a port forwarded in the meantime.
 
-    A port is forwarded if the endpoint names a service of a cluster, over http, that this machine cannot resolve.
+    A port is forwarded if the endpoint names a service of a cluster, over http, that this machine cannot resolve. The
+    name may be short, such as `seaweedfs.kubeflow`.
 
     Args:
         uri: URI of the store, as pods reach it.
@@ -39,10 +41,17 @@ def reachable_store(uri: str, where: Where) -> Iterator[str]:
     if endpoint is None or service is None or endpoint.scheme != "http" or _resolves(str(endpoint.hostname)):
         yield uri
         return
-    cluster = open_kubernetes(where)
-    pod, port = _find_ready_pod(cluster, service["name"], service["namespace"], endpoint.port or 80)
+    try:
+        cluster = open_kubernetes(where)
+        namespace = service["namespace"] or cluster.namespace
+        pod, port = _find_ready_pod(cluster, service["name"], namespace, endpoint.port or 80)
+    except ClusterError as error:
+        if service["full"] or error.status not in (0, 403, 404):
+            raise
+        yield uri  # another name that this machine cannot resolve: the store's own error says so
+        return
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
-        forwarder = _Forwarder(cluster, pod, service["namespace"], port, listener)
+        forwarder = _Forwarder(cluster, pod, namespace, port, listener)
         threading.Thread(target=forwarder.accept, daemon=True).start()
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with without_proxy(address):

@@ -70,7 +70,7 @@ def _check_reach(graph: Graph, federation: Federation, arguments: Mapping[str, A
             raise InputError(
                 f"the pods cannot read the {what}: {uri!r} is a file on this machine",
                 where=source,
-                remedy="Upload it, for example to s3://bucket/file.npz, and use that URI.",
+                remedy="Run `fedpipe put FILE`, and use the URI that it prints.",
             )
 
 

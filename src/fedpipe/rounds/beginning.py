@@ -17,7 +17,7 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.rounds.history import commit, is_settled, read_record, supersede, trained_head
 from fedpipe.rounds.manifests import Head, Record
-from fedpipe.rounds.plan import Plan, Port, Shards, differences, read_plan
+from fedpipe.rounds.plan import Plan, Port, Shards, bare_name, differences, read_plan
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import canonical, digest_of, fetch_file, put_file
 from fedpipe.weights import Array, Layout
@@ -40,7 +40,7 @@ def make_plan(run: str, federation: Federation, code: str, shards: Shards, input
         federation,
         store="store",
         model=f"{Path(file).name}:{function}",
-        data=msgspec.structs.replace(federation.data, uri=re.sub(r".*/", "", federation.data.uri)),
+        data=msgspec.structs.replace(federation.data, uri=bare_name(federation.data.uri)),
         training=msgspec.structs.replace(federation.training, rounds_per_step="all"),
     )
     return Plan(

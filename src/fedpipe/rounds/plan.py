@@ -175,14 +175,14 @@ def definition_of(federation: Federation) -> Federation:
         simulation=replace(federation.simulation, test_every=1),
     )  # fmt: skip
     learners = tuple(
-        replace(one, data=_bare(one.data), secret="", placement=Placement(), privacy=_untargeted(one.privacy))
+        replace(one, data=bare_name(one.data), secret="", placement=Placement(), privacy=_untargeted(one.privacy))
         for one in federation.learners
     )
     return replace(
         measured,
         store="store", learners=learners, secret=KUBEFLOWS_SECRET, images=Images(), placement={},
         export=Export(classes=federation.class_names if federation.data.is_table else ()),
-        data=replace(federation.data, uri=_bare(federation.data.uri), secret=""),
+        data=replace(federation.data, uri=bare_name(federation.data.uri), secret=""),
         privacy=_untargeted(federation.privacy),
         training=replace(measured.training, rounds_per_step="all", tensorboard=True), tracking=Tracking(),
         simulation=replace(measured.simulation, placement=Placement()),
@@ -192,9 +192,9 @@ def definition_of(federation: Federation) -> Federation:
     )  # fmt: skip
 
 
-def _bare(uri: str) -> str:
-    """Return the last part of a path or URI: the same file in another folder is the same data."""
-    return re.sub(r".*/", "", uri)
+def bare_name(uri: str) -> str:
+    """Return the last part of a path or URI: the same file in another folder or store is the same data."""
+    return re.sub(r".*/", "", uri.partition("?")[0] if "://" in uri else uri)
 
 
 def _untargeted(privacy: Privacy | None) -> Privacy | None:

@@ -42,7 +42,7 @@ def find(inputs: Inputs) -> Outputs | None:
 
 def run(inputs: Inputs) -> Outputs:
     """Describe once; a learner that cannot leaves the reason, and the step succeeds."""
-    store, federation = inputs.place.open(), read(inputs.federation)
+    store, federation = inputs.place.open(), read(inputs.federation).reaching(inputs.place.store)
     if schema_of_head(store, federation) is not None:
         return Outputs(report="head")
     module = _module(federation, inputs.code)

@@ -69,7 +69,8 @@ def find(inputs: Inputs) -> Outputs | None:
 
 def _plan(inputs: Inputs, examples: Examples | None) -> Plan:
     ports = ports_of(examples.x) if examples is not None else ()
-    return make_plan(inputs.place.run, inputs.applied(read(inputs.federation)), inputs.code, inputs.shards, ports)
+    federation = read(inputs.federation).reaching(inputs.place.store)
+    return make_plan(inputs.place.run, inputs.applied(federation), inputs.code, inputs.shards, ports)
 
 
 def _examples(store: Store, shards: Shards) -> Examples | None:

@@ -22,7 +22,7 @@ from fedpipe.rounds.beginning import free_name
 from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Shards, differences
 from fedpipe.rounds.pruning import entered
-from fedpipe.store import Store, keys
+from fedpipe.store import Store, keys, with_endpoint
 from fedpipe.store.objects import canonical, encode
 from fedpipe.store.objects import find as find_object
 
@@ -95,7 +95,9 @@ def deal(inputs: Inputs) -> Outputs:
         if not _missing(store, found.shards):
             log.info("the shards of run %s are already there", place.run)
             return Outputs(place=place, shards=found.shards)
-    shards = _written(store, federation, *dealt(federation, uri)) if federation.sharded else Shards(learners={})
+    shards = Shards(learners={})
+    if federation.sharded:
+        shards = _written(store, federation, *dealt(federation, with_endpoint(uri, inputs.store)))
     if found is not None and settled and shards != found.shards:
         raise DataError(
             f"the shards of run {place.run!r} have vanished from the store, and the data are not those of its start",

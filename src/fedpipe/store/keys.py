@@ -385,6 +385,16 @@ DATASETS = "datasets/*"
 """Files that users put below a federation's prefix, to be sharded; its steps only read them."""
 
 
+def dataset(digest: str, name: str) -> str:
+    """Returns the key of an uploaded dataset: the start of its digest is a folder, so its name stays.
+
+    Args:
+        digest: 64 hexadecimal digits.
+        name: the file's name; its suffix is the format.
+    """
+    return f"{DATASETS.removesuffix('*')}{digest[:16]}/{name}"
+
+
 def is_taken(segment: str) -> bool:
     """Returns whether the first segment of a key may have this name, so that no other federation may be below it."""
     return any(segment == folder.rstrip("/*") or fnmatchcase(segment, folder) for folder in (*FOLDERS, DATASETS))

@@ -13,6 +13,7 @@ from fedpipe.errors import ClusterError, FedpipeError, InputError, StoreError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source, read_source
 from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kfp, open_kubernetes
+from fedpipe.kubeflow.doctor.datasets import check_datasets
 from fedpipe.kubeflow.doctor.finding import REQUEST_SECONDS, Finding
 from fedpipe.kubeflow.doctor.nodes import Node, check_nodes, list_nodes
 from fedpipe.kubeflow.doctor.quotas import check_quotas
@@ -45,6 +46,7 @@ def diagnose(
     findings: list[Finding] = []
     parts: tuple[Callable[[], Iterator[Finding]], ...] = (
         lambda: check_store(federation, uri, where),
+        lambda: check_datasets(federation, uri, where),
         lambda: _check_kfp(where),
         lambda: _check_cluster(federation, uri, where),
     )
@@ -66,11 +68,14 @@ def check_startable(federation: Federation, pod_uri: str, where: Where) -> None:
         where: where Kubeflow is.
 
     Raises:
-        InputError: a learner is not enrolled, a Secret is missing or incomplete, or a step fits on no node.
+        InputError: a learner is not enrolled, a dataset or a Secret is missing, or a step fits on no node.
     """
     findings: list[Finding] = []
     with contextlib.suppress(ClusterError, StoreError), reachable_store(pod_uri, where) as uri:
-        findings += [finding for finding in check_enrolment(federation, uri) if finding.subject != "store"]
+        enrolled = list(check_enrolment(federation, uri))
+        findings += [finding for finding in enrolled if finding.subject != "store"]
+        if findings == enrolled:  # the store answers
+            findings += check_datasets(federation, pod_uri, where)
     with contextlib.suppress(ClusterError):  # listing nodes may be forbidden: then `watch` shows pods that wait
         cluster = open_kubernetes(where)
         findings += [*check_secrets(federation, cluster, find_signers(federation, pod_uri, where))]
