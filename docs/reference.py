@@ -46,7 +46,8 @@ def shown(kind: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{a}`" if a else "empty" for a in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(shown(a) for a in arguments if a is not type(None)))
+        kinds = list(dict.fromkeys(shown(a) for a in arguments if a is not type(None)))
+        return (" or " if len(kinds) < 5 else ", ").join(kinds)
     if origin is tuple:
         return f"list of {shown(arguments[0])}"
     if origin is dict:

@@ -6,7 +6,7 @@ import time
 from arrays import WEIGHTS, updates
 
 from fedpipe.aggregation import combine_arrays, make_rule
-from fedpipe.federation.algorithms import Mean
+from fedpipe.federation.rules import Mean
 
 held, times = updates(), []
 for _ in range(6):

@@ -9,7 +9,7 @@ import pytest
 
 from fedpipe.aggregation import combine_arrays, make_rule
 from fedpipe.errors import WeightsError
-from fedpipe.federation.algorithms import Mean
+from fedpipe.federation.rules import Mean
 from tests.aggregation.registered import Closest, closest
 
 average = partial(combine_arrays, rule=make_rule(Mean()))

@@ -16,11 +16,11 @@ import pytest
 from fedpipe import weights
 from fedpipe.aggregation import Combined, Rule, Source, combine, make_rule, make_server_step
 from fedpipe.errors import CorruptError, NotFoundError, StoreError, StoreUnavailableError, WeightsError
-from fedpipe.federation.algorithms import Mean, Sgd
-from fedpipe.federation.names import tag_of
+from fedpipe.federation.algorithms import Sgd
+from fedpipe.federation.rules import Mean, Median
 from fedpipe.store import MemoryStore, Reader, keys
 from fedpipe.store.objects import digest_of
-from tests.aggregation.registered import SETTINGS, Closest, Median, closest, median, registered
+from tests.aggregation.registered import EACH_KIND, Case, Closest, closest, registered
 
 BASE = {
     "kernel": np.linspace(-1, 1, 700_000, dtype=np.float32).reshape(700, 1000),
@@ -92,7 +92,7 @@ def test_it_is_the_mean(store: MemoryStore, sources: list[Source], tmp_path: Pat
 
 def test_it_is_the_median(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:
     """The mean of two float32 is computed in float64, and of counters the largest is taken."""
-    found = result(run(store, sources, tmp_path, rule=median(Median())))
+    found = result(run(store, sources, tmp_path, rule=make_rule(Median())))
     expected = np.sort([update(k)["kernel"] for k in range(4)], axis=0)[1:3].astype(np.float64).mean(axis=0)
     np.testing.assert_array_equal(found["kernel"], expected.astype(np.float32))
     assert found["count"] == 6
@@ -267,8 +267,8 @@ def test_a_failing_store_is_no_ones_fault(store: MemoryStore, sources: list[Sour
         run(failing, sources, tmp_path)
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=tag_of)
-def test_memory_does_not_grow_with_learners(tmp_path: Path, settings: Any) -> None:
+@pytest.mark.parametrize("case", EACH_KIND, ids=lambda case: case.name)
+def test_memory_does_not_grow_with_learners(tmp_path: Path, case: Case) -> None:
     """24 updates of 8 MB: a few pieces are held, not all that wait to be read, hashed or added."""
     from fedpipe.store import LocalStore
 
@@ -281,8 +281,8 @@ def test_memory_does_not_grow_with_learners(tmp_path: Path, settings: Any) -> No
     sources = [Source(f"l{k:02}", digest, (tmp_path / "w").stat().st_size, k + 1, k) for k in range(24)]
     server, layout = make_server_step(Sgd(learning_rate=1.0)), weights.layout_of(large)
     del large
-    with registered(median=median, closest=closest):
-        rule = make_rule(settings)
+    with registered(closest=closest):
+        rule = case.make()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     combine(store, sources, layout=layout, base=digest, state={}, rule=rule, server=server, folder=tmp_path)

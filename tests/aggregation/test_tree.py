@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpipe import weights
-from fedpipe.aggregation import Combined, Forest, Rule, Source, combine, make_server_step
+from fedpipe.aggregation import Combined, Forest, Rule, Source, combine, make_rule, make_server_step
 from fedpipe.aggregation.rules.mean import mean
-from fedpipe.federation.algorithms import Mean, Sgd
+from fedpipe.federation.algorithms import Sgd
+from fedpipe.federation.rules import Mean, Median
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import digest_of
-from tests.aggregation.registered import Closest, Median, closest, median
+from tests.aggregation.registered import Closest, closest
 from tests.aggregation.test_streaming import BASE, put, update
 
 
@@ -115,7 +116,7 @@ def test_a_forest_with_something_that_does_not_count_is_not_used(store: MemorySt
     assert combined.weights[1] == final(store, sources[:2], tmp_path).weights[1]
 
 
-@pytest.mark.parametrize("rule", [median(Median()), closest(Closest())], ids=["columns", "distances"])
+@pytest.mark.parametrize("rule", [make_rule(Median()), closest(Closest())], ids=["columns", "distances"])
 def test_a_rule_that_needs_single_updates_gets_no_sums(store: MemoryStore, tmp_path: Path, rule: Rule) -> None:
     """Three times: no forest is planted, none can be made, and one of another rule is not taken."""
     layout, why = weights.layout_of(BASE), "needs single updates"

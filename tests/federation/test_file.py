@@ -105,8 +105,8 @@ MISTAKES = {
     "unknown rule": (
         "algorithm",
         {"name": "averaging", "rule": "meen"},
-        "algorithm.rule.name: Invalid value 'meen'. Valid: compression, dp_adaptive, dp_fixed, dp_tree, mean, robust, "
-        "secure, secure_dp.",
+        "algorithm.rule.name: Invalid value 'meen'. Valid: bulyan, centered_clip, compression, dp_adaptive, dp_fixed, "
+        "dp_tree, geometric_median, krum, mean, median, multi_krum, robust, secure, secure_dp, trimmed_mean.",
     ),
     "a rule of another engine": (
         "algorithm",

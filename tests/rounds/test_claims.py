@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from fedpipe import weights
-from fedpipe.errors import DroppedError, FederationError
+from fedpipe.errors import DroppedError, FederationError, QuorumError
 from fedpipe.federation.algorithms import Vote
 from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled
 from fedpipe.identity.signing import make_key, public_key
@@ -20,11 +20,11 @@ from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.evaluation import Score, read_scores
 from fedpipe.rounds.history import history
-from fedpipe.rounds.manifests import Ballot, Record, Scores
+from fedpipe.rounds.manifests import Ballot, Record, Scores, Update
 from fedpipe.rounds.manifests import Tested as Measured
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.voting import check_ballot
-from fedpipe.store import MemoryStore, Store
+from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.store.objects import digest_of, get_bytes
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective, play_round
 from tests.rounds.test_voting import BASE, CANDIDATE, ballot
@@ -108,6 +108,14 @@ class TestExamples:
         with pytest.raises(DroppedError, match="is enrolled with 7") if not valid else _nothing():
             Claims({}, Enrolled(learners={"d": enrolled})).check("d", "train", claimed)
 
+    @pytest.mark.parametrize(("claimed", "valid"), [(4, True), (5, False)])
+    def test_are_at_most_those_of_the_federation_file(self, store: MemoryStore, claimed: int, valid: bool) -> None:
+        plan = plan_of(most_examples=4)
+        record = closed(store, plan, honest("abc") | {"d": PlusOneLearner(5, examples=claimed)})
+        refused = "it claims 5 train examples, but algorithm.most_examples is 4"
+        assert why(record, "d") == ("" if valid else refused)
+        assert {d.learner: d.why for d in record.dropped} == ({} if valid else {"d": refused})
+
     def test_have_no_limit_when_neither_names_one(self) -> None:
         enrolled = Enrolment(key=public_key(make_key()), since=0.0)
         Claims({}, Enrolled(learners={"d": enrolled})).check("d", "train", LIAR)
@@ -171,7 +179,48 @@ class TestShares:
         assert model(store, record) == model(other, closed(other, plan, learners))
 
 
+class TestRules:
+    @pytest.mark.parametrize("early", [False, True], ids=["steps", "session"])
+    def test_that_are_left_with_too_few_updates_stay_below_the_quorum(self, store: MemoryStore, early: bool) -> None:
+        """Krum with one bad learner needs five updates; the quorum of more than half would be three."""
+        plan = plan_of("abcde", rule={"name": "krum", "byzantine": 1})
+        learners = honest("abcd") | {"e": PlusOneLearner(1, fails="no power")}
+        message = r"4 of 5 learners took part, but krum needs 5 updates \(e: no power\)"
+        if not early:
+            with pytest.raises(QuorumError, match=message):
+                closed(store, plan, learners)
+            return
+        world = World()
+        begin(world.store, plan, fresh)
+        world.spawn("coordinator", coordinator(world, plan))
+        for name, learner in learners.items():
+            world.spawn(name, attendance(world, plan, name, learner))
+        world.run()
+        assert isinstance(world.results["coordinator"], QuorumError)
+        assert "krum needs 5 updates" in str(world.results["coordinator"])
+
+    def test_that_refuse_an_update_need_enough_others(self, store: MemoryStore) -> None:
+        """An update that is found broken when it is read."""
+        plan = plan_of("abcde", rule={"name": "krum", "byzantine": 1})
+        base = begin(store, plan, fresh).weights
+        *_, update = play_round(store, plan, 1, base, honest("abcde"))
+        assert isinstance(update, Update)
+        store.replace(keys.content(update.weights, "e"), b"?" * update.size)
+        message = r"4 of 5 learners took part, but krum needs 5 updates \(e: "
+        with pytest.raises(QuorumError, match=message):
+            close_round(store, plan, 1, base)
+
+    def test_name_all_parts_in_the_record(self, store: MemoryStore) -> None:
+        plan = plan_of("abcde", before=[{"name": "clip", "norm": 2.0}], rule="median")
+        record = closed(store, plan, honest("abcde"))
+        assert record.rule == "clip, median"
+
+
 class TestNorms:
+    def test_are_not_compared_for_rules_with_a_defence(self, store: MemoryStore) -> None:
+        plan = plan_of("abcde", rule="median")
+        assert len(closed(store, plan, honest("abcd") | {"e": PlusOneLearner(1e6)}).updates) == 5
+
     @pytest.mark.parametrize("size", [5, 300_000], ids=["small", "above 1 MiB"])
     @pytest.mark.parametrize("number", [1e3, 1e30, -1e4])
     def test_far_beyond_the_others_drop_the_learner(

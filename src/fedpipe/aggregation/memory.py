@@ -8,21 +8,29 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from fedpipe.aggregation.arithmetic import BLOCK, Array, add_distances, check_weights, is_float, largest, total
+from fedpipe.aggregation.arithmetic import BLOCK, Array, check_weights, is_float, largest, total
+from fedpipe.aggregation.feeds import Chunk, chunks_of
+from fedpipe.aggregation.geometry import Geometry, measure, summed
+from fedpipe.aggregation.passes import blended, piece_of
 from fedpipe.aggregation.rule import Distances, Rule, Sums
 from fedpipe.errors import WeightsError
+from fedpipe.weights import Layout, layout_of
 
 _Span = tuple[str, int]
 """A tensor's name, and the first element of one of its blocks."""
 
 
-def combine_arrays(updates: Sequence[Mapping[str, Array]], weights: Sequence[float], *, rule: Rule) -> dict[str, Array]:
+def combine_arrays(
+    updates: Sequence[Mapping[str, Array]], weights: Sequence[float], *, rule: Rule,
+    base: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:  # fmt: skip
     """Combine updates that are held in memory.
 
     Args:
         updates: named arrays per learner, all with the same names, shapes and dtypes; floats must be finite.
         weights: positive, one per learner.
-        rule: see `make_rule`.
+        rule: see `make_rule`. It combines any number of updates, also fewer than its guarantee needs.
+        base: the weights that the updates began with, for rules that clip changes; zeros by default.
 
     Returns:
         Named arrays in the dtypes of the first update.
@@ -33,23 +41,34 @@ def combine_arrays(updates: Sequence[Mapping[str, Array]], weights: Sequence[flo
     _check_alike(updates, weights)
     result = {name: np.empty(value.shape, value.dtype) for name, value in updates[0].items()}
     spans = [(name, start) for name, value in result.items() for start in range(0, value.size, BLOCK)]
+    workers = os.cpu_count() or 1
+    mixture = None
     if isinstance(rule, Distances):
-        shares = rule.weighed(_distances(updates, [s for s in spans if is_float(result[s[0]].dtype)]), weights)
-        counted = [k for k, share in enumerate(shares) if share > 0]
-        updates, weights, rule = [updates[k] for k in counted], [shares[k] for k in counted], rule.then
-    last = rule
+        base = base or {name: np.zeros(value.shape, value.dtype) for name, value in result.items()}
+        with ThreadPoolExecutor(workers) as pool:
+            mixture = rule.mixed(_geometry(updates, base if rule.from_base else None, pool), weights)
+        needed = [bool(column.any()) for column in mixture.rows.T]
+        mixture = mixture._replace(rows=mixture.rows[:, needed])
+        counted = [update for update, there in zip(updates, needed, strict=False) if there]
+        points = [*counted, base] if mixture.rows.shape[1] > len(counted) else counted
+    else:
+        counted = points = list(updates)
 
     def fill(span: _Span) -> None:
-        parts, (name, start) = _parts(updates, span), span
+        name, start = span
         target = result[name].reshape(-1)[start : start + BLOCK]
         if not is_float(target.dtype):
-            target[...] = largest(parts)
-        elif isinstance(last, Sums):
-            target[...] = last.finish(total(parts, weights), float(sum(weights)))
+            target[...] = largest(_parts(counted, span))
+            return
+        parts = _parts(points, span)
+        if isinstance(rule, Distances):
+            assert mixture is not None
+            target[...] = blended(parts, mixture, rule.then)
+        elif isinstance(rule, Sums):
+            target[...] = rule.finish(total(parts, weights), float(sum(weights)))
         else:
-            target[...] = last.combined(parts, weights)
+            target[...] = rule.combined(parts, weights)
 
-    workers = os.cpu_count() or 1
     hands = [spans[len(spans) * k // workers : len(spans) * (k + 1) // workers] for k in range(workers)]
 
     def fill_all(hand: list[_Span]) -> None:
@@ -66,11 +85,29 @@ def _parts(updates: Sequence[Mapping[str, Array]], span: _Span) -> list[Array]:
     return [np.ascontiguousarray(u[name]).reshape(-1)[start : start + BLOCK] for u in updates]
 
 
-def _distances(updates: Sequence[Mapping[str, Array]], spans: list[_Span]) -> Array:
-    distances = np.zeros((len(updates), len(updates)))
-    for span in spans:
-        add_distances(_parts(updates, span), distances)
-    return distances
+def _geometry(
+    updates: Sequence[Mapping[str, Array]], base: Mapping[str, Array] | None, pool: ThreadPoolExecutor
+) -> Geometry:  # fmt: skip
+    """Return the distances of updates, from the same blocks as those of updates in a store."""
+    layout = layout_of(updates[0])
+    chunks = [chunk for chunk in chunks_of(layout, piece_of(len(updates))) if chunk.is_float]
+
+    def measured(chunk: Chunk) -> Geometry:
+        values = [_block(update, layout, chunk) for update in updates]
+        return measure(values, None if base is None else _block(base, layout, chunk))
+
+    return summed(pool.map(measured, chunks), len(updates), from_base=base is not None)
+
+
+def _block(update: Mapping[str, Array], layout: Layout, chunk: Chunk) -> Array:
+    """Return a chunk of an update's file."""
+    size, parts = chunk.dtype.itemsize, list[Array]()
+    for tensor in layout.tensors:
+        start, stop = max(tensor.start, chunk.start), min(tensor.stop, chunk.stop)
+        if start < stop:
+            values = np.ascontiguousarray(update[tensor.name]).reshape(-1)
+            parts.append(values[(start - tensor.start) // size : (stop - tensor.start) // size])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _check_alike(updates: Sequence[Mapping[str, Array]], weights: Sequence[float]) -> None:

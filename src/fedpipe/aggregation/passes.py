@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fedpipe.aggregation.arithmetic import Array, Floats, add_distances, largest, total
+from fedpipe.aggregation.arithmetic import Array, Floats, largest, total
 from fedpipe.aggregation.feeds import PIECE, Ahead, Aside, Chunk, Feed, Operand, RefusedError, chunks_of
+from fedpipe.aggregation.geometry import Geometry, measure, summed
 from fedpipe.aggregation.norms import Norms
-from fedpipe.aggregation.rule import Columns, Sums
+from fedpipe.aggregation.rule import Columns, Mixture, Sums
 from fedpipe.weights import Layout
 
 NOT_FINITE = "the weights hold NaN or infinity"
@@ -68,6 +69,8 @@ class Checks(NamedTuple):
 
 
 NO_CHECKS = Checks()
+Base = Callable[[Chunk], Array]
+"""Returns the values of the base in a chunk of floats."""
 _TOGETHER = 2**23
 """Bytes of updates that a pass holds together."""
 _LEAST = 2**12
@@ -114,13 +117,47 @@ def combined(
         yield chunk, rule.combined(values, weights) if chunk.is_float else largest(values)
 
 
-def distances(stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout) -> Floats:
-    """Return the squared Euclidean distances of all floats, in the order of the places. See `together`."""
-    found = np.zeros((len(feeds), len(feeds)))
-    for chunk, values in together(stack, feeds, layout):
-        if chunk.is_float:
-            add_distances(values, found)
-    return found
+def mixed(
+    stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout, rule: Sums | Columns, mixture: Mixture,
+    base: Base, checks: Checks = NO_CHECKS,
+) -> Iterator[tuple[Chunk, Array]]:  # fmt: skip
+    """Yield each chunk with the result of a rule over mixtures of the updates; of counters the largest.
+
+    Args:
+        stack: closes what the pass opens.
+        feeds: the updates that the mixtures need, with their places.
+        layout: the layout of the global weights.
+        rule: combines the mixtures.
+        mixture: of these updates and, if it has one more column, of the base.
+        base: reads the base.
+        checks: what is checked of the updates.
+    """
+    with_base = mixture.rows.shape[1] > len(feeds)
+    for chunk, values in together(stack, feeds, layout, checks):
+        if not chunk.is_float:
+            yield chunk, largest(values)
+            continue
+        points = [*values, base(chunk)] if with_base else values
+        yield chunk, blended(points, mixture, rule)
+
+
+def blended(points: Sequence[Array], mixture: Mixture, rule: Sums | Columns) -> Floats:
+    """Return the result of a rule over mixtures of one block."""
+    if isinstance(rule, Columns):
+        return rule.combined(mixture.applied(points), mixture.weights)
+    counts, weight = mixture.total()
+    there = [position for position, count in enumerate(counts) if count > 0]
+    return rule.finish(total([points[k] for k in there], [counts[k] for k in there]), weight)
+
+
+def measured(stack: contextlib.ExitStack, feeds: Sequence[Feed], layout: Layout, base: Base | None) -> Geometry:
+    """Return the distances of all floats, in the order of the places, from the base too if it is given."""
+    parts = (
+        measure(values, base(chunk) if base else None)
+        for chunk, values in together(stack, feeds, layout)
+        if chunk.is_float
+    )
+    return summed(parts, len(feeds), from_base=base is not None)
 
 
 def together(
@@ -140,13 +177,17 @@ def together(
         RefusedError: an update is truncated, not finite, or does not match its digest.
     """
     feeds = _in_order(feeds)
-    piece = min(PIECE, max(_LEAST, _TOGETHER // len(feeds) // 8 * 8))
-    for chunk, values in _read(stack, feeds, layout, checks, piece):
+    for chunk, values in _read(stack, feeds, layout, checks, piece_of(len(feeds))):
         held = list(values)
         if chunk.is_float:
             for feed, value in zip(feeds, held, strict=True):
                 check_finite(feed.learner, value)
         yield chunk, held
+
+
+def piece_of(count: int) -> int:
+    """Return the bytes of a chunk when the chunks of several updates are held together."""
+    return min(PIECE, max(_LEAST, _TOGETHER // count // 8 * 8))
 
 
 def quiet() -> np.errstate:

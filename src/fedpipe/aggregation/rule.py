@@ -2,7 +2,7 @@
 
     Sums        the weighted sum alone: updates may be added in any tree, before all of them have arrived
     Columns     all values of a coordinate: the median, the trimmed mean
-    Distances   how far apart the updates are, to choose or weigh them first: Krum
+    Distances   how far apart the updates are, to choose, weigh or mix them first: Krum
 
 Only a rule of sums may be given updates that were added before (`check_sums`). A rule combines floats; every counter
 takes the largest value.
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from fedpipe.aggregation.arithmetic import Array, Floats
+from fedpipe.aggregation.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,11 @@ class Sums:
     Args:
         finish: takes sum_k n_k w_k (float64, may be changed) and sum_k n_k; returns float64 of the same length. NaN and
             infinity must be kept.
+        fewest: fewest updates for which the rule holds what it promises; see `Distances`.
     """
 
     finish: Callable[[Floats, float], Floats]
+    fewest: int = 1
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,14 @@ class Columns:
     """A rule that needs all values of a coordinate at once, and treats each coordinate alone.
 
     Args:
-        combine: takes one flat array per learner, in the order of their names and in the dtype of the model, and
-            their weights. It returns float64 of the same length. The arrays are finite and read-only.
+        combine: takes one flat array per learner, in the order of their names, and their weights. The arrays have the
+            dtype of the model, or float64 for mixtures. It returns float64 of the same length. The arrays are finite
+            and read-only.
+        fewest: fewest updates for which the rule holds what it promises; see `Distances`.
     """
 
     combine: Callable[[Sequence[Array], Sequence[float]], Floats]
+    fewest: int = 1
 
     def combined(self, values: Sequence[Array], weights: Sequence[float]) -> Floats:
         """Combine one block of all updates.
@@ -53,30 +60,81 @@ class Columns:
         return result
 
 
-@dataclass(frozen=True)
-class Distances:
-    """A rule that weighs the updates by the distances between them, before another rule combines those that count.
+class Mixture(NamedTuple):
+    """Weighted means of updates, and of the base from which they began.
 
     Args:
-        weigh: takes the squared Euclidean distances of all floats (float64, symmetric, in the order of the learners'
-            names) and the learners' weights. It returns new weights, 0 for an update that does not count, and raises
-            WeightsError when the updates are too few.
-        then: combines the updates that count, floats and counters; an update without weight is not read again.
+        rows: for each mixture its weights of the updates and, with a base, of the base, last. They are 0 or more.
+        weights: how much each mixture counts.
     """
 
-    weigh: Callable[[Floats, Sequence[float]], Sequence[float]]
-    then: Sums | Columns
+    rows: Floats
+    weights: tuple[float, ...]
 
-    def weighed(self, distances: Floats, weights: Sequence[float]) -> list[float]:
-        """Return the new weights.
+    def total(self) -> tuple[list[float], float]:
+        """Return how much each update, and the base, counts in the sum of all mixtures, and the sum's weight.
+
+        Rows that add up to the same number are not divided, so that whole numbers stay exact.
+        """
+        sums = self.rows.sum(axis=1)
+        most = float(sums.max())
+        counts = (self.rows * (np.array(self.weights) * (most / sums))[:, None]).sum(axis=0)
+        return counts.tolist(), most * float(sum(self.weights))
+
+    def applied(self, values: Sequence[Array]) -> list[Array]:
+        """Return one block of each mixture, from that of all updates and the base; an update alone stays as it is."""
+        found: list[Array] = []
+        for row in self.rows:
+            there = np.flatnonzero(row).tolist()
+            if len(there) == 1:
+                found.append(values[there[0]])
+                continue
+            mixed = np.zeros(values[0].shape)
+            for position in there:
+                mixed += row[position] * values[position].astype(np.float64)
+            mixed /= row.sum()
+            found.append(mixed)
+        return found
+
+
+def chosen(weights: Sequence[float], geometry: Geometry) -> Mixture:
+    """Return the updates that have a weight, each for itself."""
+    rows = np.eye(geometry.size, len(geometry.squares))
+    counted = [k for k, weight in enumerate(weights) if weight]
+    return Mixture(rows[counted], tuple(float(weights[k]) for k in counted))
+
+
+@dataclass(frozen=True)
+class Distances:
+    """A rule that weighs or mixes the updates by the distances between them; another rule combines what comes out.
+
+    Args:
+        mix: takes the distances, in the order of the learners' names, and the learners' weights. It returns the
+            mixtures that count; `chosen` makes them from weights.
+        then: combines the mixtures. An update, and its counters, that no mixture needs is not read again.
+        from_base: whether `mix` needs the changes from the base too.
+        fewest: fewest updates for which the rule holds what it promises. A round with fewer cannot be combined.
+    """
+
+    mix: Callable[[Geometry, Sequence[float]], Mixture]
+    then: Sums | Columns
+    from_base: bool = False
+    fewest: int = 1
+
+    def mixed(self, geometry: Geometry, weights: Sequence[float]) -> Mixture:
+        """Return the mixtures.
 
         Raises:
-            ValueError: the rule did not return a finite, positive weight or 0 per update, or nothing but 0.
+            ValueError: the rule did not return finite, positive weights, one for each mixture.
         """
-        result = [float(weight) for weight in self.weigh(distances, weights)]
-        if len(result) != len(weights) or not all(np.isfinite(w) and w >= 0 for w in result) or not any(result):
-            raise ValueError(f"a rule of distances returned the weights {result} for {len(weights)} updates")
-        return result
+        found = self.mix(geometry, weights)
+        rows, counts = found.rows, np.array(found.weights)
+        fits = rows.shape == (len(counts), len(geometry.squares)) and len(counts) > 0
+        if not (fits and np.isfinite(rows).all() and (rows >= 0).all() and (rows.sum(axis=1) > 0).all()):
+            raise ValueError(f"a rule of distances returned mixtures {rows.tolist()} of {geometry.size} updates")
+        if not (np.isfinite(counts).all() and (counts > 0).all()):
+            raise ValueError(f"a rule of distances returned the weights {counts.tolist()}")
+        return found
 
 
 Rule = Sums | Columns | Distances

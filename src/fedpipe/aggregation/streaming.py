@@ -22,13 +22,27 @@ from fedpipe.aggregation.arithmetic import Array, Floats, check_weights
 from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Piece, RefusedError, Source, bytes_of, refusing
 from fedpipe.aggregation.norms import UNBOUNDED, Bounds, Norms, OutliersError, capped
 from fedpipe.aggregation.optimizers import ServerStep
-from fedpipe.aggregation.passes import NOT_FINITE, Checks, ceiling_of, combined, distances, finished, quiet
-from fedpipe.aggregation.rule import Columns, Distances, Rule, Sums, check_sums
+from fedpipe.aggregation.passes import NOT_FINITE, Checks, ceiling_of, combined, finished, measured, mixed, quiet
+from fedpipe.aggregation.rule import Columns, Distances, Mixture, Rule, Sums, check_sums
 from fedpipe.aggregation.tree import Forest
 from fedpipe.errors import WeightsError
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import fetch_file
 from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of
+
+
+class TooFewError(WeightsError):
+    """Updates are too few for the rule.
+
+    Args:
+        fewest: how many it needs.
+        left: learners whose updates can be used.
+        refused: the others, with the reason.
+    """
+
+    def __init__(self, fewest: int, left: Sequence[str], refused: dict[str, str]) -> None:
+        super().__init__(f"the rule needs {fewest} updates, and {len(left)} can be used")
+        self.left, self.refused = left, refused
 
 
 class Combined(NamedTuple):
@@ -88,7 +102,7 @@ def combine(
     left = [s for s in sources if s not in fetched and s.learner not in refused]
     compares = bounds.norm and isinstance(rule, Sums)
     norms = known.norms if known else Norms(folder / "base", bounds.norm) if compares else None
-    needs_base = norms is not None and known is None
+    needs_base = (norms is not None and known is None) or (isinstance(rule, Distances) and rule.from_base)
     with contextlib.closing(_Optimizer(store, server, base, state, layout, folder, needs_base)) as optimizer:
         while left or kept:
             everyone = [*left, *fetched]
@@ -97,8 +111,12 @@ def combine(
                 check = functools.partial(norms.check, names) if norms else _unchecked
                 if not left:
                     check()
-                counted, last = _counted(store, _weighed(left, bounds), layout, rule)
-                path, digest = _last_pass(store, counted, kept, everyone, layout, last, optimizer, folder, norms, check)
+                if len(everyone) < rule.fewest:
+                    raise TooFewError(rule.fewest, names, refused)
+                counted, mixture = _mixed(store, _weighed(left, bounds), layout, rule, optimizer)
+                path, digest = _last_pass(
+                    store, counted, kept, everyone, layout, rule, mixture, optimizer, folder, norms, check
+                )
             except RefusedError as error:
                 refused[error.learner] = error.what
                 left = [s for s in left if s.learner != error.learner]
@@ -123,19 +141,24 @@ def combine(
     raise WeightsError("no update can be used: " + "; ".join(f"{k}: {v}" for k, v in sorted(refused.items())))
 
 
-def _counted(
-    store: Store, sources: list[Source], layout: Layout, rule: Rule
-) -> tuple[list[Source], Sums | Columns]:  # fmt: skip
-    """Return the updates that count, with their weights, and the rule of the last pass."""
+def _mixed(
+    store: Store, sources: list[Source], layout: Layout, rule: Rule, optimizer: _Optimizer
+) -> tuple[list[Source], Mixture | None]:  # fmt: skip
+    """Return the updates that count and, for a rule of distances, the mixtures of them."""
     if not isinstance(rule, Distances):
-        return sources, rule
+        return sources, None
     in_order = sorted(sources, key=lambda s: s.place)
     with contextlib.ExitStack() as stack, quiet():
-        found = distances(stack, _opened(stack, store, in_order, layout), layout)
-    if (far := np.count_nonzero(~np.isfinite(found), axis=1)).any():
+        feeds = _opened(stack, store, in_order, layout)
+        geometry = measured(stack, feeds, layout, optimizer.base if rule.from_base else None)
+    parts = [geometry.squares, *([] if geometry.products is None else [geometry.products])]
+    far = sum(np.count_nonzero(~np.isfinite(part), axis=1) for part in parts)[: len(in_order)]
+    if far.any():
         raise RefusedError(in_order[int(far.argmax())].learner, _TOO_LARGE)
-    weights = rule.weighed(found, [s.weight for s in in_order])
-    return [s._replace(weight=w) for s, w in zip(in_order, weights, strict=True) if w > 0], rule.then
+    mixture = rule.mixed(geometry, [s.weight for s in in_order])
+    needed = [bool(column.any()) for column in mixture.rows.T]
+    counted = [s for s, there in zip(in_order, needed, strict=False) if there]
+    return counted, mixture._replace(rows=mixture.rows[:, needed])
 
 
 def _serves(forest: Forest, bounds: Bounds) -> bool:
@@ -159,7 +182,8 @@ def _opened(stack: contextlib.ExitStack, store: Store, sources: list[Source], la
 
 def _last_pass(
     store: Store, sources: list[Source], kept: list[Kept], everyone: list[Source], layout: Layout,
-    rule: Sums | Columns, optimizer: _Optimizer, folder: Path, norms: Norms | None, check: Callable[[], None],
+    rule: Rule, mixture: Mixture | None, optimizer: _Optimizer, folder: Path, norms: Norms | None,
+    check: Callable[[], None],
 ) -> tuple[Path, str]:  # fmt: skip
     """Write the result. Once all updates are read, and measured, `check` refuses those that are far too large."""
     optimizer.restart()
@@ -170,11 +194,7 @@ def _last_pass(
         writer = stack.enter_context(contextlib.closing(Aside()))
         stack.enter_context(quiet())
         checks = Checks(optimizer.ceiling, norms)
-        results: Iterator[tuple[Chunk, Array]] = (
-            finished(stack, [*feeds, *trees], layout, rule, checks)
-            if isinstance(rule, Sums)
-            else combined(stack, feeds, layout, rule, checks)
-        )
+        results = _results(stack, feeds, trees, layout, rule, mixture, optimizer, checks)
 
         def emit(data: Piece) -> None:
             out.update(data)
@@ -197,6 +217,19 @@ def _last_pass(
         if overflow:
             raise overflow
     return path, f"sha256:{out.hexdigest()}"
+
+
+def _results(
+    stack: contextlib.ExitStack, feeds: list[Feed], trees: list[Kept], layout: Layout, rule: Rule,
+    mixture: Mixture | None, optimizer: _Optimizer, checks: Checks,
+) -> Iterator[tuple[Chunk, Array]]:  # fmt: skip
+    """Yield each chunk with the result of the rule."""
+    if isinstance(rule, Sums):
+        return finished(stack, [*feeds, *trees], layout, rule, checks)
+    if isinstance(rule, Columns):
+        return combined(stack, feeds, layout, rule, checks)
+    assert mixture is not None
+    return mixed(stack, feeds, layout, rule.then, mixture, optimizer.base, checks)
 
 
 _TOO_LARGE = "the weights are so large that the aggregate is not finite"
@@ -262,6 +295,11 @@ class _Optimizer:
         """Return the largest values that counters of a chunk may have."""
         return self._ceiling(chunk)
 
+    def base(self, chunk: Chunk) -> Array:
+        """Return the global weights of a chunk."""
+        count = (chunk.stop - chunk.start) // chunk.dtype.itemsize
+        return np.fromfile(self._base, chunk.dtype, count=count, offset=chunk.start)
+
     def restart(self) -> None:
         """Begin a pass from the first coordinate."""
         self._position = 0
@@ -274,7 +312,7 @@ class _Optimizer:
         """Return the next values of a chunk's coordinates."""
         if self._server.replaces:
             return aggregate
-        base = np.fromfile(self._base, chunk.dtype, count=aggregate.size, offset=chunk.start).astype(np.float64)
+        base = self.base(chunk).astype(np.float64)
         old = {slot: self._old(slot, aggregate.size) for slot in self._server.slots}
         result, new = self._server.step(base, aggregate, old)
         for slot, values in new.items():

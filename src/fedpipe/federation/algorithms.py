@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, field
 
@@ -18,8 +18,10 @@ from fedpipe.federation.names import (
     PositiveAmount,
     Section,
     Share,
+    tag_of,
 )
 from fedpipe.federation.placement import Placement
+from fedpipe.federation.rules import Clip, Mean, OwnRule, StepBefore, fewest_updates
 
 Rate = Annotated[PositiveAmount, Meta(description="learning rate")]
 
@@ -149,10 +151,6 @@ Zeroing = Annotated[bool, Meta(description="sets an update to zero when it is fa
 Clipping = Annotated[bool, Meta(description="scales larger updates down to a norm that adapts to most of them")]
 
 
-class Mean(Section, frozen=True, kw_only=True, tag_field="name", tag="mean"):
-    """Averages all updates (McMahan et al. 2017)."""
-
-
 class Robust(Section, frozen=True, kw_only=True, tag_field="name", tag="robust"):
     """Averages after zeroing and clipping: `tff.learning.robust_aggregator` (Charles et al. 2021)."""
 
@@ -205,9 +203,9 @@ class SecureNoise(Section, frozen=True, kw_only=True, tag_field="name", tag="sec
     bits: Annotated[int, Meta(ge=8, le=22, description="bits of a number in the sum")] = 20
 
 
-RuleSettings = Mean | Robust | FixedNoise | AdaptiveNoise | TreeNoise | Compressed | Secure | SecureNoise
-OWN_RULES = (Mean,)
-"""Rules that fedpipe combines itself; the others are TensorFlow Federated's."""
+RuleSettings = OwnRule | Robust | FixedNoise | AdaptiveNoise | TreeNoise | Compressed | Secure | SecureNoise
+OWN_RULES = get_args(OwnRule)
+"""Rules that fedpipe combines itself; the others, and `mean` too, are TensorFlow Federated's."""
 UNWEIGHTED = (FixedNoise, AdaptiveNoise, TreeNoise, SecureNoise)
 """Rules that weight all learners equally: their noise hides one update."""
 
@@ -222,9 +220,13 @@ class Averaging(Section, frozen=True, kw_only=True, tag_field="name", tag="avera
     rule: Annotated[
         RuleSettings,
         Meta(
-            description="how updates are combined; a `name` alone takes its defaults; all but `mean` need `engine: tff`"
+            description="how updates are combined; a `name` alone takes its defaults; those of TFF need `engine: tff`"
         ),
     ] = field(default_factory=Mean)
+    before: Annotated[
+        tuple[StepBefore, ...],
+        Meta(max_length=10, description="steps that change the updates before the rule combines them, in this order"),
+    ] = ()
     weighting: Annotated[
         Literal["examples", "uniform"], Meta(description="weight of an update: its train examples, or 1")
     ] = "examples"
@@ -239,9 +241,12 @@ class Averaging(Section, frozen=True, kw_only=True, tag_field="name", tag="avera
         Amount,
         Meta(
             description="an update is refused when its change has more than this multiple of the median norm of the "
-            "others, at least three; 0: no limit. Rules that zero, clip or add noise do without"
+            "others, at least three; 0: no limit. Only for `mean`: other rules have a defence of their own"
         ),
     ] = 10.0
+    most_examples: Annotated[
+        Count, Meta(description="an update that claims more train examples is refused; 0: no limit")
+    ] = 0
     server_optimizer: Annotated[
         OptimizerSettings,
         Meta(description="step of the global weights; `sgd` with rate 1.0 takes the aggregate as it is"),
@@ -255,7 +260,24 @@ class Averaging(Section, frozen=True, kw_only=True, tag_field="name", tag="avera
         """Return `most_norm`; 0 for a rule with a defence of its own, whose guarantee would not hold otherwise."""
         rule = self.rule
         bare = isinstance(rule, Robust | Compressed | Secure) and not (rule.zeroing or rule.clipping)
-        return self.most_norm if bare or isinstance(rule, Mean) else 0.0
+        return self.most_norm if bare or (isinstance(rule, Mean) and not self.before) else 0.0
+
+    @property
+    def ignores_examples(self) -> bool:
+        """Return whether the rule, or a step before it, weighs all updates the same."""
+        mixes = any(not isinstance(step, Clip) for step in self.before)
+        weighs = isinstance(self.rule, Mean | Robust | Compressed | Secure)
+        return mixes or not weighs
+
+    @property
+    def rule_in_words(self) -> str:
+        """Return the names of the rule and of the steps before it, such as `clip, median`."""
+        return ", ".join(tag_of(part) for part in (*self.before, self.rule))
+
+    @property
+    def fewest_updates(self) -> int:
+        """Return the fewest updates with which the rule's guarantee holds; 1 for the rules of TFF."""
+        return fewest_updates(self.before, self.rule) if isinstance(self.rule, OWN_RULES) else 1
 
 
 class Collective(Section, frozen=True, kw_only=True, tag_field="name", tag="collective"):

@@ -150,6 +150,12 @@ class Federation(Section, frozen=True, kw_only=True):
         return self.quorum.min_learners or self.learners_asked // 2 + 1
 
     @property
+    def min_updates(self) -> int:
+        """Return the fewest updates of a round: the quorum, or more where the rule needs more."""
+        needed = self.algorithm.fewest_updates if isinstance(self.algorithm, Averaging) else 1
+        return max(self.min_learners, needed)
+
+    @property
     def aggregated_by_tff(self) -> bool:
         """Return whether TensorFlow Federated combines the updates."""
         return isinstance(self.algorithm, Averaging) and self.algorithm.engine == "tff"

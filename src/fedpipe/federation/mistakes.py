@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 from fedpipe.errors import FederationError, FedpipeError
-from fedpipe.federation.algorithms import OWN_RULES, UNWEIGHTED, Averaging, Collective, Sgd
+from fedpipe.federation.aggregation_mistakes import aggregation_mistakes
+from fedpipe.federation.algorithms import Collective
 from fedpipe.federation.data import AUTO, ByFractions, BySize, ColumnSettings
 from fedpipe.federation.federation import Federation
-from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS, tag_of
+from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS
 from fedpipe.federation.preprocessing import parse
 from fedpipe.federation.training import Privacy
 from fedpipe.store import check_uri, is_uri
@@ -69,7 +70,7 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     yield from _table_mistakes(f)
     yield from _placement_mistakes(f)
     yield from _framework_mistakes(f)
-    yield from _aggregation_mistakes(f)
+    yield from aggregation_mistakes(f)
     yield from _preprocessing_mistakes(f)
     yield from _session_mistakes(f)
     yield from _simulation_mistakes(f)
@@ -175,32 +176,6 @@ def _framework_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     for path, value in given.items():
         if value:
             yield path, f"needs Keras, but the framework is {f.framework}", "Remove it, or set framework to keras."
-
-
-def _aggregation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
-    if not isinstance(f.algorithm, Averaging):
-        return
-    rule, optimizer = f.algorithm.rule, f.algorithm.server_optimizer
-    if f.algorithm.engine == "fedpipe":
-        for path, part, own in (("rule", rule, OWN_RULES), ("server_optimizer.name", optimizer, Sgd)):
-            if not isinstance(part, own):
-                yield (
-                    f"algorithm.{path}",
-                    f"{tag_of(part)!r} needs TensorFlow Federated",
-                    "Add `engine: tff` to the algorithm.",
-                )
-    if f.algorithm.most_share and f.algorithm.weighting == "uniform":
-        yield (
-            "algorithm.most_share",
-            "has no effect when all updates weigh the same",
-            "Remove it, or set algorithm.weighting to examples.",
-        )
-    if isinstance(rule, UNWEIGHTED) and f.algorithm.weighting != "uniform":
-        yield (
-            "algorithm.weighting",
-            f"must be uniform for the rule {tag_of(rule)!r}",
-            "Set it to uniform: the noise hides one update among others of the same weight.",
-        )
 
 
 def _preprocessing_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

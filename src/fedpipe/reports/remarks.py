@@ -143,6 +143,8 @@ def settings(story: Story) -> list[tuple[str, str]]:
 
 
 def _name_of(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(_name_of(part) for part in value) or "nothing"
     return str(value.__struct_config__.tag) if isinstance(value, msgspec.Struct) else str(value)
 
 

@@ -102,7 +102,7 @@ def _valid(
         if ballot.plan not in (None, plan.definition.digest):
             raise DroppedError("the ballot belongs to an earlier try of the run, with other settings")
         check_signed(ballot, enrolled)
-        Claims(plan.sizes, enrolled).check_ballot(ballot)
+        Claims.of(plan, enrolled).check_ballot(ballot)
     return ballot
 
 

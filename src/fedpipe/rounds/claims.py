@@ -1,7 +1,8 @@
 """Limits on the numbers of examples that learners claim, because these numbers are weights.
 
 A learner that was dealt a shard has as many examples as the plan says. One with data of its own has at most as many as
-the administrator enrolled it with (`fedpipe enroll --examples`), if a number was given.
+the administrator enrolled it with (`fedpipe enroll --examples`), if a number was given. `most_examples` of the
+federation file limits all.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedpipe.errors import DroppedError
+from fedpipe.federation.algorithms import Averaging
 from fedpipe.identity.enrolment import Enrolled
 from fedpipe.rounds.manifests import Ballot, Scores, Update
+from fedpipe.rounds.plan import Plan
 
 
 class Claims:
@@ -19,10 +22,17 @@ class Claims:
     Args:
         sizes: the examples in each part of the shards, by learner, as the plan has them.
         enrolled: those who are enrolled, some of them with a number of examples.
+        most: train examples that any learner may claim; 0: no limit.
     """
 
-    def __init__(self, sizes: Mapping[str, Mapping[str, int]], enrolled: Enrolled) -> None:
-        self._sizes, self._enrolled = sizes, enrolled
+    def __init__(self, sizes: Mapping[str, Mapping[str, int]], enrolled: Enrolled, most: int = 0) -> None:
+        self._sizes, self._enrolled, self._most = sizes, enrolled, most
+
+    @classmethod
+    def of(cls, plan: Plan, enrolled: Enrolled) -> Claims:
+        """Return the limits of a run."""
+        algorithm = plan.federation.algorithm
+        return cls(plan.sizes, enrolled, algorithm.most_examples if isinstance(algorithm, Averaging) else 0)
 
     def check(self, learner: str, part: str, claimed: int) -> None:
         """Check one number.
@@ -38,6 +48,8 @@ class Claims:
         dealt = self._sizes.get(learner)
         if dealt is not None and claimed > dealt.get(part, 0):
             raise DroppedError(f"it claims {claimed} {part} examples, but its shard has {dealt.get(part, 0)}")
+        if part == "train" and 0 < self._most < claimed:
+            raise DroppedError(f"it claims {claimed} train examples, but algorithm.most_examples is {self._most}")
         enrolment = self._enrolled.learners.get(learner)
         if enrolment is not None and enrolment.examples and claimed > enrolment.examples:
             raise DroppedError(f"it claims {claimed} {part} examples, but is enrolled with {enrolment.examples}")

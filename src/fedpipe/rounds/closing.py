@@ -15,10 +15,20 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from fedpipe.aggregation import Bounds, Combined, Forest, Rule, Source, combine, make_rule, make_server_step
+from fedpipe.aggregation import (
+    Bounds,
+    Combined,
+    Forest,
+    Rule,
+    Source,
+    TooFewError,
+    combine,
+    make_rule,
+    make_server_step,
+)
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, WeightsError
 from fedpipe.federation.algorithms import Averaging
-from fedpipe.federation.names import tag_of
+from fedpipe.federation.federation import Federation
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.rounds.ballots import collect_ballots
 from fedpipe.rounds.claims import Claims
@@ -75,15 +85,19 @@ def close_round(
         plan=previous.plan,
         of=plan,
     )
-    check_quorum(number, len(updates), dropped, federation.min_learners)
+    check_quorum(number, len(updates), dropped, federation.min_updates, demanding_rule(federation))
     with tempfile.TemporaryDirectory() as folder:
         try:
             combined = (combiner or in_constant_memory())(store, plan, previous, updates, Path(folder))
+        except TooFewError as error:
+            dropped = sorted([*dropped, *_refusals(error.refused)], key=lambda d: d.learner)
+            check_quorum(number, len(error.left), dropped, federation.min_updates, demanding_rule(federation))
+            raise
         except WeightsError as error:
             raise RoundError(f"round {number}: {error}", remedy="HEAD stays at the last good round.") from error
         used = [u for u in updates if u.learner in combined.accepted]
-        dropped = sorted([*dropped, *_refusals(combined)], key=lambda d: d.learner)
-        check_quorum(number, len(used), dropped, federation.min_learners)
+        dropped = sorted([*dropped, *_refusals(combined.refused)], key=lambda d: d.learner)
+        check_quorum(number, len(used), dropped, federation.min_updates, demanding_rule(federation))
         put_file(store, *combined.weights)
         for path, digest in combined.state.values():
             put_file(store, path, digest, kind="coordinator")
@@ -91,6 +105,13 @@ def close_round(
         log.warning("round %d: %s is dropped: %s", number, drop.learner, drop.why)
     record = _record(plan, previous, combined, used, dropped)
     return propose_candidate(store, record) if federation.vote else commit(store, record)
+
+
+def demanding_rule(federation: Federation) -> str:
+    """Return the name of the rule if it needs more updates than the quorum has."""
+    algorithm = federation.algorithm
+    demanding = isinstance(algorithm, Averaging) and federation.min_updates > federation.min_learners
+    return algorithm.rule_in_words if isinstance(algorithm, Averaging) and demanding else ""
 
 
 def source_of(plan: Plan, update: Update) -> Source:
@@ -117,11 +138,11 @@ def _places(names: tuple[str, ...]) -> dict[str, int]:
     return {name: place for place, name in enumerate(sorted(names))}
 
 
-def rule_of(plan: Plan) -> Rule:
-    """Return the aggregation rule of a run."""
+def rule_of(plan: Plan, number: int) -> Rule:
+    """Return the aggregation rule of a round."""
     algorithm = plan.federation.algorithm
     assert isinstance(algorithm, Averaging)
-    return make_rule(algorithm.rule)
+    return make_rule(algorithm.rule, algorithm.before, number)
 
 
 def in_constant_memory(forest: Forest | None = None) -> Combiner:
@@ -140,7 +161,7 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
             layout=record_layout(store, previous),
             base=previous.weights,
             state=previous.state,
-            rule=rule_of(plan),
+            rule=rule_of(plan, previous.round + 1),
             server=make_server_step(algorithm.server_optimizer),
             folder=folder,
             forest=forest,
@@ -150,8 +171,8 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
     return combined
 
 
-def _refusals(combined: Combined) -> list[Dropped]:
-    return [Dropped(learner=name, why=why) for name, why in combined.refused.items()]
+def _refusals(refused: dict[str, str]) -> list[Dropped]:
+    return [Dropped(learner=name, why=why) for name, why in refused.items()]
 
 
 def _record(plan: Plan, previous: Record, combined: Combined, used: list[Update], dropped: list[Dropped]) -> Record:
@@ -166,7 +187,7 @@ def _record(plan: Plan, previous: Record, combined: Combined, used: list[Update]
 
 
 def _named(algorithm: Averaging) -> str:
-    rule = tag_of(algorithm.rule)
+    rule = algorithm.rule_in_words
     return rule if algorithm.engine == "fedpipe" else f"{algorithm.engine} {rule}"
 
 
@@ -213,7 +234,7 @@ def proposal_of(store: Store, plan: Plan, previous: Record, roll: Roll) -> Recor
         enrolled = read_enrolled(store)
         update = read_valid(
             store, enrolled, proposer, federation=plan.federation.name, run=plan.run, number=number,
-            base=previous.weights, plan=previous.plan, claims=Claims(plan.sizes, enrolled),
+            base=previous.weights, plan=previous.plan, claims=Claims.of(plan, enrolled),
         )  # fmt: skip
         if update is None:
             found = find_dropped(store, proposer, plan.run, number)

@@ -34,7 +34,7 @@ class EarlySums:
 
     def __init__(self, store: Store, plan: Plan, previous: Record, forest: Forest) -> None:
         self._store, self._plan, self._previous = store, plan, previous
-        self._claims = Claims(plan.sizes, read_enrolled(store))
+        self._claims = Claims.of(plan, read_enrolled(store))
         self.forest: Forest | None = forest
 
     @classmethod
@@ -56,7 +56,8 @@ class EarlySums:
             return None
         norms = Norms(folder / "base", bounds.norm) if bounds.norm else None
         asked_places = [places[name] for name in asked]
-        forest = Forest.plant(store, layout, rule_of(plan), asked_places, folder, previous.weights, norms)
+        rule = rule_of(plan, previous.round + 1)
+        forest = Forest.plant(store, layout, rule, asked_places, folder, previous.weights, norms)
         return None if forest is None else cls(store, plan, previous, forest)
 
     def take(self, learner: str) -> None:

@@ -141,18 +141,27 @@ def gather(
     return found, missing
 
 
-def check_quorum(number: int, taking_part: int, dropped: list[Dropped], minimum: int) -> None:
-    """Raise QuorumError, with the missing learners and their reasons, when fewer than `minimum` take part."""
+def check_quorum(number: int, taking_part: int, dropped: list[Dropped], minimum: int, rule: str = "") -> None:
+    """Raise QuorumError, with the missing learners and their reasons, when fewer than `minimum` take part.
+
+    Args:
+        number: the round.
+        taking_part: number of learners.
+        dropped: learners that are missing.
+        minimum: the quorum.
+        rule: the aggregation rule that needs so many, if that is why.
+    """
     if taking_part >= minimum:
         return
     by_reason: dict[str, list[str]] = {}
     for item in dropped:
         by_reason.setdefault(item.why.rstrip("."), []).append(item.learner)
     missing = "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items()) or "nobody was dropped"
+    needed = f"but {rule} needs {minimum} updates" if rule else f"the quorum is {minimum}"
+    lower = "the rule's settings" if rule else "quorum.min_learners"
     raise QuorumError(
-        f"round {number}: {taking_part} of {taking_part + len(dropped)} learners took part, the quorum is {minimum} "
-        f"({missing})",
-        remedy="HEAD stays at the last good round. Repair the learners, or lower quorum.min_learners; "
+        f"round {number}: {taking_part} of {taking_part + len(dropped)} learners took part, {needed} ({missing})",
+        remedy=f"HEAD stays at the last good round. Repair the learners, or lower {lower}; "
         "then run the same command again.",
         lasting=taking_part + sum(not item.lasting for item in dropped) < minimum,
         missing=tuple(item.learner for item in dropped),

@@ -32,7 +32,7 @@ def select(federation: Federation, number: int, attempt: int = 1, away: Collecti
     """
     names = sorted(learner.name for learner in federation.learners)
     there = [name for name in names if name not in away]
-    pool = names if attempt > 1 or len(there) < federation.min_learners else there
+    pool = names if attempt > 1 or len(there) < federation.min_updates else there
     quorum = federation.quorum
     if not quorum.learners_per_round:
         return tuple(pool)

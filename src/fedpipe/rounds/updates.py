@@ -152,7 +152,7 @@ def is_offered(
     try:
         update = read_valid(
             store, enrolled, learner, federation=plan.federation.name, run=plan.run,
-            number=previous.round + 1, base=previous.weights, plan=previous.plan, claims=Claims(plan.sizes, enrolled),
+            number=previous.round + 1, base=previous.weights, plan=previous.plan, claims=Claims.of(plan, enrolled),
         )  # fmt: skip
         if update is None or update.size != size:
             return False
@@ -172,7 +172,7 @@ def collect(
     `plan` is the digest of the run's definition; with `of`, its plan, numbers of examples are checked too.
     """
     enrolled = read_enrolled(store)
-    claims = Claims(of.sizes, enrolled) if of else None
+    claims = Claims.of(of, enrolled) if of else None
 
     def read(learner: str) -> Update | None:
         return read_valid(

@@ -10,13 +10,13 @@ from fedpipe.federation.algorithms import (
     AdaptiveNoise,
     Compressed,
     FixedNoise,
-    Mean,
     Robust,
     RuleSettings,
     Secure,
     SecureNoise,
     TreeNoise,
 )
+from fedpipe.federation.rules import Mean
 from fedpipe.frameworks import frameworks
 from fedpipe.tff.runtime import federated
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedpipe.aggregation.arithmetic import Floats
 from fedpipe.aggregation.rule import Sums
-from fedpipe.federation.algorithms import Mean
+from fedpipe.federation.rules import Mean
 
 
 def mean(_settings: Mean) -> Sums:
@@ -15,9 +15,13 @@ def mean(_settings: Mean) -> Sums:
     Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", 2017,
     Algorithm 1.
     """
-    return Sums(finish=_divided)
+    return AVERAGE
 
 
 def _divided(total: Floats, weight: float) -> Floats:
     total /= weight
     return total
+
+
+AVERAGE = Sums(finish=_divided)
+"""The mean, for rules that end in one."""
