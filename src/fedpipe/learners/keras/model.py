@@ -163,6 +163,8 @@ class KerasModel(CompiledModel):
         """See `CompiledModel.correct`."""
         if self._corrections is not None:
             self._corrections.set(correction, self._places())
+        elif correction is not None:
+            raise ModelError("the model was built without corrections of its gradients", where="training.method")
 
     def optimizer_state(self) -> Arrays:
         """See `CompiledModel.optimizer_state`."""
