@@ -113,7 +113,7 @@ def section(kind: Any) -> str:
         hint = hints[field.name]
         _, description = unwrapped(hint)
         kinds = shown(hint) + (f" {limits(hint)}" if limits(hint) else "")
-        rows.append(f"| `{field.name}` | {kinds} | {default(field)} | {description} |")
+        rows.append(f"| `{field.encode_name}` | {kinds} | {default(field)} | {description} |")
     title = "federation.yaml" if kind is Federation else kind.__name__
     table = "\n".join(["| key | value | default | meaning |", "| --- | --- | --- | --- |", *rows])
     return f"## {title}\n\n{kind.__doc__}\n\n{table}\n"

@@ -20,6 +20,7 @@ MODULE = load_code(b"", digest_of(b""))
 
 class TestContract(ModelContract):
     framework = "numpy"
+    plain = LINEAR
     code = LINEAR.replace("0.5)", "0.5, momentum=0.9)")
     squared = LINEAR.replace("4, 3, learning_rate=0.5", "4, 1, 'squared', learning_rate=0.5")
 

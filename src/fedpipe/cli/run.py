@@ -102,6 +102,11 @@ def _show(result: Result) -> None:
             shown = main_metrics(value["metrics"], value["measures"])
             numbers = ", ".join(f"{name} {number:.4f}" for name, number in shown.items())
             say(f"{label}: {numbers} ({value['examples']} examples)")
+    if personal := result.summary.get("evaluation", {}).get("personal_models"):
+        say(
+            f"personal models: better at {personal['better']} of {personal['learners']} learners, mean "
+            f"{personal['metric']} {personal['own']:.4f}, shared model {personal['shared']:.4f}"
+        )
     for path in ("summary.json", "report.html", "model.onnx"):
         if (result.folder / path).exists():
             say(f"{path.split('.')[0]}: {result.folder / path}")

@@ -38,17 +38,22 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")] = Path("model.onnx"),
     store: StoreOption = None,
     name: Annotated[str | None, typer.Option("--run", help="The run; by default the one at HEAD.")] = None,
+    learner: Annotated[
+        str | None, typer.Option("--learner", help="Export the personal model of this learner, not the shared one.")
+    ] = None,
 ) -> None:
     """Write the shared model as an ONNX file, verified against the trained model."""
     from fedpipe.commands.export import export as export_model
 
     with busy("converting"):
-        origin = export_model(file, output, store=store, name=name)
+        origin = export_model(file, output, store=store, name=name, learner=learner)
     say(
         f"wrote {output}: opset {origin['opset']}, differs from the trained model by "
         f"{origin['max_abs_difference']:.2g} over "
         f"{origin['compared']} {origin['samples']} samples"
     )
+    if origin["local"]:
+        say(f"weights that learners do not share are {origin['local']}")
     say(origin["digest"])
 
 

@@ -10,18 +10,19 @@ from msgspec.structs import replace
 
 from fedpipe.commands.opened import StoreGiven, file_of, find_run, known_runs, settle
 from fedpipe.engine.workers import Workers
-from fedpipe.errors import NotFoundError
+from fedpipe.errors import InputError, NotFoundError
 from fedpipe.federation.sources import Source
 from fedpipe.rounds.history import history, is_trained, read_record, trained_head
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, current_plan
 from fedpipe.store import Store, open_store
 from fedpipe.store.files import write_whole
+from fedpipe.suggestion import suggestion
 
 
 def export(
     source: Source, output: str | Path = "model.onnx", *, store: StoreGiven = None, name: str | None = None,
-    **changes: Any,
+    learner: str | None = None, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the shared model as a verified ONNX file, with the file's current settings of the export.
 
@@ -30,13 +31,15 @@ def export(
         output: an .onnx file; it is written only after it is verified.
         store: a store to use instead of the federation's.
         name: the run whose last model is exported; the run at HEAD by default.
+        learner: whose personal model is exported (docs/personal.md); the shared model by default.
         changes: keys of the federation file with new values.
 
     Returns:
         The digest, opset, largest difference and run, as in the model's origin.
 
     Raises:
-        NotFoundError: there is no such run, or nothing is trained.
+        InputError: there is no such learner.
+        NotFoundError: there is no such run, nothing is trained, or the learner has no personal model.
         ExportError: the model differs from the trained one; nothing is written.
 
     >>> import fedpipe
@@ -45,12 +48,15 @@ def export(
     'run-1'
     """
     federation, uri = settle(source, store, changes)
+    names = [known.name for known in federation.learners]
+    if learner is not None and learner not in names:
+        raise InputError(f"there is no learner {learner!r}", where="learner", remedy=suggestion(learner, names))
     opened = open_store(uri).below(federation.name)
     record = _last(opened, file_of(source), name)
     plan = current_plan(opened, record.run, record.plan)
     plan = replace(plan, federation=replace(plan.federation, export=federation.export))
     with Workers(preload=federation.needs_tensorflow) as processes:
-        data, origin = processes.call(_verified, uri, plan, record.weights)
+        data, origin = processes.call(_verified, uri, plan, record.weights, learner or "")
     write_whole(Path(output), data)
     return dict(origin)
 
@@ -78,8 +84,8 @@ def _last(store: Store, source: Path, name: str | None) -> Record:
     return records[-1]
 
 
-def _verified(uri: str, plan: Plan, weights: str) -> tuple[bytes, dict[str, Any]]:
+def _verified(uri: str, plan: Plan, weights: str, learner: str) -> tuple[bytes, dict[str, Any]]:
     from fedpipe.registry.export import convert_and_verify
 
-    data, origin = convert_and_verify(open_store(uri).below(plan.federation.name), plan, weights)
+    data, origin = convert_and_verify(open_store(uri).below(plan.federation.name), plan, weights, learner)
     return data, msgspec.to_builtins(origin)

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from fedpipe.federation.algorithms import Averaging, Collective, SimulationSettings, Vote
 from fedpipe.federation.data import Data
 from fedpipe.federation.environments import ENVIRONMENTS, FRAMEWORKS, WITH_FRAMEWORK, Environment, FrameworkName
+from fedpipe.federation.methods import PERSONAL, Method, Sharing
 from fedpipe.federation.names import CODE, KUBEFLOWS_SECRET, MOST_LEARNERS, Name, Section
 from fedpipe.federation.placement import Images, Placement, StepKind, StorePlace, default_placement
 from fedpipe.federation.tracking import Tracking
@@ -69,6 +70,13 @@ class Federation(Section, frozen=True, kw_only=True):
         Averaging | Collective,
         Meta(description="how learners learn together; a `name` alone takes all defaults"),
     ] = field(default_factory=Averaging)
+    share: Annotated[
+        Sharing | Literal["all", "trainable"],
+        Meta(
+            description="weights that learners share: `all`; `trainable` ones, without statistics and counters; or all "
+            "but those of some names, which stay at each learner (docs/personal.md)"
+        ),
+    ] = "all"
     privacy: Annotated[Privacy | None, Meta(description="differential privacy of every learner's training")] = None
     quorum: Annotated[Quorum, Meta(description="when a round counts")] = field(default_factory=Quorum)
     evaluation: Annotated[EvaluationSettings, Meta(description="how the shared model is measured")] = field(
@@ -138,6 +146,16 @@ class Federation(Section, frozen=True, kw_only=True):
     def privacy_of(self, name: str) -> Privacy | None:
         """Return the differential privacy of a learner: its own, or the federation's. Raises KeyError."""
         return self.learner(name).privacy or self.privacy
+
+    @property
+    def method(self) -> Method | None:
+        """Return how learners train when their data differ; None for plain training."""
+        return self.training.method
+
+    @property
+    def personal(self) -> bool:
+        """Return whether each learner keeps weights of its own."""
+        return self.share != "all" or isinstance(self.method, PERSONAL)
 
     @property
     def learners_asked(self) -> int:

@@ -93,6 +93,9 @@ def in_full(content: dict[str, Any]) -> dict[str, Any]:
     algorithm = full["algorithm"] = _named(full.get("algorithm", {"name": "averaging"}))
     if isinstance(algorithm, dict) and "rule" in algorithm:
         algorithm["rule"] = _named(algorithm["rule"])
+    training = full.get("training")
+    if isinstance(training, dict) and "method" in training:
+        full["training"] = {**training, "method": _named(training["method"])}
     for section in (algorithm, simulation := _copied(full.get("simulation", {}))):
         if isinstance(section, dict) and "server_optimizer" in section:
             section["server_optimizer"] = _server(section["server_optimizer"])

@@ -183,7 +183,7 @@ def _structs_at(path: str) -> list[Any]:
 
 
 def _types_of(structs: list[Any], name: str) -> list[Any]:
-    return [f.type for struct in structs for f in msgspec.structs.fields(struct) if f.name == name]
+    return [f.type for struct in structs for f in msgspec.structs.fields(struct) if f.encode_name == name]
 
 
 def _keys_of(struct: Any) -> list[str]:

@@ -12,6 +12,7 @@ from fedpipe.federation.aggregation_mistakes import aggregation_mistakes
 from fedpipe.federation.algorithms import Collective
 from fedpipe.federation.data import AUTO, ByFractions, BySize, ColumnSettings
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.method_mistakes import method_mistakes
 from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS
 from fedpipe.federation.preprocessing import parse
 from fedpipe.federation.training import Privacy
@@ -76,6 +77,7 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     yield from _simulation_mistakes(f)
     yield from _vote_mistakes(f)
     yield from _privacy_mistakes(f)
+    yield from method_mistakes(f)
     yield from _size_mistakes(f)
     yield from _place_mistakes(f)
 

@@ -18,7 +18,7 @@ from fedpipe.store import is_uri
 
 Source = str | Path | Mapping[str, Any] | Federation
 """A federation file, or its content as a dictionary or as typed objects."""
-_CHOICES = ("algorithm", "rule", "server_optimizer")
+_CHOICES = ("algorithm", "method", "rule", "server_optimizer")
 """Keys whose settings depend on a name: another name replaces them all."""
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
+from fedpipe.federation.methods import Method
 from fedpipe.federation.names import (
     MOST_DIFFERENCE,
     MOST_NOISE,
@@ -108,6 +109,17 @@ class Training(Section, frozen=True, kw_only=True):
         Literal["reset", "keep"],
         Meta(description="`reset`: a fresh local optimizer each round; `keep`: its state carries over"),
     ] = "reset"
+    method: Annotated[
+        Method | None,
+        Meta(description="how learners train when their data differ (docs/personal.md); none: plain training"),
+    ] = None
+    clip_norm: Annotated[
+        Amount, Meta(description="largest norm of all gradients of a step together; 0: as compiled in model.py")
+    ] = 0.0
+    accumulate: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000)],
+        Meta(description="batches whose gradients are averaged before the optimizer takes a step"),
+    ] = 1
     precision: Annotated[
         Literal["float32", "mixed_float16", "mixed_bfloat16"], Meta(description="Keras dtype policy")
     ] = "float32"

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from msgspec import UnsetType
 
 from fedpipe.data.disclosure import schema_of
 from fedpipe.data.examples import Examples
 from fedpipe.data.schema import Schema
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
+from fedpipe.learners.contribute import fetched
 from fedpipe.learners.events import event_file
-from fedpipe.learners.framework import Model
+from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.learner import ModelLearner
 from fedpipe.learners.parts import Part, size_of
+from fedpipe.learners.personal import keeps, last_kept
 from fedpipe.learners.reading import kept_parts, learner_parts
+from fedpipe.learners.sharing import shared_model
 from fedpipe.rounds.floors import check_floors
+from fedpipe.rounds.history import read_record
+from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import get_bytes
@@ -34,7 +43,9 @@ def plan_model(store: Store, plan: Plan, privacy: Privacy | None = None, *, sche
     """
     code, training = get_bytes(store, plan.code), plan.federation.training
     schema = schema or schema_of(store, plan)
-    return framework_of(plan.federation).build(code, plan.code, plan.function, training, privacy, plan.inputs, schema)
+    build = framework_of(plan.federation).build
+    model = build(code, plan.code, plan.function, training, privacy, plan.inputs, schema)
+    return shared_model(model, plan.federation)
 
 
 def make_learner(
@@ -62,10 +73,20 @@ def make_learner(
     if privacy is None and plan.federation.learner(name).data:
         _check_fit(model, parts, (store.uri, plan.run, plan.code, name))
     wanted = trains and privacy is None and plan.federation.training.tensorboard
+    previous = read_record(store, plan.run, max(number - 1, 0)) if keeps(model, plan.federation) else None
     return ModelLearner(
         model, plan.federation, parts, label=f"round {number} {name}", privacy=privacy,
+        kept=last_kept(store, model, plan.federation, name, previous), control=_control(store, previous),
         on_epochs=_writer(store, keys.events(plan.run, number, name)) if wanted else None,
     )  # fmt: skip
+
+
+def _control(store: Store, previous: Record | None) -> Arrays | None:
+    """Return SCAFFOLD's control variate after a round; None before the first."""
+    if previous is None or isinstance(previous.control, UnsetType):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        return fetched(store, previous.control, Path(folder) / "control")
 
 
 _FITTING: set[tuple[str, ...]] = set()

@@ -16,11 +16,13 @@ from fedpipe.data.schema import NUMERIC, Schema, columns_by_input
 from fedpipe.data.trees import Tree
 from fedpipe.errors import DataError, DroppedError, ModelError, WeightsError, one_line
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.methods import FedNova
 from fedpipe.federation.names import split_code
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
 from fedpipe.learners.framework import Arrays, Model, Predict
 from fedpipe.learners.parts import label_shape_of
+from fedpipe.learners.sharing import shared_model
 from fedpipe.learners.user_code import load_code
 from fedpipe.rounds.plan import Port, Shape
 from fedpipe.rounds.tallies import Head
@@ -50,7 +52,9 @@ def built_model(
         MissingExtraError: the framework is not installed.
     """
     data, function = code.encode(), split_code(federation.model)[1]
-    return framework_of(federation).build(data, digest_of(data), function, federation.training, privacy, inputs, schema)
+    build = framework_of(federation).build
+    model = build(data, digest_of(data), function, federation.training, privacy, inputs, schema)
+    return shared_model(model, federation)
 
 
 def check_model(federation: Federation, code: str, examples: Examples | None, schema: Schema | None = None) -> str:
@@ -74,6 +78,7 @@ def check_model(federation: Federation, code: str, examples: Examples | None, sc
     model = built_model(federation, code, None, shared_ports(federation, examples), schema)
     private = any(federation.privacy_of(learner.name) for learner in federation.learners)
     model.check_training(training, private=private)
+    _check_extrapolated(federation, model)
     if private and examples is not None and examples.weight is not None:
         raise ModelError(
             "a private training takes no sample weights",
@@ -90,6 +95,19 @@ def check_model(federation: Federation, code: str, examples: Examples | None, sc
         if stopping := training.early_stopping:
             check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
     return model.outline.text
+
+
+def _check_extrapolated(federation: Federation, model: Model) -> None:
+    """Check that FedNova, which moves beyond the mean, moves only trained weights. Raises ModelError."""
+    if not isinstance(federation.method, FedNova):
+        return
+    odd = sorted(model.initial_weights(federation.training.seed).keys() - set(model.trainable))
+    if odd:
+        raise ModelError(
+            f"{odd[0]!r} is not trained, and fednova would move it beyond the mean of the learners",
+            where="share",
+            remedy="Set it to trainable, so that such statistics stay at the learners.",
+        )
 
 
 def _check_missing(model: Model, examples: Examples, schema: Schema) -> None:

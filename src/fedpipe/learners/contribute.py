@@ -86,10 +86,11 @@ def _offered(
     if trained.optimizer is not None:
         kept = weights.save(trained.optimizer, folder / "optimizer")
         put_file(store, folder / "optimizer", kept, name)
+    personal = trained.kept.save(store, name, folder)
     update = Update(
         federation=federation.name, run=plan.run, round=number, learner=name, base=base, weights=digest,
         size=(folder / "weights").stat().st_size, examples=trained.examples, metrics=trained.metrics,
-        plan=plan.definition.digest, tested=tested, optimizer=kept, spent=spent, ledger=ledger,
+        plan=plan.definition.digest, tested=tested, optimizer=kept, personal=personal, spent=spent, ledger=ledger,
     )  # fmt: skip
     return publish_update(store, signed_by(update, name))
 

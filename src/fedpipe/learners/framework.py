@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple, Protocol
 
 from fedpipe.data.schema import Schema
@@ -19,6 +19,8 @@ from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
 
 Arrays = dict[str, Array]
+NONE: Mapping[str, Array] = MappingProxyType({})
+"""No arrays."""
 
 
 class Outline(NamedTuple):
@@ -42,13 +44,30 @@ class Outline(NamedTuple):
 class Fitted(NamedTuple):
     """The result of a training: new weights, the number of steps, the metrics of each epoch, the optimizer's state.
 
-    A private training reports no metrics of its epochs.
+    A private training reports no metrics of its epochs. `local` are weights that are not shared.
     """
 
     weights: Arrays
     steps: int
     epochs: list[dict[str, float]]
     optimizer: Arrays | None = None
+    local: Mapping[str, Array] = NONE
+
+
+class Correction(NamedTuple):
+    r"""A change of every gradient before it is clipped and the optimizer uses it.
+
+    .. math:: g \leftarrow g + s (w - a) + o
+
+    Args:
+        strength: s, which pulls weights towards the anchors.
+        anchors: a, by name; weights without one are not pulled.
+        offsets: o, by name; none for the weights that are not named.
+    """
+
+    strength: float = 0.0
+    anchors: Mapping[str, Array] = NONE
+    offsets: Mapping[str, Array] = NONE
 
 
 class Measurement(NamedTuple):
@@ -77,6 +96,10 @@ class Model(Protocol):
     def heads(self) -> tuple[Head, ...]:
         """The purpose of each output, in the order in which `predictor` returns them."""
 
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The names of the weights that gradients change."""
+
     def check_training(self, training: Training, *, private: bool) -> None:
         """Check that the model can be trained as the federation file says. Raises ModelError."""
 
@@ -99,8 +122,9 @@ class Model(Protocol):
         """Return fresh weights; equal seeds give equal bytes."""
 
     def train(
-        self, weights: Arrays, part: Part, training: Training, *, seed: int, seconds: float, optimizer: Arrays | None
-    ) -> Fitted:
+        self, weights: Arrays, part: Part, training: Training, *, seed: int, seconds: float, optimizer: Arrays | None,
+        correction: Correction | None = None,
+    ) -> Fitted:  # fmt: skip
         """Train on a part for the epochs or steps of a round.
 
         Args:
@@ -110,6 +134,7 @@ class Model(Protocol):
             seed: of shuffling and dropout; equal seeds give equal bytes.
             seconds: the time after which the training is too late.
             optimizer: the state after an earlier training; None for a fresh one.
+            correction: of the gradients; None for plain training.
 
         Raises:
             DroppedError: the training is late, or its loss is not finite.

@@ -11,11 +11,15 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.training import Export, Privacy
 from fedpipe.learners.check import check_criterion
 from fedpipe.learners.framework import Arrays, Model
+from fedpipe.learners.methods import Begun, train
 from fedpipe.learners.parts import Part, size_of
+from fedpipe.learners.personal import NOTHING, Kept, completed
 from fedpipe.rounds.accounting import TrainingEvent
 from fedpipe.rounds.budget import training_event
 from fedpipe.rounds.manifests import Scores, Tested, bounded
+from fedpipe.rounds.steps import steps_of
 from fedpipe.rounds.voting import approves
+from fedpipe.weights import Array
 
 log = logging.getLogger("fedpipe")
 
@@ -23,7 +27,7 @@ log = logging.getLogger("fedpipe")
 class Trained(NamedTuple):
     """The result of a training: new weights, the number of examples, metrics of the last epoch, optimizer state.
 
-    `event` is the privacy event; None when the training was not private.
+    `event` is the privacy event; None when the training was not private. `kept` stays at the learner.
     """
 
     weights: Arrays
@@ -31,6 +35,7 @@ class Trained(NamedTuple):
     metrics: dict[str, float]
     optimizer: Arrays | None = None
     event: TrainingEvent | None = None
+    kept: Kept = NOTHING
 
 
 class Verdict(NamedTuple):
@@ -88,13 +93,17 @@ class ModelLearner:
         on_epochs: takes the metrics of all epochs after the training.
         privacy: settings of a model that trains with differential privacy. The metrics of its training are exact, so
             they are neither logged nor published.
+        kept: weights that stay at this learner, from its last update that counted.
+        control: SCAFFOLD's common control variate.
     """
 
     def __init__(
         self, model: Model, federation: Federation, parts: Mapping[str, Part], *, label: str = "",
         on_epochs: Callable[[list[dict[str, float]]], None] | None = None, privacy: Privacy | None = None,
+        kept: Kept = NOTHING, control: Mapping[str, Array] | None = None,
     ) -> None:  # fmt: skip
-        self._model, self._federation, self._parts = model, federation, parts
+        self._model, self._federation, self._parts = completed(model, kept), federation, parts
+        self._kept, self._control = kept, dict(control or {})
         self._label, self._on_epochs, self._privacy = label, on_epochs, privacy
         self._current: Arrays = {}
         self._scores = Scores()
@@ -117,16 +126,20 @@ class ModelLearner:
             raise DroppedError(
                 f"the train part has {examples} examples, fewer than a batch of {training.batch_size}", lasting=True
             )
-        fitted = self._model.train(
-            self._current, self._parts["train"], training, seed=seed, seconds=seconds, optimizer=optimizer
-        )
+        if not steps_of(training, examples, private=self._privacy is not None):
+            raise DroppedError(
+                f"the train part makes fewer than {training.accumulate} batches, so the optimizer takes no step",
+                lasting=True,
+            )
+        begun = Begun(self._current, self._kept, self._control, optimizer, seed, seconds)
+        fitted, kept = train(self._model, self._parts["train"], training, begun)
         if self._privacy:
             return Trained(fitted.weights, examples, {}, fitted.optimizer, self._event(fitted.steps))
         for number, metrics in enumerate(fitted.epochs, 1):
             log.info("%s epoch %d: %s", self._label, number, " ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
         if self._on_epochs:
             self._on_epochs(fitted.epochs)
-        return Trained(fitted.weights, examples, bounded(fitted.epochs[-1]), fitted.optimizer)
+        return Trained(fitted.weights, examples, bounded(fitted.epochs[-1]), fitted.optimizer, kept=kept)
 
     def test_weights(self, weights: Arrays) -> Verdict:
         """See `Learner.test_weights`."""

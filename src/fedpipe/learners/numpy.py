@@ -8,8 +8,9 @@
     L_{softmax} = -\\tfrac1n \\sum t \\log p, \\quad L_{squared} = \\tfrac{1}{nk} \\sum (z - t)^2
 .. math::
     g_W = x^T e + \\lambda W, \\; g_b = 1^T e, \\quad
-    e_{softmax} = \\tfrac1n (p - t), \\; e_{squared} = \\tfrac{2}{nk} (z - t), \\quad
-    v \\leftarrow \\mu v - \\eta g, \\; w \\leftarrow w + v
+    e_{softmax} = \\tfrac1n (p - t), \\; e_{squared} = \\tfrac{2}{nk} (z - t)
+
+`learners/descent.py` has the step that these gradients take.
 
 Sums are in float64 and weights in float32: the order in which a BLAS adds almost never changes a byte.
 """
@@ -28,8 +29,11 @@ from fedpipe.data.ports import fed
 from fedpipe.data.schema import NUMERIC, Schema
 from fedpipe.data.trees import Tree, only_array
 from fedpipe.errors import MissingExtraError, ModelError
+from fedpipe.federation.methods import COUNTS_STEPS
+from fedpipe.federation.names import tag_of
 from fedpipe.federation.training import Privacy, Training
-from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits
+from fedpipe.learners.descent import Descent
+from fedpipe.learners.framework import Arrays, Correction, Fitted, Measurement, Outline, Predict, TrainingLimits
 from fedpipe.learners.parts import LabelShape, Part, arrays_of, as_examples
 from fedpipe.learners.user_code import called, find_function, load_code
 from fedpipe.rounds.plan import Port
@@ -48,8 +52,8 @@ class Linear(NamedTuple):
         features: number of features of an example, or their shape, such as (8, 8, 1) for pictures.
         outputs: classes for `softmax`, values for `squared`.
         loss: `softmax` with whole-number labels from 0, `squared` with labels (examples,) or (examples, outputs).
-        learning_rate: eta above, unless the federation file has one.
-        momentum: mu above; 0 for none.
+        learning_rate: eta of the step, unless the federation file has one.
+        momentum: mu of the step; 0 for none.
         l2: lambda above, the strength of the penalty on W, which the reported loss does not contain.
     """
 
@@ -169,8 +173,18 @@ class NumpyModel:
             return (Head("", "regression", width=width),)
         return (Head("", "binary" if width == 2 else "multiclass", width=width),)
 
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """See `Model.trainable`."""
+        return tuple(self._shapes)
+
     def check_training(self, training: Training, *, private: bool) -> None:
-        """Do nothing: every setting of NumPy fits every model."""
+        """See `Model.check_training`."""
+        if isinstance(training.method, COUNTS_STEPS) and self._linear.momentum:
+            raise ModelError(
+                f"{tag_of(training.method)} is not defined for SGD with momentum", where="training.method",
+                remedy="Set momentum to 0 in model.py, or choose fedprox.",
+            )  # fmt: skip
 
     def check_examples(self, x: Tree, y: Tree, weight: Array | None = None) -> set[str]:
         """See `Model.check_examples`."""
@@ -228,35 +242,40 @@ class NumpyModel:
         return {"kernel": kernel, "bias": np.zeros(self._shapes["bias"], np.float32)}
 
     def train(
-        self, weights: Arrays, part: Part, training: Training, *, seed: int, seconds: float, optimizer: Arrays | None
-    ) -> Fitted:
+        self, weights: Arrays, part: Part, training: Training, *, seed: int, seconds: float, optimizer: Arrays | None,
+        correction: Correction | None = None,
+    ) -> Fitted:  # fmt: skip
         """See `Model.train`."""
         x, y = self._rows(part)
-        w = self._fitting(weights, "weights")
-        v = self._fitting(optimizer or {k: np.zeros(s) for k, s in self._shapes.items()}, "optimizer state")
+        state = self._fitting(optimizer, "optimizer state", Descent.shapes(self._shapes, training)) if optimizer else {}
         rate, size = training.learning_rate or self._linear.learning_rate, training.batch_size
+        descent = Descent(
+            self._fitting(weights, "weights"), state, training, rate=rate, momentum=self._linear.momentum,
+            correction=correction,
+        )  # fmt: skip
         limits, epochs = TrainingLimits(seconds), []
         with np.errstate(all="ignore"):  # `Limits` checks the loss
             for number, order in enumerate(_orders(len(y), training, seed), 1):
                 total = np.zeros(3)
                 for start in range(0, len(order), size):
                     batch = order[start : start + size]
-                    sums, gradient = self._step(w, x[batch].astype(np.float64), y[batch])
+                    sums, gradient = self._step(descent.weights, x[batch].astype(np.float64), y[batch])
                     total += sums
-                    for name, slope in gradient.items():
-                        v[name] = self._linear.momentum * v[name] - rate * slope
-                        w[name] = w[name] + v[name]
+                    descent.step(gradient)
                     limits.step()
                 epochs.append(self.metrics_of([total], ()))
                 limits.epoch(number, epochs[-1]["loss"])
-            kept = _rounded(v) if training.optimizer == "keep" else None
-            return Fitted(_rounded(w), limits.steps, epochs, kept)
+            kept = _rounded(descent.state()) if training.optimizer == "keep" else None
+            return Fitted(_rounded(descent.weights), limits.steps, epochs, kept)
 
-    def _fitting(self, arrays: Mapping[str, Array], what: str) -> dict[str, Array]:
-        if arrays.keys() != self._shapes.keys():
-            missing = sorted(arrays.keys() ^ self._shapes.keys())[0]
+    def _fitting(
+        self, arrays: Mapping[str, Array], what: str, shapes: Mapping[str, tuple[int, ...]] | None = None
+    ) -> dict[str, Array]:
+        shapes = shapes or self._shapes
+        if arrays.keys() != shapes.keys():
+            missing = sorted(arrays.keys() ^ shapes.keys())[0]
             raise ModelError(f"the {what} do not fit the model: only one of them has {missing!r}")
-        for name, shape in self._shapes.items():
+        for name, shape in shapes.items():
             if arrays[name].shape != shape:
                 raise ModelError(f"the {what} do not fit the model: {name!r} is {arrays[name].shape}, not {shape}")
         return {name: value.astype(np.float64) for name, value in arrays.items()}

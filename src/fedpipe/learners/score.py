@@ -17,6 +17,7 @@ from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.contribute import fetched
 from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.parts import Part, batches_of, label_shape_of, size_of
+from fedpipe.learners.personal import find_personal
 from fedpipe.learners.reading import central_test, learner_parts
 from fedpipe.learners.tallying import Counter, counter_of
 from fedpipe.rounds.evaluation import (
@@ -29,7 +30,7 @@ from fedpipe.rounds.evaluation import (
     mistake_in_score,
 )  # fmt: skip
 from fedpipe.rounds.floors import check_floors
-from fedpipe.rounds.manifests import LARGEST, bounded
+from fedpipe.rounds.manifests import LARGEST, Tested, bounded
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.tallies import MOST_PICTURED, ClassTally, Head, Matrix, Tally, size_of_tally
 from fedpipe.store import Store
@@ -56,7 +57,20 @@ def score_learner(store: Store, plan: Plan, name: str, digest: str) -> Score:
     part = learner_parts(store, plan, name, model.module).get("test")
     if part is None or not size_of(part):
         return Score(learner=name, weights=digest, why="the test part is empty")
-    return _score(model, plan, fetch_global(store, digest), name, digest, part)
+    arrays = fetch_global(store, digest)
+    score = _score(model, plan, arrays, name, digest, part)
+    personal = _personal_test(store, plan, model, name, arrays, part)
+    return msgspec.structs.replace(score, personal=personal) if personal and not score.why else score
+
+
+def _personal_test(store: Store, plan: Plan, model: Model, name: str, arrays: Arrays, part: Part) -> Tested | None:
+    """Test a learner's personal model; None when it has none."""
+    own = find_personal(store, plan, model, name)
+    if own is None:
+        return None
+    personal, whole = own
+    measured = personal.evaluate(arrays if whole is None else whole, part, plan.federation.training)
+    return Tested(examples=size_of(part), metrics=bounded(measured.metrics))
 
 
 def _score(model: Model, plan: Plan, arrays: Arrays, name: str, digest: str, part: Part) -> Score:
@@ -167,12 +181,22 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
         central=found.get("central"),
         federated=found.get("federated"),
         learners={score.learner: measured_of(score) for score in valid},
+        personal={
+            score.learner: Measured(examples=score.personal.examples, metrics=dict(score.personal.metrics))
+            for score in valid
+            if score.personal and _is_alike(score, score.personal)
+        },
         left_out=left_out | refused,
         confusion=next(filter(None, matrices), ()),
         classes=class_names(first, *names) if first else (),
         tallies=tallies,
         uncounted={name: reasons for name, reasons in uncounted.items() if reasons},
     )
+
+
+def _is_alike(score: Score, personal: Tested) -> bool:
+    """Return whether a learner's two models are measured on the same examples, by the same metrics."""
+    return personal.examples == score.examples and personal.metrics.keys() == score.metrics.keys()
 
 
 def class_names(head: Head, *known: tuple[str, ...]) -> tuple[str, ...]:

@@ -25,8 +25,10 @@ from fedpipe.identity.signing import COORDINATOR, KEYS, Signer, find_signer
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.check import takes_missing
 from fedpipe.learners.framework import Arrays, Model, Outline, Predict
+from fedpipe.learners.personal import find_personal
 from fedpipe.learners.reading import central_test
 from fedpipe.learners.score import fetch_global
+from fedpipe.learners.sharing import SharedModel
 from fedpipe.registry.card import CARD_KEY, Card, Spread, write_card
 from fedpipe.registry.publication import ModelVersion, Origin, sign_publication
 from fedpipe.rounds.plan import Plan, Port
@@ -128,36 +130,69 @@ def convert_checked(
     return data, max(difference for difference, _ in differences)
 
 
-def convert_and_verify(store: Store, plan: Plan, digest: str) -> tuple[bytes, Origin]:
+def convert_and_verify(store: Store, plan: Plan, digest: str, learner: str = "") -> tuple[bytes, Origin]:
     """Converts weights of a run to ONNX, and compares the result with the model on up to 256 samples.
 
     Args:
         store: the federation's folder of the store.
         plan: plan of the run.
-        digest: digest of the weights.
+        digest: digest of the shared weights.
+        learner: whose personal model is converted; empty for the shared one.
 
     Returns:
         The ONNX model, and its origin.
 
     Raises:
+        NotFoundError: the learner has no personal model.
         ExportError: the model cannot be converted, or the difference exceeds `export.tolerance`.
     """
     model, arrays = plan_model(store, plan), fetch_global(store, digest)
+    if learner:
+        model, arrays = _personal(store, plan, model, arrays, learner)
     settings = plan.federation.exported or Export()
     features, samples = _samples(store, plan, model.outline)
     card, schema = card_of(store, plan), schema_of(store, plan)
     if schema is not None and takes_missing(model.predictor(arrays), mapped(_first, features), schema, always=True):
         card = replace(card, columns=tuple(replace(column, missing=True) for column in card.columns))
     metadata = {CARD_KEY: write_card(card)}
+    if local := local_weights_of(model, learner):
+        metadata[LOCAL_KEY] = local
     data, difference = convert_checked(model, arrays, settings, features, metadata)
     return data, Origin(
         federation=plan.federation.name, run=plan.run, weights=digest, digest=digest_of(data),
         opset=settings.opset, samples=samples, compared=length_of(features), max_abs_difference=difference,
+        learner=learner, local=local,
     )  # fmt: skip
 
 
 def _first(leaf: Array) -> Array:
     return leaf[:1]
+
+
+LOCAL_KEY = "fedpipe.local"
+"""The key in an ONNX model's metadata that says from where weights come that learners do not share."""
+
+
+def local_weights_of(model: Model, learner: str = "") -> str:
+    """Returns from where a model has the weights that learners do not share; empty if they share all."""
+    if not isinstance(model, SharedModel):
+        return ""
+    origin = f"those of {learner}" if learner else "their first values, because each learner has its own"
+    return f"{origin}: {', '.join(sorted(model.local))}"
+
+
+def _personal(store: Store, plan: Plan, model: Model, arrays: Arrays, learner: str) -> tuple[Model, Arrays]:
+    """Returns a learner's personal model and its weights. Raises NotFoundError when it has none."""
+    found = find_personal(store, plan, model, learner)
+    if found is not None:
+        return found[0], arrays if found[1] is None else found[1]
+    trained = plan.federation.personal
+    raise NotFoundError(
+        f"{learner} has no personal model in run {plan.run!r}: "
+        + ("none of its updates counted" if trained else "its learners share all weights"),
+        where=store.uri,
+        remedy="Export the shared model, without a learner." if trained else "See docs/personal.md.",
+    )
 
 
 def card_of(store: Store, plan: Plan) -> Card:

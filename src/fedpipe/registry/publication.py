@@ -28,6 +28,7 @@ class Origin(Manifest, frozen=True, kw_only=True):
     """Records where a published model comes from, and how it was verified.
 
     `samples` names the data of the comparison: `holdout` (the central test set), or `random` if there is none.
+    `learner` is the one whose personal model it is. `local` says from where weights come that learners do not share.
     """
 
     federation: str
@@ -38,6 +39,8 @@ class Origin(Manifest, frozen=True, kw_only=True):
     samples: str
     compared: int
     max_abs_difference: float
+    learner: str = ""
+    local: str = ""
 
 
 LARGEST = 2 * 2**30

@@ -130,11 +130,48 @@ def _regression(source: str, output: str, tally: ValueTally) -> Quality:
 
 
 def tested(evaluation: Evaluation | None) -> list[tuple[str, Measured]]:
-    """Returns the tests of the final model: central, federated, and of each learner."""
+    """Returns the tests of the final model: central, federated, and of each learner, with its personal model."""
     if evaluation is None:
         return []
     shared = [("central test set", evaluation.central), ("all learners' test parts", evaluation.federated)]
-    return [(name, m) for name, m in shared if m] + sorted(evaluation.learners.items())
+    each = [
+        (f"{name}{kind}", measured[name])
+        for name in sorted(evaluation.learners)
+        for kind, measured in (("", evaluation.learners), (", personal model", evaluation.personal))
+        if name in measured
+    ]
+    return [(name, m) for name, m in shared if m] + each
+
+
+class Personal(NamedTuple):
+    """Personal models and the shared one, on the same test parts.
+
+    Args:
+        metric: the one that is compared.
+        better: learners whose personal model is better.
+        learners: that have one.
+        own: the mean over their examples.
+        shared: the mean of the shared model.
+    """
+
+    metric: str
+    better: int
+    learners: int
+    own: float
+    shared: float
+
+
+def personal_models(evaluation: Evaluation | None) -> Personal | None:
+    """Returns how personal models compare with the shared one, by accuracy or else by loss; None without any."""
+    if evaluation is None or not evaluation.personal:
+        return None
+    pairs = [(own, evaluation.learners[name]) for name, own in evaluation.personal.items()]
+    metric = "accuracy" if all("accuracy" in m.metrics for pair in pairs for m in pair) else "loss"
+    sign = 1 if metric == "accuracy" else -1
+    better = sum(sign * own.metrics[metric] > sign * shared.metrics[metric] for own, shared in pairs)
+    examples = sum(own.examples for own, _ in pairs)
+    means = [sum(m.metrics[metric] * m.examples for m in each) / examples for each in zip(*pairs, strict=True)]
+    return Personal(metric, better, len(pairs), *means)
 
 
 def shown(measured: Measured) -> dict[str, float]:

@@ -51,7 +51,8 @@ def gap(story: Story) -> Remark | None:
         ],
         [
             "Set normalise: federated for a table (docs/federation.md), so that all learners share one scale.",
-            "Use LayerNormalization or GroupNormalization instead of BatchNormalization.",
+            "Use LayerNormalization instead of BatchNormalization, or keep such layers at the learners "
+            "(docs/personal.md).",
             "Lower training.local_epochs or the learning rate; fedpipe explore shows how much learners differ.",
         ],
     )  # fmt: skip

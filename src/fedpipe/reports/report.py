@@ -44,6 +44,7 @@ def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
         "metrics": sorted({m for r in summary["rounds"] for m in r["metrics"]}),
         "cards": _cards(story),
         "final": final,
+        "personal": quality.personal_models(evaluation),
         "flaw": story.flaw,
         "ending": ENDINGS.get(story.ending, ""),
         "final_metrics": list(dict.fromkeys(k for _, _, numbers in final for k in numbers)),

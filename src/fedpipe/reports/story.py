@@ -12,6 +12,7 @@ from fedpipe.data.disclosure import schema_of
 from fedpipe.data.parts import Shard, get_shard
 from fedpipe.data.schema import Schema
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError
+from fedpipe.reports.quality import personal_models
 from fedpipe.rounds.ballots import start_scores
 from fedpipe.rounds.evaluation import Evaluation
 from fedpipe.rounds.history import origin_of, readable_history
@@ -199,6 +200,8 @@ def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
     """Returns an evaluation without tallies, and with the metrics of each class of the first output."""
     found: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(evaluation, tallies={}))
     del found["tallies"]
+    if personal := personal_models(evaluation):
+        found["personal_models"] = personal._asdict()
     for kind, tallies in evaluation.tallies.items():
         first = next(iter(tallies.values()), None)
         if isinstance(first, ClassTally) and len(first.true) <= _MOST_CLASSES:

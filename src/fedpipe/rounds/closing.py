@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -29,6 +29,7 @@ from fedpipe.aggregation import (
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, WeightsError
 from fedpipe.federation.algorithms import Averaging
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.methods import FedNova, Scaffold
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.rounds.ballots import collect_ballots
 from fedpipe.rounds.claims import Claims
@@ -38,6 +39,7 @@ from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.received import cleaned
 from fedpipe.rounds.roll import Roll, check_quorum, find_dropped
 from fedpipe.rounds.selection import select
+from fedpipe.rounds.steps import CONTROL, Control, combined_by_all, next_control, steps_of, stretched
 from fedpipe.rounds.updates import collect, fetch_weights, mean_metrics, read_valid
 from fedpipe.rounds.voting import proposer_of, tally
 from fedpipe.store import Store
@@ -98,12 +100,18 @@ def close_round(
         used = [u for u in updates if u.learner in combined.accepted]
         dropped = sorted([*dropped, *_refusals(combined.refused)], key=lambda d: d.learner)
         check_quorum(number, len(used), dropped, federation.min_updates, demanding_rule(federation))
+        state, control = dict(combined.state), _next_control(store, plan, previous, used, Path(folder))
         put_file(store, *combined.weights)
-        for path, digest in combined.state.values():
+        if control is not None:
+            state[CONTROL] = control.state
+            put_file(store, *control.weights)
+        for path, digest in state.values():
             put_file(store, path, digest, kind="coordinator")
     for drop in dropped:
         log.warning("round %d: %s is dropped: %s", number, drop.learner, drop.why)
-    record = _record(plan, previous, combined, used, dropped)
+    record = _record(plan, previous, combined._replace(state=state), used, dropped)
+    if control is not None:
+        record = replace(record, control=control.weights[1])
     return propose_candidate(store, record) if federation.vote else commit(store, record)
 
 
@@ -116,9 +124,34 @@ def demanding_rule(federation: Federation) -> str:
 
 def source_of(plan: Plan, update: Update) -> Source:
     """Return an update as the aggregation takes it."""
-    algorithm = plan.federation.algorithm
-    weight = update.examples if isinstance(algorithm, Averaging) and algorithm.weighting == "examples" else 1
+    weight = weight_of(plan, update)
+    if isinstance(plan.federation.method, FedNova):
+        weight /= _steps(plan, update)
     return Source(update.learner, update.weights, update.size, weight, places_of(plan)[update.learner])
+
+
+def weight_of(plan: Plan, update: Update) -> float:
+    """Return how much an update counts."""
+    algorithm = plan.federation.algorithm
+    return update.examples if isinstance(algorithm, Averaging) and algorithm.weighting == "examples" else 1
+
+
+def _steps(plan: Plan, update: Update) -> int:
+    private = plan.federation.privacy_of(update.learner) is not None
+    return max(1, steps_of(plan.federation.training, update.examples, private=private))
+
+
+def _next_control(store: Store, plan: Plan, previous: Record, used: list[Update], folder: Path) -> Control | None:
+    """Return SCAFFOLD's control variate after a round; None for other methods."""
+    federation = plan.federation
+    if not isinstance(federation.method, Scaffold):
+        return None
+    sources = [source_of(plan, update) for update in used]
+    steps = [_steps(plan, update) for update in used]
+    return next_control(
+        store, previous, sources, steps, folder / "control", rate=federation.training.learning_rate,
+        learners=places_of(plan),
+    )  # fmt: skip
 
 
 def bounds_of(plan: Plan) -> Bounds:
@@ -155,18 +188,26 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
     def combined(store: Store, plan: Plan, previous: Record, updates: list[Update], folder: Path) -> Combined:
         algorithm = plan.federation.algorithm
         assert isinstance(algorithm, Averaging)
-        return combine(
-            store,
-            [source_of(plan, update) for update in updates],
-            layout=record_layout(store, previous),
-            base=previous.weights,
-            state=previous.state,
-            rule=rule_of(plan, previous.round + 1),
-            server=make_server_step(algorithm.server_optimizer),
-            folder=folder,
-            forest=forest,
-            bounds=bounds_of(plan),
-        )
+        server = make_server_step(algorithm.server_optimizer)
+        steps = {update.learner: _steps(plan, update) for update in updates}
+        nova = isinstance(plan.federation.method, FedNova)
+
+        def attempt(sources: Sequence[Source]) -> Combined:
+            return combine(
+                store,
+                sources,
+                layout=record_layout(store, previous),
+                base=previous.weights,
+                state=previous.state,
+                rule=rule_of(plan, previous.round + 1),
+                server=stretched(server, sources, [steps[s.learner] for s in sources]) if nova else server,
+                folder=folder,
+                forest=forest,
+                bounds=bounds_of(plan),
+            )
+
+        sources = [source_of(plan, update) for update in updates]
+        return combined_by_all(sources, attempt) if nova else attempt(sources)
 
     return combined
 
@@ -264,7 +305,7 @@ def _decided(store: Store, plan: Plan, previous: Record, proposed: Record, roll:
     names = [learner.name for learner in federation.learners]
     outcome = tally(federation.vote, names, ballots, proposed.proposer)
     record = replace(proposed, ballots=tuple(ballots), absent=tuple(absent), outcome=outcome)
-    rejected = replace(record, accepted=False, weights=previous.weights, state=previous.state)
+    rejected = replace(record, accepted=False, weights=previous.weights, state=previous.state, control=previous.control)
     if not outcome.accepted:
         return rejected
     try:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from fedpipe.errors import DroppedError
 from fedpipe.identity.signing import Signature
-from fedpipe.rounds.manifests import Metrics
+from fedpipe.rounds.manifests import Metrics, Tested
 from fedpipe.rounds.measures import measure
 from fedpipe.rounds.received import Source, cleaned, receive, usable
 from fedpipe.rounds.tallies import Head, Matrix, Tally, add_tallies, mistake_in
@@ -40,7 +40,7 @@ class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     learners, so that the federated metric is exact even where a mean of means would be wrong. `tallies` add up too: one
     for each output of the model, by name; `uncounted` has the reason for an output without one. `label_shape` is the
     shape of one label, or of each of several by name. `why` is the reason when nothing was measured. `settings` is the
-    digest of the settings of the measurement.
+    digest of the settings of the measurement. `personal` is the test of the learner's personal model, if it has one.
     """
 
     learner: OutputName
@@ -52,6 +52,7 @@ class Score(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     uncounted: Reasons = {}
     label_shape: LabelSize | dict[OutputName, LabelSize] = ()
     why: Reason = ""
+    personal: Tested | None = None
     settings: Annotated[str, Meta(max_length=100)] = ""
     signature: Signature | None = None
 
@@ -68,13 +69,15 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     """The final model: on the central test set, and over the learners' test parts; and the digest of the settings.
 
     `tallies` are those of `central` and `federated`, by output. `uncounted` has reasons by learner, or `central`, and
-    output. `classes` are the names of the first output's classes, `confusion` is its confusion matrix.
+    output. `personal` are the learners' own models.
+    `classes` are the names of the first output's classes, `confusion` is its confusion matrix.
     """
 
     weights: str
     central: Measured | None = None
     federated: Measured | None = None
     learners: dict[str, Measured] = {}
+    personal: dict[str, Measured] = {}
     left_out: dict[str, str] = {}
     confusion: Matrix = ()
     classes: tuple[str, ...] = ()

@@ -77,7 +77,8 @@ class Spent(Manifest, frozen=True, kw_only=True):
 class Update(Manifest, frozen=True, kw_only=True):
     """A learner's contribution to a round.
 
-    `plan` is the definition of the run that it was trained for. `ledger` is the head of the learner's privacy ledger
+    `plan` is the definition of the run that it was trained for. `personal` are weights that only the learner reads.
+    `ledger` is the head of the learner's privacy ledger
     after this training, whose entry has the number `spent.events`.
     """
 
@@ -94,6 +95,7 @@ class Update(Manifest, frozen=True, kw_only=True):
     plan: Digest | None = None
     tested: Tested | None = None
     optimizer: Digest | None = None
+    personal: Digest | None = None
     spent: Spent | None = None
     ledger: Digest | None = None
     signature: Signature | None = None
@@ -156,7 +158,8 @@ class Record(Manifest, frozen=True, kw_only=True):
     For a round that was voted down, `accepted` is false and the weights are its base. HEAD stays, and the next record's
     `previous` is that of this one. `candidate` is the weights that were voted on; None when nobody proposed.
     `layout` is the digest of the weights' header, which pins names, dtypes and shapes for the whole run; `state` is
-    the server optimizer's. `schema` is the digest of the table's schema, in round 0 of a run with a table.
+    the server optimizer's. `control` is the control variate that learners read.
+    `schema` is the digest of the table's schema, in round 0 of a run with a table.
     """
 
     format: int = 1
@@ -180,6 +183,7 @@ class Record(Manifest, frozen=True, kw_only=True):
     absent: tuple[Dropped, ...] = ()
     outcome: Outcome | None = None
     schema: Digest | UnsetType = UNSET
+    control: Digest | UnsetType = UNSET
 
     def spent_by(self, learner: str) -> Spent | None:
         """Return the budget that a learner had spent by this round; None when the round does not record it."""

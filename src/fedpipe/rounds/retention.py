@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, UnsetType
 
 from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.rounds.history import read_head, read_record
-from fedpipe.rounds.manifests import Manifest
+from fedpipe.rounds.manifests import Manifest, Ref
 from fedpipe.store import Entry, Store, is_safe, keys
 from fedpipe.store.objects import find
 
@@ -37,10 +37,12 @@ _READERS = 16
 _LARGEST = 2**20
 """Most bytes of an object that may name others, such as a plan; larger ones are weights and data."""
 _NAMED = re.compile(rb'(?:"([A-Za-z_]\w*)":)?"sha256:([0-9a-f]{64})"')
-_LEAVES = {b"weights", b"base", b"candidate", b"layout", b"optimizer", b"state", b"record", b"data", b"proposed"}
+_LEAVES = {b"weights", b"base", b"candidate", b"layout", b"optimizer", b"state", b"record", b"data", b"proposed",
+           b"personal", b"control"}  # fmt: skip
 """Names of digests whose objects name no others."""
 _RUN = re.compile(r"(learners/[^/]+/)?runs/([a-z0-9\-]+)/(.+)", re.ASCII)
-_CONTENT = re.compile(r"(?:objects|coordinator|learners/[^/]+/(?:objects|proposals))/([0-9a-f]{64})")
+_CONTENT = re.compile(r"(?:objects|coordinator|learners/[^/]+/(?:objects|proposals|personal))/([0-9a-f]{64})")
+_PERSONAL = re.compile(r"learners/[^/]+/personal/[0-9a-f]{64}")
 _RECORDS = re.compile(r"\d+/record|plan|summary\.json|report\.html|evaluation|onnx|shards|pruned")
 """Keys in the folder of a run that stay when only its records do."""
 _STATES = re.compile(r"program/\d+")
@@ -154,6 +156,8 @@ def find_loss(store: Store, rules: Rules, is_over: Callable[[str], bool] = lambd
     marks = _Marks(store, entries)
     if head:
         marks.add([head[0].weights])
+    if head and any(_PERSONAL.fullmatch(key) for key in marks.by_key):
+        marks.add(_personal(store, head[0].ref))
     marks.follow(
         key for key in marks.by_key if re.fullmatch(r"models/[^/]+/\d+/origin\.json|learners/[^/]+/shard", key)
     )
@@ -238,6 +242,17 @@ def _chain(store: Store) -> Iterator[str]:
         run = first.previous.run if first.previous else ""
 
 
+def _personal(store: Store, ref: Ref | None) -> Iterator[str]:
+    """Yield the digests of the weights that each learner keeps, from its last update in HEAD's chain that has some."""
+    seen: set[str] = set()
+    while ref and (record := read_record(store, ref.run, ref.round)):
+        for update in record.updates if record.accepted else ():
+            if update.personal and update.learner not in seen:
+                seen.add(update.learner)
+                yield update.personal
+        ref = record.previous
+
+
 def _small(run: str, found: _Run, fate: Fate) -> list[str]:
     """Return the keys in a run's folders that go, in an order that leaves a usable run wherever it is interrupted.
 
@@ -315,7 +330,8 @@ class _Marks:
         self.follow([*plans, *(key for key in found.keys if key in last)])
         record = read_record(self._store, run, len(records) - 1)
         if record is not None:
-            self.add([record.weights, *record.state.values()])
+            control = () if isinstance(record.control, UnsetType) else (record.control,)
+            self.add([record.weights, *record.state.values(), *control])
 
     def _reached(self, found: Iterable[str]) -> set[str]:
         """Return the digests that these objects name, and those that the named ones name in turn."""

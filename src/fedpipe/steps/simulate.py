@@ -77,6 +77,11 @@ def check_simulated(federation: Federation) -> None:
          "TFF's fedsgd weights clients by their examples. Choose fedavg, or another algorithm.rule."),
         ("privacy", any(federation.privacy_of(k.name) for k in federation.learners),
          "A simulation is not charged to the learners' budgets. Simulate with data that need no privacy."),
+        ("share", federation.share != "all", "Set it to all: simulated clients keep nothing between rounds."),
+        ("training.method", federation.method,
+         "Remove it. For FedProx, set simulation.algorithm to fedprox; rehearse others with `fedpipe run`."),
+        ("training.clip_norm", federation.training.clip_norm, "Set it to 0, and clip in the optimizer of model.py."),
+        ("training.accumulate", federation.training.accumulate > 1, "Set it to 1."),
     ):  # fmt: skip
         if given:
             raise InputError("cannot be simulated", where=path, remedy=remedy)

@@ -34,8 +34,8 @@ RESERVED_RUNS = frozenset({"proposals"})
 """Names that a run cannot have. In `learners/*/proposals/*`, a pattern of earlier policies, `*` also stands for
 `a/runs`."""
 
-Kind = Literal["objects", "proposals", "coordinator"]
-"""Every learner reads the proposals of others. Only the coordinator reads the kind `coordinator`."""
+Kind = Literal["objects", "proposals", "personal", "coordinator"]
+"""Every learner reads the proposals of others. Only the owner reads `personal`, only the coordinator `coordinator`."""
 
 
 def content(digest: str, owner: str | None = None, kind: Kind = "objects") -> str:
@@ -44,7 +44,7 @@ def content(digest: str, owner: str | None = None, kind: Kind = "objects") -> st
     Args:
         digest: `sha256:` and 64 hexadecimal digits.
         owner: the learner that keeps it; none for global objects.
-        kind: proposals exist only with an owner; without one they are objects.
+        kind: proposals and personal weights exist only with an owner; without one they are objects.
 
     Raises:
         CorruptError: the digest is malformed.
@@ -357,6 +357,7 @@ TABLE = (
     Row("learners/<learner>/shard", _DEALT, "the manifest of the learner's current shard"),
     Row("learners/<learner>/objects/<sha256>", _DEALT, "shards, weights of updates, optimizer states"),
     Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
+    Row("learners/<learner>/personal/<sha256>", _SPENT, "weights that stay at the learner ([personal](personal.md))"),
     Row("learners/<learner>/ledger/<number>", _SPENT, "a private training: the spent budget, over all runs"),
     Row("learners/<learner>/runs/<run>/sign", _LEARNERS, "a session: the learner's last answer"),
     Row("learners/<learner>/runs/<run>/<round>/statistics", _LEARNERS, "its statistics of a table, without rows"),

@@ -29,6 +29,7 @@ def built(code: str = DENSE) -> KerasModel:
 
 class TestContract(ModelContract):
     framework = "keras"
+    plain = DENSE
     code = DENSE.replace("SGD(0.5)", "SGD(0.5, momentum=0.9)")
     squared = DENSE.replace('"sparse_categorical_crossentropy", metrics=["accuracy"]', '"mse"').replace(
         'Dense(3, activation="softmax")', "Dense(1)"

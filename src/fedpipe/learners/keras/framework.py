@@ -29,9 +29,11 @@ class KerasFramework:
             from fedpipe.learners.keras.private import cached_private_model
 
             return cached_private_model(code, digest, function, privacy, schema)
+        from fedpipe.learners.keras.gradients import Gradients
         from fedpipe.learners.keras.model import cached_model
 
-        return cached_model(code, digest, function, training.precision, training.seed, inputs, schema)
+        gradients = Gradients.of(training)
+        return cached_model(code, digest, function, training.precision, training.seed, inputs, schema, gradients)
 
     def read_part(self, value: Any, name: str) -> Part:
         """Return (x, y) or a tf.data.Dataset as a part. Raises DataError."""

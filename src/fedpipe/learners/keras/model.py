@@ -14,7 +14,8 @@ from fedpipe.data.schema import Schema
 from fedpipe.errors import ModelError
 from fedpipe.federation.training import Training
 from fedpipe.frameworks import frameworks
-from fedpipe.learners.framework import Arrays
+from fedpipe.learners.framework import Arrays, Correction
+from fedpipe.learners.keras.gradients import PLAIN, Gradients, prepare
 from fedpipe.learners.keras.structure import sides_of
 from fedpipe.learners.keras.table import Table
 from fedpipe.learners.keras.training import CompiledModel, feed_of
@@ -76,9 +77,10 @@ def cached_model(
     seed: int,
     inputs: tuple[Port, ...] = (),
     schema: Schema | None = None,
+    gradients: Gradients = PLAIN,
 ) -> KerasModel:
     """Return the built model; a worker that runs several steps builds and traces it once."""
-    return KerasModel(code, digest, function, precision, seed, inputs, schema)
+    return KerasModel(code, digest, function, precision, seed, inputs, schema, gradients)
 
 
 class KerasModel(CompiledModel):
@@ -92,6 +94,7 @@ class KerasModel(CompiledModel):
         seed: of the initial weights.
         inputs: arrays of the features, for a model that does not say what it takes.
         schema: of the federation's table, if it has one.
+        gradients: what the optimizer does with them.
 
     Raises:
         ModelError: there is no such function, it fails, or it does not return a compiled Keras model.
@@ -99,7 +102,7 @@ class KerasModel(CompiledModel):
 
     def __init__(
         self, code: bytes, digest: str, function: str, precision: str = "float32", seed: int = 0,
-        inputs: tuple[Port, ...] = (), schema: Schema | None = None,
+        inputs: tuple[Port, ...] = (), schema: Schema | None = None, gradients: Gradients = PLAIN,
     ) -> None:  # fmt: skip
         tensorflow, keras = frameworks()
         tensorflow.config.experimental.enable_op_determinism()
@@ -112,6 +115,7 @@ class KerasModel(CompiledModel):
         with _scope(tensorflow):
             self.keras = built(build, keras, schema)
             self.inputs, self.outputs = sides_of(self.keras, inputs)
+            self._corrections = prepare(self.keras, keras, gradients)
             self.keras.optimizer.build(self.keras.trainable_variables)
         self._seed = seed
         self._draws_by_itself = not is_stock(self.keras, keras)
@@ -144,6 +148,23 @@ class KerasModel(CompiledModel):
     def set_weights(self, weights: Mapping[str, Array]) -> None:
         """See `CompiledModel.set_weights`."""
         self._assign(self.keras.weights, weights, "weights")
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """See `Model.trainable`."""
+        return tuple(self._places())
+
+    def _places(self) -> dict[str, int]:
+        """Return the place of each trainable variable among them, by the name of its weights."""
+        places = {id(variable): place for place, variable in enumerate(self.keras.trainable_variables)}
+        return {name: places[id(v)] for name, v in self._named(self.keras.weights) if id(v) in places}
+
+    def correct(self, correction: Correction | None) -> None:
+        """See `CompiledModel.correct`."""
+        if self._corrections is not None:
+            self._corrections.set(correction, self._places())
+        elif correction is not None:
+            raise ModelError("the model was built without corrections of its gradients", where="training.method")
 
     def optimizer_state(self) -> Arrays:
         """See `CompiledModel.optimizer_state`."""

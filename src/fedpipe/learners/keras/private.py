@@ -21,7 +21,7 @@ from fedpipe.data.schema import Schema
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.frameworks import frameworks
-from fedpipe.learners.framework import Arrays
+from fedpipe.learners.framework import Arrays, Correction
 from fedpipe.learners.keras.datasets import singles_of
 from fedpipe.learners.keras.model import built
 from fedpipe.learners.keras.structure import sides_of
@@ -97,6 +97,17 @@ class PrivateModel(CompiledModel):
     def weights(self) -> Arrays:
         """Return the weights, by the names in `set_weights`."""
         return {theirs: np.array(self._variables[ours].numpy()) for theirs, ours in self._names.items()}
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """See `Model.trainable`."""
+        own = {id(variable) for variable in self.keras.trainable_weights}
+        return tuple(theirs for theirs, ours in self._names.items() if id(self._variables[ours]) in own)
+
+    def correct(self, correction: Correction | None) -> None:
+        """Refuse corrections: reading the federation file has refused their methods with privacy. Raises ModelError."""
+        if correction is not None:
+            raise ModelError("a private training cannot correct its gradients", where="training.method")
 
     def optimizer_state(self) -> Arrays:
         """Return the optimizer's variables by number."""

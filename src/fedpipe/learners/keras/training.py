@@ -16,9 +16,19 @@ from fedpipe.federation.preprocessing import applied, parse
 from fedpipe.federation.training import Training
 from fedpipe.federation.values import as_arguments
 from fedpipe.frameworks import frameworks
-from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits, seed_of
+from fedpipe.learners.framework import (
+    Arrays,
+    Correction,
+    Fitted,
+    Measurement,
+    Outline,
+    Predict,
+    TrainingLimits,
+    seed_of,
+)
 from fedpipe.learners.keras.arguments import check_preprocessing, make_callbacks
 from fedpipe.learners.keras.datasets import singles_of
+from fedpipe.learners.keras.gradients import check_plain
 from fedpipe.learners.keras.heads import heads_of
 from fedpipe.learners.keras.structure import Side, label_zeros, scalars, tensors
 from fedpipe.learners.parts import LabelShape, Part, size_of
@@ -67,6 +77,15 @@ class CompiledModel(ABC):
     def set_weights(self, weights: Mapping[str, Array]) -> None:
         """Set weights of the same names and shapes. Raises ModelError."""
 
+    @property
+    @abstractmethod
+    def trainable(self) -> tuple[str, ...]:
+        """See `Model.trainable`."""
+
+    @abstractmethod
+    def correct(self, correction: Correction | None) -> None:
+        """Set the correction of the next training's gradients. Raises ModelError."""
+
     @abstractmethod
     def optimizer_state(self) -> Arrays:
         """Return the optimizer's variables by name."""
@@ -104,6 +123,7 @@ class CompiledModel(ABC):
             check_private(self.keras)
         if training.learning_rate:
             self.set_learning_rate(training.learning_rate)
+        check_plain(self.keras.optimizer, training)
 
     def check_examples(self, x: Tree, y: Tree, weight: Array | None = None) -> set[str]:
         """See `Model.check_examples`."""
@@ -117,10 +137,12 @@ class CompiledModel(ABC):
         return self.weights()
 
     def train(
-        self, weights: Arrays, part: Part, training: Training, *, seed: int, seconds: float, optimizer: Arrays | None
-    ) -> Fitted:
+        self, weights: Arrays, part: Part, training: Training, *, seed: int, seconds: float, optimizer: Arrays | None,
+        correction: Correction | None = None,
+    ) -> Fitted:  # fmt: skip
         """See `Model.train`."""
         self.reset(seed)
+        self.correct(correction)
         self.set_weights(weights)
         if optimizer is not None:
             self.set_optimizer_state(optimizer)
