@@ -29,7 +29,7 @@ from fedpipe.data.schema import NUMERIC, Schema
 from fedpipe.data.trees import Tree, only_array
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.training import Privacy, Training
-from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits
+from fedpipe.learners.framework import Arrays, Fitted, Measurement, Outline, Predict, TrainingLimits, check_fitting
 from fedpipe.learners.parts import LabelShape, Part, arrays_of, as_examples
 from fedpipe.learners.user_code import called, find_function, load_code
 from fedpipe.rounds.plan import Port
@@ -253,12 +253,7 @@ class NumpyModel:
             return Fitted(_rounded(w), limits.steps, epochs, kept)
 
     def _fitting(self, arrays: Mapping[str, Array], what: str) -> dict[str, Array]:
-        if arrays.keys() != self._shapes.keys():
-            missing = sorted(arrays.keys() ^ self._shapes.keys())[0]
-            raise ModelError(f"the {what} do not fit the model: only one of them has {missing!r}")
-        for name, shape in self._shapes.items():
-            if arrays[name].shape != shape:
-                raise ModelError(f"the {what} do not fit the model: {name!r} is {arrays[name].shape}, not {shape}")
+        check_fitting(arrays, self._shapes, what)
         return {name: value.astype(np.float64) for name, value in arrays.items()}
 
     def _step(self, w: Mapping[str, Array], x: Array, y: Array) -> tuple[Array, dict[str, Array]]:
