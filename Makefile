@@ -7,7 +7,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup setup-tff setup-bench demo test test-fast faults fuzz check cover mutants bench lock audit docs images e2e clean
+.PHONY: help setup setup-tff setup-custom setup-bench demo test test-fast faults fuzz check cover mutants bench lock audit docs images e2e clean
 
 help: ## list the words
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,14 @@ setup: .venv/.ready ## make .venv (finds or installs uv by itself)
 
 setup-tff: .venv-tff/.ready ## make .venv-tff, for TensorFlow Federated
 
+.venv-custom/.ready: requirements/custom.txt pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-custom
+	$(UV) pip sync --quiet --compile-bytecode --python .venv-custom/bin/python --require-hashes requirements/custom.txt
+	$(UV) pip install --quiet --python .venv-custom/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+setup-custom: .venv-custom/.ready ## make .venv-custom, for the custom learners of examples/frameworks
+
 .venv-bench/.ready: requirements/bench.txt | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-bench
 	$(UV) pip sync --quiet --compile-bytecode --python .venv-bench/bin/python --require-hashes requirements/bench.txt
@@ -45,10 +53,10 @@ demo: setup ## train five learners on handwritten digits, and show the report
 	$(BIN)/fedpipe init demo --force
 	$(BIN)/fedpipe run demo/federation.yaml --out demo/out
 
-test: setup setup-tff ## run every test
+test: setup setup-tff setup-custom ## run every test
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --durations=10 --durations-min=1
 
-cover: setup setup-tff ## run every test, and list the lines that none of them runs
+cover: setup setup-tff setup-custom ## run every test, and list the lines that none of them runs
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --cov --cov-report=term-missing:skip-covered
 
 test-fast: setup ## run the tests that take seconds

@@ -6,12 +6,14 @@ import contextlib
 import functools
 import gc
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedpipe.errors import InputError, MissingExtraError
+from fedpipe.errors import InputError, MissingExtraError, one_line
+from fedpipe.version import __version__
 
 
 @contextlib.contextmanager
@@ -43,15 +45,37 @@ def frameworks() -> tuple[Any, Any]:
 def find_python(environment: str) -> Path:
     """Return the Python of another environment: from `FEDPIPE_TFF_PYTHON`, or in `.venv-tff` next to this one.
 
+    A custom learner's is found by `FEDPIPE_CUSTOM_PYTHON` or in `.venv-custom`; without either, it is this Python.
+
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it has no fedpipe of this version.
     """
-    named = os.environ.get(f"FEDPIPE_{environment.upper()}_PYTHON", "")
+    variable = f"FEDPIPE_{environment.upper()}_PYTHON"
+    named, custom = os.environ.get(variable, ""), environment == "custom"
     path = Path(named) if named else Path(sys.prefix).parent / f".venv-{environment}" / "bin" / "python"
-    if path.is_file():
-        return path
-    raise InputError(
-        f"the {environment} environment is not set up: there is no {path}",
-        remedy=f"Run `make setup-{environment}`, or set FEDPIPE_{environment.upper()}_PYTHON to a Python that has "
-        f"fedpipe[{environment}].",
-    )
+    if custom and not named and not path.is_file():
+        return Path(sys.executable)
+    if not path.is_file():
+        setup = "" if custom else f"Run `make setup-{environment}`, or s"
+        raise InputError(
+            f"the {environment} environment is not set up: there is no {path}",
+            remedy=f"{setup or 'S'}et {variable} to a Python that has fedpipe"
+            + (" and your packages." if custom else f"[{environment}]."),
+        )
+    if custom:
+        _check_version(path)
+    return path
+
+
+@functools.cache
+def _check_version(python: Path) -> None:
+    """Check that another Python has fedpipe in this version. Raises InputError."""
+    command = [str(python), "-c", "from fedpipe.version import __version__; print(__version__)"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603
+        found, flaw = done.stdout.strip(), one_line(done.stderr.strip().rpartition("\n")[2])
+    except (OSError, subprocess.TimeoutExpired) as error:
+        found, flaw = "", one_line(error)
+    if found != __version__:
+        what = f"has fedpipe {found}, not {__version__}" if found else f"cannot run fedpipe, because {flaw}"
+        raise InputError(f"{python} {what}", remedy=f"Install fedpipe {__version__} there, next to your packages.")

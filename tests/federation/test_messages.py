@@ -49,7 +49,7 @@ MESSAGES = {
         "training.rounds_per_step", 1.5,
         "training.rounds_per_step: Expected `int | str`, got `float`. Valid: all, a whole number.",
     ),
-    "a number for a word": ("framework", 1, "framework: Expected `str`, got `int`. Valid: keras, numpy."),
+    "a number for a word": ("framework", 1, "framework: Expected `str`, got `int`. Valid: custom, keras, numpy."),
     "a table of several kinds": (
         "data.shards", "iid",
         "data.shards: Expected `object`, got `str`. Write a table of keys and values with 'by', one of dirichlet, fractions,",

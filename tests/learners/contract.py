@@ -257,4 +257,4 @@ class ModelContract:
         outline = self.model().outline
         assert [(port.dtype, port.shape) for port in outline.inputs] == [("float32", (None, 4))]
         assert [(port.dtype, port.shape) for port in outline.outputs] == [("float32", (None, 3))]
-        assert outline.text.startswith("15 parameters, input (None, 4), loss ")
+        assert outline.text.startswith("15 parameters, input (None, 4), ")

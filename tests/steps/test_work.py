@@ -1,4 +1,4 @@
-"""The process of a step that runs model.py has no keys: a model that looks everywhere finds none, and the run goes on."""
+"""The process of a step that runs model.py has no keys: a model that looks everywhere finds none, and the run succeeds."""
 
 from __future__ import annotations
 

@@ -56,7 +56,9 @@ def export(
     plan = current_plan(opened, record.run, record.plan)
     plan = replace(plan, federation=replace(plan.federation, export=federation.export))
     with Workers(preload=federation.needs_tensorflow) as processes:
-        data, origin = processes.call(_verified, uri, plan, record.weights, learner or "")
+        data, origin = processes.call(
+            _verified, uri, plan, record.weights, learner or "", environment=federation.environment_of("export")
+        )
     write_whole(Path(output), data)
     return dict(origin)
 

@@ -66,7 +66,7 @@ class Graph(NamedTuple):
     @property
     def needs_tensorflow(self) -> bool:
         """Whether a step trains or measures with TensorFlow: an export alone does not need it for every framework."""
-        return any(task.step in WITH_FRAMEWORK and task.environment != "core" for task in self.tasks)
+        return any(task.step in WITH_FRAMEWORK and task.environment == "keras" for task in self.tasks)
 
 
 def read_graph(path: Path) -> Graph:

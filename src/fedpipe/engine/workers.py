@@ -1,8 +1,9 @@
 """Runs steps in processes that import TensorFlow once.
 
 Workers of the keras environment are forked from a server that has imported TensorFlow, or started fresh if TensorFlow
-is not needed. The tff environment has its own Python (`.venv-tff`). A worker that was not forked communicates through
-an inherited connection. A worker ends as soon as the other side of its connection is gone, however its parent ended.
+is not needed. The tff environment has its own Python (`.venv-tff`), and a custom learner may have one. A worker that
+was not forked communicates through an inherited connection. A worker ends as soon as the other side of its connection
+is gone, however its parent ended.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from fedpipe.errors import FedpipeError, WorkerDiedError
 from fedpipe.frameworks import find_python
 from fedpipe.store.concealment import conceal, environ, reveal
 
+OWN_PYTHON = ("tff", "custom")
+"""Environments with a Python of their own, which is found by `frameworks.find_python`."""
 _START = threading.Lock()
 _STARTED = threading.Event()
 
@@ -101,7 +104,7 @@ class Worker:
     """Runs calls one after another in one process, which is restarted after it died.
 
     Args:
-        environment: environment of its steps: `keras`, that of this Python, or `tff`.
+        environment: environment of its steps: `keras`, that of this Python, or one of OWN_PYTHON.
         preloaded: whether the process is forked from the server that has imported TensorFlow.
     """
 
@@ -141,7 +144,7 @@ class Worker:
     def _start_process(self) -> Connection:
         context = multiprocessing.get_context("forkserver")
         self._connection, theirs = ours, _ = context.Pipe()
-        if self._environment == "tff":
+        if self._environment in OWN_PYTHON:
             self._process = _start_python(find_python(self._environment), theirs)
         elif not self._preloaded:
             self._process = _start_python(Path(sys.executable), theirs)
@@ -237,7 +240,7 @@ class Workers:
         """
         if environment == "core":
             return function(*arguments)
-        if environment != "tff" and self._preload:
+        if environment not in OWN_PYTHON and self._preload:
             start_server()
         with self._lock:
             if self._is_stopped:

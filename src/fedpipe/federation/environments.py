@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-Environment = Literal["core", "keras", "tff", "serve"]
-"""An image, and the Python environment in it: see `images/`."""
+Environment = Literal["core", "keras", "custom", "tff", "serve"]
+"""An image, and the Python environment in it: see `images/`. `custom` is the user's own: see docs/frameworks.md."""
 
 ENVIRONMENTS: dict[str, Environment] = {
     "shard": "core",
@@ -26,11 +26,11 @@ ENVIRONMENTS: dict[str, Environment] = {
 }
 """Each step, and where it runs unless the federation file asks for another place (`Federation.environment_of`)."""
 
-FrameworkName = Literal["keras", "numpy"]
+FrameworkName = Literal["keras", "numpy", "custom"]
 """The frameworks that train and measure models: see `fedpipe.learners`."""
 
-FRAMEWORKS: dict[FrameworkName, Environment] = {"keras": "keras", "numpy": "core"}
+FRAMEWORKS: dict[FrameworkName, Environment] = {"keras": "keras", "numpy": "core", "custom": "custom"}
 """Each framework, and the environment that contains it."""
 
 WITH_FRAMEWORK = ("describe", "initialise", "train", "learn", "vote", "score", "evaluate")
-"""Steps that need the framework. An export needs the packages of ONNX too: these are in `keras` alone."""
+"""Steps that need the framework. An export needs the packages of ONNX too: `keras` has them, and a user's `custom`."""

@@ -54,15 +54,15 @@ class Federation(Section, frozen=True, kw_only=True):
         str,
         Meta(
             pattern=CODE,
-            description="`FILE.py:FUNCTION` that returns a compiled Keras model, or with `framework: numpy` a "
-            "`fedpipe.learners.numpy.Linear`",
+            description="`FILE.py:FUNCTION` that returns a compiled Keras model, with `framework: numpy` a "
+            "`fedpipe.learners.numpy.Linear`, with `framework: custom` a learner of your own",
         ),
     ] = "model.py:build"
     framework: Annotated[
         FrameworkName,
         Meta(
-            description="framework that trains the model: `keras`, or `numpy` for a linear model, which needs no "
-            "TensorFlow and runs in the `core` image"
+            description="framework that trains the model: `keras`, or `numpy` for a linear model without TensorFlow. "
+            "`custom` calls your own functions in scikit-learn, PyTorch or any other package (docs/frameworks.md)"
         ),
     ] = "keras"
     data: Annotated[Data, Meta(description="dataset to shard")] = field(default_factory=Data)
@@ -194,7 +194,8 @@ class Federation(Section, frozen=True, kw_only=True):
             return "tff"
         if step == "coordinate" and self.described_in_session:
             return FRAMEWORKS[self.framework]  # it makes the first weights
-        return FRAMEWORKS[self.framework] if step in WITH_FRAMEWORK else ENVIRONMENTS[step]
+        own = step == "export" and self.framework == "custom"
+        return FRAMEWORKS[self.framework] if own or step in WITH_FRAMEWORK else ENVIRONMENTS[step]
 
     def placement_of(self, step: str, learner: str = "") -> Placement:
         """Return nodes and resources of a step: the learner's own, those of its kind, and default requests.
@@ -213,7 +214,7 @@ class Federation(Section, frozen=True, kw_only=True):
     @property
     def needs_tensorflow(self) -> bool:
         """Return whether learners train and measure with TensorFlow."""
-        return FRAMEWORKS[self.framework] != "core"
+        return FRAMEWORKS[self.framework] == "keras"
 
     @property
     def class_names(self) -> tuple[str, ...]:

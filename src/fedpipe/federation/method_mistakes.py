@@ -25,8 +25,28 @@ def method_mistakes(f: Federation) -> Mistakes:
                 "Remove it: DP-SGD clips and averages gradients by the settings of the privacy section.",
             )
     yield from _combination_mistakes(f, private=private)
+    if f.framework == "custom":
+        yield from _custom_mistakes(f)
     if isinstance(f.method, COUNTS_STEPS):
         yield from _step_mistakes(f)
+
+
+def _custom_mistakes(f: Federation) -> Mistakes:
+    """Find what changes gradients or counts steps: a custom learner does both by itself."""
+    training = f.training
+    for name, given in (
+        ("method", f.method),
+        ("clip_norm", training.clip_norm),
+        ("accumulate", training.accumulate > 1),
+    ):
+        if given:
+            yield (
+                f"training.{name}",
+                "cannot be combined with framework: custom",
+                "Do it in the learner's train function.",
+            )
+    if f.share == "trainable":
+        yield "share", "trainable needs Keras", "Name the weights that stay: share: {local: [...]}."
 
 
 def _share_mistakes(f: Federation, *, private: bool) -> Mistakes:

@@ -111,8 +111,12 @@ class Placement(Section, frozen=True, kw_only=True):
 
 _LIGHT = ("100m", "256Mi")
 _REQUESTS: dict[Environment, tuple[str, str]] = {
-    "core": ("250m", "512Mi"), "keras": ("500m", "1Gi"), "tff": ("500m", "2Gi"), "serve": _LIGHT
-}  # fmt: skip
+    "core": ("250m", "512Mi"),
+    "keras": ("500m", "1Gi"),
+    "custom": ("500m", "1Gi"),
+    "tff": ("500m", "2Gi"),
+    "serve": _LIGHT,
+}
 """Cores and memory that a step reserves by default: TensorFlow takes 0.7 GiB before it has read any data."""
 _LIGHT_STEPS = ("tally", "report")
 

@@ -81,7 +81,7 @@ def find_signer(learner: str) -> Signer | None:
 
 
 def key_answers() -> dict[str, Callable[[str, bytes], Any]]:
-    """Returns the answers of a process that holds keys: it tells public keys and marks, and signs statements."""
+    """Returns the answers of a process that holds keys: it names public keys and marks, and signs statements."""
 
     def find_public(learner: str, _: bytes) -> str | None:
         private = find_key(learner)

@@ -12,6 +12,10 @@ def framework_of(federation: Federation) -> Framework:
         from fedpipe.learners.numpy import NumpyFramework
 
         return NumpyFramework()
+    if federation.framework == "custom":
+        from fedpipe.learners.custom import CustomFramework
+
+        return CustomFramework()
     from fedpipe.learners.keras.framework import KerasFramework
 
     return KerasFramework()

@@ -84,7 +84,7 @@ def check_model(federation: Federation, code: str, examples: Examples | None, sc
             "a private training takes no sample weights",
             remedy="Return (x, y) from `load`, or remove the privacy section.",
         )
-    if federation.exported:
+    if federation.exported and federation.exported.classes:
         check_classes(model.outline.outputs[0].shape, federation.exported.classes, model.heads)
     if examples is not None:
         measured = model.check_examples(examples.x, examples.y, examples.weight)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fedpipe.data.schema import Schema
 from fedpipe.data.trees import Tree
-from fedpipe.errors import DroppedError
+from fedpipe.errors import DroppedError, ModelError
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.parts import LabelShape, Part
 from fedpipe.rounds.plan import Port
@@ -205,6 +205,30 @@ class Framework(Protocol):
         Raises:
             DataError: it cannot be used.
         """
+
+
+def check_fitting(
+    arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], what: str, where: str | None = None
+) -> None:
+    """Check that arrays have the names and shapes of a model.
+
+    Args:
+        arrays: by name.
+        shapes: by name.
+        what: the arrays, for messages, such as `weights`.
+        where: their origin, for messages.
+
+    Raises:
+        ModelError: they have others.
+    """
+    different = sorted(arrays.keys() ^ shapes.keys())
+    flaw = f"only one of them has {different[0]!r}" if different else ""
+    for name in shapes if not different else ():
+        if arrays[name].shape != shapes[name]:
+            flaw = f"{name!r} is {arrays[name].shape}, not {shapes[name]}"
+            break
+    if flaw:
+        raise ModelError(f"the {what} do not fit the model: {flaw}", where=where)
 
 
 class TrainingLimits:

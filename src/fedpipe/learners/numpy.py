@@ -33,7 +33,16 @@ from fedpipe.federation.methods import COUNTS_STEPS
 from fedpipe.federation.names import tag_of
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.learners.descent import Descent
-from fedpipe.learners.framework import Arrays, Correction, Fitted, Measurement, Outline, Predict, TrainingLimits
+from fedpipe.learners.framework import (
+    Arrays,
+    Correction,
+    Fitted,
+    Measurement,
+    Outline,
+    Predict,
+    TrainingLimits,
+    check_fitting,
+)
 from fedpipe.learners.parts import LabelShape, Part, arrays_of, as_examples
 from fedpipe.learners.user_code import called, find_function, load_code
 from fedpipe.rounds.plan import Port
@@ -271,13 +280,7 @@ class NumpyModel:
     def _fitting(
         self, arrays: Mapping[str, Array], what: str, shapes: Mapping[str, tuple[int, ...]] | None = None
     ) -> dict[str, Array]:
-        shapes = shapes or self._shapes
-        if arrays.keys() != shapes.keys():
-            missing = sorted(arrays.keys() ^ shapes.keys())[0]
-            raise ModelError(f"the {what} do not fit the model: only one of them has {missing!r}")
-        for name, shape in shapes.items():
-            if arrays[name].shape != shape:
-                raise ModelError(f"the {what} do not fit the model: {name!r} is {arrays[name].shape}, not {shape}")
+        check_fitting(arrays, shapes or self._shapes, what)
         return {name: value.astype(np.float64) for name, value in arrays.items()}
 
     def _step(self, w: Mapping[str, Array], x: Array, y: Array) -> tuple[Array, dict[str, Array]]:

@@ -162,11 +162,10 @@ def find_function(module: types.ModuleType, name: str) -> Callable[[], Any]:
     function: Callable[[], Any] | None = getattr(module, name, None)
     if not callable(function):
         close = closest(name, [each for each, value in vars(module).items() if callable(value)])
-        raise ModelError(
-            f"there is no function {name!r}",
-            where=module.__file__,
-            remedy=f"Did you mean {close!r}?" if close else "Define it as the documentation describes.",
-        )
+        remedy = f"Did you mean {close!r}?" if close else "Define it as the documentation describes."
+        if name != "learner" and callable(getattr(module, "learner", None)):
+            remedy = f"For a learner of your own, set `framework: custom` and `model: {module.__file__}:learner`."
+        raise ModelError(f"there is no function {name!r}", where=module.__file__, remedy=remedy)
     return function
 
 

@@ -77,10 +77,19 @@ def largest_difference(predict: Predict, data: bytes, features: Tree) -> float:
 def _differences(predict: Predict, data: bytes, features: Tree) -> list[tuple[float, float]]:
     """Returns for each output the largest absolute difference, and the largest output."""
     found = []
-    for expected, actual in zip(predict(features), run_onnx(data, features), strict=True):
+    wanted_outputs, actual_outputs = predict(features), run_onnx(data, features)
+    if len(wanted_outputs) != len(actual_outputs):
+        raise ExportError(
+            f"the ONNX model has {len(actual_outputs)} outputs, not {len(wanted_outputs)}", remedy=_REMEDY
+        )
+    for expected, actual in zip(wanted_outputs, actual_outputs, strict=True):
         wanted = np.asarray(expected, np.float64)
         if wanted.shape != actual.shape:
-            raise ExportError(f"an output of the ONNX model has shape {actual.shape}, not {wanted.shape}")
+            raise ExportError(
+                f"an output of the ONNX model has shape {actual.shape}, not {wanted.shape}", remedy=_REMEDY
+            )
+        if actual.dtype.kind not in "fiub":
+            raise ExportError("an output of the ONNX model is not an array of numbers", remedy=_REMEDY)
         with np.errstate(invalid="ignore"):  # infinity less infinity
             gaps = np.abs(wanted - actual.astype(np.float64))
         gaps[(np.isnan(wanted) & np.isnan(actual)) | (wanted == actual)] = 0

@@ -88,7 +88,7 @@ def _key(federation: Federation, code: str, examples: Examples | None, schema: S
         "examples": None if examples is None else [
             ports_of(examples.x, "x"), ports_of(examples.y, "y"), examples.weight is not None
         ],
-        "versions": {name: _version_of(name) for name in _PACKAGES},
+        "versions": _installed() if federation.framework == "custom" else {n: _version_of(n) for n in _PACKAGES},
         "fedpipe": __version__,
         "machine": [sys.version, platform.machine()],
     }  # fmt: skip
@@ -100,6 +100,11 @@ def _version_of(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
+
+
+def _installed() -> dict[str, str]:
+    """Returns all packages, because a custom learner may use any of them."""
+    return {found.name: found.version for found in metadata.distributions()}
 
 
 class _Passed:

@@ -1,7 +1,7 @@
 """Holds the keys of a step for the process that does its work, and serves the store to it through a pipe.
 
-The other process runs code of others, so its requests are guilty: they are decoded to a fixed type, sizes are bounded,
-and keys are sent to no other endpoint than the step's own. It can do what the step may do in the store, and no more. It
+The other process runs code of others, so its requests are guilty. They are decoded to a fixed type, and sizes are
+bounded. Keys serve the step's own endpoint only. The process can do what the step may do in the store, and no more. It
 never sees a key.
 """
 
@@ -90,7 +90,7 @@ class Keyholder:
         except FedpipeError as error:
             data = None
             answer = Answer(error=type(error).__name__, what=error.what, where=error.where, remedy=error.remedy)
-        except Exception as error:  # such as a descriptor that is no file
+        except Exception as error:  # such as a descriptor of something else
             data, what = None, f"the process that holds the keys cannot {request.op[:20]}: {one_line(error)}"
             answer = Answer(error="StoreError", what=what)
         self._connection.send_bytes(msgspec.json.encode(answer))
