@@ -137,7 +137,7 @@ def test_the_function_writes_what_the_command_writes(tmp_path: Path) -> None:
     for wrong, message in (
         ({"label": "y"}, "a table needs --from and --label"),
         ({"tables": [tmp_path / "d.csv"]}, "a table needs --from and --label"),
-        ({"tables": str(tmp_path / "d.csv"), "label": "y"}, "the tables are one path, not a list"),
+        ({"tables": str(tmp_path / "d.csv"), "label": "y"}, "argument 'tables': .* has the type str. Pass a list"),
         ({"tables": ["d.csv"], "label": "y", "algorithm": "collective"}, "a table begins with averaging"),
     ):
         with pytest.raises(InputError, match=message):
@@ -153,7 +153,7 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="several files are one for each learner"):
         init_table(tmp_path / "x", ["a.csv", "b.csv"], "y", learners=3)
     with pytest.raises(FedpipeError, match=r"unsupported format. Use one of .csv"):
-        init_table(tmp_path / "x", [tmp_path / "a.xlsx"], "y")
+        init_table(tmp_path / "x", [tmp_path / "a.doc"], "y")
     with pytest.raises(InputError, match="the folder's name is empty"):
         init_table("", [tmp_path / "a.csv"], "y")
 
@@ -190,6 +190,46 @@ def test_the_file_says_how_numbers_and_dates_are_written(tmp_path: Path) -> None
     text = (tmp_path / "demo" / "federation.yaml").read_text()
     assert re.search(r"dose: number +# 0 to 6\.6, decimal comma\n", text)
     assert re.search(r"admitted: date +# such as 1\.1\.2024, day first\n", text)
+
+
+@pytest.mark.parametrize(
+    ("file", "remedy"),
+    [("d.xlsx", "Save the sheet as CSV in UTF-8"), ("d.csv.gz", "Unpack it"), ("d.txt", "Rename it to .csv if")],
+)
+def test_a_format_of_other_programs_has_a_remedy_of_its_own(tmp_path: Path, file: str, remedy: str) -> None:
+    (tmp_path / file).write_bytes(b"PK")
+    with pytest.raises(DataError, match=f"unsupported format. {remedy}"):
+        init_table(tmp_path / "demo", [tmp_path / file], "y")
+    path = tmp_path / "federation.yaml"
+    for features in ("auto", "x"):
+        content = {"name": "t", "framework": "numpy", "data": {"uri": file, "features": features},
+                   "learners": [{"name": "a"}], "training": {"rounds": 1, "batch_size": 8}}  # fmt: skip
+        path.write_text(yaml.safe_dump(content))
+        (tmp_path / "model.py").write_text("")
+        with pytest.raises(DataError, match=f"unsupported format. {remedy}"):
+            check(path)
+
+
+def test_numbers_of_patients_are_left_out_and_learners_have_the_names_of_files(tmp_path: Path) -> None:
+    for name, start in (("süd", 0), ("Île de Ré", 50)):
+        table = [{"Patienten-Nr.": start + k, "Case ID:": f"C{start + k}", "a": k / 7, "y": k % 2} for k in range(30)]
+        write(tmp_path / f"{name}.csv", table)
+    init_table(tmp_path / "demo", [tmp_path / "süd.csv", tmp_path / "Île de Ré.csv"], "y")
+    content = yaml.safe_load((tmp_path / "demo" / "federation.yaml").read_text())
+    assert content["data"]["features"] == {"Patienten-Nr.": "ignore", "Case ID:": "ignore", "a": "number"}
+    assert [learner["name"] for learner in content["learners"]] == ["sud", "ile-de-re"]
+
+
+def test_why_no_column_can_be_used(tmp_path: Path) -> None:
+    write(tmp_path / "d.csv", [{"a": "inf" if k == 3 else k, "y": k % 2} for k in range(60)])
+    with pytest.raises(DataError, match=r"no column can be used as a feature: .*column 'a', row 4 .*'inf' is infinite"):
+        init_table(tmp_path / "demo", [tmp_path / "d.csv"], "y")
+
+
+def test_columns_without_a_name_are_mentioned(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("\n".join([",a,,y", *(f"{k},{k / 7},x,{k % 2}" for k in range(60))]))
+    doubts = init_table(tmp_path / "demo", [tmp_path / "d.csv"], "y").doubts
+    assert doubts == (f"{tmp_path / 'd.csv'} has 2 columns without a name, which are left out.",)
 
 
 def test_files_of_learners_that_write_booleans_in_different_ways(tmp_path: Path) -> None:

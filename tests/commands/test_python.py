@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import fedpipe
+from fedpipe.commands.arguments import BOUNDS
 from fedpipe.commands.live import Live, find_display
 from fedpipe.errors import FedpipeError, InputError, NotFoundError
 from fedpipe.federation.loading import load
@@ -259,6 +260,7 @@ def test_an_argument_of_a_wrong_type_is_named(name: str) -> None:
         "where": fedpipe.Where(),
         "numbers": [1],
         "names": ["a", "b"],
+        "output": Path("x"),
         "features": {},
         "tables": [],
     }
@@ -287,6 +289,37 @@ def test_types_that_arguments_of_run_have(arguments: dict[str, Any], message: st
     with pytest.raises(InputError) as raised:
         fedpipe.run("federation.yaml", **arguments)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("run", {"workers": -2}, "fedpipe.run, argument 'workers': -2 is out of bounds. Use 0 to 1024."),
+        ("serve", {"port": 99_999}, "argument 'port': 99999 is out of bounds. Use 0 to 65535."),
+        ("serve", {"poll": float("nan")}, "argument 'poll': nan is out of bounds. Use 0.1 to 86400."),
+        ("serve", {"batch": 0}, "argument 'batch': 0 is out of bounds. Use 1 to 65536."),
+    ],
+)
+def test_numbers_out_of_bounds(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        getattr(fedpipe, name)("federation.yaml", **arguments)
+    assert message in str(raised.value)
+
+
+def test_the_bounds_are_those_of_the_command_line() -> None:
+    from typer.main import get_command
+
+    from fedpipe.cli.main import app
+
+    commands, compared = get_command(app).commands, 0  # type: ignore[attr-defined]
+    for name in set(FUNCTIONS) & set(commands):
+        own = inspect.signature(getattr(fedpipe, name)).parameters
+        for option in inspect.signature(commands[name].callback, eval_str=True).parameters.values():
+            for info in getattr(option.annotation, "__metadata__", ()):
+                if option.name in own and (high := getattr(info, "max", None)) is not None:
+                    assert BOUNDS.get(option.name) == (info.min, high), (name, option.name)
+                    compared += 1
+    assert compared >= 9
 
 
 def test_numbers_of_numpy_and_paths_of_any_kind_are_taken(here: Path) -> None:

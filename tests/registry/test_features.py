@@ -86,6 +86,6 @@ def test_any_table_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, 
 
 def test_an_unsupported_format(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"the file has an unsupported format\. Use \.npz, \.npy, \.csv, \.tsv, \.parquet, \.png"
+        DataError, match=r"the file has an unsupported format\. Use one of \.npz, \.npy, \.csv, \.tsv, \.parquet, \.png"
     ):
-        read_features(tmp_path / "d.txt", [ROW])
+        read_features(tmp_path / "d.doc", [ROW])

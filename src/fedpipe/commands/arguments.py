@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import operator
 import os
 import types
@@ -18,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def checked(function: F, name: str) -> F:
-    """Returns a function of the API that first checks the types of its arguments.
+    """Returns a function of the API that first checks types and bounds of its arguments.
 
     Args:
         function: the function.
@@ -33,15 +34,30 @@ def checked(function: F, name: str) -> F:
             if signature.parameters[argument].kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
                 continue  # `changes` are checked as keys of the federation file
             if argument in hints and not _fits(value, hints[argument]):
-                shown = repr(value) if len(repr(value)) <= 60 else f"a {type(value).__name__}"
+                shown = repr(value) if len(repr(value)) <= _LONG else f"{repr(value)[:_LONG]}..."
                 raise InputError(
                     f"{shown} has the type {type(value).__name__}",
                     where=f"fedpipe.{name}, argument {argument!r}",
                     remedy=f"Pass {_described(hints[argument])}.",
                 )
+            low, high = BOUNDS.get(argument, (-math.inf, math.inf))
+            if _is_number(value, float) and not low <= value <= high:
+                where = f"fedpipe.{name}, argument {argument!r}"
+                raise InputError(f"{value} is out of bounds", where=where, remedy=f"Use {low:g} to {high:g}.")
         return function(*given, **named)
 
     return typing.cast(F, call)
+
+
+_LONG = 60
+DAY = 86_400.0
+BOUNDS: dict[str, tuple[float, float]] = {
+    "again": (0.01, DAY), "batch": (1, 65_536), "batch_delay": (0, 60_000), "body_limit": (0.001, 65_536),
+    "canary": (0, 1), "keep_runs": (0, 10**6), "learners": (0, 10_000), "noncurrent_days": (0, 36_500),
+    "poll": (0.1, DAY), "port": (0, 65_535), "sessions": (0, 1024), "threads": (0, 1024), "timeout": (0.1, DAY),
+    "version": (1, 10**9), "wait": (0, DAY), "workers": (0, 1024),
+}  # fmt: skip
+"""Smallest and largest numbers, the same as those of the options on the command line."""
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -91,8 +91,6 @@ def check_table_options(tables: Sequence[str | Path], label: str, algorithm: Alg
     if not tables or not label:
         remedy = 'Use: fedpipe init DIR --from data.csv --label COLUMN, or fedpipe.init(..., tables=[...], label="...")'
         raise InputError("a table needs --from and --label", remedy=remedy)
-    if isinstance(tables, str | Path):
-        raise InputError("the tables are one path, not a list", remedy='Write tables=["data.csv"].')
     if algorithm != Algorithm.averaging:
         raise InputError("a table begins with averaging", remedy="Change `algorithm` in federation.yaml afterwards.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,7 @@ from fedpipe.data.alike import alike_note
 from fedpipe.data.cells import fits, is_missing
 from fedpipe.data.examples import in_order
 from fedpipe.data.schema import LONGEST_NAME
-from fedpipe.data.sheets import Sheet
+from fedpipe.data.sheets import Sheet, unsupported
 from fedpipe.data.tables import TABLES, check_named, guess_kind, label_values, read_columns
 from fedpipe.errors import DataError, InputError
 from fedpipe.federation.data import FileKind, Kind
@@ -91,20 +92,25 @@ def init_table(
     guesses = _guesses(sheets, {label, by}, framework)
     if all(guess.kind == "ignore" for guess in guesses):
         where, remedy = str(files[0]), "Use a table with numbers, dates or categories."
-        raise DataError("no column can be used as a feature", where=where, remedy=remedy)
+        why = next((f": {guess.doubt.removesuffix('.')}" for guess in guesses if guess.doubt), "")
+        raise DataError(f"no column can be used as a feature{why}", where=where, remedy=remedy)
     text = _federation(folder, [Path(file) for file in files], sheets, task, guesses, learners, by, framework)
     template = resources.files("fedpipe") / "templates" / "tables" / framework / f"{task.template}.py"
     write_texts(folder, {"federation.yaml": text, "model.py": template.read_text()}, force=force)
     labels = alike_note(task.classes, "classes")
     doubts = [f"column {label!r}: {labels}. Write them alike."] if labels else []
+    for sheet in sheets:
+        if count := sheet.names.count(""):
+            columns = "a column" if count == 1 else f"{count} columns"
+            doubts.append(
+                f"{sheet.where} has {columns} without a name, {'which is' if count == 1 else 'which are'} left out."
+            )
     return Written(("federation.yaml", "model.py"), (*doubts, *(guess.doubt for guess in guesses if guess.doubt)))
 
 
 def _read(path: Path, label: str, by: str) -> Sheet:
     if path.suffix.lower() not in TABLES:
-        raise DataError(
-            "the file has an unsupported format", where=str(path), remedy=f"Use one of {', '.join(TABLES)}."
-        )
+        raise unsupported(path, TABLES)
     sheet = read_columns(path, known=(label,))
     if not sheet.names:
         raise DataError("the table has no header", where=str(path), remedy="Add a first line with names of columns.")
@@ -190,7 +196,7 @@ def _guess(sheets: Sequence[Sheet], name: str) -> Guess:
     missing = f", {rows - present.count} missing" if rows > present.count else ""
     if len(different) == 1:
         return Guess(name, "ignore", f"always {example}{missing}")
-    is_number = re.fullmatch(r"(.*[_\W])?(id|no|nr|index|number|mrn)", name.lower())
+    is_number = re.fullmatch(r"(.*[_\W])?(id|no|nr|index|number|mrn)\W*", name.lower())
     if is_number and len(present.different(present.count)) == present.count:
         return Guess(name, "ignore", "a different value in each row, like a number of patients")
     if kind == "text":
@@ -314,7 +320,8 @@ def _name(file: Path, position: int, files: Sequence[Path]) -> str:
 
 
 def _slug(text: str) -> str:
-    name = re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-")
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
+    name = re.sub(r"[^a-z0-9]+", "-", plain)[:40].strip("-")
     return name if re.fullmatch(SAFE_NAME, name) else ""
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from fedpipe.data.claims import check_arrays
 from fedpipe.data.client_files import HDF5, SQLITE, read_keyed
 from fedpipe.data.schema import Column
+from fedpipe.data.sheets import unsupported
 from fedpipe.data.tables import TABLES, check_named, keys_of, label_values, npz_array, read_columns, read_table
 from fedpipe.data.trees import Tree, are_strings, joined, leaves, length_of, mapped, tree_of
 from fedpipe.errors import DataError, NotFoundError, one_line
@@ -99,6 +100,8 @@ def read_examples(
     with tempfile.TemporaryDirectory() as folder:
         path = _local_file(uri, Path(folder))
         if features == AUTO or not isinstance(features, str):
+            if path.suffix.lower() not in (*TABLES, *HDF5, *SQLITE):
+                raise unsupported(path, TABLES)
             if path.suffix.lower() not in TABLES:
                 what = "the format has no columns with kinds"
                 remedy = f"Use one of {', '.join(TABLES)}, or set data.features to an array."
@@ -160,9 +163,7 @@ def _read_arrays(path: Path, features: str, labels: str, key: str, split: str) -
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         what = f"the dataset cannot be read, because {one_line(error)}"
         raise DataError(what, where=str(path), remedy="Check how it was written.") from error
-    raise DataError(
-        "the dataset has an unsupported format", where=str(path), remedy=f"Use one of {', '.join(FORMATS)}."
-    )
+    raise unsupported(path, FORMATS)
 
 
 def _read_columns(path: Path, features: str, labels: str, key: str) -> dict[str, Array]:

@@ -85,9 +85,22 @@ def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None =
         raise DataError(f"the file cannot be read, because {error.strerror or error}", where=str(path),
                         remedy="Check the path and its permissions.") from error  # fmt: skip
     if twice := [name for name, count in Counter(sheet.names).items() if count > 1 and name]:
-        what = f"the header has {len(twice)} names more than once: {', '.join(map(repr, twice[:5]))}"
+        what = f"the header has names more than once: {', '.join(map(repr, twice[:5]))}"
         raise DataError(what, where=str(path), remedy="Give each column a name of its own.")
     return sheet
+
+
+def unsupported(path: Path, formats: Collection[str]) -> DataError:
+    """Returns the error for a file in another format, with the way to a known one where it is clear."""
+    remedy = _UNPACKED.get(path.suffix.lower(), f"Use one of {', '.join(formats)}.")
+    return DataError("the file has an unsupported format", where=str(path), remedy=remedy)
+
+
+_UNPACKED = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), "Save the sheet as CSV in UTF-8, which the program offers."),
+    **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".zst"), "Unpack it, and use the file in it."),
+    ".txt": "Rename it to .csv if it is a table with separators.",
+}
 
 
 def _read_csv(path: Path, known: Collection[str], header: bool | None) -> Sheet:

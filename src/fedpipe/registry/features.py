@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fedpipe.data.cells import fits, parse_cells, place_of
 from fedpipe.data.claims import check_arrays
 from fedpipe.data.schema import Kind
-from fedpipe.data.sheets import Sheet, read_sheet
+from fedpipe.data.sheets import Sheet, read_sheet, unsupported
 from fedpipe.data.tables import columns_in
 from fedpipe.errors import DataError, one_line
 from fedpipe.federation.data import SHEETS
@@ -72,7 +72,7 @@ def read_features(
         return Features(read_picture(path, inputs[0], card.spread))
     if suffix in (".npz", ".npy"):
         return _from_arrays(_read_arrays(path), inputs, card, str(path))
-    raise DataError("the file has an unsupported format", where=str(path), remedy=f"Use {', '.join(SUPPORTED)}.")
+    raise unsupported(path, SUPPORTED)
 
 
 def _read_arrays(path: Path) -> dict[str, Array]:

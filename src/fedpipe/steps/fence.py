@@ -2,8 +2,8 @@
 
 Landlock restricts the process that asks for it, and all that it starts, for good, without any right. It knows rules
 that allow. So all files may be read but those below the given paths: their neighbours, and the neighbours of each
-folder on the way to them. Files that are created later directly in one of these folders cannot be read. A fenced process
-without rights cannot look into the memory or the environment of a process outside either (`ptrace(2)`, `/proc`).
+folder on the way to them. Files that are created later directly in one of these folders cannot be read. A fenced
+process without rights cannot look into the memory or the environment of a process outside either (`ptrace(2)`).
 
 Source: Linux kernel documentation, userspace-api/landlock.
 """
