@@ -15,8 +15,9 @@ from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.scripts import describing, script_of
 from fedpipe.steps import aggregate, tally
-from fedpipe.steps.contract import Hands, ModelArtifact
+from fedpipe.steps.contract import Hands, Html, MetricsArtifact, ModelArtifact
 from fedpipe.steps.initialise import begin_run
+from fedpipe.steps.shown import metrics_of_run, page_of_session
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -29,11 +30,13 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """Digest of the global weights after the session, and how many rounds are committed."""
+    """Digest of the global weights after the session, how many rounds are committed, and what the UI shows."""
 
     weights: str
     rounds: int
     model: ModelArtifact
+    metrics: MetricsArtifact
+    page: Html
 
 
 def find(inputs: Inputs) -> Outputs | None:
@@ -41,7 +44,7 @@ def find(inputs: Inputs) -> Outputs | None:
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     record = read_record(store, plan.run, inputs.last or plan.federation.training.rounds)
-    return _outputs(plan, commit(store, record)) if record else None
+    return _outputs(inputs.place, plan, commit(store, record)) if record else None
 
 
 def run(inputs: Inputs, hands: Hands) -> Outputs:
@@ -62,7 +65,7 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
         store, plan, session, last=inputs.last, listener=listen, script=script_of(store, plan, elsewhere),
         opening=opening,
     )  # fmt: skip
-    return _outputs(plan, drive(coordinator.run(), hands.sleep))
+    return _outputs(inputs.place, plan, drive(coordinator.run(), hands.sleep))
 
 
 def metadata_of(plan: Plan, record: Record) -> dict[str, Any]:
@@ -71,5 +74,8 @@ def metadata_of(plan: Plan, record: Record) -> dict[str, Any]:
     return tally.metadata_of(record, vote) if vote else aggregate.metadata_of(record)
 
 
-def _outputs(plan: Plan, record: Record) -> Outputs:
-    return Outputs(weights=record.weights, rounds=record.round, model=ModelArtifact(metadata=metadata_of(plan, record)))
+def _outputs(place: RunPlace, plan: Plan, record: Record) -> Outputs:
+    return Outputs(
+        weights=record.weights, rounds=record.round, model=ModelArtifact(metadata=metadata_of(plan, record)),
+        metrics=metrics_of_run(plan.federation, record), page=page_of_session(place),
+    )  # fmt: skip
