@@ -8,6 +8,8 @@ from fedpipe.components.container import container
 @dsl.container_component
 def coordinate(
     model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
     weights: dsl.OutputPath(str),
     rounds: dsl.OutputPath(int),
     place: dict,
@@ -25,5 +27,7 @@ def coordinate(
         weights: Digest of the global weights after the session.
         rounds: Number of committed rounds of the run.
         model: The global model after the session, with the metrics of its last round.
+        metrics: Its training, rounds, learners, examples and privacy, to compare runs.
+        page: The curves of the run so far, and the commands that follow it.
     """
     return container("coordinate")

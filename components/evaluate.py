@@ -9,6 +9,7 @@ from fedpipe.components.container import container
 def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
+    matrix: dsl.Output[dsl.HTML],
     evaluation: dsl.OutputPath(dict),
     place: dict,
     weights: str,
@@ -22,6 +23,7 @@ def evaluate(
         scores: Outputs `score` of the learners' score steps.
         evaluation: All results.
         metrics: The main results.
-        confusion: The confusion matrix.
+        confusion: The confusion matrix, of at most six classes: the UI would cut off a larger one.
+        matrix: The confusion matrix as a page.
     """
     return container("evaluate")

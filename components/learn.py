@@ -26,6 +26,6 @@ def learn(
         job: Id of the pipeline job, to distinguish this session from earlier ones of the run.
         trained: Number of trainings.
         voted: Number of votes.
-        metrics: Both numbers.
+        metrics: Its last training, and how often it trained and voted.
     """
     return container("learn")

@@ -8,6 +8,8 @@ from fedpipe.components.container import container
 @dsl.container_component
 def simulate(
     model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
     weights: dsl.OutputPath(str),
     rounds: dsl.OutputPath(int),
     place: dict,
@@ -25,5 +27,7 @@ def simulate(
         weights: Digest of the weights after the last round.
         rounds: Number of committed rounds of the run.
         model: The global model after the last round, with its metrics.
+        metrics: Its training, rounds, learners, examples and privacy, to compare runs.
+        page: The curves of the run so far, and the commands that follow it.
     """
     return container("simulate")

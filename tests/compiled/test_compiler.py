@@ -176,7 +176,7 @@ class TestSessions:
 def test_a_learner_step_has_one_artifact_at_most(compiled: Any) -> None:
     for name, component in compiled[0]["components"].items():
         artifacts = component.get("outputDefinitions", {}).get("artifacts", {})
-        assert len(artifacts) <= (2 if name.startswith("comp-evaluate") else 1)
+        assert len(artifacts) <= (3 if name.startswith(("comp-evaluate", "comp-coordinate")) else 1)
 
 
 def test_steps_that_track_get_the_secret_of_the_tracking_server(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import beating
 from fedpipe.sessions.scripts import describing, script_of
 from fedpipe.steps import aggregate, tally
-from fedpipe.steps.contract import Hands, ModelArtifact
+from fedpipe.steps.contract import Hands, Html, MetricsArtifact, ModelArtifact
 from fedpipe.steps.initialise import begin_run
+from fedpipe.steps.shown import metrics_of_run, page_of_session
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -31,11 +32,13 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """Digest of the global weights after the session, and how many rounds are committed."""
+    """Digest of the global weights after the session, how many rounds are committed, and what the UI shows."""
 
     weights: str
     rounds: int
     model: ModelArtifact
+    metrics: MetricsArtifact
+    page: Html
 
 
 def find(inputs: Inputs) -> Outputs | None:
@@ -43,7 +46,7 @@ def find(inputs: Inputs) -> Outputs | None:
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     record = read_record(store, plan.run, inputs.last or plan.federation.training.rounds)
-    return _outputs(plan, commit(store, record)) if record else None
+    return _outputs(inputs.place, plan, commit(store, record)) if record else None
 
 
 def run(inputs: Inputs, hands: Hands) -> Outputs:
@@ -67,7 +70,7 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
         opening=opening,
     )  # fmt: skip
     with beating(inputs.place.open, plan.run, session):
-        return _outputs(plan, drive(coordinator.run(), hands.sleep))
+        return _outputs(inputs.place, plan, drive(coordinator.run(), hands.sleep))
 
 
 def metadata_of(plan: Plan, record: Record) -> dict[str, Any]:
@@ -76,5 +79,8 @@ def metadata_of(plan: Plan, record: Record) -> dict[str, Any]:
     return tally.metadata_of(record, vote) if vote else aggregate.metadata_of(record)
 
 
-def _outputs(plan: Plan, record: Record) -> Outputs:
-    return Outputs(weights=record.weights, rounds=record.round, model=ModelArtifact(metadata=metadata_of(plan, record)))
+def _outputs(place: RunPlace, plan: Plan, record: Record) -> Outputs:
+    return Outputs(
+        weights=record.weights, rounds=record.round, model=ModelArtifact(metadata=metadata_of(plan, record)),
+        metrics=metrics_of_run(plan.federation, record), page=page_of_session(place),
+    )  # fmt: skip

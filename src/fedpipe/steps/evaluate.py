@@ -15,7 +15,8 @@ from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.evaluation import Evaluation, Score, read_scores
 from fedpipe.rounds.measures import main_metrics
 from fedpipe.rounds.plan import RunPlace
-from fedpipe.steps.contract import Confusion, MetricsArtifact
+from fedpipe.steps.contract import Confusion, Html, MetricsArtifact
+from fedpipe.steps.shown import MOST_CLASSES, page_of_confusion
 from fedpipe.store import keys
 from fedpipe.store.objects import encode
 from fedpipe.store.objects import find as find_object
@@ -30,11 +31,12 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """Metrics as numbers, and the confusion matrix."""
+    """Metrics as numbers, and the confusion matrix: for the UI's comparison if it has few classes, and as a page."""
 
     evaluation: dict[str, Any]
     metrics: MetricsArtifact
     confusion: Confusion
+    matrix: Html
 
 
 def find(inputs: Inputs) -> Outputs | None:
@@ -71,6 +73,7 @@ def _outputs(evaluation: Evaluation) -> Outputs:
         evaluation=msgspec.to_builtins(msgspec.structs.replace(evaluation, confusion=(), tallies={})),
         metrics=MetricsArtifact(metadata=flat_metrics(evaluation)),
         confusion=Confusion(metadata=_confusion_metadata(evaluation)),
+        matrix=page_of_confusion(evaluation),
     )
 
 
@@ -82,7 +85,7 @@ def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _confusion_metadata(evaluation: Evaluation) -> dict[str, Any]:
-    if not evaluation.confusion:
+    if not evaluation.confusion or len(evaluation.confusion) > MOST_CLASSES:
         return {}
     return {
         "confusionMatrix": {

@@ -11,7 +11,7 @@ from functools import partial
 from msgspec import Struct
 
 from fedpipe.data.statistics import Report
-from fedpipe.errors import WorkerDiedError
+from fedpipe.errors import FedpipeError, WorkerDiedError
 from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.describe import describe
@@ -24,11 +24,13 @@ from fedpipe.rounds.manifests import Ballot, Dropped, Update
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.roll import Roll, drop
 from fedpipe.rounds.timings import Timing, note
+from fedpipe.rounds.updates import own_update
 from fedpipe.sessions.attendance import Attendance, at_once
 from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import continues
 from fedpipe.steps.contract import Hands, MetricsArtifact
+from fedpipe.steps.shown import metrics_of_learner
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import get_bytes
 
@@ -57,7 +59,9 @@ def find(inputs: Inputs) -> Outputs | None:
     """Return the outputs when the session's last round is committed."""
     store = inputs.place.open()
     last = inputs.last or read_plan(store, inputs.place.plan).federation.training.rounds
-    return _outputs(0, 0) if read_record(store, inputs.place.run, last) else None
+    if read_record(store, inputs.place.run, last) is None:
+        return None
+    return Outputs(trained=0, voted=0, metrics=metrics_of_learner(_last_update(store, inputs, last), 0, 0))
 
 
 def run(inputs: Inputs, hands: Hands) -> Outputs:
@@ -78,7 +82,20 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
     answers = dict.fromkeys(ANSWERS, at_once(answer))
     attendance = Attendance(store, plan, inputs.learner, _session(inputs), answers, last=inputs.last)
     took_part = drive(attendance.run(), hands.sleep)
-    return _outputs(took_part["train"] + took_part["propose"], took_part["vote"])
+    trained, voted = took_part["train"] + took_part["propose"], took_part["vote"]
+    update = _last_update(store, inputs, plan.federation.training.rounds) if trained else None
+    return Outputs(trained=trained, voted=voted, metrics=metrics_of_learner(update, trained, voted))
+
+
+def _last_update(store: Store, inputs: Inputs, last: int) -> Update | None:
+    """Return the learner's last update of the run; None without one, or when it cannot be read."""
+    try:
+        board = poll_board(store, inputs.place.run)
+        numbers = range(board[0].round if board else last, inputs.first - 1, -1)
+        found = (own_update(store, inputs.learner, inputs.place.run, number) for number in numbers)
+        return next(filter(None, found), None)
+    except FedpipeError:
+        return None
 
 
 def give_up(inputs: Inputs, why: str) -> Outputs | None:
@@ -92,7 +109,7 @@ def give_up(inputs: Inputs, why: str) -> Outputs | None:
         _leave(store, inputs, board, why)
         sign = Sign(round=board.round, attempt=board.attempt, phase=board.phase, session=board.session)
         put_sign(store, inputs.learner, inputs.place.run, sign)
-    return _outputs(0, 0)
+    return Outputs(trained=0, voted=0, metrics=metrics_of_learner(None, 0, 0))
 
 
 def _session(inputs: Inputs) -> str:
@@ -165,7 +182,3 @@ def agreed(place: RunPlace) -> None:
     """Compare the plan with round 0's record, once in a process. Raises RoundError."""
     store, plan = opened(place)
     check_agreed(store, place, plan)
-
-
-def _outputs(trained: int, voted: int) -> Outputs:
-    return Outputs(trained=trained, voted=voted, metrics=MetricsArtifact(metadata={"trained": trained, "voted": voted}))

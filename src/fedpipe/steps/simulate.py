@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 from msgspec import Struct
 
 from fedpipe.errors import InputError, RoundError
@@ -20,6 +21,7 @@ from fedpipe.sessions.board import Board
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps.contract import Hands, ModelArtifact
 from fedpipe.steps.coordinate import Outputs
+from fedpipe.steps.shown import metrics_of_run, page_of_session
 from fedpipe.store import Store, keys
 
 
@@ -37,7 +39,7 @@ def find(inputs: Inputs) -> Outputs | None:
     store = inputs.place.open()
     plan = agreed_plan(store, inputs.place)
     record = read_record(store, plan.run, plan.federation.training.rounds)
-    return _outputs(commit(store, record, rehearsal=True)) if record else None
+    return _outputs(inputs.place, plan, commit(store, record, rehearsal=True)) if record else None
 
 
 def run(inputs: Inputs, hands: Hands) -> Outputs:
@@ -56,7 +58,7 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
         seconds = time.monotonic() - clock
         note(store, plan.run, Timing(step="simulate", round=number, started=started, seconds=seconds))
         hands.notify(_moment(plan, records, seconds), _numbers(record))
-    return _outputs(commit(store, records[-1], rehearsal=True))
+    return _outputs(inputs.place, plan, commit(store, records[-1], rehearsal=True))
 
 
 def advance(inputs: Inputs, number: int) -> None:
@@ -123,8 +125,11 @@ def _numbers(record: Record) -> dict[str, float]:
     return {name: value for name, value in record.metrics.items() if not name.startswith("num_") and "/" not in name}
 
 
-def _outputs(record: Record) -> Outputs:
+def _outputs(place: RunPlace, plan: Plan, record: Record) -> Outputs:
     metadata = {"digest": record.weights, "round": record.round, "run": record.run, "federation": record.federation}
+    numbers = _numbers(record)
     return Outputs(
-        weights=record.weights, rounds=record.round, model=ModelArtifact(metadata={**metadata, **_numbers(record)})
-    )
+        weights=record.weights, rounds=record.round, model=ModelArtifact(metadata={**metadata, **numbers}),
+        metrics=metrics_of_run(plan.federation, msgspec.structs.replace(record, metrics=numbers)),
+        page=page_of_session(place),
+    )  # fmt: skip
