@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from collections.abc import Generator
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedpipe import weights
+from fedpipe.errors import CorruptError, StoreError
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history
 from fedpipe.rounds.plan import Plan
@@ -22,6 +24,7 @@ from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import encode
 from tests.faults import seeds
 from tests.faults.junk import KINDS, made, templates
+from tests.faults.stores import HookedStore
 from tests.faults.test_junk import ALGORITHMS, HOSTILE, NAMES, ROUNDS, part, plan_of
 from tests.federations import PlusOneLearner, fresh
 from tests.simulation import World, attendance, coordinator
@@ -48,6 +51,36 @@ actions = st.one_of(
     st.tuples(st.just("note"), st.booleans(), st.integers(1, 3)),
     st.tuples(st.just("wait"), st.floats(0.1, 70.0), st.none()),
 )
+
+
+MANNERS = ("removed", "replaced", "grown", "refused", "encoded")
+Moments = dict[int, str]
+"""How an object changes when the coordinator reads objects of the hostile learner for the so-manieth time."""
+moments = st.dictionaries(st.integers(1, 80), st.sampled_from(MANNERS), max_size=6)
+READS = ("read", "poll", "open", "read_range", "size")
+
+
+def changing(world: World, moments: Moments) -> HookedStore:
+    """A store in which the hostile learner changes an object right before the coordinator reads it."""
+    reads = itertools.count(1)
+
+    def before(_number: int, name: str, key: str) -> None:
+        if name not in READS or not key.startswith(keys.learner_folder(HOSTILE)):
+            return
+        manner = moments.get(next(reads))
+        there = world.store.poll(key, limit=2**30)
+        if manner == "removed":
+            world.store.delete(key)
+        if manner == "replaced" and there:
+            world.store.replace(key, there.data[::-1])
+        if manner == "grown" and there:
+            world.store.replace(key, there.data * 3)
+        if manner == "refused":
+            raise StoreError("the store refuses the request: InvalidRequest")
+        if manner == "encoded":
+            raise CorruptError("the object is stored with the content encoding 'gzip', and is not decoded")
+
+    return HookedStore(world.store, before)
 
 
 class Hostile:
@@ -110,11 +143,11 @@ class Hostile:
         store.replace(keys.ballot(HOSTILE, self._plan.run, board.round), json.dumps(content).encode())
 
 
-def played(plan: Plan, script: list[Action], *, attends: bool = False) -> World:
+def played(plan: Plan, script: list[Action], moments: Moments | None = None, *, attends: bool = False) -> World:
     """Plays a run with the hostile learner, which may also attend as others do."""
     world = World(0)
     begin(world.store, plan, fresh)
-    world.spawn("coordinator", coordinator(world, plan))
+    world.spawn("coordinator", coordinator(world, plan, store=changing(world, moments or {})))
     for number, name in enumerate(NAMES if attends else HONEST):
         learner = PlusOneLearner(number + 1, number + 1, wants=100.0)
         world.spawn(name, attendance(world, plan, name, learner, seconds=lambda _: 2.0))
@@ -128,11 +161,11 @@ def played(plan: Plan, script: list[Action], *, attends: bool = False) -> World:
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("attends", [False, True], ids=["instead", "also"])
 @settings(max_examples=max(10, seeds.COUNT // 4), suppress_health_check=[HealthCheck.too_slow])
-@given(script=st.lists(actions, min_size=1, max_size=40))
-def test_the_others_get_their_result(name: str, attends: bool, script: list[Action]) -> None:
+@given(script=st.lists(actions, min_size=1, max_size=40), moments=moments)
+def test_the_others_get_their_result(name: str, attends: bool, script: list[Action], moments: Moments) -> None:
     """Every round ends; where the hostile learner does not count, the round is bit for bit one without it."""
     plan = plan_of(name)
-    world = played(plan, script, attends=attends)
+    world = played(plan, script, moments, attends=attends)
     result = world.results["coordinator"]
     assert not isinstance(result, Exception), result
     for name_of_other in HONEST:

@@ -36,6 +36,7 @@ ALGORITHMS: dict[str, Any] = {
     },
     "votes": {"algorithm": {"name": "averaging", "vote": {"threshold": 0.4}}},
     "collective": {"algorithm": {"name": "collective", "proposers": ["a", "b", "c"]}},
+    "proposer": {"algorithm": {"name": "collective", "proposers": ["a", "z", "b"]}},
 }
 
 

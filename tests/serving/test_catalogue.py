@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError, StoreUnavailableError
+from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.identity.enrolment import Enrolment, change_enrolled
 from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.registry.publication import ModelVersion, Origin, sign_publication, versions
@@ -105,6 +105,28 @@ def test_copies_serve_while_the_store_is_unreachable(store: MemoryStore, models:
     assert again.list_models()["m"][0] == [1, 2]
     assert not again.is_unreachable
     assert not again.problems
+
+
+@pytest.mark.parametrize(
+    "error", [CorruptError("content encoding"), TooLargeError("17 MiB"), StoreError("InvalidRequest")]
+)
+def test_the_traffic_of_one_model_stops_no_other(
+    store: MemoryStore, models: MemoryStore, tmp_path: Path, error: Exception
+) -> None:
+    def refusing(_number: int, name: str, key: str) -> None:
+        if key.endswith("odd/traffic.json") and name == "read":
+            raise error
+
+    publish(models, "m", 1, softmax())
+    publish(models, "odd", 1, softmax())
+    promote(models, "odd", Split(kind="pinned", version=1))
+    catalogue = Catalogue(located(HookedStore(store, refusing)), LocalStore(tmp_path))
+    found = catalogue.list_models()
+    assert not catalogue.is_unreachable
+    assert found["odd"] == ([1], None)
+    assert found["m"][1] is not None
+    assert len(catalogue.problems) == 1
+    assert catalogue.fetch(ModelVersion("odd", 1)) == softmax()
 
 
 def test_a_copy_that_was_spoiled_is_fetched_again(store: MemoryStore, models: MemoryStore, tmp_path: Path) -> None:

@@ -47,12 +47,14 @@ class Adding(PlusOneLearner):
         return Trained(new, self._examples, {"loss": 1.0}, None, None)
 
 
-def begun(folder: Path, start: Arrays = START, weighting: str = "uniform", **algorithm: Any) -> RunPlace:
+def begun(
+    folder: Path, start: Arrays = START, weighting: str = "uniform", names: tuple[str, ...] = NAMES, **algorithm: Any
+) -> RunPlace:
     algorithm = {"name": "averaging", "engine": "tff", "weighting": weighting, **algorithm}
-    federation = make_federation(NAMES, algorithm=algorithm, evaluation={"every_round": False})
+    federation = make_federation(names, algorithm=algorithm, evaluation={"every_round": False})
     store = LocalStore(folder).below(federation.name)
     put_bytes(store, b"code")
-    plan = make_plan("run-1", federation, "code", Shards(learners=dict.fromkeys(NAMES, digest_of(b"x"))))
+    plan = make_plan("run-1", federation, "code", Shards(learners=dict.fromkeys(names, digest_of(b"x"))))
     begin(store, plan, lambda: start)
     return RunPlace(store=f"file://{folder}", federation=federation.name, run="run-1", plan=plan.digest)
 
@@ -71,7 +73,7 @@ def trained(place: RunPlace, number: int, changes: dict[str, Any]) -> str:
     plan, before = read_plan(store, place.plan), read_record(store, "run-1", number - 1)
     assert before is not None
     for name, change in changes.items():
-        contribute(store, plan, name, number, before.weights, lambda n=name, c=change: Adding(*c, SIZES[n]))
+        contribute(store, plan, name, number, before.weights, lambda n=name, c=change: Adding(*c, SIZES.get(n, 3)))
     return before.weights
 
 
@@ -180,6 +182,44 @@ class TestRules:
         standard_error = found.std() / np.sqrt(8_000)
         assert found.mean() == pytest.approx(0.1 / np.sqrt(8_000), abs=4 * standard_error)
         assert found.mean() > 4 * standard_error
+
+
+class TestLimits:
+    """They are those of fedpipe's own mean, and hold before TFF sees an update."""
+
+    MANY = CHANGES | {"d": (np.full((3, 4), 0.1), 0.1)}
+    NAMES = ("a", "b", "c", "d", "e")
+
+    @pytest.mark.parametrize("large", [50.0, -1e30, 3e38])
+    def test_an_update_far_larger_than_others_drops_its_learner(
+        self, large: float, tff: Worker, tmp_path: Path
+    ) -> None:
+        hostile = self.MANY | {"e": (np.full((3, 4), large), 0.1)}
+        settings: dict[str, Any] = {"weighting": "examples", "names": self.NAMES}
+        record = played(tff, begun(tmp_path / "five", **settings), hostile)[-1]
+        assert [item.learner for item in record.dropped] == ["e"]
+        assert record.dropped[0].why.endswith("more than 10 times")
+        without = played(tff, begun(tmp_path / "four", **settings), self.MANY)[-1]
+        assert record.weights == without.weights
+        assert record.metrics == without.metrics
+
+    def test_the_limit_can_be_higher_or_off(self, tff: Worker, tmp_path: Path) -> None:
+        hostile = self.MANY | {"e": (np.full((3, 4), 50.0), 0.1)}
+        for number, most in enumerate((0, 1000)):
+            place = begun(tmp_path / str(number), weighting="examples", names=self.NAMES, most_norm=most)
+            record = played(tff, place, hostile)[-1]
+            assert [update.learner for update in record.updates] == list(self.NAMES)
+            weights = [*SIZES.values(), 3, 3]
+            expected = ORIGIN + np.average(vectors(hostile), axis=0, weights=weights)
+            np.testing.assert_allclose(found_of(place, record), expected, atol=1e-4)
+
+    def test_a_weight_has_at_most_its_share(self, tff: Worker, tmp_path: Path) -> None:
+        """Of 1, 2 and 5 examples, the last count as the others together."""
+        place = begun(tmp_path, weighting="examples", most_share=0.5)
+        record = played(tff, place, CHANGES)[-1]
+        expected = ORIGIN + np.average(vectors(), axis=0, weights=[1, 2, 3])
+        np.testing.assert_allclose(found_of(place, record), expected, atol=1e-6)
+        assert [update.examples for update in record.updates] == [1, 2, 5]
 
 
 def effective(noise: float, learners: int) -> float:

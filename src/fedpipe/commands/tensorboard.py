@@ -106,8 +106,9 @@ def fetch_events(store: Store, run: str, folder: Path) -> int:
             size = guarded(source, partial(store.size, key))
             if size is None or size > most:
                 raise DroppedError(f"it has {size} bytes, and {most} are copied" if size else "it was removed")
-            if not there.is_file() or there.stat().st_size != size:
-                guarded(source, partial(_copy, store, key, there, most))
+            is_there = there.is_file() and there.stat().st_size == size
+            if not is_there and guarded(source, partial(_copy, store, key, there, most)) is None:
+                raise DroppedError("it was removed")
         except DroppedError as error:
             log.warning("the event file %s is left out: %s", key, cleaned(error.what))
             continue
@@ -118,7 +119,7 @@ def fetch_events(store: Store, run: str, folder: Path) -> int:
     return count
 
 
-def _copy(store: Store, key: str, there: Path, most: int) -> None:
+def _copy(store: Store, key: str, there: Path, most: int) -> Path:
     """Copies an object that its writer may replace meanwhile. Raises DroppedError if it has become too large."""
     there.parent.mkdir(parents=True, exist_ok=True)
     temporary = there.with_name(f".{there.name}.part")
@@ -130,7 +131,7 @@ def _copy(store: Store, key: str, there: Path, most: int) -> None:
             while left and (piece := reader.read(min(_PIECE, left))):
                 file.write(piece)
                 left -= len(piece)
-    temporary.replace(there)
+    return temporary.replace(there)
 
 
 def find_tensorboard() -> Path:

@@ -152,7 +152,7 @@ class Catalogue:
     def list_models(self) -> dict[str, tuple[list[int], Traffic | None]]:
         """Returns versions and traffic of each model, from the copies while the store is unreachable.
 
-        The traffic is None if it is invalid.
+        The traffic is None if it is invalid, or if the store does not give it.
 
         Raises:
             StoreError: the store does not answer, and there is no cache.
@@ -181,7 +181,9 @@ class Catalogue:
     def _read_traffic(self, models: Store, name: str) -> Traffic | None:
         try:
             return read_traffic(models, name)[0]
-        except CorruptError as error:
+        except StoreUnavailableError:
+            raise
+        except (CorruptError, StoreError) as error:  # one object; the store has just listed all of them
             self.problems.append(str(error))
             return None
 
@@ -237,7 +239,7 @@ class Catalogue:
             for key in (keys.origin(*entry), keys.traffic(entry.name)):
                 self._copy(entry.name, key)
             self._cache.replace(keys.model(*entry), data)
-        except (OSError, StoreError) as error:
+        except (OSError, FedpipeError) as error:
             log.warning("%s was not copied to this machine, so a restart needs the store: %s", entry, error)
 
     def _copy(self, name: str, key: str) -> None:
@@ -257,5 +259,5 @@ class Catalogue:
             for number in set(versions(self._cache).get(name, [])) - served:
                 self._cache.delete(keys.model(name, number))
                 self._cache.delete(keys.origin(name, number))
-        except (OSError, StoreError) as error:
+        except (OSError, FedpipeError) as error:
             log.warning("the copy of %s on this machine is not up to date: %s", name, error)
