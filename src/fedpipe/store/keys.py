@@ -367,11 +367,7 @@ TABLE = (
     Row("learners/<learner>/runs/<run>/<round>/absent[-<attempt>]", _LEARNERS, "why it did not vote"),
     Row("learners/<learner>/runs/<run>/<round>/<step>.time", _LEARNERS, "how long its step took"),
     Row("learners/<learner>/runs/<run>/<round>/tensorboard/<file>", _LEARNERS, "its TensorBoard event files"),
-    Row(
-        "learners/<learner>/runs/<run>/score",
-        _LEARNERS,
-        "counts and sums of its test of the final model",
-    ),
+    Row("learners/<learner>/runs/<run>/score", _LEARNERS, "counts and sums of its test of the final model"),
     Row("models/<model>/<version>/origin.json", _PUBLISHED, "the origin of a version, and the model's digest"),
     Row("models/<model>/<version>/signature.json", _PUBLISHED, "the coordinator's signature, if it is enrolled"),
     Row("models/<model>/<version>/model.onnx", _PUBLISHED, "the model; a version is never overwritten"),
