@@ -15,6 +15,8 @@ def closest(name: str, known: Collection[str]) -> str | None:
 
     >>> closest("bach_size", ["batch_size", "rounds"]), closest("lr", ["rounds", "learning_rate"])
     ('batch_size', 'learning_rate')
+    >>> closest("Age (years)", ["age_years", "sex"]), closest("GRÖSSE", ["Größe"])
+    ('age_years', 'Größe')
     """
     wanted, plain = _plain(name), {_plain(each): each for each in known}
     if wanted in plain:

@@ -105,6 +105,10 @@ def test_pictures_are_taken_as_rows() -> None:
         ("def build():\n    raise ValueError('oops')\n", r"build\(\) fails, because ValueError: oops \(line 2\)"),
         (LINEAR.replace("4, 3", "4"), r"build\(\) fails, because TypeError: .*outputs.* \(line 5\)"),
         (LINEAR.replace("4, 3", "4, 3, 'hinge'"), "unknown loss 'hinge'. Valid: softmax, squared."),
+        (
+            LINEAR.replace("def build", "async def build"),
+            r"build\(\) is asynchronous, so it returns no model. Write `def`",
+        ),
         (LINEAR.replace("build", "biuld"), "there is no function 'build'. Did you mean 'biuld'"),
     ],
 )

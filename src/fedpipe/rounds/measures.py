@@ -317,6 +317,8 @@ def main_metrics(metrics: Mapping[str, float], measures: Mapping[str, float]) ->
 
     >>> main_metrics({"loss": 0.5, "accuracy": 0.75}, {"accuracy": 0.75, "auc": 0.8, "brier": 0.2, "sick_f1": 0.7})
     {'accuracy': 0.75, 'auc': 0.8, 'loss': 0.5, 'sick_f1': 0.7}
+    >>> main_metrics({"loss": 4.0, "mean_absolute_error": 1.5}, {"mae": 1.5, "r2": 0.9})
+    {'loss': 4.0, 'mae': 1.5, 'r2': 0.9}
     """
     chosen = {
         name: value
