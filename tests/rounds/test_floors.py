@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from msgspec.structs import replace
 
+from fedpipe.commands.identities import enroll, rotate
 from fedpipe.errors import DroppedError, InputError, RoundError
+from fedpipe.identity.signing import COORDINATOR
 from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.user_code import load_code
 from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.beginning import begin
-from fedpipe.rounds.floors import Floors, check_floors, read_floors
+from fedpipe.rounds.floors import Floors, LeastPrivacy, check_floors, read_floors
 from fedpipe.rounds.manifests import Dropped
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.steps import learn, score, train, vote
 from fedpipe.store import LocalStore, MemoryStore
+from fedpipe.store.credentials import Credentials
 from fedpipe.store.objects import digest_of
 from tests.federations import fresh, make_federation, make_plan
 from tests.models import LINEAR
@@ -177,3 +182,41 @@ class TestAgreement:
         plan = make_plan(run="r2").put(place.open())
         with pytest.raises(RoundError, match="round 0 is not committed"):
             agreed_plan(place.open(), replace(place, run="r2", plan=plan))
+
+
+class TestTheSecretOfALearner:
+    """Floors next to the learner's keys are in the Secret of `enroll`, and stay there after `rotate`."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        (tmp_path / "keys").mkdir()
+        file = tmp_path / "federation.yaml"
+        file.write_text("name: tiny\nstore: store\nlearners: [{name: a}, {name: b}]\ndata: {uri: x.npz}\n"
+                        "training: {rounds: 1, batch_size: 1}\n")  # fmt: skip
+        return file
+
+    def test_has_them(self, file: Path, tmp_path: Path) -> None:
+        demands = "privacy: {noise_multiplier: 1.0, target_epsilon: 4.0}\n"
+        (file.parent / "keys" / "a.floors.yaml").write_text(demands)
+        (file.parent / "keys" / "_coordinator.floors.yaml").write_text("nobody: reads")
+        user, mounted = Credentials("user", "secret"), tmp_path / "mounted"
+        mounted.mkdir()
+        for made in (enroll(file, "a", given=user), rotate(file, "a", given=user)):
+            data = yaml.safe_load(made.files[-1].read_text())["data"]
+            for name, value in data.items():
+                (mounted / name).write_bytes(base64.b64decode(value))
+            assert (mounted / "floors").read_text() == demands
+            assert read_floors({"FEDPIPE_SECRET_DIR": str(mounted)}).privacy == LeastPrivacy(
+                noise_multiplier=1.0, target_epsilon=4.0
+            )
+        for name in ("b", COORDINATOR):
+            made = enroll(file, name, given=user)
+            assert "floors" not in yaml.safe_load(made.files[-1].read_text())["data"]
+
+    @pytest.mark.parametrize("text", ["privacy: {noise: 1}", "[", "plans: [x]", "\x00"])
+    def test_does_not_take_malformed_ones(self, file: Path, text: str) -> None:
+        (file.parent / "keys" / "a.floors.yaml").write_text(text)
+        with pytest.raises(InputError, match="floors"):
+            enroll(file, "a", given=Credentials("user", "secret"))
+        assert [path.name for path in (file.parent / "keys").iterdir()] == ["a.floors.yaml"]
+        assert not LocalStore(file.parent / "store").below("tiny").size("enrolled")

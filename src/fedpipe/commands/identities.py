@@ -32,6 +32,7 @@ from fedpipe.federation.sources import Source
 from fedpipe.identity.enrolment import Enrolment, format_time, read_enrolled
 from fedpipe.identity.policies import Policy, check_prefix, coordinator_policy, dealer_policy, server_policy
 from fedpipe.identity.signing import COORDINATOR, make_key, public_key
+from fedpipe.rounds.floors import floors_in
 from fedpipe.rounds.ledger import state_of_ledger
 from fedpipe.store import check_uri, open_store
 from fedpipe.store.credentials import Credentials
@@ -205,17 +206,26 @@ def _identified(
     """Creates user, files and enrolment, in this order, and undoes them when a later part fails."""
     if examples and member.name == COORDINATOR:
         raise InputError("the coordinator has no examples", where="--examples", remedy="Leave it out.")
-    private = make_key()
+    floors, private = _floors(folder, member), make_key()
     with contextlib.ExitStack() as undo:
         credentials = given
         if place.on_s3 and given is None:
             credentials = undo.enter_context(_new_user(place, member))
         text = " ".join([private, *_ledger_mark(place, member)])
-        files = undo.enter_context(_written(folder, member, text, credentials))
+        files = undo.enter_context(_written(folder, member, text, credentials, floors))
         user = credentials.access_key if credentials else ""
         made = Enrolment(key=public_key(private), user=user, since=time.time(), examples=examples)
         member.enroll(place, made)
     return Identity(member.who.strip("'"), files, user, member.secret)
+
+
+def _floors(folder: Path, member: Member) -> str:
+    """Returns the learner's floors, for its Secret; empty without any. Raises InputError if they are malformed."""
+    path = folder / f"{member.name}.floors.yaml"
+    if member.name == COORDINATOR or not path.exists():
+        return ""
+    floors_in(path)
+    return path.read_text()
 
 
 def _ledger_mark(place: StoredFederation, member: Member) -> list[str]:
@@ -250,11 +260,13 @@ def _new_user(place: StoredFederation, member: Member) -> Iterator[Credentials]:
 
 
 @contextlib.contextmanager
-def _written(folder: Path, member: Member, private: str, credentials: Credentials | None) -> Iterator[tuple[Path, ...]]:
+def _written(
+    folder: Path, member: Member, private: str, credentials: Credentials | None, floors: str
+) -> Iterator[tuple[Path, ...]]:
     """Writes the files, readable by this user alone; restores those of an earlier identity when a later part fails."""
     texts = {folder / f"{member.name}.key": f"{private}\n"}
     if credentials is not None:
-        texts[folder / f"{member.name}.secret.yaml"] = _secret_manifest(member, private, credentials)
+        texts[folder / f"{member.name}.secret.yaml"] = _secret_manifest(member, private, credentials, floors)
     before = {path: path.read_bytes() if path.exists() else None for path in texts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -275,11 +287,12 @@ def _written(folder: Path, member: Member, private: str, credentials: Credential
         raise
 
 
-def _secret_manifest(member: Member, private: str, credentials: Credentials) -> str:
+def _secret_manifest(member: Member, private: str, credentials: Credentials, floors: str) -> str:
     labels = {"app.kubernetes.io/part-of": "fedpipe"}
     if member.name != COORDINATOR:
         labels["fedpipe/learner"] = member.name
     values = {"accesskey": credentials.access_key, "secretkey": credentials.secret_key, "signingkey": private}
+    values |= {"floors": floors} if floors else {}
     return yaml.safe_dump({
         "apiVersion": "v1",
         "kind": "Secret",

@@ -101,6 +101,11 @@ def read_floors(environ: Mapping[str, str] = environ) -> Floors:
         pass
     else:
         return Floors()
+    return floors_in(path)
+
+
+def floors_in(path: Path) -> Floors:
+    """Return the floors in a file. Raises InputError if it cannot be read, or is malformed."""
     import yaml
 
     try:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from msgspec import Struct
 
 from fedpipe.data.exploration import Exploration, view_of
 from fedpipe.data.parts import get_shard_parts
+from fedpipe.errors import DroppedError
 from fedpipe.federation.federation import Federation
 from fedpipe.reports.exploration_page import render_html, render_markdown
 from fedpipe.rounds.plan import RunPlace, Shards
+from fedpipe.rounds.received import Source, guarded
 from fedpipe.steps.contract import Html, Markdown
 from fedpipe.steps.shard import read
+from fedpipe.store import keys
 
 PRIVATE = "it trains with differential privacy, and counts and pictures of its examples are exact"
 
@@ -36,8 +41,17 @@ def run(inputs: Inputs) -> Outputs:
     left_out = private(federation) | {k.name: "its data stay with it" for k in federation.learners if k.data}
     views = []
     for name, digest in inputs.shards.learners.items():
-        if name not in left_out:
-            parts = get_shard_parts(store, name, digest)
+        if name in left_out:
+            continue
+        source = Source(store, inputs.place.run, keys.content(digest, name), "shard")
+        try:
+            parts = guarded(source, partial(get_shard_parts, store, name, digest))
+        except DroppedError as error:  # it may change its own shard
+            left_out[name] = error.what
+            continue
+        if parts is None:
+            left_out[name] = "its shard was removed"
+        else:
             views.append(view_of(name, parts, federation.data.statistics))
     found = Exploration(federation.name, tuple(views), left_out)
     return Outputs(page=Html(content=render_html(found)), table=Markdown(content=render_markdown(found)))

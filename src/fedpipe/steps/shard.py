@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +15,7 @@ from fedpipe.codec import read_json
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import Shard, put_parts, put_shard
 from fedpipe.data.shards import dealt
-from fedpipe.errors import DataError, InputError
+from fedpipe.errors import DataError, DroppedError, InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import parse_federation
 from fedpipe.federation.names import SAFE_NAME
@@ -22,6 +24,7 @@ from fedpipe.rounds.beginning import free_name
 from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Shards, differences
 from fedpipe.rounds.pruning import entered
+from fedpipe.rounds.received import Source, guarded
 from fedpipe.store import Store, keys, with_endpoint
 from fedpipe.store.objects import canonical, encode
 from fedpipe.store.objects import find as find_object
@@ -73,7 +76,8 @@ def deal(inputs: Inputs) -> Outputs:
     """Deal once per run: a repeated step finds the shards of the first one.
 
     Until the run has recorded a round, the data are dealt again, because they may have been mended. Later they are
-    dealt again only where shards have vanished from the store, and must be the same.
+    dealt again only where shards have vanished from the store, and must be the same. Owners may remove their own. The
+    run continues without these while there are enough others.
     """
     federation = read(inputs.federation)
     place = RunPlace(store=inputs.store, federation=federation.name, run=run_name(inputs.run, inputs.job))
@@ -92,13 +96,22 @@ def deal(inputs: Inputs) -> Outputs:
                 f"run {place.run!r} was made with other data or shards ({changed})",
                 remedy=f"Use another run name, such as {free_name(store, place.run)}, or restore the settings.",
             )
-        if not _missing(store, found.shards):
+        lost = _missing(store, place.run, found.shards)
+        if not lost:
             log.info("the shards of run %s are already there", place.run)
             return Outputs(place=place, shards=found.shards)
     shards = Shards(learners={})
-    if federation.sharded:
-        shards = _written(store, federation, *dealt(federation, with_endpoint(uri, inputs.store)))
+    try:
+        if federation.sharded:
+            shards = _written(store, federation, *dealt(federation, with_endpoint(uri, inputs.store)))
+    except DataError as error:
+        if not (found is not None and settled and _continues_without(federation, lost)):
+            raise
+        log.warning("%s: %s", ", ".join(lost), error)
+        return Outputs(place=place, shards=found.shards)
     if found is not None and settled and shards != found.shards:
+        if _continues_without(federation, lost):
+            return Outputs(place=place, shards=found.shards)
         raise DataError(
             f"the shards of run {place.run!r} have vanished from the store, and the data are not those of its start",
             where=uri,
@@ -118,11 +131,28 @@ def _named(request: _Request) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _missing(store: Store, shards: Shards) -> bool:
-    """Return whether a shard or the central test set is not in the store."""
-    held = [keys.content(digest, name) for name, digest in shards.learners.items()]
-    held += [keys.content(shards.test)] if shards.test else []
-    return any(store.size(key) is None for key in held)
+def _missing(store: Store, run: str, shards: Shards) -> list[str]:
+    """Return the learners whose shards are not in the store; "" stands for the central test set.
+
+    A learner may keep its shard in a form that the store does not give to others; then it is there.
+    """
+
+    def is_there(name: str, digest: str) -> bool:
+        source = Source(store, run, keys.content(digest, name), "shard")
+        with contextlib.suppress(DroppedError):
+            return guarded(source, lambda: store.size(source.key)) is not None
+        return True
+
+    lost = [name for name, digest in shards.learners.items() if not is_there(name, digest)]
+    return [*lost, ""] if shards.test and store.size(keys.content(shards.test)) is None else lost
+
+
+def _continues_without(federation: Federation, lost: Sequence[str]) -> bool:
+    """Return whether a run that has begun can continue without these shards, which their owners may have removed."""
+    if "" in lost or len(federation.learners) - len(lost) < federation.min_learners:
+        return False
+    log.warning("the shards of %s have vanished, and the data are not those of the start", ", ".join(lost))
+    return True
 
 
 def run_name(run: str, job: str) -> str:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fedpipe.codec import from_json
-from fedpipe.errors import CorruptError, NotFoundError, TooLargeError
+from fedpipe.errors import CorruptError, NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.store import SMALL, Store, keys
 
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
@@ -122,7 +122,7 @@ def put_bytes(store: Store, data: bytes, owner: str | None = None) -> str:
     """Writes an object unless it exists, and returns its digest."""
     digest = digest_of(data)
     key = keys.content(digest, owner)
-    if not store.create(key, data) and store.size(key) != len(data):
+    if not store.create(key, data) and _known_size(store, key) != len(data):
         store.replace(key, data)  # the stored bytes cannot match their name
     return digest
 
@@ -130,8 +130,18 @@ def put_bytes(store: Store, data: bytes, owner: str | None = None) -> str:
 def put_file(store: Store, path: Path, digest: str, owner: str | None = None, kind: keys.Kind = "objects") -> None:
     """Uploads a file of any size as an object unless it exists; `digest` is that of the file."""
     key = keys.content(digest, owner, kind)
-    if store.size(key) != path.stat().st_size:
+    if _known_size(store, key) != path.stat().st_size:
         store.upload(key, path)
+
+
+def _known_size(store: Store, key: str) -> int | None:
+    """Returns an object's size; None also if the store does not give it, because its writer encrypted it."""
+    try:
+        return store.size(key)
+    except StoreUnavailableError:
+        raise
+    except StoreError:
+        return None
 
 
 def get_bytes(store: Store, digest: str, owner: str | None = None, *, limit: int = SMALL) -> bytes:
