@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from msgspec.structs import replace
+
 from fedpipe.data.disclosure import schema_of
 from fedpipe.data.examples import Examples
 from fedpipe.data.schema import Schema
@@ -62,8 +64,9 @@ def make_learner(
     if privacy is None and plan.federation.learner(name).data:
         _check_fit(model, parts, (store.uri, plan.run, plan.code, name))
     wanted = trains and privacy is None and plan.federation.training.tensorboard
+    federation = replace(plan.federation, training=plan.federation.training.at(number))
     return ModelLearner(
-        model, plan.federation, parts, label=f"round {number} {name}", privacy=privacy,
+        model, federation, parts, label=f"round {number} {name}", privacy=privacy,
         on_epochs=_writer(store, keys.events(plan.run, number, name)) if wanted else None,
     )  # fmt: skip
 

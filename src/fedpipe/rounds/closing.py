@@ -138,6 +138,13 @@ def _places(names: tuple[str, ...]) -> dict[str, int]:
     return {name: place for place, name in enumerate(sorted(names))}
 
 
+def rate_factor(plan: Plan, number: int) -> float:
+    """Return the factor of the server's learning rate in a round."""
+    algorithm = plan.federation.algorithm
+    assert isinstance(algorithm, Averaging)
+    return algorithm.schedule.factor(number, plan.federation.training.rounds) if algorithm.schedule else 1.0
+
+
 def rule_of(plan: Plan, number: int) -> Rule:
     """Return the aggregation rule of a round."""
     algorithm = plan.federation.algorithm
@@ -162,7 +169,7 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
             base=previous.weights,
             state=previous.state,
             rule=rule_of(plan, previous.round + 1),
-            server=make_server_step(algorithm.server_optimizer),
+            server=make_server_step(algorithm.server_optimizer, rate_factor(plan, previous.round + 1)),
             folder=folder,
             forest=forest,
             bounds=bounds_of(plan),

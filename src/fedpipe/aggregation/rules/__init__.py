@@ -1,7 +1,7 @@
 """The aggregation rules, and the steps before them, one file each.
 
-To add one, write its file here with a function from its settings (`federation/rules.py`) to a `Rule`. Then add a line to
-`RULES`. A step before rules is a `Step`, with a line in `STEPS_BEFORE`.
+To add one, write its file here with a function from its settings (`federation/rules.py`) to a `Rule`. Then add a line
+to `RULES`. A step before rules is a `Step`, with a line in `STEPS_BEFORE`.
 """
 
 from __future__ import annotations
