@@ -30,8 +30,9 @@ from fedpipe.aggregation import (
 )
 from fedpipe.aggregation.tree import WORTH_ADDING
 from fedpipe.errors import WeightsError
-from fedpipe.federation.algorithms import OWN_RULES, Averaging, Sgd
+from fedpipe.federation.algorithms import OWN_RULES, Averaging
 from fedpipe.federation.names import tag_of
+from fedpipe.federation.optimizers import Sgd
 from fedpipe.federation.rules import Median, StepBefore
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.closing import close_round

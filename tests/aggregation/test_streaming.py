@@ -16,7 +16,7 @@ import pytest
 from fedpipe import weights
 from fedpipe.aggregation import Combined, Rule, Source, combine, make_rule, make_server_step
 from fedpipe.errors import CorruptError, NotFoundError, StoreError, StoreUnavailableError, WeightsError
-from fedpipe.federation.algorithms import Sgd
+from fedpipe.federation.optimizers import Adagrad, Adam, OptimizerSettings, Sgd, Yogi
 from fedpipe.federation.rules import Mean, Median
 from fedpipe.store import MemoryStore, Reader, keys
 from fedpipe.store.objects import digest_of
@@ -133,6 +133,49 @@ def test_bytes_that_change_between_two_passes_are_refused(tmp_path: Path) -> Non
     combined = run(store, sources, tmp_path, rule=rule)
     assert combined.refused == {"l1": "the weights do not match their digest"}
     assert combined.weights[1] == run(store, [sources[0], sources[2]], tmp_path, rule=rule).weights[1]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Adam(learning_rate=0.5),
+        Adam(learning_rate=0.5, formulas="tff"),
+        Yogi(learning_rate=0.5, formulas="tff"),
+        Adagrad(learning_rate=0.5),
+    ],
+)
+def test_an_optimizer_continues_from_its_state(
+    store: MemoryStore, sources: list[Source], tmp_path: Path, optimizer: OptimizerSettings
+) -> None:
+    """The number of steps is part of it, where the formulas need it."""
+    server = make_server_step(optimizer)
+    mean = sum(update(k)["kernel"].astype(np.float64) * (k + 1) for k in range(4)) / 10
+    expected: Any = BASE["kernel"].astype(np.float64)
+    held = {slot: np.full(mean.shape, server.starts.get(slot, 0.0)) for slot in server.slots}
+    base, state = digest_of(weights.dumps(BASE)), dict[str, str]()
+    store.replace(keys.content(base), weights.dumps(BASE))
+    for number in (1, 2, 3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found = combine(
+            store,
+            sources,
+            layout=weights.layout_of(BASE),
+            base=base,
+            state=state,
+            rule=MEAN,
+            server=server,
+            folder=folder,
+        )
+        expected, held = server.step(expected, mean, held, number)
+        np.testing.assert_allclose(result(found)["kernel"], expected, rtol=1e-5, atol=1e-5)
+        expected = result(found)["kernel"].astype(np.float64)
+        base = found.weights[1]
+        store.upload(keys.content(base), found.weights[0])
+        state = {slot: digest for slot, (_, digest) in found.state.items()}
+        for path, digest in found.state.values():
+            store.upload(keys.content(digest, kind="coordinator"), path)
+    assert ("steps" in state) == server.counts == (getattr(optimizer, "formulas", None) == "tff")
 
 
 def test_momentum_goes_on_from_its_state(store: MemoryStore, sources: list[Source], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fedpipe import weights
 from fedpipe.aggregation import Combined, Forest, Rule, Source, combine, make_rule, make_server_step
 from fedpipe.aggregation.rules.mean import mean
-from fedpipe.federation.algorithms import Sgd
+from fedpipe.federation.optimizers import Sgd
 from fedpipe.federation.rules import Mean, Median
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import digest_of

@@ -124,3 +124,23 @@ def test_our_components_in_a_pipeline_of_somebody_else(file: Path, tmp_path: Pat
     fedpipe.run(tmp_path / "mine.yaml", out=tmp_path / "out", listener=events.append)
     (result,) = [e.result for e in events if e.task.name == "tell" and e.result]
     assert re.fullmatch(r"hospital-a offers update sha256:[0-9a-f]{64}\n?", result["parameterValues"]["message"])
+
+
+def test_learning_rates_follow_their_schedules(file: Path, tmp_path: Path) -> None:
+    """From the second round on, a millionth of the rate: the model stays where it is."""
+    schedule, server = "schedule: {name: step, every: 1, by: 0.000001}", "momentum: 0.0}"
+    text = file.read_text().replace("seed: 1\n", "seed: 1\n  learning_rate: 0.2\n")
+    contents = {
+        "none": text,
+        "learners": text.replace("  seed: 1\n", f"  seed: 1\n  {schedule}\n"),
+        "server": text.replace(server, f"{server}\n  {schedule}"),
+    }
+    losses = {}
+    for name, content in contents.items():
+        file.write_text(content)
+        found = fedpipe.run(file, out=tmp_path / name, parameters={"rounds": 3}, store=str(tmp_path / f"{name}-store"))
+        losses[name] = [r["metrics"]["test_loss"] for r in found.summary["rounds"]]
+    assert len(set(contents.values())) == 3
+    assert losses["none"][0] > losses["none"][2] + 0.05
+    for name in ("learners", "server"):
+        assert losses[name] == pytest.approx([losses["none"][0]] * 3, abs=1e-3)

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpipe.errors import FederationError, InputError
-from fedpipe.federation.algorithms import Sgd
 from fedpipe.federation.data import Dirichlet
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import parse_federation, read_federation
+from fedpipe.federation.optimizers import Sgd
 from fedpipe.rounds.plan import Settings
 from fedpipe.store import endpoint_of, path_of
 from fedpipe.store.objects import encode
@@ -117,10 +117,44 @@ MISTAKES = {
         {"name": "averaging", "rule": "robust"},
         "algorithm.rule: 'robust' needs TensorFlow Federated. Add `engine: tff` to the algorithm.",
     ),
-    "an optimizer of another engine": (
+    "formulas of another engine": (
         "algorithm",
-        {"name": "averaging", "server_optimizer": {"name": "adam", "learning_rate": 0.1}},
-        "algorithm.server_optimizer.name: 'adam' needs TensorFlow Federated. Add `engine: tff`",
+        {
+            "name": "averaging",
+            "engine": "tff",
+            "server_optimizer": {"name": "adam", "learning_rate": 0.1, "formulas": "paper"},
+        },
+        "algorithm.server_optimizer.formulas: are always TFF's in TensorFlow Federated. Remove it, or write tff.",
+    ),
+    "Nesterov in another engine": (
+        "algorithm",
+        {"name": "averaging", "engine": "tff", "server_optimizer": {"momentum": 0.9, "nesterov": True}},
+        "algorithm.server_optimizer.nesterov: is not supported by TensorFlow Federated. Remove it.",
+    ),
+    "Nesterov in a simulation": (
+        "simulation",
+        {"client_optimizer": {"name": "sgd", "learning_rate": 1, "momentum": 0.9, "nesterov": True}},
+        "simulation.client_optimizer.nesterov: is not supported by TensorFlow Federated",
+    ),
+    "Nesterov without momentum": (
+        "algorithm",
+        {"name": "averaging", "server_optimizer": {"nesterov": True}},
+        "algorithm.server_optimizer.nesterov: has no effect without momentum. Set momentum too.",
+    ),
+    "a schedule in another engine": (
+        "algorithm",
+        {"name": "averaging", "engine": "tff", "schedule": {"name": "cosine"}},
+        "algorithm.schedule: is not supported by TensorFlow Federated",
+    ),
+    "a schedule of no rate": (
+        "training.schedule",
+        {"name": "cosine"},
+        "training.schedule: needs training.learning_rate, which it changes. Set that too.",
+    ),
+    "an unknown schedule": (
+        "training.schedule",
+        {"name": "linear"},
+        "training.schedule.name: Invalid value 'linear'. Valid: constant, cosine, step.",
     ),
     "unknown optimizer": (
         "algorithm",

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from fedpipe.data.examples import Examples
-from fedpipe.federation.algorithms import OptimizerSettings
+from fedpipe.federation.optimizers import OptimizerSettings
 from fedpipe.federation.training import Training
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.user_code import load_code

@@ -44,12 +44,13 @@ class TestCompiledOptimizers:
         ("name", "config", "rate", "settings"),
         [
             ("SGD", {"learning_rate": 0.25, "momentum": 0.5}, 0.0,
-             {"name": "sgd", "learning_rate": 0.25, "momentum": 0.5}),
-            ("SGD", {"learning_rate": 0.25}, 0.5, {"name": "sgd", "learning_rate": 0.5, "momentum": 0.0}),
+             {"name": "sgd", "learning_rate": 0.25, "momentum": 0.5, "nesterov": False}),
+            ("SGD", {"learning_rate": 0.25}, 0.5, {"name": "sgd", "learning_rate": 0.5, "momentum": 0.0, "nesterov": False}),
             ("Adam", {"learning_rate": 0.25, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 0.125}, 0.0,
-             {"name": "adam", "learning_rate": 0.25, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 0.125}),
+             {"name": "adam", "learning_rate": 0.25, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 0.125, "formulas": None}),
             ("Adagrad", {"learning_rate": 0.25, "initial_accumulator_value": 0.5, "epsilon": 0.125}, 0.0,
-             {"name": "adagrad", "learning_rate": 0.25, "initial_preconditioner": 0.5, "epsilon": 0.125}),
+             {"name": "adagrad", "learning_rate": 0.25, "initial_preconditioner": 0.5, "epsilon": 0.125,
+              "formulas": None}),
         ],
     )  # fmt: skip
     def test_keep_their_settings(

@@ -28,7 +28,7 @@ from fedpipe.aggregation.tree import Forest
 from fedpipe.errors import WeightsError
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import fetch_file
-from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of
+from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of, load, save
 
 
 class TooFewError(WeightsError):
@@ -283,9 +283,10 @@ class _Optimizer:
         self._ceiling = ceiling_of(lambda start, length: store.read_range(keys.content(base), start, length))
         if needs_base or not server.replaces:
             fetch_file(store, base, self._base)
-        for slot in server.slots:
+        for slot in (*server.slots, *([_STEPS] if server.counts else [])):
             if slot in state:
                 fetch_file(store, state[slot], folder / f"old-{slot}", kind="coordinator")
+        self._number = 1 + _steps_in(folder / f"old-{_STEPS}") if server.counts else 1
         self._layouts = {slot: layout_of({slot: np.broadcast_to(0.0, self._count)}) for slot in server.slots}
         self._known = frozenset(state) & frozenset(server.slots)
         self._position = 0
@@ -314,7 +315,7 @@ class _Optimizer:
             return aggregate
         base = self.base(chunk).astype(np.float64)
         old = {slot: self._old(slot, aggregate.size) for slot in self._server.slots}
-        result, new = self._server.step(base, aggregate, old)
+        result, new = self._server.step(base, aggregate, old, self._number)
         for slot, values in new.items():
             self._files[slot].write(bytes_of(values))
         self._position += aggregate.size
@@ -322,7 +323,7 @@ class _Optimizer:
 
     def _old(self, slot: str, count: int) -> Floats:
         if slot not in self._known:
-            return np.zeros(count)
+            return np.full(count, self._server.starts.get(slot, 0.0))
         offset = self._layouts[slot].data_start + 8 * self._position
         return np.fromfile(self._folder / f"old-{slot}", np.float64, count=count, offset=offset)
 
@@ -330,6 +331,9 @@ class _Optimizer:
         """Return the new state's files and digests."""
         self.close()
         paths = {slot: self._folder / f"new-{slot}" for slot in self._server.slots}
+        if self._server.counts:
+            paths[_STEPS] = self._folder / f"new-{_STEPS}"
+            save({_STEPS: np.int64(self._number)}, paths[_STEPS])
         return {slot: (path, _file_digest(path)) for slot, path in paths.items()}
 
     def close(self) -> None:
@@ -337,6 +341,15 @@ class _Optimizer:
         for file in self._files.values():
             file.close()
         self._files = {}
+
+
+_STEPS = "steps"
+"""Name of the number of steps in the state of an optimizer."""
+
+
+def _steps_in(path: Path) -> int:
+    """Return the number of steps so far; 0 before the first."""
+    return int(load(path)[_STEPS]) if path.exists() else 0
 
 
 def _file_digest(path: Path) -> str:

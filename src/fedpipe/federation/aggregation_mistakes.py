@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from fractions import Fraction
 from math import ceil
 
-from fedpipe.federation.algorithms import OWN_RULES, UNWEIGHTED, Averaging, Sgd
+from fedpipe.federation.algorithms import OWN_RULES, UNWEIGHTED, Averaging
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
+from fedpipe.federation.optimizers import OptimizerSettings, Sgd
 from fedpipe.federation.rules import Bucketing, Clip, Mean, TrimmedMean, fewest_updates
 
 Mistake = tuple[str, str, str]
@@ -30,19 +31,32 @@ def aggregation_mistakes(f: Federation) -> Iterator[Mistake]:
 
 def _engine_mistakes(algorithm: Averaging) -> Iterator[Mistake]:
     rule, optimizer = algorithm.rule, algorithm.server_optimizer
+    if isinstance(optimizer, Sgd) and optimizer.nesterov and not optimizer.momentum:
+        yield "algorithm.server_optimizer.nesterov", "has no effect without momentum", "Set momentum too."
     if algorithm.engine == "fedpipe":
-        for path, part, own in (("rule", rule, OWN_RULES), ("server_optimizer.name", optimizer, Sgd)):
-            if not isinstance(part, own):
-                yield (
-                    f"algorithm.{path}",
-                    f"{tag_of(part)!r} needs TensorFlow Federated",
-                    "Add `engine: tff` to the algorithm.",
-                )
+        if not isinstance(rule, OWN_RULES):
+            yield (
+                "algorithm.rule",
+                f"{tag_of(rule)!r} needs TensorFlow Federated",
+                "Add `engine: tff` to the algorithm.",
+            )
         return
+    yield from tff_mistakes("algorithm.server_optimizer", optimizer)
+    if algorithm.schedule:
+        yield "algorithm.schedule", "is not supported by TensorFlow Federated", "Remove it, or `engine: tff`."
     if isinstance(rule, OWN_RULES) and not isinstance(rule, Mean):
         yield "algorithm.rule", f"{tag_of(rule)!r} is not a rule of TensorFlow Federated", "Remove `engine: tff`."
     if algorithm.before:
         yield "algorithm.before", "is not supported by TensorFlow Federated", "Remove it, or `engine: tff`."
+
+
+def tff_mistakes(path: str, optimizer: OptimizerSettings | None) -> Iterator[Mistake]:
+    """Find settings of an optimizer that TensorFlow Federated lacks."""
+    if isinstance(optimizer, Sgd):
+        if optimizer.nesterov:
+            yield f"{path}.nesterov", "is not supported by TensorFlow Federated", "Remove it."
+    elif optimizer and optimizer.formulas == "paper":
+        yield f"{path}.formulas", "are always TFF's in TensorFlow Federated", "Remove it, or write tff."
 
 
 def _weight_mistakes(algorithm: Averaging) -> Iterator[Mistake]:

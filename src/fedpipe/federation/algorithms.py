@@ -20,47 +20,10 @@ from fedpipe.federation.names import (
     Share,
     tag_of,
 )
+from fedpipe.federation.optimizers import OptimizerSettings, Sgd
 from fedpipe.federation.placement import Placement
 from fedpipe.federation.rules import Clip, Mean, OwnRule, StepBefore, fewest_updates
-
-Rate = Annotated[PositiveAmount, Meta(description="learning rate")]
-
-
-class Sgd(Section, frozen=True, kw_only=True, tag_field="name", tag="sgd"):
-    """Runs gradient descent: v = momentum * v + g, w - learning_rate * v."""
-
-    learning_rate: Rate
-    momentum: Annotated[Share, Meta(description="0: none")] = 0.0
-
-
-class Adagrad(Section, frozen=True, kw_only=True, tag_field="name", tag="adagrad"):
-    """Runs Adagrad (Duchi et al. 2011)."""
-
-    learning_rate: Rate
-    initial_preconditioner: Annotated[Amount, Meta(description="first value of the sum of squared gradients")] = 0.1
-    epsilon: Annotated[Amount, Meta(description="keeps the division stable")] = 1e-7
-
-
-class Adam(Section, frozen=True, kw_only=True, tag_field="name", tag="adam"):
-    """Runs Adam (Kingma and Ba 2015), with TFF's correction of the bias by the step."""
-
-    learning_rate: Rate
-    beta_1: Annotated[Share, Meta(description="decay of the mean of gradients")] = 0.9
-    beta_2: Annotated[Share, Meta(description="decay of the mean of their squares")] = 0.999
-    epsilon: Annotated[Amount, Meta(description="keeps the division stable")] = 1e-7
-
-
-class Yogi(Section, frozen=True, kw_only=True, tag_field="name", tag="yogi"):
-    """Runs Yogi (Zaheer et al. 2018), with TFF's correction of the bias by the step."""
-
-    learning_rate: Rate
-    beta_1: Annotated[Share, Meta(description="decay of the mean of gradients")] = 0.9
-    beta_2: Annotated[Share, Meta(description="decay of the estimate of their squares")] = 0.999
-    epsilon: Annotated[Amount, Meta(description="keeps the division stable")] = 1e-3
-    initial_preconditioner: Annotated[Amount, Meta(description="first estimate of the squares")] = 1e-6
-
-
-OptimizerSettings = Sgd | Adagrad | Adam | Yogi
+from fedpipe.federation.schedules import Schedule
 
 
 class SimulationSettings(Section, frozen=True, kw_only=True):
@@ -251,6 +214,9 @@ class Averaging(Section, frozen=True, kw_only=True, tag_field="name", tag="avera
         OptimizerSettings,
         Meta(description="step of the global weights; `sgd` with rate 1.0 takes the aggregate as it is"),
     ] = field(default_factory=lambda: Sgd(learning_rate=1.0))
+    schedule: Annotated[
+        Schedule | None, Meta(description="how the rate of `server_optimizer` changes over the rounds of a run")
+    ] = None
     vote: Annotated[
         Vote | None, Meta(description="learners vote on each aggregated model; none: every model is accepted")
     ] = None

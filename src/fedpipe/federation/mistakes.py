@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from fedpipe.errors import FederationError, FedpipeError
-from fedpipe.federation.aggregation_mistakes import aggregation_mistakes
+from fedpipe.federation.aggregation_mistakes import aggregation_mistakes, tff_mistakes
 from fedpipe.federation.algorithms import Collective
 from fedpipe.federation.data import AUTO, ByFractions, BySize, ColumnSettings
 from fedpipe.federation.federation import Federation
@@ -39,6 +39,8 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             "is 0, and so is local_steps",
             "Set one of the two: it decides how long a learner trains.",
         )
+    if f.training.schedule and not f.training.learning_rate:
+        yield "training.schedule", "needs training.learning_rate, which it changes", "Set that too."
     if f.quorum.min_learners > len(names):
         yield (
             "quorum.min_learners",
@@ -234,6 +236,8 @@ def _simulation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             yield path, f"there is no learner {name!r}", f"Choose from {', '.join(names)}."
         if name in held_out[:position]:
             yield path, f"{name!r} is listed twice", "Name each learner once."
+    for name in ("client_optimizer", "server_optimizer"):
+        yield from tff_mistakes(f"simulation.{name}", getattr(f.simulation, name))
     left = len(names) - len(held_out)
     if held_out and left < max(1, f.quorum.learners_per_round):
         asked = (

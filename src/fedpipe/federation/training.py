@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
-from msgspec.structs import force_setattr
+from msgspec.structs import force_setattr, replace
 
 from fedpipe.federation.methods import Method
 from fedpipe.federation.names import (
@@ -26,6 +26,7 @@ from fedpipe.federation.names import (
     Share,
     Tries,
 )
+from fedpipe.federation.schedules import Schedule
 from fedpipe.federation.values import as_text_keys
 
 
@@ -105,6 +106,10 @@ class Training(Section, frozen=True, kw_only=True):
         ),
     ] = ""
     learning_rate: Annotated[Amount, Meta(description="rate of the local optimizer; 0: as compiled in model.py")] = 0.0
+    schedule: Annotated[
+        Schedule | None,
+        Meta(description="how `learning_rate`, which is required then, changes over the rounds of a run"),
+    ] = None
     optimizer: Annotated[
         Literal["reset", "keep"],
         Meta(description="`reset`: a fresh local optimizer each round; `keep`: its state carries over"),
@@ -143,6 +148,12 @@ class Training(Section, frozen=True, kw_only=True):
         Meta(description="`head`: a new run continues from HEAD; `fresh`: it begins with new weights"),
     ] = "head"
     seed: Annotated[Seed, Meta(description="seed of initial weights, shuffling and dropout")] = 0
+
+    def at(self, number: int) -> Training:
+        """Return the settings of a round, from 1: with its learning rate."""
+        if self.schedule is None:
+            return self
+        return replace(self, learning_rate=self.learning_rate * self.schedule.factor(number, self.rounds))
 
     def __post_init__(self) -> None:
         for name in ("fit", "evaluate", "callbacks"):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from msgspec import UnsetType
+from msgspec.structs import replace
 
 from fedpipe.data.disclosure import schema_of
 from fedpipe.data.examples import Examples
@@ -74,8 +75,9 @@ def make_learner(
         _check_fit(model, parts, (store.uri, plan.run, plan.code, name))
     wanted = trains and privacy is None and plan.federation.training.tensorboard
     previous = read_record(store, plan.run, max(number - 1, 0)) if keeps(model, plan.federation) else None
+    federation = replace(plan.federation, training=plan.federation.training.at(number))
     return ModelLearner(
-        model, plan.federation, parts, label=f"round {number} {name}", privacy=privacy,
+        model, federation, parts, label=f"round {number} {name}", privacy=privacy,
         kept=last_kept(store, model, plan.federation, name, previous), control=_control(store, previous),
         on_epochs=_writer(store, keys.events(plan.run, number, name)) if wanted else None,
     )  # fmt: skip

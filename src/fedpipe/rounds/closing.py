@@ -149,7 +149,7 @@ def _next_control(store: Store, plan: Plan, previous: Record, used: list[Update]
     sources = [source_of(plan, update) for update in used]
     steps = [_steps(plan, update) for update in used]
     return next_control(
-        store, previous, sources, steps, folder / "control", rate=federation.training.learning_rate,
+        store, previous, sources, steps, folder / "control", rate=federation.training.at(previous.round + 1).learning_rate,
         learners=places_of(plan),
     )  # fmt: skip
 
@@ -171,6 +171,13 @@ def _places(names: tuple[str, ...]) -> dict[str, int]:
     return {name: place for place, name in enumerate(sorted(names))}
 
 
+def rate_factor(plan: Plan, number: int) -> float:
+    """Return the factor of the server's learning rate in a round."""
+    algorithm = plan.federation.algorithm
+    assert isinstance(algorithm, Averaging)
+    return algorithm.schedule.factor(number, plan.federation.training.rounds) if algorithm.schedule else 1.0
+
+
 def rule_of(plan: Plan, number: int) -> Rule:
     """Return the aggregation rule of a round."""
     algorithm = plan.federation.algorithm
@@ -188,7 +195,7 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
     def combined(store: Store, plan: Plan, previous: Record, updates: list[Update], folder: Path) -> Combined:
         algorithm = plan.federation.algorithm
         assert isinstance(algorithm, Averaging)
-        server = make_server_step(algorithm.server_optimizer)
+        server = make_server_step(algorithm.server_optimizer, rate_factor(plan, previous.round + 1))
         steps = {update.learner: _steps(plan, update) for update in updates}
         nova = isinstance(plan.federation.method, FedNova)
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from fedpipe.aggregation import Combined, Source, combine, make_rule
 from fedpipe.aggregation.arithmetic import Floats
-from fedpipe.aggregation.optimizers import ServerStep
+from fedpipe.aggregation.optimizers import ServerStep, State
 from fedpipe.federation.rules import Mean
 from fedpipe.federation.training import Training
 from fedpipe.rounds.history import record_layout
@@ -66,11 +66,11 @@ def stretched(server: ServerStep, sources: Sequence[Source], steps: Sequence[int
     effective = sum(count * taken for count, taken in zip(counts, steps, strict=True)) / total
     factor = effective * sum(source.weight for source in sources) / total
 
-    def step(base: Floats, aggregate: Floats, state: dict[str, Floats]) -> tuple[Floats, dict[str, Floats]]:
+    def step(base: Floats, aggregate: Floats, state: State, number: int) -> tuple[Floats, State]:
         moved = base + factor * (aggregate - base)
-        return (moved, {}) if server.replaces else server.step(base, moved, state)
+        return (moved, {}) if server.replaces else server.step(base, moved, state, number)
 
-    return ServerStep(server.slots, replaces=False, step=step)
+    return server._replace(replaces=False, step=step)
 
 
 Attempt = Callable[[Sequence[Source]], Combined]
@@ -116,7 +116,7 @@ def next_control(
     part = len(sources) / len(learners)
     factor = part * sum(source.weight for source in divided) / total / rate
 
-    def step(base: Floats, aggregate: Floats, state: dict[str, Floats]) -> tuple[Floats, dict[str, Floats]]:
+    def step(base: Floats, aggregate: Floats, state: State, _number: int) -> tuple[Floats, State]:
         control = (1 - part) * state[CONTROL] + factor * (base - aggregate)
         return control, {CONTROL: control}
 

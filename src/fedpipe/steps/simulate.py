@@ -8,8 +8,10 @@ import msgspec
 from msgspec import Struct
 
 from fedpipe.errors import InputError, RoundError
-from fedpipe.federation.algorithms import UNWEIGHTED, Averaging
+from fedpipe.federation.algorithms import OWN_RULES, UNWEIGHTED, Averaging
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.optimizers import Sgd
+from fedpipe.federation.rules import Mean
 from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.history import commit, read_record
 from fedpipe.rounds.manifests import Record
@@ -77,6 +79,12 @@ def check_simulated(federation: Federation) -> None:
         ("algorithm.vote", federation.vote, "Remove it. To rehearse votes on this machine, use `fedpipe run`."),
         ("simulation.algorithm", federation.simulation.algorithm == "fedsgd" and not _takes_weights(federation),
          "TFF's fedsgd weights clients by their examples. Choose fedavg, or another algorithm.rule."),
+        ("algorithm.rule", _is_ours(federation),
+         "TensorFlow Federated has no such rule. To rehearse it on this machine, use `fedpipe run`."),
+        ("algorithm.server_optimizer.formulas", _has_formulas(federation),
+         "TensorFlow Federated has other formulas. Write `formulas: tff`, or set simulation.server_optimizer."),
+        ("algorithm.schedule", getattr(federation.algorithm, "schedule", None), _SCHEDULE),
+        ("training.schedule", federation.training.schedule, _SCHEDULE),
         ("privacy", any(federation.privacy_of(k.name) for k in federation.learners),
          "A simulation is not charged to the learners' budgets. Simulate with data that need no privacy."),
         ("share", federation.share != "all", "Set it to all: simulated clients keep nothing between rounds."),
@@ -87,6 +95,26 @@ def check_simulated(federation: Federation) -> None:
     ):  # fmt: skip
         if given:
             raise InputError("cannot be simulated", where=path, remedy=remedy)
+
+
+_SCHEDULE = "The rate is constant in a simulation. Remove it, or rehearse with `fedpipe run`."
+
+
+def _is_ours(federation: Federation) -> bool:
+    """Return whether the rule, or a step before it, is one that TensorFlow Federated lacks."""
+    algorithm = federation.algorithm
+    if not isinstance(algorithm, Averaging):
+        return False
+    return bool(algorithm.before) or (isinstance(algorithm.rule, OWN_RULES) and not isinstance(algorithm.rule, Mean))
+
+
+def _has_formulas(federation: Federation) -> bool:
+    """Return whether the server's optimizer has other formulas than in a simulation."""
+    algorithm = federation.algorithm
+    if not isinstance(algorithm, Averaging) or algorithm.engine == "tff" or federation.simulation.server_optimizer:
+        return False
+    optimizer = algorithm.server_optimizer
+    return optimizer.nesterov if isinstance(optimizer, Sgd) else optimizer.formulas != "tff"
 
 
 def _takes_weights(federation: Federation) -> bool:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.errors import ModelError
-from fedpipe.federation.algorithms import UNWEIGHTED, Averaging, OptimizerSettings
+from fedpipe.federation.algorithms import UNWEIGHTED, Averaging
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
+from fedpipe.federation.optimizers import OptimizerSettings
 from fedpipe.learners.user_code import described, failed, find_function
 from fedpipe.rounds.selection import trainers
 from fedpipe.tff.aggregators import make_factory

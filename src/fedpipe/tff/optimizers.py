@@ -6,11 +6,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from fedpipe.errors import ModelError
-from fedpipe.federation.algorithms import Adagrad, Adam, OptimizerSettings, Sgd, Yogi
+from fedpipe.federation.optimizers import Adagrad, Adam, OptimizerSettings, Sgd, Yogi, filled
 from fedpipe.frameworks import frameworks
 from fedpipe.tff.runtime import federated
 
@@ -26,7 +25,7 @@ _NAMES = {"initial_preconditioner": "initial_preconditioner_value"}
 
 def make_optimizer(settings: OptimizerSettings) -> Any:
     """Returns the `tff.learning.optimizers.Optimizer` for these settings."""
-    arguments = {_NAMES.get(f.name, f.name): getattr(settings, f.name) for f in msgspec.structs.fields(settings)}
+    arguments = {_NAMES.get(name, name): value for name, value in filled(settings, "tff").items()}
     if isinstance(settings, Sgd) and not settings.momentum:
         del arguments["momentum"]  # with it, TFF would keep a velocity
     return getattr(federated().learning.optimizers, _BUILDERS[type(settings)])(**arguments)
