@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fedpipe.federation.data import Data
     from fedpipe.federation.federation import Federation, LearnerSettings
     from fedpipe.federation.file import read_federation
+    from fedpipe.federation.methods import Ditto, FedNova, FedProx, MrMtl, Scaffold, Sharing
     from fedpipe.federation.placement import Images, Placement, StorePlace
     from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
     from fedpipe.kubeflow.doctor.diagnosis import diagnose as doctor
@@ -52,15 +53,21 @@ __all__ = [
     "Averaging",
     "Collective",
     "Data",
+    "Ditto",
     "EvaluationSettings",
     "Export",
+    "FedNova",
+    "FedProx",
     "Federation",
     "FedpipeError",
     "Images",
     "LearnerSettings",
+    "MrMtl",
     "Placement",
     "Privacy",
     "Quorum",
+    "Scaffold",
+    "Sharing",
     "SimulationSettings",
     "StorePlace",
     "Training",
@@ -109,15 +116,21 @@ _HOMES = {
     "Averaging": "federation.algorithms",
     "Collective": "federation.algorithms",
     "Data": "federation.data",
+    "Ditto": "federation.methods",
     "EvaluationSettings": "federation.training",
     "Export": "federation.training",
+    "FedNova": "federation.methods",
+    "FedProx": "federation.methods",
     "Federation": "federation.federation",
     "FedpipeError": "errors",
     "Images": "federation.placement",
     "LearnerSettings": "federation.federation",
+    "MrMtl": "federation.methods",
     "Placement": "federation.placement",
     "Privacy": "federation.training",
     "Quorum": "federation.training",
+    "Scaffold": "federation.methods",
+    "Sharing": "federation.methods",
     "SimulationSettings": "federation.algorithms",
     "StorePlace": "federation.placement",
     "Training": "federation.training",

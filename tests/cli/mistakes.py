@@ -164,6 +164,18 @@ def federation_file() -> Iterator[Mistake]:
         "algorithm",
     )
     yield one(
+        "a method is unknown",
+        text("rounds: 1", "rounds: 1\n  method: scafold"),
+        "'scafold'",
+        "training.method.name",
+    )
+    yield one(
+        "a method needs another setting",
+        text("rounds: 1", "rounds: 1\n  method: scaffold"),
+        "scaffold needs it",
+        "training.learning_rate",
+    )
+    yield one(
         "parts do not add up",
         text("data:", "data:\n  parts: {train: 0.9, vote: 0.2, test: 0.1}"),
         "add up to 1.2",
@@ -197,6 +209,12 @@ def model_file() -> Iterator[Mistake]:
         "the features have another shape",
         text("features=3", "features=4", "model.py"),
         "shape (3,), but the model takes (4,)",
+    )
+    yield one(
+        "no weights have such a name",
+        text("training:", "share: {local: [head/*]}\ntraining:"),
+        "'head/*' matches none of the weights",
+        "share.local[0]",
     )
     yield one("the file exits", written("model.py", "raise SystemExit(3)\n"), "SystemExit")
 

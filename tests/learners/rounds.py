@@ -31,9 +31,9 @@ SIZES = {"a": slice(0, 8), "b": slice(8, 20), "c": slice(20, 60)}
 
 
 def planned(store: Store, run: str = "r1", code: str = LINEAR, **more: Any) -> Plan:
-    """A plan whose learners hold the shards of SIZES, as train and test parts."""
+    """A plan whose learners hold the shards of SIZES, as train, vote and test parts."""
     shards = {
-        name: put_shard(store, name, {"train": Examples(X[s], Y[s]), "test": Examples(X[s], Y[s])})[1]
+        name: put_shard(store, name, {part: Examples(X[s], Y[s]) for part in ("train", "vote", "test")})[1]
         for name, s in SIZES.items()
     }
     training = {"rounds": 3, "batch_size": 4, "learning_rate": 0.25, **more.pop("training", {})}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,8 +16,11 @@ from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.check import check_model
 from fedpipe.learners.framework import seed_of
 from fedpipe.learners.personal import Kept
-from fedpipe.rounds.closing import close_round
+from fedpipe.rounds.closing import close_round, in_constant_memory
+from fedpipe.rounds.early import EarlySums
+from fedpipe.rounds.history import record_layout
 from fedpipe.store import MemoryStore, keys
+from fedpipe.store.objects import encode
 from tests.federations import make_federation
 from tests.learners.rounds import SIZES, arrays, began, close, descended, planned, played, seeded, trained
 from tests.models import DENSE, LINEAR
@@ -130,6 +136,35 @@ def test_fednova_takes_its_step_from_those_that_count(store: MemoryStore) -> Non
     effective = sum(p[name] * steps for name, (_, steps) in ends.items())
     expected = {k: x[k] + effective * sum(p[n] * (y[k] - x[k]) / steps for n, (y, steps) in ends.items()) for k in x}
     close(arrays(store, found.weights), expected)
+
+
+def test_fednova_with_updates_that_are_added_early(store: MemoryStore, tmp_path: Path) -> None:
+    """From 1 MiB on, a session adds updates while others are awaited; the bytes are the same."""
+    code = LINEAR.replace("4, 3", "4, 70_000")
+    plan = planned(store, code=code, training={"method": "fednova", "rounds": 1})
+    record = began(store, plan)
+    updates = {name: trained(store, plan, name, 1, record.weights) for name in SIZES}
+    early = EarlySums.plant(store, plan, record, record_layout(store, record), list(SIZES), tmp_path)
+    assert early is not None
+    for name in ("c", "a", "b"):
+        early.take(name)
+    assert early.forest is not None
+    assert set(early.forest.members) == set(SIZES)
+    with TemporaryDirectory() as folder:
+        ready = list(updates.values())
+        added = in_constant_memory(early.forest)(store, plan, record, ready, Path(folder)).weights[1]
+    assert close_round(store, plan, 1, record.weights).weights == added
+
+
+@pytest.mark.parametrize("method", ["fednova", "scaffold"])
+def test_a_learner_that_claims_too_few_examples_for_a_step(store: MemoryStore, method: str) -> None:
+    """A hostile update whose examples would make no step is counted as one step, and stops nobody."""
+    plan = planned(store, training={"method": method, "rounds": 1, "accumulate": 2})
+    record = began(store, plan)
+    updates = {name: trained(store, plan, name, 1, record.weights) for name in SIZES}
+    liar = msgspec.structs.replace(updates["a"], examples=1)
+    store.replace(keys.update("a", "r1", 1), encode(liar))
+    assert [u.learner for u in close_round(store, plan, 1, record.weights).updates] == ["a", "b", "c"]
 
 
 def test_ditto_trains_a_personal_model_next_to_the_shared_one(store: MemoryStore) -> None:

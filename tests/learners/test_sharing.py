@@ -18,10 +18,12 @@ from fedpipe.learners.contribute import contribute
 from fedpipe.learners.framework import seed_of
 from fedpipe.learners.personal import Kept
 from fedpipe.learners.sharing import local_names, matches
+from fedpipe.learners.vote import vote
 from fedpipe.registry.export import LOCAL_KEY, convert_and_verify
-from fedpipe.rounds.manifests import Dropped
+from fedpipe.rounds.closing import close_round
+from fedpipe.rounds.manifests import Ballot, Dropped
 from fedpipe.store import MemoryStore
-from tests.federations import make_federation
+from tests.federations import close_vote, make_federation
 from tests.learners.contract import PART, X, Y
 from tests.learners.rounds import SIZES, arrays, began, close, planned, played, trained
 from tests.models import DENSE, LINEAR
@@ -110,6 +112,29 @@ def test_learners_measure_with_their_own_weights(store: MemoryStore) -> None:
     part = make_learner(store, plan, "c", 3)._parts["test"]
     assert update.tested is not None
     assert update.tested.metrics == whole.evaluate(own, part, plan.federation.training).metrics
+
+
+def test_both_sides_of_a_vote_are_measured_with_the_same_own_weights(store: MemoryStore) -> None:
+    """The base is measured again in each round: its scores of the round before are those with earlier own weights."""
+    plan = planned(store, share=BIAS, algorithm={"name": "averaging", "vote": {"rule": "all_vote", "threshold": 0.0}})
+    record = began(store, plan)
+    whole = built_model(make_federation(framework="numpy"), LINEAR)
+    for number in (1, 2):
+        for name in SIZES:
+            trained(store, plan, name, number, record.weights)
+        drafted = close_round(store, plan, number, record.weights)
+        for name in SIZES:
+            make = partial(make_learner, store, plan, name, number, trains=False)
+            ballot = vote(store, plan, name, number, record.weights, drafted.weights, "", make)
+            assert isinstance(ballot, Ballot), ballot
+            own = make()._kept.local or {"bias": np.zeros(3, np.float32)}
+            for weights_of, scores in ((record.weights, ballot.current), (drafted.weights, ballot.proposed)):
+                part = make()._parts["vote"]
+                found = whole.evaluate({**arrays(store, weights_of), **own}, part, plan.federation.training)
+                assert scores.vote is not None
+                assert scores.vote.metrics == found.metrics
+        record = close_vote(store, plan, number, record.weights)
+        assert record.accepted
 
 
 def test_only_the_learner_has_its_own_weights(store: MemoryStore) -> None:

@@ -63,7 +63,9 @@ def _cast(
     learner: Learner, folder: Path,
 ) -> Ballot:  # fmt: skip
     definition = plan.definition.digest
-    known = learner.accept_weights(current, known_scores(store, name, plan.run, number, base, definition))
+    whole = plan.federation.share == "all"  # otherwise the base was measured with earlier local weights
+    scores = known_scores(store, name, plan.run, number, base, definition) if whole else None
+    known = learner.accept_weights(current, scores)
     verdict, unfit = Verdict(known, approve=False), ""
     try:
         if number:

@@ -81,6 +81,7 @@ def _key(federation: Federation, code: str, examples: Examples | None, schema: S
         "code": code,
         "model": split_code(federation.model)[1],
         "framework": federation.framework,
+        "share": msgspec.to_builtins(federation.share),
         "training": msgspec.to_builtins(training),
         "export": msgspec.to_builtins(federation.export),
         "private": private,

@@ -149,8 +149,8 @@ def _next_control(store: Store, plan: Plan, previous: Record, used: list[Update]
     sources = [source_of(plan, update) for update in used]
     steps = [_steps(plan, update) for update in used]
     return next_control(
-        store, previous, sources, steps, folder / "control", rate=federation.training.at(previous.round + 1).learning_rate,
-        learners=places_of(plan),
+        store, previous, sources, steps, folder / "control", learners=places_of(plan),
+        rate=federation.training.at(previous.round + 1).learning_rate,
     )  # fmt: skip
 
 
