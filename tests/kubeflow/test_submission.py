@@ -28,7 +28,7 @@ from fedpipe.kubeflow.schedules import (
     schedule,
     schedules,
 )
-from fedpipe.kubeflow.submission import find_run, resume, submit
+from fedpipe.kubeflow.submission import find_run, name_in_store, resume, submit
 from fedpipe.kubeflow.where import Where
 from fedpipe.store.network import BUNDLES
 from tests.kubeflow.kfp_server import ROOT, KfpServer, serving
@@ -420,9 +420,16 @@ class TestWatch:
 
     def test_waits_for_a_run_that_does_not_exist_yet(self, kfp: KfpServer, file: Path) -> None:
         list_waiting = watcher("trial", where(kfp))
-        assert list_waiting() == []
+        assert list_waiting() == ["Kubeflow has no run 'trial': check its name"]
         submit(file, where=where(kfp), run="trial")
         assert list_waiting() == []
+
+    def test_a_run_of_the_form_has_another_name_in_the_store(self, kfp: KfpServer, file: Path) -> None:
+        made = submit(file, where=where(kfp), run="digits-1")
+        assert name_in_store("digits-1", where(kfp)) == "digits-1"
+        del kfp.held["runs"][made.run_id]["runtime_config"]["parameters"]["run"]
+        assert name_in_store("digits-1", where(kfp)) == made.run_id
+        assert name_in_store("digits-2", where(kfp)) == "digits-2"
 
     def test_logs_of_a_run_that_does_not_exist(self, kfp: KfpServer) -> None:
         with pytest.raises(NotFoundError, match="Kubeflow has no run 'x'"):

@@ -119,7 +119,7 @@ def watcher(run: str, where: Where) -> Callable[[], list[str]]:
         try:
             record = find_run(kfp, run) if kfp else None
             if kfp and record is None:
-                return []
+                return [f"Kubeflow has no run {run!r}: check its name"]
             if record is None or record.state not in _UNSUCCESSFUL:
                 return waiting_lines(cluster, str(record.run_id) if record else run) if cluster else []
         except ClusterError as error:  # perhaps only briefly; progress itself is read from the store
