@@ -531,3 +531,21 @@ def test_a_step_of_many_days_may_still_be_retried(tmp_path: Path, digits: Path) 
     policies = [task["retryPolicy"] for task in spec["root"]["dag"]["tasks"].values()]
     assert {policy["maxRetryCount"] for policy in policies} == {2}
     assert all(int(policy["backoffMaxDuration"].rstrip("s")) >= 30 * 86_400 for policy in policies)
+
+
+def test_a_store_that_is_a_folder_in_the_file_may_be_in_s3_at_run_time(tmp_path: Path) -> None:
+    """`store` is a parameter, so the Secrets are compiled in, and may be missing where a folder needs none."""
+    (tmp_path / "m.py").write_text("def build(): ...\n")
+    found = {}
+    for store in ("store", "s3://bucket/x"):
+        federation = make_federation(store=store, model=f"{tmp_path}/m.py:build")
+        compile_pipeline(federation, tmp_path / "p.yaml")
+        _, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+        executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+        found[store] = [
+            (secret["secretName"], bool(secret.get("optional"))) for one in executors
+            for secret in one["secretAsEnv"] if secret["keyToEnv"][0]["envVar"] == "AWS_ACCESS_KEY_ID"
+        ]  # fmt: skip
+    assert set(found["store"]) == {("mlpipeline-minio-artifact", True)}
+    assert set(found["s3://bucket/x"]) == {("mlpipeline-minio-artifact", False)}
+    assert len(found["store"]) == len(found["s3://bucket/x"])

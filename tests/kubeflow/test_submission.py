@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from fedpipe.cli.main import app
 from fedpipe.errors import ClusterError, InputError, NotFoundError, PipelineError, StepError
 from fedpipe.kubeflow.clients import open_kfp
-from fedpipe.kubeflow.pods import find_run_id, watcher
+from fedpipe.kubeflow.pods import find_run_id, is_ours, watcher
 from fedpipe.kubeflow.schedules import (
     change_schedule,
     check_cron,
@@ -446,3 +446,22 @@ def test_doctor_exits_with_2_for_an_unhealthy_federation(digits: Path, tmp_path:
     found = {one["subject"]: one for one in json.loads(result.stdout)}
     assert found["store"]["level"] == found["kubernetes"]["level"] == "error"
     assert found["store"]["remedy"] == "Set `store` to an s3:// URI."
+
+
+@pytest.mark.parametrize(
+    ("line", "ours"),
+    [
+        ("10:29:20 round 1 train: asking a, b", True),
+        ("fedpipe: s3://bucket/x: there is no such dataset. Check the URI.", True),
+        ("Traceback (most recent call last):", True),
+        ('time="2026-11-28T09:12:13.123Z" level=info msg="capturing logs" argo=true', False),
+        ('time=2026-11-28T09:12:13.123Z level=INFO msg="sub-process exited" argo=true', False),
+        ('{"time":"2026-11-28T09:12:13.123Z","level":"INFO","msg":"executor initialized"}', False),
+        ("I1128 09:12:13.123456       1 launcher_v2.go:123] publish success", False),
+        ("2026/11/28 09:12:13 Downloading artifact", False),
+        ("F1128 09:12:13.123456       1 main.go:56] failed to execute component: exit status 3", True),
+        ('time="2026-11-28T09:12:13.123Z" level=error msg="failed to save outputs" argo=true', True),
+    ],
+)
+def test_which_lines_of_a_log_are_ours(line: str, ours: bool) -> None:
+    assert is_ours(line) is ours

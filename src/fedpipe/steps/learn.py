@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -11,7 +12,7 @@ from functools import partial
 from msgspec import Struct
 
 from fedpipe.data.statistics import Report
-from fedpipe.errors import WorkerDiedError
+from fedpipe.errors import FedpipeError, WorkerDiedError
 from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.describe import describe
@@ -55,7 +56,7 @@ def find(inputs: Inputs) -> Outputs | None:
     """Return the outputs when the session's last round is committed."""
     store = inputs.place.open()
     last = inputs.last or read_plan(store, inputs.place.plan).federation.training.rounds
-    return _outputs(0, 0) if read_record(store, inputs.place.run, last) else None
+    return _outputs(store, inputs) if read_record(store, inputs.place.run, last) else None
 
 
 def run(inputs: Inputs, hands: Hands) -> Outputs:
@@ -76,7 +77,7 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
     answers = dict.fromkeys(ANSWERS, at_once(answer))
     attendance = Attendance(store, plan, inputs.learner, _session(inputs), answers, last=inputs.last)
     took_part = drive(attendance.run(), hands.sleep)
-    return _outputs(took_part["train"] + took_part["propose"], took_part["vote"])
+    return _outputs(store, inputs, took_part["train"] + took_part["propose"], took_part["vote"])
 
 
 def give_up(inputs: Inputs, why: str) -> Outputs | None:
@@ -90,7 +91,7 @@ def give_up(inputs: Inputs, why: str) -> Outputs | None:
         _leave(store, inputs, board, why)
         sign = Sign(round=board.round, attempt=board.attempt, phase=board.phase, session=board.session)
         put_sign(store, inputs.learner, inputs.place.run, sign)
-    return _outputs(0, 0)
+    return _outputs(store, inputs)
 
 
 def _session(inputs: Inputs) -> str:
@@ -153,5 +154,19 @@ def opened(place: RunPlace) -> tuple[Store, Plan]:
     return store, read_plan(store, place.plan)
 
 
-def _outputs(trained: int, voted: int) -> Outputs:
-    return Outputs(trained=trained, voted=voted, metrics=MetricsArtifact(metadata={"trained": trained, "voted": voted}))
+def _outputs(store: Store, inputs: Inputs, trained: int = 0, voted: int = 0) -> Outputs:
+    counts = {"trained": trained, "voted": voted}
+    metrics = MetricsArtifact(metadata={**_last_metrics(store, inputs), **counts})
+    return Outputs(trained=trained, voted=voted, metrics=metrics)
+
+
+def _last_metrics(store: Store, inputs: Inputs) -> dict[str, float]:
+    """Return the metrics of the learner's last update that counts, such as its loss and accuracy."""
+    with contextlib.suppress(FedpipeError):  # the session is over, whatever the UI shows
+        board, _ = poll_board(store, inputs.place.run) or (None, "")
+        for number in range(board.round if board else 0, 0, -1):
+            record = read_record(store, inputs.place.run, number)
+            for update in record.updates if record else ():
+                if update.learner == inputs.learner:
+                    return {name: value for name, value in update.metrics.items() if "/" not in name}
+    return {}
