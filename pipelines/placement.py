@@ -43,7 +43,7 @@ def place_coordinator(
     """
     _name_and_retry(task, name, federation)
     _give_secret(task, federation, secret or federation.secret)
-    if signs and federation.secret and federation.store_uri.startswith("s3://"):
+    if signs and federation.secret:
         _give_key(task, federation.secret)
     if federation.tracking.secret and task.component_spec.name in TRACKED:
         _give_optional(task, federation.tracking.secret, TRACKING_KEYS)
@@ -165,8 +165,10 @@ def _name_and_retry(task: dsl.PipelineTask, name: str, federation: Federation) -
 
 
 def _give_secret(task: dsl.PipelineTask, federation: Federation, secret: str) -> None:
-    if secret and federation.store_uri.startswith("s3://"):
-        kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=SECRET_KEYS)
+    """Gives a step its Secret, also for a folder, because `store` is a parameter; then the Secret may be missing."""
+    if secret:
+        folder = not federation.store_uri.startswith("s3://")
+        kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=SECRET_KEYS, optional=folder)
 
 
 def _give_key(task: dsl.PipelineTask, secret: str) -> None:

@@ -212,11 +212,10 @@ class TestEstimate:
         return compile_pipeline(federation, folder / "p.yaml")
 
     def test_against_measured_runs(self, tmp_path: Path) -> None:
-        """Compares with workflows measured on a backend, without status: 625 kB for 120 steps, 886 kB for 210."""
-        steps = {n: 277_000 + n * 2_900 for n in (120, 210)}
-        assert steps[120] == pytest.approx(625_000, rel=0.01)
-        assert steps[210] == pytest.approx(886_000, rel=0.01)
-        found = self.of(tmp_path, 12)
+        """Compares with KFP 2.17: 3.6 kB of specification and 4.06 kB of status a step, the limit near 130 steps."""
+        found, more = (self.of(tmp_path, rounds) for rounds in (12, 13))
+        assert (more.workflow_bytes - found.workflow_bytes) / (more.steps - found.steps) == 3_600 + 4_060
+        assert found.workflow_bytes + (130 - found.steps) * 7_660 == pytest.approx(2**20, rel=0.01)
         assert found.steps == 82
         assert found.pods == 164
         assert found.critical_steps == 5 + 2 * 12
@@ -247,7 +246,9 @@ class TestEstimate:
         names = tuple(f"k{number}" for number in range(64))
         federation = make_federation(names, model=f"{tmp_path}/m.py:build")
         found = compile_pipeline(federation, tmp_path / "p.yaml")
-        assert "134 steps are more than KFP runs well (100): use fewer learners" in found.warnings[0]
+        assert found.warnings[0] == (
+            "134 steps make a workflow of about 1076 kB, but Argo's limit is 1 MiB: use fewer learners in one federation."
+        )
 
     def test_learners_of_one_gpu_pool(self, tmp_path: Path) -> None:
         (tmp_path / "m.py").write_text("def build(): ...\n")
@@ -549,3 +550,21 @@ def test_a_step_of_many_days_may_still_be_retried(tmp_path: Path, digits: Path) 
     policies = [task["retryPolicy"] for task in spec["root"]["dag"]["tasks"].values()]
     assert {policy["maxRetryCount"] for policy in policies} == {2}
     assert all(int(policy["backoffMaxDuration"].rstrip("s")) >= 30 * 86_400 for policy in policies)
+
+
+def test_a_store_that_is_a_folder_in_the_file_may_be_in_s3_at_run_time(tmp_path: Path) -> None:
+    """`store` is a parameter, so the Secrets are compiled in, and may be missing where a folder needs none."""
+    (tmp_path / "m.py").write_text("def build(): ...\n")
+    found = {}
+    for store in ("store", "s3://bucket/x"):
+        federation = make_federation(store=store, model=f"{tmp_path}/m.py:build")
+        compile_pipeline(federation, tmp_path / "p.yaml")
+        _, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+        executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+        found[store] = [
+            (secret["secretName"], bool(secret.get("optional"))) for one in executors
+            for secret in one["secretAsEnv"] if secret["keyToEnv"][0]["envVar"] == "AWS_ACCESS_KEY_ID"
+        ]  # fmt: skip
+    assert set(found["store"]) == {("mlpipeline-minio-artifact", True)}
+    assert set(found["s3://bucket/x"]) == {("mlpipeline-minio-artifact", False)}
+    assert len(found["store"]) == len(found["s3://bucket/x"])

@@ -200,10 +200,10 @@ def _drop_network() -> None:
 
 
 def _unmount(folder: Path) -> None:
-    """Ends what still runs in pods, and takes away what containers and the kubelet have mounted."""
-    for path in Path("/proc").glob("[0-9]*/cgroup"):
+    """Ends what still runs in this cluster's pods, and takes away what containers and the kubelet have mounted."""
+    for path in Path("/proc").glob("[0-9]*/mountinfo"):
         with contextlib.suppress(OSError, ProcessLookupError):
-            if "/kubepods" in path.read_text():
+            if any(line.split()[4] == "/" and f"{folder}/" in line for line in path.read_text().splitlines()):
                 os.kill(int(path.parent.name), signal.SIGKILL)
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError, ProcessLookupError):
@@ -215,7 +215,10 @@ def _unmount(folder: Path) -> None:
         if mount.startswith(f"{folder}/"):
             subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
     for space in Path("/run/netns").glob("cni-*"):
-        subprocess.run(["ip", "netns", "del", space.name], check=False, capture_output=True)
+        listing = ["ip", "-netns", space.name, "-oneline", "-4", "address"]
+        addresses = subprocess.run(listing, check=False, capture_output=True, text=True).stdout
+        if f" {PODS.removesuffix('0/24')}" in addresses:
+            subprocess.run(["ip", "netns", "del", space.name], check=False, capture_output=True)
     shutil.rmtree(folder, ignore_errors=True)  # gigabytes of images
 
 

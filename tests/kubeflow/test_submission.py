@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from fedpipe.cli.main import app
 from fedpipe.errors import ClusterError, InputError, NotFoundError, PipelineError, StepError
 from fedpipe.kubeflow.clients import open_kfp
-from fedpipe.kubeflow.pods import find_run_id, watcher
+from fedpipe.kubeflow.pods import find_run_id, is_ours, watcher
 from fedpipe.kubeflow.schedules import (
     change_schedule,
     check_cron,
@@ -28,7 +28,7 @@ from fedpipe.kubeflow.schedules import (
     schedule,
     schedules,
 )
-from fedpipe.kubeflow.submission import find_run, resume, submit
+from fedpipe.kubeflow.submission import find_run, name_in_store, resume, submit
 from fedpipe.kubeflow.where import Where
 from fedpipe.store.network import BUNDLES
 from tests.kubeflow.kfp_server import ROOT, KfpServer, serving
@@ -420,9 +420,16 @@ class TestWatch:
 
     def test_waits_for_a_run_that_does_not_exist_yet(self, kfp: KfpServer, file: Path) -> None:
         list_waiting = watcher("trial", where(kfp))
-        assert list_waiting() == []
+        assert list_waiting() == ["Kubeflow has no run 'trial': check its name"]
         submit(file, where=where(kfp), run="trial")
         assert list_waiting() == []
+
+    def test_a_run_of_the_form_has_another_name_in_the_store(self, kfp: KfpServer, file: Path) -> None:
+        made = submit(file, where=where(kfp), run="digits-1")
+        assert name_in_store("digits-1", where(kfp)) == "digits-1"
+        del kfp.held["runs"][made.run_id]["runtime_config"]["parameters"]["run"]
+        assert name_in_store("digits-1", where(kfp)) == made.run_id
+        assert name_in_store("digits-2", where(kfp)) == "digits-2"
 
     def test_logs_of_a_run_that_does_not_exist(self, kfp: KfpServer) -> None:
         with pytest.raises(NotFoundError, match="Kubeflow has no run 'x'"):
@@ -439,3 +446,22 @@ def test_doctor_exits_with_2_for_an_unhealthy_federation(digits: Path, tmp_path:
     found = {one["subject"]: one for one in json.loads(result.stdout)}
     assert found["store"]["level"] == found["kubernetes"]["level"] == "error"
     assert found["store"]["remedy"] == "Set `store` to an s3:// URI."
+
+
+@pytest.mark.parametrize(
+    ("line", "ours"),
+    [
+        ("10:29:20 round 1 train: asking a, b", True),
+        ("fedpipe: s3://bucket/x: there is no such dataset. Check the URI.", True),
+        ("Traceback (most recent call last):", True),
+        ('time="2026-11-28T09:12:13.123Z" level=info msg="capturing logs" argo=true', False),
+        ('time=2026-11-28T09:12:13.123Z level=INFO msg="sub-process exited" argo=true', False),
+        ('{"time":"2026-11-28T09:12:13.123Z","level":"INFO","msg":"executor initialized"}', False),
+        ("I1128 09:12:13.123456       1 launcher_v2.go:123] publish success", False),
+        ("2026/11/28 09:12:13 Downloading artifact", False),
+        ("F1128 09:12:13.123456       1 main.go:56] failed to execute component: exit status 3", True),
+        ('time="2026-11-28T09:12:13.123Z" level=error msg="failed to save outputs" argo=true', True),
+    ],
+)
+def test_which_lines_of_a_log_are_ours(line: str, ours: bool) -> None:
+    assert is_ours(line) is ours

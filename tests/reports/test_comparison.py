@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,15 @@ import yaml
 from typer.testing import CliRunner
 
 from fedpipe.cli.main import app
+from fedpipe.commands.opened import full_name
+from fedpipe.commands.watch import round_line
+from fedpipe.errors import InputError
 from fedpipe.reports.comparison import compare, list_runs
 from fedpipe.reports.story import read_story
 from fedpipe.rounds.beginning import begin
+from fedpipe.rounds.history import history
 from fedpipe.store import LocalStore, Store
-from tests.federations import fresh, make_federation, make_plan, play
+from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play, play_collective
 
 
 @pytest.fixture
@@ -81,7 +87,10 @@ class TestTheComparison:
         assert found.results["last round: loss"] == [None, *[pytest.approx(2.333333)] * 2]
 
     def test_equal_settings(self, file: Path) -> None:
-        assert compare([read_story(opened(file), name) for name in ("first", "third")]).settings == {}
+        """Runs with the same settings still differ in the models that they began from."""
+        found = compare([read_story(opened(file), name) for name in ("first", "third")])
+        assert found.settings == {"begins from": ["fresh weights", "second, round 2"]}
+        assert compare([read_story(opened(file), name) for name in ("first", "first")]).settings == {}
 
 
 class TestTheCommands:
@@ -92,7 +101,7 @@ class TestTheCommands:
 
     def test_runs(self, file: Path) -> None:
         lines = self.output("runs", "-f", str(file)).splitlines()
-        assert lines[0].split() == ["run", "rounds", "state", "last", "round", "ago"]
+        assert lines[0].split() == ["run", "rounds", "state", "last", "accepted", "ago"]
         assert any("second (HEAD)" in line and "2 of 2" in line for line in lines)
         assert {line["name"] for line in json.loads(self.output("runs", "-f", str(file), "--json"))} == {
             "first", "second", "third",
@@ -113,3 +122,50 @@ class TestTheCommands:
     def test_mistakes(self, names: list[str], message: str, file: Path) -> None:
         result = CliRunner().invoke(app, ["compare", *names, "-f", str(file)])
         assert message in str(result.exception)
+
+
+def test_runs_that_began_from_different_models_differ(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path).below("tiny")
+    for name in ("first", "second", "third"):
+        play(store, make_plan(run=name))
+    found = compare([read_story(store, name, str(tmp_path)) for name in ("first", "second", "third")])
+    assert found.settings == {"begins from": ["fresh weights", "first, round 3", "second, round 3"]}
+
+
+def test_a_rejected_proposal_does_not_describe_the_model(tmp_path: Path) -> None:
+    """The list has the metrics of the last accepted round."""
+    store = LocalStore(tmp_path).below("tiny")
+    training = {"rounds": 2, "batch_size": 1}
+    plan = make_plan(make_federation(("a", "b", "c"), algorithm={"name": "collective"}, training=training), "votes")
+    wanted = {name: PlusOneLearner(number, wants=30.0) for name, number in zip("abc", (1.0, -1.0, 2.0), strict=True)}
+    play_collective(store, plan, wanted)
+    records = history(store, "votes")
+    assert [record.accepted for record in records] == [True, True, False]
+    assert records[2].metrics != records[1].metrics
+    (line,) = list_runs(store)
+    assert line.metrics == records[1].metrics
+    assert "rejected: 0 of 2 approve" in round_line(store, plan.federation, records[2])
+
+
+def test_the_start_of_a_name_names_a_run(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path).below("tiny")
+    for name in ("3f2a9c1e-6f0c-4f7e-9a53-0d4a1f0c7b11", "3f2a9c1f-6f0c-4f7e-9a53-0d4a1f0c7b11", "run", "run-2"):
+        begin(store, make_plan(run=name), fresh)
+    assert full_name(store, "3f2a9c1e") == "3f2a9c1e-6f0c-4f7e-9a53-0d4a1f0c7b11"
+    assert (full_name(store, "run"), full_name(store, "3f2"), full_name(store, "other")) == ("run", "3f2", "other")
+    with pytest.raises(InputError, match="2 runs begin with '3f2a9c1'"):
+        full_name(store, "3f2a9c1")
+
+
+def test_names_of_runs_are_whole_on_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "3f2a9c1e-6f0c-4f7e-9a53-0d4a1f0c7b11"
+    (tmp_path / "federation.yaml").write_text(
+        "{name: tiny, store: store, learners: [{name: a}, {name: b}, {name: c}], data: {uri: x.npz}, training: {rounds: 3, batch_size: 1}}"
+    )
+    play(LocalStore(tmp_path / "store").below("tiny"), make_plan(run=name))
+    monkeypatch.setenv("COLUMNS", "60")
+    file = tmp_path / "federation.yaml"
+    done = subprocess.run(
+        [sys.executable, "-m", "fedpipe", "runs", "-f", str(file)], capture_output=True, text=True, check=False
+    )
+    assert name in done.stdout, done.stderr

@@ -22,6 +22,7 @@ from fedpipe.steps.contract import (
     Artifact,
     Html,
     MetricsArtifact,
+    ModelArtifact,
     body,
     execute,
     local_path,
@@ -134,6 +135,15 @@ def test_a_page_is_written_where_its_uri_points(tmp_path: Path) -> None:
     runtime = {"name": "page", "uri": str(tmp_path / "x" / "page")}
     write_outputs(outputs, {"outputFile": str(tmp_path / "o"), "artifacts": {"page": {"artifacts": [runtime]}}})
     assert (tmp_path / "x" / "page").read_text() == "<p>"
+
+
+def test_the_artifact_of_a_model_shows_which_it_is(tmp_path: Path) -> None:
+    """The store has the weights; without a file, Kubeflow's UI reports that nothing is found."""
+    shown = {"digest": "sha256:0", "round": 3}
+    outputs = body("aggregate").Outputs(weights="sha256:0", model=ModelArtifact(metadata=shown))
+    runtime = {"name": "model", "uri": str(tmp_path / "x" / "model")}
+    write_outputs(outputs, {"outputFile": str(tmp_path / "o"), "artifacts": {"model": {"artifacts": [runtime]}}})
+    assert json.loads((tmp_path / "x" / "model").read_text()) == shown
 
 
 @pytest.mark.parametrize(

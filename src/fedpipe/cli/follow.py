@@ -53,8 +53,10 @@ def watch(
     pods = None
     if where.host or where.namespace:
         from fedpipe.kubeflow.pods import watcher
+        from fedpipe.kubeflow.submission import name_in_store
 
         pods = watcher(run_name, where)
+        run_name = name_in_store(run_name, where)
 
     with following("looking") as change_state:
         for seen in follow(file, run_name, store=store, pods=pods, wait=wait):
@@ -75,7 +77,7 @@ def runs(file: FederationOption = FEDERATION, store: StoreOption = None, as_json
     elif not found:
         say("no run has begun here")
     else:
-        show_table(map(_row, found), head=("run", "rounds", "state", "last round", "ago"))
+        show_table(map(_row, found), head=("run", "rounds", "state", "last accepted", "ago"), whole=1)
 
 
 def _row(line: RunLine) -> Sequence[Styled]:

@@ -217,13 +217,16 @@ def logs(
     step: Annotated[str, typer.Option("--step", help="Only steps with this text in their name.")] = "",
     learner: Annotated[str, typer.Option("--learner", help="Only steps of this learner.")] = "",
     follow: Annotated[bool, typer.Option("--follow", help="Continue until the steps have ended.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also the lines of Argo and of KFP's launcher; without it, their errors.")
+    ] = False,
     *,
     where: Where,
 ) -> None:
     """Show the logs of a run's steps."""
     from fedpipe.kubeflow.pods import logs as read
 
-    for name, line in read(run, where=where, step=step, learner=learner, follow=follow):
+    for name, line in read(run, where=where, step=step, learner=learner, follow=follow, everything=everything):
         say((name, "cyan"), f" {line}")
 
 

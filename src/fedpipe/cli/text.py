@@ -86,11 +86,17 @@ def show_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def show_table(rows: Iterable[Sequence[Styled]], head: Sequence[str] = ()) -> None:
-    """Print rows in columns."""
+def show_table(rows: Iterable[Sequence[Styled]], head: Sequence[str] = (), *, whole: int = 0) -> None:
+    """Print rows in columns.
+
+    Args:
+        rows: the cells.
+        head: the columns' names.
+        whole: how many columns, from the first, are never cut or broken.
+    """
     table = Table(show_header=bool(head), header_style="dim", box=None, padding=(0, 2, 0, 0))
-    for name in head:
-        table.add_column(styled(name))
+    for number, name in enumerate(head):
+        table.add_column(styled(name), no_wrap=number < whole, overflow="fold")
     for row in rows:
         table.add_row(*map(styled, row))
     out.print(table)

@@ -53,7 +53,7 @@ def compare(source: Source, names: str | Sequence[str], *more: str, store: Store
     if len(listed) < 2:
         raise InputError("compare needs at least two runs", remedy="Run `fedpipe compare RUN RUN`.")
     opened, uri = open_federation(source, store)
-    check_runs(opened, listed)
+    listed = check_runs(opened, listed)
     return Compared(*compare_stories([read_story(opened, name, uri) for name in listed]))
 
 
@@ -84,7 +84,7 @@ def report(
     """
     opened, uri = open_federation(source, store)
     others = [beside] if isinstance(beside, str) else [*beside]
-    check_runs(opened, (run, *others))
+    run, *others = check_runs(opened, (run, *others))
     page = Page(render(read_story(opened, run, uri), [read_story(opened, name, uri) for name in others]))
     save(page, output)
     return page

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpipe.errors import NotFoundError
+from fedpipe.errors import InputError, NotFoundError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import SAFE_NAME
 from fedpipe.federation.sources import Source, read_source
@@ -18,6 +18,8 @@ from fedpipe.suggestion import closest
 
 StoreGiven = str | Path | Mapping[str, Any] | None
 """A store instead of the federation's: its URI, or the keys of `store` that differ."""
+_PREFIX = 4
+"""Fewest characters that may stand for the name of a run."""
 _LISTED = 20
 """Most runs that a message lists."""
 
@@ -53,17 +55,38 @@ def open_federation(source: Source, store: StoreGiven = None) -> tuple[Store, st
 
 
 def find_run(store: Store, name: str) -> Record:
-    """Returns round 0 of a run. Raises NotFoundError, which lists the runs and suggests the closest name."""
+    """Returns round 0 of a run, also by the start of its name.
+
+    Raises:
+        NotFoundError: there is none; lists the runs and suggests the closest name.
+        InputError: several names begin so.
+    """
+    name = full_name(store, name)
     record = read_record(store, name, 0) if re.fullmatch(SAFE_NAME, name) else None
     if record is None:
         raise no_run(store, name)
     return record
 
 
-def check_runs(store: Store, names: Sequence[str]) -> None:
-    """Raises NotFoundError for the first of these runs that has not begun."""
-    for name in names:
-        find_run(store, name)
+def check_runs(store: Store, names: Sequence[str]) -> list[str]:
+    """Returns the whole names of runs. Raises NotFoundError for the first one that has not begun."""
+    return [find_run(store, name).run for name in names]
+
+
+def full_name(store: Store, name: str) -> str:
+    """Returns the name of the one run whose name begins so; the given one where there is none.
+
+    Raises:
+        InputError: several names begin so.
+    """
+    names = store.below(keys.RUNS).folders()
+    found = [one for one in names if one.startswith(name)] if len(name) >= _PREFIX else []
+    if name in names or not found:
+        return name
+    if len(found) > 1:
+        listed = ", ".join(found[:5])
+        raise InputError(f"{len(found)} runs begin with {name!r}", remedy=f"Write more of the name: {listed}.")
+    return found[0]
 
 
 def no_run(store: Store, name: str) -> NotFoundError:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fedpipe.commands.opened import StoreGiven, is_known, known_runs, no_run, open_federation
+from fedpipe.commands.opened import StoreGiven, full_name, is_known, known_runs, no_run, open_federation
 from fedpipe.commands.watch import LOOK_AGAIN
 from fedpipe.errors import InputError
 from fedpipe.federation.sources import Source
@@ -59,6 +59,7 @@ def plot(
     if path.suffix not in FORMATS:
         raise InputError("has an unsupported format", where=str(path), remedy="Use .html, .svg or .png.")
     opened, uri = open_federation(source, store)
+    run = full_name(opened, run)
     if not (live and (wait or is_known(opened, run))) and read_record(opened, run, 0) is None:
         raise no_run(opened, run)
     drawn = -1

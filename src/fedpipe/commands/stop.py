@@ -24,7 +24,7 @@ def stop(source: Source, run: str, *, store: StoreGiven = None) -> str:
     fedpipe.errors.InputError: ...: run 'run-1' has ended already
     """
     opened, _ = open_federation(source, store)
-    check_runs(opened, [run])
+    (run,) = check_runs(opened, [run])
     found = poll_board(opened, run)
     board = found[0] if found else None
     if opened.size(keys.summary(run)) is not None or (board and board.phase == "ended"):

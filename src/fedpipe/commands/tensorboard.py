@@ -80,6 +80,7 @@ def find_events(store: Store, run: str) -> Iterator[Events]:
         NotFoundError: there is no such run.
     """
     record = find_run(store, run)
+    run = record.run
     names = [learner.name for learner in read_plan(store, record.plan).federation.learners]
     for owner in ("", *names):
         for key in store.keys(keys.run_folder(run, owner), limit=keys.MOST_LEFT):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from fedpipe.commands.opened import StoreGiven, is_known, known_runs, no_run, settle
+from fedpipe.commands.opened import StoreGiven, full_name, is_known, known_runs, no_run, settle
 from fedpipe.errors import CorruptError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source
@@ -68,6 +68,7 @@ def watch(
     """
     federation, uri = settle(source, store)
     opened = open_store(uri).below(federation.name)
+    run = full_name(opened, run)
     if not (wait or pods or is_known(opened, run)):
         raise no_run(opened, run)
     return _tracked(opened, run, Tracker(opened, run, federation.tracking, uri=uri), _follow(opened, run, again, pods))
@@ -150,7 +151,7 @@ def round_line(store: Store, federation: Federation, record: Record) -> str:
         parts.append(f"{len(took_part(federation, record))} learners")
     if record.outcome:
         word = "accepted" if record.accepted else "rejected"
-        parts.append(f"{word} by {record.outcome.approvals} of {record.outcome.voters}")
+        parts.append(f"{word}: {record.outcome.approvals} of {record.outcome.voters} approve")
     parts += [f"without {item.learner} ({item.why})" for item in (*record.dropped, *record.absent)]
     return "  ".join(filter(None, [*parts, seconds]))
 

@@ -9,8 +9,8 @@ from fedpipe.compiled.graph import Graph
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.placement import Placement
 
-# Measured on a KFP 2.16 backend: see docs/kubeflow.md, "How large a run can be".
-_WORKFLOW_BASE, _WORKFLOW_PER_STEP, _STATUS_PER_STEP = 277_000, 2_900, 1_400
+# Measured on a KFP 2.17 backend: see docs/kubeflow.md, "How large a run can be".
+_WORKFLOW_BASE, _WORKFLOW_PER_STEP, _STATUS_PER_STEP = 50_000, 3_600, 4_060
 _WORKFLOW_LIMIT = 2**20
 _SECONDS_PER_STEP = 20
 _COMFORTABLE_STEPS = 100

@@ -21,6 +21,11 @@ from fedpipe.kubeflow.where import Where
 RUN_LABEL, STEP_LABEL, LEARNER_LABEL = "pipeline/runid", "fedpipe/step", "fedpipe/learner"
 _MAIN = "main"
 """The container of Argo's pods that does the work."""
+_STARTERS = re.compile(
+    r'time="?\d{4}-|\{"(time|ts|level)":|[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ \S+:\d+\]|\d{4}/\d\d/\d\d \d\d:\d\d:\d\d '
+)
+"""Starts of lines of Argo's executor and of KFP's launcher: logrus, slog, JSON, klog and Go's own log."""
+_ERRORS = re.compile(r'[EF]\d{4} |.*\blevel="?(error|fatal|panic)|.*"level":"(error|fatal)', re.IGNORECASE)
 _POLL_SECONDS = 2.0
 _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UNSUCCESSFUL = {"FAILED": "failed", "CANCELED": "was cancelled", "SKIPPED": "was skipped"}
@@ -119,7 +124,7 @@ def watcher(run: str, where: Where) -> Callable[[], list[str]]:
         try:
             record = find_run(kfp, run) if kfp else None
             if kfp and record is None:
-                return []
+                return [f"Kubeflow has no run {run!r}: check its name"]
             if record is None or record.state not in _UNSUCCESSFUL:
                 return waiting_lines(cluster, str(record.run_id) if record else run) if cluster else []
         except ClusterError as error:  # perhaps only briefly; progress itself is read from the store
@@ -134,7 +139,7 @@ def watcher(run: str, where: Where) -> Callable[[], list[str]]:
 
 
 def logs(
-    run: str, *, where: Where, step: str = "", learner: str = "", follow: bool = False
+    run: str, *, where: Where, step: str = "", learner: str = "", follow: bool = False, everything: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Yields the log lines of a run as `(step, line)`, one step after the other.
 
@@ -144,6 +149,7 @@ def logs(
         step: only steps with this in their name, such as `train` or `coordinate`.
         learner: only steps of this learner.
         follow: continue with new lines until the last step has ended.
+        everything: include the lines of Argo and of KFP's launcher; without it, only their errors.
 
     Raises:
         NotFoundError: there is no such run, or it has no pods any more.
@@ -168,7 +174,17 @@ def logs(
                 continue
             _await_start(cluster, pod)
         for line in _lines(cluster, pod, follow=follow):
-            yield pod.step, line
+            if everything or is_ours(line):
+                yield pod.step, line
+
+
+def is_ours(line: str) -> bool:
+    """Returns whether a line is a step's own, or an error of the programs that start the step.
+
+    >>> is_ours('I1128 09:12:13.123456       1 launcher_v2.go:123] publish success')
+    False
+    """
+    return not _STARTERS.match(line) or bool(_ERRORS.match(line))
 
 
 def _await_start(cluster: Kubernetes, pod: Pod) -> None:

@@ -138,6 +138,17 @@ def require_run(kfp: Kfp, name: str) -> Any:
     return record
 
 
+def name_in_store(run: str, where: Where) -> str:
+    """Returns the name that a run has in the store, from its name in KFP or its id; the given one without such a run.
+
+    Raises:
+        InputError: several ids begin with it.
+        ClusterError: KFP refuses or cannot be reached.
+    """
+    record = find_run(open_kfp(where), run)
+    return _name_of(record) if record else run
+
+
 def find_run(kfp: Kfp, name: str) -> Any | None:
     """Returns KFP's record of the latest run of this name, or of the run whose id begins with this text.
 

@@ -35,9 +35,9 @@ _FEW = 20
 class RunLine(NamedTuple):
     """Summarises a run in one line.
 
-    `rounds` counts committed rounds. `planned` is None if the plan cannot be read. `state` is `running`,
-    `ended`, `unreadable`, or why the session ended early. `age` is in seconds since the last commit. `at_head` is
-    whether this run made HEAD.
+    `rounds` counts committed rounds. `planned` is None if the plan cannot be read. `metrics` are those of the last
+    accepted round. `state` is `running`, `ended`, `unreadable`, or why the session ended early. `age` is in seconds
+    since the last commit. `at_head` is whether this run made HEAD.
     """
 
     name: str
@@ -151,12 +151,20 @@ def _lines(store: Store, names: Sequence[str]) -> dict[str, _Line]:
             rounds=begun[name],
             planned=_planned_rounds(store, record) if record else None,
             state=state,
-            metrics=record.metrics if record else {},
+            metrics=_accepted_metrics(store, record) if record else {},
             committed=entries[keys.record(name, begun[name])].written - ago,
         )
 
     with ThreadPoolExecutor(_READERS) as readers:
         return dict(zip(begun, readers.map(line, begun), strict=True))
+
+
+def _accepted_metrics(store: Store, record: Record) -> dict[str, float]:
+    """Returns the metrics of the run's last accepted round: those of a rejected proposal are not its model's."""
+    found: Record | None = record
+    while found is not None and not found.accepted and found.round:
+        found = read_record(store, found.run, found.round - 1)
+    return found.metrics if found else {}
 
 
 def _last_round(name: str, found: Mapping[str, object]) -> int:

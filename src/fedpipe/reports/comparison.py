@@ -15,8 +15,8 @@ from fedpipe.rounds.plan import differences
 class Comparison(NamedTuple):
     """Compares runs.
 
-    `settings` are the settings that differ from the first run: their path, and a value for each run. `results` are
-    numbers by name, one for each run, with None if a run has no such number.
+    `settings` are the settings that differ from the first run: their path, and a value for each run. The model that the
+    runs began from is one of them. `results` are numbers by name, one for each run; None if a run has no such number.
     """
 
     runs: tuple[str, ...]
@@ -38,6 +38,9 @@ def compare(stories: Sequence[Story]) -> Comparison:
             before, _, after = values.partition(" -> ")
             if path != "run":
                 settings.setdefault(path, [before] * len(plans))[position] = after
+    starts = [_start(story) for story in stories]
+    if len(set(starts)) > 1:
+        settings["begins from"] = starts
     by_run = [_results(summarise(story)) for story in stories]
     names = list(dict.fromkeys(name for results in by_run for name in results))
     return Comparison(
@@ -45,6 +48,13 @@ def compare(stories: Sequence[Story]) -> Comparison:
         settings=dict(sorted(settings.items())),
         results={name: [results.get(name) for results in by_run] for name in names},
     )
+
+
+def _start(story: Story) -> str:
+    """Returns the model that a run began from."""
+    start = story.records[0].previous
+    fresh = story.plan.federation.training.start == "fresh"
+    return f"{start.run}, round {start.round}" if start and not fresh else "fresh weights"
 
 
 def _results(summary: dict[str, Any]) -> dict[str, float]:

@@ -179,10 +179,13 @@ def write_outputs(outputs: Any, wanted: dict[str, Any]) -> None:
             parameters[field.name] = msgspec.to_builtins(value)
             continue
         for runtime in wanted.get("artifacts", {}).get(field.name, {}).get("artifacts", []):
-            if value.content:
+            content = value.content
+            if isinstance(value, ModelArtifact):  # the store has the model: the artifact shows where
+                content = json.dumps(value.metadata, indent=1)
+            if content:
                 path = local_path(runtime["uri"])
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(value.content)
+                path.write_text(content)
             kept = {"name": runtime["name"], "uri": runtime["uri"], "metadata": value.metadata}
             artifacts[field.name] = {"artifacts": [kept]}
     path = Path(wanted["outputFile"])

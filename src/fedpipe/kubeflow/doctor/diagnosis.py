@@ -24,7 +24,7 @@ from fedpipe.kubeflow.forwarding import reachable_store
 from fedpipe.kubeflow.where import Where
 from fedpipe.store import chosen_uri
 
-_TESTED_VERSION = "2.16"
+_TESTED_VERSION = "2.17"
 
 
 def diagnose(
