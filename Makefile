@@ -80,6 +80,7 @@ check: setup ## ruff, mypy, import rules, generated docs, English
 	$(BIN)/python docs/chart.py --check
 	$(BIN)/python docs/english.py
 	$(BIN)/python docs/keys.py --check
+	$(BIN)/python docs/catalogue.py --check
 	$(BIN)/python -m pytest --collect-only -qq tests/e2e
 
 bench: setup setup-tff setup-bench ## measure side by side with peers
@@ -89,6 +90,7 @@ docs: setup ## write the generated pages of docs/
 	$(BIN)/python docs/reference.py
 	$(BIN)/python docs/chart.py
 	$(BIN)/python docs/keys.py
+	$(BIN)/python docs/catalogue.py
 	$(BIN)/python docs/messages.py
 
 images: ## build the containers of the steps with podman, buildah or docker (images/build --help)

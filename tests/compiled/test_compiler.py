@@ -173,6 +173,20 @@ class TestSessions:
         assert "coordinate" in later["dependentTasks"]
 
 
+def test_no_step_needs_a_metadata_service(compiled: Any) -> None:
+    """Steps hand on parameters only, so KFP needs no more of a step than its executor output."""
+    pipeline = compiled[0]
+    for name, component in pipeline["components"].items():
+        assert "artifacts" not in component.get("inputDefinitions", {}), name
+    for name, task in pipeline["root"]["dag"]["tasks"].items():
+        assert "artifacts" not in task.get("inputs", {}), name
+        for given in task.get("inputs", {}).get("parameters", {}).values():
+            assert given.keys() <= {"componentInputParameter", "runtimeValue", "taskOutputParameter"}, name
+    for executor in pipeline["deploymentSpec"]["executors"].values():
+        assert executor["container"]["args"] == ["{{$}}"]
+        assert "importer" not in executor
+
+
 def test_a_learner_step_has_one_artifact_at_most(compiled: Any) -> None:
     for name, component in compiled[0]["components"].items():
         artifacts = component.get("outputDefinitions", {}).get("artifacts", {})

@@ -63,6 +63,9 @@ def mistake_in(value: Any, schema: dict[str, Any], path: str = "") -> str:
         len(value) >= schema.get("minLength", 0) and re.search(schema.get("pattern", ""), value)
     ):
         return f"{path}: {value!r} has another form"
+    if isinstance(value, list):
+        found = (mistake_in(inner, schema.get("items", {}), f"{path}[{k}]") for k, inner in enumerate(value))
+        return next(filter(None, found), "")
     if not isinstance(value, dict):
         return ""
     known, more = properties_of(schema), schema.get("additionalProperties")

@@ -40,6 +40,9 @@ def run(
         int, typer.Option("--workers", min=0, max=1024, help="Worker processes; 0 for one per core.")
     ] = 0,
     keys: KeysOption = None,
+    objective: Annotated[
+        str, typer.Option("--objective", help="A metric to print as the last line, as NAME=VALUE, for Katib.")
+    ] = "",
 ) -> None:
     """Run a federation on this machine; the same run name resumes."""
     given = given_parameters(parameters)
@@ -53,6 +56,8 @@ def run(
             workers=workers, keys=keys,
         )  # fmt: skip
     _show(result)
+    if objective:
+        say(f"{objective}={_objective(result, objective)}")
 
 
 @commands.add(
@@ -83,6 +88,18 @@ def simulate(
             from_head=from_head,
         )  # fmt: skip
     _show(result)
+
+
+def _objective(result: Result, name: str) -> float:
+    """Return a metric of the final model, in the form that Katib's collector reads. Raises InputError."""
+    from fedpipe.errors import InputError
+    from fedpipe.suggestion import suggestion
+
+    found = result.metrics
+    if name not in found:
+        what = f"the final model has no metric {name!r}"
+        raise InputError(what, where="--objective", remedy=suggestion(name, found, listed="Metrics"))
+    return found[name]
 
 
 def _accepted(rounds: Sequence[Mapping[str, Any]]) -> bool:

@@ -255,13 +255,22 @@ def promote(
         Path | None,
         typer.Option("--models", parser=given_folder, metavar="DIR", help="A folder, as in `fedpipe serve`."),
     ] = None,
+    kserve: Annotated[
+        Path | None, typer.Option("--kserve", metavar="FILE", help="Write the InferenceService for KServe.")
+    ] = None,
+    runtime: Annotated[str, typer.Option("--runtime", help="The ServingRuntime in that file.")] = "fedpipe",
 ) -> None:
     """Choose the version of a model that answers; servers follow within seconds."""
     from fedpipe.commands.promote import promote as choose
 
     source = _federation_file(file, store, models)
-    split = choose(name, version, source=source, store=store, models=models, latest=latest, canary=canary)
+    split = choose(
+        name, version, source=source, store=store, models=models, latest=latest, canary=canary, kserve=kserve,
+        runtime=runtime,
+    )  # fmt: skip
     say(f"{name}: {split} from now on")
+    if kserve is not None:
+        say(f"InferenceService: {kserve}; apply it with kubectl apply -f {kserve}")
 
 
 @commands.add("fedpipe sign digits 3 -f demo/federation.yaml", "fedpipe sign digits 1 2 3 --keys keys")

@@ -1,0 +1,11 @@
+"""A pipeline with the component `coordinate`."""
+
+from kfp import dsl
+
+from fedpipe import components
+
+
+@dsl.pipeline(name="coordinate-example")
+def example(place: dict):
+    """Runs `coordinate` with its own defaults."""
+    components.coordinate(place=place)

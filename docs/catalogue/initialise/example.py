@@ -1,0 +1,11 @@
+"""A pipeline with the component `initialise`."""
+
+from kfp import dsl
+
+from fedpipe import components
+
+
+@dsl.pipeline(name="initialise-example")
+def example(place: dict, shards: dict, federation: str, code: str):
+    """Runs `initialise` with its own defaults."""
+    components.initialise(place=place, shards=shards, federation=federation, code=code)

@@ -1,0 +1,11 @@
+"""A pipeline with the component `learn`."""
+
+from kfp import dsl
+
+from fedpipe import components
+
+
+@dsl.pipeline(name="learn-example")
+def example(place: dict, learner: str):
+    """Runs `learn` with its own defaults."""
+    components.learn(place=place, learner=learner)
