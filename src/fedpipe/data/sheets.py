@@ -100,7 +100,9 @@ def _read_parquet(path: Path) -> Sheet:
             # With threads, Arrow may abort or hang at the end of Python (apache/arrow 34314 and 50482).
             held = parquet.ParquetFile(file)
             _check_parquet(held.metadata, str(path))
-            table = held.read(use_threads=False)
+            texts = [field.name for field in held.schema_arrow if _is_text(field.type)]
+            table = parquet.ParquetFile(file, read_dictionary=texts).read(use_threads=False)
+            check_claim(sum(map(_text_size, table.columns)), str(path))
     except (ArrowException, ValueError, MemoryError) as error:
         what = f"the Parquet file cannot be read, because {one_line(error)}"
         raise DataError(what, where=str(path), remedy="Check how it was written.") from error
@@ -118,8 +120,33 @@ def _read_parquet(path: Path) -> Sheet:
 
 def _check_parquet(metadata: Any, where: str) -> None:
     """Checks that the memory suffices: a column of equal values takes a few bytes in the file."""
-    pages = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    check_claim(max(pages, 0) + 8 * max(metadata.num_rows, 0) * metadata.num_columns, where)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    pages = sum(max(group.total_byte_size, 0) for group in groups)
+    values = sum(
+        max(group.column(k).num_values, group.num_rows, 0) for group in groups for k in range(group.num_columns)
+    )
+    check_claim(pages + 8 * values, where)
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return any(
+        check(kind) for check in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    )
+
+
+def _text_size(column: Any) -> int:
+    """Returns the bytes of all texts of a column, of which the file may hold each once."""
+    from pyarrow import compute, types
+
+    if not types.is_dictionary(column.type) or not _is_text(column.type.value_type):
+        return 0
+    size = 0
+    for chunk in column.chunks:
+        lengths = compute.binary_length(chunk.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
+        size += int(lengths[chunk.indices.drop_null().to_numpy(zero_copy_only=False)].astype(np.int64).sum())
+    return size
 
 
 def _values(column: Any) -> Sequence[Any]:
@@ -130,5 +157,13 @@ def _values(column: Any) -> Sequence[Any]:
         return values  # type: ignore[return-value]
     if types.is_floating(column.type):
         return np.asarray(column.to_numpy())  # type: ignore[return-value]
+    if types.is_dictionary(column.type):
+        return [value for chunk in column.chunks for value in _shared(chunk)]
     plain: list[Any] = column.to_pylist()
     return plain
+
+
+def _shared(chunk: Any) -> list[Any]:
+    """Returns the values of a part of a column; equal ones are one object."""
+    values = chunk.dictionary.to_pylist()
+    return [None if place is None else values[place] for place in chunk.indices.to_pylist()]
