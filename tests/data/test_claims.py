@@ -84,6 +84,40 @@ def test_a_parquet_file_of_many_equal_rows(tmp_path: Path, monkeypatch: pytest.M
         read_sheet(path)
 
 
+@pytest.mark.parametrize("kind", ["texts", "bytes", "categories", "missing", "several groups"])
+def test_a_parquet_file_that_holds_a_long_text_once(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """300 MB in 100 kB; each row has the same text."""
+    path, text = tmp_path / "a.parquet", "a" * 100_000
+    cells: Any = [text.encode() if kind == "bytes" else text] * 3000
+    if kind == "missing":
+        cells = [*cells[:2999], None]
+    array = pa.array(cells).dictionary_encode() if kind == "categories" else pa.array(cells)
+    parquet.write_table(
+        pa.table({"a": array, "b": range(3000)}), path, row_group_size=1000 if kind == "several groups" else None
+    )
+    del array
+    assert path.stat().st_size < 2**20
+    tracemalloc.start()
+    try:
+        sheet = read_sheet(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+    assert list(sheet.cells("a")) == cells
+    monkeypatch.setattr(claims, "free_memory", lambda: 2**26)
+    with pytest.raises(DataError, match="it needs 286 MiB of memory, but 64 MiB are free"):
+        read_sheet(path)
+
+
+def test_a_parquet_file_of_long_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"a": [[0.0] * 2**21] * 2, "b": [1, 2]}), path)
+    assert path.stat().st_size < 2**16
+    monkeypatch.setattr(claims, "free_memory", lambda: 2**24)
+    with pytest.raises(DataError, match="it needs 32 MiB of memory"):
+        read_sheet(path)
+
+
 def test_a_csv_file_of_separators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.csv"
     path.write_text("a,b\n" + ",\n" * 2**16)

@@ -114,9 +114,11 @@ def _read_parquet(path: Path) -> Sheet:
     try:
         with path.open("rb") as file:
             # With threads, Arrow may abort or hang at the end of Python (apache/arrow 34314 and 50482).
-            opened = parquet.ParquetFile(file)
-            _check_parquet(opened.metadata, str(path))
-            table = opened.read(use_threads=False)
+            held = parquet.ParquetFile(file)
+            _check_parquet(held.metadata, str(path))
+            texts = [field.name for field in held.schema_arrow if _is_text(field.type)]
+            table = parquet.ParquetFile(file, read_dictionary=texts).read(use_threads=False)
+            check_claim(sum(map(_text_size, table.columns)), str(path))
     except (ArrowException, ValueError, MemoryError) as error:
         what = f"the Parquet file cannot be read, because {one_line(error)}"
         raise DataError(what, where=str(path), remedy="Check how it was written.") from error
@@ -134,8 +136,33 @@ def _read_parquet(path: Path) -> Sheet:
 
 def _check_parquet(metadata: Any, where: str) -> None:
     """Checks that the memory suffices: a column of equal values takes a few bytes in the file."""
-    pages = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    check_claim(max(pages, 0) + 8 * max(metadata.num_rows, 0) * metadata.num_columns, where)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    pages = sum(max(group.total_byte_size, 0) for group in groups)
+    values = sum(
+        max(group.column(k).num_values, group.num_rows, 0) for group in groups for k in range(group.num_columns)
+    )
+    check_claim(pages + 8 * values, where)
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return any(
+        check(kind) for check in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    )
+
+
+def _text_size(column: Any) -> int:
+    """Returns the bytes of all texts of a column, of which the file may hold each once."""
+    from pyarrow import compute, types
+
+    if not types.is_dictionary(column.type) or not _is_text(column.type.value_type):
+        return 0
+    size = 0
+    for chunk in column.chunks:
+        lengths = compute.binary_length(chunk.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
+        size += int(lengths[chunk.indices.drop_null().to_numpy(zero_copy_only=False)].astype(np.int64).sum())
+    return size
 
 
 def _values(column: Any) -> Sequence[Any]:
@@ -160,10 +187,22 @@ class _Values(Sequence[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         for begin in range(0, len(self._column), _BLOCK):
-            yield from self._column.slice(begin, _BLOCK).to_pylist()
+            for chunk in self._column.slice(begin, _BLOCK).chunks:
+                yield from _cells_of(chunk)
 
     def __getitem__(self, index: Any) -> Any:
         return self._column[index].as_py()
+
+
+def _cells_of(chunk: Any) -> list[Any]:
+    """Returns the values of a part of a column; equal texts are one object."""
+    from pyarrow import types
+
+    if not types.is_dictionary(chunk.type):
+        values: list[Any] = chunk.to_pylist()
+        return values
+    known = chunk.dictionary.to_pylist()
+    return [None if place is None else known[place] for place in chunk.indices.to_pylist()]
 
 
 _BLOCK = 10_000
