@@ -186,23 +186,24 @@ class _Values(Sequence[Any]):
         return len(self._column)
 
     def __iter__(self) -> Iterator[Any]:
-        for begin in range(0, len(self._column), _BLOCK):
-            for chunk in self._column.slice(begin, _BLOCK).chunks:
-                yield from _cells_of(chunk)
+        for chunk in self._column.chunks:
+            yield from _cells_of(chunk)
 
     def __getitem__(self, index: Any) -> Any:
         return self._column[index].as_py()
 
 
-def _cells_of(chunk: Any) -> list[Any]:
-    """Returns the values of a part of a column; equal texts are one object."""
+def _cells_of(chunk: Any) -> Iterator[Any]:
+    """Yields the values of a part of a column; equal texts are one object."""
     from pyarrow import types
 
-    if not types.is_dictionary(chunk.type):
-        values: list[Any] = chunk.to_pylist()
-        return values
-    known = chunk.dictionary.to_pylist()
-    return [None if place is None else known[place] for place in chunk.indices.to_pylist()]
+    known = chunk.dictionary.to_pylist() if types.is_dictionary(chunk.type) else None
+    for begin in range(0, len(chunk), _BLOCK):
+        block = chunk.slice(begin, _BLOCK)
+        if known is None:
+            yield from block.to_pylist()
+        else:
+            yield from (None if place is None else known[place] for place in block.indices.to_pylist())
 
 
 _BLOCK = 10_000
