@@ -15,6 +15,8 @@ from rich.table import Table
 
 NAMES = (
     "mean",
+    "robust_rules",
+    "robustness",
     "aggregate_step",
     "memory",
     "transfer",
