@@ -41,7 +41,7 @@ def written(file: Path, **changes: Any) -> Path:
     return file
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["bias", "scaffold"])
 def test_single_steps_and_killed_sessions_give_the_same_bytes(file: Path, tmp_path: Path, way: str) -> None:
     """The process dies when the second round is closed, and the same command resumes the run."""
     written(file, **WAYS[way])
