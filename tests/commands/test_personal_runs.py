@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import fedpipe
 from fedpipe.cli.main import app
+from fedpipe.commands.init import init
 from fedpipe.commands.prune import prune
 from fedpipe.errors import InputError, NotFoundError
 from fedpipe.federation.sources import overlaid, read_source
@@ -41,7 +42,7 @@ def written(file: Path, **changes: Any) -> Path:
     return file
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["bias", "scaffold"])
 def test_single_steps_and_killed_sessions_give_the_same_bytes(file: Path, tmp_path: Path, way: str) -> None:
     """The process dies when the second round is closed, and the same command resumes the run."""
     written(file, **WAYS[way])
@@ -148,3 +149,38 @@ def test_a_simulation_refuses_what_it_does_not_know(file: Path) -> None:
     ):
         with pytest.raises(InputError, match=f"^{path}: cannot be simulated"):
             check_simulated(read_source(file, {**keras, **changes}))
+
+
+NORMALISED = """
+import keras
+
+def build():
+    model = keras.Sequential([
+        keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(16, name="base"),
+        keras.layers.BatchNormalization(momentum=0.9), keras.layers.ReLU(),
+        keras.layers.Dense(10, "softmax", name="head"),
+    ])
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.xdist_group("runs")
+def test_batch_normalisation_stays_at_keras_learners(tmp_path: Path) -> None:
+    """FedBN in a line, with SCAFFOLD for the rest: through a session, an evaluation, a report and both exports."""
+    init(tmp_path / "digits")
+    file = tmp_path / "digits" / "federation.yaml"
+    (tmp_path / "digits" / "model.py").write_text(NORMALISED)
+    share = {"local": ["*batch_normalization*"]}
+    training = {"rounds": 2, "learning_rate": 0.1, "method": "scaffold"}
+    written(file, share=share, training=training, evaluation={"every_round": False})
+    evaluation = fedpipe.run(file, out=tmp_path / "out").summary["evaluation"]
+    assert evaluation["personal_models"]["learners"] == len(evaluation["learners"])
+    for name, found in evaluation["personal"].items():
+        assert found["metrics"]["loss"] < evaluation["learners"][name]["metrics"]["loss"]
+    shared = fedpipe.export(file, tmp_path / "shared.onnx")
+    own = fedpipe.export(file, tmp_path / "own.onnx", learner="hospital-a")
+    assert "batch_normalization/moving_mean" in shared["local"]
+    assert own["max_abs_difference"] < 1e-4
+    assert (tmp_path / "own.onnx").read_bytes() != (tmp_path / "shared.onnx").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,12 +17,13 @@ from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.check import check_model
 from fedpipe.learners.framework import seed_of
 from fedpipe.learners.personal import Kept
+from fedpipe.learners.vote import vote
 from fedpipe.rounds.closing import close_round, in_constant_memory
 from fedpipe.rounds.early import EarlySums
-from fedpipe.rounds.history import record_layout
+from fedpipe.rounds.history import read_record, record_layout
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import encode
-from tests.federations import make_federation
+from tests.federations import close_vote, make_federation
 from tests.learners.rounds import SIZES, arrays, began, close, descended, planned, played, seeded, trained
 from tests.models import DENSE, LINEAR
 
@@ -90,6 +92,29 @@ def test_scaffold_over_three_rounds(store: MemoryStore, weighting: str) -> None:
         close(arrays(store, record.weights), x, 1e-5)
         assert isinstance(record.control, str)
         close(arrays(store, record.control), c, 1e-5)
+
+
+def test_a_rejected_round_changes_no_control_variate(store: MemoryStore) -> None:
+    """Neither the common one nor a learner's: both continue from the last accepted round."""
+    voted = {"name": "averaging", "vote": {"rule": "all_vote", "threshold": 1.0}}
+    plan = planned(store, training={"method": "scaffold"}, algorithm=voted)
+    record = began(store, plan)
+    accepted = []
+    for number in (1, 2):
+        for name in SIZES:
+            trained(store, plan, name, number, record.weights)
+        drafted = close_round(store, plan, number, record.weights)
+        assert isinstance(drafted.control, str)
+        for name in SIZES if number == 1 else ("a", "b"):
+            vote(store, plan, name, number, record.weights, drafted.weights, "", partial(make_learner, store, plan, name, number, trains=False))  # fmt: skip
+        record = close_vote(store, plan, number, record.weights)
+        accepted.append(record.accepted)
+    assert accepted == [True, False]
+    first = read_record(store, "r1", 1)
+    assert first is not None
+    assert (record.control, record.state) == (first.control, first.state)
+    kept = next(str(u.personal) for u in first.updates if u.learner == "b")
+    close(dict(make_learner(store, plan, "b", 3)._kept.control), dict(Kept.load(store, "b", kept).control), 0.0)
 
 
 def test_the_first_round_of_scaffold_is_that_of_plain_training(store: MemoryStore) -> None:

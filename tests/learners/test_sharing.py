@@ -6,6 +6,7 @@ import itertools
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -17,6 +18,7 @@ from fedpipe.learners.check import built_model, check_model
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.framework import seed_of
 from fedpipe.learners.personal import Kept
+from fedpipe.learners.score import evaluate, score_learner
 from fedpipe.learners.sharing import local_names, matches
 from fedpipe.learners.vote import vote
 from fedpipe.registry.export import LOCAL_KEY, convert_and_verify
@@ -192,6 +194,39 @@ def test_lost_weights_drop_their_learner_and_nobody_else(store: MemoryStore) -> 
     assert isinstance(dropped, Dropped)
     assert "the weights that c keeps are lost" in dropped.why
     trained(store, third, "a", 1, base)
+
+
+def test_a_learner_scores_its_personal_model_if_it_has_it(store: MemoryStore) -> None:
+    """On the same examples as the shared one; the shared one also without it."""
+    plan = planned(store, share=BIAS)
+    record = played(store, plan)[-1]
+    kept = next(str(u.personal) for u in record.updates if u.learner == "c")
+    own = {**arrays(store, record.weights), **Kept.load(store, "c", kept).local}
+    first = {**arrays(store, record.weights), "bias": np.zeros(3, np.float32)}
+    whole, part = (
+        built_model(make_federation(framework="numpy"), LINEAR),
+        make_learner(store, plan, "c", 3)._parts["test"],
+    )
+    score = score_learner(store, plan, "c", record.weights)
+    assert score.metrics == whole.evaluate(first, part, plan.federation.training).metrics
+    assert score.personal is not None
+    assert score.personal.examples == score.examples == 40
+    assert score.personal.metrics == whole.evaluate(own, part, plan.federation.training).metrics
+    assert evaluate(store, plan, record.weights, [score]).personal["c"].metrics == score.personal.metrics
+    store.delete(f"learners/c/personal/{kept[7:]}")
+    again = score_learner(store, plan, "c", record.weights)
+    assert (again.personal, again.metrics) == (None, score.metrics)
+
+
+def test_a_personal_score_that_contradicts_the_shared_one_is_left_out(store: MemoryStore) -> None:
+    plan = planned(store, share=BIAS)
+    record = played(store, plan)[-1]
+    good = score_learner(store, plan, "c", record.weights)
+    assert good.personal is not None
+    for changes in ({"examples": 4000}, {"metrics": {"loss": 0.0}}):
+        bad = msgspec.structs.replace(good, personal=msgspec.structs.replace(good.personal, **changes))
+        found = evaluate(store, plan, record.weights, [bad])
+        assert (list(found.learners), found.personal) == (["c"], {})
 
 
 @pytest.mark.parametrize("learner", ["", "c"])

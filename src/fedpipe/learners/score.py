@@ -13,6 +13,7 @@ import numpy as np
 
 from fedpipe.data.disclosure import schema_of
 from fedpipe.data.trees import Tree, leaves
+from fedpipe.errors import CorruptError
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.contribute import fetched
 from fedpipe.learners.framework import Arrays, Model
@@ -65,7 +66,11 @@ def score_learner(store: Store, plan: Plan, name: str, digest: str) -> Score:
 
 def _personal_test(store: Store, plan: Plan, model: Model, name: str, arrays: Arrays, part: Part) -> Tested | None:
     """Test a learner's personal model; None when it has none."""
-    own = find_personal(store, plan, model, name)
+    try:
+        own = find_personal(store, plan, model, name)
+    except CorruptError as error:  # the shared model can be tested without it
+        log.warning("%s does not test its personal model: %s", name, error.what)
+        return None
     if own is None:
         return None
     personal, whole = own
