@@ -104,10 +104,11 @@ def test_a_compiled_pipeline_has_no_keys() -> None:
 
 def test_lists_and_comparisons() -> None:
     for name, rate in (("slow", 0.01), ("fast<b>", 0.5)):
-        fedpipe.run("federation.yaml", name=name.replace("<b>", ""), training={"rounds": 2, "learning_rate": rate})
+        training = {"rounds": 2, "learning_rate": rate, "start": "fresh"}
+        fedpipe.run("federation.yaml", name=name.replace("<b>", ""), training=training)
     listed = fedpipe.runs("federation.yaml")
     assert isinstance(listed, list)
-    assert Cells(listed._repr_html_()).cells[:5] == ["run", "rounds", "state", "last round", "fast (HEAD)"]
+    assert Cells(listed._repr_html_()).cells[:5] == ["run", "rounds", "state", "last accepted", "fast (HEAD)"]
     compared = fedpipe.compare("federation.yaml", ["slow", "fast"])
     assert compared == fedpipe.compare("federation.yaml", "slow", "fast")
     assert Cells(compared._repr_html_()).cells[:6] == ["", "slow", "fast", "training.learning_rate", "0.01", "0.5"]

@@ -45,7 +45,8 @@ def compare(source: Source, names: str | Sequence[str], *more: str, store: Store
 
     >>> import fedpipe
     >>> for name, rate in (("slow", 0.01), ("fast", 0.5)):
-    ...     result = fedpipe.run("demo/federation.yaml", name=name, training={"learning_rate": rate})
+    ...     settings = {"learning_rate": rate, "start": "fresh"}
+    ...     result = fedpipe.run("demo/federation.yaml", name=name, training=settings)
     >>> fedpipe.compare("demo/federation.yaml", "slow", "fast").settings
     {'training.learning_rate': ['0.01', '0.5']}
     """

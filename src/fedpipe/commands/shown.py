@@ -71,7 +71,7 @@ class Runs(list[RunLine]):
              ", ".join(f"{name} {number(value)}" for name, value in run.metrics.items() if "/" not in name))
             for run in self
         ]  # fmt: skip
-        return table(rows, ("run", "rounds", "state", "last round")) if rows else "<p>no run has begun here</p>"
+        return table(rows, ("run", "rounds", "state", "last accepted")) if rows else "<p>no run has begun here</p>"
 
 
 class Findings(list[Checked]):
