@@ -24,7 +24,7 @@ from fedpipe.rounds.plan import current_plan
 from fedpipe.steps.supervision import main
 from fedpipe.store import LocalStore, MemoryStore, Store
 from fedpipe.tracking.mlflow import find_place, open_run
-from fedpipe.tracking.points import Point
+from fedpipe.tracking.points import Point, points_of, unsent
 from fedpipe.tracking.tracker import Tracker
 from tests.commands.runs import store_of
 from tests.federations import PlusOneLearner, change, fresh, make_federation, make_plan, play, play_round
@@ -299,7 +299,9 @@ def test_hundred_learners_in_a_few_requests(mlflow: MlflowServer, store: MemoryS
         pass
     assert tracker.failure is None
     (run,) = mlflow.runs("hundred")
-    points = sum(map(len, mlflow.curves(run).values()))
-    assert points >= 12 * 100 * 2
+    story = read_story(store, "r1")
+    points = unsent([point for number in range(13) for point in points_of(story, number)], {})
+    assert {metric["key"] for metric in run["data"]["metrics"]} == {point.key for point in points}
+    assert [step for step, _ in mlflow.curve(run, "learners/l99/loss")] == list(range(1, 13))
     batches = [path for _, path, _ in between.requests if path.endswith("log-batch")]
-    assert len(batches) <= 2 + -(-points // 900) + 1
+    assert len(batches) <= 2 + -(-len(points) // 900) + 1
