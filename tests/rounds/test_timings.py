@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from fedpipe.rounds.timings import Timing, find_timing, note, read_timings
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import encode
+from tests.faults.stores import HookedStore
 
 START = Timing(step="initialise", started=1.0, seconds=2.0)
 TRAIN = Timing(step="train", learner="a", round=3, started=4.0, seconds=5.0)
@@ -51,3 +52,16 @@ def test_a_learner_cannot_make_a_reader_list_forever(monkeypatch: pytest.MonkeyP
         note(store, "r1", Timing(step="train", learner="a", round=number, started=1.0, seconds=1.0))
     note(store, "r1", START)
     assert len(list(read_timings(store, "r1", ("a",)))) == 1 + 5
+
+
+def test_a_learner_does_not_keep_the_report_from_ending(store: MemoryStore) -> None:
+    """However many timings it leaves, few are read: those of rounds that there were, and some of each."""
+    note(store, "r1", START)
+    for number in range(300):
+        for step in ("train", "vote") if number > 3 else [f"step-{k}" for k in range(100)]:
+            note(store, "r1", Timing(step=step, learner="a", round=number, started=START.started, seconds=1.0))
+    reads = []
+    counted = HookedStore(store, lambda _number, name, key: reads.append(key) if name == "poll" else None)
+    found = list(read_timings(counted, "r1", ("a",), last_round=5))
+    assert len(found) == 1 + 4 * 20 + 2 * 2
+    assert len(reads) == len(found)

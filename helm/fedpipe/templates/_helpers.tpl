@@ -119,6 +119,8 @@ capabilities: {drop: [ALL]}
 - --batch={{ .Values.serving.batch }}
 - --batch-delay={{ .Values.serving.batchDelay }}
 - --body-limit={{ .Values.serving.bodyLimit }}
+- --json-limit={{ .Values.serving.jsonLimit }}
+- --memory-limit={{ .Values.serving.memoryLimit }}
 - --timeout={{ .Values.serving.timeout }}
 - --drain={{ .Values.serving.drain }}
 {{- if not .Values.serving.accessLog }}

@@ -75,7 +75,7 @@ def read_story(store: Store, run: str, uri: str = "") -> Story:
         shards=tuple(filter(None, (_find_shard(store, run, name, plan.shards[name]) for name in sorted(plan.shards)))),
         evaluation=_found(store, keys.evaluation(run), Evaluation),
         onnx=_found(store, keys.onnx(run), dict) or {},
-        timings=tuple(sorted(read_timings(store, run, names), key=lambda t: t.started)),
+        timings=tuple(sorted(read_timings(store, run, names, len(records)), key=lambda t: t.started)),
         start=start_scores(store, plan) if plan.federation.vote else {},
         ending=_ending(store, run),
         flaw=f"{flaw}; see `fedpipe repair`" if flaw else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -14,6 +15,8 @@ from fedpipe.rounds.received import Source, usable
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import encode
 
+_MOST_STEPS = 20
+"""Most timings of a learner in a round that are read."""
 _MARGIN = 3600.0
 """Seconds by which the clocks of learners may be wrong."""
 
@@ -40,20 +43,31 @@ def find_timing(store: Store, run: str, number: int, step: str, learner: str = "
     return usable(source, Timing, step=step, learner=learner, round=number)
 
 
-def read_timings(store: Store, run: str, learners: tuple[str, ...]) -> Iterator[Timing]:
-    """Yield all timings of a run; a learner's only if they are well-formed and within those of the coordinator."""
-    own = list(_timings_of(store, run, ""))
+def read_timings(store: Store, run: str, learners: tuple[str, ...], last_round: int = 2**53) -> Iterator[Timing]:
+    """Yield all timings of a run; a learner's only if they are well-formed and within those of the coordinator.
+
+    Args:
+        store: the federation's store.
+        run: the run's name.
+        learners: of the run; up to _MOST_STEPS timings of each are read in a round.
+        last_round: the last round in which learners may have worked.
+    """
+    own = list(_timings_of(store, run, "", last_round))
     yield from own
     first = min((timing.started for timing in own), default=0.0) - _MARGIN
     last = max((timing.started + timing.seconds for timing in own), default=math.inf) + _MARGIN
     for learner in learners:
-        for timing in _timings_of(store, run, learner):
+        for timing in _timings_of(store, run, learner, last_round):
             if first <= timing.started and timing.started + timing.seconds <= last:
                 yield timing
 
 
-def _timings_of(store: Store, run: str, learner: str) -> Iterator[Timing]:
+def _timings_of(store: Store, run: str, learner: str, last_round: int) -> Iterator[Timing]:
+    counts = Counter[int]()
     for key in store.keys(keys.run_folder(run, learner), limit=keys.MOST_LEFT):
         found = keys.parse_timing(key, run, learner)
-        if found and (timing := find_timing(store, run, *found, learner)):
+        if found is None or (learner and (found[0] > last_round or counts[found[0]] >= _MOST_STEPS)):
+            continue
+        counts[found[0]] += 1
+        if timing := find_timing(store, run, *found, learner):
             yield timing
