@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tests import servers
@@ -30,10 +31,12 @@ def model(seed: int, tensors: int = 10, elements: int = 2_500_000) -> dict[str, 
     return {f"layer{i}": rng.standard_normal(elements, np.float32) for i in range(tensors)}
 
 
-def prepare(store: Store, folder: Path, learners: int = LEARNERS) -> tuple[Plan, str]:
+def prepare(store: Store, folder: Path, learners: int = LEARNERS, **more: Any) -> tuple[Plan, str]:
     """A run at round 1 with an update of each learner in the store."""
     names = tuple(f"learner-{k:02}" for k in range(learners))
-    plan = Plan(run="bench", federation=make_federation(names), code=digest_of(b""), function="build", shards={})
+    plan = Plan(
+        run="bench", federation=make_federation(names, **more), code=digest_of(b""), function="build", shards={}
+    )
     base = begin(store, plan, lambda: model(0)).weights
     for number, name in enumerate(names):
         digest = weights.save(model(1 + number % 4), folder / "update")

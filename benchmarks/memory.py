@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.aggregate_step import forget_round, prepare
 from benchmarks.measure import MIB, REPEATS, Row, median, script
@@ -11,14 +12,20 @@ from fedpipe.store import open_store
 
 MODEL = 100e6
 COUNTS = (2, 8, 32, 64)
+BOUND = 2.5 * MODEL + 64 * MIB
 
 
-def extra_bytes(learners: int) -> float:
-    """Median peak of the step's process above what it was before, over five processes."""
+def extra_bytes(learners: int, **more: Any) -> float:
+    """Median peak of the step's process above what it was before, over five processes.
+
+    Args:
+        learners: of the round.
+        more: sections of the federation file.
+    """
     peaks = []
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"{folder}/store")
-        plan, base = prepare(store, Path(folder), learners)
+        plan, base = prepare(store, Path(folder), learners, **more)
         for _ in range(REPEATS):
             peaks.append(script("ours", "step_memory.py", f"{folder}/store", base, plan.digest)["extra"])
             forget_round(store)
@@ -27,7 +34,7 @@ def extra_bytes(learners: int) -> float:
 
 def run() -> list[Row]:
     """At most 2.5 models + 64 MiB, and a slope below 1 % of a model per learner."""
-    bound = 2.5 * MODEL + 64 * MIB
+    bound = BOUND
     found = {n: extra_bytes(n) for n in COUNTS}
     rows = []
     for count, extra in found.items():

@@ -176,6 +176,24 @@ def federation_file() -> Iterator[Mistake]:
         "training.learning_rate",
     )
     yield one(
+        "a rule withstands more bad learners than there can be",
+        text("training:", "algorithm: {name: averaging, rule: {name: krum, byzantine: 1}}\ntraining:"),
+        "1 needs 5 updates, but a round asks for 2 learners",
+        "algorithm.rule.byzantine",
+    )
+    yield one(
+        "half of the values are cut off",
+        text("training:", "algorithm: {name: averaging, rule: {name: trimmed_mean, share: 0.5}}\ntraining:"),
+        "Write a number < 0.5",
+        "algorithm.rule.share",
+    )
+    yield one(
+        "a rule and an engine do not go together",
+        text("training:", "algorithm: {name: averaging, engine: tff, rule: median}\ntraining:"),
+        "'median' is not a rule of TensorFlow Federated",
+        "algorithm.rule",
+    )
+    yield one(
         "parts do not add up",
         text("data:", "data:\n  parts: {train: 0.9, vote: 0.2, test: 0.1}"),
         "add up to 1.2",

@@ -89,8 +89,11 @@ def test_other_mistakes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such dataset"):
         read(tmp_path / "absent.npz")
     (tmp_path / "d.xlsx").write_text("1,2")
-    with pytest.raises(DataError, match=r"Use one of \.npz, \.csv, \.tsv, \.parquet"):
+    with pytest.raises(DataError, match=r"unsupported format\. Save the sheet as CSV"):
         read(tmp_path / "d.xlsx")
+    (tmp_path / "d.dta").write_text("1,2")
+    with pytest.raises(DataError, match=r"Use one of \.npz, \.csv, \.tsv, \.parquet"):
+        read(tmp_path / "d.dta")
     (tmp_path / "d.parquet").write_text("1,2")
     with pytest.raises(DataError, match="cannot be read"):
         read(tmp_path / "d.parquet")

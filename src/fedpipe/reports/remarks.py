@@ -8,13 +8,14 @@ import msgspec
 import yaml
 
 from fedpipe.data.schema import NUMERIC
+from fedpipe.federation.algorithms import Averaging
 from fedpipe.reports.story import Story, global_metrics
 
 GAP = 0.15
 """How far a share, such as the accuracy, may fall behind the training; fedpipe's own rule of thumb."""
 FACTOR = 3.0
 """How many times higher than in training a loss may be; fedpipe's own rule of thumb."""
-_NAMED = ("rule", "server_optimizer", "engine")
+_NAMED = ("server_optimizer", "engine")
 _SHARES = ("accuracy", "auc", "precision", "recall", "f1")
 
 
@@ -127,6 +128,7 @@ def settings(story: Story) -> list[tuple[str, str]]:
     algorithm = federation.algorithm
     pairs: list[tuple[str, Any]] = [
         ("algorithm", algorithm.__struct_config__.tag),
+        *([("rule", algorithm.rule_in_words)] if isinstance(algorithm, Averaging) else []),
         *((key, _name_of(getattr(algorithm, key))) for key in _NAMED if hasattr(algorithm, key)),
         ("framework", federation.framework),
         ("rounds", training.rounds),
@@ -144,8 +146,6 @@ def settings(story: Story) -> list[tuple[str, str]]:
 
 
 def _name_of(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(_name_of(part) for part in value) or "nothing"
     return str(value.__struct_config__.tag) if isinstance(value, msgspec.Struct) else str(value)
 
 
