@@ -10,6 +10,7 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
     evaluation: dsl.OutputPath(dict),
+    chosen: dsl.OutputPath(str),
     place: dict,
     weights: str,
     scores: list = [],
@@ -21,6 +22,7 @@ def evaluate(
         weights: Digest of the weights.
         scores: Outputs `score` of the learners' score steps.
         evaluation: All results.
+        chosen: Digest of the weights to publish: those of the last round, or of the best one.
         metrics: The main results.
         confusion: The confusion matrix.
     """

@@ -60,7 +60,11 @@ def test_defaults() -> None:
 
 
 MISTAKES = {
-    "unknown framework": ("framework", "numppy", "framework: Invalid enum value 'numppy'. Valid: custom, keras, numpy."),
+    "unknown framework": (
+        "framework",
+        "numppy",
+        "framework: Invalid enum value 'numppy'. Valid: custom, keras, numpy.",
+    ),
     "unknown key": ("rounds", 3, "unknown key 'rounds'"),
     "misspelled key": ("training.bach_size", 3, "training: unknown key 'bach_size'. Did you mean 'batch_size'?"),
     "misspelled in a list": (

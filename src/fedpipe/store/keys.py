@@ -191,9 +191,9 @@ def sign(learner: str, run: str) -> str:
     return f"{run_folder(run, learner)}sign"
 
 
-def score(learner: str, run: str) -> str:
-    """Returns the key of a learner's score of the final model."""
-    return f"{run_folder(run, learner)}score"
+def score(learner: str, run: str, *, earlier: bool = False) -> str:
+    """Returns the key of a learner's score of the final model, or of the best one of earlier rounds."""
+    return f"{run_folder(run, learner)}score{'-earlier' if earlier else ''}"
 
 
 def answer(learner: str, run: str, number: int, name: str) -> str:
@@ -361,9 +361,9 @@ TABLE = (
     Row("learners/<learner>/runs/<run>/<round>/<step>.time", _LEARNERS, "how long its step took"),
     Row("learners/<learner>/runs/<run>/<round>/tensorboard/<file>", _LEARNERS, "its TensorBoard event files"),
     Row(
-        "learners/<learner>/runs/<run>/score",
+        "learners/<learner>/runs/<run>/score[-earlier]",
         _LEARNERS,
-        "counts and sums of its test of the final model",
+        "counts and sums of its test of the final model, and of the best one of earlier rounds",
     ),
     Row("models/<model>/<version>/origin.json", _PUBLISHED, "the origin of a version, and the model's digest"),
     Row("models/<model>/<version>/signature.json", _PUBLISHED, "the coordinator's signature, if it is enrolled"),
