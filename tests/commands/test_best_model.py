@@ -94,6 +94,10 @@ def test_the_best_model_is_evaluated_and_published(settings: dict[str, Any], tmp
     last = run(settings, "last", tmp_path, rounds=2, choose="best", metric="loss")
     assert last["choice"]["round"] == 2
     assert published(settings) == [1, 2]
+    compared = fedpipe.compare(file, "best", "last")
+    assert compared.settings["training.rounds"] == ["4", "2"]
+    assert compared.results["worst learner: loss"] == [1.0, 1.0]
+    assert "<td>training.rounds</td><td>4</td><td>2</td>" in fedpipe.report(file, "best", beside=["last"])
 
 
 def test_a_model_that_is_not_better_is_not_published(settings: dict[str, Any], tmp_path: Path) -> None:

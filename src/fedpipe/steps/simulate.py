@@ -75,6 +75,10 @@ def check_simulated(federation: Federation) -> None:
         ("algorithm.vote", federation.vote, "Remove it. To rehearse votes on this machine, use `fedpipe run`."),
         ("simulation.algorithm", federation.simulation.algorithm == "fedsgd" and not _takes_weights(federation),
          "TFF's fedsgd weights clients by their examples. Choose fedavg, or another algorithm.rule."),
+        ("export.choose", federation.exported is not None and federation.exported.choose == "best",
+         "A simulation keeps no tests of single learners. Set it to last."),
+        ("export.publish_if", federation.exported is not None and federation.exported.publish_if,
+         "A simulation keeps no tests of single learners. Remove it."),
         ("privacy", any(federation.privacy_of(k.name) for k in federation.learners),
          "A simulation is not charged to the learners' budgets. Simulate with data that need no privacy."),
     ):  # fmt: skip
