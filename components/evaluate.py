@@ -11,6 +11,7 @@ def evaluate(
     confusion: dsl.Output[dsl.ClassificationMetrics],
     matrix: dsl.Output[dsl.HTML],
     evaluation: dsl.OutputPath(dict),
+    chosen: dsl.OutputPath(str),
     place: dict,
     weights: str,
     scores: list = [],
@@ -22,6 +23,7 @@ def evaluate(
         weights: Digest of the weights.
         scores: Outputs `score` of the learners' score steps.
         evaluation: All results.
+        chosen: Digest of the weights to publish: those of the last round, or of the best one.
         metrics: The main results.
         confusion: The confusion matrix, of at most six classes: the UI would cut off a larger one.
         matrix: The confusion matrix as a page.

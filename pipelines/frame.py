@@ -69,7 +69,8 @@ def framed(
         place_coordinator(evaluated, federation, "evaluate")
         published = {}
         if federation.exported:
-            exported = component(federation, "export")(place=place, weights=weights)
+            chosen = evaluated.outputs["chosen"] if federation.exported.compares else weights
+            exported = component(federation, "export")(place=place, weights=chosen)
             place_coordinator(exported, federation, "export", signs=True)
             published["onnx"] = exported.outputs["onnx"]
         reported = component(federation, "report")(

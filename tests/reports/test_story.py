@@ -111,6 +111,13 @@ class TestReport:
         page = render(read_story(store, "r1"), [read_story(store, "r2")])
         for part in ("Comparison with other runs", "r1, collective", "r2, averaging"):
             assert part in page
+        assert "<tr><th>setting</th><th>r1</th><th>r2</th></tr>" in page
+        assert "<td>algorithm.name</td><td>collective</td><td>averaging</td>" in page
+
+    def test_a_comparison_of_equal_runs(self, store: MemoryStore) -> None:
+        play(store, make_plan(run="r1"))
+        begin(store, make_plan(run="r2"), fresh)
+        assert "These runs have the same settings." in render(read_story(store, "r1"), [read_story(store, "r2")])
 
 
 class TestPictures:

@@ -114,6 +114,10 @@ def _show(result: Result) -> None:
         say(f"continued from round {origin['round']} of {origin['run']}")
     if result.summary and not result.summary["onnx"] and not _accepted(result.summary["rounds"]):
         say("nothing was trained: no round was accepted, so HEAD stays and no model is published")
+    if choice := result.summary.get("choice"):
+        say(f"chosen: the model of round {choice['round']}, by {choice['metric']}")
+    if why := result.summary.get("rejected"):
+        say(f"not published: {why}")
     for label, value in result.summary.get("evaluation", {}).items():
         if label in ("central", "federated") and value:
             shown = main_metrics(value["metrics"], value["measures"])

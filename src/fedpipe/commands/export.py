@@ -12,11 +12,13 @@ from fedpipe.commands.opened import StoreGiven, file_of, find_run, known_runs, s
 from fedpipe.engine.workers import Workers
 from fedpipe.errors import InputError, NotFoundError
 from fedpipe.federation.sources import Source
+from fedpipe.rounds.evaluation import Evaluation
 from fedpipe.rounds.history import history, is_trained, read_record, trained_head
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, current_plan
-from fedpipe.store import Store, open_store
+from fedpipe.store import Store, keys, open_store
 from fedpipe.store.files import write_whole
+from fedpipe.store.objects import find
 from fedpipe.suggestion import suggestion
 
 
@@ -57,7 +59,12 @@ def export(
     plan = replace(plan, federation=replace(plan.federation, export=federation.export))
     with Workers(preload=federation.needs_tensorflow) as processes:
         data, origin = processes.call(
-            _verified, uri, plan, record.weights, learner or "", environment=federation.environment_of("export")
+            _verified,
+            uri,
+            plan,
+            _chosen(opened, plan, record),
+            learner or "",
+            environment=federation.environment_of("export"),
         )
     write_whole(Path(output), data)
     return dict(origin)
@@ -84,6 +91,13 @@ def _last(store: Store, source: Path, name: str | None) -> Record:
             remedy=f"Run `fedpipe run {source} --run {name}` to resume it, or name another run. {known_runs(store)}",
         )
     return records[-1]
+
+
+def _chosen(store: Store, plan: Plan, record: Record) -> str:
+    """Returns the digest of the model that the run chose, or of its last one."""
+    exported, found = plan.federation.exported, find(store, keys.evaluation(record.run), Evaluation)
+    best = exported is not None and exported.choose == "best" and found is not None and found.last == record.weights
+    return found.weights if found and best else record.weights
 
 
 def _verified(uri: str, plan: Plan, weights: str, learner: str) -> tuple[bytes, dict[str, Any]]:

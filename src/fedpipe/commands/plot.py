@@ -11,6 +11,7 @@ from fedpipe.commands.watch import LOOK_AGAIN
 from fedpipe.errors import InputError
 from fedpipe.federation.sources import Source
 from fedpipe.reports.drawing import Drawing
+from fedpipe.reports.matrix import matrix_pictures
 from fedpipe.reports.plots import learning_curves
 from fedpipe.reports.png import painted
 from fedpipe.reports.story import Story, read_story
@@ -94,4 +95,5 @@ def _drawn(story: Story, suffix: str, state: str, *, in_progress: bool) -> bytes
 
 
 def _drawings(story: Story) -> list[Drawing]:
-    return vote_pictures(story) if story.plan.federation.vote else learning_curves(story)
+    pictures = vote_pictures(story) if story.plan.federation.vote else learning_curves(story)
+    return [*pictures, *matrix_pictures(story)]

@@ -80,6 +80,7 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     yield from _vote_mistakes(f)
     yield from _privacy_mistakes(f)
     yield from method_mistakes(f)
+    yield from _comparison_mistakes(f)
     yield from _size_mistakes(f)
     yield from _place_mistakes(f)
 
@@ -279,6 +280,30 @@ def _vote_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
                 yield path, f"there is no learner {name!r}", f"Choose from {', '.join(names)}."
             if name in f.algorithm.proposers[:position]:
                 yield path, f"{name!r} is listed twice", "Name each proposer once."
+
+
+def _comparison_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
+    """Find models that cannot be compared: for the choice of the best, or before they are published."""
+    export = f.exported
+    if export is None:
+        return
+    if not export.compares:
+        for name, value in (("metric", export.metric), ("minimise", export.minimise)):
+            if value not in ("", None):
+                yield f"export.{name}", "has no effect", "Set export.choose to best, or export.publish_if."
+        return
+    if not export.compared:
+        yield "export.metric", "is missing, and models are compared by it", "Name the loss or a compiled metric."
+    elif export.minimised is None:
+        yield (
+            "export.minimise",
+            f"is missing, and it is unclear whether a lower {export.compared} is better",
+            "Write true or false.",
+        )
+    if not f.data.parts.test and f.sharded:
+        yield "data.parts.test", "is 0, and models are compared by tests", "Give learners examples to test with."
+    if export.choose == "best" and not (f.evaluation.every_round or f.vote):
+        yield "export.choose", "needs the learners' tests", "Set evaluation.every_round to true."
 
 
 def _privacy_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:

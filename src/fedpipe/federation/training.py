@@ -191,6 +191,15 @@ class EvaluationSettings(Section, frozen=True, kw_only=True):
     every_round: Annotated[bool, Meta(description="learners test each round's model before they train it")] = True
 
 
+class PublishIf(Section, frozen=True, kw_only=True):
+    """Publishes a model only if it is better than the newest published version, by `export.metric`."""
+
+    better_by: Annotated[Amount, Meta(description="smallest improvement; 0: any")] = 0.0
+    no_learner_worse_by: Annotated[
+        Amount | None, Meta(description="most by which the metric of a single learner may become worse; none: any")
+    ] = None
+
+
 class Export(Section, frozen=True, kw_only=True):
     """Exports the shared model to ONNX."""
 
@@ -206,6 +215,24 @@ class Export(Section, frozen=True, kw_only=True):
         tuple[Annotated[str, Meta(min_length=1, max_length=100)], ...],
         Meta(max_length=10_000, description="class names of a classifier's outputs, in order"),
     ] = ()
+    choose: Annotated[
+        Literal["last", "best"],
+        Meta(description="the model of the last round, or that of the best round by the learners' tests"),
+    ] = "last"
+    metric: Annotated[
+        str, Meta(max_length=100, description="`loss` or a compiled metric, by which models are compared")
+    ] = ""
+    over: Annotated[
+        Literal["mean", "worst_learner"],
+        Meta(description="compares means over all test examples, or the worst learner's metric"),
+    ] = "mean"
+    minimise: Annotated[
+        bool | None,
+        Meta(description="whether less is better; required for a metric that fedpipe does not know"),
+    ] = None
+    publish_if: Annotated[PublishIf | None, Meta(description="condition for a model that replaces a published one")] = (
+        None
+    )
     tolerance: Annotated[
         float,
         Meta(
@@ -222,3 +249,33 @@ class Export(Section, frozen=True, kw_only=True):
             "([tracking](tracking.md#model-registry)); empty: none"
         ),
     ] = ""
+
+    @property
+    def compares(self) -> bool:
+        """Return whether models are compared by the metric."""
+        return self.choose == "best" or self.publish_if is not None
+
+    @property
+    def compared(self) -> str:
+        """Return the name of the metric, as learners report it."""
+        return self.metric.removeprefix("test_")
+
+    @property
+    def minimised(self) -> bool | None:
+        """Return whether a lower metric is better; None if that is unclear.
+
+        >>> Export(metric="mean_absolute_error").minimised, Export(metric="accuracy").minimised
+        (True, False)
+        >>> Export(metric="perplexity").minimised
+        """
+        if self.minimise is not None:
+            return self.minimise
+        words = set(self.compared.lower().split("_"))
+        if words & _LESS:
+            return True
+        return False if words & _MORE else None
+
+
+_LESS = {"loss", "error", "mse", "mae", "rmse", "crossentropy"}
+_MORE = {"accuracy", "acc", "auc", "precision", "recall", "f1", "r2"}
+"""Words in the names of metrics of which less, or more, is better."""

@@ -94,6 +94,8 @@ def check_model(federation: Federation, code: str, examples: Examples | None, sc
             check_criterion(federation.vote.criterion, measured)
         if stopping := training.early_stopping:
             check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
+        if federation.exported and federation.exported.compares:
+            check_criterion(federation.exported.compared, measured, where="export.metric")
     return model.outline.text
 
 

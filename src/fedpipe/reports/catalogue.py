@@ -23,7 +23,7 @@ from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import read_plan
 from fedpipe.sessions.board import poll_board
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import decode, encode
+from fedpipe.store.objects import decode, encode, find
 
 _READERS = 16
 _TRIES = 20
@@ -185,4 +185,7 @@ def _state(store: Store, name: str, found: Mapping[str, object]) -> str:
     board = poll_board(store, name) if keys.board(name) in found else None
     if board and board[0].ending not in ("", "done"):
         return str(board[0].ending).replace("_", " ")
-    return "ended" if keys.summary(name) in found or keys.pruned(name) in found else _RUNNING
+    if keys.summary(name) not in found and keys.pruned(name) not in found:
+        return _RUNNING
+    note = find(store, keys.onnx(name), dict) if keys.onnx(name) in found else None
+    return "ended, not published" if note and "rejected" in note else "ended"

@@ -229,25 +229,27 @@ def stacked_bars(
 
 
 def heat_map(
-    values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], *, title: str, texts: bool,
-    tone: str = "#2563eb", high: float = 0.0, x: str = "", y: str = "", form: str = "{:g}", alt: str = "",
+    values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], *, title: str, texts: bool,
+    tone: str = "#2563eb", low: float = 0.0, high: float = 0.0, x: str = "", y: str = "",
+    form: str = "{:g}", alt: str = "",
 ) -> Drawing:  # fmt: skip
-    """Draws a table of numbers from 0 up as shades of one colour.
+    """Draws a table of numbers as shades of one colour.
 
     Args:
-        values: (rows, columns).
+        values: (rows, columns); nothing is drawn where there is none.
         rows: names of the rows; none are written if there are none.
         columns: names of the columns.
         title: above.
         texts: writes the numbers too.
         tone: colour of the highest number.
+        low: the number with the least colour.
         high: the number with the full colour; 0: the largest.
         x: meaning of the columns.
         y: meaning of the rows.
         form: of a number.
         alt: continues the description.
     """
-    top = high or max((value for row in values for value in row), default=1) or 1
+    top = high or max((value for row in values for value in row if value is not None), default=1) or 1
     named = [shortened(name, 18) for name in columns]
     slanted = any(width_of(name, SMALL_TEXT) > 30 for name in named)
     cell = max(34.0 if texts else 6.0, min(34.0, 440 / max(1, len(values[0]))))
@@ -266,7 +268,9 @@ def heat_map(
         if rows:
             drawing.add(Words(left - 6, above + (i + 0.5) * cell + 4, shortened(rows[i], 22), TEXT, "end"))
         for j, value in enumerate(row):
-            share = max(0.0, min(1.0, value / top))
+            if value is None:
+                continue
+            share = max(0.0, min(1.0, (value - low) / ((top - low) or 1)))
             place = (left + j * cell, above + i * cell)
             hint = f"{rows[i] if rows else i}, {columns[j] if columns else j}: {form.format(value)}"
             drawing.add(Box(*place, cell - 1, cell - 1, tone, opacity=0.06 + 0.94 * share, hint=hint))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from fedpipe.federation.training import Export
 from fedpipe.reports.catalogue import RunLine as RunLine
 from fedpipe.reports.catalogue import list_runs as list_runs
 from fedpipe.reports.story import Story, summarise
@@ -74,4 +75,10 @@ def _results(summary: dict[str, Any]) -> dict[str, float]:
         if measured := summary["evaluation"].get(kind):
             numbers = main_metrics(measured["metrics"], measured["measures"])
             results |= {f"{kind}: {name}": value for name, value in numbers.items()}
+    together = summary["evaluation"].get("federated")
+    for name in together["metrics"] if together else ():
+        less = Export(metric=name).minimised
+        values = [one["metrics"][name] for one in summary["evaluation"]["learners"].values() if name in one["metrics"]]
+        if values and less is not None:
+            results[f"worst learner: {name}"] = max(values) if less else min(values)
     return results | {"seconds": summary["seconds"]}

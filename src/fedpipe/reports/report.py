@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedpipe.reports import plots, quality, remarks, vote_plots
+from fedpipe.reports.comparison import compare
 from fedpipe.reports.drawing import Drawing
+from fedpipe.reports.matrix import matrix_pictures
 from fedpipe.reports.story import Story, privacy, summarise
 from fedpipe.rounds.tallies import ValueTally
 from fedpipe.sessions.board import ENDINGS
@@ -39,6 +41,7 @@ def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
         "private": {name: story.plan.federation.privacy_of(name) for name in spent},
         "comparison": _drawn(plots.comparison_curves([story, *others])) if others else [],
         "compared_runs": [(one, summarise(one), _numbers_of(one)) for one in (story, *others)] if others else [],
+        "compared_settings": compare([story, *others]).settings if others else {},
         "number": number,
         "learners": story.plan.federation.learners,
         "metrics": sorted({m for r in summary["rounds"] for m in r["metrics"]}),
@@ -54,6 +57,7 @@ def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
         "qualities": quality.qualities(evaluation, classes) if evaluation else [],
         "curves": _drawn(plots.learning_curves(story)),
         "each": _drawn(plots.learner_curves(story)),
+        "matrix": _drawn(matrix_pictures(story)),
         "labels": _labels(story, classes),
         "timings": plots.timings(story).svg() if story.timings else "",
         "samples": story.onnx.get("samples", ""),
@@ -93,8 +97,10 @@ def _numbers_of(story: Story) -> dict[str, dict[str, float]]:
 
 def _cards(story: Story) -> list[tuple[str, str]]:
     cards = [(f"{kind} {name}", number(value)) for kind, m in _numbers_of(story).items() for name, value in m.items()]
+    if story.evaluation and story.evaluation.choice:
+        cards.append(("chosen round", str(story.evaluation.choice.round)))
     if story.onnx:
-        cards.append(("ONNX version", str(story.onnx["version"])))
+        cards.append(("ONNX version", str(story.onnx.get("version", "not published"))))
     if story.plan.federation.vote:
         rounds = [r for r in story.records if r.round]
         cards.append(("accepted rounds", f"{sum(r.accepted for r in rounds)} of {len(rounds)}"))

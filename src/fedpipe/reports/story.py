@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,7 +15,8 @@ from fedpipe.data.schema import Schema
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError
 from fedpipe.reports.quality import personal_models
 from fedpipe.rounds.ballots import start_scores
-from fedpipe.rounds.evaluation import Evaluation
+from fedpipe.rounds.choosing import tests_by_round
+from fedpipe.rounds.evaluation import Choice, Evaluation
 from fedpipe.rounds.history import origin_of, readable_history
 from fedpipe.rounds.manifests import Record, Scores, Spent
 from fedpipe.rounds.measures import by_class
@@ -139,6 +141,22 @@ def shared_scores(story: Story) -> list[dict[str, Scores]]:
     return by_round
 
 
+def tests_of_rounds(story: Story) -> dict[int, dict[str, dict[str, float]]]:
+    """Returns each learner's metrics of each round's model, by round and learner; without rounds that nobody tested."""
+    found = {
+        number: {name: dict(tested.metrics) for name, tested in sorted(tests.items())}
+        for number, tests in tests_by_round(story.records, voted=story.plan.federation.vote is not None).items()
+    }
+    last, evaluation = story.records[-1], story.evaluation
+    if evaluation and last.round and last.accepted and last.round not in found:
+        tests = evaluation.learners if evaluation.weights == last.weights else {}
+        if evaluation.choice and evaluation.last == last.weights:
+            tests = evaluation.choice.last
+        if tests:
+            found[last.round] = {name: dict(measured.metrics) for name, measured in sorted(tests.items())}
+    return found
+
+
 def global_metrics(story: Story, number: int) -> dict[str, float]:
     """Returns metrics of a round's model over the learners' test parts, weighted by examples; empty if not tested.
 
@@ -170,11 +188,13 @@ def summarise(story: Story) -> dict[str, Any]:
     """Returns the content of `summary.json`.
 
     `loss` and metrics without a prefix describe the learners' training in the round. Metrics `test_...` describe the
-    model of the round, on the learners' test parts. In a run with votes, each round has its decision, and round 0 has
-    the learners' scores before any training. `begun_from` is the round whose model the run continues; null if none.
+    model of the round, on the learners' test parts; `tests` has them by learner. In a run with votes, each round has
+    its decision, and round 0 has the learners' scores before any training. `begun_from` is the round whose model the
+    run continues; null if none.
     """
     voted = story.plan.federation.vote is not None
-    rounds = [_round(story, record) for record in story.records if record.round or voted]
+    tests = tests_of_rounds(story)
+    rounds = [_round(story, record, tests) for record in story.records if record.round or voted]
     timings = story.timings
     ends = [t.started + t.seconds for t in timings]
     return {
@@ -184,12 +204,21 @@ def summarise(story: Story) -> dict[str, Any]:
         "begun_from": {"run": origin.run, "round": origin.round} if (origin := origin_of(story.records[0])) else None,
         "rounds": rounds,
         "evaluation": _evaluated(story.evaluation) if story.evaluation else {},
+        **({"choice": _chosen(choice)} if (choice := story.evaluation and story.evaluation.choice) else {}),
+        **({"rejected": story.onnx["rejected"]} if "rejected" in story.onnx else {}),
         "onnx": {k: story.onnx[k] for k in ("path", "digest", "max_abs_difference", "opset") if k in story.onnx},
         "seconds": round(max(ends) - min(t.started for t in timings), 3) if timings else 0.0,
         **({"ending": story.ending} if story.ending else {}),
         **({"flaw": story.flaw} if story.flaw else {}),
         **({"privacy": msgspec.to_builtins(spent)} if (spent := privacy(story)) else {}),
     }
+
+
+def _chosen(choice: Choice) -> dict[str, Any]:
+    """Returns a choice without the tests of the last model, which are those of its round."""
+    found: dict[str, Any] = msgspec.to_builtins(choice)
+    del found["last"]
+    return found
 
 
 _MOST_CLASSES = 20
@@ -211,7 +240,7 @@ def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
     return found
 
 
-def _round(story: Story, record: Record) -> dict[str, Any]:
+def _round(story: Story, record: Record, tests: Mapping[int, Any]) -> dict[str, Any]:
     metrics = {k: v for k, v in record.metrics.items() if k != "loss"}
     metrics |= {f"test_{k}": v for k, v in global_metrics(story, record.round).items()}
     vote = {"vote": decision(story, record)} if story.plan.federation.vote else {}
@@ -224,6 +253,7 @@ def _round(story: Story, record: Record) -> dict[str, Any]:
         "record": record.ref.record,
         "weights": record.weights,
         "seconds": round(round_seconds(story, record.round), 3),
+        **({"tests": tests[record.round]} if record.round in tests else {}),
         **vote,
     }
 

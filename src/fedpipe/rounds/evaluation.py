@@ -65,9 +65,24 @@ class Measured(Struct, frozen=True, kw_only=True):
     measures: dict[str, float] = {}
 
 
+class Choice(Struct, frozen=True, kw_only=True):
+    """The choice between the last model of a run and the best of its earlier rounds.
+
+    `round` is that of the chosen model. `values` are the metric's by round, as the learners that tested both have it.
+    `last` are the learners' tests of the last model.
+    """
+
+    metric: str
+    over: str
+    round: int
+    values: dict[str, float] = {}
+    last: dict[str, Measured] = {}
+
+
 class Evaluation(Struct, frozen=True, kw_only=True):
     """The final model: on the central test set, and over the learners' test parts; and the digest of the settings.
 
+    `last` is the digest of the last model, if `choice` was made between it and an earlier one.
     `tallies` are those of `central` and `federated`, by output. `uncounted` has reasons by learner, or `central`, and
     output. `personal` are the learners' own models.
     `classes` are the names of the first output's classes, `confusion` is its confusion matrix.
@@ -84,33 +99,44 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     settings: str = ""
     tallies: dict[str, dict[str, Tally]] = {}
     uncounted: dict[str, dict[str, str]] = {}
+    last: str = ""
+    choice: Choice | None = None
 
 
-def find_score(store: Store, learner: str, run: str) -> Score | None:
-    """Return a learner's score, or None. Raises DroppedError."""
-    return receive(_source(store, learner, run), Score, learner=learner)
+def tests_in(evaluation: Evaluation) -> dict[str, Tested]:
+    """Return each learner's test of the model."""
+    return {
+        name: Tested(examples=measured.examples, metrics=measured.metrics)
+        for name, measured in evaluation.learners.items()
+    }
 
 
-def own_score(store: Store, learner: str, run: str) -> Score | None:
+def find_score(store: Store, learner: str, run: str, *, earlier: bool = False) -> Score | None:
+    """Return a learner's score, of the last model or of an earlier one, or None. Raises DroppedError."""
+    return receive(_source(store, learner, run, earlier=earlier), Score, learner=learner)
+
+
+def own_score(store: Store, learner: str, run: str, *, earlier: bool = False) -> Score | None:
     """Return this learner's score; None also if it cannot be used, so that it is measured again."""
-    return usable(_source(store, learner, run), Score, learner=learner)
+    return usable(_source(store, learner, run, earlier=earlier), Score, learner=learner)
 
 
-def _source(store: Store, learner: str, run: str) -> Source:
-    return Source(store, run, keys.score(learner, run), "score", SMALL, _MOST_VALUES)
+def _source(store: Store, learner: str, run: str, *, earlier: bool) -> Source:
+    return Source(store, run, keys.score(learner, run, earlier=earlier), "score", SMALL, _MOST_VALUES)
 
 
 def read_scores(
-    store: Store, run: str, learners: Sequence[str], check: Callable[[Score], None] = lambda _: None
-) -> list[Score]:
+    store: Store, run: str, learners: Sequence[str], check: Callable[[Score], None] = lambda _: None, *,
+    earlier: bool = False,
+) -> list[Score]:  # fmt: skip
     """Return the scores of all learners; none when there were no score steps, as in a simulation.
 
-    `check` raises DroppedError for one that does not count.
+    `check` raises DroppedError for one that does not count. `earlier` scores are of the best earlier model.
     """
     scores: dict[str, Score | None] = {}
     for learner in learners:
         try:
-            found = find_score(store, learner, run)
+            found = find_score(store, learner, run, earlier=earlier)
             if found:
                 check(found)
             scores[learner] = found and _cleaned(found)

@@ -149,7 +149,9 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def measuring(self) -> str:
         """The digest of all that decides how a model is measured: a measurement with other settings is repeated."""
         federation = self.federation
-        settings = (federation.evaluation, federation.training.evaluate, federation.class_names)
+        settings: tuple[Any, ...] = (federation.evaluation, federation.training.evaluate, federation.class_names)
+        if (export := federation.exported) and export.choose == "best":
+            settings = (*settings, export.metric, export.over, export.minimised)
         return digest_of(canonical((self.definition.digest, *settings)))
 
     @property

@@ -11,10 +11,12 @@ from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.statements import check_signed
 from fedpipe.learners.score import evaluate
 from fedpipe.rounds.agreement import agreed_plan
+from fedpipe.rounds.choosing import Candidate, best_earlier, prefers_earlier, value_of
 from fedpipe.rounds.claims import Claims
-from fedpipe.rounds.evaluation import Evaluation, Score, read_scores
+from fedpipe.rounds.evaluation import Choice, Evaluation, Score, read_scores, tests_in
+from fedpipe.rounds.history import history
 from fedpipe.rounds.measures import main_metrics
-from fedpipe.rounds.plan import RunPlace
+from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.steps.contract import Confusion, Html, MetricsArtifact
 from fedpipe.steps.shown import MOST_CLASSES, page_of_confusion
 from fedpipe.store import keys
@@ -31,9 +33,13 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """Metrics as numbers, and the confusion matrix: for the UI's comparison if it has few classes, and as a page."""
+    """Metrics as numbers, the digest of the weights to publish, and the confusion matrix.
+
+    The matrix is for the UI's comparison if it has few classes, and a page.
+    """
 
     evaluation: dict[str, Any]
+    chosen: str
     metrics: MetricsArtifact
     confusion: Confusion
     matrix: Html
@@ -43,7 +49,7 @@ def find(inputs: Inputs) -> Outputs | None:
     """Return the evaluation when it is already there."""
     store = inputs.place.open()
     evaluation = find_object(store, keys.evaluation(inputs.place.run), Evaluation)
-    if evaluation is None or evaluation.weights != inputs.weights:
+    if evaluation is None or (evaluation.last or evaluation.weights) != inputs.weights:
         return None
     return _outputs(evaluation) if evaluation.settings == agreed_plan(store, inputs.place).measuring else None
 
@@ -63,13 +69,46 @@ def run(inputs: Inputs) -> Outputs:
         claims.check(score.learner, "test", score.examples)
 
     evaluation = evaluate(store, plan, inputs.weights, read_scores(store, plan.run, names, check))
+    records = history(store, plan.run)
+    if earlier := best_earlier(records, plan.federation):
+        scores = read_scores(store, plan.run, names, check, earlier=True)
+        number = max(record.round for record in records if record.accepted)
+        evaluation = choose(plan, number, evaluation, earlier, evaluate(store, plan, earlier.weights, scores))
     evaluation = msgspec.structs.replace(evaluation, settings=plan.measuring)
     store.replace(keys.evaluation(plan.run), encode(evaluation))
     return _outputs(evaluation)
 
 
+def choose(plan: Plan, number: int, last: Evaluation, earlier: Candidate, evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation of the chosen model: the last one, or the best of the rounds before.
+
+    Args:
+        plan: the run's plan.
+        number: the round of the last model.
+        last: evaluation of the last model.
+        earlier: the best model of the rounds before.
+        evaluation: its evaluation.
+    """
+    export = plan.federation.exported
+    assert export is not None
+    tests, others = tests_in(last), tests_in(evaluation)
+    both = tests.keys() & others.keys()
+    values = {
+        earlier.round: value_of({name: others[name] for name in both}, export),
+        number: value_of({name: tests[name] for name in both}, export),
+    }
+    chosen = evaluation if prefers_earlier(tests, others, export) else last
+    choice = Choice(
+        metric=export.compared, over=export.over, round=earlier.round if chosen is evaluation else number,
+        values={str(each): value for each, value in values.items() if value is not None},
+        last=last.learners,
+    )  # fmt: skip
+    return msgspec.structs.replace(chosen, last=last.weights, choice=choice)
+
+
 def _outputs(evaluation: Evaluation) -> Outputs:
     return Outputs(
+        chosen=evaluation.weights,
         evaluation=msgspec.to_builtins(msgspec.structs.replace(evaluation, confusion=(), tallies={})),
         metrics=MetricsArtifact(metadata=flat_metrics(evaluation)),
         confusion=Confusion(metadata=_confusion_metadata(evaluation)),

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from fedpipe.registry.gate import refusal
 from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.history import history, is_trained
 from fedpipe.rounds.plan import RunPlace
@@ -27,7 +28,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
-    """The published version; empty when nothing was trained."""
+    """The published version, or why none is published; empty when nothing was trained."""
 
     onnx: dict[str, Any]
     model: ModelArtifact
@@ -42,8 +43,9 @@ def find(inputs: Inputs) -> Outputs | None:
             return None
         log.warning("run %s has trained nothing, so no model is published", run)
         return Outputs(onnx={}, model=ModelArtifact())
-    settings = agreed_plan(store, inputs.place).exporting
-    return _outputs(onnx) if onnx.get("settings") == settings and store.size(onnx["path"]) is not None else None
+    if onnx.get("settings") != agreed_plan(store, inputs.place).exporting:
+        return None
+    return _outputs(onnx) if "rejected" in onnx or store.size(onnx["path"]) is not None else None
 
 
 def run(inputs: Inputs) -> Outputs:
@@ -54,11 +56,15 @@ def run(inputs: Inputs) -> Outputs:
 
     store = inputs.place.open()
     plan = agreed_plan(store, inputs.place)
-    exported = publish(store, plan, inputs.weights)
-    onnx = {
-        "path": exported.path, "version": exported.version, "settings": plan.exporting,
-        **msgspec.to_builtins(exported.origin),
-    }  # fmt: skip
+    if why := refusal(store, plan, inputs.weights):
+        log.warning("run %s publishes no model: %s", plan.run, why)
+        onnx: dict[str, Any] = {"rejected": why, "weights": inputs.weights, "settings": plan.exporting}
+    else:
+        exported = publish(store, plan, inputs.weights)
+        onnx = {
+            "path": exported.path, "version": exported.version, "settings": plan.exporting,
+            **msgspec.to_builtins(exported.origin),
+        }  # fmt: skip
     store.replace(keys.onnx(inputs.place.run), encode(onnx))
     return _outputs(onnx)
 

@@ -11,8 +11,10 @@ from fedpipe.identity.statements import signed_by
 from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.score import score_learner
 from fedpipe.rounds.agreement import agreed_plan
+from fedpipe.rounds.choosing import best_earlier
 from fedpipe.rounds.evaluation import Score, own_score
-from fedpipe.rounds.plan import RunPlace
+from fedpipe.rounds.history import history
+from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import digest_of, encode
 
@@ -34,12 +36,24 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """Return the score when it is already there."""
+    """Return the score when it is already there, and that of an earlier model if it is needed."""
     store = inputs.place.open()
-    score = own_score(store, inputs.learner, inputs.place.run)
-    if score is None or score.why or score.weights != inputs.weights:
-        return None
-    return _outputs(score) if score.settings == agreed_plan(store, inputs.place).measuring else None
+    plan = agreed_plan(store, inputs.place)
+    score = own_score(store, inputs.learner, plan.run)
+    wanted = [(inputs.weights, score)]
+    if earlier := _earlier(store, plan):
+        wanted.append((earlier, own_score(store, inputs.learner, plan.run, earlier=True)))
+    done = all(s and not s.why and (s.weights, s.settings) == (weights, plan.measuring) for weights, s in wanted)
+    return _outputs(score) if score and done else None
+
+
+def _earlier(store: Store, plan: Plan) -> str:
+    """Return the digest of the best earlier model, with which the last one is compared; empty if there is none."""
+    exported = plan.federation.exported
+    if exported is None or exported.choose != "best":
+        return ""
+    found = best_earlier(history(store, plan.run), plan.federation)
+    return found.weights if found else ""
 
 
 def run(inputs: Inputs) -> Outputs:
@@ -48,17 +62,24 @@ def run(inputs: Inputs) -> Outputs:
         return found
     store = inputs.place.open()
     plan = agreed_plan(store, inputs.place)
-    try:
-        score = score_learner(store, plan, inputs.learner, inputs.weights)
-    except (Exception, SystemExit) as error:
-        dropped = dropped_by(plan, inputs.learner, error)
-        if dropped is None:
-            raise
-        log.warning("%s is left out of the evaluation: %s", inputs.learner, dropped.why)
-        score = Score(learner=inputs.learner, weights=inputs.weights, why=dropped.why[:500])
-    score = replace(score, settings=plan.measuring)
+    if earlier := _earlier(store, plan):
+        _publish(store, inputs, _tested(store, plan, inputs.learner, earlier), earlier=True)
+    score = _tested(store, plan, inputs.learner, inputs.weights)
     _publish(store, inputs, score)
     return _outputs(score)
+
+
+def _tested(store: Store, plan: Plan, learner: str, weights: str) -> Score:
+    """Return the score of weights; without numbers if the learner cannot test them, with the reason."""
+    try:
+        score = score_learner(store, plan, learner, weights)
+    except (Exception, SystemExit) as error:
+        dropped = dropped_by(plan, learner, error)
+        if dropped is None:
+            raise
+        log.warning("%s is left out of the evaluation: %s", learner, dropped.why)
+        score = Score(learner=learner, weights=weights, why=dropped.why[:500])
+    return replace(score, settings=plan.measuring)
 
 
 def give_up(inputs: Inputs, why: str) -> Outputs:
@@ -68,9 +89,9 @@ def give_up(inputs: Inputs, why: str) -> Outputs:
     return _outputs(score)
 
 
-def _publish(store: Store, inputs: Inputs, score: Score) -> None:
+def _publish(store: Store, inputs: Inputs, score: Score, *, earlier: bool = False) -> None:
     made = signed_by(score, inputs.learner, place=f"{inputs.place.federation}/{inputs.place.run}")
-    store.replace(keys.score(inputs.learner, inputs.place.run), encode(made))
+    store.replace(keys.score(inputs.learner, inputs.place.run, earlier=earlier), encode(made))
 
 
 def _outputs(score: Score) -> Outputs:

@@ -196,9 +196,9 @@ def sign(learner: str, run: str) -> str:
     return f"{run_folder(run, learner)}sign"
 
 
-def score(learner: str, run: str) -> str:
-    """Returns the key of a learner's score of the final model."""
-    return f"{run_folder(run, learner)}score"
+def score(learner: str, run: str, *, earlier: bool = False) -> str:
+    """Returns the key of a learner's score of the final model, or of the best one of earlier rounds."""
+    return f"{run_folder(run, learner)}score{'-earlier' if earlier else ''}"
 
 
 def answer(learner: str, run: str, number: int, name: str) -> str:
@@ -261,8 +261,7 @@ def traffic(name: str) -> str:
 
 Party = Literal["owner", "learners", "coordinator", "dealer", "server", "administrator"]
 """`owner` is the learner in the key, `learners` are all of them, `server` is `fedpipe serve`. `dealer` is the step that
-deals shards: the coordinator's, unless it has a user of its own. `administrator` is the administrator of the store, who
-enrols."""
+deals shards: the coordinator's, unless it has a user of its own. `administrator` is that of the store, who enrols."""
 
 
 class Access(NamedTuple):
@@ -367,7 +366,11 @@ TABLE = (
     Row("learners/<learner>/runs/<run>/<round>/absent[-<attempt>]", _LEARNERS, "why it did not vote"),
     Row("learners/<learner>/runs/<run>/<round>/<step>.time", _LEARNERS, "how long its step took"),
     Row("learners/<learner>/runs/<run>/<round>/tensorboard/<file>", _LEARNERS, "its TensorBoard event files"),
-    Row("learners/<learner>/runs/<run>/score", _LEARNERS, "counts and sums of its test of the final model"),
+    Row(
+        "learners/<learner>/runs/<run>/score[-earlier]",
+        _LEARNERS,
+        "its tests of the last and the best earlier model",
+    ),
     Row("models/<model>/<version>/origin.json", _PUBLISHED, "the origin of a version, and the model's digest"),
     Row("models/<model>/<version>/signature.json", _PUBLISHED, "the coordinator's signature, if it is enrolled"),
     Row("models/<model>/<version>/model.onnx", _PUBLISHED, "the model; a version is never overwritten"),
