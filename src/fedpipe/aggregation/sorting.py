@@ -7,7 +7,7 @@ has about n (log n)^2 / 4 comparators. Those that no wanted rank depends on are 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -30,38 +30,37 @@ def ranked(values: Sequence[Array], low: int, high: int) -> list[Array]:
     Returns:
         One array per rank: float64 for float64, else float32, which holds all smaller floats.
     """
-    dtype = np.float64 if values[0].dtype == np.float64 else np.float32
-    length = values[0].size
-    result = [np.empty(length, dtype) for _ in range(low, high)]
-    for start in range(0, length, _STRIP):
-        strip = slice(start, min(start + _STRIP, length))
-        held = [np.array(value[strip], dtype) for value in values]
-        ordered = _by_network(held, low, high) if len(held) <= _MOST_IN_NETWORK else _by_sorting(held, low, high)
-        for target, found in zip(result, ordered, strict=True):
-            target[strip] = found
-    return result
+    strips = [ordered for _, ordered in _strips(values, low, high)]
+    return [np.concatenate(parts) for parts in zip(*strips, strict=True)]
 
 
 def median_of(values: Sequence[Array]) -> Floats:
     """Return the median of each coordinate in float64; of an even number, the mean of the two in the middle."""
-    count = len(values)
-    middle = ranked(values, (count - 1) // 2, count // 2 + 1)
-    if len(middle) == 1:
-        return _plain(middle[0].astype(np.float64))
-    low, high = (part.astype(np.float64) for part in middle)
-    low *= 0.5  # before they are added, for the sum of two may overflow
-    high *= 0.5
-    low += high
-    return _plain(low)
+    count, result = len(values), np.empty(values[0].size)
+    for strip, middle in _strips(values, (count - 1) // 2, count // 2 + 1):
+        low, high = middle[0].astype(np.float64), middle[-1].astype(np.float64)
+        result[strip] = low * 0.5 + high * 0.5  # halved before they are added, for the sum of two may overflow
+    return _plain(result)
 
 
-def mean_of(ordered: Sequence[Array]) -> Floats:
-    """Return the mean of arrays in float64, added in their order."""
-    total = ordered[0].astype(np.float64)
-    for part in ordered[1:]:
-        total += part
-    total /= len(ordered)
-    return _plain(total)
+def mean_between(values: Sequence[Array], low: int, high: int) -> Floats:
+    """Return the mean of the ranks [low, high) of each coordinate in float64, added in ascending order."""
+    result = np.zeros(values[0].size)
+    for strip, ordered in _strips(values, low, high):
+        total = result[strip]
+        for part in ordered:
+            total += part
+    result /= high - low
+    return _plain(result)
+
+
+def _strips(values: Sequence[Array], low: int, high: int) -> Iterator[tuple[slice, list[Array]]]:
+    """Yield some coordinates at a time, with their values in order; a few strips fit the cache of a core."""
+    dtype, length = np.float64 if values[0].dtype == np.float64 else np.float32, values[0].size
+    order = _by_network if len(values) <= _MOST_IN_NETWORK else _by_sorting
+    for start in range(0, max(1, length), _STRIP):
+        strip = slice(start, min(start + _STRIP, length))
+        yield strip, order([np.array(value[strip], dtype) for value in values], low, high)
 
 
 def _plain(values: Floats) -> Floats:

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from fedpipe.aggregation.arithmetic import Array, Floats
 from fedpipe.aggregation.rule import Columns
-from fedpipe.aggregation.sorting import mean_of, ranked
+from fedpipe.aggregation.sorting import mean_between
 from fedpipe.federation.rules import TrimmedMean
 
 
@@ -22,7 +22,7 @@ def trimmed_mean(settings: TrimmedMean) -> Columns:
 
     def combine(values: Sequence[Array], _weights: Sequence[float]) -> Floats:
         cut = cut_off(settings.share, len(values))
-        return mean_of(ranked(values, cut, len(values) - cut))
+        return mean_between(values, cut, len(values) - cut)
 
     return Columns(combine)
 
