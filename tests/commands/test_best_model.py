@@ -130,6 +130,16 @@ def test_a_model_that_is_worse_for_a_learner_is_not_published(settings: dict[str
     assert fair["onnx"]["path"].endswith("/2/model.onnx")
 
 
+def test_a_run_that_continues_the_published_model_tests_it_again(settings: dict[str, Any], tmp_path: Path) -> None:
+    """All learners have come to like 1: the published model is better now than when it was published."""
+    assert run(settings, "first", tmp_path, rounds=1)["onnx"]
+    for name in "abc":
+        np.savez(tmp_path / f"{name}.npz", x=np.zeros((20, 1), np.float32), y=np.ones(20, np.float32))
+    settings["training"]["start"] = "head"
+    second = run(settings, "second", tmp_path, rounds=1, metric="loss", publish_if={})
+    assert second["rejected"] == "loss is 1, not better than 0 of tiny version 1"
+
+
 def test_a_metric_that_is_not_measured_is_found_first(settings: dict[str, Any]) -> None:
     with pytest.raises(FedpipeError, match="'accuracy' is neither the loss nor a compiled metric") as caught:
         fedpipe.check({**settings, "export": {"choose": "best", "metric": "accuracy"}})
