@@ -30,7 +30,9 @@ SecretKeyOption = Annotated[
 ]
 ExamplesOption = Annotated[
     int | None,
-    typer.Option("--examples", min=0, help="Most examples that the learner may claim; 0: no limit.", metavar="N"),
+    typer.Option(
+        "--examples", min=0, max=2**53, help="Most examples that the learner may claim; 0: no limit.", metavar="N"
+    ),
 ]
 _MOUNTED = "a folder with the files accesskey and secretkey"
 

@@ -94,15 +94,26 @@ def parse(name: str, values: dict[str, Any]) -> Any:
     """Return the step's inputs as its struct. Raises InputError."""
     kind = body(name).Inputs
     fields = {f.name: f for f in msgspec.structs.fields(kind)}
-    cast = {
-        key: int(value) if fields[key].type is int and isinstance(value, float) and value.is_integer() else value
-        for key, value in values.items()
-        if key in fields
-    }
+    cast = {key: _whole(value, fields[key].type) for key, value in values.items() if key in fields}
     try:
         return converted(cast, kind)
     except msgspec.ValidationError as error:
         raise InputError(str(error).replace("$.", ""), where=f"step {name}") from error
+
+
+def _whole(value: Any, kind: Any) -> Any:
+    """Return whole numbers as int, where a type has such: in KFP's protobuf structs all numbers are floats."""
+    if isinstance(value, float) and value.is_integer() and kind is int:
+        return int(value)
+    if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Struct):
+        return _all_whole(value)
+    return value
+
+
+def _all_whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _all_whole(each) for key, each in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def execute(name: str, executor_input: dict[str, Any], hands: Hands | None = None) -> Any:

@@ -107,9 +107,10 @@ def choose(plan: Plan, number: int, last: Evaluation, earlier: Candidate, evalua
 
 
 def _outputs(evaluation: Evaluation) -> Outputs:
+    found = msgspec.to_builtins(msgspec.structs.replace(evaluation, confusion=(), tallies={}))
     return Outputs(
         chosen=evaluation.weights,
-        evaluation=msgspec.to_builtins(msgspec.structs.replace(evaluation, confusion=(), tallies={})),
+        evaluation={name: value for name, value in found.items() if value is not None},  # KFP's structs have no null
         metrics=MetricsArtifact(metadata=flat_metrics(evaluation)),
         confusion=Confusion(metadata=_confusion_metadata(evaluation)),
         matrix=page_of_confusion(evaluation),
