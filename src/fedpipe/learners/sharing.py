@@ -51,7 +51,7 @@ def local_names(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]
         where = f"share.local[{position}]"
         found = [name for name in names if matches(name, pattern)]
         if not found:
-            remedy = suggestion(pattern, names, listed="The weights are")
+            remedy = suggestion(pattern, names, listed="Choose from")
             raise ModelError(f"{pattern!r} matches none of the weights", where=where, remedy=remedy)
         if len(found) == len(names):
             remedy = suggestion("", names, listed="Choose some of them")
