@@ -63,7 +63,8 @@ def test_from_the_file_to_a_verified_model(digits: Path, monkeypatch: pytest.Mon
     assert summary["ending"] == "done"
     assert (summary["federation"], summary["run"]) == ("digits", "run-1")
     for number, entry in enumerate(summary["rounds"], 1):
-        assert list(entry) == ["round", "loss", "metrics", "learners", "dropped", "record", "weights", "seconds"]
+        assert list(entry) == ["round", "loss", "metrics", "learners", "dropped", "record", "weights", "seconds",
+                               "tests"]  # fmt: skip
         assert entry["round"] == number
         assert entry["learners"] == [f"hospital-{k}" for k in "abcde"]
         assert entry["dropped"] == []

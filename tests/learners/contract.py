@@ -117,65 +117,6 @@ class ModelContract:
         model = self.model()
         assert set(model.trainable) == set(model.initial_weights(0))
 
-    def test_a_correction_is_added_to_the_gradient(self) -> None:
-        """The step is w - eta (g + s (w - a) + o): FedProx pulls by s, and SCAFFOLD adds o."""
-        start, plain = self.descend()
-        kernel = next(name for name, value in start.items() if value.ndim == 2)
-        anchors = {name: value + np.float32(1) for name, value in start.items()}
-        offsets = {kernel: np.full(start[kernel].shape, 0.25, np.float32)}
-        _, found = self.descend(correction=Correction(0.5, anchors, offsets), method={"name": "fedprox", "mu": 0.5})
-        for name in start:
-            change = 0.5 * -1.0 + (0.25 if name == kernel else 0.0)
-            np.testing.assert_allclose(found.weights[name], plain.weights[name] - 0.5 * change, atol=1e-6)
-
-    def test_a_correction_follows_the_weights_from_step_to_step(self) -> None:
-        """With a rate at which the loss hardly matters, the distance shrinks by 1 - eta s a step."""
-        start, _ = self.descend()
-        anchors = {name: value - np.float32(1) for name, value in start.items()}
-        several = {"local_epochs": 0, "local_steps": 3, "learning_rate": 1e-3}
-        method = {"name": "fedprox", "mu": 100.0}
-        _, plain = self.descend(**several)
-        _, found = self.descend(correction=Correction(100.0, anchors), method=method, **several)
-        for name in start:
-            expected = anchors[name] + 0.9**3
-            assert np.abs(found.weights[name] - expected).max() < 3e-3
-            assert np.abs(plain.weights[name] - start[name]).max() < 3e-3
-
-    def test_no_correction_is_left_from_an_earlier_training(self) -> None:
-        method = {"name": "fedprox", "mu": 0.5}
-        start, plain = self.descend(method=method)
-        self.descend(correction=Correction(0.5, {n: v + np.float32(1) for n, v in start.items()}), method=method)
-        _, again = self.descend(method=method)
-        assert weights.digest_of(again.weights) == weights.digest_of(plain.weights)
-
-    def test_gradients_are_clipped_by_their_norm_together(self) -> None:
-        start, plain = self.descend()
-        moved = {name: plain.weights[name] - start[name] for name in start}
-        norm = float(np.sqrt(sum(float(np.sum(np.square(value))) for value in moved.values()))) / 0.5
-        _, same = self.descend(clip_norm=norm * 1.01)
-        _, clipped = self.descend(clip_norm=norm / 4)
-        for name in start:
-            np.testing.assert_allclose(same.weights[name], plain.weights[name], atol=1e-6)
-            np.testing.assert_allclose(clipped.weights[name] - start[name], moved[name] / 4, atol=1e-6)
-
-    def test_accumulated_batches_make_one_step(self) -> None:
-        """Four batches of 15 have the mean gradient of one of 60; the rest of an incomplete group makes no step."""
-        start, whole = self.descend()
-        _, found = self.descend(batch_size=15, accumulate=4)
-        _, more = self.descend(batch_size=15, accumulate=4, local_epochs=0, local_steps=7)
-        for name in start:
-            np.testing.assert_allclose(found.weights[name], whole.weights[name], atol=1e-6)
-            np.testing.assert_allclose(more.weights[name], whole.weights[name], atol=1e-6)
-        assert found.steps == 4
-
-    def test_accumulated_gradients_are_kept_with_the_optimizer(self) -> None:
-        settings = {"batch_size": 15, "accumulate": 4, "local_epochs": 0, "optimizer": "keep"}
-        start, first = self.descend(local_steps=3, **settings)
-        for name in start:
-            np.testing.assert_allclose(first.weights[name], start[name], atol=1e-7)
-        _, second = self.descend(first.weights, local_steps=1, state=first.optimizer, **settings)
-        assert any(np.abs(second.weights[name] - start[name]).max() > 1e-4 for name in start)
-
     def test_a_late_training_is_dropped(self) -> None:
         model = self.model()
         with pytest.raises(DroppedError, match="late: training took longer than the deadline of 0 s"):
@@ -258,3 +199,66 @@ class ModelContract:
         assert [(port.dtype, port.shape) for port in outline.inputs] == [("float32", (None, 4))]
         assert [(port.dtype, port.shape) for port in outline.outputs] == [("float32", (None, 3))]
         assert outline.text.startswith("15 parameters, input (None, 4), ")
+
+
+class GradientContract(ModelContract):
+    """Tests a model whose gradients fedpipe may change: corrections, clipping, accumulation."""
+
+    def test_a_correction_is_added_to_the_gradient(self) -> None:
+        """The step is w - eta (g + s (w - a) + o): FedProx pulls by s, and SCAFFOLD adds o."""
+        start, plain = self.descend()
+        kernel = next(name for name, value in start.items() if value.ndim == 2)
+        anchors = {name: value + np.float32(1) for name, value in start.items()}
+        offsets = {kernel: np.full(start[kernel].shape, 0.25, np.float32)}
+        _, found = self.descend(correction=Correction(0.5, anchors, offsets), method={"name": "fedprox", "mu": 0.5})
+        for name in start:
+            change = 0.5 * -1.0 + (0.25 if name == kernel else 0.0)
+            np.testing.assert_allclose(found.weights[name], plain.weights[name] - 0.5 * change, atol=1e-6)
+
+    def test_a_correction_follows_the_weights_from_step_to_step(self) -> None:
+        """With a rate at which the loss hardly matters, the distance shrinks by 1 - eta s a step."""
+        start, _ = self.descend()
+        anchors = {name: value - np.float32(1) for name, value in start.items()}
+        several = {"local_epochs": 0, "local_steps": 3, "learning_rate": 1e-3}
+        method = {"name": "fedprox", "mu": 100.0}
+        _, plain = self.descend(**several)
+        _, found = self.descend(correction=Correction(100.0, anchors), method=method, **several)
+        for name in start:
+            expected = anchors[name] + 0.9**3
+            assert np.abs(found.weights[name] - expected).max() < 3e-3
+            assert np.abs(plain.weights[name] - start[name]).max() < 3e-3
+
+    def test_no_correction_is_left_from_an_earlier_training(self) -> None:
+        method = {"name": "fedprox", "mu": 0.5}
+        start, plain = self.descend(method=method)
+        self.descend(correction=Correction(0.5, {n: v + np.float32(1) for n, v in start.items()}), method=method)
+        _, again = self.descend(method=method)
+        assert weights.digest_of(again.weights) == weights.digest_of(plain.weights)
+
+    def test_gradients_are_clipped_by_their_norm_together(self) -> None:
+        start, plain = self.descend()
+        moved = {name: plain.weights[name] - start[name] for name in start}
+        norm = float(np.sqrt(sum(float(np.sum(np.square(value))) for value in moved.values()))) / 0.5
+        _, same = self.descend(clip_norm=norm * 1.01)
+        _, clipped = self.descend(clip_norm=norm / 4)
+        for name in start:
+            np.testing.assert_allclose(same.weights[name], plain.weights[name], atol=1e-6)
+            np.testing.assert_allclose(clipped.weights[name] - start[name], moved[name] / 4, atol=1e-6)
+
+    def test_accumulated_batches_make_one_step(self) -> None:
+        """Four batches of 15 have the mean gradient of one of 60; the rest of an incomplete group makes no step."""
+        start, whole = self.descend()
+        _, found = self.descend(batch_size=15, accumulate=4)
+        _, more = self.descend(batch_size=15, accumulate=4, local_epochs=0, local_steps=7)
+        for name in start:
+            np.testing.assert_allclose(found.weights[name], whole.weights[name], atol=1e-6)
+            np.testing.assert_allclose(more.weights[name], whole.weights[name], atol=1e-6)
+        assert found.steps == 4
+
+    def test_accumulated_gradients_are_kept_with_the_optimizer(self) -> None:
+        settings = {"batch_size": 15, "accumulate": 4, "local_epochs": 0, "optimizer": "keep"}
+        start, first = self.descend(local_steps=3, **settings)
+        for name in start:
+            np.testing.assert_allclose(first.weights[name], start[name], atol=1e-7)
+        _, second = self.descend(first.weights, local_steps=1, state=first.optimizer, **settings)
+        assert any(np.abs(second.weights[name] - start[name]).max() > 1e-4 for name in start)

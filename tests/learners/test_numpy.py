@@ -11,14 +11,14 @@ from fedpipe.learners.numpy import Linear, NumpyFramework, NumpyModel, _orders, 
 from fedpipe.learners.user_code import load_code
 from fedpipe.store.objects import digest_of
 from tests.federations import make_federation
-from tests.learners.contract import PART, ModelContract, X, Y
+from tests.learners.contract import PART, GradientContract, X, Y
 from tests.models import LINEAR
 
 ONE_BATCH = Training(rounds=1, batch_size=60, local_epochs=1)
 MODULE = load_code(b"", digest_of(b""))
 
 
-class TestContract(ModelContract):
+class TestContract(GradientContract):
     framework = "numpy"
     plain = LINEAR
     code = LINEAR.replace("0.5)", "0.5, momentum=0.9)")

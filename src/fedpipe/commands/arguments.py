@@ -53,8 +53,9 @@ _LONG = 60
 DAY = 86_400.0
 BOUNDS: dict[str, tuple[float, float]] = {
     "again": (0.01, DAY), "batch": (1, 65_536), "batch_delay": (0, 60_000), "body_limit": (0.001, 65_536),
-    "canary": (0, 1), "keep_runs": (0, 10**6), "learners": (0, 10_000), "noncurrent_days": (0, 36_500),
-    "poll": (0.1, DAY), "port": (0, 65_535), "sessions": (0, 1024), "threads": (0, 1024), "timeout": (0.1, DAY),
+    "canary": (0, 1), "examples": (0, 2**53), "json_limit": (0.001, 65_536), "keep_runs": (0, 10**6),
+    "learners": (0, 10_000), "memory_limit": (0.001, 10**6), "noncurrent_days": (0, 36_500), "poll": (0.1, DAY),
+    "port": (0, 65_535), "sessions": (0, 1024), "threads": (0, 1024), "timeout": (0.1, DAY),
     "version": (1, 10**9), "wait": (0, DAY), "workers": (0, 1024),
 }  # fmt: skip
 """Smallest and largest numbers, the same as those of the options on the command line."""

@@ -19,7 +19,7 @@ from fedpipe.learners.score import evaluate, score_learner
 from fedpipe.store import MemoryStore
 from fedpipe.store.objects import digest_of, put_bytes
 from tests.federations import make_federation
-from tests.learners.contract import PART, ModelContract, X, Y
+from tests.learners.contract import PART, GradientContract, X, Y
 from tests.models import DENSE, RICH, make_plan
 
 
@@ -27,7 +27,7 @@ def built(code: str = DENSE) -> KerasModel:
     return KerasModel(code.encode(), digest_of(code.encode()), "build")
 
 
-class TestContract(ModelContract):
+class TestContract(GradientContract):
     framework = "keras"
     plain = DENSE
     code = DENSE.replace("SGD(0.5)", "SGD(0.5, momentum=0.9)")
