@@ -114,10 +114,14 @@ class TestReport:
         assert "<tr><th>setting</th><th>r1</th><th>r2</th></tr>" in page
         assert "<td>algorithm.name</td><td>collective</td><td>averaging</td>" in page
 
-    def test_a_comparison_of_equal_runs(self, store: MemoryStore) -> None:
-        play(store, make_plan(run="r1"))
-        begin(store, make_plan(run="r2"), fresh)
-        assert "These runs have the same settings." in render(read_story(store, "r1"), [read_story(store, "r2")])
+    @pytest.mark.parametrize("start", ["fresh", "head"])
+    def test_a_comparison_of_equal_runs(self, store: MemoryStore, start: str) -> None:
+        """One that continues another run began with other weights, whatever its settings."""
+        federation = make_federation(training={"rounds": 2, "batch_size": 1, "start": start})
+        play(store, make_plan(federation, "r1"))
+        begin(store, make_plan(federation, "r2"), fresh)
+        page = render(read_story(store, "r1"), [read_story(store, "r2")])
+        assert ("These runs have the same settings." in page) == (start == "fresh")
 
 
 class TestPictures:
