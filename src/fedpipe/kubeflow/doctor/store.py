@@ -20,6 +20,8 @@ from fedpipe.store.network import Pool
 
 _LARGEST_SKEW = 60.0
 """Seconds by which clocks may differ without a warning; S3 refuses requests from 15 minutes on."""
+_LOOK = 10.0
+"""Seconds for a look at a store; a step waits longer."""
 
 
 def check_store(federation: Federation, pod_uri: str, where: Where) -> Iterator[Finding]:
@@ -43,7 +45,7 @@ def check_store(federation: Federation, pod_uri: str, where: Where) -> Iterator[
 def _check_access(federation: Federation, uri: str) -> Iterator[Finding]:
     try:
         yield from _check_clock(uri)
-        open_store(uri).probe()
+        open_store(uri, deadline=_LOOK).probe()
     except FedpipeError as error:
         yield _as_finding(error)
         return
@@ -75,7 +77,7 @@ def check_enrolment(federation: Federation, uri: str) -> Iterator[Finding]:
         uri: URI of its store, as this machine reaches it.
     """
     try:
-        enrolled = read_enrolled(open_store(uri).below(federation.name))
+        enrolled = read_enrolled(open_store(uri, deadline=_LOOK).below(federation.name))
     except FedpipeError as error:
         yield _as_finding(error)
         return
@@ -96,7 +98,7 @@ def check_enrolment(federation: Federation, uri: str) -> Iterator[Finding]:
 def find_signers(federation: Federation, pod_uri: str, where: Where) -> set[str]:
     """Returns the names of those that must sign; empty if the store cannot be read, which `check_store` reports."""
     with contextlib.suppress(FedpipeError), reachable_store(pod_uri, where) as uri:
-        enrolled = read_enrolled(open_store(uri).below(federation.name))
+        enrolled = read_enrolled(open_store(uri, deadline=_LOOK).below(federation.name))
         enrolments = dict(enrolled.learners)
         if enrolled.coordinator:
             enrolments[THE_COORDINATOR] = enrolled.coordinator
