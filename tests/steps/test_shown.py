@@ -59,7 +59,7 @@ def test_the_run_and_each_learner_compare_by_the_same_names(shown: Any) -> None:
 
 
 def test_the_session_has_a_page_with_curves_and_commands(shown: Any) -> None:
-    page = next(page for name, page in shown[1].items() if "coordinate" in name)
+    page = next(page for name, page in shown[1].items() if "coordinate" in name and name.endswith("page"))
     for part in ("<svg", "digits, run-1: 2 rounds", "fedpipe watch run-1", "fedpipe report run-1", "hospital-e"):
         assert part in page
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")

@@ -96,7 +96,7 @@ def test_a_process_that_dies_is_started_again_in_its_pod(folder: Path, pods: Pod
     assert [len(record.updates) for record in records[1:]] == [3, 3, 3]
     shown = pods.ended["learn a"].output["artifacts"]["metrics"]["artifacts"][0]["metadata"]
     (last,) = [update for update in records[3].updates if update.learner == "a"]
-    assert shown == {**last.metrics, "trained": 3, "voted": 0}
+    assert shown == {**last.metrics, "rounds": 3, "votes": 0, "examples": last.examples}
     assert shown["loss"] > 0
 
 
