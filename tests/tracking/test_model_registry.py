@@ -13,7 +13,7 @@ from msgspec.structs import replace
 import fedpipe
 from fedpipe.commands.init import Framework, init
 from fedpipe.errors import FederationError, FedpipeError, ServiceError
-from fedpipe.identity.signing import make_key, public_key
+from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.registry.publication import ModelVersion, find_origin, sign_publication
 from fedpipe.reports.story import read_story
 from fedpipe.rounds.history import history
@@ -107,7 +107,7 @@ def test_what_changed_since_is_brought_up_to_date(registry: Registry, asked: Ask
     models, entry, private = store_of(finished / "store").below("models"), ModelVersion("digits", 1), make_key()
     origin = find_origin(models, entry)
     assert origin is not None
-    sign_publication(models, entry, origin, private)
+    sign_publication(models, entry, origin, signer_of(private))
     registered(finished, asked.url)
     (version,), (artifact,) = registry.held["model_version"].values(), registry.held["model_artifact"].values()
     assert plain(version)["signature_key"] == plain(artifact)["signature_key"] == public_key(private)
