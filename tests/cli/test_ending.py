@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fedpipe.cli.ending import EndedError, ended_by_signals
 from tests.federations import change
 from tests.processes import COMMAND, assert_ended, terminal
 
@@ -174,3 +176,42 @@ def test_nohup_is_respected(long: Path) -> None:
             assert running.poll() is None
         running.terminate()
         running.communicate(timeout=30)
+
+
+def lose(number: signal.Signals) -> None:
+    """Loses the exception of a signal, and works on."""
+    with ended_by_signals():
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(number)
+        time.sleep(10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_exception_that_is_lost_is_raised_again(number: signal.Signals) -> None:
+    """Python drops an exception in a destructor, and libraries catch what they should not."""
+    begun = time.monotonic()
+    with pytest.raises((KeyboardInterrupt, EndedError)):
+        lose(number)
+    assert time.monotonic() - begun < 5
+
+
+def test_the_cleaning_up_is_not_disturbed() -> None:
+    done = []
+
+    def clean() -> None:
+        time.sleep(1.2)
+        done.append("cleaned")
+
+    def end() -> None:
+        with ended_by_signals(), contextlib.ExitStack() as stack:
+            stack.callback(clean)
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                time.sleep(0.7)
+                done.append("waited")
+
+    with pytest.raises(KeyboardInterrupt):
+        end()
+    assert done == ["waited", "cleaned"]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

@@ -15,6 +15,8 @@ INTERRUPTED = 128 + signal.SIGINT
 """The exit code after Ctrl-C."""
 STOPPED = "stopped; run the same command again to resume"
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_AGAIN = 0.5
+"""Seconds between looks whether a signal's exception was lost, such as in a destructor, where Python drops it."""
 
 
 class EndedError(BaseException):
@@ -37,21 +39,31 @@ def ended_by_signals() -> Iterator[None]:
         if first:
             leave(128 + number)
         first.append(number)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise EndedError(number)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN, _AGAIN)
+        raise _exception_of(number)
+
+    def end_again(_number: int, _frame: FrameType | None) -> None:
+        if sys.exception() is None:  # otherwise the command is cleaning up
+            raise _exception_of(first[0])
 
     watched = [signal.SIGINT, *_SIGNALS]
     earlier: dict[int, Any] = {number: signal.getsignal(number) for number in watched}
     for number, handler in earlier.items():
         if handler in (signal.SIG_DFL, signal.default_int_handler):  # nohup ignores SIGHUP
             signal.signal(number, end)
+    alarm = signal.signal(signal.SIGALRM, end_again)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
         for number, handler in earlier.items():
             if signal.getsignal(number) is end:
                 signal.signal(number, handler)
+
+
+def _exception_of(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else EndedError(number)
 
 
 def leave(code: int) -> None:
