@@ -110,8 +110,12 @@ class TestWorkers:
         start_server()
 
     @pytest.mark.parametrize("delay", [0.0005, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
+    @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
     def test_ctrl_c_while_a_process_starts_leaves_no_error(self, delay: float) -> None:
-        """The main thread is interrupted inside the start of the process; what has not begun cannot be killed."""
+        """The main thread is interrupted inside the start of the process; what has not begun cannot be killed.
+
+        A process that has begun unseen ends with its pipe.
+        """
         worker = Worker()
 
         def interrupt(number: int, frame: Any) -> None:
