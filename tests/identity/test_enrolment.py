@@ -11,11 +11,12 @@ from msgspec.structs import replace
 from fedpipe.errors import CorruptError, DroppedError, InputError, StoreError, StoreUnavailableError
 from fedpipe.identity.enrolment import NOBODY, Enrolled, Enrolment, change_enrolled, find_enrolled, read_enrolled
 from fedpipe.identity.signing import make_key, public_key
+from fedpipe.identity.statements import check_signed, signed
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.manifests import Record, Update
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.updates import check_signed, find_update, signed
+from fedpipe.rounds.updates import find_update
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import encode
 from tests.faults.stores import HookedStore

@@ -64,7 +64,7 @@ def estimate(store: Store, plan: Plan, previous: Record) -> Phase:
 
 def _candidate(store: Store, plan: Plan, previous: Record, roll: Roll) -> Record:
     number, name = previous.round + 1, plan.federation.name
-    updates, dropped = collect(store, federation=name, run=plan.run, number=number, base=previous.weights, roll=roll)
+    updates, dropped = collect(store, plan, previous, roll)
     sound = []
     for update in updates:
         try:

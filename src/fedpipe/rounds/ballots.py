@@ -74,10 +74,12 @@ def collect_ballots(
     return gather(store, plan.run, number, roll, read, name="absent", otherwise="no ballot")
 
 
-def is_cast(store: Store, plan: Plan, number: int, base: str, candidate: str, learner: str) -> bool:
+def is_cast(
+    store: Store, plan: Plan, enrolled: Enrolled, number: int, base: str, candidate: str, learner: str
+) -> bool:  # fmt: skip
     """Return whether a learner has left a valid ballot in a round."""
     try:
-        return _valid(store, plan, read_enrolled(store), number, base, candidate, learner) is not None
+        return _valid(store, plan, enrolled, number, base, candidate, learner) is not None
     except DroppedError as error:
         log.warning("round %d: the ballot of %s does not count: %s", number, learner, error.what)
         return False

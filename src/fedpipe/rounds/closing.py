@@ -32,7 +32,6 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.methods import FedNova, Scaffold
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.rounds.ballots import collect_ballots
-from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.history import begun_from, commit, propose_candidate, read_candidate, read_record, record_layout
 from fedpipe.rounds.manifests import MOST_METRICS, Dropped, Record, Update, bounded
 from fedpipe.rounds.plan import Plan
@@ -77,16 +76,7 @@ def close_round(
         return drafted
     previous = begun_from(store, plan.run, number, base)
     roll = roll or Roll(select(federation, number))
-    updates, dropped = collect(
-        store,
-        federation=federation.name,
-        run=plan.run,
-        number=number,
-        base=base,
-        roll=roll,
-        plan=previous.plan,
-        of=plan,
-    )
+    updates, dropped = collect(store, plan, previous, roll)
     check_quorum(number, len(updates), dropped, federation.min_updates, demanding_rule(federation))
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -279,11 +269,7 @@ def proposal_of(store: Store, plan: Plan, previous: Record, roll: Roll) -> Recor
     if why := roll.excused.get(proposer):
         return replace(record, dropped=(Dropped(learner=proposer, why=why),))
     try:
-        enrolled = read_enrolled(store)
-        update = read_valid(
-            store, enrolled, proposer, federation=plan.federation.name, run=plan.run, number=number,
-            base=previous.weights, plan=previous.plan, claims=Claims.of(plan, enrolled),
-        )  # fmt: skip
+        update = read_valid(store, plan, previous, read_enrolled(store), proposer)
         if update is None:
             found = find_dropped(store, proposer, plan.run, number)
             return replace(record, dropped=(found or Dropped(learner=proposer, why="no proposal"),))

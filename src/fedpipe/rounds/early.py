@@ -10,11 +10,10 @@ from pathlib import Path
 from fedpipe.aggregation import Forest, Norms
 from fedpipe.errors import DroppedError
 from fedpipe.identity.enrolment import read_enrolled
-from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.closing import bounds_of, places_of, rule_of, source_of
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.updates import check_update, find_update
+from fedpipe.rounds.updates import read_valid
 from fedpipe.store import Store
 from fedpipe.store.objects import fetch_file
 from fedpipe.weights import Layout
@@ -34,7 +33,7 @@ class EarlySums:
 
     def __init__(self, store: Store, plan: Plan, previous: Record, forest: Forest) -> None:
         self._store, self._plan, self._previous = store, plan, previous
-        self._claims = Claims.of(plan, read_enrolled(store))
+        self._enrolled = read_enrolled(store)
         self.forest: Forest | None = forest
 
     @classmethod
@@ -64,19 +63,13 @@ class EarlySums:
         """Fetch a learner's update and add it; the closing reports what is wrong with it."""
         if self.forest is None:
             return
-        number, base = self._previous.round + 1, self._previous.weights
         with contextlib.suppress(DroppedError):
-            update = find_update(self._store, learner, self._plan.run, number)
+            update = read_valid(self._store, self._plan, self._previous, self._enrolled, learner)
             if update is None:
                 return
-            check_update(
-                update, federation=self._plan.federation.name, run=self._plan.run, number=number, learner=learner,
-                base=base, plan=self._previous.plan,
-            )  # fmt: skip
-            self._claims.check_update(update)
             try:
                 if (norms := self.forest.norms) and not norms.base.exists():
-                    fetch_file(self._store, base, norms.base)
+                    fetch_file(self._store, self._previous.weights, norms.base)
                 self.forest.add(source_of(self._plan, update))
             except OSError as error:  # no space to keep it: the closing streams from the store
                 log.warning("updates are not added before all have arrived: %s", error.strerror)

@@ -14,7 +14,7 @@ from fedpipe.errors import (
     WeightsError,
 )
 from fedpipe.identity.enrolment import Enrolled, read_enrolled
-from fedpipe.identity.statements import check_signed, signed
+from fedpipe.identity.statements import check_signed
 from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import LARGEST, MOST_METRICS, Dropped, Record, Tested, Update, bounded
@@ -25,10 +25,6 @@ from fedpipe.store import Store, keys
 from fedpipe.store.objects import fetch_file
 from fedpipe.weights import Layout, check_finite, fetch_from, read_layout, stream
 
-__all__ = [
-    "check_signed", "check_update", "collect", "fetch_weights", "find_part", "find_update", "is_offered",
-    "mean_metrics", "mean_tested", "own_update", "publish_update", "read_valid", "signed",
-]  # fmt: skip
 log = logging.getLogger("fedpipe")
 
 
@@ -125,23 +121,21 @@ def check_update(
     check_printable("update", [*update.metrics, *(update.tested.metrics if update.tested else ())])
 
 
-def read_valid(
-    store: Store, enrolled: Enrolled, learner: str, *, federation: str, run: str, number: int, base: str,
-    plan: str | None, claims: Claims | None = None,
-) -> Update | None:  # fmt: skip
-    """Return a learner's update if it belongs to the round and has the signature that it needs; None without one.
-
-    With `claims`, its numbers of examples are checked too.
+def read_valid(store: Store, plan: Plan, previous: Record, enrolled: Enrolled, learner: str) -> Update | None:
+    """Return a learner's update if it belongs to the next round, is signed, and claims no more than it has.
 
     Raises:
         DroppedError: the reason why the learner is dropped.
     """
-    update = find_update(store, learner, run, number)
+    number = previous.round + 1
+    update = find_update(store, learner, plan.run, number)
     if update is not None:
-        check_update(update, federation=federation, run=run, number=number, learner=learner, base=base, plan=plan)
+        check_update(
+            update, federation=plan.federation.name, run=plan.run, number=number, learner=learner,
+            base=previous.weights, plan=previous.plan,
+        )  # fmt: skip
         check_signed(update, enrolled)
-        if claims:
-            claims.check_update(update)
+        Claims.of(plan, enrolled).check_update(update)
     return update
 
 
@@ -150,10 +144,7 @@ def is_offered(
 ) -> bool:
     """Return whether a learner has left a valid update for the next round, with weights of this size."""
     try:
-        update = read_valid(
-            store, enrolled, learner, federation=plan.federation.name, run=plan.run,
-            number=previous.round + 1, base=previous.weights, plan=previous.plan, claims=Claims.of(plan, enrolled),
-        )  # fmt: skip
+        update = read_valid(store, plan, previous, enrolled, learner)
         if update is None or update.size != size:
             return False
         source = Source(store, plan.run, keys.content(update.weights, learner, kind), "update")
@@ -163,23 +154,14 @@ def is_offered(
         return False
 
 
-def collect(
-    store: Store, *, federation: str, run: str, number: int, base: str, roll: Roll, plan: str | None = None,
-    of: Plan | None = None,
-) -> tuple[list[Update], list[Dropped]]:  # fmt: skip
-    """Return the valid updates of a round and the learners without one, both sorted by name.
-
-    `plan` is the digest of the run's definition; with `of`, its plan, numbers of examples are checked too.
-    """
+def collect(store: Store, plan: Plan, previous: Record, roll: Roll) -> tuple[list[Update], list[Dropped]]:
+    """Return the valid updates of the next round and the learners without one, both sorted by name."""
     enrolled = read_enrolled(store)
-    claims = Claims.of(of, enrolled) if of else None
 
     def read(learner: str) -> Update | None:
-        return read_valid(
-            store, enrolled, learner, federation=federation, run=run, number=number, base=base, plan=plan, claims=claims
-        )  # fmt: skip
+        return read_valid(store, plan, previous, enrolled, learner)
 
-    return gather(store, run, number, roll, read, name="dropped", otherwise="no update")
+    return gather(store, plan.run, previous.round + 1, roll, read, name="dropped", otherwise="no update")
 
 
 def mean_metrics(updates: list[Update]) -> dict[str, float]:

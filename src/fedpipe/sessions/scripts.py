@@ -10,7 +10,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from fedpipe.errors import InputError, RoundError
-from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.identity.enrolment import Enrolled, read_enrolled
 from fedpipe.rounds.ballots import is_cast
 from fedpipe.rounds.closing import close_round, close_vote, in_constant_memory, proposal_of
 from fedpipe.rounds.early import EarlySums
@@ -191,8 +191,7 @@ class Round:
 
     def _offered(self, kind: keys.Kind) -> Callable[[str], bool]:
         """Return whether a learner has left a valid update, whose weights are there."""
-
-        enrolled = cache(partial(read_enrolled, self._store))
+        enrolled = self._enrolled()
 
         def offered(learner: str) -> bool:
             size = self._layout(self._previous).size
@@ -202,11 +201,16 @@ class Round:
 
     def _voted(self, candidate: str) -> Callable[[str], bool]:
         """Return whether a learner has left a valid ballot."""
+        enrolled = self._enrolled()
 
         def voted(learner: str) -> bool:
-            return is_cast(self._store, self._plan, self.number, self.base, candidate, learner)
+            return is_cast(self._store, self._plan, enrolled(), self.number, self.base, candidate, learner)
 
         return voted
+
+    def _enrolled(self) -> Callable[[], Enrolled]:
+        """Return a function that reads who is enrolled, once in a phase, when the first answer comes."""
+        return cache(partial(read_enrolled, self._store))
 
     def _selected(self, attempt: int, away: Collection[str]) -> tuple[str, ...]:
         return select(self._plan.federation, self.number, attempt, away)

@@ -62,7 +62,7 @@ def run(inputs: Inputs) -> Outputs:
     plan = agreed_plan(store, inputs.place)
     names = [learner.name for learner in plan.federation.learners]
     enrolled = read_enrolled(store)
-    claims, named = Claims(plan.sizes, enrolled), f"{plan.federation.name}/{plan.run}"
+    claims, named = Claims.of(plan, enrolled), f"{plan.federation.name}/{plan.run}"
 
     def check(score: Score) -> None:
         check_signed(score, enrolled, place=named)
