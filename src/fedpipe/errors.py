@@ -28,7 +28,7 @@ FedpipeError                    exit code
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 _CREDENTIALS = re.compile(
     r"(?<=://)(?:[^\s'\"?#@]*:[^\s'\"?#]*|[^\s/'\"?#]*)@|(?<=%3A%2F%2F)[^\s'\"&]*%40", re.IGNORECASE
@@ -192,3 +192,24 @@ class StepError(FedpipeError):
 
 class WorkerDiedError(StepError):
     """The process ended while it worked: killed, or out of memory."""
+
+
+class Failure(NamedTuple):
+    """An error on its way between processes."""
+
+    kind: str
+    what: str
+    where: str | None
+    remedy: str | None
+
+    @classmethod
+    def of(cls, error: FedpipeError) -> Failure:
+        """Return the failure for an error."""
+        return cls(type(error).__name__, error.what, error.where, error.remedy)
+
+    def error(self) -> FedpipeError:
+        """Return the error, with its original class."""
+        kind: type[FedpipeError] = globals().get(self.kind, FedpipeError)
+        error = kind.__new__(kind)
+        FedpipeError.__init__(error, self.what, where=self.where, remedy=self.remedy)
+        return error

@@ -15,8 +15,8 @@ import pytest
 
 from fedpipe.compiled.graph import Graph, Task, parse_graph
 from fedpipe.engine.local import Engine, Event
-from fedpipe.engine.workers import Failure, Worker, Workers, start_server
-from fedpipe.errors import FedpipeError, InputError, QuorumError, StepError, WorkerDiedError
+from fedpipe.engine.workers import Worker, Workers, start_server
+from fedpipe.errors import Failure, FedpipeError, InputError, QuorumError, StepError, WorkerDiedError
 
 
 def graph(tasks: dict[str, dict[str, Any]]) -> Graph:

@@ -24,8 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from fedpipe import errors
-from fedpipe.errors import FedpipeError, WorkerDiedError
+from fedpipe.errors import Failure, FedpipeError, WorkerDiedError
 from fedpipe.frameworks import find_python
 from fedpipe.store.concealment import conceal, environ, reveal
 
@@ -33,27 +32,6 @@ OWN_PYTHON = ("tff", "custom")
 """Environments with a Python of their own, which is found by `frameworks.find_python`."""
 _START = threading.Lock()
 _STARTED = threading.Event()
-
-
-class Failure(NamedTuple):
-    """Transports an error between processes."""
-
-    kind: str
-    what: str
-    where: str | None
-    remedy: str | None
-
-    @classmethod
-    def of(cls, error: FedpipeError) -> Failure:
-        """Returns the failure for an error."""
-        return cls(type(error).__name__, error.what, error.where, error.remedy)
-
-    def error(self) -> FedpipeError:
-        """Returns the error, with its original class."""
-        kind: type[FedpipeError] = getattr(errors, self.kind, FedpipeError)
-        error = kind.__new__(kind)
-        FedpipeError.__init__(error, self.what, where=self.where, remedy=self.remedy)
-        return error
 
 
 def start_server() -> None:

@@ -19,9 +19,8 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
-from fedpipe import errors
 from fedpipe.codec import from_json
-from fedpipe.errors import FedpipeError, StoreUnavailableError
+from fedpipe.errors import Failure, StoreUnavailableError
 from fedpipe.store.base import SMALL, Blob, Entry, Reader
 
 KEYHOLDER = "FEDPIPE_KEYHOLDER"
@@ -54,13 +53,10 @@ class Request(Struct, frozen=True, omit_defaults=True):
 
 
 class Answer(Struct, frozen=True, omit_defaults=True):
-    """An answer: a value, or the class and the parts of an error. With `payload`, bytes follow."""
+    """An answer: a value, or an error. With `payload`, bytes follow."""
 
     value: Any = None
-    error: str = ""
-    what: str = ""
-    where: str | None = None
-    remedy: str | None = None
+    failure: Failure | None = None
     payload: bool = False
 
 
@@ -92,16 +88,9 @@ class Line:
                 data = self._connection.recv_bytes() if answer.payload else b""
             except (EOFError, OSError) as error:
                 raise StoreUnavailableError("the process that holds the keys has ended") from error
-        if answer.error:
-            raise _error_of(answer)
+        if answer.failure is not None:
+            raise answer.failure.error()
         return answer.value, data
-
-
-def _error_of(answer: Answer) -> FedpipeError:
-    kind = getattr(errors, answer.error, None)
-    assert isinstance(kind, type)
-    assert issubclass(kind, FedpipeError)
-    return kind(answer.what, where=answer.where, remedy=answer.remedy)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from fedpipe.codec import from_json
-from fedpipe.errors import FedpipeError, StoreError, one_line
+from fedpipe.errors import Failure, FedpipeError, StoreError, one_line
 from fedpipe.store.base import Reader, Store
 from fedpipe.store.held import PIECE, Answer, Place, Request
 from fedpipe.store.uri import check_uri, endpoint_of, open_store
@@ -88,11 +88,10 @@ class Keyholder:
             value, data = self._done(request, payload)
             answer = Answer(value=value, payload=data is not None)
         except FedpipeError as error:
-            data = None
-            answer = Answer(error=type(error).__name__, what=error.what, where=error.where, remedy=error.remedy)
+            data, answer = None, Answer(failure=Failure.of(error))
         except Exception as error:  # such as a descriptor of something else
-            data, what = None, f"the process that holds the keys cannot {request.op[:20]}: {one_line(error)}"
-            answer = Answer(error="StoreError", what=what)
+            refused = StoreError(f"the process that holds the keys cannot {request.op[:20]}: {one_line(error)}")
+            data, answer = None, Answer(failure=Failure.of(refused))
         self._connection.send_bytes(msgspec.json.encode(answer))
         if data is not None:
             self._connection.send_bytes(data)
@@ -104,12 +103,18 @@ class Keyholder:
             return self._others[request.op](request.key, payload), None
         if request.op in ("piece", "close"):
             return self._read_on(request)
-        if request.op not in _OPERATIONS or request.place is None:
-            raise StoreError(f"the process that holds the keys knows no operation {request.op[:20]!r}")
-        store = self._opened(request.place)
+        store = self._store(request)
         if request.op == "open":
             return self._stream(store.open(request.key)), None
-        return _OPERATIONS[request.op](store, request, payload)
+        operation = _OPERATIONS.get(request.op)
+        if operation is None:
+            raise StoreError(f"the process that holds the keys knows no operation {request.op[:20]!r}")
+        return operation(store, request, payload)
+
+    def _store(self, request: Request) -> Store:
+        if request.place is None:
+            raise StoreError("the request names no store")
+        return self._opened(request.place)
 
     def _open(self, place: Place) -> Store:
         if not check_uri(place.uri).startswith("s3://"):
@@ -145,9 +150,7 @@ class Keyholder:
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise StoreError("only a file can be uploaded")
-            if request.place is None:
-                raise StoreError("the request names no store")
-            self._opened(request.place).upload(request.key, Path(f"/proc/self/fd/{handle}"))
+            self._store(request).upload(request.key, Path(f"/proc/self/fd/{handle}"))
         finally:
             os.close(handle)
         return None, None
@@ -182,5 +185,4 @@ _OPERATIONS: dict[str, Callable[[Store, Request, bytes], _Result]] = {
     "folders": lambda store, _, __: (store.folders(), None),
     "delete": lambda store, request, _: (store.delete(request.key), None),  # type: ignore[func-returns-value]
     "probe": lambda store, _, __: (store.probe(), None),  # type: ignore[func-returns-value]
-    "open": lambda *_: (None, None),
 }
