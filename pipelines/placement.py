@@ -10,6 +10,7 @@ from kfp import dsl, kubernetes
 
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.federation.placement import Placement
+from fedpipe.federation.tracking import TRACKING_KEYS
 from fedpipe.identity.signing import SIGNING_KEY
 from fedpipe.steps import TRACKED
 
@@ -17,12 +18,6 @@ SECRET_KEYS = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS
 """Maps keys of the Secret (those of KFP's own `mlpipeline-minio-artifact`) to the variables that steps read."""
 
 SIGNING_KEYS = {"signingkey": SIGNING_KEY}
-
-TRACKING_KEYS = {
-    "token": "MLFLOW_TRACKING_TOKEN",
-    "username": "MLFLOW_TRACKING_USERNAME",
-    "password": "MLFLOW_TRACKING_PASSWORD",
-}
 
 RETRIES = 2
 _LONGEST = "90d"

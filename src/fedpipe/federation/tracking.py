@@ -8,6 +8,13 @@ from msgspec import Meta
 
 from fedpipe.federation.names import Section
 
+TRACKING_KEYS = {
+    "token": "MLFLOW_TRACKING_TOKEN",
+    "username": "MLFLOW_TRACKING_USERNAME",
+    "password": "MLFLOW_TRACKING_PASSWORD",
+}
+"""Maps keys of the Secret to the variables that MLflow's own clients read, and steps too."""
+
 
 class Tracking(Section, frozen=True, kw_only=True):
     """Sends a run's parameters, curves, report and model to MLflow, and never holds up a run."""

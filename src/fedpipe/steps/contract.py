@@ -8,7 +8,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -101,6 +101,11 @@ def parse(name: str, values: dict[str, Any]) -> Any:
         raise InputError(str(error).replace("$.", ""), where=f"step {name}") from error
 
 
+def inputs_of(name: str, executor_input: Mapping[str, Any]) -> Any:
+    """Return the inputs in KFP's executor input as the step's struct. Raises InputError."""
+    return parse(name, executor_input.get("inputs", {}).get("parameterValues", {}))
+
+
 def _whole(value: Any, kind: Any) -> Any:
     """Return whole numbers as int, where a type has such: in KFP's protobuf structs all numbers are floats."""
     if isinstance(value, float) and value.is_integer() and kind is int:
@@ -130,7 +135,7 @@ def execute(name: str, executor_input: dict[str, Any], hands: Hands | None = Non
     Raises:
         FedpipeError: see the step.
     """
-    inputs = parse(name, executor_input.get("inputs", {}).get("parameterValues", {}))
+    inputs = inputs_of(name, executor_input)
     started, clock = time.time(), time.monotonic()
     try:
         outputs = body(name).run(inputs, hands or Hands()) if name in WAITING else body(name).run(inputs)

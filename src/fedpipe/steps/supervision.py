@@ -23,7 +23,7 @@ from fedpipe.codec import converted, read_json
 from fedpipe.errors import FedpipeError, StepError
 from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps import TRACKED
-from fedpipe.steps.contract import give_up, log, parse, parse_arguments, start_log, write_outputs
+from fedpipe.steps.contract import give_up, inputs_of, log, parse_arguments, start_log, write_outputs
 from fedpipe.steps.fence import hide_memory
 from fedpipe.steps.work import Ended, surroundings
 from fedpipe.tracking.tracker import Tracker
@@ -166,7 +166,7 @@ def _tracked(name: str, executor_input: dict[str, Any]) -> Iterator[None]:
     """Send the rounds of a step to the tracking server meanwhile, if there is one; keys for it stay in this process."""
     with contextlib.ExitStack() as stack:
         try:
-            place = getattr(parse(name, executor_input.get("inputs", {}).get("parameterValues", {})), "place", None)
+            place = getattr(inputs_of(name, executor_input), "place", None)
             if name in TRACKED and isinstance(place, RunPlace):
                 store = place.open()
                 settings = read_plan(store, place.plan).federation.tracking

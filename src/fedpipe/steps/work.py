@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fedpipe.errors import FedpipeError, StoreUnavailableError, WorkerDiedError, one_line
+from fedpipe.federation.tracking import TRACKING_KEYS
 from fedpipe.identity.signing import FOUND_KEYS, KEYS, key_answers
 from fedpipe.rounds.floors import FLOORS, read_floors
-from fedpipe.steps.contract import execute, log, parse, start_log
+from fedpipe.steps.contract import execute, inputs_of, log, start_log
 from fedpipe.steps.fence import fence
 from fedpipe.store import SECRET_DIR, endpoint_of
 from fedpipe.store.concealment import CONCEALED
@@ -35,9 +36,7 @@ FOREIGN = frozenset({"describe", "evaluate", "export", "initialise", "learn", "s
 _FENCED = "FEDPIPE_FENCED"
 _TOKENS = "/var/run/secrets"
 """Where a pod has the tokens of its service account."""
-_SERVICES = (
-    "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", TOKEN, TOKEN_PATH,
-)  # fmt: skip
+_SERVICES = (*TRACKING_KEYS.values(), TOKEN, TOKEN_PATH)
 """Variables with keys of other services."""
 
 
@@ -113,7 +112,7 @@ def surroundings(name: str, executor_input: Mapping[str, Any]) -> Iterator[tuple
 
 
 def _store_of(name: str, executor_input: Mapping[str, Any]) -> str:
-    inputs = parse(name, executor_input.get("inputs", {}).get("parameterValues", {}))
+    inputs = inputs_of(name, executor_input)
     return str(inputs.place.store if hasattr(inputs, "place") else inputs.store)
 
 

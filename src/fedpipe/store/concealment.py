@@ -1,9 +1,9 @@
 """Takes keys out of the environment before code of others runs in the process.
 
-The user's `model.py` runs in the process that reads the store and signs. Anything in `os.environ` is one line away for
-it, and for each program that it starts. So steps and workers conceal keys first: this module keeps them, and
+Outside of pods, the user's `model.py` runs in the process that reads the store and signs. Anything in `os.environ` is
+one line away for it, and for each program that it starts. So workers conceal keys first: this module keeps them, and
 `environ` finds them. That does not isolate them. Code in the same process can search its memory. On Linux it can read
-the environment that the process was started with (docs/threats.md).
+the environment that the process was started with. In a pod, another process holds the keys (`fedpipe.store.held`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from fedpipe.errors import ServiceError
-from fedpipe.federation.tracking import Tracking
+from fedpipe.federation.tracking import TRACKING_KEYS, Tracking
 from fedpipe.store.network import Address, basic, read_address
 from fedpipe.tracking.points import Point
 from fedpipe.tracking.service import ANSWER_SECONDS, Service
@@ -137,9 +137,9 @@ def find_place(tracking: Tracking, environ: Mapping[str, str] = os.environ) -> P
 
 def _authorization(environ: Mapping[str, str]) -> str:
     """Returns the header with the credentials that MLflow's own clients would use."""
-    user, token = environ.get("MLFLOW_TRACKING_USERNAME", ""), environ.get("MLFLOW_TRACKING_TOKEN", "")
+    token, user, password = (environ.get(TRACKING_KEYS[key], "") for key in ("token", "username", "password"))
     if user:
-        return basic(user, environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+        return basic(user, password)
     if environ.get("MLFLOW_TRACKING_AUTH", "").startswith("kubernetes"):
         token = token or _of_account("token")
     return f"Bearer {token.strip()}" if token.strip() else ""
