@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from fedpipe.errors import InputError
+from fedpipe.errors import InputError, one_line
 from fedpipe.federation.sources import Source
 from fedpipe.kubeflow.clients import Kfp, cluster_errors, open_kfp, quiet
 from fedpipe.kubeflow.doctor.diagnosis import check_startable
@@ -98,7 +98,7 @@ def check_cron(cron: str) -> None:
             )  # fmt: skip
         croniter(cron.replace("?", "*"), second_at_beginning=True)
     except CroniterError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, 300)
         remedy = 'Write six fields, such as "0 0 3 * * 0".'
         raise InputError(f"{cron!r} is not a valid schedule: {reason}", where="--cron", remedy=remedy) from error
 

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import yaml
 
 from fedpipe.compiled.compiler import compile_pipeline, version_of
-from fedpipe.compiled.graph import Graph, check_arguments, parse_graph
+from fedpipe.compiled.graph import check_arguments, parse_graph
 from fedpipe.errors import ClusterError, FedpipeError, InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source, read_source
 from fedpipe.kubeflow.clients import Kfp, cluster_errors, quiet
 from fedpipe.rounds.plan import Settings
+from fedpipe.store import is_uri
 
 _PAGE_SIZE = 100
 _ID_FIELD = {"pipelines": "pipeline_id", "pipeline_versions": "pipeline_version_id", "experiments": "experiment_id"}
@@ -51,11 +52,11 @@ def compile_source(source: Source, parameters: Mapping[str, Any]) -> Compiled:
     graph = parse_graph(next(iter(yaml.load_all(text, Loader=yaml.CSafeLoader))))
     checked = check_arguments(graph, parameters)
     Settings(**{name: checked[name] for name in Settings.__struct_fields__ if name in checked}).applied(federation)
-    _check_reach(graph, federation, checked, str(source) if isinstance(source, str | Path) else "federation")
+    _check_reach(federation, checked, str(source) if isinstance(source, str | Path) else "federation")
     return Compiled(federation, text, {name: checked[name] for name in parameters}, str(checked["store"]))
 
 
-def _check_reach(graph: Graph, federation: Federation, arguments: Mapping[str, Any], source: str) -> None:
+def _check_reach(federation: Federation, arguments: Mapping[str, Any], source: str) -> None:
     """Refuses a store or data that only this machine can reach. Raises InputError."""
     if not str(arguments.get("store", "")).startswith("s3://"):
         raise InputError(
@@ -66,7 +67,7 @@ def _check_reach(graph: Graph, federation: Federation, arguments: Mapping[str, A
     for what, uri in [("data", str(arguments.get("data", "")))] + [
         (f"data of {m.name}", m.data) for m in federation.learners
     ]:
-        if uri and "://" not in uri:
+        if uri and not is_uri(uri):
             raise InputError(
                 f"the pods cannot read the {what}: {uri!r} is a file on this machine",
                 where=source,
