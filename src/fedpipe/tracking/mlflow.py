@@ -297,34 +297,25 @@ def _search(service: Service, experiment: str, tags: Mapping[str, str]) -> Itera
 
 def _experiment(service: Service, name: str) -> str:
     """Returns the id of an experiment, which is created when there is none."""
-    try:
-        return _experiment_of(service, name)
-    except ServiceError as error:
-        if error.status != 404:
-            raise
+    path = f"{_API}/experiments/get-by-name"
+    if found := service.find(path, _Named, experiment_name=name):
+        return found.experiment.experiment_id
     try:
         return service.send("POST", f"{_API}/experiments/create", {"name": name}, _Experiment).experiment_id
     except ServiceError as error:
         if error.code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return _experiment_of(service, name)  # another process was faster
-
-
-def _experiment_of(service: Service, name: str) -> str:
-    return service.get(f"{_API}/experiments/get-by-name", _Named, experiment_name=name).experiment.experiment_id
+        return service.get(path, _Named, experiment_name=name).experiment.experiment_id  # another process was faster
 
 
 def _parent(service: Service, step: str) -> dict[str, str]:
     """Returns the tag that nests a run below the one of KFP's pipeline, or of its step where that has no parent."""
     if not step:
         return {}
-    try:
-        run = service.get(f"{_API}/runs/get", _One, run_id=step).run
-    except ServiceError as error:
-        if error.status == 404:
-            return {}  # a run of another server, or one that was deleted
-        raise
-    return {_PARENT: next((tag.value for tag in run.data.tags if tag.key == _PARENT), step)}
+    found = service.find(f"{_API}/runs/get", _One, run_id=step)
+    if found is None:
+        return {}  # a run of another server, or one that was deleted
+    return {_PARENT: next((tag.value for tag in found.run.data.tags if tag.key == _PARENT), step)}
 
 
 _PARENT = "mlflow.parentRunId"

@@ -150,12 +150,8 @@ def _kept(
 
 
 def _find(service: Service, found_by: str, query: dict[str, str]) -> str | None:
-    try:
-        return service.get(f"{_API}/{found_by}", _Resource, **query).id
-    except ServiceError as error:
-        if error.status != 404:
-            raise
-        return None
+    found = service.find(f"{_API}/{found_by}", _Resource, **query)
+    return found.id if found else None
 
 
 def uri_of(store: str, federation: Federation, key: str) -> str:

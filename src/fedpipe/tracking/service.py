@@ -52,6 +52,15 @@ class Service:
         """Reads a resource as a typed struct. Raises ServiceError, whose `status` is HTTP's."""
         return self._answer("GET", f"{path}?{urlencode(query)}" if query else path, None, kind)
 
+    def find(self, path: str, kind: type[T], **query: str) -> T | None:
+        """Reads a resource as `get` does; None when there is none. Raises ServiceError."""
+        try:
+            return self.get(path, kind, **query)
+        except ServiceError as error:
+            if error.status != 404:
+                raise
+            return None
+
     def send(self, method: str, path: str, body: Mapping[str, Any], kind: type[T]) -> T:
         """Sends JSON, and returns the answer as a typed struct. Raises ServiceError."""
         return self._answer(method, path, msgspec.json.encode(body), kind)
