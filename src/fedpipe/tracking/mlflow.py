@@ -29,13 +29,6 @@ _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TRUE = ("true", "1")
 
 
-class Tag(NamedTuple):
-    """A tag of a run, or a parameter."""
-
-    key: str
-    value: str
-
-
 class _Metric(Struct, frozen=True):
     key: str
     step: int | str = 0
@@ -50,6 +43,8 @@ class _Info(Struct, frozen=True):
 
 
 class _Item(Struct, frozen=True):
+    """A tag of a run, or a parameter."""
+
     key: str
     value: str = ""
 
@@ -186,7 +181,7 @@ class Run:
         """The address of the run's page."""
         return f"{self._service.url}/#/experiments/{self._info.experiment_id}/runs/{self._info.run_id}"
 
-    def log(self, points: Sequence[Point], *, milliseconds: Mapping[int, int], tags: Sequence[Tag] = ()) -> None:
+    def log(self, points: Sequence[Point], *, milliseconds: Mapping[int, int], tags: Mapping[str, str] = {}) -> None:
         """Sends points that the server does not have, in as few requests as it takes, and tags with the last.
 
         Args:
@@ -197,21 +192,21 @@ class Run:
         Raises:
             ServiceError: the server refuses or is away; the points of earlier requests are sent.
         """
-        changed = [tag for tag in tags if self.tags.get(tag.key) != tag.value]
+        changed = {key: value for key, value in tags.items() if self.tags.get(key) != value}
         pieces = [points[start : start + MOST_POINTS] for start in range(0, len(points), MOST_POINTS)]
         for piece in pieces[:-1]:
             self._log(metrics=_metrics(piece, milliseconds))
         if pieces or changed:
             last = pieces[-1] if pieces else []
-            self._log(metrics=_metrics(last, milliseconds), tags=[tag._asdict() for tag in changed])
+            self._log(metrics=_metrics(last, milliseconds), tags=_items(changed))
         self.latest |= {point.key: point.step for point in points}
-        self.tags |= {tag.key: tag.value for tag in changed}
+        self.tags |= changed
 
     def log_parameters(self, parameters: Mapping[str, str]) -> None:
         """Sends the parameters that the server does not have: it refuses to change one. Raises ServiceError."""
         left = {key: value for key, value in parameters.items() if key not in self.parameters}
         if left:
-            self._log(params=[{"key": key, "value": value} for key, value in left.items()])
+            self._log(params=_items(left))
             self.parameters |= left.keys()
 
     def _log(self, **content: Any) -> None:
@@ -237,6 +232,10 @@ class Run:
         """Uploads a file among the run's artifacts. Raises ServiceError."""
         folder = urlsplit(self._info.artifact_uri).path.strip("/")
         self._service.upload(f"api/2.0/mlflow-artifacts/artifacts/{folder}/{name}", file, seconds)
+
+
+def _items(values: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in values.items()]
 
 
 def _metrics(points: Sequence[Point], milliseconds: Mapping[int, int]) -> list[dict[str, Any]]:
@@ -275,7 +274,7 @@ def open_run(place: Place, federation: str, name: str, tags: Mapping[str, str], 
     if found is None:
         body = {
             "experiment_id": experiment, "run_name": name, "start_time": milliseconds,
-            "tags": [{"key": key, "value": value} for key, value in {**tags, **_parent(service, place.parent)}.items()],
+            "tags": _items({**tags, **_parent(service, place.parent)}),
         }  # fmt: skip
         made = service.send("POST", f"{_API}/runs/create", body, _One).run
         found = next(_search(service, experiment, tags), made)  # another process may have been the first

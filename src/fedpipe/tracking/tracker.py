@@ -25,7 +25,7 @@ from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import current_plan
 from fedpipe.rounds.timings import find_timing
 from fedpipe.store import Store, keys
-from fedpipe.tracking.mlflow import Place, Run, Tag, find_place, open_run
+from fedpipe.tracking.mlflow import Place, Run, find_place, open_run
 from fedpipe.tracking.points import final_points, parameters_of, points_of, unsent
 from fedpipe.version import __version__
 
@@ -165,7 +165,7 @@ class _Sender:
         points = [point for number in range(self._sent, len(records)) for point in points_of(self._story, number)]
         if left := unsent(points, run.latest):
             run.set_status("RUNNING")  # of a run that had failed
-        run.log(left, milliseconds=self._times, tags=[self._recorded()])
+        run.log(left, milliseconds=self._times, tags={"fedpipe.record": records[-1].ref.record})
         self._sent = len(records)
 
     def _read(self) -> bool:
@@ -193,10 +193,6 @@ class _Sender:
         age = self._store.age(keys.record(record.run, record.round)) or 0.0
         return int((max(ends) if ends else time.time() - age) * 1000)
 
-    def _recorded(self) -> Tag:
-        assert self._story is not None
-        return Tag("fedpipe.record", self._story.records[-1].ref.record)
-
     def _opened(self) -> Run:
         if self._run is None:
             assert self._story is not None
@@ -208,7 +204,7 @@ class _Sender:
             run = open_run(self._place, federation.name, self._name, tags, self._times[0])
             run.log_parameters(parameters_of(federation))
             more = {"fedpipe.store": self._uri, "fedpipe.version": __version__, "mlflow.source.name": "fedpipe"}
-            run.log([], milliseconds={}, tags=[Tag(key, value) for key, value in more.items()])
+            run.log([], milliseconds={}, tags=more)
             if not self.page:
                 log.info("run %s is in MLflow: %s", self._name, run.page)
             self._run, self.page = run, run.page
@@ -227,8 +223,8 @@ class _Sender:
         tags = {"fedpipe.ending": story.ending, "fedpipe.model": str(story.onnx.get("path", "")),
                 "fedpipe.model_digest": str(story.onnx.get("digest", ""))}  # fmt: skip
         run.log(
-            unsent(points, run.latest),
-            milliseconds=self._times, tags=[Tag(key, value) for key, value in tags.items() if value],
+            unsent(points, run.latest), milliseconds=self._times,
+            tags={key: value for key, value in tags.items() if value},
         )  # fmt: skip
         self._upload(run, story)
         run.set_status("FINISHED", max(self._times.values()))
