@@ -127,11 +127,7 @@ class _Refusal(msgspec.Struct, frozen=True):
     """Holds what MLflow and the Model Registry say when they refuse."""
 
     message: str = ""
-    error_code: str = ""
-
-    @property
-    def code(self) -> str:
-        return self.error_code
+    code: str = msgspec.field(default="", name="error_code")
 
 
 def _read(response: urllib3.BaseHTTPResponse, end: float) -> bytes:
