@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from fedpipe.commands.opened import settle
 from fedpipe.errors import InputError
-from fedpipe.federation.sources import Source, read_source
-from fedpipe.store import chosen_uri, keys, open_store
+from fedpipe.federation.sources import Source
+from fedpipe.store import keys, open_store
 
 
 class Put(NamedTuple):
@@ -36,8 +37,7 @@ def put(source: Source, file: str | Path, *, store: str | None = None) -> Put:
     >>> fedpipe.put("demo/federation.yaml", "demo/digits.npz", store="memory://put").size > 0
     True
     """
-    federation, path = read_source(source), Path(file)
-    uri = chosen_uri(store, federation.store_uri)
+    (federation, uri), path = settle(source, store), Path(file)
     if not re.fullmatch(r"[\w.\-]+", path.name):
         remedy = "Rename it: letters, digits, '.', '_', '-'."
         raise InputError(f"{path.name!r} cannot be part of a key", where=str(path), remedy=remedy)
