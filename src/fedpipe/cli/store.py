@@ -102,12 +102,10 @@ def repair(
         found = mend(file, store=store, yes=yes)
     if as_json:
         show_json([damage._asdict() for damage in found])
-        return
-    if found:
-        show_table(((one.key, one.why, one.repair) for one in found), head=("object", "mistake", "repair"))
-    if not found:
+    elif not found:
         say("everything can be read")
     else:
+        show_table(((one.key, one.why, one.repair) for one in found), head=("object", "mistake", "repair"))
         say("done" if yes else "nothing is changed; add --yes to repair it")
 
 
