@@ -105,14 +105,11 @@ def adam(settings: Adam, factor: float = 1.0) -> ServerStep:
         settings: of the federation file.
         factor: of the learning rate in this round.
     """
-    numbers = filled(settings, formulas_of(settings))
-    beta = numbers["beta_2"]
 
-    def squared(squares: Floats, square: Floats) -> Floats:
+    def squared(squares: Floats, square: Floats, beta: float) -> Floats:
         return beta * squares + (1 - beta) * square
 
-    first = 0.0 if formulas_of(settings) == "tff" else numbers["epsilon"] ** 2
-    return _with_mean(numbers, squared, first, formulas_of(settings), factor)
+    return _with_mean(settings, squared, factor)
 
 
 def yogi(settings: Yogi, factor: float = 1.0) -> ServerStep:
@@ -129,13 +126,11 @@ def yogi(settings: Yogi, factor: float = 1.0) -> ServerStep:
         settings: of the federation file.
         factor: of the learning rate in this round.
     """
-    numbers = filled(settings, formulas_of(settings))
-    beta = numbers["beta_2"]
 
-    def squared(squares: Floats, square: Floats) -> Floats:
+    def squared(squares: Floats, square: Floats, beta: float) -> Floats:
         return squares - (1 - beta) * square * np.sign(squares - square)
 
-    return _with_mean(numbers, squared, numbers["initial_preconditioner"], formulas_of(settings), factor)
+    return _with_mean(settings, squared, factor)
 
 
 def formulas_of(settings: Adagrad | Adam | Yogi) -> FormulasName:
@@ -143,18 +138,17 @@ def formulas_of(settings: Adagrad | Adam | Yogi) -> FormulasName:
     return settings.formulas or "paper"
 
 
-def _with_mean(
-    numbers: dict[str, float], squared: Callable[[Floats, Floats], Floats], first: float, formulas: FormulasName,
-    factor: float,
-) -> ServerStep:  # fmt: skip
+def _with_mean(settings: Adam | Yogi, squared: Callable[[Floats, Floats, float], Floats], factor: float) -> ServerStep:
     """Return the step that Adam and Yogi share: a mean of changes over the root of their squares."""
+    formulas = formulas_of(settings)
+    numbers, corrects = filled(settings, formulas), formulas == "tff"
     rate, beta_1, beta_2 = numbers["learning_rate"] * factor, numbers["beta_1"], numbers["beta_2"]
-    corrects = formulas == "tff"
+    first = numbers.get("initial_preconditioner", 0.0 if corrects else numbers["epsilon"] ** 2)
 
     def step(base: Floats, aggregate: Floats, state: State, number: int = 1) -> tuple[Floats, State]:
         change = aggregate - base
         mean = beta_1 * state["mean"] + (1 - beta_1) * change
-        squares = squared(state["squares"], np.square(change))
+        squares = squared(state["squares"], np.square(change), beta_2)
         corrected = rate * np.sqrt(1 - beta_2**number) / (1 - beta_1**number) if corrects else rate
         moved = base + corrected * _divided(mean, np.sqrt(squares) + numbers["epsilon"])
         return moved, {"mean": mean, "squares": squares}
