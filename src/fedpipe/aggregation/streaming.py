@@ -8,10 +8,9 @@ whatever the size of the model and the number of learners. A rule of distances t
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -108,14 +107,13 @@ def combine(
             everyone = [*left, *fetched]
             names = [s.learner for s in everyone]
             try:
-                check = functools.partial(norms.check, names) if norms else _unchecked
-                if not left:
-                    check()
+                if norms and not left:
+                    norms.check(names)
                 if len(everyone) < rule.fewest:
                     raise TooFewError(rule.fewest, names, refused)
                 counted, mixture = _mixed(store, _weighed(left, bounds), layout, rule, optimizer)
                 path, digest = _last_pass(
-                    store, counted, kept, everyone, layout, rule, mixture, optimizer, folder, norms, check
+                    store, counted, kept, everyone, layout, rule, mixture, optimizer, folder, norms
                 )
             except RefusedError as error:
                 refused[error.learner] = error.what
@@ -166,10 +164,6 @@ def _serves(forest: Forest, bounds: Bounds) -> bool:
     return not bounds.share and (forest.norms is not None or not bounds.norm)
 
 
-def _unchecked() -> None:
-    """Refuse nothing."""
-
-
 def _weighed(sources: list[Source], bounds: Bounds) -> list[Source]:
     """Return the updates with weights of which none exceeds its share."""
     weights = capped([s.weight for s in sources], bounds.share)
@@ -183,9 +177,8 @@ def _opened(stack: contextlib.ExitStack, store: Store, sources: list[Source], la
 def _last_pass(
     store: Store, sources: list[Source], kept: list[Kept], everyone: list[Source], layout: Layout,
     rule: Rule, mixture: Mixture | None, optimizer: _Optimizer, folder: Path, norms: Norms | None,
-    check: Callable[[], None],
 ) -> tuple[Path, str]:  # fmt: skip
-    """Write the result. Once all updates are read, and measured, `check` refuses those that are far too large."""
+    """Write the result. Once all updates are read, and measured, those that are far too large are refused."""
     optimizer.restart()
     path, out = folder / "weights", hashlib.sha256()
     with contextlib.ExitStack() as stack, path.open("wb") as file:
@@ -213,7 +206,8 @@ def _last_pass(
             if norms is None or set(overflow.culprits.values()) != {_TOO_LARGE}:
                 raise overflow
         writer.finish()
-        check()
+        if norms:
+            norms.check([s.learner for s in everyone])
         if overflow:
             raise overflow
     return path, f"sha256:{out.hexdigest()}"
