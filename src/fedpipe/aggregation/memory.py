@@ -46,10 +46,8 @@ def combine_arrays(
     if isinstance(rule, Distances):
         base = base or {name: np.zeros(value.shape, value.dtype) for name, value in result.items()}
         with ThreadPoolExecutor(workers) as pool:
-            mixture = rule.mixed(_geometry(updates, base if rule.from_base else None, pool), weights)
-        needed = [bool(column.any()) for column in mixture.rows.T]
-        mixture = mixture._replace(rows=mixture.rows[:, needed])
-        counted = [update for update, there in zip(updates, needed, strict=False) if there]
+            found = rule.mixed(_geometry(updates, base if rule.from_base else None, pool), weights)
+        counted, mixture = found.needed(updates)
         points = [*counted, base] if mixture.rows.shape[1] > len(counted) else counted
     else:
         counted = points = list(updates)

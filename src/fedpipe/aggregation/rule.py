@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -60,6 +60,9 @@ class Columns:
         return result
 
 
+_Update = TypeVar("_Update")
+
+
 class Mixture(NamedTuple):
     """Weighted means of updates, and of the base from which they began.
 
@@ -70,6 +73,12 @@ class Mixture(NamedTuple):
 
     rows: Floats
     weights: tuple[float, ...]
+
+    def needed(self, updates: Sequence[_Update]) -> tuple[list[_Update], Mixture]:
+        """Return the updates that some mixture needs, and the mixtures of these; with the base only if one needs it."""
+        needed = [bool(column.any()) for column in self.rows.T]
+        counted = [update for update, there in zip(updates, needed, strict=False) if there]
+        return counted, self._replace(rows=self.rows[:, needed])
 
     def total(self) -> tuple[list[float], float]:
         """Return how much each update, and the base, counts in the sum of all mixtures, and the sum's weight.

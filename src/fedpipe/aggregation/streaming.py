@@ -153,10 +153,7 @@ def _mixed(
     far = sum(np.count_nonzero(~np.isfinite(part), axis=1) for part in parts)[: len(in_order)]
     if far.any():
         raise RefusedError(in_order[int(far.argmax())].learner, _TOO_LARGE)
-    mixture = rule.mixed(geometry, [s.weight for s in in_order])
-    needed = [bool(column.any()) for column in mixture.rows.T]
-    counted = [s for s, there in zip(in_order, needed, strict=False) if there]
-    return counted, mixture._replace(rows=mixture.rows[:, needed])
+    return rule.mixed(geometry, [s.weight for s in in_order]).needed(in_order)
 
 
 def _serves(forest: Forest, bounds: Bounds) -> bool:
