@@ -17,6 +17,7 @@ from fedpipe.aggregation.feeds import PIECE, Ahead, Aside, Chunk, Feed, Operand,
 from fedpipe.aggregation.geometry import Geometry, measure, summed
 from fedpipe.aggregation.norms import Norms
 from fedpipe.aggregation.rule import Columns, Mixture, Sums
+from fedpipe.store import Store, keys
 from fedpipe.weights import Layout
 
 NOT_FINITE = "the weights hold NaN or infinity"
@@ -29,8 +30,8 @@ def unbounded(_chunk: Chunk) -> Array | None:
     return None
 
 
-def ceiling_of(read: Callable[[int, int], bytes]) -> Ceiling:
-    """Return the bounds of counters, from a function that reads bytes of the base.
+def ceiling_of(store: Store, base: str) -> Ceiling:
+    """Return the bounds of counters, from the weights in the store that updates begin with.
 
     A counter of 64 bits may grow by 2^40 in a round, one of 32 bits by 2^24. So no learner makes one overflow, or
     stick at its largest value. Smaller ones, and flags, have no bound.
@@ -39,7 +40,8 @@ def ceiling_of(read: Callable[[int, int], bytes]) -> Ceiling:
     def ceiling(chunk: Chunk) -> Array | None:
         if not is_bounded(chunk.dtype):
             return None
-        return most_after(np.frombuffer(read(chunk.start, chunk.stop - chunk.start), chunk.dtype))
+        data = store.read_range(keys.content(base), chunk.start, chunk.stop - chunk.start)
+        return most_after(np.frombuffer(data, chunk.dtype))
 
     return ceiling
 

@@ -102,6 +102,7 @@ def combine(
     compares = bounds.norm and isinstance(rule, Sums)
     norms = known.norms if known else Norms(folder / "base", bounds.norm) if compares else None
     needs_base = (norms is not None and known is None) or (isinstance(rule, Distances) and rule.from_base)
+    checks = Checks(ceiling_of(store, base), norms)
     with contextlib.closing(_Optimizer(store, server, base, state, layout, folder, needs_base)) as optimizer:
         while left or kept:
             everyone = [*left, *fetched]
@@ -113,7 +114,7 @@ def combine(
                     raise TooFewError(rule.fewest, names, refused)
                 counted, mixture = _mixed(store, _weighed(left, bounds), layout, rule, optimizer)
                 path, digest = _last_pass(
-                    store, counted, kept, everyone, layout, rule, mixture, optimizer, folder, norms
+                    store, counted, kept, everyone, layout, rule, mixture, optimizer, folder, checks
                 )
             except RefusedError as error:
                 refused[error.learner] = error.what
@@ -173,7 +174,7 @@ def _opened(stack: contextlib.ExitStack, store: Store, sources: list[Source], la
 
 def _last_pass(
     store: Store, sources: list[Source], kept: list[Kept], everyone: list[Source], layout: Layout,
-    rule: Rule, mixture: Mixture | None, optimizer: _Optimizer, folder: Path, norms: Norms | None,
+    rule: Rule, mixture: Mixture | None, optimizer: _Optimizer, folder: Path, checks: Checks,
 ) -> tuple[Path, str]:  # fmt: skip
     """Write the result. Once all updates are read, and measured, those that are far too large are refused."""
     optimizer.restart()
@@ -183,7 +184,6 @@ def _last_pass(
         trees = [stack.enter_context(contextlib.closing(item)) for item in kept]
         writer = stack.enter_context(contextlib.closing(Aside()))
         stack.enter_context(quiet())
-        checks = Checks(optimizer.ceiling, norms)
         results = _results(stack, feeds, trees, layout, rule, mixture, optimizer, checks)
 
         def emit(data: Piece) -> None:
@@ -200,11 +200,11 @@ def _last_pass(
                 writer.do(emit, bytes_of(stepped))
                 continue
             overflow = _OverflowError(_culprits(store, everyone, chunk))
-            if norms is None or set(overflow.culprits.values()) != {_TOO_LARGE}:
+            if checks.norms is None or set(overflow.culprits.values()) != {_TOO_LARGE}:
                 raise overflow
         writer.finish()
-        if norms:
-            norms.check([s.learner for s in everyone])
+        if checks.norms:
+            checks.norms.check([s.learner for s in everyone])
         if overflow:
             raise overflow
     return path, f"sha256:{out.hexdigest()}"
@@ -271,7 +271,6 @@ class _Optimizer:
         self._server, self._folder = server, folder
         self._count = sum((t.stop - t.start) // t.numpy_dtype.itemsize for t in layout.tensors if t.dtype in FLOATS)
         self._base = folder / "base"
-        self._ceiling = ceiling_of(lambda start, length: store.read_range(keys.content(base), start, length))
         if needs_base or not server.replaces:
             fetch_file(store, base, self._base)
         for slot in (*server.slots, *([_STEPS] if server.counts else [])):
@@ -282,10 +281,6 @@ class _Optimizer:
         self._known = frozenset(state) & frozenset(server.slots)
         self._position = 0
         self._files: dict[str, Any] = {}
-
-    def ceiling(self, chunk: Chunk) -> Array | None:
-        """Return the largest values that counters of a chunk may have."""
-        return self._ceiling(chunk)
 
     def base(self, chunk: Chunk) -> Array:
         """Return the global weights of a chunk."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from fedpipe.aggregation.arithmetic import level
 from fedpipe.aggregation.feeds import Feed, Kept, RefusedError, Source, bytes_of
 from fedpipe.aggregation.norms import Norms
-from fedpipe.aggregation.passes import NO_CHECKS, Checks, added, ceiling_of, quiet, together
+from fedpipe.aggregation.passes import NO_CHECKS, Checks, added, ceiling_of, quiet, together, unbounded
 from fedpipe.aggregation.rule import Rule, Sums, check_sums
-from fedpipe.store import Store, keys
+from fedpipe.store import Store
 from fedpipe.weights import Layout
 
 WORTH_ADDING = 2**20
@@ -59,10 +59,7 @@ class Forest:
         """Make a forest; None when the rule needs single updates, and for a model that is small."""
         if not isinstance(rule, Sums) or layout.size < WORTH_ADDING:
             return None
-        if not base:
-            return cls(store, layout, rule, asked, folder, Checks(norms=norms))
-        key = keys.content(base)
-        ceiling = ceiling_of(lambda start, length: store.read_range(key, start, length))
+        ceiling = ceiling_of(store, base) if base else unbounded
         return cls(store, layout, rule, asked, folder, Checks(ceiling, norms))
 
     @property
