@@ -220,13 +220,14 @@ def _session_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     if not f.in_sessions:
         yield path, "needs a session", "Set training.rounds_per_step to all."
     if stopping.minimise is None and stopping.metric not in ("loss", "test_loss"):
-        yield (
-            f"{path}.minimise",
-            f"is missing, and it is unclear whether a lower {stopping.metric} is better",
-            "Write true or false.",
-        )
+        yield _unclear(f"{path}.minimise", stopping.metric)
     if stopping.metric.startswith("test_") and not (f.evaluation.every_round or f.vote):
         yield f"{path}.metric", "needs the learners' tests", "Set evaluation.every_round to true."
+
+
+def _unclear(path: str, metric: str) -> tuple[str, str, str]:
+    """Return the mistake that nothing says whether less of a metric is better."""
+    return path, f"is missing, and it is unclear whether a lower {metric} is better", "Write true or false."
 
 
 def _simulation_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
@@ -265,11 +266,7 @@ def _size_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
 def _vote_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     if f.vote is not None:
         if f.vote.criterion != "loss" and f.vote.minimise is None:
-            yield (
-                "algorithm.vote.minimise",
-                f"is missing, and it is unclear whether a lower {f.vote.criterion} is better",
-                "Write true or false.",
-            )
+            yield _unclear("algorithm.vote.minimise", f.vote.criterion)
         if not f.data.parts.vote and f.sharded:
             yield "data.parts.vote", "is 0", "Give learners examples to vote with."
     if isinstance(f.algorithm, Collective):
@@ -295,11 +292,7 @@ def _comparison_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     if not export.compared:
         yield "export.metric", "is missing, and models are compared by it", "Name the loss or a compiled metric."
     elif export.minimised is None:
-        yield (
-            "export.minimise",
-            f"is missing, and it is unclear whether a lower {export.compared} is better",
-            "Write true or false.",
-        )
+        yield _unclear("export.minimise", export.compared)
     if not f.data.parts.test and f.sharded:
         yield "data.parts.test", "is 0, and models are compared by tests", "Give learners examples to test with."
     if export.choose == "best" and not (f.evaluation.every_round or f.vote):
