@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -203,12 +202,11 @@ class CustomModel:
         if correction is not None:  # reading the federation file refuses it
             raise ModelError("a custom learner computes its own gradients", where="training.method")
         check_fitting(weights, self._shapes(), "weights")
-        examples, begun = as_examples(part), time.monotonic()
-        limits = TrainingLimits(seconds)
+        examples, limits = as_examples(part), TrainingLimits(seconds)
         offered = {
             "epochs": training.local_epochs, "steps": training.local_steps, "batch_size": training.batch_size,
             "learning_rate": training.learning_rate or None, "seed": seed,
-            "seconds": max(0.0, seconds - (time.monotonic() - begun)),
+            "seconds": max(0.0, seconds),
             "optimizer": None if optimizer is None else _copied(optimizer),
             "sample_weight": examples.weight,
         }  # fmt: skip
