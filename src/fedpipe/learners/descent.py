@@ -44,10 +44,9 @@ class Descent:
         self._limit, self._every = training.clip_norm, training.accumulate
         self._correction = correction or Correction()
         zeros = {name: np.zeros(value.shape) for name, value in weights.items()}
-        held = {name: np.zeros(value.shape) for name, value in weights.items()}
-        given = dict(state or {})
+        given = state or {}
         self._velocity = {name: given.get(name, zeros[name]) for name in weights}
-        self._held = {name: given.get(f"{_HELD}{name}", held[name]) for name in weights}
+        self._held = {name: given.get(f"{_HELD}{name}", zeros[name]) for name in weights}
         self._batches = int(given.get(_BATCHES, np.zeros(())))
 
     def step(self, gradients: Mapping[str, Array]) -> None:
