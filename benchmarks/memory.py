@@ -32,14 +32,18 @@ def extra_bytes(learners: int, **more: Any) -> float:
     return median(peaks)
 
 
+def memory_row(what: str, extra: float) -> Row:
+    """The extra memory of a step, compared with the bound."""
+    return Row(
+        f"extra memory of the aggregate step, {what}", f"{extra / 1e6:.1f} MB", f"bound {BOUND / 1e6:.0f} MB",
+        round(extra / BOUND, 3), "<= 1", extra <= BOUND,
+    )  # fmt: skip
+
+
 def run() -> list[Row]:
     """At most 2.5 models + 64 MiB, and a slope below 1 % of a model per learner."""
-    bound = BOUND
     found = {n: extra_bytes(n) for n in COUNTS}
-    rows = []
-    for count, extra in found.items():
-        what, ratio = f"extra memory of the aggregate step, {count} learners", round(extra / bound, 3)
-        rows.append(Row(what, f"{extra / 1e6:.1f} MB", f"bound {bound / 1e6:.0f} MB", ratio, "<= 1", extra <= bound))
+    rows = [memory_row(f"{count} learners", extra) for count, extra in found.items()]
     slope = 100 * (found[64] - found[2]) / 62 / MODEL
     rows.append(
         Row("growth per learner", f"{slope:.3f} % of a model", "bound 1 %", round(slope, 4), "<= 1", slope <= 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.measure import Row, at_least, median, script
-from benchmarks.memory import BOUND, extra_bytes
+from benchmarks.memory import extra_bytes, memory_row
 
 STEPS: dict[str, dict[str, Any]] = {
     "median": {"rule": "median"},
@@ -27,12 +27,7 @@ def run() -> list[Row]:
             for who, environment in (("ours", "ours"), ("flower", "bench"))
         )
         rows.append(at_least(f"{name} of 10 x 100 MB", ours, flower, "flower", 5.0, "MB/s"))
-    return rows + [_memory(name, rule) for name, rule in STEPS.items()]
-
-
-def _memory(name: str, algorithm: dict[str, Any]) -> Row:
-    """Extra peak memory of the aggregate step for ten learners."""
-    extra = extra_bytes(10, algorithm={"name": "averaging", **algorithm})
-    ratio = round(extra / BOUND, 3)
-    what = f"extra memory of the aggregate step, 10 learners, {name}"
-    return Row(what, f"{extra / 1e6:.1f} MB", f"bound {BOUND / 1e6:.0f} MB", ratio, "<= 1", ratio <= 1)
+    for name, algorithm in STEPS.items():
+        extra = extra_bytes(10, algorithm={"name": "averaging", **algorithm})
+        rows.append(memory_row(f"10 learners, {name}", extra))
+    return rows
