@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
@@ -143,9 +144,7 @@ def alone(parts: dict[str, dict[str, Examples]], seed: int) -> Found:
     training = plan.federation.training
     for part in parts.values():
         start = model.initial_weights(seed)
-        longer = type(training)(**{f: getattr(training, f) for f in training.__struct_fields__} | {
-            "local_epochs": ROUNDS * training.local_epochs
-        })  # fmt: skip
+        longer = replace(training, local_epochs=ROUNDS * training.local_epochs)
         fitted = model.train(start, part["train"], longer, seed=seed, seconds=1e6, optimizer=None)
         own.append((model.evaluate(fitted.weights, part["test"], training).metrics["accuracy"], len(part["test"].y)))
     return Found(float("nan"), float("nan"), *_summed(own))

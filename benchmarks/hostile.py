@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.served import PATIENTS, Served, patients, publish, serving, softmax
 
-from benchmarks.measure import Row, at_most
+from benchmarks.measure import MIB, Row, at_most
 from fedpipe.store import LocalStore
 
 CLIENTS = 20
@@ -23,7 +23,6 @@ MEMORY = 400
 """Goal, in MiB."""
 DELAY = 0.3
 """Goal, in seconds."""
-MIB = 2**20
 
 
 def _tensor(name: str, shape: list[int], datatype: str, **more: object) -> bytes:
@@ -37,11 +36,6 @@ def _body(*tensors: bytes, **more: object) -> bytes:
 
 def _with_data(tensor: bytes, data: bytes) -> bytes:
     return tensor[:-1] + b',"data":' + data + b"}"
-
-
-def _binary(*tensors: bytes, size: int, **more: object) -> tuple[bytes, int]:
-    head = _body(*tensors, **more)
-    return head, len(head) + size
 
 
 def attacks() -> dict[str, tuple[str, bytes, int, bool]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attacks import ATTACKS, HOSTILE, SHARDS, Arrays, Rule, accuracy, dealt, saved
+from benchmarks.attacks import ATTACKS, HOSTILE, ROUNDS, SHARDS, Arrays, Rule, accuracy, dealt, saved
 from benchmarks.measure import Row, script
 from fedpipe.aggregation import combine_arrays, make_rule
 from fedpipe.federation.rules import (
@@ -54,8 +54,6 @@ def ours(settings: Any, before: Sequence[Any] = ()) -> Rule:
 
 def run() -> list[Row]:
     """Points of accuracy that the guarded rule loses to the mean of an unattacked run."""
-    from benchmarks.attacks import ROUNDS
-
     rows, pages = [], [_HEAD.format(rounds=ROUNDS)]
     for name, alpha in SHARDS.items():
         data = dealt(alpha)
