@@ -27,25 +27,24 @@ MOST_ITERATIONS = 10**5
 Iterations = Annotated[int, Meta(ge=1, le=MOST_ITERATIONS, description="steps towards the result")]
 
 
-class Mean(Section, frozen=True, kw_only=True, tag_field="name", tag="mean"):
+class RuleSection(Section, frozen=True, kw_only=True):
+    """A rule that holds for any number of updates, unless it says otherwise."""
+
+    @property
+    def fewest(self) -> int:
+        """Return the fewest updates that it needs."""
+        return 1
+
+
+class Mean(RuleSection, frozen=True, kw_only=True, tag_field="name", tag="mean"):
     """Averages all updates (McMahan et al. 2017)."""
 
-    @property
-    def fewest(self) -> int:
-        """Return the fewest updates that it needs."""
-        return 1
 
-
-class Median(Section, frozen=True, kw_only=True, tag_field="name", tag="median"):
+class Median(RuleSection, frozen=True, kw_only=True, tag_field="name", tag="median"):
     """Takes the median of each coordinate (Yin et al. 2018); all learners weigh the same."""
 
-    @property
-    def fewest(self) -> int:
-        """Return the fewest updates that it needs."""
-        return 1
 
-
-class TrimmedMean(Section, frozen=True, kw_only=True, tag_field="name", tag="trimmed_mean"):
+class TrimmedMean(RuleSection, frozen=True, kw_only=True, tag_field="name", tag="trimmed_mean"):
     """Averages each coordinate without its extremes (Yin et al. 2018); all learners weigh the same."""
 
     share: Annotated[
@@ -53,13 +52,8 @@ class TrimmedMean(Section, frozen=True, kw_only=True, tag_field="name", tag="tri
         Meta(gt=0, lt=0.5, description="share of the values cut off at each end, rounded down to whole learners"),
     ]
 
-    @property
-    def fewest(self) -> int:
-        """Return the fewest updates that it needs."""
-        return 1
 
-
-class Krum(Section, frozen=True, kw_only=True, tag_field="name", tag="krum"):
+class Krum(RuleSection, frozen=True, kw_only=True, tag_field="name", tag="krum"):
     """Takes the update that is closest to its nearest n - f - 2 others (Blanchard et al. 2017)."""
 
     byzantine: Byzantine
@@ -70,7 +64,7 @@ class Krum(Section, frozen=True, kw_only=True, tag_field="name", tag="krum"):
         return 2 * self.byzantine + 3
 
 
-class MultiKrum(Section, frozen=True, kw_only=True, tag_field="name", tag="multi_krum"):
+class MultiKrum(RuleSection, frozen=True, kw_only=True, tag_field="name", tag="multi_krum"):
     """Averages the updates that Krum ranks first (Blanchard et al. 2017); all learners weigh the same."""
 
     byzantine: Byzantine
@@ -82,7 +76,7 @@ class MultiKrum(Section, frozen=True, kw_only=True, tag_field="name", tag="multi
         return max(2 * self.byzantine + 3, self.keep + self.byzantine)
 
 
-class Bulyan(Section, frozen=True, kw_only=True, tag_field="name", tag="bulyan"):
+class Bulyan(RuleSection, frozen=True, kw_only=True, tag_field="name", tag="bulyan"):
     """Chooses n - 2f updates by Krum, then averages those values of a coordinate that are nearest to its median.
 
     Source: El Mhamdi et al. 2018.
@@ -96,7 +90,7 @@ class Bulyan(Section, frozen=True, kw_only=True, tag_field="name", tag="bulyan")
         return 4 * self.byzantine + 3
 
 
-class GeometricMedian(Section, frozen=True, kw_only=True, tag_field="name", tag="geometric_median"):
+class GeometricMedian(RuleSection, frozen=True, kw_only=True, tag_field="name", tag="geometric_median"):
     """Finds the point with the least sum of distances (RFA, Pillutla et al. 2022); all learners weigh the same."""
 
     iterations: Annotated[Iterations, Meta(description="steps of Weiszfeld's algorithm at most; it ends earlier")] = (
@@ -106,13 +100,8 @@ class GeometricMedian(Section, frozen=True, kw_only=True, tag_field="name", tag=
         float, Meta(gt=0, le=LARGE, description="distance below which an update's pull no longer grows")
     ] = 1e-6
 
-    @property
-    def fewest(self) -> int:
-        """Return the fewest updates that it needs."""
-        return 1
 
-
-class CenteredClip(Section, frozen=True, kw_only=True, tag_field="name", tag="centered_clip"):
+class CenteredClip(RuleSection, frozen=True, kw_only=True, tag_field="name", tag="centered_clip"):
     """Averages updates that are clipped around the result of the step before (Karimireddy et al. 2021).
 
     The first centre is the global model. All learners weigh the same.
@@ -120,11 +109,6 @@ class CenteredClip(Section, frozen=True, kw_only=True, tag_field="name", tag="ce
 
     norm: Annotated[PositiveAmount, Meta(description="largest distance from the centre that counts")]
     iterations: Iterations = 3
-
-    @property
-    def fewest(self) -> int:
-        """Return the fewest updates that it needs."""
-        return 1
 
 
 OwnRule = Mean | Median | TrimmedMean | Krum | MultiKrum | Bulyan | GeometricMedian | CenteredClip
