@@ -28,9 +28,9 @@ from fedpipe.store.userinfo import check_no_credentials
 
 Array = npt.NDArray[Any]
 _MOST_CLASSES = 1000
+"""Most whole-number labels that count as classes; with more, they count as a quantity."""
 _LOOK = 10.0
 """Seconds for a look at a dataset that is not read."""
-"""Most whole-number labels that count as classes; with more, they count as a quantity."""
 
 
 @dataclass(frozen=True, eq=False)
