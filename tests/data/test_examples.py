@@ -97,6 +97,11 @@ def test_other_mistakes(tmp_path: Path) -> None:
     (tmp_path / "d.parquet").write_text("1,2")
     with pytest.raises(DataError, match="cannot be read"):
         read(tmp_path / "d.parquet")
+    with (tmp_path / "one.npz").open("wb") as file:
+        np.save(file, X)
+    for features in ("x", "auto"):
+        with pytest.raises(DataError, match="cannot be read, because it is one array without a name"):
+            read_examples(str(tmp_path / "one.npz"), features=features, labels="y")
 
 
 def test_label_counts() -> None:

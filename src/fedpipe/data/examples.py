@@ -15,11 +15,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.data.claims import check_arrays
 from fedpipe.data.client_files import HDF5, SQLITE, read_keyed
 from fedpipe.data.schema import Column
 from fedpipe.data.sheets import unsupported
-from fedpipe.data.tables import TABLES, check_named, keys_of, label_values, npz_array, read_columns, read_table
+from fedpipe.data.tables import TABLES, check_named, keys_of, label_values, read_columns, read_npz, read_table
 from fedpipe.data.trees import Tree, are_strings, joined, leaves, length_of, mapped, tree_of
 from fedpipe.errors import DataError, NotFoundError, one_line
 from fedpipe.federation.data import AUTO, SHEETS, Kind
@@ -148,12 +147,7 @@ def _missing(uri: str) -> DataError:
 def _read_arrays(path: Path, features: str, labels: str, key: str, split: str) -> dict[str, Array]:
     try:
         if path.suffix == ".npz":
-            with path.open("rb") as raw:
-                check_arrays(raw, str(path))
-                file = np.load(raw, allow_pickle=False)
-                return {
-                    name: npz_array(file, name, str(path)) for name in file.files if name in (features, labels, key)
-                }
+            return read_npz(path, (features, labels, key))
         if path.suffix.lower() in SHEETS:
             return _read_columns(path, features, labels, key)
         if path.suffix in FORMATS:

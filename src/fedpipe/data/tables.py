@@ -139,10 +139,7 @@ def read_columns(path: Path, *, known: Collection[str] = ()) -> Sheet:
     if path.suffix.lower() != ".npz":
         return read_sheet(path, known=known)
     try:
-        with path.open("rb") as raw:
-            check_arrays(raw, str(path))
-            file = np.load(raw, allow_pickle=False)
-            arrays = {name: npz_array(file, name, str(path)) for name in file.files}
+        arrays = read_npz(path)
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
@@ -180,8 +177,22 @@ def columns_in(arrays: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
             yield name, array
 
 
-def npz_array(file: Any, name: str, where: str) -> Array:
-    """Reads an array of an open .npz file. Raises DataError for one of Python objects."""
+def read_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, Array]:
+    """Reads the arrays of an .npz file by name, all or the wanted ones.
+
+    Raises:
+        DataError: an array holds Python objects, or the arrays need more memory than there is.
+        ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile: the file is not an .npz file.
+    """
+    with path.open("rb") as raw:
+        check_arrays(raw, str(path))
+        file = np.load(raw, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it is one array without a name, as in an .npy file")
+        return {name: _npz_array(file, name, str(path)) for name in file.files if wanted is None or name in wanted}
+
+
+def _npz_array(file: Any, name: str, where: str) -> Array:
     try:
         return np.asarray(file[name])
     except ValueError as error:
