@@ -76,8 +76,6 @@ def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None =
         DataError: it cannot be read, has no rows, or two columns have the same name.
     """
     try:
-        if path.suffix.lower() != ".parquet":
-            check_claim(_CSV * path.stat().st_size, str(path))
         sheet = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path, known, header)
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
@@ -104,6 +102,7 @@ _UNPACKED = {
 
 
 def _read_csv(path: Path, known: Collection[str], header: bool | None) -> Sheet:
+    check_claim(_CSV * path.stat().st_size, str(path))
     names, columns, lines = read_rows(path, known=known, header=header)
     return Sheet(str(path), tuple(names or ()), columns, lines)
 
@@ -168,11 +167,9 @@ def _text_size(column: Any) -> int:
 def _values(column: Any) -> Sequence[Any]:
     from pyarrow import types
 
-    if (types.is_integer(column.type) or types.is_floating(column.type)) and not column.null_count:
+    if types.is_floating(column.type) or (types.is_integer(column.type) and not column.null_count):
         values: Array = column.to_numpy()
         return values  # type: ignore[return-value]
-    if types.is_floating(column.type):
-        return np.asarray(column.to_numpy())  # type: ignore[return-value]
     return _Values(column)
 
 
