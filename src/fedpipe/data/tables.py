@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
-from fedpipe.data.cells import fits, is_missing, parse_cells, printable
+from fedpipe.data.cells import as_strings, fits, is_missing, parse_cells, printable
 from fedpipe.data.claims import check_arrays
 from fedpipe.data.schema import LONGEST_NAME, MOST_COLUMNS, NUMERIC, Column, Style, columns_by_input
 from fedpipe.data.sheets import Sheet, read_sheet
@@ -285,9 +285,9 @@ def label_values(sheet: Sheet, name: str) -> Array:
                 remedy="Remove the row, or correct its label.",
             )
     if all(isinstance(cell, bool | np.bool_) for cell in cells):
-        return _strings(["true" if cell else "false" for cell in cells])
+        return as_strings(["true" if cell else "false" for cell in cells])
     if all(isinstance(cell, str) and cell.strip().lower() in ("true", "false") for cell in cells):
-        return _strings([cell.strip().lower() for cell in cells])
+        return as_strings([cell.strip().lower() for cell in cells])
     if not fits("number", cells):
         names = sheet.parse(name, "category")
         if (longest := max(map(len, names))) > 200:
@@ -312,12 +312,6 @@ def keys_of(sheet: Sheet, name: str) -> Array:
             remedy="Fill it in, or remove the row: each example must belong to a learner.",
         )
     return keys.astype(str)
-
-
-def _strings(values: Sequence[str]) -> Array:
-    strings = np.empty(len(values), object)
-    strings[:] = values
-    return strings
 
 
 def tree_of_columns(columns: Sequence[Column], values: Callable[[Column], Array]) -> Tree:
