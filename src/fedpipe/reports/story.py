@@ -27,7 +27,7 @@ from fedpipe.rounds.tallies import ClassTally
 from fedpipe.rounds.timings import Timing, read_timings
 from fedpipe.rounds.updates import mean_tested
 from fedpipe.rounds.voting import electorate, score_of
-from fedpipe.sessions.board import Ending, poll_board
+from fedpipe.sessions.board import Board, Ending
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import find
 
@@ -79,7 +79,7 @@ def read_story(store: Store, run: str, uri: str = "") -> Story:
         onnx=_found(store, keys.onnx(run), dict) or {},
         timings=tuple(sorted(read_timings(store, run, names, len(records)), key=lambda t: t.started)),
         start=start_scores(store, plan) if plan.federation.vote else {},
-        ending=_ending(store, run),
+        ending=board.ending if (board := _found(store, keys.board(run), Board)) else "",
         flaw=f"{flaw}; see `fedpipe repair`" if flaw else "",
         schema=_find_schema(store, plan),
     )
@@ -91,14 +91,6 @@ def _found(store: Store, key: str, kind: type[T]) -> T | None:
         return find(store, key, kind)
     except CorruptError:
         return None
-
-
-def _ending(store: Store, run: str) -> Ending:
-    try:
-        board = poll_board(store, run)
-    except CorruptError:
-        return ""
-    return board[0].ending if board else ""
 
 
 def _find_schema(store: Store, plan: Plan) -> Schema | None:
