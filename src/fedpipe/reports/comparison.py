@@ -31,6 +31,17 @@ def compare(stories: Sequence[Story]) -> Comparison:
     Args:
         stories: two or more runs.
     """
+    by_run = [_results(summarise(story)) for story in stories]
+    names = list(dict.fromkeys(name for results in by_run for name in results))
+    return Comparison(
+        runs=tuple(story.plan.run for story in stories),
+        settings=different_settings(stories),
+        results={name: [results.get(name) for results in by_run] for name in names},
+    )
+
+
+def different_settings(stories: Sequence[Story]) -> dict[str, list[str]]:
+    """Returns the settings of a comparison."""
     plans = [story.plan for story in stories]
     settings: dict[str, list[str]] = {}
     for position, plan in enumerate(plans[1:], 1):
@@ -42,13 +53,7 @@ def compare(stories: Sequence[Story]) -> Comparison:
     starts = [_start(story) for story in stories]
     if len(set(starts)) > 1:
         settings["begins from"] = starts
-    by_run = [_results(summarise(story)) for story in stories]
-    names = list(dict.fromkeys(name for results in by_run for name in results))
-    return Comparison(
-        runs=tuple(plan.run for plan in plans),
-        settings=dict(sorted(settings.items())),
-        results={name: [results.get(name) for results in by_run] for name in names},
-    )
+    return dict(sorted(settings.items()))
 
 
 def _start(story: Story) -> str:

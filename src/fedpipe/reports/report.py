@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedpipe.reports import plots, quality, remarks, vote_plots
-from fedpipe.reports.comparison import compare
+from fedpipe.reports.comparison import different_settings
 from fedpipe.reports.drawing import Drawing
 from fedpipe.reports.matrix import matrix_pictures
 from fedpipe.reports.story import Story, privacy, summarise
@@ -40,8 +40,8 @@ def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
         "privacy": spent,
         "private": {name: story.plan.federation.privacy_of(name) for name in spent},
         "comparison": _drawn(plots.comparison_curves([story, *others])) if others else [],
-        "compared_runs": [(one, summarise(one), _numbers_of(one)) for one in (story, *others)] if others else [],
-        "compared_settings": compare([story, *others]).settings if others else {},
+        "compared_runs": [(one, _numbers_of(one)) for one in (story, *others)] if others else [],
+        "compared_settings": different_settings([story, *others]) if others else {},
         "number": number,
         "learners": story.plan.federation.learners,
         "metrics": sorted({m for r in summary["rounds"] for m in r["metrics"]}),
