@@ -18,6 +18,7 @@ import pytest
 from msgspec.structs import replace
 
 from fedpipe.data.parts import Shard
+from fedpipe.data.schema import Column
 from fedpipe.data.settling import settle
 from fedpipe.data.statistics import Report, report_of
 from fedpipe.errors import CorruptError, DataError, DroppedError
@@ -25,7 +26,7 @@ from fedpipe.federation.data import StatisticsSettings
 from fedpipe.identity.enrolment import Enrolled, Enrolment, format_time
 from fedpipe.learners.score import score_learner
 from fedpipe.rounds import manifests
-from fedpipe.rounds.beginning import begin
+from fedpipe.rounds.accounting import TrainingEvent
 from fedpipe.rounds.budget import Entry
 from fedpipe.rounds.evaluation import Score, measure_all, mistake_in_score
 from fedpipe.rounds.history import history
@@ -40,10 +41,9 @@ from fedpipe.sessions.board import Board, Sign
 from fedpipe.store import Blob, MemoryStore
 from fedpipe.store.objects import canonical, decode, digest_of, encode
 from tests.faults import seeds
-from tests.faults.test_junk import plan_of
-from tests.federations import fresh, make_plan
+from tests.faults.test_junk import plan_of, play
+from tests.federations import make_plan
 from tests.learners.test_score import prepared
-from tests.simulation import World
 
 COUNT = int(os.environ.get("FEDPIPE_FUZZ", "6500"))
 MOST_MEMORY = 64 * 2**20
@@ -106,9 +106,7 @@ def _mutated(random: Random, value: Any) -> Any:
 
 
 def _targets() -> dict[str, Target]:
-    plan, world = plan_of("votes"), World(0)
-    from tests.faults.test_junk import play
-
+    plan = plan_of("votes")
     store = play(plan, attends=True).store
     record = history(store, plan.run)[1]
     update, ballot = record.updates[0], record.ballots[0]
@@ -153,8 +151,6 @@ def _targets() -> dict[str, Target]:
             format_time(enrolment.revoked or 0.0)
 
     rows = np.arange(40.0, dtype=np.float32).reshape(20, 2)
-    from fedpipe.data.schema import Column
-
     columns = tuple(Column(name=name, kind="number") for name in ("age", "size"))
     report = report_of("a", rows, np.arange(20), columns, StatisticsSettings(floor=1, rare=1))
     board = Board(
@@ -163,10 +159,11 @@ def _targets() -> dict[str, Target]:
     spent = manifests.Spent(
         events=1, epsilon_poisson=1.0, epsilon_unamplified=2.0, delta=1e-5, target_epsilon=3.0, sampling="none"
     )
+    tested = manifests.Tested(examples=3, metrics={"loss": 0.5})
+    event = TrainingEvent(examples=100, batch_size=10, microbatches=10, noise_multiplier=1.0, steps=10, passes=1)
     enrolled = Enrolled(learners={"a": Enrolment(key="0" * 64, since=1e9, revoked=None)})
-    begin(world.store, plan, fresh)
     return {
-        "update": Target(Update, manifests_with(update, spent), use_update),
+        "update": Target(Update, replace(update, spent=spent, tested=tested), use_update),
         "note": Target(Dropped, Dropped(learner="a", why="x", spent=spent)),
         "ballot": Target(Ballot, ballot, use_ballot),
         "sign": Target(Sign, Sign(round=1, attempt=1, phase="train", took_part=True), lambda s: s.answers(board)),
@@ -179,24 +176,11 @@ def _targets() -> dict[str, Target]:
         "plan": Target(Plan, plan, lambda found: differences(plan, found), learners=False),
         "enrolment": Target(Enrolled, enrolled, use_enrolled, learners=False),
         "ledger": Target(
-            Entry, Entry(learner="a", run="r1", round=1, weights=digest, event=EVENT, spent=spent), learners=False
+            Entry, Entry(learner="a", run="r1", round=1, weights=digest, event=event, spent=spent), learners=False
         ),
     }  # fmt: skip
 
 
-def manifests_with(update: Update, spent: manifests.Spent) -> Update:
-
-    tested = manifests.Tested(examples=3, metrics={"loss": 0.5})
-    return replace(update, spent=spent, tested=tested)
-
-
-def _event() -> Any:
-    from fedpipe.rounds.accounting import TrainingEvent
-
-    return TrainingEvent(examples=100, batch_size=10, microbatches=10, noise_multiplier=1.0, steps=10, passes=1)
-
-
-EVENT = _event()
 TARGETS = _targets()
 
 
