@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from fedpipe import weights
 from fedpipe.errors import CorruptError, StoreError
-from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history
 from fedpipe.rounds.plan import Plan
 from fedpipe.sessions.board import Board, poll_board
@@ -25,9 +24,9 @@ from fedpipe.store.objects import encode
 from tests.faults import seeds
 from tests.faults.junk import KINDS, made, templates
 from tests.faults.stores import HookedStore
-from tests.faults.test_junk import ALGORITHMS, HOSTILE, NAMES, ROUNDS, part, plan_of
-from tests.federations import PlusOneLearner, fresh
-from tests.simulation import World, attendance, coordinator
+from tests.faults.test_junk import ALGORITHMS, HOSTILE, NAMES, ROUNDS, part, plan_of, play
+from tests.federations import fresh
+from tests.simulation import World
 
 HONEST = NAMES[:3]
 Action = tuple[str, Any, Any]
@@ -96,6 +95,7 @@ class Hostile:
         self._plan, self._owned, self._script = plan, owned, script
 
     def run(self, world: World) -> Generator[float, None, None]:
+        yield 0.05  # the board is there
         for name, what, how in self._script:
             if (found := poll_board(world.store, self._plan.run)) is not None:
                 getattr(self, f"_{name}")(world.store, found[0], what, how)
@@ -145,16 +145,8 @@ class Hostile:
 
 def played(plan: Plan, script: list[Action], moments: Moments | None = None, *, attends: bool = False) -> World:
     """Plays a run with the hostile learner, which may also attend as others do."""
-    world = World(0)
-    begin(world.store, plan, fresh)
-    world.spawn("coordinator", coordinator(world, plan, store=changing(world, moments or {})))
-    for number, name in enumerate(NAMES if attends else HONEST):
-        learner = PlusOneLearner(number + 1, number + 1, wants=100.0)
-        world.spawn(name, attendance(world, plan, name, learner, seconds=lambda _: 2.0))
     hostile = Hostile(plan, templates({}, HOSTILE, plan.run, ROUNDS), script)
-    world.spawn("hostile", hostile.run(world), after=0.05)
-    world.run()
-    return world
+    return play(plan, hostile.run, attends=attends, seen=lambda world: changing(world, moments or {}))
 
 
 @pytest.mark.heavy

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fedpipe.errors import StoreError
 from fedpipe.learners.score import evaluate, score_learner
@@ -48,11 +49,20 @@ def plan_of(name: str) -> Plan:
     )
 
 
-def play(plan: Plan, hostile: Any = None, *, attends: bool = False) -> World:
-    """Plays a session. `hostile` is what the last learner does next to, or instead of, its honest attendance."""
+def play(
+    plan: Plan, hostile: Any = None, *, attends: bool = False, seen: Callable[[World], Store] | None = None
+) -> World:
+    """Plays a session.
+
+    Args:
+        plan: of the run.
+        hostile: what the last learner does next to, or instead of, its honest attendance.
+        attends: whether it attends.
+        seen: returns the store as the coordinator sees it.
+    """
     world = World(0)
     begin(world.store, plan, fresh)
-    world.spawn("coordinator", coordinator(world, plan))
+    world.spawn("coordinator", coordinator(world, plan, store=seen(world) if seen else None))
     for number, name in enumerate(NAMES):
         if name == HOSTILE and not attends:
             continue
@@ -216,8 +226,6 @@ STATES: dict[str, Any] = {
 
 @pytest.mark.parametrize("states", STATES.values(), ids=STATES)
 def test_states_that_spoil_the_sum(store: MemoryStore, states: Any) -> None:
-    from msgspec.structs import replace
-
     plan, digest = prepared(store)
     scores = [score_learner(store, plan, name, digest) for name in ("a", "b")]
     third = replace(scores[1], learner="c")
@@ -248,13 +256,7 @@ def test_objects_that_the_store_does_not_give_are_their_writers_fault(name: str)
         if key.startswith(refused) and call in ("read", "poll", "open", "size", "age", "read_range"):
             raise StoreError("the store refuses the request: InvalidRequest")
 
-    world = World(0)
-    begin(world.store, plan, fresh)
-    world.spawn("coordinator", coordinator(world, plan, store=HookedStore(world.store, refusing)))
-    for number, learner in enumerate(NAMES):
-        actor = PlusOneLearner(number + 1, number + 1, wants=100.0)
-        world.spawn(learner, attendance(world, plan, learner, actor, seconds=lambda _: 2.0))
-    world.run()
+    world = play(plan, attends=True, seen=lambda world: HookedStore(world.store, refusing))
     assert not isinstance(world.results["coordinator"], Exception)
     assert outcome(world, plan) == outcome(play(plan), plan)
 
