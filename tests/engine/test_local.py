@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,14 @@ class TestWorkers:
         worker.stop(for_good=True)
         with pytest.raises(WorkerDiedError, match="was ended"):
             worker.call(os.getpid)
+
+    def test_an_interrupted_start_ends_the_server_and_the_next_awaits_another(self) -> None:
+        """The server ends when a connection closes before the process is asked for, as after Ctrl-C."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(forkserver._forkserver._forkserver_address)  # type: ignore[attr-defined]
+        worker = Worker()
+        assert worker.call(max, 3, 5) == 5
+        worker.stop()
 
     def test_a_result_is_returned(self) -> None:
         worker = Worker()

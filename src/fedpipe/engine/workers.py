@@ -17,10 +17,12 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -32,6 +34,8 @@ OWN_PYTHON = ("tff", "custom")
 """Environments with a Python of their own, which is found by `frameworks.find_python`."""
 _START = threading.Lock()
 _STARTED = threading.Event()
+_SERVER_END = 30.0
+"""Seconds within which a server that no longer answers has ended, so that another one starts."""
 
 
 def start_server() -> None:
@@ -129,7 +133,7 @@ class Worker:
         else:
             with _START, _without_main():
                 process = context.Process(target=_serve, args=(theirs, dict(environ)), daemon=True)
-                process.start()
+                _fork(process)
                 self._process = process  # not before: Ctrl-C may interrupt the start, and `stop` kills what has begun
         theirs.close()
         if isinstance(self._process, subprocess.Popen):
@@ -155,6 +159,18 @@ class Worker:
                 process.close()
         if connection is not None:
             connection.close()
+
+
+def _fork(process: ForkServerProcess) -> None:
+    """Starts a process by the server, or by its successor: an earlier start that was interrupted ends the server."""
+    give_up = time.monotonic() + _SERVER_END
+    while True:
+        try:
+            return process.start()
+        except (ConnectionError, EOFError):
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
 
 
 _WORKER = """
