@@ -17,6 +17,7 @@ NAMES = (
     "mean",
     "robust_rules",
     "robustness",
+    "exchange",
     "aggregate_step",
     "memory",
     "transfer",

@@ -211,6 +211,7 @@ class TestThePipeline:
              "  server_optimizer: {name: sgd, learning_rate: 1.0, momentum: 0.0}", "  name: collective", "algorithm"),
             ("  rule: mean", "  rule: mean\n  vote: {}", "algorithm.vote"),
             ("export: {opset: 17}", "export: {choose: best, metric: loss}", "export.choose"),
+            ("training:\n", "training:\n  exchange: {}\n", "training.exchange"),
             ("export: {opset: 17}", "export: {publish_if: {}, metric: loss}", "export.publish_if"),
             ("quorum:", "privacy: {noise_multiplier: 1, l2_norm_clip: 1, microbatches: 16, delta: 1e-5, "
              "target_epsilon: 9}\nquorum:", "privacy"),

@@ -6,12 +6,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from fedpipe import weights
+from fedpipe.aggregation.encoding import encode
 from fedpipe.errors import DroppedError
 from fedpipe.identity.statements import signed_by
 from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.framework import Arrays, seed_of
-from fedpipe.learners.learner import Learner, log
+from fedpipe.learners.learner import Learner, Trained, log
+from fedpipe.learners.personal import Kept
 from fedpipe.rounds.budget import Budget
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.ledger import find_marks
@@ -75,7 +79,8 @@ def _offered(
         optimizer=optimizer,
     )
     weights.check_finite(trained.weights)
-    digest = weights.save(trained.weights, folder / "weights")
+    sent, kept_back = _encoded(plan, name, number, start, trained)
+    digest = weights.save(sent, folder / "weights")
     spent, ledger = None, None
     if budget is not None:
         assert trained.event is not None
@@ -86,13 +91,23 @@ def _offered(
     if trained.optimizer is not None:
         kept = weights.save(trained.optimizer, folder / "optimizer")
         put_file(store, folder / "optimizer", kept, name)
-    personal = trained.kept.save(store, name, folder)
+    personal = kept_back.save(store, name, folder)
     update = Update(
         federation=federation.name, run=plan.run, round=number, learner=name, base=base, weights=digest,
         size=(folder / "weights").stat().st_size, examples=trained.examples, metrics=trained.metrics,
         plan=plan.definition.digest, tested=tested, optimizer=kept, personal=personal, spent=spent, ledger=ledger,
     )  # fmt: skip
     return publish_update(store, signed_by(update, name))
+
+
+def _encoded(plan: Plan, name: str, number: int, start: Arrays, trained: Trained) -> tuple[Arrays, Kept]:
+    """Return what a learner sends after a training, and what it keeps."""
+    exchange = plan.federation.training.exchange
+    if exchange is None:
+        return trained.weights, trained.kept
+    random = np.random.default_rng(seed_of(plan.federation.training.seed, name, number, "exchange"))
+    update, residual = encode(exchange, trained.weights, start, trained.kept.residual, random)
+    return update, trained.kept._replace(residual=residual)
 
 
 def _budget(store: Store, plan: Plan, name: str, number: int, learner: Learner) -> Budget | None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from fedpipe.errors import InputError, RoundError
 from fedpipe.identity.enrolment import Enrolled, read_enrolled
 from fedpipe.rounds.ballots import is_cast
-from fedpipe.rounds.closing import close_round, close_vote, in_constant_memory, proposal_of
+from fedpipe.rounds.closing import close_round, close_vote, encoding_of, in_constant_memory, proposal_of
 from fedpipe.rounds.early import EarlySums
 from fedpipe.rounds.history import begun_from, commit, is_aggregated, record_layout
 from fedpipe.rounds.manifests import Record
@@ -194,7 +194,9 @@ class Round:
         enrolled = self._enrolled()
 
         def offered(learner: str) -> bool:
-            size = self._layout(self._previous).size
+            layout = self._layout(self._previous)
+            encoding = encoding_of(self._plan, layout, Path())
+            size = (encoding.layout if encoding else layout).size
             return is_offered(self._store, self._plan, self._previous, enrolled(), learner, size, kind)
 
         return offered
