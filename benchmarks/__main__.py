@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ NAMES = (
     "memory",
     "transfer",
     "start",
+    "waits",
     "local_run",
     "simulation",
     "vote_round",
@@ -38,6 +40,7 @@ MARKS = ("<!-- figures -->", "<!-- end of figures -->")
 
 def main() -> int:
     """`python -m benchmarks [NAME ...]`; results of benchmarks that are not run again are kept."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark ends its processes
     chosen = sys.argv[1:] or NAMES
     if unknown := set(chosen) - set(NAMES):
         print(f"unknown benchmark {sorted(unknown)[0]!r}; known: {', '.join(NAMES)}", file=sys.stderr)

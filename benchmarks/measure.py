@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +78,21 @@ def script(environment: str, path: str, *arguments: object) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{path} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+@contextlib.contextmanager
+def ended(environment: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Marks an environment, and kills all processes that have it at the end, also when the benchmark is stopped."""
+    mark = f"FEDPIPE_BENCHMARK={uuid.uuid4().hex}"
+    name, _, value = mark.partition("=")
+    try:
+        yield {**environment, name: value}
+    finally:
+        for _ in range(3):  # one that was just started is found the next time
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                        os.kill(int(process.name), signal.SIGKILL)
 
 
 def quiet() -> dict[str, str]:

@@ -76,11 +76,11 @@ def train_large(code: str, privacy: dict[str, Any], training: dict[str, Any], *r
     """As `train`, with every train part taken for a large one; and whether TensorFlow has a seed then."""
     from tensorflow.python.eager import context
 
-    from fedpipe.learners.keras import training as keras_training
+    from fedpipe.learners.keras import loop as keras_loop
 
-    kept, keras_training._LARGE = keras_training._LARGE, 0
+    kept, keras_loop.LARGE = keras_loop.LARGE, 0
     try:
         (found,) = train(code, privacy, training, *rest)
     finally:
-        keras_training._LARGE = kept
+        keras_loop.LARGE = kept
     return {"steps": found["steps"], "event": found["event"], "seeded": context.global_seed() is not None}

@@ -1,8 +1,10 @@
-"""The softmax regression that all run: 784 x 10, 10 learners with 97 examples each, 5 local epochs, 11 rounds."""
+"""The softmax regression that all run: 784 x 10, 10 learners with 97 examples each, 5 local epochs, $ROUNDS rounds."""
+
+import os
 
 import numpy as np
 
-LEARNERS, EXAMPLES, EPOCHS, BATCH, ROUNDS, RATE = 10, 97, 5, 20, 11, 0.02
+LEARNERS, EXAMPLES, EPOCHS, BATCH, ROUNDS, RATE = 10, 97, 5, 20, int(os.environ.get("ROUNDS", "11")), 0.02
 
 
 def data():

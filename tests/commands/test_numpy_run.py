@@ -83,6 +83,20 @@ def test_a_second_run_continues_from_the_first(file: Path, tmp_path: Path) -> No
     assert (tmp_path / "exported.onnx").read_bytes() == (tmp_path / "out" / "model.onnx").read_bytes()
 
 
+def test_a_finished_run_without_test_parts_repeats_nothing(file: Path, tmp_path: Path) -> None:
+    """A shard has nothing to test however often it is tried; own data may have something the next time."""
+    np.savez(file.parent / "own.npz", x=np.zeros((40, 8, 8, 1), np.float32), y=np.zeros(40, int))
+    own = "  - name: hospital-b\n    data: own.npz\n  - name: hospital-c\n"
+    parts = "parts: {train: 1.0, vote: 0.0, test: 0.0}"
+    change(file.parent, **{"parts: {train: 0.8, vote: 0.1, test: 0.1}": parts, "rounds: 10": "rounds: 1"})
+    change(file.parent, **{"  - name: hospital-b\n  - name: hospital-c\n": own})
+    events: list[Event] = []
+    fedpipe.run(file, out=tmp_path / "out")
+    fedpipe.run(file, out=tmp_path / "out", listener=events.append)
+    again = {e.inputs["learner"]: e.what for e in events if e.task.step == "score" and e.what != "started"}
+    assert again == {f"hospital-{k}": "done" if k == "b" else "found" for k in "abcde"}
+
+
 def test_data_of_their_own_read_by_model_py(file: Path, tmp_path: Path) -> None:
     """Shown before the run, trained on in it; a learner whose data cannot be read is dropped, and the run continues."""
     model = file.parent / "model.py"

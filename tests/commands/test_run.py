@@ -8,6 +8,8 @@ import multiprocessing.forkserver
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,7 @@ def test_from_the_file_to_a_verified_model(digits: Path, monkeypatch: pytest.Mon
         assert np.mean(found.classes == data["y"]) > 0.93
 
     _check_resumed(digits, file)
+    _check_unchanged(digits, file)
     _check_export(digits, file, summary)
 
 
@@ -103,6 +106,20 @@ def _check_resumed(digits: Path, file: Path) -> None:
     keras = {"initialise", "learn", "score", "evaluate", "export"}
     assert {e.what for e in again if e.task.step in keras and e.what != "started"} == {"found"}
     assert list(store.below("models/digits").keys()) == ["1/model.onnx", "1/origin.json"]
+
+
+def _check_unchanged(digits: Path, file: Path) -> None:
+    """A finished run, and the check of a model that has passed on these examples, import no TensorFlow."""
+    mark, folder = digits / "imported", digits / "instead"
+    folder.mkdir()
+    (folder / "tensorflow.py").write_text(f"open({str(mark)!r}, 'w').close()\nraise ImportError")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
+    for command in (["check", str(file)], ["run", str(file), "--out", str(digits / "again")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "fedpipe", *command], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert not mark.exists()
 
 
 def _check_export(digits: Path, file: Path, summary: dict[str, Any]) -> None:

@@ -1,15 +1,19 @@
-"""Checks before a run that concern the budgets of private learners; the others are tested where they are made."""
+"""Checks before a run that concern budgets of private learners, and the model; others are tested where they are made."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from fedpipe.engine.preflight import check_budgets
-from fedpipe.errors import FederationError
+from fedpipe.engine.preflight import Checked, check, check_budgets
+from fedpipe.errors import FederationError, ModelError
 from fedpipe.federation.federation import Federation
 from tests.federations import make_federation
+from tests.models import DENSE
 
 PRIVACY = {"noise_multiplier": 1.0, "l2_norm_clip": 1.0, "microbatches": 16, "delta": 1e-4, "target_epsilon": 8.0}
 SIZES = {"a": 194, "b": 194}
@@ -52,3 +56,38 @@ def test_privacy_that_cannot_be_kept(privacy: dict[str, float], message: str) ->
 
 def test_learners_whose_examples_are_not_known_are_left_out() -> None:
     assert check_budgets(federation(delta=0.01), {"a": 194}, "memory://budgets") == []
+
+
+def test_a_model_that_passed_on_the_same_examples_is_not_called_for(tmp_path: Path) -> None:
+    """The notes are written by the real rehearsal, and any change of model, settings or examples asks for another."""
+    uri, rng = str(tmp_path / "data.npz"), np.random.default_rng(0)
+    asked: list[str] = []
+
+    def call(function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
+        asked.append(function.__name__)
+        return function(*arguments)
+
+    def is_rehearsed(code: str = DENSE, first: float = 1.0, **more: Any) -> bool:
+        x = rng.normal(size=(60, 4)).astype(np.float32)
+        x[:] = first
+        np.savez(uri, x=x, y=np.tile([0, 1, 2], 20))
+        asked.clear()
+        settings = {"training": {"rounds": 1, "batch_size": 4}, "export": "none", **more}
+        findings = check(make_federation(data={"uri": uri}, **settings), code, uri, "", call)
+        assert Checked("model", "15 parameters, input (None, 4), loss sparse_categorical_crossentropy") in findings
+        return asked == ["rehearse"]
+
+    assert is_rehearsed()
+    assert not is_rehearsed()
+    assert is_rehearsed(code=DENSE + "# another digest\n")
+    assert is_rehearsed(first=2.0)
+    assert is_rehearsed(training={"rounds": 1, "batch_size": 5})
+    assert not is_rehearsed()
+
+
+def test_a_mistake_is_found_each_time(tmp_path: Path) -> None:
+    uri = str(tmp_path / "data.npz")
+    np.savez(uri, x=np.zeros((60, 4), np.float32), y=np.tile([0, 1, 7], 20))
+    for _ in range(2):
+        with pytest.raises(ModelError, match="the labels range from 0 to 7"):
+            check(make_federation(data={"uri": uri}), DENSE, uri, "")

@@ -20,7 +20,7 @@ from fedpipe.compiled.graph import Graph, check_arguments, parse_graph, read_gra
 from fedpipe.engine import preflight
 from fedpipe.engine.local import Engine, Event, Listener
 from fedpipe.engine.workers import Workers, beside, start_server, warm_simulation
-from fedpipe.errors import InputError, PipelineError
+from fedpipe.errors import FedpipeError, InputError, PipelineError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source, read_source
 from fedpipe.identity.enrolment import read_enrolled
@@ -170,7 +170,8 @@ def _run(source: Source, how: _How, listener: Listener, changes: Mapping[str, An
         Workers(preload=opened.needs_tensorflow) as processes,  # those that the checks warm up serve the first steps
     ):
         call = _warmed(processes) if how.simulation else processes.call
-        if opened.needs_tensorflow:
+        imports = opened.needs_tensorflow and not _has_ended(opened, how, name)
+        if imports:
             start_server()  # its import takes longer than everything before the first step
         how.stages("compiling the pipeline")
         store = str(how.store) if how.store else None
@@ -180,7 +181,7 @@ def _run(source: Source, how: _How, listener: Listener, changes: Mapping[str, An
         folder = Path(how.out) if how.out else Path("fedpipe-out") / job.graph.name / name
         if what := obstacle(folder):
             raise InputError(what, where=str(folder), remedy="Choose another folder for the results with --out.")
-        framework = ", importing TensorFlow" if opened.needs_tensorflow else ""
+        framework = ", importing TensorFlow" if imports else ""
         how.stages(f"checking data, model and store of run {name}{framework}")
         for subject, what in _check_first(
             job, name, _warmed(processes) if job.needs_tff and not how.simulation else call
@@ -206,6 +207,18 @@ def _run(source: Source, how: _How, listener: Listener, changes: Mapping[str, An
         return Result({}, folder)
     place = resolve(reported, job.arguments, results, "")["parameterValues"]["place"]
     return Result(fetch_results(RunPlace(**place), folder), folder, tracker.outcome if tracker else "")
+
+
+def _has_ended(opened: Federation | Graph, how: _How, name: str) -> bool:
+    """Returns whether a run's summary is in a folder, so that its steps find their work and need no framework."""
+    if not isinstance(opened, Federation):
+        return False
+    given = how.parameters.get("store") or how.store
+    with contextlib.suppress(FedpipeError):  # the checks report it
+        uri = chosen_uri(str(given) if given else None, opened.store_uri)
+        if uri.startswith("file://"):
+            return open_store(uri).below(opened.name).size(keys.summary(name)) is not None
+    return False
 
 
 def _tracker(job: _Job) -> Tracker | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from fedpipe.compiled.graph import Graph, Task, fill_command, resolve
+from fedpipe.engine.meeting import Meeting
 from fedpipe.engine.workers import CrashError, Workers, logged_to, run_logged, run_step
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError, WorkerDiedError
 from fedpipe.federation.environments import Environment
@@ -79,7 +80,8 @@ class Engine:
         self._job = f"local-{uuid.uuid4().hex[:12]}"
         self._processes = processes or Workers()
         self._stopped = threading.Event()
-        self._computing = threading.Semaphore(self._count)
+        self._cores = threading.Semaphore(self._count)
+        self._meeting = Meeting()
 
     def run(self) -> dict[str, TaskResult]:
         """Runs all tasks and returns their results by key.
@@ -130,6 +132,7 @@ class Engine:
             yield pool_of
         finally:
             self._stopped.set()
+            self._meeting.end()
             for pool in pools.values():
                 pool.shutdown(wait=False, cancel_futures=True)
             self._processes.stop()
@@ -207,18 +210,23 @@ class Engine:
         log, environment = str(self._log(task)), task.environment
 
         def call(function: Callable[..., Any], *arguments: Any) -> Any:
-            with self._computing:
+            with self._meeting.computing(), self._cores:
                 if self._stopped.is_set():
                     raise StepError("the run was stopped")
                 if environment == "core":
                     return function(*arguments)
                 return self._processes.call(run_logged, log, function, *arguments, environment=environment)
 
+        pause = self._meeting.waiter(coordinates=task.step == "coordinate")
+
         def sleep(seconds: float) -> None:
-            if self._stopped.wait(seconds):
+            pause(seconds)
+            if self._stopped.is_set():
                 raise StepError("the run was stopped")
 
         def notify(moment: Moment, metadata: Mapping[str, Any]) -> None:
+            if moment.what in ("opened", "ended"):
+                self._meeting.move()
             self._notify("moment", task, inputs=inputs, moment=moment, metadata=metadata)
 
         return Hands(call, sleep, notify)

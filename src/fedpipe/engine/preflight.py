@@ -26,7 +26,7 @@ from fedpipe.learners.describe import described
 from fedpipe.learners.own_data import check_own_parts
 from fedpipe.learners.parts import Part
 from fedpipe.learners.reading import own_parts
-from fedpipe.registry.rehearsal import rehearse
+from fedpipe.registry.rehearsal import recalled, rehearse
 from fedpipe.rounds.budget import Budget, training_event
 from fedpipe.rounds.voting import bar, electorate, proposer_of
 from fedpipe.steps.simulate import check_simulated
@@ -199,6 +199,23 @@ def _vote_summary(federation: Federation, vote: Vote) -> Checked:
     return Checked("vote", f"{vote.rule}: {needed} of {voters} approvals, by the {vote.criterion}")
 
 
+def _rehearsed(
+    federation: Federation, code: str, examples: Examples | None, schema: Schema | None, call: Callable[..., Any]
+) -> str:
+    """Rehearses the model, unless it has passed on the same examples; a custom learner's is in another Python.
+
+    Raises:
+        FedpipeError: as of `rehearse`.
+    """
+    environment = federation.environment_of("initialise")
+    if examples is None or not federation.needs_tensorflow:
+        return str(call(rehearse, federation, code, examples, schema, environment=environment))
+    known = recalled(federation, code, dump_examples(examples), schema)
+    text = known.text or str(call(rehearse, federation, code, examples, schema, environment=environment))
+    known.note(text)
+    return text
+
+
 def called(function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
     """Calls a function in this process, regardless of its environment."""
     return function(*arguments)
@@ -262,7 +279,7 @@ def check(
     if federation.data.is_table and schema is None:
         findings.append(Checked("model", "not checked: it depends on data that cannot be read here"))
         return findings
-    findings.append(Checked("model", call(rehearse, federation, code, examples, schema, environment=environment)))
+    findings.append(Checked("model", _rehearsed(federation, code, examples, schema, call)))
     if any(learner.data for learner in federation.learners):
         call(check_own_data, federation, code, environment=environment)
         if own:

@@ -242,9 +242,9 @@ class TrainingLimits:
         self.steps = 0
         self._seconds, self._end = seconds, time.monotonic() + seconds
 
-    def step(self) -> None:
-        """Count a step. Raises DroppedError when it came too late."""
-        self.steps += 1
+    def step(self, count: int = 1) -> None:
+        """Count steps. Raises DroppedError when the last one came too late."""
+        self.steps += count
         if time.monotonic() > self._end:
             raise DroppedError(f"late: training took longer than the deadline of {self._seconds:g} s")
 

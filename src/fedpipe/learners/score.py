@@ -22,6 +22,7 @@ from fedpipe.learners.personal import find_personal
 from fedpipe.learners.reading import central_test, learner_parts
 from fedpipe.learners.tallying import Counter, counter_of
 from fedpipe.rounds.evaluation import (
+    EMPTY_TEST,
     MOST_OUTPUTS,
     Evaluation,
     Measured,
@@ -57,7 +58,7 @@ def score_learner(store: Store, plan: Plan, name: str, digest: str) -> Score:
     model = plan_model(store, plan)
     part = learner_parts(store, plan, name, model.module).get("test")
     if part is None or not size_of(part):
-        return Score(learner=name, weights=digest, why="the test part is empty")
+        return Score(learner=name, weights=digest, why=EMPTY_TEST)
     arrays = fetch_global(store, digest)
     score = _score(model, plan, arrays, name, digest, part)
     personal = _personal_test(store, plan, model, name, arrays, part)

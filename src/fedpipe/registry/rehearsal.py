@@ -16,17 +16,21 @@ from fedpipe.data.examples import Examples
 from fedpipe.data.ports import made_up, ports_of
 from fedpipe.data.schema import Schema
 from fedpipe.data.trees import Tree
+from fedpipe.errors import InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.learners.check import built_model, check_model, rehearse_training, shared_ports
 from fedpipe.learners.own_data import find_examples
 from fedpipe.registry.card import CARD_KEY, Card, write_card
 from fedpipe.registry.export import convert_checked, described_table
+from fedpipe.store.files import write_whole
 from fedpipe.store.objects import digest_of, encode
 from fedpipe.version import __version__
 
 _PACKAGES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "protobuf")
 _SAMPLES = 32
+_ELSEWHERE = {"store", "model", "placement", "secret", "images", "simulation"}
+"""Keys of the file that say where, and not what: `check`, `run` and `compile` see them differently."""
 
 
 def rehearse(federation: Federation, code: str, examples: Examples | None, schema: Schema | None = None) -> str:
@@ -53,11 +57,30 @@ def rehearse(federation: Federation, code: str, examples: Examples | None, schem
     if examples is None and any(learner.data for learner in federation.learners):
         examples = find_examples(federation, built_model(federation, code, schema=schema).module, schema)
     text = check_model(federation, code, examples, schema)
-    passed = _Passed(_key(federation, code, examples, schema))
-    if not passed.found:
+    passed = Recalled(_key(federation, code, examples, schema))
+    if passed.text is None:
         _rehearse_all(federation, code, examples, schema)
         passed.note()
     return text
+
+
+def recalled(federation: Federation, code: str, examples: bytes, schema: Schema | None = None) -> Recalled:
+    """Returns the note on a rehearsal of exactly this model, settings and examples, in this Python.
+
+    Args:
+        federation: with its run-time settings.
+        code: the text of the user's file.
+        examples: as `dump_examples` writes them.
+        schema: of the federation's table, if it has one.
+    """
+    settings = _without_places(msgspec.to_builtins(federation))
+    settings["data"] |= {"uri": ""}
+    settings["learners"] = [_without_places(learner) for learner in settings["learners"]]
+    return Recalled(digest_of(encode([_key(federation, code, None, schema), settings, digest_of(examples)])))
+
+
+def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _ELSEWHERE}
 
 
 def _rehearse_all(federation: Federation, code: str, examples: Examples | None, schema: Schema | None) -> None:
@@ -108,7 +131,7 @@ def _installed() -> dict[str, str]:
     return {found.name: found.version for found in metadata.distributions()}
 
 
-class _Passed:
+class Recalled:
     """Notes in the user's cache folder that a rehearsal has passed; without such a folder it is repeated each time.
 
     Args:
@@ -120,15 +143,15 @@ class _Passed:
         self._file = Path(base).expanduser() / "fedpipe" / "rehearsals" / key.removeprefix("sha256:")
 
     @property
-    def found(self) -> bool:
-        """Whether it has passed before."""
+    def text(self) -> str | None:
+        """The result of a rehearsal that has passed before; None without one."""
         try:
-            return self._file.is_file()
-        except OSError:
-            return False
+            return self._file.read_text()
+        except (OSError, UnicodeDecodeError):
+            return None
 
-    def note(self) -> None:
+    def note(self, text: str = "") -> None:
         """Writes the note."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, InputError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._file.touch()
+            write_whole(self._file, text.encode())

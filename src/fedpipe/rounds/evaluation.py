@@ -17,6 +17,8 @@ from fedpipe.rounds.received import Source, cleaned, receive, usable
 from fedpipe.rounds.tallies import Head, Matrix, Tally, add_tallies, mistake_in
 from fedpipe.store import SMALL, Store, keys
 
+EMPTY_TEST = "the test part is empty"
+"""Why a learner without a test part does not count."""
 MOST_OUTPUTS = 8
 """Most outputs of a model that are counted, so that a score stays small."""
 _MOST_VALUES = 1_700_000

@@ -12,7 +12,7 @@ from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.score import score_learner
 from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.choosing import best_earlier
-from fedpipe.rounds.evaluation import Score, own_score
+from fedpipe.rounds.evaluation import EMPTY_TEST, Score, own_score
 from fedpipe.rounds.history import history
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.store import Store, keys
@@ -43,8 +43,13 @@ def find(inputs: Inputs) -> Outputs | None:
     wanted = [(inputs.weights, score)]
     if earlier := _earlier(store, plan):
         wanted.append((earlier, own_score(store, inputs.learner, plan.run, earlier=True)))
-    done = all(s and not s.why and (s.weights, s.settings) == (weights, plan.measuring) for weights, s in wanted)
+    done = all(s and _lasts(s, plan) and (s.weights, s.settings) == (weights, plan.measuring) for weights, s in wanted)
     return _outputs(score) if score and done else None
+
+
+def _lasts(score: Score, plan: Plan) -> bool:
+    """Return whether another test would give the same: it succeeded, or the learner's shard has nothing to test."""
+    return not score.why or (score.why == EMPTY_TEST and not plan.federation.learner(score.learner).data)
 
 
 def _earlier(store: Store, plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,7 @@ class Store(Protocol):
         """
 
 
+@functools.lru_cache(maxsize=1024)
 def is_safe(key: str) -> bool:
     """Returns whether a key is one that fedpipe writes; other clients of a bucket may use any text."""
     segments = key.split("/")

@@ -60,12 +60,12 @@ class LocalStore:
         return self._folder / check_key(key)
 
     def read(self, key: str, *, limit: int = SMALL) -> Blob:
-        with self._opened(key) as reader:
-            if reader.size > limit:
-                raise TooLargeError(
-                    f"the object has {reader.size} bytes, the limit is {limit}", where=str(self._path(key))
-                )
-            data = reader.read(reader.size)
+        path = self._path(key)
+        with _mapped(path), path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise TooLargeError(f"the object has {size} bytes, the limit is {limit}", where=str(path))
+            data = file.read(size)
         return Blob(data, hashlib.sha256(data).hexdigest())
 
     def poll(self, key: str, version: str = "", *, limit: int = SMALL) -> Blob | None:
@@ -81,8 +81,9 @@ class LocalStore:
             return max(0.0, os.fstat(file.fileno()).st_mtime - written)
 
     def open(self, key: str) -> Reader:
-        with _mapped(self._path(key)):
-            return _FileReader(self._path(key))
+        path = self._path(key)
+        with _mapped(path):
+            return _FileReader(path)
 
     @contextlib.contextmanager
     def _opened(self, key: str) -> Iterator[Reader]:

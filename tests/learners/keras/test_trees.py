@@ -109,7 +109,7 @@ def test_every_way_of_feeding(more: dict[str, Any]) -> None:
 
 
 def test_arrays_too_large_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedpipe.learners.keras.training._LARGE", 0)
+    monkeypatch.setattr("fedpipe.learners.keras.loop.LARGE", 0)
     model = model_of(TWO_INPUTS)
     weighted = Examples({"a": A, "b": B}, KIND, np.zeros(40, np.float32))
     assert_equal(trained(model, weighted), model.initial_weights(0))  # all weights are 0

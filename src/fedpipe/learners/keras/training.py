@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from fedpipe.data.examples import Examples
-from fedpipe.data.trees import Tree, size_in_bytes
+from fedpipe.data.trees import Tree
 from fedpipe.errors import DroppedError, ModelError
 from fedpipe.federation.preprocessing import applied, parse
 from fedpipe.federation.training import Training
@@ -30,14 +31,12 @@ from fedpipe.learners.keras.arguments import check_preprocessing, make_callbacks
 from fedpipe.learners.keras.datasets import singles_of
 from fedpipe.learners.keras.gradients import check_plain
 from fedpipe.learners.keras.heads import heads_of
+from fedpipe.learners.keras.loop import is_large
 from fedpipe.learners.keras.structure import Side, label_zeros, scalars, tensors
 from fedpipe.learners.parts import LabelShape, Part, size_of
 from fedpipe.learners.user_code import described
 from fedpipe.rounds.tallies import Head
 from fedpipe.weights import Array
-
-_LARGE = 64 * 2**20
-"""Train parts of more bytes are not copied."""
 
 WIDER = 4
 """Training batches in a batch of an evaluation, which keeps no activations and so needs less memory."""
@@ -149,9 +148,13 @@ class CompiledModel(ABC):
         if training.learning_rate:
             self.set_learning_rate(training.learning_rate)
         limits = TrainingLimits(seconds)
-        epochs = self._fit(self.feed(part, training, seed), training, limits)
+        epochs = self._epochs(part, training, seed, limits)
         kept = self.optimizer_state() if training.optimizer == "keep" else None
         return Fitted(self.weights(), limits.steps, [] if self.private else epochs, kept)
+
+    def _epochs(self, part: Part, training: Training, seed: int, limits: TrainingLimits) -> list[dict[str, float]]:
+        """Train, and return the metrics of each epoch."""
+        return self._fit(self.feed(part, training, seed), training, limits)
 
     def _fit(self, feed: Mapping[str, Any], training: Training, limits: TrainingLimits) -> list[dict[str, float]]:
         arguments = as_arguments(training.fit)
@@ -161,25 +164,36 @@ class CompiledModel(ABC):
             labels = range(max(2, outputs, *(label + 1 for label in given)))
             arguments["class_weight"] = {label: given.get(label, 1.0) for label in labels}
         callbacks = [_limited(limits, check_loss=not self.private), *make_callbacks(training)]
-        try:
+        with self._reported():
             history = self.keras.fit(**{**arguments, **feed}, callbacks=callbacks, verbose=0).history
+        return [scalars(dict(zip(history, values, strict=True))) for values in zip(*history.values(), strict=True)]
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Drop the learner for any error of a training."""
+        try:
+            yield
         except DroppedError:
             raise
         except Exception as error:
             # TensorFlow's messages quote examples and labels, which must stay with a private learner.
             detail = type(error).__name__ if self.private else described(error)
             raise DroppedError(f"training failed: {detail}", lasting=not isinstance(error, OSError)) from error
-        return [scalars(dict(zip(history, values, strict=True))) for values in zip(*history.values(), strict=True)]
 
     def evaluate(self, weights: Arrays, part: Part, training: Training, batches: int = 0) -> Measurement:
         """See `Model.evaluate`."""
         self.reset_draws(seed_of(training.seed, "evaluate"))
         self.set_weights(weights)
-        size = training.batch_size
-        data = singles_of(part, self.inputs, self.outputs).take(batches * size or -1).batch(size * WIDER)
-        metrics = self.keras.evaluate(data, **training.evaluate, verbose=0, return_dict=True)
+        metrics = self._evaluated(part, training, batches)
         states = tuple(tuple(np.asarray(v, np.float64).reshape(-1).tolist()) for v in self._states())
         return Measurement(scalars(metrics), states)
+
+    def _evaluated(self, part: Part, training: Training, batches: int) -> Mapping[str, Any]:
+        """Measure the current weights."""
+        size = training.batch_size
+        data = singles_of(part, self.inputs, self.outputs).take(batches * size or -1).batch(size * WIDER)
+        found = self.keras.evaluate(data, **training.evaluate, verbose=0, return_dict=True)
+        return dict(found)
 
     def _states(self) -> list[Any]:
         """Return all variables of metrics (a mean's total and count, a curve's bins), which add up over learners."""
@@ -298,7 +312,7 @@ def _needs_arrays(part: Examples, fit: Mapping[str, Any]) -> bool:
     A tf.data.Dataset of slices starts an epoch ten times faster than Keras's adapter for arrays, which matters for
     small shards. But its shuffling holds a copy of the data.
     """
-    return "validation_split" in fit or size_in_bytes(part.x) + size_in_bytes(part.y) > _LARGE
+    return "validation_split" in fit or is_large(part)
 
 
 def _limited(limits: TrainingLimits, *, check_loss: bool) -> Any:
