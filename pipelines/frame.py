@@ -35,7 +35,7 @@ def framed(
         description: Description in the UI.
         learn: Wires the rounds.
         look: Wires a first step that explores the data.
-        scored: Whether learners score the last model, each on its own test part.
+        scored: Whether learners score the last model on their own test parts, in a session or in steps of their own.
     """
 
     def steps(**form: Any) -> None:
@@ -62,6 +62,8 @@ def framed(
 
         scores = []
         for learner in federation.learners if scored else ():
+            if federation.scores_in_session(learner.name):
+                continue
             score = component(federation, "score", learner.name)(place=place, learner=learner.name, weights=weights)
             place_learner(score, federation, learner, f"score {learner.name}")
             scores.append(score.outputs["score"])

@@ -226,6 +226,13 @@ class Federation(Section, frozen=True, kw_only=True):
         """Return whether learners describe their tables in the first phase of a session, not in steps of their own."""
         return self.data.is_table and self.in_sessions and not self.aggregated_by_tff
 
+    def scores_in_session(self, learner: str) -> bool:
+        """Return whether a learner tests the final model in the last phase of its session, not in a step of its own.
+
+        The metrics of all learners are added up, so they are measured in one environment.
+        """
+        return self.in_sessions and self.environment_of("learn", learner) == self.environment_of("score", learner)
+
     @property
     def in_sessions(self) -> bool:
         """Return whether a step works through several rounds."""

@@ -73,13 +73,14 @@ class Coordinator:
         random: of the jitter between looks.
         script: returns a round's script, from the record of the round before; by default the plan's algorithm.
         opening: a phase whose closing commits round 0; None for a run that has begun.
+        final: returns the phase after the last round, from its record; None for a session that others follow.
     """
 
     def __init__(
         self, store: Store, plan: Plan, session: str, *, last: int = 0,
         clock: Callable[[], float] = time.monotonic, listener: Callable[[Moment], None] = lambda _: None,
         random: Random | None = None, script: Callable[[Record], Script] | None = None,
-        opening: Phase | None = None,
+        opening: Phase | None = None, final: Callable[[Record], Phase] | None = None,
     ) -> None:  # fmt: skip
         self._store, self._plan, self._federation = store, plan, plan.federation
         self._session = session
@@ -87,7 +88,7 @@ class Coordinator:
         self._clock, self._listener, self._random = clock, listener, random or Random()  # noqa: S311  (jitter)
         self._keeper = Keeper(store, plan.run, session, clock)
         self._script = script or script_of(store, plan)
-        self._opening = opening
+        self._opening, self._final = opening, final
         self._record: Record | None = None
         self._values: list[float] = []
         self._away: dict[str, Away] = {}
@@ -130,6 +131,8 @@ class Coordinator:
             commit(self._store, record)  # an earlier commit may have been interrupted before HEAD moved
             while not (ending := self._ending(record)):
                 record = yield from self._round(record)
+            if self._final is not None:
+                yield from self._played(self._final(record), past=False)
         except RoundError as error:
             ended: Ending = "below_quorum" if isinstance(error, QuorumError) else "failed"
             self._end(record.weights, record.round, ended, str(error))

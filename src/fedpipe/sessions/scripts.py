@@ -14,6 +14,7 @@ from fedpipe.identity.enrolment import Enrolled, read_enrolled
 from fedpipe.rounds.ballots import is_cast
 from fedpipe.rounds.closing import close_round, close_vote, encoding_of, in_constant_memory, proposal_of
 from fedpipe.rounds.early import EarlySums
+from fedpipe.rounds.evaluation import earlier_model, is_scored
 from fedpipe.rounds.history import begun_from, commit, is_aggregated, record_layout
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
@@ -91,6 +92,28 @@ def describing(plan: Plan, begin: Callable[[Collection[str]], Record]) -> Phase:
         name="describe", round=0, base=plan.definition.digest, answer=keys.STATISTICS, asks=lambda *_: names,
         close=close,
     )  # fmt: skip
+
+
+def testing(store: Store, plan: Plan, record: Record) -> Phase:
+    """Return the phase after the last round in which learners test its model, as the steps `score` do.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        record: of the last round.
+    """
+    earlier = earlier_model(store, plan)
+
+    def asks(_attempt: int, away: Collection[str]) -> tuple[str, ...]:
+        names = (learner.name for learner in plan.federation.learners if learner.name not in away)
+        return tuple(
+            name for name in names
+            if plan.federation.scores_in_session(name) and not is_scored(store, plan, name, record.weights, earlier)
+        )  # fmt: skip
+
+    return Phase(
+        name="score", round=record.round, base=record.weights, answer="score", asks=asks, close=lambda *_: None
+    )
 
 
 def tally_round(store: Store, plan: Plan, number: int, base: str) -> Record:

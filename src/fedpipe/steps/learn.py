@@ -18,6 +18,7 @@ from fedpipe.learners.describe import describe
 from fedpipe.learners.user_code import load_code
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.agreement import check_agreed
+from fedpipe.rounds.evaluation import Score
 from fedpipe.rounds.floors import read_floors
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Update
@@ -29,6 +30,8 @@ from fedpipe.sessions.attendance import Attendance, at_once
 from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import continues
+from fedpipe.sessions.scripts import testing
+from fedpipe.steps import score
 from fedpipe.steps.contract import Hands, MetricsArtifact
 from fedpipe.steps.shown import metrics_of_learner
 from fedpipe.store import Store, keys
@@ -56,10 +59,12 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """Return the outputs when the session's last round is committed."""
+    """Return the outputs when the session's last round is committed, and tested if it is the run's last one."""
     store = inputs.place.open()
-    last = inputs.last or read_plan(store, inputs.place.plan).federation.training.rounds
-    if read_record(store, inputs.place.run, last) is None:
+    plan = read_plan(store, inputs.place.plan)
+    last = inputs.last or plan.federation.training.rounds
+    record = read_record(store, inputs.place.run, last)
+    if record is None or (not inputs.last and inputs.learner in testing(store, plan, record).asks(1, ())):
         return None
     return Outputs(trained=0, voted=0, metrics=metrics_of_learner(_last_update(store, inputs, last), 0, 0))
 
@@ -118,6 +123,9 @@ def _session(inputs: Inputs) -> str:
 
 def _leave(store: Store, inputs: Inputs, board: Board, why: str) -> bool:
     """Leave the reason why the learner does not answer the phase: its process ends whenever it computes."""
+    if board.phase == "score":
+        score.give_up(_scoring(inputs, board), why)
+        return False
     name = Roll((), attempt=board.attempt).note("absent" if board.phase == "vote" else "dropped")
     dropped = Dropped(learner=inputs.learner, why=why)
     drop(store, inputs.place.run, board.round, dropped, name=name)
@@ -161,11 +169,21 @@ def _describe(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Report 
     return Dropped(learner=inputs.learner, why=report.why) if report.why else report
 
 
-ANSWERS: dict[str, Callable[[Store, Plan, Inputs, Board], Update | Ballot | Report | Dropped]] = {
+def _score(_store: Store, _plan: Plan, inputs: Inputs, board: Board) -> Score | Dropped:
+    tested = score.tested(_scoring(inputs, board))
+    return Dropped(learner=inputs.learner, why=tested.why) if tested.why else tested
+
+
+def _scoring(inputs: Inputs, board: Board) -> score.Inputs:
+    return score.Inputs(place=inputs.place, learner=inputs.learner, weights=board.base)
+
+
+ANSWERS: dict[str, Callable[[Store, Plan, Inputs, Board], Update | Ballot | Report | Score | Dropped]] = {
     "describe": _describe,
     "train": _contribute,
     "propose": _contribute,
     "vote": _vote,
+    "score": _score,
 }
 """The answer to each phase of the scripts, by its name."""
 
