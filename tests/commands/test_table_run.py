@@ -16,8 +16,7 @@ from fedpipe.commands.check import check
 from fedpipe.commands.predict import predict_file
 from fedpipe.data.disclosure import schema_of
 from fedpipe.data.shards import deal, holdout, split
-from fedpipe.engine import preflight
-from fedpipe.errors import DataError, InputError
+from fedpipe.errors import DataError
 from fedpipe.federation.file import read_federation
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.plan import read_plan
@@ -337,13 +336,3 @@ def test_check_names_the_cell_that_will_drop_a_learner(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("id,age,pressure,smokes,diagnosis\n" + "x,old,1,yes,benign\n" * 40)
     with pytest.raises(DataError, match=r"own.csv: column 'age', row 1 \(line 2\): 'old' is not a number"):
         check(path)
-
-
-def test_a_table_with_categories_is_refused_by_simulate_before_anything_is_imported(tmp_path: Path) -> None:
-    write(tmp_path / "d.csv", rows(0, 60))
-    fedpipe.init(tmp_path / "demo", tables=[tmp_path / "d.csv"], label="diagnosis", learners=2)
-    path = tmp_path / "demo" / "federation.yaml"
-    path.write_text(path.read_text().replace("smokes: boolean", "smokes: category"))
-    federation = read_federation(path)
-    with pytest.raises(InputError, match=r"a table with numbers and categories cannot be simulated\. Use"):
-        preflight.check(federation, "", federation.data.uri, "", files=preflight.SimulationFiles())

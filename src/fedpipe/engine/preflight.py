@@ -12,12 +12,12 @@ import numpy as np
 from fedpipe.data.alike import alike_note
 from fedpipe.data.examples import Examples, examples_joined, first_labels
 from fedpipe.data.parts import dump_examples, load_examples
-from fedpipe.data.schema import Schema, columns_by_input
+from fedpipe.data.schema import Schema
 from fedpipe.data.settling import settle, settled
 from fedpipe.data.shards import dealt
 from fedpipe.data.statistics import ColumnSummary
 from fedpipe.engine.workers import beside
-from fedpipe.errors import BudgetError, DataError, FederationError, InputError, StoreError
+from fedpipe.errors import BudgetError, DataError, FederationError, StoreError
 from fedpipe.federation.algorithms import Averaging, Vote
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
@@ -263,12 +263,6 @@ def check(
     if files is not None:
         check_simulated(federation)
     findings, examples, sizes, schema = check_data(federation, uri)
-    if files is not None and schema is not None and len(inputs := columns_by_input(schema.columns)) > 1:
-        raise InputError(
-            f"a table with {' and '.join(inputs)} cannot be simulated",
-            where="data.features",
-            remedy="Use numbers, booleans and dates only. To rehearse it on this machine, use `fedpipe run`.",
-        )
     if federation.vote:
         findings.append(_vote_summary(federation, federation.vote))
     sample = dump_examples(examples) if examples else b""
