@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,28 @@ def test_a_mistake_is_found_each_time(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ModelError, match="the labels range from 0 to 7"):
             check(make_federation(data={"uri": uri}), DENSE, uri, "")
+
+
+def test_a_run_builds_the_model_in_its_other_processes_meanwhile(tmp_path: Path) -> None:
+    """As many as learners can use at once; a model that has passed is built in all of them."""
+    uri, asked, lock = str(tmp_path / "data.npz"), list[str](), threading.Lock()
+    np.savez(uri, x=np.ones((60, 4), np.float32), y=np.tile([0, 1, 2], 20))
+
+    def call(function: Callable[..., Any], *arguments: Any, environment: str = "keras") -> Any:
+        with lock:
+            asked.append(function.__name__)
+            return function(*arguments)
+
+    federation = make_federation(("a", "b"), data={"uri": uri}, training={"rounds": 1, "batch_size": 4, "seed": 3})
+    check(federation, DENSE, uri, "", call, workers=8)
+    assert sorted(asked) == ["rehearse", "warm"]
+    asked.clear()
+    check(federation, DENSE, uri, "", call, workers=8)
+    assert asked == ["warm", "warm"]
+
+
+def test_a_process_that_cannot_build_the_model_meanwhile_changes_no_message(tmp_path: Path) -> None:
+    uri = str(tmp_path / "data.npz")
+    np.savez(uri, x=np.ones((60, 4), np.float32), y=np.tile([0, 1, 2], 20))
+    with pytest.raises(ModelError, match="returns int, not a Keras model"):
+        check(make_federation(data={"uri": uri}), "def build():\n    return 3\n", uri, "", workers=4)

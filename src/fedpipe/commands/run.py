@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -183,9 +184,10 @@ def _run(source: Source, how: _How, listener: Listener, changes: Mapping[str, An
             raise InputError(what, where=str(folder), remedy="Choose another folder for the results with --out.")
         framework = ", importing TensorFlow" if imports else ""
         how.stages(f"checking data, model and store of run {name}{framework}")
-        for subject, what in _check_first(
-            job, name, _warmed(processes) if job.needs_tff and not how.simulation else call
-        ):
+        if job.needs_tff and not how.simulation:
+            call = _warmed(processes)
+        workers = 0 if how.simulation else how.workers or os.cpu_count() or 1
+        for subject, what in _check_first(job, name, call, workers):
             if what.startswith(preflight.NO_STATISTICS):
                 how.stages(f"{subject} gives {what}")
         _make(folder)
@@ -262,7 +264,7 @@ def _warmed(processes: Workers) -> Callable[..., Any]:
     return call
 
 
-def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> list[preflight.Checked]:
+def _check_first(job: _Job, name: str, call: Callable[..., Any], workers: int) -> list[preflight.Checked]:
     """Finds mistakes before anything is written; a store that is a folder is created last. Returns the findings."""
     uri, findings = job.arguments.get("store"), list[preflight.Checked]()
     if uri is None:
@@ -279,7 +281,8 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any]) -> list[preflig
         _check_keys(store.below(job.federation.name), job.federation, exports=exports)
     if job.federation is not None and not is_settled(store.below(job.federation.name), name):
         check_deadline(store.below(job.federation.name), job.federation.quorum.deadline)
-        findings = preflight.check(job.federation, job.code, job.arguments.get("data", ""), uri, call, job.files)
+        data = job.arguments.get("data", "")
+        findings = preflight.check(job.federation, job.code, data, uri, call, job.files, workers=workers)
     if is_folder:
         store.probe()
     return findings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +23,7 @@ from fedpipe.errors import BudgetError, DataError, FederationError, StoreError
 from fedpipe.federation.algorithms import Averaging, Vote
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
-from fedpipe.learners.check import check_own_data, check_private_model, weight_shapes
+from fedpipe.learners.check import check_own_data, check_private_model, warm, weight_shapes
 from fedpipe.learners.describe import described
 from fedpipe.learners.own_data import check_own_parts
 from fedpipe.learners.parts import Part
@@ -200,18 +202,29 @@ def _vote_summary(federation: Federation, vote: Vote) -> Checked:
 
 
 def _rehearsed(
-    federation: Federation, code: str, examples: Examples | None, schema: Schema | None, call: Callable[..., Any]
-) -> str:
+    federation: Federation, code: str, examples: Examples | None, schema: Schema | None, call: Callable[..., Any],
+    workers: int,
+) -> str:  # fmt: skip
     """Rehearses the model, unless it has passed on the same examples; a custom learner's is in another Python.
 
     Raises:
         FedpipeError: as of `rehearse`.
     """
     environment = federation.environment_of("initialise")
+    call = functools.partial(call, environment=environment)
     if examples is None or not federation.needs_tensorflow:
-        return str(call(rehearse, federation, code, examples, schema, environment=environment))
+        return str(call(rehearse, federation, code, examples, schema))
     known = recalled(federation, code, dump_examples(examples), schema)
-    text = known.text or str(call(rehearse, federation, code, examples, schema, environment=environment))
+    text = known.text
+    private = any(federation.privacy_of(learner.name) for learner in federation.learners)
+    count = 0 if private else min(workers, len(federation.learners)) - (text is None)
+    warmed = [beside(call, warm, federation, code, examples, schema) for _ in range(count)]
+    try:
+        text = text or str(call(rehearse, federation, code, examples, schema))
+    finally:
+        for each in warmed:  # the first steps need these processes
+            with contextlib.suppress(Exception):  # the rehearsal reports it
+                each.result()
     known.note(text)
     return text
 
@@ -245,7 +258,7 @@ def check_aggregation(federation: Federation, shapes: list[tuple[int, ...]]) -> 
 
 def check(
     federation: Federation, code: str, uri: str, store: str, call: Callable[..., Any] = called,
-    files: SimulationFiles | None = None, *, own: bool = False,
+    files: SimulationFiles | None = None, *, own: bool = False, workers: int = 0,
 ) -> list[Checked]:  # fmt: skip
     """Runs all checks, without changing anything.
 
@@ -257,6 +270,7 @@ def check(
         call: calls a function with its arguments in an environment: `called`, or `Workers.call`.
         files: files of a simulation, which is checked instead of the learners' private training.
         own: reads learners' own data as far as this machine reaches it; a run drops a learner whose data is wrong.
+        workers: processes in which the model is built meanwhile, because a run follows.
     """
     at = store or federation.store_uri
     federation, uri = federation.reaching(at), with_endpoint(uri, at)
@@ -273,7 +287,7 @@ def check(
     if federation.data.is_table and schema is None:
         findings.append(Checked("model", "not checked: it depends on data that cannot be read here"))
         return findings
-    findings.append(Checked("model", _rehearsed(federation, code, examples, schema, call)))
+    findings.append(Checked("model", _rehearsed(federation, code, examples, schema, call, workers)))
     if any(learner.data for learner in federation.learners):
         call(check_own_data, federation, code, environment=environment)
         if own:

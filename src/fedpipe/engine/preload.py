@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
 import threading
 
+_USED = (
+    "fedpipe.learners.keras.model",
+    "fedpipe.registry.rehearsal",
+    "fedpipe.steps.initialise",
+    "fedpipe.steps.learn",
+)
+"""Modules that every worker would import itself."""
 _LOOKS = 0.2
 """Seconds between two looks at the parent."""
 
@@ -28,6 +36,8 @@ try:
         from fedpipe.frameworks import frameworks
 
         frameworks()
+        for module in _USED:
+            importlib.import_module(f"fedpipe.{module}")
 finally:
     _imported.set()
     _watch.join()  # workers are forked from a process of one thread

@@ -200,6 +200,22 @@ def rehearse_training(federation: Federation, model: Model, examples: Examples) 
     return fitted.weights
 
 
+def warm(federation: Federation, code: str, examples: Examples, schema: Schema | None = None) -> None:
+    """Build and trace the model in this process, so that the first training of a run finds it.
+
+    Args:
+        federation: with its run-time settings.
+        code: the text of the user's file.
+        examples: a few.
+        schema: of the federation's table, if it has one.
+
+    Raises:
+        ModelError: the model cannot be trained; see `rehearse_training`.
+    """
+    model = built_model(federation, code, None, shared_ports(federation, examples), schema)
+    rehearse_training(federation, model, examples)
+
+
 def _check_same(expected: Arrays, found: Arrays, when: str) -> None:
     for name, value in expected.items():
         other = found.get(name)
