@@ -117,6 +117,9 @@ def combine(
                     store, counted, kept, everyone, layout, rule, mixture, optimizer, folder, checks
                 )
             except RefusedError as error:
+                if any(s.learner == error.learner for s in fetched):  # a file of a sum is damaged: not its update
+                    left, fetched, kept = left + fetched, [], []
+                    continue
                 refused[error.learner] = error.what
                 left = [s for s in left if s.learner != error.learner]
                 continue
