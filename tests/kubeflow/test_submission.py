@@ -28,7 +28,7 @@ from fedpipe.kubeflow.schedules import (
     schedule,
     schedules,
 )
-from fedpipe.kubeflow.submission import find_run, name_in_store, resume, submit
+from fedpipe.kubeflow.submission import find_run, resume, submit
 from fedpipe.kubeflow.where import Where
 from fedpipe.store.network import BUNDLES
 from tests.kubeflow.kfp_server import ROOT, KfpServer, serving
@@ -404,7 +404,7 @@ class TestWatch:
     ) -> None:
         """Ends even while the store is still empty; otherwise it would wait forever."""
         made = submit(file, where=where(kfp), run="trial")
-        list_waiting = watcher("trial", where(kfp))
+        _, list_waiting = watcher("trial", where(kfp))
         assert list_waiting() == []
         kfp.held["runs"][made.run_id] |= {"state": "FAILED", "error": {"code": 2, "message": "no such\n image"}}
         with pytest.raises(StepError, match=r"run 'trial' failed: no such image\. Run `fedpipe logs trial`"):
@@ -412,24 +412,26 @@ class TestWatch:
 
     def test_continues_when_kubeflow_does_not_answer_for_a_while(self, kfp: KfpServer, file: Path) -> None:
         submit(file, where=where(kfp), run="trial")
-        list_waiting = watcher("trial", where(kfp))
+        _, list_waiting = watcher("trial", where(kfp))
         kfp.refuse = ("GET", "/runs", 503, "no leader")
         assert list_waiting() == ["Kubeflow cannot be queried: no leader (HTTP 503)"]
         kfp.refuse = None
         assert list_waiting() == []
 
     def test_waits_for_a_run_that_does_not_exist_yet(self, kfp: KfpServer, file: Path) -> None:
-        list_waiting = watcher("trial", where(kfp))
+        _, list_waiting = watcher("trial", where(kfp))
         assert list_waiting() == ["Kubeflow has no run 'trial': check its name"]
         submit(file, where=where(kfp), run="trial")
         assert list_waiting() == []
 
     def test_a_run_of_the_form_has_another_name_in_the_store(self, kfp: KfpServer, file: Path) -> None:
         made = submit(file, where=where(kfp), run="digits-1")
-        assert name_in_store("digits-1", where(kfp)) == "digits-1"
+        assert watcher("digits-1", where(kfp))[0] == watcher(made.run_id, where(kfp))[0] == "digits-1"
         del kfp.held["runs"][made.run_id]["runtime_config"]["parameters"]["run"]
-        assert name_in_store("digits-1", where(kfp)) == made.run_id
-        assert name_in_store("digits-2", where(kfp)) == "digits-2"
+        assert watcher("digits-1", where(kfp))[0] == made.run_id
+        kfp.asked.clear()
+        assert watcher("digits-2", where(kfp))[0] == "digits-2"
+        assert [path for _, path, _ in kfp.asked].count("/healthz") == 1
 
     def test_logs_of_a_run_that_does_not_exist(self, kfp: KfpServer) -> None:
         with pytest.raises(NotFoundError, match="Kubeflow has no run 'x'"):

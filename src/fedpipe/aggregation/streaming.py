@@ -126,6 +126,9 @@ def combine(
                     store, counted, kept, everyone, layout, encoding, rule, mixture, optimizer, folder, checks
                 )
             except RefusedError as error:
+                if any(s.learner == error.learner for s in fetched):  # a file of a sum is damaged: not its update
+                    left, fetched, kept = left + fetched, [], []
+                    continue
                 refused[error.learner] = error.what
                 left = [s for s in left if s.learner != error.learner]
                 continue

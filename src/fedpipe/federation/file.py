@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,21 +90,22 @@ def parse_federation(content: Any, *, where: str = "federation") -> Federation:
 
 def in_full(content: dict[str, Any]) -> dict[str, Any]:
     """Expand short forms: a name alone, and the server's plain step."""
-    full = dict(content)
-    algorithm = full["algorithm"] = _named(full.get("algorithm", {"name": "averaging"}))
-    if isinstance(algorithm, dict) and "rule" in algorithm:
-        algorithm["rule"] = _named(algorithm["rule"])
-    training = full.get("training")
-    if isinstance(training, dict) and "method" in training:
-        full["training"] = {**training, "method": _named(training["method"])}
-    for section in (algorithm, simulation := _copied(full.get("simulation", {}))):
-        if isinstance(section, dict) and "server_optimizer" in section:
-            section["server_optimizer"] = _server(section["server_optimizer"])
-    return full | {"simulation": simulation}
+    full = {name: _copied(section) for name, section in content.items()}
+    full["algorithm"] = _named(full.get("algorithm", {"name": "averaging"}))
+    full.setdefault("simulation", {})
+    for section, short in _SHORT.items():
+        table = full.get(section)
+        if isinstance(table, dict):
+            table |= {name: expand(table[name]) for name, expand in short.items() if name in table}
+    return full
 
 
-def _named(given: Any) -> Any:
-    return {"name": given} if isinstance(given, str) else _copied(given)
+def _named(given: Any, key: str = "name") -> Any:
+    return {key: given} if isinstance(given, str) else _copied(given)
+
+
+def _all_named(given: Any) -> Any:
+    return [_named(one) for one in given] if isinstance(given, list) else given
 
 
 def _copied(given: Any) -> Any:
@@ -115,6 +117,15 @@ def _server(given: Any) -> Any:
     if isinstance(optimizer, dict) and optimizer.setdefault("name", "sgd") == "sgd":
         optimizer.setdefault("learning_rate", 1.0)
     return optimizer
+
+
+_SHORT: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "algorithm": {"rule": _named, "before": _all_named, "schedule": _named, "server_optimizer": _server},
+    "data": {"shards": lambda given: _named(given, "by")},
+    "simulation": {"client_optimizer": _named, "server_optimizer": _server},
+    "training": {"method": _named, "schedule": _named},
+}
+"""Keys whose value may be a name alone, by section."""
 
 
 def check_federation(federation: Federation, *, where: str) -> None:
