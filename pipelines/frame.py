@@ -80,7 +80,9 @@ def framed(
         )
         place_coordinator(reported, federation, "report")
 
-    return dsl.pipeline(name=federation.name, description=description)(_with_form(form_of(federation), steps))
+    form = form_of(federation)
+    told = "\n".join([description, "", "Parameters:", *(f"{name}: {help_of(name)}" for name in form)])
+    return dsl.pipeline(name=federation.name, description=told)(_with_form(form, steps))
 
 
 def describe(federation: Federation, about: dict[str, Any], *, together: bool) -> list:
@@ -95,6 +97,36 @@ def describe(federation: Federation, about: dict[str, Any], *, together: bool) -
         place_learner(described, federation, learner, f"describe {learner.name}")
         reports.append(described.outputs["report"])
     return reports
+
+
+HELP = {
+    "store": "the bucket of the federation, as pods reach it: s3://bucket/prefix?endpoint=http://host:9000",
+    "run": "name of the run; a name that exists resumes that run. Empty: the id of the Kubeflow run",
+    "data": "the dataset that is dealt out to learners, as pods reach it: s3://bucket/file.npz",
+    "learning_rate": "of the learners' optimizers. 0: as compiled in model.py",
+    "local_epochs": "passes of each learner through its examples in a round. 0: local_steps, as in the federation file",
+    "batch_size": "examples in a training step",
+    "min_learners": "fewest learners with a valid update in a round",
+    "deadline": "seconds that learners have for the trainings of a round, and for a vote",
+    "rounds": "rounds of the run",
+    "patience": "rounds without improvement after which the run ends. 0: the file has no early stopping",
+    "max_seconds": "age of the run in seconds, after which no round begins. 0: no limit",
+}
+"""Explains each parameter of the form."""
+_PLACED = {
+    "node_selector": "labels of the nodes for {} as JSON",
+    "tolerations": "taints that the pods of {} tolerate, as a JSON list",
+    "accelerator": "resource name of the accelerators for {}, such as nvidia.com/gpu",
+    "accelerators": "number of accelerators for {}",
+}
+
+
+def help_of(name: str) -> str:
+    """Returns the text that explains a parameter of the form; those of placements end with their kind."""
+    if name in HELP:
+        return HELP[name]
+    kind = next(kind for kind in _PLACED if name.endswith(f"_{kind}"))
+    return _PLACED[kind].format(name.removesuffix(f"_{kind}"))
 
 
 def form_of(federation: Federation) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_from_the_file_to_a_served_model(tmp_path: Path) -> None:
     tasks: list[Event] = []
     summary = fedpipe.run(file, out=tmp_path / "out", listener=tasks.append).summary
     used = {event.task.step: event.task.environment for event in tasks}
-    assert {used[step] for step in ("initialise", "learn", "score", "evaluate", "export")} == {"custom"}
+    assert {used[step] for step in ("initialise", "learn", "evaluate", "export")} == {"custom"}
     assert used["coordinate"] == used["report"] == "core"
     assert summary["evaluation"]["central"]["metrics"]["accuracy"] > 0.85
     assert summary["evaluation"]["federated"]["measures"]["f1_macro"] > 0.85

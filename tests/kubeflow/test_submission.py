@@ -84,6 +84,20 @@ class TestSubmit:
         assert submit(file, where=where(kfp), run="three").version != first.version
         assert len(kfp.held["pipelines"]) == 1
 
+    def test_a_form_has_no_path_of_this_machine(self, kfp: KfpServer, digits: Path) -> None:
+        """The file's store and data are a folder and a file; both must be given, and the form asks for them."""
+        with pytest.raises(InputError, match="the pods cannot reach the store"):
+            submit(digits / "federation.yaml", where=where(kfp))
+        given = {"store": "s3://bucket/hospitals?endpoint=http://minio:9000", "data": "s3://bucket/digits.npz"}
+        submit(digits / "federation.yaml", where=where(kfp), run="one", parameters=given, force=True)
+        (run,), (text,) = kfp.held["runs"].values(), kfp.files.values()
+        assert run["runtime_config"]["parameters"] == {**given, "run": "one"}
+        assert str(digits).encode() not in text
+        form = next(yaml.safe_load_all(text))["root"]["inputDefinitions"]["parameters"]
+        assert {name for name, one in form.items() if "defaultValue" not in one} == {"store", "data"}
+        assert not any(form[name].get("isOptional") for name in given)
+        assert b"#    store: str\n" in text
+
     def test_a_run_has_a_name_of_its_own(self, kfp: KfpServer, file: Path) -> None:
         assert re.fullmatch(r"run-\d{8}-\d{6}", submit(file, where=where(kfp)).run)
 

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from fedpipe.commands.compile import compile as compile_to
+from fedpipe.errors import InputError
 from fedpipe.rounds.history import history
 from fedpipe.sessions.board import poll_board
+from fedpipe.steps.supervision import check_volume
 from fedpipe.store import Store, open_store
 from tests.steps.pods import Pods
 
@@ -92,6 +94,28 @@ def store_of(folder: Path) -> Store:
 
 def succeeded(pods: Pods) -> bool:
     return {name: one.code for name, one in pods.run().items()} == dict.fromkeys([t.name for t in pods.graph.tasks], 0)
+
+
+@pytest.mark.parametrize(("inside", "code"), [(True, 2), (False, 0)])
+def test_a_folder_of_another_machine_is_refused_in_a_cluster(
+    folder: Path, pods: Pods, inside: bool, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A form may still name one; each pod would have a store of its own."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if inside:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    ended = pods.run("shard")["shard"]
+    assert ended.code == code
+    assert (f"the store 'file://{folder}/store' is a folder in this pod alone" in ended.log) == inside
+    assert (folder / "store").exists() != inside
+
+
+def test_a_mounted_volume_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    check_volume("file:///dev/shm/store")
+    check_volume("s3://bucket/prefix")
+    with pytest.raises(InputError, match="Set it to an s3:// URI, or mount a volume there"):
+        check_volume("file:///home/someone/store")
 
 
 @pytest.mark.heavy

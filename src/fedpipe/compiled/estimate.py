@@ -127,7 +127,8 @@ def _warnings(federation: Federation, graph: Graph, workflow: int) -> list[str]:
         )
     if not federation.store_uri.startswith("s3://"):
         warnings.append(
-            "the store is a folder on this machine: on a cluster, set the parameter `store` to an s3:// URI."
+            "the store is a folder on this machine: on a cluster, set the parameter `store` to an s3:// URI. "
+            "`fedpipe submit -p store=...` uploads a form without the folder."
         )
     uris: list[Any] = [federation.data.uri, *(learner.data for learner in federation.learners)]
     if any(uri and "://" not in uri for uri in uris):
