@@ -208,11 +208,14 @@ class Engine:
 
         def call(function: Callable[..., Any], *arguments: Any) -> Any:
             with self._computing:
-                if self._stopped.is_set():
-                    raise StepError("the run was stopped")
-                if environment == "core":
-                    return function(*arguments)
-                return self._processes.call(run_logged, log, function, *arguments, environment=environment)
+                return together(function, *arguments)
+
+        def together(function: Callable[..., Any], *arguments: Any) -> Any:
+            if self._stopped.is_set():
+                raise StepError("the run was stopped")
+            if environment == "core":
+                return function(*arguments)
+            return self._processes.call(run_logged, log, function, *arguments, environment=environment)
 
         def sleep(seconds: float) -> None:
             if self._stopped.wait(seconds):
@@ -221,7 +224,7 @@ class Engine:
         def notify(moment: Moment, metadata: Mapping[str, Any]) -> None:
             self._notify("moment", task, inputs=inputs, moment=moment, metadata=metadata)
 
-        return Hands(call, sleep, notify)
+        return Hands(call, sleep, notify, together)
 
     def _warm(self) -> None:
         """Lets a worker of the tff environment import its packages while other steps run."""
