@@ -60,13 +60,18 @@ def framed(
 
         weights = learn(place, begun.outputs["weights"])
 
-        scores = []
-        for learner in federation.learners if scored else ():
+        scores: list[Any] = []
+        before: list[Any] = []
+        for learner in in_order_of_scores(federation) if scored else ():
             if federation.scores_in_session(learner.name):
                 continue
             score = component(federation, "score", learner.name)(place=place, learner=learner.name, weights=weights)
             place_learner(score, federation, learner, f"score {learner.name}")
             scores.append(score.outputs["score"])
+            if federation.split:
+                if learner.name == federation.split.label_party:
+                    score.after(*before)
+                before.append(score)
         evaluated = component(federation, "evaluate")(place=place, weights=weights, scores=scores)
         place_coordinator(evaluated, federation, "evaluate")
         published = {}
@@ -83,6 +88,12 @@ def framed(
     form = form_of(federation)
     told = "\n".join([description, "", "Parameters:", *(f"{name}: {help_of(name)}" for name in form)])
     return dsl.pipeline(name=federation.name, description=told)(_with_form(form, steps))
+
+
+def in_order_of_scores(federation: Federation) -> tuple[LearnerSettings, ...]:
+    """Returns the learners as they score; the label party of a split network needs the activations of the others."""
+    last = federation.split.label_party if federation.split else ""
+    return tuple(sorted(federation.learners, key=lambda learner: learner.name == last))
 
 
 def describe(federation: Federation, about: dict[str, Any], *, together: bool) -> list:

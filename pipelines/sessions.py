@@ -47,6 +47,7 @@ def sessions(federation: Federation, federation_json: str, code: str) -> Any:
 
     number = f"{len(spans)} sessions" if len(spans) > 1 else "one session"
     algorithm = "Collective learning" if federation.proposers else "Federated averaging"
+    algorithm = "Split learning" if federation.split else algorithm
     rounds = federation.training.rounds
     described = f"{algorithm}: {len(federation.learners)} learners, {rounds} rounds in {number}."
     return framed(federation, federation_json, code, described, learn)

@@ -50,6 +50,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     "timing": st.builds(keys.timing, RUNS, ROUNDS, STEPS, st.just("") | NAMES),
     "events": st.builds(keys.events, RUNS, ROUNDS, st.just("") | NAMES),
     "shard": st.builds(keys.shard, NAMES),
+    "parcel": st.builds(keys.parcel, NAMES, DIGESTS.map(lambda digest: digest.removeprefix("sha256:"))),
     "ledger": st.builds(keys.ledger, NAMES, COUNTS),
     "sign": st.builds(keys.sign, NAMES, RUNS),
     "score": st.builds(keys.score, NAMES, RUNS),

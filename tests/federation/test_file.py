@@ -181,7 +181,11 @@ MISTAKES = {
         {"name": "averaging", "engine": "tfff"},
         "algorithm.engine: Invalid enum value 'tfff'. Valid: fedpipe, tff.",
     ),
-    "unknown name alone": ("algorithm", "avg", "algorithm.name: Invalid value 'avg'. Valid: averaging, collective."),
+    "unknown name alone": (
+        "algorithm",
+        "avg",
+        "algorithm.name: Invalid value 'avg'. Valid: averaging, collective, split.",
+    ),
     "unknown algorithm": ("algorithm", {"name": "avg"}, "algorithm.name: Invalid value 'avg'"),
     "unknown scheme": (
         "data.shards",

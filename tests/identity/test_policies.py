@@ -74,7 +74,7 @@ def test_the_policies_grant_what_the_table_says(kind: str, data: st.DataObject) 
 
     assert allows(learner, WRITE, key) == (own and "owner" in writers)
     assert allows(learner, READ, key) == ("learners" in readers or (own and "owner" in readers))
-    assert not allows(learner, DELETE, key)
+    assert allows(learner, DELETE, key) == (own and "/parcels/" in key)
 
     assert allows(server, READ, key) == ("server" in readers)
     assert not allows(server, WRITE, key)
@@ -220,8 +220,10 @@ def test_the_patterns_as_they_are() -> None:
     learner, coordinator, server = policies("a")
     at = "arn:aws:s3:::b/h/d/"
     digest = "?" * 64
-    readable = [at + key for key in ("objects/*", "runs/*", f"learners/*/proposals/{digest}", "learners/a/*")]
-    assert resources(learner) == [readable, [f"{at}learners/a/*"], ["arn:aws:s3:::b"]]
+    readable = [at + key for key in ("objects/*", "runs/*", f"learners/*/proposals/{digest}",
+                                       f"learners/*/parcels/{digest}", "enrolled", "learners/a/*")]  # fmt: skip
+    sent = [f"{at}learners/a/parcels/{digest}"]
+    assert resources(learner) == [readable, [f"{at}learners/a/*"], sent, ["arn:aws:s3:::b"]]
     own = ["HEAD", "probe-*", "pruning", "catalogue", "objects/*", "coordinator/*", "runs/*", "models/*"]
     dealt = ["learners/*/shard", f"learners/*/objects/{digest}"]
     seen = ["enrolled", *dealt, f"learners/*/proposals/{digest}", "learners/*/runs/*", "datasets/*"]

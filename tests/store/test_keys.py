@@ -46,6 +46,7 @@ SPELLED = {
     keys.events("r", 3): "runs/r/3/tensorboard/events.out.tfevents.000003",
     keys.events("r", 3, "a"): "learners/a/runs/r/3/tensorboard/events.out.tfevents.r",
     keys.shard("a"): "learners/a/shard",
+    keys.parcel("a", "0f" * 32): f"learners/a/parcels/{'0f' * 32}",
     keys.ledger("a", 3): "learners/a/ledger/00000003",
     keys.sign("a", "r"): "learners/a/runs/r/sign",
     keys.score("a", "r"): "learners/a/runs/r/score",

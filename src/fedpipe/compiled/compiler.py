@@ -114,11 +114,12 @@ def compile_pipeline(
             from fedpipe.pipelines.federated_averaging import federated_averaging
             from fedpipe.pipelines.frame import help_of
             from fedpipe.pipelines.sessions import sessions
+            from fedpipe.pipelines.split_learning import split_learning
             from fedpipe.pipelines.tff_simulation import tff_simulation
     except ImportError as error:
         raise MissingExtraError(str(error.name or "kfp"), "kubeflow") from error
     in_steps = collective_learning if federation.proposers else federated_averaging
-    wire = sessions if federation.in_sessions else in_steps
+    wire = split_learning if federation.split else sessions if federation.in_sessions else in_steps
     if simulation:
         federation = rehearsed(federation, from_head=from_head)
     texts = (as_json(federation), read_code(federation))

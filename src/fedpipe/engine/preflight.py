@@ -26,6 +26,7 @@ from fedpipe.federation.names import tag_of
 from fedpipe.learners.check import check_own_data, check_private_model, warm, weight_shapes
 from fedpipe.learners.describe import described
 from fedpipe.learners.own_data import check_own_parts
+from fedpipe.learners.own_rows import check_parties
 from fedpipe.learners.parts import Part
 from fedpipe.learners.reading import own_parts
 from fedpipe.registry.rehearsal import recalled, rehearse
@@ -288,7 +289,9 @@ def check(
         findings.append(Checked("model", "not checked: it depends on data that cannot be read here"))
         return findings
     findings.append(Checked("model", _rehearsed(federation, code, examples, schema, call, workers)))
-    if any(learner.data for learner in federation.learners):
+    if federation.split:
+        findings += [Checked(*found) for found in call(check_parties, federation, code, environment=environment)]
+    elif any(learner.data for learner in federation.learners):
         call(check_own_data, federation, code, environment=environment)
         if own:
             read = call(check_own_parts, federation, code, schema, environment=environment)

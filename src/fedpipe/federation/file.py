@@ -19,6 +19,7 @@ from fedpipe.federation.messages import explained
 from fedpipe.federation.mistakes import mistakes
 from fedpipe.federation.names import split_code
 from fedpipe.federation.placement import StorePlace
+from fedpipe.federation.split import with_aliases
 from fedpipe.federation.values import check_values
 from fedpipe.store import check_uri, file_uri, is_uri, path_of
 
@@ -53,8 +54,10 @@ def with_tables(content: Any, folder: Path) -> Any:
     """
     data, learners = (content.get(key) for key in ("data", "learners")) if isinstance(content, dict) else (None, None)
     data = {} if data is None else data
-    if not isinstance(data, dict) or "features" in data:
+    if not isinstance(content, dict) or not isinstance(data, dict) or "features" in data:
         return content
+    if isinstance(algorithm := content.get("algorithm"), dict) and algorithm.get("name") == "split":
+        return content  # parties hold different columns, so there is no one table
     own = [item.get("data") for item in learners if isinstance(item, dict)] if isinstance(learners, list) else []
     places = [place for place in (data.get("uri"), *own) if place]
     if not places or not all(str(place).lower().endswith(SHEETS) for place in places):
@@ -97,7 +100,7 @@ def in_full(content: dict[str, Any]) -> dict[str, Any]:
         table = full.get(section)
         if isinstance(table, dict):
             table |= {name: expand(table[name]) for name, expand in short.items() if name in table}
-    return full
+    return with_aliases(full)
 
 
 def _named(given: Any, key: str = "name") -> Any:

@@ -15,6 +15,7 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.method_mistakes import method_mistakes
 from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS
 from fedpipe.federation.preprocessing import parse
+from fedpipe.federation.split_mistakes import split_mistakes
 from fedpipe.federation.training import Privacy
 from fedpipe.store import check_uri, is_uri
 from fedpipe.store.network import read_address
@@ -30,6 +31,7 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
                 f"the learner {name!r} is listed twice",
                 "Give each learner its own name.",
             )
+    yield from split_mistakes(f)
     count = len(f.sharded)
     if count and not f.data.uri:
         yield "data.uri", "is missing", f"Name a dataset to shard, or give {f.sharded[0]!r} data of its own."

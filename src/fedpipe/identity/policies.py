@@ -1,6 +1,7 @@
 """The permissions of each identity in an S3 store, as S3 policies made from `fedpipe.store.keys.TABLE`.
 
-    learner       reads the global objects, the runs and all proposals; writes below `learners/<name>/`; lists nothing
+    learner       reads the global objects, the runs, all proposals and parcels, and who is enrolled; writes below
+                  `learners/<name>/`, and removes its parcels there; lists nothing
     coordinator   does everything in the federation's folders, apart from `learners/` and `enrolled`: there it reads
                   what learners publish, but no ledger. Unless there is a dealer, it reads `datasets/` and deals shards
     dealer        reads `datasets/`, deals shards, and writes what the shard step notes about them
@@ -44,6 +45,7 @@ def learner_policy(bucket: str, prefix: str, learner: str) -> Policy:
     return _policy(
         _allow(READ, bucket, prefix, *_readable("learners"), own),
         _allow(WRITE, bucket, prefix, own),
+        _allow(("s3:DeleteObject",), bucket, prefix, keys.parcel(learner, "?" * 64)),
         _located(bucket),
     )
 

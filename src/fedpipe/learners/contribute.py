@@ -52,7 +52,7 @@ def contribute(
         return found
     with tempfile.TemporaryDirectory() as folder:
         start = fetched(store, base, Path(folder) / "base")
-        optimizer = _last_optimizer(store, plan, name, number, Path(folder) / "optimizer")
+        optimizer = last_optimizer(store, plan, name, number, Path(folder) / "optimizer")
         try:
             seconds = plan.federation.quorum.deadline if seconds is None else seconds
             return _offered(store, plan, name, number, base, start, optimizer, make_learner(), Path(folder), seconds)
@@ -132,7 +132,7 @@ def fetched(store: Store, digest: str, path: Path, owner: str | None = None) -> 
     return arrays
 
 
-def _last_optimizer(store: Store, plan: Plan, name: str, number: int, path: Path) -> Arrays | None:
+def last_optimizer(store: Store, plan: Plan, name: str, number: int, path: Path) -> Arrays | None:
     """Return the optimizer state of this learner's last accepted update in the run, if the state is kept."""
     if plan.federation.training.optimizer == "reset":
         return None

@@ -13,6 +13,7 @@ from fedpipe.errors import InputError, RoundError
 from fedpipe.identity.enrolment import Enrolled, read_enrolled
 from fedpipe.rounds.ballots import is_cast
 from fedpipe.rounds.closing import close_round, close_vote, encoding_of, in_constant_memory, proposal_of
+from fedpipe.rounds.cut import close_cut, is_joined
 from fedpipe.rounds.early import EarlySums
 from fedpipe.rounds.evaluation import earlier_model, is_scored
 from fedpipe.rounds.history import begun_from, commit, is_aggregated, record_layout
@@ -48,6 +49,12 @@ def collective(round: Round) -> Script:
     return voted
 
 
+def split(round: Round) -> Script:
+    """Play split learning (Gupta and Raskar 2018): the parties exchange batches with each other."""
+    joined: Record = yield round.exchange()
+    return joined
+
+
 def script_of(store: Store, plan: Plan, aggregate: Aggregate | None = None) -> Callable[[Record], Script]:
     """Return the scripts of a run's rounds, each from the record of the round before.
 
@@ -56,7 +63,7 @@ def script_of(store: Store, plan: Plan, aggregate: Aggregate | None = None) -> C
         plan: the run's plan.
         aggregate: aggregates a round and commits it; by default in constant memory, as updates arrive.
     """
-    algorithm = collective if plan.federation.proposers else averaging
+    algorithm = split if plan.federation.split else collective if plan.federation.proposers else averaging
     layouts: dict[str, Layout] = {}  # one for a whole run
 
     def layout(previous: Record) -> Layout:
@@ -163,6 +170,19 @@ class Round:
             name="train", round=self.number, base=self.base, answer="update", asks=self._selected,
             enough=partial(enough, self._plan.federation), close=self._aggregated, closing="aggregate",
             retries=self._retries, early=self._early, answered=self._offered("objects"),
+        )  # fmt: skip
+
+    def exchange(self) -> Phase:
+        """Ask all parties of a split network for their parts, trained together; close with the joined network."""
+        enrolled = self._enrolled()
+
+        def close(roll: Roll, _early: Early | None) -> Record:
+            return close_cut(self._store, self._plan, self._previous, roll)
+
+        return Phase(
+            name="exchange", round=self.number, base=self.base, answer="update", asks=self._all, close=close,
+            closing="join", retries=self._retries,
+            answered=lambda party: is_joined(self._store, self._plan, self._previous, enrolled(), party),
         )  # fmt: skip
 
     def propose(self) -> Phase:

@@ -15,6 +15,7 @@ from fedpipe.errors import FedpipeError, WorkerDiedError
 from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.describe import describe
+from fedpipe.learners.party import first_weights, make_party
 from fedpipe.learners.user_code import load_code
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.agreement import check_agreed
@@ -22,6 +23,7 @@ from fedpipe.rounds.evaluation import Score
 from fedpipe.rounds.floors import read_floors
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Update
+from fedpipe.rounds.parcels import leave
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.roll import Roll, drop
 from fedpipe.rounds.timings import Timing, note
@@ -31,6 +33,7 @@ from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import continues
 from fedpipe.sessions.scripts import testing
+from fedpipe.sessions.taking_part import clear, meeting_of, take_part
 from fedpipe.steps import score
 from fedpipe.steps.contract import Hands, MetricsArtifact
 from fedpipe.steps.shown import metrics_of_learner
@@ -84,10 +87,31 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
             except WorkerDiedError as error:
                 return _leave(store, inputs, board, str(error))
 
-    answers = dict.fromkeys(ANSWERS, at_once(answer))
+    def exchange(board: Board) -> bool:
+        """Answer a phase in which parties wait for each other, and remove what earlier ones have left."""
+        tidy(lambda earlier: earlier != board)
+        exchanged.append(board)
+        try:
+            return bool(hands.together(act, inputs, board))
+        except WorkerDiedError:
+            log.warning("round %d: %s begins the round again: its process was killed", board.round, inputs.learner)
+            try:
+                return bool(hands.together(act, inputs, board))
+            except WorkerDiedError as error:
+                leave(meeting_of(store, plan, board), inputs.learner, str(error))
+                return _leave(store, inputs, board, str(error))
+
+    def tidy(is_over: Callable[[Board], bool]) -> None:
+        for board in [board for board in exchanged if is_over(board)]:
+            exchanged.remove(board)
+            clear(store, plan, inputs.learner, board)
+
+    exchanged: list[Board] = []
+    answers = dict.fromkeys(ANSWERS, at_once(answer)) | {"exchange": at_once(exchange)}
     attendance = Attendance(store, plan, inputs.learner, _session(inputs), answers, last=inputs.last)
     took_part = drive(attendance.run(), hands.sleep)
-    trained, voted = took_part["train"] + took_part["propose"], took_part["vote"]
+    tidy(lambda _: True)
+    trained, voted = took_part["train"] + took_part["propose"] + took_part["exchange"], took_part["vote"]
     update = _last_update(store, inputs, plan.federation.training.rounds) if trained else None
     return Outputs(trained=trained, voted=voted, metrics=metrics_of_learner(update, trained, voted))
 
@@ -178,12 +202,18 @@ def _scoring(inputs: Inputs, board: Board) -> score.Inputs:
     return score.Inputs(place=inputs.place, learner=inputs.learner, weights=board.base)
 
 
+def _exchange(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Update | Dropped:
+    make, first = partial(make_party, inputs.place, inputs.learner), partial(first_weights, store, plan, inputs.learner)
+    return drive(take_part(store, plan, inputs.learner, board, make, first), time.sleep)
+
+
 ANSWERS: dict[str, Callable[[Store, Plan, Inputs, Board], Update | Ballot | Report | Score | Dropped]] = {
     "describe": _describe,
     "train": _contribute,
     "propose": _contribute,
     "vote": _vote,
     "score": _score,
+    "exchange": _exchange,
 }
 """The answer to each phase of the scripts, by its name."""
 

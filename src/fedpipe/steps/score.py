@@ -8,6 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fedpipe.identity.statements import signed_by
+from fedpipe.learners.cut_score import score_party
 from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.score import score_learner
 from fedpipe.rounds.agreement import agreed_plan
@@ -62,7 +63,7 @@ def tested(inputs: Inputs) -> Score:
 def _tested(store: Store, plan: Plan, learner: str, weights: str) -> Score:
     """Return the score of weights; without numbers if the learner cannot test them, with the reason."""
     try:
-        score = score_learner(store, plan, learner, weights)
+        score = (score_party if plan.federation.split else score_learner)(store, plan, learner, weights)
     except (Exception, SystemExit) as error:
         dropped = dropped_by(plan, learner, error)
         if dropped is None:

@@ -85,6 +85,16 @@ def statistics(learner: str, run: str) -> str:
 STATISTICS = "statistics"
 
 
+def parcel(learner: str, name: str) -> str:
+    """Returns the key of an object that a party of a split network sends to another.
+
+    Args:
+        learner: the party that sends it.
+        name: 64 hexadecimal digits, which both parties derive from what it is (`fedpipe.rounds.parcels`).
+    """
+    return f"{learner_folder(learner)}parcels/{name}"
+
+
 def record(run: str, number: int) -> str:
     """Returns the key of a round's record."""
     return f"{run_folder(run)}{number}/record"
@@ -328,8 +338,9 @@ _DEALT = Access(("owner", "dealer"), ("owner", "coordinator", "dealer"))
 _SPENT = Access(("owner",), ("owner",))
 _LEARNERS = Access(("owner",), ("owner", "coordinator"))
 _SHOWN = Access(("owner",), ("owner", "coordinator", "learners"))
+_SENT = Access(("owner",), ("owner", "learners"))
 _PUBLISHED = Access(("coordinator",), ("coordinator", "server"))
-_ENROLLED = Access(("administrator",), ("coordinator", "server"))
+_ENROLLED = Access(("administrator",), ("coordinator", "learners", "server"))
 
 TABLE = (
     Row("HEAD", _OWN, "the last accepted round; moves by compare-and-swap only, never to untrained weights"),
@@ -357,6 +368,7 @@ TABLE = (
     Row("learners/<learner>/objects/<sha256>", _DEALT, "shards, weights of updates, optimizer states"),
     Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
     Row("learners/<learner>/personal/<sha256>", _SPENT, "weights that stay at the learner ([personal](personal.md))"),
+    Row("learners/<learner>/parcels/<sha256>", _SENT, "activations or gradients for another party"),
     Row("learners/<learner>/ledger/<number>", _SPENT, "a private training: the spent budget, over all runs"),
     Row("learners/<learner>/runs/<run>/sign", _LEARNERS, "a session: the learner's last answer"),
     Row("learners/<learner>/runs/<run>/<round>/statistics", _LEARNERS, "its statistics of a table, without rows"),
