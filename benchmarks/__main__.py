@@ -28,6 +28,7 @@ NAMES = (
     "serving",
     "hostile",
     "many_runs",
+    "kubeflow_runs",
     "differing",
 )
 RESULTS = Path(__file__).parent / "results.json"
