@@ -31,6 +31,7 @@ NAMES = (
     "serving",
     "hostile",
     "many_runs",
+    "kubeflow_runs",
     "differing",
 )
 RESULTS = Path(__file__).parent / "results.json"

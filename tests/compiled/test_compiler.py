@@ -93,6 +93,21 @@ def test_images_are_those_of_the_federation(compiled: Any) -> None:
     assert images == {"example.org/team/core:v7", "example.org/team/keras:v7"}
 
 
+def test_only_a_private_learner_of_a_session_has_a_step_for_its_test(tmp_path: Path) -> None:
+    """The others test the last model in their session; the private one trains in an image with another Keras."""
+    privacy = "{noise_multiplier: 1.0, l2_norm_clip: 1.0, microbatches: 4, delta: 1.0e-5, target_epsilon: 3.0}"
+    text = PLACED.replace("  - name: b\n", f"  - name: b\n    privacy: {privacy}\n").replace("rounds: 1", "rounds: 2")
+    (tmp_path / "f.yaml").write_text(text.replace("rounds_per_step: 1", "rounds_per_step: all"))
+    (tmp_path / "model.py").write_text("def build(): ...\n")
+    compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
+    tasks = {task.name: task for task in read_graph(tmp_path / "p.yaml").tasks}
+    assert {name for name in tasks if name.split()[0] in ("learn", "score")} == {"learn a", "learn b", "score b"}
+    assert (tasks["learn b"].environment, tasks["score b"].environment) == ("tff", "keras")
+    coordinate, score = tasks["coordinate"], tasks["score b"]
+    assert score.after == {"initialise", coordinate.key}
+    assert score.key in tasks["evaluate"].after
+
+
 def test_a_private_proposer_runs_in_another_image(tmp_path: Path) -> None:
     """Uses the tff image for its training alone; votes and other proposals stay in keras, and the tally in core."""
     privacy = "{noise_multiplier: 1.0, l2_norm_clip: 1.0, microbatches: 4, delta: 1.0e-5, target_epsilon: 3.0}"

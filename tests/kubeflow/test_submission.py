@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from benchmarks.kubeflow_runs import filled
 from typer.testing import CliRunner
 
 from fedpipe.cli.main import app
@@ -97,6 +98,16 @@ class TestSubmit:
         assert {name for name, one in form.items() if "defaultValue" not in one} == {"store", "data"}
         assert not any(form[name].get("isOptional") for name in given)
         assert b"#    store: str\n" in text
+
+    def test_one_of_many_runs_is_found_with_few_requests(self, kfp: KfpServer) -> None:
+        """By its name with one, by the start of its id in one request for each page."""
+        ids, client = filled(kfp), open_kfp(where(kfp))
+        for text, expected, pages in (("run-77", ids[77], 1), (ids[-1][:8], ids[-1], 1 + 10)):
+            kfp.asked.clear()
+            found = find_run(client, text)
+            assert found is not None
+            assert found.run_id == expected
+            assert len([path for _, path, _ in kfp.asked if path == "/runs"]) == pages
 
     def test_a_run_has_a_name_of_its_own(self, kfp: KfpServer, file: Path) -> None:
         assert re.fullmatch(r"run-\d{8}-\d{6}", submit(file, where=where(kfp)).run)

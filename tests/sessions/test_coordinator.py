@@ -21,6 +21,7 @@ from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.board import Board, ask_to_stop, poll_board
 from fedpipe.sessions.coordinator import Moment
+from fedpipe.sessions.scripts import testing
 from fedpipe.steps import coordinate
 from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.store.objects import encode, get_bytes
@@ -465,6 +466,24 @@ class TestTheLastPhase:
         assert session.ending == "done"
         assert session.world.results["a"] == {"train": 3, "score": 1}
         assert session.records == history(session.world.store, "r1")
+
+    def test_a_learner_that_trains_in_another_image_has_a_step_instead(self) -> None:
+        """TensorFlow Federated's image has another Keras, whose metrics do not add up with those of the others."""
+        private = {
+            "noise_multiplier": 1.0,
+            "l2_norm_clip": 1.0,
+            "microbatches": 1,
+            "delta": 1e-5,
+            "target_epsilon": 3.0,
+        }
+        learners = [{"name": "a", "privacy": private}, {"name": "b"}]
+        plan = make_plan(make_federation(learners=learners, quorum={"min_learners": 1}))
+        store = MemoryStore()
+        record = begin(store, plan, fresh)
+        assert testing(store, plan, record).asks(1, ()) == ("b",)
+        assert testing(store, plan, record).asks(1, ("b",)) == ()
+        single = make_federation(NAMES, training={"rounds": 1, "batch_size": 1, "rounds_per_step": 1})
+        assert not any(single.scores_in_session(name) for name in NAMES)
 
     def test_only_the_last_of_several_sessions_asks(self) -> None:
         session = Session(plan_of(4))
