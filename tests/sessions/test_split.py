@@ -15,6 +15,8 @@ from fedpipe.learners.party import Parts
 from fedpipe.rounds.cut import read_digests
 from fedpipe.rounds.history import history, read_head
 from fedpipe.rounds.parcels import packed, unpacked
+from fedpipe.rounds.pruning import remove
+from fedpipe.rounds.retention import Rules, find_loss
 from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.weights import Array, loads
 from tests.faults.stores import HookedStore, killing
@@ -216,3 +218,20 @@ def test_the_exchange_needs_a_store_and_nothing_else() -> None:
     world, plan = played()
     assert isinstance(world.store, MemoryStore)
     assert world.results["alice"] == {"exchange": plan.federation.training.rounds}
+
+
+def test_a_removal_keeps_the_parts_of_head_and_no_old_parcels() -> None:
+    """The global weights name the parts by digests, which no other object of an ended run does."""
+    world, plan = played(training={"rounds": 3})
+    store, expected = world.store, trained_uncut(plan.federation)
+    store.create(keys.summary(plan.run), b"{}")
+    store.create(keys.parcel("alice", "0f" * 32), b"of a session that was killed")
+    before = list(store.keys("learners/alice/objects/"))
+    assert len(before) == 3
+    world.now += 3 * 86400
+    store.create("objects/" + "1" * 64, b"now")
+    remove(store, find_loss(store, Rules(replays=False)), lambda: None)
+    found = weights_in(store)
+    assert all(np.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+    assert len(list(store.keys("learners/alice/objects/"))) == 1, "earlier parts are not needed"
+    assert not parcels_in(store)
