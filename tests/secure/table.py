@@ -18,7 +18,16 @@ from fedpipe.secure.unmasking import flaw_of_reveal, form_of, terms_of
 from fedpipe.store.objects import canonical, digest_of
 
 NAMES = tuple("abcdefghijklmnopqrstuvwxyz") + tuple(f"z{k:02d}" for k in range(38))
-OCCASION = Occasion("tiny", "r1", "s", 1)
+DIGEST = "sha256:" + "d" * 64
+
+
+def occasion(
+    federation: str = "tiny", run: str = "r1", session: str = "s", round: int = 1, base: str = DIGEST
+) -> Occasion:
+    return Occasion(federation, run, session, round, DIGEST, base)
+
+
+OCCASION = occasion()
 GRID = Grid(16, 1.0, 64)
 
 
@@ -131,7 +140,7 @@ class Table:
         return total
 
     def plain(self, names: Collection[str]) -> Words:
-        """What the sum must be."""
+        """The sum as it must be."""
         total: Words = functools.reduce(np.add, (self.seats[name].words for name in names), self.grid.dtype.type(0))
         total &= self.grid.dtype.type(2**self.grid.width - 1)
         return total

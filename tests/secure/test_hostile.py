@@ -12,9 +12,9 @@ from fedpipe.identity.statements import signed
 from fedpipe.secure.messages import Agreements, Bundle, Members, Occasion, Reveal
 from fedpipe.secure.party import Form, Group, Party
 from fedpipe.secure.unmasking import flaw_of_reveal, form_of, terms_of
-from tests.secure.table import OCCASION, Table, private_of, roster_of, signing
+from tests.secure.table import OCCASION, Table, occasion, private_of, roster_of, signing
 
-LATER = Occasion("tiny", "r1", "s", 2)
+LATER = occasion(round=2)
 
 
 def resigned(statement: Any, name: str) -> Any:
@@ -74,12 +74,12 @@ class TestKeys:
         weak = resigned(replace(table.seats["b"].party.offer(), key="00" * 32), "b")
         self.refused(table, self.altered(table, "b", weak), "a public key")
 
-    @pytest.mark.parametrize("occasion", [LATER, Occasion("tiny", "r1", "t", 1), Occasion("tiny", "r2", "s", 1),
-                                          Occasion("other", "r1", "s", 1)])  # fmt: skip
-    def test_replayed(self, occasion: Occasion) -> None:
-        table, other = Table(4), Table(4, occasion=occasion)
-        self.refused(table, other.bundle(), "another round or session")
-        self.refused(table, self.altered(table, "b", other.seats["b"].party.offer()), "the offer's")
+    @pytest.mark.parametrize("other", [LATER, occasion(session="t"), occasion(run="r2"), occasion(federation="other"),
+                                       occasion(base="sha256:" + "e" * 64)])  # fmt: skip
+    def test_replayed(self, other: Occasion) -> None:
+        table, replayed = Table(4), Table(4, occasion=other)
+        self.refused(table, replayed.bundle(), "another round or session")
+        self.refused(table, self.altered(table, "b", replayed.seats["b"].party.offer()), "the offer's")
 
     def test_too_few(self) -> None:
         table = Table(4)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpipe.errors import WeightsError
-from fedpipe.secure.messages import MOST
+from fedpipe.federation.algorithms import MOST_SUMMED as MOST
 from fedpipe.secure.numbers import GROUP, Grid, pack, packed_size, padded, unpack
 
 BITS, PARTIES = st.integers(8, 32), st.integers(3, MOST)

@@ -1,4 +1,4 @@
-"""Whole secure rounds: the sum is the plain one, bit for bit, whoever drops out and whenever."""
+"""Whole secure rounds: the sum is the plain one, bit for bit, with any dropouts in any phase."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpipe.errors import DroppedError
+from fedpipe.federation.algorithms import least_threshold
 from fedpipe.secure.masks import Masks, Term
-from fedpipe.secure.messages import Members, Occasion, Reveal, least_threshold
+from fedpipe.secure.messages import Members, Reveal
 from fedpipe.secure.numbers import Grid, unpack
 from fedpipe.secure.unmasking import form_of
-from tests.secure.table import Table
+from tests.secure.table import Table, occasion
 
 
 def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
@@ -25,7 +26,7 @@ def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6])
 def test_every_pattern_of_dropouts(count: int) -> None:
-    """Who offers a key, of those who sends a vector, of those who signs, of those who reveals: every chain of sets.
+    """Every set that offers keys, every part of it that sends vectors, and every part of those that signs or reveals.
 
     Below the threshold, no later phase begins.
     """
@@ -105,8 +106,7 @@ def test_a_round_never_opens_another() -> None:
     """
     grid, seen, terms, vectors = Grid(32, 1.0, 4), list[Reveal](), list[bytes](), list[tuple[np.uint64, np.uint64]]()
     for number, late in ((1, "a"), (2, "c")):
-        occasion = Occasion("tiny", "r1", "s", number)
-        table = Table(4, occasion=occasion, grid=grid, length=8, seed=number)
+        table = Table(4, occasion=occasion(round=number), grid=grid, length=8, seed=number)
         bundle = table.bundle()
         form = form_of(bundle)
         for seat in table.seats.values():
@@ -135,7 +135,7 @@ def test_a_round_never_opens_another() -> None:
 
 
 def test_equal_vectors_have_other_masks_in_each_round() -> None:
-    one, other = Table(3), Table(3, occasion=Occasion("tiny", "r1", "s", 2))
+    one, other = Table(3), Table(3, occasion=occasion(round=2))
     one.play()
     other.play()
     assert all((one.seats[n].words == other.seats[n].words).all() for n in one.names)

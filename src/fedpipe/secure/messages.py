@@ -18,16 +18,13 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from msgspec import Meta, Struct
 
 from fedpipe.errors import DroppedError
+from fedpipe.federation.algorithms import MOST_SUMMED as MOST
 from fedpipe.federation.names import Name
 from fedpipe.identity.enrolment import Enrolled, Enrolment
 from fedpipe.identity.signing import Signature
 from fedpipe.identity.statements import check_signed
 from fedpipe.store.objects import Digest
 
-FEWEST = 3
-"""Fewer learners would know each other's updates from the sum."""
-MOST = 64
-"""Each learner exchanges secrets with each other one, so their number grows with the square."""
 MOST_METRICS = 100
 
 _Text = Annotated[str, Meta(max_length=100)]
@@ -36,15 +33,33 @@ _Key = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Share = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Seed = Annotated[str, Meta(pattern=r"^[0-9a-f]{62}\Z")]
 _Round = Annotated[int, Meta(ge=1)]
+_Reasons = Annotated[dict[Name, Annotated[str, Meta(max_length=500)]], Meta(max_length=MOST)]
 
 
 class Occasion(NamedTuple):
-    """One round of one session, to which every statement and every key belongs."""
+    """One round of one session, to which every statement and every key belongs.
+
+    Learners that were given other plans or other weights to begin with have no masks in common, so their sum stays
+    closed. Otherwise a coordinator could make all but one contribute nothing.
+
+    Args:
+        federation: its name.
+        run: its name.
+        session: and the try of the round, from the second on.
+        round: its number.
+        plan: digest of the run's definition.
+        base: digest of the weights that the round begins with.
+
+    Source: of the attack, Pasquini et al. 2022, "Eluding Secure Aggregation in Federated Learning via Model
+    Inconsistency".
+    """
 
     federation: str
     run: str
     session: str
     round: int
+    plan: str
+    base: str
 
 
 class _Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,11 +68,13 @@ class _Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     run: Name
     session: _Session
     round: _Round
+    plan: Digest
+    base: Digest
 
     @property
     def occasion(self) -> Occasion:
         """The round that it belongs to."""
-        return Occasion(self.federation, self.run, self.session, self.round)
+        return Occasion(self.federation, self.run, self.session, self.round, self.plan, self.base)
 
 
 class Offer(_Statement, frozen=True, kw_only=True):
@@ -69,9 +86,10 @@ class Offer(_Statement, frozen=True, kw_only=True):
 
 
 class Bundle(_Statement, frozen=True, kw_only=True):
-    """The offers of all that may send a vector, sorted by name."""
+    """The offers of all that may send a vector, sorted by name; `missing` has the others, with the reason."""
 
     offers: Annotated[tuple[Offer, ...], Meta(max_length=MOST)]
+    missing: _Reasons = {}
 
 
 class Masked(_Statement, frozen=True, kw_only=True):
@@ -91,12 +109,15 @@ class Masked(_Statement, frozen=True, kw_only=True):
 class Members(_Statement, frozen=True, kw_only=True):
     """The vectors that are in the sum, by learner.
 
-    `boxes` are the digests of what each member needs to read: its boxes from all others.
+    `boxes` are the digests of what each member needs to read: its boxes from all others. `missing` are learners that
+    offered a key, and are not in the sum.
     """
 
     bundle: Digest
     vectors: Annotated[dict[Name, Digest], Meta(max_length=MOST)]
     boxes: Annotated[dict[Name, Digest], Meta(max_length=MOST)]
+    metrics: Annotated[tuple[_Text, ...], Meta(max_length=2 * MOST_METRICS)] = ()
+    missing: _Reasons = {}
 
 
 class Agreement(_Statement, frozen=True, kw_only=True):
@@ -116,9 +137,9 @@ class Agreements(_Statement, frozen=True, kw_only=True):
 class Reveal(_Statement, frozen=True, kw_only=True):
     """A learner's secrets that open the sum of a list of members.
 
-    `shares` are of the members' self-masks. `seeds` are of its pair masks with those that are not in the list, and
-    `pairs` the shares of other members' seeds: member, then the one that is missing. `spoilt` are members whose boxes
-    could not be opened, with the reason.
+    `shares` are of the members' self-masks. `seeds` are those of its pair masks with learners that are missing from the
+    list. `pairs` are shares of other members' seeds: by the member, then by the missing learner. `spoilt` are members
+    whose boxes could not be opened, with the reason.
     """
 
     learner: Name
@@ -138,15 +159,6 @@ class Reveals(_Statement, frozen=True, kw_only=True):
 
 
 S = TypeVar("S", Offer, Masked, Agreement, Reveal)
-
-
-def least_threshold(learners: int) -> int:
-    """Return the fewest members of a sum: more than two thirds, so that two lists share an honest signer.
-
-    >>> [least_threshold(n) for n in (3, 4, 6, 10, 64)]
-    [3, 3, 5, 7, 43]
-    """
-    return 2 * learners // 3 + 1
 
 
 def check_statement(statement: S, occasion: Occasion, learner: str, roster: Mapping[str, str]) -> S:

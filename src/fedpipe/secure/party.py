@@ -1,7 +1,7 @@
 """A learner in one secure round: it masks one vector, signs one list, and reveals once.
 
 All secrets are made for the round and stay in memory. A learner that restarts has lost them, so it is missing from the
-round. Whatever the coordinator shows is checked before the next secret is used.
+round. It checks each list of the coordinator before it uses the next secret.
 
 Source: Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning", Figure 4, with
 keys of one round. So no secret of a learner is shared: only its self-mask, and its seeds of pair masks.
@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from fedpipe.errors import DroppedError
+from fedpipe.federation.algorithms import FEWEST_SUMMED, MOST_SUMMED, least_threshold
 from fedpipe.secure.masks import MARK, TAG, KeyPair, Term, derived, fresh_seed, mark_of, seal, unseal
 from fedpipe.secure.messages import (
-    FEWEST,
-    MOST,
     Agreement,
     Agreements,
     Bundle,
@@ -27,7 +26,6 @@ from fedpipe.secure.messages import (
     Reveal,
     check_occasion,
     check_statement,
-    least_threshold,
 )
 from fedpipe.secure.shares import SEED, SHARE, split
 from fedpipe.store.objects import canonical, digest_of
@@ -60,8 +58,10 @@ class Group(NamedTuple):
             DroppedError: they are too few or too many, or the threshold is too low or too high.
         """
         count = len(roster)
-        if not FEWEST <= count <= MOST:
-            raise DroppedError(f"a secure sum needs {FEWEST} to {MOST} learners, the roster has {count}", lasting=True)
+        if not FEWEST_SUMMED <= count <= MOST_SUMMED:
+            raise DroppedError(
+                f"a secure sum needs {FEWEST_SUMMED} to {MOST_SUMMED} learners, the roster has {count}", lasting=True
+            )
         if threshold and not least_threshold(count) <= threshold <= count:
             raise DroppedError(
                 f"the threshold is {threshold}, but {count} learners need {least_threshold(count)} to {count}",
@@ -71,7 +71,7 @@ class Group(NamedTuple):
 
 
 class Orders(NamedTuple):
-    """What masks a vector: the terms of the mask, and the bytes that precede the vector in its object."""
+    """The mask of a vector, as its terms, and the bytes that precede the vector in its object."""
 
     terms: tuple[Term, ...]
     preamble: bytes
@@ -147,6 +147,16 @@ class Party:
         self._sent: Masked | None = None
         self._agreed: tuple[str, Members] | None = None
         self._revealed: Reveal | None = None
+
+    @property
+    def occasion(self) -> Occasion:
+        """The round."""
+        return self._occasion
+
+    @property
+    def sent(self) -> Masked | None:
+        """The vector that was masked; None before."""
+        return self._sent
 
     def offer(self) -> Offer:
         """Return this learner's key of the round, always the same."""

@@ -38,7 +38,7 @@ def _value(coefficients: list[int], point: int) -> int:
 
 
 def join(shares: Mapping[int, bytes], threshold: int) -> bytes | None:
-    """Return the secret from shares by their points; None if they are no shares of a secret.
+    """Return the secret from shares by their points; None if they belong to none.
 
     Args:
         shares: at least `threshold` of them; the first ones are used.
