@@ -15,7 +15,9 @@ ROUNDS = st.integers(0, 10**6)
 COUNTS = st.integers(1, 10**6)
 STEPS = st.sampled_from(["train", "aggregate", "await-vote", "simulate"])
 DIGESTS = st.binary(min_size=32, max_size=32).map(lambda data: f"sha256:{data.hex()}")
-NOTES = st.builds(keys.note, st.sampled_from(["dropped", "absent"]), COUNTS)
+NOTES = st.builds(keys.note, st.sampled_from(["dropped", "absent"]), COUNTS) | st.sampled_from(
+    ["keys", "masked", "agreed", "revealed"]
+)
 MODEL_NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,20}", fullmatch=True)
 
 
@@ -27,6 +29,7 @@ def in_models(function: Any, *arguments: Any) -> st.SearchStrategy[str]:
 KEYS: dict[str, st.SearchStrategy[str]] = {
     "HEAD": st.just(keys.HEAD),
     "ENROLLED": st.just(keys.ENROLLED),
+    "ROSTER": st.just(keys.ROSTER),
     "PRUNING": st.just(keys.PRUNING),
     "CATALOGUE": st.just(keys.CATALOGUE),
     "content": st.builds(
@@ -39,6 +42,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     "record": st.builds(keys.record, RUNS, ROUNDS),
     "candidate": st.builds(keys.candidate, RUNS, ROUNDS),
     "board": st.builds(keys.board, RUNS),
+    "listed": st.builds(keys.listed, RUNS, ROUNDS, st.sampled_from(["keys", "members", "agreements", "reveals"])),
     "stop": st.builds(keys.stop, RUNS),
     "pulse": st.builds(keys.pulse, RUNS),
     "evaluation": st.builds(keys.evaluation, RUNS),

@@ -221,14 +221,14 @@ def test_the_patterns_as_they_are() -> None:
     at = "arn:aws:s3:::b/h/d/"
     digest = "?" * 64
     readable = [at + key for key in ("objects/*", "runs/*", f"learners/*/proposals/{digest}",
-                                       f"learners/*/parcels/{digest}", "enrolled", "learners/a/*")]  # fmt: skip
+                                       f"learners/*/parcels/{digest}", "enrolled", "roster", "learners/a/*")]  # fmt: skip
     sent = [f"{at}learners/a/parcels/{digest}"]
     assert resources(learner) == [readable, [f"{at}learners/a/*"], sent, ["arn:aws:s3:::b"]]
     own = ["HEAD", "probe-*", "pruning", "catalogue", "objects/*", "coordinator/*", "runs/*", "models/*"]
     dealt = ["learners/*/shard", f"learners/*/objects/{digest}"]
-    seen = ["enrolled", *dealt, f"learners/*/proposals/{digest}", "learners/*/runs/*", "datasets/*"]
+    seen = ["enrolled", "roster", *dealt, f"learners/*/proposals/{digest}", "learners/*/runs/*", "datasets/*"]
     assert resources(coordinator)[:4] == [
-        [at + key for key in own], [at + key for key in seen], [f"{at}enrolled"], [at + key for key in dealt],
+        [at + key for key in own], [at + key for key in seen], [f"{at}enrolled", f"{at}roster"], [at + key for key in dealt],
     ]  # fmt: skip
     assert [statement["Effect"] for statement in coordinator["Statement"]][:3] == ["Allow", "Allow", "Deny"]
     assert resources(server)[0] == [f"{at}models/*", f"{at}enrolled"]

@@ -19,6 +19,7 @@ DIGEST, HEX = "sha256:" + "0" * 64, "0" * 64
 SPELLED = {
     keys.HEAD: "HEAD",
     keys.ENROLLED: "enrolled",
+    keys.ROSTER: "roster",
     keys.probe("ff"): "probe-ff",
     keys.PRUNING: "pruning",
     keys.CATALOGUE: "catalogue",
@@ -32,6 +33,7 @@ SPELLED = {
     keys.plan("r"): "runs/r/plan",
     keys.board("r"): "runs/r/board",
     keys.stop("r"): "runs/r/stop",
+    **{keys.listed("r", 3, name): f"runs/r/3/{name}" for name in ("keys", "members", "agreements", "reveals")},
     keys.pulse("r"): "runs/r/pulse",
     keys.record("r", 3): "runs/r/3/record",
     keys.candidate("r", 3): "runs/r/3/candidate",
@@ -54,6 +56,10 @@ SPELLED = {
     keys.statistics("a", "r"): "learners/a/runs/r/0/statistics",
     keys.update("a", "r", 3): "learners/a/runs/r/3/update",
     keys.ballot("a", "r", 3): "learners/a/runs/r/3/ballot",
+    **{
+        keys.answer("a", "r", 3, name): f"learners/a/runs/r/3/{name}"
+        for name in ("keys", "masked", "agreed", "revealed")
+    },
     keys.answer("a", "r", 3, keys.note("dropped")): "learners/a/runs/r/3/dropped",
     keys.answer("a", "r", 3, keys.note("absent", 2)): "learners/a/runs/r/3/absent-2",
     f"{keys.MODELS}/{keys.model('m', 3)}": "models/m/3/model.onnx",
@@ -72,7 +78,7 @@ def test_stores_of_earlier_versions_stay_readable() -> None:
 def test_every_function_has_a_strategy() -> None:
     found = inspect.getmembers(keys, lambda member: inspect.isfunction(member) and member.__module__ == keys.__name__)
     functions = {name for name, _ in found}
-    assert functions - FOLDERS - OTHERS | {"HEAD", "ENROLLED", "PRUNING", "CATALOGUE"} == set(KEYS)
+    assert functions - FOLDERS - OTHERS | {"HEAD", "ENROLLED", "ROSTER", "PRUNING", "CATALOGUE"} == set(KEYS)
 
 
 @pytest.mark.parametrize("kind", KEYS)

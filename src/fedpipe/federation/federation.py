@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from msgspec import Meta, field
 from msgspec.structs import replace
 
-from fedpipe.federation.algorithms import Averaging, Collective, SimulationSettings, Vote
+from fedpipe.federation.algorithms import Averaging, Collective, SecureSums, SimulationSettings, Vote, least_threshold
 from fedpipe.federation.data import Data
 from fedpipe.federation.environments import ENVIRONMENTS, FRAMEWORKS, WITH_FRAMEWORK, Environment, FrameworkName
 from fedpipe.federation.methods import PERSONAL, Method, Sharing
@@ -133,6 +133,16 @@ class Federation(Section, frozen=True, kw_only=True):
         return tuple(learner.name for learner in self.learners if not learner.data)
 
     @property
+    def secure(self) -> SecureSums | None:
+        """Return the settings of secure sums; None where the coordinator reads single updates."""
+        return self.algorithm.secure if isinstance(self.algorithm, Averaging) else None
+
+    @property
+    def threshold(self) -> int:
+        """Return the fewest members of a secure sum; 0 without secure sums."""
+        return (self.secure.threshold or least_threshold(len(self.learners))) if self.secure else 0
+
+    @property
     def vote(self) -> Vote | None:
         """Return how learners vote on models; None when they do not."""
         return None if isinstance(self.algorithm, Split) else self.algorithm.vote
@@ -186,7 +196,7 @@ class Federation(Section, frozen=True, kw_only=True):
     def min_updates(self) -> int:
         """Return the fewest updates of a round: the quorum, or more where the rule needs more."""
         needed = self.algorithm.fewest_updates if isinstance(self.algorithm, Averaging) else 1
-        return max(self.min_learners, needed)
+        return max(self.min_learners, needed, self.threshold)
 
     @property
     def aggregated_by_tff(self) -> bool:

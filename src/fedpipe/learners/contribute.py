@@ -19,7 +19,7 @@ from fedpipe.learners.personal import Kept
 from fedpipe.rounds.budget import Budget
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.ledger import find_marks
-from fedpipe.rounds.manifests import Dropped, Scores, Update
+from fedpipe.rounds.manifests import Dropped, Scores, Tested, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import ANY_ROLL, Roll, drop
 from fedpipe.rounds.updates import find_part, own_update, publish_update
@@ -71,14 +71,7 @@ def _offered(
 ) -> Update:  # fmt: skip
     federation = plan.federation
     budget = _budget(store, plan, name, number, learner)
-    wanted = federation.evaluation.every_round and not federation.vote  # a vote scores every candidate anyway
-    tested = learner.accept_weights(start, None if wanted else Scores()).test
-    trained = learner.propose_weights(
-        seed=seed_of(federation.training.seed, name, number),
-        seconds=seconds,
-        optimizer=optimizer,
-    )
-    weights.check_finite(trained.weights)
+    tested, trained = trained_from(plan, name, number, start, optimizer, learner, seconds)
     sent, kept_back = _encoded(plan, name, number, start, trained)
     digest = weights.save(sent, folder / "weights")
     spent, ledger = None, None
@@ -108,6 +101,23 @@ def _encoded(plan: Plan, name: str, number: int, start: Arrays, trained: Trained
     random = np.random.default_rng(seed_of(plan.federation.training.seed, name, number, "exchange"))
     update, residual = encode(exchange, trained.weights, start, trained.kept.residual, random)
     return update, trained.kept._replace(residual=residual)
+
+
+def trained_from(
+    plan: Plan, name: str, number: int, start: Arrays, optimizer: Arrays | None, learner: Learner, seconds: float
+) -> tuple[Tested | None, Trained]:
+    """Test the weights of a base if the federation wants it, and train from them.
+
+    Returns:
+        The test of the base, and the training's result, whose weights are finite.
+    """
+    federation = plan.federation
+    wanted = federation.evaluation.every_round and not federation.vote  # a vote scores every candidate anyway
+    tested = learner.accept_weights(start, None if wanted else Scores()).test
+    seed = seed_of(federation.training.seed, name, number)
+    trained = learner.propose_weights(seed=seed, seconds=seconds, optimizer=optimizer)
+    weights.check_finite(trained.weights)
+    return tested, trained
 
 
 def _budget(store: Store, plan: Plan, name: str, number: int, learner: Learner) -> Budget | None:

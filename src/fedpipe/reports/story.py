@@ -115,8 +115,11 @@ def _tested_metrics(records: tuple[Record, ...], number: int) -> dict[str, float
 
     They are means over the learners' test parts, weighted by examples; empty if no learner tested the model.
     """
-    following = next((r.updates for r in records if r.round == number + 1), ())
-    return mean_tested(update.tested for update in following)
+    following = next((r for r in records if r.round == number + 1), None)
+    if following is not None and following.secure:
+        tests = "test_"
+        return {k.removeprefix(tests): v for k, v in following.metrics.items() if k.startswith(tests)}
+    return mean_tested(update.tested for update in following.updates) if following else {}
 
 
 def shared_scores(story: Story) -> list[dict[str, Scores]]:

@@ -87,7 +87,7 @@ class Coordinator:
         self._last = min(last or plan.federation.training.rounds, plan.federation.training.rounds)
         self._clock, self._listener, self._random = clock, listener, random or Random()  # noqa: S311  (jitter)
         self._keeper = Keeper(store, plan.run, session, clock)
-        self._script = script or script_of(store, plan)
+        self._script = script or script_of(store, plan, session=session)
         self._opening, self._final = opening, final
         self._record: Record | None = None
         self._values: list[float] = []
@@ -339,13 +339,14 @@ class Coordinator:
         if not phase.closing:
             return phase.close(roll, early)
         started, begun = time.time(), self._clock()
-        record = phase.close(roll, early)
+        result = phase.close(roll, early)
         seconds = self._clock() - begun
         timing = Timing(step=phase.closing, round=phase.round, started=started, seconds=seconds)
         note(self._store, self._plan.run, timing)
-        numbers = " ".join(f"{name} {value:.4g}" for name, value in record.metrics.items())
-        log.info("round %d %s in %.1f s: %s", phase.round, phase.closing, seconds, numbers)
-        return record
+        metrics = result.metrics if isinstance(result, Record) else {}
+        numbers = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log.info("round %d %s in %.1f s%s", phase.round, phase.closing, seconds, f": {numbers}" if numbers else "")
+        return result
 
 
 def _excuses(away: Mapping[str, Away]) -> dict[str, str]:

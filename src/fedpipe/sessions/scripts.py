@@ -24,6 +24,7 @@ from fedpipe.rounds.selection import enough, select
 from fedpipe.rounds.updates import is_offered
 from fedpipe.rounds.voting import proposer_of
 from fedpipe.sessions.phases import Early, Phase, Script, close_phase
+from fedpipe.sessions.secure import SecureRound, secure_averaging
 from fedpipe.store import Store, keys
 from fedpipe.weights import Layout
 
@@ -55,13 +56,16 @@ def split(round: Round) -> Script:
     return joined
 
 
-def script_of(store: Store, plan: Plan, aggregate: Aggregate | None = None) -> Callable[[Record], Script]:
+def script_of(
+    store: Store, plan: Plan, aggregate: Aggregate | None = None, session: str = ""
+) -> Callable[[Record], Script]:
     """Return the scripts of a run's rounds, each from the record of the round before.
 
     Args:
         store: the federation's store.
         plan: the run's plan.
         aggregate: aggregates a round and commits it; by default in constant memory, as updates arrive.
+        session: of the coordinator, to which the keys of secure sums belong.
     """
     algorithm = split if plan.federation.split else collective if plan.federation.proposers else averaging
     layouts: dict[str, Layout] = {}  # one for a whole run
@@ -72,6 +76,8 @@ def script_of(store: Store, plan: Plan, aggregate: Aggregate | None = None) -> C
         return layouts[previous.layout]
 
     def script(previous: Record) -> Script:
+        if plan.federation.secure:
+            return (yield from secure_averaging(SecureRound(store, plan, previous, layout(previous), session)))
         round = Round(store, plan, previous, layout, aggregate)
         if round.votes and not previous.round:
             yield round.score_start()

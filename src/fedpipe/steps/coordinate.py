@@ -68,7 +68,7 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
     else:
         check_agreed(store, inputs.place, plan)
     coordinator = Coordinator(
-        store, plan, session, last=inputs.last, listener=listen, script=script_of(store, plan, elsewhere),
+        store, plan, session, last=inputs.last, listener=listen, script=script_of(store, plan, elsewhere, session),
         opening=opening, final=None if inputs.last else partial(testing, store, plan),
     )  # fmt: skip
     with beating(inputs.place.open, plan.run, session):

@@ -15,6 +15,7 @@ from fedpipe.errors import FedpipeError, WorkerDiedError
 from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.describe import describe
+from fedpipe.learners.masking import MaskedFile, contribute_masked
 from fedpipe.learners.party import first_weights, make_party
 from fedpipe.learners.user_code import load_code
 from fedpipe.learners.vote import vote
@@ -28,11 +29,13 @@ from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.roll import Roll, drop
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.rounds.updates import own_update
+from fedpipe.secure.party import Orders
 from fedpipe.sessions.attendance import Attendance, at_once
 from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import continues
 from fedpipe.sessions.scripts import testing
+from fedpipe.sessions.secure import Participant
 from fedpipe.sessions.taking_part import clear, meeting_of, take_part
 from fedpipe.steps import score
 from fedpipe.steps.contract import Hands, MetricsArtifact
@@ -107,11 +110,24 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
             clear(store, plan, inputs.learner, board)
 
     exchanged: list[Board] = []
+
+    def train(board: Board, orders: Orders) -> MaskedFile | Dropped:
+        try:
+            done: MaskedFile | Dropped = hands.call(mask, inputs, board, orders)
+            return done
+        except WorkerDiedError as error:  # it may have left a vector, so nothing else is masked like that
+            _leave(store, inputs, board, str(error))
+            return Dropped(learner=inputs.learner, why=str(error))
+
     answers = dict.fromkeys(ANSWERS, at_once(answer)) | {"exchange": at_once(exchange)}
+    if plan.federation.secure:
+        participant = Participant(store, plan, inputs.learner, _session(inputs), train)
+        answers |= {name: at_once(step) for name, step in participant.answers().items()}
     attendance = Attendance(store, plan, inputs.learner, _session(inputs), answers, last=inputs.last)
     took_part = drive(attendance.run(), hands.sleep)
     tidy(lambda _: True)
-    trained, voted = took_part["train"] + took_part["propose"] + took_part["exchange"], took_part["vote"]
+    trained = sum(took_part[phase] for phase in ("train", "propose", "exchange", "masked"))
+    voted = took_part["vote"]
     update = _last_update(store, inputs, plan.federation.training.rounds) if trained else None
     return Outputs(trained=trained, voted=voted, metrics=metrics_of_learner(update, trained, voted))
 
@@ -168,6 +184,24 @@ def act(inputs: Inputs, board: Board) -> bool:
     timing = Timing(step=board.phase, learner=inputs.learner, round=board.round, started=started, seconds=seconds)
     note(store, plan.run, timing)
     return not isinstance(done, Dropped)
+
+
+def mask(inputs: Inputs, board: Board, orders: Orders) -> MaskedFile | Dropped:
+    """Train for a secure sum, in the framework's environment, and upload the masked update."""
+    store, plan = opened(inputs.place)
+    agreed(inputs.place)
+    started, clock = time.time(), time.monotonic()
+    left = plan.federation.quorum.deadline - (store.age(keys.board(plan.run)) or 0.0)
+    make = partial(make_learner, store, plan, inputs.learner, board.round, place=inputs.place)
+    roll = Roll((), attempt=board.attempt)
+    done = contribute_masked(
+        store, plan, inputs.learner, board.round, board.base, make, orders, roll=roll, seconds=left
+    )  # fmt: skip
+    timing = Timing(
+        step=board.phase, learner=inputs.learner, round=board.round, started=started, seconds=time.monotonic() - clock
+    )
+    note(store, plan.run, timing)
+    return done
 
 
 def _contribute(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Update | Dropped:

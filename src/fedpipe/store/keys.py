@@ -21,6 +21,7 @@ from fedpipe.errors import CorruptError
 
 HEAD = "HEAD"
 ENROLLED = "enrolled"
+ROSTER = "roster"
 PRUNING = "pruning"
 """The mark that objects are being removed; it changes with each removal."""
 CATALOGUE = "catalogue"
@@ -119,6 +120,17 @@ def board(run: str) -> str:
 def pulse(run: str) -> str:
     """Returns the key of the object that a session's coordinator renews while it works."""
     return f"{run_folder(run)}pulse"
+
+
+def listed(run: str, number: int, name: str) -> str:
+    """Returns the key of a list that the coordinator of a secure sum shows to its learners.
+
+    Args:
+        run: the run's name.
+        number: the round.
+        name: `keys`, `members`, `agreements` or `reveals`.
+    """
+    return f"{run_folder(run)}{number}/{name}"
 
 
 def stop(run: str) -> str:
@@ -341,6 +353,7 @@ _SHOWN = Access(("owner",), ("owner", "coordinator", "learners"))
 _SENT = Access(("owner",), ("owner", "learners"))
 _PUBLISHED = Access(("coordinator",), ("coordinator", "server"))
 _ENROLLED = Access(("administrator",), ("coordinator", "learners", "server"))
+_ROSTER = Access(("administrator",), ("coordinator", "learners"))
 
 TABLE = (
     Row("HEAD", _OWN, "the last accepted round; moves by compare-and-swap only, never to untrained weights"),
@@ -356,6 +369,10 @@ TABLE = (
     Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),
     Row("runs/<run>/<round>/record", _GLOBAL, "the committed round: updates, dropped learners, rule, result"),
     Row("runs/<run>/<round>/candidate", _GLOBAL, "the aggregate, when learners vote on it"),
+    Row("runs/<run>/<round>/keys", _GLOBAL, "a secure sum: the keys of a round, as learners signed them"),
+    Row("runs/<run>/<round>/members", _GLOBAL, "a secure sum: the list of the vectors in it"),
+    Row("runs/<run>/<round>/agreements", _GLOBAL, "a secure sum: the members' signatures on that list"),
+    Row("runs/<run>/<round>/reveals", _GLOBAL, "a secure sum: the secrets that opened it"),
     Row("runs/<run>/<round>/<step>.time", _GLOBAL, "how long a step took"),
     Row("runs/<run>/<round>/tensorboard/<file>", _GLOBAL, "TensorBoard event files of a simulation"),
     Row("runs/<run>/program/<round>", _GLOBAL, "states of a simulation"),
@@ -373,6 +390,10 @@ TABLE = (
     Row("learners/<learner>/runs/<run>/sign", _LEARNERS, "a session: the learner's last answer"),
     Row("learners/<learner>/runs/<run>/<round>/statistics", _LEARNERS, "its statistics of a table, without rows"),
     Row("learners/<learner>/runs/<run>/<round>/update", _LEARNERS, "its update: base, digest, examples, metrics"),
+    Row("learners/<learner>/runs/<run>/<round>/keys", _LEARNERS, "a secure sum: its key of a round, signed"),
+    Row("learners/<learner>/runs/<run>/<round>/masked", _LEARNERS, "a secure sum: its masked vector, by digest"),
+    Row("learners/<learner>/runs/<run>/<round>/agreed", _LEARNERS, "a secure sum: its signature on the members"),
+    Row("learners/<learner>/runs/<run>/<round>/revealed", _LEARNERS, "a secure sum: its secrets that open the sum"),
     Row("learners/<learner>/runs/<run>/<round>/dropped[-<attempt>]", _LEARNERS, "why it did not take part"),
     Row("learners/<learner>/runs/<run>/<round>/ballot", _LEARNERS, "its vote, and its scores of base and candidate"),
     Row("learners/<learner>/runs/<run>/<round>/absent[-<attempt>]", _LEARNERS, "why it did not vote"),
@@ -388,6 +409,7 @@ TABLE = (
     Row("models/<model>/<version>/model.onnx", _PUBLISHED, "the model; a version is never overwritten"),
     Row("models/<model>/traffic.json", _PUBLISHED, "which versions answer ([serving](serving.md))"),
     Row("enrolled", _ENROLLED, "public keys of those who must sign ([identities](identities.md))"),
+    Row("roster", _ROSTER, "the learners' public keys, signed by the administrator ([secure sums](secure-sums.md))"),
 )
 
 FOLDERS = tuple(dict.fromkeys(row.folder for row in TABLE))
