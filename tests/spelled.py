@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from fedpipe.federation.names import SAFE_NAME
-from fedpipe.store import keys
+from fedpipe.store import access, keys
 
 NAMES = st.sampled_from(["a", "b", "a-b", "runs", "objects", "proposals"]) | st.from_regex(SAFE_NAME, fullmatch=True)
 RUNS = NAMES.filter(lambda name: name not in keys.RESERVED_RUNS)
@@ -69,7 +69,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
 """By the name of the function, or the constant, that spells them."""
 
 
-def row_of(key: str) -> keys.Row:
+def row_of(key: str) -> access.Row:
     """Returns the one row of the table that covers a key."""
-    (row,) = [row for row in keys.TABLE if row.matches(key)]
+    (row,) = [row for row in access.TABLE if row.matches(key)]
     return row

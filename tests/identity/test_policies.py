@@ -16,7 +16,7 @@ from fedpipe.identity.policies import (
     server_policy,
 )
 from fedpipe.steps.shard import run_name
-from fedpipe.store import keys
+from fedpipe.store import access, keys
 from tests.spelled import DIGESTS, KEYS, NAMES, ROUNDS, row_of
 
 READ, WRITE, DELETE = "s3:GetObject", "s3:PutObject", "s3:DeleteObject"
@@ -208,7 +208,7 @@ def test_a_learner_whose_name_would_be_a_pattern(name: str) -> None:
 
 
 def test_a_row_for_which_no_pattern_is_safe() -> None:
-    row = next(row for row in keys.TABLE if row.pattern.endswith("/update"))
+    row = next(row for row in access.TABLE if row.pattern.endswith("/update"))
     with pytest.raises(ValueError, match="no pattern of a policy fits"):
         _ = row.wildcard
 

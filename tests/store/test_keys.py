@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpipe.errors import CorruptError
-from fedpipe.store import keys
+from fedpipe.store import access, keys
 from tests.spelled import COUNTS, KEYS, MODEL_NAMES, NAMES, ROUNDS, RUNS, row_of
 
 DIGEST, HEX = "sha256:" + "0" * 64, "0" * 64
@@ -87,11 +87,11 @@ def test_every_function_has_a_strategy() -> None:
 def test_one_row_of_the_table_covers_a_key(kind: str, data: st.DataObject) -> None:
     key = data.draw(KEYS[kind])
     assert row_of(key)
-    assert not [row for row in keys.TABLE if row.matches(f"{key}/more") or row.matches(f"x/{key}")]
+    assert not [row for row in access.TABLE if row.matches(f"{key}/more") or row.matches(f"x/{key}")]
 
 
 def test_every_row_covers_a_key() -> None:
-    assert {row_of(key) for key in SPELLED} == set(keys.TABLE)
+    assert {row_of(key) for key in SPELLED} == set(access.TABLE)
 
 
 @given(MODEL_NAMES, COUNTS, NAMES, RUNS, ROUNDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import tempfile
@@ -15,6 +14,7 @@ import yaml
 
 from fedpipe.commands.live import showing
 from fedpipe.commands.opened import StoreGiven, file_of
+from fedpipe.commands.results import fetch_results
 from fedpipe.commands.shown import Result as Result
 from fedpipe.compiled.compiler import compile_pipeline, rehearsed
 from fedpipe.compiled.graph import Graph, check_arguments, parse_graph, read_graph, resolve
@@ -384,19 +384,3 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the folder cannot be created: {error.strerror}", where=str(folder)) from error
-
-
-def fetch_results(place: RunPlace, folder: Path) -> dict[str, Any]:
-    """Copies a run's summary, report and model from the store to a folder, and returns the summary.
-
-    The folder has no model afterwards if the run has none.
-    """
-    store = place.open()
-    summary: dict[str, Any] = json.loads(store.read(keys.summary(place.run)).data)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (folder / "report.html").write_bytes(store.read(keys.report(place.run)).data)
-    if summary["onnx"]:
-        store.download(summary["onnx"]["path"], folder / "model.onnx")
-    else:
-        (folder / "model.onnx").unlink(missing_ok=True)  # of an earlier run with the same folder
-    return summary

@@ -28,7 +28,7 @@ from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError, 
 from fedpipe.rounds.cut import RULE as SPLIT
 from fedpipe.rounds.history import read_head, read_record
 from fedpipe.rounds.manifests import Manifest, Record, Ref
-from fedpipe.store import Entry, Store, is_safe, keys
+from fedpipe.store import Entry, Store, access, is_safe, keys
 from fedpipe.store.objects import find
 
 Fate = Literal["whole", "result", "records", "gone"]
@@ -174,7 +174,7 @@ def find_loss(store: Store, rules: Rules, is_over: Callable[[str], bool] = lambd
     ]
     kept = {fate: kept for kept, fate in _FATES.items()}
     notes = {loss.run: Pruned(kept=kept[loss.fate]) for loss in lost if loss.fate in kept}
-    known = sum(any(row.matches(entry.key) for row in keys.TABLE) for entry in entries)
+    known = sum(any(row.matches(entry.key) for row in access.TABLE) for entry in entries)
     return Loss(tuple(sorted(lost, key=lambda loss: loss.age)), notes, small, content, sizes, len(listed) - known)
 
 
