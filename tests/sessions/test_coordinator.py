@@ -21,7 +21,7 @@ from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.board import Board, ask_to_stop, poll_board
 from fedpipe.sessions.coordinator import Moment
-from fedpipe.sessions.scripts import testing
+from fedpipe.sessions.scripts import final_scores
 from fedpipe.steps import coordinate
 from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.store.objects import encode, get_bytes
@@ -480,8 +480,8 @@ class TestTheLastPhase:
         plan = make_plan(make_federation(learners=learners, quorum={"min_learners": 1}))
         store = MemoryStore()
         record = begin(store, plan, fresh)
-        assert testing(store, plan, record).asks(1, ()) == ("b",)
-        assert testing(store, plan, record).asks(1, ("b",)) == ()
+        assert final_scores(store, plan, record).asks(1, ()) == ("b",)
+        assert final_scores(store, plan, record).asks(1, ("b",)) == ()
         single = make_federation(NAMES, training={"rounds": 1, "batch_size": 1, "rounds_per_step": 1})
         assert not any(single.scores_in_session(name) for name in NAMES)
 

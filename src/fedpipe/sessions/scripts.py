@@ -107,7 +107,7 @@ def describing(plan: Plan, begin: Callable[[Collection[str]], Record]) -> Phase:
     )  # fmt: skip
 
 
-def testing(store: Store, plan: Plan, record: Record) -> Phase:
+def final_scores(store: Store, plan: Plan, record: Record) -> Phase:
     """Return the phase after the last round in which learners test its model, as the steps `score` do.
 
     Args:
