@@ -46,7 +46,7 @@ def frameworks() -> tuple[Any, Any]:
     """Import TensorFlow and Keras, without their log lines. Raises MissingExtraError.
 
     Keras has wrappers of its models for scikit-learn, whose import takes a quarter of the time and which no federation
-    uses. They are told that it is not installed.
+    uses. For them, it is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with uncollected(), hidden("sklearn"):
