@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from tests.federations import PlusOneLearner, make_federation, make_plan
 
 from benchmarks.measure import MIB, REPEATS, ROOT, Row, at_most, median, quiet
 from fedpipe import weights
+from fedpipe.engine.meeting import Meeting
 from fedpipe.learners.contribute import contribute
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import read_record
@@ -55,15 +56,25 @@ def model(elements: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {"w": np.random.default_rng(seed).normal(size=elements).astype(np.float32)}
 
 
-def overhead(uri: str, name: str, rounds: int = 12) -> float:
-    """Median seconds of a round beyond its training: 5 learners in threads, a model of 40 kB."""
-    store, plan = open_store(uri).below(name), plan_of(NAMES, rounds)
+def overhead(uri: str, name: str, count: int, rounds: int = 12) -> float:
+    """Median seconds of a round beyond its training: learners in threads, a model of 40 kB.
+
+    On a folder, they wake each other as in a local run.
+    """
+    names = tuple(f"learner-{number:03}" for number in range(count))
+    store, plan = open_store(uri).below(name), plan_of(names, rounds)
+    meeting = Meeting() if uri.startswith("file://") else None
     begin(store, plan, lambda: model(10_000))
     closed: list[float] = []
 
     def listen(moment: Moment) -> None:
         if moment.what == "closed":
             closed.append(time.monotonic())
+        if meeting and moment.what in ("opened", "ended"):
+            meeting.move()
+
+    def waiter(*, coordinates: bool) -> Callable[[float], None]:
+        return meeting.waiter(coordinates=coordinates) if meeting else time.sleep
 
     def attend(learner: str) -> None:
         own = open_store(uri).below(name)
@@ -71,15 +82,17 @@ def overhead(uri: str, name: str, rounds: int = 12) -> float:
         worker._score = lambda _: worker._scores  # type: ignore[method-assign]  # the model has other names
 
         def answer(board: Board) -> bool:
-            time.sleep(TRAINING)
-            return isinstance(contribute(own, plan, learner, board.round, board.base, lambda: worker), Update)
+            with meeting.computing() if meeting else contextlib.nullcontext():
+                time.sleep(TRAINING)
+                return isinstance(contribute(own, plan, learner, board.round, board.base, lambda: worker), Update)
 
-        drive(Attendance(own, plan, learner, "s", {"train": at_once(answer)}).run(), time.sleep)
+        attendance = Attendance(own, plan, learner, "s", {"train": at_once(answer)})
+        drive(attendance.run(), waiter(coordinates=False))
 
-    threads = [threading.Thread(target=attend, args=(learner,)) for learner in NAMES]
+    threads = [threading.Thread(target=attend, args=(learner,)) for learner in names]
     for thread in threads:
         thread.start()
-    drive(Coordinator(store, plan, "s", listener=listen).run(), time.sleep)
+    drive(Coordinator(store, plan, "s", listener=listen).run(), waiter(coordinates=True))
     for thread in threads:
         thread.join()
     return median([later - earlier for earlier, later in itertools.pairwise(closed[1:])]) - TRAINING
@@ -196,9 +209,10 @@ def run() -> list[Row]:
     """All of them; what depends on a noisy machine several times."""
     rows = []
     with stores() as uris:
-        for kind, goal in (("folder", 0.15), ("MinIO", 0.3)):
-            seconds = median([overhead(uris[kind], f"overhead-{number}") for number in range(3)])
-            rows.append(at_most(f"a session's round beyond training, 5 learners, {kind}", seconds, goal, "bound", 1.0))
+        for kind, count, goal in (("folder", 10, 0.05), ("MinIO", 10, 0.2), ("folder", 100, 1.0), ("MinIO", 100, 1.0)):
+            seconds = median([overhead(uris[kind], f"overhead-{count}-{number}", count) for number in range(3)])
+            what = f"a session's round beyond training, {count} learners, {kind}"
+            rows.append(at_most(what, seconds, goal, "goal", 1.0))
         ends = [ending(uris["MinIO"], f"ending-{number}", 25_000_000) for number in range(REPEATS)]
         combined, committed, download = (median(list(times)) for times in zip(*ends, strict=True))
         what = "last update of 100 MB (MinIO) until it is added"

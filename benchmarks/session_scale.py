@@ -78,9 +78,9 @@ def simulate(count: int, dropout: float, rounds: int, *, wanted: int = 0, seed: 
             if world.random.random() < dropout:
                 yield world.random.expovariate(1 / 300)
                 raise Killed
-            return (yield from work(board))
+            return (yield from work[board.phase](board))
 
-        attendance = Attendance(store, plan, name, "s", answer, clock=world.clock, random=world.random)
+        attendance = Attendance(store, plan, name, "s", {"train": answer}, clock=world.clock, random=world.random)
         return (yield from attendance.run())
 
     world.spawn(

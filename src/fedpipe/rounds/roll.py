@@ -17,6 +17,7 @@ from fedpipe.rounds.manifests import Dropped
 from fedpipe.rounds.received import Source, cleaned, parse, receive_blob, usable
 from fedpipe.store import Blob, Store, keys
 from fedpipe.store.objects import encode
+from fedpipe.store.requests import each
 
 T = TypeVar("T")
 
@@ -122,23 +123,22 @@ def gather(
         name: the note with the reason of a learner without an answer: `dropped` or `absent`.
         otherwise: the reason of one that left none.
     """
-    found: list[T] = []
-    missing: list[Dropped] = []
-    for learner in sorted({*roll.asked, *roll.excused}):
+
+    def answer(learner: str) -> T | Dropped:
         if why := roll.excused.get(learner):
-            missing.append(Dropped(learner=learner, why=why))
-            continue
+            return Dropped(learner=learner, why=why)
         try:
             part = read(learner)
         except DroppedError as error:
-            missing.append(Dropped(learner=learner, why=cleaned(error.what)))
-            continue
+            return Dropped(learner=learner, why=cleaned(error.what))
         if part is not None:
-            found.append(part)
-        else:
-            left = find_dropped(store, learner, run, number, name=roll.note(name))
-            missing.append(left or Dropped(learner=learner, why=otherwise))
-    return found, missing
+            return part
+        left = find_dropped(store, learner, run, number, name=roll.note(name))
+        return left or Dropped(learner=learner, why=otherwise)
+
+    answers = each(store, answer, sorted({*roll.asked, *roll.excused}))
+    missing = [found for found in answers if isinstance(found, Dropped)]
+    return [found for found in answers if not isinstance(found, Dropped)], missing
 
 
 def check_quorum(

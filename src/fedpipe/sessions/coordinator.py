@@ -11,6 +11,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Collection, Generator, Mapping
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from fedpipe.sessions.pacing import patience_of, pause
 from fedpipe.sessions.phases import Early, Phase, Script
 from fedpipe.sessions.scripts import script_of
 from fedpipe.store import Store, keys
+from fedpipe.store.requests import each
 
 log = logging.getLogger("fedpipe")
 
@@ -270,12 +272,14 @@ class Coordinator:
         answers: dict[str, bool] = {}
         offered: list[str] = []
         while True:
-            for name in board.asked:
-                sign = None if name in answers else self._keeper.sign(name)
-                if sign and sign.answers(board):
-                    answers[name] = sign.took_part and phase.answered(name)
-                    self._answered(board, name, answers)
-                    offered += [name] if answers[name] else []
+            awaited = [name for name in board.asked if name not in answers]
+            signs = each(self._store, self._keeper.sign, awaited)
+            came = [(n, s.took_part) for n, s in zip(awaited, signs, strict=True) if s and s.answers(board)]
+            counts = each(self._store, partial(_counts, phase), came)
+            for (name, _), took_part in zip(came, counts, strict=True):
+                answers[name] = took_part
+                self._answered(board, name, answers)
+                offered += [name] if took_part else []
             self._lost = None
             counted = sum(took_part for name, took_part in answers.items() if name not in refused)
             if len(answers) == len(board.asked) or counted >= needed:
@@ -347,6 +351,12 @@ class Coordinator:
         numbers = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         log.info("round %d %s in %.1f s%s", phase.round, phase.closing, seconds, f": {numbers}" if numbers else "")
         return result
+
+
+def _counts(phase: Phase, answer: tuple[str, bool]) -> bool:
+    """Return whether a learner took part, as it says, and has left its answer."""
+    name, took_part = answer
+    return took_part and phase.answered(name)
 
 
 def _excuses(away: Mapping[str, Away]) -> dict[str, str]:
