@@ -111,6 +111,7 @@ __all__ = [
     "stop",
     "submit",
     "tensorboard",
+    "verify",
     "watch",
 ]
 
@@ -176,6 +177,7 @@ _HOMES = {
     "stop": "commands.stop",
     "submit": "kubeflow.submission",
     "tensorboard": "commands.tensorboard",
+    "verify": "commands.verify",
     "watch": "commands.watch",
 }
 

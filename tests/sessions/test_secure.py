@@ -12,10 +12,13 @@ import pytest
 from msgspec.structs import replace
 
 from fedpipe import weights
-from fedpipe.errors import QuorumError, RoundError
+from fedpipe.errors import NotFoundError, QuorumError, RoundError
 from fedpipe.identity.signing import ADMINISTRATOR, KEYS, make_key, public_key
 from fedpipe.rounds.history import read_record
+from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.masked import grid_of
+from fedpipe.rounds.retention import Rules, find_loss
+from fedpipe.rounds.verification import flaw_of_round
 from fedpipe.secure.messages import Members
 from fedpipe.sessions.board import Board
 from fedpipe.store import Blob, keys
@@ -361,6 +364,61 @@ class TestLies:
         session = SecureSession(plan_of(1), folder)
         enrol(session.world.store, "tiny", NAMES[:4], folder)
         self.refused(session, "the roster has no key of e")
+
+
+class TestVerification:
+    def flaw(self, session: SecureSession, folder: Path, record: Record | None = None) -> str:
+        (folder / "empty").mkdir()
+        previous, found = session.records[0], record or session.records[1]
+        return flaw_of_round(session.world.store, session.plan, previous, found, folder / "empty")
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_a_record_gives_the_sum_again(self, folder: Path, momentum: float) -> None:
+        optimizer = {"name": "sgd", "learning_rate": 0.5, "momentum": momentum}
+        session = SecureSession(plan_of(1, algorithm={"server_optimizer": optimizer}), folder)
+        session.seconds["b"] = lambda board: 1.0 if board.phase != "masked" else 1e9
+        session.run()
+        assert self.flaw(session, folder) == ""
+
+    def test_other_weights_in_the_record_are_found(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        record = session.run()
+        other = replace(record, weights=session.records[0].weights)
+        assert "its parts give the weights" in self.flaw(session, folder, other)
+
+    def test_other_metrics_in_the_record_are_found(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        record = session.run()
+        assert self.flaw(session, folder, replace(record, metrics={"loss": 0.0})) == "its parts give another record"
+
+    def test_a_changed_vector_is_found(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        session.run()
+        (key,) = session.world.store.keys("learners/a/objects/")
+        session.world.store.replace(key, b"x" * (session.world.store.size(key) or 0))
+        assert "an object has changed" in self.flaw(session, folder)
+
+    def test_what_was_pruned_is_missing(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        session.run()
+        (key,) = session.world.store.keys("learners/a/objects/")
+        session.world.store.delete(key)
+        with pytest.raises(NotFoundError):
+            self.flaw(session, folder)
+
+
+@pytest.mark.parametrize(("replays", "left"), [(True, 5), (False, 0)])
+def test_what_prune_keeps(folder: Path, replays: bool, left: int) -> None:
+    """An ended run keeps the masked vectors that its records name, unless replays are given up."""
+    session = SecureSession(plan_of(1), folder)
+    session.run()
+    store = session.world.store
+    store.create(keys.summary("r1"), b"{}")
+    session.world.now += 3 * 24 * 3600
+    store.create("objects/" + "1" * 64, b"late")
+    loss = find_loss(store, Rules(replays=replays))
+    gone = {key for key in loss.content if key.startswith("learners/")}
+    assert len([key for key in store.keys("learners/") if "/objects/" in key and key not in gone]) == left
 
 
 class _Passing:

@@ -272,12 +272,16 @@ class SecureClosing:
             given, missing = self._gathered(Reveal, members.occasion, roll, check)
             check_quorum(self.number, len(given), _dropped(missing), self.threshold)
             reveals = Reveals(**members.occasion._asdict(), members=digest, reveals=tuple(given))
-        record = self._summed(bundle, members, reveals, added)
+        record = self.summed(bundle, members, reveals)
+        for listed in (bundle, members, _show(self._store, reveals)):
+            put_bytes(self._store, canonical(listed))  # by their digests, so that they stay as long as the record
         for drop in record.dropped:
             log.warning("round %d: %s is dropped: %s", self.number, drop.learner, drop.why)
         return commit(self._store, record)
 
-    def _summed(self, bundle: Bundle, members: Members, reveals: Reveals, added: Sum) -> Record:
+    def summed(self, bundle: Bundle, members: Members, reveals: Reveals) -> Record:
+        """Return the record of a round from its lists and the members' vectors. Raises RoundError as `close_reveal`."""
+        added = self._sum(members, form_of(bundle), digest_of(canonical(members)))
         vector, total, parties = self._vector(members.metrics), added.total.copy(), len(members.vectors)
         try:
             terms = terms_of(reveals.reveals, form_of(bundle), members, added.preambles, self.threshold)
@@ -290,7 +294,6 @@ class SecureClosing:
         clipped = self._check_clipped(counts, vector.values * parties)
         with tempfile.TemporaryDirectory() as folder:
             weights, state = self._moved(vector, total, parties, counts, Path(folder))
-        _show(self._store, reveals)
         return Record(
             federation=self._plan.federation.name, run=self._plan.run, round=self.number,
             previous=self._previous.parent, plan=self._previous.plan, base=self._previous.weights, weights=weights,
