@@ -79,7 +79,7 @@ def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None =
         DataError: it cannot be read, has no rows, or two columns have the same name.
     """
     try:
-        _check_content(path)
+        check_content(path)
         sheet = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path, known, header)
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
@@ -113,16 +113,17 @@ _CONTENTS = {
     b"version https://git-lfs": ("a pointer of Git LFS", "Download the table with `git lfs pull`."),
     **dict.fromkeys((b"<!doctype html", b"<html"), ("a web page", "Download the table itself; it may need a login.")),
 }
-"""Contents that are no table of the file's format, by their first bytes in small letters."""
+"""Contents of other formats, by their first bytes in small letters."""
+_FORMATS = {b"PAR1": ".parquet", b"PK\x03\x04": ".npz"}
+"""Formats that begin so."""
 
 
-def _check_content(path: Path) -> None:
+def check_content(path: Path) -> None:
     """Checks that a file is not of another format than its name says. Raises DataError and OSError."""
     with path.open("rb") as file:
         head = file.read(64)
     for mark, (what, remedy) in _CONTENTS.items():
-        is_it = head.lower().startswith(mark.lower())
-        if is_it and not (mark == b"PAR1" and path.suffix.lower() == ".parquet"):
+        if head.lower().startswith(mark.lower()) and _FORMATS.get(mark) != path.suffix.lower():
             raise DataError(f"the file is {what}, whatever its name says", where=str(path), remedy=remedy)
 
 

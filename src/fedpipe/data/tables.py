@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from fedpipe.data.cells import as_strings, fits, is_missing, parse_cells, printable
 from fedpipe.data.claims import check_arrays
 from fedpipe.data.schema import LONGEST_NAME, MOST_COLUMNS, NUMERIC, Column, Style, columns_by_input
-from fedpipe.data.sheets import Sheet, read_sheet
+from fedpipe.data.sheets import Sheet, check_content, read_sheet
 from fedpipe.data.texts import Texts
 from fedpipe.data.trees import Array, Tree
 from fedpipe.errors import DataError, one_line
@@ -184,7 +184,10 @@ def read_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, Arr
         DataError: an array holds Python objects, or the arrays need more memory than there is.
         ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile: the file is not an .npz file.
     """
+    check_content(path)
     with path.open("rb") as raw:
+        if not raw.peek(2).startswith((b"PK", b"\x93NUMPY")):
+            raise ValueError("it is neither a zip file nor an array, as NumPy writes them")
         check_arrays(raw, str(path))
         file = np.load(raw, allow_pickle=False)
         if isinstance(file, np.ndarray):
