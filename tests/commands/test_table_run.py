@@ -336,3 +336,26 @@ def test_check_names_the_cell_that_will_drop_a_learner(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("id,age,pressure,smokes,diagnosis\n" + "x,old,1,yes,benign\n" * 40)
     with pytest.raises(DataError, match=r"own.csv: column 'age', row 1 \(line 2\): 'old' is not a number"):
         check(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"features": {"agee": "number"}},
+            r"there is no column 'agee', which data\.features names\. Did you mean 'age'",
+        ),
+        ({"features": {"id": "number"}}, r"column 'id', row 1 \(line 2\): 'P0' is not a number"),
+        ({"features": "auto", "ignore": ["idd"]}, r"there is no column 'idd', which data\.ignore names"),
+        ({"features": "auto", "labels": "diagnoses"}, r"there is no column 'diagnoses', which data\.labels names"),
+    ],
+)
+def test_a_table_that_no_learner_can_read_is_found_before_the_run(
+    tmp_path: Path, data: dict[str, Any], message: str
+) -> None:
+    learners = [{"name": "a", "data": "own.csv"}, {"name": "b", "data": "own.csv"}]
+    path = federation(tmp_path, data={"labels": "diagnosis", **data}, learners=learners)
+    for command in (check, fedpipe.run):
+        with pytest.raises(DataError, match=rf"learners\[0\]\.data, a: the data cannot be used: .*own\.csv: {message}"):
+            command(path)
+    assert not (tmp_path / "store").exists()

@@ -260,6 +260,9 @@ def check_values(array: Array, what: str, where: str, *, missing: bool) -> None:
     if array.ndim == 0 or (array.dtype.kind not in "biuf" and not are_strings(array)):
         remedy = "Convert them, or leave out other columns."
         raise DataError(f"the {what} are neither numbers nor text (dtype {array.dtype})", where=where, remedy=remedy)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        remedy = "Convert them to float32, for example with .astype('float32')."
+        raise DataError(f"the {what} have dtype {array.dtype}, which no model takes", where=where, remedy=remedy)
     if array.dtype.kind == "f" and not missing and not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0][0])
         raise DataError(
@@ -267,6 +270,17 @@ def check_values(array: Array, what: str, where: str, *, missing: bool) -> None:
             where=where,
             remedy="Remove or replace such values before.",
         )
+    if array.dtype == np.float64 and array.size and not missing and max(array.max(), -array.min()) > _LARGEST:
+        row = int(np.argwhere(np.abs(array) > _LARGEST)[0][0])
+        raise DataError(
+            f"the {what} are too large for a model, first in row {row + 1}",
+            where=where,
+            remedy="Scale them, for example to thousands.",
+        )
+
+
+_LARGEST = np.finfo(np.float32).max
+"""The largest number that a model takes."""
 
 
 def classes_of(y: Array) -> Array:

@@ -7,6 +7,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
 from fedpipe.learners.check import check_own_data, check_private_model, warm, weight_shapes
 from fedpipe.learners.describe import described
-from fedpipe.learners.own_data import check_own_parts
+from fedpipe.learners.own_data import check_own_parts, check_own_tables
 from fedpipe.learners.own_rows import check_parties
 from fedpipe.learners.parts import Part
 from fedpipe.learners.reading import own_parts
@@ -286,6 +287,7 @@ def check(
         simulated = beside(call, check_simulation, federation, code, sample, files, schema, environment="tff")
     environment = federation.environment_of("initialise")
     if federation.data.is_table and schema is None:
+        call(partial(check_own_tables, each=own), federation, code, environment=environment)
         findings.append(Checked("model", "not checked: it depends on data that cannot be read here"))
         return findings
     findings.append(Checked("model", _rehearsed(federation, code, examples, schema, call, workers)))
