@@ -29,6 +29,7 @@ NAMES = (
     "hostile",
     "many_runs",
     "differing",
+    "secure",
 )
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parent / "README.md"
