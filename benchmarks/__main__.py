@@ -33,6 +33,7 @@ NAMES = (
     "many_runs",
     "kubeflow_runs",
     "differing",
+    "secure",
 )
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parent / "README.md"

@@ -69,7 +69,7 @@ class SecureSession:
     """
 
     def __init__(self, plan: Plan, folder: Path, seed: int = 0) -> None:
-        self.plan, self.world = plan, World(seed)
+        self.plan, self.world, self.session = plan, World(seed), "s"
         self.names = tuple(learner.name for learner in plan.federation.learners)
         self.learners: dict[str, Any] = {n: PlusOneLearner(k + 1, k + 1) for k, n in enumerate(self.names)}
         self.seconds: dict[str, Callable[[Board], float]] = {}
@@ -88,7 +88,7 @@ class SecureSession:
                 store, plan, name, board.round, board.base, lambda: learner, orders, roll=roll, seconds=left
             )
 
-        participant = self.participants[name] = Participant(store, plan, name, "s", train)
+        participant = self.participants[name] = Participant(store, plan, name, self.session, train)
         steps = participant.answers()
 
         def answer(board: Board) -> Generator[float, None, bool]:
@@ -102,15 +102,18 @@ class SecureSession:
 
     def actor(self, name: str) -> Actor:
         return attendance(
-            self.world, self.plan, name, self.learners[name], store=self.stores.get(name), answering=self.answering,
+            self.world, self.plan, name, self.learners[name], store=self.stores.get(name), session=self.session,
+            answering=self.answering,
             seconds=self.seconds.get(name, lambda _: 1.0),
         )  # fmt: skip
 
     def coordinator(self) -> Actor:
         def scripts(store: Store, plan: Plan) -> Any:
-            return script_of(store, plan, session="s")
+            return script_of(store, plan, session=self.session)
 
-        return coordinator(self.world, self.plan, store=self.stores.get("coordinator"), scripts=scripts)
+        return coordinator(
+            self.world, self.plan, store=self.stores.get("coordinator"), session=self.session, scripts=scripts
+        )
 
     def run(self, *, absent: str = "") -> Any:
         self.world.spawn("coordinator", self.coordinator())

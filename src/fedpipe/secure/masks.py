@@ -20,7 +20,7 @@ from fedpipe.errors import DroppedError
 from fedpipe.secure.numbers import Words, pack
 from fedpipe.secure.shares import SEED
 
-CHUNK = 2**17
+CHUNK = 2**16
 """Words that are masked at a time: they fit into the cache of a processor."""
 BLOCK = 16
 """Bytes of a block of the cipher."""

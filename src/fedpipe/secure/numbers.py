@@ -9,6 +9,7 @@ The sum over m parties is below m 2^b. The modulus 2^k has room for all parties,
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,32 +105,48 @@ def padded(count: int) -> int:
 
 
 def pack(words: Words, width: int) -> bytes:
-    """Return words as bytes, `width` bits each.
+    """Return words as bytes, `width` bits each, in little-endian order.
 
     Args:
         words: a multiple of GROUP of them, each below 2^width.
         width: a multiple of 4 up to 32, or of 8 up to 64.
     """
-    if width > 32:
-        return words.astype("<u8").view(np.uint8).reshape(-1, 8)[:, : width // 8].tobytes()
-    pairs = words.reshape(-1, 2).astype("<u8")
-    both = pairs[:, 0] | pairs[:, 1] << np.uint64(width)
-    return bytes(both.view(np.uint8).reshape(-1, 8)[:, : width // 4].tobytes())
+    numbers, size = words.view("<u8"), width // 8
+    if width <= 32:  # two in each number
+        size, low = width // 4, np.uint64(2**width - 1)
+        numbers = (numbers & low) | ((numbers >> np.uint64(32 - width)) & (low << np.uint64(width)))
+    rows = np.empty(numbers.size, _pieces(size))
+    for name, place in _places(rows):
+        rows[name] = (numbers >> np.uint64(8 * place)).astype(rows.dtype[name])
+    return bytes(rows.tobytes())
 
 
 def unpack(data: bytes, width: int, dtype: np.dtype[Any]) -> Words:
     """Return the words in packed bytes; see `pack`."""
-    size = width // (8 if width > 32 else 4)
-    rows = np.frombuffer(data, np.uint8).reshape(-1, size)
-    whole = np.zeros((len(rows), 8), np.uint8)
-    whole[:, :size] = rows
-    words = whole.view("<u8")[:, 0]
-    if width > 32:
-        return words.astype(dtype)
-    result = np.empty((len(words), 2), dtype)
-    result[:, 0] = words & np.uint64(2**width - 1)
-    result[:, 1] = words >> np.uint64(width)
-    return result.reshape(-1)
+    rows = np.frombuffer(data, _pieces(width // (8 if width > 32 else 4)))
+    numbers = np.zeros(rows.size, "<u8")
+    for name, place in _places(rows):
+        numbers |= rows[name].astype("<u8") << np.uint64(8 * place)
+    if width <= 32:
+        low = np.uint64(2**width - 1)
+        numbers = (numbers & low) | ((numbers >> np.uint64(width)) << np.uint64(32))
+    return numbers.view(dtype)
+
+
+def _places(rows: npt.NDArray[Any]) -> list[tuple[str, int]]:
+    """Return the pieces of numbers, each with the place of its first byte."""
+    return [(name, field[1]) for name, field in (rows.dtype.fields or {}).items()]
+
+
+@functools.cache
+def _pieces(size: int) -> np.dtype[Any]:
+    """Return the dtype of a number of so many bytes, in pieces of 8, 4, 2 and 1."""
+    pieces, left = list[tuple[str, str]](), size
+    for piece in (8, 4, 2, 1):
+        if left >= piece:
+            pieces.append((f"bytes{piece}", f"<u{piece}"))
+            left -= piece
+    return np.dtype(pieces)
 
 
 def packed_size(count: int, width: int) -> int:
