@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fedpipe.errors import QuorumError
+from fedpipe.errors import DroppedError, QuorumError
 from fedpipe.identity.enrolment import Enrolment, change_enrolled
+from fedpipe.identity.sealing import TAG, Seal, find_exchange
 from fedpipe.identity.signing import KEYS, make_key, public_key
 from fedpipe.learners.party import Parts
 from fedpipe.rounds.cut import read_digests
@@ -102,7 +105,7 @@ def calls_of_a_party(party: str) -> int:
 def test_a_party_killed_at_any_call_resumes_at_the_round(party: str) -> None:
     undisturbed, plan = played()
     expected = undisturbed.store.read(keys.HEAD).data
-    for point in range(0, calls_of_a_party(party), 5):
+    for point in range(0, calls_of_a_party(party), 9):
         for when in ("before", "after"):
             world = World(point)
             plan = begun(world.store, federation_of())
@@ -195,23 +198,68 @@ def test_a_party_that_never_comes_back_ends_the_run_after_the_deadline() -> None
     assert "of carol did not come in time" in str(error), "the others name the party that is missing"
 
 
-def test_enrolled_parties_sign_their_parcels(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def enrolled_world(folder: Path, monkeypatch: pytest.MonkeyPatch, **known: str) -> tuple[World, Any]:
+    """Parties with signing keys, and what the administrator has enrolled: their own public keys, or others."""
     private = {name: make_key() for name in ("alice", "carol", "labels")}
     for name, key in private.items():
-        (tmp_path / f"{name}.key").write_text(key)
+        (folder / f"{name}.key").write_text(key)
+    monkeypatch.setenv(KEYS, str(folder))
+    world = World()
+    enrolled = {name: Enrolment(key=public_key(known.get(name) or key), since=0.0) for name, key in private.items()}
+    change_enrolled(world.store, lambda e: type(e)(learners={n: k for n, k in enrolled.items() if known.get(n) != ""}))
+    return world, begun(world.store, federation_of(training={"rounds": 1}))
+
+
+def test_parcels_of_enrolled_parties_are_signed_and_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, plan = enrolled_world(tmp_path, monkeypatch)
+    seen: dict[str, bytes] = {}
+
+    def note(_number: int, name: str, key: str) -> None:
+        if "/parcels/" in key and name == "create":
+            seen[key] = world.store.read(key).data
+
+    watched = HookedStore(world.store, after=note)
+    session(world, plan, alice=attendance(world, plan, "alice", store=watched))
+    expected, found = trained_uncut(plan.federation), weights_in(world.store)
+    assert all(np.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+    kinds = {key: json.loads(data.partition(b"\n")[0])["kind"] for key, data in seen.items()}
+    assert set(kinds.values()) == {"key", "rows", "test", "activations"}
+    for key, data in seen.items():
+        readable = b"values" in data or b"order" in data
+        assert not readable, kinds[key]
+
+
+@pytest.mark.parametrize("kept", ["", "another"])
+def test_a_party_that_is_not_the_enrolled_one_exchanges_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    world, plan = enrolled_world(tmp_path, monkeypatch, alice=make_key() if kept else "")
+    session(world, plan)
+    why = "its parcel is signed with another key than the enrolled one" if kept else "but alice is not enrolled"
+    assert why in str(world.results["coordinator"])
+    assert read_head(world.store) is None
+
+
+def test_a_sealed_object_opens_only_under_its_name_and_for_its_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("alice", "bob", "carol"):
+        (tmp_path / f"{name}.key").write_text(make_key())
     monkeypatch.setenv(KEYS, str(tmp_path))
-    for forged in (False, True):
-        world = World()
-        plan = begun(world.store, federation_of(training={"rounds": 1}))
-        known = {name: Enrolment(key=public_key(key), since=0.0) for name, key in private.items()}
-        if forged:
-            known["alice"] = Enrolment(key=public_key(make_key()), since=0.0)
-        change_enrolled(world.store, lambda e, k=known: type(e)(learners=k))  # type: ignore[misc]
-        session(world, plan)
-        if forged:
-            assert "its parcel is signed with another key" in str(world.results["coordinator"])
-        else:
-            assert read_head(world.store)
+    alice, bob, carol = (find_exchange(name, "f/r") for name in ("alice", "bob", "carol"))
+    assert alice and bob and carol  # noqa: PT018
+    sealed = Seal(alice.agree(bob.public)).close("x", b"numbers")
+    assert len(sealed) == len(b"numbers") + TAG
+    assert Seal(bob.agree(alice.public)).open("x", sealed) == b"numbers"
+    assert find_exchange("alice", "f/r") != find_exchange("alice", "f/other")
+    for seal, name, data in (
+        (Seal(bob.agree(alice.public)), "y", sealed), (Seal(carol.agree(alice.public)), "x", sealed),
+        (Seal(bob.agree(alice.public)), "x", sealed[:-1] + b"0"), (Seal(bob.agree(alice.public)), "x", b""),
+    ):  # fmt: skip
+        with pytest.raises(DroppedError, match="was not sealed by its sender for this party"):
+            seal.open(name, data)
+    with pytest.raises(DroppedError, match="its key of the exchange is not valid"):
+        alice.agree(bytes(32))
 
 
 def test_the_exchange_needs_a_store_and_nothing_else() -> None:

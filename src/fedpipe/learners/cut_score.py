@@ -9,6 +9,7 @@ import numpy as np
 
 from fedpipe.errors import CorruptError, DroppedError
 from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.identity.sealing import Seal
 from fedpipe.learners.contribute import fetched
 from fedpipe.learners.cut import TOP, bottom_name, part_of
 from fedpipe.learners.framework import Arrays
@@ -18,7 +19,7 @@ from fedpipe.learners.user_code import load_code
 from fedpipe.rounds.cut import read_digests
 from fedpipe.rounds.evaluation import Score
 from fedpipe.rounds.floors import check_floors
-from fedpipe.rounds.parcels import Meeting, like, packed, send, take, unpacked
+from fedpipe.rounds.parcels import Meeting, exchange_of, like, packed, send, take, take_seal, unpacked
 from fedpipe.rounds.plan import Plan
 from fedpipe.store import Store
 from fedpipe.store.objects import get_bytes
@@ -47,8 +48,9 @@ def score_party(store: Store, plan: Plan, party: str, digest: str) -> Score:
     arrays = own_part(store, digest, party)
     own = _activations(store, plan, party, held, arrays)
     if party != cut.label_party:
+        seal = _seal(meeting, party, cut.label_party)
         for number, values in enumerate(own):
-            send(meeting, "test", number, party, cut.label_party, packed(values, cut.exchange))
+            send(meeting, "test", number, party, cut.label_party, packed(values, cut.exchange), seal)
         return Score(learner=party, weights=digest, why="it holds no labels")
     top, rows = label_model(store, plan), held.parts["test"]
     if not len(rows):
@@ -92,9 +94,21 @@ def _received(
 ) -> list[Array]:  # fmt: skip
     cut, enrolled, found = plan.federation.split, read_enrolled(meeting.store), []
     assert cut is not None
+    seal = _seal(meeting, party, name)
     for number, rows in test_batches(plan.federation, held.parts["test"]):
-        arrays = take(meeting, "test", number, name, party, like(len(rows), row, cut.exchange), enrolled)
+        arrays = take(meeting, "test", number, name, party, like(len(rows), row, cut.exchange), enrolled, seal)
         if arrays is None:
             raise DroppedError(f"{name} has not sent its activations of the test rows")
         found.append(unpacked(arrays))
     return found
+
+
+def _seal(meeting: Meeting, party: str, other: str) -> Seal | None:
+    """Return the seal between two parties, which published their keys in the training; None without identities."""
+    exchange, enrolled = exchange_of(meeting, party), read_enrolled(meeting.store)
+    if exchange is None:
+        return None
+    seal = take_seal(meeting, other, exchange, enrolled) if other in enrolled.learners else None
+    if seal is None:
+        raise DroppedError(f"{other} has not published its key of the exchange")
+    return seal

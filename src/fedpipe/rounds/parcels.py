@@ -19,6 +19,7 @@ from fedpipe.errors import DroppedError, NotFoundError, TooLargeError, WeightsEr
 from fedpipe.federation.names import Name
 from fedpipe.federation.split import ExchangeType
 from fedpipe.identity.enrolment import Enrolled
+from fedpipe.identity.sealing import TAG, Exchange, Seal, find_exchange
 from fedpipe.identity.signing import Signature
 from fedpipe.identity.statements import check_signed, signed_by
 from fedpipe.rounds.manifests import Count, Manifest
@@ -27,8 +28,8 @@ from fedpipe.store import Blob, Store, keys
 from fedpipe.store.objects import Digest, canonical, digest_of, encode
 from fedpipe.weights import Array
 
-Kind = Literal["rows", "activations", "gradients", "test", "end"]
-"""`rows`: number and order of a party's rows; `test`: those of held-out rows; `end`: the party cannot continue."""
+Kind = Literal["key", "rows", "activations", "gradients", "test", "end"]
+"""`key`: of the exchange; `rows`: their number and order; `test`: those of held-out rows; `end`: a party has left."""
 _SENT: tuple[Kind, ...] = ("rows", "test", "activations", "gradients")
 _LINE = 4096
 """Most bytes of the line of JSON."""
@@ -90,7 +91,10 @@ class Meeting(NamedTuple):
         return keys.parcel(learner, hashlib.sha256(about).hexdigest())
 
 
-def send(meeting: Meeting, kind: Kind, number: int, learner: str, to: str, arrays: Mapping[str, Array]) -> int:
+def send(
+    meeting: Meeting, kind: Kind, number: int, learner: str, to: str, arrays: Mapping[str, Array],
+    seal: Seal | None = None,
+) -> int:  # fmt: skip
     """Write a parcel once, and return its bytes; a repeated party finds the one that it wrote before.
 
     Args:
@@ -100,6 +104,7 @@ def send(meeting: Meeting, kind: Kind, number: int, learner: str, to: str, array
         learner: the sender.
         to: the party that reads it.
         arrays: its content.
+        seal: between the two, if both are enrolled.
 
     Raises:
         DroppedError: the content is not finite, or differs from what was sent before.
@@ -110,9 +115,11 @@ def send(meeting: Meeting, kind: Kind, number: int, learner: str, to: str, array
         raise DroppedError(
             f"the {kind} of batch {number} are not finite", remedy="Lower the learning rate.", lasting=True
         ) from error
-    data = weights.dumps(arrays)
+    data, key = weights.dumps(arrays), meeting.key(kind, number, learner, to)
+    if seal is not None:
+        data = seal.close(key, data)
     line = encode(signed_by(meeting.parcel(kind, number, learner, to, digest_of(data)), learner))
-    store, key = meeting.store, meeting.key(kind, number, learner, to)
+    store = meeting.store
     if not store.create(key, line + b"\n" + data) and _sent_before(store, key, len(data)) != data:
         raise DroppedError(f"the {kind} of batch {number} differ from those that were sent before it was interrupted")
     return len(line) + 1 + len(data)
@@ -127,7 +134,8 @@ def _sent_before(store: Store, key: str, size: int) -> bytes:
 
 
 def take(
-    meeting: Meeting, kind: Kind, number: int, learner: str, to: str, like: Mapping[str, Array], enrolled: Enrolled
+    meeting: Meeting, kind: Kind, number: int, learner: str, to: str, like: Mapping[str, Array], enrolled: Enrolled,
+    seal: Seal | None = None,
 ) -> dict[str, Array] | None:  # fmt: skip
     """Read a parcel; None while there is none.
 
@@ -139,13 +147,14 @@ def take(
         to: the reader.
         like: arrays of the names, dtypes and shapes that it must have.
         enrolled: who must sign.
+        seal: between the two, if both are enrolled.
 
     Raises:
         DroppedError: the parcel cannot be used; with its sender.
     """
     layout = weights.layout_of(like)
-    what = f"parcel of {kind} {number} from {learner}"
-    source = Source(meeting.store, meeting.run, meeting.key(kind, number, learner, to), what, _LINE + layout.size)
+    key, what = meeting.key(kind, number, learner, to), f"parcel of {kind} {number} from {learner}"
+    source = Source(meeting.store, meeting.run, key, what, _LINE + layout.size + (TAG if seal else 0))
     try:
         blob = receive_blob(source)
     except DroppedError as error:
@@ -160,6 +169,10 @@ def take(
             raise DroppedError(f"the {what} has the {name} {cleaned(str(given))[:80]}")
     check_signed(found, enrolled)
     try:
+        data = data if seal is None else seal.open(key, data)
+    except DroppedError as error:
+        raise DroppedError(f"the {what} cannot be used: {error.what}") from error
+    try:
         view = memoryview(data)
         if difference := layout.difference(
             weights.read_layout(lambda start, length: bytes(view[start : start + length]), len(data), layout)
@@ -170,6 +183,32 @@ def take(
     except WeightsError as error:
         raise DroppedError(f"the {what} cannot be used: {error.what}") from error
     return arrays
+
+
+def exchange_of(meeting: Meeting, learner: str) -> Exchange | None:
+    """Return a party's key of the exchange in a run; None without a signing key."""
+    return find_exchange(learner, f"{meeting.federation}/{meeting.run}")
+
+
+def send_key(meeting: Meeting, learner: str, exchange: Exchange) -> None:
+    """Publish a party's key of the exchange in a run; after a rotation of its signing key there is another one."""
+    public = {"key": np.frombuffer(exchange.public, np.uint8)}
+    try:
+        send(_introduction(meeting), "key", 0, learner, "", public)
+    except DroppedError:
+        meeting.store.delete(_introduction(meeting).key("key", 0, learner, ""))
+        send(_introduction(meeting), "key", 0, learner, "", public)
+
+
+def take_seal(meeting: Meeting, learner: str, exchange: Exchange, enrolled: Enrolled) -> Seal | None:
+    """Return the seal with another party; None while it has not published its key. Raises DroppedError."""
+    form = {"key": np.zeros(32, np.uint8)}
+    found = take(_introduction(meeting), "key", 0, learner, "", form, enrolled)
+    return None if found is None else Seal(exchange.agree(found["key"].tobytes()))
+
+
+def _introduction(meeting: Meeting) -> Meeting:
+    return meeting._replace(session="", round=0, attempt=0, base=meeting.plan)
 
 
 def leave(meeting: Meeting, learner: str, why: str) -> None:

@@ -100,6 +100,8 @@ class Play:
         Raises:
             DroppedError: why the party cannot continue, or why another cannot.
         """
+        features = [name for name in self._federation.feature_parties if name != self._party]
+        yield from self._talk.meet(features if self._party == self._labels else [self._labels])
         if self._bottom is not None:
             self._round.begin(self._bottom, bottom_name(self._party), self._party)
         if self._party != self._labels:
