@@ -30,7 +30,7 @@ from fedpipe.sessions.attendance import Attendance, at_once
 from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import continues
-from fedpipe.sessions.scripts import testing
+from fedpipe.sessions.scripts import scoring
 from fedpipe.steps import score
 from fedpipe.steps.contract import Hands, MetricsArtifact
 from fedpipe.steps.shown import metrics_of_learner
@@ -64,7 +64,7 @@ def find(inputs: Inputs) -> Outputs | None:
     plan = read_plan(store, inputs.place.plan)
     last = inputs.last or plan.federation.training.rounds
     record = read_record(store, inputs.place.run, last)
-    if record is None or (not inputs.last and inputs.learner in testing(store, plan, record).asks(1, ())):
+    if record is None or (not inputs.last and inputs.learner in scoring(store, plan, record).asks(1, ())):
         return None
     return Outputs(trained=0, voted=0, metrics=metrics_of_learner(_last_update(store, inputs, last), 0, 0))
 
