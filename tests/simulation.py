@@ -19,7 +19,7 @@ from fedpipe.sessions.attendance import Answering, Attendance
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.phases import Script
-from fedpipe.sessions.scripts import script_of, testing
+from fedpipe.sessions.scripts import scoring, script_of
 from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.store.objects import encode
 
@@ -114,7 +114,7 @@ def coordinator(
     chosen = store or world.store
     return Coordinator(
         chosen, plan, session, last=last, clock=world.clock, random=world.random, listener=listener,
-        script=scripts(chosen, plan), final=partial(testing, chosen, plan) if tests else None,
+        script=scripts(chosen, plan), final=partial(scoring, chosen, plan) if tests else None,
     ).run()  # fmt: skip
 
 

@@ -18,10 +18,11 @@ from fedpipe.rounds.evaluation import own_score
 from fedpipe.rounds.history import history, read_head, read_record
 from fedpipe.rounds.manifests import Head, Record
 from fedpipe.rounds.plan import Plan, RunPlace
+from fedpipe.rounds.timings import find_timing
 from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.board import Board, ask_to_stop, poll_board
 from fedpipe.sessions.coordinator import Moment
-from fedpipe.sessions.scripts import final_scores
+from fedpipe.sessions.scripts import scoring
 from fedpipe.steps import coordinate
 from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.store.objects import encode, get_bytes
@@ -480,8 +481,8 @@ class TestTheLastPhase:
         plan = make_plan(make_federation(learners=learners, quorum={"min_learners": 1}))
         store = MemoryStore()
         record = begin(store, plan, fresh)
-        assert final_scores(store, plan, record).asks(1, ()) == ("b",)
-        assert final_scores(store, plan, record).asks(1, ("b",)) == ()
+        assert scoring(store, plan, record).asks(1, ()) == ("b",)
+        assert scoring(store, plan, record).asks(1, ("b",)) == ()
         single = make_federation(NAMES, training={"rounds": 1, "batch_size": 1, "rounds_per_step": 1})
         assert not any(single.scores_in_session(name) for name in NAMES)
 
@@ -506,11 +507,18 @@ class TestTheLastPhase:
         assert isinstance(session.run(absent="c", tests=True), QuorumError)
         assert self.asked(session) == []
 
-    def test_waits_for_a_late_learner_no_longer_than_the_deadline(self) -> None:
-        session = Session(plan_of(1))
-        session.run(seconds={"c": lambda board: 1e6 if board.phase == "score" else 1.0}, tests=True)
+    @pytest.mark.parametrize(("deadline", "waited"), [(60, 300), (900, 900)])
+    def test_waits_for_a_late_learner_five_minutes_or_the_deadline(self, deadline: int, waited: int) -> None:
+        """The deadline is one of trainings, which may be shorter than a test."""
+        session = Session(plan_of(1, quorum={"deadline": deadline}))
+        slow = {"b": lambda board: 200.0 if board.phase == "score" else 1.0,
+                "c": lambda board: 1e6 if board.phase == "score" else 1.0}  # fmt: skip
+        session.run(seconds=slow, tests=True)
         assert self.scored(session) == {"a", "b"}
         assert session.ending == "done"
+        timing = find_timing(session.world.store, "r1", 1, "await-score")
+        assert timing is not None
+        assert timing.seconds == pytest.approx(waited, abs=2)
 
     def test_does_not_wait_for_those_that_are_away(self) -> None:
         session = Session(plan_of(2))

@@ -268,7 +268,7 @@ class Coordinator:
         self, board: Board, phase: Phase, early: Early | None, refused: Collection[str]
     ) -> Generator[float, None, _Answers]:
         """Wait until all have answered, enough took part, or the deadline passes."""
-        needed = phase.enough(board.asked)
+        needed, deadline = phase.enough(board.asked), max(self._federation.quorum.deadline, phase.seconds)
         answers: dict[str, bool] = {}
         offered: list[str] = []
         while True:
@@ -285,12 +285,12 @@ class Coordinator:
             if len(answers) == len(board.asked) or counted >= needed:
                 return _Answers(answers, late=False)
             waited = self._keeper.waited()
-            if waited >= self._federation.quorum.deadline:
+            if waited >= deadline:
                 return _Answers(answers, late=True)
             if early is not None and offered:
                 early.take(offered.pop(0))
                 continue
-            left = self._federation.quorum.deadline - waited
+            left = deadline - waited
             share = 1 - len(answers) / len(board.asked)  # the fewer are awaited, the less a poll costs
             yield min(max(left, 0.01), pause(waited * share, len(board.asked), self._random))
 

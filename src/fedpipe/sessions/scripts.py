@@ -34,6 +34,10 @@ Aggregate = Callable[[int, str, Roll], Record]
 """Aggregates a round and commits it, from its number, the digest of its base, and its roll."""
 
 
+_TEST_SECONDS = 300.0
+"""Seconds that learners have at least for the test of the last model: the quorum's deadline is one of trainings."""
+
+
 def averaging(round: Round) -> Script:
     """Play federated averaging (McMahan et al. 2017, Algorithm 1); when learners vote, the aggregate is a candidate."""
     aggregated: Record = yield round.train()
@@ -107,7 +111,7 @@ def describing(plan: Plan, begin: Callable[[Collection[str]], Record]) -> Phase:
     )  # fmt: skip
 
 
-def final_scores(store: Store, plan: Plan, record: Record) -> Phase:
+def scoring(store: Store, plan: Plan, record: Record) -> Phase:
     """Return the phase after the last round in which learners test its model, as the steps `score` do.
 
     Args:
@@ -125,7 +129,13 @@ def final_scores(store: Store, plan: Plan, record: Record) -> Phase:
         )  # fmt: skip
 
     return Phase(
-        name="score", round=record.round, base=record.weights, answer="score", asks=asks, close=lambda *_: None
+        name="score",
+        round=record.round,
+        base=record.weights,
+        answer="score",
+        asks=asks,
+        close=lambda *_: None,
+        seconds=_TEST_SECONDS,
     )
 
 

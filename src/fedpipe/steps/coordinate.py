@@ -15,7 +15,7 @@ from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import beating
-from fedpipe.sessions.scripts import describing, final_scores, script_of
+from fedpipe.sessions.scripts import describing, scoring, script_of
 from fedpipe.steps import aggregate, tally
 from fedpipe.steps.contract import Hands, Html, MetricsArtifact, ModelArtifact
 from fedpipe.steps.initialise import begin_run
@@ -46,7 +46,7 @@ def find(inputs: Inputs) -> Outputs | None:
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     record = read_record(store, plan.run, inputs.last or plan.federation.training.rounds)
-    if record is None or (not inputs.last and final_scores(store, plan, record).asks(1, ())):
+    if record is None or (not inputs.last and scoring(store, plan, record).asks(1, ())):
         return None
     return _outputs(inputs.place, plan, commit(store, record))
 
@@ -69,7 +69,7 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
         check_agreed(store, inputs.place, plan)
     coordinator = Coordinator(
         store, plan, session, last=inputs.last, listener=listen, script=script_of(store, plan, elsewhere, session),
-        opening=opening, final=None if inputs.last else partial(final_scores, store, plan),
+        opening=opening, final=None if inputs.last else partial(scoring, store, plan),
     )  # fmt: skip
     with beating(inputs.place.open, plan.run, session):
         return _outputs(inputs.place, plan, drive(coordinator.run(), hands.sleep))

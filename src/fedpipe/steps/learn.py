@@ -34,7 +34,7 @@ from fedpipe.sessions.attendance import Attendance, at_once
 from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import continues
-from fedpipe.sessions.scripts import final_scores
+from fedpipe.sessions.scripts import scoring
 from fedpipe.sessions.secure import Participant
 from fedpipe.sessions.taking_part import clear, meeting_of, take_part
 from fedpipe.steps import score
@@ -70,7 +70,7 @@ def find(inputs: Inputs) -> Outputs | None:
     plan = read_plan(store, inputs.place.plan)
     last = inputs.last or plan.federation.training.rounds
     record = read_record(store, inputs.place.run, last)
-    if record is None or (not inputs.last and inputs.learner in final_scores(store, plan, record).asks(1, ())):
+    if record is None or (not inputs.last and inputs.learner in scoring(store, plan, record).asks(1, ())):
         return None
     return Outputs(trained=0, voted=0, metrics=metrics_of_learner(_last_update(store, inputs, last), 0, 0))
 
