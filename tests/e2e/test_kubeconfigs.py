@@ -162,6 +162,7 @@ def test_kfp_is_reached_through_the_apiserver(
         assert len((tmp_path / "calls").read_text()) > 5  # renewed before each request, as it has expired
 
 
+REGISTRY = "http://model-registry-service.kubeflow:8080"
 PAGE = Path(__file__).parents[2] / "docs" / "kubeflow.md"
 
 
@@ -188,6 +189,8 @@ def page(
     core.patch_node("node-1", {"spec": {"taints": []}})  # of a node that no kubelet reports as ready
     room = {"cpu": "16", "memory": "64Gi", "pods": "100"}
     core.patch_node_status("node-1", {"status": {"capacity": room, "allocatable": room}})
+    launcher = {"defaultPipelineRoot": "s3://tests/artifacts", "modelRegistry": f"url: {REGISTRY}\ntimeout: 30s"}
+    core.create_namespaced_config_map(namespace, {"metadata": {"name": "kfp-launcher"}, "data": launcher})
     settings = yaml.safe_load(Path("federation.yaml").read_text())
     settings["store"] = {"uri": "s3://tests/page", "endpoint": minio_server.endpoint}
     Path("federation.yaml").write_text(yaml.safe_dump(settings))
@@ -197,6 +200,7 @@ def page(
     Path("federation.yaml").write_text(yaml.safe_dump(settings))
     yield core
     core.delete_node("node-1")
+    core.delete_namespaced_config_map("kfp-launcher", namespace)
     core.delete_namespaced_secret("mlpipeline-minio-artifact", namespace)
 
 
@@ -220,6 +224,8 @@ def test_the_first_commands_of_the_page_as_they_are_written(page: client.CoreV1A
     logs = done.pop("logs")
     assert "run 'trial-1' has no pods" in str(logs.exception), logs.output
     assert "errors: 0" in done["doctor"].output
+    assert f"models of runs without export.registry are registered at {REGISTRY}" in done["doctor"].output
+    assert REGISTRY.encode() in list(kfp.files.values())[-1]
     assert "round 2" in done["watch"].output
     assert len(kfp.held["runs"]) == 2
     assert len(kfp.held["recurringruns"]) == 1

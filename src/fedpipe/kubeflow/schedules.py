@@ -56,7 +56,7 @@ def schedule(
             "`run` names a single run, but a schedule starts many",
             remedy="Leave it out: each run gets its own name.",
         )
-    compiled = compile_source(source, parameters or {})
+    compiled = compile_source(source, parameters or {}, where)
     if not force:
         check_startable(compiled.federation, compiled.pod_uri, where)
     kfp, title = open_kfp(where), name or compiled.federation.name

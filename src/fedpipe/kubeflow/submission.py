@@ -57,7 +57,7 @@ def submit(
     if not run:
         run = str((parameters or {}).get("run", ""))
     name = run_name(run or time.strftime("run-%Y%m%d-%H%M%S", time.gmtime()), "")
-    compiled = compile_source(source, {**(parameters or {}), "run": name})
+    compiled = compile_source(source, {**(parameters or {}), "run": name}, where)
     if not force:
         check_startable(compiled.federation, compiled.pod_uri, where)
     kfp = open_kfp(where)

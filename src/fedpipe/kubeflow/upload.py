@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import yaml
 
 from fedpipe.compiled.compiler import compile_pipeline, version_of, without_local_defaults
@@ -16,7 +17,9 @@ from fedpipe.compiled.graph import check_arguments, parse_graph
 from fedpipe.errors import ClusterError, FedpipeError, InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source, read_source
-from fedpipe.kubeflow.clients import Kfp, cluster_errors, quiet
+from fedpipe.kubeflow.clients import Kfp, cluster_errors, open_kubernetes, quiet
+from fedpipe.kubeflow.doctor.launcher import find_registry
+from fedpipe.kubeflow.where import Where
 from fedpipe.rounds.plan import Settings
 from fedpipe.store import is_uri
 
@@ -42,20 +45,38 @@ class Uploaded(NamedTuple):
     experiment_id: str
 
 
-def compile_source(source: Source, parameters: Mapping[str, Any]) -> Compiled:
-    """Compiles a federation and checks it completely, before any request to KFP."""
+def compile_source(source: Source, parameters: Mapping[str, Any], where: Where) -> Compiled:
+    """Compiles a federation and checks it completely, before any request to KFP.
+
+    Without `export.registry`, models are registered where the cluster's `kfp-launcher` says, if it does.
+    """
     federation = read_source(source)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pipeline.yaml"
-        compile_pipeline(federation, path)
-        text = path.read_bytes()
+    text = _text_of(federation)
     graph = parse_graph(next(iter(yaml.load_all(text, Loader=yaml.CSafeLoader))))
     checked = check_arguments(graph, parameters)
     Settings(**{name: checked[name] for name in Settings.__struct_fields__ if name in checked}).applied(federation)
     _check_reach(federation, checked, str(source) if isinstance(source, str | Path) else "federation")
-    return Compiled(
-        federation, without_local_defaults(text), {name: checked[name] for name in parameters}, str(checked["store"])
-    )
+    if (registered := _registered(federation, where)) != federation:
+        federation, text = registered, _text_of(registered)
+    given = {name: checked[name] for name in parameters}
+    return Compiled(federation, without_local_defaults(text), given, str(checked["store"]))
+
+
+def _text_of(federation: Federation) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        compile_pipeline(federation, path)
+        return path.read_bytes()
+
+
+def _registered(federation: Federation, where: Where) -> Federation:
+    """Returns the federation with the cluster's Model Registry, if it exports models and names none."""
+    export = federation.exported
+    if export is None or export.registry:
+        return federation
+    with contextlib.suppress(ClusterError):
+        export = msgspec.structs.replace(export, registry=find_registry(open_kubernetes(where)))
+    return msgspec.structs.replace(federation, export=export)
 
 
 def _check_reach(federation: Federation, arguments: Mapping[str, Any], source: str) -> None:

@@ -20,6 +20,7 @@ from fedpipe.kubeflow.clients import Kubernetes, cluster_errors
 from fedpipe.kubeflow.doctor.finding import REQUEST_SECONDS, Finding
 from fedpipe.kubeflow.doctor.secrets import read_secret
 from fedpipe.store import endpoint_of
+from fedpipe.store.network import read_address
 
 LAUNCHER = "kfp-launcher"
 _ROOT = re.compile(r"(minio|s3|gs)://[^/]+")
@@ -51,7 +52,26 @@ def check_launcher(cluster: Kubernetes, pod_uri: str) -> Iterator[Finding]:
         yield Finding("warning", LAUNCHER, wrong if root else "has no defaultPipelineRoot", remedy)
         return
     yield Finding("ok", LAUNCHER, f"artifacts go to {root}")
+    if registry := find_registry(cluster):
+        yield Finding("ok", "model registry", f"models of runs without export.registry are registered at {registry}")
     yield from _check_provider(cluster, settings.get("providers", ""), root.partition(":")[0])
+
+
+def find_registry(cluster: Kubernetes) -> str:
+    """Returns the URL of the Model Registry that the settings name; empty without one, or if they cannot be read.
+
+    Source: `modelRegistry` in KEP-12020 of kubeflow/pipelines.
+    """
+    try:
+        with cluster_errors(LAUNCHER):
+            read = cluster.core.read_namespaced_config_map(
+                LAUNCHER, cluster.namespace, _request_timeout=REQUEST_SECONDS
+            )
+        given = yaml.safe_load((read.data or {}).get("modelRegistry", ""))
+    except (ClusterError, yaml.YAMLError):
+        return ""
+    url = str(given.get("url") or "") if isinstance(given, dict) else ""
+    return url if read_address(url) else ""
 
 
 def settings_for(pod_uri: str) -> dict[str, str]:
