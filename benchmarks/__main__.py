@@ -18,6 +18,7 @@ NAMES = (
     "mean",
     "robust_rules",
     "robustness",
+    "exchange",
     "aggregate_step",
     "memory",
     "transfer",
@@ -30,7 +31,9 @@ NAMES = (
     "serving",
     "hostile",
     "many_runs",
+    "kubeflow_runs",
     "differing",
+    "secure",
 )
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parent / "README.md"

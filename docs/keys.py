@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pages import generate
 
-from fedpipe.store.keys import TABLE, Party
+from fedpipe.store.access import TABLE, Party
 
 PAGE = Path(__file__).parent / "store.md"
-BEGIN = "<!-- The table is generated from src/fedpipe/store/keys.py (`make docs`). -->\n"
+BEGIN = "<!-- The table is generated from src/fedpipe/store/access.py (`make docs`). -->\n"
 END = "<!-- The end of the table. -->\n"
 WORDS: dict[Party, str] = {"owner": "this learner", "learners": "learners"}
 

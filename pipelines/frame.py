@@ -35,7 +35,7 @@ def framed(
         description: Description in the UI.
         learn: Wires the rounds.
         look: Wires a first step that explores the data.
-        scored: Whether learners score the last model, each on its own test part.
+        scored: Whether learners score the last model on their own test parts, in a session or in steps of their own.
     """
 
     def steps(**form: Any) -> None:
@@ -60,11 +60,18 @@ def framed(
 
         weights = learn(place, begun.outputs["weights"])
 
-        scores = []
-        for learner in federation.learners if scored else ():
+        scores: list[Any] = []
+        before: list[Any] = []
+        for learner in in_order_of_scores(federation) if scored else ():
+            if federation.scores_in_session(learner.name):
+                continue
             score = component(federation, "score", learner.name)(place=place, learner=learner.name, weights=weights)
             place_learner(score, federation, learner, f"score {learner.name}")
             scores.append(score.outputs["score"])
+            if federation.split:
+                if learner.name == federation.split.label_party:
+                    score.after(*before)
+                before.append(score)
         evaluated = component(federation, "evaluate")(place=place, weights=weights, scores=scores)
         place_coordinator(evaluated, federation, "evaluate")
         published = {}
@@ -78,7 +85,15 @@ def framed(
         )
         place_coordinator(reported, federation, "report")
 
-    return dsl.pipeline(name=federation.name, description=description)(_with_form(form_of(federation), steps))
+    form = form_of(federation)
+    told = "\n".join([description, "", "Parameters:", *(f"{name}: {help_of(name)}" for name in form)])
+    return dsl.pipeline(name=federation.name, description=told)(_with_form(form, steps))
+
+
+def in_order_of_scores(federation: Federation) -> tuple[LearnerSettings, ...]:
+    """Returns the learners as they score; the label party of a split network needs the activations of the others."""
+    last = federation.split.label_party if federation.split else ""
+    return tuple(sorted(federation.learners, key=lambda learner: learner.name == last))
 
 
 def describe(federation: Federation, about: dict[str, Any], *, together: bool) -> list:
@@ -93,6 +108,36 @@ def describe(federation: Federation, about: dict[str, Any], *, together: bool) -
         place_learner(described, federation, learner, f"describe {learner.name}")
         reports.append(described.outputs["report"])
     return reports
+
+
+HELP = {
+    "store": "the bucket of the federation, as pods reach it: s3://bucket/prefix?endpoint=http://host:9000",
+    "run": "name of the run; a name that exists resumes that run. Empty: the id of the Kubeflow run",
+    "data": "the dataset that is dealt out to learners, as pods reach it: s3://bucket/file.npz",
+    "learning_rate": "of the learners' optimizers. 0: as compiled in model.py",
+    "local_epochs": "passes of each learner through its examples in a round. 0: local_steps, as in the federation file",
+    "batch_size": "examples in a training step",
+    "min_learners": "fewest learners with a valid update in a round",
+    "deadline": "seconds that learners have for the trainings of a round, and for a vote",
+    "rounds": "rounds of the run",
+    "patience": "rounds without improvement after which the run ends. 0: the file has no early stopping",
+    "max_seconds": "age of the run in seconds, after which no round begins. 0: no limit",
+}
+"""Explains each parameter of the form."""
+_PLACED = {
+    "node_selector": "labels of the nodes for {} as JSON",
+    "tolerations": "taints that the pods of {} tolerate, as a JSON list",
+    "accelerator": "resource name of the accelerators for {}, such as nvidia.com/gpu",
+    "accelerators": "number of accelerators for {}",
+}
+
+
+def help_of(name: str) -> str:
+    """Returns the text that explains a parameter of the form; those of placements end with their kind."""
+    if name in HELP:
+        return HELP[name]
+    kind = next(kind for kind in _PLACED if name.endswith(f"_{kind}"))
+    return _PLACED[kind].format(name.removesuffix(f"_{kind}"))
 
 
 def form_of(federation: Federation) -> dict[str, Any]:

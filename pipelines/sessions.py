@@ -4,7 +4,8 @@
     for each session, of rounds_per_step rounds:
         concurrently:  each learner k: learn(k)     trains and votes on requests of the board
                        coordinate                   requests, aggregates or tallies, and commits each round
-    each learner scores w_T on its own test part; evaluate; export
+    the last session ends with a request to score w_T, each learner on its own test part
+    evaluate; export
 
 The algorithm defines a round, as in `federated_averaging` and `collective_learning`.
 """
@@ -46,6 +47,7 @@ def sessions(federation: Federation, federation_json: str, code: str) -> Any:
 
     number = f"{len(spans)} sessions" if len(spans) > 1 else "one session"
     algorithm = "Collective learning" if federation.proposers else "Federated averaging"
+    algorithm = "Split learning" if federation.split else algorithm
     rounds = federation.training.rounds
     described = f"{algorithm}: {len(federation.learners)} learners, {rounds} rounds in {number}."
     return framed(federation, federation_json, code, described, learn)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Generator
+from functools import partial
 from random import Random
 from typing import Any
 
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.vote import vote
+from fedpipe.rounds.evaluation import Score
 from fedpipe.rounds.manifests import Dropped, Record
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
@@ -17,8 +19,9 @@ from fedpipe.sessions.attendance import Answering, Attendance
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.phases import Script
-from fedpipe.sessions.scripts import script_of
+from fedpipe.sessions.scripts import scoring, script_of
 from fedpipe.store import MemoryStore, Store, keys
+from fedpipe.store.objects import encode
 
 Actor = Generator[float, None, Any]
 
@@ -55,6 +58,11 @@ class World:
         """Starts an actor; `again` makes a new one when it was killed."""
         heapq.heappush(self._queue, (self.now + after, next(self._order), name, actor, again))
 
+    def drop(self, name: str) -> None:
+        """Ends an actor, as a process that is killed."""
+        self._queue = [entry for entry in self._queue if entry[2] != name]
+        heapq.heapify(self._queue)
+
     def run(self, limit: float = 1_000_000.0) -> None:
         """Until all actors have ended, but for those that sleep beyond the limit: these are as good as dead.
 
@@ -83,6 +91,10 @@ def answering(
 
     def answer(board: Board) -> Generator[float, None, bool]:
         yield seconds(board)
+        if board.phase == "score":
+            score = Score(learner=name, weights=board.base, examples=1, settings=plan.measuring)
+            store.replace(keys.score(name, plan.run), encode(score))
+            return True
         roll, number = Roll((), attempt=board.attempt), board.round
         if board.phase != "vote":
             left = plan.federation.quorum.deadline - (store.age(keys.board(plan.run)) or 0.0)
@@ -91,17 +103,18 @@ def answering(
             done = vote(store, plan, name, number, board.base, board.candidate, board.owner, lambda: learner, roll=roll)
         return not isinstance(done, Dropped)
 
-    return dict.fromkeys(("train", "propose", "vote"), answer)
+    return dict.fromkeys(("train", "propose", "vote", "score"), answer)
 
 
 def coordinator(
     world: World, plan: Plan, *, store: Store | None = None, session: str = "s", last: int = 0,
-    listener: Callable[[Moment], None] = lambda _: None, scripts: Scripts = script_of,
+    listener: Callable[[Moment], None] = lambda _: None, scripts: Scripts = script_of, tests: bool = False,
 ) -> Actor:  # fmt: skip
+    """A coordinator, which asks for tests of the last model if it is the last one of its run."""
     chosen = store or world.store
     return Coordinator(
         chosen, plan, session, last=last, clock=world.clock, random=world.random, listener=listener,
-        script=scripts(chosen, plan),
+        script=scripts(chosen, plan), final=partial(scoring, chosen, plan) if tests else None,
     ).run()  # fmt: skip
 
 

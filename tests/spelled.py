@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from fedpipe.federation.names import SAFE_NAME
-from fedpipe.store import keys
+from fedpipe.store import access, keys
 
 NAMES = st.sampled_from(["a", "b", "a-b", "runs", "objects", "proposals"]) | st.from_regex(SAFE_NAME, fullmatch=True)
 RUNS = NAMES.filter(lambda name: name not in keys.RESERVED_RUNS)
@@ -15,7 +15,9 @@ ROUNDS = st.integers(0, 10**6)
 COUNTS = st.integers(1, 10**6)
 STEPS = st.sampled_from(["train", "aggregate", "await-vote", "simulate"])
 DIGESTS = st.binary(min_size=32, max_size=32).map(lambda data: f"sha256:{data.hex()}")
-NOTES = st.builds(keys.note, st.sampled_from(["dropped", "absent"]), COUNTS)
+NOTES = st.builds(keys.note, st.sampled_from(["dropped", "absent"]), COUNTS) | st.sampled_from(
+    ["keys", "masked", "agreed", "revealed"]
+)
 MODEL_NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,20}", fullmatch=True)
 
 
@@ -27,6 +29,7 @@ def in_models(function: Any, *arguments: Any) -> st.SearchStrategy[str]:
 KEYS: dict[str, st.SearchStrategy[str]] = {
     "HEAD": st.just(keys.HEAD),
     "ENROLLED": st.just(keys.ENROLLED),
+    "ROSTER": st.just(keys.ROSTER),
     "PRUNING": st.just(keys.PRUNING),
     "CATALOGUE": st.just(keys.CATALOGUE),
     "content": st.builds(
@@ -39,6 +42,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     "record": st.builds(keys.record, RUNS, ROUNDS),
     "candidate": st.builds(keys.candidate, RUNS, ROUNDS),
     "board": st.builds(keys.board, RUNS),
+    "listed": st.builds(keys.listed, RUNS, ROUNDS, st.sampled_from(["keys", "members", "agreements", "reveals"])),
     "stop": st.builds(keys.stop, RUNS),
     "pulse": st.builds(keys.pulse, RUNS),
     "evaluation": st.builds(keys.evaluation, RUNS),
@@ -50,6 +54,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     "timing": st.builds(keys.timing, RUNS, ROUNDS, STEPS, st.just("") | NAMES),
     "events": st.builds(keys.events, RUNS, ROUNDS, st.just("") | NAMES),
     "shard": st.builds(keys.shard, NAMES),
+    "parcel": st.builds(keys.parcel, NAMES, DIGESTS.map(lambda digest: digest.removeprefix("sha256:"))),
     "ledger": st.builds(keys.ledger, NAMES, COUNTS),
     "sign": st.builds(keys.sign, NAMES, RUNS),
     "score": st.builds(keys.score, NAMES, RUNS),
@@ -64,7 +69,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
 """By the name of the function, or the constant, that spells them."""
 
 
-def row_of(key: str) -> keys.Row:
+def row_of(key: str) -> access.Row:
     """Returns the one row of the table that covers a key."""
-    (row,) = [row for row in keys.TABLE if row.matches(key)]
+    (row,) = [row for row in access.TABLE if row.matches(key)]
     return row

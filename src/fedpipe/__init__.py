@@ -67,6 +67,7 @@ __all__ = [
     "Privacy",
     "Quorum",
     "Scaffold",
+    "SecureSums",
     "Sharing",
     "SimulationSettings",
     "StorePlace",
@@ -98,6 +99,7 @@ __all__ = [
     "report",
     "resume",
     "revoke",
+    "roster",
     "rotate",
     "run",
     "runs",
@@ -109,6 +111,7 @@ __all__ = [
     "stop",
     "submit",
     "tensorboard",
+    "verify",
     "watch",
 ]
 
@@ -130,6 +133,7 @@ _HOMES = {
     "Privacy": "federation.training",
     "Quorum": "federation.training",
     "Scaffold": "federation.methods",
+    "SecureSums": "federation.algorithms",
     "Sharing": "federation.methods",
     "SimulationSettings": "federation.algorithms",
     "StorePlace": "federation.placement",
@@ -161,6 +165,7 @@ _HOMES = {
     "report": "commands.compare",
     "resume": "kubeflow.submission",
     "revoke": "commands.identities",
+    "roster": "commands.roster",
     "rotate": "commands.identities",
     "run": "commands.run",
     "runs": "commands.compare",
@@ -172,6 +177,7 @@ _HOMES = {
     "stop": "commands.stop",
     "submit": "kubeflow.submission",
     "tensorboard": "commands.tensorboard",
+    "verify": "commands.verify",
     "watch": "commands.watch",
 }
 

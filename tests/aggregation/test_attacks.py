@@ -6,7 +6,7 @@ import functools
 
 import pytest
 from benchmarks.attacks import ATTACKS, SHARDS, Data, accuracy, dealt
-from benchmarks.robustness import GUARDED, RULES, ours
+from benchmarks.robustness import GUARDED, MOMENTUM, RULES, moved, ours
 
 ROUNDS = {"iid": 20, "Dirichlet 0.3": 60}
 
@@ -26,11 +26,12 @@ def test_with_equal_shards_the_guarded_rule_loses_at_most_three_points(attack: s
     assert reached(GUARDED, "iid", attack) >= reached("mean", "iid", "none") - 0.03
 
 
-@pytest.mark.parametrize("attack", ["label_flip", "scaling"])
-def test_with_skewed_shards_the_guarded_rule_is_near_the_unattacked_mean(attack: str) -> None:
-    found = reached(GUARDED, "Dirichlet 0.3", attack)
-    assert found >= reached("mean", "Dirichlet 0.3", attack) + 0.1
-    assert found >= reached("mean", "Dirichlet 0.3", "none") - 0.06
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_with_skewed_shards_the_guarded_rule_and_momentum_are_near_the_unattacked_mean(attack: str) -> None:
+    """Momentum makes up for the small steps of rules that trim, which opposite updates make smaller still."""
+    guarded = moved(ours(*RULES[GUARDED]), MOMENTUM)
+    found = accuracy(guarded, shards("Dirichlet 0.3"), attack, ROUNDS["Dirichlet 0.3"])
+    assert found >= reached("mean", "Dirichlet 0.3", "none") - 0.03
 
 
 def test_skewed_shards_and_krum_do_not_go_together() -> None:

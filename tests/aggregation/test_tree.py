@@ -98,6 +98,22 @@ def test_what_is_unfit_is_refused_before_it_is_added(
     assert combined.weights[1] == expected.weights[1]
 
 
+@pytest.mark.parametrize("early", [(1,), (0, 1), (2, 0, 1)])
+def test_a_damaged_file_of_a_sum_counts_against_nobody(
+    store: MemoryStore, tmp_path: Path, early: tuple[int, ...]
+) -> None:
+    """The disk was full, or a cleaner came by: the updates are fetched again."""
+    sources = [put(store, f"l{k}", weights.dumps(update(k)), k + 1) for k in range(3)]
+    forest = forest_of(store, {0, 1, 2}, tmp_path)
+    for place in early:
+        forest.add(sources[place])
+    for kept in forest.kept:
+        kept.path.write_bytes(kept.path.read_bytes()[:-3])
+    combined = final(store, sources, tmp_path, forest)
+    assert (combined.accepted, combined.refused) == (("l0", "l1", "l2"), {})
+    assert combined.weights[1] == final(store, sources, tmp_path).weights[1]
+
+
 def test_not_finite_is_refused_early(store: MemoryStore, tmp_path: Path) -> None:
     bad = {**update(1)}
     name = next(k for k, v in bad.items() if v.dtype == np.float32)

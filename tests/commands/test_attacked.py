@@ -37,5 +37,5 @@ def test_the_guarded_model_is_good_and_the_mean_is_not(tmp_path: Path) -> None:
     for name in ("federation", "mean"):
         run = fedpipe.run(tmp_path / f"attacked/{name}.yaml", out=tmp_path / name, parameters={"rounds": 25})
         accuracy[name] = run.summary["evaluation"]["central"]["metrics"]["accuracy"]
-    assert accuracy["federation"] > 0.8
-    assert accuracy["mean"] < accuracy["federation"] - 0.15
+    assert accuracy["federation"] > 0.9
+    assert accuracy["mean"] < accuracy["federation"] - 0.25

@@ -31,12 +31,14 @@ def written(folder: Path, algorithm: Algorithm = Algorithm.averaging, **changes:
 
 
 def test_from_the_file_to_a_served_model(tmp_path: Path) -> None:
-    file = written(tmp_path, **{"rule: mean": "rule: mean\n  vote: {rule: all_vote}"})
+    """With a robust rule, and a vote on each aggregate."""
+    robust = "before: [{name: nearest_neighbour_mixing, byzantine: 1}]\n  rule: median\n  vote: {rule: all_vote}"
+    file = written(tmp_path, **{"rule: mean": robust})
     assert "650 parameters, input (None, 8, 8, 1), learner of model.py" in str(check(file))
     tasks: list[Event] = []
     summary = fedpipe.run(file, out=tmp_path / "out", listener=tasks.append).summary
     used = {event.task.step: event.task.environment for event in tasks}
-    assert {used[step] for step in ("initialise", "learn", "score", "evaluate", "export")} == {"custom"}
+    assert {used[step] for step in ("initialise", "learn", "evaluate", "export")} == {"custom"}
     assert used["coordinate"] == used["report"] == "core"
     assert summary["evaluation"]["central"]["metrics"]["accuracy"] > 0.85
     assert summary["evaluation"]["federated"]["measures"]["f1_macro"] > 0.85

@@ -39,7 +39,7 @@ from fedpipe.rounds.manifests import Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.serving.catalogue import locate
-from fedpipe.store import Store, open_store
+from fedpipe.store import Store, keys, open_store
 from fedpipe.store.credentials import Credentials
 from fedpipe.store.s3 import MinioStore
 from fedpipe.store.users import Users
@@ -130,13 +130,26 @@ class TestALearnersUser:
         shard, update = "learners/b/shard", f"learners/b/runs/{plan.run}/1/update"
         ours.create(shard, b"{}")
         weights = read_update(ours, update)["weights"].removeprefix("sha256:")
-        for key in (shard, update, f"learners/b/objects/{weights}", "coordinator/x", "enrolled"):
+        for key in (shard, update, f"learners/b/objects/{weights}", "coordinator/x"):
             ours.create(key, b"{}")
             with pytest.raises(StoreError, match="refuses the credentials") as caught:
                 stores["a"].read(key)
             assert not isinstance(caught.value, NotFoundError)
         assert stores["a"].read(f"runs/{plan.run}/1/record").data
         assert stores["b"].read(update).data
+        assert read_enrolled(stores["a"]).learners.keys() == {"a", "b"}
+
+    def test_sends_parcels_and_removes_its_own(self, stores: dict[str, MinioStore]) -> None:
+        key, other = keys.parcel("a", "0f" * 32), keys.update("a", "r", 1)
+        assert stores["a"].poll(key) is None
+        assert stores["a"].create(key, b"numbers")
+        assert stores["b"].read(key).data == b"numbers"
+        stores["a"].replace(other, b"{}")
+        for name, kept in (("b", key), ("a", other)):
+            with pytest.raises(StoreError):
+                stores[name].delete(kept)
+        stores["a"].delete(key)
+        assert stores["b"].poll(key) is None
 
     def test_lists_nothing(self, file: Path, stores: dict[str, MinioStore]) -> None:
         self.played(file)

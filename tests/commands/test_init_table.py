@@ -175,6 +175,7 @@ DOUBTS: dict[str, tuple[list[str], str]] = {
         ["<0.1", *(f"{k / 7:.3f}" for k in range(59))], "'<0.1' is not a number, so the column is left out. Correct",
     ),
     "units": ([f"{k} mg" for k in range(60)], "'0 mg' is not a number, so the column is left out. Write the number without"),
+    "huge numbers": ([f"{k}e300" for k in range(1, 61)], "6e+301 is too large for a model, so the column is left out. Scale"),
     "few numbers with commas": (["1,125", "2,125"] * 30, "'1,125' is not a number, so the column is a category"),
     "spellings": (["m", "M ", "f"] * 20, "column 'c': the categories 'M' and 'm' may be the same. Write them alike."),
     "words": (["ward", "home"] * 30, ""),
@@ -275,3 +276,16 @@ def test_a_column_whose_name_is_too_long_is_left_out(tmp_path: Path) -> None:
     check(tmp_path / "demo" / "federation.yaml")
     with pytest.raises(DataError, match=r"has 201 characters. Shorten it to 200, or add it to data.ignore"):
         read_table(tmp_path / "d.csv", "auto", "y")
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [("inf", "'inf' is infinite"), ("12 kg", "'12 kg' is not a number"), ("<5", "'<5' is not a number"),
+     ("12,5", "'12,5' is not a number")],
+)  # fmt: skip
+def test_a_number_to_predict_that_is_none_is_named(tmp_path: Path, odd: str, message: str) -> None:
+    lines = [f"{k};{odd if k == 40 else k / 7:}" for k in range(200)]
+    (tmp_path / "d.csv").write_text("\n".join(["a;y", *lines]))
+    where = r"d\.csv: column 'y', row 41 \(line 42\): "
+    with pytest.raises(DataError, match=f"{where}{message}. Correct the label, or remove the row"):
+        init_table(tmp_path / "demo", [tmp_path / "d.csv"], "y")

@@ -16,8 +16,7 @@ from fedpipe.commands.check import check
 from fedpipe.commands.predict import predict_file
 from fedpipe.data.disclosure import schema_of
 from fedpipe.data.shards import deal, holdout, split
-from fedpipe.engine import preflight
-from fedpipe.errors import DataError, InputError
+from fedpipe.errors import DataError
 from fedpipe.federation.file import read_federation
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.plan import read_plan
@@ -339,11 +338,24 @@ def test_check_names_the_cell_that_will_drop_a_learner(tmp_path: Path) -> None:
         check(path)
 
 
-def test_a_table_with_categories_is_refused_by_simulate_before_anything_is_imported(tmp_path: Path) -> None:
-    write(tmp_path / "d.csv", rows(0, 60))
-    fedpipe.init(tmp_path / "demo", tables=[tmp_path / "d.csv"], label="diagnosis", learners=2)
-    path = tmp_path / "demo" / "federation.yaml"
-    path.write_text(path.read_text().replace("smokes: boolean", "smokes: category"))
-    federation = read_federation(path)
-    with pytest.raises(InputError, match=r"a table with numbers and categories cannot be simulated\. Use"):
-        preflight.check(federation, "", federation.data.uri, "", files=preflight.SimulationFiles())
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"features": {"agee": "number"}},
+            r"there is no column 'agee', which data\.features names\. Did you mean 'age'",
+        ),
+        ({"features": {"id": "number"}}, r"column 'id', row 1 \(line 2\): 'P0' is not a number"),
+        ({"features": "auto", "ignore": ["idd"]}, r"there is no column 'idd', which data\.ignore names"),
+        ({"features": "auto", "labels": "diagnoses"}, r"there is no column 'diagnoses', which data\.labels names"),
+    ],
+)
+def test_a_table_that_no_learner_can_read_is_found_before_the_run(
+    tmp_path: Path, data: dict[str, Any], message: str
+) -> None:
+    learners = [{"name": "a", "data": "own.csv"}, {"name": "b", "data": "own.csv"}]
+    path = federation(tmp_path, data={"labels": "diagnosis", **data}, learners=learners)
+    for command in (check, fedpipe.run):
+        with pytest.raises(DataError, match=rf"learners\[0\]\.data, a: the data cannot be used: .*own\.csv: {message}"):
+            command(path)
+    assert not (tmp_path / "store").exists()

@@ -93,6 +93,21 @@ def test_images_are_those_of_the_federation(compiled: Any) -> None:
     assert images == {"example.org/team/core:v7", "example.org/team/keras:v7"}
 
 
+def test_only_a_private_learner_of_a_session_has_a_step_for_its_test(tmp_path: Path) -> None:
+    """The others test the last model in their session; the private one trains in an image with another Keras."""
+    privacy = "{noise_multiplier: 1.0, l2_norm_clip: 1.0, microbatches: 4, delta: 1.0e-5, target_epsilon: 3.0}"
+    text = PLACED.replace("  - name: b\n", f"  - name: b\n    privacy: {privacy}\n").replace("rounds: 1", "rounds: 2")
+    (tmp_path / "f.yaml").write_text(text.replace("rounds_per_step: 1", "rounds_per_step: all"))
+    (tmp_path / "model.py").write_text("def build(): ...\n")
+    compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
+    tasks = {task.name: task for task in read_graph(tmp_path / "p.yaml").tasks}
+    assert {name for name in tasks if name.split()[0] in ("learn", "score")} == {"learn a", "learn b", "score b"}
+    assert (tasks["learn b"].environment, tasks["score b"].environment) == ("tff", "keras")
+    coordinate, score = tasks["coordinate"], tasks["score b"]
+    assert score.after == {"initialise", coordinate.key}
+    assert score.key in tasks["evaluate"].after
+
+
 def test_a_private_proposer_runs_in_another_image(tmp_path: Path) -> None:
     """Uses the tff image for its training alone; votes and other proposals stay in keras, and the tally in core."""
     privacy = "{noise_multiplier: 1.0, l2_norm_clip: 1.0, microbatches: 4, delta: 1.0e-5, target_epsilon: 3.0}"
@@ -231,7 +246,7 @@ class TestEstimate:
         assert (more.workflow_bytes - found.workflow_bytes) / (more.steps - found.steps) == 3_600 + 4_060
         assert found.workflow_bytes + (130 - found.steps) * 7_660 == pytest.approx(2**20, rel=0.01)
         assert found.steps == 82
-        assert found.pods == 164
+        assert found.pods == 165
         assert found.critical_steps == 5 + 2 * 12
         assert not [w for w in found.warnings if "steps" in w]
 
@@ -251,13 +266,14 @@ class TestEstimate:
 
     def test_one_session(self, tmp_path: Path) -> None:
         found = self.of(tmp_path, 1000, rounds_per_step="all")
-        assert found.steps == 5 + 5 + 5 + 1
-        assert found.critical_steps == 6
+        assert found.steps == 5 + 5 + 1
+        assert found.pods == 23
+        assert found.critical_steps == 5
         assert not [w for w in found.warnings if "steps" in w]
 
     def test_too_many_learners_even_for_one_session(self, tmp_path: Path) -> None:
         (tmp_path / "m.py").write_text("def build(): ...\n")
-        names = tuple(f"k{number}" for number in range(64))
+        names = tuple(f"k{number}" for number in range(128))
         federation = make_federation(names, model=f"{tmp_path}/m.py:build")
         found = compile_pipeline(federation, tmp_path / "p.yaml")
         assert found.warnings[0] == (
@@ -380,22 +396,21 @@ class TestPlacement:
             "resourceMemoryRequest": "4Gi",
         }  # fmt: skip
         assert settings["exec-evaluate"]["nodeSelector"] == {"labels": {"pool": "cpu"}}
-        assert "emptyDirMounts" not in settings["exec-score"]
+        assert "emptyDirMounts" not in settings["exec-evaluate"]
 
     def test_settings_of_the_learner_come_first(self, placed: Any) -> None:
         settings, resources = placed
-        learn, score = settings["exec-learn"], settings["exec-score"]
+        learn = settings["exec-learn"]
         needed, preferred = learn["nodeAffinity"]
         assert needed == {"matchExpressions": [{"key": "gpu", "operator": "In", "values": ["a100", "h100"]}]}
         assert preferred == {"matchExpressions": [{"key": "zone", "operator": "Exists"}], "weight": 10}
-        assert learn["podMetadata"]["labels"]["team"] == score["podMetadata"]["labels"]["team"] == "a"
         assert learn["podMetadata"]["labels"] == {
             "fedpipe/federation": "tiny", "fedpipe/step": "learn-a", "fedpipe/learner": "a", "team": "a",
         }  # fmt: skip
         assert resources["exec-learn"]["resourceCpuRequest"] == "500m"
         assert resources["exec-learn"]["resourceMemoryLimit"] == "8Gi"
-        assert "resourceMemoryLimit" not in resources["exec-score"]
-        assert resources["exec-score"]["resourceMemoryRequest"] == "1Gi"
+        assert "resourceMemoryLimit" not in resources["exec-evaluate"]
+        assert resources["exec-evaluate"]["resourceMemoryRequest"] == "1Gi"
 
     def test_every_pod_reserves_cores_and_memory(self, placed: Any) -> None:
         _, resources = placed

@@ -160,6 +160,32 @@ def test_the_compiled_file_is_one_kfp_pipeline(pipeline: Path) -> None:
     assert not any(t.get("cachingOptions", {}).get("enableCache") for t in tasks.values())
 
 
+def test_the_form_explains_each_parameter(pipeline: Path) -> None:
+    """In the specification, and in the description that Kubeflow shows on the pipeline's page."""
+    file = pipeline.parent / "federation.yaml"
+    file.write_text(file.read_text().replace("rounds_per_step: 1", "rounds_per_step: all"))
+    compile_pipeline(read_federation(file), pipeline)
+    spec = next(yaml.safe_load_all(pipeline.read_text()))
+    form, shown = spec["root"]["inputDefinitions"]["parameters"], spec["pipelineInfo"]["description"]
+    assert {"store", "run", "rounds", "max_seconds"} <= set(form)
+    for name, parameter in form.items():
+        assert len(parameter["description"]) > 10, name
+        assert f"\n{name}: {parameter['description']}" in shown
+    zeros = [name for name, parameter in form.items() if parameter.get("defaultValue") == 0]
+    assert zeros
+    assert all("0: " in form[name]["description"] for name in zeros)
+
+
+def test_the_parameters_of_a_placement_are_explained_too(pipeline: Path) -> None:
+    file = pipeline.parent / "federation.yaml"
+    pool = "{in_form: true, node_selector: {pool: a}, accelerator: {count: 2}}"
+    file.write_text(file.read_text().replace("- name: hospital-a", f"- name: hospital-a\n    placement: {pool}"))
+    compile_pipeline(read_federation(file), pipeline)
+    form = next(yaml.safe_load_all(pipeline.read_text()))["root"]["inputDefinitions"]["parameters"]
+    assert form["hospital_a_accelerators"]["description"] == "number of accelerators for hospital_a"
+    assert form["hospital_a_node_selector"]["description"] == "labels of the nodes for hospital_a as JSON"
+
+
 def test_two_compilations_are_the_same_bytes(pipeline: Path) -> None:
     first = pipeline.read_bytes()
     compile_pipeline(read_federation(pipeline.parent / "federation.yaml"), pipeline)

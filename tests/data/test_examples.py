@@ -69,6 +69,19 @@ MISTAKES = {
     "no such array": (lambda p: np.savez(p, features=X, y=Y), "there is no array 'x'"),
     "empty": (lambda p: np.savez(p, x=X[:0], y=Y[:0]), "the dataset is empty"),
     "lengths": (lambda p: np.savez(p, x=X, y=Y[:5]), "6 features but 5 labels"),
+    "too large": (
+        lambda p: np.savez(p, x=np.array([[1, 2], [3, -1e39]]), y=[0, 1]),
+        "the features are too large for a model, first in row 2. Scale",
+    ),
+    "long floats": (
+        lambda p: np.savez(p, x=X.astype(np.longdouble), y=Y),
+        "the features have dtype float128, which no model takes. Convert",
+    ),
+    "a text": (lambda p: p.write_text("hello"), "it is neither a zip file nor an array, as NumPy writes them"),
+    "a pointer": (
+        lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid"),
+        "is a pointer of Git LFS, .* Download",
+    ),
     "nan": (lambda p: np.savez(p, x=X * np.nan, y=Y), "NaN or infinity"),
     "scalar": (lambda p: np.savez(p, x=np.float32(1), y=Y), "neither numbers nor text"),
     "pickle": (pickled, "cannot be read"),

@@ -160,3 +160,70 @@ def test_names_and_categories_from_word_processors_are_plain_text(tmp_path: Path
     assert sheet.names == ("height (cm)", "c d")
     assert sheet.parse("c d", "category").tolist() == ["x y"]
     assert sheet.parse("c d", "text").tolist() == ["x\u00ady"]  # a text stays as it is
+
+
+TIMES: dict[str, tuple[pa.Array, list[float]]] = {
+    **{
+        f"a moment in {unit}": (
+            pa.array([0, None, 43_200 * factor + (unit == "ns")], pa.timestamp(unit)),
+            [0, np.nan, 0.5],
+        )
+        for unit, factor in {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}.items()
+    },
+    "with a zone": (pa.array([86_400_000_000_001], pa.timestamp("ns", "Asia/Tokyo")), [1]),
+    "days": (pa.array([-719_162, 2_932_896], pa.int32()).cast(pa.date32()), [-719_162, 2_932_896]),
+    "the last moment": (pa.array([253_402_300_799], pa.timestamp("s")), [2_932_897 - 1 / 86_400]),
+}
+
+
+@pytest.mark.parametrize(("column", "days"), TIMES.values(), ids=TIMES.keys())
+def test_times_of_every_precision(column: pa.Array, days: list[float], tmp_path: Path) -> None:
+    """pandas writes nanoseconds, which Python's own times do not have."""
+    parquet.write_table(pa.table({"a": column}), tmp_path / "d.parquet")
+    sheet = read_sheet(tmp_path / "d.parquet")
+    np.testing.assert_allclose(sheet.parse("a", "date"), days, rtol=1e-15)
+    assert sheet.parse("a", "category")[0] == str(sheet.cells("a")[0].isoformat())
+
+
+LATIN = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"a\xe9"))
+UNREADABLE: dict[str, tuple[pa.Array, str]] = {
+    "a moment too late": (pa.array([0, None, 253_402_300_800], pa.timestamp("s")), "row 3: the date is not between"),
+    "a moment too early": (pa.array([-(2**60)], pa.timestamp("us")), "row 1: the date is not between the years 1 and"),
+    "a day too late": (pa.array([2_932_897], pa.int32()).cast(pa.date32()), "row 1: the date is not between"),
+    "times of the day": (pa.array([1, 2], pa.time64("ns")), "has the type time, not a date"),
+    "durations": (pa.array([1, 2], pa.duration("ns")), "has the type timedelta, not a date"),
+    "text in Latin-1": (LATIN, "a cell cannot be read, because 'utf-8' codec.* Convert the column"),
+}
+
+
+@pytest.mark.parametrize(("column", "message"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_cells_that_python_cannot_hold(column: pa.Array, message: str, tmp_path: Path) -> None:
+    """Other columns can be read: a table often has some that nobody uses."""
+    parquet.write_table(pa.table({"a": column, "b": range(len(column))}), tmp_path / "d.parquet")
+    sheet = read_sheet(tmp_path / "d.parquet")
+    assert sheet.parse("b", "number").tolist() == list(range(len(column)))
+    with pytest.raises(DataError, match=f"d.parquet: column 'a'.*{message}"):
+        sheet.parse("a", "date")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PAR1\x15\x04", "is a Parquet file, whatever its name says. Rename it to .parquet"),
+        (b"PK\x03\x04\x14\x00", "is a zip file, as .xlsx, .ods and .npz are, .* Save the sheet as CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1", "is an Excel file, .* Save the sheet as CSV"),
+        (b"\x1f\x8b\x08\x00", "is a packed file, .* Unpack it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS, .* `git lfs pull`"),
+        (b"<!DOCTYPE html>\n<html>", "is a web page, .* Download the table itself"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_files_of_another_format_than_their_name_says(
+    content: bytes, message: str, suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"d{suffix}"
+    path.write_bytes(content)
+    if content.startswith(b"PAR1") and suffix == ".parquet":
+        message = "Parquet file size is 6 bytes"
+    with pytest.raises(DataError, match=f"d{suffix}: the .*{message}"):
+        read_sheet(path)

@@ -195,7 +195,7 @@ MISTAKES: dict[str, tuple[Any, Any, str]] = {
         "column 'ward', row 2: the key is missing. Fill it in",
     ),
     "too large": (
-        lambda p: written(p, "age,y\n1e300,0\n"), {"age": "number"}, "'age' has 1e.300 in row 1, which is too large. Scale",
+        lambda p: written(p, "age,y\n1e300,0\n"), {"age": "number"}, "d.csv: column 'age', row 1: 1e.300 is too large for a model. Scale",
     ),
     "long labels": (lambda p: written(p, f"a,y\n1,{'x' * 300}\n"), "auto", "texts of up to 300 characters.*Name another"),
 }  # fmt: skip

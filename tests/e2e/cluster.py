@@ -72,6 +72,17 @@ class Cluster(NamedTuple):
         """Ends a container as the kernel does when memory is short."""
         self._ctr("tasks", "kill", "-s", "KILL", container)
 
+    def kill_work(self, container: str) -> int:
+        """Ends the process that works in a step's container, but not its parent; returns how many there were."""
+        listed = self._ctr("tasks", "ps", container).splitlines()[1:]
+        working = [
+            number for number in (int(line.split()[0]) for line in listed)
+            if b"fedpipe.steps.work" in Path(f"/proc/{number}/cmdline").read_bytes()
+        ]  # fmt: skip
+        for number in working:
+            os.kill(number, signal.SIGKILL)
+        return len(working)
+
     def _ctr(self, *arguments: str, stdin: IO[bytes] | None = None) -> str:
         """Return the output of containerd's client in the namespace of Kubernetes."""
         command = ["ctr", "--address", str(self.containerd), "--namespace", "k8s.io", *arguments]

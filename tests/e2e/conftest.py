@@ -229,5 +229,5 @@ def trained(site: Callable[..., Site]) -> Site:
     made = site("hospitals", [{"name": name, "placement": POOL} for name in ("hospital-a", "hospital-b")])
     assert [f for f in diagnose(made.file, where=made.where) if f.level == "error" and f.subject != "kubeflow"] == []
     results = made.driver(JOB).run({"run": "session"})
-    assert len(results) == 6 + 2 + 2  # shard to report, learn, score
+    assert len(results) == 6 + 2  # shard to report, learn
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fedpipe.kubeflow.doctor.diagnosis import diagnose
 from fedpipe.kubeflow.doctor.finding import Finding
 from fedpipe.kubeflow.pods import waiting_lines
 from fedpipe.store.credentials import Credentials
-from tests.e2e.conftest import eventually
+from tests.e2e.conftest import ENDPOINT, eventually
 from tests.e2e.sites import POOL, Site, secret
 from tests.kubeflow.kfp_server import serving
 
@@ -149,6 +150,28 @@ def test_secrets_that_lack_something(changed: Callable[..., list[Finding]], core
     assert "kubectl apply" in of(found, "secret nowhere").remedy
 
 
+def test_the_secret_of_the_tracking_server(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
+    """A run does without its tracking, so what is wrong there is a warning, and the run may be submitted."""
+    made: Site = changed.site  # type: ignore[attr-defined]
+
+    def change(content: dict[str, Any]) -> None:
+        content["tracking"] = {"mlflow": "http://mlflow:5000", "secret": "mlflow"}
+
+    absent = of(changed(change), "secret mlflow")
+    assert absent.level == "warning"
+    assert '"mlflow" not found' in absent.what
+    assert f"kubectl create secret generic mlflow -n {made.namespace}" in absent.remedy
+    core.create_namespaced_secret(made.namespace, {"metadata": {"name": "mlflow"}, "stringData": {"user": "x"}})
+    try:
+        lacking = of(changed(lambda _: None), "secret mlflow")
+        assert lacking.what == "of tracking: has neither `token` nor `username` and `password`"
+        assert lacking.remedy == "Add them instead of 'user'."
+        core.patch_namespaced_secret("mlflow", made.namespace, {"stringData": {"username": "x", "password": "y"}})
+        assert of(changed(lambda _: None), "secret mlflow") == Finding("ok", "secret mlflow", "of tracking")
+    finally:
+        core.delete_namespaced_secret("mlflow", made.namespace)
+
+
 def test_a_quota_that_is_too_small(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
     """A session needs the accelerators of all learners at the same time."""
     made: Site = changed.site  # type: ignore[attr-defined]
@@ -166,12 +189,21 @@ def test_a_quota_that_is_too_small(changed: Callable[..., list[Finding]], core: 
 
 
 def test_the_launchers_settings(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
-    assert of(changed(lambda _: None), "kfp-launcher").level == "warning"
+    """The remedy is a command with the settings for the store's own bucket; the Secret that it names is checked."""
+    found = of(changed(lambda _: None), "kfp-launcher")
+    assert found.level == "warning"
     made: Site = changed.site  # type: ignore[attr-defined]
-    data = {"defaultPipelineRoot": "s3://federation/artifacts"}
+    words = shlex.split(found.remedy.partition(": ")[2])
+    assert words[:6] == ["kubectl", "create", "configmap", "kfp-launcher", "-n", made.namespace]
+    data = dict(word.removeprefix("--from-literal=").split("=", 1) for word in words if "--from-literal=" in word)
+    assert yaml.safe_load(data["providers"])["s3"]["default"]["endpoint"] == ENDPOINT.removeprefix("http://")
     core.create_namespaced_config_map(made.namespace, {"metadata": {"name": "kfp-launcher"}, "data": data})
     try:
-        assert of(changed(lambda _: None), "kfp-launcher").what == "artifacts go to s3://federation/artifacts"
+        findings = changed(lambda _: None)
+        assert of(findings, "kfp-launcher").what == "artifacts go to s3://federation/artifacts"
+        assert '"mlpipeline-minio-artifact" not found' in of(findings, "secret mlpipeline-minio-artifact").what
+        secret(core, made.namespace, "mlpipeline-minio-artifact", Credentials("someone", "secret"))
+        assert "secret mlpipeline-minio-artifact" not in [one.subject for one in changed(lambda _: None)]
     finally:
         core.delete_namespaced_config_map("kfp-launcher", made.namespace)
 

@@ -42,13 +42,21 @@ def test_a_session_of_pods(trained: Site, core: client.CoreV1Api) -> None:
     pods = core.list_namespaced_pod(made.namespace, label_selector=f"pipeline/runid={JOB}").items
     assert {pod.spec.containers[0].image.rpartition("/")[2].partition("@")[0] for pod in pods} == {"core", "keras"}
     assert all("@sha256:" in pod.spec.containers[0].image for pod in pods)
+    assert "BestEffort" not in {pod.status.qos_class for pod in pods}
     said = list(logs(JOB, where=made.where, learner="hospital-b"))
-    assert {step for step, _ in said} == {"learn-hospital-b", "score-hospital-b"}
+    assert {step for step, _ in said} == {"learn-hospital-b"}
+    assert any("round 2 score" in line for _, line in logs(JOB, where=made.where))
     assert any("round 2" in line for _, line in said)
 
 
-def test_a_pod_killed_in_the_middle_of_an_upload(site: Callable[..., Site], cluster: Cluster, tmp_path: Path) -> None:
-    """It is tried again, and the federation comes to the very bytes that it comes to on this machine undisturbed."""
+def test_a_killed_pod_and_a_killed_process(
+    site: Callable[..., Site], cluster: Cluster, core: client.CoreV1Api, tmp_path: Path
+) -> None:
+    """Kubernetes starts the pod again, killed in the middle of an upload. The other learner's work is killed alone.
+
+    Its parent starts it again in the same pod. The federation comes to the very bytes that it comes to on this machine
+    undisturbed.
+    """
     stall = Stall(clusters.HOST, ENDPOINT, "fedpipe-digits-hospital-b")
     made = site("disturbed", [{"name": name} for name in ("hospital-a", "hospital-b")], endpoint=stall.endpoint)
     killed = []
@@ -56,10 +64,16 @@ def test_a_pod_killed_in_the_middle_of_an_upload(site: Callable[..., Site], clus
     def kill() -> None:
         assert stall.held.wait(300)
         kubernetes = open_kubernetes(made.where)
-        (pod,) = [one for one in pods_of(kubernetes, "killed") if one.step == "learn-hospital-b"]
-        status = kubernetes.core.read_namespaced_pod(pod.name, made.namespace).status.container_statuses[0]
-        cluster.kill(status.container_id.removeprefix("containerd://"))
-        killed.append(pod.name)
+
+        def running(step: str) -> tuple[str, str]:
+            (pod,) = [one for one in pods_of(kubernetes, "killed") if one.step == step]
+            status = kubernetes.core.read_namespaced_pod(pod.name, made.namespace).status.container_statuses[0]
+            return pod.name, status.container_id.removeprefix("containerd://")
+
+        assert cluster.kill_work(running("learn-hospital-a")[1]) == 1
+        name, container = running("learn-hospital-b")
+        cluster.kill(container)
+        killed.append(name)
         stall.go_on.set()
 
     with ThreadPoolExecutor(1) as beside:
@@ -67,9 +81,14 @@ def test_a_pod_killed_in_the_middle_of_an_upload(site: Callable[..., Site], clus
         made.driver("killed").run({"run": "killed"}, until="coordinate")
         killing.result()
     stall.close()
-    pods = [pod for pod in pods_of(open_kubernetes(made.where), "killed") if pod.step == "learn-hospital-b"]
-    assert [pod.state for pod in pods] == ["Failed", "Succeeded"]
-    assert [pods[0].name] == killed
+    pods = pods_of(open_kubernetes(made.where), "killed")
+    again = [pod for pod in pods if pod.step == "learn-hospital-b"]
+    assert [pod.state for pod in again] == ["Failed", "Succeeded"]
+    assert [again[0].name] == killed
+    (same,) = [pod for pod in pods if pod.step == "learn-hospital-a"]
+    assert same.state == "Succeeded"
+    said = core.read_namespaced_pod_log(same.name, made.namespace, _preload_content=False).data.decode()
+    assert "step learn failed and is tried again in 10 s: the process was ended by SIGKILL" in said
 
     alone = run(made.file, store=str(tmp_path / "alone"), out=tmp_path / "out", name="killed")
     head = read_head(made.store)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -16,11 +18,14 @@ import yaml
 from kubernetes import client, config
 from typer.testing import CliRunner
 
+import fedpipe
 from fedpipe.cli.main import app
 from fedpipe.kubeflow.clients import open_kubernetes
 from fedpipe.kubeflow.where import Where
+from tests import servers
 from tests.e2e import cluster as clusters
 from tests.kubeflow.kfp_server import KfpServer, serving
+from tests.servers import Server
 from tests.store.surroundings import make_certificates
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -155,3 +160,67 @@ def test_kfp_is_reached_through_the_apiserver(
     assert open_kubernetes(Where()).core.list_namespaced_pod("kubeflow").items
     if "plugin" in run and "certificate" not in run:
         assert len((tmp_path / "calls").read_text()) > 5  # renewed before each request, as it has expired
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "kubeflow.md"
+
+
+@pytest.fixture
+def page(
+    kfp: KfpServer,
+    administrator: Path,
+    numpy_digits: Path,
+    minio_server: Server,
+    s3_keys: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[client.CoreV1Api]:
+    """The folder of a federation in a real store, with a node and a Secret on the apiserver."""
+    monkeypatch.setenv("KUBECONFIG", str(administrator))
+    monkeypatch.setenv("HOME", str(numpy_digits))
+    monkeypatch.chdir(numpy_digits)
+    core = client.CoreV1Api(config.new_client_from_config(str(administrator)))
+    namespace = open_kubernetes(Where()).namespace
+    data = {"accesskey": servers.ACCESS_KEY, "secretkey": servers.SECRET_KEY}
+    core.create_namespaced_secret(
+        namespace, {"metadata": {"name": "mlpipeline-minio-artifact"}, "stringData": data}
+    )  # fmt: skip
+    core.create_node({"metadata": {"name": "node-1"}})
+    core.patch_node("node-1", {"spec": {"taints": []}})  # of a node that no kubelet reports as ready
+    room = {"cpu": "16", "memory": "64Gi", "pods": "100"}
+    core.patch_node_status("node-1", {"status": {"capacity": room, "allocatable": room}})
+    settings = yaml.safe_load(Path("federation.yaml").read_text())
+    settings["store"] = {"uri": "s3://tests/page", "endpoint": minio_server.endpoint}
+    Path("federation.yaml").write_text(yaml.safe_dump(settings))
+    put = CliRunner().invoke(app, ["put", "digits.npz"])
+    assert put.exit_code == 0, (put.output, put.exception)
+    settings["data"]["uri"] = re.findall(r"s3://[^\s}]+", put.output)[0]
+    Path("federation.yaml").write_text(yaml.safe_dump(settings))
+    yield core
+    core.delete_node("node-1")
+    core.delete_namespaced_secret("mlpipeline-minio-artifact", namespace)
+
+
+def test_the_first_commands_of_the_page_as_they_are_written(page: client.CoreV1Api, kfp: KfpServer) -> None:
+    """Without a KFP that runs pods, the run itself is made on this machine, in the same store, under the same name."""
+    block = PAGE.read_text().partition("```sh\n")[2].partition("```")[0]
+    written = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    assert [words[0] for words in written] == [
+        "doctor", "submit", "watch", "logs", "resume", "schedule", "compile"
+    ]  # fmt: skip
+    kfp.held["runs"].clear()
+    done = {}
+    for words in written:
+        if words[0] == "watch":
+            fedpipe.run("federation.yaml", name="trial-1", training={"rounds": 2})
+        if words[0] == "resume":
+            next(iter(kfp.held["runs"].values()))["state"] = "FAILED"
+        done[words[0]] = CliRunner().invoke(app, words)
+        if words[0] != "logs":
+            assert done[words[0]].exit_code == 0, (words, done[words[0]].output, done[words[0]].exception)
+    logs = done.pop("logs")
+    assert "run 'trial-1' has no pods" in str(logs.exception), logs.output
+    assert "errors: 0" in done["doctor"].output
+    assert "round 2" in done["watch"].output
+    assert len(kfp.held["runs"]) == 2
+    assert len(kfp.held["recurringruns"]) == 1
+    assert Path("objects.yaml").exists()

@@ -181,7 +181,11 @@ MISTAKES = {
         {"name": "averaging", "engine": "tfff"},
         "algorithm.engine: Invalid enum value 'tfff'. Valid: fedpipe, tff.",
     ),
-    "unknown name alone": ("algorithm", "avg", "algorithm.name: Invalid value 'avg'. Valid: averaging, collective."),
+    "unknown name alone": (
+        "algorithm",
+        "avg",
+        "algorithm.name: Invalid value 'avg'. Valid: averaging, collective, split.",
+    ),
     "unknown algorithm": ("algorithm", {"name": "avg"}, "algorithm.name: Invalid value 'avg'"),
     "unknown scheme": (
         "data.shards",
@@ -472,6 +476,8 @@ training: {rounds: 1, batch_size: 8}
             "algorithm: {name: averaging, engine: tff, rule: {name: robust, zeroing: true, clipping: true},"
             " server_optimizer: {name: sgd, learning_rate: 1.0, momentum: 0.0}}",
         )
+        short = self.read(tmp_path, "algorithm: {name: averaging, schedule: constant}")
+        assert short == self.read(tmp_path, "algorithm: {name: averaging, schedule: {name: constant}}")
         momentum = self.read(tmp_path, "algorithm: {name: averaging, server_optimizer: {momentum: 0.9}}").algorithm
         assert momentum.server_optimizer == Sgd(learning_rate=1.0, momentum=0.9)
 

@@ -51,8 +51,8 @@ MESSAGES = {
     ),
     "a number for a word": ("framework", 1, "framework: Expected `str`, got `int`. Valid: custom, keras, numpy."),
     "a table of several kinds": (
-        "data.shards", "iid",
-        "data.shards: Expected `object`, got `str`. Write a table of keys and values with 'by', one of dirichlet, fractions,",
+        "data.shards", 5,
+        "data.shards: Expected `object`, got `int`. Write a table of keys and values with 'by', one of dirichlet, fractions,",
     ),
     "a table without its kind": (
         "data.shards", {}, "data.shards: the key 'by' is missing. Add it, one of dirichlet, fractions, iid,"
@@ -82,6 +82,17 @@ MESSAGES = {
     ),
     "a label": ("placement", {"train": {"labels": {"b": "x", "a": 1}}}, "placement.train.labels.a: Expected `str`, got `int`"),
     "a callback": ("training.callbacks", {"A": {}, "B": 3}, "training.callbacks.B: Expected `object`, got `int`. Write a table"),
+    "a key of another kind": (
+        "training.schedule", {"name": "step", "every": 2, "by": 0.5, "least": 0.1},
+        "training.schedule: unknown key 'least' for step. cosine has it. Known keys: by, every, name, warm_up",
+    ),
+    "a name alone that needs settings": (
+        "algorithm", {"name": "averaging", "before": ["bucketing"]},
+        "algorithm.before[0]: the key 'size' is missing.",
+    ),
+    "a name alone that is unknown": (
+        "training.schedule", "cosin", "training.schedule.name: Invalid value 'cosin'. Valid: constant, cosine, step.",
+    ),
     "an abbreviation": ("training.lr", 1, "training: unknown key 'lr'. Did you mean 'learning_rate'?"),
     "a key unlike all": ("quorum.zzz", 1, "quorum: unknown key 'zzz'. Known keys: deadline, learners_per_round, min_learners"),
     "nothing for a section": ("quorum", "", "quorum: Expected `object`, got `str`. Write a table of keys and values."),

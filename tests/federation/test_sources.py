@@ -80,6 +80,33 @@ def test_another_algorithm_has_settings_of_its_own() -> None:
     assert isinstance(read_source(CONTENT, {"algorithm": {"weighting": "uniform"}}).algorithm, Averaging)
 
 
+RATE = {"rounds": 5, "batch_size": 32, "learning_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "before", "change", "same"),
+    [
+        ("training", "schedule", {"name": "cosine", "least": 0.1}, {"name": "step", "every": 2, "by": 0.5}, None),
+        ("training", "schedule", {"name": "cosine", "least": 0.1}, "constant", {"name": "constant"}),
+        ("training", "schedule", "cosine", {"least": 0.1}, {"name": "cosine", "least": 0.1}),
+        ("training", "schedule", None, "cosine", {"name": "cosine"}),
+        ("training", "method", {"name": "ditto", "lambda": 0.5}, "scaffold", {"name": "scaffold"}),
+        ("algorithm", "schedule", {"name": "cosine", "least": 0.1}, "constant", {"name": "constant"}),
+        ("algorithm", "before", ["bucketing"], [{"name": "clip", "norm": 1.0}], None),
+        ("algorithm", "rule", {"name": "krum", "bad": 0}, "median", {"name": "median"}),
+        ("data", "shards", {"by": "dirichlet", "alpha": 0.5}, "iid", {"by": "iid"}),
+        ("data", "shards", {"by": "dirichlet", "alpha": 0.5}, {"alpha": 0.2}, {"by": "dirichlet", "alpha": 0.2}),
+        ("simulation", "client_optimizer", {"name": "adam", "learning_rate": 0.1, "epsilon": 0.1},
+         {"name": "sgd", "learning_rate": 0.2}, None),
+    ],
+)  # fmt: skip
+def test_another_choice_has_settings_of_its_own(section: str, key: str, before: Any, change: Any, same: Any) -> None:
+    base = {**CONTENT, "training": RATE, section: {**({"training": RATE}.get(section) or CONTENT.get(section, {}))}}
+    base[section] |= {key: before} | ({"name": "averaging"} if section == "algorithm" else {})
+    wanted = {**base, section: {**base[section], key: change if same is None else same}}
+    assert read_source(base, {section: {key: change}}) == read_source(wanted)
+
+
 def test_a_short_store_gets_an_endpoint() -> None:
     found = read_source({**CONTENT, "store": "s3://bucket/prefix"}, {"store": {"endpoint": "http://minio:9000"}})
     assert found.store_uri == "s3://bucket/prefix?endpoint=http://minio:9000&region=us-east-1"

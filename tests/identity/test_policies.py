@@ -16,7 +16,7 @@ from fedpipe.identity.policies import (
     server_policy,
 )
 from fedpipe.steps.shard import run_name
-from fedpipe.store import keys
+from fedpipe.store import access, keys
 from tests.spelled import DIGESTS, KEYS, NAMES, ROUNDS, row_of
 
 READ, WRITE, DELETE = "s3:GetObject", "s3:PutObject", "s3:DeleteObject"
@@ -74,7 +74,7 @@ def test_the_policies_grant_what_the_table_says(kind: str, data: st.DataObject) 
 
     assert allows(learner, WRITE, key) == (own and "owner" in writers)
     assert allows(learner, READ, key) == ("learners" in readers or (own and "owner" in readers))
-    assert not allows(learner, DELETE, key)
+    assert allows(learner, DELETE, key) == (own and "/parcels/" in key)
 
     assert allows(server, READ, key) == ("server" in readers)
     assert not allows(server, WRITE, key)
@@ -208,7 +208,7 @@ def test_a_learner_whose_name_would_be_a_pattern(name: str) -> None:
 
 
 def test_a_row_for_which_no_pattern_is_safe() -> None:
-    row = next(row for row in keys.TABLE if row.pattern.endswith("/update"))
+    row = next(row for row in access.TABLE if row.pattern.endswith("/update"))
     with pytest.raises(ValueError, match="no pattern of a policy fits"):
         _ = row.wildcard
 
@@ -220,13 +220,15 @@ def test_the_patterns_as_they_are() -> None:
     learner, coordinator, server = policies("a")
     at = "arn:aws:s3:::b/h/d/"
     digest = "?" * 64
-    readable = [at + key for key in ("objects/*", "runs/*", f"learners/*/proposals/{digest}", "learners/a/*")]
-    assert resources(learner) == [readable, [f"{at}learners/a/*"], ["arn:aws:s3:::b"]]
+    readable = [at + key for key in ("objects/*", "runs/*", f"learners/*/proposals/{digest}",
+                                       f"learners/*/parcels/{digest}", "enrolled", "roster", "learners/a/*")]  # fmt: skip
+    sent = [f"{at}learners/a/parcels/{digest}"]
+    assert resources(learner) == [readable, [f"{at}learners/a/*"], sent, ["arn:aws:s3:::b"]]
     own = ["HEAD", "probe-*", "pruning", "catalogue", "objects/*", "coordinator/*", "runs/*", "models/*"]
     dealt = ["learners/*/shard", f"learners/*/objects/{digest}"]
-    seen = ["enrolled", *dealt, f"learners/*/proposals/{digest}", "learners/*/runs/*", "datasets/*"]
+    seen = ["enrolled", "roster", *dealt, f"learners/*/proposals/{digest}", "learners/*/runs/*", "datasets/*"]
     assert resources(coordinator)[:4] == [
-        [at + key for key in own], [at + key for key in seen], [f"{at}enrolled"], [at + key for key in dealt],
+        [at + key for key in own], [at + key for key in seen], [f"{at}enrolled", f"{at}roster"], [at + key for key in dealt],
     ]  # fmt: skip
     assert [statement["Effect"] for statement in coordinator["Statement"]][:3] == ["Allow", "Allow", "Deny"]
     assert resources(server)[0] == [f"{at}models/*", f"{at}enrolled"]

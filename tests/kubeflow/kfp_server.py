@@ -43,6 +43,7 @@ class KfpServer:
         self.refuse: tuple[str, str, int, str] | None = None
         self.token = ""
         self.prefix = ""
+        self.page = 2
         self.health: Any = {"multi_user": False, "tag_name": "2.16.0", "commit_sha": "0"}
         self._ids = itertools.count(1)
         self.url = ""
@@ -92,16 +93,17 @@ class KfpServer:
         return JSONResponse({})
 
     def _list(self, kind: str, request: Request) -> Response:
-        """Returns pages of two objects, so that each reader must follow the pages."""
+        """Returns pages of at most `page` objects: two by default, so that each reader must follow the pages."""
         found = list(self.held[kind].values())
         if text := request.query_params.get("filter"):
             (predicate,) = json.loads(text)["predicates"]
             assert predicate["key"] == "display_name"
             found = [one for one in found if one["display_name"] == predicate["stringValue"]]
         start = int(request.query_params.get("page_token") or 0)
-        answer: dict[str, Any] = {LISTS.get(kind, kind): found[start : start + 2]}
-        if start + 2 < len(found):
-            answer["next_page_token"] = str(start + 2)
+        end = start + min(self.page, int(request.query_params.get("page_size") or self.page))
+        answer: dict[str, Any] = {LISTS.get(kind, kind): found[start:end]}
+        if end < len(found):
+            answer["next_page_token"] = str(end)
         return JSONResponse(answer)
 
     def _create(self, kind: str, given: Any) -> Response:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from benchmarks.kubeflow_runs import filled
 from typer.testing import CliRunner
 
 from fedpipe.cli.main import app
@@ -28,7 +29,7 @@ from fedpipe.kubeflow.schedules import (
     schedule,
     schedules,
 )
-from fedpipe.kubeflow.submission import find_run, name_in_store, resume, submit
+from fedpipe.kubeflow.submission import find_run, resume, submit
 from fedpipe.kubeflow.where import Where
 from fedpipe.store.network import BUNDLES
 from tests.kubeflow.kfp_server import ROOT, KfpServer, serving
@@ -83,6 +84,30 @@ class TestSubmit:
         (file.parent / "model.py").write_text((file.parent / "model.py").read_text() + "\n# changed\n")
         assert submit(file, where=where(kfp), run="three").version != first.version
         assert len(kfp.held["pipelines"]) == 1
+
+    def test_a_form_has_no_path_of_this_machine(self, kfp: KfpServer, digits: Path) -> None:
+        """The file's store and data are a folder and a file; both must be given, and the form asks for them."""
+        with pytest.raises(InputError, match="the pods cannot reach the store"):
+            submit(digits / "federation.yaml", where=where(kfp))
+        given = {"store": "s3://bucket/hospitals?endpoint=http://minio:9000", "data": "s3://bucket/digits.npz"}
+        submit(digits / "federation.yaml", where=where(kfp), run="one", parameters=given, force=True)
+        (run,), (text,) = kfp.held["runs"].values(), kfp.files.values()
+        assert run["runtime_config"]["parameters"] == {**given, "run": "one"}
+        assert str(digits).encode() not in text
+        form = next(yaml.safe_load_all(text))["root"]["inputDefinitions"]["parameters"]
+        assert {name for name, one in form.items() if "defaultValue" not in one} == {"store", "data"}
+        assert not any(form[name].get("isOptional") for name in given)
+        assert b"#    store: str\n" in text
+
+    def test_one_of_many_runs_is_found_with_few_requests(self, kfp: KfpServer) -> None:
+        """By its name with one, by the start of its id in one request for each page."""
+        ids, client = filled(kfp), open_kfp(where(kfp))
+        for text, expected, pages in (("run-77", ids[77], 1), (ids[-1][:8], ids[-1], 1 + 10)):
+            kfp.asked.clear()
+            found = find_run(client, text)
+            assert found is not None
+            assert found.run_id == expected
+            assert len([path for _, path, _ in kfp.asked if path == "/runs"]) == pages
 
     def test_a_run_has_a_name_of_its_own(self, kfp: KfpServer, file: Path) -> None:
         assert re.fullmatch(r"run-\d{8}-\d{6}", submit(file, where=where(kfp)).run)
@@ -404,7 +429,7 @@ class TestWatch:
     ) -> None:
         """Ends even while the store is still empty; otherwise it would wait forever."""
         made = submit(file, where=where(kfp), run="trial")
-        list_waiting = watcher("trial", where(kfp))
+        _, list_waiting = watcher("trial", where(kfp))
         assert list_waiting() == []
         kfp.held["runs"][made.run_id] |= {"state": "FAILED", "error": {"code": 2, "message": "no such\n image"}}
         with pytest.raises(StepError, match=r"run 'trial' failed: no such image\. Run `fedpipe logs trial`"):
@@ -412,24 +437,26 @@ class TestWatch:
 
     def test_continues_when_kubeflow_does_not_answer_for_a_while(self, kfp: KfpServer, file: Path) -> None:
         submit(file, where=where(kfp), run="trial")
-        list_waiting = watcher("trial", where(kfp))
+        _, list_waiting = watcher("trial", where(kfp))
         kfp.refuse = ("GET", "/runs", 503, "no leader")
         assert list_waiting() == ["Kubeflow cannot be queried: no leader (HTTP 503)"]
         kfp.refuse = None
         assert list_waiting() == []
 
     def test_waits_for_a_run_that_does_not_exist_yet(self, kfp: KfpServer, file: Path) -> None:
-        list_waiting = watcher("trial", where(kfp))
+        _, list_waiting = watcher("trial", where(kfp))
         assert list_waiting() == ["Kubeflow has no run 'trial': check its name"]
         submit(file, where=where(kfp), run="trial")
         assert list_waiting() == []
 
     def test_a_run_of_the_form_has_another_name_in_the_store(self, kfp: KfpServer, file: Path) -> None:
         made = submit(file, where=where(kfp), run="digits-1")
-        assert name_in_store("digits-1", where(kfp)) == "digits-1"
+        assert watcher("digits-1", where(kfp))[0] == watcher(made.run_id, where(kfp))[0] == "digits-1"
         del kfp.held["runs"][made.run_id]["runtime_config"]["parameters"]["run"]
-        assert name_in_store("digits-1", where(kfp)) == made.run_id
-        assert name_in_store("digits-2", where(kfp)) == "digits-2"
+        assert watcher("digits-1", where(kfp))[0] == made.run_id
+        kfp.asked.clear()
+        assert watcher("digits-2", where(kfp))[0] == "digits-2"
+        assert [path for _, path, _ in kfp.asked].count("/healthz") == 1
 
     def test_logs_of_a_run_that_does_not_exist(self, kfp: KfpServer) -> None:
         with pytest.raises(NotFoundError, match="Kubeflow has no run 'x'"):

@@ -105,6 +105,13 @@ def test_pictures_are_taken_as_rows() -> None:
         ("def build():\n    raise ValueError('oops')\n", r"build\(\) fails, because ValueError: oops \(line 2\)"),
         (LINEAR.replace("4, 3", "4"), r"build\(\) fails, because TypeError: .*outputs.* \(line 5\)"),
         (LINEAR.replace("4, 3", "4, 3, 'hinge'"), "unknown loss 'hinge'. Valid: softmax, squared."),
+        (LINEAR.replace("4, 3", "'4', 3"), "features is '4'. Give Linear a whole number from 1 on"),
+        (LINEAR.replace("4, 3", "(2, 0), 3"), "features is 0. Give Linear a whole number from 1 on"),
+        (LINEAR.replace("4, 3", "4, 3.0"), r"outputs is 3\.0\. Give Linear a whole number from 1 on"),
+        (LINEAR.replace("0.5", "'0.5'"), "learning_rate is '0.5'. Give Linear a number from 0 on"),
+        (LINEAR.replace("0.5", "float('nan')"), "learning_rate is nan. Give Linear a number from 0 on"),
+        (LINEAR.replace("0.5", "0.5, momentum=-1"), "momentum is -1. Give Linear a number from 0 on"),
+        (LINEAR.replace("0.5", "0.5, l2=None"), "l2 is None. Give Linear a number from 0 on"),
         (
             LINEAR.replace("def build", "async def build"),
             r"build\(\) is asynchronous, so it returns no model. Write `def`",

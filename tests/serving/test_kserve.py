@@ -59,9 +59,8 @@ def test_a_canary_and_its_promotion(models: MemoryStore) -> None:
 
 
 def test_settings(models: MemoryStore) -> None:
-    manifest = inference_service(models, "digits", runtime="kserve-tritonserver", account="reader")
+    manifest = inference_service(models, "digits", runtime="kserve-tritonserver")
     assert mistake_in(manifest, DESCRIPTION) == ""
-    assert manifest["spec"]["predictor"]["serviceAccountName"] == "reader"
     assert manifest["spec"]["predictor"]["model"] == {
         "modelFormat": {"name": "onnx"}, "protocolVersion": "v2", "runtime": "kserve-tritonserver",
     }  # fmt: skip

@@ -198,7 +198,7 @@ def test_tensors_come_back_to_the_last_bit(array: Any, binary_in: bool, binary_o
     spec = TensorSpec("x", array.dtype, (None,) * array.ndim)
     request = Request({"x": array}, {"x": binary_out}, "7")
     made = answer("m", 3, request, {"x": array})
-    head = msgspec.json.decode(made.body[: made.header_length])
+    head = msgspec.json.decode(b"".join(made.pieces)[: made.header_length])
     assert (head["model_name"], head["model_version"], head["id"]) == ("m", "3", "7")
     found = parse(
         body(head["outputs"][0]) if made.header_length is None else _with_binary(head, made),
@@ -271,7 +271,7 @@ def test_any_bytes_as_strings_are_read_or_refused(data: bytes, shape: list[int])
 
 
 def _with_binary(head: Any, made: Any) -> bytes:
-    return body(head["outputs"][0]) + made.body[made.header_length :]
+    return body(head["outputs"][0]) + b"".join(made.pieces)[made.header_length :]
 
 
 def _length(head: Any, made: Any) -> str | None:

@@ -14,12 +14,15 @@ import pytest
 from fedpipe import weights
 from fedpipe.errors import ConflictError, QuorumError, RoundError, StoreUnavailableError
 from fedpipe.rounds.beginning import begin
+from fedpipe.rounds.evaluation import own_score
 from fedpipe.rounds.history import history, read_head, read_record
 from fedpipe.rounds.manifests import Head, Record
 from fedpipe.rounds.plan import Plan, RunPlace
+from fedpipe.rounds.timings import find_timing
 from fedpipe.rounds.updates import find_update
 from fedpipe.sessions.board import Board, ask_to_stop, poll_board
 from fedpipe.sessions.coordinator import Moment
+from fedpipe.sessions.scripts import scoring
 from fedpipe.steps import coordinate
 from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.store.objects import encode, get_bytes
@@ -58,10 +61,12 @@ class Session:
         *,
         absent: str = "",
         last: int = 0,
+        tests: bool = False,
     ) -> Any:
+        listener = self.moments.append
         self.world.spawn(
             "coordinator",
-            coordinator(self.world, self.plan, session=self.session, last=last, listener=self.moments.append),
+            coordinator(self.world, self.plan, session=self.session, last=last, listener=listener, tests=tests),
         )
         for name, learner in self.learners.items():
             if name not in absent:
@@ -440,6 +445,111 @@ class TestTwoAtOnce:
         assert [record.round for record in session.records] == [0, 1, 2, 3, 4, 5]
 
 
+class TestTheLastPhase:
+    """The learners test the model that the session ends with, as the steps `score` do in a pipeline of single steps."""
+
+    @staticmethod
+    def asked(session: Session) -> list[tuple[int, tuple[str, ...]]]:
+        return [(m.board.round, m.board.asked) for m in session.moments if m.board.phase == "score"
+                and m.what == "opened"]  # fmt: skip
+
+    @staticmethod
+    def scored(session: Session) -> set[str]:
+        (last,) = {record.weights for record in session.records[-1:]}
+        found = {name: own_score(session.world.store, name, "r1") for name in NAMES}
+        return {name for name, score in found.items() if score and score.weights == last}
+
+    def test_asks_everybody_once_after_the_last_round(self) -> None:
+        session = Session(plan_of(3))
+        session.run(tests=True)
+        assert self.asked(session) == [(3, NAMES)]
+        assert self.scored(session) == set(NAMES)
+        assert session.ending == "done"
+        assert session.world.results["a"] == {"train": 3, "score": 1}
+        assert session.records == history(session.world.store, "r1")
+
+    def test_a_learner_that_trains_in_another_image_has_a_step_instead(self) -> None:
+        """TensorFlow Federated's image has another Keras, whose metrics do not add up with those of the others."""
+        private = {
+            "noise_multiplier": 1.0,
+            "l2_norm_clip": 1.0,
+            "microbatches": 1,
+            "delta": 1e-5,
+            "target_epsilon": 3.0,
+        }
+        learners = [{"name": "a", "privacy": private}, {"name": "b"}]
+        plan = make_plan(make_federation(learners=learners, quorum={"min_learners": 1}))
+        store = MemoryStore()
+        record = begin(store, plan, fresh)
+        assert scoring(store, plan, record).asks(1, ()) == ("b",)
+        assert scoring(store, plan, record).asks(1, ("b",)) == ()
+        single = make_federation(NAMES, training={"rounds": 1, "batch_size": 1, "rounds_per_step": 1})
+        assert not any(single.scores_in_session(name) for name in NAMES)
+
+    def test_only_the_last_of_several_sessions_asks(self) -> None:
+        session = Session(plan_of(4))
+        for first, last in ((1, 2), (3, 0)):
+            session.session = f"job-{first}"
+            session.run(last=last, tests=not last)
+        assert self.asked(session) == [(4, NAMES)]
+
+    @pytest.mark.parametrize("how", [{"training": {"early_stopping": {"patience": 1, "min_delta": 100}}}, {}])
+    def test_follows_whatever_ends_the_rounds(self, how: dict[str, Any]) -> None:
+        session = Session(plan_of(6, **how))
+        if not how:
+            ask_to_stop(session.world.store, "r1")
+        session.run(tests=True)
+        assert session.ending == ("early_stopping" if how else "stopped")
+        assert self.scored(session) == set(NAMES)
+
+    def test_does_not_follow_a_session_that_failed(self) -> None:
+        session = Session(plan_of(2, quorum={"min_learners": 3, "retries": 0}))
+        assert isinstance(session.run(absent="c", tests=True), QuorumError)
+        assert self.asked(session) == []
+
+    @pytest.mark.parametrize(("deadline", "waited"), [(60, 300), (900, 900)])
+    def test_waits_for_a_late_learner_five_minutes_or_the_deadline(self, deadline: int, waited: int) -> None:
+        """The deadline is one of trainings, which may be shorter than a test."""
+        session = Session(plan_of(1, quorum={"deadline": deadline}))
+        slow = {"b": lambda board: 200.0 if board.phase == "score" else 1.0,
+                "c": lambda board: 1e6 if board.phase == "score" else 1.0}  # fmt: skip
+        session.run(seconds=slow, tests=True)
+        assert self.scored(session) == {"a", "b"}
+        assert session.ending == "done"
+        timing = find_timing(session.world.store, "r1", 1, "await-score")
+        assert timing is not None
+        assert timing.seconds == pytest.approx(waited, abs=2)
+
+    def test_does_not_wait_for_those_that_are_away(self) -> None:
+        session = Session(plan_of(2))
+        session.run(absent="c", tests=True)
+        assert self.asked(session) == [(2, ("a", "b"))]
+
+    def test_another_job_of_the_run_asks_only_those_without_a_test(self) -> None:
+        session = Session(plan_of(2))
+        session.run(absent="c", tests=True)
+        session.session, session.moments = "another", []
+        session.run(tests=True)
+        assert self.asked(session) == [(2, ("c",))]
+        assert self.scored(session) == set(NAMES)
+
+    def test_a_coordinator_that_is_killed_in_it_goes_on(self) -> None:
+        session = Session(plan_of(1))
+        actor = coordinator(session.world, session.plan, session="s", tests=True)
+        session.world.spawn("first", actor)
+        for name, learner in session.learners.items():
+            slow = attendance(session.world, session.plan, name, learner, session="s",
+                              seconds=lambda board: 20.0 if board.phase == "score" else 1.0)  # fmt: skip
+            session.world.spawn(name, slow)
+        session.world.run(limit=10.0)
+        assert poll_board(session.world.store, "r1")[0].phase == "score"  # type: ignore[index]
+        session.world.drop("first")
+        session.world.spawn("coordinator", coordinator(session.world, session.plan, session="s", tests=True))
+        session.world.run()
+        assert self.scored(session) == set(NAMES)
+        assert session.ending == "done"
+
+
 class TestGuiltyBytes:
     @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"round": -1}', b"\xff" * 100, b"{}" * 100_000])
     def test_a_sign_that_is_none_is_no_answer(self, data: bytes) -> None:
@@ -476,7 +586,7 @@ def test_a_step_that_finds_its_last_round_committed_moves_head(tmp_path: Path) -
     assert found
     assert record
     store.swap("HEAD", encode(Head(run="r1", round=2, record=record.ref.record, weights=record.weights)), found[1])
-    done = coordinate.find(coordinate.Inputs(place=msgspec.structs.replace(place, plan=plan.put(store))))
+    done = coordinate.find(coordinate.Inputs(place=msgspec.structs.replace(place, plan=plan.put(store)), last=3))
     assert done
     assert done.rounds == 3
     assert read_head(store) == (found[0], store.read("HEAD").version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 from fedpipe.commands.compile import compile as compile_to
+from fedpipe.errors import InputError
 from fedpipe.rounds.history import history
 from fedpipe.sessions.board import poll_board
+from fedpipe.steps.supervision import check_volume
 from fedpipe.store import Store, open_store
 from tests.steps.pods import Pods
 
@@ -26,7 +29,7 @@ framework: numpy
 learners: [{name: a, data: a.npz}, {name: b, data: b.npz}, {name: c, data: c.npz}]
 data: {parts: {train: 0.6, vote: 0.2, test: 0.2}}
 training: {rounds: 3, batch_size: 8}
-quorum: {min_learners: 2, deadline: 6, retries: 0}
+quorum: {min_learners: 2, deadline: 30, retries: 0}
 export: none
 """
 MODEL = '''
@@ -38,7 +41,18 @@ from fedpipe.learners.numpy import Linear
 def build():
     return Linear(features=(4,), outputs=3, loss="softmax", learning_rate=0.5)
 
+def die_at_the_end(uri):
+    """Dies once the last round is committed, in the test of its model."""
+    folder = pathlib.Path(uri).parent
+    flag = pathlib.Path(uri).with_suffix(".last")
+    if flag.exists() and (folder / "store/small/runs/r1/3/record").exists():
+        left = int(flag.read_text())
+        flag.write_text(str(left - 1))
+        if left > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
 def load(uri):
+    die_at_the_end(uri)
     path = pathlib.Path(uri)
     flag = path.with_suffix("")
     if flag.exists():
@@ -82,6 +96,28 @@ def succeeded(pods: Pods) -> bool:
     return {name: one.code for name, one in pods.run().items()} == dict.fromkeys([t.name for t in pods.graph.tasks], 0)
 
 
+@pytest.mark.parametrize(("inside", "code"), [(True, 2), (False, 0)])
+def test_a_folder_of_another_machine_is_refused_in_a_cluster(
+    folder: Path, pods: Pods, inside: bool, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A form may still name one; each pod would have a store of its own."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if inside:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    ended = pods.run("shard")["shard"]
+    assert ended.code == code
+    assert (f"the store 'file://{folder}/store' is a folder in this pod alone" in ended.log) == inside
+    assert (folder / "store").exists() != inside
+
+
+def test_a_mounted_volume_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    check_volume("file:///dev/shm/store")
+    check_volume("s3://bucket/prefix")
+    with pytest.raises(InputError, match="Set it to an s3:// URI, or mount a volume there"):
+        check_volume("file:///home/someone/store")
+
+
 @pytest.mark.heavy
 def test_a_process_that_dies_is_started_again_in_its_pod(folder: Path, pods: Pods) -> None:
     """Also when the code of a learner ends the process with an exit code."""
@@ -111,6 +147,25 @@ def test_a_learner_that_is_lost_does_not_fail_the_run(folder: Path, pods: Pods) 
     assert [{u.learner for u in record.updates} for record in records[1:]] == [{"a", "c"}] * 3
     (lost,) = records[1].dropped
     assert (lost.learner, lost.why) == ("b", "the process was ended by SIGKILL, perhaps for lack of memory")
+
+
+@pytest.mark.heavy
+def test_a_learner_that_dies_in_the_test_of_the_last_model(folder: Path, pods: Pods) -> None:
+    """One dies once and tests again; one dies always and is left out, with the reason; no step of theirs has failed."""
+    (folder / "b.last").write_text("1")
+    (folder / "c.last").write_text("1000")
+    assert succeeded(pods), pods.ended
+    assert "step learn failed and is tried again" in pods.ended["learn b"].log
+    assert "step learn: the run continues without this learner" in pods.ended["learn c"].log
+    assert sorted(pods.ended) == [
+        "coordinate", "evaluate", "initialise", "learn a", "learn b", "learn c", "report", "shard"
+    ]  # fmt: skip
+    found = json.loads(store_of(folder).read("runs/r1/evaluation").data)
+    assert set(found["learners"]) == {"a", "b"}
+    assert found["left_out"] == {"c": "the process was ended by SIGKILL, perhaps for lack of memory"}
+    assert found["federated"]["examples"] == sum(tested["examples"] for tested in found["learners"].values())
+    records = history(store_of(folder), "r1")
+    assert [{u.learner for u in record.updates} for record in records[1:]] == [{"a", "b", "c"}] * 3
 
 
 @pytest.mark.heavy

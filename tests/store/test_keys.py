@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpipe.errors import CorruptError
-from fedpipe.store import keys
+from fedpipe.store import access, keys
 from tests.spelled import COUNTS, KEYS, MODEL_NAMES, NAMES, ROUNDS, RUNS, row_of
 
 DIGEST, HEX = "sha256:" + "0" * 64, "0" * 64
 SPELLED = {
     keys.HEAD: "HEAD",
     keys.ENROLLED: "enrolled",
+    keys.ROSTER: "roster",
     keys.probe("ff"): "probe-ff",
     keys.PRUNING: "pruning",
     keys.CATALOGUE: "catalogue",
@@ -32,6 +33,7 @@ SPELLED = {
     keys.plan("r"): "runs/r/plan",
     keys.board("r"): "runs/r/board",
     keys.stop("r"): "runs/r/stop",
+    **{keys.listed("r", 3, name): f"runs/r/3/{name}" for name in ("keys", "members", "agreements", "reveals")},
     keys.pulse("r"): "runs/r/pulse",
     keys.record("r", 3): "runs/r/3/record",
     keys.candidate("r", 3): "runs/r/3/candidate",
@@ -46,6 +48,7 @@ SPELLED = {
     keys.events("r", 3): "runs/r/3/tensorboard/events.out.tfevents.000003",
     keys.events("r", 3, "a"): "learners/a/runs/r/3/tensorboard/events.out.tfevents.r",
     keys.shard("a"): "learners/a/shard",
+    keys.parcel("a", "0f" * 32): f"learners/a/parcels/{'0f' * 32}",
     keys.ledger("a", 3): "learners/a/ledger/00000003",
     keys.sign("a", "r"): "learners/a/runs/r/sign",
     keys.score("a", "r"): "learners/a/runs/r/score",
@@ -53,6 +56,10 @@ SPELLED = {
     keys.statistics("a", "r"): "learners/a/runs/r/0/statistics",
     keys.update("a", "r", 3): "learners/a/runs/r/3/update",
     keys.ballot("a", "r", 3): "learners/a/runs/r/3/ballot",
+    **{
+        keys.answer("a", "r", 3, name): f"learners/a/runs/r/3/{name}"
+        for name in ("keys", "masked", "agreed", "revealed")
+    },
     keys.answer("a", "r", 3, keys.note("dropped")): "learners/a/runs/r/3/dropped",
     keys.answer("a", "r", 3, keys.note("absent", 2)): "learners/a/runs/r/3/absent-2",
     f"{keys.MODELS}/{keys.model('m', 3)}": "models/m/3/model.onnx",
@@ -71,7 +78,7 @@ def test_stores_of_earlier_versions_stay_readable() -> None:
 def test_every_function_has_a_strategy() -> None:
     found = inspect.getmembers(keys, lambda member: inspect.isfunction(member) and member.__module__ == keys.__name__)
     functions = {name for name, _ in found}
-    assert functions - FOLDERS - OTHERS | {"HEAD", "ENROLLED", "PRUNING", "CATALOGUE"} == set(KEYS)
+    assert functions - FOLDERS - OTHERS | {"HEAD", "ENROLLED", "ROSTER", "PRUNING", "CATALOGUE"} == set(KEYS)
 
 
 @pytest.mark.parametrize("kind", KEYS)
@@ -80,11 +87,11 @@ def test_every_function_has_a_strategy() -> None:
 def test_one_row_of_the_table_covers_a_key(kind: str, data: st.DataObject) -> None:
     key = data.draw(KEYS[kind])
     assert row_of(key)
-    assert not [row for row in keys.TABLE if row.matches(f"{key}/more") or row.matches(f"x/{key}")]
+    assert not [row for row in access.TABLE if row.matches(f"{key}/more") or row.matches(f"x/{key}")]
 
 
 def test_every_row_covers_a_key() -> None:
-    assert {row_of(key) for key in SPELLED} == set(keys.TABLE)
+    assert {row_of(key) for key in SPELLED} == set(access.TABLE)
 
 
 @given(MODEL_NAMES, COUNTS, NAMES, RUNS, ROUNDS)

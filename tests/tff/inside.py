@@ -8,6 +8,8 @@ import msgspec
 import numpy as np
 
 from fedpipe.data.examples import Examples
+from fedpipe.data.parts import load_examples
+from fedpipe.data.trees import leaves
 from fedpipe.federation.optimizers import OptimizerSettings
 from fedpipe.federation.training import Training
 from fedpipe.frameworks import frameworks
@@ -55,6 +57,20 @@ def batches_of(code: str, training: dict[str, Any], x: list[Any], y: list[int], 
     return [batch["y"].tolist() for batch in made.as_numpy_iterator()]
 
 
+def divided(code: str, examples: bytes) -> tuple[dict[str, tuple[str, list[int]]], list[float], list[float]]:
+    """Dtype and shape of what TFF gets, and the predictions of its part of a model and of the whole model."""
+    from fedpipe.tff.inputs import Entry
+
+    _, keras = frameworks()
+    model = load_code(code.encode(), digest_of(code.encode())).build()
+    entry, x = Entry(model), load_examples(examples).x
+    given = entry.arrays(x)
+    whole, part = model(entry.packed(x)), keras.models.clone_model(entry.body)
+    part.set_weights(model.get_weights())
+    forms = {name: (leaf.dtype.name, list(leaf.shape)) for name, leaf in leaves(given)}
+    return forms, part(given).numpy().reshape(-1).tolist(), whole.numpy().reshape(-1).tolist()
+
+
 def clients_of(place: RunPlace, part: str) -> list[tuple[str, int, bytes]]:
     """Keys, sizes and first features of a run's shards, as TFF reads them."""
     from fedpipe.tff.datasets import client_data
@@ -62,3 +78,17 @@ def clients_of(place: RunPlace, part: str) -> list[tuple[str, int, bytes]]:
     source = client_data(place, part)
     rows = {key: list(source.create_tf_dataset_for_client(key).as_numpy_iterator()) for key in source.client_ids}
     return [(key, len(found), found[0]["x"].tobytes()) for key, found in rows.items()]
+
+
+def patients_of(place: RunPlace, part: str) -> dict[str, list[tuple[list[Any], int]]]:
+    """Categories and labels of a run's shards of a table, as TFF reads them."""
+    from fedpipe.tff.datasets import client_data
+
+    source = client_data(place, part)
+    return {
+        key: [
+            ([text.decode() for text in row["x"]["categories"]], int(row["y"]))
+            for row in source.create_tf_dataset_for_client(key).as_numpy_iterator()
+        ]
+        for key in source.client_ids
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedpipe.commands.run import fetch_results
+from fedpipe.commands.results import fetch_results
 from fedpipe.compiled.compiler import compile_pipeline
 from fedpipe.compiled.graph import check_arguments, read_graph, resolve
 from fedpipe.engine.local import Engine, Listener

@@ -18,14 +18,16 @@ from fedpipe.commands.run import run
 from fedpipe.compiled.compiler import compile_pipeline, read_code
 from fedpipe.compiled.graph import read_graph
 from fedpipe.engine.local import Event
-from fedpipe.engine.preflight import Checked, check
+from fedpipe.engine.preflight import Checked, SimulationFiles, check
 from fedpipe.engine.workers import Workers
 from fedpipe.errors import InputError
 from fedpipe.federation.file import read_federation
 from tests.commands.test_table_run import federation as table_federation
+from tests.commands.test_table_run import rows, write
 from tests.federations import change
+from tests.tff import inside
 from tests.tff.runs import Finished, finished
-from tests.tff.simulated import records_of
+from tests.tff.simulated import records_of, weights_of
 
 LINEAR = """
 import keras
@@ -104,28 +106,56 @@ TABLE = """
 import keras
 
 def build(table):
-    outputs = keras.layers.Dense(1, activation="sigmoid")(table.encoded)
-    model = keras.Model(table.inputs, outputs)
+    words = keras.layers.TextVectorization(vocabulary=["cough", "fever"], output_mode="multi_hot")
+    notes = keras.layers.Dense(4, activation="tanh")(words(table.inputs["texts"][:, 0]))
+    x = keras.layers.Concatenate()([keras.layers.Dense(4, activation="tanh")(table.encoded), notes])
+    model = keras.Model(table.inputs, keras.layers.Dense(1, activation="sigmoid")(x))
     model.compile(keras.optimizers.SGD(0.1), "binary_crossentropy", metrics=["accuracy"])
     return model
 """
+KINDS = {"age": "number", "smokes": "boolean", "admitted": "date", "ward": "category", "note": "text"}
+
+
+def write_patients(folder: Path) -> None:
+    """Columns of every kind; in each but the text, some values are missing."""
+    found = [
+        {
+            **row, "admitted": "" if n % 7 == 0 else f"2024-{n % 12 + 1:02d}-{n % 28 + 1:02d}",
+            "ward": ["north", "south", "", "öst"][n % 4],
+            "note": ["", "Fever, fever!", "cough", "no cough; fever"][n // 3 % 4],
+        }
+        for n, row in enumerate(rows(0, 300))
+    ]  # fmt: skip
+    write(folder / "d.csv", found)
+    write(folder / "own.csv", [dict(reversed(row.items())) for row in found[::3]])
 
 
 @pytest.mark.heavy
 @pytest.mark.xdist_group("tff")
-def test_a_table_is_simulated_with_the_statistics_of_a_run(tmp_path: Path, processes: Workers) -> None:
-    """Missing numbers, labels that are names, one sigmoid output: the same schema, and the same weights."""
-    data = {"uri": "d.csv", "features": {"age": "number", "smokes": "boolean"}, "labels": "diagnosis"}
-    file = table_federation(tmp_path, framework="keras", data=data, learners=[{"name": "a"}, {"name": "b"}])
+def test_a_table_is_simulated_with_the_features_of_a_run(tmp_path: Path, processes: Workers) -> None:
+    """Columns of every kind, labels that are names, a learner with a file of its own: the same weights as by Keras 3."""
+    data = {"uri": "d.csv", "features": KINDS, "labels": "diagnosis"}
+    file = table_federation(tmp_path, framework="keras", data=data, export="none")
+    write_patients(tmp_path)
     (tmp_path / "model.py").write_text(TABLE)
+    federation = read_federation(file)
+    found = check(federation, TABLE, federation.data.uri, "", processes.call, SimulationFiles())
+    assert Checked("simulation", "fedavg, 4 rounds") in found
     ran = finished(file, tmp_path / "run", processes)
     simulated = finished(file, tmp_path / "tff", processes, simulation=True)
     first, other = records_of(ran.place)[0], records_of(simulated.place)[0]
     assert first.schema == other.schema
     assert str(first.schema).startswith("sha256:")
     assert_alike(ran, simulated)
+    start = weights_of(ran.place, first)
+    for name, value in simulated.weights().items():  # words and wards have taught the model
+        assert np.abs(value - start[name]).max() > 1e-3
     central = simulated.summary["evaluation"]["central"]["metrics"]
     assert simulated.summary["rounds"][-1]["metrics"]["central_loss"] == pytest.approx(central["loss"], abs=1e-5)
+    patients = processes.call(inside.patients_of, simulated.place, "train", environment="tff")
+    assert patients.keys() == {"a", "b"}  # those with a shard
+    assert {ward for shard in patients.values() for (ward,), _ in shard} == {"north", "south", "", "öst"}
+    assert {sick for shard in patients.values() for _, sick in shard} == {0, 1}
 
 
 @pytest.mark.heavy
@@ -211,6 +241,7 @@ class TestThePipeline:
              "  server_optimizer: {name: sgd, learning_rate: 1.0, momentum: 0.0}", "  name: collective", "algorithm"),
             ("  rule: mean", "  rule: mean\n  vote: {}", "algorithm.vote"),
             ("export: {opset: 17}", "export: {choose: best, metric: loss}", "export.choose"),
+            ("training:\n", "training:\n  exchange: {}\n", "training.exchange"),
             ("export: {opset: 17}", "export: {publish_if: {}, metric: loss}", "export.publish_if"),
             ("quorum:", "privacy: {noise_multiplier: 1, l2_norm_clip: 1, microbatches: 16, delta: 1e-5, "
              "target_epsilon: 9}\nquorum:", "privacy"),

@@ -254,10 +254,103 @@ class TestAnAlgorithmOfTheUser:
             check(tff, {"process": "own.py:build"}, process=text)
 
 
-def check(tff: Worker, simulation: dict[str, Any], *, code: str = DENSE, process: str = "", model: str = "") -> None:
-    federation = make_federation(training=WHOLE, simulation=simulation)
-    data = dump_examples(TRAIN["a"])
-    tff.call(check_simulation, federation, code, data, SimulationFiles(process, model))
+def check(
+    tff: Worker, simulation: dict[str, Any], *, code: str = DENSE, process: str = "", model: str = "",
+    examples: Examples = TRAIN["a"], **training: Any,
+) -> None:  # fmt: skip
+    federation = make_federation(training={**WHOLE, **training}, simulation=simulation)
+    tff.call(check_simulation, federation, code, dump_examples(examples), SimulationFiles(process, model))
+
+
+def divisible(body: str, inputs: str = "[number, code, text]") -> str:
+    """A model of numbers, codes and texts."""
+    return f"""
+import keras
+layers = keras.layers
+
+def build():
+    number, code = keras.Input((2,), name="number"), keras.Input((1,), name="code", dtype="int64")
+    text = keras.Input((1,), name="text", dtype="string")
+    x = {body}
+    model = keras.Model({inputs}, layers.Dense(1, "sigmoid")(x))
+    model.compile("sgd", "binary_crossentropy")
+    return model
+"""
+
+
+PEOPLE = Examples(
+    {
+        "number": np.array([[1, 2], [3, 4], [0.5, 6]], np.float32),
+        "code": np.array([[7], [9], [7]], np.int64),
+        "text": np.array([["a b"], ["b"], [""]], object),
+    },
+    np.array([0, 1, 0]),
+)
+NUMBERS = Examples({name: PEOPLE.x[name] for name in ("number", "code")}, PEOPLE.y)
+TEXTS = Examples({"text": PEOPLE.x["text"]}, PEOPLE.y)
+WORDS = "layers.TextVectorization(vocabulary=['a', 'b'], output_sequence_length=3)(text)"
+
+
+class TestSeveralInputsAndTexts:
+    @pytest.mark.parametrize(
+        ("code", "examples", "given"),
+        [
+            (divisible(
+                "layers.Concatenate()([layers.Dense(3)(number), layers.CategoryEncoding(3, 'one_hot')("
+                "layers.IntegerLookup(vocabulary=[7, 9])(code)), layers.StringLookup(vocabulary=['a b', 'b'], "
+                "output_mode='one_hot')(text)])"
+             ), PEOPLE,
+             {"number": ("float32", [3, 2]), "category_encoding": ("float32", [3, 3]),
+              "string_lookup": ("float32", [3, 3])}),
+            (divisible(f"layers.Flatten()(layers.Embedding(4, 2)({WORDS}))", "text"), TEXTS,
+             {"text_vectorization": ("int64", [3, 3])}),
+            (divisible("layers.Concatenate()([number, layers.Flatten()(layers.Embedding(10, 2)(code))])",
+                       "{'number': number, 'code': code}"), NUMBERS,
+             {"number": ("float32", [3, 2]), "code": ("int64", [3, 1])}),
+            (divisible("layers.Dense(2)(number)", "{'number': number, 'text': text}"),
+             Examples({name: PEOPLE.x[name] for name in ("text", "number")}, PEOPLE.y), {"number": ("float32", [3, 2])}),
+        ],
+        ids=["encoded", "embedded", "only numbers", "an unused text"],
+    )  # fmt: skip
+    def test_tff_gets_what_the_lookups_return(
+        self, code: str, examples: Examples, given: dict[str, Any], tff: Worker
+    ) -> None:
+        forms, part, whole = tff.call(inside.divided, code, dump_examples(examples))
+        assert forms == given
+        np.testing.assert_allclose(part, whole, atol=1e-6)
+
+    def test_tff_trains_it(self, tff: Worker) -> None:
+        code = divisible(f"layers.Concatenate()([number, layers.Flatten()(layers.Embedding(4, 2)({WORDS}))])",
+                         "[number, text]")  # fmt: skip
+        examples = Examples({"0": PEOPLE.x["number"], "1": PEOPLE.x["text"]}, PEOPLE.y)
+        check(tff, {}, code=code, examples=examples)
+
+    @pytest.mark.parametrize(
+        ("code", "examples", "training", "message"),
+        [
+            (divisible("layers.GlobalAveragePooling1D()(layers.Embedding(4, 2)("
+                       "layers.TextVectorization(vocabulary=['a'])(text)))", "text"), TEXTS, {},
+             r"the layer 'text_vectorization' returns rows of several lengths.*Set output_sequence_length"),
+            (divisible("keras.Sequential([layers.StringLookup(vocabulary=['a']), layers.Embedding(3, 2), "
+                       "layers.Flatten()], name='words')(text)", "text"), TEXTS, {},
+             r"the layer 'words' takes text and has weights, which cannot be simulated\. Look texts up"),
+            (divisible(f"layers.Flatten()(layers.Embedding(4, 2)({WORDS}))", "text"), TEXTS,
+             {"preprocessing": "map(load)", "local_epochs": 1},
+             r"training\.preprocessing: `map` cannot be simulated for a model of texts or of several inputs\. Move"),
+            (DENSE, PEOPLE, {}, "the features are named 'code', 'number', 'text', but the model has"),
+            (DENSE, Examples(np.array([["a"]] * 3, object), PEOPLE.y), {}, "the features are text, but the model takes"),
+            (DENSE, Examples(TRAIN["a"].x, {"p": TRAIN["a"].y, "q": TRAIN["a"].y}), {},
+             r"a model with several outputs \('p', 'q'\) cannot be simulated"),
+            (DENSE.replace("keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation=\"softmax\")])",
+                           "type('Own', (keras.Model,), {'call': lambda self, x: x})()"), TRAIN["a"], {},
+             r"a model that computes in its own call\(\) cannot be simulated"),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_divided(
+        self, code: str, examples: Examples, training: dict[str, Any], message: str, tff: Worker
+    ) -> None:
+        with pytest.raises(InputError, match=message):
+            check(tff, {}, code=code, examples=examples, **training)
 
 
 FUNCTIONAL = """

@@ -121,6 +121,8 @@ class Registry:
         operation, place = self._operation(handler.command, parts.path)
         if operation is None:
             return 405, {"code": "405", "message": "no such operation"}
+        if handler.command == "GET" and place["id"]:
+            return self._versions(place["id"], dict(parse_qsl(parts.query)))
         if handler.command == "GET":
             return self._found(place["kind"], dict(parse_qsl(parts.query)))
         schema = operation["requestBody"]
@@ -144,6 +146,17 @@ class Registry:
             if entry["name"] == query["name"] and parent == query.get("parentResourceId", ""):
                 return 200, self._shown(kind, entry)
         return 404, {"code": "404", "message": "no such entry"}
+
+    def _versions(self, model: str, query: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        """The versions of a model, the newest first if it is asked for."""
+        found = [one for one in self.held["model_version"].values() if one["registeredModelId"] == model]
+        if (query.get("orderBy"), query.get("sortOrder")) == ("CREATE_TIME", "DESC"):
+            found = found[::-1]
+        size = int(query["pageSize"])
+        shown = [self._shown("model_version", one) for one in found[:size]]
+        answer = {"items": shown, "size": len(shown), "pageSize": size, "nextPageToken": ""}
+        assert mistake_in(answer, {"$ref": "#/components/schemas/ModelVersionList"}) == ""
+        return 200, answer
 
     def _kept(self, method: str, place: dict[str, str], given: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         kind = place["kind"]

@@ -76,7 +76,7 @@ Base = Callable[[Chunk], Array]
 _TOGETHER = 2**23
 """Bytes of updates that a pass holds together."""
 _LEAST = 2**12
-"""Bytes of a chunk, however many updates there are."""
+"""Bytes of a chunk, however many updates there are. A chunk is a multiple of them, and so of encoded blocks."""
 _Operand = TypeVar("_Operand", bound=Operand)
 
 
@@ -189,7 +189,7 @@ def together(
 
 def piece_of(count: int) -> int:
     """Return the bytes of a chunk when the chunks of several updates are held together."""
-    return min(PIECE, max(_LEAST, _TOGETHER // count // 8 * 8))
+    return min(PIECE, max(_LEAST, _TOGETHER // count // _LEAST * _LEAST))
 
 
 def quiet() -> np.errstate:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedpipe.aggregation.arithmetic import Array, Floats, check_weights
+from fedpipe.aggregation.encoding import Encoding, opened
 from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Piece, RefusedError, Source, bytes_of, refusing
 from fedpipe.aggregation.norms import UNBOUNDED, Bounds, Norms, OutliersError, capped
 from fedpipe.aggregation.optimizers import ServerStep
@@ -25,6 +26,7 @@ from fedpipe.aggregation.passes import NOT_FINITE, Checks, ceiling_of, combined,
 from fedpipe.aggregation.rule import Columns, Distances, Mixture, Rule, Sums, check_sums
 from fedpipe.aggregation.tree import Forest
 from fedpipe.errors import WeightsError
+from fedpipe.federation.exchange import Exchange
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import fetch_file
 from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of, load, save
@@ -69,6 +71,7 @@ def combine(
     folder: Path,
     forest: Forest | None = None,
     bounds: Bounds = UNBOUNDED,
+    exchange: Exchange | None = None,
 ) -> Combined:
     """Combine updates from the store into the next global weights.
 
@@ -85,6 +88,7 @@ def combine(
         folder: where the result's files are written.
         forest: updates of this round that were fetched and added up while others were awaited; for a rule of sums.
         bounds: what one update may do at most; norms are compared for a rule of sums.
+        exchange: how the updates are encoded; None: as the weights themselves.
 
     Raises:
         WeightsError: no update could be used, they are too few for the rule, or the result is not finite.
@@ -101,7 +105,12 @@ def combine(
     left = [s for s in sources if s not in fetched and s.learner not in refused]
     compares = bounds.norm and isinstance(rule, Sums)
     norms = known.norms if known else Norms(folder / "base", bounds.norm) if compares else None
-    needs_base = (norms is not None and known is None) or (isinstance(rule, Distances) and rule.from_base)
+    encoding = Encoding(exchange, layout, folder / "base") if exchange else None
+    needs_base = (
+        (norms is not None and known is None)
+        or (isinstance(rule, Distances) and rule.from_base)
+        or (exchange is not None and exchange.changes)
+    )
     checks = Checks(ceiling_of(store, base), norms)
     with contextlib.closing(_Optimizer(store, server, base, state, layout, folder, needs_base)) as optimizer:
         while left or kept:
@@ -112,11 +121,14 @@ def combine(
                     norms.check(names)
                 if len(everyone) < rule.fewest:
                     raise TooFewError(rule.fewest, names, refused)
-                counted, mixture = _mixed(store, _weighed(left, bounds), layout, rule, optimizer)
+                counted, mixture = _mixed(store, _weighed(left, bounds), layout, encoding, rule, optimizer)
                 path, digest = _last_pass(
-                    store, counted, kept, everyone, layout, rule, mixture, optimizer, folder, checks
+                    store, counted, kept, everyone, layout, encoding, rule, mixture, optimizer, folder, checks
                 )
             except RefusedError as error:
+                if any(s.learner == error.learner for s in fetched):  # a file of a sum is damaged: not its update
+                    left, fetched, kept = left + fetched, [], []
+                    continue
                 refused[error.learner] = error.what
                 left = [s for s in left if s.learner != error.learner]
                 continue
@@ -141,14 +153,14 @@ def combine(
 
 
 def _mixed(
-    store: Store, sources: list[Source], layout: Layout, rule: Rule, optimizer: _Optimizer
+    store: Store, sources: list[Source], layout: Layout, encoding: Encoding | None, rule: Rule, optimizer: _Optimizer
 ) -> tuple[list[Source], Mixture | None]:  # fmt: skip
     """Return the updates that count and, for a rule of distances, the mixtures of them."""
     if not isinstance(rule, Distances):
         return sources, None
     in_order = sorted(sources, key=lambda s: s.place)
     with contextlib.ExitStack() as stack, quiet():
-        feeds = _opened(stack, store, in_order, layout)
+        feeds = _opened(stack, store, in_order, layout, encoding)
         geometry = measured(stack, feeds, layout, optimizer.base if rule.from_base else None)
     parts = [geometry.squares, *([] if geometry.products is None else [geometry.products])]
     far = sum(np.count_nonzero(~np.isfinite(part), axis=1) for part in parts)[: len(in_order)]
@@ -168,19 +180,21 @@ def _weighed(sources: list[Source], bounds: Bounds) -> list[Source]:
     return [s._replace(weight=weight) for s, weight in zip(sources, weights, strict=True)]
 
 
-def _opened(stack: contextlib.ExitStack, store: Store, sources: list[Source], layout: Layout) -> list[Feed]:
-    return [stack.enter_context(contextlib.closing(Feed(store, source, layout))) for source in sources]
+def _opened(
+    stack: contextlib.ExitStack, store: Store, sources: list[Source], layout: Layout, encoding: Encoding | None
+) -> list[Feed]:  # fmt: skip
+    return [stack.enter_context(contextlib.closing(opened(store, source, layout, encoding))) for source in sources]
 
 
 def _last_pass(
     store: Store, sources: list[Source], kept: list[Kept], everyone: list[Source], layout: Layout,
-    rule: Rule, mixture: Mixture | None, optimizer: _Optimizer, folder: Path, checks: Checks,
+    encoding: Encoding | None, rule: Rule, mixture: Mixture | None, optimizer: _Optimizer, folder: Path, checks: Checks,
 ) -> tuple[Path, str]:  # fmt: skip
     """Write the result. Once all updates are read, and measured, those that are far too large are refused."""
     optimizer.restart()
     path, out = folder / "weights", hashlib.sha256()
     with contextlib.ExitStack() as stack, path.open("wb") as file:
-        feeds = _opened(stack, store, sources, layout)
+        feeds = _opened(stack, store, sources, layout, encoding)
         trees = [stack.enter_context(contextlib.closing(item)) for item in kept]
         writer = stack.enter_context(contextlib.closing(Aside()))
         stack.enter_context(quiet())
@@ -199,7 +213,7 @@ def _last_pass(
             if not (chunk.is_float and not np.isfinite(stepped).all()):
                 writer.do(emit, bytes_of(stepped))
                 continue
-            overflow = _OverflowError(_culprits(store, everyone, chunk))
+            overflow = _OverflowError(_culprits(store, everyone, chunk, encoding))
             if checks.norms is None or set(overflow.culprits.values()) != {_TOO_LARGE}:
                 raise overflow
         writer.finish()
@@ -234,25 +248,29 @@ class _OverflowError(Exception):
         self.culprits = culprits
 
 
-def _culprits(store: Store, sources: Sequence[Source], chunk: Chunk) -> dict[str, str]:
+def _culprits(store: Store, sources: Sequence[Source], chunk: Chunk, encoding: Encoding | None) -> dict[str, str]:
     """Return why a chunk of the aggregate is not finite, by learner: for those with NaN or with the largest values.
 
     Learners whose weights cannot be read again come first, and alone.
     """
     sizes: dict[str, float] = {}
     lost: dict[str, str] = {}
+    start, length = chunk.start, chunk.stop - chunk.start
+    if encoding:
+        start, length = encoding.start(chunk), encoding.length(chunk)
     for source in sources:
         try:
             with refusing(store, source.learner):
                 key = keys.content(source.digest, source.learner)
-                data = store.read_range(key, chunk.start, chunk.stop - chunk.start)
+                data = store.read_range(key, start, length)
         except RefusedError as error:
             lost[source.learner] = error.what
             continue
-        if len(data) < chunk.stop - chunk.start:
+        if len(data) < length:
             lost[source.learner] = "the weights are truncated"
             continue
-        values = np.frombuffer(data, chunk.dtype).astype(np.float64)
+        read = encoding.decoded(data, chunk) if encoding else np.frombuffer(data, chunk.dtype)
+        values = read.astype(np.float64)
         sizes[source.learner] = float(np.abs(values).max()) if np.isfinite(values).all() else math.inf
     if lost:
         return lost

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from fedpipe.aggregation.arithmetic import level
+from fedpipe.aggregation.encoding import Encoding, opened
 from fedpipe.aggregation.feeds import Feed, Kept, RefusedError, Source, bytes_of
 from fedpipe.aggregation.norms import Norms
 from fedpipe.aggregation.passes import NO_CHECKS, Checks, added, ceiling_of, quiet, together, unbounded
@@ -34,6 +35,7 @@ class Forest:
         asked: the places of all learners that the round asks.
         folder: where files are kept.
         checks: what is checked of the updates.
+        encoding: how they are encoded; None: as the weights themselves.
 
     Raises:
         TypeError: the rule needs single updates.
@@ -41,10 +43,10 @@ class Forest:
 
     def __init__(
         self, store: Store, layout: Layout, rule: Sums, asked: Collection[int], folder: Path,
-        checks: Checks = NO_CHECKS,
+        checks: Checks = NO_CHECKS, encoding: Encoding | None = None,
     ) -> None:  # fmt: skip
         check_sums(rule)
-        self._checks = checks
+        self._checks, self._encoding = checks, encoding
         self._store, self._layout, self._asked, self._folder = store, layout, frozenset(asked), folder
         self._trees: list[tuple[Kept, frozenset[int]]] = []
         self.members: dict[str, Source] = {}
@@ -54,13 +56,13 @@ class Forest:
     @classmethod
     def plant(
         cls, store: Store, layout: Layout, rule: Rule, asked: Collection[int], folder: Path, base: str = "",
-        norms: Norms | None = None,
+        norms: Norms | None = None, encoding: Encoding | None = None,
     ) -> Forest | None:  # fmt: skip
         """Make a forest; None when the rule needs single updates, and for a model that is small."""
         if not isinstance(rule, Sums) or layout.size < WORTH_ADDING:
             return None
         ceiling = ceiling_of(store, base) if base else unbounded
-        return cls(store, layout, rule, asked, folder, Checks(ceiling, norms))
+        return cls(store, layout, rule, asked, folder, Checks(ceiling, norms), encoding)
 
     @property
     def norms(self) -> Norms | None:
@@ -82,7 +84,7 @@ class Forest:
         path = self._new()
         try:
             with contextlib.ExitStack() as stack, path.open("wb") as file:
-                feed = stack.enter_context(contextlib.closing(Feed(self._store, source, self._layout)))
+                feed = stack.enter_context(contextlib.closing(self._opened(source)))
                 for _, (values,) in together(stack, [feed], self._layout, self._checks):
                     file.write(bytes_of(values))
         except RefusedError as error:
@@ -94,6 +96,9 @@ class Forest:
         self._trees = sorted([*self._trees, (tree, frozenset([source.place]))], key=lambda item: item[0].place)
         while self._grow():
             pass
+
+    def _opened(self, source: Source) -> Feed:
+        return opened(self._store, source, self._layout, self._encoding)
 
     def _grow(self) -> bool:
         """Add two neighbours whose common subtree is complete; False when there are none."""

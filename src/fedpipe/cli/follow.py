@@ -53,10 +53,8 @@ def watch(
     pods = None
     if where.host or where.namespace:
         from fedpipe.kubeflow.pods import watcher
-        from fedpipe.kubeflow.submission import name_in_store
 
-        pods = watcher(run_name, where)
-        run_name = name_in_store(run_name, where)
+        run_name, pods = watcher(run_name, where)
 
     with following("looking") as change_state:
         for seen in follow(file, run_name, store=store, pods=pods, wait=wait):

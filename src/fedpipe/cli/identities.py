@@ -1,4 +1,4 @@
-"""Commands for identities: enroll, rotate, revoke, policy, prepare."""
+"""Commands for identities: enroll, rotate, revoke, roster, policy, prepare."""
 
 from __future__ import annotations
 
@@ -93,11 +93,12 @@ def revoke(
     coordinator: CoordinatorOption = False,
     file: FederationOption = FEDERATION,
     store: StoreOption = None,
+    keys: KeysOption = None,
 ) -> None:
     """Revoke a learner's identity: its updates no longer count."""
     from fedpipe.commands.identities import revoke as take
 
-    left = take(file, _member(learner, coordinator), store=store)
+    left = take(file, _member(learner, coordinator), store=store, keys=keys)
     revoked = "the coordinator is revoked: its models" if coordinator else f"{learner} is revoked: its updates"
     say(f"{revoked} are refused")
     if left:
@@ -139,6 +140,19 @@ def _show(made: Identity, what: str) -> None:
 
 def _say_to_sign(which: str) -> None:
     say(f"{which} are no longer served until you run `fedpipe sign NAME VERSION`")
+
+
+@commands.add("fedpipe roster -f demo/federation.yaml")
+@forwarded
+def roster(file: FederationOption = FEDERATION, store: StoreOption = None, keys: KeysOption = None) -> None:
+    """Sign the learners' public keys as the administrator, for secure sums."""
+    from fedpipe.commands.roster import roster as sign
+
+    made = sign(file, store=store, keys=keys)
+    say(f"the roster has {len(made.learners)} learners: {', '.join(made.learners)}")
+    if made.missing:
+        say(f"not enrolled, so not in the roster: {', '.join(made.missing)}")
+    say(f"each learner needs the administrator's public key: {made.file}")
 
 
 @commands.add("fedpipe policy hospital-a", "fedpipe policy", "fedpipe policy --server")

@@ -102,7 +102,7 @@ class Progress:
             self._awaited = list(board.asked)
         elif moment.learner in self._awaited:
             self._awaited.remove(moment.learner)
-        done = board.round if moment.what in ("closed", "ended") else max(0, board.round - 1)
+        done = board.round if moment.what in ("closed", "ended") or board.phase == "score" else max(0, board.round - 1)
         names = f"{', '.join(self._awaited[:3])}{' ...' if len(self._awaited) > 3 else ''}"
         awaited = f"awaiting {names}" if names else "all have answered"
         text = "session ended" if moment.what == "ended" else f"round {board.round} {board.phase}: {awaited}"

@@ -126,12 +126,17 @@ def _shown(values: Any) -> str:
 @commands.add(
     "fedpipe serve -f demo/federation.yaml",
     "fedpipe serve --store s3://bucket/prefix/digits",
+    "fedpipe serve --store model-registry://registry:8080/digits/3",
     "fedpipe serve --models folder --port 0",
 )
 def serve(
     store: Annotated[
         str | None,
-        typer.Option("--store", help="A store, or one federation in it: s3://bucket/prefix[/NAME] or a folder."),
+        typer.Option(
+            "--store",
+            help="A store, or one federation in it: s3://bucket/prefix[/NAME] or a folder; or "
+            "model-registry://HOST:PORT/NAME[/VERSION].",
+        ),
     ] = None,
     file: Annotated[
         Path | None,

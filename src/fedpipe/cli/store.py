@@ -1,4 +1,4 @@
-"""Commands that tend the store: put, prune, repair."""
+"""Commands that tend the store: put, prune, repair, verify."""
 
 from __future__ import annotations
 
@@ -107,6 +107,28 @@ def repair(
     else:
         show_table(((one.key, one.why, one.repair) for one in found), head=("object", "mistake", "repair"))
         say("done" if yes else "nothing is changed; add --yes to repair it")
+
+
+@commands.add("fedpipe verify run-1", "fedpipe verify run-1 -f demo/federation.yaml --json")
+@forwarded
+def verify(
+    run: Annotated[str, typer.Argument(help="A run with secure sums.", metavar="RUN")],
+    file: FederationOption = FEDERATION,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Recompute a run's secure sums, bit for bit, from masked vectors and revealed secrets."""
+    from fedpipe.commands.verify import verify as recompute
+
+    with busy("recomputing sums"):
+        found = recompute(file, run, store=store)
+    if as_json:
+        show_json([one._asdict() for one in found])
+    else:
+        show_table(
+            ((str(one.round), str(one.learners), one.weights) for one in found), head=("round", "learners", "weights")
+        )
+        say(f"{len(found)} sums follow from the masked vectors, to the last bit")
 
 
 def _show(found: Prune) -> None:

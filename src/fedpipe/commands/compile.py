@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedpipe.compiled.compiler import compile_pipeline, manifest_of
+from fedpipe.compiled.compiler import compile_pipeline, manifest_of, without_local_defaults
 from fedpipe.compiled.estimate import Estimate
 from fedpipe.errors import InputError
 from fedpipe.federation.sources import Source, read_source
@@ -43,5 +43,5 @@ def compile(
         raise InputError("is not a .yaml file", where=str(output), remedy="Choose a name that ends with .yaml.")
     estimate = compile_pipeline(read_source(source, changes), output, simulation=simulation)
     if manifest is not None:
-        write_whole(Path(manifest), manifest_of(output.read_bytes()).encode())
+        write_whole(Path(manifest), manifest_of(without_local_defaults(output.read_bytes())).encode())
     return estimate

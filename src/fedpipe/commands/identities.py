@@ -17,7 +17,7 @@ import hashlib
 import secrets
 import string
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ from msgspec.structs import replace
 
 from fedpipe.commands.members import Member, StoredFederation, check_enrolled, find_member, open_place
 from fedpipe.commands.opened import StoreGiven
+from fedpipe.commands.roster import administrator_key, renew_roster
 from fedpipe.errors import InputError
 from fedpipe.federation.sources import Source
 from fedpipe.identity.enrolment import Enrolment, format_time, read_enrolled
@@ -101,8 +102,16 @@ def rotate(
     return _identified(place, member, place.key_folder(keys), given, most)
 
 
-def revoke(source: Source, learner: str, *, store: StoreGiven = None) -> str:
+def revoke(
+    source: Source, learner: str, *, store: StoreGiven = None, keys: str | Path | None = None
+) -> str:  # fmt: skip
     """Revokes an identity: its signatures no longer count, and its user of the store is removed.
+
+    Args:
+        source: the federation file, or its content.
+        learner: its name in the file, or COORDINATOR.
+        store: a store to use instead of the federation's.
+        keys: folder of the key files, with the administrator's, for a federation with secure sums.
 
     Returns:
         The user that remains, where fedpipe did not create it; empty without one.
@@ -115,6 +124,8 @@ def revoke(source: Source, learner: str, *, store: StoreGiven = None) -> str:
     member = find_member(place, learner)
     known = check_enrolled(place, member)
     member.enroll(place, replace(known, revoked=time.time()))  # first: this is what makes the updates stop counting
+    if place.federation.secure and any(one.revoked is None for one in read_enrolled(place.store).learners.values()):
+        renew_roster(place, place.key_folder(keys))
     if not known.user or known.user != _user(place, member):
         return known.user
     from fedpipe.store.users import Users
@@ -212,10 +223,15 @@ def _identified(
         if place.on_s3 and given is None:
             credentials = undo.enter_context(_new_user(place, member))
         text = " ".join([private, *_ledger_mark(place, member)])
-        files = undo.enter_context(_written(folder, member, text, credentials, floors))
+        others = {"floors": floors} if floors else {}
+        if place.federation.secure and member.name != COORDINATOR:
+            others["administrator"] = public_key(administrator_key(folder))
+        files = undo.enter_context(_written(folder, member, text, credentials, others))
         user = credentials.access_key if credentials else ""
         made = Enrolment(key=public_key(private), user=user, since=time.time(), examples=examples)
         member.enroll(place, made)
+    if place.federation.secure and member.name != COORDINATOR:
+        renew_roster(place, folder)
     return Identity(member.who.strip("'"), files, user, member.secret)
 
 
@@ -261,12 +277,12 @@ def _new_user(place: StoredFederation, member: Member) -> Iterator[Credentials]:
 
 @contextlib.contextmanager
 def _written(
-    folder: Path, member: Member, private: str, credentials: Credentials | None, floors: str
+    folder: Path, member: Member, private: str, credentials: Credentials | None, others: Mapping[str, str]
 ) -> Iterator[tuple[Path, ...]]:
     """Writes the files, readable by this user alone; restores those of an earlier identity when a later part fails."""
     texts = {folder / f"{member.name}.key": f"{private}\n"}
     if credentials is not None:
-        texts[folder / f"{member.name}.secret.yaml"] = _secret_manifest(member, private, credentials, floors)
+        texts[folder / f"{member.name}.secret.yaml"] = _secret_manifest(member, private, credentials, others)
     before = {path: path.read_bytes() if path.exists() else None for path in texts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -287,12 +303,12 @@ def _written(
         raise
 
 
-def _secret_manifest(member: Member, private: str, credentials: Credentials, floors: str) -> str:
+def _secret_manifest(member: Member, private: str, credentials: Credentials, others: Mapping[str, str]) -> str:
     labels = {"app.kubernetes.io/part-of": "fedpipe"}
     if member.name != COORDINATOR:
         labels["fedpipe/learner"] = member.name
     values = {"accesskey": credentials.access_key, "secretkey": credentials.secret_key, "signingkey": private}
-    values |= {"floors": floors} if floors else {}
+    values |= others
     return yaml.safe_dump({
         "apiVersion": "v1",
         "kind": "Secret",

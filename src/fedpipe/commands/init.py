@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fedpipe.errors import InputError, MissingExtraError
 from fedpipe.store.files import obstacle
 
-FILES = ("federation.yaml", "model.py", "DATA.md", "digits.npz")
+_TEXTS = ("federation.yaml", "model.py", "DATA.md")
+FILES = (*_TEXTS, "digits.npz")
+SPLIT_FILES = (*_TEXTS, "alice.npz", "bob.npz")
 
 
 class Algorithm(StrEnum):
@@ -19,6 +21,7 @@ class Algorithm(StrEnum):
 
     averaging = "averaging"
     collective = "collective"
+    cut = "split"
 
 
 class Framework(StrEnum):
@@ -67,8 +70,12 @@ def init(
 
         check_table_options(tables, label, algorithm)
         return init_table(folder, tables, label, learners=learners, by=by, framework=framework, force=force).files
+    is_split = algorithm == Algorithm.cut
+    if is_split and framework != Framework.keras:
+        raise InputError("split learning needs Keras", remedy="Leave the framework out.")
+    files = SPLIT_FILES if is_split else FILES
     try:
-        existing = next((name for name in FILES if (folder / name).exists()), None)
+        existing = next((name for name in files if (folder / name).exists()), None)
     except OSError as error:  # such as a name that is too long
         raise _unwritable(folder, error) from error
     if existing and not force:
@@ -78,12 +85,13 @@ def init(
     texts = _texts(algorithm, framework)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_digits(folder / "digits.npz")
+        write_digits = _write_cut_digits if is_split else _write_digits
+        write_digits(folder)
         for name, text in texts.items():
             (folder / name).write_text(text)
     except OSError as error:
         raise _unwritable(folder, error) from error
-    return FILES
+    return files
 
 
 def check_table_options(tables: Sequence[str | Path], label: str, algorithm: Algorithm) -> None:
@@ -113,6 +121,8 @@ def _unwritable(folder: Path, error: OSError) -> InputError:
 def _texts(algorithm: Algorithm, framework: Framework) -> dict[str, str]:
     """Returns the text files by name; the framework is one word of federation.yaml, and a model.py of its own."""
     templates = resources.files("fedpipe") / "templates"
+    if algorithm == Algorithm.cut:
+        return {name: (templates / "split" / name).read_text() for name in _TEXTS}
     federation = templates / ("collective.yaml" if algorithm == Algorithm.collective else "federation.yaml")
     models = templates / "numpy" if framework == Framework.numpy else templates
     return {
@@ -141,7 +151,7 @@ def write_texts(folder: Path, texts: dict[str, str], *, force: bool) -> None:
         raise _unwritable(folder, error) from error
 
 
-def _write_digits(path: Path) -> None:
+def _digits() -> tuple[Any, Any]:
     import numpy as np
 
     try:
@@ -149,4 +159,21 @@ def _write_digits(path: Path) -> None:
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "demo") from error
     digits = load_digits()
-    np.savez_compressed(path, x=(digits.images / 16).astype(np.float32)[..., None], y=digits.target.astype(np.int64))
+    return (digits.images / 16).astype(np.float32)[..., None], digits.target.astype(np.int64)
+
+
+def _write_digits(folder: Path) -> None:
+    import numpy as np
+
+    x, y = _digits()
+    np.savez_compressed(folder / "digits.npz", x=x, y=y)
+
+
+def _write_cut_digits(folder: Path) -> None:
+    """Writes images and labels of the same digits, each with their ids, for two parties."""
+    import numpy as np
+
+    x, y = _digits()
+    ids = np.array([f"digit-{number:04d}" for number in range(len(y))])
+    np.savez_compressed(folder / "alice.npz", x=x, id=ids)
+    np.savez_compressed(folder / "bob.npz", y=y, id=ids)

@@ -130,6 +130,8 @@ def _task(sheets: Sequence[Sheet], label: str) -> Task:
         what = f"all labels are {next(iter(values))!r}, so there is nothing to learn"
         raise DataError(what, where=where, remedy="Name another column with --label.")
     if named and len(values) > _MOST_NAMED:
+        if flaw := _flaw(sheets, label, _Present(sheets, label), "number"):
+            raise DataError(flaw.what, where=flaw.where, remedy="Correct the label, or remove the row.") from flaw
         what = f"the labels have {len(values)} different names, which is too many for classes"
         raise DataError(what, where=where, remedy="Name another column with --label, or group the labels.")
     if not named and (len(values) > _MOST_NUMBERED or not all(float(value).is_integer() for value in values)):
@@ -213,26 +215,36 @@ def _guess(sheets: Sequence[Sheet], name: str) -> Guess:
     style = "".join(f", {style}" for style in sorted({cells.style for cells in read} - {""}))
     if kind == "number":
         numbers = np.concatenate([cells.values for cells in read])
+        if (largest := np.nanmax(np.abs(numbers))) > np.finfo(np.float32).max:
+            doubt = f"column {name!r}: {largest:.4g} is too large for a model, so the column is left out. Scale it."
+            return Guess(name, "ignore", f"numbers up to {largest:.4g}", doubt)
         return Guess(name, kind, f"{np.nanmin(numbers):.4g} to {np.nanmax(numbers):.4g}{style}{missing}")
     return Guess(name, kind, f"such as {example}{style}{missing}")
 
 
 def _nearly(sheets: Sequence[Sheet], name: str, present: _Present, so: str) -> str:
     """Returns why a column is not one of numbers or dates, if most of its cells look like it."""
-    shapes: dict[Kind, str] = {"date": _LIKE_A_DATE, "number": _LIKE_A_NUMBER}
-    for kind, shape in shapes.items():
-        if sum(bool(re.fullmatch(shape, str(cell).strip())) for cell in present) < 0.8 * present.count:
-            continue
-        for sheet in sheets:
-            try:
-                sheet.parse(name, kind)
-            except DataError as error:
-                return f"{error.where}: {error.what}, so {so}. {error.remedy or ''}".strip()
+    for kind in _SHAPES:
+        if error := _flaw(sheets, name, present, kind):
+            return f"{error.where}: {error.what}, so {so}. {error.remedy or ''}".strip()
     return ""
+
+
+def _flaw(sheets: Sequence[Sheet], name: str, present: _Present, kind: Kind) -> DataError | None:
+    """Returns the error of the first cell that is not of a kind, if most cells look like it."""
+    if sum(bool(re.fullmatch(_SHAPES[kind], str(cell).strip())) for cell in present) < 0.8 * present.count:
+        return None
+    for sheet in sheets:
+        try:
+            sheet.parse(name, kind)
+        except DataError as error:
+            return error
+    return None
 
 
 _LIKE_A_DATE = r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T].*)?"
 _LIKE_A_NUMBER = r"[<>≤≥~]? ?[+-]?[\d.,' ]*\d([eE][+-]?\d+)?( ?[^\d\s]{1,5})?"
+_SHAPES: dict[Kind, str] = {"date": _LIKE_A_DATE, "number": _LIKE_A_NUMBER}
 
 
 def _common(kinds: Collection[Kind], sheets: Sequence[Sheet], name: str) -> Kind:

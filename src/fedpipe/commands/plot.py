@@ -14,7 +14,7 @@ from fedpipe.reports.drawing import Drawing
 from fedpipe.reports.matrix import matrix_pictures
 from fedpipe.reports.plots import learning_curves
 from fedpipe.reports.png import painted
-from fedpipe.reports.story import Story, read_story
+from fedpipe.reports.story import Story, read_story, tests_of_rounds
 from fedpipe.reports.vote_plots import vote_pictures
 from fedpipe.rounds.history import read_record
 from fedpipe.store import keys
@@ -96,4 +96,4 @@ def _drawn(story: Story, suffix: str, state: str, *, in_progress: bool) -> bytes
 
 def _drawings(story: Story) -> list[Drawing]:
     pictures = vote_pictures(story) if story.plan.federation.vote else learning_curves(story)
-    return [*pictures, *matrix_pictures(story)]
+    return [*pictures, *matrix_pictures(story, tests_of_rounds(story))]

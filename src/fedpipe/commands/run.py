@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fedpipe.commands.live import showing
 from fedpipe.commands.opened import StoreGiven, file_of
+from fedpipe.commands.results import fetch_results
 from fedpipe.commands.shown import Result as Result
 from fedpipe.compiled.compiler import compile_graph, rehearsed
 from fedpipe.compiled.graph import Graph, check_arguments, read_graph, resolve
@@ -22,6 +22,7 @@ from fedpipe.errors import FedpipeError, InputError, PipelineError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source, read_source
 from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.identity.roster import check_roster
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, keys_at_hand, public_key
 from fedpipe.rounds.beginning import resumes
 from fedpipe.rounds.history import is_settled
@@ -276,6 +277,8 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any], workers: int) -
             pass  # before anything is trained; the step `shard` looks again
         exports = any(task.step == "export" for task in job.graph.tasks)
         _check_keys(store.below(job.federation.name), job.federation, exports=exports)
+        if job.federation.secure and not any(task.step == "simulate" for task in job.graph.tasks):
+            check_roster(store.below(job.federation.name), job.federation)
     if job.federation is not None and not is_settled(store.below(job.federation.name), name):
         check_deadline(store.below(job.federation.name), job.federation.quorum.deadline)
         data = job.arguments.get("data", "")
@@ -374,19 +377,3 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the folder cannot be created: {error.strerror}", where=str(folder)) from error
-
-
-def fetch_results(place: RunPlace, folder: Path) -> dict[str, Any]:
-    """Copies a run's summary, report and model from the store to a folder, and returns the summary.
-
-    The folder has no model afterwards if the run has none.
-    """
-    store = place.open()
-    summary: dict[str, Any] = json.loads(store.read(keys.summary(place.run)).data)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (folder / "report.html").write_bytes(store.read(keys.report(place.run)).data)
-    if summary["onnx"]:
-        store.download(summary["onnx"]["path"], folder / "model.onnx")
-    else:
-        (folder / "model.onnx").unlink(missing_ok=True)  # of an earlier run with the same folder
-    return summary

@@ -26,7 +26,7 @@ def serve(
 
     Args:
         source: a federation: a file, or its content; for its store.
-        store: URI of a store, or of one federation in it.
+        store: URI of a store, or of one federation in it; or `model-registry://HOST:PORT/NAME[/VERSION]`.
         models: a folder of `NAME/VERSION/model.onnx` instead.
         host: the address to listen on.
         port: the port; 0 for a free one.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from fedpipe.federation.names import split_code
 from fedpipe.federation.placement import Placement
 from fedpipe.rounds.plan import bare_name
 from fedpipe.steps.simulate import check_simulated
+from fedpipe.store import is_uri
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import encode
 from fedpipe.version import __version__
@@ -106,17 +109,19 @@ def compile_pipeline(
     wired = _wired(federation, simulation=simulation, from_head=from_head)
     from kfp import compiler
 
+    from fedpipe.pipelines.frame import help_of
+
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(wired, str(path))
-        text, pipeline = _with_images(path.read_text(), federation)
+        text, pipeline = _completed(path.read_text(), federation, help_of)
     write_whole(output, text.encode())
     return estimate(federation, parse_graph(pipeline), len(text.encode()))
 
 
 def compile_graph(federation: Federation, *, simulation: bool = False, from_head: bool = False) -> Graph:
-    """Compiles a federation to the graph of its pipeline file, without the file, whose YAML takes most of the time.
+    """Compiles a federation to the graph of its pipeline file, without writing and reading YAML.
 
     Args:
         federation: the federation.
@@ -144,11 +149,12 @@ def _wired(federation: Federation, *, simulation: bool, from_head: bool) -> Any:
             from fedpipe.pipelines.collective_learning import collective_learning
             from fedpipe.pipelines.federated_averaging import federated_averaging
             from fedpipe.pipelines.sessions import sessions
+            from fedpipe.pipelines.split_learning import split_learning
             from fedpipe.pipelines.tff_simulation import tff_simulation
     except ImportError as error:
         raise MissingExtraError(str(error.name or "kfp"), "kubeflow") from error
     in_steps = collective_learning if federation.proposers else federated_averaging
-    wire = sessions if federation.in_sessions else in_steps
+    wire = split_learning if federation.split else sessions if federation.in_sessions else in_steps
     if simulation:
         federation = rehearsed(federation, from_head=from_head)
     texts = (as_json(federation), read_code(federation))
@@ -160,10 +166,12 @@ def _wired(federation: Federation, *, simulation: bool, from_head: bool) -> Any:
         return wire(federation, *texts)
 
 
-def _with_images(text: str, federation: Federation) -> tuple[str, dict[str, Any]]:
-    """Returns the pipeline file with the federation's images, and its pipeline specification."""
+def _completed(text: str, federation: Federation, help_of: Callable[[str], str]) -> tuple[str, dict[str, Any]]:
+    """Returns the pipeline file with the federation's images and the form's help, and its pipeline specification."""
     documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
     _set_images(documents[0], federation)
+    for name, parameter in documents[0]["root"]["inputDefinitions"]["parameters"].items():
+        parameter["description"] = help_of(name)
     head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     return head + yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True), documents[0]
 
@@ -173,6 +181,25 @@ def _set_images(spec: dict[str, Any], federation: Federation) -> None:
     for executor in spec["deploymentSpec"]["executors"].values():
         environment = executor["container"]["image"].rpartition("/")[2].partition(":")[0]
         executor["container"]["image"] = image_of(federation, environment)
+
+
+def without_local_defaults(text: bytes) -> bytes:
+    """Returns a pipeline file whose form has no path of this machine: these parameters must be given."""
+    spec, *more = yaml.load_all(text, Loader=yaml.CSafeLoader)
+    local = [name for name in ("store", "data") if _is_local(spec["root"]["inputDefinitions"]["parameters"], name)]
+    for name in local:
+        for field in ("defaultValue", "isOptional"):
+            del spec["root"]["inputDefinitions"]["parameters"][name][field]
+    head = [line for line in text.decode().splitlines(keepends=True) if line.startswith("#")]
+    kept = [
+        re.sub(rf"^(#    ({'|'.join(local)}): str) \[Default: .*\]", r"\1", line) if local else line for line in head
+    ]
+    return ("".join(kept) + yaml.dump_all([spec, *more], Dumper=yaml.CSafeDumper, sort_keys=True)).encode()
+
+
+def _is_local(parameters: dict[str, Any], name: str) -> bool:
+    default = parameters.get(name, {}).get("defaultValue", "")
+    return bool(default) and (not is_uri(default) or default.startswith("file://"))
 
 
 def manifest_of(text: bytes, namespace: str = "") -> str:

@@ -19,6 +19,7 @@ _COMFORTABLE_STEPS = 100
 class Estimate(NamedTuple):
     """Estimates the load of a compiled pipeline on KFP.
 
+    `pods` are two for each step, a driver and the work, and one driver of the whole pipeline.
     `workflow_bytes` is the size of the Argo workflow with its status; `overhead_seconds` is KFP's overhead on the
     critical path. `requests` describe what the learners of a round reserve, such as `5 x learn: 500m cpu, 1Gi memory`;
     in a session also what the coordinator does.
@@ -46,7 +47,7 @@ def estimate(federation: Federation, graph: Graph, pipeline_bytes: int) -> Estim
     workflow = _WORKFLOW_BASE + steps * (_WORKFLOW_PER_STEP + _STATUS_PER_STEP)
     return Estimate(
         steps=steps,
-        pods=2 * steps,
+        pods=2 * steps + 1,
         critical_steps=critical,
         pipeline_bytes=pipeline_bytes,
         workflow_bytes=workflow,
@@ -83,7 +84,8 @@ def _longest_chain(graph: Graph) -> int:
 def _advice(federation: Federation) -> str:
     """Advises on the number of rounds per step, so that KFP runs the pipeline well."""
     learners, rounds = len(federation.learners), federation.training.rounds
-    steps_outside = learners + len(("shard", "initialise", "evaluate", "report")) + (federation.exported is not None)
+    scored = sum(not federation.scores_in_session(learner.name) for learner in federation.learners)
+    steps_outside = scored + len(("shard", "initialise", "evaluate", "report")) + (federation.exported is not None)
     sessions = (_COMFORTABLE_STEPS - steps_outside) // (learners + 1)
     fewest = -(-rounds // sessions) if sessions > 0 else rounds
     if federation.training.rounds_per_step == "all" or federation.training.rounds_per_step >= rounds:
@@ -125,7 +127,8 @@ def _warnings(federation: Federation, graph: Graph, workflow: int) -> list[str]:
         )
     if not federation.store_uri.startswith("s3://"):
         warnings.append(
-            "the store is a folder on this machine: on a cluster, set the parameter `store` to an s3:// URI."
+            "the store is a folder on this machine: on a cluster, set the parameter `store` to an s3:// URI. "
+            "`fedpipe submit -p store=...` uploads a form without the folder."
         )
     uris: list[Any] = [federation.data.uri, *(learner.data for learner in federation.learners)]
     if any(uri and "://" not in uri for uri in uris):

@@ -97,7 +97,7 @@ def read_examples(
         DataError: the file cannot be read, lacks an array, is empty, or its arrays do not fit together.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = _local_file(uri, Path(folder))
+        path = local_file(uri, Path(folder))
         if features == AUTO or not isinstance(features, str):
             if path.suffix.lower() not in (*TABLES, *HDF5, *SQLITE):
                 raise unsupported(path, TABLES)
@@ -111,7 +111,8 @@ def read_examples(
     return _check_arrays(arrays, uri, features, labels, key)
 
 
-def _local_file(uri: str, folder: Path) -> Path:
+def local_file(uri: str, folder: Path) -> Path:
+    """Returns the path of a dataset, downloaded to a folder if it is in a store. Raises DataError and StoreError."""
     check_no_credentials(uri, "data")
     if not is_uri(uri) or uri.startswith("file://"):
         return path_of(uri)
@@ -169,20 +170,20 @@ def _read_columns(path: Path, features: str, labels: str, key: str) -> dict[str,
         check_named(sheet, [key], "data.shards.column")
         columns[key] = keys_of(sheet, key)
     if features in sheet.names:
-        return {**columns, features: _stacked(sheet.cells(features), features, str(path))}
+        return {**columns, features: stacked(sheet.cells(features), features, str(path))}
     if features not in ("", DEFAULT_FEATURES):
         check_named(sheet, [features], "data.features")
     others = [name for name in sheet.names if name not in (labels, key)]
     if not others:
         raise DataError("there is no column of features", where=str(path), remedy="Check data.labels.")
-    numbers = np.stack([_complete(sheet.parse(name, "number"), name, str(path)) for name in others], axis=1)
+    numbers = np.stack([complete(sheet.parse(name, "number"), name, str(path)) for name in others], axis=1)
     return {**columns, features: numbers}
 
 
 DEFAULT_FEATURES = "x"
 
 
-def _stacked(cells: Sequence[Any], name: str, where: str) -> Array:
+def stacked(cells: Sequence[Any], name: str, where: str) -> Array:
     """Returns a column of lists as one array."""
     if (row := next((row for row, cell in enumerate(cells) if _size(cell) != _size(cells[0])), None)) is not None:
         remedy = "Give every row a list of the same length."
@@ -198,7 +199,7 @@ def _size(cell: Any) -> int:
     return len(cell) if isinstance(cell, list) else -1
 
 
-def _complete(values: Array, name: str, where: str) -> Array:
+def complete(values: Array, name: str, where: str) -> Array:
     """Checks that no value is missing."""
     if (missing := np.flatnonzero(np.isnan(values))).size:
         raise DataError(
@@ -238,7 +239,7 @@ def check_examples(x: Tree, y: Tree, where: str, weight: Array | None = None) ->
     """
     for what, tree in (("features", x), ("labels", y)):
         for name, array in leaves(tree):
-            _check_values(array, f"{what} {name!r}" if name else what, where, missing=name == "numbers")
+            check_values(array, f"{what} {name!r}" if name else what, where, missing=name == "numbers")
             if len(array) != length_of(y):
                 raise DataError(
                     f"there are {len(array)} {what} {f'in {name!r} ' if name else ''}but {length_of(y)} labels",
@@ -254,10 +255,14 @@ def check_examples(x: Tree, y: Tree, where: str, weight: Array | None = None) ->
             raise DataError("the sample weights are not all finite and at least 0", where=where)
 
 
-def _check_values(array: Array, what: str, where: str, *, missing: bool) -> None:
+def check_values(array: Array, what: str, where: str, *, missing: bool) -> None:
+    """Checks that an array holds finite numbers or strings. Raises DataError."""
     if array.ndim == 0 or (array.dtype.kind not in "biuf" and not are_strings(array)):
         remedy = "Convert them, or leave out other columns."
         raise DataError(f"the {what} are neither numbers nor text (dtype {array.dtype})", where=where, remedy=remedy)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        remedy = "Convert them to float32, for example with .astype('float32')."
+        raise DataError(f"the {what} have dtype {array.dtype}, which no model takes", where=where, remedy=remedy)
     if array.dtype.kind == "f" and not missing and not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0][0])
         raise DataError(
@@ -265,6 +270,17 @@ def _check_values(array: Array, what: str, where: str, *, missing: bool) -> None
             where=where,
             remedy="Remove or replace such values before.",
         )
+    if array.dtype == np.float64 and array.size and not missing and max(array.max(), -array.min()) > _LARGEST:
+        row = int(np.argwhere(np.abs(array) > _LARGEST)[0][0])
+        raise DataError(
+            f"the {what} are too large for a model, first in row {row + 1}",
+            where=where,
+            remedy="Scale them, for example to thousands.",
+        )
+
+
+_LARGEST = np.finfo(np.float32).max
+"""The largest number that a model takes."""
 
 
 def classes_of(y: Array) -> Array:

@@ -139,14 +139,14 @@ def _classes(labels: npt.NDArray[Any]) -> Indices:
     return np.unique(column, return_inverse=True)[1].reshape(-1)
 
 
-def _steady_order(count: int, seed: Sequence[int]) -> Indices:
+def steady_order(count: int, seed: Sequence[int]) -> Indices:
     """Returns a random order of indices. With more indices, the first ones stay in the same order among the others."""
     return np.argsort(np.random.default_rng(list(seed)).random(count), kind="stable")
 
 
 def holdout(count: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Splits indices into those for the learners and those for the central test set, both sorted."""
-    order = _steady_order(count, [seed, 1])
+    order = steady_order(count, [seed, 1])
     kept = round(count * fraction)
     return np.sort(order[kept:]), np.sort(order[:kept])
 
@@ -157,7 +157,7 @@ def split(count: int, parts: Parts, seed: Sequence[int]) -> dict[str, Indices]:
     When examples are added at the end, nearly all others keep their part. A later run that continues from HEAD must
     not test the model on what it was trained on.
     """
-    order = _steady_order(count, seed)
+    order = steady_order(count, seed)
     cuts = [round(count * parts.train), round(count * (parts.train + parts.vote))]
     return {name: np.sort(part) for name, part in zip(("train", "vote", "test"), np.split(order, cuts), strict=True)}
 

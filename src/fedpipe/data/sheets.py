@@ -9,8 +9,11 @@ The module `data/cells.py` decides what a cell means.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +79,7 @@ def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None =
         DataError: it cannot be read, has no rows, or two columns have the same name.
     """
     try:
+        check_content(path)
         sheet = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path, known, header)
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
@@ -99,6 +103,28 @@ _UNPACKED = {
     **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".zst"), "Unpack it, and use the file in it."),
     ".txt": "Rename it to .csv if it is a table with separators.",
 }
+
+
+_CONTENTS = {
+    b"PAR1": ("a Parquet file", "Rename it to .parquet."),
+    b"PK\x03\x04": ("a zip file, as .xlsx, .ods and .npz are", "Save the sheet as CSV in UTF-8, or rename the file."),
+    b"\xd0\xcf\x11\xe0": ("an Excel file", _UNPACKED[".xls"]),
+    b"\x1f\x8b": ("a packed file", _UNPACKED[".gz"]),
+    b"version https://git-lfs": ("a pointer of Git LFS", "Download the table with `git lfs pull`."),
+    **dict.fromkeys((b"<!doctype html", b"<html"), ("a web page", "Download the table itself; it may need a login.")),
+}
+"""Contents of other formats, by their first bytes in small letters."""
+_FORMATS = {b"PAR1": ".parquet", b"PK\x03\x04": ".npz"}
+"""Formats that begin so."""
+
+
+def check_content(path: Path) -> None:
+    """Checks that a file is not of another format than its name says. Raises DataError and OSError."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    for mark, (what, remedy) in _CONTENTS.items():
+        if head.lower().startswith(mark.lower()) and _FORMATS.get(mark) != path.suffix.lower():
+            raise DataError(f"the file is {what}, whatever its name says", where=str(path), remedy=remedy)
 
 
 def _read_csv(path: Path, known: Collection[str], header: bool | None) -> Sheet:
@@ -130,7 +156,10 @@ def _read_parquet(path: Path) -> Sheet:
         return Sheet(str(path), tuple(table.column_names), ())
     if not len(table) or not columns:
         raise DataError("the table is empty", where=str(path), remedy="Check how the file was written.")
-    return Sheet(str(path), tuple(map(printable, columns)), tuple(map(_values, columns.values())))
+    return Sheet(
+        str(path), tuple(map(printable, columns)),
+        tuple(_values(column, f"{path}: column {name!r}") for name, column in columns.items()),
+    )  # fmt: skip
 
 
 def _check_parquet(metadata: Any, where: str) -> None:
@@ -164,30 +193,70 @@ def _text_size(column: Any) -> int:
     return size
 
 
-def _values(column: Any) -> Sequence[Any]:
+def _values(column: Any, where: str) -> Sequence[Any]:
     from pyarrow import types
 
     if types.is_floating(column.type) or (types.is_integer(column.type) and not column.null_count):
         values: Array = column.to_numpy()
         return values  # type: ignore[return-value]
-    return _Values(column)
+    return _Values(column, where)
+
+
+def _in_years(column: Any, where: str) -> Any:
+    """Returns times in microseconds, as Python has them. Raises DataError for years that Python does not have."""
+    import pyarrow
+    from pyarrow import compute, types
+
+    kind = column.type
+    if types.is_timestamp(kind) or types.is_date(kind):
+        unit = getattr(kind, "unit", "ms" if types.is_date64(kind) else "day")
+        whole = column.cast(pyarrow.int32() if types.is_date32(kind) else pyarrow.int64())
+        low, high = _DAYS[0] * _PER_DAY[unit], (_DAYS[1] + 1) * _PER_DAY[unit] - 1
+        strange = compute.or_(compute.less(whole, max(low, -(2**63))), compute.greater(whole, min(high, 2**63 - 1)))
+        if (row := compute.index(strange, True).as_py()) >= 0:
+            what, remedy = "the date is not between the years 1 and 9999", "Correct it, or leave the cell empty."
+            raise DataError(what, where=f"{where}, row {row + 1}", remedy=remedy)
+    if getattr(kind, "unit", "") == "ns":
+        if types.is_timestamp(kind):
+            return column.cast(pyarrow.timestamp("us", kind.tz), safe=False)
+        return column.cast(pyarrow.time64("us") if types.is_time(kind) else pyarrow.duration("us"), safe=False)
+    return column
+
+
+_DAYS = ((date.min - date(1970, 1, 1)).days, (date.max - date(1970, 1, 1)).days)
+"""The first and the last day that Python has."""
+_PER_DAY = {"day": 1, "s": 86_400, "ms": 86_400 * 10**3, "us": 86_400 * 10**6, "ns": 86_400 * 10**9}
 
 
 class _Values(Sequence[Any]):
     """Holds a column as Arrow does, in few bytes, and gives its cells as values of Python."""
 
-    def __init__(self, column: Any) -> None:
-        self._column = column
+    def __init__(self, column: Any, where: str) -> None:
+        self._raw, self._where = column, where
+
+    @functools.cached_property
+    def _column(self) -> Any:
+        return _in_years(self._raw, self._where)
 
     def __len__(self) -> int:
-        return len(self._column)
+        return len(self._raw)
 
     def __iter__(self) -> Iterator[Any]:
-        for chunk in self._column.chunks:
-            yield from _cells_of(chunk)
+        with self._reading():
+            for chunk in self._column.chunks:
+                yield from _cells_of(chunk)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._column[index].as_py()
+        with self._reading():
+            return self._column[index].as_py()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OverflowError, NotImplementedError) as error:  # Arrow's errors are among them
+            what = f"a cell cannot be read, because {one_line(error)}"
+            raise DataError(what, where=self._where, remedy="Convert the column, and write the file again.") from error
 
 
 def _cells_of(chunk: Any) -> Iterator[Any]:

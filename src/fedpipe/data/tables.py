@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from fedpipe.data.cells import as_strings, fits, is_missing, parse_cells, printable
 from fedpipe.data.claims import check_arrays
 from fedpipe.data.schema import LONGEST_NAME, MOST_COLUMNS, NUMERIC, Column, Style, columns_by_input
-from fedpipe.data.sheets import Sheet, read_sheet
+from fedpipe.data.sheets import Sheet, check_content, read_sheet
 from fedpipe.data.texts import Texts
 from fedpipe.data.trees import Array, Tree
 from fedpipe.errors import DataError, one_line
@@ -129,7 +129,7 @@ def _table_of_sheet(
         return read.values
 
     columns = tuple(Column(name=name, kind=kind) for name, kind in kinds.items())
-    x = tree_of_columns(columns, values)
+    x = tree_of_columns(columns, values, sheet.where)
     columns = tuple(replace(column, style=styles[column.name]) for column in columns)
     return Table(x, y, columns, keys_of(sheet, key) if key else None)
 
@@ -184,7 +184,10 @@ def read_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, Arr
         DataError: an array holds Python objects, or the arrays need more memory than there is.
         ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile: the file is not an .npz file.
     """
+    check_content(path)
     with path.open("rb") as raw:
+        if not raw.peek(2).startswith((b"PK", b"\x93NUMPY")):
+            raise ValueError("it is neither a zip file nor an array, as NumPy writes them")
         check_arrays(raw, str(path))
         file = np.load(raw, allow_pickle=False)
         if isinstance(file, np.ndarray):
@@ -314,12 +317,16 @@ def keys_of(sheet: Sheet, name: str) -> Array:
     return keys.astype(str)
 
 
-def tree_of_columns(columns: Sequence[Column], values: Callable[[Column], Array]) -> Tree:
+def tree_of_columns(columns: Sequence[Column], values: Callable[[Column], Array], where: str = "") -> Tree:
     """Returns the inputs of a model: the matrix of the numbers if there are no others, or up to three by name.
 
     Args:
         columns: the columns.
         values: returns the values of a column, of which no more than one is in memory at a time.
+        where: the origin of the values, for messages.
+
+    Raises:
+        DataError: a number is too large for a model.
     """
     found: dict[str, Array] = {}
     for name, own in columns_by_input(columns).items():
@@ -327,19 +334,18 @@ def tree_of_columns(columns: Sequence[Column], values: Callable[[Column], Array]
             cells = values(column)
             if not position:
                 found[name] = np.empty((len(cells), len(own)), np.float32 if name == "numbers" else object)
-            found[name][:, position] = _float32(cells, column) if name == "numbers" else cells
+            found[name][:, position] = _float32(cells, column, where) if name == "numbers" else cells
     return found["numbers"] if list(found) == ["numbers"] else found
 
 
-def _float32(values: Array, column: Column) -> Array:
+def _float32(values: Array, column: Column, where: str) -> Array:
     with np.errstate(over="ignore"):
         numbers: Array = values.astype(np.float32)
     if np.isinf(numbers).any():
         row = int(np.argmax(np.isinf(numbers)))
-        raise DataError(
-            f"the column {column.name!r} has {values[row]:g} in row {row + 1}, which is too large",
-            remedy="Scale the column, for example to thousands.",
-        )
+        place = f"{where}: column {column.name!r}, row {row + 1}".removeprefix(": ")
+        what, remedy = f"{values[row]:g} is too large for a model", "Scale the column, for example to thousands."
+        raise DataError(what, where=place, remedy=remedy)
     return numbers
 
 
@@ -364,7 +370,7 @@ def arranged(x: Tree, held: Sequence[Column], columns: Sequence[Column], where: 
         own, value = found[column.name]
         return _converted(value, own, column.kind, where)
 
-    return tree_of_columns(columns, values)
+    return tree_of_columns(columns, values, where)
 
 
 def values_of_columns(x: Tree, columns: Sequence[Column]) -> dict[str, tuple[Column, Array]]:

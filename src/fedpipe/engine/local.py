@@ -211,11 +211,14 @@ class Engine:
 
         def call(function: Callable[..., Any], *arguments: Any) -> Any:
             with self._meeting.computing(), self._cores:
-                if self._stopped.is_set():
-                    raise StepError("the run was stopped")
-                if environment == "core":
-                    return function(*arguments)
-                return self._processes.call(run_logged, log, function, *arguments, environment=environment)
+                return together(function, *arguments)
+
+        def together(function: Callable[..., Any], *arguments: Any) -> Any:
+            if self._stopped.is_set():
+                raise StepError("the run was stopped")
+            if environment == "core":
+                return function(*arguments)
+            return self._processes.call(run_logged, log, function, *arguments, environment=environment)
 
         pause = self._meeting.waiter(coordinates=task.step == "coordinate")
 
@@ -229,7 +232,7 @@ class Engine:
                 self._meeting.move()
             self._notify("moment", task, inputs=inputs, moment=moment, metadata=metadata)
 
-        return Hands(call, sleep, notify)
+        return Hands(call, sleep, notify, together)
 
     def _warm(self) -> None:
         """Lets a worker of the tff environment import its packages while other steps run."""

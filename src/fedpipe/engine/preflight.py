@@ -7,6 +7,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,18 +15,19 @@ import numpy as np
 from fedpipe.data.alike import alike_note
 from fedpipe.data.examples import Examples, examples_joined, first_labels
 from fedpipe.data.parts import dump_examples, load_examples
-from fedpipe.data.schema import Schema, columns_by_input
+from fedpipe.data.schema import Schema
 from fedpipe.data.settling import settle, settled
 from fedpipe.data.shards import dealt
 from fedpipe.data.statistics import ColumnSummary
 from fedpipe.engine.workers import beside
-from fedpipe.errors import BudgetError, DataError, FederationError, InputError, StoreError
+from fedpipe.errors import BudgetError, DataError, FederationError, StoreError
 from fedpipe.federation.algorithms import Averaging, Vote
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import tag_of
 from fedpipe.learners.check import check_own_data, check_private_model, warm, weight_shapes
 from fedpipe.learners.describe import described
-from fedpipe.learners.own_data import check_own_parts
+from fedpipe.learners.own_data import check_own_parts, check_own_tables
+from fedpipe.learners.own_rows import check_parties
 from fedpipe.learners.parts import Part
 from fedpipe.learners.reading import own_parts
 from fedpipe.registry.rehearsal import recalled, rehearse
@@ -217,7 +219,7 @@ def _rehearsed(
     known = recalled(federation, code, dump_examples(examples), schema)
     text = known.text
     private = any(federation.privacy_of(learner.name) for learner in federation.learners)
-    count = 0 if private else min(workers, len(federation.learners)) - (text is None)
+    count = 0 if private or federation.split else min(workers, len(federation.learners)) - (text is None)
     warmed = [beside(call, warm, federation, code, examples, schema) for _ in range(count)]
     try:
         text = text or str(call(rehearse, federation, code, examples, schema))
@@ -277,12 +279,6 @@ def check(
     if files is not None:
         check_simulated(federation)
     findings, examples, sizes, schema = check_data(federation, uri)
-    if files is not None and schema is not None and len(inputs := columns_by_input(schema.columns)) > 1:
-        raise InputError(
-            f"a table with {' and '.join(inputs)} cannot be simulated",
-            where="data.features",
-            remedy="Use numbers, booleans and dates only. To rehearse it on this machine, use `fedpipe run`.",
-        )
     if federation.vote:
         findings.append(_vote_summary(federation, federation.vote))
     sample = dump_examples(examples) if examples else b""
@@ -291,10 +287,13 @@ def check(
         simulated = beside(call, check_simulation, federation, code, sample, files, schema, environment="tff")
     environment = federation.environment_of("initialise")
     if federation.data.is_table and schema is None:
+        call(partial(check_own_tables, each=own), federation, code, environment=environment)
         findings.append(Checked("model", "not checked: it depends on data that cannot be read here"))
         return findings
     findings.append(Checked("model", _rehearsed(federation, code, examples, schema, call, workers)))
-    if any(learner.data for learner in federation.learners):
+    if federation.split:
+        findings += [Checked(*found) for found in call(check_parties, federation, code, environment=environment)]
+    elif any(learner.data for learner in federation.learners):
         call(check_own_data, federation, code, environment=environment)
         if own:
             read = call(check_own_parts, federation, code, schema, environment=environment)

@@ -173,6 +173,44 @@ UNWEIGHTED = (FixedNoise, AdaptiveNoise, TreeNoise, SecureNoise)
 """Rules that weight all learners equally: their noise hides one update."""
 
 
+FEWEST_SUMMED = 3
+"""Learners in a secure sum at least: two would know each other's updates from it."""
+MOST_SUMMED = 64
+"""Learners in a secure sum at most: each exchanges secrets with each other one."""
+
+
+def least_threshold(learners: int) -> int:
+    """Return the fewest members of a secure sum: more than two thirds, so that two lists share an honest signer.
+
+    >>> [least_threshold(n) for n in (3, 4, 6, 10, 64)]
+    [3, 3, 5, 7, 43]
+    """
+    return 2 * learners // 3 + 1
+
+
+class SecureSums(Section, frozen=True, kw_only=True):
+    """Hides each update from the coordinator and the store, which learn the sum alone (docs/secure-sums.md)."""
+
+    bits: Annotated[
+        int, Meta(ge=8, le=32, description="bits of a masked value: it is rounded at random to one of 2^bits points")
+    ] = 16
+    bound: Annotated[
+        PositiveAmount,
+        Meta(description="largest change of a weight in a round, by magnitude; larger changes are clipped"),
+    ] = 1.0
+    most_clipped: Annotated[
+        Fraction, Meta(description="a round fails when a larger share of its values was clipped")
+    ] = 0.01
+    norm: Annotated[
+        Amount,
+        Meta(description="largest L2 norm of an update, to which each learner scales its own; 0: no limit"),
+    ] = 0.0
+    threshold: Annotated[
+        Count,
+        Meta(description="fewest learners in a sum, more than two thirds of them; 0: as few as that allows"),
+    ] = 0
+
+
 class Averaging(Section, frozen=True, kw_only=True, tag_field="name", tag="averaging"):
     """Combines the learners' updates: federated averaging (McMahan et al. 2017)."""
 
@@ -221,10 +259,16 @@ class Averaging(Section, frozen=True, kw_only=True, tag_field="name", tag="avera
         Vote | None, Meta(description="learners vote on each aggregated model; none: every model is accepted")
     ] = None
 
+    secure: Annotated[
+        SecureSums | None, Meta(description="the coordinator learns the sum of the updates alone; none: it reads each")
+    ] = None
+
     @property
     def norm_limit(self) -> float:
-        """Return `most_norm`; 0 for a rule with a defence of its own, whose guarantee would not hold otherwise."""
+        """Return `most_norm`; 0 for a rule with a defence of its own, and for secure sums."""
         rule = self.rule
+        if self.secure:
+            return 0.0
         bare = isinstance(rule, Robust | Compressed | Secure) and not (rule.zeroing or rule.clipping)
         return self.most_norm if bare or (isinstance(rule, Mean) and not self.before) else 0.0
 

@@ -11,12 +11,13 @@ from urllib.parse import urlencode
 from msgspec import Meta, field
 from msgspec.structs import replace
 
-from fedpipe.federation.algorithms import Averaging, Collective, SimulationSettings, Vote
+from fedpipe.federation.algorithms import Averaging, Collective, SecureSums, SimulationSettings, Vote, least_threshold
 from fedpipe.federation.data import Data
 from fedpipe.federation.environments import ENVIRONMENTS, FRAMEWORKS, WITH_FRAMEWORK, Environment, FrameworkName
 from fedpipe.federation.methods import PERSONAL, Method, Sharing
 from fedpipe.federation.names import CODE, KUBEFLOWS_SECRET, MOST_LEARNERS, Name, Section
 from fedpipe.federation.placement import Images, Placement, StepKind, StorePlace, default_placement
+from fedpipe.federation.split import Split
 from fedpipe.federation.tracking import Tracking
 from fedpipe.federation.training import EvaluationSettings, Export, Privacy, Quorum, Training
 from fedpipe.store import with_endpoint
@@ -67,7 +68,7 @@ class Federation(Section, frozen=True, kw_only=True):
     ] = "keras"
     data: Annotated[Data, Meta(description="dataset to shard")] = field(default_factory=Data)
     algorithm: Annotated[
-        Averaging | Collective,
+        Averaging | Collective | Split,
         Meta(description="how learners learn together; a `name` alone takes all defaults"),
     ] = field(default_factory=Averaging)
     share: Annotated[
@@ -132,16 +133,38 @@ class Federation(Section, frozen=True, kw_only=True):
         return tuple(learner.name for learner in self.learners if not learner.data)
 
     @property
+    def secure(self) -> SecureSums | None:
+        """Return the settings of secure sums; None where the coordinator reads single updates."""
+        return self.algorithm.secure if isinstance(self.algorithm, Averaging) else None
+
+    @property
+    def threshold(self) -> int:
+        """Return the fewest members of a secure sum; 0 without secure sums."""
+        return (self.secure.threshold or least_threshold(len(self.learners))) if self.secure else 0
+
+    @property
     def vote(self) -> Vote | None:
         """Return how learners vote on models; None when they do not."""
-        return self.algorithm.vote
+        return None if isinstance(self.algorithm, Split) else self.algorithm.vote
 
     @property
     def proposers(self) -> tuple[str, ...]:
         """Return the learners that propose, in order; none when updates are averaged."""
-        if isinstance(self.algorithm, Averaging):
+        if not isinstance(self.algorithm, Collective):
             return ()
         return self.algorithm.proposers or tuple(learner.name for learner in self.learners)
+
+    @property
+    def split(self) -> Split | None:
+        """Return how the network is cut; None when every learner trains a whole one."""
+        return self.algorithm if isinstance(self.algorithm, Split) else None
+
+    @property
+    def feature_parties(self) -> tuple[str, ...]:
+        """Return the parties of a split network that hold features, in the order of the top's inputs."""
+        cut = self.split
+        names = tuple(learner.name for learner in self.learners)
+        return tuple(n for n in names if cut and (n != cut.label_party or cut.label_party_features))
 
     def privacy_of(self, name: str) -> Privacy | None:
         """Return the differential privacy of a learner: its own, or the federation's. Raises KeyError."""
@@ -165,13 +188,15 @@ class Federation(Section, frozen=True, kw_only=True):
     @property
     def min_learners(self) -> int:
         """Return the quorum as a number."""
+        if self.split:
+            return len(self.learners)
         return self.quorum.min_learners or self.learners_asked // 2 + 1
 
     @property
     def min_updates(self) -> int:
         """Return the fewest updates of a round: the quorum, or more where the rule needs more."""
         needed = self.algorithm.fewest_updates if isinstance(self.algorithm, Averaging) else 1
-        return max(self.min_learners, needed)
+        return max(self.min_learners, needed, self.threshold)
 
     @property
     def aggregated_by_tff(self) -> bool:
@@ -225,6 +250,15 @@ class Federation(Section, frozen=True, kw_only=True):
     def described_in_session(self) -> bool:
         """Return whether learners describe their tables in the first phase of a session, not in steps of their own."""
         return self.data.is_table and self.in_sessions and not self.aggregated_by_tff
+
+    def scores_in_session(self, learner: str) -> bool:
+        """Return whether a learner tests the final model in the last phase of its session, not in a step of its own.
+
+        The metrics of all learners are added up, so they are measured in one environment. Parties of a split network
+        test it one after the other.
+        """
+        alike = self.environment_of("learn", learner) == self.environment_of("score", learner)
+        return self.in_sessions and self.split is None and alike
 
     @property
     def in_sessions(self) -> bool:

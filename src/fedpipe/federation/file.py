@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedpipe.federation.messages import explained
 from fedpipe.federation.mistakes import mistakes
 from fedpipe.federation.names import split_code
 from fedpipe.federation.placement import StorePlace
+from fedpipe.federation.split import with_aliases
 from fedpipe.federation.values import check_values
 from fedpipe.store import check_uri, file_uri, is_uri, path_of
 
@@ -52,8 +54,10 @@ def with_tables(content: Any, folder: Path) -> Any:
     """
     data, learners = (content.get(key) for key in ("data", "learners")) if isinstance(content, dict) else (None, None)
     data = {} if data is None else data
-    if not isinstance(data, dict) or "features" in data:
+    if not isinstance(content, dict) or not isinstance(data, dict) or "features" in data:
         return content
+    if isinstance(algorithm := content.get("algorithm"), dict) and algorithm.get("name") == "split":
+        return content  # parties hold different columns, so there is no one table
     own = [item.get("data") for item in learners if isinstance(item, dict)] if isinstance(learners, list) else []
     places = [place for place in (data.get("uri"), *own) if place]
     if not places or not all(str(place).lower().endswith(SHEETS) for place in places):
@@ -89,21 +93,22 @@ def parse_federation(content: Any, *, where: str = "federation") -> Federation:
 
 def in_full(content: dict[str, Any]) -> dict[str, Any]:
     """Expand short forms: a name alone, and the server's plain step."""
-    full = dict(content)
-    algorithm = full["algorithm"] = _named(full.get("algorithm", {"name": "averaging"}))
-    if isinstance(algorithm, dict) and "rule" in algorithm:
-        algorithm["rule"] = _named(algorithm["rule"])
-    training = full.get("training")
-    if isinstance(training, dict) and "method" in training:
-        full["training"] = {**training, "method": _named(training["method"])}
-    for section in (algorithm, simulation := _copied(full.get("simulation", {}))):
-        if isinstance(section, dict) and "server_optimizer" in section:
-            section["server_optimizer"] = _server(section["server_optimizer"])
-    return full | {"simulation": simulation}
+    full = {name: _copied(section) for name, section in content.items()}
+    full["algorithm"] = _named(full.get("algorithm", {"name": "averaging"}))
+    full.setdefault("simulation", {})
+    for section, short in _SHORT.items():
+        table = full.get(section)
+        if isinstance(table, dict):
+            table |= {name: expand(table[name]) for name, expand in short.items() if name in table}
+    return with_aliases(full)
 
 
-def _named(given: Any) -> Any:
-    return {"name": given} if isinstance(given, str) else _copied(given)
+def _named(given: Any, key: str = "name") -> Any:
+    return {key: given} if isinstance(given, str) else _copied(given)
+
+
+def _all_named(given: Any) -> Any:
+    return [_named(one) for one in given] if isinstance(given, list) else given
 
 
 def _copied(given: Any) -> Any:
@@ -115,6 +120,15 @@ def _server(given: Any) -> Any:
     if isinstance(optimizer, dict) and optimizer.setdefault("name", "sgd") == "sgd":
         optimizer.setdefault("learning_rate", 1.0)
     return optimizer
+
+
+_SHORT: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "algorithm": {"rule": _named, "before": _all_named, "schedule": _named, "server_optimizer": _server},
+    "data": {"shards": lambda given: _named(given, "by")},
+    "simulation": {"client_optimizer": _named, "server_optimizer": _server},
+    "training": {"method": _named, "schedule": _named},
+}
+"""Keys whose value may be a name alone, by section."""
 
 
 def check_federation(federation: Federation, *, where: str) -> None:

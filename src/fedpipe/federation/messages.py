@@ -38,7 +38,7 @@ def explained(message: str, where: str, content: Any = None) -> FederationError:
     what, _, place = message.rpartition(" - at ") if " - at " in message else (message, "", "")
     of_key = place.startswith("`key` in ")
     path = place.removeprefix("`key` in ").strip("`").removeprefix("$").removeprefix(".")
-    what, remedy = _of_key(what, path) if of_key else _explained(what, path)
+    what, remedy = _of_key(what, path) if of_key else _explained(what, path, content)
     path = _named(path, content, message)
     return FederationError(what, where=f"{where}: {path}" if path else where, remedy=remedy)
 
@@ -60,10 +60,9 @@ def _of_key(what: str, path: str) -> tuple[str, str | None]:
     return re.sub(r"Expected `str`, got", "a key must be text, but it is", what), "Write the key in quotes."
 
 
-def _explained(what: str, path: str) -> tuple[str, str | None]:
+def _explained(what: str, path: str, content: Any = None) -> tuple[str, str | None]:
     if match := re.match(r"Object contains unknown field `(.*)`$", what, re.DOTALL):
-        known = {name for kind in _structs_at(path) for name in _keys_of(kind)}
-        return f"unknown key {match[1]!r}", suggestion(match[1], known, listed="Known keys")
+        return _unknown(match[1], path, content)
     if match := re.match(r"Object missing required field `(.*)`$", what):
         choices = _choices_at(f"{path}.{match[1]}".strip("."))
         one_of = f", one of {', '.join(choices)}" if choices else ""
@@ -82,6 +81,20 @@ def _explained(what: str, path: str) -> tuple[str, str | None]:
     if what == "Number out of range":
         return "is too large a number", "Write a smaller one."
     return what, "docs/federation.md describes each key."
+
+
+def _unknown(key: str, path: str, content: Any) -> tuple[str, str | None]:
+    """Explain an unknown key; where tables of several kinds may stand, by the keys of the given kind."""
+    for part in _parts(path):
+        content = _inner(content, part)
+    given = content if isinstance(content, Mapping) else {}
+    structs = _structs_at(path)
+    own = [s for s in structs if given.get(s.__struct_config__.tag_field) == s.__struct_config__.tag] or structs
+    remedy = suggestion(key, {name for struct in own for name in _keys_of(struct)}, listed="Known keys")
+    others = sorted(str(s.__struct_config__.tag) for s in structs if s not in own and key in _keys_of(s))
+    if others:
+        return f"unknown key {key!r} for {own[0].__struct_config__.tag}", f"{', '.join(others)} has it. {remedy}"
+    return f"unknown key {key!r}", remedy
 
 
 def _one_of(path: str) -> str:

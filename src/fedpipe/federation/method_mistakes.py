@@ -25,6 +25,7 @@ def method_mistakes(f: Federation) -> Mistakes:
                 "Remove it: DP-SGD clips and averages gradients by the settings of the privacy section.",
             )
     yield from _combination_mistakes(f, private=private)
+    yield from _exchange_mistakes(f)
     if f.framework == "custom":
         yield from _custom_mistakes(f)
     if isinstance(f.method, COUNTS_STEPS):
@@ -72,6 +73,24 @@ def _combination_mistakes(f: Federation, *, private: bool) -> Mistakes:
         yield path, f"{tag} needs averaging", "Remove it, or set algorithm to averaging."
     if private and not isinstance(f.method, FedNova):
         yield path, f"{tag} cannot be combined with privacy", "Remove one of them, or use fednova."
+
+
+def _exchange_mistakes(f: Federation) -> Mistakes:
+    exchange, path = f.training.exchange, "training.exchange"
+    if exchange is None:
+        return
+    if exchange.dtype == "int8" and not exchange.changes:
+        yield (
+            f"{path}.as",
+            "must be delta for int8",
+            "Set it to delta: what rounding takes away is added to the next change.",
+        )
+    if not isinstance(f.algorithm, Averaging):
+        yield path, "needs averaging", "Remove it: in collective learning, a proposal is the next model itself."
+    elif f.algorithm.engine != "fedpipe":
+        yield path, "needs engine: fedpipe", "Remove it, or use rule: compression of TensorFlow Federated."
+    if isinstance(f.method, Scaffold):
+        yield path, "cannot be combined with scaffold", "Remove it: control variates follow from exact updates."
 
 
 def _step_mistakes(f: Federation) -> Mistakes:

@@ -15,6 +15,8 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.method_mistakes import method_mistakes
 from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS
 from fedpipe.federation.preprocessing import parse
+from fedpipe.federation.secure_mistakes import secure_mistakes
+from fedpipe.federation.split_mistakes import split_mistakes
 from fedpipe.federation.training import Privacy
 from fedpipe.store import check_uri, is_uri
 from fedpipe.store.network import read_address
@@ -30,6 +32,7 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
                 f"the learner {name!r} is listed twice",
                 "Give each learner its own name.",
             )
+    yield from split_mistakes(f)
     count = len(f.sharded)
     if count and not f.data.uri:
         yield "data.uri", "is missing", f"Name a dataset to shard, or give {f.sharded[0]!r} data of its own."
@@ -80,6 +83,7 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     yield from _vote_mistakes(f)
     yield from _privacy_mistakes(f)
     yield from method_mistakes(f)
+    yield from secure_mistakes(f)
     yield from _comparison_mistakes(f)
     yield from _size_mistakes(f)
     yield from _place_mistakes(f)

@@ -18,8 +18,9 @@ from fedpipe.store import is_uri
 
 Source = str | Path | Mapping[str, Any] | Federation
 """A federation file, or its content as a dictionary or as typed objects."""
-_CHOICES = ("algorithm", "method", "rule", "server_optimizer")
-"""Keys whose settings depend on a name: another name replaces them all."""
+_NAMED = ("algorithm", "client_optimizer", "method", "rule", "schedule", "server_optimizer")
+_CHOICES = {**dict.fromkeys(_NAMED, "name"), "shards": "by"}
+"""Keys whose settings depend on a choice, and the key of that choice: another one replaces them all."""
 
 
 def read_source(source: Source, changes: Mapping[str, Any] | None = None) -> Federation:
@@ -65,11 +66,11 @@ def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
         before: Any = merged.get(key)
         if key == "store" and isinstance(before, str) and isinstance(value, Mapping):
             before = {"uri": before}
-        if key in _CHOICES and isinstance(value, str):
-            value = {"name": value}
-        other = key in _CHOICES and isinstance(before, Mapping) and isinstance(value, Mapping)
-        if other and value.get("name", before.get("name")) != before.get("name"):
-            before = None
+        choice = _CHOICES.get(key)
+        if choice and isinstance(value, str):
+            value = {choice: value}
+        if choice and isinstance(before, Mapping) and isinstance(value, Mapping):
+            before = before if value.get(choice, before.get(choice)) == before.get(choice) else None
         mergeable = isinstance(before, Mapping) and isinstance(value, Mapping)
         merged[key] = overlaid(before, value) if mergeable else value
     return merged

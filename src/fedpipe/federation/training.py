@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 from msgspec.structs import force_setattr, replace
 
+from fedpipe.federation.exchange import Exchange
 from fedpipe.federation.methods import Method
 from fedpipe.federation.names import (
     MOST_DIFFERENCE,
@@ -114,6 +115,10 @@ class Training(Section, frozen=True, kw_only=True):
         Literal["reset", "keep"],
         Meta(description="`reset`: a fresh local optimizer each round; `keep`: its state carries over"),
     ] = "reset"
+    exchange: Annotated[
+        Exchange | None,
+        Meta(description="sends updates in fewer bytes (docs/aggregation.md#fewer-bytes); none: whole weights"),
+    ] = None
     method: Annotated[
         Method | None,
         Meta(description="how learners train when their data differ (docs/personal.md); none: plain training"),

@@ -1,6 +1,7 @@
-"""The permissions of each identity in an S3 store, as S3 policies made from `fedpipe.store.keys.TABLE`.
+"""The permissions of each identity in an S3 store, as S3 policies made from `fedpipe.store.access.TABLE`.
 
-    learner       reads the global objects, the runs and all proposals; writes below `learners/<name>/`; lists nothing
+    learner       reads the global objects, the runs, all proposals and parcels, and who is enrolled; writes below
+                  `learners/<name>/`, and removes its parcels there; lists nothing
     coordinator   does everything in the federation's folders, apart from `learners/` and `enrolled`: there it reads
                   what learners publish, but no ledger. Unless there is a dealer, it reads `datasets/` and deals shards
     dealer        reads `datasets/`, deals shards, and writes what the shard step notes about them
@@ -17,7 +18,7 @@ from typing import Any
 
 from fedpipe.errors import InputError, StoreError
 from fedpipe.federation.names import SAFE_NAME
-from fedpipe.store import keys
+from fedpipe.store import access, keys
 from fedpipe.store.base import check_key
 
 READ = ("s3:GetObject",)
@@ -44,6 +45,7 @@ def learner_policy(bucket: str, prefix: str, learner: str) -> Policy:
     return _policy(
         _allow(READ, bucket, prefix, *_readable("learners"), own),
         _allow(WRITE, bucket, prefix, own),
+        _allow(("s3:DeleteObject",), bucket, prefix, keys.parcel(learner, "?" * 64)),
         _located(bucket),
     )
 
@@ -60,8 +62,8 @@ def coordinator_policy(bucket: str, prefix: str, *, deals: bool = True) -> Polic
         InputError: as `learner_policy`.
     """
     check_prefix(bucket, prefix)
-    forbidden = [row.folder for row in keys.TABLE if "administrator" in row.access.writers]
-    folders = [folder for folder in keys.FOLDERS if folder not in forbidden]
+    forbidden = [row.folder for row in access.TABLE if "administrator" in row.access.writers]
+    folders = [folder for folder in access.FOLDERS if folder not in forbidden]
     own = [folder for folder in folders if folder != _LEARNERS]
     return _policy(
         _allow((*READ, *WRITE, "s3:DeleteObject"), bucket, prefix, *own),
@@ -106,9 +108,9 @@ def server_policy(bucket: str, prefix: str) -> Policy:
     )
 
 
-def _readable(party: keys.Party) -> list[str]:
+def _readable(party: access.Party) -> list[str]:
     """Returns the patterns of the keys that a party may read, each once: `runs/*` for `runs/<run>/board`."""
-    return list(dict.fromkeys(row.wildcard for row in keys.TABLE if party in row.access.readers))
+    return list(dict.fromkeys(row.wildcard for row in access.TABLE if party in row.access.readers))
 
 
 def check_prefix(bucket: str, prefix: str) -> None:
@@ -133,7 +135,7 @@ def check_prefix(bucket: str, prefix: str) -> None:
         ) from error
     segments = prefix.split("/")
     for position, segment in enumerate(segments[1:], 1):
-        if keys.is_taken(segment):
+        if access.is_taken(segment):
             outer = "/".join(segments[:position])
             raise InputError(
                 f"the federation would be inside the folder {segment!r} of a federation at s3://{bucket}/{outer}, "

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -33,6 +33,8 @@ FOUND_KEYS = "FEDPIPE_FOUND_KEYS"
 """Environment variable, set by commands: the folder `keys` next to the federation file, looked at last."""
 COORDINATOR = "_coordinator"
 """Stands for the coordinator, whose key signs published models; no learner can have this name."""
+ADMINISTRATOR = "_administrator"
+"""Stands for the administrator of a federation, whose key signs the roster; no learner can have this name."""
 _SIZE = 32
 
 
@@ -93,7 +95,10 @@ def key_answers() -> dict[str, Callable[[str, bytes], Any]]:
             raise InputError("only statements of fedpipe are signed")
         return sign(private, data)
 
-    return {"public_key": find_public, "sign": signed, "mark": lambda learner, _: find_mark(learner)}
+    return {
+        "public_key": find_public, "sign": signed, "mark": lambda learner, _: find_mark(learner),
+        "administrator": lambda _, __: find_administrator(),
+    }  # fmt: skip
 
 
 def verify(public: str, data: bytes, signature: str) -> bool:
@@ -160,20 +165,48 @@ def find_key(learner: str, environ: Mapping[str, str] = environ) -> str | None:
     return text if text is None else (text.split() or [""])[0]
 
 
+def find_administrator(environ: Mapping[str, str] = environ) -> str | None:
+    """Finds the public key of the federation's administrator on this machine; returns None without one.
+
+    In a container, it is `administrator` in the mounted secret; elsewhere `_administrator.pub` in a folder of keys.
+
+    Raises:
+        InputError: a file cannot be read, or the key is malformed.
+    """
+    if line := held.line():
+        found = line.ask(held.Request("administrator"))[0]
+        return None if found is None else str(found)
+    named = f"{ADMINISTRATOR}.pub"
+    places = ((SECRET_DIR, "administrator"), (KEYS, named), (FOUND_KEYS, named))
+    path = _first_file((environ.get(variable), name) for variable, name in places)
+    if path is None:
+        return None
+    text = _read_text(path)
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise InputError("the administrator's public key is malformed", where=str(path), remedy="Run `fedpipe roster`.")
+    return text
+
+
+def _first_file(places: Iterable[tuple[str | None, str]]) -> Path | None:
+    paths = (Path(folder, name) for folder, name in places if folder)
+    return next((path for path in paths if path.exists()), None)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the key cannot be read: {error}", where=str(path)) from error
+
+
 def _key_text(learner: str, environ: Mapping[str, str]) -> str | None:
     """Returns the private key of a learner, and what follows it."""
     if environ.get(SIGNING_KEY):
         return environ[SIGNING_KEY]
     named = f"{learner}.key"
     places = ((SECRET_DIR, "signingkey"), (KEYS, named), (FOUND_KEYS, named))
-    for folder, name in ((environ.get(variable), name) for variable, name in places):
-        path = Path(folder or "", name)
-        if folder and path.exists():
-            try:
-                return path.read_text().strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"the private key cannot be read: {error}", where=str(path)) from error
-    return None
+    path = _first_file((environ.get(variable), name) for variable, name in places)
+    return None if path is None else _read_text(path)
 
 
 def key_folder(source: Path, keys: str | Path | None = None) -> Path:

@@ -18,7 +18,11 @@ from fedpipe.identity.signing import Signature, Signer, find_signer, signer_of
 from fedpipe.store.objects import canonical
 
 S = TypeVar("S")
-_NAMES = {"Update": "update", "Ballot": "ballot", "Score": "score", "Report": "statistics", "Entry": "ledger"}
+_NAMES = {
+    "Update": "update", "Ballot": "ballot", "Score": "score", "Report": "statistics", "Entry": "ledger",
+    "Offer": "key of a secure sum", "Masked": "masked vector", "Agreement": "agreement to a sum",
+    "Reveal": "reveal of a sum", "Parcel": "parcel",
+}  # fmt: skip
 """The kind of each struct, as it is signed and named in messages."""
 _PLURAL = {"statistics"}
 

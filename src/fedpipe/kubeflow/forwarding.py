@@ -6,7 +6,7 @@ import contextlib
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -56,6 +56,26 @@ def reachable_store(uri: str, where: Where) -> Iterator[str]:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with without_proxy(address):
             yield urlsplit(uri)._replace(query=urlencode({"endpoint": f"http://{address}"})).geturl()
+
+
+@contextlib.contextmanager
+def reachable_stores(where: Where) -> Iterator[Callable[[str], str]]:
+    """Yields a function that returns a URI as `reachable_store` does, with one port for each endpoint.
+
+    Args:
+        where: where the cluster is.
+    """
+    near: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+
+        def reached(uri: str) -> str:
+            endpoint = endpoint_of(uri)
+            if endpoint not in near:
+                found = stack.enter_context(reachable_store(uri, where))
+                near[endpoint] = "" if found == uri else urlsplit(found).query
+            return urlsplit(uri)._replace(query=near[endpoint]).geturl() if near[endpoint] else uri
+
+        yield reached
 
 
 def _resolves(host: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from fedpipe.errors import ClusterError, InputError, NotFoundError, StepError
 from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kfp, open_kubernetes
-from fedpipe.kubeflow.submission import find_run, require_run
+from fedpipe.kubeflow.submission import find_run, name_in_store, require_run
 from fedpipe.kubeflow.where import Where
 
 RUN_LABEL, STEP_LABEL, LEARNER_LABEL = "pipeline/runid", "fedpipe/step", "fedpipe/learner"
@@ -106,27 +106,32 @@ def waiting_lines(cluster: Kubernetes, run_id: str) -> list[str]:
     ]
 
 
-def watcher(run: str, where: Where) -> Callable[[], list[str]]:
-    """Returns a function that lists why pods of a run wait, and raises StepError once Kubeflow reports a failure.
+def watcher(run: str, where: Where) -> tuple[str, Callable[[], list[str]]]:
+    """Returns a run's name in the store, and a function that lists why its pods wait.
 
-    Without access to Kubernetes, it only follows the state of the run; for an id, it only follows the pods.
+    That function raises StepError once Kubeflow reports a failure. Without access to Kubernetes, it only follows the
+    state of the run.
 
     Args:
         run: name of the run in KFP, or its id.
         where: where Kubeflow is.
+
+    Raises:
+        InputError: several ids begin with it.
+        ClusterError: KFP refuses or cannot be reached.
     """
-    kfp = None if _RUN_ID.fullmatch(run) else open_kfp(where)
+    kfp = open_kfp(where)
     cluster: Kubernetes | None = None
     with contextlib.suppress(ClusterError):
         cluster = open_kubernetes(where)
 
     def list_waiting() -> list[str]:
         try:
-            record = find_run(kfp, run) if kfp else None
-            if kfp and record is None:
+            record = find_run(kfp, run)
+            if record is None:
                 return [f"Kubeflow has no run {run!r}: check its name"]
-            if record is None or record.state not in _UNSUCCESSFUL:
-                return waiting_lines(cluster, str(record.run_id) if record else run) if cluster else []
+            if record.state not in _UNSUCCESSFUL:
+                return waiting_lines(cluster, str(record.run_id)) if cluster else []
         except ClusterError as error:  # perhaps only briefly; progress itself is read from the store
             return [f"Kubeflow cannot be queried: {error.what}"]
         why = " ".join(str(getattr(record.error, "message", "") or "").split())
@@ -135,7 +140,7 @@ def watcher(run: str, where: Where) -> Callable[[], list[str]]:
             remedy=f"Run `fedpipe logs {run}` to see the output of its steps.",
         )
 
-    return list_waiting
+    return name_in_store(kfp, run), list_waiting
 
 
 def logs(

@@ -138,14 +138,14 @@ def require_run(kfp: Kfp, name: str) -> Any:
     return record
 
 
-def name_in_store(run: str, where: Where) -> str:
+def name_in_store(kfp: Kfp, run: str) -> str:
     """Returns the name that a run has in the store, from its name in KFP or its id; the given one without such a run.
 
     Raises:
         InputError: several ids begin with it.
         ClusterError: KFP refuses or cannot be reached.
     """
-    record = find_run(open_kfp(where), run)
+    record = find_run(kfp, run)
     return _name_of(record) if record else run
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fedpipe.compiled.compiler import compile_pipeline, version_of
+from fedpipe.compiled.compiler import compile_pipeline, version_of, without_local_defaults
 from fedpipe.compiled.graph import check_arguments, parse_graph
 from fedpipe.errors import ClusterError, FedpipeError, InputError
 from fedpipe.federation.federation import Federation
@@ -53,7 +53,9 @@ def compile_source(source: Source, parameters: Mapping[str, Any]) -> Compiled:
     checked = check_arguments(graph, parameters)
     Settings(**{name: checked[name] for name in Settings.__struct_fields__ if name in checked}).applied(federation)
     _check_reach(federation, checked, str(source) if isinstance(source, str | Path) else "federation")
-    return Compiled(federation, text, {name: checked[name] for name in parameters}, str(checked["store"]))
+    return Compiled(
+        federation, without_local_defaults(text), {name: checked[name] for name in parameters}, str(checked["store"])
+    )
 
 
 def _check_reach(federation: Federation, arguments: Mapping[str, Any], source: str) -> None:

@@ -16,6 +16,10 @@ def framework_of(federation: Federation) -> Framework:
         from fedpipe.learners.custom import CustomFramework
 
         return CustomFramework()
+    if federation.split:
+        from fedpipe.learners.keras.cut import CutKeras
+
+        return CutKeras(federation)
     from fedpipe.learners.keras.framework import KerasFramework
 
     return KerasFramework()

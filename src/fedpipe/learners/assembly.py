@@ -73,7 +73,8 @@ def make_learner(
     parts = kept_parts(place, name, model.module) if place else learner_parts(store, plan, name, model.module)
     if privacy is None and plan.federation.learner(name).data:
         _check_fit(model, parts, (store.uri, plan.run, plan.code, name))
-    wanted = trains and privacy is None and plan.federation.training.tensorboard
+    shows = privacy is None and plan.federation.secure is None
+    wanted = trains and shows and plan.federation.training.tensorboard
     previous = read_record(store, plan.run, max(number - 1, 0)) if keeps(model, plan.federation) else None
     federation = replace(plan.federation, training=plan.federation.training.at(number))
     return ModelLearner(

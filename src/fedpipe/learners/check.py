@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -13,6 +14,7 @@ from fedpipe.data.examples import FORMATS, Examples
 from fedpipe.data.parts import load_examples
 from fedpipe.data.ports import ports_of
 from fedpipe.data.schema import NUMERIC, Schema, columns_by_input
+from fedpipe.data.sheets import unsupported
 from fedpipe.data.trees import Tree
 from fedpipe.errors import DataError, DroppedError, ModelError, WeightsError, one_line
 from fedpipe.federation.federation import Federation
@@ -262,11 +264,9 @@ def check_own_data(federation: Federation, code: str) -> None:
         return
     for position, learner in enumerate(federation.learners):
         if learner.data and suffix_of(learner.data) not in FORMATS:
-            raise DataError(
-                f"{learner.data!r} has an unsupported format; fedpipe reads {', '.join(FORMATS)}",
-                where=f"learners[{position}].data",
-                remedy="Define load(uri) in model.py to read it.",
-            )
+            flaw = unsupported(Path(learner.data), FORMATS)
+            where = f"learners[{position}].data: {flaw.where}"
+            raise DataError(flaw.what, where=where, remedy=f"{flaw.remedy} Or define load(uri) in model.py to read it.")
 
 
 def weight_shapes(federation: Federation, code: str, schema: Schema | None = None) -> dict[str, tuple[int, ...]]:

@@ -6,16 +6,20 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from fedpipe import weights
+from fedpipe.aggregation.encoding import encode
 from fedpipe.errors import DroppedError
 from fedpipe.identity.statements import signed_by
 from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.framework import Arrays, seed_of
-from fedpipe.learners.learner import Learner, log
+from fedpipe.learners.learner import Learner, Trained, log
+from fedpipe.learners.personal import Kept
 from fedpipe.rounds.budget import Budget
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.ledger import find_marks
-from fedpipe.rounds.manifests import Dropped, Scores, Update
+from fedpipe.rounds.manifests import Dropped, Scores, Tested, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import ANY_ROLL, Roll, drop
 from fedpipe.rounds.updates import find_part, own_update, publish_update
@@ -48,7 +52,7 @@ def contribute(
         return found
     with tempfile.TemporaryDirectory() as folder:
         start = fetched(store, base, Path(folder) / "base")
-        optimizer = _last_optimizer(store, plan, name, number, Path(folder) / "optimizer")
+        optimizer = last_optimizer(store, plan, name, number, Path(folder) / "optimizer")
         try:
             seconds = plan.federation.quorum.deadline if seconds is None else seconds
             return _offered(store, plan, name, number, base, start, optimizer, make_learner(), Path(folder), seconds)
@@ -67,15 +71,9 @@ def _offered(
 ) -> Update:  # fmt: skip
     federation = plan.federation
     budget = _budget(store, plan, name, number, learner)
-    wanted = federation.evaluation.every_round and not federation.vote  # a vote scores every candidate anyway
-    tested = learner.accept_weights(start, None if wanted else Scores()).test
-    trained = learner.propose_weights(
-        seed=seed_of(federation.training.seed, name, number),
-        seconds=seconds,
-        optimizer=optimizer,
-    )
-    weights.check_finite(trained.weights)
-    digest = weights.save(trained.weights, folder / "weights")
+    tested, trained = trained_from(plan, name, number, start, optimizer, learner, seconds)
+    sent, kept_back = _encoded(plan, name, number, start, trained)
+    digest = weights.save(sent, folder / "weights")
     spent, ledger = None, None
     if budget is not None:
         assert trained.event is not None
@@ -86,13 +84,40 @@ def _offered(
     if trained.optimizer is not None:
         kept = weights.save(trained.optimizer, folder / "optimizer")
         put_file(store, folder / "optimizer", kept, name)
-    personal = trained.kept.save(store, name, folder)
+    personal = kept_back.save(store, name, folder)
     update = Update(
         federation=federation.name, run=plan.run, round=number, learner=name, base=base, weights=digest,
         size=(folder / "weights").stat().st_size, examples=trained.examples, metrics=trained.metrics,
         plan=plan.definition.digest, tested=tested, optimizer=kept, personal=personal, spent=spent, ledger=ledger,
     )  # fmt: skip
     return publish_update(store, signed_by(update, name))
+
+
+def _encoded(plan: Plan, name: str, number: int, start: Arrays, trained: Trained) -> tuple[Arrays, Kept]:
+    """Return what a learner sends after a training, and what it keeps."""
+    exchange = plan.federation.training.exchange
+    if exchange is None:
+        return trained.weights, trained.kept
+    random = np.random.default_rng(seed_of(plan.federation.training.seed, name, number, "exchange"))
+    update, residual = encode(exchange, trained.weights, start, trained.kept.residual, random)
+    return update, trained.kept._replace(residual=residual)
+
+
+def trained_from(
+    plan: Plan, name: str, number: int, start: Arrays, optimizer: Arrays | None, learner: Learner, seconds: float
+) -> tuple[Tested | None, Trained]:
+    """Test the weights of a base if the federation wants it, and train from them.
+
+    Returns:
+        The test of the base, and the training's result, whose weights are finite.
+    """
+    federation = plan.federation
+    wanted = federation.evaluation.every_round and not federation.vote  # a vote scores every candidate anyway
+    tested = learner.accept_weights(start, None if wanted else Scores()).test
+    seed = seed_of(federation.training.seed, name, number)
+    trained = learner.propose_weights(seed=seed, seconds=seconds, optimizer=optimizer)
+    weights.check_finite(trained.weights)
+    return tested, trained
 
 
 def _budget(store: Store, plan: Plan, name: str, number: int, learner: Learner) -> Budget | None:
@@ -117,7 +142,7 @@ def fetched(store: Store, digest: str, path: Path, owner: str | None = None) -> 
     return arrays
 
 
-def _last_optimizer(store: Store, plan: Plan, name: str, number: int, path: Path) -> Arrays | None:
+def last_optimizer(store: Store, plan: Plan, name: str, number: int, path: Path) -> Arrays | None:
     """Return the optimizer state of this learner's last accepted update in the run, if the state is kept."""
     if plan.federation.training.optimizer == "reset":
         return None

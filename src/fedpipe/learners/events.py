@@ -7,6 +7,7 @@ Source: tensorflow/core/lib/io/record_writer.h; tensorflow/core/util/event.proto
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from collections.abc import Iterable, Mapping
@@ -21,9 +22,17 @@ def event_file(points: Iterable[tuple[int, Mapping[str, float]]]) -> bytes:
     now = _field(1, _DOUBLE, struct.pack("<d", time.time()))
     events = [now + _bytes(3, b"brain.Event:2")]
     for step, metrics in points:
-        values = (_bytes(1, name.encode()) + _field(2, _FLOAT, struct.pack("<f", v)) for name, v in metrics.items())
+        values = (_bytes(1, name.encode()) + _field(2, _FLOAT, _single(v)) for name, v in metrics.items())
         events.append(now + _field(2, _VARINT, _varint(step)) + _bytes(5, b"".join(_bytes(1, v) for v in values)))
     return b"".join(map(_record, events))
+
+
+def _single(value: float) -> bytes:
+    """Return a number in four bytes; infinity where it is too large for them."""
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:
+        return struct.pack("<f", math.copysign(math.inf, value))
 
 
 def _record(data: bytes) -> bytes:

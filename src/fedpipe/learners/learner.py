@@ -133,8 +133,9 @@ class ModelLearner:
             )
         begun = Begun(self._current, self._kept, self._control, optimizer, seed, seconds)
         fitted, kept = train(self._model, self._parts["train"], training, begun)
+        kept = kept._replace(residual=self._kept.residual)
         if self._privacy:
-            return Trained(fitted.weights, examples, {}, fitted.optimizer, self._event(fitted.steps))
+            return Trained(fitted.weights, examples, {}, fitted.optimizer, self._event(fitted.steps), kept)
         for number, metrics in enumerate(fitted.epochs, 1):
             log.info("%s epoch %d: %s", self._label, number, " ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
         if self._on_epochs:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,6 +43,7 @@ from fedpipe.learners.framework import (
     TrainingLimits,
     check_fitting,
 )
+from fedpipe.learners.linear import Linear as Linear
 from fedpipe.learners.parts import LabelShape, Part, arrays_of, as_examples
 from fedpipe.learners.user_code import called, find_function, load_code
 from fedpipe.rounds.plan import Port
@@ -52,31 +53,6 @@ from fedpipe.weights import Array
 _FILE = "model.py"
 _ROWS = 1024
 """The number of examples that are measured at a time."""
-
-
-class Linear(NamedTuple):
-    """A linear model, as `build` of a user's file returns it for `framework: numpy`.
-
-    Args:
-        features: number of features of an example, or their shape, such as (8, 8, 1) for pictures.
-        outputs: classes for `softmax`, values for `squared`.
-        loss: `softmax` with whole-number labels from 0, `squared` with labels (examples,) or (examples, outputs).
-        learning_rate: eta of the step, unless the federation file has one.
-        momentum: mu of the step; 0 for none.
-        l2: lambda above, the strength of the penalty on W, which the reported loss does not contain.
-    """
-
-    features: int | tuple[int, ...]
-    outputs: int
-    loss: Literal["softmax", "squared"] = "softmax"
-    learning_rate: float = 0.1
-    momentum: float = 0.0
-    l2: float = 0.0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one example's features."""
-        return (self.features,) if isinstance(self.features, int) else tuple(self.features)
 
 
 class Table(NamedTuple):
@@ -145,8 +121,7 @@ def cached_model(code: bytes, digest: str, function: str, schema: Schema | None 
             where="model.py",
             remedy="Return fedpipe.learners.numpy.Linear(features, outputs), or set framework to keras.",
         )
-    if linear.loss not in ("softmax", "squared"):
-        raise ModelError(f"unknown loss {linear.loss!r}", where="model.py", remedy="Valid: softmax, squared.")
+    linear.check()
     return NumpyModel(linear, module, table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote, urlsplit
@@ -17,6 +18,8 @@ from fedpipe.learners.check import built_model
 from fedpipe.learners.framework import Model
 from fedpipe.learners.parts import Part, batches_of, size_of
 from fedpipe.learners.reading import own_parts
+from fedpipe.learners.user_code import load_code
+from fedpipe.store.objects import digest_of
 
 _FIRST = 30
 
@@ -72,19 +75,47 @@ def check_own_parts(federation: Federation, code: str, schema: Schema | None = N
         DataError: a learner's data is on this machine and cannot be used; with the learner.
         ModelError: the model cannot be built.
     """
-    model, found = built_model(federation, code, schema=schema), []
+    model = built_model(federation, code, schema=schema)
+    return _read_all(federation, lambda name: _checked(federation, name, model, schema))
+
+
+def check_own_tables(federation: Federation, code: str, *, each: bool) -> None:
+    """Read the own data of each learner of a table whose schema is not known.
+
+    Args:
+        federation: the federation.
+        code: the text of the user's file.
+        each: every learner's data must be usable, if it is here; otherwise those of one learner suffice.
+
+    Raises:
+        DataError: data on this machine cannot be used; with the learner.
+    """
+    data = code.encode()
+    module = load_code(data, digest_of(data))
+    _read_all(federation, lambda name: _sizes(own_parts(federation, name, module)), each=each)
+
+
+def _read_all(federation: Federation, read: Callable[[str], str], *, each: bool = True) -> list[tuple[str, str]]:
+    found, flaws, usable = [], [], False
     for position, learner in enumerate(federation.learners):
         if not learner.data:
             continue
         where, here = f"learners[{position}].data, {learner.name}", is_here(learner.data)
         try:
-            found.append((learner.name, _checked(federation, learner.name, model, schema)))
+            found.append((learner.name, read(learner.name)))
+            usable = True
         except FedpipeError as error:
+            usable = usable or not (here or isinstance(error, ModelError))
             if here or isinstance(error, ModelError):
                 place = f"{error.where}: " if error.where else ""
                 what = f"the data cannot be used: {place}{error.what}"
-                raise DataError(what, where=where, remedy=error.remedy) from error
+                flaws.append(DataError(what, where=where, remedy=error.remedy))
+                flaws[-1].__cause__ = error
             found.append((learner.name, f"not read: {error.what}"))
+        if flaws and each:
+            raise flaws[0]
+    if flaws and not usable:
+        raise flaws[0]
     return found
 
 
@@ -105,4 +136,8 @@ def _checked(federation: Federation, name: str, model: Model, schema: Schema | N
         )
     few = few_of(train)
     model.check_examples(few.x, few.y, few.weight)
+    return _sizes(parts)
+
+
+def _sizes(parts: Mapping[str, Part]) -> str:
     return ", ".join(f"{size_of(part)} {kind}" for kind, part in parts.items())

@@ -35,11 +35,13 @@ class Kept(NamedTuple):
         local: weights that are not shared.
         model: its personal model.
         control: its control variates.
+        residual: what rounding took away from its last update.
     """
 
     local: Mapping[str, Array] = NONE
     model: Mapping[str, Array] = NONE
     control: Mapping[str, Array] = NONE
+    residual: Mapping[str, Array] = NONE
 
     def save(self, store: Store, learner: str, folder: Path) -> str | None:
         """Write what is kept into the learner's own folder, and return its digest; None when there is nothing."""
@@ -75,7 +77,9 @@ NOTHING = Kept()
 
 def keeps(model: Model, federation: Federation) -> bool:
     """Return whether learners keep weights from round to round."""
-    return isinstance(model, SharedModel) or isinstance(federation.method, (*PERSONAL, Scaffold))
+    exchange = federation.training.exchange
+    rounds_off = exchange is not None and exchange.keeps_residual
+    return isinstance(model, SharedModel) or isinstance(federation.method, (*PERSONAL, Scaffold)) or rounds_off
 
 
 def last_kept(store: Store, model: Model, federation: Federation, learner: str, record: Record | None) -> Kept:
@@ -104,7 +108,7 @@ def last_kept(store: Store, model: Model, federation: Federation, learner: str, 
             f"the weights that {learner} keeps are lost: {error.what}", where=store.uri,
             remedy="Restore the learner's folder from a copy, or begin with `training.start: fresh`.",
         ) from error  # fmt: skip
-    return kept if run == record.run else kept._replace(control=NONE)  # a run begins without a common one
+    return kept if run == record.run else kept._replace(control=NONE, residual=NONE)  # those of a run end with it
 
 
 def find_kept(store: Store, learner: str, record: Record | None) -> tuple[str, str] | None:

@@ -60,7 +60,7 @@ def score_learner(store: Store, plan: Plan, name: str, digest: str) -> Score:
     if part is None or not size_of(part):
         return Score(learner=name, weights=digest, why=EMPTY_TEST)
     arrays = fetch_global(store, digest)
-    score = _score(model, plan, arrays, name, digest, part)
+    score = score_part(model, plan, arrays, name, digest, part)
     personal = _personal_test(store, plan, model, name, arrays, part)
     return msgspec.structs.replace(score, personal=personal) if personal and not score.why else score
 
@@ -79,7 +79,17 @@ def _personal_test(store: Store, plan: Plan, model: Model, name: str, arrays: Ar
     return Tested(examples=size_of(part), metrics=bounded(measured.metrics))
 
 
-def _score(model: Model, plan: Plan, arrays: Arrays, name: str, digest: str, part: Part) -> Score:
+def score_part(model: Model, plan: Plan, arrays: Arrays, name: str, digest: str, part: Part) -> Score:
+    """Test weights on a part of a learner's examples.
+
+    Args:
+        model: the built model.
+        plan: the run's plan.
+        arrays: the weights.
+        name: the learner; empty for the central test set.
+        digest: of the global weights.
+        part: the examples.
+    """
     training = plan.federation.training
     measured = model.evaluate(arrays, part, training)
     if not abs(loss := measured.metrics["loss"]) <= LARGEST:
@@ -142,7 +152,9 @@ def _labels_of(y: Tree, name: str, position: int) -> Array:
     raise ValueError("it has no labels")
 
 
-def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> Evaluation:
+def evaluate(
+    store: Store, plan: Plan, digest: str, scores: Sequence[Score], measured_by: Model | None = None
+) -> Evaluation:
     """Evaluate the final model.
 
     Federated metrics come from the learners' metric states and tallies: sums first, then divided. A score that
@@ -153,8 +165,9 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
         plan: the run's plan.
         digest: of the weights.
         scores: the learners' scores of these weights.
+        measured_by: the model that was scored; by default the plan's.
     """
-    model = plan_model(store, plan)
+    model = plan_model(store, plan) if measured_by is None else measured_by
     found: dict[str, Measured] = {}
     tallies: dict[str, dict[str, Tally]] = {}
     uncounted: dict[str, dict[str, str]] = {}
@@ -162,7 +175,7 @@ def evaluate(store: Store, plan: Plan, digest: str, scores: Sequence[Score]) -> 
     if plan.test is not None:
         examples = central_test(store, plan)
         assert examples is not None
-        score = _score(model, plan, fetch_global(store, digest), "", digest, examples)
+        score = score_part(model, plan, fetch_global(store, digest), "", digest, examples)
         if score.why:
             left_out["central test set"] = score.why
         else:

@@ -24,6 +24,7 @@ from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, Signer, find_signer
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.check import takes_missing
+from fedpipe.learners.cut_score import whole_weights
 from fedpipe.learners.framework import Arrays, Model, Outline, Predict
 from fedpipe.learners.personal import find_personal
 from fedpipe.learners.reading import central_test
@@ -155,7 +156,8 @@ def convert_and_verify(store: Store, plan: Plan, digest: str, learner: str = "")
         NotFoundError: the learner has no personal model.
         ExportError: the model cannot be converted, or the difference exceeds `export.tolerance`.
     """
-    model, arrays = plan_model(store, plan), fetch_global(store, digest)
+    model = plan_model(store, plan)
+    arrays = whole_weights(store, digest) if plan.federation.split else fetch_global(store, digest)
     if learner:
         model, arrays = _personal(store, plan, model, arrays, learner)
     settings = plan.federation.exported or Export()

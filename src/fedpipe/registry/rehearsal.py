@@ -54,7 +54,7 @@ def rehearse(federation: Federation, code: str, examples: Examples | None, schem
         ExportError: the model cannot be exported; the message has the layer.
         MissingExtraError: a framework is not installed.
     """
-    if examples is None and any(learner.data for learner in federation.learners):
+    if examples is None and not federation.split and any(learner.data for learner in federation.learners):
         examples = find_examples(federation, built_model(federation, code, schema=schema).module, schema)
     text = check_model(federation, code, examples, schema)
     passed = Recalled(_key(federation, code, examples, schema))
@@ -104,6 +104,7 @@ def _key(federation: Federation, code: str, examples: Examples | None, schema: S
         "code": code,
         "model": split_code(federation.model)[1],
         "framework": federation.framework,
+        "parties": federation.feature_parties,
         "share": msgspec.to_builtins(federation.share),
         "training": msgspec.to_builtins(training),
         "export": msgspec.to_builtins(federation.export),

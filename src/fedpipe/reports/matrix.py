@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from fedpipe.reports.charts import heat_map
 from fedpipe.reports.drawing import Drawing
-from fedpipe.reports.story import Story, tests_of_rounds
+from fedpipe.reports.story import Story, Tests
 
 _MOST_ROUNDS = 60
 _MOST_LEARNERS = 60
@@ -18,9 +18,13 @@ _MOST_WRITTEN = 12
 T = TypeVar("T")
 
 
-def matrix_pictures(story: Story) -> list[Drawing]:
-    """Draws one picture per metric: rows are learners, columns are rounds. None of a run with fewer than two tests."""
-    tests = tests_of_rounds(story)
+def matrix_pictures(story: Story, tests: Tests) -> list[Drawing]:
+    """Draws one picture per metric: rows are learners, columns are rounds. None of a run with fewer than two tests.
+
+    Args:
+        story: the run.
+        tests: `tests_of_rounds` of it.
+    """
     names = list(dict.fromkeys(name for one in tests.values() for metrics in one.values() for name in metrics))
     compared = story.plan.federation.exported and story.plan.federation.exported.compared
     names.sort(key=lambda name: name != compared)
@@ -29,7 +33,7 @@ def matrix_pictures(story: Story) -> list[Drawing]:
     return [_picture(tests, name) for name in names[:_MOST_PICTURES]]
 
 
-def _picture(tests: Mapping[int, Mapping[str, Mapping[str, float]]], name: str) -> Drawing:
+def _picture(tests: Tests, name: str) -> Drawing:
     learners = sorted({learner for one in tests.values() for learner in one})
     rows, columns = _spread(learners, _MOST_LEARNERS), _spread(sorted(tests), _MOST_ROUNDS)
     values = [[tests[number].get(learner, {}).get(name) for number in columns] for learner in rows]

@@ -129,6 +129,8 @@ def settings(story: Story) -> list[tuple[str, str]]:
     pairs: list[tuple[str, Any]] = [
         ("algorithm", algorithm.__struct_config__.tag),
         *([("rule", algorithm.rule_in_words)] if isinstance(algorithm, Averaging) else []),
+        *([("secure sums", f"{federation.secure.bits} bits, at least {federation.threshold} learners")]
+          if federation.secure else []),
         *((key, _name_of(getattr(algorithm, key))) for key in _NAMED if hasattr(algorithm, key)),
         ("framework", federation.framework),
         ("rounds", training.rounds),

@@ -9,7 +9,7 @@ from fedpipe.reports import plots, quality, remarks, vote_plots
 from fedpipe.reports.comparison import different_settings
 from fedpipe.reports.drawing import Drawing
 from fedpipe.reports.matrix import matrix_pictures
-from fedpipe.reports.story import Story, privacy, summarise
+from fedpipe.reports.story import Story, privacy, summarise, tests_of_rounds
 from fedpipe.rounds.tallies import ValueTally
 from fedpipe.sessions.board import ENDINGS
 
@@ -28,7 +28,8 @@ def render(story: Story, others: Sequence[Story] = ()) -> str:
 
 
 def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
-    summary, evaluation, spent = summarise(story), story.evaluation, privacy(story)
+    tests, evaluation, spent = tests_of_rounds(story), story.evaluation, privacy(story)
+    summary = summarise(story, tests)
     final = [(name, measured, quality.shown(measured)) for name, measured in quality.tested(evaluation)]
     classes = evaluation.classes if evaluation else ()
     return {
@@ -47,7 +48,7 @@ def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
         "metrics": sorted({m for r in summary["rounds"] for m in r["metrics"]}),
         "cards": _cards(story),
         "final": final,
-        "personal": quality.personal_models(evaluation),
+        "personal": summary["evaluation"].get("personal_models"),
         "flaw": story.flaw,
         "ending": ENDINGS.get(story.ending, ""),
         "final_metrics": list(dict.fromkeys(k for _, _, numbers in final for k in numbers)),
@@ -57,7 +58,7 @@ def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
         "qualities": quality.qualities(evaluation, classes) if evaluation else [],
         "curves": _drawn(plots.learning_curves(story)),
         "each": _drawn(plots.learner_curves(story)),
-        "matrix": _drawn(matrix_pictures(story)),
+        "matrix": _drawn(matrix_pictures(story, tests)),
         "labels": _labels(story, classes),
         "timings": plots.timings(story).svg() if story.timings else "",
         "samples": story.onnx.get("samples", ""),

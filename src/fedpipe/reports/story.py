@@ -115,8 +115,11 @@ def _tested_metrics(records: tuple[Record, ...], number: int) -> dict[str, float
 
     They are means over the learners' test parts, weighted by examples; empty if no learner tested the model.
     """
-    following = next((r.updates for r in records if r.round == number + 1), ())
-    return mean_tested(update.tested for update in following)
+    following = next((r for r in records if r.round == number + 1), None)
+    if following is not None and following.secure:
+        tests = "test_"
+        return {k.removeprefix(tests): v for k, v in following.metrics.items() if k.startswith(tests)}
+    return mean_tested(update.tested for update in following.updates) if following else {}
 
 
 def shared_scores(story: Story) -> list[dict[str, Scores]]:
@@ -131,6 +134,10 @@ def shared_scores(story: Story) -> list[dict[str, Scores]]:
         else:
             by_round.append({**by_round[-1], **{ballot.learner: ballot.current for ballot in record.ballots}})
     return by_round
+
+
+Tests = Mapping[int, Mapping[str, Mapping[str, float]]]
+"""Metrics of the model of each round at each learner."""
 
 
 def tests_of_rounds(story: Story) -> dict[int, dict[str, dict[str, float]]]:
@@ -176,16 +183,20 @@ def round_seconds(story: Story, number: int) -> float:
     return max(e for _, e in spans) - min(s for s, _ in spans) if spans else 0.0
 
 
-def summarise(story: Story) -> dict[str, Any]:
+def summarise(story: Story, tests: Tests | None = None) -> dict[str, Any]:
     """Returns the content of `summary.json`.
 
     `loss` and metrics without a prefix describe the learners' training in the round. Metrics `test_...` describe the
     model of the round, on the learners' test parts; `tests` has them by learner. In a run with votes, each round has
     its decision, and round 0 has the learners' scores before any training. `begun_from` is the round whose model the
     run continues; null if none.
+
+    Args:
+        story: the run.
+        tests: `tests_of_rounds` of it, if they are known already.
     """
     voted = story.plan.federation.vote is not None
-    tests = tests_of_rounds(story)
+    tests = tests_of_rounds(story) if tests is None else tests
     rounds = [_round(story, record, tests) for record in story.records if record.round or voted]
     timings = story.timings
     ends = [t.started + t.seconds for t in timings]
@@ -232,7 +243,7 @@ def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
     return found
 
 
-def _round(story: Story, record: Record, tests: Mapping[int, Any]) -> dict[str, Any]:
+def _round(story: Story, record: Record, tests: Tests) -> dict[str, Any]:
     metrics = {k: v for k, v in record.metrics.items() if k != "loss"}
     metrics |= {f"test_{k}": v for k, v in global_metrics(story, record.round).items()}
     vote = {"vote": decision(story, record)} if story.plan.federation.vote else {}

@@ -26,8 +26,10 @@ from fedpipe.aggregation import (
     make_rule,
     make_server_step,
 )
+from fedpipe.aggregation.encoding import Encoding
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError, WeightsError
 from fedpipe.federation.algorithms import Averaging
+from fedpipe.federation.exchange import Exchange
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.methods import FedNova, Scaffold
 from fedpipe.identity.enrolment import read_enrolled
@@ -43,6 +45,7 @@ from fedpipe.rounds.updates import collect, fetch_weights, mean_metrics, read_va
 from fedpipe.rounds.voting import proposer_of, tally
 from fedpipe.store import Store
 from fedpipe.store.objects import put_file
+from fedpipe.weights import Layout
 
 log = logging.getLogger("fedpipe")
 
@@ -151,6 +154,18 @@ def bounds_of(plan: Plan) -> Bounds:
     return Bounds(norm=algorithm.norm_limit, share=algorithm.most_share)
 
 
+def encoding_of(plan: Plan, layout: Layout, base: Path) -> Encoding | None:
+    """Return how updates are encoded; None: as the weights themselves.
+
+    Args:
+        plan: the run's plan.
+        layout: of the model.
+        base: where the global weights are, once they are needed.
+    """
+    exchange = plan.federation.training.exchange
+    return Encoding(exchange, layout, base) if exchange else None
+
+
 def places_of(plan: Plan) -> dict[str, int]:
     """Return each learner's position among all of the federation, sorted by name."""
     return _places(tuple(learner.name for learner in plan.federation.learners))
@@ -201,6 +216,7 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
                 folder=folder,
                 forest=forest,
                 bounds=bounds_of(plan),
+                exchange=plan.federation.training.exchange,
             )
 
         sources = [source_of(plan, update) for update in updates]
@@ -219,13 +235,14 @@ def _record(plan: Plan, previous: Record, combined: Combined, used: list[Update]
     return Record(
         federation=plan.federation.name, run=plan.run, round=previous.round + 1, previous=previous.parent,
         plan=previous.plan, base=previous.weights, weights=combined.weights[1], layout=previous.layout,
-        state={slot: digest for slot, (_, digest) in combined.state.items()}, rule=_named(algorithm),
+        state={slot: digest for slot, (_, digest) in combined.state.items()},
+        rule=_named(algorithm, plan.federation.training.exchange),
         updates=tuple(used), dropped=tuple(dropped), metrics=_metrics(used, combined),
     )  # fmt: skip
 
 
-def _named(algorithm: Averaging) -> str:
-    rule = algorithm.rule_in_words
+def _named(algorithm: Averaging, exchange: Exchange | None) -> str:
+    rule = algorithm.rule_in_words if exchange is None else f"{algorithm.rule_in_words} of {exchange.in_words}"
     return rule if algorithm.engine == "fedpipe" else f"{algorithm.engine} {rule}"
 
 

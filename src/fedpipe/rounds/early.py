@@ -10,7 +10,7 @@ from pathlib import Path
 from fedpipe.aggregation import Forest, Norms
 from fedpipe.errors import DroppedError
 from fedpipe.identity.enrolment import read_enrolled
-from fedpipe.rounds.closing import bounds_of, places_of, rule_of, source_of
+from fedpipe.rounds.closing import bounds_of, encoding_of, places_of, rule_of, source_of
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.updates import read_valid
@@ -29,10 +29,11 @@ class EarlySums:
         plan: the run's plan.
         previous: the record of the round before.
         forest: the sums.
+        base: where the global weights are fetched to, if the sums need them.
     """
 
-    def __init__(self, store: Store, plan: Plan, previous: Record, forest: Forest) -> None:
-        self._store, self._plan, self._previous = store, plan, previous
+    def __init__(self, store: Store, plan: Plan, previous: Record, forest: Forest, base: Path | None = None) -> None:
+        self._store, self._plan, self._previous, self._base = store, plan, previous, base
         self._enrolled = read_enrolled(store)
         self.forest: Forest | None = forest
 
@@ -56,8 +57,10 @@ class EarlySums:
         norms = Norms(folder / "base", bounds.norm) if bounds.norm else None
         asked_places = [places[name] for name in asked]
         rule = rule_of(plan, previous.round + 1)
-        forest = Forest.plant(store, layout, rule, asked_places, folder, previous.weights, norms)
-        return None if forest is None else cls(store, plan, previous, forest)
+        encoding = encoding_of(plan, layout, folder / "base")
+        forest = Forest.plant(store, layout, rule, asked_places, folder, previous.weights, norms, encoding)
+        base = folder / "base" if norms or encoding else None
+        return None if forest is None else cls(store, plan, previous, forest, base)
 
     def take(self, learner: str) -> None:
         """Fetch a learner's update and add it; the closing reports what is wrong with it."""
@@ -68,8 +71,8 @@ class EarlySums:
             if update is None:
                 return
             try:
-                if (norms := self.forest.norms) and not norms.base.exists():
-                    fetch_file(self._store, self._previous.weights, norms.base)
+                if self._base and not self._base.exists():
+                    fetch_file(self._store, self._previous.weights, self._base)
                 self.forest.add(source_of(self._plan, update))
             except OSError as error:  # no space to keep it: the closing streams from the store
                 log.warning("updates are not added before all have arrived: %s", error.strerror)

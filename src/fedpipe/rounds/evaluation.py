@@ -11,8 +11,11 @@ from msgspec.structs import replace
 
 from fedpipe.errors import DroppedError
 from fedpipe.identity.signing import Signature
+from fedpipe.rounds.choosing import best_earlier
+from fedpipe.rounds.history import history
 from fedpipe.rounds.manifests import Metrics, Tested
 from fedpipe.rounds.measures import measure
+from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.received import Source, cleaned, receive, usable
 from fedpipe.rounds.tallies import Head, Matrix, Tally, add_tallies, mistake_in
 from fedpipe.store import SMALL, Store, keys
@@ -127,11 +130,33 @@ def _source(store: Store, learner: str, run: str, *, earlier: bool) -> Source:
     return Source(store, run, keys.score(learner, run, earlier=earlier), "score", SMALL, _MOST_VALUES)
 
 
+def earlier_model(store: Store, plan: Plan) -> str:
+    """Return the digest of the best earlier model, with which the last one is compared; empty if there is none."""
+    exported = plan.federation.exported
+    if exported is None or exported.choose != "best":
+        return ""
+    found = best_earlier(history(store, plan.run), plan.federation)
+    return found.weights if found else ""
+
+
+def is_scored(store: Store, plan: Plan, learner: str, weights: str, earlier: str = "") -> bool:
+    """Return whether a learner has tested weights with the plan's settings, and those of an earlier round if any."""
+    wanted = [(weights, own_score(store, learner, plan.run))]
+    if earlier:
+        wanted.append((earlier, own_score(store, learner, plan.run, earlier=True)))
+    return all(s and _lasts(s, plan) and (s.weights, s.settings) == (digest, plan.measuring) for digest, s in wanted)
+
+
+def _lasts(score: Score, plan: Plan) -> bool:
+    """Return whether another test would give the same: it succeeded, or the learner's shard has nothing to test."""
+    return not score.why or (score.why == EMPTY_TEST and not plan.federation.learner(score.learner).data)
+
+
 def read_scores(
     store: Store, run: str, learners: Sequence[str], check: Callable[[Score], None] = lambda _: None, *,
     earlier: bool = False,
 ) -> list[Score]:  # fmt: skip
-    """Return the scores of all learners; none when there were no score steps, as in a simulation.
+    """Return the scores of all learners; none when learners tested nothing, as in a simulation.
 
     `check` raises DroppedError for one that does not count. `earlier` scores are of the best earlier model.
     """

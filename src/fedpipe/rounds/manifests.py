@@ -144,6 +144,21 @@ class Outcome(Manifest, frozen=True, kw_only=True):
     accepted: bool
 
 
+class SecureRound(Manifest, frozen=True, kw_only=True):
+    """A round whose updates were summed under masks: its members, and what the sum discloses about them together.
+
+    `keys`, `members` and `reveals` are digests of the round's lists; with the masked vectors, they give the sum again.
+    """
+
+    session: str
+    learners: tuple[Name, ...]
+    examples: Count
+    metrics: tuple[str, ...]
+    keys: Digest
+    members: Digest
+    reveals: Digest
+
+
 class Ref(Manifest, frozen=True, kw_only=True):
     """A reference to a committed record: its round, and the digest of its bytes."""
 
@@ -159,7 +174,8 @@ class Record(Manifest, frozen=True, kw_only=True):
     `previous` is that of this one. `candidate` is the weights that were voted on; None when nobody proposed.
     `layout` is the digest of the weights' header, which pins names, dtypes and shapes for the whole run; `state` is
     the server optimizer's. `control` is the control variate that learners read.
-    `schema` is the digest of the table's schema, in round 0 of a run with a table.
+    `schema` is the digest of the table's schema, in round 0 of a run with a table. A round with `secure` has no
+    updates.
     """
 
     format: int = 1
@@ -184,6 +200,17 @@ class Record(Manifest, frozen=True, kw_only=True):
     outcome: Outcome | None = None
     schema: Digest | UnsetType = UNSET
     control: Digest | UnsetType = UNSET
+    secure: SecureRound | UnsetType = UNSET
+
+    @property
+    def contributors(self) -> tuple[str, ...]:
+        """The learners whose updates are in the result."""
+        return self.secure.learners if self.secure else tuple(update.learner for update in self.updates)
+
+    @property
+    def examples(self) -> int:
+        """The train examples of all updates together."""
+        return self.secure.examples if self.secure else sum(update.examples for update in self.updates)
 
     def spent_by(self, learner: str) -> Spent | None:
         """Return the budget that a learner had spent by this round; None when the round does not record it."""

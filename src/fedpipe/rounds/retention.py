@@ -25,9 +25,10 @@ from typing import Literal, NamedTuple
 from msgspec import Struct, UnsetType
 
 from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError, StoreUnavailableError, TooLargeError
+from fedpipe.rounds.cut import RULE as SPLIT
 from fedpipe.rounds.history import read_head, read_record
-from fedpipe.rounds.manifests import Manifest, Ref
-from fedpipe.store import Entry, Store, is_safe, keys
+from fedpipe.rounds.manifests import Manifest, Record, Ref
+from fedpipe.store import Entry, Store, access, is_safe, keys
 from fedpipe.store.objects import find
 
 Fate = Literal["whole", "result", "records", "gone"]
@@ -41,7 +42,7 @@ _LEAVES = {b"weights", b"base", b"candidate", b"layout", b"optimizer", b"state",
            b"personal", b"control"}  # fmt: skip
 """Names of digests whose objects name no others."""
 _RUN = re.compile(r"(learners/[^/]+/)?runs/([a-z0-9\-]+)/(.+)", re.ASCII)
-_CONTENT = re.compile(r"(?:objects|coordinator|learners/[^/]+/(?:objects|proposals|personal))/([0-9a-f]{64})")
+_CONTENT = re.compile(r"(?:objects|coordinator|learners/[^/]+/(?:objects|proposals|personal|parcels))/([0-9a-f]{64})")
 _PERSONAL = re.compile(r"learners/[^/]+/personal/[0-9a-f]{64}")
 _RECORDS = re.compile(r"\d+/record|plan|summary\.json|report\.html|evaluation|onnx|shards|pruned")
 """Keys in the folder of a run that stay when only its records do."""
@@ -173,7 +174,7 @@ def find_loss(store: Store, rules: Rules, is_over: Callable[[str], bool] = lambd
     ]
     kept = {fate: kept for kept, fate in _FATES.items()}
     notes = {loss.run: Pruned(kept=kept[loss.fate]) for loss in lost if loss.fate in kept}
-    known = sum(any(row.matches(entry.key) for row in keys.TABLE) for entry in entries)
+    known = sum(any(row.matches(entry.key) for row in access.TABLE) for entry in entries)
     return Loss(tuple(sorted(lost, key=lambda loss: loss.age)), notes, small, content, sizes, len(listed) - known)
 
 
@@ -251,6 +252,11 @@ def _personal(store: Store, ref: Ref | None) -> Iterator[str]:
                 seen.add(update.learner)
                 yield update.personal
         ref = record.previous
+
+
+def parts_in(record: Record) -> list[str]:
+    """Return the digests of the parts that the weights of a record are made of, if its network is cut."""
+    return [update.weights for update in record.updates] if record.rule == SPLIT else []
 
 
 def _small(run: str, found: _Run, fate: Fate) -> list[str]:
@@ -331,7 +337,7 @@ class _Marks:
         record = read_record(self._store, run, len(records) - 1)
         if record is not None:
             control = () if isinstance(record.control, UnsetType) else (record.control,)
-            self.add([record.weights, *record.state.values(), *control])
+            self.add([record.weights, *record.state.values(), *control, *parts_in(record)])
 
     def _reached(self, found: Iterable[str]) -> set[str]:
         """Return the digests that these objects name, and those that the named ones name in turn."""

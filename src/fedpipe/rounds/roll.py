@@ -141,7 +141,9 @@ def gather(
     return [found for found in answers if not isinstance(found, Dropped)], missing
 
 
-def check_quorum(number: int, taking_part: int, dropped: list[Dropped], minimum: int, rule: str = "") -> None:
+def check_quorum(
+    number: int, taking_part: int, dropped: list[Dropped], minimum: int, rule: str = "", *, all_needed: bool = False
+) -> None:  # fmt: skip
     """Raise QuorumError, with the missing learners and their reasons, when fewer than `minimum` take part.
 
     Args:
@@ -150,6 +152,7 @@ def check_quorum(number: int, taking_part: int, dropped: list[Dropped], minimum:
         dropped: learners that are missing.
         minimum: the quorum.
         rule: the aggregation rule that needs so many, if that is why.
+        all_needed: whether a lower quorum has no meaning.
     """
     if taking_part >= minimum:
         return
@@ -158,11 +161,11 @@ def check_quorum(number: int, taking_part: int, dropped: list[Dropped], minimum:
         by_reason.setdefault(item.why.rstrip("."), []).append(item.learner)
     missing = "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items()) or "nobody was dropped"
     needed = f"but {rule} needs {minimum} updates" if rule else f"the quorum is {minimum}"
-    lower = "the rule's settings" if rule else "quorum.min_learners"
+    lowered = "the rule's settings" if rule else "quorum.min_learners"
+    lower = "" if all_needed else f", or lower {lowered}"
     raise QuorumError(
         f"round {number}: {taking_part} of {taking_part + len(dropped)} learners took part, {needed} ({missing})",
-        remedy=f"HEAD stays at the last good round. Repair the learners, or lower {lower}; "
-        "then run the same command again.",
+        remedy=f"HEAD stays at the last good round. Repair the learners{lower}; then run the same command again.",
         lasting=taking_part + sum(not item.lasting for item in dropped) < minimum,
         missing=tuple(item.learner for item in dropped),
     )

@@ -55,7 +55,7 @@ def took_part(federation: Federation, record: Record) -> tuple[str, ...]:
     if record.rule.startswith(SIMULATED):
         dropped = {item.learner for item in record.dropped}
         return tuple(name for name in select(trainers(federation), record.round) if name not in dropped)
-    return tuple(update.learner for update in record.updates)
+    return record.contributors
 
 
 def enough(federation: Federation, asked: Collection[str]) -> int:

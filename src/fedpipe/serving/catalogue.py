@@ -50,11 +50,15 @@ class Location(NamedTuple):
         holds: the content of the store: `models` by name, a `federation` with models in `models/`, or `any` of these,
             including several federations.
         is_local: whether it is a folder of this machine.
+        name: the only model that counts; empty for all.
+        version: its only version; 0 for all.
     """
 
     store: Store
     holds: Literal["models", "federation", "any"]
     is_local: bool
+    name: str = ""
+    version: int = 0
 
     def folders(self) -> list[ModelFolder]:
         """Lists the folders with models. Raises StoreError."""
@@ -71,11 +75,19 @@ class Location(NamedTuple):
             return [own]
         return [own] if "models" in names else [_folder_of(self.store.below(name)) for name in names]
 
+    def chosen(self, models: dict[str, list[int]]) -> dict[str, list[int]]:
+        """Returns those models and versions of a folder that count."""
+        if not self.name:
+            return models
+        numbers = models.get(self.name, [])
+        kept = [number for number in numbers if number == self.version] if self.version else numbers
+        return {self.name: kept} if kept else {}
+
     def find_folder(self, name: str) -> ModelFolder:
         """Returns the folder that holds a model. Raises NotFoundError and StoreError."""
         available: list[str] = []
         for folder in self.folders():
-            models = versions(folder.models)
+            models = self.chosen(versions(folder.models))
             if name in models:
                 return folder
             available += models
@@ -99,14 +111,22 @@ def locate(
 
     Args:
         source: a federation or its file, which names the store.
-        store: URI of a store, of one federation in it or of all; with `source`, instead of the file's.
+        store: URI of a store, of one federation in it or of all; with `source`, instead of the file's. Or
+            `model-registry://[HOST:PORT/]NAME[/VERSION]`, an entry of the Model Registry, alone.
         folder: a folder of `<name>/<version>/model.onnx`.
 
     Raises:
         InputError: no option, a folder combined with others, or a folder that does not exist.
         FederationError: the federation file is wrong.
         StoreError: the URI is wrong, or there are no credentials.
+        NotFoundError, ServiceError: the registry has no such entry, or does not answer.
     """
+    if store and store.startswith("model-registry://") and not (source or folder):
+        from fedpipe.tracking.registered import find_registered  # reads stories, which a server does not
+
+        found = find_registered(store)
+        place = open_store(found.store, deadline=_DEADLINE)
+        return Location(place, "federation", found.store.startswith("file://"), found.name, found.version)
     if (folder is not None and (source or store)) or not (source or store or folder):
         raise InputError(
             "models come from exactly one location",
@@ -169,11 +189,12 @@ class Catalogue:
     def _list(self, folders: list[ModelFolder]) -> dict[str, tuple[list[int], Traffic | None]]:
         models: dict[str, tuple[list[int], Traffic | None]] = {}
         for folder in folders:
-            for name, numbers in versions(folder.models).items():
+            for name, numbers in self._location.chosen(versions(folder.models)).items():
                 if name in models:
                     self.problems.append(f"{folder.models.uri}: a second model {name!r} is not served")
                     continue
-                models[name] = numbers, self._read_traffic(folder.models, name)
+                traffic = Traffic() if self._location.version else self._read_traffic(folder.models, name)
+                models[name] = numbers, traffic
                 if folder.models is not self._cache:
                     self._folders[name] = folder
         return models

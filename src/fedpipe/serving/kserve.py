@@ -22,14 +22,13 @@ _READABLE = ("s3", "gs", "https", "http")
 """Schemes of stores of models that KServe reads too."""
 
 
-def inference_service(models: Store, name: str, *, runtime: str = "fedpipe", account: str = "") -> dict[str, Any]:
+def inference_service(models: Store, name: str, *, runtime: str = "fedpipe") -> dict[str, Any]:
     """Returns the manifest for the current traffic of a model.
 
     Args:
         models: the folder that holds the model.
         name: the model.
         runtime: the ServingRuntime, such as the chart's release or `kserve-tritonserver`.
-        account: the service account with the credentials of the store; the namespace's default without.
 
     Raises:
         InputError: KServe cannot read the store.
@@ -39,7 +38,7 @@ def inference_service(models: Store, name: str, *, runtime: str = "fedpipe", acc
     version = split.canary or split.version or max(versions(models).get(name, []), default=None)
     if version is None:
         raise NotFoundError(f"model {name!r} has no version", where=models.uri, remedy="Run the federation first.")
-    predictor: dict[str, Any] = {"serviceAccountName": account} if account else {}
+    predictor: dict[str, Any] = {}
     if split.kind == "canary":
         predictor["canaryTrafficPercent"] = _percent(split.share)
     predictor["model"] = {"modelFormat": {"name": "onnx"}, "protocolVersion": "v2", "runtime": runtime}

@@ -177,11 +177,6 @@ class Answer(NamedTuple):
     pieces: tuple[bytes | memoryview, ...]
     header_length: int | None
 
-    @property
-    def body(self) -> bytes:
-        """Returns the whole body."""
-        return b"".join(self.pieces)
-
 
 MOST_JSON_VALUES = 2**20
 """Most values of an answer in JSON, each of which takes some 24 bytes of text."""

@@ -75,21 +75,22 @@ class Coordinator:
         random: of the jitter between looks.
         script: returns a round's script, from the record of the round before; by default the plan's algorithm.
         opening: a phase whose closing commits round 0; None for a run that has begun.
+        final: returns the phase after the last round, from its record; None for a session that others follow.
     """
 
     def __init__(
         self, store: Store, plan: Plan, session: str, *, last: int = 0,
         clock: Callable[[], float] = time.monotonic, listener: Callable[[Moment], None] = lambda _: None,
         random: Random | None = None, script: Callable[[Record], Script] | None = None,
-        opening: Phase | None = None,
+        opening: Phase | None = None, final: Callable[[Record], Phase] | None = None,
     ) -> None:  # fmt: skip
         self._store, self._plan, self._federation = store, plan, plan.federation
         self._session = session
         self._last = min(last or plan.federation.training.rounds, plan.federation.training.rounds)
         self._clock, self._listener, self._random = clock, listener, random or Random()  # noqa: S311  (jitter)
         self._keeper = Keeper(store, plan.run, session, clock)
-        self._script = script or script_of(store, plan)
-        self._opening = opening
+        self._script = script or script_of(store, plan, session=session)
+        self._opening, self._final = opening, final
         self._record: Record | None = None
         self._values: list[float] = []
         self._away: dict[str, Away] = {}
@@ -132,6 +133,8 @@ class Coordinator:
             commit(self._store, record)  # an earlier commit may have been interrupted before HEAD moved
             while not (ending := self._ending(record)):
                 record = yield from self._round(record)
+            if self._final is not None:
+                yield from self._played(self._final(record), past=False)
         except RoundError as error:
             ended: Ending = "below_quorum" if isinstance(error, QuorumError) else "failed"
             self._end(record.weights, record.round, ended, str(error))
@@ -265,7 +268,7 @@ class Coordinator:
         self, board: Board, phase: Phase, early: Early | None, refused: Collection[str]
     ) -> Generator[float, None, _Answers]:
         """Wait until all have answered, enough took part, or the deadline passes."""
-        needed = phase.enough(board.asked)
+        needed, deadline = phase.enough(board.asked), max(self._federation.quorum.deadline, phase.seconds)
         answers: dict[str, bool] = {}
         offered: list[str] = []
         while True:
@@ -282,12 +285,12 @@ class Coordinator:
             if len(answers) == len(board.asked) or counted >= needed:
                 return _Answers(answers, late=False)
             waited = self._keeper.waited()
-            if waited >= self._federation.quorum.deadline:
+            if waited >= deadline:
                 return _Answers(answers, late=True)
             if early is not None and offered:
                 early.take(offered.pop(0))
                 continue
-            left = self._federation.quorum.deadline - waited
+            left = deadline - waited
             share = 1 - len(answers) / len(board.asked)  # the fewer are awaited, the less a poll costs
             yield min(max(left, 0.01), pause(waited * share, len(board.asked), self._random))
 
@@ -340,13 +343,14 @@ class Coordinator:
         if not phase.closing:
             return phase.close(roll, early)
         started, begun = time.time(), self._clock()
-        record = phase.close(roll, early)
+        result = phase.close(roll, early)
         seconds = self._clock() - begun
         timing = Timing(step=phase.closing, round=phase.round, started=started, seconds=seconds)
         note(self._store, self._plan.run, timing)
-        numbers = " ".join(f"{name} {value:.4g}" for name, value in record.metrics.items())
-        log.info("round %d %s in %.1f s: %s", phase.round, phase.closing, seconds, numbers)
-        return record
+        metrics = result.metrics if isinstance(result, Record) else {}
+        numbers = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log.info("round %d %s in %.1f s%s", phase.round, phase.closing, seconds, f": {numbers}" if numbers else "")
+        return result
 
 
 def _counts(phase: Phase, answer: tuple[str, bool]) -> bool:

@@ -61,6 +61,7 @@ class Phase:
         candidate: digest of the weights to vote on, if any.
         owner: the learner that made the candidate; empty for aggregated weights.
         early: returns the early work, given the learners asked and a folder for its files.
+        seconds: the wait lasts for the deadline of the quorum, and not less than this.
         answered: returns whether a learner that says so has really left a valid answer; only these count as answers.
     """
 
@@ -76,6 +77,7 @@ class Phase:
     candidate: str = ""
     owner: str = ""
     early: Callable[[tuple[str, ...], Path], Early | None] = _nothing_early
+    seconds: float = 0.0
     answered: Callable[[str], bool] = _trusted
 
 

@@ -12,8 +12,10 @@ from msgspec.structs import replace
 from fedpipe.errors import InputError, RoundError
 from fedpipe.identity.enrolment import Enrolled, read_enrolled
 from fedpipe.rounds.ballots import is_cast
-from fedpipe.rounds.closing import close_round, close_vote, in_constant_memory, proposal_of
+from fedpipe.rounds.closing import close_round, close_vote, encoding_of, in_constant_memory, proposal_of
+from fedpipe.rounds.cut import close_cut, is_joined
 from fedpipe.rounds.early import EarlySums
+from fedpipe.rounds.evaluation import earlier_model, is_scored
 from fedpipe.rounds.history import begun_from, commit, is_aggregated, record_layout
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
@@ -22,6 +24,7 @@ from fedpipe.rounds.selection import enough, select
 from fedpipe.rounds.updates import is_offered
 from fedpipe.rounds.voting import proposer_of
 from fedpipe.sessions.phases import Early, Phase, Script, close_phase
+from fedpipe.sessions.secure import SecureRound, secure_averaging
 from fedpipe.store import Store, keys
 from fedpipe.weights import Layout
 
@@ -29,6 +32,10 @@ log = logging.getLogger("fedpipe")
 
 Aggregate = Callable[[int, str, Roll], Record]
 """Aggregates a round and commits it, from its number, the digest of its base, and its roll."""
+
+
+_TEST_SECONDS = 300.0
+"""Seconds that learners have at least for the test of the last model: the quorum's deadline is one of trainings."""
 
 
 def averaging(round: Round) -> Script:
@@ -47,15 +54,24 @@ def collective(round: Round) -> Script:
     return voted
 
 
-def script_of(store: Store, plan: Plan, aggregate: Aggregate | None = None) -> Callable[[Record], Script]:
+def split(round: Round) -> Script:
+    """Play split learning (Gupta and Raskar 2018): the parties exchange batches with each other."""
+    joined: Record = yield round.exchange()
+    return joined
+
+
+def script_of(
+    store: Store, plan: Plan, aggregate: Aggregate | None = None, session: str = ""
+) -> Callable[[Record], Script]:
     """Return the scripts of a run's rounds, each from the record of the round before.
 
     Args:
         store: the federation's store.
         plan: the run's plan.
         aggregate: aggregates a round and commits it; by default in constant memory, as updates arrive.
+        session: of the coordinator, to which the keys of secure sums belong.
     """
-    algorithm = collective if plan.federation.proposers else averaging
+    algorithm = split if plan.federation.split else collective if plan.federation.proposers else averaging
     layouts: dict[str, Layout] = {}  # one for a whole run
 
     def layout(previous: Record) -> Layout:
@@ -64,6 +80,8 @@ def script_of(store: Store, plan: Plan, aggregate: Aggregate | None = None) -> C
         return layouts[previous.layout]
 
     def script(previous: Record) -> Script:
+        if plan.federation.secure:
+            return (yield from secure_averaging(SecureRound(store, plan, previous, layout(previous), session)))
         round = Round(store, plan, previous, layout, aggregate)
         if round.votes and not previous.round:
             yield round.score_start()
@@ -91,6 +109,34 @@ def describing(plan: Plan, begin: Callable[[Collection[str]], Record]) -> Phase:
         name="describe", round=0, base=plan.definition.digest, answer=keys.STATISTICS, asks=lambda *_: names,
         close=close,
     )  # fmt: skip
+
+
+def scoring(store: Store, plan: Plan, record: Record) -> Phase:
+    """Return the phase after the last round in which learners test its model, as the steps `score` do.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        record: of the last round.
+    """
+    earlier = earlier_model(store, plan)
+
+    def asks(_attempt: int, away: Collection[str]) -> tuple[str, ...]:
+        names = (learner.name for learner in plan.federation.learners if learner.name not in away)
+        return tuple(
+            name for name in names
+            if plan.federation.scores_in_session(name) and not is_scored(store, plan, name, record.weights, earlier)
+        )  # fmt: skip
+
+    return Phase(
+        name="score",
+        round=record.round,
+        base=record.weights,
+        answer="score",
+        asks=asks,
+        close=lambda *_: None,
+        seconds=_TEST_SECONDS,
+    )
 
 
 def tally_round(store: Store, plan: Plan, number: int, base: str) -> Record:
@@ -140,6 +186,19 @@ class Round:
             name="train", round=self.number, base=self.base, answer="update", asks=self._selected,
             enough=partial(enough, self._plan.federation), close=self._aggregated, closing="aggregate",
             retries=self._retries, early=self._early, answered=self._offered("objects"),
+        )  # fmt: skip
+
+    def exchange(self) -> Phase:
+        """Ask all parties of a split network for their parts, trained together; close with the joined network."""
+        enrolled = self._enrolled()
+
+        def close(roll: Roll, _early: Early | None) -> Record:
+            return close_cut(self._store, self._plan, self._previous, roll)
+
+        return Phase(
+            name="exchange", round=self.number, base=self.base, answer="update", asks=self._all, close=close,
+            closing="join", retries=self._retries,
+            answered=lambda party: is_joined(self._store, self._plan, self._previous, enrolled(), party),
         )  # fmt: skip
 
     def propose(self) -> Phase:
@@ -194,7 +253,9 @@ class Round:
         enrolled = self._enrolled()
 
         def offered(learner: str) -> bool:
-            size = self._layout(self._previous).size
+            layout = self._layout(self._previous)
+            encoding = encoding_of(self._plan, layout, Path())
+            size = (encoding.layout if encoding else layout).size
             return is_offered(self._store, self._plan, self._previous, enrolled(), learner, size, kind)
 
         return offered

@@ -66,6 +66,6 @@ def metadata_of(record: Record) -> dict[str, Any]:
     """Return the metadata of an aggregated round for the UI."""
     return {
         "digest": record.weights, "round": record.round, "run": record.run, "federation": record.federation,
-        "learners": len(record.updates), "dropped": ", ".join(d.learner for d in record.dropped),
-        "examples": sum(u.examples for u in record.updates), **record.metrics,
+        "learners": len(record.contributors), "dropped": ", ".join(d.learner for d in record.dropped),
+        "examples": record.examples, **record.metrics,
     }  # fmt: skip

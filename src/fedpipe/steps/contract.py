@@ -74,6 +74,7 @@ class Hands(NamedTuple):
 
     Args:
         call: calls a function with its arguments in the environment of the step's framework.
+        together: calls one like `call`, which waits for other steps in between, so all of them run at once.
         sleep: waits for some seconds.
         notify: takes a moment, and the metadata of its round.
     """
@@ -81,6 +82,7 @@ class Hands(NamedTuple):
     call: Callable[..., Any] = _here
     sleep: Callable[[float], None] = time.sleep
     notify: Callable[..., None] = lambda *_: None
+    together: Callable[..., Any] = _here
 
 
 def body(name: str) -> ModuleType:

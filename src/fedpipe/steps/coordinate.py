@@ -15,7 +15,7 @@ from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.sessions.coordinator import Coordinator, Moment
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import beating
-from fedpipe.sessions.scripts import describing, script_of
+from fedpipe.sessions.scripts import describing, scoring, script_of
 from fedpipe.steps import aggregate, tally
 from fedpipe.steps.contract import Hands, Html, MetricsArtifact, ModelArtifact
 from fedpipe.steps.initialise import begin_run
@@ -42,11 +42,13 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """Return the weights when the last round is committed; complete a commit that was interrupted before HEAD moved."""
+    """Return the weights when the last round is committed and tested; complete a commit that has not moved HEAD."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
     record = read_record(store, plan.run, inputs.last or plan.federation.training.rounds)
-    return _outputs(inputs.place, plan, commit(store, record)) if record else None
+    if record is None or (not inputs.last and scoring(store, plan, record).asks(1, ())):
+        return None
+    return _outputs(inputs.place, plan, commit(store, record))
 
 
 def run(inputs: Inputs, hands: Hands) -> Outputs:
@@ -66,8 +68,8 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
     else:
         check_agreed(store, inputs.place, plan)
     coordinator = Coordinator(
-        store, plan, session, last=inputs.last, listener=listen, script=script_of(store, plan, elsewhere),
-        opening=opening,
+        store, plan, session, last=inputs.last, listener=listen, script=script_of(store, plan, elsewhere, session),
+        opening=opening, final=None if inputs.last else partial(scoring, store, plan),
     )  # fmt: skip
     with beating(inputs.place.open, plan.run, session):
         return _outputs(inputs.place, plan, drive(coordinator.run(), hands.sleep))

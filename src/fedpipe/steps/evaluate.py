@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.statements import check_signed
+from fedpipe.learners.party import label_model
 from fedpipe.learners.score import evaluate
 from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.choosing import Candidate, best_earlier, prefers_earlier, value_of
@@ -60,7 +61,8 @@ def run(inputs: Inputs) -> Outputs:
         return found
     store = inputs.place.open()
     plan = agreed_plan(store, inputs.place)
-    names = [learner.name for learner in plan.federation.learners]
+    cut = plan.federation.split
+    names = [cut.label_party] if cut else [learner.name for learner in plan.federation.learners]
     enrolled = read_enrolled(store)
     claims, named = Claims.of(plan, enrolled), f"{plan.federation.name}/{plan.run}"
 
@@ -68,7 +70,8 @@ def run(inputs: Inputs) -> Outputs:
         check_signed(score, enrolled, place=named)
         claims.check(score.learner, "test", score.examples)
 
-    evaluation = evaluate(store, plan, inputs.weights, read_scores(store, plan.run, names, check))
+    scores = read_scores(store, plan.run, names, check)
+    evaluation = evaluate(store, plan, inputs.weights, scores, label_model(store, plan) if cut else None)
     records = history(store, plan.run)
     if earlier := best_earlier(records, plan.federation):
         scores = read_scores(store, plan.run, names, check, earlier=True)

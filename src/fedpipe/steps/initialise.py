@@ -18,6 +18,7 @@ from fedpipe.data.schema import Schema
 from fedpipe.data.settling import settled
 from fedpipe.errors import CorruptError, StoreError, StoreUnavailableError
 from fedpipe.learners.assembly import plan_model
+from fedpipe.learners.cut import first_index
 from fedpipe.registry.rehearsal import rehearse
 from fedpipe.rounds.beginning import begin, find_begun, make_plan
 from fedpipe.rounds.history import read_record
@@ -123,7 +124,8 @@ def begin_run(place: RunPlace, absent: Collection[str] = (), examples: Examples 
     def initial() -> dict[str, Array]:
         known = settled(examples, schema(), plan.federation.class_names) if examples is not None else None
         rehearse(plan.federation, get_bytes(store, plan.code).decode(), known, schema())
-        return plan_model(store, plan, schema=schema()).initial_weights(plan.federation.training.seed)
+        first = plan_model(store, plan, schema=schema()).initial_weights(plan.federation.training.seed)
+        return first_index(first, plan.federation) if plan.federation.split else first
 
     return begin(store, plan, initial, lambda: put_schema(store, schema()))
 

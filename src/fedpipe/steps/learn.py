@@ -15,20 +15,29 @@ from fedpipe.errors import FedpipeError, WorkerDiedError
 from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.describe import describe
+from fedpipe.learners.masking import MaskedFile, contribute_masked
+from fedpipe.learners.party import first_weights, make_party
 from fedpipe.learners.user_code import load_code
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.agreement import check_agreed
+from fedpipe.rounds.evaluation import Score
 from fedpipe.rounds.floors import read_floors
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Update
+from fedpipe.rounds.parcels import leave
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.roll import Roll, drop
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.rounds.updates import own_update
+from fedpipe.secure.party import Orders
 from fedpipe.sessions.attendance import Attendance, at_once
 from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import continues
+from fedpipe.sessions.scripts import scoring
+from fedpipe.sessions.secure import Participant
+from fedpipe.sessions.taking_part import clear, meeting_of, take_part
+from fedpipe.steps import score
 from fedpipe.steps.contract import Hands, MetricsArtifact
 from fedpipe.steps.shown import metrics_of_learner
 from fedpipe.store import Store, keys
@@ -56,10 +65,12 @@ class Outputs(Struct, frozen=True, kw_only=True):
 
 
 def find(inputs: Inputs) -> Outputs | None:
-    """Return the outputs when the session's last round is committed."""
+    """Return the outputs when the session's last round is committed, and tested if it is the run's last one."""
     store = inputs.place.open()
-    last = inputs.last or read_plan(store, inputs.place.plan).federation.training.rounds
-    if read_record(store, inputs.place.run, last) is None:
+    plan = read_plan(store, inputs.place.plan)
+    last = inputs.last or plan.federation.training.rounds
+    record = read_record(store, inputs.place.run, last)
+    if record is None or (not inputs.last and inputs.learner in scoring(store, plan, record).asks(1, ())):
         return None
     return Outputs(trained=0, voted=0, metrics=metrics_of_learner(_last_update(store, inputs, last), 0, 0))
 
@@ -79,10 +90,44 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
             except WorkerDiedError as error:
                 return _leave(store, inputs, board, str(error))
 
-    answers = dict.fromkeys(ANSWERS, at_once(answer))
+    def exchange(board: Board) -> bool:
+        """Answer a phase in which parties wait for each other, and remove what earlier ones have left."""
+        tidy(lambda earlier: earlier != board)
+        exchanged.append(board)
+        try:
+            return bool(hands.together(act, inputs, board))
+        except WorkerDiedError:
+            log.warning("round %d: %s begins the round again: its process was killed", board.round, inputs.learner)
+            try:
+                return bool(hands.together(act, inputs, board))
+            except WorkerDiedError as error:
+                leave(meeting_of(store, plan, board), inputs.learner, str(error))
+                return _leave(store, inputs, board, str(error))
+
+    def tidy(is_over: Callable[[Board], bool]) -> None:
+        for board in [board for board in exchanged if is_over(board)]:
+            exchanged.remove(board)
+            clear(store, plan, inputs.learner, board)
+
+    exchanged: list[Board] = []
+
+    def train(board: Board, orders: Orders) -> MaskedFile | Dropped:
+        try:
+            done: MaskedFile | Dropped = hands.call(mask, inputs, board, orders)
+            return done
+        except WorkerDiedError as error:  # it may have left a vector, so nothing else is masked like that
+            _leave(store, inputs, board, str(error))
+            return Dropped(learner=inputs.learner, why=str(error))
+
+    answers = dict.fromkeys(ANSWERS, at_once(answer)) | {"exchange": at_once(exchange)}
+    if plan.federation.secure:
+        participant = Participant(store, plan, inputs.learner, _session(inputs), train)
+        answers |= {name: at_once(step) for name, step in participant.answers().items()}
     attendance = Attendance(store, plan, inputs.learner, _session(inputs), answers, last=inputs.last)
     took_part = drive(attendance.run(), hands.sleep)
-    trained, voted = took_part["train"] + took_part["propose"], took_part["vote"]
+    tidy(lambda _: True)
+    trained = sum(took_part[phase] for phase in ("train", "propose", "exchange", "masked"))
+    voted = took_part["vote"]
     update = _last_update(store, inputs, plan.federation.training.rounds) if trained else None
     return Outputs(trained=trained, voted=voted, metrics=metrics_of_learner(update, trained, voted))
 
@@ -118,6 +163,9 @@ def _session(inputs: Inputs) -> str:
 
 def _leave(store: Store, inputs: Inputs, board: Board, why: str) -> bool:
     """Leave the reason why the learner does not answer the phase: its process ends whenever it computes."""
+    if board.phase == "score":
+        score.give_up(_scoring(inputs, board), why)
+        return False
     name = Roll((), attempt=board.attempt).note("absent" if board.phase == "vote" else "dropped")
     dropped = Dropped(learner=inputs.learner, why=why)
     drop(store, inputs.place.run, board.round, dropped, name=name)
@@ -136,6 +184,24 @@ def act(inputs: Inputs, board: Board) -> bool:
     timing = Timing(step=board.phase, learner=inputs.learner, round=board.round, started=started, seconds=seconds)
     note(store, plan.run, timing)
     return not isinstance(done, Dropped)
+
+
+def mask(inputs: Inputs, board: Board, orders: Orders) -> MaskedFile | Dropped:
+    """Train for a secure sum, in the framework's environment, and upload the masked update."""
+    store, plan = opened(inputs.place)
+    agreed(inputs.place)
+    started, clock = time.time(), time.monotonic()
+    left = plan.federation.quorum.deadline - (store.age(keys.board(plan.run)) or 0.0)
+    make = partial(make_learner, store, plan, inputs.learner, board.round, place=inputs.place)
+    roll = Roll((), attempt=board.attempt)
+    done = contribute_masked(
+        store, plan, inputs.learner, board.round, board.base, make, orders, roll=roll, seconds=left
+    )  # fmt: skip
+    timing = Timing(
+        step=board.phase, learner=inputs.learner, round=board.round, started=started, seconds=time.monotonic() - clock
+    )
+    note(store, plan.run, timing)
+    return done
 
 
 def _contribute(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Update | Dropped:
@@ -161,11 +227,27 @@ def _describe(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Report 
     return Dropped(learner=inputs.learner, why=report.why) if report.why else report
 
 
-ANSWERS: dict[str, Callable[[Store, Plan, Inputs, Board], Update | Ballot | Report | Dropped]] = {
+def _score(_store: Store, _plan: Plan, inputs: Inputs, board: Board) -> Score | Dropped:
+    tested = score.tested(_scoring(inputs, board))
+    return Dropped(learner=inputs.learner, why=tested.why) if tested.why else tested
+
+
+def _scoring(inputs: Inputs, board: Board) -> score.Inputs:
+    return score.Inputs(place=inputs.place, learner=inputs.learner, weights=board.base)
+
+
+def _exchange(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Update | Dropped:
+    make, first = partial(make_party, inputs.place, inputs.learner), partial(first_weights, store, plan, inputs.learner)
+    return drive(take_part(store, plan, inputs.learner, board, make, first), time.sleep)
+
+
+ANSWERS: dict[str, Callable[[Store, Plan, Inputs, Board], Update | Ballot | Report | Score | Dropped]] = {
     "describe": _describe,
     "train": _contribute,
     "propose": _contribute,
     "vote": _vote,
+    "score": _score,
+    "exchange": _exchange,
 }
 """The answer to each phase of the scripts, by its name."""
 

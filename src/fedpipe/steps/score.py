@@ -8,12 +8,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fedpipe.identity.statements import signed_by
+from fedpipe.learners.cut_score import score_party
 from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.score import score_learner
 from fedpipe.rounds.agreement import agreed_plan
-from fedpipe.rounds.choosing import best_earlier
-from fedpipe.rounds.evaluation import EMPTY_TEST, Score, own_score
-from fedpipe.rounds.history import history
+from fedpipe.rounds.evaluation import Score, earlier_model, is_scored, own_score
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import digest_of, encode
@@ -39,45 +38,32 @@ def find(inputs: Inputs) -> Outputs | None:
     """Return the score when it is already there, and that of an earlier model if it is needed."""
     store = inputs.place.open()
     plan = agreed_plan(store, inputs.place)
+    if not is_scored(store, plan, inputs.learner, inputs.weights, earlier_model(store, plan)):
+        return None
     score = own_score(store, inputs.learner, plan.run)
-    wanted = [(inputs.weights, score)]
-    if earlier := _earlier(store, plan):
-        wanted.append((earlier, own_score(store, inputs.learner, plan.run, earlier=True)))
-    done = all(s and _lasts(s, plan) and (s.weights, s.settings) == (weights, plan.measuring) for weights, s in wanted)
-    return _outputs(score) if score and done else None
-
-
-def _lasts(score: Score, plan: Plan) -> bool:
-    """Return whether another test would give the same: it succeeded, or the learner's shard has nothing to test."""
-    return not score.why or (score.why == EMPTY_TEST and not plan.federation.learner(score.learner).data)
-
-
-def _earlier(store: Store, plan: Plan) -> str:
-    """Return the digest of the best earlier model, with which the last one is compared; empty if there is none."""
-    exported = plan.federation.exported
-    if exported is None or exported.choose != "best":
-        return ""
-    found = best_earlier(history(store, plan.run), plan.federation)
-    return found.weights if found else ""
+    return _outputs(score) if score else None
 
 
 def run(inputs: Inputs) -> Outputs:
     """Test once; a learner that cannot is left out, with the reason."""
-    if found := find(inputs):
-        return found
+    return find(inputs) or _outputs(tested(inputs))
+
+
+def tested(inputs: Inputs) -> Score:
+    """Test the weights, and those of an earlier round if needed; publish the scores, or why there is none."""
     store = inputs.place.open()
     plan = agreed_plan(store, inputs.place)
-    if earlier := _earlier(store, plan):
+    if earlier := earlier_model(store, plan):
         _publish(store, inputs, _tested(store, plan, inputs.learner, earlier), earlier=True)
     score = _tested(store, plan, inputs.learner, inputs.weights)
     _publish(store, inputs, score)
-    return _outputs(score)
+    return score
 
 
 def _tested(store: Store, plan: Plan, learner: str, weights: str) -> Score:
     """Return the score of weights; without numbers if the learner cannot test them, with the reason."""
     try:
-        score = score_learner(store, plan, learner, weights)
+        score = (score_party if plan.federation.split else score_learner)(store, plan, learner, weights)
     except (Exception, SystemExit) as error:
         dropped = dropped_by(plan, learner, error)
         if dropped is None:

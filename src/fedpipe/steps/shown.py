@@ -27,7 +27,7 @@ def metrics_of_run(federation: Federation, record: Record) -> MetricsArtifact:
     return MetricsArtifact(
         metadata={
             **_numbers(record.metrics), "rounds": record.round, "learners": len(took_part(federation, record)),
-            "examples": sum(update.examples for update in record.updates),
+            "examples": record.examples,
             **_epsilon(record.spent_by(name) for name in names),
         }
     )  # fmt: skip

@@ -94,6 +94,7 @@ def check_simulated(federation: Federation) -> None:
         ("share", federation.share != "all", "Set it to all: simulated clients keep nothing between rounds."),
         ("training.method", federation.method,
          "Remove it. For FedProx, set simulation.algorithm to fedprox; rehearse others with `fedpipe run`."),
+        ("training.exchange", federation.training.exchange, "Remove it, and rehearse it with `fedpipe run`."),
         ("training.clip_norm", federation.training.clip_norm, "Set it to 0, and clip in the optimizer of model.py."),
         ("training.accumulate", federation.training.accumulate > 1, "Set it to 1."),
     ):  # fmt: skip

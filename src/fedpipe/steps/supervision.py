@@ -20,12 +20,13 @@ from typing import Any
 import msgspec
 
 from fedpipe.codec import converted, read_json
-from fedpipe.errors import FedpipeError, StepError
+from fedpipe.errors import FedpipeError, InputError, StepError
 from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps import TRACKED
 from fedpipe.steps.contract import give_up, inputs_of, log, parse_arguments, start_log, write_outputs
 from fedpipe.steps.fence import hide_memory
-from fedpipe.steps.work import Ended, surroundings
+from fedpipe.steps.work import Ended, store_of, surroundings
+from fedpipe.store.places import path_of
 from fedpipe.tracking.tracker import Tracker
 
 PAUSES = (10.0, 20.0)
@@ -45,6 +46,7 @@ def main(arguments: list[str], pauses: tuple[float, ...] = PAUSES) -> int:
     start_log()
     try:
         name, executor_input = parse_arguments(arguments)
+        check_volume(store_of(name, executor_input))
     except FedpipeError as error:
         print(f"fedpipe: {error}", file=sys.stderr)
         return error.exit_code
@@ -66,6 +68,25 @@ def main(arguments: list[str], pauses: tuple[float, ...] = PAUSES) -> int:
     if ended.code:
         print(f"fedpipe: {ended.why}", file=sys.stderr)
     return ended.code
+
+
+def check_volume(uri: str) -> None:
+    """Refuse a folder that only this pod has, such as one of the machine that compiled the pipeline.
+
+    Args:
+        uri: of the step's store.
+
+    Raises:
+        InputError: this is a pod, and the folder is on no mounted volume.
+    """
+    if "KUBERNETES_SERVICE_HOST" not in os.environ or not uri.startswith("file://"):
+        return
+    folder = path_of(uri)
+    if not any(os.path.ismount(place) for place in (folder, *folder.parents) if place != place.parent):
+        raise InputError(
+            f"the store {uri!r} is a folder in this pod alone", where="parameter store",
+            remedy="Set it to an s3:// URI, or mount a volume there.",
+        )  # fmt: skip
 
 
 class _Child:

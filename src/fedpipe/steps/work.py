@@ -98,7 +98,7 @@ def surroundings(name: str, executor_input: Mapping[str, Any]) -> Iterator[tuple
     Raises:
         InputError, StoreError: the input names no store.
     """
-    uri = _store_of(name, executor_input)
+    uri = store_of(name, executor_input)
     if name not in FOREIGN or not uri.startswith("s3://"):
         yield dict(os.environ), []
         return
@@ -111,7 +111,8 @@ def surroundings(name: str, executor_input: Mapping[str, Any]) -> Iterator[tuple
         yield {**kept, KEYHOLDER: str(handle), _FENCED: os.pathsep.join(fenced)}, [handle]
 
 
-def _store_of(name: str, executor_input: Mapping[str, Any]) -> str:
+def store_of(name: str, executor_input: Mapping[str, Any]) -> str:
+    """Return the URI of a step's store. Raises InputError."""
     inputs = inputs_of(name, executor_input)
     return str(inputs.place.store if hasattr(inputs, "place") else inputs.store)
 

@@ -1,4 +1,4 @@
-"""The keys of the store: each is spelled here once, with its writers and readers.
+"""The keys of the store: each is spelled here once.
 
 Keys are relative to the federation's part of the store, `<prefix>/<federation>/`. The module is used by its name:
 
@@ -6,21 +6,19 @@ Keys are relative to the federation's part of the store, `<prefix>/<federation>/
 
     store.read(keys.record("first", 3))
 
-`TABLE` lists every kind of key. The policies of `fedpipe.identity.policies` and the table in `docs/store.md` are made
-from it.
+`store/access.py` lists every kind of key, with its writers and readers.
 """
 
 from __future__ import annotations
 
-import functools
 import re
-from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from fedpipe.errors import CorruptError
 
 HEAD = "HEAD"
 ENROLLED = "enrolled"
+ROSTER = "roster"
 PRUNING = "pruning"
 """The mark that objects are being removed; it changes with each removal."""
 CATALOGUE = "catalogue"
@@ -85,6 +83,16 @@ def statistics(learner: str, run: str) -> str:
 STATISTICS = "statistics"
 
 
+def parcel(learner: str, name: str) -> str:
+    """Returns the key of an object that a party of a split network sends to another.
+
+    Args:
+        learner: the party that sends it.
+        name: 64 hexadecimal digits, which both parties derive from what it is (`fedpipe.rounds.parcels`).
+    """
+    return f"{learner_folder(learner)}parcels/{name}"
+
+
 def record(run: str, number: int) -> str:
     """Returns the key of a round's record."""
     return f"{run_folder(run)}{number}/record"
@@ -109,6 +117,17 @@ def board(run: str) -> str:
 def pulse(run: str) -> str:
     """Returns the key of the object that a session's coordinator renews while it works."""
     return f"{run_folder(run)}pulse"
+
+
+def listed(run: str, number: int, name: str) -> str:
+    """Returns the key of a list that the coordinator of a secure sum shows to its learners.
+
+    Args:
+        run: the run's name.
+        number: the round.
+        name: `keys`, `members`, `agreements` or `reveals`.
+    """
+    return f"{run_folder(run)}{number}/{name}"
 
 
 def stop(run: str) -> str:
@@ -259,128 +278,6 @@ def traffic(name: str) -> str:
     return f"{name}/traffic.json"
 
 
-Party = Literal["owner", "learners", "coordinator", "dealer", "server", "administrator"]
-"""`owner` is the learner in the key, `learners` are all of them, `server` is `fedpipe serve`. `dealer` is the step that
-deals shards: the coordinator's, unless it has a user of its own. `administrator` is that of the store, who enrols."""
-
-
-class Access(NamedTuple):
-    """The parties that write and that may read.
-
-    On a store with identities, policies enforce it. `fedpipe run` writes with one user of the store for all.
-    """
-
-    writers: tuple[Party, ...]
-    readers: tuple[Party, ...]
-
-
-class Row(NamedTuple):
-    """A kind of key. In its pattern, `<...>` stands for a name, a number or a digest, and `[...]` may be absent."""
-
-    pattern: str
-    access: Access
-    meaning: str
-
-    def matches(self, key: str) -> bool:
-        """Returns whether a key, relative to the federation's part of the store, is of this kind."""
-        return bool(_expression(self.pattern).fullmatch(key))
-
-    @property
-    def folder(self) -> str:
-        """The first segment of the keys of this kind as a pattern of S3 policies: `HEAD`, `probe-*`, `runs/*`."""
-        top, slash, _ = self.pattern.partition("/")
-        return f"{top}/*" if slash else re.sub("<.*", "*", top)
-
-    @property
-    def wildcard(self) -> str:
-        """The keys of this kind, for all learners, as a pattern of S3 policies.
-
-        There `*` stands for any text, with `/` too, and `?` for one character. A folder of the coordinator ends at its
-        first name, as in `runs/*`: a reader of one run may read all. Folders of learners have keys for other readers
-        too, and a name could complete the pattern. So the last segment keeps the length of a digest.
-
-        Raises:
-            ValueError: the kind has another form, so no pattern fits it alone.
-        """
-        if not self.pattern.startswith("learners/"):
-            return re.sub("<.*", "*", self.pattern)
-        found = re.fullmatch(r"learners/<learner>/([a-z]+)/<sha256>", self.pattern)
-        if found is None:
-            raise ValueError(f"no pattern of a policy fits {self.pattern!r} alone")
-        return f"learners/*/{found[1]}/{'?' * 64}"
-
-
-@functools.cache
-def _expression(pattern: str) -> re.Pattern[str]:
-    text = re.escape(pattern).replace(r"\[", "(?:").replace(r"\]", ")?")
-    return re.compile(re.sub("<([a-z0-9]+)>", lambda found: _FORMS[found[1]], text), re.ASCII)
-
-
-_FORMS = {
-    "learner": r"[a-z0-9\-]+", "run": r"[a-z0-9\-]+", "step": r"[a-z0-9_\-]+", "file": r"[\w.\-]+", "name": "[0-9a-f]+",
-    "model": r"[A-Za-z0-9][\w.\-]*", "sha256": "[0-9a-f]{64}", "number": r"\d+", "round": r"\d+", "attempt": r"\d+",
-    "version": r"[1-9]\d*",
-}  # fmt: skip
-
-_OWN = Access(("coordinator",), ("coordinator",))
-_GLOBAL = Access(("coordinator",), ("coordinator", "learners"))
-_DEALT = Access(("owner", "dealer"), ("owner", "coordinator", "dealer"))
-_SPENT = Access(("owner",), ("owner",))
-_LEARNERS = Access(("owner",), ("owner", "coordinator"))
-_SHOWN = Access(("owner",), ("owner", "coordinator", "learners"))
-_PUBLISHED = Access(("coordinator",), ("coordinator", "server"))
-_ENROLLED = Access(("administrator",), ("coordinator", "server"))
-
-TABLE = (
-    Row("HEAD", _OWN, "the last accepted round; moves by compare-and-swap only, never to untrained weights"),
-    Row("probe-<name>", _OWN, "a check of conditional writes; removed at once"),
-    Row("pruning", _OWN, "whether `fedpipe prune` is removing objects"),
-    Row("catalogue", _OWN, "a line for each run that has ended, for `fedpipe runs`"),
-    Row("objects/<sha256>", _GLOBAL, "global weights, plans, model code, schemas of tables, central test set"),
-    Row("coordinator/<sha256>", _OWN, "states of server optimizers and aggregators"),
-    Row("runs/<run>/shards", _GLOBAL, "the inputs of the shards, and their digests"),
-    Row("runs/<run>/plan", _GLOBAL, "the plan of the last try: also its settings of evaluation, export and reports"),
-    Row("runs/<run>/board", _GLOBAL, "a session: the current request ([sessions](sessions.md))"),
-    Row("runs/<run>/pulse", _GLOBAL, "a session: renewed every 15 s while its coordinator works"),
-    Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),
-    Row("runs/<run>/<round>/record", _GLOBAL, "the committed round: updates, dropped learners, rule, result"),
-    Row("runs/<run>/<round>/candidate", _GLOBAL, "the aggregate, when learners vote on it"),
-    Row("runs/<run>/<round>/<step>.time", _GLOBAL, "how long a step took"),
-    Row("runs/<run>/<round>/tensorboard/<file>", _GLOBAL, "TensorBoard event files of a simulation"),
-    Row("runs/<run>/program/<round>", _GLOBAL, "states of a simulation"),
-    Row("runs/<run>/evaluation", _GLOBAL, "the final model on the central and the learners' test sets"),
-    Row("runs/<run>/onnx", _GLOBAL, "the published version of the final model"),
-    Row("runs/<run>/summary.json", _GLOBAL, "the run in numbers; written when it has ended"),
-    Row("runs/<run>/report.html", _GLOBAL, "the report"),
-    Row("runs/<run>/pruned", _GLOBAL, "a note that `fedpipe prune` has removed objects of the run"),
-    Row("learners/<learner>/shard", _DEALT, "the manifest of the learner's current shard"),
-    Row("learners/<learner>/objects/<sha256>", _DEALT, "shards, weights of updates, optimizer states"),
-    Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
-    Row("learners/<learner>/personal/<sha256>", _SPENT, "weights that stay at the learner ([personal](personal.md))"),
-    Row("learners/<learner>/ledger/<number>", _SPENT, "a private training: the spent budget, over all runs"),
-    Row("learners/<learner>/runs/<run>/sign", _LEARNERS, "a session: the learner's last answer"),
-    Row("learners/<learner>/runs/<run>/<round>/statistics", _LEARNERS, "its statistics of a table, without rows"),
-    Row("learners/<learner>/runs/<run>/<round>/update", _LEARNERS, "its update: base, digest, examples, metrics"),
-    Row("learners/<learner>/runs/<run>/<round>/dropped[-<attempt>]", _LEARNERS, "why it did not take part"),
-    Row("learners/<learner>/runs/<run>/<round>/ballot", _LEARNERS, "its vote, and its scores of base and candidate"),
-    Row("learners/<learner>/runs/<run>/<round>/absent[-<attempt>]", _LEARNERS, "why it did not vote"),
-    Row("learners/<learner>/runs/<run>/<round>/<step>.time", _LEARNERS, "how long its step took"),
-    Row("learners/<learner>/runs/<run>/<round>/tensorboard/<file>", _LEARNERS, "its TensorBoard event files"),
-    Row(
-        "learners/<learner>/runs/<run>/score[-earlier]",
-        _LEARNERS,
-        "its tests of the last and the best earlier model",
-    ),
-    Row("models/<model>/<version>/origin.json", _PUBLISHED, "the origin of a version, and the model's digest"),
-    Row("models/<model>/<version>/signature.json", _PUBLISHED, "the coordinator's signature, if it is enrolled"),
-    Row("models/<model>/<version>/model.onnx", _PUBLISHED, "the model; a version is never overwritten"),
-    Row("models/<model>/traffic.json", _PUBLISHED, "which versions answer ([serving](serving.md))"),
-    Row("enrolled", _ENROLLED, "public keys of those who must sign ([identities](identities.md))"),
-)
-
-FOLDERS = tuple(dict.fromkeys(row.folder for row in TABLE))
-"""The first segments of all keys, as patterns: `HEAD`, `probe-*`, `runs/*`."""
-
 DATASETS = "datasets/*"
 """Files that users put below a federation's prefix, to be sharded; its steps only read them."""
 
@@ -393,8 +290,3 @@ def dataset(digest: str, name: str) -> str:
         name: the file's name; its suffix is the format.
     """
     return f"{DATASETS.removesuffix('*')}{digest[:16]}/{name}"
-
-
-def is_taken(segment: str) -> bool:
-    """Returns whether the first segment of a key may have this name, so that no other federation may be below it."""
-    return any(segment == folder.rstrip("/*") or fnmatchcase(segment, folder) for folder in (*FOLDERS, DATASETS))

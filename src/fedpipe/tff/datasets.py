@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from fedpipe.data.disclosure import schema_of
 from fedpipe.data.examples import Examples
 from fedpipe.data.parts import get_shard_parts
+from fedpipe.data.settling import settled
 from fedpipe.data.trees import Tree, leaves
-from fedpipe.errors import DataError, NotFoundError
+from fedpipe.errors import DataError, ModelError, NotFoundError
 from fedpipe.federation.preprocessing import applied, parse
 from fedpipe.federation.training import Training
 from fedpipe.frameworks import frameworks
@@ -20,6 +22,7 @@ from fedpipe.learners.keras.training import WIDER
 from fedpipe.learners.parts import Part, as_examples, size_of
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.plan import RunPlace, read_plan
+from fedpipe.tff.inputs import Entry
 from fedpipe.tff.runtime import federated
 
 
@@ -27,7 +30,7 @@ class Client:
     """Holds a client's examples; their dataset is built once, because TensorFlow would trace new functions again.
 
     Args:
-        part: arrays, or a tf.data.Dataset of single (x, y).
+        part: arrays, or a tf.data.Dataset of single (x, y), as `Entry.entered` returns them.
     """
 
     def __init__(self, part: Part) -> None:
@@ -55,7 +58,7 @@ def train_batches(client: Client, training: Training, seed: int, module: ModuleT
         DataError: preprocessing changes dtypes or shapes of the examples.
     """
     if training.preprocessing:
-        return _preprocess(client.part, training, seed, module)
+        return _preprocess(client.singles, training, seed, module)
     dataset = client.singles
     if isinstance(client.part, Examples) and training.fit.get("shuffle", True):
         dataset = dataset.shuffle(len(client.part.y), seed=seed)
@@ -64,10 +67,12 @@ def train_batches(client: Client, training: Training, seed: int, module: ModuleT
     return dataset.batch(training.batch_size).repeat(training.local_epochs)
 
 
-def _preprocess(part: Any, training: Training, seed: int, module: ModuleType) -> Any:
-    singles = singles_of(part)
+def _preprocess(named: Any, training: Training, seed: int, module: ModuleType) -> Any:
+    singles = named.map(lambda example: (example["x"], example["y"]))
     batches = applied(parse(training.preprocessing), singles, module, batch_size=training.batch_size, seed=seed)
     for what, before, after in zip(("features", "labels"), singles.element_spec, batches.element_spec, strict=True):
+        if isinstance(before, Mapping):  # no function has changed them: see `check_preprocessing`
+            continue
         if (after.dtype, after.shape[1:]) != (before.dtype, before.shape):
             raise DataError(
                 f"preprocessing changes {what} from {before.dtype.name}{before.shape.as_list()} to "
@@ -76,6 +81,17 @@ def _preprocess(part: Any, training: Training, seed: int, module: ModuleType) ->
                 remedy="Keep dtype and shape in `map`, and move such changes into the model.",
             )
     return batches.map(_named)
+
+
+def check_preprocessing(training: Training, entry: Entry) -> None:
+    """Checks that preprocessing does not map features that are looked up beforehand. Raises ModelError."""
+    steps = parse(training.preprocessing) if training.preprocessing else ()
+    if entry.body is not None and any(step.name == "map" for step in steps):
+        raise ModelError(
+            "`map` cannot be simulated for a model of texts or of several inputs",
+            where="training.preprocessing",
+            remedy="Move such changes into the model. To rehearse it on this machine, use `fedpipe run`.",
+        )
 
 
 def client_data(place: RunPlace, part: str = "train") -> Any:
@@ -92,9 +108,11 @@ def client_data(place: RunPlace, part: str = "train") -> Any:
     start = read_record(store, place.run, 0)
     if start is None:
         raise NotFoundError(f"there is no run {place.run!r}", where=store.uri)
-    shards = read_plan(store, start.plan).shards
-    parts_of = {name: get_shard_parts(store, name, digest) for name, digest in shards.items()}
-    columns = {name: _named(parts[part].x, parts[part].y) for name, parts in parts_of.items() if part in parts}
+    plan = read_plan(store, start.plan)
+    schema, classes = schema_of(store, plan), plan.federation.class_names
+    held = {name: get_shard_parts(store, name, digest).get(part) for name, digest in plan.shards.items()}
+    read = {name: settled(one, schema, classes, where=name) for name, one in held.items() if one is not None}
+    columns = {name: _named(one.x, one.y) for name, one in read.items()}
     if not columns:
         remedy = "Choose one of: train, vote, test."
         raise NotFoundError(f"no learner has a part {part!r}", where=store.uri, remedy=remedy)
@@ -106,9 +124,9 @@ def whole_batch(client: Client) -> Any:
     return client.singles.batch(max(1, size_of(client.part)))
 
 
-def test_batches(parts: list[Any], size: int) -> Any:
-    """Returns batches of these parts, one after another."""
-    datasets = [Client(part).singles for part in parts]
+def test_batches(clients: Sequence[Client], size: int) -> Any:
+    """Returns batches of the examples of these clients, one after another."""
+    datasets = [client.singles for client in clients]
     combined = datasets[0]
     for dataset in datasets[1:]:
         combined = combined.concatenate(dataset)
@@ -116,18 +134,15 @@ def test_batches(parts: list[Any], size: int) -> Any:
 
 
 def _named(x: Any, y: Any) -> OrderedDict[str, Any]:
-    return OrderedDict(x=x, y=y)
+    return OrderedDict(x=OrderedDict(sorted(x.items())) if isinstance(x, Mapping) else x, y=y)
 
 
 def check_plain(examples: Examples, where: str | None = None) -> None:
-    """Checks for what a simulation cannot use: several arrays, text, and sample weights. Raises DataError."""
+    """Checks for what a simulation cannot use: several outputs, and sample weights. Raises DataError."""
     remedy = "To rehearse it on this machine, use `fedpipe run`."
-    for what, tree in (("inputs", examples.x), ("outputs", examples.y)):
-        if isinstance(tree, dict):
-            names = ", ".join(repr(name) for name in tree)
-            raise DataError(f"a model with several {what} ({names}) cannot be simulated", where=where, remedy=remedy)
-        if tree.dtype == object:
-            raise DataError("a model that takes text cannot be simulated", where=where, remedy=remedy)
+    if isinstance(examples.y, dict) and len(examples.y) > 1:
+        names = ", ".join(repr(name) for name in examples.y)
+        raise DataError(f"a model with several outputs ({names}) cannot be simulated", where=where, remedy=remedy)
     if examples.weight is not None:
         raise DataError("sample weights cannot be simulated", where=where, remedy=remedy)
 

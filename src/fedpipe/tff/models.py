@@ -10,13 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedpipe.data.examples import Examples
 from fedpipe.data.schema import Schema
+from fedpipe.data.trees import Tree
 from fedpipe.errors import ModelError
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.keras.model import built
 from fedpipe.learners.keras.private import match_names
+from fedpipe.learners.parts import Part
 from fedpipe.learners.user_code import described, failed, find_function, load_code
 from fedpipe.store.objects import digest_of
+from fedpipe.tff.inputs import Entry, spec_of
 from fedpipe.tff.runtime import federated
 
 Array = npt.NDArray[Any]
@@ -40,12 +44,13 @@ class FederatedModel:
 
     Args:
         code: model.py.
-        x: features of a few examples, (examples, ...).
+        x: features of a few examples, as the user's model takes them.
         y: labels of these examples, (examples, ...).
         other: a file with a model made for TFF, to train instead; the Keras model still defines the names of weights.
         schema: of the federation's table, if it has one.
 
     Attributes:
+        entry: leads examples into the model.
         keras: the compiled Keras 2 model, for central evaluation.
         build: builds a new TFF model at each call, as TFF requires.
 
@@ -53,27 +58,24 @@ class FederatedModel:
         ModelError: the file is wrong; the error names the file and the line.
     """
 
-    def __init__(self, code: Code, x: Array, y: Array, other: Code | None = None, schema: Schema | None = None) -> None:
-        tensorflow, keras = frameworks()
+    def __init__(self, code: Code, x: Tree, y: Array, other: Code | None = None, schema: Schema | None = None) -> None:
+        _, keras = frameworks()
         tff = federated()
-        function = find_function(code.load(), code.function)
-        keras.backend.clear_session()
-        self._schema = schema
-        self.keras, self._function = built(function, keras, schema), function
-        self._bases = type(self.keras).__mro__
+        self._function, self._schema = find_function(code.load(), code.function), schema
+        self._rebuild()
         self._names = {v.name.removesuffix(":0"): tuple(v.shape) for v in self.keras.weights}
         self._trainable = [v.name.removesuffix(":0") for v in self.keras.trainable_variables]
         self._other = [v.name.removesuffix(":0") for v in self.keras.non_trainable_variables]
-        spec = OrderedDict(
-            x=tensorflow.TensorSpec((None, *x.shape[1:]), x.dtype),
-            y=tensorflow.TensorSpec((None, *y.shape[1:]), y.dtype),
-        )
-        self._loss, self._metrics = _loss_of(self.keras, keras), _metrics_of(self.keras, x, y)
+        spec = OrderedDict(x=spec_of(self.entry.arrays(x)), y=spec_of(y))
+        self._loss, self._metrics = _loss_of(self.keras, keras), _metrics_of(self.keras, self.entry.packed(x), y)
         metrics = [functools.partial(_copy_metric, metric, keras) for metric in self._metrics]
 
         def build() -> Any:
-            model = built(function, keras, schema)
-            bare = keras.Model(model.inputs, model.outputs)  # TFF does not accept compiled models
+            if self.entry.body is None:
+                model = built(self._function, keras, schema)
+                bare = keras.Model(model.inputs, model.outputs)  # TFF does not accept compiled models
+            else:
+                bare = keras.models.clone_model(self.entry.body)  # the user's function makes lookups, which fail here
             return tff.learning.models.from_keras_model(bare, self._loss, spec, metrics=metrics)
 
         self.build: Any = build if other is None else _load_tff_model(other, tff)
@@ -127,19 +129,28 @@ class FederatedModel:
     def _match(self, weights: Mapping[str, Array]) -> dict[str, str]:
         return match_names({name: value.shape for name, value in weights.items()}, self._names)
 
-    def _usable_keras(self) -> Any:
-        """Returns the Keras model, rebuilt if Keras 2 has swapped the bases of its class in one of TFF's graphs."""
-        if type(self.keras).__mro__ != self._bases:
-            _, keras = frameworks()
-            keras.backend.clear_session()
-            self.keras = built(self._function, keras, self._schema)
-            self._bases = type(self.keras).__mro__
-        return self.keras
+    def _rebuild(self) -> None:
+        _, keras = frameworks()
+        keras.backend.clear_session()
+        self.keras = built(self._function, keras, self._schema)
+        self.entry = Entry(self.keras)
+        self._bases = type(self.keras).__mro__
 
-    def evaluate(self, weights: Mapping[str, Array], x: Array, y: Array, batch: int = 1024) -> dict[str, float]:
+    def _repair(self) -> None:
+        """Rebuilds the Keras model if Keras 2 has swapped the bases of its class in one of TFF's graphs."""
+        if type(self.keras).__mro__ != self._bases:
+            self._rebuild()
+
+    def entered(self, part: Part) -> Part:
+        """Returns a part with the features that TFF gets. Raises ModelError."""
+        self._repair()
+        return self.entry.entered(part)
+
+    def evaluate(self, weights: Mapping[str, Array], x: Tree, y: Array, batch: int = 1024) -> dict[str, float]:
         """Returns loss and metrics of these weights on examples, computed in batches."""
         tensorflow, _ = frameworks()
-        model, matched = self._usable_keras(), self._match(weights)
+        self._repair()
+        model, matched = self.keras, self._match(weights)
         variables = {v.name.removesuffix(":0"): v for v in model.weights}
         for theirs, ours in matched.items():
             variables[ours].assign(weights[theirs])
@@ -148,7 +159,8 @@ class FederatedModel:
         total = 0.0
         for start in range(0, len(y), batch):
             labels = tensorflow.constant(y[start : start + batch])  # losses give tensors the shape of predictions
-            predicted = model(x[start : start + batch], training=False)
+            rows = Examples(x, y).rows(slice(start, start + batch))
+            predicted = model(self.entry.packed(rows.x), training=False)
             total += float(self._loss(labels, predicted)) * len(labels)
             for metric in self._metrics:
                 metric.update_state(labels, predicted)
@@ -160,7 +172,12 @@ def _format_spec(spec: Any) -> str:
     """Formats dtypes and shapes of one example, such as `x float32[4], y int64[]`."""
     if not isinstance(spec, Mapping):
         return repr(spec)[:200]
-    return ", ".join(f"{name} {part.dtype.name}{part.shape.as_list()[1:]}" for name, part in spec.items())
+    named = {name: part if isinstance(part, Mapping) else {"": part} for name, part in spec.items()}
+    return ", ".join(
+        f"{f'{name}.{key}' if key else name} {leaf.dtype.name}{leaf.shape.as_list()[1:]}"
+        for name, part in named.items()
+        for key, leaf in part.items()
+    )
 
 
 def _loss_of(model: Any, keras: Any) -> Any:
@@ -183,10 +200,10 @@ def _loss_of(model: Any, keras: Any) -> Any:
     return Loss()
 
 
-def _metrics_of(model: Any, x: Array, y: Array) -> list[Any]:
+def _metrics_of(model: Any, x: Any, y: Array) -> list[Any]:
     """Returns the compiled metrics as objects; Keras resolves `accuracy` once it has labels and predictions."""
     try:
-        model.evaluate(x[:1], y[:1], verbose=0)
+        model.evaluate(x, y, verbose=0)
     except Exception as error:
         raise ModelError(f"the labels or shapes do not fit the model: {described(error)}", where="model.py") from error
     return list(model.compiled_metrics.metrics)

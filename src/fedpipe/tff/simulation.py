@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from fedpipe import weights
 from fedpipe.data.disclosure import schema_of
 from fedpipe.data.examples import Examples
@@ -41,12 +39,14 @@ from fedpipe.tff.datasets import (
     Client,
     check_alike,
     check_plain,
+    check_preprocessing,
     first_examples,
     form_of,
     test_batches,
     train_batches,
     whole_batch,
 )
+from fedpipe.tff.inputs import Forms, forms_of, zeros_of
 from fedpipe.tff.models import Code, FederatedModel
 from fedpipe.tff.runtime import federated
 from fedpipe.tff.state import make_state_manager
@@ -92,31 +92,27 @@ def make(
     Raises:
         ModelError: a file of the user is wrong.
     """
-    forms = tuple((str(array.dtype), array.shape[1:]) for array in _arrays(examples))
-    return _make_cached(code_of(federation.model, code), encode(federation), forms, process, model, schema)
-
-
-def _arrays(examples: Examples) -> tuple[weights.Array, weights.Array]:
-    """Returns features and labels, of which a simulation takes one array each. Raises DataError."""
     check_plain(examples)
-    return only_array(examples.x, "features"), only_array(examples.y, "labels")
+    forms = forms_of(examples.x), forms_of(only_array(examples.y, "labels"))
+    return _make_cached(code_of(federation.model, code), encode(federation), forms, process, model, schema)
 
 
 @functools.lru_cache(maxsize=2)
 def _make_cached(
     code: Code,
     encoded: bytes,
-    forms: tuple[tuple[str, tuple[int, ...]], ...],
+    forms: tuple[Forms, Forms],
     process: str,
     model: str,
     schema: Schema | None = None,
 ) -> tuple[FederatedModel, Process]:
     federation = decode(encoded, Federation, where="federation")
     settings = federation.simulation
-    x, y = (np.zeros((1, *shape), dtype) for dtype, shape in forms)
+    x, y = zeros_of(forms[0]), only_array(zeros_of(forms[1]), "labels")
     with uncollected():  # TFF traces the whole algorithm
         own = code_of(settings.model, model) if settings.model else None
         federated_model = FederatedModel(code, x, y, own, schema)
+        check_preprocessing(federation.training, federated_model.entry)
         if settings.process:
             return federated_model, make_own_process(federated_model, code_of(settings.process, process))
         return federated_model, make_process(federated_model, federation)
@@ -162,7 +158,7 @@ class Simulation:
         self._trainers = trainers(federation)
         self._test = central_test(self._store, self._plan)
         self._manager = make_state_manager(self._store, self._run)
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[int, Client] = {}
         self._after: _RoundState | None = None
 
     def _keep(self, name: str, read: Callable[[], dict[str, Part]]) -> None:
@@ -260,10 +256,15 @@ class Simulation:
         log.info("resuming after round %d", previous.round)
         return _RoundState(previous.round, asyncio.run(self._manager.load(previous.round, first)), start)
 
-    def _batches(self, name: str, number: int) -> Any:
-        client = self._clients.get(name)
+    def _client(self, part: Part) -> Client:
+        """Returns a part as a client, whose texts are looked up once."""
+        client = self._clients.get(id(part))
         if client is None:
-            client = self._clients[name] = Client(self._parts[name]["train"])
+            client = self._clients[id(part)] = Client(self._model.entered(part))
+        return client
+
+    def _batches(self, name: str, number: int) -> Any:
+        client = self._client(self._parts[name]["train"])
         if self._settings.algorithm == "fedsgd" and not self._settings.process:
             return whole_batch(client)
         return train_batches(client, self._training, seed_of(self._training.seed, name, number), self._module)
@@ -281,10 +282,11 @@ class Simulation:
         metrics: dict[str, float] = {}
         for prefix, clients in (("test_", trainers), ("held_out_", others)):
             if clients:
-                batches = [test_batches(parts, size) for parts in clients]
+                batches = [test_batches([self._client(part) for part in parts], size) for parts in clients]
                 metrics |= {f"{prefix}{k}": v for k, v in self._federated_metrics(named, batches).items()}
         if self._test is not None:
-            central = self._model.evaluate(named, *_arrays(self._test))
+            check_plain(self._test)
+            central = self._model.evaluate(named, self._test.x, only_array(self._test.y, "labels"))
             metrics |= {f"central_{k}": v for k, v in central.items()}
         return metrics
 

@@ -28,13 +28,14 @@ from fedpipe.tracking.service import Service
 TOKEN = "MODEL_REGISTRY_TOKEN"  # noqa: S105  (the name of a variable)
 TOKEN_PATH = "KF_PIPELINES_SA_TOKEN_PATH"  # noqa: S105
 """Environment variables: a bearer token, or the file of one, as Kubeflow mounts it."""
-_API = "api/model_registry/v1alpha3"
+API = "api/model_registry/v1alpha3"
+"""The path of the registry's API."""
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 Property = str | int | float | bool
 
 
-class _Resource(Struct, frozen=True):
-    """A model, a version or an artifact, as the registry returns it."""
+class Resource(Struct, frozen=True):
+    """Identifies a model, a version or an artifact, as the registry returns it."""
 
     id: str
 
@@ -100,12 +101,7 @@ def register(
         ServiceError: the registry refuses or is away.
         FedpipeError: the token or the store cannot be read.
     """
-    address = read_address(registry)
-    assert address is not None
-    token = _token(environ)
-    if token:
-        address = address._replace(authorization=f"Bearer {token}")
-    service = Service("the model registry", address)
+    service = open_registry(registry, environ)
     entry = ModelVersion(*_entry(story))
     described = _properties(story, _signer(store, entry))
     federation = story.plan.federation
@@ -134,23 +130,40 @@ def register(
     return Registered(*entry, model, version, artifact)
 
 
+def open_registry(url: str, environ: Mapping[str, str] = os.environ) -> Service:
+    """Returns the registry at a URL, with the token of the environment.
+
+    Raises:
+        ServiceError: the URL is not one of a server.
+        FedpipeError: the token cannot be read.
+    """
+    address = read_address(url)
+    if address is None:
+        raise ServiceError("the model registry has no URL http(s)://host[:port]", where=url)
+    token = _token(environ)
+    if token:
+        address = address._replace(authorization=f"Bearer {token}")
+    return Service("the model registry", address)
+
+
 def _kept(
     service: Service, found_by: str, query: dict[str, str], collection: str, fixed: dict[str, Any],
     changing: dict[str, Any], *, updates: str = "",
 ) -> str:  # fmt: skip
     """Creates an entry, or updates the one of this name; returns its id."""
-    found = _find(service, found_by, query)
+    found = find_entry(service, found_by, query)
     if found is None:
         try:
-            return service.send("POST", f"{_API}/{collection}", {**fixed, **changing}, _Resource).id
+            return service.send("POST", f"{API}/{collection}", {**fixed, **changing}, Resource).id
         except ServiceError as error:
-            if error.status != 409 or (found := _find(service, found_by, query)) is None:
+            if error.status != 409 or (found := find_entry(service, found_by, query)) is None:
                 raise  # otherwise another process was faster
-    return service.send("PATCH", f"{_API}/{updates or collection}/{found}", changing, _Resource).id
+    return service.send("PATCH", f"{API}/{updates or collection}/{found}", changing, Resource).id
 
 
-def _find(service: Service, found_by: str, query: dict[str, str]) -> str | None:
-    found = service.find(f"{_API}/{found_by}", _Resource, **query)
+def find_entry(service: Service, found_by: str, query: dict[str, str]) -> str | None:
+    """Returns the id of an entry; None if there is none. Raises ServiceError."""
+    found = service.find(f"{API}/{found_by}", Resource, **query)
     return found.id if found else None
 
 

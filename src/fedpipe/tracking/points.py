@@ -59,7 +59,7 @@ def _shared(story: Story, record: Record) -> Iterator[Point]:
     learners = took_part(story.plan.federation, record)
     numbers: dict[str, float] = {k: v for k, v in record.metrics.items() if not k.startswith("test_")}
     numbers |= {"learners": len(learners), "dropped": len(record.dropped)}
-    if examples := sum(update.examples for update in record.updates):
+    if examples := record.examples:
         numbers["examples"] = examples
     if record.outcome:
         numbers |= {"approvals": record.outcome.approvals, "accepted": float(record.accepted)}

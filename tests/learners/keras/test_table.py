@@ -8,11 +8,16 @@ import msgspec
 import numpy as np
 import pytest
 
+from fedpipe import weights
+from fedpipe.data.examples import Examples
+from fedpipe.data.parts import dump_examples
 from fedpipe.data.schema import Column, Schema
+from fedpipe.engine.workers import Worker
 from fedpipe.errors import ModelError
 from fedpipe.learners.check import takes_missing
 from fedpipe.learners.keras.model import KerasModel, is_stock
 from fedpipe.store.objects import digest_of
+from tests import private_training
 
 COLUMNS = (
     Column(name="age", kind="number", missing=True, mean=50.0, deviation=10.0),
@@ -127,3 +132,19 @@ def build():
 def test_a_mistake_in_build_names_its_line() -> None:
     with pytest.raises(ModelError, match=r"build\(\) fails, because AttributeError: .*'encode'.*\(line 5\)"):
         built(MODEL.replace("table.encoded", "table.encode"))
+
+
+@pytest.mark.heavy
+@pytest.mark.xdist_group("tff")
+def test_a_private_learner_has_the_same_features(tff: Worker) -> None:
+    """Columns of every kind, in Keras 2 and TensorFlow Privacy: the predictions, and every weight can be trained."""
+    code = MODEL.replace('words(table.inputs["texts"])', 'words(table.inputs["texts"][:, 0])')
+    model, schema = built(code, COLUMNS), Schema(columns=COLUMNS)
+    start = model.initial_weights(0)
+    examples = Examples({**X, "texts": np.array([["Ill, not well!"], [""]], object)}, np.array([0.5, 2], np.float32))
+    settings = {"noise_multiplier": 1.0, "l2_norm_clip": 1.0, "microbatches": 2, "delta": 0.1, "target_epsilon": 9.0}
+    given = dump_examples(examples), weights.dumps(start)
+    found = tff.call(private_training.predict, code, settings, schema, *given)
+    expected = model.predictor(start)(examples.x)[0]
+    np.testing.assert_allclose(found, expected[:, 0], atol=1e-5)
+    assert abs(found[0] - found[1]) > 0.1

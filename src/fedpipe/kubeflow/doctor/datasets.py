@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fedpipe.data.examples import size_of_dataset
 from fedpipe.errors import ClusterError, DataError, StoreError
 from fedpipe.federation.federation import Federation
 from fedpipe.kubeflow.doctor.finding import Finding
-from fedpipe.kubeflow.forwarding import reachable_store
+from fedpipe.kubeflow.forwarding import reachable_stores
 from fedpipe.kubeflow.where import Where
 from fedpipe.store import is_uri
 
@@ -22,14 +22,15 @@ def check_datasets(federation: Federation, pod_uri: str, where: Where) -> Iterat
         where: where Kubeflow is.
     """
     reaching = federation.reaching(pod_uri)
-    if federation.sharded:
-        yield _check("data", reaching.data.uri, where, own=False)
-    for learner in reaching.learners:
-        if learner.data:
-            yield _check(f"data of {learner.name}", learner.data, where, own=True)
+    with reachable_stores(where) as reached:
+        if federation.sharded:
+            yield _check("data", reaching.data.uri, reached, own=False)
+        for learner in reaching.learners:
+            if learner.data:
+                yield _check(f"data of {learner.name}", learner.data, reached, own=True)
 
 
-def _check(subject: str, uri: str, where: Where, *, own: bool) -> Finding:
+def _check(subject: str, uri: str, reached: Callable[[str], str], *, own: bool) -> Finding:
     """Looks at one dataset; a learner's own is often for its pods only, so a missing one is a warning only."""
     if not is_uri(uri) or uri.startswith("file://"):
         if own:
@@ -39,8 +40,7 @@ def _check(subject: str, uri: str, where: Where, *, own: bool) -> Finding:
     if not uri.startswith("s3://"):
         return Finding("ok", subject, f"{uri} is not looked at here")
     try:
-        with reachable_store(uri, where) as reachable:
-            size = size_of_dataset(reachable)
+        size = size_of_dataset(reached(uri))
     except DataError as error:
         return Finding("warning" if own else "error", subject, f"{uri}: {error.what}", error.remedy or "")
     except (StoreError, ClusterError) as error:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from fedpipe.errors import ClusterError, FedpipeError, InputError, StoreError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source, read_source
-from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kfp, open_kubernetes
+from fedpipe.kubeflow.clients import cluster_errors, open_kfp, open_kubernetes
 from fedpipe.kubeflow.doctor.datasets import check_datasets
 from fedpipe.kubeflow.doctor.finding import REQUEST_SECONDS, Finding
+from fedpipe.kubeflow.doctor.launcher import check_launcher
 from fedpipe.kubeflow.doctor.nodes import Node, check_nodes, list_nodes
 from fedpipe.kubeflow.doctor.quotas import check_quotas
 from fedpipe.kubeflow.doctor.retries import check_retries
@@ -110,7 +111,7 @@ def _check_cluster(federation: Federation, pod_uri: str, where: Where) -> Iterat
         yield Finding("error", "kubernetes", str(error))
         return
     yield Finding("ok", "kubernetes", f"answers; runs are in namespace {cluster.namespace}")
-    yield _check_launcher(cluster)
+    yield from check_launcher(cluster, pod_uri)
     yield from check_retries(cluster, where.kfp_namespace)
     yield from check_secrets(federation, cluster, find_signers(federation, pod_uri, where))
     nodes: list[Node] | None = None
@@ -122,20 +123,3 @@ def _check_cluster(federation: Federation, pod_uri: str, where: Where) -> Iterat
     if nodes is not None:
         yield from check_nodes(federation, nodes)
     yield from check_quotas(federation, cluster)
-
-
-def _check_launcher(cluster: Kubernetes) -> Finding:
-    try:
-        with cluster_errors("kfp-launcher"):
-            settings = cluster.core.read_namespaced_config_map(
-                "kfp-launcher", cluster.namespace, _request_timeout=REQUEST_SECONDS
-            )
-    except ClusterError as error:
-        remedy = "Create it with `defaultPipelineRoot`, or pass --pipeline-root when you submit."
-        return Finding("warning", "kfp-launcher", f"cannot be read: {error.what}; KFP uses its own defaults", remedy)
-    root = (settings.data or {}).get("defaultPipelineRoot", "")
-    if re.match(r"(minio|s3|gs)://[^/]+", root):
-        return Finding("ok", "kfp-launcher", f"artifacts go to {root}")
-    what = f"defaultPipelineRoot {root!r} is not a valid URI for artifacts" if root else "has no defaultPipelineRoot"
-    remedy = "Set it, for example to s3://bucket/artifacts, with `providers` for its keys."
-    return Finding("warning", "kfp-launcher", what, remedy)

@@ -12,6 +12,7 @@ from fedpipe.codec import read_json
 from fedpipe.compiled.compiler import images_of
 from fedpipe.errors import ClusterError
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.tracking import TRACKING_KEYS
 from fedpipe.kubeflow.clients import Kubernetes, cluster_errors
 from fedpipe.kubeflow.doctor.finding import REQUEST_SECONDS, THE_COORDINATOR, Finding
 from fedpipe.kubeflow.doctor.nodes import Node
@@ -38,12 +39,33 @@ def check_secrets(federation: Federation, cluster: Kubernetes, signers: set[str]
             continue
         keys = (*_STORE_KEYS, _SIGNING_KEY) if signers.intersection(owners) else _STORE_KEYS
         yield _check_secret(cluster, name, owners, keys)
+    if federation.tracking.secret:
+        yield _check_tracking(cluster, federation.tracking.secret)
+
+
+def _check_tracking(cluster: Kubernetes, name: str) -> Finding:
+    """Checks the Secret of the tracking server; a run does without it, so nothing about it is an error."""
+    subject = f"secret {name}"
+    try:
+        data = read_secret(cluster, name)
+    except ClusterError as error:
+        denied = error.status == 403
+        what = "you are not allowed to read it" if denied else f"{error.what}; runs are not tracked where it is needed"
+        remedy = (
+            "" if denied else f"kubectl create secret generic {name} -n {cluster.namespace} --from-literal=token=..."
+        )
+        return Finding("warning", subject, f"of tracking: {what}", remedy)
+    if data.get("token") or (data.get("username") and data.get("password")):
+        return Finding("ok", subject, "of tracking")
+    what = "of tracking: has neither `token` nor `username` and `password`"
+    unknown = sorted(set(data) - set(TRACKING_KEYS))
+    return Finding("warning", subject, what, f"Add them{f' instead of {unknown[0]!r}' if unknown else ''}.")
 
 
 def _check_secret(cluster: Kubernetes, name: str, owners: list[str], keys: tuple[str, ...]) -> Finding:
     subject, of_owners = f"secret {name}", f"of {', '.join(owners)}"
     try:
-        data = _read_secret(cluster, name)
+        data = read_secret(cluster, name)
     except ClusterError as error:
         if error.status == 403:
             return Finding("warning", subject, f"{of_owners}: you are not allowed to read it")
@@ -81,14 +103,14 @@ def _pull_credentials(cluster: Kubernetes, names: set[str]) -> dict[str, dict[st
     credentials: dict[str, dict[str, Any]] = {}
     for name in sorted(names):
         try:
-            data = _read_secret(cluster, name)
+            data = read_secret(cluster, name)
             credentials |= read_json(base64.b64decode(data[".dockerconfigjson"]))["auths"]
         except (ClusterError, KeyError, ValueError, msgspec.DecodeError):
             continue  # without credentials, the registry's own answer becomes the finding
     return credentials
 
 
-def _read_secret(cluster: Kubernetes, name: str) -> dict[str, str]:
+def read_secret(cluster: Kubernetes, name: str) -> dict[str, str]:
     """Returns the data of a Secret, base64-encoded. Raises ClusterError."""
     with cluster_errors(f"secret {name}"):
         secret = cluster.core.read_namespaced_secret(name, cluster.namespace, _request_timeout=REQUEST_SECONDS)

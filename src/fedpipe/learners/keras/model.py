@@ -110,7 +110,7 @@ class KerasModel(CompiledModel):
         tensorflow, keras = frameworks()
         tensorflow.config.experimental.enable_op_determinism()
         self.module = load_code(code, digest)
-        build = find_function(self.module, function)
+        build = self._builder(function)
         keras.backend.clear_session()  # automatic names begin at their first number again
         keras.utils.set_random_seed(seed)
         keras.config.set_floatx("float32")  # an earlier model.py may have changed it
@@ -124,6 +124,10 @@ class KerasModel(CompiledModel):
         self._draws_by_itself = not is_stock(self.keras, keras)
         self._loop = None if self._draws_by_itself else Loop(self.keras, seed)
         self._fresh = [(v, np.array(v.numpy())) for v in (*self.keras.variables, *self.keras.optimizer.variables)]
+
+    def _builder(self, function: str) -> Callable[..., Any]:
+        """Return what makes the model, from the name of the user's function. Raises ModelError."""
+        return find_function(self.module, function)
 
     def reset(self, seed: int) -> None:
         """See `CompiledModel.reset`.
@@ -190,8 +194,7 @@ class KerasModel(CompiledModel):
                 )
             _set(variable, values[name])
 
-    @staticmethod
-    def _named(variables: Any) -> Iterator[tuple[str, Any]]:
+    def _named(self, variables: Any) -> Iterator[tuple[str, Any]]:
         """Yield variables with their path; a path that two variables share gets the position too."""
         paths = [v.path for v in variables]
         counts = Counter(paths)

@@ -1,0 +1,93 @@
+"""Secure sums of 25 million values by 10 learners, compared with the bare cipher that they cannot do without."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import Row, at_most, repeated, script
+from fedpipe.secure.masks import CHUNK, Masks, Term, encrypt, fresh_seed
+from fedpipe.secure.numbers import Grid, Words, packed_size
+from fedpipe.secure.vector import Counts, Vector
+from fedpipe.weights import layout_of
+
+LEARNERS, VALUES = 10, 25_000_000
+GRID = Grid(16, 1.0, LEARNERS)
+REPEATS = 3
+
+
+def run() -> list[Row]:
+    """Seconds on all cores, bytes, and the peak of memory in a process of its own."""
+    pairs = [Term(fresh_seed(), minus=bool(k % 2)) for k in range(LEARNERS - 1)]
+    masks = Masks([Term(fresh_seed()), *pairs], GRID.width, GRID.dtype)
+    left = [Term(fresh_seed()) for _ in range(LEARNERS - 1)]
+    remaining = Masks([*left, *pairs], GRID.width, GRID.dtype)
+    words = np.arange(VALUES, dtype=GRID.dtype) & GRID.dtype.type(2**16 - 1)
+    total = words.copy()
+
+    def mask() -> None:
+        for _ in masks.masked(_chunks(words)):
+            pass
+
+    masking, stream, unmasking, streams = repeated(
+        mask, lambda: _bare(LEARNERS - 1), lambda: remaining.remove(total), lambda: _bare(2 * (LEARNERS - 1)),
+        repeats=REPEATS,
+    )  # fmt: skip
+    peak = script("ours", "secure.py")["mebibytes"]
+    model = 4 * VALUES / 2**20
+    return [
+        at_most("masking 25 M values for 10 learners, without rounding", masking, stream, "bare AES of 9 masks", 1.3),
+        at_most("the same", masking, 0.5, "bound", 1.0),
+        at_most("removing the masks after one dropout", unmasking, streams, "bare AES of its 18 masks", 1.3),
+        at_most("a masked vector", packed_size(VALUES, GRID.width) / 2**20, model, "float32", 0.66, "MiB"),
+        at_most("rounding and masking: memory beyond both models", peak, model, "a model", 0.5, "MiB"),
+    ]
+
+
+def _chunks(words: Words) -> Iterator[Words]:
+    for start in range(0, words.size, CHUNK):
+        yield words[start : start + CHUNK].copy()
+
+
+def _bare(count: int) -> None:
+    """Make the streams of so many masks, and drop them."""
+    size = CHUNK * GRID.dtype.itemsize
+    zeros = bytes(size)
+
+    def stream(start: int) -> None:
+        out = bytearray(size)
+        for _ in range(count):
+            encrypt(bytes(32), start, zeros, out)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for _ in pool.map(stream, range(0, VALUES * GRID.dtype.itemsize // 16, size // 16)):
+            pass
+
+
+def main() -> None:
+    """Rounds and masks a model once, and prints by how much memory grew beyond the two models that training holds."""
+    base = {"w": np.zeros(VALUES, np.float32)}
+    new = {"w": np.full(VALUES, 0.25, np.float32)}
+    vector = Vector(GRID, layout_of(base), ("loss",))
+    masks = Masks([Term(fresh_seed()) for _ in range(LEARNERS)], GRID.width, GRID.dtype)
+    before = _peak()
+    chunks = vector.encode(base, new, 1.0, Counts(1, 0, 0, {"loss": 1.0}), np.random.default_rng(0))
+    size = sum(len(data) for data in masks.masked(chunks))
+    assert size == vector.bytes
+    json.dump({"mebibytes": _peak() - before}, sys.stdout)
+
+
+def _peak() -> float:
+    """The most memory of this process so far, in MiB; that of getrusage may be its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+if __name__ == "__main__":
+    main()

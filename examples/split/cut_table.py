@@ -1,0 +1,45 @@
+"""Cuts breast cancer data between three parties, which hold different columns about the same patients.
+
+    python examples/split/cut_table.py examples/split
+    fedpipe run examples/split/federation.yaml
+
+The data are those of scikit-learn (Wolberg, Street and Mangasarian: Breast Cancer Wisconsin, Diagnostic; 569 patients).
+`imaging` measures outlines of cells, `pathology` their texture, and `registry` knows the diagnoses: 1 is malignant.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sklearn.datasets import load_breast_cancer
+
+OUTLINES = ("radius", "perimeter", "area", "compactness", "concavity", "concave points")
+"""Measurements of `imaging`; all others are those of `pathology`."""
+
+
+def write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a table."""
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def make(folder: Path) -> None:
+    """Write the files; the same at each call."""
+    data = load_breast_cancer()
+    names = [str(name) for name in data.feature_names]
+    patients = [f"P{number:04d}" for number in range(len(data.target))]
+    outlines = [k for k, name in enumerate(names) if any(word in name for word in OUTLINES)]
+    others = [k for k in range(len(names)) if k not in outlines]
+    folder.mkdir(parents=True, exist_ok=True)
+    for party, columns in (("imaging", outlines), ("pathology", others)):
+        rows = [[patient, *data.data[row, columns]] for row, patient in enumerate(patients)]
+        write(folder / f"{party}.csv", ["patient", *(names[k] for k in columns)], rows)
+    diagnoses = [[patient, int(malignant)] for patient, malignant in zip(patients, data.target == 0, strict=True)]
+    write(folder / "registry.csv", ["patient", "malignant"], diagnoses)
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1] if len(sys.argv) > 1 else "."))

@@ -1,0 +1,130 @@
+"""Reads the rows of a party of a split network: features, labels and ids, as far as it holds them."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpipe.data.examples import DEFAULT_FEATURES, check_values, complete, local_file, stacked
+from fedpipe.data.sheets import unsupported
+from fedpipe.data.tables import check_named, label_values, read_columns, read_npz
+from fedpipe.errors import DataError, one_line
+from fedpipe.federation.data import SHEETS
+
+Array = npt.NDArray[Any]
+
+
+class Columns(NamedTuple):
+    """The rows of a party.
+
+    Args:
+        x: features, (rows, ...); None at a party without.
+        y: labels, (rows, ...); None at a party without.
+        ids: texts, (rows,); None if the federation names none.
+    """
+
+    x: Array | None
+    y: Array | None
+    ids: Array | None
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return next(len(array) for array in self if array is not None)
+
+
+class Wanted(NamedTuple):
+    """The arrays or columns that a party must have; empty for one that it does not hold.
+
+    In a sheet without a column of the name of the features, all columns but labels and ids are features.
+    """
+
+    features: str
+    labels: str
+    ids: str
+
+
+def read_columns_of(uri: str, wanted: Wanted) -> Columns:
+    """Read a party's file: .npz, .csv, .tsv or .parquet. Raises DataError."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = local_file(uri, Path(folder))
+        try:
+            if path.suffix.lower() == ".npz":
+                arrays = read_npz(path, tuple(filter(None, wanted)))
+            elif path.suffix.lower() in SHEETS:
+                arrays = _columns(path, wanted)
+            else:
+                raise unsupported(path, (".npz", *SHEETS))
+        except FileNotFoundError as error:
+            raise DataError("there is no such file", where=uri, remedy="Check the path.") from error
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+            what = f"the file cannot be read, because {one_line(error)}"
+            raise DataError(what, where=uri, remedy="Check how it was written.") from error
+    return columns_of(arrays, wanted, uri)
+
+
+def _columns(path: Path, wanted: Wanted) -> dict[str, Array]:
+    sheet = read_columns(path, known=tuple(filter(None, (wanted.labels, wanted.ids))))
+    found: dict[str, Array] = {}
+    if wanted.labels:
+        check_named(sheet, [wanted.labels], "data.labels")
+        found[wanted.labels] = label_values(sheet, wanted.labels)
+    if wanted.ids:
+        check_named(sheet, [wanted.ids], "algorithm.ids")
+        found[wanted.ids] = sheet.parse(wanted.ids, "category")
+    if wanted.features in sheet.names:
+        found[wanted.features] = stacked(sheet.cells(wanted.features), wanted.features, str(path))
+    elif wanted.features:
+        if wanted.features != DEFAULT_FEATURES:
+            check_named(sheet, [wanted.features], "data.features")
+        others = [name for name in sheet.names if name not in (wanted.labels, wanted.ids)]
+        if not others:
+            raise DataError("there is no column of features", where=str(path), remedy="Check algorithm.ids.")
+        numbers = [complete(sheet.parse(name, "number"), name, str(path)) for name in others]
+        found[wanted.features] = np.stack(numbers, axis=1)
+    return found
+
+
+def columns_of(arrays: Mapping[str, Any], wanted: Wanted, where: str) -> Columns:
+    """Check arrays, and return those that a party must have. Raises DataError."""
+    options = ("data.features", "data.labels", "algorithm.ids")
+    found: list[Array | None] = []
+    for name, option in zip(wanted, options, strict=True):
+        if name and name not in arrays:
+            raise DataError(
+                f"there is no array {name!r}", where=where, remedy=f"Set {option} to one of the file's arrays."
+            )
+        found.append(np.asarray(arrays[name]) if name else None)
+    x, y, ids = found
+    lengths = {name: len(array) for name, array in zip(wanted, found, strict=True) if array is not None and array.ndim}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{count} in {name!r}" for name, count in lengths.items())
+        raise DataError(f"the numbers of rows differ: {told}", where=where, remedy="Write one row for each id.")
+    for what, array in (("features", x), ("labels", y)):
+        if array is not None:
+            if array.dtype.kind in "OUS":
+                raise DataError(f"the {what} are text", where=where, remedy="Write numbers.")
+            check_values(array, what, where, missing=False)
+    if not any(lengths.values()):
+        raise DataError("the file has no rows", where=where, remedy="Check how it was written.")
+    return Columns(None if x is None else x.astype(np.float32), y, None if ids is None else _checked(ids, where))
+
+
+def _checked(ids: Array, where: str) -> Array:
+    """Return ids as texts, each once. Raises DataError."""
+    if ids.ndim != 1 or ids.dtype.kind not in "iuOUS":
+        raise DataError(
+            "the ids are not whole numbers or text, one a row", where=where, remedy="Write one id a row, as text."
+        )
+    texts = np.array([text.decode() if isinstance(text, bytes) else str(text) for text in ids.tolist()], object)
+    if missing := np.flatnonzero(texts == "").size:
+        raise DataError(f"{missing} rows have no id", where=where, remedy="Write an id in each row.")
+    if doubled := len(texts) - len(set(texts.tolist())):
+        raise DataError(f"{doubled} ids are doubled", where=where, remedy="Keep one row for each id.")
+    return texts

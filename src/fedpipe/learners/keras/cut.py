@@ -1,0 +1,325 @@
+"""Cut networks in Keras: the parts that train, and the whole network, which is measured and exported."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedpipe.data.examples import Examples
+from fedpipe.data.schema import Schema
+from fedpipe.errors import ModelError
+from fedpipe.federation.federation import Federation
+from fedpipe.federation.training import Privacy, Training
+from fedpipe.frameworks import frameworks
+from fedpipe.learners.cut import BOTTOM, TOP, Shape, bottom_name
+from fedpipe.learners.framework import Arrays, Model, seed_of
+from fedpipe.learners.keras.framework import KerasFramework
+from fedpipe.learners.keras.model import KerasModel, built
+from fedpipe.learners.keras.structure import Side, scalars, sides_of
+from fedpipe.learners.user_code import find_function
+from fedpipe.rounds.plan import Port
+from fedpipe.weights import Array
+
+
+class CutKeras(KerasFramework):
+    """The adapter of a federation whose network is cut.
+
+    Args:
+        federation: with its parties.
+    """
+
+    def __init__(self, federation: Federation) -> None:
+        self._parties, self._size = federation.feature_parties, federation.training.batch_size
+
+    def build(
+        self, code: bytes, digest: str, function: str, training: Training, privacy: Privacy | None = None,
+        inputs: tuple[Port, ...] = (), schema: Schema | None = None,
+    ) -> Model:  # fmt: skip
+        """Return the whole network; see `Framework.build`."""
+        return _cached_whole(code, digest, self._parties, training.seed)
+
+    def bottom(self, code: bytes, digest: str, party: str, training: Training) -> KerasBottom:
+        """Return the part of a party with features. Raises ModelError."""
+        return _cached_bottom(code, digest, party, training.seed)
+
+    def top(self, code: bytes, digest: str, training: Training) -> KerasTop:
+        """Return the part of the label party. Raises ModelError."""
+        return _cached_top(code, digest, self._parties, training.seed, self._size)
+
+
+def _maker(module: Any, part: str) -> Callable[[], Any]:
+    """Return the user's function that makes a part, with the party as its argument."""
+    if part == TOP:
+        return find_function(module, TOP)
+    bottom: Callable[..., Any] = find_function(module, BOTTOM)
+    party = part.removeprefix(f"{BOTTOM}-")
+
+    def make() -> Any:
+        made = bottom(party)
+        if made is None:
+            raise ModelError(
+                f'bottom("{party}") returns None, but {party} holds features', where="model.py",
+                remedy="Return the part of every party with features.",
+            )  # fmt: skip
+        return made
+
+    make.__name__ = BOTTOM
+    return make
+
+
+def _part_seed(seed: int, part: str) -> int:
+    return seed_of(seed, part)
+
+
+class KerasPart(KerasModel):
+    """A part of a network as `build` of model.py would be a whole one.
+
+    Args:
+        code: the user's file.
+        digest: the required digest of its bytes.
+        part: the name of the part.
+        seed: of the run.
+    """
+
+    def __init__(self, code: bytes, digest: str, part: str, seed: int) -> None:
+        super().__init__(code, digest, part, seed=_part_seed(seed, part))
+        self.part = part
+        if len(self.outputs.ports) != 1:
+            raise ModelError(f"{part} has several outputs", where="model.py", remedy="Return one tensor.")
+
+    def _builder(self, function: str) -> Callable[..., Any]:
+        return _maker(self.module, function)
+
+    def begin(self, start: Arrays, optimizer: Arrays | None, *, seed: int, rate: float) -> None:
+        """See `Part.begin`."""
+        self.reset(seed)
+        self.set_weights(start)
+        if optimizer is not None:
+            self.set_optimizer_state(optimizer)
+        if rate:
+            self.set_learning_rate(rate)
+
+    def _apply(self, gradients: Sequence[Any]) -> None:
+        known = [(g, v) for g, v in zip(gradients, self.keras.trainable_variables, strict=True) if g is not None]
+        if known:
+            self.keras.optimizer.apply_gradients(known)
+
+
+class KerasBottom(KerasPart):
+    """See `Bottom`."""
+
+    def __init__(self, code: bytes, digest: str, part: str, seed: int) -> None:
+        super().__init__(code, digest, part, seed)
+        tensorflow, _ = frameworks()
+        if len(self.inputs.ports) != 1:
+            raise ModelError(f"{part} has several inputs", where="model.py", remedy="Take one tensor of features.")
+
+        def forward(x: Any) -> Any:
+            found = self.keras(x, training=True)
+            losses = self.keras.losses
+            return found, tensorflow.add_n(losses) if losses else tensorflow.constant(0.0)
+
+        self._forward = tensorflow.function(forward, reduce_retracing=True)
+        self._update = tensorflow.function(self._apply, reduce_retracing=True)
+        self._infer = tensorflow.function(lambda x: self.keras(x, training=False), reduce_retracing=True)
+        self._open: tuple[Any, Any, Any] | None = None
+
+    @property
+    def output(self) -> Shape:
+        """See `Bottom.output`."""
+        return _shape_of(self.outputs.ports[0])
+
+    def forward(self, x: Array) -> Array:
+        """See `Bottom.forward`."""
+        tensorflow, _ = frameworks()
+        with tensorflow.GradientTape() as tape:
+            found, penalty = self._forward(tensorflow.constant(self.inputs.arranged(x)))
+        self._open = (tape, found, penalty)
+        return np.asarray(found)
+
+    def backward(self, gradient: Array) -> None:
+        """See `Bottom.backward`."""
+        assert self._open is not None
+        tensorflow, _ = frameworks()
+        (tape, found, penalty), self._open = self._open, None
+        one = tensorflow.ones_like(penalty)
+        given = [tensorflow.constant(gradient, found.dtype), one]
+        self._update(tape.gradient([found, penalty], self.keras.trainable_variables, output_gradients=given))
+
+    def infer(self, x: Array) -> Array:
+        """See `Bottom.infer`."""
+        return np.asarray(self._infer(frameworks()[0].constant(self.inputs.arranged(x))))
+
+
+class KerasTop(KerasPart):
+    """See `Top`; its inputs have the names of parties, or are in their order.
+
+    Args:
+        code: the user's file.
+        digest: the required digest of its bytes.
+        parties: those with features, in order.
+        seed: of the run.
+        size: rows of a training batch; a test has wider ones.
+    """
+
+    def __init__(self, code: bytes, digest: str, parties: tuple[str, ...], seed: int, size: int) -> None:
+        super().__init__(code, digest, TOP, seed)
+        self._order, self._size = _order_of(self.inputs, parties), size
+        tensorflow, _ = frameworks()
+
+        def step(activations: Any, y: Any) -> Any:
+            model = self.keras
+            with tensorflow.GradientTape() as tape:
+                tape.watch(activations)
+                x = self._packed(activations)
+                predicted = model(x, training=True)
+                loss = model.compute_loss(x=x, y=y, y_pred=predicted, training=True)
+            down, own = tape.gradient(loss, [activations, model.trainable_variables])
+            self._apply(own)
+            model._loss_tracker.update_state(loss, sample_weight=tensorflow.shape(activations[0])[0])
+            model.compute_metrics(x, y, predicted)
+            return [tensorflow.zeros_like(a) if g is None else g for g, a in zip(down, activations, strict=True)]
+
+        self._step = tensorflow.function(step, reduce_retracing=True)
+
+    def _packed(self, activations: Sequence[Any]) -> Any:
+        """Return the activations, in the order of the parties, as the model takes them."""
+        names = self.inputs.names
+        return self.inputs.packed({names[place]: a for place, a in zip(self._order, activations, strict=True)})
+
+    @property
+    def inputs_in_order(self) -> tuple[Shape, ...]:
+        """See `Top.inputs_in_order`."""
+        return tuple(_shape_of(self.inputs.ports[place]) for place in self._order)
+
+    def begin(self, start: Arrays, optimizer: Arrays | None, *, seed: int, rate: float) -> None:
+        """See `Part.begin`."""
+        super().begin(start, optimizer, seed=seed, rate=rate)
+        self.keras.reset_metrics()
+
+    def step(self, activations: Sequence[Array], y: Array) -> list[Array]:
+        """See `Top.step`."""
+        tensorflow, _ = frameworks()
+        given = [tensorflow.constant(a) for a in activations]
+        return [np.asarray(g) for g in self._step(given, tensorflow.constant(self.outputs.labelled(y)))]
+
+    def metrics(self) -> dict[str, float]:
+        """See `Top.metrics`."""
+        return scalars(self.keras.get_metrics_result())
+
+    def examples(self, activations: Sequence[Array], y: Array) -> Examples:
+        """Return activations and labels as examples of this model."""
+        names = self.inputs.names
+        named = {names[place]: a for place, a in zip(self._order, activations, strict=True)}
+        return Examples(named if len(named) > 1 else activations[0], y)
+
+    def test(self, start: Arrays, activations: Sequence[Array], y: Array) -> dict[str, float]:
+        """See `Top.test`."""
+        training = Training(rounds=1, batch_size=self._size)
+        return self.evaluate(start, self.examples(activations, y), training).metrics
+
+
+def _shape_of(port: Port) -> Shape:
+    return Shape(port.dtype, tuple(size or 0 for size in port.shape[1:]))
+
+
+def _order_of(inputs: Side, parties: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the place of each party's activations among the inputs of the top. Raises ModelError."""
+    names = inputs.names
+    if len(names) != len(parties):
+        raise ModelError(
+            f"top() takes {len(names)} inputs, but {len(parties)} parties hold features: {', '.join(parties)}",
+            where="model.py",
+            remedy="Give it one input for each of them.",
+        )
+    if set(names) == set(parties):
+        return tuple(names.index(party) for party in parties)
+    return tuple(range(len(names)))
+
+
+class WholeModel(KerasModel):
+    """The whole network: bottoms and top joined, for measurements, the export and a rehearsal.
+
+    Args:
+        code: the user's file.
+        digest: the required digest of its bytes.
+        parties: those with features, in order.
+        seed: of the run.
+
+    Raises:
+        ModelError: a part is missing, or the parts do not fit together.
+    """
+
+    def __init__(self, code: bytes, digest: str, parties: tuple[str, ...], seed: int) -> None:
+        self._parties, self._run_seed, self._parts = parties, seed, {}  # type: ignore[var-annotated]
+        super().__init__(code, digest, TOP, seed=seed)
+        self.outputs = self._top_outputs
+
+    def _builder(self, function: str) -> Callable[..., Any]:
+        return self._joined
+
+    def _joined(self) -> Any:
+        _, keras = frameworks()
+        for part in (*map(bottom_name, self._parties), TOP):
+            keras.backend.clear_session()  # a part has the names and the numbers that it has alone
+            keras.utils.set_random_seed(_part_seed(self._run_seed, part))
+            self._parts[part] = built(_maker(self.module, part), keras)
+            self._parts[part].name = part
+        top = self._parts[TOP]
+        taken, self._top_outputs = sides_of(top)
+        inputs, outputs = {}, []
+        for party in self._parties:
+            bottom = self._parts[bottom_name(party)]
+            port = sides_of(bottom)[0].ports[0]
+            inputs[party] = keras.Input(port.shape[1:], dtype=port.dtype, name=party)
+            outputs.append(bottom(inputs[party]))
+        names, order = taken.names, _order_of(taken, self._parties)
+        for place, party, found in zip(order, self._parties, outputs, strict=True):
+            _check_fits(party, found, taken.ports[place])
+        given = {names[place]: found for place, found in zip(order, outputs, strict=True)}
+        whole = keras.Model(list(inputs.values()) if len(inputs) > 1 else inputs[self._parties[0]],
+                            top(taken.packed(given)))  # fmt: skip
+        metrics = getattr(top._compile_metrics, "_user_metrics", None)
+        optimizer = type(top.optimizer).from_config(top.optimizer.get_config())
+        whole.compile(optimizer=optimizer, loss=top.loss, metrics=metrics)
+        return whole
+
+    def _named(self, variables: Any) -> Iterator[tuple[str, Any]]:
+        own = {id(v): f"{part}/{name}" for part, model in self._parts.items()
+               for name, v in KerasModel._named(self, model.weights)}  # fmt: skip
+        for name, variable in super()._named(variables):
+            yield own.get(id(variable), name), variable
+
+
+def _check_fits(party: str, found: Any, port: Port) -> None:
+    shape = tuple(found.shape)
+    if shape[1:] != port.shape[1:] or str(found.dtype) != port.dtype:
+        raise ModelError(
+            f'bottom("{party}") returns {found.dtype} {list(shape[1:])} a row, but top() takes {port.dtype} '
+            f"{list(port.shape[1:])}",
+            where="model.py",
+            remedy="Make the shape of the one that of the other.",
+        )
+    if None in shape[1:]:
+        raise ModelError(
+            f'the size of a row of bottom("{party}") is not known: {list(shape[1:])}', where="model.py",
+            remedy="Give its input a shape without free dimensions.",
+        )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1)
+def _cached_whole(code: bytes, digest: str, parties: tuple[str, ...], seed: int) -> WholeModel:
+    return WholeModel(code, digest, parties, seed)
+
+
+@functools.lru_cache(maxsize=4)
+def _cached_bottom(code: bytes, digest: str, party: str, seed: int) -> KerasBottom:
+    return KerasBottom(code, digest, bottom_name(party), seed)
+
+
+@functools.lru_cache(maxsize=2)
+def _cached_top(code: bytes, digest: str, parties: tuple[str, ...], seed: int, size: int) -> KerasTop:
+    return KerasTop(code, digest, parties, seed, size)

@@ -1,0 +1,120 @@
+"""Contribute to a secure sum as a learner: train, mask the update, upload the masked vector."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fedpipe.errors import DroppedError
+from fedpipe.learners.contribute import fetched, trained_from
+from fedpipe.learners.dropping import dropped_by
+from fedpipe.learners.framework import Arrays
+from fedpipe.learners.learner import Learner, Trained, log
+from fedpipe.rounds.manifests import Dropped, Tested
+from fedpipe.rounds.masked import digest_of_file, grid_of, largest_examples
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.roll import Roll, drop
+from fedpipe.secure.masks import Masks
+from fedpipe.secure.party import Orders
+from fedpipe.secure.vector import TEST, Counts, Vector, scale_of
+from fedpipe.store import Store
+from fedpipe.store.objects import put_file
+from fedpipe.weights import layout_of
+
+
+class MaskedFile(NamedTuple):
+    """The object of a masked vector: its digest, its size, and the names of the metrics in it."""
+
+    digest: str
+    size: int
+    metrics: tuple[str, ...]
+
+
+def contribute_masked(
+    store: Store, plan: Plan, name: str, number: int, base: str, make_learner: Callable[[], Learner], orders: Orders, *,
+    roll: Roll, seconds: float,
+) -> MaskedFile | Dropped:  # fmt: skip
+    """Train from the base, and upload nothing but the masked vector.
+
+    A learner that cannot take part leaves the reason and is dropped, as in `contribute`.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        name: the learner.
+        number: the round, from 1.
+        base: digest of the global weights that the round begins with.
+        make_learner: makes the learner, with its data.
+        orders: mask the vector; they are used for this vector alone.
+        roll: the roll of the round's attempt.
+        seconds: the time after which the learner is too late.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        start = fetched(store, base, Path(folder) / "base")
+        try:
+            tested, trained = trained_from(plan, name, number, start, None, make_learner(), seconds)
+            path = Path(folder) / "vector"
+            metrics = write_masked(plan, start, trained, tested, orders, path)
+        except (Exception, SystemExit) as error:
+            dropped = dropped_by(plan, name, error)
+            if dropped is None:
+                raise
+            drop(store, plan.run, number, dropped, name=roll.note("dropped"))
+            log.warning("round %d: %s is dropped: %s", number, name, dropped.why)
+            return dropped
+        digest = digest_of_file(path)
+        put_file(store, path, digest, name)
+        return MaskedFile(digest, path.stat().st_size, metrics)
+
+
+def write_masked(
+    plan: Plan, start: Arrays, trained: Trained, tested: Tested | None, orders: Orders, path: Path
+) -> tuple[str, ...]:
+    """Write the object of a masked vector, and return the names of the metrics in it.
+
+    Args:
+        plan: the run's plan.
+        start: the weights of the base.
+        trained: the result of the training.
+        tested: the test of the base, if there was one.
+        orders: mask the vector.
+        path: of the file.
+
+    Raises:
+        WeightsError: a weight is NaN or infinite.
+        DroppedError: the learner has more examples than any may have.
+    """
+    secure, grid = plan.federation.secure, grid_of(plan)
+    assert secure is not None
+    found = dict(trained.metrics)
+    if tested:
+        found |= {f"{TEST}{name}": value for name, value in tested.metrics.items()}
+    counts = Counts(trained.examples, tested.examples if tested else 0, 0, found)
+    vector = Vector(grid, layout_of(start), tuple(sorted(found)))
+    names = [tensor.name for tensor in vector.tensors]
+    factor = _weight(plan, trained.examples) * scale_of(start, trained.weights, names, secure.norm)
+    random = np.random.Generator(np.random.SFC64(secrets.randbits(128)))
+    chunks = vector.encode(start, trained.weights, factor, counts, random)
+    with path.open("wb") as file:
+        file.write(orders.preamble)
+        for data in Masks(orders.terms, grid.width, grid.dtype).masked(chunks):
+            file.write(data)
+    return vector.metrics
+
+
+def _weight(plan: Plan, examples: int) -> float:
+    """Return how much an update counts, relative to the largest one that is possible."""
+    largest = largest_examples(plan)
+    if not largest:
+        return 1.0
+    if examples > largest:
+        raise DroppedError(
+            f"it has {examples} train examples, but its weight is relative to {largest}: raise algorithm.most_examples",
+            lasting=True,
+        )
+    return examples / largest

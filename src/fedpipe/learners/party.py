@@ -1,0 +1,145 @@
+"""A party of a split network: its rows, in the common order, and its parts of the network."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from fedpipe.data.columns import Columns, Wanted, columns_of, read_columns_of
+from fedpipe.data.shards import Indices, split
+from fedpipe.errors import DataError
+from fedpipe.federation.federation import Federation
+from fedpipe.learners.cut import Bottom, Top, held_by
+from fedpipe.learners.framework import Arrays
+from fedpipe.learners.keras.cut import CutKeras, KerasTop
+from fedpipe.learners.user_code import described, is_stop, load_code
+from fedpipe.rounds.floors import check_floors
+from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.store import Store
+from fedpipe.store.objects import get_bytes
+from fedpipe.weights import Array
+
+WIDER = 4
+"""Training batches in a batch of a test."""
+
+
+class Held(NamedTuple):
+    """The rows of a party, all parts of them in the common order.
+
+    Args:
+        x: features; None at a party without.
+        y: labels, of the label party.
+        parts: the places of the rows of each part.
+        order: a digest of the rows' ids.
+    """
+
+    x: Array | None
+    y: Array | None
+    parts: Mapping[str, Indices]
+    order: bytes = bytes(32)
+
+
+class Parts(NamedTuple):
+    """The parts of the network that a party holds."""
+
+    bottom: Bottom | None = None
+    top: Top | None = None
+
+
+def read_rows(federation: Federation, party: str, module: ModuleType | None) -> Columns:
+    """Read a party's file, or call `load` of the user's file for it, which returns arrays by name. Raises DataError."""
+    cut = federation.split
+    assert cut is not None
+    wanted = Wanted(
+        federation.data.features if party in federation.feature_parties and isinstance(federation.data.features, str)
+        else "", federation.data.labels if party == cut.label_party else "", cut.ids,
+    )  # fmt: skip
+    own, load = federation.learner(party).data, getattr(module, "load", None)
+    if load is None:
+        return read_columns_of(own, wanted)
+    try:
+        loaded: Any = load(own)
+    except BaseException as error:
+        if is_stop(error):
+            raise
+        raise DataError(
+            f"load({own!r}) fails, because {described(error)}", where="model.py", remedy="Correct it, or the path."
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise DataError(
+            f"load({own!r}) returns {type(loaded).__name__}, not arrays by name", where="model.py",
+            remedy='Return a dict, such as {"x": features, "y": labels}.',
+        )  # fmt: skip
+    return columns_of(loaded, wanted, f"load({own!r})")
+
+
+def held_rows(federation: Federation, party: str, module: ModuleType | None) -> Held:
+    """Read a party's rows and split them, as every party does. Raises DataError."""
+    columns, training = read_rows(federation, party, module), federation.training
+    parts = split(columns.rows, federation.data.parts, [training.seed, 4])
+    if len(parts["train"]) < training.batch_size:
+        raise DataError(
+            f"there are {len(parts['train'])} train rows, fewer than a batch of {training.batch_size}",
+            where=federation.learner(party).data, remedy="Lower the batch size, or give the parties more rows.",
+        )  # fmt: skip
+    digest = hashlib.sha256()
+    for text in () if columns.ids is None else columns.ids:
+        data = str(text).encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return Held(columns.x, columns.y, parts, digest.digest())
+
+
+def test_batches(federation: Federation, rows: Indices) -> Iterator[tuple[int, Indices]]:
+    """Yield the batches of a test: their numbers, and the places of their rows."""
+    size = federation.training.batch_size * WIDER
+    return ((number, rows[first : first + size]) for number, first in enumerate(range(0, len(rows), size)))
+
+
+def parts_of(store: Store, plan: Plan, party: str) -> Parts:
+    """Return a party's parts of the network. Raises ModelError and CorruptError."""
+    federation = plan.federation
+    cut, adapter, code = federation.split, CutKeras(federation), get_bytes(store, plan.code)
+    assert cut is not None
+    bottom = top = None
+    if party in federation.feature_parties:
+        bottom = adapter.bottom(code, plan.code, party, federation.training)
+    if party == cut.label_party:
+        top = adapter.top(code, plan.code, federation.training)
+    return Parts(bottom, top)
+
+
+def label_model(store: Store, plan: Plan) -> KerasTop:
+    """Return the top of a network as a model that measures activations. Raises ModelError and CorruptError."""
+    return CutKeras(plan.federation).top(get_bytes(store, plan.code), plan.code, plan.federation.training)
+
+
+def make_party(place: RunPlace, party: str) -> tuple[Held, Parts]:
+    """Make a party; a process reads its rows once.
+
+    Raises:
+        DataError, ModelError, CorruptError, DroppedError: why the party cannot take part.
+    """
+    return _kept_rows(place, party), parts_of(*_opened(place), party)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(place: RunPlace) -> tuple[Store, Plan]:
+    store = place.open()
+    return store, read_plan(store, place.plan)
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_rows(place: RunPlace, party: str) -> Held:
+    store, plan = _opened(place)
+    check_floors(plan, party)
+    return held_rows(plan.federation, party, load_code(get_bytes(store, plan.code), plan.code))
+
+
+def first_weights(store: Store, plan: Plan, party: str) -> Arrays:
+    """Return the first weights of a party's parts."""
+    adapter, training = CutKeras(plan.federation), plan.federation.training
+    whole = adapter.build(get_bytes(store, plan.code), plan.code, "", training)
+    return held_by(whole.initial_weights(training.seed), plan.federation, party)

@@ -1,0 +1,154 @@
+r"""Fixed-point numbers: floats as integers modulo a power of two, whose sums are exact in any order.
+
+A value x is clipped to [-B, B] and rounded at random to one of 2^b points, so that its mean does not change:
+
+.. math:: q = \lfloor (x + B) / s + u \rfloor, \quad s = 2B / (2^b - 1), \quad u \sim U[0, 1)
+
+The sum over m parties is below m 2^b. The modulus 2^k has room for all parties, so nothing overflows.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpipe.errors import WeightsError
+
+Words = npt.NDArray[Any]
+"""Unsigned integers of 32 or 64 bits, modulo a power of two."""
+Floats = npt.NDArray[np.float64]
+
+GROUP = 8
+"""Each part of a vector begins at a multiple of so many words: whole bytes when packed, whole blocks of the cipher."""
+
+
+class Grid(NamedTuple):
+    """The points that values are rounded to.
+
+    Args:
+        bits: of a value, 8 to 32.
+        bound: the largest magnitude.
+        parties: the most that may take part.
+    """
+
+    bits: int
+    bound: float
+    parties: int
+
+    @property
+    def _top(self) -> int:
+        """The highest point."""
+        return (1 << self.bits) - 1
+
+    @property
+    def width(self) -> int:
+        """The bits of a sum, k: so many that pairs of sums, or single ones above 32 bits, are whole bytes."""
+        needed = (self.parties * self._top).bit_length()
+        return needed + -needed % (4 if needed <= 32 else 8)
+
+    @property
+    def step(self) -> float:
+        """The distance of two points, s."""
+        return 2 * self.bound / self._top
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of words."""
+        return np.dtype("<u4") if self.width <= 32 else np.dtype("<u8")
+
+    def encode(self, values: Floats, random: np.random.Generator) -> tuple[Words, int]:
+        """Round values to the grid, and return how many were clipped.
+
+        Raises:
+            WeightsError: a value is NaN or infinite.
+        """
+        if not np.isfinite(values).all():
+            raise WeightsError("a value is NaN or infinite, which no sum can hold")
+        clipped = int(np.count_nonzero(np.abs(values) > self.bound))
+        scaled = np.clip(values, -self.bound, self.bound)
+        scaled += self.bound
+        scaled /= self.step
+        scaled += random.random(scaled.shape)
+        np.floor(scaled, out=scaled)
+        np.clip(scaled, 0, self._top, out=scaled)
+        return scaled.astype(self.dtype), clipped
+
+    def decode(self, sums: Words, parties: int) -> Floats:
+        """Return the sums of the values of so many parties."""
+        return sums.astype(np.float64) * self.step - parties * self.bound
+
+    def limbs_of(self, number: int, bits: int) -> list[int]:
+        """Return a number in pieces of the grid's bits, the lowest first, so that sums of pieces do not overflow.
+
+        Args:
+            number: below 2^bits.
+            bits: of the largest number.
+
+        Raises:
+            WeightsError: it is negative or too large.
+        """
+        if not 0 <= number < 2**bits:
+            raise WeightsError(f"a number of the round is out of range: {number}")
+        return [number >> shift & self._top for shift in range(0, bits, self.bits)]
+
+    def joined(self, limbs: Words) -> int:
+        """Return the sum of numbers from the sums of their pieces."""
+        return sum(int(limb) << self.bits * place for place, limb in enumerate(limbs))
+
+
+def padded(count: int) -> int:
+    """Return a number of words rounded up to a whole GROUP."""
+    return count + -count % GROUP
+
+
+def pack(words: Words, width: int) -> bytes:
+    """Return words as bytes, `width` bits each, in little-endian order.
+
+    Args:
+        words: a multiple of GROUP of them, each below 2^width.
+        width: a multiple of 4 up to 32, or of 8 up to 64.
+    """
+    numbers, size = words.view("<u8"), width // 8
+    if width <= 32:  # two in each number
+        size, low = width // 4, np.uint64(2**width - 1)
+        numbers = (numbers & low) | ((numbers >> np.uint64(32 - width)) & (low << np.uint64(width)))
+    rows = np.empty(numbers.size, _pieces(size))
+    for name, place in _places(rows):
+        rows[name] = (numbers >> np.uint64(8 * place)).astype(rows.dtype[name])
+    return bytes(rows.tobytes())
+
+
+def unpack(data: bytes, width: int, dtype: np.dtype[Any]) -> Words:
+    """Return the words in packed bytes; see `pack`."""
+    rows = np.frombuffer(data, _pieces(width // (8 if width > 32 else 4)))
+    numbers = np.zeros(rows.size, "<u8")
+    for name, place in _places(rows):
+        numbers |= rows[name].astype("<u8") << np.uint64(8 * place)
+    if width <= 32:
+        low = np.uint64(2**width - 1)
+        numbers = (numbers & low) | ((numbers >> np.uint64(width)) << np.uint64(32))
+    return numbers.view(dtype)
+
+
+def _places(rows: npt.NDArray[Any]) -> list[tuple[str, int]]:
+    """Return the pieces of numbers, each with the place of its first byte."""
+    return [(name, field[1]) for name, field in (rows.dtype.fields or {}).items()]
+
+
+@functools.cache
+def _pieces(size: int) -> np.dtype[Any]:
+    """Return the dtype of a number of so many bytes, in pieces of 8, 4, 2 and 1."""
+    pieces, left = list[tuple[str, str]](), size
+    for piece in (8, 4, 2, 1):
+        if left >= piece:
+            pieces.append((f"bytes{piece}", f"<u{piece}"))
+            left -= piece
+    return np.dtype(pieces)
+
+
+def packed_size(count: int, width: int) -> int:
+    """Return the bytes of so many packed words."""
+    return count * width // 8

@@ -1,0 +1,130 @@
+"""Take part in a round of split learning: meet the other parties, publish the part that was trained."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from pathlib import Path
+
+from fedpipe import weights
+from fedpipe.errors import CorruptError, StoreError
+from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.identity.statements import signed_by
+from fedpipe.learners.contribute import fetched, last_optimizer
+from fedpipe.learners.dropping import dropped_by
+from fedpipe.learners.framework import Arrays
+from fedpipe.learners.party import Held, Parts
+from fedpipe.rounds.cut import read_digests
+from fedpipe.rounds.manifests import Dropped, Update
+from fedpipe.rounds.parcels import Meeting, remove
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.roll import Roll, drop
+from fedpipe.rounds.updates import publish_update
+from fedpipe.sessions.board import Board
+from fedpipe.sessions.exchange import Conversation
+from fedpipe.sessions.parties import Play, Round
+from fedpipe.store import Store, keys
+from fedpipe.store.objects import LOST, encode, put_file
+
+log = logging.getLogger("fedpipe")
+
+Make = Callable[[], tuple[Held, Parts]]
+"""Makes a party: its rows, and its parts of the network."""
+
+
+def meeting_of(store: Store, plan: Plan, board: Board) -> Meeting:
+    """Return the attempt at a round that the board opens."""
+    return Meeting(
+        store, plan.federation.name, plan.run, board.session, board.round, board.attempt, board.base,
+        plan.definition.digest,
+    )  # fmt: skip
+
+
+def take_part(
+    store: Store, plan: Plan, party: str, board: Board, make: Make, initial: Callable[[], Arrays], *,
+    clock: Callable[[], float] = time.monotonic,
+) -> Generator[float, None, Update | Dropped]:  # fmt: skip
+    """Take part in an attempt at a round; a party that cannot leaves the reason, for the others too.
+
+    A repeated attempt is played from its start, so that others find all parcels of it.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        party: its name.
+        board: the request.
+        make: makes the party.
+        initial: makes the first weights of its parts.
+        clock: seconds of this process.
+    """
+    seconds = plan.federation.quorum.deadline - (store.age(keys.board(plan.run)) or 0.0)
+    cut = plan.federation.split
+    assert cut is not None
+    talk = Conversation(
+        meeting_of(store, plan, board), party, cut.exchange, read_enrolled(store), seconds=seconds, clock=clock
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            held, parts = make()
+            start = _start(store, board.base, party, initial, Path(folder))
+            optimizer = last_optimizer(store, plan, party, board.round, Path(folder) / "optimizer")
+            play = Play(talk, Round(plan.federation, board.round, start, optimizer), party, held, parts)
+            result = yield from play.run()
+            weights.check_finite(result.weights)
+            kept = None
+            digest = weights.save(result.weights, Path(folder) / "weights")
+            put_file(store, Path(folder) / "weights", digest, party)
+            if plan.federation.training.optimizer == "keep":
+                kept = weights.save(result.optimizer, Path(folder) / "optimizer")
+                put_file(store, Path(folder) / "optimizer", kept, party)
+            update = Update(
+                federation=plan.federation.name, run=plan.run, round=board.round, learner=party, base=board.base,
+                weights=digest, size=(Path(folder) / "weights").stat().st_size, examples=result.examples,
+                metrics=result.metrics, plan=plan.definition.digest, tested=result.tested, optimizer=kept,
+            )  # fmt: skip
+        log.info(
+            "round %d: %s sent %d bytes, and waited %.1f s", board.round, party, talk.sent, talk.waited
+        )  # fmt: skip
+        return _published(store, signed_by(update, party))
+    except (Exception, SystemExit) as error:
+        dropped = dropped_by(plan, party, error)
+        if dropped is None:
+            raise
+        drop(store, plan.run, board.round, dropped, name=Roll((), attempt=board.attempt).note("dropped"))
+        talk.leave(dropped.why)
+        log.warning("round %d: %s is dropped: %s", board.round, party, dropped.why)
+        return dropped
+
+
+def _published(store: Store, update: Update) -> Update:
+    """Write the manifest, also in the place of that of an earlier attempt with other weights."""
+    found = publish_update(store, update)
+    if found.weights != update.weights:
+        store.replace(keys.update(update.learner, update.run, update.round), encode(update))
+    return update
+
+
+def _start(store: Store, base: str, party: str, initial: Callable[[], Arrays], folder: Path) -> Arrays:
+    """Return the weights with which a party begins: those that the global weights name, or the first ones."""
+    digest = read_digests(store, base).get(party)
+    if digest is None:
+        raise CorruptError(f"the global weights have no part of {party}", remedy=LOST)
+    if store.size(keys.content(digest, party)) is not None:
+        return fetched(store, digest, folder / "start", party)
+    first = initial()
+    if weights.digest_of(first) != digest:
+        raise CorruptError(f"the part of {party} is missing from the store", remedy=LOST)
+    return first
+
+
+def clear(store: Store, plan: Plan, party: str, board: Board) -> int:
+    """Remove the parcels that a party sent in a round which is over, and return their number."""
+    names = [learner.name for learner in plan.federation.learners if learner.name != party]
+    meeting, count = meeting_of(store, plan, board), 0
+    with suppress(StoreError):  # an S3 policy of an earlier enrolment does not let learners delete
+        for attempt in range(1, board.attempt + 1):
+            count += remove(meeting._replace(attempt=attempt), party, tuple(names))
+    return count

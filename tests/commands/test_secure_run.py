@@ -1,0 +1,234 @@
+"""Runs with secure sums: on this machine, and in a process for each step of which two learners are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import fedpipe
+from fedpipe.compiled.graph import Graph, Task, read_graph, resolve
+from fedpipe.engine.local import _collected, _outputs
+from fedpipe.errors import CorruptError, InputError
+from fedpipe.rounds.history import history
+from fedpipe.sessions.board import poll_board
+from fedpipe.steps.contract import execute
+from fedpipe.store import open_store
+from tests.commands.runs import store_of
+
+NAMES = tuple(f"hospital-{letter}" for letter in "abcdefghij")
+
+
+def secure(folder: Path, names: tuple[str, ...] = NAMES, *, rounds: int = 6, deadline: int = 600) -> Path:
+    """Turns the federation of a folder into one with secure sums."""
+    path = folder / "federation.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["learners"] = [{"name": name} for name in names]
+    content["algorithm"] = {"name": "averaging", "secure": {}}
+    content["training"]["rounds"] = rounds
+    content["data"]["shards"]["minimum"] = 40
+    content["quorum"] = {"deadline": deadline}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def enrol(file: Path, names: tuple[str, ...] = NAMES) -> None:
+    for name in names:
+        fedpipe.enroll(file, name)
+
+
+def last_metrics(store: Path) -> dict[str, float]:
+    """Returns the metrics of the last round of run-1, in a store."""
+    return history(store_of(store), "run-1")[-1].metrics
+
+
+class TestOnThisMachine:
+    FEW = NAMES[:4]
+
+    def test_gives_the_model_of_plain_averaging(self, numpy_digits: Path, tmp_path: Path) -> None:
+        file = secure(numpy_digits, self.FEW, rounds=3)
+        enrol(file, self.FEW)
+        result = fedpipe.run(file, out=tmp_path / "out")
+        plain = fedpipe.run(
+            file, out=tmp_path / "plain", store=str(tmp_path / "other"), algorithm={"secure": None}
+        )  # fmt: skip
+        assert abs(result.metrics["accuracy"] - plain.metrics["accuracy"]) <= 0.005
+        ours, theirs = last_metrics(numpy_digits / "store"), last_metrics(tmp_path / "other")
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
+        assert ours["clipped"] == 0.0
+        verified = fedpipe.verify(file, "run-1")
+        assert [(one.round, one.learners) for one in verified] == [(1, 4), (2, 4), (3, 4)]
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "16 bits, at least 3 learners" in page
+
+    def test_a_changed_vector_is_not_verified(self, numpy_digits: Path, tmp_path: Path) -> None:
+        file = secure(numpy_digits, self.FEW, rounds=1)
+        enrol(file, self.FEW)
+        fedpipe.run(file, out=tmp_path / "out")
+        store = store_of(numpy_digits / "store")
+        record = history(store, "run-1")[1]
+        assert record.secure
+        vector = json.loads(store.read("runs/run-1/1/members").data)["vectors"]["hospital-a"]
+        key = f"learners/hospital-a/objects/{vector.removeprefix('sha256:')}"
+        store.replace(key, b"\0" * (store.size(key) or 0))
+        with pytest.raises(CorruptError, match="round 1 cannot be verified: an object has changed"):
+            fedpipe.verify(file, "run-1")
+
+    def test_a_plain_run_has_nothing_to_verify(self, numpy_digits: Path, tmp_path: Path) -> None:
+        file = numpy_digits / "federation.yaml"
+        fedpipe.run(file, out=tmp_path / "out", training={"rounds": 1})
+        with pytest.raises(InputError, match="has no secure sums to verify"):
+            fedpipe.verify(file, "run-1")
+
+
+class TestBeforeARun:
+    """Mistakes are found before anything is trained or written."""
+
+    FEW = NAMES[:3]
+
+    def refused(self, file: Path, match: str) -> None:
+        with pytest.raises(InputError, match=match) as caught:
+            fedpipe.run(file)
+        assert caught.value.where == "algorithm.secure"
+        assert caught.value.remedy
+        assert not list(store_of(file.parent / "store").keys("runs/"))
+
+    def test_nobody_is_enrolled(self, numpy_digits: Path) -> None:
+        self.refused(secure(numpy_digits, self.FEW), "needs the public key of the administrator")
+
+    def test_one_is_not_enrolled(self, numpy_digits: Path) -> None:
+        file = secure(numpy_digits, self.FEW)
+        enrol(file, self.FEW[:2])
+        self.refused(file, "the roster has no key of hospital-c")
+        fedpipe.enroll(file, "hospital-c")
+        assert fedpipe.roster(file).learners == self.FEW
+
+    def test_one_was_revoked(self, numpy_digits: Path) -> None:
+        file = secure(numpy_digits, self.FEW)
+        enrol(file, self.FEW)
+        fedpipe.revoke(file, "hospital-b")
+        self.refused(file, "the roster has no key of hospital-b")
+
+    def test_one_too_many(self, numpy_digits: Path) -> None:
+        file = secure(numpy_digits, NAMES[:4])
+        enrol(file, NAMES[:4])
+        self.refused(secure(numpy_digits, self.FEW), "the roster has hospital-d, but the plan does not")
+
+    def test_no_roster(self, numpy_digits: Path) -> None:
+        file = secure(numpy_digits, self.FEW)
+        enrol(file, self.FEW)
+        store_of(numpy_digits / "store").delete("roster")
+        self.refused(file, "there is no roster")
+
+    def test_a_roster_of_another_administrator(self, numpy_digits: Path) -> None:
+        file = secure(numpy_digits, self.FEW)
+        enrol(file, self.FEW)
+        for path in (numpy_digits / "keys").glob("_administrator.*"):
+            path.rename(path.with_suffix(f"{path.suffix}.old"))
+        roster = store_of(numpy_digits / "store").read("roster").data
+        fedpipe.roster(file)
+        store_of(numpy_digits / "store").replace("roster", roster)
+        self.refused(file, "the roster is signed with another key")
+
+    def test_a_key_is_missing(self, numpy_digits: Path) -> None:
+        file = secure(numpy_digits, self.FEW)
+        enrol(file, self.FEW)
+        (numpy_digits / "keys" / "hospital-a.key").unlink()
+        with pytest.raises(InputError, match="its key is missing"):
+            fedpipe.run(file)
+
+    def test_nobody_to_sign_for(self, numpy_digits: Path) -> None:
+        with pytest.raises(InputError, match="no learner is enrolled"):
+            fedpipe.roster(secure(numpy_digits, self.FEW))
+
+
+class Pods:
+    """Runs a compiled pipeline with a process for each step of a session, as pods do.
+
+    Args:
+        graph: the pipeline.
+        folder: for its files.
+        keys: folder of the keys.
+    """
+
+    def __init__(self, graph: Graph, folder: Path, keys: Path) -> None:
+        self.graph, self.folder, self.keys = graph, folder, keys
+        self.parameters = {**graph.parameters, "run": "run-1"}
+        self.results: dict[str, Mapping[str, Any]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def begin(self) -> None:
+        for task in self.graph.tasks:
+            if task.step in ("learn", "coordinate"):
+                self._start(task)
+            elif task.after <= self.results.keys():
+                made = self._input(task)
+                execute(task.step or "", made)
+                self.results[task.key] = _collected(task, made)
+
+    def _input(self, task: Task) -> dict[str, Any]:
+        inputs = resolve(task, self.parameters, self.results, "job")
+        return {"inputs": inputs, "outputs": _outputs(task, self.folder / task.key)}
+
+    def _start(self, task: Task) -> None:
+        command = [sys.executable, "-m", "fedpipe", "step", task.step or "", json.dumps(self._input(task))]
+        environment = {**os.environ, "FEDPIPE_KEYS": str(self.keys)}
+        with (self.folder / f"{task.key}.log").open("wb") as log:
+            made = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self.processes[task.name] = made
+
+    def kill(self, name: str) -> None:
+        os.killpg(self.processes[name].pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.mark.heavy
+def test_two_of_ten_are_killed_in_the_middle_of_rounds(numpy_digits: Path, tmp_path: Path) -> None:
+    """One dies while it trains in round 2, and one in round 4 when its vector is in the sum, before it reveals."""
+    file = secure(numpy_digits, deadline=15)
+    enrol(file)
+    fedpipe.run(file, out=tmp_path / "plain", store=str(tmp_path / "other"), algorithm={"secure": None})
+    compiled = tmp_path / "pipeline.yaml"
+    fedpipe.compile(file, compiled)
+    pods = Pods(read_graph(compiled), tmp_path, numpy_digits / "keys")
+    pods.parameters["store"] = f"file://{numpy_digits / 'store'}"
+    pods.parameters.setdefault("data", "")
+    pods.begin()
+    store = open_store(str(numpy_digits / "store")).below("digits")
+    fates = {"learn hospital-c": (2, "masked"), "learn hospital-g": (4, "agree")}
+    started = time.monotonic()
+    try:
+        while pods.processes["coordinate"].poll() is None and time.monotonic() - started < 400:
+            found = poll_board(store, "run-1")
+            for name, (number, phase) in list(fates.items()):
+                if found and (found[0].round, found[0].phase) == (number, phase):
+                    pods.kill(name)
+                    del fates[name]
+            time.sleep(0.005)
+        assert not fates
+        assert pods.processes["coordinate"].wait(5) == 0, (tmp_path / "coordinate.log").read_text()
+    finally:
+        pods.end()
+    records = history(store, "run-1")
+    assert len(records) == 7
+    assert records[1].contributors == NAMES
+    assert "hospital-c" not in records[3].contributors
+    assert "hospital-g" not in records[5].contributors
+    assert all(len(record.contributors) >= 8 for record in records[1:])
+    assert len(fedpipe.verify(file, "run-1")) == 6
+    ours, theirs = last_metrics(numpy_digits / "store"), last_metrics(tmp_path / "other")
+    assert ours["accuracy"] >= theirs["accuracy"] - 0.02

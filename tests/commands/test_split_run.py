@@ -1,0 +1,45 @@
+"""Split learning as users run it: real digits, whose images one party holds and whose labels another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedpipe
+from fedpipe.commands.init import SPLIT_FILES
+from fedpipe.errors import InputError
+from fedpipe.rounds.history import history
+from fedpipe.store import open_store
+
+
+@pytest.mark.heavy
+def test_handwritten_digits_cut_between_two_parties(tmp_path: Path) -> None:
+    """At least 0.95 on the held-out rows of both; the joined model predicts from the images alone."""
+    assert fedpipe.init(tmp_path, "split") == SPLIT_FILES
+    result = fedpipe.run(tmp_path / "federation.yaml", out=tmp_path / "out")
+    rounds, evaluation = result.summary["rounds"], result.summary["evaluation"]
+    assert evaluation["federated"]["metrics"]["accuracy"] >= 0.95
+    assert evaluation["federated"]["examples"] == 180
+    assert evaluation["left_out"] == {}
+    assert rounds[-1]["loss"] < 0.2 * rounds[0]["loss"]
+    assert rounds[-1]["learners"] == ["alice", "bob"]
+    assert result.summary["onnx"]["max_abs_difference"] < 1e-5
+    with np.load(tmp_path / "alice.npz") as alice, np.load(tmp_path / "bob.npz") as bob:
+        found = fedpipe.predict(tmp_path / "out" / "model.onnx", alice["x"])
+        assert np.mean(found.classes == bob["y"]) > 0.95
+
+    store = open_store(f"file://{tmp_path}/store").below("split-digits")
+    records = history(store, "run-1")
+    assert [record.rule for record in records[1:]] == ["split"] * 4
+    assert [[u.learner for u in record.updates] for record in records[1:]] == [["alice", "bob"]] * 4
+    left = [key for key in store.keys("learners/") if "/parcels/" in key]
+    assert len(left) == 1, "activations of the last test stay, those of the training do not"
+    again = fedpipe.run(tmp_path / "federation.yaml", out=tmp_path / "again", run="run-1")
+    assert again.summary["rounds"][-1]["weights"] == rounds[-1]["weights"], "a repeated command finds its work done"
+
+
+def test_a_federation_to_start_from_needs_keras(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="split learning needs Keras"):
+        fedpipe.init(tmp_path, "split", framework="numpy")

@@ -1,0 +1,153 @@
+"""A cut network takes the steps of the uncut one, to rounding."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedpipe.errors import ModelError
+from fedpipe.learners.cut import TOP, bottom_name, held_by, joined, part_of
+from fedpipe.learners.keras.cut import CutKeras
+from tests.federations import make_federation
+
+PARTS = """
+import keras
+
+def bottom(party):
+    sizes = {"alice": 5, "bob": 3, "carol": 4}
+    inputs = keras.Input((sizes[party],))
+    x = keras.layers.Dense(6, activation="tanh", kernel_regularizer=keras.regularizers.L2(0.01))(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    model = keras.Model(inputs, keras.layers.Dropout(RATE)(x))
+    model.compile(optimizer=OPTIMIZER)
+    return model
+
+def top():
+    inputs = [keras.Input((6,)) for _ in range(COUNT)]
+    x = keras.layers.Concatenate()(inputs) if COUNT > 1 else inputs[0]
+    x = keras.layers.Dense(8, activation="relu", kernel_regularizer=keras.regularizers.L2(0.01))(x)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.Dropout(RATE)(x)
+    model = keras.Model(inputs if COUNT > 1 else inputs[0], keras.layers.Dense(3, activation="softmax")(x))
+    model.compile(optimizer=OPTIMIZER, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+"""
+SIZES = {"alice": 5, "bob": 3, "carol": 4}
+
+
+def cut(names: tuple[str, ...], *, label_features: bool = False, rate: float = 0.0, optimizer: str = "'sgd'") -> Any:
+    parties = [
+        {"name": name, "data": f"{name}.npz"} for name in (*names, "labels" if not label_features else names[-1])
+    ]
+    federation = make_federation(
+        learners=parties[: len(names) + (not label_features)], training={"rounds": 1, "batch_size": 8}, data={},
+        algorithm={"name": "split", "label_party": parties[-1]["name"], "label_party_features": label_features},
+    )  # fmt: skip
+    text = PARTS.replace("RATE", str(rate)).replace("OPTIMIZER", optimizer).replace("COUNT", str(len(names)))
+    code = text.encode()
+    return CutKeras(federation), federation, code, f"sha256:{hashlib.sha256(code).hexdigest()}"
+
+
+def made(count: int = 44) -> tuple[dict[str, Any], Any]:
+    random = np.random.default_rng(1)
+    x = {name: random.normal(size=(count, size)).astype(np.float32) for name, size in SIZES.items()}
+    return x, (np.sum(x["alice"], axis=1) > 0).astype(np.int64) + (x["bob"][:, 0] > 1)
+
+
+def batches(count: int, size: int = 8) -> list[Any]:
+    order = np.random.default_rng(2).permutation(count)
+    return [order[i : i + size] for i in range(0, count, size)]
+
+
+def trained_apart(adapter: Any, federation: Any, code: bytes, digest: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """Trains the parts by what they hand to each other, batch by batch."""
+    training, names = federation.training, federation.feature_parties
+    start = adapter.build(code, digest, "", training).initial_weights(training.seed)
+    bottoms = [adapter.bottom(code, digest, name, training) for name in names]
+    top = adapter.top(code, digest, training)
+    for name, bottom in zip(names, bottoms, strict=True):
+        bottom.begin(part_of(start, bottom_name(name)), None, seed=7, rate=0.0)
+    top.begin(part_of(start, TOP), None, seed=7, rate=0.0)
+    x, y = made()
+    for rows in batches(len(y)):
+        up = [bottom.forward(x[name][rows]) for name, bottom in zip(names, bottoms, strict=True)]
+        for bottom, down in zip(bottoms, top.step(up, y[rows]), strict=True):
+            bottom.backward(down)
+    parts = {bottom_name(name): bottom.weights() for name, bottom in zip(names, bottoms, strict=True)}
+    return joined({**parts, TOP: top.weights()}), top.metrics()
+
+
+def trained_whole(adapter: Any, federation: Any, code: bytes, digest: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """Trains the uncut network by Keras's own steps, with the random states that the parts have."""
+    training, names = federation.training, federation.feature_parties
+    whole = adapter.build(code, digest, "", training)
+    start = whole.initial_weights(training.seed)
+    whole.reset(7)
+    whole.set_weights(start)
+    for part, model in whole._parts.items():
+        alone = adapter.top(code, digest, training) if part == TOP else adapter.bottom(
+            code, digest, part.removeprefix("bottom-"), training
+        )  # fmt: skip
+        alone.reset(7)
+        for mine, theirs in zip(model.variables, alone.keras.variables, strict=True):
+            if "seed_generator_state" in mine.path:
+                mine.assign(theirs)
+    x, y = made()
+    sums: dict[str, float] = {}
+    for rows in batches(len(y)):
+        given = [x[name][rows] for name in names]
+        found = whole.keras.train_on_batch(given if len(given) > 1 else given[0], y[rows], return_dict=True)
+        sums = {name: sums.get(name, 0.0) + float(value) * len(rows) for name, value in found.items()}
+    return whole.weights(), {name: total / len(y) for name, total in sums.items()}
+
+
+@pytest.mark.parametrize(
+    ("names", "optimizer"),
+    [(("alice",), "'adam'"), (("alice", "bob"), "keras.optimizers.SGD(0.1, momentum=0.9)"),
+     (("alice", "bob", "carol"), "'adam'")],
+)  # fmt: skip
+def test_an_epoch_of_the_parts_is_an_epoch_of_the_uncut_network(names: tuple[str, ...], optimizer: str) -> None:
+    given = cut(names, label_features=len(names) == 3, rate=0.3, optimizer=optimizer)
+    apart, metrics = trained_apart(*given)
+    whole, expected = trained_whole(*given)
+    assert apart.keys() == whole.keys()
+    assert all(name.startswith(("bottom-", "top/")) for name in apart)
+    for name in apart:
+        np.testing.assert_allclose(apart[name], whole[name], atol=1e-5, rtol=0, err_msg=name)
+    assert metrics["accuracy"] == pytest.approx(expected["accuracy"])
+    assert 0 < metrics["loss"] <= expected["loss"]  # that of the label party has no penalty of the others' weights
+
+
+def test_parts_alone_begin_with_the_weights_of_the_whole_network() -> None:
+    adapter, federation, code, digest = cut(("alice", "bob"), label_features=True)
+    training = federation.training
+    start = adapter.build(code, digest, "", training).initial_weights(training.seed)
+    for name in ("alice", "bob"):
+        alone = adapter.bottom(code, digest, name, training).initial_weights(0)
+        mine = part_of(start, bottom_name(name))
+        assert mine.keys() == alone.keys()
+        assert all(np.array_equal(mine[key], alone[key]) for key in mine)
+    assert held_by(start, federation, "bob").keys() >= {"bottom-bob/dense/kernel", "top/dense/kernel"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("Dense(6,", "Dense(7,", 'bottom("alice") returns float32 [7] a row, but top() takes float32 [6]'),
+        ("def bottom", "def lower", "there is no function 'bottom'"),
+        ("def top", "def upper", "there is no function 'top'"),
+        ('"alice": 5, "bob": 3', '"alice": 5', "bottom() fails, because KeyError: 'bob' (line 6)"),
+        ("    return model\n\ndef top", "    return None\n\ndef top", 'bottom("alice") returns None'),
+        ("for _ in range(2)", "for _ in range(3)", "top() takes 3 inputs, but 2 parties hold features: alice, bob"),
+    ],
+)
+def test_parts_that_do_not_fit_are_reported(old: str, new: str, what: str) -> None:
+    adapter, federation, code, _ = cut(("alice", "bob"))
+    assert old.encode() in code
+    code = code.replace(old.encode(), new.encode())
+    with pytest.raises(ModelError) as error:
+        adapter.build(code, f"sha256:{hashlib.sha256(code).hexdigest()}", "", federation.training)
+    assert what in error.value.what

@@ -1,0 +1,493 @@
+"""Secure sums in sessions: the mean as without, dropouts in each phase, liars, and what leaves a learner."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from fedpipe import weights
+from fedpipe.errors import NotFoundError, QuorumError, RoundError
+from fedpipe.identity.signing import ADMINISTRATOR, KEYS, make_key, public_key
+from fedpipe.rounds.history import read_record
+from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.masked import grid_of
+from fedpipe.rounds.retention import Rules, find_loss
+from fedpipe.rounds.verification import flaw_of_round
+from fedpipe.secure.messages import Members
+from fedpipe.sessions.board import Board
+from fedpipe.store import Blob, keys
+from fedpipe.store.objects import decode, encode, put_bytes
+from tests.federations import PlusOneLearner
+from tests.sessions.secure import NAMES, SecureSession, enrol, initial, mean_of, plan_of
+from tests.simulation import Killed
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(KEYS, str(tmp_path / "keys"))
+    return tmp_path / "keys"
+
+
+def close(session: SecureSession, number: int, expected: float) -> None:
+    """All floats of a round moved by this much from the first weights, within the steps of the grid."""
+    grid, found, parties = grid_of(session.plan), session.weights(number), len(session.names)
+    slack = 2 * number * parties * grid.step
+    assert np.abs(found["w"] - initial()["w"] - expected).max() <= slack
+    assert abs(float(found["b"]) - expected) <= slack
+    assert found["steps"] == 7, "counters keep their values"
+
+
+class TestAnUndisturbedSession:
+    def test_moves_by_the_mean(self, folder: Path) -> None:
+        session = SecureSession(plan_of(2), folder)
+        last = session.run()
+        assert last.round == 2
+        close(session, 1, mean_of(NAMES))
+        close(session, 2, 2 * mean_of(NAMES))
+        assert session.world.results["a"] == dict.fromkeys(("keys", "masked", "agree", "reveal"), 2)
+
+    def test_of_equal_weights(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1, algorithm={"weighting": "uniform"}), folder)
+        session.run()
+        close(session, 1, 3.0)
+
+    def test_sums_examples_and_metrics(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        record = session.run()
+        assert record.examples == 15
+        assert record.contributors == NAMES
+        assert record.updates == ()
+        assert record.metrics["loss"] == pytest.approx(mean_of(NAMES), abs=1e-6)
+        assert record.metrics["test_loss"] == pytest.approx(abs(float(initial()["w"].sum())), abs=1e-6)
+        assert record.metrics["clipped"] == 0.0
+
+    def test_with_an_optimizer_of_the_server(self, folder: Path) -> None:
+        optimizer = {"name": "sgd", "learning_rate": 0.5, "momentum": 0.5}
+        session = SecureSession(plan_of(2, algorithm={"server_optimizer": optimizer}), folder)
+        session.run()
+        mean = mean_of(NAMES)
+        close(session, 1, 0.5 * mean)
+        close(session, 2, 0.5 * mean + 0.5 * (0.5 * mean + mean))
+
+    def test_limits_the_norm_at_the_learner(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1, secure={"norm": 0.41}), folder)
+        session.run()
+        close(session, 1, 0.41 / np.sqrt(41))
+
+    def test_leaves_nothing_of_a_single_learner(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        session.run()
+        store = session.world.store
+        left = {re.sub(r"[0-9a-f]{64}", "*", key) for key in store.keys("learners/a/")}
+        own = "learners/a/runs/r1/"
+        assert left == {
+            "learners/a/objects/*", f"{own}sign",
+            *(f"{own}1/{part}" for part in ("keys", "masked", "agreed", "revealed")),
+        }  # fmt: skip
+        for key in store.keys("learners/a/runs/"):
+            assert b"loss" not in store.read(key).data.replace(b'["loss","test_loss"]', b""), key
+
+
+class TestDropouts:
+    @pytest.mark.parametrize("phase", ["keys", "masked", "agree", "reveal"])
+    def test_of_one_in_each_phase(self, folder: Path, phase: str) -> None:
+        """The learner dies when it is asked; before it has sent a vector, it is not in the sum."""
+        session = SecureSession(plan_of(1), folder)
+        session.seconds["b"] = lambda board: 1.0 if board.phase != phase else 1e9
+        record = session.run()
+        members = NAMES if phase in ("agree", "reveal") else ("a", "c", "d", "e")
+        assert record.contributors == members
+        close(session, 1, mean_of(members))
+        assert ("b" in session.dropped(1)) == (members != NAMES)
+
+    def test_of_two_in_different_phases(self, folder: Path) -> None:
+        names = ("a", "b", "c", "d", "e", "f", "g")
+        session = SecureSession(plan_of(1, names), folder)
+        session.seconds["b"] = lambda board: 1.0 if board.phase != "masked" else 1e9
+        session.seconds["f"] = lambda board: 1.0 if board.phase != "reveal" else 1e9
+        record = session.run()
+        assert record.contributors == ("a", "c", "d", "e", "f", "g")
+        close(session, 1, mean_of(record.contributors, names))
+
+    def test_below_the_threshold_nothing_is_revealed(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        for name in "bc":
+            session.seconds[name] = lambda board: 1.0 if board.phase != "masked" else 1e9
+        error = session.run()
+        assert isinstance(error, QuorumError)
+        store = session.world.store
+        assert not [key for key in store.keys("") if key.endswith(("/revealed", "/agreed", "/members"))]
+
+    def test_a_round_begins_again_with_new_keys(self, folder: Path) -> None:
+        """Two learners are late with their first vectors, and in time with the second ones."""
+        session = SecureSession(plan_of(1, names=("a", "b", "c", "d", "e")), folder)
+        late = {"b": 1, "c": 1}
+
+        def seconds(name: str) -> Any:
+            def taken(board: Board) -> float:
+                if board.phase == "masked" and late.get(name):
+                    late[name] = 0
+                    return 70.0
+                return 1.0
+
+            return taken
+
+        for name in late:
+            session.seconds[name] = seconds(name)
+        record = session.run()
+        assert record.secure
+        assert record.secure.session == "s#2"
+        close(session, 1, mean_of(record.contributors))
+
+    def test_one_that_fails_is_dropped_with_its_reason(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        session.learners["c"] = PlusOneLearner(3, 3, fails="its disk is full")
+        session.run()
+        assert session.dropped(1) == {"c": "its disk is full"}
+        close(session, 1, mean_of("abde"))
+
+    def test_one_with_infinite_weights_sends_nothing(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        session.learners["c"] = PlusOneLearner(np.inf, 3)
+        session.run()
+        assert "NaN or infinity" in session.dropped(1)["c"]
+        assert session.world.store.size(keys.answer("c", "r1", 1, "masked")) is None
+
+    def test_one_with_more_examples_than_the_plan(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        session.learners["c"] = PlusOneLearner(3, 6)
+        session.run()
+        assert "its weight is relative to 5" in session.dropped(1)["c"]
+
+    def test_one_with_other_metrics(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        learner = session.learners["c"]
+        original = learner.propose_weights
+
+        def more(**arguments: Any) -> Any:
+            trained = original(**arguments)
+            return trained._replace(metrics={**trained.metrics, "more": 1.0})
+
+        learner.propose_weights = more
+        session.run()
+        assert session.dropped(1) == {"c": "it measures other metrics than most"}
+
+    def test_a_restarted_learner_is_missing_and_comes_back(self, folder: Path) -> None:
+        session = SecureSession(plan_of(3), folder)
+        before = {"done": False}
+
+        def seconds(board: Board) -> float:
+            if board.phase == "masked" and board.round == 1 and not before["done"]:
+                before["done"] = True
+                raise Killed
+            return 1.0
+
+        session.seconds["b"] = seconds
+        session.world.spawn("coordinator", session.coordinator())
+        for name in NAMES:
+            session.start(name, again=(lambda: session.actor("b")) if name == "b" else None)
+        session.world.run()
+        assert session.world.kills == 1
+        assert session.records[1].contributors == ("a", "c", "d", "e")
+        assert "no key of the round" in session.dropped(1)["b"]
+        assert session.records[2].contributors == NAMES
+
+
+class TestJunk:
+    @pytest.mark.parametrize("part", ["keys", "masked", "agreed", "revealed"])
+    @pytest.mark.parametrize("junk", [b"", b"{}", b"\xff" * 100, b"[" * 5000])
+    def test_of_a_learner_drops_it_alone(self, folder: Path, part: str, junk: bytes) -> None:
+        session = SecureSession(plan_of(1), folder)
+        session.stores["b"] = Replacing(session.world.store, keys.answer("b", "r1", 1, part), junk)
+        record = session.run()
+        members = NAMES if part in ("agreed", "revealed") else ("a", "c", "d", "e")
+        assert record.contributors == members
+        close(session, 1, mean_of(members))
+
+    def test_vector_of_other_bytes(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        session.stores["b"] = Spoiling(session.world.store, "learners/b/objects/")
+        session.run()
+        assert session.records[1].contributors == ("a", "c", "d", "e")
+        assert "b" in session.dropped(1)
+
+
+class TestTheCoordinator:
+    @pytest.mark.parametrize("seed", range(8))
+    def test_may_die_anywhere(self, folder: Path, seed: int) -> None:
+        session = SecureSession(plan_of(2), folder, seed)
+        dying = Dying(session.world.store, seed)
+        session.stores["coordinator"] = dying
+        session.world.spawn("coordinator", session.coordinator(), again=session.coordinator)
+        for name in NAMES:
+            session.start(name)
+        session.world.run()
+        assert session.world.kills == 1
+        last = session.world.results["coordinator"]
+        assert last.round == 2
+        close(session, 2, 2 * mean_of(NAMES))
+        for number in (1, 2):
+            record = read_record(session.world.store, "r1", number)
+            assert record
+            assert record.contributors == NAMES
+
+    def test_clipping_that_is_too_common_fails_the_round(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1, secure={"bound": 0.5}), folder)
+        error = session.run()
+        assert isinstance(error, RoundError)
+        assert "of the values were clipped to 0.5" in str(error)
+        assert "Raise algorithm.secure.bound" in str(error)
+
+
+class TestLies:
+    """A coordinator or a store that lies meets learners that leave the round; nothing is revealed."""
+
+    def refused(self, session: SecureSession, match: str) -> None:
+        error = session.run()
+        assert isinstance(error, RoundError)
+        store = session.world.store
+        whys = [store.read(key).data.decode() for key in store.keys("learners/") if "/dropped" in key]
+        assert any(match in why for why in whys), whys
+        assert not [key for key in store.keys("learners/") if key.endswith("/revealed")]
+
+    def showing(self, session: SecureSession, names: str, name: str, change: Callable[[Any], Any], kind: Any) -> None:
+        """Shows another list to these learners."""
+
+        def changed(data: bytes) -> bytes:
+            return encode(change(decode(data, kind, where="")))
+
+        for learner in names:
+            session.stores[learner] = Showing(session.world.store, f"runs/r1/1/{name}", changed)
+
+    def test_two_lists_of_members_for_two_halves(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1, quorum={"retries": 0}), folder)
+
+        def without_e(members: Members) -> Members:
+            return replace(members, vectors={k: v for k, v in members.vectors.items() if k != "e"})
+
+        self.showing(session, "ab", "members", without_e, Members)
+        session.run()
+        store = session.world.store
+        assert not [key for key in store.keys("learners/") if key.endswith("/revealed")]
+        assert (
+            len({store.read(keys.answer(n, "r1", 1, "agreed")).data.split(b'"members":')[1][:80] for n in NAMES}) == 2
+        )
+
+    def test_a_list_that_is_too_short(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1, quorum={"retries": 0}), folder)
+
+        def short(members: Members) -> Members:
+            return replace(members, vectors={k: v for k, v in members.vectors.items() if k in "abc"})
+
+        self.showing(session, "abc", "members", short, Members)
+        self.refused(session, "the list has 3 members, the threshold is 4")
+
+    def test_a_second_list_after_the_first_was_signed(self, folder: Path) -> None:
+        """The coordinator asks for the shares of one list, and then for the seeds of another."""
+        session = SecureSession(plan_of(1), folder)
+        session.run()
+        participant, board = session.participants["a"], session.world.store.read(keys.board("r1"))
+        members = decode(session.world.store.read(keys.listed("r1", 1, "members")).data, Members, where="")
+        other = replace(members, vectors={k: v for k, v in members.vectors.items() if k != "e"})
+        session.world.store.replace(keys.listed("r1", 1, "members"), encode(other))
+        before = session.world.store.read(keys.answer("a", "r1", 1, "revealed"))
+        asking = replace(
+            decode(board.data, Board, where=""), phase="agree", round=1, candidate="s",
+            base=members.base, asked=("a",),
+        )  # fmt: skip
+        answers = participant.answers()
+        assert not answers["agree"](asking)
+        assert answers["reveal"](replace(asking, phase="reveal"))
+        assert session.world.store.read(keys.answer("a", "r1", 1, "revealed")).data == before.data, "nothing more"
+
+    def test_a_second_sum_of_the_same_round(self, folder: Path) -> None:
+        """From two sums with and without one learner, its update would follow."""
+        session = SecureSession(plan_of(1), folder)
+        record = session.run()
+        asking = Board(
+            federation="tiny", run="r1", session="s", round=1, phase="keys", base=str(record.base), asked=("a",),
+            candidate="s#2",
+        )  # fmt: skip
+        assert not session.participants["a"].answers()["keys"](asking)
+        assert not session.participants["a"].answers()["keys"](replace(asking, round=2)), "the same weights"
+        assert "opens no second one" in session.world.store.read(keys.answer("a", "r1", 2, "dropped")).data.decode()
+
+    def test_other_weights_for_one_learner(self, folder: Path) -> None:
+        """Model inconsistency: all but one begin from weights that make them contribute nothing."""
+        session = SecureSession(plan_of(1, quorum={"retries": 0}), folder)
+        other = weights.digest_of({**initial(), "w": np.zeros(40, np.float32)})
+        put_bytes(session.world.store, weights.dumps({**initial(), "w": np.zeros(40, np.float32)}))
+
+        def changed(data: bytes) -> bytes:
+            return encode(replace(decode(data, Board, where=""), base=other))
+
+        for name in "bcde":
+            session.stores[name] = Showing(session.world.store, keys.board("r1"), changed)
+        session.run()
+        assert read_record(session.world.store, "r1", 1) is None
+        assert not [key for key in session.world.store.keys("learners/") if key.endswith("/masked")]
+
+    def test_keys_of_another_session(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1, quorum={"retries": 0}), folder)
+
+        def changed(data: bytes) -> bytes:
+            return encode(replace(decode(data, Board, where=""), candidate="t"))
+
+        for name in NAMES:
+            session.stores[name] = Showing(session.world.store, keys.board("r1"), changed)
+        self.refused(session, "asks for keys of another session")
+
+    def test_no_roster(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        session.world.store.delete(keys.ROSTER)
+        error = session.run()
+        assert isinstance(error, RoundError)
+        assert "there is no roster" in str(error)
+
+    def test_a_roster_of_another_signer(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        (folder / f"{ADMINISTRATOR}.pub").write_text(public_key(make_key()))
+        self.refused(session, "the roster is signed with another key")
+
+    def test_a_plan_with_fewer_learners(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        enrol(session.world.store, "tiny", (*NAMES, "f"), folder)
+        self.refused(session, "the roster has f, but the plan does not")
+
+    def test_a_roster_without_a_learner(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        enrol(session.world.store, "tiny", NAMES[:4], folder)
+        self.refused(session, "the roster has no key of e")
+
+
+class TestVerification:
+    def flaw(self, session: SecureSession, folder: Path, record: Record | None = None) -> str:
+        (folder / "empty").mkdir()
+        previous, found = session.records[0], record or session.records[1]
+        return flaw_of_round(session.world.store, session.plan, previous, found, folder / "empty")
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_a_record_gives_the_sum_again(self, folder: Path, momentum: float) -> None:
+        optimizer = {"name": "sgd", "learning_rate": 0.5, "momentum": momentum}
+        session = SecureSession(plan_of(1, algorithm={"server_optimizer": optimizer}), folder)
+        session.seconds["b"] = lambda board: 1.0 if board.phase != "masked" else 1e9
+        session.run()
+        assert self.flaw(session, folder) == ""
+
+    def test_other_weights_in_the_record_are_found(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        record = session.run()
+        other = replace(record, weights=session.records[0].weights)
+        assert "its parts give the weights" in self.flaw(session, folder, other)
+
+    def test_other_metrics_in_the_record_are_found(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        record = session.run()
+        assert self.flaw(session, folder, replace(record, metrics={"loss": 0.0})) == "its parts give another record"
+
+    def test_a_changed_vector_is_found(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        session.run()
+        (key,) = session.world.store.keys("learners/a/objects/")
+        session.world.store.replace(key, b"x" * (session.world.store.size(key) or 0))
+        assert "an object has changed" in self.flaw(session, folder)
+
+    def test_what_was_pruned_is_missing(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1), folder)
+        session.run()
+        (key,) = session.world.store.keys("learners/a/objects/")
+        session.world.store.delete(key)
+        with pytest.raises(NotFoundError):
+            self.flaw(session, folder)
+
+
+@pytest.mark.parametrize(("replays", "left"), [(True, 5), (False, 0)])
+def test_what_prune_keeps(folder: Path, replays: bool, left: int) -> None:
+    """An ended run keeps the masked vectors that its records name, unless replays are given up."""
+    session = SecureSession(plan_of(1), folder)
+    session.run()
+    store = session.world.store
+    store.create(keys.summary("r1"), b"{}")
+    session.world.now += 3 * 24 * 3600
+    store.create("objects/" + "1" * 64, b"late")
+    loss = find_loss(store, Rules(replays=replays))
+    gone = {key for key in loss.content if key.startswith("learners/")}
+    assert len([key for key in store.keys("learners/") if "/objects/" in key and key not in gone]) == left
+
+
+class _Passing:
+    """Passes all calls on to a store."""
+
+    def __init__(self, store: Any) -> None:
+        self.store, self.uri = store, store.uri
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+class Replacing(_Passing):
+    """Leaves junk where a learner writes one object."""
+
+    def __init__(self, store: Any, key: str, junk: bytes) -> None:
+        super().__init__(store)
+        self.key, self.junk = key, junk
+
+    def replace(self, key: str, data: bytes) -> None:
+        self.store.replace(key, self.junk if key == self.key else data)
+
+
+class Spoiling(_Passing):
+    """Changes a byte of each upload below a prefix."""
+
+    def __init__(self, store: Any, prefix: str) -> None:
+        super().__init__(store)
+        self.prefix = prefix
+
+    def upload(self, key: str, path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        self.store.replace(key, bytes(data))
+
+
+class Showing(_Passing):
+    """Shows other bytes at one key."""
+
+    def __init__(self, store: Any, key: str, change: Callable[[bytes], bytes]) -> None:
+        super().__init__(store)
+        self.key, self.change = key, change
+
+    def read(self, key: str, **more: Any) -> Blob:
+        blob: Blob = self.store.read(key, **more)
+        return blob._replace(data=self.change(blob.data)) if key == self.key else blob
+
+    def poll(self, key: str, version: str = "", **more: Any) -> Blob | None:
+        blob: Blob | None = self.store.poll(key, version, **more)
+        return blob._replace(data=self.change(blob.data)) if blob and key == self.key else blob
+
+
+class Dying(_Passing):
+    """Kills its process once, at one of the coordinator's writes."""
+
+    def __init__(self, store: Any, seed: int) -> None:
+        super().__init__(store)
+        self.left = 2 + 3 * seed
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+    def create(self, key: str, data: bytes) -> bool:
+        self._count()
+        done = bool(self.store.create(key, data))
+        return done
+
+    def swap(self, key: str, data: bytes, version: str) -> bool:
+        self._count()
+        return bool(self.store.swap(key, data, version))
