@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 from fedpipe.commands.run import run
-from fedpipe.compiled.compiler import compile_pipeline
+from fedpipe.compiled.compiler import compile_graph, compile_pipeline
 from fedpipe.compiled.graph import check_arguments, fill_command, parse_graph, read_graph, resolve
 from fedpipe.errors import PipelineError
 from fedpipe.federation.file import read_federation
+from tests.federations import change
 
 
 @pytest.fixture
@@ -28,6 +29,14 @@ def test_steps_have_names_a_person_understands(pipeline: Path) -> None:
     assert "10 aggregate" in names
     assert names[-1] == "report"
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("simulation", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"rounds_per_step: all": "rounds_per_step: 1"}, {"opset: 17": "opset: 18"}])
+def test_without_a_file_the_graph_is_the_same(digits: Path, changes: dict[str, str], simulation: bool) -> None:
+    federation = read_federation(change(digits, **changes))
+    compile_pipeline(federation, digits / "pipeline.yaml", simulation=simulation)
+    assert compile_graph(federation, simulation=simulation) == read_graph(digits / "pipeline.yaml")
 
 
 def test_an_order_in_which_they_can_run(pipeline: Path) -> None:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from fedpipe.commands.live import showing
 from fedpipe.commands.opened import StoreGiven, file_of
 from fedpipe.commands.results import fetch_results
 from fedpipe.commands.shown import Result as Result
-from fedpipe.compiled.compiler import compile_pipeline, rehearsed
-from fedpipe.compiled.graph import Graph, check_arguments, parse_graph, read_graph, resolve
+from fedpipe.compiled.compiler import compile_graph, rehearsed
+from fedpipe.compiled.graph import Graph, check_arguments, read_graph, resolve
 from fedpipe.engine import preflight
 from fedpipe.engine.local import Engine, Event, Listener
 from fedpipe.engine.workers import Workers, beside, start_server, warm_simulation
@@ -362,11 +359,7 @@ def _graph_of(opened: Federation | Graph, *, simulation: bool) -> tuple[Graph, s
     """Returns the graph of a compiled pipeline, or of a federation file, which is compiled; and its own store."""
     if isinstance(opened, Graph):
         return opened, str(opened.parameters.get("store", ""))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pipeline.yaml"
-        from_head = opened.training.start == "head"
-        compile_pipeline(opened, path, simulation=simulation, from_head=from_head)
-        graph = parse_graph(next(iter(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))))
+    graph = compile_graph(opened, simulation=simulation, from_head=opened.training.start == "head")
     return graph, opened.store_uri
 
 

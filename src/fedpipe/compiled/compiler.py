@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import tempfile
 import warnings
@@ -14,7 +15,7 @@ import msgspec
 import yaml
 
 from fedpipe.compiled.estimate import Estimate, estimate
-from fedpipe.compiled.graph import parse_graph, read_graph
+from fedpipe.compiled.graph import Graph, parse_graph
 from fedpipe.errors import MissingExtraError, ModelError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
@@ -105,14 +106,48 @@ def compile_pipeline(
         InputError: the file cannot be written.
         MissingExtraError: kfp is not installed.
     """
+    wired = _wired(federation, simulation=simulation, from_head=from_head)
+    from kfp import compiler
+
+    from fedpipe.pipelines.frame import help_of
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(wired, str(path))
+        text, pipeline = _completed(path.read_text(), federation, help_of)
+    write_whole(output, text.encode())
+    return estimate(federation, parse_graph(pipeline), len(text.encode()))
+
+
+def compile_graph(federation: Federation, *, simulation: bool = False, from_head: bool = False) -> Graph:
+    """Compiles a federation to the graph of its pipeline file, without writing and reading YAML.
+
+    Args:
+        federation: the federation.
+        simulation: compile a rehearsal on one machine.
+        from_head: let the rehearsal continue from the model at HEAD.
+
+    Raises:
+        ModelError: model.py cannot be read.
+        MissingExtraError: kfp is not installed.
+    """
+    from google.protobuf.json_format import MessageToDict
+
+    wired = _wired(federation, simulation=simulation, from_head=from_head)
+    text = json.dumps(MessageToDict(wired.pipeline_spec), sort_keys=True)  # the order of the file
+    spec: dict[str, Any] = json.loads(text)
+    _set_images(spec, federation)
+    return parse_graph(spec)
+
+
+def _wired(federation: Federation, *, simulation: bool, from_head: bool) -> Any:
+    """Returns the pipeline of a federation. Raises ModelError and MissingExtraError: see `compile_pipeline`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # kfp's own deprecations do not concern the user
-            from kfp import compiler
-
             from fedpipe.pipelines.collective_learning import collective_learning
             from fedpipe.pipelines.federated_averaging import federated_averaging
-            from fedpipe.pipelines.frame import help_of
             from fedpipe.pipelines.sessions import sessions
             from fedpipe.pipelines.split_learning import split_learning
             from fedpipe.pipelines.tff_simulation import tff_simulation
@@ -123,30 +158,29 @@ def compile_pipeline(
     if simulation:
         federation = rehearsed(federation, from_head=from_head)
     texts = (as_json(federation), read_code(federation))
-    if simulation:
-        check_simulated(federation)
-        wired = tff_simulation(federation, *texts, *read_simulation_files(federation))
-    else:
-        wired = wire(federation, *texts)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        path = Path(folder) / "pipeline.yaml"
-        compiler.Compiler().compile(wired, str(path))
-        text, pipeline = _completed(path.read_text(), federation, help_of)
-    write_whole(output, text.encode())
-    return estimate(federation, parse_graph(pipeline), len(text.encode()))
+        if simulation:
+            check_simulated(federation)
+            return tff_simulation(federation, *texts, *read_simulation_files(federation))
+        return wire(federation, *texts)
 
 
 def _completed(text: str, federation: Federation, help_of: Callable[[str], str]) -> tuple[str, dict[str, Any]]:
     """Returns the pipeline file with the federation's images and the form's help, and its pipeline specification."""
     documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
-    for executor in documents[0]["deploymentSpec"]["executors"].values():
-        environment = executor["container"]["image"].rpartition("/")[2].partition(":")[0]
-        executor["container"]["image"] = image_of(federation, environment)
+    _set_images(documents[0], federation)
     for name, parameter in documents[0]["root"]["inputDefinitions"]["parameters"].items():
         parameter["description"] = help_of(name)
     head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     return head + yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True), documents[0]
+
+
+def _set_images(spec: dict[str, Any], federation: Federation) -> None:
+    """Replaces the images of a pipeline's specification by the federation's."""
+    for executor in spec["deploymentSpec"]["executors"].values():
+        environment = executor["container"]["image"].rpartition("/")[2].partition(":")[0]
+        executor["container"]["image"] = image_of(federation, environment)
 
 
 def without_local_defaults(text: bytes) -> bytes:
@@ -208,7 +242,4 @@ def image_of(federation: Federation, environment: str) -> str:
 
 def images_of(federation: Federation) -> list[str]:
     """Lists all images that the federation's pipeline needs."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pipeline.yaml"
-        compile_pipeline(federation, path)
-        return sorted({task.image for task in read_graph(path).tasks})
+    return sorted({task.image for task in compile_graph(federation).tasks})

@@ -219,7 +219,7 @@ def _rehearsed(
     known = recalled(federation, code, dump_examples(examples), schema)
     text = known.text
     private = any(federation.privacy_of(learner.name) for learner in federation.learners)
-    count = 0 if private else min(workers, len(federation.learners)) - (text is None)
+    count = 0 if private or federation.split else min(workers, len(federation.learners)) - (text is None)
     warmed = [beside(call, warm, federation, code, examples, schema) for _ in range(count)]
     try:
         text = text or str(call(rehearse, federation, code, examples, schema))
