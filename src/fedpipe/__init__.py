@@ -7,6 +7,7 @@ Each command is a function of its name; docs/python.md lists them. A federation 
 from __future__ import annotations
 
 import importlib
+import sys
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +186,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Imports a name when it is first used: a step must not import unneeded modules."""
     if name not in _HOMES:
-        raise AttributeError(f"module 'fedpipe' has no attribute {name!r}")
+        raise AttributeError(f"module 'fedpipe' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     module, _, own_name = _HOMES[name].partition(":")
     found = getattr(importlib.import_module(f"fedpipe.{module}"), own_name or name)
     if isinstance(found, types.FunctionType):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ import pytest
 import fedpipe
 from fedpipe.commands.check import check
 from fedpipe.commands.explore import explore
-from fedpipe.commands.run import run
+from fedpipe.commands.run import fetch_results, run
 from fedpipe.engine.local import Event
 from fedpipe.errors import DataError, InputError
 from fedpipe.rounds.history import history
+from fedpipe.rounds.plan import RunPlace
 from tests.commands.runs import ROOT, store_of
 from tests.federations import change
 from tests.served import serving
@@ -67,6 +69,22 @@ def test_a_run_without_an_export(file: Path, tmp_path: Path) -> None:
     assert not list(store_of(file.parent / "store").below("models").keys())
     origin = fedpipe.export(file, tmp_path / "exported.onnx")  # by an explicit wish, with the defaults
     assert origin["opset"] == 17
+
+
+def test_results_that_do_not_fit_on_the_disk(file: Path, tmp_path: Path) -> None:
+    """They stay in the store, and the folder keeps no part of a file."""
+    done = run(file, store=f"file://{tmp_path}/store", out=tmp_path / "out", training={"rounds": 1}, export="none")
+    place = RunPlace(store=f"file://{tmp_path}/store", federation=done.summary["federation"], run=done.summary["run"])
+    (tmp_path / "small").mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "out" / "summary.json").stat().st_size, hard))
+    try:
+        with pytest.raises(InputError, match=r"small/report\.html: cannot be written: File too large\. Choose"):
+            fetch_results(place, tmp_path / "small")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "small").iterdir()] == ["summary.json"]
+    assert fetch_results(place, tmp_path / "small") == done.summary
 
 
 def test_a_second_run_continues_from_the_first(file: Path, tmp_path: Path) -> None:

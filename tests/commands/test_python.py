@@ -327,8 +327,16 @@ def test_numbers_of_numpy_and_paths_of_any_kind_are_taken(here: Path) -> None:
     result = fedpipe.run(here / "federation.yaml", out=str(here / "out"), workers=np.int64(1), training={"rounds": 1})
     assert result.folder == here / "out"
     assert fedpipe.run.__doc__ is not None
-    with pytest.raises(TypeError, match="missing a required argument: 'source'"):
+
+
+def test_a_wrong_call_names_the_function_and_what_was_meant() -> None:
+    with pytest.raises(TypeError, match=r"^fedpipe\.run\(\) missing a required argument: 'source'$"):
         fedpipe.run()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"fedpipe\.prune\(\) .* argument 'keep'\. Did you mean 'keep_runs'\?"):
+        fedpipe.prune("federation.yaml", keep=1)  # type: ignore[call-arg]
+    with pytest.raises(AttributeError, match="has no attribute 'simulat'") as caught:
+        fedpipe.simulat  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("simulat", fedpipe)  # Python says: Did you mean: 'simulate'?
 
 
 def test_answers_show_themselves() -> None:

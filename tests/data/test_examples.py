@@ -77,7 +77,7 @@ MISTAKES = {
         lambda p: np.savez(p, x=X.astype(np.longdouble), y=Y),
         "the features have dtype float128, which no model takes. Convert",
     ),
-    "a text": (lambda p: p.write_text("hello"), "it is neither a zip file nor an array, as NumPy writes them"),
+    "a text": (lambda p: p.write_text("hello"), "because it is not NumPy's format"),
     "a pointer": (
         lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid"),
         "is a pointer of Git LFS, .* Download",

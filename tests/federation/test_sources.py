@@ -155,3 +155,12 @@ def test_mistakes(changes: dict[str, Any], message: str, numpy_digits: Path) -> 
 def test_incomplete_dictionaries(source: dict[str, Any]) -> None:
     with pytest.raises(FederationError, match=r"the key '.*' is missing"):
         read_source(source)
+
+
+def test_an_object_that_contains_itself() -> None:
+    table: dict[str, Any] = {**CONTENT}
+    table["training"] = {"rounds": 5, "batch_size": 32, "fit": {"again": [table]}}
+    with pytest.raises(FederationError, match=r"federation: training: has more than 50 levels\. Write fewer"):
+        read_source(table)
+    with pytest.raises(FederationError, match="federation: training: has more than 50 levels"):
+        read_source(CONTENT, {"training": table["training"]})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedpipe.errors import InputError
+from fedpipe.suggestion import suggestion
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,7 +31,14 @@ def checked(function: F, name: str) -> F:
     @functools.wraps(function)
     def call(*given: Any, **named: Any) -> Any:
         hints = typing.get_type_hints(function)
-        for argument, value in signature.bind(*given, **named).arguments.items():
+        try:
+            bound = signature.bind(*given, **named)
+        except TypeError as error:
+            unknown = next((key for key in named if key not in signature.parameters), "")
+            is_it = unknown and f"{unknown!r}" in str(error)
+            remedy = f". {suggestion(unknown, signature.parameters)}" if is_it else ""
+            raise TypeError(f"fedpipe.{name}() {error}{remedy}") from None
+        for argument, value in bound.arguments.items():
             if signature.parameters[argument].kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
                 continue  # `changes` are checked as keys of the federation file
             if argument in hints and not _fits(value, hints[argument]):

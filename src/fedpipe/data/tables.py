@@ -187,7 +187,7 @@ def read_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, Arr
     check_content(path)
     with path.open("rb") as raw:
         if not raw.peek(2).startswith((b"PK", b"\x93NUMPY")):
-            raise ValueError("it is neither a zip file nor an array, as NumPy writes them")
+            raise ValueError("it is not NumPy's format")
         check_arrays(raw, str(path))
         file = np.load(raw, allow_pickle=False)
         if isinstance(file, np.ndarray):

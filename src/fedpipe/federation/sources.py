@@ -76,10 +76,16 @@ def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
+_DEEPEST = 50
+
+
 def as_plain(value: Any, path: str = "") -> Any:
     """Turns typed objects, paths and numbers of NumPy into what a file may hold. Raises FederationError."""
     if isinstance(value, msgspec.Struct):
         return msgspec.to_builtins(value)
+    if path.count(".") + path.count("[") > _DEEPEST:
+        what, where = f"has more than {_DEEPEST} levels", f"federation: {path[1:].partition('.')[0]}"
+        raise FederationError(what, where=where, remedy="Write fewer; perhaps it contains itself.")
     if isinstance(value, Mapping):
         return {key: as_plain(one, f"{path}.{key}") for key, one in value.items()}
     if isinstance(value, list | tuple):
