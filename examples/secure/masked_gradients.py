@@ -20,7 +20,8 @@ Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 def gradient(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the perceptron's gradient: minus the examples on the wrong side, towards their class."""
     wrong = y * (x @ weights) <= 0
-    return -(y[wrong] @ x[wrong])
+    found: np.ndarray = -(y[wrong] @ x[wrong])
+    return found
 
 
 def masked(values: np.ndarray, me: int, secrets: np.ndarray, number: int) -> Numbers:
