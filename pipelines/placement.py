@@ -11,13 +11,14 @@ from kfp import dsl, kubernetes
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.federation.placement import Placement
 from fedpipe.federation.tracking import TRACKING_KEYS
-from fedpipe.identity.signing import SIGNING_KEY
+from fedpipe.identity.signing import ADMINISTRATOR_KEY, SIGNING_KEY
 from fedpipe.steps import TRACKED
 
 SECRET_KEYS = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}
 """Maps keys of the Secret (those of KFP's own `mlpipeline-minio-artifact`) to the variables that steps read."""
 
 SIGNING_KEYS = {"signingkey": SIGNING_KEY}
+ADMINISTRATOR_KEYS = {"administrator": ADMINISTRATOR_KEY}
 
 RETRIES = 2
 _LONGEST = "90d"
@@ -53,6 +54,8 @@ def place_learner(task: dsl.PipelineTask, federation: Federation, learner: Learn
     _give_secret(task, federation, secret)
     if learner.secret:  # `fedpipe enroll` adds the key that signs its updates
         _give_key(task, secret)
+    if secret and federation.secure and task.component_spec.name == "learn":
+        _give_optional(task, secret, ADMINISTRATOR_KEYS)
     placement = federation.placement_of(task.component_spec.name, learner.name)
     if learner.placement.in_form:
         placement = _place_by_form(task, learner, placement)

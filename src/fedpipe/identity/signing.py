@@ -33,6 +33,8 @@ FOUND_KEYS = "FEDPIPE_FOUND_KEYS"
 """Environment variable, set by commands: the folder `keys` next to the federation file, looked at last."""
 COORDINATOR = "_coordinator"
 """Stands for the coordinator, whose key signs published models; no learner can have this name."""
+ADMINISTRATOR_KEY = "FEDPIPE_ADMINISTRATOR"
+"""Environment variable: the public key of the federation's administrator, 64 hexadecimal digits."""
 ADMINISTRATOR = "_administrator"
 """Stands for the administrator of a federation, whose key signs the roster; no learner can have this name."""
 _SIZE = 32
@@ -168,7 +170,8 @@ def find_key(learner: str, environ: Mapping[str, str] = environ) -> str | None:
 def find_administrator(environ: Mapping[str, str] = environ) -> str | None:
     """Finds the public key of the federation's administrator on this machine; returns None without one.
 
-    In a container, it is `administrator` in the mounted secret; elsewhere `_administrator.pub` in a folder of keys.
+    In a container, it comes from the secret, through `FEDPIPE_ADMINISTRATOR` or a mounted file. Elsewhere it is
+    `_administrator.pub` in a folder of keys.
 
     Raises:
         InputError: a file cannot be read, or the key is malformed.
@@ -179,12 +182,11 @@ def find_administrator(environ: Mapping[str, str] = environ) -> str | None:
     named = f"{ADMINISTRATOR}.pub"
     places = ((SECRET_DIR, "administrator"), (KEYS, named), (FOUND_KEYS, named))
     path = _first_file((environ.get(variable), name) for variable, name in places)
-    if path is None:
-        return None
-    text = _read_text(path)
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise InputError("the administrator's public key is malformed", where=str(path), remedy="Run `fedpipe roster`.")
-    return text
+    text = environ.get(ADMINISTRATOR_KEY, "").strip() or (_read_text(path) if path else "")
+    if text and not re.fullmatch(r"[0-9a-f]{64}", text):
+        where = ADMINISTRATOR_KEY if environ.get(ADMINISTRATOR_KEY) else str(path)
+        raise InputError("the administrator's public key is malformed", where=where, remedy="Run `fedpipe roster`.")
+    return text or None
 
 
 def _first_file(places: Iterable[tuple[str | None, str]]) -> Path | None:

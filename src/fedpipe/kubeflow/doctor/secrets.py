@@ -19,6 +19,8 @@ from fedpipe.kubeflow.doctor.nodes import Node
 from fedpipe.kubeflow.images import find_image
 
 _STORE_KEYS, _SIGNING_KEY = ("accesskey", "secretkey"), "signingkey"
+_ADMINISTRATOR = "administrator"
+"""The key of a learner's Secret with the public key of the administrator, for secure sums."""
 
 
 def check_secrets(federation: Federation, cluster: Kubernetes, signers: set[str]) -> Iterator[Finding]:
@@ -38,6 +40,8 @@ def check_secrets(federation: Federation, cluster: Kubernetes, signers: set[str]
             yield Finding("ok", "no secret", what)
             continue
         keys = (*_STORE_KEYS, _SIGNING_KEY) if signers.intersection(owners) else _STORE_KEYS
+        if federation.secure and owners != [THE_COORDINATOR]:
+            keys = (*keys, _ADMINISTRATOR)
         yield _check_secret(cluster, name, owners, keys)
     if federation.tracking.secret:
         yield _check_tracking(cluster, federation.tracking.secret)
