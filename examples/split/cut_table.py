@@ -4,7 +4,7 @@
     fedpipe run examples/split/federation.yaml
 
 The data are those of scikit-learn (Wolberg, Street and Mangasarian: Breast Cancer Wisconsin, Diagnostic; 569 patients).
-`imaging` measures outlines of cells, `pathology` their texture, and `registry` knows the diagnoses: 1 is malignant.
+`imaging` measures size and symmetry of cells, `pathology` texture and shape. `registry` has diagnoses: 1 is malignant.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sklearn.datasets import load_breast_cancer
 
-OUTLINES = ("radius", "perimeter", "area", "compactness", "concavity", "concave points")
+SIZES = ("radius", "perimeter", "area", "symmetry")
 """Measurements of `imaging`; all others are those of `pathology`."""
 
 
@@ -31,10 +31,10 @@ def make(folder: Path) -> None:
     data = load_breast_cancer()
     names = [str(name) for name in data.feature_names]
     patients = [f"P{number:04d}" for number in range(len(data.target))]
-    outlines = [k for k, name in enumerate(names) if any(word in name for word in OUTLINES)]
-    others = [k for k in range(len(names)) if k not in outlines]
+    sizes = [k for k, name in enumerate(names) if any(word in name for word in SIZES)]
+    others = [k for k in range(len(names)) if k not in sizes]
     folder.mkdir(parents=True, exist_ok=True)
-    for party, columns in (("imaging", outlines), ("pathology", others)):
+    for party, columns in (("imaging", sizes), ("pathology", others)):
         rows = [[patient, *data.data[row, columns]] for row, patient in enumerate(patients)]
         write(folder / f"{party}.csv", ["patient", *(names[k] for k in columns)], rows)
     diagnoses = [[patient, int(malignant)] for patient, malignant in zip(patients, data.target == 0, strict=True)]

@@ -2,7 +2,7 @@
 
 import keras
 
-COLUMNS = {"imaging": 18, "pathology": 12}
+COLUMNS = {"imaging": 12, "pathology": 18}
 
 
 def bottom(party: str) -> keras.Model:

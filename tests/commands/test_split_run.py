@@ -35,8 +35,8 @@ def test_handwritten_digits_cut_between_two_parties(tmp_path: Path) -> None:
     assert [record.rule for record in records[1:]] == ["split"] * 4
     assert [[u.learner for u in record.updates] for record in records[1:]] == [["alice", "bob"]] * 4
     left = [key for key in store.keys("learners/") if "/parcels/" in key]
-    assert len(left) == 1, "activations of the last test stay, those of the training do not"
-    again = fedpipe.run(tmp_path / "federation.yaml", out=tmp_path / "again", run="run-1")
+    assert len(left) == 2, "activations of the last test stay, those of the training do not"
+    again = fedpipe.run(tmp_path / "federation.yaml", out=tmp_path / "again", parameters={"run": "run-1"})
     assert again.summary["rounds"][-1]["weights"] == rounds[-1]["weights"], "a repeated command finds its work done"
 
 

@@ -597,3 +597,20 @@ def test_a_store_that_is_a_folder_in_the_file_may_be_in_s3_at_run_time(tmp_path:
     assert set(found["store"]) == {("mlpipeline-minio-artifact", True)}
     assert set(found["s3://bucket/x"]) == {("mlpipeline-minio-artifact", False)}
     assert len(found["store"]) == len(found["s3://bucket/x"])
+
+
+def test_the_label_party_scores_after_those_with_features(tmp_path: Path) -> None:
+    """All parties learn at once, and the activations of the test rows are there before the score."""
+    (tmp_path / "model.py").write_text("def bottom(party): ...\ndef top(): ...\n")
+    federation = make_federation(
+        learners=[{"name": name, "data": f"{name}.npz"} for name in ("labels", "north", "south")],
+        algorithm={"name": "split", "label_party": "labels"}, data={}, model=str(tmp_path / "model.py"),
+    )  # fmt: skip
+    compile_pipeline(federation, tmp_path / "p.yaml")
+    tasks = {task.name: task for task in read_graph(tmp_path / "p.yaml").tasks}
+    names = {task.key: name for name, task in tasks.items()}
+    after = {name: {names[key] for key in task.after} for name, task in tasks.items()}
+    assert {"coordinate", "learn labels", "learn north", "learn south"} <= tasks.keys()
+    assert after["learn labels"] == after["learn north"] == {"initialise"}
+    assert {"score north", "score south"} <= after["score labels"]
+    assert "score south" not in after["score north"]

@@ -17,9 +17,11 @@ from fedpipe.identity.signing import KEYS, make_key, public_key
 from fedpipe.learners.party import Parts
 from fedpipe.rounds.cut import read_digests
 from fedpipe.rounds.history import history, read_head
-from fedpipe.rounds.parcels import packed, unpacked
+from fedpipe.rounds.parcels import packed, send, unpacked
 from fedpipe.rounds.pruning import remove
 from fedpipe.rounds.retention import Rules, find_loss
+from fedpipe.sessions.board import Board
+from fedpipe.sessions.taking_part import meeting_of
 from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.weights import Array, loads
 from tests.faults.stores import HookedStore, killing
@@ -283,3 +285,14 @@ def test_a_removal_keeps_the_parts_of_head_and_no_old_parcels() -> None:
     assert all(np.allclose(found[name], expected[name], atol=1e-5) for name in expected)
     assert len(list(store.keys("learners/alice/objects/"))) == 1, "earlier parts are not needed"
     assert not parcels_in(store)
+
+
+@pytest.mark.parametrize(("exchange", "numbers"), [("float32", 16384), ("float16", 8448), ("int8", 4352)])
+def test_a_parcel_is_as_large_as_computed(exchange: Any, numbers: int) -> None:
+    """64 rows of 64 numbers, with a scale a row if they are rounded, and a line and a header of less than 600 bytes."""
+    meeting = meeting_of(MemoryStore(), begun(World().store, federation_of()), BOARD)
+    size = send(meeting, "activations", 0, "alice", "labels", packed(np.ones((64, 64), np.float32), exchange))
+    assert numbers < size < numbers + 600
+
+
+BOARD = Board(federation="tiny", run="r1", session="s", round=1, phase="exchange", base="sha256:" + "0" * 64)

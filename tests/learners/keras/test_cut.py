@@ -106,8 +106,8 @@ def trained_whole(adapter: Any, federation: Any, code: bytes, digest: str) -> tu
 
 @pytest.mark.parametrize(
     ("names", "optimizer"),
-    [(("alice",), "'adam'"), (("alice", "bob"), "keras.optimizers.SGD(0.1, momentum=0.9)"),
-     (("alice", "bob", "carol"), "'adam'")],
+    [(("alice",), "keras.optimizers.Adam(0.01, epsilon=1e-3)"), (("alice", "bob"), "keras.optimizers.SGD(0.1, momentum=0.9)"),
+     (("alice", "bob", "carol"), "keras.optimizers.Adam(0.01, epsilon=1e-3)")],
 )  # fmt: skip
 def test_an_epoch_of_the_parts_is_an_epoch_of_the_uncut_network(names: tuple[str, ...], optimizer: str) -> None:
     given = cut(names, label_features=len(names) == 3, rate=0.3, optimizer=optimizer)
