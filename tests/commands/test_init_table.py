@@ -154,6 +154,8 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
         init_table(tmp_path / "x", ["a.csv", "b.csv"], "y", learners=3)
     with pytest.raises(FedpipeError, match=r"unsupported format. Use one of .csv"):
         init_table(tmp_path / "x", [tmp_path / "a.doc"], "y")
+    with pytest.raises(FedpipeError, match=r"is a folder, not a file. Name the files in it: .*/\*.csv"):
+        init_table(tmp_path / "x", [tmp_path], "y")
     with pytest.raises(InputError, match="the folder's name is empty"):
         init_table("", [tmp_path / "a.csv"], "y")
 

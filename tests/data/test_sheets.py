@@ -215,6 +215,9 @@ def test_cells_that_python_cannot_hold(column: pa.Array, message: str, tmp_path:
         (b"\x1f\x8b\x08\x00", "is a packed file, .* Unpack it"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS, .* `git lfs pull`"),
         (b"<!DOCTYPE html>\n<html>", "is a web page, .* Download the table itself"),
+        (b'{"a": [1, 2]}', "is a JSON file, .* Save its rows as CSV"),
+        (b'[{"a": 1}]', "is a JSON file, .* Save its rows as CSV"),
+        (b'[\n  {"a": 1}\n]', "is a JSON file, .* Save its rows as CSV"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])

@@ -94,6 +94,8 @@ def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None =
 
 def unsupported(path: Path, formats: Collection[str]) -> DataError:
     """Returns the error for a file in another format, with the way to a known one where it is clear."""
+    if path.is_dir():
+        return DataError("is a folder, not a file", where=str(path), remedy=f"Name the files in it: {path}/*.csv.")
     remedy = _UNPACKED.get(path.suffix.lower(), f"Use one of {', '.join(formats)}.")
     return DataError("the file has an unsupported format", where=str(path), remedy=remedy)
 
@@ -111,6 +113,7 @@ _CONTENTS = {
     b"\xd0\xcf\x11\xe0": ("an Excel file", _UNPACKED[".xls"]),
     b"\x1f\x8b": ("a packed file", _UNPACKED[".gz"]),
     b"version https://git-lfs": ("a pointer of Git LFS", "Download the table with `git lfs pull`."),
+    **dict.fromkeys((b'{"', b"[{", b"{\n", b"[\n"), ("a JSON file", "Save its rows as CSV.")),
     **dict.fromkeys((b"<!doctype html", b"<html"), ("a web page", "Download the table itself; it may need a login.")),
 }
 """Contents of other formats, by their first bytes in small letters."""
