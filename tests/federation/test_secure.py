@@ -76,7 +76,11 @@ def test_combinations_that_are_refused(settings: Any, more: Any, message: str) -
 
 
 @pytest.mark.parametrize(
-    ("count", "message"), [(2, "learners: are 2, but a secure sum needs 3"), (65, "learners: are 65, but a secure sum")]
+    ("count", "message"),
+    [
+        (2, "algorithm.secure: needs 3 learners, but there are 2"),
+        (65, "algorithm.secure: takes 64 learners at most, but there are 65"),
+    ],
 )
 def test_numbers_of_learners_that_are_refused(count: int, message: str) -> None:
     with pytest.raises(FederationError, match=message):

@@ -134,8 +134,8 @@ def serve(
         str | None,
         typer.Option(
             "--store",
-            help="A store, or one federation in it: s3://bucket/prefix[/NAME] or a folder; or "
-            "model-registry://HOST:PORT/NAME[/VERSION].",
+            help="A store, or one federation in it: s3://bucket/prefix[/NAME] or a folder. Or an entry of the Model "
+            "Registry, model-registry:// and HOST:PORT/NAME[/VERSION].",
         ),
     ] = None,
     file: Annotated[

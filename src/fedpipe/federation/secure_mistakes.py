@@ -29,15 +29,15 @@ def _group_mistakes(f: Federation) -> Mistakes:
     assert secure is not None
     if count < FEWEST_SUMMED:
         yield (
-            "learners",
-            f"are {count}, but a secure sum needs {FEWEST_SUMMED}",
+            "algorithm.secure",
+            f"needs {FEWEST_SUMMED} learners, but there are {count}",
             "Add learners: two would know each other's updates from the sum.",
         )
         return
     if count > MOST_SUMMED:
         yield (
-            "learners",
-            f"are {count}, but a secure sum takes {MOST_SUMMED} at most",
+            "algorithm.secure",
+            f"takes {MOST_SUMMED} learners at most, but there are {count}",
             "Divide them into several federations: each learner exchanges secrets with each other one.",
         )
         return

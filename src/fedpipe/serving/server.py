@@ -10,10 +10,11 @@ import html
 import logging
 import os
 import resource
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -132,7 +133,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._app.draining or not self._drain:
             self._app.draining = True
-            self.should_exit = True
+            self.force_exit, self.should_exit = self.should_exit, True
             return
         self._app.draining = True
         log.info("shutting down in %g s", self._drain)
@@ -189,7 +190,7 @@ class Server:
         self._thread = threading.Thread(target=self.run, name="server", daemon=True)
 
     def run(self) -> None:
-        """Serves until SIGTERM, SIGINT or `stop`."""
+        """Serves until `stop`, or until a signal that `ended_by_signals` takes."""
         _allow_many_connections()
         _return_memory()
         stop = threading.Event()
@@ -198,10 +199,19 @@ class Server:
             threading.Thread(target=self._follower.follow, args=follow, name="follower", daemon=True).start()
             try:
                 self._server.run(sockets=[self._listener])
-            except KeyboardInterrupt:
-                pass
             finally:
                 stop.set()
+
+    @contextlib.contextmanager
+    def ended_by_signals(self) -> Iterator[None]:
+        """Lets SIGINT and SIGTERM end the server from its first moment: uvicorn takes them once its loop runs."""
+        ended = self._server.handle_exit
+        earlier = {number: signal.signal(number, ended) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
 
     def start(self, wait: float) -> None:
         """Serves in a thread of its own, and waits at most so many seconds until the models are loaded."""
@@ -252,8 +262,9 @@ def serve(location: Location, options: Options, *, on_listening: Callable[[str],
         MissingExtraError: a package of the extra `serve` is not installed.
     """
     server = Server(location, options)
-    on_listening(server.url)
-    server.run()
+    with server.ended_by_signals():
+        on_listening(server.url)
+        server.run()
 
 
 def _config(app: App) -> uvicorn.Config:
