@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -215,3 +216,17 @@ def test_the_cleaning_up_is_not_disturbed() -> None:
         end()
     assert done == ["waited", "cleaned"]
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_signal_that_another_thread_receives_ends_a_wait_of_the_main_thread() -> None:
+    """The system chooses the thread; Python calls the handler in the main one, which may wait for a lock."""
+
+    @ended_by_signals()
+    def wait() -> None:
+        threading.Timer(0.3, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)).start()
+        threading.Event().wait(30)
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        wait()
+    assert time.monotonic() - begun < 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -53,13 +54,43 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, end)
     alarm = signal.signal(signal.SIGALRM, end_again)
     try:
-        yield
+        with _main_woken():
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, alarm)
         for number, handler in earlier.items():
             if signal.getsignal(number) is end:
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _main_woken() -> Iterator[None]:
+    """Wake the main thread for each signal: the system may give one to another thread, and Python's handler then waits.
+
+    SIGURG is sent to the main thread, and does nothing but end its wait.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    main = threading.get_ident()
+
+    def wake() -> None:
+        while numbers := reader.recv(64):
+            if any(number != signal.SIGURG for number in numbers):
+                signal.pthread_kill(main, signal.SIGURG)
+
+    earlier = signal.signal(signal.SIGURG, lambda *_: None)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    waker = threading.Thread(target=wake, name="signals", daemon=True)
+    waker.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.close()
+        waker.join()
+        reader.close()
+        signal.signal(signal.SIGURG, earlier)
 
 
 def _exception_of(number: int) -> BaseException:
