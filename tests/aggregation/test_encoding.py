@@ -67,13 +67,8 @@ def plain(exchange: Exchange, sent: dict[str, Any], folder: Path) -> dict[str, A
             values = np.frombuffer(data, ml_dtypes.bfloat16, count, position).astype(np.float64)
             position += 2 * count
         else:
-            rows = []
-            for start in range(0, count, 256):
-                length = min(256, count - start)
-                (step,) = struct.unpack_from("<f", data, position)
-                rows += [step * whole for whole in struct.unpack_from(f"{length}b", data, position + 4)]
-                position += 4 + length
-            values = np.array(rows)
+            values = plain_vector(data[position:], count)
+            position += count + 4 * -(-count // 256)
         found_bytes[run[0].dtype] = values
         for tensor in run:
             size = int(np.prod(tensor.shape))

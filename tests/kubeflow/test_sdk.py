@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,9 @@ import fedpipe
 from fedpipe.kubeflow.pods import find_run_id
 from fedpipe.kubeflow.submission import submit
 from fedpipe.kubeflow.where import Where
-from tests.kubeflow.kfp_server import KfpServer, serving
+from tests.kubeflow.kfp_server import KfpServer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-
-
-@pytest.fixture
-def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpServer]:
-    monkeypatch.setenv("HOME", str(tmp_path))  # KFP's client keeps a file there
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

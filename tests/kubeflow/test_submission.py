@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,6 @@ from tests.kubeflow.kfp_server import ROOT, KfpServer, serving
 from tests.store.surroundings import ForwardProxy, make_certificates
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-
-
-@pytest.fixture
-def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpServer]:
-    monkeypatch.setenv("HOME", str(tmp_path))  # KFP's client keeps a file there
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from fedpipe import weights
 from fedpipe.aggregation.encoding import encode
 from fedpipe.errors import DroppedError
 from fedpipe.identity.statements import signed_by
-from fedpipe.learners.dropping import dropped_by
+from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays, seed_of
 from fedpipe.learners.learner import Learner, Trained, log
 from fedpipe.learners.personal import Kept
@@ -21,7 +21,7 @@ from fedpipe.rounds.history import read_record
 from fedpipe.rounds.ledger import find_marks
 from fedpipe.rounds.manifests import Dropped, Scores, Tested, Update
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import ANY_ROLL, Roll, drop
+from fedpipe.rounds.roll import ANY_ROLL, Roll
 from fedpipe.rounds.updates import find_part, own_update, publish_update
 from fedpipe.store import Store
 from fedpipe.store.objects import fetch_file, put_file
@@ -57,12 +57,7 @@ def contribute(
             seconds = plan.federation.quorum.deadline if seconds is None else seconds
             return _offered(store, plan, name, number, base, start, optimizer, make_learner(), Path(folder), seconds)
         except (Exception, SystemExit) as error:
-            dropped = dropped_by(plan, name, error)
-            if dropped is None:
-                raise
-            drop(store, plan.run, number, dropped, name=roll.note("dropped"))
-            log.warning("round %d: %s is dropped: %s", number, name, dropped.why)
-            return dropped
+            return left_out(store, plan, name, number, error, roll.note("dropped"))
 
 
 def _offered(

@@ -9,6 +9,8 @@ from fedpipe.errors import BudgetError, CorruptError, DroppedError, FedpipeError
 from fedpipe.learners.user_code import described
 from fedpipe.rounds.manifests import Dropped
 from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.roll import drop
+from fedpipe.store import Store
 
 log = logging.getLogger("fedpipe")
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -40,6 +42,31 @@ def dropped_by(plan: Plan, name: str, error: BaseException) -> Dropped | None:
     private = plan.federation.privacy_of(name) is not None  # foreign messages may quote examples
     why = type(error).__name__ if private else described(error)
     return Dropped(learner=name, why=why, lasting=not isinstance(error, OSError))
+
+
+def left_out(
+    store: Store, plan: Plan, name: str, number: int, error: BaseException, note: str, outcome: str = "is dropped"
+) -> Dropped:  # fmt: skip
+    """Leave the reason why a learner does not take part in a round, and return it.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        name: the learner.
+        number: the round.
+        error: what its data, code or machine raised; the exception that is being handled.
+        note: of the round's roll (`Roll.note`).
+        outcome: for the log.
+
+    Raises:
+        BaseException: the error itself, when the learner is not its cause.
+    """
+    dropped = dropped_by(plan, name, error)
+    if dropped is None:
+        raise error
+    drop(store, plan.run, number, dropped, name=note)
+    log.warning("round %d: %s %s: %s", number, name, outcome, dropped.why)
+    return dropped
 
 
 def reason(error: FedpipeError) -> str:

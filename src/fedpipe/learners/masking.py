@@ -12,13 +12,13 @@ import numpy as np
 
 from fedpipe.errors import DroppedError
 from fedpipe.learners.contribute import fetched, trained_from
-from fedpipe.learners.dropping import dropped_by
+from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays
-from fedpipe.learners.learner import Learner, Trained, log
+from fedpipe.learners.learner import Learner, Trained
 from fedpipe.rounds.manifests import Dropped, Tested
 from fedpipe.rounds.masked import digest_of_file, grid_of, largest_examples
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import Roll, drop
+from fedpipe.rounds.roll import Roll
 from fedpipe.secure.masks import Masks
 from fedpipe.secure.party import Orders
 from fedpipe.secure.vector import TEST, Counts, Vector, scale_of
@@ -61,12 +61,7 @@ def contribute_masked(
             path = Path(folder) / "vector"
             metrics = write_masked(plan, start, trained, tested, orders, path)
         except (Exception, SystemExit) as error:
-            dropped = dropped_by(plan, name, error)
-            if dropped is None:
-                raise
-            drop(store, plan.run, number, dropped, name=roll.note("dropped"))
-            log.warning("round %d: %s is dropped: %s", number, name, dropped.why)
-            return dropped
+            return left_out(store, plan, name, number, error, roll.note("dropped"))
         digest = digest_of_file(path)
         put_file(store, path, digest, name)
         return MaskedFile(digest, path.stat().st_size, metrics)

@@ -10,13 +10,13 @@ from fedpipe import weights
 from fedpipe.errors import CorruptError, NotFoundError
 from fedpipe.identity.statements import signed_by
 from fedpipe.learners.contribute import fetched
-from fedpipe.learners.dropping import dropped_by
+from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.learner import Learner, Verdict, log
 from fedpipe.rounds.ballots import find_vote, known_scores, publish_ballot
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import ANY_ROLL, Roll, drop
+from fedpipe.rounds.roll import ANY_ROLL, Roll
 from fedpipe.rounds.updates import fetch_weights
 from fedpipe.store import Store
 
@@ -50,12 +50,7 @@ def vote(
             ballot = _cast(store, plan, name, number, base, current, candidate, owner, make_learner(), Path(folder))
             return publish_ballot(store, signed_by(ballot, name))
         except (Exception, SystemExit) as error:
-            absent = dropped_by(plan, name, error)
-            if absent is None:
-                raise
-            drop(store, plan.run, number, absent, name=roll.note("absent"))
-            log.warning("round %d: %s does not vote: %s", number, name, absent.why)
-            return absent
+            return left_out(store, plan, name, number, error, roll.note("absent"), "does not vote")
 
 
 def _cast(

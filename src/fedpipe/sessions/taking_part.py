@@ -14,14 +14,14 @@ from fedpipe.errors import CorruptError, StoreError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.statements import signed_by
 from fedpipe.learners.contribute import fetched, last_optimizer
-from fedpipe.learners.dropping import dropped_by
+from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.party import Held, Parts
 from fedpipe.rounds.cut import read_digests
 from fedpipe.rounds.manifests import Dropped, Update
 from fedpipe.rounds.parcels import Meeting, remove
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.roll import Roll, drop
+from fedpipe.rounds.roll import Roll
 from fedpipe.rounds.updates import publish_update
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.exchange import Conversation
@@ -90,12 +90,8 @@ def take_part(
         )  # fmt: skip
         return _published(store, signed_by(update, party))
     except (Exception, SystemExit) as error:
-        dropped = dropped_by(plan, party, error)
-        if dropped is None:
-            raise
-        drop(store, plan.run, board.round, dropped, name=Roll((), attempt=board.attempt).note("dropped"))
+        dropped = left_out(store, plan, party, board.round, error, Roll((), attempt=board.attempt).note("dropped"))
         talk.leave(dropped.why)
-        log.warning("round %d: %s is dropped: %s", board.round, party, dropped.why)
         return dropped
 
 
