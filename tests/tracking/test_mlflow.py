@@ -199,6 +199,63 @@ def test_several_that_begin_at_once_make_one_run(mlflow: MlflowServer) -> None:
     assert_whole(mlflow, found, run.store, "r1")
 
 
+@pytest.mark.parametrize("later", [-1, 1])
+def test_of_two_that_create_at_once_the_first_is_kept(later: int, mlflow: MlflowServer) -> None:
+    """The other one creates its run between our look and our own creation, and begins earlier or later."""
+    run = Rounds(f"rival{later}")
+    run.play()
+    with Tracker(run.store, "r1", Tracking(mlflow=mlflow.url), continues=True):
+        pass
+    (other,) = mlflow.runs(f"rival{later}", run="r1")
+    mlflow.ask("POST", "runs/delete", run_id=other["info"]["run_id"])
+
+    def rival(path: str, count: int) -> bool:
+        if path.endswith("search") and count == 1:
+            info = other["info"]
+            mlflow.ask(
+                "POST",
+                "runs/create",
+                experiment_id=info["experiment_id"],
+                start_time=info["start_time"] + later,
+                tags=[tag for tag in other["data"]["tags"] if tag["key"].startswith("fedpipe.")],
+            )
+        return False
+
+    with (
+        answering(losing(mlflow.url, rival)) as between,
+        Tracker(run.store, "r1", Tracking(mlflow=between.url), continues=True) as tracker,
+    ):
+        tracker.wake()
+    assert tracker.failure is None
+    (found,) = mlflow.runs(f"rival{later}", run="r1")
+    assert found["info"]["start_time"] == other["info"]["start_time"] + min(later, 0)
+    assert_whole(mlflow, found, run.store, "r1")
+
+
+def test_a_process_whose_run_is_deleted_sends_it_again(mlflow: MlflowServer) -> None:
+    run = Rounds("overtaken")
+    run.play()
+    with Tracker(run.store, "r1", Tracking(mlflow=mlflow.url), continues=True):
+        pass
+    (own,) = mlflow.runs("overtaken", run="r1")
+
+    def delete(path: str, count: int) -> bool:
+        if path.endswith("runs/get") and count == 1:
+            mlflow.ask("POST", "runs/delete", run_id=own["info"]["run_id"])
+        return False
+
+    run.play()
+    with (
+        answering(losing(mlflow.url, delete)) as between,
+        Tracker(run.store, "r1", Tracking(mlflow=between.url), continues=True) as tracker,
+    ):
+        tracker.wake()
+    assert tracker.failure is None
+    (found,) = mlflow.runs("overtaken", run="r1")
+    assert found["info"]["run_id"] != own["info"]["run_id"]
+    assert_whole(mlflow, found, run.store, "r1")
+
+
 @pytest.mark.parametrize("lost", ["log-batch", "create", "search", "get", "update", "delete"])
 def test_answers_that_are_lost_double_nothing(lost: str, mlflow: MlflowServer) -> None:
     """MLflow carries a request out, and its answer never arrives: the first one, and every third after it."""

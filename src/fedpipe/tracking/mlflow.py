@@ -258,6 +258,9 @@ def _number(value: float) -> float | str:
 def open_run(place: Place, federation: str, name: str, tags: Mapping[str, str], milliseconds: int) -> Run:
     """Finds the run that has these tags, or creates it.
 
+    Of processes that create it at once, each keeps the first and deletes the others: the last one to look sees all. One
+    whose run is deleted is refused, and finds the first when it opens the run again.
+
     Args:
         place: server and experiment.
         federation: names the experiment, if nothing else does.
@@ -277,9 +280,9 @@ def open_run(place: Place, federation: str, name: str, tags: Mapping[str, str], 
             "tags": _items({**tags, **_parent(service, place.parent)}),
         }  # fmt: skip
         made = service.send("POST", f"{_API}/runs/create", body, _One).run
-        found = next(_search(service, experiment, tags), made)  # another process may have been the first
-        if found.info.run_id != made.info.run_id:
-            service.send("POST", f"{_API}/runs/delete", {"run_id": made.info.run_id}, _Empty)
+        found, *others = list(_search(service, experiment, tags)) or [made]
+        for other in others:
+            _delete(service, other)  # of a process that began at the same time
     whole = service.get(f"{_API}/runs/get", _One, run_id=found.info.run_id).run
     return Run(service, whole)
 
@@ -292,6 +295,14 @@ def _search(service: Service, experiment: str, tags: Mapping[str, str]) -> Itera
     }  # fmt: skip
     found = service.send("POST", f"{_API}/runs/search", body, _Found).runs
     yield from sorted(found, key=lambda run: (int(run.info.start_time), run.info.run_id))
+
+
+def _delete(service: Service, run: _Run) -> None:
+    try:
+        service.send("POST", f"{_API}/runs/delete", {"run_id": run.info.run_id}, _Empty)
+    except ServiceError as error:
+        if not 400 <= error.status < 500:
+            raise  # otherwise another process has deleted it
 
 
 def _experiment(service: Service, name: str) -> str:

@@ -117,9 +117,7 @@ class Tracker:
             self._news.clear()
             ended = self._ended.is_set()
             try:
-                sender.send()
-                if ended:
-                    sender.end(self._status)
+                self._send(sender, ended)
                 self.failure, self.page = None, sender.page
             except FedpipeError as error:
                 sender.forget()
@@ -130,6 +128,19 @@ class Tracker:
                 self._warn(ServiceError(f"the run cannot be tracked, because {one_line(error)}"))
             if ended:
                 return
+
+    def _send(self, sender: _Sender, ended: bool) -> None:
+        """Sends what is new, once more when the server refuses it: another process may have been faster."""
+        for second in (False, True):
+            try:
+                sender.send()
+                if ended:
+                    sender.end(self._status)
+                return
+            except ServiceError as error:
+                if second or not error.status:
+                    raise
+                sender.forget()
 
     def _warn(self, error: FedpipeError) -> None:
         """Logs the first of several failures."""
