@@ -100,7 +100,8 @@ def test_a_site_signs_with_its_own_key(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "own").write_text(private)
     with changed_environment(parsed(tmp_path, key="own").surroundings()):
         signer = find_signer("hospital-b")
-        assert signer is not None and signer.public == public_key(private)
+        assert signer is not None
+        assert signer.public == public_key(private)
     with changed_environment(parsed(tmp_path).surroundings()):
         assert find_key("hospital-b") is None
 
