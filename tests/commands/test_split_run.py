@@ -26,6 +26,7 @@ def test_handwritten_digits_cut_between_two_parties(tmp_path: Path) -> None:
     assert rounds[-1]["loss"] < 0.2 * rounds[0]["loss"]
     assert rounds[-1]["learners"] == ["alice", "bob"]
     assert result.summary["onnx"]["max_abs_difference"] < 1e-5
+    assert_traffic_is_told(result.summary["traffic"], (tmp_path / "out" / "report.html").read_text())
     with np.load(tmp_path / "alice.npz") as alice, np.load(tmp_path / "bob.npz") as bob:
         found = fedpipe.predict(tmp_path / "out" / "model.onnx", alice["x"])
         assert np.mean(found.classes == bob["y"]) > 0.95
@@ -38,6 +39,19 @@ def test_handwritten_digits_cut_between_two_parties(tmp_path: Path) -> None:
     assert len(left) == 2, "activations of the last test stay, those of the training do not"
     again = fedpipe.run(tmp_path / "federation.yaml", out=tmp_path / "again", parameters={"run": "run-1"})
     assert again.summary["rounds"][-1]["weights"] == rounds[-1]["weights"], "a repeated command finds its work done"
+
+
+def assert_traffic_is_told(traffic: dict[str, dict[str, float]], report: str) -> None:
+    """Each party sends a parcel a batch, with 64 float32 for each row; alice also sends those of held-out rows."""
+    rounds, epochs, rows, numbers = 4, 5, 1437, 64
+    least = rounds * epochs * rows * numbers * 4
+    for name in ("alice", "bob"):
+        assert least < traffic[name]["sent"] < 1.15 * least
+        assert traffic[name]["computing"] > 0
+        assert traffic[name]["waiting"] > 0
+        assert f'<td>{name}</td><td class="n">{traffic[name]["sent"]:,}</td>' in report
+    assert "bottom(&#x27;alice&#x27;)" in report
+    assert "labels, top()" in report
 
 
 def test_a_federation_to_start_from_needs_keras(tmp_path: Path) -> None:
