@@ -6,8 +6,8 @@
     awaits g                 <-   sends g = dloss/da to each
     a step of bottom with g
 
-With `ahead`, it sends the activations of so many more batches before it awaits g. Their weights lack as many steps, so the
-exchange is no longer exact (delayed gradients).
+With `ahead`, it sends the activations of so many more batches before it awaits g. Their weights lack as many steps, so
+the exchange is no longer exact (delayed gradients).
 
 The order of the rows in a round follows from the seed, so all parties have the same batches. A party that was killed
 begins the round again. It makes the same parcels, finds its own and the others' from before, and catches up.
