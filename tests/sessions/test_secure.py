@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from fedpipe import weights
 from fedpipe.errors import NotFoundError, QuorumError, RoundError
 from fedpipe.identity.signing import ADMINISTRATOR, KEYS, make_key, public_key
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.masked import grid_of
@@ -21,11 +22,12 @@ from fedpipe.rounds.retention import Rules, find_loss
 from fedpipe.rounds.verification import flaw_of_round
 from fedpipe.secure.messages import Members
 from fedpipe.sessions.board import Board
-from fedpipe.store import Blob, keys
+from fedpipe.store import Blob, Store, keys
 from fedpipe.store.objects import decode, encode, put_bytes
-from tests.federations import PlusOneLearner
+from tests.faults.stores import HookedStore
+from tests.federations import PlusOneLearner, make_federation, make_plan
 from tests.sessions.secure import NAMES, SecureSession, enrol, initial, mean_of, plan_of
-from tests.simulation import Killed
+from tests.simulation import Actor, Killed, World, attendance, coordinator
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ class TestAnUndisturbedSession:
         assert last.round == 2
         close(session, 1, mean_of(NAMES))
         close(session, 2, 2 * mean_of(NAMES))
-        assert session.world.results["a"] == dict.fromkeys(("keys", "masked", "agree", "reveal"), 2)
+        assert session.world.results["a"] == {"keys": 1, "masked": 2, "agree": 2, "reveal": 2}
 
     def test_of_equal_weights(self, folder: Path) -> None:
         session = SecureSession(plan_of(1, algorithm={"weighting": "uniform"}), folder)
@@ -92,6 +94,117 @@ class TestAnUndisturbedSession:
         }  # fmt: skip
         for key in store.keys("learners/a/runs/"):
             assert b"loss" not in store.read(key).data.replace(b'["loss","test_loss"]', b""), key
+
+
+def asked(world: World, make: Callable[[Store], Actor]) -> list[tuple[int, str]]:
+    """Runs the coordinator and returns the requests that it put on the board: the exchanges that all wait for."""
+    seen = list[tuple[int, str]]()
+
+    def after(_number: int, name: str, key: str) -> None:
+        if name in ("swap", "create") and key == keys.board("r1"):
+            board = decode(world.store.read(key).data, Board, where=key)
+            seen.append((board.round, board.phase))
+
+    world.spawn("coordinator", make(HookedStore(world.store, after=after)))
+    world.run()
+    return [found for found in seen if found[1] != "ended"]
+
+
+class TestExchanges:
+    """Keys travel with the reveal of the round before, so a round has two exchanges more than a plain one."""
+
+    TEN = tuple("abcdefghij")
+
+    def of(self, session: SecureSession) -> list[tuple[int, str]]:
+        def make(store: Store) -> Actor:
+            session.stores["coordinator"] = store
+            return session.coordinator()
+
+        for name in session.names:
+            session.start(name)
+        return asked(session.world, make)
+
+    def test_of_a_round_of_ten(self, folder: Path) -> None:
+        session = SecureSession(plan_of(3, self.TEN, secure={"bound": 16.0}), folder)
+        summed = self.of(session)
+        world = World()
+        algorithm = {"name": "averaging"}
+        training = {"rounds": 3, "batch_size": 1, "rounds_per_step": "all"}
+        plan = make_plan(make_federation(self.TEN, algorithm=algorithm, training=training))
+        begin(world.store, plan, initial)
+        for k, name in enumerate(self.TEN):
+            world.spawn(name, attendance(world, plan, name, PlusOneLearner(k + 1, k + 1)))
+        plain = asked(world, lambda store: coordinator(world, plan, store=store))
+        assert plain == [(1, "train"), (2, "train"), (3, "train")]
+        assert summed[0] == (1, "keys"), "once in a session"
+        assert summed[1:] == [(number, phase) for number in (1, 2, 3) for phase in ("masked", "agree", "reveal")]
+        assert [record.contributors for record in session.records[1:]] == [self.TEN] * 3
+
+    def test_only_one_that_comes_back_is_asked_for_a_key(self, folder: Path) -> None:
+        session = SecureSession(plan_of(2), folder)
+        requests = list[tuple[str, tuple[str, ...]]]()
+        before = {"done": False}
+
+        def seconds(board: Board) -> float:
+            if board.phase == "masked" and not before["done"]:
+                before["done"] = True
+                raise Killed
+            return 1.0
+
+        def after(_number: int, name: str, key: str) -> None:
+            if name in ("swap", "create") and key == keys.board("r1"):
+                board = decode(session.world.store.read(key).data, Board, where=key)
+                requests.append((board.phase, board.asked))
+
+        session.seconds["b"] = seconds
+        session.stores["coordinator"] = HookedStore(session.world.store, after=after)
+        for name in NAMES:
+            session.start(name, again=(lambda: session.actor("b")) if name == "b" else None)
+        session.world.spawn("coordinator", session.coordinator())
+        session.world.run()
+        assert [names for phase, names in requests if phase == "keys"] == [NAMES, ("b",)]
+        assert session.records[2].contributors == NAMES
+
+    def test_a_key_that_was_lost_costs_that_learner_one_round(self, folder: Path) -> None:
+        """It offered a key of round 2 and died before round 2: another process cannot use the key."""
+        session = SecureSession(plan_of(3), folder)
+        before = {"done": False}
+
+        def seconds(board: Board) -> float:
+            if (board.round, board.phase) == (2, "masked") and not before["done"]:
+                before["done"] = True
+                raise Killed
+            return 1.0
+
+        session.seconds["b"] = seconds
+        for name in NAMES:
+            session.start(name, again=(lambda: session.actor("b")) if name == "b" else None)
+        session.world.spawn("coordinator", session.coordinator())
+        session.world.run()
+        assert session.records[2].contributors == ("a", "c", "d", "e")
+        assert session.records[3].contributors == NAMES
+        assert not session.world.store.size(keys.answer("a", "r1", 4, "keys")), "there is no round 4"
+
+    def test_a_try_that_failed_takes_no_key_of_the_first_one(self, folder: Path) -> None:
+        session = SecureSession(plan_of(2), folder)
+        late = {"b", "c"}
+
+        def seconds(name: str) -> Callable[[Board], float]:
+            def taken(board: Board) -> float:
+                if (board.round, board.phase) == (2, "masked") and name in late:
+                    late.remove(name)
+                    return 70.0
+                return 1.0
+
+            return taken
+
+        for name in ("b", "c"):
+            session.seconds[name] = seconds(name)
+        requests = self.of(session)
+        assert [phase for number, phase in requests if number == 2] == ["masked", "keys", "masked", "agree", "reveal"]
+        record = session.records[2]
+        assert record.secure
+        assert record.secure.session == "s#2"
 
 
 class TestDropouts:
@@ -331,7 +444,30 @@ class TestLies:
             session.stores[name] = Showing(session.world.store, keys.board("r1"), changed)
         session.run()
         assert read_record(session.world.store, "r1", 1) is None
-        assert not [key for key in session.world.store.keys("learners/") if key.endswith("/masked")]
+        written = [
+            key for key in session.world.store.keys("learners/") if key.endswith(("/masked", "/agreed", "/revealed"))
+        ]
+        assert written == ["learners/a/runs/r1/1/masked"], "a vector under masks that nobody else knows"
+
+    def test_other_weights_after_the_keys_were_offered(self, folder: Path) -> None:
+        """The key of round 2 is offered before its weights are known; no mask is common to two of them."""
+        session = SecureSession(plan_of(2, quorum={"retries": 0}), folder)
+        other = weights.digest_of({**initial(), "w": np.zeros(40, np.float32)})
+        put_bytes(session.world.store, weights.dumps({**initial(), "w": np.zeros(40, np.float32)}))
+
+        def changed(data: bytes) -> bytes:
+            board = decode(data, Board, where="")
+            return encode(replace(board, base=other) if board.round == 2 else board)
+
+        for name in "bcde":
+            session.stores[name] = Showing(session.world.store, keys.board("r1"), changed)
+        session.run()
+        assert read_record(session.world.store, "r1", 1)
+        assert read_record(session.world.store, "r1", 2) is None
+        assert session.world.store.size(keys.answer("b", "r1", 2, "keys"))
+        written = [key for key in session.world.store.keys("learners/") if "/2/" in key]
+        assert "learners/b/runs/r1/2/masked" not in written
+        assert not [key for key in written if key.endswith(("/agreed", "/revealed"))]
 
     def test_keys_of_another_session(self, folder: Path) -> None:
         session = SecureSession(plan_of(1, quorum={"retries": 0}), folder)

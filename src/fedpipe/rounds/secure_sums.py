@@ -49,6 +49,7 @@ from fedpipe.secure.unmasking import flaw_of_reveal, form_of, terms_of
 from fedpipe.secure.vector import Counts, Vector
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import canonical, digest_of, encode, fetch_file, find, put_bytes, put_file
+from fedpipe.store.requests import each
 from fedpipe.weights import Layout
 
 log = logging.getLogger("fedpipe")
@@ -128,6 +129,7 @@ class SecureClosing:
         self._layout, self._session = layout, session
         self.number, self.threshold = previous.round + 1, plan.federation.min_updates
         self._added: tuple[str, Sum] | None = None
+        self._roster: dict[str, str] | None = None
 
     def occasion(self, attempt: int) -> Occasion:
         """Return a try of the round, from 1."""
@@ -136,11 +138,13 @@ class SecureClosing:
         return Occasion(self._plan.federation.name, self._plan.run, session, self.number, plan, base)
 
     def roster(self) -> dict[str, str]:
-        """Return the keys of the learners; the coordinator, whom nobody trusts, need not check their signature.
+        """Return the keys of the learners, read once; the coordinator, whom nobody trusts, need not check their signature.
 
         Raises:
             RoundError: there is no roster.
         """
+        if self._roster is not None:
+            return self._roster
         found = find(self._store, keys.ROSTER, Roster)
         if found is None:
             raise RoundError(
@@ -148,7 +152,20 @@ class SecureClosing:
                 where=f"{self._store.uri}/{keys.ROSTER}",
                 remedy="Sign one as the administrator: fedpipe roster.",
             )
-        return dict(found.learners)
+        self._roster = dict(found.learners)
+        return self._roster
+
+    def without_key(self, occasion: Occasion, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of some learners that have offered no key of a try of the round."""
+        read = self.reading(Offer, occasion)
+
+        def lacks(name: str) -> bool:
+            try:
+                return read(name) is None
+            except DroppedError:  # one of an earlier try, or junk
+                return True
+
+        return tuple(name for name, lacking in zip(names, each(self._store, lacks, names), strict=True) if lacking)
 
     def reading(self, kind: type[S], occasion: Occasion) -> Callable[[str], S | None]:
         """Return a function that reads a learner's statement, checked; it raises DroppedError."""
@@ -189,7 +206,8 @@ class SecureClosing:
         if found is not None and tries_of(found.occasion, self._session) >= attempt:
             return found
         occasion = self.occasion(attempt)
-        offers, missing = self._gathered(Offer, occasion, roll)
+        everybody = tuple(learner.name for learner in self._plan.federation.learners)
+        offers, missing = self._gathered(Offer, occasion, roll._replace(asked=everybody))
         check_quorum(self.number, len(offers), _dropped(missing), self.threshold)
         return _show(self._store, Bundle(**occasion._asdict(), offers=tuple(offers), missing=missing))
 

@@ -48,7 +48,7 @@ class Occasion(NamedTuple):
         session: and the try of the round, from the second on.
         round: its number.
         plan: digest of the run's definition.
-        base: digest of the weights that the round begins with.
+        base: digest of the weights that the round begins with; empty before they are known.
 
     Source: of the attack, Pasquini et al. 2022, "Eluding Secure Aggregation in Federated Learning via Model
     Inconsistency".
@@ -59,16 +59,29 @@ class Occasion(NamedTuple):
     session: str
     round: int
     plan: str
-    base: str
+    base: str = ""
+
+    @property
+    def expected(self) -> Occasion:
+        """The same round, before the weights that it begins with are known: keys are offered for it."""
+        return self._replace(base="")
 
 
-class _Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Expecting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     format: int = 1
     federation: Name
     run: Name
     session: _Session
     round: _Round
     plan: Digest
+
+    @property
+    def occasion(self) -> Occasion:
+        """The round that it belongs to."""
+        return Occasion(self.federation, self.run, self.session, self.round, self.plan)
+
+
+class _Statement(_Expecting, frozen=True, kw_only=True):
     base: Digest
 
     @property
@@ -77,8 +90,11 @@ class _Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return Occasion(self.federation, self.run, self.session, self.round, self.plan, self.base)
 
 
-class Offer(_Statement, frozen=True, kw_only=True):
-    """A learner's public key of X25519 for one round."""
+class Offer(_Expecting, frozen=True, kw_only=True):
+    """A learner's public key of X25519 for one round.
+
+    It is offered while the round before ends, so it has no base. All that is derived from the key is bound to one.
+    """
 
     learner: Name
     key: _Key
@@ -174,9 +190,11 @@ def check_statement(statement: S, occasion: Occasion, learner: str, roster: Mapp
         DroppedError: it is not, with the reason.
     """
     name = type(statement).__name__.lower()
-    for field, expected in (*occasion._asdict().items(), ("learner", learner)):
-        if (found := getattr(statement, field)) != expected:
-            raise DroppedError(f"the {name}'s {field} is {str(found)[:100]}, the round's is {expected}")
+    expected = occasion.expected if isinstance(statement, Offer) else occasion
+    for field in ("learner", *Occasion._fields):
+        wanted = learner if field == "learner" else getattr(expected, field)
+        if (found := getattr(statement, field, "")) != wanted:
+            raise DroppedError(f"the {name}'s {field} is {str(found)[:100]}, the round's is {wanted}")
     if learner not in roster:
         raise DroppedError(f"{learner} is not in the roster")
     check_signed(statement, Enrolled(learners={learner: Enrolment(key=roster[learner], since=0.0)}))

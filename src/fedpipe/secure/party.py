@@ -125,7 +125,7 @@ class Party:
     """One learner in one round.
 
     Args:
-        occasion: the round.
+        occasion: the round; its base may follow later (`begin`).
         group: all learners and the threshold.
         name: of the learner.
         sign: signs its statements.
@@ -161,9 +161,16 @@ class Party:
     def offer(self) -> Offer:
         """Return this learner's key of the round, always the same."""
         if self._offer is None:
-            offer = Offer(**self._occasion._asdict(), learner=self._name, key=self._keys.public)
-            self._offer = self._signed(offer)
+            where = self._occasion.expected._asdict()
+            del where["base"]
+            self._offer = self._signed(Offer(**where, learner=self._name, key=self._keys.public))
         return self._offer
+
+    def begin(self, base: str) -> None:
+        """Begin the round from weights, once and for all. Raises DroppedError if it began from others."""
+        if self._occasion.base not in ("", base):
+            raise DroppedError("the coordinator shows other weights to begin the round with")
+        self._occasion = self._occasion._replace(base=base)
 
     def join(self, bundle: Bundle) -> Orders:
         """Check the keys of all, and return what masks the vector. It is made once, for one bundle.
@@ -176,6 +183,8 @@ class Party:
             if digest != self._bundle:
                 raise DroppedError("the coordinator shows a second list of keys")
             return self._orders
+        if not self._occasion.base:
+            raise DroppedError("the round has no weights yet to begin with")
         self._check_bundle(bundle)
         names = tuple(offer.learner for offer in bundle.offers)
         self._bundle, self._form = digest, Form(names)
