@@ -86,7 +86,7 @@ class TestKeys:
         self.refused(table, replace(table.bundle(), base=OTHER), "another round or session")
 
     def test_a_key_that_was_offered_before_the_weights_were_known(self) -> None:
-        """Whoever begins from other weights has no seed in common with the rest, and no second base is taken."""
+        """A party that begins from other weights has no seed in common with the rest, and takes no second base."""
         table, late = Table(4), {"a": OCCASION.base, "b": OCCASION.base, "c": OCCASION.base, "d": OTHER}
         for name, seat in table.seats.items():
             seat.party = Party(OCCASION.expected, table.group, name, signing(name))
@@ -100,6 +100,16 @@ class TestKeys:
         assert all(seeds[name]["d"] != seeds["d"][name] for name in "abc")
         with pytest.raises(DroppedError, match="other weights to begin"):
             table.seats["a"].party.begin(OTHER)
+
+    def test_another_list_for_one_learner(self) -> None:
+        """Lists that differ in the bound alone give no seed in common: a huge one would make all others give nothing."""
+        table = Table(4)
+        bundle = table.bundle()
+        for name, seat in table.seats.items():
+            seat.party.join(bundle if name == "a" else replace(bundle, bound=1e6))
+        seeds = {name: secrets_of(seat) for name, seat in table.seats.items()}
+        assert all(seeds["a"][name] != seeds[name]["a"] for name in "bcd")
+        assert seeds["b"]["c"] == seeds["c"]["b"]
 
     def test_too_few(self) -> None:
         table = Table(4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,19 +14,21 @@ from msgspec.structs import replace
 from fedpipe import weights
 from fedpipe.errors import NotFoundError, QuorumError, RoundError
 from fedpipe.identity.signing import ADMINISTRATOR, KEYS, make_key, public_key
+from fedpipe.learners.masking import MaskedFile
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.masked import grid_of
 from fedpipe.rounds.retention import Rules, find_loss
 from fedpipe.rounds.verification import flaw_of_round
-from fedpipe.secure.messages import Members
+from fedpipe.secure.messages import Bundle, Members
+from fedpipe.secure.numbers import EDGES
 from fedpipe.sessions.board import Board
 from fedpipe.store import Blob, Store, keys
-from fedpipe.store.objects import decode, encode, put_bytes
+from fedpipe.store.objects import decode, encode, get_bytes, put_bytes
 from tests.faults.stores import HookedStore
 from tests.federations import PlusOneLearner, make_federation, make_plan
-from tests.sessions.secure import NAMES, SecureSession, enrol, initial, mean_of, plan_of
+from tests.sessions.secure import NAMES, SECURE, SecureSession, enrol, initial, mean_of, plan_of
 from tests.simulation import Actor, Killed, World, attendance, coordinator
 
 
@@ -38,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def close(session: SecureSession, number: int, expected: float) -> None:
     """All floats of a round moved by this much from the first weights, within the steps of the grid."""
-    grid, found, parties = grid_of(session.plan), session.weights(number), len(session.names)
+    grid, found, parties = grid_of(session.plan, SECURE["bound"]), session.weights(number), len(session.names)
     slack = 2 * number * parties * grid.step
     assert np.abs(found["w"] - initial()["w"] - expected).max() <= slack
     assert abs(float(found["b"]) - expected) <= slack
@@ -207,6 +209,106 @@ class TestExchanges:
         assert record.secure.session == "s#2"
 
 
+class TestABoundThatFollows:
+    """The largest change is 5, by the fifth learner, which has the most examples: 0.83 of a bound of 6."""
+
+    SETTINGS: ClassVar[dict[str, Any]] = {
+        "bound": {"quantile": 0.9, "margin": 2.0, "initial": 6.0},
+        "most_clipped": 0.1,
+    }
+
+    def session(self, folder: Path, rounds: int = 2, **more: Any) -> SecureSession:
+        return SecureSession(plan_of(rounds, secure=self.SETTINGS | more), folder)
+
+    def test_twice_the_magnitude_at_the_quantile(self, folder: Path) -> None:
+        session = self.session(folder, 3)
+        session.run()
+        first, second, third = session.records[1:]
+        assert first.secure
+        assert second.secure
+        assert third.secure
+        assert (first.secure.bound, first.metrics["bound"]) == (6.0, 6.0)
+        assert sum(first.secure.magnitudes) == 5 * 41
+        assert first.secure.magnitudes[EDGES.index(0.875)] == 41, "three quarters of the bound and more"
+        assert second.secure.bound == 6.0 * 0.875 * 2.0
+        assert third.secure.bound == 10.5 * 0.5 * 2.0
+        assert third.metrics["clipped"] == 0.0
+        moved = session.weights(3)["w"] - initial()["w"]
+        assert np.abs(moved - 3 * mean_of(NAMES)).max() < 0.001
+
+    def test_a_median_clips_the_larger_half(self, folder: Path) -> None:
+        """Half of the changes are at most 1.8, so the next bound is 2 and cuts 3.2 and 5."""
+        session = self.session(folder, bound={"quantile": 0.5, "margin": 1.0, "initial": 8.0}, most_clipped=0.5)
+        session.run()
+        second = session.records[2]
+        assert second.secure
+        assert second.secure.bound == 2.0
+        assert second.metrics["clipped"] == 0.4
+        moved = session.weights(2)["w"] - session.weights(1)["w"]
+        assert np.abs(moved - (0.2 + 0.8 + 1.8 + 2 + 2) * 5 / 15).max() < 0.001
+
+    def test_no_change_leaves_the_bound(self, folder: Path) -> None:
+        session = self.session(folder)
+        session.learners = {name: PlusOneLearner(0, place + 1) for place, name in enumerate(NAMES)}
+        session.run()
+        assert [record.metrics["bound"] for record in session.records[1:]] == [6.0, 6.0]
+
+    def test_one_that_is_too_small_says_which_key_to_raise(self, folder: Path) -> None:
+        session = self.session(folder, bound={"quantile": 0.9, "initial": 0.1})
+        error = session.run()
+        assert "of the values were clipped to 0.1" in str(error)
+        assert "Raise algorithm.secure.bound.initial" in str(error)
+
+    def test_a_coordinator_that_dies_takes_the_same_bound(self, folder: Path) -> None:
+        session = self.session(folder)
+        session.stores["coordinator"] = Dying(session.world.store, 5)
+        session.world.spawn("coordinator", session.coordinator(), again=session.coordinator)
+        for name in NAMES:
+            session.start(name)
+        session.world.run()
+        assert session.world.kills == 1
+        assert [record.metrics["bound"] for record in session.records[1:]] == [6.0, 10.5]
+
+    def test_is_replayed(self, folder: Path) -> None:
+        session = self.session(folder)
+        session.run()
+        store, (zero, first, second) = session.world.store, session.records
+        for number, (previous, record) in enumerate(((zero, first), (first, second))):
+            (folder / str(number)).mkdir()
+            assert flaw_of_round(store, session.plan, previous, record, folder / str(number)) == ""
+        assert first.secure
+        other = replace(first, secure=replace(first.secure, magnitudes=first.secure.magnitudes[::-1]))
+        (folder / "x").mkdir()
+        assert flaw_of_round(store, session.plan, zero, other, folder / "x") == "its parts give another record"
+        (folder / "y").mkdir()
+        assert "the keys are for a bound of 10.5" in flaw_of_round(store, session.plan, other, second, folder / "y")
+
+    def test_another_one_for_one_learner(self, folder: Path) -> None:
+        """If all others gave nothing by a huge bound, the sum would be that learner's update."""
+        session = self.session(folder, 1)
+
+        def changed(data: bytes) -> bytes:
+            return encode(replace(decode(data, Bundle, where=""), bound=1e6))
+
+        session.stores["b"] = Showing(session.world.store, "runs/r1/1/keys", changed)
+        record = session.run()
+        assert record.contributors == ("a", "c", "d", "e")
+        assert session.dropped(1) == {"b": "its vector is masked by other keys"}
+
+    def test_a_fixed_one_is_that_of_the_plan(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1, quorum={"retries": 0}), folder)
+
+        def changed(data: bytes) -> bytes:
+            return encode(replace(decode(data, Bundle, where=""), bound=1e6))
+
+        for name in NAMES:
+            session.stores[name] = Showing(session.world.store, "runs/r1/1/keys", changed)
+        session.run()
+        why = session.world.store.read(keys.answer("a", "r1", 1, "dropped")).data.decode()
+        assert "the coordinator shows a bound of 1e+06, the plan's is 8" in why
+        assert not [key for key in session.world.store.keys("learners/") if key.endswith("/masked")]
+
+
 class TestDropouts:
     @pytest.mark.parametrize("phase", ["keys", "masked", "agree", "reveal"])
     def test_of_one_in_each_phase(self, folder: Path, phase: str) -> None:
@@ -329,6 +431,21 @@ class TestJunk:
         session.run()
         assert session.records[1].contributors == ("a", "c", "d", "e")
         assert "b" in session.dropped(1)
+
+    def test_vector_of_noise_is_no_sum(self, folder: Path) -> None:
+        """A hostile learner may spoil a round, but the record of a round never has impossible numbers."""
+        session = SecureSession(plan_of(1), folder)
+
+        def noise(store: Store, made: MaskedFile) -> MaskedFile:
+            data = get_bytes(store, made.digest, "b")
+            digest = put_bytes(store, data[:-72] + np.random.default_rng(0).bytes(72), "b")  # all its numbers
+            return made._replace(digest=digest)
+
+        session.sent["b"] = noise
+        error = session.run()
+        assert isinstance(error, RoundError)
+        assert "a learner sent nonsense" in str(error)
+        assert read_record(session.world.store, "r1", 1) is None
 
 
 class TestTheCoordinator:

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from fedpipe.errors import DroppedError
 from fedpipe.federation.algorithms import MOST_SUMMED as MOST
-from fedpipe.federation.names import Name
+from fedpipe.federation.names import LARGE, Name
 from fedpipe.identity.enrolment import Enrolled, Enrolment
 from fedpipe.identity.signing import Signature
 from fedpipe.identity.statements import check_signed
@@ -32,6 +32,7 @@ _Session = Annotated[str, Meta(max_length=200)]
 _Key = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Share = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Seed = Annotated[str, Meta(pattern=r"^[0-9a-f]{62}\Z")]
+_Bound = Annotated[float, Meta(gt=0, le=LARGE)]
 _Round = Annotated[int, Meta(ge=1)]
 _Reasons = Annotated[dict[Name, Annotated[str, Meta(max_length=500)]], Meta(max_length=MOST)]
 
@@ -102,8 +103,13 @@ class Offer(_Expecting, frozen=True, kw_only=True):
 
 
 class Bundle(_Statement, frozen=True, kw_only=True):
-    """The offers of all that may send a vector, sorted by name; `missing` has the others, with the reason."""
+    """The offers of all that may send a vector, sorted by name; `missing` has the others, with the reason.
 
+    Changes are clipped to `bound`. All keys are derived from the list, so learners that were shown different lists have
+    no masks in common.
+    """
+
+    bound: _Bound
     offers: Annotated[tuple[Offer, ...], Meta(max_length=MOST)]
     missing: _Reasons = {}
 

@@ -6,7 +6,8 @@
     reveal    each that has seen enough signatures reveals what opens this sum, and offers a key of the next round
 
 So only learners that have offered no key are asked for one: all in the first round of a session, later those that come
-back. Below the threshold, nothing is revealed. Then the round begins again with new keys, as often as `quorum.retries` says.
+back. Below the threshold, nothing is revealed. Then the round begins again with new keys, as often as
+`quorum.retries` says.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from fedpipe.errors import CorruptError, DroppedError, FedpipeError, InputError, QuorumError, StoreUnavailableError
+from fedpipe.federation.algorithms import QuantileBound
 from fedpipe.identity.roster import check_members, read_roster
 from fedpipe.identity.signing import find_administrator
 from fedpipe.identity.statements import signed_by
@@ -25,7 +27,8 @@ from fedpipe.rounds.manifests import Dropped, Record
 from fedpipe.rounds.masked import cut_parcels
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll, drop
-from fedpipe.rounds.secure_sums import SecureClosing, find_list, put_statement, tries_of
+from fedpipe.rounds.secure_lists import find_list, put_statement, tries_of
+from fedpipe.rounds.secure_sums import SecureClosing
 from fedpipe.rounds.selection import select
 from fedpipe.secure.messages import Agreement, Agreements, Bundle, Masked, Members, Occasion, Offer, Reveal
 from fedpipe.secure.party import Group, Orders, Party
@@ -245,6 +248,7 @@ class Participant:
             bundle = find_list(self._store, party.occasion, Bundle)
             if bundle is None:
                 raise CorruptError("the coordinator shows no keys")
+            self._check_bound(bundle.bound)
             orders = party.join(bundle)
             self._party = None  # unless the vector is made: nothing else may be masked by these orders
             made = self._train(board, orders)
@@ -255,6 +259,13 @@ class Participant:
         assert party.sent is not None
         put_statement(self._store, party.sent)
         return True
+
+    def _check_bound(self, bound: float) -> None:
+        """Check a bound against the plan, as far as a learner knows it. Raises DroppedError."""
+        secure = self._plan.federation.secure
+        assert secure is not None
+        if not isinstance(secure.bound, QuantileBound) and bound != secure.bound:
+            raise DroppedError(f"the coordinator shows a bound of {bound:g}, the plan's is {secure.bound:g}")
 
     def _agree(self, board: Board) -> bool:
         party = self._current(board)
