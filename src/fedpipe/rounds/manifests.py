@@ -148,6 +148,8 @@ class SecureRound(Manifest, frozen=True, kw_only=True):
     """A round whose updates were summed under masks: its members, and what the sum discloses about them together.
 
     `keys`, `members` and `reveals` are digests of the round's lists; with the masked vectors, they give the sum again.
+    Where the bound follows the changes, `bound` is that of this round. `magnitudes` counts the changes by the classes
+    of `fedpipe.secure.numbers.Grid.magnitudes`, and the next bound follows from them.
     """
 
     session: str
@@ -157,6 +159,8 @@ class SecureRound(Manifest, frozen=True, kw_only=True):
     keys: Digest
     members: Digest
     reveals: Digest
+    bound: Annotated[float, Meta(ge=0)] = 0.0
+    magnitudes: tuple[Count, ...] = ()
 
 
 class Ref(Manifest, frozen=True, kw_only=True):
