@@ -34,8 +34,8 @@ class Split(Section, frozen=True, kw_only=True, tag_field="name", tag="split"):
         Meta(
             ge=0,
             le=MOST_AHEAD,
-            description="batches that are sent before the gradients of an earlier one have come; 0 is exact, others move "
-            "a bottom by old gradients",
+            description="batches that are sent before the gradients of an earlier one have come; 0 is exact, others "
+            "move a bottom by old gradients",
         ),
     ] = 0
     label_party_features: Annotated[
