@@ -37,7 +37,22 @@ class LeastPrivacy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     noise_multiplier: Annotated[float, Meta(ge=0, le=MOST_NOISE)] = 0.0
     target_epsilon: Annotated[float, Meta(gt=0, le=LARGE)] = LARGE
     delta: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    l2_norm_clip: Annotated[float, Meta(gt=0, le=LARGE)] = LARGE
     sampling: Literal["poisson", "none"] = "poisson"
+
+    def flaw(self, privacy: Privacy | None) -> str:
+        """Return what a training protects less than this; empty if nothing."""
+        if privacy is None:
+            return "the plan has no privacy for it"
+        if privacy.noise_multiplier < self.noise_multiplier:
+            return f"noise_multiplier is {privacy.noise_multiplier:g}, the least is {self.noise_multiplier:g}"
+        for name in ("target_epsilon", "delta", "l2_norm_clip"):
+            most: float | None = getattr(self, name)
+            if most is not None and getattr(privacy, name) > most:
+                return f"{name} is {getattr(privacy, name):g}, the most is {most:g}"
+        if self.sampling == "none" and privacy.sampling != "none":
+            return "sampling is poisson, but must be none"
+        return ""
 
 
 class Floors(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,7 +69,7 @@ class Floors(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def check_privacy(self, privacy: Privacy | None) -> None:
         """Refuse a training with less privacy. Raises DroppedError."""
-        if self.privacy is not None and (flaw := _flaw(self.privacy, privacy)):
+        if self.privacy is not None and (flaw := self.privacy.flaw(privacy)):
             raise DroppedError(f"its floors demand more privacy: {flaw}", lasting=True)
 
     def check(self, plan: Plan, learner: str) -> None:
@@ -68,20 +83,6 @@ class Floors(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise DroppedError(f"its floors do not allow the plan {digest}", lasting=True)
         self.check_code(plan.code)
         self.check_privacy(plan.federation.privacy_of(learner))
-
-
-def _flaw(least: LeastPrivacy, privacy: Privacy | None) -> str:
-    if privacy is None:
-        return "the plan has no privacy for it"
-    if privacy.noise_multiplier < least.noise_multiplier:
-        return f"noise_multiplier is {privacy.noise_multiplier:g}, the least is {least.noise_multiplier:g}"
-    if privacy.target_epsilon > least.target_epsilon:
-        return f"target_epsilon is {privacy.target_epsilon:g}, the most is {least.target_epsilon:g}"
-    if least.delta is not None and privacy.delta > least.delta:
-        return f"delta is {privacy.delta:g}, the most is {least.delta:g}"
-    if least.sampling == "none" and privacy.sampling != "none":
-        return "sampling is poisson, but must be none"
-    return ""
 
 
 def read_floors(environ: Mapping[str, str] = environ) -> Floors:
