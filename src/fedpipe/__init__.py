@@ -7,11 +7,14 @@ Each command is a function of its name; docs/python.md lists them. A federation 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import types
 from typing import TYPE_CHECKING, Any
 
 from fedpipe.version import __version__ as __version__
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime, also in model.py, would report its use to its makers
 
 if TYPE_CHECKING:
     from fedpipe.commands.check import check
