@@ -48,7 +48,7 @@ _T = TypeVar("_T")
 
 
 class Approving(Section, frozen=True, kw_only=True):
-    """Who approves plans."""
+    """The way in which plans are approved."""
 
     by: Annotated[
         Way,
@@ -65,8 +65,26 @@ class Approving(Section, frozen=True, kw_only=True):
     ] = ()
 
 
+class Flaw(NamedTuple):
+    """A mistake in who approves: the key, the mistake, and the remedy."""
+
+    key: str
+    what: str
+    remedy: str
+
+
+def mistakes_of(settings: Approving) -> Iterator[Flaw]:
+    """Yield what is wrong with who approves."""
+    counted = set(settings.reviewers) - set(settings.revoked)
+    if settings.by == "signed-by" and settings.needed > len(counted):
+        remedy = "Add their public keys to approve.reviewers, as `fedpipe site reviewer` prints them."
+        yield Flaw("needed", f"{settings.needed} of {len(counted)} reviewers cannot sign", remedy)
+    if settings.by == "listed" and not settings.plans:
+        yield Flaw("plans", "lists no plan", "Add digests, as `fedpipe site pending` shows them.")
+
+
 class Description(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a plan is to its site: the same in every run that asks for the same.
+    """The digests of a plan: the same in every run that asks for the same.
 
     `place` is the store and the name of the federation, so that another one of the same name is another plan.
     """
@@ -252,8 +270,10 @@ class Approvals:
 
     def _later_code(self, known: Approval | None) -> Approval | None:
         """Return the approval of other code after this one: a way back to older code needs another approval."""
-        later = [item for item in self.decisions() if known and item.verdict == "approved" and item.number > known.number]
-        return next((item for item in reversed(later) if known and item.code != known.code), None)
+        if known is None:
+            return None
+        later = [item for item in self.decisions() if item.verdict == "approved" and item.number > known.number]
+        return next((item for item in reversed(later) if item.code != known.code), None)
 
     def answer(self, text: str, verdict: Literal["approved", "refused"], why: str = "", who: str = "") -> Approval:
         """Approve or refuse a plan.
@@ -434,14 +454,14 @@ def read_review(path: Path) -> Review:
 
 
 def _read(path: Path, kind: type[_T]) -> _T | None:
-    """Return the struct in a file of this folder, which is no link to elsewhere; None without one."""
+    """Return the struct in a file of this folder, which does not follow links; None without one."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    with open(handle, "rb") as file:
+    with os.fdopen(handle, "rb") as file:
         return decode(file.read(_MOST_KEPT), kind, where=str(path))
 
 
@@ -451,5 +471,3 @@ def _lines(code: bytes) -> list[str]:
 
 def _is_digest(name: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{64}", name) is not None
-
-

@@ -14,6 +14,7 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.methods import Ditto
 from fedpipe.federation.mistakes import quantity
 from fedpipe.federation.names import tag_of
+from fedpipe.federation.placement import Placement, StepKind
 from fedpipe.federation.preprocessing import parse
 from fedpipe.federation.training import Privacy
 
@@ -29,12 +30,17 @@ _FILE = re.compile(r"[/\\~$%]|\.[A-Za-z]\w{0,9}\Z")
 """Texts that may name a file or a host."""
 
 
+_STEPS: tuple[StepKind, ...] = ("train", "learn")
+"""Kinds of the steps that train; a site does their work."""
+
+
 class Demands(Struct, frozen=True, kw_only=True):
-    """What a plan asks of a learner in one round.
+    """The work and the protection of a plan, for a learner in one round.
 
     `epochs` counts passes over the train part, with repetitions of the preprocessing and of personal models. `steps` is
-    0 where epochs count. `learners` is the fewest that form a round. `columns` are those that the plan names, with their
-    kinds; empty kinds are not declared. `hazards` are callbacks and arguments that no site runs.
+    0 where epochs count. `learners` is the fewest that form a round. `columns` are those that the plan names, with
+    their kinds; empty kinds are not declared. `cores` and `memory` are limits or requests that the file sets.
+    `hazards` are callbacks and arguments that no site runs.
     """
 
     algorithm: str
@@ -47,8 +53,8 @@ class Demands(Struct, frozen=True, kw_only=True):
     criterion: str
     rare: int
     columns: dict[str, str]
-    cores: float
-    memory: float
+    cores: str
+    memory: str
     gpus: int
     tensorboard: bool
     hazards: tuple[str, ...]
@@ -56,7 +62,9 @@ class Demands(Struct, frozen=True, kw_only=True):
 
 def demands_of(federation: Federation, learner: str) -> Demands:
     """Return what a federation, in which `mistakes` finds nothing, asks of one of its learners."""
-    training, placement = federation.training, federation.placement_of("train", learner)
+    training = federation.training
+    own, kinds = federation.learner(learner).placement, federation.placement
+    placements = [own.over(kinds.get(step, Placement())) for step in _STEPS]
     repeats, batch = _preprocessed(training.preprocessing)
     times = repeats * (2 if isinstance(training.method, Ditto) else 1)
     vote, data = federation.vote, federation.data
@@ -71,9 +79,9 @@ def demands_of(federation: Federation, learner: str) -> Demands:
         criterion=vote.criterion if vote else "",
         rare=data.statistics.rare if data.is_table else 0,
         columns=_columns(federation),
-        cores=quantity(placement.cpu or placement.cpu_request or "0"),
-        memory=quantity(placement.memory or placement.memory_request or "0"),
-        gpus=placement.accelerator.count if placement.accelerator else 0,
+        cores=max((one.cpu or one.cpu_request or "0" for one in placements), key=quantity),
+        memory=max((one.memory or one.memory_request or "0" for one in placements), key=quantity),
+        gpus=max(one.accelerator.count if one.accelerator else 0 for one in placements),
         tensorboard=training.tensorboard and federation.secure is None and federation.privacy_of(learner) is None,
         hazards=tuple(_hazards(federation)),
     )

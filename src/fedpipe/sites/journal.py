@@ -227,7 +227,7 @@ class Journal:
             raise InputError(
                 f"{what} cannot be written, because of this: {why}",
                 where=str(self.folder),
-                remedy="Make room on the disk, and give this user the right to write there. Nothing is done without it.",
+                remedy="Make room on the disk, and give this user the right to write there.",
             ) from error
 
 
@@ -358,9 +358,9 @@ def _is_whole(window: list[_Line], head: JournalHead | None) -> bool:
     if not window or window[0].entry is None:
         return True
     number, following = window[0].entry.n, window[1].entry if len(window) > 1 else None
-    if len(window) > 1:
-        return following is None or following.n != number + 1 or following.previous == window[0].digest
-    return head is None or head.entries != number or head.digest == window[0].digest
+    if head is not None and head.entries == number:
+        return head.digest == window[0].digest
+    return following is None or following.n != number + 1 or following.previous == window[0].digest
 
 
 def _flaw_of_end(head: JournalHead | None, last: _Line | None, entries: int) -> Flaw | None:

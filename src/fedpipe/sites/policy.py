@@ -1,7 +1,7 @@
 """The policy of a site: what its owner allows, whatever a plan asks for. It is never read from the store.
 
-A policy can only tighten. A plan that asks for more is refused before any data are opened (`objections`). Whatever the
-site itself decides, such as event files and limits of the process, is the smaller of the two (`effective`).
+A policy can only tighten. A plan that asks for more is refused before any data are opened (`objections`). Other
+settings, such as event files and limits of the process, become the smaller of the two (`effective`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Condition(Section, frozen=True, kw_only=True):
 
 
 class Leaving(Section, frozen=True, kw_only=True):
-    """What may leave the site besides weights."""
+    """Numbers and files that may leave the site besides weights."""
 
     metrics: Annotated[
         tuple[Text, ...] | None,
@@ -57,16 +57,14 @@ class Policy(Section, frozen=True, kw_only=True):
     ] = ""
     columns: Annotated[
         dict[Text, Kind],
-        Meta(description="columns that a plan may use, with their kinds, labels too; the others are removed. Empty: all"),
+        Meta(description="columns that a plan may use, also labels, with their kinds; others are removed. Empty: all"),
     ] = field(default_factory=dict)
     rows: Annotated[
         dict[Text, Condition],
         Meta(description="conditions by column that all rows fulfil, such as `{consent: {one_of: ['yes']}}`"),
     ] = field(default_factory=dict)
     least_examples: Annotated[Count, Meta(description="fewest examples with which the site takes part")] = 0
-    algorithms: Annotated[
-        tuple[AlgorithmName, ...], Meta(description="algorithms that may run; empty: all")
-    ] = ()
+    algorithms: Annotated[tuple[AlgorithmName, ...], Meta(description="algorithms that may run; empty: all")] = ()
     epochs: Annotated[Positive | None, Meta(description="most passes over the train part in a round")] = None
     steps: Annotated[Positive | None, Meta(description="most steps of the optimizer in a round")] = None
     batch_size: Annotated[Positive | None, Meta(description="most examples in a step of the optimizer")] = None
@@ -81,11 +79,11 @@ class Policy(Section, frozen=True, kw_only=True):
     privacy: Annotated[LeastPrivacy | None, Meta(description="least differential privacy of a plan")] = None
     secure_sums: Annotated[bool, Meta(description="only plans with secure sums run")] = False
     learners: Annotated[Learners, Meta(description="fewest learners that form a round")] = 0
-    leaves: Annotated[Leaving, Meta(description="what may leave besides weights")] = field(default_factory=Leaving)
+    leaves: Annotated[Leaving, Meta(description="numbers and files that may leave besides weights")] = field(default_factory=Leaving)
 
 
 class Effective(Struct, frozen=True, kw_only=True):
-    """What runs at a site, when a plan fulfils its policy; None: without a limit."""
+    """The settings that run at a site, when a plan fulfils its policy; None: without a limit."""
 
     demands: Demands
     cores: float | None
@@ -98,9 +96,7 @@ class Effective(Struct, frozen=True, kw_only=True):
     samples: bool
 
 
-def objections(
-    policy: Policy, federation: Federation, learner: str, *, examples: int | None = None
-) -> tuple[str, ...]:
+def objections(policy: Policy, federation: Federation, learner: str, *, examples: int | None = None) -> tuple[str, ...]:
     """Return all that a plan asks beyond a policy, each as a sentence with both values; empty if it fulfils it.
 
     Args:
@@ -129,10 +125,10 @@ def _work(policy: Policy, asked: Demands, examples: int | None) -> Iterator[str]
     if policy.batch_size is not None and asked.batch_size > policy.batch_size:
         yield _beyond("has batches of", _counted(asked.batch_size, "example"), str(policy.batch_size))
     for what, most, wanted in (
-        ("cores", policy.cpu, asked.cores), ("bytes of memory", policy.memory, asked.memory),
+        ("cores", policy.cpu, asked.cores), ("of memory", policy.memory, asked.memory),
     ):  # fmt: skip
-        if most and wanted > quantity(most):
-            yield _beyond("asks for", f"{wanted:g} {what}", most)
+        if most and quantity(wanted) > quantity(most):
+            yield _beyond("asks for", f"{wanted} {what}", most)
     if policy.gpus is not None and asked.gpus > policy.gpus:
         yield _beyond("asks for", _counted(asked.gpus, "GPU"), str(policy.gpus))
 
@@ -141,7 +137,8 @@ def _steps(most: int, asked: Demands, examples: int | None) -> Iterator[str]:
     """Compare steps; epochs are as many steps as the batches of the examples, where their number is known."""
     steps = asked.steps
     if asked.epochs and examples is None:
-        yield f"the plan trains {_counted(asked.epochs, 'epoch')} a round; this site's policy needs training.local_steps"
+        epochs = _counted(asked.epochs, "epoch")
+        yield f"the plan trains {epochs} a round; this site's policy needs training.local_steps"
         return
     if asked.epochs and examples is not None:
         steps = asked.epochs * -(-examples // asked.batch_size)
