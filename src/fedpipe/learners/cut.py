@@ -101,6 +101,11 @@ def bottom_name(party: str) -> str:
     return f"{BOTTOM}-{party}"
 
 
+def holders(federation: Federation) -> dict[str, str]:
+    """Return the party that holds each part of the network, by the name of the part."""
+    return {part: learner.name for learner in federation.learners for part in part_names(federation, learner.name)}
+
+
 def joined(parts: Mapping[str, Arrays]) -> Arrays:
     """Return the weights of parts under one name each, `<part>/<name>`."""
     return {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}

@@ -22,6 +22,7 @@ from fedpipe.rounds.manifests import Dropped, Update
 from fedpipe.rounds.parcels import Meeting, remove
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
+from fedpipe.rounds.timings import PARCELS, Timing, note
 from fedpipe.rounds.updates import publish_update
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.exchange import Conversation
@@ -61,7 +62,7 @@ def take_part(
         clock: seconds of this process.
     """
     seconds = plan.federation.quorum.deadline - (store.age(keys.board(plan.run)) or 0.0)
-    cut = plan.federation.split
+    cut, started = plan.federation.split, time.time()
     assert cut is not None
     talk = Conversation(
         meeting_of(store, plan, board), party, cut.exchange, read_enrolled(store), seconds=seconds, clock=clock
@@ -87,6 +88,12 @@ def take_part(
             )  # fmt: skip
         log.info(
             "round %d: %s sent %d bytes, and waited %.1f s", board.round, party, talk.sent, talk.waited
+        )  # fmt: skip
+        note(
+            store, plan.run,
+            Timing(
+                step=PARCELS, learner=party, round=board.round, started=started, seconds=talk.waited, sent=talk.sent
+            ),
         )  # fmt: skip
         return _published(store, signed_by(update, party))
     except (Exception, SystemExit) as error:
