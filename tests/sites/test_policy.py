@@ -184,7 +184,7 @@ POLICIES = st.fixed_dictionaries(
         "columns": st.dictionaries(st.sampled_from(["age", "sex", "outcome", "id"]), st.sampled_from(["number", "category"])),
         "leaves": st.fixed_dictionaries({}, optional={
             "metrics": st.lists(st.sampled_from(["loss", "accuracy"]), unique=True), "examples": st.integers(0, 30),
-            "tensorboard": st.booleans(), "exploration": st.booleans(), "samples": st.booleans(),
+            "tensorboard": st.booleans(),
         }),
     },
 )  # fmt: skip
@@ -279,8 +279,6 @@ def test_no_plan_loosens_a_policy(limits: dict[str, Any], asked: dict[str, Any],
     runs = effective(own, demands_of(plan, "b"))
     leaves = own.leaves
     assert not runs.demands.tensorboard or leaves.tensorboard
-    assert not runs.exploration or leaves.exploration
-    assert not runs.samples or (leaves.samples and leaves.exploration)
     assert runs.metrics == leaves.metrics
     assert runs.gpus <= (own.gpus if own.gpus is not None else runs.gpus)
 

@@ -6,13 +6,15 @@ the file that `FEDPIPE_FLOORS` names in its pod:
     privacy: {noise_multiplier: 1.0, target_epsilon: 4.0, delta: 1.0e-5, sampling: poisson}
     code: ["sha256:..."]       # of model.py, and of any other file of the federation
     plans: ["sha256:..."]      # of the run's definition, `plan` in round 0's record
+    leaves: {metrics: [loss], examples: 20}     # numbers that may leave besides weights
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -23,10 +25,13 @@ from fedpipe.federation.messages import described
 from fedpipe.federation.names import LARGE, MOST_NOISE
 from fedpipe.federation.training import Privacy
 from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.releases import Leaving, released
 from fedpipe.store import SECRET_DIR, held
 from fedpipe.store.concealment import environ
 from fedpipe.store.objects import Digest
 
+log = logging.getLogger("fedpipe")
+S = TypeVar("S")
 FLOORS = "FEDPIPE_FLOORS"
 """Environment variable: the file of the floors; `floors` in the mounted secret by default."""
 
@@ -61,6 +66,7 @@ class Floors(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     privacy: LeastPrivacy | None = None
     code: tuple[Digest, ...] | None = None
     plans: tuple[Digest, ...] | None = None
+    leaves: Leaving | None = None
 
     def check_code(self, digest: str) -> None:
         """Refuse code that is not allowed. Raises DroppedError."""
@@ -120,6 +126,18 @@ def floors_in(path: Path) -> Floors:
     except msgspec.ValidationError as error:
         what, remedy = described(str(error))
         raise InputError(f"the floors are malformed: {what}", where=str(path), remedy=remedy) from error
+
+
+def released_here(statement: S) -> S:
+    """Return a learner's statement with the numbers and texts that may leave this pod or machine. Raises InputError."""
+    leaves = read_floors().leaves
+    if leaves is None:
+        return statement
+    made = released(leaves, statement)
+    for text in made.withheld:
+        log.warning("this does not leave: %s", text)
+    changed: S = made.statement
+    return changed
 
 
 def check_floors(plan: Plan, learner: str) -> None:

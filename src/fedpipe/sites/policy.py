@@ -17,7 +17,8 @@ from fedpipe.federation.data import Kind
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.mistakes import mistakes, quantity
 from fedpipe.federation.names import BYTES, CORES, Count, Learners, Positive, Section
-from fedpipe.rounds.floors import LeastPrivacy
+from fedpipe.rounds.floors import Floors, LeastPrivacy
+from fedpipe.rounds.releases import Leaving
 from fedpipe.sites.demands import Demands, demands_of
 from fedpipe.sites.journal import Usage
 
@@ -32,21 +33,6 @@ class Condition(Section, frozen=True, kw_only=True):
     at_least: Annotated[float | None, Meta(description="smallest number")] = None
     at_most: Annotated[float | None, Meta(description="largest number")] = None
     one_of: Annotated[tuple[str, ...], Meta(description="texts, one of which the cell has; empty: any")] = ()
-
-
-class Leaving(Section, frozen=True, kw_only=True):
-    """Numbers and files that may leave the site besides weights."""
-
-    metrics: Annotated[
-        tuple[Text, ...] | None,
-        Meta(description="names of metrics that may leave; by default `loss` and the usual metrics (docs/sites.md)"),
-    ] = None
-    examples: Annotated[Count, Meta(description="fewest examples behind each number that leaves")] = 0
-    tallies: Annotated[bool, Meta(description="counts by class, such as confusion matrices, leave")] = True
-    tensorboard: Annotated[bool, Meta(description="TensorBoard event files leave")] = False
-    exploration: Annotated[bool, Meta(description="the answers to `fedpipe explore` leave")] = False
-    samples: Annotated[bool, Meta(description="pictures of single examples leave, with an exploration")] = False
-    reasons: Annotated[bool, Meta(description="error messages of model.py leave, which may quote data")] = False
 
 
 class Policy(Section, frozen=True, kw_only=True):
@@ -79,7 +65,17 @@ class Policy(Section, frozen=True, kw_only=True):
     privacy: Annotated[LeastPrivacy | None, Meta(description="least differential privacy of a plan")] = None
     secure_sums: Annotated[bool, Meta(description="only plans with secure sums run")] = False
     learners: Annotated[Learners, Meta(description="fewest learners that form a round")] = 0
-    leaves: Annotated[Leaving, Meta(description="numbers and files that may leave besides weights")] = field(default_factory=Leaving)
+    leaves: Annotated[Leaving, Meta(description="numbers and files that may leave besides weights")] = field(
+        default_factory=Leaving
+    )
+
+    def floors(self, code: tuple[str, ...] | None = None) -> Floors:
+        """Return the demands that the process that trains checks again.
+
+        Args:
+            code: digests of the code that may run; None leaves that to the decisions.
+        """
+        return Floors(privacy=self.privacy, code=code, leaves=self.leaves)
 
 
 class Effective(Struct, frozen=True, kw_only=True):
@@ -92,8 +88,6 @@ class Effective(Struct, frozen=True, kw_only=True):
     metrics: tuple[str, ...] | None
     examples: int
     tallies: bool
-    exploration: bool
-    samples: bool
 
 
 def objections(policy: Policy, federation: Federation, learner: str, *, examples: int | None = None) -> tuple[str, ...]:
@@ -224,6 +218,4 @@ def effective(policy: Policy, asked: Demands) -> Effective:
         metrics=leaves.metrics,
         examples=leaves.examples,
         tallies=leaves.tallies,
-        exploration=leaves.exploration,
-        samples=leaves.exploration and leaves.samples,
     )

@@ -1,21 +1,22 @@
-"""Lets numbers and texts leave a site as its policy allows; everything else stays, and is named in the journal.
+"""Lets numbers and texts leave a learner as its floors allow; everything else stays there.
 
-The process that trained is hostile here: names of metrics and error messages could carry data. So a metric leaves only
-by its name, which the owner of the site lists or which is a usual one.
+The code of a model is hostile here: names of metrics and error messages could carry data. So a metric leaves only by
+its name, which the owner of the data lists or which is a usual one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
 
+from msgspec import Meta
 from msgspec.structs import replace
 
+from fedpipe.federation.names import Count, Section
 from fedpipe.rounds.evaluation import Score
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores, Tested, Update
 from fedpipe.rounds.tallies import ClassTally, Tally
-from fedpipe.sites.policy import Leaving
 
 USUAL_METRICS = frozenset(
     {
@@ -29,15 +30,38 @@ USUAL_METRICS = frozenset(
     }
 )  # fmt: skip
 """Names of metrics that leave unless a policy lists its own; `val_` may stand before them."""
-WITHHELD = "this site's policy withholds it"
-REASON_STAYS = "its work failed; the reason is in the site's journal"
+WITHHELD = "the owner of the data withholds it"
+REASON_STAYS = "its work failed, and its owner keeps the reason"
+BUDGET_SPENT = "its privacy budget is used up"
+Text = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class Leaving(Section, frozen=True, kw_only=True):
+    """Numbers and files that may leave the site besides weights."""
+
+    metrics: Annotated[
+        tuple[Text, ...] | None,
+        Meta(description="names of metrics that may leave; by default `loss` and the usual metrics (docs/sites.md)"),
+    ] = None
+    examples: Annotated[Count, Meta(description="fewest examples behind each number that leaves")] = 0
+    tallies: Annotated[bool, Meta(description="counts by class, such as confusion matrices, leave")] = True
+    tensorboard: Annotated[bool, Meta(description="TensorBoard event files leave")] = False
+    reasons: Annotated[bool, Meta(description="error messages of model.py leave, which may quote data")] = False
 
 
 class Released(NamedTuple):
     """A statement that may leave, and what was withheld, in words for the journal."""
 
-    statement: Update | Ballot | Score | Dropped
+    statement: Any
     withheld: tuple[str, ...] = ()
+
+
+def released(leaves: Leaving, statement: Any) -> Released:
+    """Return a statement of a learner, of any kind, with what may leave."""
+    for kind, function in _KINDS.items():
+        if isinstance(statement, kind):
+            return function(leaves, statement)
+    return Released(statement)
 
 
 def released_update(leaves: Leaving, update: Update) -> Released:
@@ -77,17 +101,12 @@ def released_score(leaves: Leaving, score: Score) -> Released:
     return Released(changed, (*(f"the counts of {name or 'the output'}" for name in kept_back), *more))
 
 
-def released_reason(leaves: Leaving, dropped: Dropped, *, own: bool) -> Released:
-    """Return a note that the site does not take part; texts of the process that trained stay.
-
-    Args:
-        leaves: what may leave.
-        dropped: the note.
-        own: whether the text is the agent's own, such as an objection, and not of the process that trained.
-    """
-    if own or leaves.reasons:
+def released_reason(leaves: Leaving, dropped: Dropped) -> Released:
+    """Return a note that a learner does not take part; texts that may quote its data stay."""
+    if leaves.reasons:
         return Released(dropped)
-    return Released(replace(dropped, why=REASON_STAYS), (dropped.why,))
+    why = BUDGET_SPENT if dropped.code else REASON_STAYS
+    return Released(replace(dropped, why=why), () if why == dropped.why else (dropped.why,))
 
 
 def released_metrics(
@@ -132,3 +151,8 @@ def _may_leave(leaves: Leaving, tally: Tally) -> bool:
 def _empty(score: Score) -> Score:
     """Return a score without numbers."""
     return Score(learner=score.learner, weights=score.weights, settings=score.settings)
+
+
+_KINDS: dict[type[Any], Callable[[Leaving, Any], Released]] = {
+    Update: released_update, Ballot: released_ballot, Score: released_score, Dropped: released_reason,
+}  # fmt: skip

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedpipe.codec import converted
+from fedpipe.data.disclosure import released_report
+from fedpipe.data.statistics import ColumnReport, Report
+from fedpipe.learners.contribute import contribute
 from fedpipe.rounds import manifests
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.evaluation import Score
+from fedpipe.rounds.floors import FLOORS
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores, Update
-from fedpipe.rounds.tallies import ClassTally
-from fedpipe.sites.policy import Leaving
-from fedpipe.sites.releases import (
+from fedpipe.rounds.releases import (
+    BUDGET_SPENT,
     REASON_STAYS,
     WITHHELD,
+    Leaving,
     released_ballot,
     released_metrics,
     released_reason,
     released_score,
     released_update,
 )
-from fedpipe.store.objects import digest_of
+from fedpipe.rounds.tallies import ClassTally
+from fedpipe.store import MemoryStore, keys
+from fedpipe.store.objects import digest_of, find
+from tests.federations import PlusOneLearner, fresh, make_federation, make_plan
 
 DIGEST = digest_of(b"")
 
@@ -45,7 +54,7 @@ def test_usual_metrics_leave_as_they_are() -> None:
 @pytest.mark.parametrize("name", ["patient_4711_positive", "loss ", "loss\n", "x" * 100, "LOSS", "val_val_loss", ""])
 def test_names_that_could_carry_data_stay(name: str) -> None:
     made = released_update(leaving(), update(metrics={"loss": 1.0, name: 2.0}))
-    assert made.statement.metrics == {"loss": 1.0}  # type: ignore[union-attr]
+    assert made.statement.metrics == {"loss": 1.0}
     assert made.withheld == (f"the metric {name!r}",)
 
 
@@ -59,8 +68,8 @@ def test_a_list_replaces_the_usual_names() -> None:
 def test_too_few_examples_behind_a_number() -> None:
     given = update(tested=manifests.Tested(examples=9, metrics={"loss": 1.0}))
     made = released_update(leaving(examples=10), given)
-    assert made.statement.metrics == given.metrics  # type: ignore[union-attr]
-    assert made.statement.tested is None  # type: ignore[union-attr]
+    assert made.statement.metrics == given.metrics
+    assert made.statement.tested is None
     assert made.withheld == ("1 metrics of 9 examples, of which the policy needs 10",)
     assert released_update(leaving(examples=9), given) == (given, ())
 
@@ -75,12 +84,12 @@ def ballot(**more: Any) -> Ballot:
 
 def test_a_ballot_keeps_its_criterion() -> None:
     made = released_ballot(leaving(), ballot(why="ValueError: patient 4711"))
-    assert made.statement.current.vote.metrics == {"loss": 1.0}  # type: ignore[union-attr]
-    assert made.statement.proposed.vote.metrics == {"loss": 1.0}  # type: ignore[union-attr]
-    assert made.statement.why == REASON_STAYS  # type: ignore[union-attr]
+    assert made.statement.current.vote.metrics == {"loss": 1.0}
+    assert made.statement.proposed.vote.metrics == {"loss": 1.0}
+    assert made.statement.why == REASON_STAYS
     assert made.withheld == ("the metric 'secret'",)
-    assert released_ballot(leaving(reasons=True), ballot(why="x")).statement.why == "x"  # type: ignore[union-attr]
-    assert released_ballot(leaving(), ballot()).statement.why == ""  # type: ignore[union-attr]
+    assert released_ballot(leaving(reasons=True), ballot(why="x")).statement.why == "x"
+    assert released_ballot(leaving(), ballot()).statement.why == ""
 
 
 def tally(*true: int) -> ClassTally:
@@ -116,9 +125,49 @@ def test_counts_by_class(limits: dict[str, Any], counts: tuple[int, ...], leaves
 
 def test_reasons_of_user_code_stay() -> None:
     dropped = Dropped(learner="b", why="ValueError: patient 4711 (line 3)", lasting=True)
-    made = released_reason(leaving(), dropped, own=False)
+    made = released_reason(leaving(), dropped)
     assert made.statement == Dropped(learner="b", why=REASON_STAYS, lasting=True)
     assert made.withheld == (dropped.why,)
-    assert released_reason(leaving(), dropped, own=True) == (dropped, ())
-    assert released_reason(leaving(reasons=True), dropped, own=False) == (dropped, ())
-    assert released_score(leaving(), Score(learner="b", weights="", why="patient 4711")).statement.why == REASON_STAYS  # type: ignore[union-attr]
+    assert released_reason(leaving(reasons=True), dropped) == (dropped, ())
+    spent = Dropped(learner="b", why="epsilon would be 4.1", lasting=True, code="DP_BUDGET_EXCEEDED")
+    assert released_reason(leaving(), spent).statement.why == BUDGET_SPENT
+    untested = Score(learner="b", weights="", why="patient 4711")
+    assert released_score(leaving(), untested).statement.why == REASON_STAYS
+
+
+@pytest.fixture
+def floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Floors as a learner keeps them next to its key."""
+    (tmp_path / "floors").write_text("leaves: {metrics: [loss], examples: 3}\n")
+    monkeypatch.setenv(FLOORS, str(tmp_path / "floors"))
+
+
+@pytest.mark.usefixtures("floors")
+class TestFloors:
+    """Whatever a learner publishes passes its floors before it is signed."""
+
+    def test_an_update(self, store: MemoryStore) -> None:
+        plan = make_plan(make_federation(names=("b",)))
+        base = begin(store, plan, fresh).weights
+        learner = PlusOneLearner(1.0, examples=5)
+        made = contribute(store, plan, "b", 1, base, lambda: learner)
+        assert isinstance(made, Update)
+        assert set(made.metrics) <= {"loss"}
+        found = find(store, keys.update("b", plan.run, 1), Update)
+        assert found == made
+
+    def test_a_reason(self, store: MemoryStore) -> None:
+        plan = make_plan(make_federation(names=("b",)))
+        base = begin(store, plan, fresh).weights
+        contribute(store, plan, "b", 1, base, lambda: PlusOneLearner(1.0, fails="patient 4711"))
+        found = find(store, keys.answer("b", plan.run, 1, "dropped"), Dropped)
+        assert found is not None
+        assert found.why == REASON_STAYS
+
+    def test_statistics(self) -> None:
+        sex = ColumnReport(name="sex", kind="category", missing=0, categories={"f": 3, "m": 2})
+        report = Report(learner="b", examples=5, columns=(sex,), classes={"yes": 2, "no": 3})
+        made = released_report(report)
+        assert made.columns[0].categories == {"f": 3}
+        assert made.classes == {"no": 3}
+        assert released_report(Report(learner="b", why="row 7: 'x'")).why == REASON_STAYS
