@@ -56,6 +56,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     "shard": st.builds(keys.shard, NAMES),
     "parcel": st.builds(keys.parcel, NAMES, DIGESTS.map(lambda digest: digest.removeprefix("sha256:"))),
     "ledger": st.builds(keys.ledger, NAMES, COUNTS),
+    "approval": st.builds(keys.approval, NAMES),
     "sign": st.builds(keys.sign, NAMES, RUNS),
     "score": st.builds(keys.score, NAMES, RUNS),
     "answer": st.builds(keys.answer, NAMES, RUNS, ROUNDS, NOTES),

@@ -28,6 +28,7 @@ SPELLED = {
     keys.content(DIGEST, kind="proposals"): f"objects/{HEX}",
     keys.content(DIGEST, "a"): f"learners/a/objects/{HEX}",
     keys.content(DIGEST, "a", "proposals"): f"learners/a/proposals/{HEX}",
+    keys.approval("a"): "learners/a/runs/_approval",
     keys.content(DIGEST, "a", "personal"): f"learners/a/personal/{HEX}",
     keys.shards("r"): "runs/r/shards",
     keys.plan("r"): "runs/r/plan",

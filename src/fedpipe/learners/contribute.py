@@ -18,6 +18,7 @@ from fedpipe.learners.framework import Arrays, seed_of
 from fedpipe.learners.learner import Learner, Trained, log
 from fedpipe.learners.personal import Kept
 from fedpipe.rounds.budget import Budget
+from fedpipe.rounds.floors import released_here
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.ledger import find_marks
 from fedpipe.rounds.manifests import Dropped, Scores, Tested, Update
@@ -86,7 +87,7 @@ def _offered(
         size=(folder / "weights").stat().st_size, examples=trained.examples, metrics=trained.metrics,
         plan=plan.definition.digest, tested=tested, optimizer=kept, personal=personal, spent=spent, ledger=ledger,
     )  # fmt: skip
-    return publish_update(store, signed_by(update, name))
+    return publish_update(store, signed_by(released_here(update), name))
 
 
 def _encoded(plan: Plan, name: str, number: int, start: Arrays, trained: Trained) -> tuple[Arrays, Kept]:

@@ -19,6 +19,7 @@ from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.party import Held, Parts
 from fedpipe.rounds.cut import read_digests
+from fedpipe.rounds.floors import released_here
 from fedpipe.rounds.manifests import Dropped, Update
 from fedpipe.rounds.parcels import Meeting, remove
 from fedpipe.rounds.plan import Plan
@@ -96,7 +97,7 @@ def take_part(
                 step=PARCELS, learner=party, round=board.round, started=started, seconds=talk.waited, sent=talk.sent
             ),
         )  # fmt: skip
-        return _published(store, signed_by(update, party))
+        return _published(store, signed_by(released_here(update), party))
     except (Exception, SystemExit) as error:
         dropped = left_out(store, plan, party, board.round, error, Roll((), attempt=board.attempt).note("dropped"))
         talk.leave(dropped.why)

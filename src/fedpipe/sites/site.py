@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, field
@@ -20,6 +20,7 @@ from fedpipe.federation.messages import Grammar, mistake_of
 from fedpipe.federation.names import Name, Section
 from fedpipe.federation.values import check_values
 from fedpipe.identity.signing import ADMINISTRATOR_KEY, FOUND_KEYS, KEYS, SIGNING_KEY, public_key
+from fedpipe.sites.approval import Approving, Way, mistakes_of
 from fedpipe.sites.policy import Policy
 from fedpipe.store import SECRET_DIR, Store, check_uri, file_uri, is_uri, open_store
 from fedpipe.store.credentials import read_mounted
@@ -55,9 +56,14 @@ class Site(Section, frozen=True, kw_only=True):
         float, Meta(ge=LEAST_LOOK, le=3600, description="seconds between two looks at the store while idle")
     ] = LEAST_LOOK
     approve: Annotated[
-        Literal["ask", "listed", "signed-by", "any"], Meta(description="how a plan is approved before it runs")
+        Way | Approving, Meta(description="how a plan is approved before it runs; a word alone takes all defaults")
     ] = "ask"
     policy: Annotated[Policy, Meta(description="limits that the site sets")] = field(default_factory=Policy)
+
+    @property
+    def approving(self) -> Approving:
+        """Return who approves plans."""
+        return self.approve if isinstance(self.approve, Approving) else Approving(by=self.approve)
 
     def open(self) -> Store:
         """Return the federation's part of the store. Raises StoreError."""
@@ -66,8 +72,13 @@ class Site(Section, frozen=True, kw_only=True):
     @property
     def public_key(self) -> str:
         """Return the public part of the signing key; empty where the site has none. Raises InputError."""
-        text = self._key_text()
-        return public_key(text.split()[0]) if text.split() else ""
+        private = self.private_key
+        return public_key(private) if private else ""
+
+    @property
+    def private_key(self) -> str:
+        """Return the private signing key; empty where the site has none. Raises InputError."""
+        return (self._key_text().split() or [""])[0]
 
     def _key_text(self) -> str:
         try:
@@ -123,6 +134,8 @@ def parse_site(content: Any, folder: Path, *, where: str) -> Site:
     except msgspec.ValidationError as error:
         path, what, remedy = mistake_of(_GRAMMAR, str(error), content)
         raise InputError(what, where=f"{where}: {path}" if path else where, remedy=remedy) from error
+    for flaw in mistakes_of(site.approving):
+        raise InputError(flaw.what, where=f"{where}: approve.{flaw.key}", remedy=flaw.remedy)
     site = _resolved(site, folder, where)
     _check(site, where)
     return site

@@ -113,6 +113,7 @@ TABLE = (
     Row("runs/<run>/report.html", _GLOBAL, "the report"),
     Row("runs/<run>/pruned", _GLOBAL, "a note that `fedpipe prune` has removed objects of the run"),
     Row("learners/<learner>/shard", _DEALT, "the manifest of the learner's current shard"),
+    Row("learners/<learner>/runs/_approval", _LEARNERS, "a site: its last decision about a plan ([sites](sites.md))"),
     Row("learners/<learner>/objects/<sha256>", _DEALT, "shards, weights of updates, optimizer states"),
     Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
     Row("learners/<learner>/personal/<sha256>", _SPENT, "weights that stay at the learner ([personal](personal.md))"),

@@ -200,6 +200,11 @@ def learner_folder(learner: str) -> str:
     return f"learners/{learner}/"
 
 
+def approval(learner: str) -> str:
+    """Returns the key of a site's last decision about a plan."""
+    return f"{learner_folder(learner)}runs/_approval"
+
+
 def shard(learner: str) -> str:
     """Returns the key of the manifest of a learner's shard."""
     return f"{learner_folder(learner)}shard"
