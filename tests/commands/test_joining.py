@@ -141,16 +141,24 @@ class TestJoining:
         key = read_site(config).public_key
         config.unlink()
         assert join(made.file, config).key == key
-        with pytest.raises(InputError, match="this site has joined tiny by this invitation") as caught:
-            join(made.file, config)
-        assert caught.value.remedy == "Run `fedpipe site rotate` for new keys."
+
+    def test_one_that_has_joined_stays_as_it_is(self, file: Path, tmp_path: Path) -> None:
+        """Also after its invitation has expired: a container asks to join whenever it starts."""
+        made, config = invite(file, "b", out=tmp_path / "b.yaml", expires=2), site_of(tmp_path / "hospital")
+        asked(made.file, config)
+        accept(file, "b")
+        first = join(made.file, config)
+        before = {path: path.read_bytes() for path in config.parent.rglob("*") if path.is_file()}
+        time.sleep(max(0.0, made.expires - time.time()) + 0.01)
+        assert join(made.file, config) == first._replace(written=False)
+        assert {path: path.read_bytes() for path in config.parent.rglob("*") if path.is_file()} == before
 
     def test_an_interrupted_acceptance_continues(self, file: Path, tmp_path: Path) -> None:
         """The enrolment is there and the answer is not; as after a crash between them."""
         made, config = invite(file, "b", out=tmp_path / "b.yaml"), site_of(tmp_path / "hospital")
         asked(made.file, config)
         accept(file, "b", examples=7)
-        number = read_invitation(made.file, time.time()).number
+        number = read_invitation(made.file).number
         of(file).delete(keys.joining("b", number, "answer"))
         before = read_enrolled(of(file))
         assert [one.outcome for one in next(attend(file))] == ["accepted"]
@@ -165,7 +173,7 @@ class TestJoining:
 
     def test_a_site_yaml_that_is_there_stays(self, file: Path, tmp_path: Path) -> None:
         made, config = invite(file, "b", out=tmp_path / "b.yaml"), site_of(tmp_path / "hospital")
-        invitation = read_invitation(made.file, time.time())
+        invitation = read_invitation(made.file)
         text = f"store: {invitation.store}\nfederation: tiny\nname: b\nstate: own\nkey: own/signing\nlook: 77\n"
         config.write_text(text)
         asked(made.file, config)
@@ -199,7 +207,7 @@ class TestARegistrar:
         desk = attend_with(file, noted)
         assert next(desk) == []
         asked(good.file, site_of(tmp_path / "hospital"))
-        number = read_invitation(bad.file, time.time()).number
+        number = read_invitation(bad.file).number
         of(file).create(keys.joining("c", number, "request"), b"{}")
         first = next(desk)
         assert [(one.learner, one.outcome) for one in first] == [("b", "accepted"), ("c", "refused")]
@@ -313,7 +321,7 @@ class TestRefusals:
     def test_a_request_that_was_altered(self, file: Path, tmp_path: Path) -> None:
         made = invite(file, "b", out=tmp_path / "b.yaml")
         asked(made.file, site_of(tmp_path / "hospital"))
-        key = keys.joining("b", read_invitation(made.file, time.time()).number, "request")
+        key = keys.joining("b", read_invitation(made.file).number, "request")
         content = json.loads(of(file).read(key).data)
         content["key"] = public_key(make_key())
         of(file).replace(key, json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
@@ -325,7 +333,7 @@ class TestRefusals:
         other = write_file(tmp_path / "other", str(tmp_path / "store"), name="other")
         theirs, ours = invite(other, "b", out=tmp_path / "theirs.yaml"), invite(file, "b", out=tmp_path / "b.yaml")
         asked(theirs.file, site_of(tmp_path / "hospital"))
-        numbers = [read_invitation(made.file, time.time()).number for made in (theirs, ours)]
+        numbers = [read_invitation(made.file).number for made in (theirs, ours)]
         data = of(other).read(keys.joining("b", numbers[0], "request")).data
         of(file).create(keys.joining("b", numbers[1], "request"), data)
         self.refused(file, "^the request is for the federation 'other'$")
@@ -357,7 +365,7 @@ class TestRefusals:
         asked(made.file, config)
         accept(file, "b")
         revoke(file, "b")
-        of(file).delete(keys.joining("b", read_invitation(made.file, time.time()).number, "answer"))
+        of(file).delete(keys.joining("b", read_invitation(made.file).number, "answer"))
         self.refused(file, "^it was revoked on .* UTC, after it was invited$")
 
     def test_one_that_is_enrolled_in_the_meantime(self, file: Path, tmp_path: Path) -> None:
@@ -372,7 +380,7 @@ class TestRefusals:
 
     def test_a_large_one(self, file: Path, tmp_path: Path) -> None:
         made = invite(file, "b", out=tmp_path / "b.yaml")
-        of(file).create(keys.joining("b", read_invitation(made.file, time.time()).number, "request"), bytes(2**16 + 1))
+        of(file).create(keys.joining("b", read_invitation(made.file).number, "request"), bytes(2**16 + 1))
         self.refused(file, "^the request is malformed: the object has 65537 bytes, the limit is 65536$")
 
 
@@ -421,7 +429,7 @@ class TestInvite:
             invite(file, "b", store=near)
         assert caught.value.where == "--endpoint"
         made = invite(file, "b", store=near, endpoint="https://minio.example.org", out=tmp_path / "b.yaml")
-        invitation = read_invitation(made.file, time.time())
+        invitation = read_invitation(made.file)
         assert invitation.store == "s3://tests/inside?endpoint=https://minio.example.org&region=us-east-1"
         for url in (invitation.request, invitation.answer):
             assert url.startswith("https://minio.example.org/tests/inside/tiny/joining/b/")
@@ -431,7 +439,7 @@ class TestInvite:
         pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
         (tmp_path / "ca.pem").write_text(pem)
         made = invite(file, "b", ca=tmp_path / "ca.pem", out=tmp_path / "b.yaml")
-        assert read_invitation(made.file, time.time()).ca == pem
+        assert read_invitation(made.file).ca == pem
         (tmp_path / "ca.pem").write_text("no certificate")
         with pytest.raises(InputError, match="is not a certificate in PEM form"):
             invite(file, "c", ca=tmp_path / "ca.pem", out=tmp_path / "c.yaml")
@@ -563,7 +571,7 @@ class TestOnMinio:
 
     def test_the_urls_open_one_object_each(self, minio_file: Path, tmp_path: Path) -> None:
         made = invite(minio_file, "b", out=tmp_path / "b.yaml")
-        invitation = read_invitation(made.file, time.time())
+        invitation = read_invitation(made.file)
         with changed_environment(NO_KEYS):
             lent = Lent()
             assert lent.find(invitation.answer) is None

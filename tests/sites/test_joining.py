@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import json
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from fedpipe.errors import CorruptError, DroppedError, InputError
 from fedpipe.identity.signing import public_key, signer_of
 from fedpipe.sites.invitation import (
     Invitation,
+    check_open,
     is_signed,
     make_invitation,
     read_invitation,
@@ -201,15 +201,16 @@ class TestRotation:
 class TestTheFile:
     def test_it_comes_back_and_others_cannot_read_it(self, tmp_path: Path) -> None:
         write_invitation(tmp_path / "b.yaml", INVITATION)
-        assert read_invitation(tmp_path / "b.yaml", NOW) == INVITATION
+        assert read_invitation(tmp_path / "b.yaml") == INVITATION
         assert stat.S_IMODE((tmp_path / "b.yaml").stat().st_mode) == 0o600
         assert "until 2026-11-18" in (tmp_path / "b.yaml").read_text()
 
     def test_it_expires(self, tmp_path: Path) -> None:
         write_invitation(tmp_path / "b.yaml", INVITATION)
-        assert read_invitation(tmp_path / "b.yaml", NOW + 3599)
-        with pytest.raises(InputError, match=r"the invitation expired on .* UTC; here it is .* UTC") as caught:
-            read_invitation(tmp_path / "b.yaml", NOW + 3600)
+        invitation = read_invitation(tmp_path / "b.yaml")
+        check_open(invitation, NOW + 3599, "b.yaml")
+        with pytest.raises(InputError, match=r"b\.yaml: the invitation expired on .* UTC; here it is .* UTC") as caught:
+            check_open(invitation, NOW + 3600, "b.yaml")
         assert caught.value.remedy == "Ask the federation's administrator for a new invitation."
 
     @settings(max_examples=200)
@@ -223,7 +224,7 @@ class TestTheFile:
         other = data.draw(st.integers(0, 255).filter(lambda byte: byte != whole[at]))
         path.write_bytes(whole[:at] + bytes([other]) + whole[at + 1 :])
         try:
-            found = read_invitation(path, NOW)
+            found = read_invitation(path)
         except InputError:
             return
         assert found == INVITATION
@@ -239,7 +240,7 @@ class TestTheFile:
         content[key] = value + 1 if isinstance(value, int) else value[:-1] + ("0" if value[-1] != "0" else "1")
         path.write_text(json.dumps(content))
         with pytest.raises(InputError, match="the invitation was altered: its signature does not fit"):
-            read_invitation(path, NOW)
+            read_invitation(path)
 
     def test_another_administrator_cannot_sign_for_this_one(self) -> None:
         theirs = invited(private=OTHER)
@@ -251,5 +252,5 @@ class TestTheFile:
     def test_a_file_that_is_none(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "b.yaml").write_text(text)
         with pytest.raises(InputError) as caught:
-            read_invitation(tmp_path / "b.yaml", time.time())
+            read_invitation(tmp_path / "b.yaml")
         assert caught.value.remedy == "Name the file that `fedpipe invite` wrote."

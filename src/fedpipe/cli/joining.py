@@ -123,11 +123,12 @@ def answer_requests(
 def _watch(file: Path, store: str | None, keys: Path | None, examples: int) -> None:
     from fedpipe.commands.admission import attend
 
-    with following("waiting for requests of sites"):
-        for decisions in attend(file, store=store, keys=keys, examples=examples):
-            for decision in decisions:
-                _show_decision(decision)
-            time.sleep(_LOOK)
+    for number, decisions in enumerate(attend(file, store=store, keys=keys, examples=examples)):
+        if number == 0:
+            say("accepts requests of sites that fit an open invitation, until it is ended")
+        for decision in decisions:
+            _show_decision(decision)
+        time.sleep(_LOOK)
 
 
 def _show_decision(made: Decision) -> None:

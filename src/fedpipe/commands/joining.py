@@ -13,7 +13,7 @@ from fedpipe.errors import CorruptError, DroppedError, InputError, StoreError, S
 from fedpipe.federation.loading import load
 from fedpipe.identity.enrolment import find_enrolled
 from fedpipe.identity.signing import public_key
-from fedpipe.sites.invitation import ASK, Invitation, read_invitation
+from fedpipe.sites.invitation import ASK, Invitation, check_open, read_invitation
 from fedpipe.sites.joining import LIMIT, fingerprint, read_answer
 from fedpipe.sites.membership import Pending, SiteKeys, keys_of, opener_of
 from fedpipe.sites.site import CA_VARIABLE, Site, check_state, read_site
@@ -54,6 +54,8 @@ def join(
 ) -> Joined:  # fmt: skip
     """Joins a federation: makes the site's key here, asks, waits for the answer, and writes the site's files.
 
+    A site that has joined by this invitation stays as it is; only a site.yaml that is missing is written again.
+
     Args:
         invitation: the file that the administrator sent.
         config: the site.yaml to write; one that exists is kept.
@@ -75,11 +77,13 @@ def join(
 
 def _join(path: Path, config: Path, wait: float | None, listener: Listener, note: Note) -> Joined:
     now = time.time()
-    invitation = read_invitation(path, now)
+    invitation = read_invitation(path)
     files = _files_of(config, invitation)
-    check_state(files.state)
     if files.membership and files.membership.number == invitation.number and files.pending is None:
-        return _again(files, invitation, config)
+        written = _write_config(config, invitation)
+        return Joined(invitation.learner, invitation.federation, read_site(config).public_key, config, written)
+    check_open(invitation, now, str(path))
+    check_state(files.state)
     pending = files.begin(invitation, now)
     with changed_environment({CA_VARIABLE: str(files.state / "ca.pem")} if invitation.ca else {}):
         box = _box(invitation)
@@ -95,14 +99,6 @@ def _join(path: Path, config: Path, wait: float | None, listener: Listener, note
     _check_use(read_site(config), key, listener)
     note("joined", federation=invitation.federation, key=key, invitation=invitation.number)
     return Joined(invitation.learner, invitation.federation, key, config, written)
-
-
-def _again(files: SiteKeys, invitation: Invitation, config: Path) -> Joined:
-    """Writes a site.yaml that was lost. Raises InputError where nothing is missing."""
-    if not _write_config(config, invitation):
-        what = f"this site has joined {invitation.federation} by this invitation"
-        raise InputError(what, where=str(config), remedy="Run `fedpipe site rotate` for new keys.")
-    return Joined(invitation.learner, invitation.federation, read_site(config).public_key, config, True)
 
 
 def rotate(

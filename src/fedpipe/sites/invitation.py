@@ -147,15 +147,14 @@ def _plain(invitation: Invitation) -> dict[str, Any]:
     return found | {"signature": asdict(invitation.signature)} if invitation.signature else found
 
 
-def read_invitation(path: Path, now: float) -> Invitation:
-    """Read an invitation, and check that it is whole and valid.
+def read_invitation(path: Path) -> Invitation:
+    """Read an invitation, and check that it is whole.
 
     Args:
         path: the file.
-        now: seconds since 1970.
 
     Raises:
-        InputError: it cannot be read, was altered, or has expired.
+        InputError: it cannot be read, or was altered.
     """
     where = str(path)
     try:
@@ -169,8 +168,18 @@ def read_invitation(path: Path, now: float) -> Invitation:
         raise InputError(what, where=where, remedy="Name the file that `fedpipe invite` wrote.") from error
     if not is_signed(invitation.terms, invitation.administrator):
         raise InputError("the invitation was altered: its signature does not fit", where=where, remedy=ASK)
+    check_uri(invitation.store)
+    return invitation
+
+
+def check_open(invitation: Invitation, now: float, where: str) -> None:
+    """Check that an invitation has not expired. Raises InputError.
+
+    Args:
+        invitation: the invitation.
+        now: seconds since 1970.
+        where: its file, for the message.
+    """
     if now >= invitation.expires:
         what = f"the invitation expired on {format_time(invitation.expires)}; here it is {format_time(now)}"
         raise InputError(what, where=where, remedy=ASK)
-    check_uri(invitation.store)
-    return invitation
