@@ -25,8 +25,6 @@ from fedpipe.store import SECRET_DIR, Store, check_uri, file_uri, is_uri, open_s
 from fedpipe.store.credentials import read_mounted
 from fedpipe.store.network import trust
 
-SITE_DATA = "FEDPIPE_SITE_DATA"
-"""Environment variable of the process that trains: the site's own data."""
 CA_VARIABLE = "AWS_CA_BUNDLE"
 """The variable through which the store's client gets the certificate of `ca`."""
 LEAST_LOOK = 15.0
@@ -151,8 +149,8 @@ def _check(site: Site, where: str) -> None:
     checks: dict[str, tuple[str, Callable[[], object]]] = {
         "ca": (site.ca, lambda: trust(site.ca)),
         "credentials": (site.credentials, lambda: read_mounted(site.credentials)),
-        "key": (site.key, lambda: site.public_key),
         "state": (site.state, lambda: check_state(Path(site.state))),
+        "key": (site.key, lambda: site.public_key),
     }
     for path, (given, check) in checks.items():
         if not given:

@@ -32,6 +32,8 @@ log = logging.getLogger("fedpipe")
 
 Other = Callable[[str, bytes], Any]
 """Answers a request that is not about a store, given its name and its bytes."""
+Check = Callable[[Request, int], None]
+"""Takes each request, and the bytes that it would send, before it is made; raises FedpipeError to refuse it."""
 _HEADER = 2**16
 _PAYLOAD = 2**30
 _READERS = 64
@@ -44,9 +46,13 @@ class Keyholder:
     Args:
         endpoint: the only endpoint at which stores are opened; see `endpoint_of`.
         others: answers by operation, such as `sign`.
+        check: refuses requests of the store; by default, the keys decide alone.
     """
 
-    def __init__(self, endpoint: str, others: Mapping[str, Other] | None = None) -> None:
+    def __init__(
+        self, endpoint: str, others: Mapping[str, Other] | None = None, check: Check = lambda *_: None
+    ) -> None:  # fmt: skip
+        self._check = check
         self._endpoint, self._others = endpoint, dict(others or {})
         self._readers: dict[int, Reader] = {}
         self._opened = functools.lru_cache(maxsize=16)(self._open)
@@ -101,6 +107,7 @@ class Keyholder:
             return self._uploaded(request)
         if request.op in self._others:
             return self._others[request.op](request.key, payload), None
+        self._check(request, len(payload))
         if request.op in ("piece", "close"):
             return self._read_on(request)
         store = self._store(request)
@@ -150,6 +157,7 @@ class Keyholder:
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise StoreError("only a file can be uploaded")
+            self._check(request, os.fstat(handle).st_size)
             self._store(request).upload(request.key, Path(f"/proc/self/fd/{handle}"))
         finally:
             os.close(handle)
