@@ -77,7 +77,9 @@ def _show(found: Status) -> None:
     say(f"enrolment: {words[found.enrolled]}")
     if found.running:
         say(f"agent: {found.doing or found.state}, for {found.seconds:.0f} s")
-    fence = {True: "in force", False: "not available in this kernel", None: "unknown before the first training"}
-    say(f"keys kept from the code of the model: {fence[found.fenced]}")
+    words = {True: "in force", False: "not available on this system"}
+    for name, text in (("files", "files with keys, and others' files"), ("network", "network")):
+        known = words[found.isolation[name]] if found.isolation else "not known before the first training"
+        say(f"isolation of the training from {text}: {known}")
     for flaw in found.flaws:
         say((flaw, "red"))

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from fedpipe.errors import FedpipeError, InputError, RoundError
 from fedpipe.identity.enrolment import format_time, read_enrolled
 from fedpipe.sessions.pacing import drive
@@ -29,7 +31,8 @@ class Status(NamedTuple):
         state: what the agent does, or did last: `idle`, `attends`, `waits`, `refuses`, `fails` or `ended`.
         doing: the same in words.
         seconds: how long that has lasted.
-        fenced: whether the kernel keeps files with keys from the process that trains; None before the first training.
+        isolation: whether the process that trains is kept from `files` with keys and from the `network`; None before
+            the first training.
         flaws: all that keeps the site from taking part, each with its remedy.
     """
 
@@ -42,7 +45,7 @@ class Status(NamedTuple):
     state: str
     doing: str
     seconds: float
-    fenced: bool | None
+    isolation: dict[str, bool] | None
     flaws: tuple[str, ...]
 
 
@@ -65,7 +68,7 @@ def run(file: str | Path, *, once: bool = False) -> Attended | None:
     with only_one(site) as control, control.signals(), changed_environment(site.surroundings()):
         remove_leftovers(site)
         store = site.open()
-        trainer = Trainer(site, store, show=control.show_fence)
+        trainer = Trainer(site, store, show=control.show_isolation)
         agent = Agent(site, store, trainer.attend, stops=control.stops, show=control.show)
         last = drive(agent.run(once=once), control.sleep)
     if once and last is not None and last.why:
@@ -134,6 +137,7 @@ def status(file: str | Path) -> Status:
     return Status(
         site=site.name, federation=site.federation, store=site.store, key=site.public_key, enrolled=enrolled,
         running=running, state=last.state if last else "", doing=last.text if last else "",
-        seconds=max(0.0, time.time() - last.since) if last else 0.0, fenced=last.fenced if last else None,
+        seconds=max(0.0, time.time() - last.since) if last else 0.0,
+        isolation=msgspec.to_builtins(last.isolation) if last else None,
         flaws=tuple(flaws),
     )  # fmt: skip

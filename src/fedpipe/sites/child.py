@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import select
-import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
@@ -56,19 +55,32 @@ class Answer(Struct, frozen=True):
     crash: str = ""
 
 
-class Ready(Struct, frozen=True):
-    """The first message: whether the kernel keeps files with keys from the process."""
+class Isolation(Struct, frozen=True):
+    """The first message of the process: what is in force.
 
-    fenced: bool
+    Args:
+        files: it cannot read files with keys, and writes in its scratch folder only.
+        network: it has none.
+    """
+
+    files: bool
+    network: bool
 
 
-def main() -> None:
-    """Answer calls until the agent's end of the pipe is closed; the descriptor of the pipe is the only argument."""
-    connection = Connection(int(sys.argv[1]))
-    threading.Thread(target=_end_with, args=(connection.fileno(),), daemon=True).start()
+def main(handle: int, scratch: str, network: bool) -> None:
+    """Answer calls until the agent's end of the pipe is closed.
+
+    Args:
+        handle: descriptor of the pipe.
+        scratch: the folder in which this process may write.
+        network: whether it has left the network.
+    """
+    connection = Connection(handle)
+    threading.Thread(target=_end_with, args=(handle,), daemon=True).start()
     start_log()
     paths = [Path(path) for path in os.environ.pop(FENCED, "").split(os.pathsep) if path]
-    connection.send_bytes(msgspec.json.encode(Ready(fence(paths))))
+    files = fence(paths, writable=[Path(scratch), Path("/dev")])
+    connection.send_bytes(msgspec.json.encode(Isolation(files, network)))
     with contextlib.suppress(EOFError, OSError):
         while True:
             call = from_json(connection.recv_bytes(LARGEST), Call)
@@ -94,7 +106,3 @@ def _answered(call: Call) -> Answer:
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         return Answer(crash=f"{type(error).__name__}: {one_line(error, 500)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from fedpipe.errors import CorruptError, FedpipeError, InputError
 from fedpipe.rounds.manifests import Moment
+from fedpipe.sites.child import Isolation
 from fedpipe.sites.presence import State
 from fedpipe.sites.site import Site
 from fedpipe.store.files import write_whole
@@ -29,14 +30,14 @@ _SLICE = 1.0
 class Running(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The state of an agent as it was last written: since when, by the clock of the site.
 
-    `fenced` is whether the kernel keeps files with keys from the process that trains; None before the first training.
+    `isolation` is what was in force for the process that trained last; None before the first training.
     """
 
     process: int
     state: State = "idle"
     text: str = ""
     since: Moment = 0.0
-    fenced: bool | None = None
+    isolation: Isolation | None = None
 
 
 class Control:
@@ -67,10 +68,10 @@ class Control:
         """Write the state of the agent for `fedpipe site status`."""
         self._write(state=state, text=text, since=time.time())
 
-    def show_fence(self, fenced: bool) -> None:
-        """Write whether files with keys are kept from the process that trains."""
-        if fenced != self._running.fenced:
-            self._write(fenced=fenced)
+    def show_isolation(self, isolation: Isolation) -> None:
+        """Write what is in force for the process that trains."""
+        if isolation != self._running.isolation:
+            self._write(isolation=isolation)
 
     def _write(self, **changes: Any) -> None:
         fields = {name: getattr(self._running, name) for name in Running.__struct_fields__}

@@ -28,18 +28,26 @@ from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.secure.party import Orders
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.current import Opened
-from fedpipe.sites.child import LARGEST, Answer, Call, Ready
+from fedpipe.sites.child import LARGEST, Answer, Call, Isolation
 from fedpipe.sites.guard import Guard, Sent
 from fedpipe.sites.site import Site
 from fedpipe.steps.contract import Hands
 from fedpipe.steps.learn import Inputs, attended
 from fedpipe.steps.work import FENCED, answers, keyless, secret_paths
 from fedpipe.store import Store, endpoint_of
-from fedpipe.store.held import KEYHOLDER
+from fedpipe.store.held import FOLDER, KEYHOLDER
 from fedpipe.store.keyholder import Keyholder
 
 log = logging.getLogger("fedpipe")
 
+_PROGRAM = """
+from fedpipe.sites.isolation import leave_network, limit
+network = leave_network()
+limit({memory}, {cores})
+from fedpipe.sites.child import main
+main({handle}, {folder!r}, network)
+"""
+"""The program of the process: it leaves the network before it imports what could start threads."""
 _OTHERS: tuple[Environment, ...] = ("tff", "custom")
 """Environments with a Python of their own."""
 SCRATCH = "scratch"
@@ -60,7 +68,7 @@ class Child:
         self._open: contextlib.ExitStack | None = None
         self._pipe: Connection | None = None
         self._lock = threading.Lock()
-        self.fenced = False
+        self.isolation = Isolation(files=False, network=False)
 
     def call(self, call: Call) -> Answer:
         """Let the process answer a phase.
@@ -73,10 +81,12 @@ class Child:
             pipe = self._pipe or self._start()
             try:
                 pipe.send_bytes(msgspec.json.encode(call))
+                if not pipe.poll(self._site.limits.seconds or None):
+                    raise TimeoutError(f"{call.board.phase} took more than {self._site.limits.seconds:g} s")
                 answer = from_json(pipe.recv_bytes(LARGEST), Answer)
             except (EOFError, OSError, msgspec.MsgspecError, RecursionError) as error:
                 self.stop()
-                why = "" if isinstance(error, EOFError | ConnectionError) else f" because {one_line(error)}"
+                why = "" if isinstance(error, EOFError | ConnectionError) else f", because {one_line(error)}"
                 raise WorkerDiedError(
                     f"the process that trains was ended{why}", remedy="Check for lack of memory."
                 ) from error
@@ -90,14 +100,16 @@ class Child:
     def _start(self) -> Connection:
         """Start the process, and wait until it is ready. Raises WorkerDiedError."""
         self._open = stack = contextlib.ExitStack()
-        holder = stack.enter_context(Keyholder(endpoint_of(self._site.store), self._answers(), self._guard.check))
+        store = self._site.store
+        folder_of_store = "" if store.startswith("s3://") else store
+        holder = stack.enter_context(Keyholder(endpoint_of(store), self._answers(), self._guard.check, folder_of_store))
         folder = stack.enter_context(scratch(self._site))
         ours, child = Pipe()
         stack.callback(ours.close)
         handles = [child.fileno(), holder.theirs.fileno()]
         with (Path(self._site.state) / "training.log").open("ab") as output:
             process = subprocess.Popen(  # noqa: S603  (our own module)
-                [str(self._python()), "-m", "fedpipe.sites.child", str(child.fileno())],
+                [str(self._python()), "-c", self._program(child.fileno(), folder)],
                 env=self._environ(holder.theirs.fileno(), folder), pass_fds=handles, cwd=folder,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
@@ -105,12 +117,16 @@ class Child:
         holder.theirs.close()
         stack.callback(_end, process)
         try:
-            self.fenced = from_json(ours.recv_bytes(LARGEST), Ready).fenced
+            self.isolation = from_json(ours.recv_bytes(LARGEST), Isolation)
         except (EOFError, OSError, msgspec.MsgspecError) as error:
             self.stop()
             raise WorkerDiedError("the process that trains cannot start", remedy="See training.log.") from error
         self._pipe = ours
         return ours
+
+    def _program(self, handle: int, folder: str) -> str:
+        limits = self._site.limits
+        return _PROGRAM.format(handle=handle, folder=folder, memory=limits.bytes, cores=limits.cores)
 
     def _python(self) -> Path:
         return find_python(self._environment) if self._environment in _OTHERS else Path(sys.executable)
@@ -120,7 +136,8 @@ class Child:
         hidden = [*secret_paths(), self._site.key, self._site.credentials, *map(str, own_files(self._site))]
         fenced = os.pathsep.join(path for path in dict.fromkeys(hidden) if path and Path(path).exists())
         return {
-            **keyless(), KEYHOLDER: str(handle), FENCED: fenced, SITE_DATA: self._site.policy.data, "TMPDIR": folder,
+            **keyless(), KEYHOLDER: str(handle), FOLDER: self._site.store, FENCED: fenced,
+            SITE_DATA: self._site.policy.data, "TMPDIR": folder,
             "HOME": folder, "TF_CPP_MIN_LOG_LEVEL": "2",
         }  # fmt: skip
 
@@ -176,12 +193,13 @@ class Trainer:
         site: its file.
         store: the federation's store.
         sent: takes the key and the size of each object before it is sent.
-        show: takes whether files with keys are kept from the process that trains.
+        show: takes what is in force for the process that trains.
     """
 
     def __init__(
-        self, site: Site, store: Store, *, sent: Sent = lambda *_: None, show: Callable[[bool], None] = lambda _: None
-    ) -> None:
+        self, site: Site, store: Store, *, sent: Sent = lambda *_: None,
+        show: Callable[[Isolation], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self._site, self._store, self._sent, self._show = site, store, sent, show
 
     def attend(self, plan: Plan, opened: Opened) -> Generator[float, None, Counter[str]]:
@@ -206,7 +224,7 @@ class Trainer:
                 children.pop(other).stop()  # two frameworks at once would need the memory of both
             child = children.setdefault(environment, Child(site, environment, guard))
             answer = child.call(Call("mask" if orders else "act", inputs, board, orders))
-            self._show(child.fenced)
+            self._show(child.isolation)
             return (answer.masked or answer.dropped) if orders else answer.took_part
 
         try:

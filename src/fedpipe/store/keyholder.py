@@ -47,12 +47,13 @@ class Keyholder:
         endpoint: the only endpoint at which stores are opened; see `endpoint_of`.
         others: answers by operation, such as `sign`.
         check: refuses requests of the store; by default, the keys decide alone.
+        folder: URI of the only folder that is opened; by default, each process opens folders itself.
     """
 
     def __init__(
-        self, endpoint: str, others: Mapping[str, Other] | None = None, check: Check = lambda *_: None
-    ) -> None:  # fmt: skip
-        self._check = check
+        self, endpoint: str, others: Mapping[str, Other] | None = None, check: Check = lambda *_: None, folder: str = ""
+    ) -> None:
+        self._check, self._folder = check, folder
         self._endpoint, self._others = endpoint, dict(others or {})
         self._readers: dict[int, Reader] = {}
         self._opened = functools.lru_cache(maxsize=16)(self._open)
@@ -124,10 +125,10 @@ class Keyholder:
         return self._opened(request.place)
 
     def _open(self, place: Place) -> Store:
-        if not check_uri(place.uri).startswith("s3://"):
+        if not check_uri(place.uri).startswith("s3://") and place.uri != self._folder:
             raise StoreError("folders are opened by each process itself", where=place.uri)
         found = endpoint_of(place.uri, endpoint=place.endpoint, region=place.region)
-        if found != self._endpoint:
+        if found != self._endpoint and place.uri != self._folder:
             raise StoreError(
                 f"the store is at {found}, but this step's keys are for {self._endpoint}",
                 where=place.uri,
