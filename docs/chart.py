@@ -75,7 +75,7 @@ helm -n site install hospital-b helm/fedpipe-site --set-file invitation=hospital
 ```
 
 An init container joins the federation, with a key that is made in the pod and kept in the claim. It does nothing once
-the site has joined. `site.yaml` consists of `site` and of what the invitation says. It may not contradict the invitation.
+the site has joined. `site.yaml` consists of `site` and of the words of the invitation, which it may not contradict.
 
 | value | default | meaning |
 | --- | --- | --- |
