@@ -34,8 +34,10 @@ from fedpipe.store import Store, keys, open_store
 from fedpipe.store.concealment import changed_environment
 from fedpipe.store.credentials import Credentials, read_mounted
 from fedpipe.store.lent import Lent
+from fedpipe.store.network import BUNDLES
 from fedpipe.store.users import Users
 from tests import servers
+from tests.store.surroundings import ForwardProxy, make_certificates
 
 ROOT = Credentials(servers.ACCESS_KEY, servers.SECRET_KEY)
 NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
@@ -640,6 +642,68 @@ class TestOnMinio:
         assert Users(str(yaml.safe_load(minio_file.read_text())["store"])).has(
             read_enrolled(of(minio_file)).learners["b"].user
         )
+
+
+class TestTheWayToTheStore:
+    """A store with an authority of its own, behind a company's proxy."""
+
+    @pytest.fixture
+    def tls_server(self, tmp_path: Path) -> Iterator[servers.Server]:
+        certificates = make_certificates(tmp_path / "certificates")
+        with servers.running("minio", tmp_path / "minio", certificates=certificates) as server:
+            yield server
+
+    @pytest.fixture(autouse=True)
+    def bare(self, monkeypatch: pytest.MonkeyPatch, s3_keys: None) -> None:
+        for name in (*BUNDLES, "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+
+    def test_the_authority_comes_with_the_invitation(self, tls_server: servers.Server, tmp_path: Path) -> None:
+        file, config = s3_file(tmp_path, tls_server), site_of(tmp_path / "hospital")
+        bundle = {"SSL_CERT_FILE": str(tmp_path / "certificates" / "ca.pem")}
+        with changed_environment(bundle):
+            made = invite(file, "b", out=tmp_path / "b.yaml")
+        with ForwardProxy() as proxy:
+            with changed_environment(NO_KEYS | {"HTTPS_PROXY": proxy.url}):
+                asked(made.file, config)
+            with changed_environment(bundle):
+                accept(file, "b")
+            with changed_environment(NO_KEYS | {"HTTPS_PROXY": proxy.url}):
+                join(made.file, config)
+        assert set(proxy.seen) == {f"CONNECT {tls_server.endpoint.removeprefix('https://')}"}
+        assert read_site(config).ca == str(config.parent / "state" / "ca.pem")
+
+    def test_without_the_authority_it_is_one_sentence(self, tls_server: servers.Server, tmp_path: Path) -> None:
+        file = s3_file(tmp_path, tls_server)
+        with changed_environment({"SSL_CERT_FILE": str(tmp_path / "certificates" / "ca.pem")}):
+            (tmp_path / "other").mkdir()
+            other = make_certificates(tmp_path / "other") / "ca.pem"
+            made = invite(file, "b", ca=other, out=tmp_path / "b.yaml")
+        with pytest.raises(StoreError, match=r"the certificate of 127\.0\.0\.1 is not valid"):
+            join(made.file, site_of(tmp_path / "hospital"))
+
+    @pytest.mark.parametrize(
+        ("refusal", "message"),
+        [(403, r"refuses to connect \(HTTP 403\)"), (407, r"asks for a user and a password \(HTTP 407\)")],
+    )
+    def test_a_proxy_that_refuses(self, refusal: int, message: str, tls_server: servers.Server, tmp_path: Path) -> None:
+        file = s3_file(tmp_path, tls_server)
+        with changed_environment({"SSL_CERT_FILE": str(tmp_path / "certificates" / "ca.pem")}):
+            made = invite(file, "b", out=tmp_path / "b.yaml")
+        config = site_of(tmp_path / "hospital")
+        with ForwardProxy(refusal=refusal) as proxy, pytest.raises(StoreError, match=message):
+            join_through(proxy, "HTTPS_PROXY", made.file, config)
+
+    def test_a_server_that_answers_html(self, tmp_path: Path, minio_server: servers.Server) -> None:
+        made = invite(s3_file(tmp_path, minio_server), "b", out=tmp_path / "b.yaml")
+        config, message = site_of(tmp_path / "hospital"), "not an S3 store: it answers with HTTP 404 and text/html"
+        with ForwardProxy(refusal=404) as proxy, pytest.raises(StoreError, match=message):
+            join_through(proxy, "HTTP_PROXY", made.file, config)
+
+
+def join_through(proxy: ForwardProxy, variable: str, invitation: Path, config: Path) -> None:
+    with changed_environment(NO_KEYS | {variable: proxy.url}):
+        join(invitation, config)
 
 
 class TestKeysByHand:
