@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from fedpipe.errors import FedpipeError
+from fedpipe.errors import FedpipeError, StoreUnavailableError
 from fedpipe.identity.signing import Signer, signer_of
-from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.plan import Plan, read_plan
 from fedpipe.sites.approval import Approval, Approvals, offer_of
 from fedpipe.sites.journal import Journal
 from fedpipe.sites.policy import objections, pause
@@ -59,6 +60,28 @@ class Decisions:
         self._approvals = approvals_of(site, clock=clock)
         self._known: dict[str, Approval] = {}
         self._shown: Approval | None = None
+        self._refused: set[tuple[Any, ...]] = set()
+
+    def read(self, store: Store, digest: str) -> Plan:
+        """Return a plan by its digest; one that is malformed is refused, and written down.
+
+        Raises:
+            CorruptError: its bytes are not those of the digest, or not a plan.
+            StoreError: it cannot be read.
+        """
+        try:
+            return read_plan(store, digest)
+        except StoreUnavailableError:
+            raise
+        except FedpipeError as error:
+            self._refuse(error, object=f"plan {digest}")
+            raise
+
+    def _refuse(self, error: FedpipeError, **fields: Any) -> None:
+        """Write down, once, that something from the store cannot be used."""
+        if (mark := (*fields.values(), error.what)) not in self._refused:
+            self._refused.add(mark)
+            self._journal.note("refused", **fields, why=error.what)
 
     def decide(self, store: Store, plan: Plan, *, examples: int | None = None) -> Approval:
         """Decide about a plan, before its code is imported and any data are opened.
@@ -79,13 +102,19 @@ class Decisions:
         try:
             code = get_bytes(store, plan.code)
             offer = offer_of(plan, code, site.name, store.uri)
+        except StoreUnavailableError:
+            raise
         except FedpipeError as error:
-            self._journal.note("refused", run=plan.run, code=plan.code, why=error.what)
+            self._refuse(error, run=plan.run, code=plan.code)
             raise
         flaws = objections(site.policy, plan.federation, site.name, examples=examples)
         if plan.federation.name != site.federation:
             flaws = (f"the plan is of the federation {plan.federation.name!r}; this site's is {site.federation!r}",)
-        decided = self._approvals.decide(offer, flaws)
+        try:
+            decided = self._approvals.decide(offer, flaws)
+        except FedpipeError as error:
+            self._refuse(error, run=plan.run, plan=offer.description.digest)
+            raise
         self._note(plan, decided)
         return decided
 

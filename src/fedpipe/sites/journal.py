@@ -27,7 +27,6 @@ from msgspec.structs import replace
 from fedpipe.errors import CorruptError, InputError
 from fedpipe.identity.signing import Signature, Signer
 from fedpipe.identity.statements import is_signed_by, signed_with
-from fedpipe.store.files import write_whole
 from fedpipe.store.objects import canonical, decode, digest_of
 
 ROTATION = 4 * 2**20
@@ -202,7 +201,11 @@ class Journal:
 
     def _write_head(self, head: JournalHead, name: str) -> None:
         made = signed_with(head, self._signer, self._clock) if self._signer else head
-        write_whole(self.folder / name, canonical(made), mode=0o600)
+        part = self.folder / f"{name}.part"
+        part.unlink(missing_ok=True)
+        _write_at(part, 0, canonical(made))
+        part.replace(self.folder / name)
+        _sync(self.folder)  # or after a power failure, an entry could be there without its head
 
     def _file(self, first: int) -> Path:
         return self.folder / f"{first:010d}.jsonl"
@@ -381,6 +384,15 @@ def _write_at(path: Path, offset: int, data: bytes) -> None:
         while data:
             written = os.pwrite(handle, data, offset)
             offset, data = offset + written, data[written:]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the disk has the names in a folder."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         os.fsync(handle)
     finally:
         os.close(handle)
