@@ -14,7 +14,7 @@ from fedpipe.data.examples import Examples
 from fedpipe.data.schema import Schema
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
-from fedpipe.learners.contribute import fetched
+from fedpipe.learners.downloads import fetched
 from fedpipe.learners.events import event_file
 from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.learner import ModelLearner

@@ -12,6 +12,7 @@ from fedpipe import weights
 from fedpipe.aggregation.encoding import encode
 from fedpipe.errors import DroppedError
 from fedpipe.identity.statements import signed_by
+from fedpipe.learners.downloads import fetched
 from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays, seed_of
 from fedpipe.learners.learner import Learner, Trained, log
@@ -25,7 +26,7 @@ from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import ANY_ROLL, Roll
 from fedpipe.rounds.updates import find_part, own_update, publish_update
 from fedpipe.store import Store
-from fedpipe.store.objects import fetch_file, put_file
+from fedpipe.store.objects import put_file
 
 
 def contribute(
@@ -128,14 +129,6 @@ def _budget(store: Store, plan: Plan, name: str, number: int, learner: Learner) 
     budget = Budget(store, name, privacy, find_marks(store, plan.run, number, name))
     budget.check(learner.planned)
     return budget
-
-
-def fetched(store: Store, digest: str, path: Path, owner: str | None = None) -> Arrays:
-    """Fetch weights from the store, verified, and load them."""
-    fetch_file(store, digest, path, owner)
-    arrays = weights.load(path)
-    path.unlink()
-    return arrays
 
 
 def last_optimizer(store: Store, plan: Plan, name: str, number: int, path: Path) -> Arrays | None:

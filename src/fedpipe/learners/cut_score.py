@@ -10,8 +10,8 @@ import numpy as np
 from fedpipe.errors import CorruptError, DroppedError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.sealing import Seal
-from fedpipe.learners.contribute import fetched
 from fedpipe.learners.cut import TOP, bottom_name, holders, joined, part_of
+from fedpipe.learners.downloads import fetched
 from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.keras.cut import CutKeras
 from fedpipe.learners.party import Held, held_rows, label_model, parts_of, test_batches

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedpipe import weights
 from fedpipe.errors import CorruptError, NotFoundError
 from fedpipe.identity.statements import signed_by
-from fedpipe.learners.contribute import fetched
+from fedpipe.learners.downloads import fetched
 from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.learner import Learner, Verdict, log

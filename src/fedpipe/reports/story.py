@@ -255,6 +255,7 @@ def _round(story: Story, record: Record, tests: Tests) -> dict[str, Any]:
         "metrics": metrics,
         "learners": list(took_part(story.plan.federation, record)),
         "dropped": [{"learner": d.learner, "why": d.why} for d in record.dropped],
+        **({"not_chosen": list(record.not_chosen)} if record.not_chosen else {}),
         "record": record.ref.record,
         "weights": record.weights,
         "seconds": round(round_seconds(story, record.round), 3),

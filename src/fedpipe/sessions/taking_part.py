@@ -13,7 +13,8 @@ from fedpipe import weights
 from fedpipe.errors import CorruptError, StoreError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.statements import signed_by
-from fedpipe.learners.contribute import fetched, last_optimizer
+from fedpipe.learners.contribute import last_optimizer
+from fedpipe.learners.downloads import fetched
 from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.party import Held, Parts

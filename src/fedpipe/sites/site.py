@@ -28,6 +28,8 @@ from fedpipe.store.network import trust
 
 SITE_DATA = "FEDPIPE_SITE_DATA"
 """Environment variable of the process that trains: the site's own data."""
+KEYS_OF_STORE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""Variables that come before a folder of keys; of another user of this machine."""
 CA_VARIABLE = "AWS_CA_BUNDLE"
 """The variable through which the store's client gets the certificate of `ca`."""
 LEAST_LOOK = 15.0
@@ -92,7 +94,7 @@ class Site(Section, frozen=True, kw_only=True):
     def surroundings(self) -> Mapping[str, str]:
         """Return the environment in which the store and the keys are the site's. Raises InputError."""
         found = {SIGNING_KEY: self._key_text(), KEYS: "", FOUND_KEYS: ""}
-        found |= {SECRET_DIR: self.credentials} if self.credentials else {}
+        found |= dict.fromkeys(KEYS_OF_STORE, "") | {SECRET_DIR: self.credentials} if self.credentials else {}
         found |= {CA_VARIABLE: self.ca} if self.ca else {}
         found |= {ADMINISTRATOR_KEY: self.administrator} if self.administrator else {}
         return found

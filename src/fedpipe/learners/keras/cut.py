@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -129,7 +130,12 @@ class KerasBottom(KerasPart):
         self._forward = tensorflow.function(forward, reduce_retracing=True)
         self._update = tensorflow.function(self._apply, reduce_retracing=True)
         self._infer = tensorflow.function(lambda x: self.keras(x, training=False), reduce_retracing=True)
-        self._open: tuple[Any, Any, Any] | None = None
+        self._open = deque[tuple[Any, Any, Any]]()
+
+    def begin(self, start: Arrays, optimizer: Arrays | None, *, seed: int, rate: float) -> None:
+        """See `Part.begin`; batches that were open in an attempt that failed are forgotten."""
+        super().begin(start, optimizer, seed=seed, rate=rate)
+        self._open.clear()
 
     @property
     def output(self) -> Shape:
@@ -141,14 +147,13 @@ class KerasBottom(KerasPart):
         tensorflow, _ = frameworks()
         with tensorflow.GradientTape() as tape:
             found, penalty = self._forward(tensorflow.constant(self.inputs.arranged(x)))
-        self._open = (tape, found, penalty)
+        self._open.append((tape, found, penalty))
         return np.asarray(found)
 
     def backward(self, gradient: Array) -> None:
         """See `Bottom.backward`."""
-        assert self._open is not None
         tensorflow, _ = frameworks()
-        (tape, found, penalty), self._open = self._open, None
+        tape, found, penalty = self._open.popleft()
         one = tensorflow.ones_like(penalty)
         given = [tensorflow.constant(gradient, found.dtype), one]
         self._update(tape.gradient([found, penalty], self.keras.trainable_variables, output_gradients=given))
