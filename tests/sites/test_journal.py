@@ -15,7 +15,8 @@ import pytest
 from fedpipe.errors import CorruptError, InputError
 from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.sites import journal as module
-from fedpipe.sites.journal import Journal, Usage, entries_of, files_of, find_flaw
+from fedpipe.sites.audit import find_flaw
+from fedpipe.sites.journal import Journal, Usage, entries_of, files_of
 
 KEY = make_key()
 PUBLIC = public_key(KEY)
@@ -298,11 +299,3 @@ def test_a_clock_that_was_set_back_does_not_reset_the_usage(tmp_path: Path) -> N
     journal.note("trained", round=1)
     now[0] -= module.DAY
     assert journal.usage().rounds == 1
-
-
-def test_a_site_that_has_not_joined_yet_has_an_unsigned_journal(tmp_path: Path) -> None:
-    Journal(tmp_path / "journal").note("started")
-    assert find_flaw(tmp_path / "journal") is None
-    assert flaw_in(tmp_path / "journal") == "head: is not signed by this site"
-    opened(tmp_path).note("joined")
-    assert flaw_in(tmp_path / "journal") == ""

@@ -16,9 +16,11 @@ from fedpipe.errors import FedpipeError
 from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.rounds.floors import Floors, LeastPrivacy
 from fedpipe.rounds.plan import Plan
-from fedpipe.sites.approval import IMAGE, Approval, Approvals, Approving, offer_of, review_of
-from fedpipe.sites.decisions import Decisions, approvals_of, journal_folder, journal_of
-from fedpipe.sites.journal import entries_of, find_flaw
+from fedpipe.sites.approval import Approval, Approvals, Approving, review_of
+from fedpipe.sites.audit import find_flaw
+from fedpipe.sites.decisions import Decisions, approvals_of, journal_folder, journal_of, signer_in
+from fedpipe.sites.description import IMAGE, offer_of
+from fedpipe.sites.journal import entries_of
 from fedpipe.sites.site import Site
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import canonical, digest_of, encode, put_bytes
@@ -290,8 +292,7 @@ class TestReplays:
         return offer_of(given or plan(), CODE, **place, environ={}).description.digest  # type: ignore[arg-type]
 
     def test_the_approval_of_another_site(self, hospital: Hospital, tmp_path: Path) -> None:
-        other = make_key()
-        approvals = Approvals(tmp_path / "other", Approving(), signer_of(other), public_key(other))
+        approvals = Approvals(tmp_path / "other", Approving(), signer_of(make_key()))
         approvals.decide(offer_of(plan(), CODE, "b", hospital.store.uri, {}))
         made = approvals.answer("", "approved")
         approvals_of(hospital.site)
@@ -407,7 +408,7 @@ def test_the_journal_of_all_this_is_whole(tmp_path: Path) -> None:
     for epochs in range(1, 30):
         hospital.looks(plan(training=training(local_epochs=epochs)))
     assert len(hospital.reasons) == 29
-    assert find_flaw(journal_folder(hospital.site), hospital.site.public_key) is None
+    assert find_flaw(journal_folder(hospital.site), signer_in(tmp_path / "state").public) is None
 
 
 def test_the_process_that_trains_checks_again(tmp_path: Path) -> None:
