@@ -227,9 +227,10 @@ def test_decisions_and_journal_outlast_the_keys_of_the_site(tmp_path: Path, stor
     own = site(tmp_path)
     decisions(own).decide(store, stored(store))
     approvals_of(own).answer("", "approved")
+    before = own.public_key
     (tmp_path / "state" / "b.key").write_text(make_key())
     renewed = site(tmp_path)
-    assert renewed.public_key != own.public_key
+    assert renewed.public_key != before
     assert decisions(renewed).decide(store, stored(store)).verdict == "approved"
     assert find_flaw(journal_folder(renewed), signer_in(tmp_path / "state").public) is None
     assert (tmp_path / "state" / "decisions.key").stat().st_mode & 0o777 == 0o600
