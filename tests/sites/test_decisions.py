@@ -128,7 +128,7 @@ class TestCommands:
         assert self.ask(tmp_path, store, plan()) == "waits"
         shown = run("pending").out
         assert "+def build():" in shown
-        assert "federation tiny at memory://" in shown
+        assert "for run r1 of tiny at memory://" in shown
         done = run("approve", "--why", "ticket 4711")
         assert done.code == 0, done.err
         assert done.out.startswith("approved sha256:")

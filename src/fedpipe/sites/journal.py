@@ -92,7 +92,7 @@ class Journal:
         with self._locked():
             self._settle()
 
-    def note(self, event: str, /, **fields: Any) -> Entry:
+    def note(self, event: str, **fields: Any) -> Entry:
         """Append an entry.
 
         Args:
