@@ -256,9 +256,10 @@ VARIABLES = {
 def by_command(*arguments: str) -> str:
     done = CliRunner().invoke(app, list(arguments))
     assert done.exit_code == 0, done.output
-    return done.output
+    return done.stdout
 
 
+@pytest.mark.heavy
 def test_each_party_with_its_own_user_on_minio(
     numpy_digits: Path, minio_server: servers.Server, s3_keys: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

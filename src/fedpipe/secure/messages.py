@@ -117,7 +117,8 @@ class Bundle(_Statement, frozen=True, kw_only=True):
 class Masked(_Statement, frozen=True, kw_only=True):
     """A learner's masked vector: the digest and size of its object, and the names of the metrics in it.
 
-    `bundle` is the digest of the bundle whose keys mask it.
+    `bundle` is the digest of the bundle whose keys mask it. After a private training, `ledger` is the head of the
+    learner's privacy ledger, and `trainings` the number of its entries.
     """
 
     learner: Name
@@ -125,6 +126,8 @@ class Masked(_Statement, frozen=True, kw_only=True):
     vector: Digest
     size: Annotated[int, Meta(ge=0, le=2**53)]
     metrics: Annotated[tuple[_Text, ...], Meta(max_length=2 * MOST_METRICS)] = ()
+    trainings: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    ledger: Digest | None = None
     signature: Signature | None = None
 
 
