@@ -112,8 +112,7 @@ def write_masked(
     chunks = vector.encode(start, trained.weights, factor, counts, random)
     with path.open("wb") as file:
         file.write(orders.preamble)
-        for data in Masks(orders.terms, vector.grid.width, vector.grid.dtype).masked(chunks):
-            file.write(data)
+        Masks(orders.terms, vector.grid.width, vector.grid.dtype).write(chunks, file.write)
     return vector.metrics
 
 
