@@ -129,5 +129,5 @@ def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(FederationError, match=r"cannot be read: Is a directory\. Name the federation file in it\."):
+    with pytest.raises(FederationError, match=r"cannot be read: Is a directory\. Name the file in it\."):
         load(tmp_path)

@@ -23,11 +23,14 @@ SPELLED = {
     keys.probe("ff"): "probe-ff",
     keys.PRUNING: "pruning",
     keys.CATALOGUE: "catalogue",
+    keys.CURRENT: "runs/_current",
+    keys.presence("a"): "learners/a/runs/_presence",
     keys.content(DIGEST): f"objects/{HEX}",
     keys.content(DIGEST, kind="coordinator"): f"coordinator/{HEX}",
     keys.content(DIGEST, kind="proposals"): f"objects/{HEX}",
     keys.content(DIGEST, "a"): f"learners/a/objects/{HEX}",
     keys.content(DIGEST, "a", "proposals"): f"learners/a/proposals/{HEX}",
+    keys.approval("a"): "learners/a/runs/_approval",
     keys.content(DIGEST, "a", "personal"): f"learners/a/personal/{HEX}",
     keys.shards("r"): "runs/r/shards",
     keys.plan("r"): "runs/r/plan",
@@ -62,13 +65,17 @@ SPELLED = {
     },
     keys.answer("a", "r", 3, keys.note("dropped")): "learners/a/runs/r/3/dropped",
     keys.answer("a", "r", 3, keys.note("absent", 2)): "learners/a/runs/r/3/absent-2",
+    keys.invitation("a"): "joining/a/invitation",
+    keys.joining("a", "0f" * 16, "request"): f"joining/a/{'0f' * 16}/request",
+    keys.joining("a", "0f" * 16, "answer"): f"joining/a/{'0f' * 16}/answer",
+    keys.rotation("a"): "learners/a/rotation",
     f"{keys.MODELS}/{keys.model('m', 3)}": "models/m/3/model.onnx",
     f"{keys.MODELS}/{keys.origin('m', 3)}": "models/m/3/origin.json",
     f"{keys.MODELS}/{keys.signature('m', 3)}": "models/m/3/signature.json",
     f"{keys.MODELS}/{keys.traffic('m')}": "models/m/traffic.json",
 }
 FOLDERS = {"run_folder", "learner_folder", "states"}
-OTHERS = {"dataset", "is_taken", "note", "parse_record", "parse_timing", "parse_events", "parse_model"}
+OTHERS = {"dataset", "is_taken", "note", "parse_joining", "parse_record", "parse_timing", "parse_events", "parse_model"}
 
 
 def test_stores_of_earlier_versions_stay_readable() -> None:
@@ -78,7 +85,7 @@ def test_stores_of_earlier_versions_stay_readable() -> None:
 def test_every_function_has_a_strategy() -> None:
     found = inspect.getmembers(keys, lambda member: inspect.isfunction(member) and member.__module__ == keys.__name__)
     functions = {name for name, _ in found}
-    assert functions - FOLDERS - OTHERS | {"HEAD", "ENROLLED", "ROSTER", "PRUNING", "CATALOGUE"} == set(KEYS)
+    assert functions - FOLDERS - OTHERS | {"HEAD", "ENROLLED", "ROSTER", "PRUNING", "CATALOGUE", "CURRENT"} == set(KEYS)
 
 
 @pytest.mark.parametrize("kind", KEYS)

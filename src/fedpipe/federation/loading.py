@@ -85,17 +85,25 @@ def _mistake(node: yaml.Node, what: str) -> yaml.YAMLError:
     return yaml.YAMLError(f"line {node.start_mark.line + 1}: {what}")
 
 
-def load(path: Path) -> Any:
-    """Return the content of a YAML file. Raises FederationError."""
+def load(path: Path, *, missing: str = "Write a working one with `fedpipe init DIR`.") -> Any:
+    """Return the content of a YAML file.
+
+    Args:
+        path: the file.
+        missing: the remedy where there is none.
+
+    Raises:
+        FederationError: it cannot be read, or is not YAML.
+    """
     where = str(path)
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
     except OSError as error:
-        remedy = "Name the federation file in it." if path.is_dir() else "Write a working one with `fedpipe init DIR`."
+        remedy = "Name the file in it." if path.is_dir() else missing
         raise FederationError(f"cannot be read: {error.strerror}", where=where, remedy=remedy) from error
     if len(data) > _MOST_BYTES:
-        raise FederationError(f"has more than {_MOST_BYTES} bytes", where=where, remedy="Name the federation file.")
+        raise FederationError(f"has more than {_MOST_BYTES} bytes", where=where, remedy="Name another file.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

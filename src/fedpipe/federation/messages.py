@@ -1,10 +1,10 @@
-"""Translates msgspec's messages about a federation to the path and the words of the file, with the remedy."""
+"""Translates msgspec's messages about a file to the path and the words of that file, with the remedy."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -27,31 +27,55 @@ _SHORT = {"int": "a whole number", "float": "a number", "bool": "true or false",
           "object": "a table of keys and values", "array": "a list"}  # fmt: skip
 
 
+class Grammar(NamedTuple):
+    """The form of a file: the type of its content, and the page that describes its keys."""
+
+    root: Any
+    page: str
+
+
+FEDERATION = Grammar(Federation, "docs/federation.md")
+
+
 def explained(message: str, where: str, content: Any = None) -> FederationError:
-    """Return the error for a message of msgspec.
+    """Return the error for a message of msgspec about a federation.
 
     Args:
         message: of a ValidationError at the conversion to a Federation.
         where: the file.
         content: the converted values, to name keys for which msgspec writes `[...]`.
     """
+    path, what, remedy = mistake_of(FEDERATION, message, content)
+    return FederationError(what, where=f"{where}: {path}" if path else where, remedy=remedy)
+
+
+def mistake_of(grammar: Grammar, message: str, content: Any = None) -> tuple[str, str, str | None]:
+    """Return the path, the mistake and the remedy for a message of msgspec.
+
+    Args:
+        grammar: of the file.
+        message: of a ValidationError at the conversion to the grammar's type.
+        content: the converted values, to name keys for which msgspec writes `[...]`.
+    """
     what, _, place = message.rpartition(" - at ") if " - at " in message else (message, "", "")
     of_key = place.startswith("`key` in ")
     path = place.removeprefix("`key` in ").strip("`").removeprefix("$").removeprefix(".")
-    what, remedy = _of_key(what, path) if of_key else _explained(what, path, content)
-    path = _named(path, content, message)
-    return FederationError(what, where=f"{where}: {path}" if path else where, remedy=remedy)
+    what, remedy = _of_key(grammar, what, path) if of_key else _explained(grammar, what, path, content)
+    return _named(grammar, path, content, message), what, remedy
 
 
 def described(message: str) -> tuple[str, str | None]:
     """Return the mistake and the remedy for a message about a number outside the file."""
-    return _explained(message.rpartition(" - at ")[0] or message, "")
+    return _explained(FEDERATION, message.rpartition(" - at ")[0] or message, "")
 
 
-def _of_key(what: str, path: str) -> tuple[str, str | None]:
+def _of_key(grammar: Grammar, what: str, path: str) -> tuple[str, str | None]:
     """Explain a mistake in a key of a table."""
     choices = [
-        str(v) for kind in _types_at(path) for inner in _dicts_in(kind) for v in _literals_in(get_args(inner)[0])
+        str(v)
+        for kind in _types_at(grammar, path)
+        for inner in _dicts_in(kind)
+        for v in _literals_in(get_args(inner)[0])
     ]
     if match := re.match(r"Invalid enum value '(.*)'$", what, re.DOTALL):
         return what, suggestion(match[1], choices)
@@ -60,35 +84,35 @@ def _of_key(what: str, path: str) -> tuple[str, str | None]:
     return re.sub(r"Expected `str`, got", "a key must be text, but it is", what), "Write the key in quotes."
 
 
-def _explained(what: str, path: str, content: Any = None) -> tuple[str, str | None]:
+def _explained(grammar: Grammar, what: str, path: str, content: Any = None) -> tuple[str, str | None]:
     if match := re.match(r"Object contains unknown field `(.*)`$", what, re.DOTALL):
-        return _unknown(match[1], path, content)
+        return _unknown(grammar, match[1], path, content)
     if match := re.match(r"Object missing required field `(.*)`$", what):
-        choices = _choices_at(f"{path}.{match[1]}".strip("."))
+        choices = _choices_at(grammar, f"{path}.{match[1]}".strip("."))
         one_of = f", one of {', '.join(choices)}" if choices else ""
-        return f"the key {match[1]!r} is missing", f"Add it{one_of}: docs/federation.md describes each key."
+        return f"the key {match[1]!r} is missing", f"Add it{one_of}: {grammar.page} describes each key."
     if what.startswith("Invalid"):
-        return what, _one_of(path)
+        return what, _one_of(grammar, path)
     if match := re.match(r"Expected `str` matching regex ('.*'|\".*\")$", what, re.DOTALL):
         pattern = next((p for p in FORMS if repr(p) == match[1]), "")
-        return FORMS.get(pattern, (what, "Write it in the form that docs/federation.md shows."))
+        return FORMS.get(pattern, (what, f"Write it in the form that {grammar.page} shows."))
     if match := re.match(r"Expected `(\w+)[^`]*` of length ([<>]=?|==) (\d+)$", what):
         return what, _of_length(match[1], match[2], int(match[3]))
     if match := re.match(r"Expected `\w+[^`]*` ([<>]=?) (\S+)$", what):
         return what, f"Write a number {match[1]} {match[2].removesuffix('.0')}."
     if match := re.match(r"Expected `([^`]*)`, got `(\w+)", what):
-        return what, _one_of(path) or _of_kind(match[1], match[2])
+        return what, _one_of(grammar, path) or _of_kind(match[1], match[2])
     if what == "Number out of range":
         return "is too large a number", "Write a smaller one."
-    return what, "docs/federation.md describes each key."
+    return what, f"{grammar.page} describes each key."
 
 
-def _unknown(key: str, path: str, content: Any) -> tuple[str, str | None]:
+def _unknown(grammar: Grammar, key: str, path: str, content: Any) -> tuple[str, str | None]:
     """Explain an unknown key; where tables of several kinds may stand, by the keys of the given kind."""
     for part in _parts(path):
         content = _inner(content, part)
     given = content if isinstance(content, Mapping) else {}
-    structs = _structs_at(path)
+    structs = _structs_at(grammar, path)
     own = [s for s in structs if given.get(s.__struct_config__.tag_field) == s.__struct_config__.tag] or structs
     remedy = suggestion(key, {name for struct in own for name in _keys_of(struct)}, listed="Known keys")
     others = sorted(str(s.__struct_config__.tag) for s in structs if s not in own and key in _keys_of(s))
@@ -97,12 +121,12 @@ def _unknown(key: str, path: str, content: Any) -> tuple[str, str | None]:
     return f"unknown key {key!r}", remedy
 
 
-def _one_of(path: str) -> str:
+def _one_of(grammar: Grammar, path: str) -> str:
     """Return the remedy where only some values, or tables of some kinds, may stand; empty elsewhere."""
-    if choices := _choices_at(path):
-        numbers = [_SHORT[name] for name in ("int", "float") if name in _names_at(path)]
+    if choices := _choices_at(grammar, path):
+        numbers = [_SHORT[name] for name in ("int", "float") if name in _names_at(grammar, path)]
         return f"Valid: {', '.join(choices + numbers)}."
-    tagged = [s.__struct_config__ for s in _structs_at(path) if s.__struct_config__.tag_field]
+    tagged = [s.__struct_config__ for s in _structs_at(grammar, path) if s.__struct_config__.tag_field]
     if not tagged:
         return ""
     tags = ", ".join(sorted(str(config.tag) for config in tagged))
@@ -133,9 +157,9 @@ def _of_kind(expected: str, got: str) -> str:
     return f"Write {words}, or leave the key out." if can_be_left_out else f"Write {words}."
 
 
-def _named(path: str, content: Any, message: str) -> str:
+def _named(grammar: Grammar, path: str, content: Any, message: str) -> str:
     """Replace each `[...]` in a path by the key of a table: the first whose value gives the same message."""
-    kinds: list[Any] = [Federation]
+    kinds: list[Any] = [grammar.root]
     done = ""
     for part in re.findall(r"\[\.\.\.\]|\[\d+\]|[^.\[\]]+", path):
         if part != "[...]":
@@ -180,9 +204,9 @@ def _parts(path: str) -> list[str]:
     return re.findall(r"\[\.\.\.\]|\[\d+\]|[^.\[\]]+", path)
 
 
-def _types_at(path: str) -> list[Any]:
+def _types_at(grammar: Grammar, path: str) -> list[Any]:
     """Return the types that may stand at a path such as `learners[0].placement`."""
-    kinds: list[Any] = [Federation]
+    kinds: list[Any] = [grammar.root]
     for part in _parts(path):
         if part == "[...]":
             kinds = [get_args(inner)[1] for kind in kinds for inner in _dicts_in(kind)]
@@ -191,8 +215,8 @@ def _types_at(path: str) -> list[Any]:
     return kinds
 
 
-def _structs_at(path: str) -> list[Any]:
-    return [struct for kind in _types_at(path) for struct in _structs_in(kind)]
+def _structs_at(grammar: Grammar, path: str) -> list[Any]:
+    return [struct for kind in _types_at(grammar, path) for struct in _structs_in(kind)]
 
 
 def _types_of(structs: list[Any], name: str) -> list[Any]:
@@ -204,18 +228,18 @@ def _keys_of(struct: Any) -> list[str]:
     return [f.encode_name for f in msgspec.structs.fields(struct)] + ([tag] if tag else [])
 
 
-def _choices_at(path: str) -> list[str]:
+def _choices_at(grammar: Grammar, path: str) -> list[str]:
     """Return the values that a path may have: literals, or the tags of structs."""
     name = _parts(path)[-1] if path else ""
-    structs = _structs_at(path[: len(path) - len(name)].rstrip("."))
+    structs = _structs_at(grammar, path[: len(path) - len(name)].rstrip("."))
     tags = [s.__struct_config__.tag for s in structs if s.__struct_config__.tag_field == name]
-    return sorted(set(tags or [str(v) for kind in _types_at(path) for v in _literals_in(kind)]))
+    return sorted(set(tags or [str(v) for kind in _types_at(grammar, path) for v in _literals_in(kind)]))
 
 
-def _names_at(path: str) -> set[str]:
+def _names_at(grammar: Grammar, path: str) -> set[str]:
     """Return the names of the builtin types that may stand at a path."""
     found: set[str] = set()
-    left = _types_at(path)
+    left = _types_at(grammar, path)
     while left:
         kind = left.pop()
         left += get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind) if _is_union(kind) else ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +13,7 @@ from msgspec import Meta, Struct
 
 from fedpipe.errors import InputError
 from fedpipe.store import SECRET_DIR, held
-from fedpipe.store.concealment import environ
+from fedpipe.store.concealment import changed_environment, environ
 
 
 class Signature(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -226,13 +225,5 @@ def keys_at_hand(source: Path, keys: str | Path | None = None) -> Iterator[None]
     """
     folder = str(key_folder(source, keys).absolute())
     changed = {KEYS: folder, SIGNING_KEY: ""} if keys else {FOUND_KEYS: folder}
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
+    with changed_environment(changed):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

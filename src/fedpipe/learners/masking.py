@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fedpipe.errors import DroppedError
-from fedpipe.learners.contribute import budget_of, fetched, trained_from
+from fedpipe.learners.contribute import budget_of, trained_from
+from fedpipe.learners.downloads import fetched
 from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.learner import Learner, Trained, log

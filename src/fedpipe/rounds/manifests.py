@@ -177,7 +177,8 @@ class Record(Manifest, frozen=True, kw_only=True):
     For a round that was voted down, `accepted` is false and the weights are its base. HEAD stays, and the next record's
     `previous` is that of this one. `candidate` is the weights that were voted on; None when nobody proposed.
     `layout` is the digest of the weights' header, which pins names, dtypes and shapes for the whole run; `state` is
-    the server optimizer's. `control` is the control variate that learners read.
+    the server optimizer's. `control` is the control variate that learners read. `not_chosen` are the learners whose
+    updates are valid, but which a rule such as Krum did not use.
     `schema` is the digest of the table's schema, in round 0 of a run with a table. A round with `secure` has no
     updates.
     """
@@ -205,10 +206,11 @@ class Record(Manifest, frozen=True, kw_only=True):
     schema: Digest | UnsetType = UNSET
     control: Digest | UnsetType = UNSET
     secure: SecureRound | UnsetType = UNSET
+    not_chosen: tuple[Name, ...] | UnsetType = UNSET
 
     @property
     def contributors(self) -> tuple[str, ...]:
-        """The learners whose updates are in the result."""
+        """The learners whose updates are valid; see `not_chosen`."""
         return self.secure.learners if self.secure else tuple(update.learner for update in self.updates)
 
     @property

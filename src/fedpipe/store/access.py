@@ -56,7 +56,7 @@ class Row(NamedTuple):
             ValueError: the kind has another form, so no pattern fits it alone.
         """
         if not self.pattern.startswith("learners/"):
-            return re.sub("<.*", "*", self.pattern)
+            return self.folder
         found = re.fullmatch(r"learners/<learner>/([a-z]+)/<sha256>", self.pattern)
         if found is None:
             raise ValueError(f"no pattern of a policy fits {self.pattern!r} alone")
@@ -85,6 +85,8 @@ _SENT = Access(("owner",), ("owner", "learners"))
 _PUBLISHED = Access(("coordinator",), ("coordinator", "server"))
 _ENROLLED = Access(("administrator",), ("coordinator", "learners", "server"))
 _ROSTER = Access(("administrator",), ("coordinator", "learners"))
+_JOINING = Access(("administrator",), ("administrator",))
+_ASKED = Access(("owner",), ("owner", "administrator"))
 
 TABLE = (
     Row("HEAD", _OWN, "the last accepted round; moves by compare-and-swap only, never to untrained weights"),
@@ -97,6 +99,7 @@ TABLE = (
     Row("runs/<run>/plan", _GLOBAL, "the plan of the last try: also its settings of evaluation, export and reports"),
     Row("runs/<run>/board", _GLOBAL, "a session: the current request ([sessions](sessions.md))"),
     Row("runs/<run>/pulse", _GLOBAL, "a session: renewed every 15 s while its coordinator works"),
+    Row("runs/_current", _GLOBAL, "the sessions that are current, for the agents of sites ([sites](sites.md))"),
     Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),
     Row("runs/<run>/<round>/record", _GLOBAL, "the committed round: updates, dropped learners, rule, result"),
     Row("runs/<run>/<round>/candidate", _GLOBAL, "the aggregate, when learners vote on it"),
@@ -113,12 +116,14 @@ TABLE = (
     Row("runs/<run>/report.html", _GLOBAL, "the report"),
     Row("runs/<run>/pruned", _GLOBAL, "a note that `fedpipe prune` has removed objects of the run"),
     Row("learners/<learner>/shard", _DEALT, "the manifest of the learner's current shard"),
+    Row("learners/<learner>/runs/_approval", _LEARNERS, "a site: its last decision about a plan ([sites](sites.md))"),
     Row("learners/<learner>/objects/<sha256>", _DEALT, "shards, weights of updates, optimizer states"),
     Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
     Row("learners/<learner>/personal/<sha256>", _SPENT, "weights that stay at the learner ([personal](personal.md))"),
     Row("learners/<learner>/parcels/<sha256>", _SENT, "activations or gradients for another party"),
     Row("learners/<learner>/ledger/<number>", _SPENT, "a private training: the spent budget, over all runs"),
     Row("learners/<learner>/runs/<run>/sign", _LEARNERS, "a session: the learner's last answer"),
+    Row("learners/<learner>/runs/_presence", _LEARNERS, "a site: its agent's version, and the event it awaits"),
     Row("learners/<learner>/runs/<run>/<round>/statistics", _LEARNERS, "its statistics of a table, without rows"),
     Row("learners/<learner>/runs/<run>/<round>/update", _LEARNERS, "its update: base, digest, examples, metrics"),
     Row("learners/<learner>/runs/<run>/<round>/keys", _LEARNERS, "a secure sum: its key of a round, signed"),
@@ -135,11 +140,15 @@ TABLE = (
         _LEARNERS,
         "its tests of the last and the best earlier model",
     ),
+    Row("learners/<learner>/rotation", _ASKED, "a site's request for new keys ([identities](identities.md#sites))"),
     Row("models/<model>/<version>/origin.json", _PUBLISHED, "the origin of a version, and the model's digest"),
     Row("models/<model>/<version>/signature.json", _PUBLISHED, "the coordinator's signature, if it is enrolled"),
     Row("models/<model>/<version>/model.onnx", _PUBLISHED, "the model; a version is never overwritten"),
     Row("models/<model>/traffic.json", _PUBLISHED, "which versions answer ([serving](serving.md))"),
     Row("enrolled", _ENROLLED, "public keys of those who must sign ([identities](identities.md))"),
+    Row("joining/<learner>/invitation", _JOINING, "the terms of a site's invitation, signed by the administrator"),
+    Row("joining/<learner>/<name>/request", _JOINING, "a site's request to join, written by a URL in its invitation"),
+    Row("joining/<learner>/<name>/answer", _JOINING, "the answer; the site's keys of the store in it are sealed"),
     Row("roster", _ROSTER, "the learners' public keys, signed by the administrator ([secure sums](secure-sums.md))"),
 )
 

@@ -155,6 +155,11 @@ def trusted() -> ssl.SSLContext:
     return context
 
 
+def trust(path: str) -> None:
+    """Check that a file holds certificates to trust. Raises InputError."""
+    _trust(create_urllib3_context(), "ca", path)
+
+
 def _trust(context: ssl.SSLContext, name: str, path: str) -> None:
     remedy = f"Set {name} to a file of certificates in PEM form, or unset it."
     if name == "SSL_CERT_DIR" or Path(path).is_dir():

@@ -1,0 +1,155 @@
+"""site.yaml: read, completed and checked, each mistake with its key and the remedy; and the status of a site."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedpipe.errors import InputError
+from fedpipe.identity.enrolment import Enrolled, Enrolment
+from fedpipe.identity.signing import find_key, find_signer, make_key, public_key
+from fedpipe.sites.site import Site, parse_site, read_site
+from fedpipe.store import LocalStore, keys
+from fedpipe.store.concealment import changed_environment
+from fedpipe.store.objects import encode
+from tests.cli.conftest import Result
+
+GOOD: dict[str, Any] = {"store": "store", "federation": "digits", "name": "hospital-b"}
+
+
+def parsed(folder: Path, **more: Any) -> Site:
+    return parse_site({**GOOD, **more}, folder, where="site.yaml")
+
+
+def test_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(
+        "store: store\nfederation: digits\nname: hospital-b\nkey: keys/own\npolicy: {data: rows.npz}\n"
+    )
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "own").write_text("ab" * 32)
+    site = read_site(tmp_path / "site.yaml")
+    assert site.store == f"file://{tmp_path}/store"
+    assert site.policy.data == f"{tmp_path}/rows.npz"
+    assert (site.state, site.key) == (f"{tmp_path}/state", f"{tmp_path}/keys/own")
+    assert site.public_key == public_key("ab" * 32)
+    assert (site.look, site.approve) == (15.0, "ask")
+
+
+def test_data_in_a_store_stay_a_uri(tmp_path: Path) -> None:
+    assert parsed(tmp_path, policy={"data": "s3://b/rows.npz"}).policy.data == "s3://b/rows.npz"
+
+
+def test_the_state_is_a_folder_that_others_cannot_read(tmp_path: Path) -> None:
+    site = parsed(tmp_path)
+    assert site.key == f"{tmp_path}/state/hospital-b.key"
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+    assert site.public_key == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"polcy": {}}, r"site\.yaml: unknown key 'polcy'\. Did you mean 'policy'\?"),
+        ({"policy": {"date": "x"}}, r"site\.yaml: policy: unknown key 'date'\. Did you mean 'data'\?"),
+        ({"name": "Hospital B"}, r"site\.yaml: name: not a safe name\. Use at most 40"),
+        ({"look": 5}, r"site\.yaml: look: Expected `float` >= 15\.0\. Write a number >= 15\."),
+        ({"approve": "everything"}, r"approve: Invalid enum value 'everything'\. Valid: any, ask, listed, signed-by\."),
+        ({"administrator": "abc"}, r"administrator: .*Write it in the form that docs/sites\.md shows"),
+        ({"ca": "ca.pem"}, r"site\.yaml: ca, .*/ca\.pem: the file that ca names cannot be read: No such file"),
+        ({"credentials": "none"}, r"site\.yaml: credentials, .*/none: the mounted secret cannot be read"),
+        ({"store": "ftp://host/b"}, r"site\.yaml: store: the store 'ftp://host/b' has an unknown scheme"),
+        ({"store": "s3://u:secret@b/p"}, r"site\.yaml: store: the URI contains"),
+    ],
+)
+def test_mistakes(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        parsed(tmp_path, **more)
+    assert "secret@" not in str(caught.value)
+
+
+def test_a_missing_key_and_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the key 'store' is missing\. Add it: docs/sites\.md describes each key"):
+        parse_site({"federation": "digits", "name": "a"}, tmp_path, where="site.yaml")
+    with pytest.raises(InputError, match=r"is not a table of keys and values\. Write it as docs/sites\.md shows"):
+        parse_site([1], tmp_path, where="site.yaml")
+    with pytest.raises(InputError, match=r"none\.yaml: cannot be read: No such file.*join with `fedpipe site join`"):
+        read_site(tmp_path / "none.yaml")
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    with pytest.raises(InputError, match=r"ca, .*: the file that ca names is not PEM"):
+        parsed(tmp_path, ca="ca.pem")
+    (tmp_path / "own").write_text("word")
+    with pytest.raises(InputError, match=r"key, .*: the private key is malformed"):
+        parsed(tmp_path, key="own")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"state, .*/file: the folder cannot be written: .*the user of the agent"):
+        parsed(tmp_path, state="file")
+
+
+def test_a_site_signs_with_its_own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDPIPE_KEYS", str(tmp_path / "others"))
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "hospital-b.key").write_text(make_key())
+    private = make_key()
+    (tmp_path / "own").write_text(private)
+    with changed_environment(parsed(tmp_path, key="own").surroundings()):
+        signer = find_signer("hospital-b")
+        assert signer is not None
+        assert signer.public == public_key(private)
+    with changed_environment(parsed(tmp_path).surroundings()):
+        assert find_key("hospital-b") is None
+
+
+class TestStatus:
+    """`fedpipe site status`: each obstacle is named, and the exit code is for programs."""
+
+    @pytest.fixture
+    def site(self, tmp_path: Path) -> Path:
+        (tmp_path / "site.yaml").write_text("store: store\nfederation: digits\nname: hospital-b\n")
+        return tmp_path
+
+    def test_without_a_key(self, site: Path, fedpipe: Callable[..., Result]) -> None:
+        done = fedpipe("site", "status", "-c", str(site / "site.yaml"))
+        assert done.code == 1
+        assert "hospital-b of digits" in done.out
+        assert "the site has no signing key" in done.out
+
+    def test_enrolled(self, site: Path, fedpipe: Callable[..., Result]) -> None:
+        private = make_key()
+        (site / "state").mkdir()
+        (site / "state" / "hospital-b.key").write_text(private)
+        enrolled = Enrolled(learners={"hospital-b": Enrolment(key=public_key(private), since=1.0)})
+        LocalStore(site / "store").below("digits").replace(keys.ENROLLED, encode(enrolled))
+        done = fedpipe("site", "status", "-c", str(site / "site.yaml"), "--json")
+        assert done.code == 1
+        found = json.loads(done.out)
+        assert found["key"] == public_key(private)
+        assert (found["enrolled"], found["flaws"]) == (True, ["its agent does not run. Start it: fedpipe site run"])
+
+    @pytest.mark.parametrize(
+        ("enrolment", "flaw"),
+        [
+            (Enrolment(key="ab" * 32, since=1.0), "enrolled with another key"),
+            (Enrolment(key="ab" * 32, since=1.0, revoked=2.0), "was revoked on 1970-01-01 00:00 UTC"),
+        ],
+    )
+    def test_refused(self, site: Path, fedpipe: Callable[..., Result], enrolment: Enrolment, flaw: str) -> None:
+        (site / "state").mkdir()
+        (site / "state" / "hospital-b.key").write_text(make_key())
+        data = encode(Enrolled(learners={"hospital-b": enrolment}))
+        LocalStore(site / "store").below("digits").replace(keys.ENROLLED, data)
+        done = fedpipe("site", "status", "-c", str(site / "site.yaml"))
+        assert done.code == 1
+        assert flaw in done.out
+
+    def test_a_mistake_in_the_file(self, site: Path, fedpipe: Callable[..., Result]) -> None:
+        (site / "site.yaml").write_text("store: store\nfederation: digits\nname: hospital-b\nsate: x\n")
+        done = fedpipe("site", "status", "-c", str(site / "site.yaml"))
+        assert done.code == 2
+        assert "unknown key 'sate'. Did you mean 'state'?" in done.err
