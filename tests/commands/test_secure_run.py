@@ -105,7 +105,7 @@ class TestOnThisMachine:
 @pytest.mark.heavy
 @pytest.mark.parametrize("bound", [1.0, {"quantile": 0.999}])
 def test_thirty_rounds_lose_at_most_half_a_point(numpy_digits: Path, tmp_path: Path, bound: Any) -> None:
-    """Ten learners with shards by a Dirichlet draw of 0.5, 16 bits: accuracy beside that of plain averaging."""
+    """Ten learners with shards by a Dirichlet draw of 0.5, 16 bits: the accuracy is that of plain averaging."""
     file = secure(numpy_digits, rounds=30)
     content = yaml.safe_load(file.read_text())
     content["data"]["shards"] = {"by": "dirichlet", "alpha": 0.5, "minimum": 40, "seed": 7}

@@ -47,6 +47,8 @@ def test_threshold(count: int, threshold: int) -> None:
         ({"bits": 7}, {}, "algorithm.secure.bits"),
         ({"bits": 33}, {}, "algorithm.secure.bits"),
         ({"bound": 0}, {}, "algorithm.secure.bound"),
+        ({"bound": 1e-13}, {}, "algorithm.secure.bound"),
+        ({"bound": {"quantile": 0.999, "initial": 1e-13}}, {}, "algorithm.secure.bound.initial"),
         ({"bound": {"quantile": 1.0}}, {}, "algorithm.secure.bound.quantile"),
         ({"bound": {"quantile": 0.999, "margin": 0.5}}, {}, "algorithm.secure.bound.margin"),
         ({"bound": {"quantil": 0.999}}, {}, "unknown key 'quantil'. Did you mean 'quantile'"),

@@ -18,6 +18,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from msgspec import Meta, Struct
 
 from fedpipe.errors import DroppedError
+from fedpipe.federation.algorithms import LEAST_BOUND
 from fedpipe.federation.algorithms import MOST_SUMMED as MOST
 from fedpipe.federation.names import LARGE, Name
 from fedpipe.identity.enrolment import Enrolled, Enrolment
@@ -32,7 +33,7 @@ _Session = Annotated[str, Meta(max_length=200)]
 _Key = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Share = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Seed = Annotated[str, Meta(pattern=r"^[0-9a-f]{62}\Z")]
-_Bound = Annotated[float, Meta(gt=0, le=LARGE)]
+_Bound = Annotated[float, Meta(ge=LEAST_BOUND, le=LARGE)]
 _Round = Annotated[int, Meta(ge=1)]
 _Reasons = Annotated[dict[Name, Annotated[str, Meta(max_length=500)]], Meta(max_length=MOST)]
 
