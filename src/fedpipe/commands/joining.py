@@ -13,8 +13,10 @@ from fedpipe.errors import CorruptError, DroppedError, InputError, StoreError, S
 from fedpipe.federation.loading import load
 from fedpipe.identity.enrolment import find_enrolled
 from fedpipe.identity.signing import public_key
+from fedpipe.sites.decisions import journal_of
 from fedpipe.sites.invitation import ASK, Invitation, check_open, read_invitation
 from fedpipe.sites.joining import LIMIT, fingerprint, read_answer
+from fedpipe.sites.journal import Journal
 from fedpipe.sites.membership import Pending, SiteKeys, keys_of, opener_of
 from fedpipe.sites.site import CA_VARIABLE, Site, check_state, read_site
 from fedpipe.store import Store, keys, open_store
@@ -28,11 +30,6 @@ LOOK = 2.0
 SETTLED = 60.0
 """Seconds after which a site that was accepted must be able to use its keys of the store."""
 Listener = Callable[[str], object]
-Note = Callable[..., object]
-
-
-def unnoted(event: str, **fields: object) -> None:
-    """Records nothing."""
 
 
 _NOT_YET = "Run the same command again to continue."
@@ -50,7 +47,7 @@ class Joined(NamedTuple):
 
 def join(
     invitation: str | Path, config: str | Path = "site.yaml", *, wait: float | None = None,
-    listener: Listener = str, note: Note = unnoted,
+    listener: Listener = str,
 ) -> Joined:  # fmt: skip
     """Joins a federation: makes the site's key here, asks, waits for the answer, and writes the site's files.
 
@@ -61,7 +58,6 @@ def join(
         config: the site.yaml to write; one that exists is kept.
         wait: most seconds to wait for the answer; by default until the invitation expires.
         listener: receives the progress.
-        note: records what happens, such as `Journal.note`.
 
     Raises:
         InputError: the invitation is not valid, another site.yaml is there, or the administrator refused.
@@ -69,13 +65,13 @@ def join(
         StoreUnavailableError: there is no answer yet; the same call continues.
     """
     try:
-        return _join(Path(invitation), Path(config), wait, listener, note)
+        return _join(Path(invitation), Path(config), wait, listener)
     except (InputError, CorruptError) as error:
-        note("not-joined", why=str(error))
+        _note(Path(config), "not-joined", why=str(error))
         raise
 
 
-def _join(path: Path, config: Path, wait: float | None, listener: Listener, note: Note) -> Joined:
+def _join(path: Path, config: Path, wait: float | None, listener: Listener) -> Joined:
     now = time.time()
     invitation = read_invitation(path)
     files = _files_of(config, invitation)
@@ -89,7 +85,7 @@ def _join(path: Path, config: Path, wait: float | None, listener: Listener, note
         box = _box(invitation)
         key = public_key(pending.key)
         sent = box.create(pending.request.encode())
-        note("asked", federation=invitation.federation, key=key, invitation=invitation.number)
+        _note(config, "asked", federation=invitation.federation, key=key, invitation=invitation.number)
         where = "is in the store" if sent else "waits in the store, unless another one by this invitation came first"
         listener(f"the request of the key {fingerprint(key)} {where}")
         answer = _awaited(box, invitation, now + wait if wait is not None else float(invitation.expires), listener)
@@ -97,13 +93,13 @@ def _join(path: Path, config: Path, wait: float | None, listener: Listener, note
     written = _write_config(config, invitation)
     files.end()
     _check_use(read_site(config), key, listener)
-    note("joined", federation=invitation.federation, key=key, invitation=invitation.number)
+    _note(config, "joined", federation=invitation.federation, key=key, invitation=invitation.number)
     return Joined(invitation.learner, invitation.federation, key, config, written)
 
 
 def rotate(
     config: str | Path = "site.yaml", *, given: Credentials | None = None, wait: float = SETTLED,
-    listener: Listener = str, note: Note = unnoted,
+    listener: Listener = str,
 ) -> str:  # fmt: skip
     """Gives a site new keys: a request that the current key signs, and that needs no person to be granted.
 
@@ -112,7 +108,6 @@ def rotate(
         given: new keys of the store that an administrator handed over; otherwise the site chooses a secret.
         wait: most seconds to wait until the new key is enrolled.
         listener: receives the progress.
-        note: records what happens.
 
     Returns:
         The new public key.
@@ -131,7 +126,7 @@ def rotate(
             key = public_key(earlier.key)
         else:
             key = public_key(files.renew(opener_of(site), time.time(), given).key)
-            note("asked", federation=site.federation, key=key)
+            _note(Path(config), "asked", federation=site.federation, key=key)
             listener("the request for new keys is in the store")
         while not files.settle(opener_of(site)):
             if time.monotonic() >= end:
@@ -140,8 +135,24 @@ def rotate(
                     what, remedy=f"{_NOT_YET} The administrator sees it by `enroll --requests`."
                 )
             time.sleep(LOOK)
-    note("rotated", federation=site.federation, key=key)
+    _note(Path(config), "rotated", federation=site.federation, key=key)
     return key
+
+
+def _note(config: Path, event: str, **fields: str) -> None:
+    """Writes into the journal of the site: that of its site.yaml, or in the folder where it joins."""
+    if config.exists():
+        try:
+            journal = journal_of(read_site(config))
+        except InputError:
+            return  # the file is reported as it is
+    else:
+        state = config.absolute().parent / "state"
+        if not state.parent.is_dir():
+            return
+        check_state(state)
+        journal = Journal(state / "journal")
+    journal.note(event, **fields)
 
 
 class _FolderBox(NamedTuple):

@@ -89,6 +89,7 @@ class Journal:
         signer: signs the end; None for a site that has not joined yet.
         clock: seconds since 1970.
         rotation: bytes of a file after which the next one begins.
+        also: another public key of the site, which may have signed the end.
 
     Raises:
         InputError: the folder cannot be written.
@@ -97,9 +98,10 @@ class Journal:
 
     def __init__(
         self, folder: Path, signer: Signer | None = None, *, clock: Callable[[], float] = time.time,
-        rotation: int = ROTATION,
+        rotation: int = ROTATION, also: str = "",
     ) -> None:  # fmt: skip
         self.folder, self._signer, self._clock, self._rotation = folder, signer, clock, rotation
+        self._also = also
         with self._writing("the journal's folder"):
             folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
@@ -118,6 +120,14 @@ class Journal:
         """
         with self._locked():
             return self._append(self._settle(), event, fields)
+
+    def hand_over(self, signer: Signer) -> None:
+        """Let a new key of the site sign, from an entry that names it. Raises as `note`."""
+        with self._locked():
+            head = self._settle()
+            self._signer, self._also = signer, self._signer.public if self._signer else ""
+            if not is_signed_by(head, signer.public):
+                self._append(head, "new-key", {"key": signer.public})
 
     def usage(self) -> Usage:
         """Return the work of the last 24 hours; entries that a wrong clock dated into the future count too."""
@@ -193,7 +203,8 @@ class Journal:
         return read_head(self.folder) or head
 
     def _check(self, head: JournalHead) -> None:
-        if self._signer and head.signature and not is_signed_by(head, self._signer.public):
+        keys = [self._signer.public, *([self._also] if self._also else [])] if self._signer else []
+        if keys and head.signature and not any(is_signed_by(head, key) for key in keys):
             raise self._changed("the head of the journal is not signed by this site")
 
     def _changed(self, what: str) -> CorruptError:

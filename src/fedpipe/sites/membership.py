@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from fedpipe.errors import InputError, StoreError, StoreUnavailableError
 from fedpipe.federation.names import Name
@@ -27,6 +28,7 @@ from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.sites.invitation import Invitation
 from fedpipe.sites.joining import Accepted, make_request, make_rotation
 from fedpipe.sites.site import Site
+from fedpipe.sites.succession import succeed
 from fedpipe.store import Store, keys, open_store
 from fedpipe.store.credentials import Credentials
 from fedpipe.store.files import write_whole
@@ -64,7 +66,8 @@ class Renewal(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """New keys that are not granted yet.
 
     `secret` is empty for a site that keeps its keys of the store. `handed` are keys that an administrator handed over;
-    otherwise the site chose its secret, which works once it is granted.
+    otherwise the site chose its secret, which works once it is granted. `granted` when the new key is enrolled, and
+    `taken` when the store takes the new secret: what is left can be done without the store.
     """
 
     format: int = 1
@@ -72,6 +75,8 @@ class Renewal(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     access: str = ""
     secret: str = ""
     handed: bool = False
+    granted: bool = False
+    taken: bool = False
     request: str
 
     @property
@@ -130,7 +135,7 @@ class SiteKeys(NamedTuple):
         """Write the keys of a site that was accepted. Raises InputError."""
         if accepted.credentials is not None:
             self._write_credentials(accepted.credentials)
-        self._write(self.key, f"{' '.join([pending.key, accepted.mark]).strip()}\n".encode())
+        self._replace_key(pending.key, accepted.mark)
         made = Membership(
             federation=invitation.federation, learner=invitation.learner, administrator=invitation.administrator,
             exchange=invitation.exchange, number=invitation.number,
@@ -171,19 +176,40 @@ class SiteKeys(NamedTuple):
             StoreError: the store cannot be used.
         """
         renewal, joined = self.renewal, self._joined()
-        if renewal is None:
-            return True
+        if renewal is None or renewal.granted:
+            return self.recover()
         renewed = None if renewal.handed else renewal.credentials
         store, taken = self._usable(opened, renewed)
         known = find_enrolled(store).learners.get(joined.learner)
         if known is None or known.key != public_key(renewal.key):
             return False
-        if renewed is not None and taken:
-            self._write_credentials(renewed)
-        mark = self.key.read_text().split()[1:]
-        self._write(self.key, f"{' '.join([renewal.key, *mark])}\n".encode())
+        self._write(self.state / "rotation.json", encode(replace(renewal, granted=True, taken=taken)))
+        return self.recover()
+
+    def recover(self) -> bool:
+        """Put granted keys in their places, also after a crash, and return whether no request is left.
+
+        It needs no store. An agent does it before it opens the journal, which the new key may have signed.
+
+        Raises:
+            InputError: a file cannot be read or written.
+        """
+        renewal = self.renewal
+        if renewal is None or not renewal.granted:
+            return renewal is None
+        if renewal.taken and renewal.credentials:
+            self._write_credentials(renewal.credentials)
+        self._replace_key(renewal.key, " ".join(self.key.read_text().split()[1:]))
         (self.state / "rotation.json").unlink(missing_ok=True)
         return True
+
+    def _replace_key(self, private: str, mark: str) -> None:
+        """Write the key, after the decisions and the journal are signed with it."""
+        if self.key.exists():
+            old, new = signer_of(self.key.read_text().split()[0]), signer_of(private)
+            if old.public != new.public:
+                succeed(self.state, old, new)
+        self._write(self.key, f"{private} {mark}".strip().encode() + b"\n")
 
     def age(self, now: float) -> float:
         """Return the seconds since the signing key was written."""
