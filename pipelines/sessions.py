@@ -2,7 +2,7 @@
 
     shard the data; initialise w_0
     for each session, of rounds_per_step rounds:
-        concurrently:  each learner k: learn(k)     trains and votes on requests of the board
+        concurrently:  each learner k: learn(k)     trains and votes on requests of the board; no step at a site
                        coordinate                   requests, aggregates or tallies, and commits each round
     the last session ends with a request to score w_T, each learner on its own test part
     evaluate; export
@@ -37,7 +37,7 @@ def sessions(federation: Federation, federation_json: str, code: str) -> Any:
             before, coordinated = coordinated, component(federation, "coordinate")(**about)
             place_coordinator(coordinated, federation, f"{prefix}coordinate")
             steps: list[Any] = [coordinated]
-            for learner in federation.learners:
+            for learner in federation.pods:
                 learned = component(federation, "learn", learner.name)(learner=learner.name, **about)
                 place_learner(learned, federation, learner, f"{prefix}learn {learner.name}")
                 steps.append(learned)
@@ -50,6 +50,8 @@ def sessions(federation: Federation, federation_json: str, code: str) -> Any:
     algorithm = "Split learning" if federation.split else algorithm
     rounds = federation.training.rounds
     described = f"{algorithm}: {len(federation.learners)} learners, {rounds} rounds in {number}."
+    if federation.sites:
+        described += f" Awaits the agents of {', '.join(federation.sites)}, which run at their sites."
     return framed(federation, federation_json, code, described, learn)
 
 

@@ -32,6 +32,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     "ROSTER": st.just(keys.ROSTER),
     "PRUNING": st.just(keys.PRUNING),
     "CATALOGUE": st.just(keys.CATALOGUE),
+    "CURRENT": st.just(keys.CURRENT),
     "content": st.builds(
         keys.content, DIGESTS, st.none() | NAMES, st.sampled_from(["objects", "proposals", "coordinator"])
     ),
@@ -57,6 +58,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     "parcel": st.builds(keys.parcel, NAMES, DIGESTS.map(lambda digest: digest.removeprefix("sha256:"))),
     "ledger": st.builds(keys.ledger, NAMES, COUNTS),
     "approval": st.builds(keys.approval, NAMES),
+    "presence": st.builds(keys.presence, NAMES),
     "sign": st.builds(keys.sign, NAMES, RUNS),
     "score": st.builds(keys.score, NAMES, RUNS),
     "answer": st.builds(keys.answer, NAMES, RUNS, ROUNDS, NOTES),

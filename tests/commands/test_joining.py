@@ -30,10 +30,11 @@ from fedpipe.identity.roster import read_roster
 from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.identity.statements import signed_with
 from fedpipe.sites.approval import Approval
-from fedpipe.sites.decisions import approvals_of, journal_folder
+from fedpipe.sites.audit import find_flaw
+from fedpipe.sites.decisions import approvals_of, journal_folder, signer_in
 from fedpipe.sites.invitation import read_invitation
 from fedpipe.sites.joining import make_rotation
-from fedpipe.sites.journal import entries_of, find_flaw
+from fedpipe.sites.journal import entries_of
 from fedpipe.sites.membership import SiteKeys, keys_of, opener_of
 from fedpipe.sites.site import Site, read_site
 from fedpipe.store import Store, keys, open_store
@@ -511,13 +512,13 @@ class TestRotation:
                 self.check_valid(read_site(config), decided, before)
             else:
                 break
-        assert number >= 6
-        assert events(config) == ["asked", "asked", "joined", "asked", "new-key", "rotated"]
+        assert number >= 3
+        assert events(config) == ["asked", "asked", "joined", "asked", "rotated"]
 
     def check_valid(self, site: Site, decided: list[tuple[str, str, float]], before: str) -> None:
         assert site.public_key != before
         assert [(one.plan, one.verdict, one.since) for one in approvals_of(site).decisions()] == decided
-        assert find_flaw(journal_folder(site), site.public_key) is None
+        assert find_flaw(journal_folder(site), signer_in(Path(site.state)).public) is None
 
     def decide(self, config: Path) -> list[tuple[str, str, float]]:
         """Two decisions, which the site signs."""
@@ -528,8 +529,8 @@ class TestRotation:
             bare = Approval(
                 learner="b", plan=plan, code=plan, verdict="refused", number=number + 1, since=float(number)
             )
-            signed = signed_with(bare, signer_of(site.private_key))
             approvals_of(site)
+            signed = signed_with(bare, signer_in(Path(site.state)))
             path = Path(site.state, "approvals", plan.removeprefix("sha256:"))
             path.write_bytes(canonical(signed))
             made.append((plan, "refused", float(number)))
@@ -598,8 +599,7 @@ def failing_at(number: int) -> Iterator[None]:
         write_whole(path, data, mode=mode)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("membership", "succession", "journal"):
-            patch.setattr(f"fedpipe.sites.{module}.write_whole", write)
+        patch.setattr("fedpipe.sites.membership.write_whole", write)
         yield
 
 
@@ -647,8 +647,8 @@ class TestOnMinio:
             out = done("site", "join", tmp_path / "b.yaml", folder=hospital, keys_of_store=False)
             assert time.monotonic() - started < 60
         assert "b has joined tiny; its key is" in out
-        status = done("site", "status", "--json", folder=hospital, keys_of_store=False)
-        assert json.loads(status)["enrolled"] is True
+        with fedpipe("site", "status", "--json", folder=hospital, keys_of_store=False) as status:
+            assert json.loads(status.communicate(timeout=60)[0])["enrolled"] is True
         self.checks_rights(minio_file, read_site(tmp_path / "hospital" / "site.yaml"))
 
     def checks_rights(self, file: Path, site) -> None:

@@ -144,7 +144,7 @@ def floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("floors")
 class TestFloors:
-    """Whatever a learner publishes passes its floors before it is signed."""
+    """Statements of a learner pass its floors before they are signed."""
 
     def test_an_update(self, store: MemoryStore) -> None:
         plan = make_plan(make_federation(names=("b",)))

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from fedpipe.errors import CorruptError, InputError, NotFoundError
+from fedpipe.identity.signing import make_key
 from fedpipe.rounds.plan import Plan
 from fedpipe.sites.approval import Approval
-from fedpipe.sites.decisions import Decisions, journal_folder, journal_of
+from fedpipe.sites.audit import find_flaw
+from fedpipe.sites.decisions import Decisions, approvals_of, journal_folder, journal_of, signer_in
 from fedpipe.sites.journal import entries_of
 from fedpipe.sites.site import Site
 from fedpipe.store import MemoryStore, keys
@@ -219,3 +221,22 @@ def test_privacy_of_the_plan_and_of_the_policy(tmp_path: Path, store: MemoryStor
     own = site(tmp_path, policy={"privacy": {"target_epsilon": 2}}, approve="any")
     made = decisions(own).decide(store, stored(store, privacy=PRIVACY))
     assert made.why.endswith("target_epsilon is 4, the most is 2")
+
+
+def test_decisions_and_journal_outlast_the_keys_of_the_site(tmp_path: Path, store: MemoryStore) -> None:
+    own = site(tmp_path)
+    decisions(own).decide(store, stored(store))
+    approvals_of(own).answer("", "approved")
+    before = own.public_key
+    (tmp_path / "state" / "b.key").write_text(make_key())
+    renewed = site(tmp_path)
+    assert renewed.public_key != before
+    assert decisions(renewed).decide(store, stored(store)).verdict == "approved"
+    assert find_flaw(journal_folder(renewed), signer_in(tmp_path / "state").public) is None
+    assert (tmp_path / "state" / "decisions.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_joining_is_in_the_journal(tmp_path: Path, fedpipe: Callable[..., Result]) -> None:
+    done = fedpipe("site", "join", str(tmp_path / "none.yaml"), "-c", str(tmp_path / "site.yaml"))
+    assert done.code == 2
+    assert [entry.event for entry in entries_of(tmp_path / "state" / "journal")] == ["not-joined"]

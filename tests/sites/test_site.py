@@ -127,10 +127,10 @@ class TestStatus:
         enrolled = Enrolled(learners={"hospital-b": Enrolment(key=public_key(private), since=1.0)})
         LocalStore(site / "store").below("digits").replace(keys.ENROLLED, encode(enrolled))
         done = fedpipe("site", "status", "-c", str(site / "site.yaml"), "--json")
-        assert done.code == 0, done.err
+        assert done.code == 1
         found = json.loads(done.out)
         assert found["key"] == public_key(private)
-        assert (found["enrolled"], found["flaws"]) == (True, [])
+        assert (found["enrolled"], found["flaws"]) == (True, ["its agent does not run. Start it: fedpipe site run"])
 
     @pytest.mark.parametrize(
         ("enrolment", "flaw"),

@@ -23,6 +23,8 @@ SPELLED = {
     keys.probe("ff"): "probe-ff",
     keys.PRUNING: "pruning",
     keys.CATALOGUE: "catalogue",
+    keys.CURRENT: "runs/_current",
+    keys.presence("a"): "learners/a/runs/_presence",
     keys.content(DIGEST): f"objects/{HEX}",
     keys.content(DIGEST, kind="coordinator"): f"coordinator/{HEX}",
     keys.content(DIGEST, kind="proposals"): f"objects/{HEX}",
@@ -83,7 +85,7 @@ def test_stores_of_earlier_versions_stay_readable() -> None:
 def test_every_function_has_a_strategy() -> None:
     found = inspect.getmembers(keys, lambda member: inspect.isfunction(member) and member.__module__ == keys.__name__)
     functions = {name for name, _ in found}
-    assert functions - FOLDERS - OTHERS | {"HEAD", "ENROLLED", "ROSTER", "PRUNING", "CATALOGUE"} == set(KEYS)
+    assert functions - FOLDERS - OTHERS | {"HEAD", "ENROLLED", "ROSTER", "PRUNING", "CATALOGUE", "CURRENT"} == set(KEYS)
 
 
 @pytest.mark.parametrize("kind", KEYS)

@@ -194,5 +194,6 @@ def rotate(
 
     given = given_user(access_key, secret_key_file)
     with following("asking for new keys") as show:
-        key = joining.rotate(file, given=given, wait=joining.SETTLED if wait is None else wait, listener=show)
+        seconds = joining.SETTLED if wait is None else wait
+        key = joining.rotate(file, given=given, wait=seconds, listener=show)
     say(f"this site has new keys; its key is {fingerprint(key)}")

@@ -101,6 +101,8 @@ def submit(
         )  # fmt: skip
     say(f"{made.run}: {made.url}")
     say(f"version {made.version} of the pipeline")
+    if made.awaited:
+        say(made.awaited)
     say(f"follow it: fedpipe watch {made.run} -f {file}")
 
 

@@ -28,7 +28,7 @@ for group in (start, run, follow, serving, identities, joining, store, kubeflow,
     app.add_typer(group.commands)
 app.add_typer(
     site_decisions.commands, name="site", help="Take part from the data owner's own machines.", rich_help_panel="Sites",
-    no_args_is_help=True, epilog="Example:\n$ fedpipe site status",
+    no_args_is_help=True, epilog="Example:\n$ fedpipe site run",
 )  # fmt: skip
 
 

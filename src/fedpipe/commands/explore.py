@@ -50,6 +50,8 @@ def explore(source: Source, output: str | Path | None = None, **changes: Any) ->
     views, left_out = [], private(federation)
     with Workers(preload=federation.needs_tensorflow) as processes:
         for learner in federation.learners:
+            if learner.at == "site":
+                left_out[learner.name] = "its data stay at its site"
             if learner.name in left_out:
                 continue
             try:

@@ -9,14 +9,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from fedpipe.commands.site_decisions import noting
 from fedpipe.errors import CorruptError, DroppedError, InputError, StoreError, StoreUnavailableError
 from fedpipe.federation.loading import load
 from fedpipe.identity.enrolment import find_enrolled
 from fedpipe.identity.signing import public_key
-from fedpipe.sites.decisions import journal_of
 from fedpipe.sites.invitation import ASK, Invitation, check_open, read_invitation
 from fedpipe.sites.joining import LIMIT, fingerprint, read_answer
-from fedpipe.sites.journal import Journal
 from fedpipe.sites.membership import Pending, SiteKeys, keys_of, opener_of
 from fedpipe.sites.site import CA_VARIABLE, Site, check_state, read_site
 from fedpipe.store import Store, keys, open_store
@@ -64,14 +63,16 @@ def join(
         StoreError: the store cannot be used.
         StoreUnavailableError: there is no answer yet; the same call continues.
     """
+    _check_home(Path(config))
+    note = noting(config)
     try:
-        return _join(Path(invitation), Path(config), wait, listener)
+        return _join(Path(invitation), Path(config), wait, listener, note)
     except (InputError, CorruptError) as error:
-        _note(Path(config), "not-joined", why=str(error))
+        note("not-joined", why=str(error))
         raise
 
 
-def _join(path: Path, config: Path, wait: float | None, listener: Listener) -> Joined:
+def _join(path: Path, config: Path, wait: float | None, listener: Listener, note: Callable[..., object]) -> Joined:
     now = time.time()
     invitation = read_invitation(path)
     files = _files_of(config, invitation)
@@ -85,7 +86,7 @@ def _join(path: Path, config: Path, wait: float | None, listener: Listener) -> J
         box = _box(invitation)
         key = public_key(pending.key)
         sent = box.create(pending.request.encode())
-        _note(config, "asked", federation=invitation.federation, key=key, invitation=invitation.number)
+        note("asked", federation=invitation.federation, key=key, invitation=invitation.number)
         where = "is in the store" if sent else "waits in the store, unless another one by this invitation came first"
         listener(f"the request of the key {fingerprint(key)} {where}")
         answer = _awaited(box, invitation, now + wait if wait is not None else float(invitation.expires), listener)
@@ -93,7 +94,7 @@ def _join(path: Path, config: Path, wait: float | None, listener: Listener) -> J
     written = _write_config(config, invitation)
     files.end()
     _check_use(read_site(config), key, listener)
-    _note(config, "joined", federation=invitation.federation, key=key, invitation=invitation.number)
+    note("joined", federation=invitation.federation, key=key, invitation=invitation.number)
     return Joined(invitation.learner, invitation.federation, key, config, written)
 
 
@@ -126,7 +127,7 @@ def rotate(
             key = public_key(earlier.key)
         else:
             key = public_key(files.renew(opener_of(site), time.time(), given).key)
-            _note(Path(config), "asked", federation=site.federation, key=key)
+            noting(config)("asked", federation=site.federation, key=key)
             listener("the request for new keys is in the store")
         while not files.settle(opener_of(site)):
             if time.monotonic() >= end:
@@ -135,24 +136,8 @@ def rotate(
                     what, remedy=f"{_NOT_YET} The administrator sees it by `enroll --requests`."
                 )
             time.sleep(LOOK)
-    _note(Path(config), "rotated", federation=site.federation, key=key)
+    noting(config)("rotated", federation=site.federation, key=key)
     return key
-
-
-def _note(config: Path, event: str, **fields: str) -> None:
-    """Writes into the journal of the site: that of its site.yaml, or in the folder where it joins."""
-    if config.exists():
-        try:
-            journal = journal_of(read_site(config))
-        except InputError:
-            return  # the file is reported as it is
-    else:
-        state = config.absolute().parent / "state"
-        if not state.parent.is_dir():
-            return
-        check_state(state)
-        journal = Journal(state / "journal")
-    journal.note(event, **fields)
 
 
 class _FolderBox(NamedTuple):
@@ -222,11 +207,15 @@ def _take(files: SiteKeys, invitation: Invitation, pending: Pending, answer: byt
     files.complete(invitation, pending, accepted)
 
 
-def _files_of(config: Path, invitation: Invitation) -> SiteKeys:
-    """Returns the files of the site's keys. Raises InputError for the site.yaml of another site."""
+def _check_home(config: Path) -> None:
     home = config.absolute().parent
     if not home.is_dir():
         raise InputError("the folder does not exist", where=str(home), remedy="Create it first.")
+
+
+def _files_of(config: Path, invitation: Invitation) -> SiteKeys:
+    """Returns the files of the site's keys. Raises InputError for the site.yaml of another site."""
+    home = config.absolute().parent
     default = SiteKeys.of(home / "state", invitation.learner)
     if not config.exists():
         return default

@@ -29,6 +29,7 @@ from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Settings
 from fedpipe.rounds.pruning import entered
 from fedpipe.sessions.board import check_deadline
+from fedpipe.sites.presence import awaited
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
 from fedpipe.store import Store, check_folder, check_uri, chosen_uri, keys, open_store
@@ -188,6 +189,8 @@ def _run(source: Source, how: _How, listener: Listener, changes: Mapping[str, An
         for subject, what in _check_first(job, name, call, workers):
             if what.startswith(preflight.NO_STATISTICS):
                 how.stages(f"{subject} gives {what}")
+        if job.federation is not None and (sites := awaited(job.federation)):
+            how.stages(sites)
         _make(folder)
         how.stages(f"running {name}, logs in {folder / 'logs'}")
         tracker = _tracker(job)
@@ -291,7 +294,7 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any], workers: int) -
 def _check_keys(store: Store, federation: Federation, *, exports: bool) -> None:
     """Checks for the keys of enrolled members: without them, all would train in vain. Raises InputError."""
     enrolled = read_enrolled(store)
-    names = [learner.name for learner in federation.learners]
+    names = [learner.name for learner in federation.pods]
     signers = [(name, name, "its updates", enrolled.learners.get(name)) for name in names]
     if exports:
         signers.append((COORDINATOR, "the coordinator", "the model", enrolled.coordinator))

@@ -1,13 +1,20 @@
-"""The work of a site's own commands: its status."""
+"""The work of a site's own commands: its agent, its status, and its end."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
-from fedpipe.errors import FedpipeError
+import msgspec
+
+from fedpipe.errors import FedpipeError, InputError, RoundError
 from fedpipe.identity.enrolment import format_time, read_enrolled
-from fedpipe.sites.site import read_site
+from fedpipe.sessions.pacing import drive
+from fedpipe.sites.agent import Agent, Attended
+from fedpipe.sites.running import ask_to_end, is_running, last_state, only_one
+from fedpipe.sites.site import Site, read_site
+from fedpipe.sites.training import Trainer, remove_leftovers
 from fedpipe.store.concealment import changed_environment
 
 
@@ -20,6 +27,12 @@ class Status(NamedTuple):
         store: URI of the store.
         key: public part of its signing key; empty without one.
         enrolled: whether the federation knows that key; None when the store did not say.
+        running: whether its agent runs on this machine.
+        state: what the agent does, or did last: `idle`, `attends`, `waits`, `refuses`, `fails` or `ended`.
+        doing: the same in words.
+        seconds: how long that has lasted.
+        isolation: whether the process that trains is kept from `files` with keys and from the `network`; None before
+            the first training.
         flaws: all that keeps the site from taking part, each with its remedy.
     """
 
@@ -28,11 +41,71 @@ class Status(NamedTuple):
     store: str
     key: str
     enrolled: bool | None
+    running: bool
+    state: str
+    doing: str
+    seconds: float
+    isolation: dict[str, bool] | None
     flaws: tuple[str, ...]
 
 
+def run(file: str | Path, *, once: bool = False) -> Attended | None:
+    """Attend the sessions of a federation as a site, until asked to end.
+
+    Args:
+        file: its site.yaml.
+        once: end after one session, the current or the next one.
+
+    Returns:
+        The last session that was attended; None without one.
+
+    Raises:
+        InputError: the file, or something that it names, cannot be used; or another agent runs.
+        RoundError: with `once`, the session was left before its end.
+    """
+    site = read_site(file)
+    _check_ready(site, str(file))
+    with only_one(site) as control, control.signals(), changed_environment(site.surroundings()):
+        remove_leftovers(site)
+        store = site.open()
+        trainer = Trainer(site, store, show=control.show_isolation)
+        agent = Agent(site, store, trainer.attend, stops=control.stops, show=control.show)
+        last = drive(agent.run(once=once), control.sleep)
+    if once and last is not None and last.why:
+        raise RoundError(f"the session of run {last.opened.run} was left: {last.why}")
+    return last
+
+
+def _check_ready(site: Site, where: str) -> None:
+    """Check what the agent needs from its start. Raises InputError."""
+    if not site.policy.data:
+        remedy = "Name the site's own data there, or a URI for `load` of the model's file."
+        raise InputError("is missing", where=f"{where}: policy.data", remedy=remedy)
+    if site.approve != "any":
+        raise InputError(
+            f"is {site.approve}, which this version does not support yet", where=f"{where}: approve",
+            remedy="Set it to any if you trust all who may write to the store. Its code runs on your machine.",
+        )  # fmt: skip
+
+
+def stop(file: str | Path, *, wait: float = 3600.0) -> bool:
+    """Ask the agent of a site to end after the answer that it works on, and wait for it.
+
+    Args:
+        file: its site.yaml.
+        wait: seconds that it may take.
+
+    Returns:
+        Whether no agent runs any more.
+
+    Raises:
+        InputError: the file, or something that it names, cannot be used.
+    """
+    return ask_to_end(read_site(file), wait=wait)
+
+
 def status(file: str | Path) -> Status:
-    """Look whether a site can take part. Writes nothing to the store.
+    """Look whether a site can take part, and what its agent does. Writes nothing to the store.
 
     Args:
         file: its site.yaml.
@@ -56,4 +129,15 @@ def status(file: str | Path) -> Status:
             flaws.append(f"{site.name} was revoked on {format_time(enrolment.revoked)}. Ask the federation's operator")
         elif enrolment is not None and not enrolled:
             flaws.append(f"{site.name} is enrolled with another key. Ask the federation's operator")
-    return Status(site.name, site.federation, site.store, site.public_key, enrolled, tuple(flaws))
+    running, last = is_running(site), last_state(site)
+    if not running:
+        flaws.append("its agent does not run. Start it: fedpipe site run")
+    elif last is not None and last.state in ("waits", "refuses", "fails"):
+        flaws.append(f"the site {last.text}")
+    return Status(
+        site=site.name, federation=site.federation, store=site.store, key=site.public_key, enrolled=enrolled,
+        running=running, state=last.state if last else "", doing=last.text if last else "",
+        seconds=max(0.0, time.time() - last.since) if last else 0.0,
+        isolation=msgspec.to_builtins(last.isolation) if last else None,
+        flaws=tuple(flaws),
+    )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,13 +13,16 @@ from typing import Literal, NamedTuple
 from fedpipe.errors import InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
+from fedpipe.federation.loading import load
 from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.rounds.plan import Plan
-from fedpipe.sites.approval import Approval, Description, read_review, review_of
-from fedpipe.sites.decisions import approvals_of, journal_folder, journal_of
-from fedpipe.sites.journal import Entry, Flaw, entries_of, find_flaw
+from fedpipe.sites.approval import Approval, read_review, review_of
+from fedpipe.sites.audit import Flaw, find_flaw
+from fedpipe.sites.decisions import approvals_of, journal_folder, journal_of, signer_in
+from fedpipe.sites.description import Description
+from fedpipe.sites.journal import Entry, Journal, entries_of
 from fedpipe.sites.policy import objections
-from fedpipe.sites.site import read_site
+from fedpipe.sites.site import check_state, read_site
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import canonical, decode
 
@@ -189,7 +192,26 @@ def journal(file: str | Path, since: str = "") -> Iterator[Entry]:
 def verify(file: str | Path) -> Flaw | None:
     """Return the first place at which a site's journal was changed; None if it is whole. Raises InputError."""
     site = read_site(file)
-    return find_flaw(journal_folder(site), site.public_key)
+    return find_flaw(journal_folder(site), signer_in(Path(site.state)).public)
+
+
+def noting(file: str | Path, state: str = "state") -> Callable[..., object]:
+    """Return the function that appends to the journal of a site, also before it has a site.yaml.
+
+    Args:
+        file: the site.yaml, or where it will be.
+        state: the folder of the site's state, next to the file, if there is no file yet.
+
+    Raises:
+        InputError: the journal cannot be written.
+        CorruptError: the journal was changed.
+    """
+    path = Path(file)
+    content = load(path) if path.exists() else {}  # its keys of the store may not be there yet, so it is not checked
+    named = content.get("state") if isinstance(content, dict) else None
+    folder = path.absolute().parent / str(named or state)
+    check_state(folder)
+    return Journal(folder / "journal", signer_in(folder)).note
 
 
 _UNITS = {"min": 60, "h": 3600, "d": 86_400}

@@ -12,11 +12,13 @@ from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
-from fedpipe.rounds.plan import read_plan
+from fedpipe.rounds.plan import Plan, read_plan
 from fedpipe.rounds.selection import took_part
 from fedpipe.rounds.timings import find_timing
 from fedpipe.sessions.board import Board, Keeper, poll_board
+from fedpipe.sites.presence import waiting_sites
 from fedpipe.store import Store, keys, open_store
+from fedpipe.store.objects import find
 from fedpipe.tracking.tracker import Tracker
 
 LOOK_AGAIN = 1.0
@@ -96,7 +98,7 @@ def _follow(store: Store, run: str, again: float, pods: Callable[[], list[str]] 
     if store.size(keys.record(run, 0)) is None:
         yield Seen("", f"waiting for run {run} to begin. {known_runs(store)}")
     keeper, number = Keeper(store, run, ""), 0
-    waiting = _Waiting(pods or list)
+    waiting = _Waiting(lambda: [*(pods() if pods else ()), *_sites(store, run)])
     federation: Federation | None = None
     while True:
         ended = store.size(keys.summary(run)) is not None
@@ -119,8 +121,17 @@ def _follow(store: Store, run: str, again: float, pods: Callable[[], list[str]] 
         time.sleep(again)
 
 
+def _sites(store: Store, run: str) -> list[str]:
+    """Describes the sites of a run that keep it waiting."""
+    try:
+        plan = find(store, keys.plan(run), Plan)
+        return waiting_sites(store, plan.federation.sites) if plan else []
+    except CorruptError:
+        return []
+
+
 class _Waiting:
-    """Reports pods that wait: once as a line, and in the state for as long as they wait."""
+    """Reports pods and sites that wait: once as a line, and in the state for as long as they wait."""
 
     def __init__(self, pods: Callable[[], list[str]]) -> None:
         self._pods = pods

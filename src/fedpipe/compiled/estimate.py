@@ -60,7 +60,7 @@ def estimate(federation: Federation, graph: Graph, pipeline_bytes: int) -> Estim
 def _requests(federation: Federation) -> tuple[str, ...]:
     """Describes what the steps reserve that run at the same time: the learners', and the coordinator's of a session."""
     step = "learn" if federation.in_sessions else "train"
-    placements = [federation.placement_of(step, learner.name) for learner in federation.learners]
+    placements = [federation.placement_of(step, learner.name) for learner in federation.pods]
     described = Counter(_described(placement) for placement in placements)
     found = [f"{count} x {step}: {text}" for text, count in described.items()]
     coordinator = [f"1 x coordinate: {_described(federation.placement_of('coordinate'))}"]
@@ -83,7 +83,7 @@ def _longest_chain(graph: Graph) -> int:
 
 def _advice(federation: Federation) -> str:
     """Advises on the number of rounds per step, so that KFP runs the pipeline well."""
-    learners, rounds = len(federation.learners), federation.training.rounds
+    learners, rounds = len(federation.pods), federation.training.rounds
     scored = sum(not federation.scores_in_session(learner.name) for learner in federation.learners)
     steps_outside = scored + len(("shard", "initialise", "evaluate", "report")) + (federation.exported is not None)
     sessions = (_COMFORTABLE_STEPS - steps_outside) // (learners + 1)
@@ -96,7 +96,7 @@ def _advice(federation: Federation) -> str:
 def _accelerator_warnings(federation: Federation) -> list[str]:
     """Warns if learners of a session share a pool, since they need their accelerators at the same time."""
     pools: dict[tuple[str, tuple[tuple[str, str], ...]], list[int]] = {}
-    for learner in federation.learners if federation.in_sessions else ():
+    for learner in federation.pods if federation.in_sessions else ():
         placement = federation.placement_of("learn", learner.name)
         if accelerator := placement.accelerator:
             key = accelerator.type, tuple(sorted(placement.node_selector.items()))

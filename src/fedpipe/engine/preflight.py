@@ -118,7 +118,7 @@ def _settled_schema(
     if not federation.data.is_table:
         return None
     reports = []
-    for learner in federation.learners:
+    for learner in federation.pods:
         try:
             parts: Mapping[str, Part] = dealt_out.get(learner.name) or own_parts(federation, learner.name, None)
             reports.append(described(federation, learner.name, parts))
@@ -279,6 +279,9 @@ def check(
     if files is not None:
         check_simulated(federation)
     findings, examples, sizes, schema = check_data(federation, uri)
+    findings += [
+        Checked(name, "at its site, with its own data; its agent: fedpipe site run") for name in federation.sites
+    ]
     if federation.vote:
         findings.append(_vote_summary(federation, federation.vote))
     sample = dump_examples(examples) if examples else b""

@@ -38,6 +38,18 @@ class LearnerSettings(Section, frozen=True, kw_only=True):
     ] = ""
     privacy: Annotated[Privacy | None, Meta(description="replaces the federation's `privacy`")] = None
     placement: Annotated[Placement, Meta(description="node pool and resources")] = field(default_factory=Placement)
+    at: Annotated[
+        Literal["pod", "site"],
+        Meta(
+            description="`pod`: a step of the pipeline. `site`: an agent on the owner's machines, which brings data of "
+            "its own ([sites](sites.md))"
+        ),
+    ] = "pod"
+
+    @property
+    def brings_data(self) -> bool:
+        """Return whether the learner trains on data of its own, not on a shard."""
+        return bool(self.data) or self.at == "site"
 
 
 class Federation(Section, frozen=True, kw_only=True):
@@ -130,7 +142,17 @@ class Federation(Section, frozen=True, kw_only=True):
     @property
     def sharded(self) -> tuple[str, ...]:
         """Return the names of the learners that get a shard of `data`, in their order."""
-        return tuple(learner.name for learner in self.learners if not learner.data)
+        return tuple(learner.name for learner in self.learners if not learner.brings_data)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Return the names of the learners that are agents outside the pipeline, in their order."""
+        return tuple(learner.name for learner in self.learners if learner.at == "site")
+
+    @property
+    def pods(self) -> tuple[LearnerSettings, ...]:
+        """Return the learners that are steps of the pipeline, in their order."""
+        return tuple(learner for learner in self.learners if learner.at == "pod")
 
     @property
     def secure(self) -> SecureSums | None:
@@ -254,10 +276,11 @@ class Federation(Section, frozen=True, kw_only=True):
     def scores_in_session(self, learner: str) -> bool:
         """Return whether a learner tests the final model in the last phase of its session, not in a step of its own.
 
-        The metrics of all learners are added up, so they are measured in one environment. Parties of a split network
-        test it one after the other.
+        The metrics of all learners are added up, so they are measured in one environment, which an agent has too.
+        Parties of a split network test it one after the other.
         """
         alike = self.environment_of("learn", learner) == self.environment_of("score", learner)
+        alike = alike or self.learner(learner).at == "site"
         return self.in_sessions and self.split is None and alike
 
     @property

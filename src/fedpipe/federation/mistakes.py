@@ -16,6 +16,7 @@ from fedpipe.federation.method_mistakes import method_mistakes
 from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS
 from fedpipe.federation.preprocessing import parse
 from fedpipe.federation.secure_mistakes import secure_mistakes
+from fedpipe.federation.site_mistakes import site_mistakes
 from fedpipe.federation.split_mistakes import split_mistakes
 from fedpipe.federation.training import Privacy
 from fedpipe.store import check_uri, is_uri
@@ -32,6 +33,7 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
                 f"the learner {name!r} is listed twice",
                 "Give each learner its own name.",
             )
+    yield from site_mistakes(f)
     yield from split_mistakes(f)
     count = len(f.sharded)
     if count and not f.data.uri:

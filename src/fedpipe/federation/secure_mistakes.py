@@ -89,7 +89,7 @@ def _round_mistakes(f: Federation) -> Mistakes:
         )
     algorithm = f.algorithm
     assert isinstance(algorithm, Averaging)
-    own = next((position for position, learner in enumerate(f.learners) if learner.data), None)
+    own = next((position for position, learner in enumerate(f.learners) if learner.brings_data), None)
     if own is not None and algorithm.weighting == "examples" and not algorithm.most_examples:
         yield (
             "algorithm.most_examples",

@@ -16,6 +16,7 @@ from fedpipe.kubeflow.clients import Kfp, cluster_errors, open_kfp, quiet
 from fedpipe.kubeflow.doctor.diagnosis import check_startable
 from fedpipe.kubeflow.upload import compile_source, kfp_api, list_all, undo_on_failure, upload
 from fedpipe.kubeflow.where import Where
+from fedpipe.sites.presence import awaited
 from fedpipe.steps.shard import run_name
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})
@@ -25,12 +26,13 @@ _PREFIX = re.compile(r"[0-9a-z-]{4,}")
 
 
 class Submitted(NamedTuple):
-    """Describes a run that KFP accepted: its name, id and URL, and the version of its pipeline."""
+    """Describes a run that KFP accepted: its name, id and URL, the version of its pipeline, and the sites it awaits."""
 
     run: str
     run_id: str
     url: str
     version: str
+    awaited: str = ""
 
 
 def submit(
@@ -70,7 +72,9 @@ def submit(
                 version_id=uploaded.version_id, pipeline_root=pipeline_root or None,
                 service_account=service_account or None,
             )  # fmt: skip
-    return Submitted(name, started.run_id, kfp.url(f"runs/details/{started.run_id}"), uploaded.version)
+    return Submitted(
+        name, started.run_id, kfp.url(f"runs/details/{started.run_id}"), uploaded.version, awaited(compiled.federation)
+    )
 
 
 def resume(run: str, *, where: Where) -> Submitted:

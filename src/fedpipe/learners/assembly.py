@@ -71,7 +71,7 @@ def make_learner(
         privacy = None
     model = plan_model(store, plan, privacy)
     parts = kept_parts(place, name, model.module) if place else learner_parts(store, plan, name, model.module)
-    if privacy is None and plan.federation.learner(name).data:
+    if privacy is None and plan.federation.learner(name).brings_data:
         _check_fit(model, parts, (store.uri, plan.run, plan.code, name))
     leaves = read_floors().leaves
     shows = privacy is None and plan.federation.secure is None and (leaves is None or leaves.tensorboard)

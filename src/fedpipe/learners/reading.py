@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -68,7 +69,7 @@ def raw_parts(
     Raises:
         DataError, CorruptError, NotFoundError: the reason why the examples cannot be used.
     """
-    if not federation.learner(name).data:
+    if not federation.learner(name).brings_data:
         return dict(get_shard_parts(store, name, shards[name]))
     return own_parts(federation, name, module, schema)
 
@@ -90,11 +91,25 @@ def central_test(store: Store, plan: Plan, schema: Schema | None = None) -> Exam
     return settled(held, schema or schema_of(store, plan), classes, where="the central test set")
 
 
+SITE_DATA = "FEDPIPE_SITE_DATA"
+"""Environment variable of the process that trains at a site: the path or URI of the site's own data."""
+
+
+def own_place(federation: Federation, name: str) -> str:
+    """Return the path or URI of a learner's own data: a site names it, and no plan does. Raises DataError."""
+    learner = federation.learner(name)
+    place = os.environ.get(SITE_DATA, "") if learner.at == "site" else learner.data
+    if not place:
+        remedy = "Set policy.data in site.yaml." if learner.at == "site" else None
+        raise DataError(f"{name} has no data of its own", remedy=remedy)
+    return place
+
+
 def own_parts(
     federation: Federation, name: str, module: ModuleType | None, schema: Schema | None = None
 ) -> dict[str, Part]:
     """Return the parts of a learner's own data, read by fedpipe or by `load`, as `raw_parts` does. Raises DataError."""
-    own, settings = federation.learner(name).data, federation.data.columns
+    own, settings = own_place(federation, name), federation.data.columns
     if schema is not None:
         settings["features"] = with_kinds(schema)
     load: Callable[[str], Any] | None = getattr(module, "load", None)

@@ -97,7 +97,7 @@ def held_data(story: Story) -> list[Held]:
     for learner in story.plan.federation.learners:
         name = learner.name
         parts: dict[str, int] = dict(shards.get(name, {})) or _reported(story, name)
-        found.append(Held(name, parts.get("train"), parts.get("vote"), parts.get("test"), bool(learner.data)))
+        found.append(Held(name, parts.get("train"), parts.get("vote"), parts.get("test"), learner.brings_data))
     return found
 
 

@@ -149,7 +149,7 @@ def is_scored(store: Store, plan: Plan, learner: str, weights: str, earlier: str
 
 def _lasts(score: Score, plan: Plan) -> bool:
     """Return whether another test would give the same: it succeeded, or the learner's shard has nothing to test."""
-    return not score.why or (score.why == EMPTY_TEST and not plan.federation.learner(score.learner).data)
+    return not score.why or (score.why == EMPTY_TEST and not plan.federation.learner(score.learner).brings_data)
 
 
 def read_scores(

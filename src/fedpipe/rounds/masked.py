@@ -65,7 +65,7 @@ def largest_examples(plan: Plan) -> int:
     if algorithm.weighting != "examples":
         return 0
     dealt = max((sizes.get("train", 0) for sizes in plan.sizes.values()), default=0)
-    return max(dealt, algorithm.most_examples) if any(one.data for one in plan.federation.learners) else dealt
+    return max(dealt, algorithm.most_examples) if any(one.brings_data for one in plan.federation.learners) else dealt
 
 
 class Sum(NamedTuple):

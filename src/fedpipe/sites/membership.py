@@ -28,7 +28,6 @@ from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.sites.invitation import Invitation
 from fedpipe.sites.joining import Accepted, make_request, make_rotation
 from fedpipe.sites.site import Site
-from fedpipe.sites.succession import succeed
 from fedpipe.store import Store, keys, open_store
 from fedpipe.store.credentials import Credentials
 from fedpipe.store.files import write_whole
@@ -135,7 +134,7 @@ class SiteKeys(NamedTuple):
         """Write the keys of a site that was accepted. Raises InputError."""
         if accepted.credentials is not None:
             self._write_credentials(accepted.credentials)
-        self._replace_key(pending.key, accepted.mark)
+        self._write(self.key, f"{' '.join([pending.key, accepted.mark]).strip()}\n".encode())
         made = Membership(
             federation=invitation.federation, learner=invitation.learner, administrator=invitation.administrator,
             exchange=invitation.exchange, number=invitation.number,
@@ -189,7 +188,7 @@ class SiteKeys(NamedTuple):
     def recover(self) -> bool:
         """Put granted keys in their places, also after a crash, and return whether no request is left.
 
-        It needs no store. An agent does it before it opens the journal, which the new key may have signed.
+        It needs no store.
 
         Raises:
             InputError: a file cannot be read or written.
@@ -199,17 +198,10 @@ class SiteKeys(NamedTuple):
             return renewal is None
         if renewal.taken and renewal.credentials:
             self._write_credentials(renewal.credentials)
-        self._replace_key(renewal.key, " ".join(self.key.read_text().split()[1:]))
+        mark = self.key.read_text().split()[1:]
+        self._write(self.key, f"{' '.join([renewal.key, *mark])}\n".encode())
         (self.state / "rotation.json").unlink(missing_ok=True)
         return True
-
-    def _replace_key(self, private: str, mark: str) -> None:
-        """Write the key, after the decisions and the journal are signed with it."""
-        if self.key.exists():
-            old, new = signer_of(self.key.read_text().split()[0]), signer_of(private)
-            if old.public != new.public:
-                succeed(self.state, old, new)
-        self._write(self.key, f"{private} {mark}".strip().encode() + b"\n")
 
     def age(self, now: float) -> float:
         """Return the seconds since the signing key was written."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from functools import partial
 from typing import Any
 
@@ -13,6 +15,7 @@ from fedpipe.rounds.history import commit, read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.sessions.coordinator import Coordinator, Moment
+from fedpipe.sessions.current import Opened, announced
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import beating
 from fedpipe.sessions.scripts import describing, scoring, script_of
@@ -61,7 +64,10 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
 
     # The coordinator itself adds updates up as they arrive; TensorFlow Federated aggregates in its own environment.
     elsewhere = partial(hands.call, aggregate.close, inputs.place) if plan.federation.aggregated_by_tff else None
-    session = f"{inputs.job}-{inputs.first}"
+    opened = Opened(
+        run=plan.run, plan=inputs.place.plan, first=inputs.first, last=inputs.last, job=inputs.job, since=time.time()
+    )
+    session = opened.session
     opening = None
     if plan.federation.data.is_table and find_begun(store, plan) is None:
         opening = describing(plan, lambda absent: hands.call(begin_run, inputs.place, absent))
@@ -71,7 +77,8 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
         store, plan, session, last=inputs.last, listener=listen, script=script_of(store, plan, elsewhere, session),
         opening=opening, final=None if inputs.last else partial(scoring, store, plan),
     )  # fmt: skip
-    with beating(inputs.place.open, plan.run, session):
+    named = announced(store, opened) if plan.federation.sites else contextlib.nullcontext()
+    with beating(inputs.place.open, plan.run, session), named:
         return _outputs(inputs.place, plan, drive(coordinator.run(), hands.sleep))
 
 

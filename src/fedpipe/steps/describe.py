@@ -53,6 +53,6 @@ def run(inputs: Inputs) -> Outputs:
 
 def _module(federation: Federation, code: str) -> ModuleType | None:
     """Return the user's file if a learner has data of its own, which `load` may read. Raises ModelError."""
-    if not any(learner.data for learner in federation.learners):
+    if not any(learner.brings_data for learner in federation.learners):
         return None
     return load_code(code.encode(), digest_of(code.encode()))

@@ -38,7 +38,7 @@ class Outputs(Struct, frozen=True, kw_only=True):
 def run(inputs: Inputs) -> Outputs:
     """Explore the shards; the learners' own data stay with them."""
     store, federation = inputs.place.open(), read(inputs.federation)
-    left_out = private(federation) | {k.name: "its data stay with it" for k in federation.learners if k.data}
+    left_out = private(federation) | {k.name: "its data stay with it" for k in federation.learners if k.brings_data}
     views = []
     for name, digest in inputs.shards.learners.items():
         if name in left_out:

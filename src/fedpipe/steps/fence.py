@@ -5,6 +5,9 @@ that allow. So all files may be read but those below the given paths: their neig
 folder on the way to them. Files that are created later directly in one of these folders cannot be read. A fenced
 process without rights cannot look into the memory or the environment of a process outside either (`ptrace(2)`).
 
+A process may be confined further. Then it writes in some folders only, opens no TCP connection (Linux 6.7), and sends
+no signal to processes outside (Linux 6.12).
+
 Source: Linux kernel documentation, userspace-api/landlock.
 """
 
@@ -17,12 +20,19 @@ from pathlib import Path
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _READ_FILE = 1 << 2
+_WRITE = 1 << 1 | sum(1 << right for right in range(4, 13))
+"""Write files, and make or remove entries of folders of each kind."""
+_REFER, _TRUNCATE = 1 << 13, 1 << 14
+_TCP, _SCOPES = 0b11, 0b11
+_VERSION = 1
 _PATH_BENEATH = 1
 _NO_NEW_PRIVILEGES, _DUMPABLE = 38, 4
 
 
 class _Ruleset(ctypes.Structure):
-    _fields_ = (("handled_access_fs", ctypes.c_uint64),)
+    _fields_ = (
+        ("handled_access_fs", ctypes.c_uint64), ("handled_access_net", ctypes.c_uint64), ("scoped", ctypes.c_uint64),
+    )  # fmt: skip
 
 
 class _Beneath(ctypes.Structure):
@@ -30,23 +40,36 @@ class _Beneath(ctypes.Structure):
     _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
 
 
-def fence(secret: Collection[Path]) -> bool:
+def fence(secret: Collection[Path], *, writable: Collection[Path] | None = None) -> bool:
     """Forbid this process, and all that it starts, to read these files and folders and to look into other processes.
 
     Args:
         secret: absolute paths; those that do not exist are ignored.
+        writable: the only folders in which it may write from now on; then it opens no TCP connection, and signals no
+            process outside. None: it may do as before.
 
     Returns:
         Whether the kernel does it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    rules = _Ruleset(_READ_FILE)
-    ruleset = libc.syscall(_CREATE_RULESET, ctypes.byref(rules), ctypes.sizeof(rules), 0)
+    version = libc.syscall(_CREATE_RULESET, None, 0, _VERSION)
+    if version < 1:
+        return False
+    write = 0
+    if writable is not None:
+        write = _WRITE | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
+    rules = _Ruleset(
+        _READ_FILE | write, _TCP if write and version >= 4 else 0, _SCOPES if write and version >= 6 else 0
+    )  # fmt: skip
+    size = 8 * (1 + (version >= 4) + (version >= 6))  # older kernels know fewer fields
+    ruleset = libc.syscall(_CREATE_RULESET, ctypes.byref(rules), size, 0)
     if ruleset < 0:
         return False
     try:
         for path in _readable({path.resolve() for path in secret if path.exists()}):
-            _allow(libc, ruleset, path)
+            _allow(libc, ruleset, path, _READ_FILE)
+        for path in writable or ():
+            _allow(libc, ruleset, path, write)
         if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
             return False
         return bool(libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0)
@@ -66,13 +89,13 @@ def _readable(secret: Collection[Path]) -> Iterator[Path]:
                 yield path
 
 
-def _allow(libc: ctypes.CDLL, ruleset: int, path: Path) -> None:
+def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
     try:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:  # it is gone, or may not be read anyway
         return
     try:
-        rule = _Beneath(_READ_FILE, handle)
+        rule = _Beneath(rights, handle)
         libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(rule), 0)
     finally:
         os.close(handle)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Generator
 from functools import partial
 
 from msgspec import Struct
@@ -32,6 +33,7 @@ from fedpipe.rounds.updates import own_update
 from fedpipe.secure.party import Orders
 from fedpipe.sessions.attendance import Attendance, at_once
 from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
+from fedpipe.sessions.current import session_name
 from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import continues
 from fedpipe.sessions.scripts import scoring
@@ -79,6 +81,28 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
     """Attend the session. A learner that cannot train or vote is dropped from the round and stays."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
+    took_part = drive(attended(store, plan, inputs, hands), hands.sleep)
+    trained = sum(took_part[phase] for phase in ("train", "propose", "exchange", "masked"))
+    voted = took_part["vote"]
+    update = _last_update(store, inputs, plan.federation.training.rounds) if trained else None
+    return Outputs(trained=trained, voted=voted, metrics=metrics_of_learner(update, trained, voted))
+
+
+def attended(store: Store, plan: Plan, inputs: Inputs, hands: Hands) -> Generator[float, None, Counter[str]]:
+    """Attend the session to its end, as a step or as the agent of a site; yield seconds to wait.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        inputs: the learner and its session.
+        hands: they compute; this process only waits.
+
+    Returns:
+        How often the learner took part in each phase.
+
+    Raises:
+        RoundError, StoreError: as `Attendance.run`.
+    """
 
     def answer(board: Board) -> bool:
         try:
@@ -124,12 +148,9 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
         participant = Participant(store, plan, inputs.learner, _session(inputs), train)
         answers |= {name: at_once(step) for name, step in participant.answers().items()}
     attendance = Attendance(store, plan, inputs.learner, _session(inputs), answers, last=inputs.last)
-    took_part = drive(attendance.run(), hands.sleep)
+    took_part = yield from attendance.run()
     tidy(lambda _: True)
-    trained = sum(took_part[phase] for phase in ("train", "propose", "exchange", "masked"))
-    voted = took_part["vote"]
-    update = _last_update(store, inputs, plan.federation.training.rounds) if trained else None
-    return Outputs(trained=trained, voted=voted, metrics=metrics_of_learner(update, trained, voted))
+    return took_part
 
 
 def _last_update(store: Store, inputs: Inputs, last: int) -> Update | None:
@@ -158,7 +179,7 @@ def give_up(inputs: Inputs, why: str) -> Outputs | None:
 
 
 def _session(inputs: Inputs) -> str:
-    return f"{inputs.job}-{inputs.first}"
+    return session_name(inputs.job, inputs.first)
 
 
 def _leave(store: Store, inputs: Inputs, board: Board, why: str) -> bool:
@@ -221,7 +242,7 @@ def _describe(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Report 
     floors = read_floors()
     floors.check_privacy(plan.federation.privacy_of(inputs.learner))
     floors.check_code(plan.code)
-    own = any(learner.data for learner in plan.federation.learners)
+    own = any(learner.brings_data for learner in plan.federation.learners)
     module = load_code(get_bytes(store, plan.code), plan.code) if own else None
     report = describe(store, plan.federation, plan.run, inputs.learner, plan.shards, module)
     return Dropped(learner=inputs.learner, why=report.why) if report.why else report

@@ -73,6 +73,8 @@ def advance(inputs: Inputs, number: int) -> None:
 def check_simulated(federation: Federation) -> None:
     """Check that this federation can be simulated. Raises InputError."""
     for path, given, remedy in (
+        ("learners", federation.sites,
+         "The data of a site stay there. Rehearse with learners whose data are here."),
         ("framework", federation.framework != "keras",
          "TensorFlow Federated trains Keras models only. To rehearse others on this machine, use `fedpipe run`."),
         ("algorithm", federation.proposers, "To rehearse collective learning on this machine, use `fedpipe run`."),

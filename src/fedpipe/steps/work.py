@@ -28,12 +28,13 @@ from fedpipe.store import SECRET_DIR, endpoint_of
 from fedpipe.store.concealment import CONCEALED
 from fedpipe.store.credentials import SOURCES
 from fedpipe.store.held import KEYHOLDER
-from fedpipe.store.keyholder import Keyholder
+from fedpipe.store.keyholder import Keyholder, Other
 from fedpipe.tracking.model_registry import TOKEN, TOKEN_PATH
 
 FOREIGN = frozenset({"describe", "evaluate", "export", "initialise", "learn", "score", "simulate", "train", "vote"})
 """Steps that run the user's `model.py`."""
-_FENCED = "FEDPIPE_FENCED"
+FENCED = "FEDPIPE_FENCED"
+"""Environment variable: paths that the process may not read."""
 _TOKENS = "/var/run/secrets"
 """Where a pod has the tokens of its service account."""
 _SERVICES = (*TRACKING_KEYS.values(), TOKEN, TOKEN_PATH)
@@ -54,7 +55,7 @@ def main() -> None:
     report, alive, name, text = sys.argv[1:]
     threading.Thread(target=_end_with_parent, args=(int(alive),), daemon=True).start()
     start_log()
-    if (fenced := os.environ.pop(_FENCED, None)) is not None and not fence([Path(p) for p in fenced.split(os.pathsep)]):
+    if (fenced := os.environ.pop(FENCED, None)) is not None and not fence([Path(p) for p in fenced.split(os.pathsep)]):
         log.info("this kernel cannot keep files with keys from the code of the model (docs/threats.md)")
     ended = _ended(name, json.loads(text))
     with contextlib.suppress(OSError):
@@ -102,13 +103,25 @@ def surroundings(name: str, executor_input: Mapping[str, Any]) -> Iterator[tuple
     if name not in FOREIGN or not uri.startswith("s3://"):
         yield dict(os.environ), []
         return
-    answers = key_answers() | {"floors": lambda _, __: msgspec.to_builtins(read_floors())}
-    with Keyholder(endpoint_of(uri), answers) as holder:
+    with Keyholder(endpoint_of(uri), answers()) as holder:
         handle = holder.theirs.fileno()
-        kept = {k: v for k, v in os.environ.items() if k not in (*CONCEALED, *SOURCES, *_SERVICES, FLOORS)}
-        paths = [os.environ.get(variable, "") for variable in (SECRET_DIR, KEYS, FOUND_KEYS, *SOURCES)]
-        fenced = [str(Path(p).absolute()) for p in (*paths, _TOKENS) if p and Path(p).exists()]
-        yield {**kept, KEYHOLDER: str(handle), _FENCED: os.pathsep.join(fenced)}, [handle]
+        yield {**keyless(), KEYHOLDER: str(handle), FENCED: os.pathsep.join(secret_paths())}, [handle]
+
+
+def answers() -> dict[str, Other]:
+    """Return the answers of a process that holds keys to questions that are not about a store."""
+    return key_answers() | {"floors": lambda _, __: msgspec.to_builtins(read_floors())}
+
+
+def keyless() -> dict[str, str]:
+    """Return this process's environment without keys and without the places of keys."""
+    return {k: v for k, v in os.environ.items() if k not in (*CONCEALED, *SOURCES, *_SERVICES, FLOORS)}
+
+
+def secret_paths() -> list[str]:
+    """Return the files and folders with keys that the environment names."""
+    paths = [os.environ.get(variable, "") for variable in (SECRET_DIR, KEYS, FOUND_KEYS, *SOURCES)]
+    return [str(Path(p).absolute()) for p in (*paths, _TOKENS) if p and Path(p).exists()]
 
 
 def store_of(name: str, executor_input: Mapping[str, Any]) -> str:

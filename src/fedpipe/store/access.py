@@ -56,7 +56,7 @@ class Row(NamedTuple):
             ValueError: the kind has another form, so no pattern fits it alone.
         """
         if not self.pattern.startswith("learners/"):
-            return re.sub("<.*", "*", self.pattern)
+            return self.folder
         found = re.fullmatch(r"learners/<learner>/([a-z]+)/<sha256>", self.pattern)
         if found is None:
             raise ValueError(f"no pattern of a policy fits {self.pattern!r} alone")
@@ -99,6 +99,7 @@ TABLE = (
     Row("runs/<run>/plan", _GLOBAL, "the plan of the last try: also its settings of evaluation, export and reports"),
     Row("runs/<run>/board", _GLOBAL, "a session: the current request ([sessions](sessions.md))"),
     Row("runs/<run>/pulse", _GLOBAL, "a session: renewed every 15 s while its coordinator works"),
+    Row("runs/_current", _GLOBAL, "the sessions that are current, for the agents of sites ([sites](sites.md))"),
     Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),
     Row("runs/<run>/<round>/record", _GLOBAL, "the committed round: updates, dropped learners, rule, result"),
     Row("runs/<run>/<round>/candidate", _GLOBAL, "the aggregate, when learners vote on it"),
@@ -122,6 +123,7 @@ TABLE = (
     Row("learners/<learner>/parcels/<sha256>", _SENT, "activations or gradients for another party"),
     Row("learners/<learner>/ledger/<number>", _SPENT, "a private training: the spent budget, over all runs"),
     Row("learners/<learner>/runs/<run>/sign", _LEARNERS, "a session: the learner's last answer"),
+    Row("learners/<learner>/runs/_presence", _LEARNERS, "a site: its agent's version, and the event it awaits"),
     Row("learners/<learner>/runs/<run>/<round>/statistics", _LEARNERS, "its statistics of a table, without rows"),
     Row("learners/<learner>/runs/<run>/<round>/update", _LEARNERS, "its update: base, digest, examples, metrics"),
     Row("learners/<learner>/runs/<run>/<round>/keys", _LEARNERS, "a secure sum: its key of a round, signed"),

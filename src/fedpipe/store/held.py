@@ -25,6 +25,8 @@ from fedpipe.store.base import SMALL, Blob, Entry, Reader
 
 KEYHOLDER = "FEDPIPE_KEYHOLDER"
 """Environment variable: the descriptor of the pipe to the process that holds the keys."""
+FOLDER = "FEDPIPE_HELD_FOLDER"
+"""Environment variable: URI of the one folder that this process reaches as a store at the keyholder only."""
 PIECE = 2**20
 """Bytes of a download in one answer."""
 

@@ -32,6 +32,8 @@ log = logging.getLogger("fedpipe")
 
 Other = Callable[[str, bytes], Any]
 """Answers a request that is not about a store, given its name and its bytes."""
+Check = Callable[[Request, int], None]
+"""Takes each request, and the bytes that it would send, before it is made; raises FedpipeError to refuse it."""
 _HEADER = 2**16
 _PAYLOAD = 2**30
 _READERS = 64
@@ -44,9 +46,14 @@ class Keyholder:
     Args:
         endpoint: the only endpoint at which stores are opened; see `endpoint_of`.
         others: answers by operation, such as `sign`.
+        check: refuses requests of the store; by default, the keys decide alone.
+        folder: URI of the only folder that is opened; by default, each process opens folders itself.
     """
 
-    def __init__(self, endpoint: str, others: Mapping[str, Other] | None = None) -> None:
+    def __init__(
+        self, endpoint: str, others: Mapping[str, Other] | None = None, check: Check = lambda *_: None, folder: str = ""
+    ) -> None:
+        self._check, self._folder = check, folder
         self._endpoint, self._others = endpoint, dict(others or {})
         self._readers: dict[int, Reader] = {}
         self._opened = functools.lru_cache(maxsize=16)(self._open)
@@ -101,6 +108,7 @@ class Keyholder:
             return self._uploaded(request)
         if request.op in self._others:
             return self._others[request.op](request.key, payload), None
+        self._check(request, len(payload))
         if request.op in ("piece", "close"):
             return self._read_on(request)
         store = self._store(request)
@@ -117,10 +125,10 @@ class Keyholder:
         return self._opened(request.place)
 
     def _open(self, place: Place) -> Store:
-        if not check_uri(place.uri).startswith("s3://"):
+        if not check_uri(place.uri).startswith("s3://") and place.uri != self._folder:
             raise StoreError("folders are opened by each process itself", where=place.uri)
         found = endpoint_of(place.uri, endpoint=place.endpoint, region=place.region)
-        if found != self._endpoint:
+        if found != self._endpoint and place.uri != self._folder:
             raise StoreError(
                 f"the store is at {found}, but this step's keys are for {self._endpoint}",
                 where=place.uri,
@@ -150,6 +158,7 @@ class Keyholder:
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise StoreError("only a file can be uploaded")
+            self._check(request, os.fstat(handle).st_size)
             self._store(request).upload(request.key, Path(f"/proc/self/fd/{handle}"))
         finally:
             os.close(handle)

@@ -143,6 +143,15 @@ def board(run: str) -> str:
     return f"{run_folder(run)}board"
 
 
+CURRENT = f"{RUNS}/_current"
+"""The sessions that are current, for the agents of sites; no run can have this name."""
+
+
+def presence(learner: str) -> str:
+    """Returns the key of a site's note that its agent is present."""
+    return f"{learner_folder(learner)}runs/_presence"
+
+
 def pulse(run: str) -> str:
     """Returns the key of the object that a session's coordinator renews while it works."""
     return f"{run_folder(run)}pulse"

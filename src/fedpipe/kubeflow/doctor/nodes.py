@@ -57,7 +57,7 @@ def check_nodes(federation: Federation, nodes: list[Node]) -> Iterator[Finding]:
 def placements_of(federation: Federation) -> list[tuple[str, Placement]]:
     """Lists owners and placements: the heaviest step of each learner, then the coordinator's steps in the file."""
     kind = "learn" if federation.in_sessions else "train"
-    found = [(member.name, federation.placement_of(kind, member.name)) for member in federation.learners]
+    found = [(member.name, federation.placement_of(kind, member.name)) for member in federation.pods]
     steps = [str(name) for name in federation.placement if name not in (kind, "vote", "score")]
     return found + [(f"steps {name}", federation.placement_of(name)) for name in steps]
 
@@ -122,7 +122,7 @@ def _check_session(federation: Federation, nodes: list[Node]) -> Iterator[Findin
     """Checks that learners with the same nodes do not request more in total than these nodes have."""
     learners = [
         (requests_of(placement), frozenset(node.name for node in _fitting_nodes(placement, nodes)))
-        for _, placement in placements_of(federation)[: len(federation.learners)]
+        for _, placement in placements_of(federation)[: len(federation.pods)]
     ]
     for pool in sorted({names for _, names in learners if names}, key=sorted):
         sharing = [requests for requests, names in learners if names <= pool and names]

@@ -32,7 +32,7 @@ def check_secrets(federation: Federation, cluster: Kubernetes, signers: set[str]
         signers: names of those whose Secret needs a signing key.
     """
     owners_of: dict[str, list[str]] = {federation.secret: [THE_COORDINATOR]}
-    for learner in federation.learners:
+    for learner in federation.pods:
         owners_of.setdefault(learner.secret or federation.secret, []).append(learner.name)
     for name, owners in owners_of.items():
         if not name:

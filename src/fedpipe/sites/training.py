@@ -1,0 +1,234 @@
+"""Attends a session for the agent: it waits here, and computes in a process without keys and network."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fedpipe.codec import from_json
+from fedpipe.errors import WorkerDiedError, one_line
+from fedpipe.federation.environments import Environment
+from fedpipe.frameworks import find_python
+from fedpipe.learners.reading import SITE_DATA
+from fedpipe.rounds.plan import Plan, RunPlace
+from fedpipe.secure.party import Orders
+from fedpipe.sessions.board import Board
+from fedpipe.sessions.current import Opened
+from fedpipe.sites.child import LARGEST, Answer, Call, Isolation
+from fedpipe.sites.guard import Guard, Sent
+from fedpipe.sites.site import Site
+from fedpipe.steps.contract import Hands
+from fedpipe.steps.learn import Inputs, attended
+from fedpipe.steps.work import FENCED, answers, keyless, secret_paths
+from fedpipe.store import Store, endpoint_of
+from fedpipe.store.held import FOLDER, KEYHOLDER
+from fedpipe.store.keyholder import Keyholder
+
+log = logging.getLogger("fedpipe")
+
+_PROGRAM = """
+from fedpipe.sites.isolation import leave_network, limit
+network = leave_network()
+limit({memory}, {cores})
+from fedpipe.sites.child import main
+main({handle}, {folder!r}, network)
+"""
+"""The program of the process: it leaves the network before it imports what could start threads."""
+_OTHERS: tuple[Environment, ...] = ("tff", "custom")
+"""Environments with a Python of their own."""
+SCRATCH = "scratch"
+"""The folder below the site's state in which training may write; each process has a folder in it."""
+
+
+class Child:
+    """One process for the calls of a session, which is started again after it died.
+
+    Args:
+        site: its file.
+        environment: in which the process runs.
+        guard: of its requests to the store.
+    """
+
+    def __init__(self, site: Site, environment: Environment, guard: Guard) -> None:
+        self._site, self._environment, self._guard = site, environment, guard
+        self._open: contextlib.ExitStack | None = None
+        self._pipe: Connection | None = None
+        self._lock = threading.Lock()
+        self.isolation = Isolation(files=False, network=False)
+
+    def call(self, call: Call) -> Answer:
+        """Let the process answer a phase.
+
+        Raises:
+            FedpipeError: the process raised it.
+            WorkerDiedError: it ended before it answered, or answered something else.
+        """
+        with self._lock:
+            pipe = self._pipe or self._start()
+            try:
+                pipe.send_bytes(msgspec.json.encode(call))
+                if not pipe.poll(self._site.limits.seconds or None):
+                    raise TimeoutError(f"{call.board.phase} took more than {self._site.limits.seconds:g} s")
+                answer = from_json(pipe.recv_bytes(LARGEST), Answer)
+            except (EOFError, OSError, msgspec.MsgspecError, RecursionError) as error:
+                self.stop()
+                why = "" if isinstance(error, EOFError | ConnectionError) else f", because {one_line(error)}"
+                raise WorkerDiedError(
+                    f"the process that trains was ended{why}", remedy="Check for lack of memory."
+                ) from error
+            if answer.crash:
+                self.stop()
+                raise WorkerDiedError(f"the process that trains failed, because {answer.crash}")
+            if answer.failure is not None:
+                raise answer.failure.error()
+            return answer
+
+    def _start(self) -> Connection:
+        """Start the process, and wait until it is ready. Raises WorkerDiedError."""
+        self._open = stack = contextlib.ExitStack()
+        store = self._site.store
+        folder_of_store = "" if store.startswith("s3://") else store
+        holder = stack.enter_context(Keyholder(endpoint_of(store), self._answers(), self._guard.check, folder_of_store))
+        folder = stack.enter_context(scratch(self._site))
+        ours, child = Pipe()
+        stack.callback(ours.close)
+        handles = [child.fileno(), holder.theirs.fileno()]
+        with (Path(self._site.state) / "training.log").open("ab") as output:
+            process = subprocess.Popen(  # noqa: S603  (our own module)
+                [str(self._python()), "-c", self._program(child.fileno(), folder)],
+                env=self._environ(holder.theirs.fileno(), folder), pass_fds=handles, cwd=folder,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
+        child.close()
+        holder.theirs.close()
+        stack.callback(_end, process)
+        try:
+            self.isolation = from_json(ours.recv_bytes(LARGEST), Isolation)
+        except (EOFError, OSError, msgspec.MsgspecError) as error:
+            self.stop()
+            raise WorkerDiedError("the process that trains cannot start", remedy="See training.log.") from error
+        self._pipe = ours
+        return ours
+
+    def _program(self, handle: int, folder: str) -> str:
+        limits = self._site.limits
+        return _PROGRAM.format(handle=handle, folder=folder, memory=limits.bytes, cores=limits.cores)
+
+    def _python(self) -> Path:
+        return find_python(self._environment) if self._environment in _OTHERS else Path(sys.executable)
+
+    def _environ(self, handle: int, folder: str) -> dict[str, str]:
+        """Return the environment of the process: no keys, its own data, and a folder to write in."""
+        hidden = [*secret_paths(), self._site.key, self._site.credentials, *map(str, own_files(self._site))]
+        fenced = os.pathsep.join(path for path in dict.fromkeys(hidden) if path and Path(path).exists())
+        return {
+            **keyless(), KEYHOLDER: str(handle), FOLDER: self._site.store, FENCED: fenced,
+            SITE_DATA: self._site.policy.data, "TMPDIR": folder,
+            "HOME": folder, "TF_CPP_MIN_LOG_LEVEL": "2",
+        }  # fmt: skip
+
+    def _answers(self) -> dict[str, Callable[[str, bytes], Any]]:
+        """Return the answers of the agent: it signs statements of a learner's work, in its own name."""
+        found = answers()
+        sign = found["sign"]
+
+        def signed(learner: str, data: bytes) -> Any:
+            self._guard.check_statement(data)
+            return sign(learner, data)
+
+        return found | {"sign": signed}
+
+    def stop(self) -> None:
+        """End the process, and remove all that it wrote."""
+        stack, self._open, self._pipe = self._open, None, None
+        if stack is not None:
+            stack.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+@contextlib.contextmanager
+def scratch(site: Site) -> Generator[str, None, None]:
+    """Yield a new folder for a process, and remove it afterwards."""
+    place = Path(site.state) / SCRATCH
+    place.mkdir(mode=0o700, exist_ok=True)
+    folder = tempfile.mkdtemp(dir=place)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(site: Site) -> None:
+    """Remove the folders of processes that were killed with their agent."""
+    shutil.rmtree(Path(site.state) / SCRATCH, ignore_errors=True)
+
+
+def own_files(site: Site) -> list[Path]:
+    """Return the files of the site's state, which only the agent may read."""
+    return [path for path in sorted(Path(site.state).iterdir()) if path.name != SCRATCH]
+
+
+class Trainer:
+    """Attends sessions: waits in this process, and computes in others.
+
+    Args:
+        site: its file.
+        store: the federation's store.
+        sent: takes the key and the size of each object before it is sent.
+        show: takes what is in force for the process that trains.
+    """
+
+    def __init__(
+        self, site: Site, store: Store, *, sent: Sent = lambda *_: None,
+        show: Callable[[Isolation], None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self._site, self._store, self._sent, self._show = site, store, sent, show
+
+    def attend(self, plan: Plan, opened: Opened) -> Generator[float, None, Counter[str]]:
+        """Attend a session to its end; the processes that compute end with it.
+
+        Args:
+            plan: of the run.
+            opened: the session.
+
+        Raises:
+            RoundError, StoreError: as `steps.learn.attended`.
+        """
+        site, guard = self._site, Guard(self._site, opened, self._sent)
+        place = RunPlace(store=site.store, federation=site.federation, run=opened.run, plan=opened.plan)
+        inputs = Inputs(place=place, learner=site.name, first=opened.first, last=opened.last, job=opened.job)
+        children: dict[Environment, Child] = {}
+
+        def call(_: Callable[..., Any], inputs: Inputs, board: Board, orders: Orders | None = None) -> Any:
+            step = "score" if board.phase == "score" else "learn"
+            environment = plan.federation.environment_of(step, site.name)
+            for other in [other for other in children if other != environment]:
+                children.pop(other).stop()  # two frameworks at once would need the memory of both
+            child = children.setdefault(environment, Child(site, environment, guard))
+            answer = child.call(Call("mask" if orders else "act", inputs, board, orders))
+            self._show(child.isolation)
+            return (answer.masked or answer.dropped) if orders else answer.took_part
+
+        try:
+            return (yield from attended(self._store, plan, inputs, Hands(call=call, together=call)))
+        finally:
+            for child in children.values():
+                child.stop()

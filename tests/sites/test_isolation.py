@@ -1,0 +1,267 @@
+"""The process that trains at a site: whatever its code tries, it finds no key, no network, no file to change."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fedpipe.errors import InputError, StoreError, WorkerDiedError
+from fedpipe.identity.signing import make_key
+from fedpipe.rounds.beginning import begin, make_plan
+from fedpipe.rounds.plan import Plan, RunPlace, Shards
+from fedpipe.sessions.board import Board
+from fedpipe.sessions.current import Opened
+from fedpipe.sites.child import Answer, Call
+from fedpipe.sites.guard import Guard
+from fedpipe.sites.site import Site, read_site
+from fedpipe.sites.training import Child, own_files, remove_leftovers
+from fedpipe.steps.learn import Inputs
+from fedpipe.store import keys
+from fedpipe.store.concealment import changed_environment
+from fedpipe.store.held import Place, Request
+from fedpipe.store.objects import put_bytes
+from fedpipe.weights import Array
+from tests.federations import make_federation
+
+MODEL = """
+import json, os, pathlib, signal, socket, sys, time
+from fedpipe.learners.numpy import Linear
+
+HERE = {here!r}
+
+def tried(what):
+    try:
+        return str(what())
+    except BaseException as error:
+        return f"{{type(error).__name__}}: {{error}}"
+
+def appended(path):
+    with open(path, "a") as file:
+        file.write("x")
+
+def build():
+    found = {{
+        "read key": tried(lambda: pathlib.Path(HERE, "own.key").read_text()),
+        "read credentials": tried(lambda: pathlib.Path(HERE, "credentials/secretkey").read_text()),
+        "read state": tried(lambda: pathlib.Path(HERE, "state/agent.json").read_text()),
+        "write state": tried(lambda: appended(pathlib.Path(HERE, "state/agent.json"))),
+        "write data": tried(lambda: appended(pathlib.Path(HERE, "rows.npz"))),
+        "write home": tried(lambda: appended(pathlib.Path.home() / "mine")),
+        "connect": tried(lambda: socket.create_connection(("127.0.0.1", {port}), 2)),
+        "kill": tried(lambda: os.kill({agent}, 0)),
+        "environ": tried(lambda: pathlib.Path("/proc/{agent}/environ").read_text()),
+        "interfaces": [name for _, name in socket.if_nameindex()],
+        "variables": sorted(os.environ),
+        "keys": [name for name, value in os.environ.items() if "very-secret" in value],
+    }}
+    sys.stdout.write(json.dumps(found) + "\\n")
+    sys.stdout.flush()
+    {then}
+    return Linear(features=(4,), outputs=3, loss="softmax", learning_rate=0.5)
+"""
+
+
+class World:
+    """A site with a folder as store, in which a run has begun."""
+
+    def __init__(self, folder: Path, port: int, **more: Any) -> None:
+        self.folder, self.port = folder, port
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(40, 4)).astype(np.float32)
+        np.savez(folder / "rows.npz", x=x, y=np.argmax(x[:, :3], axis=1))
+        (folder / "credentials").mkdir()
+        for name in ("accesskey", "secretkey"):
+            (folder / "credentials" / name).write_text("very-secret")
+        (folder / "own.key").write_text(make_key())
+        content = {
+            "store": "store", "federation": "tiny", "name": "s", "key": "own.key", "credentials": "credentials",
+            "policy": {"data": "rows.npz"}, **more,
+        }  # fmt: skip
+        (folder / "site.yaml").write_text(yaml.safe_dump(content))
+        self.site = read_site(folder / "site.yaml")
+        (folder / "state" / "agent.json").write_text("{}")
+        self.store = self.site.open()
+
+    def begin(self, then: str = "pass") -> tuple[Plan, Call]:
+        """Begins a run whose code looks around first, and returns the call of its first training."""
+        code = MODEL.format(here=str(self.folder), port=self.port, agent=os.getpid(), then=then)
+        federation = make_federation(
+            learners=[{"name": "s", "at": "site"}], framework="numpy", data={},
+            training={"rounds": 1, "batch_size": 8, "tensorboard": False},
+        )  # fmt: skip
+        plan = make_plan("r1", federation, code, Shards(learners={}))
+        put_bytes(self.store, code.encode())
+        first: dict[str, Array] = {"kernel": np.zeros((4, 3), np.float32), "bias": np.zeros(3, np.float32)}
+        record = begin(self.store, plan, lambda: first)
+        place = RunPlace(store=self.site.store, federation="tiny", run="r1", plan=plan.put(self.store))
+        board = Board(
+            federation="tiny", run="r1", session="job-1", round=1, phase="train", base=record.weights, asked=("s",)
+        )
+        self.store.create(keys.board("r1"), b"{}")
+        return plan, Call("act", Inputs(place=place, learner="s", job="job"), board)
+
+    def play(self, call: Call) -> tuple[Answer, Child]:
+        """Lets the process of the site answer the call."""
+        opened = Opened(run="r1", plan=call.inputs.place.plan, job="job")
+        with changed_environment(self.site.surroundings()):
+            child = Child(self.site, "core", Guard(self.site, opened))
+            try:
+                return child.call(call), child
+            finally:
+                child.stop()
+
+    def found(self) -> dict[str, Any]:
+        """Returns all that the code has seen."""
+        lines = (self.folder / "state" / "training.log").read_text().splitlines()
+        return next(json.loads(line) for line in lines if line.startswith("{"))
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port of this machine that accepts connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def world(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
+    return World(tmp_path, port)
+
+
+def test_code_that_looks_for_everything(world: World) -> None:
+    _, call = world.begin()
+    answer, child = world.play(call)
+    assert answer.took_part
+    assert world.store.size(keys.update("s", "r1", 1)) is not None
+    found = world.found()
+    assert child.isolation.files
+    assert child.isolation.network
+    for name in ("read key", "read credentials", "read state", "write state", "write data", "environ"):
+        assert "PermissionError" in found[name], (name, found[name])
+    assert found["connect"].startswith(("PermissionError", "OSError", "ConnectionRefusedError"))
+    assert found["interfaces"] == ["lo"]
+    assert "PermissionError" in found["kill"]
+    assert found["write home"] == "None"
+    assert found["keys"] == []
+    assert not [name for name in found["variables"] if name.startswith("AWS_") and name.endswith("KEY")]
+    assert (world.folder / "state" / "agent.json").read_text() == "{}"
+    assert not list((world.folder / "state" / "scratch").iterdir())
+
+
+def test_code_that_takes_too_long_is_ended(tmp_path: Path, port: int) -> None:
+    world = World(tmp_path, port, limits={"seconds": 4})
+    _, call = world.begin(then="time.sleep(600)")
+    started = time.monotonic()
+    with pytest.raises(WorkerDiedError, match=r"was ended, because train took more than 4 s"):
+        world.play(call)
+    assert time.monotonic() - started < 30
+
+
+def test_code_that_takes_too_much_memory_is_dropped(tmp_path: Path, port: int) -> None:
+    world = World(tmp_path, port, limits={"memory": "2Gi"})
+    _, call = world.begin(then="bytearray(4 * 2**30)")
+    answer, _ = world.play(call)
+    assert not answer.took_part
+    note = world.store.read(keys.answer("s", "r1", 1, "dropped")).data
+    assert b"the learner's memory is used up" in note or b"MemoryError" in note
+
+
+@pytest.mark.parametrize("then", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)"])
+def test_code_that_ends_its_process(world: World, then: str) -> None:
+    _, call = world.begin(then=then)
+    with pytest.raises(WorkerDiedError, match=r"the process that trains was ended"):
+        world.play(call)
+
+
+def test_code_that_ends_itself_is_dropped(world: World) -> None:
+    _, call = world.begin(then="raise SystemExit(3)")
+    answer, _ = world.play(call)
+    assert not answer.took_part
+
+
+WRITES_ANYTHING = """[
+        os.write(handle, bytes([0, 0, 0, 6]) + b"<html>") for handle in range(3, 64)
+        if tried(lambda: os.readlink(f"/proc/self/fd/{handle}")).startswith("socket:")
+    ]"""
+
+
+def test_code_that_writes_into_the_pipes(tmp_path: Path, port: int) -> None:
+    """The agent refuses it as no answer, and lives on."""
+    world = World(tmp_path, port, limits={"seconds": 20})
+    _, call = world.begin(then=WRITES_ANYTHING)
+    with pytest.raises(WorkerDiedError, match=r"was ended, because JSON is malformed"):
+        world.play(call)
+
+
+class TestGuard:
+    """Requests of the code: the results of its session, and nothing else."""
+
+    @pytest.fixture
+    def guard(self, tmp_path: Path) -> Guard:
+        site = Site(store="s3://b/p", federation="tiny", name="s", state=str(tmp_path))
+        self.sent: list[tuple[str, int]] = []
+        opened = Opened(run="r1", plan="sha256:" + "0" * 64)
+        return Guard(site, opened, lambda key, size: self.sent.append((key, size)))
+
+    def ask(self, guard: Guard, op: str, key: str, prefix: str = "tiny", uri: str = "s3://b/p") -> None:
+        guard.check(Request(op, Place(uri, prefix=prefix), key), 3)
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            keys.update("s", "r1", 1), keys.ballot("s", "r1", 2), keys.statistics("s", "r1"), keys.score("s", "r1"),
+            keys.score("s", "r1", earlier=True), keys.content("sha256:" + "0" * 64, "s"), keys.ledger("s", 3),
+            keys.answer("s", "r1", 3, keys.note("dropped", 2)), keys.timing("r1", 1, "train", "s"),
+            keys.events("r1", 1, "s"), keys.parcel("s", "0" * 64),
+        ],
+    )  # fmt: skip
+    def test_allowed(self, guard: Guard, key: str) -> None:
+        self.ask(guard, "create", key)
+        assert self.sent == [(key, 3)]
+
+    @pytest.mark.parametrize(
+        ("op", "key"),
+        [
+            ("replace", keys.presence("s")), ("replace", keys.sign("s", "r1")), ("create", keys.update("t", "r1", 1)),
+            ("create", keys.update("s", "r2", 1)), ("replace", keys.board("r1")), ("swap", keys.HEAD),
+            ("create", "learners/s/rows.csv"), ("upload", "learners/s/objects/rows"), ("replace", keys.shard("s")),
+            ("create", "learners/s/runs/r1/1/../../../../HEAD"), ("delete", keys.update("s", "r1", 1)),
+            ("keys", "learners/s/"), ("entries", ""), ("folders", ""), ("probe", ""), ("anything", "x"),
+        ],
+    )  # fmt: skip
+    def test_refused(self, guard: Guard, op: str, key: str) -> None:
+        with pytest.raises(StoreError, match=r"the site does not allow its code to"):
+            self.ask(guard, op, key)
+        assert self.sent == []
+
+    @pytest.mark.parametrize(("uri", "prefix"), [("s3://b/p", "other"), ("s3://b/other", "tiny"), ("s3://b/p", "")])
+    def test_other_places(self, guard: Guard, uri: str, prefix: str) -> None:
+        with pytest.raises(StoreError, match=r"does not allow"):
+            self.ask(guard, "create", keys.update("s", "r1", 1), prefix, uri)
+
+    def test_statements(self, guard: Guard) -> None:
+        for kind in ("update", "ballot", "score tiny/r1", "statistics tiny/r1", "ledger", "parcel"):
+            guard.check_statement(f"fedpipe {kind}\n{{}}".encode())
+        for kind in ("approval", "agreement to a sum", "reveal of a sum", "join", ""):
+            with pytest.raises(InputError, match=r"the site does not sign"):
+                guard.check_statement(f"fedpipe {kind}\n{{}}".encode())
+        with pytest.raises(InputError):
+            guard.check_statement(b"update\n{}")
+
+
+def test_leftovers_of_a_killed_agent_are_removed(world: World) -> None:
+    (world.folder / "state" / "scratch" / "old").mkdir(parents=True)
+    (world.folder / "state" / "scratch" / "old" / "rows").write_text("data")
+    remove_leftovers(world.site)
+    assert not (world.folder / "state" / "scratch").exists()
+    assert [path.name for path in own_files(world.site)] == ["agent.json"]

@@ -1,0 +1,207 @@
+"""Agents as processes on a real MinIO, each with its own user: the same model as five learners on one machine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import fedpipe
+from fedpipe.commands.identities import enroll
+from fedpipe.rounds.history import history
+from fedpipe.sites.presence import read_presence
+from fedpipe.store import Store, keys, open_store
+from tests import servers
+from tests.cli.conftest import Result
+
+LOCAL, SITES = ("hospital-a", "hospital-b"), ("hospital-c", "hospital-d", "hospital-e")
+ROUNDS = 4
+
+
+class Federation:
+    """The digits of five hospitals, each with a file of its own.
+
+    Args:
+        folder: for all files.
+        uri: of the store.
+    """
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        self.folder, self.uri = folder, uri
+        self.agents: dict[str, subprocess.Popen[str]] = {}
+
+    def write(self, *, sites: tuple[str, ...] = SITES, **changes: Any) -> Path:
+        """Writes the federation file, and the data of each learner."""
+        content = yaml.safe_load((self.folder / "federation.yaml").read_text())
+        with np.load(self.folder / "digits.npz") as data:
+            x, y = data["x"], data["y"]
+        members = []
+        for position, name in enumerate((*LOCAL, *SITES)):
+            np.savez(self.folder / f"{name}.npz", x=x[position::5], y=y[position::5])
+            members.append({"name": name, "at": "site"} if name in sites else {"name": name, "data": f"{name}.npz"})
+        settings = content["data"]
+        settings.pop("uri", None)
+        settings.pop("shards", None)
+        content |= {"learners": members, "store": self.uri}
+        content["evaluation"] = {"every_round": True}
+        content["training"] |= {"rounds": ROUNDS, **changes}
+        (self.folder / "federation.yaml").write_text(yaml.safe_dump(content))
+        return self.folder / "federation.yaml"
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.uri).below(self.name)
+
+    @property
+    def name(self) -> str:
+        return str(yaml.safe_load((self.folder / "federation.yaml").read_text())["name"])
+
+    def join(self, name: str, **more: Any) -> Path:
+        """Enrolls a site by hand, and writes its files."""
+        made = enroll(self.folder / "federation.yaml", name, keys=self.folder / "operators-keys")
+        secret = yaml.safe_load(made.files[-1].read_text())["data"]
+        place = self.folder / "at" / name
+        (place / "credentials").mkdir(parents=True)
+        for key in ("accesskey", "secretkey"):
+            (place / "credentials" / key).write_bytes(base64.b64decode(secret[key]))
+        (place / "own.key").write_bytes(base64.b64decode(secret["signingkey"]))
+        content = {
+            "store": self.uri, "federation": self.name, "name": name, "key": "own.key", "credentials": "credentials",
+            "approve": "any", "policy": {"data": str(self.folder / f"{name}.npz")}, **more,
+        }  # fmt: skip
+        (place / "site.yaml").write_text(yaml.safe_dump(content))
+        return place / "site.yaml"
+
+    def start(self, name: str, *options: str) -> subprocess.Popen[str]:
+        """Starts the agent of a site, whose environment has no keys of the operator."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "FEDPIPE_"))}
+        path = self.folder / "at" / name / "site.yaml"
+        command = [sys.executable, "-m", "fedpipe", "site", "run", "-c", str(path), *options]
+        with (self.folder / f"{name}.log").open("a") as log:
+            self.agents[name] = subprocess.Popen(command, env=environment, text=True, stdout=log, stderr=log)
+        return self.agents[name]
+
+    def log(self, name: str) -> str:
+        training = self.folder / "at" / name / "state" / "training.log"
+        return (self.folder / f"{name}.log").read_text() + (training.read_text() if training.exists() else "")
+
+
+@pytest.fixture
+def federation(numpy_digits: Path, minio_server: servers.Server, s3_keys: None) -> Iterator[Federation]:
+    prefix = numpy_digits.parent.name.replace("_", "-")
+    made = Federation(numpy_digits, minio_server.uri.replace("s3://tests", f"s3://tests/{prefix}"))
+    yield made
+    for process in made.agents.values():
+        process.kill()
+        process.wait()
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Waits for a condition, and returns its value."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.heavy
+def test_two_learners_here_and_three_at_their_sites(federation: Federation, tmp_path: Path) -> None:
+    """Each site has a user without the right to list, a key of its own, and data that are nowhere else."""
+    file = federation.write()
+    for name in SITES:
+        federation.join(name)
+        federation.start(name, "--once")
+    summary = fedpipe.run(file, out=tmp_path / "out", name="r1").summary
+    assert {name: process.wait(30) for name, process in federation.agents.items()} == dict.fromkeys(SITES, 0), [
+        federation.log(name) for name in SITES
+    ]
+    records = history(federation.store, "r1")
+    assert [len(record.contributors) for record in records[1:]] == [5] * ROUNDS
+    assert all(update.signature for record in records for update in record.updates if update.learner in SITES)
+    assert summary["evaluation"]["federated"]["metrics"]["accuracy"] > 0.8
+    assert set(summary["evaluation"]["learners"]) == {*LOCAL, *SITES}
+    for name in SITES:
+        assert not list((federation.folder / "at" / name / "state" / "scratch").iterdir())
+        found = read_presence(federation.store, name)
+        assert found is not None
+        assert found.state == "ended"
+
+    alone = Federation(federation.folder, f"file://{tmp_path}/store")
+    fedpipe.run(alone.write(sites=()), out=tmp_path / "alone", name="r1")
+    assert history(alone.store, "r1")[-1].weights == records[-1].weights
+
+
+@pytest.mark.heavy
+def test_an_agent_is_watched_and_stopped(
+    federation: Federation, fedpipe: Callable[..., Result], tmp_path: Path
+) -> None:
+    federation.write()
+    path = federation.join("hospital-c")
+    done = fedpipe("site", "status", "-c", path, "--json")
+    assert done.code == 1
+    assert json.loads(done.out)["flaws"] == ["its agent does not run. Start it: fedpipe site run"]
+    agent = federation.start("hospital-c")
+    until(lambda: federation.store.size(keys.presence("hospital-c")))
+    done = fedpipe("site", "status", "-c", path, "--json")
+    assert (done.code, json.loads(done.out)["running"], json.loads(done.out)["state"]) == (0, True, "idle")
+    done = fedpipe("site", "run", "-c", path)
+    assert done.code == 2
+    assert f"another agent of hospital-c runs already, process {agent.pid}" in done.err
+    modules = (Path("/proc") / str(agent.pid) / "maps").read_text()
+    assert "tensorflow" not in modules
+    resident = int((Path("/proc") / str(agent.pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert resident < 150 * 2**20
+    done = fedpipe("site", "stop", "-c", path)
+    assert (done.code, "the agent has ended" in done.out) == (0, True)
+    assert agent.wait(5) == 0
+    found = read_presence(federation.store, "hospital-c")
+    assert found is not None
+    assert found.state == "ended"
+    assert fedpipe("site", "stop", "-c", path).code == 0
+
+
+@pytest.mark.heavy
+def test_an_agent_that_is_killed_in_a_session_and_started_again(federation: Federation, tmp_path: Path) -> None:
+    """SIGKILL takes its process for training with it, and the next agent resumes the session; SIGTERM drains."""
+    file = federation.write(sites=("hospital-c",))
+    federation.join("hospital-c")
+    first = federation.start("hospital-c")
+    runs = subprocess.Popen(
+        [sys.executable, "-m", "fedpipe", "run", str(file), "--run", "r1", "--out", str(tmp_path / "out")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until(lambda: federation.store.size(keys.update("hospital-c", "r1", 1)))
+    first.kill()
+    first.wait()
+    scratch = federation.folder / "at" / "hospital-c" / "state" / "scratch"
+    until(lambda: not _processes_in(scratch))
+    second = federation.start("hospital-c")
+    assert runs.wait(120) == 0
+    assert len(history(federation.store, "r1")) == ROUNDS + 1
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(30) == 0
+    assert not scratch.exists() or not list(scratch.iterdir())
+
+
+def _processes_in(folder: Path) -> list[int]:
+    """The processes that work in a folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdecimal() and str((process / "cwd").readlink()).startswith(str(folder)):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
