@@ -512,7 +512,7 @@ class TestRotation:
                 self.check_valid(read_site(config), decided, before)
             else:
                 break
-        assert number >= 3
+        assert number == 2
         assert events(config) == ["asked", "asked", "joined", "asked", "rotated"]
 
     def check_valid(self, site: Site, decided: list[tuple[str, str, float]], before: str) -> None:
