@@ -12,7 +12,9 @@ from fedpipe.errors import FedpipeError, InputError, RoundError
 from fedpipe.identity.enrolment import format_time, read_enrolled
 from fedpipe.sessions.pacing import drive
 from fedpipe.sites.agent import Agent, Attended
-from fedpipe.sites.running import ask_to_end, is_running, last_state, only_one
+from fedpipe.sites.decisions import journal_of
+from fedpipe.sites.renewal import KeyWatch
+from fedpipe.sites.running import Control, ask_to_end, is_running, last_state, only_one
 from fedpipe.sites.site import Site, read_site
 from fedpipe.sites.training import Trainer, remove_leftovers
 from fedpipe.store.concealment import changed_environment
@@ -65,15 +67,32 @@ def run(file: str | Path, *, once: bool = False) -> Attended | None:
     """
     site = read_site(file)
     _check_ready(site, str(file))
-    with only_one(site) as control, control.signals(), changed_environment(site.surroundings()):
+    with only_one(site) as control, control.signals():
         remove_leftovers(site)
-        store = site.open()
-        trainer = Trainer(site, store, show=control.show_isolation)
-        agent = Agent(site, store, trainer.attend, stops=control.stops, show=control.show)
-        last = drive(agent.run(once=once), control.sleep)
+        last, again = None, True
+        while again:
+            last, again = _attended(read_site(file), control, once)
     if once and last is not None and last.why:
         raise RoundError(f"the session of run {last.opened.run} was left: {last.why}")
     return last
+
+
+def _attended(site: Site, control: Control, once: bool) -> tuple[Attended | None, bool]:
+    """Let the agent attend sessions, and return the last one, and whether it must begin again with new keys."""
+    watch = KeyWatch(site, journal_of(site).note)
+    renewed = False
+
+    def stops() -> bool:
+        nonlocal renewed
+        renewed = renewed or watch.changed(idle=control.is_idle)
+        return control.stops() or renewed
+
+    with changed_environment(site.surroundings()):
+        store = site.open()
+        trainer = Trainer(site, store, show=control.show_isolation)
+        agent = Agent(site, store, trainer.attend, stops=stops, show=control.show)
+        last = drive(agent.run(once=once), control.sleep)
+    return last, renewed and not control.stops() and not (once and last is not None and not last.why)
 
 
 def _check_ready(site: Site, where: str) -> None:
