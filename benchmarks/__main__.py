@@ -34,6 +34,7 @@ NAMES = (
     "kubeflow_runs",
     "differing",
     "secure",
+    "split",
 )
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parent / "README.md"

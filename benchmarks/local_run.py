@@ -48,7 +48,7 @@ def ours(act: str = "run", rounds: int = ROUNDS) -> dict[str, Any]:
         file = write_federation(Path(folder), rounds)
         command = [str(Path(sys.executable).parent / "fedpipe"), act, str(file), "--out", f"{folder}/out"]
         started = time.time()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=quiet())
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quiet())
         assert process.stdout is not None
         end = 0.0
         for line in process.stdout:

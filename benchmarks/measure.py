@@ -96,5 +96,9 @@ def ended(environment: dict[str, str]) -> Iterator[dict[str, str]]:
 
 
 def quiet() -> dict[str, str]:
-    """An environment in which frameworks say little and use no GPU."""
-    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "RAY_DEDUP_LOGS": "0"}
+    """An environment in which frameworks say little and use no GPU, and scripts find this package."""
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    return {
+        **os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "RAY_DEDUP_LOGS": "0",
+        "PYTHONPATH": paths,
+    }  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import Row, at_most, repeated, script
+from benchmarks.measure import Row, at_most, median, repeated, script
 from fedpipe.secure.masks import CHUNK, Masks, Term, encrypt, fresh_seed
 from fedpipe.secure.numbers import Grid, Words, packed_size
 from fedpipe.secure.vector import Counts, Vector
@@ -20,6 +20,7 @@ from fedpipe.weights import layout_of
 LEARNERS, VALUES = 10, 25_000_000
 GRID = Grid(16, 1.0, LEARNERS)
 REPEATS = 3
+FLOWER = "Flower's SecAgg+"
 
 
 def run() -> list[Row]:
@@ -39,6 +40,7 @@ def run() -> list[Row]:
         mask, lambda: _bare(LEARNERS - 1), lambda: remaining.remove(total), lambda: _bare(2 * (LEARNERS - 1)),
         repeats=REPEATS,
     )  # fmt: skip
+    ours, flower = (script(name, f"peers/secure_{peer}.py") for name, peer in (("ours", "ours"), ("bench", "flower")))
     peak = script("ours", "secure.py")["mebibytes"]
     model = 4 * VALUES / 2**20
     return [
@@ -46,6 +48,13 @@ def run() -> list[Row]:
         at_most("the same", masking, 0.5, "bound", 1.0),
         at_most("removing the masks after one dropout", unmasking, streams, "bare AES of its 18 masks", 1.3),
         at_most("a masked vector", packed_size(VALUES, GRID.width) / 2**20, model, "float32", 0.66, "MiB"),
+        at_most(
+            "rounding and masking the same update", median(ours["seconds"]), median(flower["seconds"]), FLOWER, 1.0
+        ),
+        at_most(
+            "the same, time of all processors", median(ours["processor"]), median(flower["processor"]), FLOWER, 1.0
+        ),
+        at_most("its upload", ours["mebibytes"], flower["mebibytes"], FLOWER, 1.0, "MiB"),
         at_most("rounding and masking: memory beyond both models", peak, model, "a model", 0.5, "MiB"),
     ]
 

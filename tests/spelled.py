@@ -58,11 +58,17 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     "parcel": st.builds(keys.parcel, NAMES, DIGESTS.map(lambda digest: digest.removeprefix("sha256:"))),
     "ledger": st.builds(keys.ledger, NAMES, COUNTS),
     "presence": st.builds(keys.presence, NAMES),
+    "approval": st.builds(keys.approval, NAMES),
     "sign": st.builds(keys.sign, NAMES, RUNS),
     "score": st.builds(keys.score, NAMES, RUNS),
     "answer": st.builds(keys.answer, NAMES, RUNS, ROUNDS, NOTES),
     "update": st.builds(keys.update, NAMES, RUNS, ROUNDS),
     "ballot": st.builds(keys.ballot, NAMES, RUNS, ROUNDS),
+    "invitation": st.builds(keys.invitation, NAMES),
+    "joining": st.builds(
+        keys.joining, NAMES, st.uuids().map(lambda name: name.hex), st.sampled_from(["request", "answer"])
+    ),
+    "rotation": st.builds(keys.rotation, NAMES),
     "model": in_models(keys.model, MODEL_NAMES, COUNTS),
     "origin": in_models(keys.origin, MODEL_NAMES, COUNTS),
     "signature": in_models(keys.signature, MODEL_NAMES, COUNTS),

@@ -72,7 +72,13 @@ def test_commands_and_their_options_exist(page: Path) -> None:
             assert name in words_of_make(), name
         elif not name.startswith("-"):
             assert name in known, name
-            options = {o for p in known[name].params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+            command = known[name]
+            if inner := getattr(command, "commands", None):
+                if not rest or rest[0].startswith("-"):
+                    continue
+                assert rest[0] in inner, (name, rest[0])
+                command = inner[rest.pop(0)]
+            options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
             given = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
             assert given <= options, (name, given - options)
 

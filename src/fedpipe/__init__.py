@@ -7,11 +7,14 @@ Each command is a function of its name; docs/python.md lists them. A federation 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import types
 from typing import TYPE_CHECKING, Any
 
 from fedpipe.version import __version__ as __version__
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime, also in model.py, would report its use to its makers
 
 if TYPE_CHECKING:
     from fedpipe.commands.check import check
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from fedpipe.commands.identities import enroll, prepare, revoke, rotate
     from fedpipe.commands.identities import policy_of as policy
     from fedpipe.commands.init import init
+    from fedpipe.commands.invitations import invite
     from fedpipe.commands.plot import plot
     from fedpipe.commands.predict import predict_file
     from fedpipe.commands.promote import promote
@@ -66,6 +70,7 @@ __all__ = [
     "MrMtl",
     "Placement",
     "Privacy",
+    "QuantileBound",
     "Quorum",
     "Scaffold",
     "SecureSums",
@@ -86,6 +91,7 @@ __all__ = [
     "explore",
     "export",
     "init",
+    "invite",
     "open_store",
     "plot",
     "policy",
@@ -132,6 +138,7 @@ _HOMES = {
     "MrMtl": "federation.methods",
     "Placement": "federation.placement",
     "Privacy": "federation.training",
+    "QuantileBound": "federation.algorithms",
     "Quorum": "federation.training",
     "Scaffold": "federation.methods",
     "SecureSums": "federation.algorithms",
@@ -152,6 +159,7 @@ _HOMES = {
     "explore": "commands.explore",
     "export": "commands.export",
     "init": "commands.init",
+    "invite": "commands.invitations",
     "open_store": "store",
     "plot": "commands.plot",
     "policy": "commands.identities:policy_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -14,15 +15,21 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import fedpipe
+from fedpipe.cli.main import app
 from fedpipe.compiled.graph import Graph, Task, read_graph, resolve
-from fedpipe.engine.local import _collected, _outputs
-from fedpipe.errors import CorruptError, InputError
+from fedpipe.engine.local import Engine, _collected, _outputs
+from fedpipe.errors import CorruptError, InputError, StoreError
+from fedpipe.identity.signing import COORDINATOR
 from fedpipe.rounds.history import history
 from fedpipe.sessions.board import poll_board
 from fedpipe.steps.contract import execute
-from fedpipe.store import open_store
+from fedpipe.store import keys, open_store
+from fedpipe.store.credentials import Credentials
+from fedpipe.store.s3 import MinioStore
+from tests import servers
 from tests.commands.runs import store_of
 
 NAMES = tuple(f"hospital-{letter}" for letter in "abcdefghij")
@@ -44,6 +51,11 @@ def secure(folder: Path, names: tuple[str, ...] = NAMES, *, rounds: int = 6, dea
 def enrol(file: Path, names: tuple[str, ...] = NAMES) -> None:
     for name in names:
         fedpipe.enroll(file, name)
+
+
+def secret_of(path: Path) -> dict[str, str]:
+    """Returns the content of a Secret that `enroll` wrote."""
+    return {key: base64.b64decode(value).decode() for key, value in yaml.safe_load(path.read_text())["data"].items()}
 
 
 def last_metrics(store: Path) -> dict[str, float]:
@@ -232,3 +244,63 @@ def test_two_of_ten_are_killed_in_the_middle_of_rounds(numpy_digits: Path, tmp_p
     assert len(fedpipe.verify(file, "run-1")) == 6
     ours, theirs = last_metrics(numpy_digits / "store"), last_metrics(tmp_path / "other")
     assert ours["accuracy"] >= theirs["accuracy"] - 0.02
+
+
+VARIABLES = {
+    "accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY", "signingkey": "FEDPIPE_SIGNING_KEY",
+    "administrator": "FEDPIPE_ADMINISTRATOR",
+}  # fmt: skip
+"""Of each key of a Secret, the variable that a pod has it in."""
+
+
+def by_command(*arguments: str) -> str:
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_each_party_with_its_own_user_on_minio(
+    numpy_digits: Path, minio_server: servers.Server, s3_keys: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process for each step, with the variables of its Secret alone: users of learners and of the coordinator."""
+    names, rounds = NAMES[:4], 2
+    file = secure(numpy_digits, names, rounds=rounds)
+    content = yaml.safe_load(file.read_text())
+    content["store"] = f"s3://tests/secure?endpoint={minio_server.endpoint}"
+    file.write_text(yaml.safe_dump(content))
+    for name in (*names, "--coordinator"):
+        by_command("enroll", name, "-f", str(file))
+    assert "4 learners" in by_command("roster", "-f", str(file))
+    secrets = {
+        name: secret_of(numpy_digits / "keys" / f"{name}.secret.yaml") for name in (*names, COORDINATOR)
+    }  # fmt: skip
+    by_command("compile", str(file), "-o", str(numpy_digits / "pipeline.yaml"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")  # the root user's are not inherited
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+    def running(task: Task) -> Task:
+        owner = str(task.inputs.get("learner", {}).get("runtimeValue", {}).get("constant", COORDINATOR))
+        given = (f"{VARIABLES[key]}={value}" for key, value in secrets[owner].items() if key in VARIABLES)
+        return task._replace(command=("env", *given, *task.command))
+
+    graph = read_graph(numpy_digits / "pipeline.yaml")
+    graph = graph._replace(tasks=tuple(map(running, graph.tasks)))
+    Engine(graph, {**graph.parameters, "run": "run-1"}, folder=numpy_digits / "pods", workers=8).run()
+
+    def opened(owner: str) -> MinioStore:
+        credentials = Credentials(secrets[owner]["accesskey"], secrets[owner]["secretkey"])
+        return MinioStore("tests", "secure/digits", endpoint=minio_server.endpoint, credentials=credentials)
+
+    store, mine = opened(COORDINATOR), opened(names[0])
+    assert [record.contributors for record in history(store, "run-1")[1:]] == [names] * rounds
+    for key in (keys.answer(names[1], "run-1", 1, "masked"), keys.answer(names[1], "run-1", 1, "revealed")):
+        with pytest.raises(StoreError, match="refuses the credentials"):
+            mine.read(key)
+    for key in (keys.ROSTER, keys.listed("run-1", 1, "members"), keys.answer(names[1], "run-1", 1, "agreed")):
+        with pytest.raises(StoreError, match="refuses the credentials"):
+            mine.replace(key, b"{}")
+    with pytest.raises(StoreError, match="refuses the credentials"):
+        store.replace(keys.ROSTER, b"{}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", secrets[COORDINATOR]["accesskey"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secrets[COORDINATOR]["secretkey"])
+    assert [one["round"] for one in json.loads(by_command("verify", "run-1", "-f", str(file), "--json"))] == [1, 2]

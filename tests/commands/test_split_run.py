@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import fedpipe
 from fedpipe.commands.init import SPLIT_FILES
+from fedpipe.commands.predict import predict_file
 from fedpipe.errors import InputError
 from fedpipe.rounds.history import history
 from fedpipe.store import open_store
+from tests.served import serving
 
 
 @pytest.mark.heavy
@@ -26,9 +29,11 @@ def test_handwritten_digits_cut_between_two_parties(tmp_path: Path) -> None:
     assert rounds[-1]["loss"] < 0.2 * rounds[0]["loss"]
     assert rounds[-1]["learners"] == ["alice", "bob"]
     assert result.summary["onnx"]["max_abs_difference"] < 1e-5
+    assert_traffic_is_told(result.summary["traffic"], (tmp_path / "out" / "report.html").read_text())
     with np.load(tmp_path / "alice.npz") as alice, np.load(tmp_path / "bob.npz") as bob:
         found = fedpipe.predict(tmp_path / "out" / "model.onnx", alice["x"])
         assert np.mean(found.classes == bob["y"]) > 0.95
+    assert_parts_serve_apart(tmp_path, found.outputs)
 
     store = open_store(f"file://{tmp_path}/store").below("split-digits")
     records = history(store, "run-1")
@@ -38,6 +43,35 @@ def test_handwritten_digits_cut_between_two_parties(tmp_path: Path) -> None:
     assert len(left) == 2, "activations of the last test stay, those of the training do not"
     again = fedpipe.run(tmp_path / "federation.yaml", out=tmp_path / "again", parameters={"run": "run-1"})
     assert again.summary["rounds"][-1]["weights"] == rounds[-1]["weights"], "a repeated command finds its work done"
+
+
+def assert_parts_serve_apart(folder: Path, expected: Any) -> None:
+    """Bob serves the top. Alice computes her activations herself, and sends nothing else."""
+    file, models = folder / "federation.yaml", folder / "of-bob" / "top" / "1"
+    models.mkdir(parents=True)
+    fedpipe.export(file, models / "model.onnx", part="top")
+    fedpipe.export(file, folder / "bottom-alice.onnx", part="bottom-alice")
+    for name, mistake in (("bottom-bob", "has no part 'bottom-bob'"), ("tpo", "Did you mean 'top'")):
+        with pytest.raises(InputError, match=mistake):
+            fedpipe.export(file, folder / "x.onnx", part=name)
+    with serving(folder / "server", "--models", str(models.parents[1])) as served:
+        (taken,) = served.get("/v2/models/top").json()["inputs"]
+        assert (taken["name"], taken["shape"]) == ("alice", [-1, 64])
+        apart = predict_file(served.url, folder / "alice.npz", parts={"alice": folder / "bottom-alice.onnx"})
+    np.testing.assert_allclose(apart.prediction.outputs, expected, atol=1e-5)
+
+
+def assert_traffic_is_told(traffic: dict[str, dict[str, float]], report: str) -> None:
+    """Each party sends a parcel a batch, with 64 float32 for each row; alice also sends those of held-out rows."""
+    rounds, epochs, rows, numbers = 4, 5, 1437, 64
+    least = rounds * epochs * rows * numbers * 4
+    for name in ("alice", "bob"):
+        assert least < traffic[name]["sent"] < 1.15 * least
+        assert traffic[name]["computing"] > 0
+        assert traffic[name]["waiting"] > 0
+        assert f'<td>{name}</td><td class="n">{traffic[name]["sent"]:,}</td>' in report
+    assert "bottom(&#x27;alice&#x27;)" in report
+    assert "labels, top()" in report
 
 
 def test_a_federation_to_start_from_needs_keras(tmp_path: Path) -> None:

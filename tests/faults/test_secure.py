@@ -23,7 +23,7 @@ from fedpipe.store import Store
 from fedpipe.store.objects import decode
 from tests.faults import seeds
 from tests.faults.stores import HookedStore, killing
-from tests.sessions.secure import NAMES, SecureSession, initial, plan_of
+from tests.sessions.secure import NAMES, SECURE, SecureSession, initial, plan_of
 from tests.simulation import Actor
 
 ROUNDS, PARTS = 3, 4
@@ -89,7 +89,7 @@ class Disturbed(SecureSession):
 
     def check(self) -> None:
         """Each committed round is the mean of its members, and no vector lies open."""
-        grid, expected = grid_of(self.plan), initial()["w"].astype(np.float64)
+        grid, expected = grid_of(self.plan, SECURE["bound"]), initial()["w"].astype(np.float64)
         for record in history(self.world.store, self.plan.run)[1:]:
             chosen = [NAMES.index(name) + 1 for name in record.contributors]
             expected = expected + sum(k * k for k in chosen) / sum(chosen)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedpipe.errors import FederationError
-from fedpipe.federation.algorithms import SecureSums
+from fedpipe.federation.algorithms import QuantileBound, SecureSums
 from tests.federations import make_federation
 
 NAMES = tuple(f"n{k}" for k in range(10))
@@ -31,6 +31,11 @@ def test_defaults() -> None:
     assert secure(quorum={"min_learners": 8}).min_updates == 8
 
 
+def test_a_bound_that_follows_a_quantile() -> None:
+    followed = secure(settings={"bound": {"quantile": 0.999}, "most_clipped": 0.001}).secure
+    assert followed.bound == QuantileBound(quantile=0.999, margin=2.0, initial=1.0)
+
+
 @pytest.mark.parametrize(("count", "threshold"), [(3, 3), (4, 3), (6, 5), (10, 7), (64, 43)])
 def test_threshold(count: int, threshold: int) -> None:
     assert secure(tuple(f"n{k}" for k in range(count))).threshold == threshold
@@ -42,6 +47,16 @@ def test_threshold(count: int, threshold: int) -> None:
         ({"bits": 7}, {}, "algorithm.secure.bits"),
         ({"bits": 33}, {}, "algorithm.secure.bits"),
         ({"bound": 0}, {}, "algorithm.secure.bound"),
+        ({"bound": {"quantile": 1.0}}, {}, "algorithm.secure.bound.quantile"),
+        ({"bound": {"quantile": 0.999, "margin": 0.5}}, {}, "algorithm.secure.bound.margin"),
+        ({"bound": {"quantil": 0.999}}, {}, "unknown key 'quantil'. Did you mean 'quantile'"),
+        ({"bound": {}}, {}, "algorithm.secure.bound: the key 'quantile' is missing"),
+        ({"bound": "large"}, {}, "algorithm.secure.bound"),
+        (
+            {"bound": {"quantile": 0.98}},
+            {},
+            "algorithm.secure.bound.quantile: 0.98 lets more changes be clipped than most_clipped, 0.01",
+        ),
         ({"most_clipped": 1.5}, {}, "algorithm.secure.most_clipped"),
         ({"norm": -1}, {}, "algorithm.secure.norm"),
         ({"treshold": 7}, {}, "unknown key 'treshold'. Did you mean 'threshold'"),

@@ -228,7 +228,8 @@ def test_the_patterns_as_they_are() -> None:
     dealt = ["learners/*/shard", f"learners/*/objects/{digest}"]
     seen = ["enrolled", "roster", *dealt, f"learners/*/proposals/{digest}", "learners/*/runs/*", "datasets/*"]
     assert resources(coordinator)[:4] == [
-        [at + key for key in own], [at + key for key in seen], [f"{at}enrolled", f"{at}roster"], [at + key for key in dealt],
+        [at + key for key in own], [at + key for key in seen], [f"{at}enrolled", f"{at}joining/*", f"{at}roster"],
+        [at + key for key in dealt],
     ]  # fmt: skip
     assert [statement["Effect"] for statement in coordinator["Statement"]][:3] == ["Allow", "Allow", "Deny"]
     assert resources(server)[0] == [f"{at}models/*", f"{at}enrolled"]

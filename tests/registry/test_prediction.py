@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +49,23 @@ def test_invalid_models(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_text("nonsense")
     with pytest.raises(InputError, match="is not an ONNX model"):
         predict(tmp_path / "m.onnx", [[1]])
+
+
+def test_no_use_is_reported_to_the_makers_of_onnxruntime(softmax: Path, tmp_path: Path) -> None:
+    """By default onnxruntime notes an identity of this machine, and sends events over the network."""
+    cache = tmp_path / "cache"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom fedpipe.registry.prediction import predict\n"
+        "print(predict(Path(sys.argv[1]), [[0.0, 2.0, 1.0]]).classes)"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, softmax],
+        env={**kept, "XDG_CACHE_HOME": str(cache), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[1]"
+    assert not list(cache.rglob("*"))
+    assert not list(tmp_path.rglob("*deviceid*"))

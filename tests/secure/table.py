@@ -102,7 +102,9 @@ class Table:
 
     def bundle(self, names: Collection[str] | None = None) -> Bundle:
         chosen = sorted(self.names if names is None else names)
-        return Bundle(**self.occasion._asdict(), offers=tuple(self.seats[n].party.offer() for n in chosen))
+        return Bundle(
+            **self.occasion._asdict(), bound=self.grid.bound, offers=tuple(self.seats[n].party.offer() for n in chosen)
+        )
 
     def members(self, bundle: Bundle, names: Collection[str]) -> Members:
         vectors = {name: digest_of(self.seats[name].data) for name in sorted(names)}

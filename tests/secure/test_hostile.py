@@ -12,9 +12,10 @@ from fedpipe.identity.statements import signed
 from fedpipe.secure.messages import Agreements, Bundle, Members, Occasion, Reveal
 from fedpipe.secure.party import Form, Group, Party
 from fedpipe.secure.unmasking import flaw_of_reveal, form_of, terms_of
-from tests.secure.table import OCCASION, Table, occasion, private_of, roster_of, signing
+from tests.secure.table import OCCASION, Table, occasion, private_of, roster_of, secrets_of, signing
 
 LATER = occasion(round=2)
+OTHER = "sha256:" + "e" * 64
 
 
 def resigned(statement: Any, name: str) -> Any:
@@ -74,12 +75,41 @@ class TestKeys:
         weak = resigned(replace(table.seats["b"].party.offer(), key="00" * 32), "b")
         self.refused(table, self.altered(table, "b", weak), "a public key")
 
-    @pytest.mark.parametrize("other", [LATER, occasion(session="t"), occasion(run="r2"), occasion(federation="other"),
-                                       occasion(base="sha256:" + "e" * 64)])  # fmt: skip
+    @pytest.mark.parametrize("other", [LATER, occasion(session="t"), occasion(run="r2"), occasion(federation="other")])
     def test_replayed(self, other: Occasion) -> None:
         table, replayed = Table(4), Table(4, occasion=other)
         self.refused(table, replayed.bundle(), "another round or session")
         self.refused(table, self.altered(table, "b", replayed.seats["b"].party.offer()), "the offer's")
+
+    def test_a_list_for_other_weights(self) -> None:
+        table = Table(4)
+        self.refused(table, replace(table.bundle(), base=OTHER), "another round or session")
+
+    def test_a_key_that_was_offered_before_the_weights_were_known(self) -> None:
+        """A party that begins from other weights has no seed in common with the rest, and takes no second base."""
+        table, late = Table(4), {"a": OCCASION.base, "b": OCCASION.base, "c": OCCASION.base, "d": OTHER}
+        for name, seat in table.seats.items():
+            seat.party = Party(OCCASION.expected, table.group, name, signing(name))
+        bundle = table.bundle()
+        self.refused(table, bundle, "no weights yet")
+        for name, base in late.items():
+            table.seats[name].party.begin(base)
+            table.seats[name].party.join(replace(bundle, base=base))
+        seeds = {name: secrets_of(seat) for name, seat in table.seats.items()}
+        assert seeds["a"]["b"] == seeds["b"]["a"]
+        assert all(seeds[name]["d"] != seeds["d"][name] for name in "abc")
+        with pytest.raises(DroppedError, match="other weights to begin"):
+            table.seats["a"].party.begin(OTHER)
+
+    def test_another_list_for_one_learner(self) -> None:
+        """Lists that differ in the bound alone give no seed in common: a huge one would make all others give nothing."""
+        table = Table(4)
+        bundle = table.bundle()
+        for name, seat in table.seats.items():
+            seat.party.join(bundle if name == "a" else replace(bundle, bound=1e6))
+        seeds = {name: secrets_of(seat) for name, seat in table.seats.items()}
+        assert all(seeds["a"][name] != seeds[name]["a"] for name in "bcd")
+        assert seeds["b"]["c"] == seeds["c"]["b"]
 
     def test_too_few(self) -> None:
         table = Table(4)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedpipe.errors import WeightsError
 from fedpipe.federation.algorithms import MOST_SUMMED as MOST
-from fedpipe.secure.numbers import GROUP, Grid, pack, packed_size, padded, unpack
+from fedpipe.secure.numbers import EDGES, GROUP, Grid, pack, packed_size, padded, quantile_of, unpack
 
 BITS, PARTIES = st.integers(8, 32), st.integers(3, MOST)
 
@@ -69,6 +69,41 @@ def test_whole_numbers_add_up_in_pieces(bits: int, parties: int, numbers: list[i
 def test_numbers_out_of_range_are_refused(number: int) -> None:
     with pytest.raises(WeightsError, match="out of range"):
         Grid(16, 1.0, 3).limbs_of(number, 53)
+
+
+def test_magnitudes_are_counted_by_quarters_of_octaves() -> None:
+    grid = Grid(16, 4.0, 3)
+    values = np.array([0.0, -0.0, 1e-9, 4.0, -4.0, 3.9, 5.0, -6.1, 4.0 * 2**8, 1e308])
+    counts = grid.magnitudes(values)
+    assert len(counts) == len(EDGES) + 1
+    assert counts.sum() == 8, "zeros are not counted"
+    assert counts[0] == 1
+    assert counts[EDGES.index(1.0)] == 1, "3.9, below the bound"
+    assert counts[EDGES.index(1.25)] == 2, "the bound itself, with either sign"
+    assert counts[EDGES.index(1.5)] == 1
+    assert counts[EDGES.index(1.75)] == 1
+    assert counts[-1] == 2
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.floats(1e-3, 1e3))
+def test_magnitudes_are_those_of_a_search(values: list[float], bound: float) -> None:
+    array = np.array(values)
+    relative = np.abs(array[array != 0]) / bound
+    expected = np.bincount(np.searchsorted(np.array(EDGES), relative, side="right"), minlength=len(EDGES) + 1)
+    assert (Grid(16, bound, 3).magnitudes(array) == expected).all()
+
+
+@given(st.lists(st.floats(2**-8, 2**7), min_size=1, max_size=60), st.integers(0, 59))
+def test_the_quantile_is_at_most_a_quarter_too_large(values: list[float], place: int) -> None:
+    place %= len(values)
+    found = quantile_of(Grid(16, 1.0, 3).magnitudes(np.array(values)).tolist(), (place + 0.5) / len(values))
+    exact = sorted(values)[place]
+    assert exact <= found <= 1.25 * exact
+
+
+def test_the_quantile_beyond_the_classes() -> None:
+    assert quantile_of([0] * len(EDGES) + [1], 0.5) == 2.0**10
+    assert quantile_of([1] + [0] * len(EDGES), 0.5) == 2.0**-8
 
 
 @given(st.sampled_from([*range(12, 33, 4), 40, 48, 56, 64]), st.integers(0, 9), st.integers(0, 2**32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
@@ -54,12 +55,16 @@ class NumpyBottom(NumpyPart):
     def output(self) -> Shape:
         return Shape("float32", (WIDTH,))
 
+    def begin(self, start: Mapping[str, Array], optimizer: Any, *, seed: int, rate: float) -> None:
+        super().begin(start, optimizer, seed=seed, rate=rate)
+        self.open = deque[Array]()
+
     def forward(self, x: Array) -> Array:
-        self.x = x
+        self.open.append(x)
         return self.infer(x)
 
     def backward(self, gradient: Array) -> None:
-        self.move("kernel", self.x.T @ gradient)
+        self.move("kernel", self.open.popleft().T @ gradient)
 
     def infer(self, x: Array) -> Array:
         return (x @ self.current["kernel"]).astype(np.float32)
@@ -186,4 +191,28 @@ def trained_uncut(federation: Federation) -> dict[str, Array]:
             moved = {"top/kernel": hidden.T @ error / len(places)}
             moved |= {f"bottom-{name}/kernel": x[name].T @ part for name, part in zip(parties, down, strict=True)}
             current = {name: (current[name] - RATE * moved[name]).astype(np.float32) for name in current}
+    return current
+
+
+def trained_behind(federation: Federation, steps: int) -> dict[str, Array]:
+    """Trains with bottoms that move by gradients which are so many steps old; all of them come before a round ends."""
+    current, rows = first_weights(federation), rows_of(federation)
+    assert federation.split
+    y, parties = rows[federation.split.label_party].y, federation.feature_parties
+    assert y is not None
+    for number in range(1, federation.training.rounds + 1):
+        batches = [places for _, places in Round(federation, number, {}).batches(rows[parties[0]].parts["train"])]
+        hidden: list[list[Array]] = []
+        for step, places in enumerate(batches):
+            while len(hidden) <= min(step + steps, len(batches) - 1):  # sent before the gradients of `places` came
+                later = batches[len(hidden)]
+                hidden.append([rows[name].x[later] @ current[f"bottom-{name}/kernel"] for name in parties])  # type: ignore[index]
+            joint = np.concatenate(hidden[step], axis=1)
+            error = (softmax(joint @ current["top/kernel"]) - np.eye(CLASSES)[y[places]]) / len(places)
+            down = np.split(error @ current["top/kernel"].T, len(parties), axis=1)
+            moved = {"top/kernel": joint.T @ error}
+            for name, part in zip(parties, down, strict=True):
+                moved[f"bottom-{name}/kernel"] = rows[name].x[places].T @ part  # type: ignore[index]
+            for name, gradient in moved.items():
+                current[name] = (current[name] - RATE * gradient).astype(np.float32)
     return current

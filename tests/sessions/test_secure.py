@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,18 +14,22 @@ from msgspec.structs import replace
 from fedpipe import weights
 from fedpipe.errors import NotFoundError, QuorumError, RoundError
 from fedpipe.identity.signing import ADMINISTRATOR, KEYS, make_key, public_key
+from fedpipe.learners.masking import MaskedFile
+from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.masked import grid_of
 from fedpipe.rounds.retention import Rules, find_loss
 from fedpipe.rounds.verification import flaw_of_round
-from fedpipe.secure.messages import Members
+from fedpipe.secure.messages import Bundle, Members
+from fedpipe.secure.numbers import EDGES
 from fedpipe.sessions.board import Board
-from fedpipe.store import Blob, keys
-from fedpipe.store.objects import decode, encode, put_bytes
-from tests.federations import PlusOneLearner
-from tests.sessions.secure import NAMES, SecureSession, enrol, initial, mean_of, plan_of
-from tests.simulation import Killed
+from fedpipe.store import Blob, Store, keys
+from fedpipe.store.objects import decode, encode, get_bytes, put_bytes
+from tests.faults.stores import HookedStore
+from tests.federations import PlusOneLearner, make_federation, make_plan
+from tests.sessions.secure import NAMES, SECURE, SecureSession, enrol, initial, mean_of, plan_of
+from tests.simulation import Actor, Killed, World, attendance, coordinator
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def close(session: SecureSession, number: int, expected: float) -> None:
     """All floats of a round moved by this much from the first weights, within the steps of the grid."""
-    grid, found, parties = grid_of(session.plan), session.weights(number), len(session.names)
+    grid, found, parties = grid_of(session.plan, SECURE["bound"]), session.weights(number), len(session.names)
     slack = 2 * number * parties * grid.step
     assert np.abs(found["w"] - initial()["w"] - expected).max() <= slack
     assert abs(float(found["b"]) - expected) <= slack
@@ -50,7 +54,7 @@ class TestAnUndisturbedSession:
         assert last.round == 2
         close(session, 1, mean_of(NAMES))
         close(session, 2, 2 * mean_of(NAMES))
-        assert session.world.results["a"] == dict.fromkeys(("keys", "masked", "agree", "reveal"), 2)
+        assert session.world.results["a"] == {"keys": 1, "masked": 2, "agree": 2, "reveal": 2}
 
     def test_of_equal_weights(self, folder: Path) -> None:
         session = SecureSession(plan_of(1, algorithm={"weighting": "uniform"}), folder)
@@ -92,6 +96,217 @@ class TestAnUndisturbedSession:
         }  # fmt: skip
         for key in store.keys("learners/a/runs/"):
             assert b"loss" not in store.read(key).data.replace(b'["loss","test_loss"]', b""), key
+
+
+def asked(world: World, make: Callable[[Store], Actor]) -> list[tuple[int, str]]:
+    """Runs the coordinator and returns the requests that it put on the board: the exchanges that all wait for."""
+    seen = list[tuple[int, str]]()
+
+    def after(_number: int, name: str, key: str) -> None:
+        if name in ("swap", "create") and key == keys.board("r1"):
+            board = decode(world.store.read(key).data, Board, where=key)
+            seen.append((board.round, board.phase))
+
+    world.spawn("coordinator", make(HookedStore(world.store, after=after)))
+    world.run()
+    return [found for found in seen if found[1] != "ended"]
+
+
+class TestExchanges:
+    """Keys travel with the reveal of the round before, so a round has two exchanges more than a plain one."""
+
+    TEN = tuple("abcdefghij")
+
+    def of(self, session: SecureSession) -> list[tuple[int, str]]:
+        def make(store: Store) -> Actor:
+            session.stores["coordinator"] = store
+            return session.coordinator()
+
+        for name in session.names:
+            session.start(name)
+        return asked(session.world, make)
+
+    def test_of_a_round_of_ten(self, folder: Path) -> None:
+        session = SecureSession(plan_of(3, self.TEN, secure={"bound": 16.0}), folder)
+        summed = self.of(session)
+        world = World()
+        algorithm = {"name": "averaging"}
+        training = {"rounds": 3, "batch_size": 1, "rounds_per_step": "all"}
+        plan = make_plan(make_federation(self.TEN, algorithm=algorithm, training=training))
+        begin(world.store, plan, initial)
+        for k, name in enumerate(self.TEN):
+            world.spawn(name, attendance(world, plan, name, PlusOneLearner(k + 1, k + 1)))
+        plain = asked(world, lambda store: coordinator(world, plan, store=store))
+        assert plain == [(1, "train"), (2, "train"), (3, "train")]
+        assert summed[0] == (1, "keys"), "once in a session"
+        assert summed[1:] == [(number, phase) for number in (1, 2, 3) for phase in ("masked", "agree", "reveal")]
+        assert [record.contributors for record in session.records[1:]] == [self.TEN] * 3
+
+    def test_only_one_that_comes_back_is_asked_for_a_key(self, folder: Path) -> None:
+        session = SecureSession(plan_of(2), folder)
+        requests = list[tuple[str, tuple[str, ...]]]()
+        before = {"done": False}
+
+        def seconds(board: Board) -> float:
+            if board.phase == "masked" and not before["done"]:
+                before["done"] = True
+                raise Killed
+            return 1.0
+
+        def after(_number: int, name: str, key: str) -> None:
+            if name in ("swap", "create") and key == keys.board("r1"):
+                board = decode(session.world.store.read(key).data, Board, where=key)
+                requests.append((board.phase, board.asked))
+
+        session.seconds["b"] = seconds
+        session.stores["coordinator"] = HookedStore(session.world.store, after=after)
+        for name in NAMES:
+            session.start(name, again=(lambda: session.actor("b")) if name == "b" else None)
+        session.world.spawn("coordinator", session.coordinator())
+        session.world.run()
+        assert [names for phase, names in requests if phase == "keys"] == [NAMES, ("b",)]
+        assert session.records[2].contributors == NAMES
+
+    def test_a_key_that_was_lost_costs_that_learner_one_round(self, folder: Path) -> None:
+        """It offered a key of round 2 and died before round 2: another process cannot use the key."""
+        session = SecureSession(plan_of(3), folder)
+        before = {"done": False}
+
+        def seconds(board: Board) -> float:
+            if (board.round, board.phase) == (2, "masked") and not before["done"]:
+                before["done"] = True
+                raise Killed
+            return 1.0
+
+        session.seconds["b"] = seconds
+        for name in NAMES:
+            session.start(name, again=(lambda: session.actor("b")) if name == "b" else None)
+        session.world.spawn("coordinator", session.coordinator())
+        session.world.run()
+        assert session.records[2].contributors == ("a", "c", "d", "e")
+        assert session.records[3].contributors == NAMES
+        assert not session.world.store.size(keys.answer("a", "r1", 4, "keys")), "there is no round 4"
+
+    def test_a_try_that_failed_takes_no_key_of_the_first_one(self, folder: Path) -> None:
+        session = SecureSession(plan_of(2), folder)
+        late = {"b", "c"}
+
+        def seconds(name: str) -> Callable[[Board], float]:
+            def taken(board: Board) -> float:
+                if (board.round, board.phase) == (2, "masked") and name in late:
+                    late.remove(name)
+                    return 70.0
+                return 1.0
+
+            return taken
+
+        for name in ("b", "c"):
+            session.seconds[name] = seconds(name)
+        requests = self.of(session)
+        assert [phase for number, phase in requests if number == 2] == ["masked", "keys", "masked", "agree", "reveal"]
+        record = session.records[2]
+        assert record.secure
+        assert record.secure.session == "s#2"
+
+
+class TestABoundThatFollows:
+    """The largest change is 5, by the fifth learner, which has the most examples: 0.83 of a bound of 6."""
+
+    SETTINGS: ClassVar[dict[str, Any]] = {
+        "bound": {"quantile": 0.9, "margin": 2.0, "initial": 6.0},
+        "most_clipped": 0.1,
+    }
+
+    def session(self, folder: Path, rounds: int = 2, **more: Any) -> SecureSession:
+        return SecureSession(plan_of(rounds, secure=self.SETTINGS | more), folder)
+
+    def test_twice_the_magnitude_at_the_quantile(self, folder: Path) -> None:
+        session = self.session(folder, 3)
+        session.run()
+        first, second, third = session.records[1:]
+        assert first.secure
+        assert second.secure
+        assert third.secure
+        assert (first.secure.bound, first.metrics["bound"]) == (6.0, 6.0)
+        assert sum(first.secure.magnitudes) == 5 * 41
+        assert first.secure.magnitudes[EDGES.index(0.875)] == 41, "three quarters of the bound and more"
+        assert second.secure.bound == 6.0 * 0.875 * 2.0
+        assert third.secure.bound == 10.5 * 0.5 * 2.0
+        assert third.metrics["clipped"] == 0.0
+        moved = session.weights(3)["w"] - initial()["w"]
+        assert np.abs(moved - 3 * mean_of(NAMES)).max() < 0.001
+
+    def test_a_median_clips_the_larger_half(self, folder: Path) -> None:
+        """Half of the changes are at most 1.8, so the next bound is 2 and cuts 3.2 and 5."""
+        session = self.session(folder, bound={"quantile": 0.5, "margin": 1.0, "initial": 8.0}, most_clipped=0.5)
+        session.run()
+        second = session.records[2]
+        assert second.secure
+        assert second.secure.bound == 2.0
+        assert second.metrics["clipped"] == 0.4
+        moved = session.weights(2)["w"] - session.weights(1)["w"]
+        assert np.abs(moved - (0.2 + 0.8 + 1.8 + 2 + 2) * 5 / 15).max() < 0.001
+
+    def test_no_change_leaves_the_bound(self, folder: Path) -> None:
+        session = self.session(folder)
+        session.learners = {name: PlusOneLearner(0, place + 1) for place, name in enumerate(NAMES)}
+        session.run()
+        assert [record.metrics["bound"] for record in session.records[1:]] == [6.0, 6.0]
+
+    def test_one_that_is_too_small_says_which_key_to_raise(self, folder: Path) -> None:
+        session = self.session(folder, bound={"quantile": 0.9, "initial": 0.1})
+        error = session.run()
+        assert "of the values were clipped to 0.1" in str(error)
+        assert "Raise algorithm.secure.bound.initial" in str(error)
+
+    def test_a_coordinator_that_dies_takes_the_same_bound(self, folder: Path) -> None:
+        session = self.session(folder)
+        session.stores["coordinator"] = Dying(session.world.store, 5)
+        session.world.spawn("coordinator", session.coordinator(), again=session.coordinator)
+        for name in NAMES:
+            session.start(name)
+        session.world.run()
+        assert session.world.kills == 1
+        assert [record.metrics["bound"] for record in session.records[1:]] == [6.0, 10.5]
+
+    def test_is_replayed(self, folder: Path) -> None:
+        session = self.session(folder)
+        session.run()
+        store, (zero, first, second) = session.world.store, session.records
+        for number, (previous, record) in enumerate(((zero, first), (first, second))):
+            (folder / str(number)).mkdir()
+            assert flaw_of_round(store, session.plan, previous, record, folder / str(number)) == ""
+        assert first.secure
+        other = replace(first, secure=replace(first.secure, magnitudes=first.secure.magnitudes[::-1]))
+        (folder / "x").mkdir()
+        assert flaw_of_round(store, session.plan, zero, other, folder / "x") == "its parts give another record"
+        (folder / "y").mkdir()
+        assert "the keys are for a bound of 10.5" in flaw_of_round(store, session.plan, other, second, folder / "y")
+
+    def test_another_one_for_one_learner(self, folder: Path) -> None:
+        """If all others gave nothing by a huge bound, the sum would be that learner's update."""
+        session = self.session(folder, 1)
+
+        def changed(data: bytes) -> bytes:
+            return encode(replace(decode(data, Bundle, where=""), bound=1e6))
+
+        session.stores["b"] = Showing(session.world.store, "runs/r1/1/keys", changed)
+        record = session.run()
+        assert record.contributors == ("a", "c", "d", "e")
+        assert session.dropped(1) == {"b": "its vector is masked by other keys"}
+
+    def test_a_fixed_one_is_that_of_the_plan(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1, quorum={"retries": 0}), folder)
+
+        def changed(data: bytes) -> bytes:
+            return encode(replace(decode(data, Bundle, where=""), bound=1e6))
+
+        for name in NAMES:
+            session.stores[name] = Showing(session.world.store, "runs/r1/1/keys", changed)
+        session.run()
+        why = session.world.store.read(keys.answer("a", "r1", 1, "dropped")).data.decode()
+        assert "the coordinator shows a bound of 1e+06, the plan's is 8" in why
+        assert not [key for key in session.world.store.keys("learners/") if key.endswith("/masked")]
 
 
 class TestDropouts:
@@ -217,6 +432,21 @@ class TestJunk:
         assert session.records[1].contributors == ("a", "c", "d", "e")
         assert "b" in session.dropped(1)
 
+    def test_vector_of_noise_is_no_sum(self, folder: Path) -> None:
+        """A hostile learner may spoil a round, but the record of a round never has impossible numbers."""
+        session = SecureSession(plan_of(1), folder)
+
+        def noise(store: Store, made: MaskedFile) -> MaskedFile:
+            data = get_bytes(store, made.digest, "b")
+            digest = put_bytes(store, data[:-72] + np.random.default_rng(0).bytes(72), "b")  # all its numbers
+            return made._replace(digest=digest)
+
+        session.sent["b"] = noise
+        error = session.run()
+        assert isinstance(error, RoundError)
+        assert "a learner sent nonsense" in str(error)
+        assert read_record(session.world.store, "r1", 1) is None
+
 
 class TestTheCoordinator:
     @pytest.mark.parametrize("seed", range(8))
@@ -331,7 +561,30 @@ class TestLies:
             session.stores[name] = Showing(session.world.store, keys.board("r1"), changed)
         session.run()
         assert read_record(session.world.store, "r1", 1) is None
-        assert not [key for key in session.world.store.keys("learners/") if key.endswith("/masked")]
+        written = [
+            key for key in session.world.store.keys("learners/") if key.endswith(("/masked", "/agreed", "/revealed"))
+        ]
+        assert written == ["learners/a/runs/r1/1/masked"], "a vector under masks that nobody else knows"
+
+    def test_other_weights_after_the_keys_were_offered(self, folder: Path) -> None:
+        """The key of round 2 is offered before its weights are known; no mask is common to two of them."""
+        session = SecureSession(plan_of(2, quorum={"retries": 0}), folder)
+        other = weights.digest_of({**initial(), "w": np.zeros(40, np.float32)})
+        put_bytes(session.world.store, weights.dumps({**initial(), "w": np.zeros(40, np.float32)}))
+
+        def changed(data: bytes) -> bytes:
+            board = decode(data, Board, where="")
+            return encode(replace(board, base=other) if board.round == 2 else board)
+
+        for name in "bcde":
+            session.stores[name] = Showing(session.world.store, keys.board("r1"), changed)
+        session.run()
+        assert read_record(session.world.store, "r1", 1)
+        assert read_record(session.world.store, "r1", 2) is None
+        assert session.world.store.size(keys.answer("b", "r1", 2, "keys"))
+        written = [key for key in session.world.store.keys("learners/") if "/2/" in key]
+        assert "learners/b/runs/r1/2/masked" not in written
+        assert not [key for key in written if key.endswith(("/agreed", "/revealed"))]
 
     def test_keys_of_another_session(self, folder: Path) -> None:
         session = SecureSession(plan_of(1, quorum={"retries": 0}), folder)

@@ -33,6 +33,7 @@ from tests.sessions.halves import (
     federation_of,
     rows_of,
     session,
+    trained_behind,
     trained_uncut,
 )
 from tests.simulation import World, coordinator
@@ -76,6 +77,21 @@ def test_a_session_gives_the_weights_of_the_uncut_network(names: tuple[str, ...]
     tests = [{u.learner: u.tested.metrics["loss"] for u in record.updates if u.tested} for record in records[1:]]
     assert tests[1]["bob"] < tests[0]["bob"]
     assert not parcels_in(world.store), "parcels are removed when a round is over"
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 16])
+def test_a_party_that_is_ahead_moves_by_old_gradients(ahead: int) -> None:
+    """16 batches are more than a round has: all activations are sent before the first gradient comes."""
+    world, plan = played(algorithm={"ahead": ahead}, training={"local_epochs": 2})
+    expected, exact, found = (
+        trained_behind(plan.federation, ahead),
+        trained_uncut(plan.federation),
+        weights_in(world.store),
+    )
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5, rtol=0)
+    assert max(np.abs(found[name] - exact[name]).max() for name in exact) > 1e-3
+    assert not parcels_in(world.store)
 
 
 @pytest.mark.parametrize(("exchange", "most"), [("float16", 2e-3), ("int8", 0.05)])

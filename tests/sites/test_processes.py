@@ -20,6 +20,7 @@ import yaml
 import fedpipe
 from fedpipe.commands.identities import enroll
 from fedpipe.rounds.history import history
+from fedpipe.sites.journal import entries_of, find_flaw
 from fedpipe.sites.presence import read_presence
 from fedpipe.store import Store, keys, open_store
 from tests import servers
@@ -133,6 +134,12 @@ def test_two_learners_here_and_three_at_their_sites(federation: Federation, tmp_
     assert summary["evaluation"]["federated"]["metrics"]["accuracy"] > 0.8
     assert set(summary["evaluation"]["learners"]) == {*LOCAL, *SITES}
     for name in SITES:
+        journal = federation.folder / "at" / name / "state" / "journal"
+        assert find_flaw(journal) is None
+        entries = list(entries_of(journal))
+        assert [entry.fields["round"] for entry in entries if entry.event == "trained"] == [1, 2, 3, 4]
+        sent = {entry.fields["object"] for entry in entries if entry.event == "sent"}
+        assert {keys.update(name, "r1", number) for number in range(1, ROUNDS + 1)} <= sent
         assert not list((federation.folder / "at" / name / "state" / "scratch").iterdir())
         found = read_presence(federation.store, name)
         assert found is not None
@@ -173,15 +180,21 @@ def test_an_agent_is_watched_and_stopped(
 
 
 @pytest.mark.heavy
-def test_an_agent_that_is_killed_in_a_session_and_started_again(federation: Federation, tmp_path: Path) -> None:
-    """SIGKILL takes its process for training with it, and the next agent resumes the session; SIGTERM drains."""
+def test_an_agent_that_is_killed_in_a_session_and_started_again(
+    federation: Federation, fedpipe: Callable[..., Result], tmp_path: Path
+) -> None:
+    """The plan waits for its approval at first. SIGKILL takes its process for training with it, and the next agent resumes the session; SIGTERM drains."""
     file = federation.write(sites=("hospital-c",))
-    federation.join("hospital-c")
+    path = federation.join("hospital-c", approve="ask")
     first = federation.start("hospital-c")
     runs = subprocess.Popen(
         [sys.executable, "-m", "fedpipe", "run", str(file), "--run", "r1", "--out", str(tmp_path / "out")],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    until(lambda: (found := read_presence(federation.store, "hospital-c")) and found.state == "waits")
+    assert not federation.store.size(keys.update("hospital-c", "r1", 1))
+    assert "r1" in fedpipe("site", "pending", "-c", path).out
+    assert fedpipe("site", "approve", "-c", path).code == 0
     until(lambda: federation.store.size(keys.update("hospital-c", "r1", 1)))
     first.kill()
     first.wait()

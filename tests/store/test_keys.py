@@ -30,6 +30,7 @@ SPELLED = {
     keys.content(DIGEST, kind="proposals"): f"objects/{HEX}",
     keys.content(DIGEST, "a"): f"learners/a/objects/{HEX}",
     keys.content(DIGEST, "a", "proposals"): f"learners/a/proposals/{HEX}",
+    keys.approval("a"): "learners/a/runs/_approval",
     keys.content(DIGEST, "a", "personal"): f"learners/a/personal/{HEX}",
     keys.shards("r"): "runs/r/shards",
     keys.plan("r"): "runs/r/plan",
@@ -64,13 +65,17 @@ SPELLED = {
     },
     keys.answer("a", "r", 3, keys.note("dropped")): "learners/a/runs/r/3/dropped",
     keys.answer("a", "r", 3, keys.note("absent", 2)): "learners/a/runs/r/3/absent-2",
+    keys.invitation("a"): "joining/a/invitation",
+    keys.joining("a", "0f" * 16, "request"): f"joining/a/{'0f' * 16}/request",
+    keys.joining("a", "0f" * 16, "answer"): f"joining/a/{'0f' * 16}/answer",
+    keys.rotation("a"): "learners/a/rotation",
     f"{keys.MODELS}/{keys.model('m', 3)}": "models/m/3/model.onnx",
     f"{keys.MODELS}/{keys.origin('m', 3)}": "models/m/3/origin.json",
     f"{keys.MODELS}/{keys.signature('m', 3)}": "models/m/3/signature.json",
     f"{keys.MODELS}/{keys.traffic('m')}": "models/m/traffic.json",
 }
 FOLDERS = {"run_folder", "learner_folder", "states"}
-OTHERS = {"dataset", "is_taken", "note", "parse_record", "parse_timing", "parse_events", "parse_model"}
+OTHERS = {"dataset", "is_taken", "note", "parse_joining", "parse_record", "parse_timing", "parse_events", "parse_model"}
 
 
 def test_stores_of_earlier_versions_stay_readable() -> None:

@@ -49,7 +49,8 @@ class TooFewError(WeightsError):
 class Combined(NamedTuple):
     """The next global weights and optimizer state as files, and the learners that were refused, with the reason.
 
-    `measured` are numbers of the aggregation itself.
+    `measured` are numbers of the aggregation itself. `not_chosen` are the accepted learners of whose updates the rule
+    used nothing.
     """
 
     weights: tuple[Path, str]
@@ -57,6 +58,7 @@ class Combined(NamedTuple):
     accepted: tuple[str, ...]
     refused: dict[str, str]
     measured: Mapping[str, float] = MappingProxyType({})
+    not_chosen: tuple[str, ...] = ()
 
 
 def combine(
@@ -147,8 +149,9 @@ def combine(
                     left, fetched, kept = left + fetched, [], []
                 left = [s for s in left if s.learner not in error.refused]
                 continue
-            accepted = tuple(sorted(names))
-            return Combined((path, digest), optimizer.finish(), accepted, refused)
+            chosen = {s.learner for s in (*counted, *fetched)}
+            not_chosen = tuple(sorted(set(names) - chosen))
+            return Combined((path, digest), optimizer.finish(), tuple(sorted(names)), refused, not_chosen=not_chosen)
     raise WeightsError("no update can be used: " + "; ".join(f"{k}: {v}" for k, v in sorted(refused.items())))
 
 

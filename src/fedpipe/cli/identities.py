@@ -42,6 +42,9 @@ _MOUNTED = "a folder with the files accesskey and secretkey"
     "fedpipe enroll --coordinator",
     "fedpipe enroll hospital-a --examples 20000",
     "fedpipe enroll hospital-a --access-key KEY --secret-key-file FILE",
+    "fedpipe enroll --requests",
+    "fedpipe enroll --requests --accept hospital-b",
+    "fedpipe enroll --requests --watch",
 )
 @forwarded
 def enroll(
@@ -53,11 +56,31 @@ def enroll(
     access_key: AccessKeyOption = None,
     secret_key_file: SecretKeyOption = None,
     examples: ExamplesOption = None,
+    requests: Annotated[
+        bool, typer.Option("--requests", help="List the sites that ask to join, or for new keys.")
+    ] = False,
+    accept: Annotated[str, typer.Option("--accept", help="Accept the request of this site.", metavar="SITE")] = "",
+    refuse: Annotated[str, typer.Option("--refuse", help="Refuse the request of this site.", metavar="SITE")] = "",
+    why: Annotated[str, typer.Option("--why", help="The reason of a refusal, which the site sees.")] = "",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Accept all requests that fit an open invitation, until it is ended.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --requests, print JSON for programs.")] = False,
 ) -> None:
-    """Create a learner's identity: a signing key, a user of the store, a Kubernetes Secret."""
+    """Create a learner's identity: a signing key, a user of the store, a Kubernetes Secret.
+
+    With --requests, list and answer the requests of sites that `fedpipe invite` has invited.
+    """
+    from fedpipe.cli.joining import Answering, answer_requests
     from fedpipe.commands.identities import enroll as make
 
-    given = _given_user(access_key, secret_key_file)
+    given = given_user(access_key, secret_key_file)
+    answering = Answering(accept, refuse, why, watch, as_json)
+    if requests or any(answering):
+        if learner or coordinator:
+            raise InputError("specify a learner or --requests", remedy="Write --requests --accept SITE.")
+        answer_requests(file, store, keys, answering, given, examples or 0)
+        return
     made = make(file, _member(learner, coordinator), store=store, keys=keys, given=given, examples=examples or 0)
     _show(made, "is enrolled")
     if coordinator:
@@ -79,7 +102,7 @@ def rotate(
     """Give an enrolled learner new keys; the old keys stop working."""
     from fedpipe.commands.identities import rotate as make
 
-    given = _given_user(access_key, secret_key_file)
+    given = given_user(access_key, secret_key_file)
     made = make(file, _member(learner, coordinator), store=store, keys=keys, given=given, examples=examples)
     _show(made, "has new keys")
     if coordinator:
@@ -114,7 +137,7 @@ def _member(learner: str, coordinator: bool) -> str:
     return COORDINATOR if coordinator else learner
 
 
-def _given_user(access_key: str | None, secret_key_file: Path | None) -> Credentials | None:
+def given_user(access_key: str | None, secret_key_file: Path | None) -> Credentials | None:
     """Return the keys of an existing user, None without one. Raises InputError."""
     from fedpipe.store.credentials import Credentials
 

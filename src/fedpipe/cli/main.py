@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedpipe.cli import follow, identities, kubeflow, rare, run, serving, site, start, store
+from fedpipe.cli import follow, identities, joining, kubeflow, rare, run, serving, site_decisions, start, store
 from fedpipe.cli.ending import INTERRUPTED, STOPPED, EndedError, ended_by_signals, is_busy, leave, show_cursor
 from fedpipe.cli.panels import LiteralGroup
 from fedpipe.cli.text import remark, replace_unprintable, say
@@ -24,10 +24,10 @@ app = typer.Typer(
     rich_markup_mode="rich",  # for the panels
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (start, run, follow, serving, identities, store, kubeflow, rare):
+for group in (start, run, follow, serving, identities, joining, store, kubeflow, rare):
     app.add_typer(group.commands)
 app.add_typer(
-    site.commands, name="site", help="Take part from the data owner's own machines.", rich_help_panel="Sites",
+    site_decisions.commands, name="site", help="Take part from the data owner's own machines.", rich_help_panel="Sites",
     no_args_is_help=True, epilog="Example:\n$ fedpipe site run",
 )  # fmt: skip
 

@@ -157,6 +157,8 @@ def _round_line(moment: Moment, metrics: Mapping[str, Any]) -> Text | None:
     dropped: list[Styled] = []
     for item in record.dropped:
         dropped += ["\n  ", (f"✗ {item.learner}", "red"), f" dropped: {item.why}"]
+    if record.not_chosen:
+        dropped += [(f"\n  not chosen by the rule: {', '.join(record.not_chosen)}", "dim")]
     name = f"round {record.round} of {moment.last}"
     return styled(("●", "bold green"), f" {name:<22} {numbers} ", (f"{moment.seconds:.1f} s", "dim"), *dropped)
 

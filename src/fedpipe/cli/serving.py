@@ -32,7 +32,9 @@ DAY = 86_400.0
 """Most seconds of an option."""
 
 
-@commands.add("fedpipe export federation.yaml -o model.onnx")
+@commands.add(
+    "fedpipe export federation.yaml -o model.onnx", "fedpipe export federation.yaml --part bottom-alice -o alice.onnx"
+)
 def export(
     file: FederationFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")] = Path("model.onnx"),
@@ -41,12 +43,16 @@ def export(
     learner: Annotated[
         str | None, typer.Option("--learner", help="Export the personal model of this learner, not the shared one.")
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", help="Export one part of a cut network: top, or bottom-PARTY.", metavar="NAME"),
+    ] = None,
 ) -> None:
     """Write the shared model as an ONNX file, verified against the trained model."""
     from fedpipe.commands.export import export as export_model
 
     with busy("converting"):
-        origin = export_model(file, output, store=store, name=name, learner=learner)
+        origin = export_model(file, output, store=store, name=name, learner=learner, part=part)
     say(
         f"wrote {output}: opset {origin['opset']}, differs from the trained model by "
         f"{origin['max_abs_difference']:.2g} over "
@@ -61,6 +67,7 @@ def export(
     "fedpipe predict model.onnx data.npz",
     "fedpipe predict http://localhost:8080 digit.png",
     "fedpipe predict http://host/v2/models/digits/versions/3 rows.csv -o predictions.csv",
+    "fedpipe predict http://bob:8080 rows.npz --part alice=bottom-alice.onnx",
 )
 def predict(
     model: Annotated[str, typer.Argument(help="An ONNX file, or the URL of a server.", metavar="FILE|URL")],
@@ -73,13 +80,21 @@ def predict(
         bool | None,
         typer.Option("--header/--no-header", help="Whether the first row of a CSV file is its header; else guessed."),
     ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--part",
+            help="The part of a party, for the top of a cut network; repeatable. Only its activations are sent.",
+            metavar="PARTY=FILE|URL",
+        ),
+    ] = None,
 ) -> None:
     """Predict with an ONNX file, or with a model on a server."""
     from fedpipe.commands.predict import check_output, predict_file, write_outputs
 
     if output is not None:
         check_output(output)
-    answers = predict_file(model, data, header=header)
+    answers = predict_file(model, data, header=header, parts=_parts(part or []))
     for text in answers.remarks:
         note(text)
     count = len(answers.prediction.outputs)
@@ -91,6 +106,18 @@ def predict(
     if output is not None:
         write_outputs(answers, output)
         say(f"wrote {output}")
+
+
+def _parts(given: Sequence[str]) -> dict[str, str]:
+    """Return the parts by party. Raises InputError."""
+    found: dict[str, str] = {}
+    for text in given:
+        party, sign, part = text.partition("=")
+        if not (party and sign and part) or party in found:
+            what = f"{party} has two parts" if party in found else f"{text!r} is not PARTY=FILE or PARTY=URL"
+            raise InputError(what, where="--part", remedy="Write --part alice=bottom-alice.onnx, once for each party.")
+        found[party] = part
+    return found
 
 
 def _answer_head(answers: Answers) -> list[str]:

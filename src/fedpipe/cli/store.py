@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpipe.cli.options import FEDERATION, FederationOption, JsonOption, StoreOption, forwarded
+from fedpipe.cli.options import FEDERATION, FederationOption, JsonOption, StoreOption, forwarded, given_days
 from fedpipe.cli.panels import Panel
 from fedpipe.cli.text import busy, note, say, show_json, show_table
-from fedpipe.errors import InputError
 
 if TYPE_CHECKING:
     from fedpipe.commands.prune import Prune
 
 commands = Panel("The store")
 
-_DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
 _LEFT = {"gone": "nothing", "records": "its records and report", "result": "its result, without replays"}
 
 
@@ -74,7 +71,11 @@ def prune(
     """
     from fedpipe.commands.prune import prune as remove
 
-    rules = {"keep_runs": keep_runs, "older_than": _days(older_than), "abandoned": tuple(abandoned or ())}
+    rules = {
+        "keep_runs": keep_runs,
+        "older_than": given_days(older_than, "--older-than"),
+        "abandoned": tuple(abandoned or ()),
+    }
     with busy("removing" if yes else "looking at the store"):
         found = remove(file, store=store, drop_replays=drop_replays, yes=yes, **rules)  # type: ignore[arg-type]
     if as_json:
@@ -146,18 +147,6 @@ def _show(found: Prune) -> None:
         say(f"removed {found.objects} objects, {size}")
     else:
         say(f"would remove {found.objects} objects, {size}; add --yes to remove them")
-
-
-def _days(text: str | None) -> float | None:
-    """Return an age in days. Raises InputError."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([hdw])", text, re.ASCII)
-    if match is None:
-        raise InputError(
-            f"{text!r} is not an age", where="--older-than", remedy="Write hours, days or weeks: 12h, 30d, 8w."
-        )
-    return float(match[1]) * _DAYS[match[2]]
 
 
 def _shown(size: float) -> str:

@@ -126,7 +126,7 @@ def revoke(
     member.enroll(place, replace(known, revoked=time.time()))  # first: this is what makes the updates stop counting
     if place.federation.secure and any(one.revoked is None for one in read_enrolled(place.store).learners.values()):
         renew_roster(place, place.key_folder(keys))
-    if not known.user or known.user != _user(place, member):
+    if not known.user or known.user != user_of(place, member):
         return known.user
     from fedpipe.store.users import Users
 
@@ -221,8 +221,8 @@ def _identified(
     with contextlib.ExitStack() as undo:
         credentials = given
         if place.on_s3 and given is None:
-            credentials = undo.enter_context(_new_user(place, member))
-        text = " ".join([private, *_ledger_mark(place, member)])
+            credentials = undo.enter_context(new_user(place, member))
+        text = " ".join([private, *ledger_mark(place, member)])
         others = {"floors": floors} if floors else {}
         if place.federation.secure and member.name != COORDINATOR:
             others["administrator"] = public_key(administrator_key(folder))
@@ -244,7 +244,7 @@ def _floors(folder: Path, member: Member) -> str:
     return path.read_text()
 
 
-def _ledger_mark(place: StoredFederation, member: Member) -> list[str]:
+def ledger_mark(place: StoredFederation, member: Member) -> list[str]:
     """Returns the number of entries of a learner's privacy ledger and its head; nothing without entries."""
     if member.name == COORDINATOR:
         return []
@@ -252,19 +252,36 @@ def _ledger_mark(place: StoredFederation, member: Member) -> list[str]:
     return [str(count), head] if head else []
 
 
-def _user(place: StoredFederation, member: Member) -> str:
-    """Returns a name that is unique on the server, where another bucket may hold a federation of the same name."""
+def new_secret() -> str:
+    """Returns a secret key for a user of the store."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(40))
+
+
+def user_of(place: StoredFederation, member: Member) -> str:
+    """Returns the name of a member's user.
+
+    It is unique on the server, where another bucket may hold a federation of the same name.
+    """
     where = hashlib.sha256(f"{place.bucket}/{place.prefix}".encode()).hexdigest()[:8]
     return f"fedpipe-{place.federation.name}-{member.name}-{where}"
 
 
 @contextlib.contextmanager
-def _new_user(place: StoredFederation, member: Member) -> Iterator[Credentials]:
-    """Creates a user of the store with the member's policy; an existing one keeps its name and gets a new secret."""
+def new_user(place: StoredFederation, member: Member, secret: str = "") -> Iterator[Credentials]:
+    """Creates a user of the store with the member's policy; an existing one keeps its name and gets a new secret.
+
+    Args:
+        place: the federation.
+        member: of it.
+        secret: the new secret; a random one by default.
+
+    Raises:
+        StoreError: the store cannot create users. The user is removed again if the caller's block fails.
+    """
     from fedpipe.store.users import Users
 
-    users, name = Users(place.uri), _user(place, member)
-    made = Credentials(name, "".join(secrets.choice(_LETTERS) for _ in range(40)))
+    users, name = Users(place.uri), user_of(place, member)
+    made = Credentials(name, secret or new_secret())
     existed = users.has(name)
     try:
         users.put(made, member.policy(place))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fedpipe.errors import InputError
 from fedpipe.registry.features import read_features
+from fedpipe.registry.joined import JoinedModel
 from fedpipe.registry.prediction import Prediction, Predictor, open_model
 from fedpipe.registry.prediction import predict as predict_batch
 
@@ -70,13 +71,16 @@ _SHOWN = 10
 """Examples that a notebook shows."""
 
 
-def predict_file(model: str | Path, data: str | Path, *, header: bool | None = None) -> Answers:
+def predict_file(
+    model: str | Path, data: str | Path, *, header: bool | None = None, parts: Mapping[str, str | Path] | None = None
+) -> Answers:
     """Predicts for the examples in a file.
 
     Args:
         model: path of an .onnx file, or the URL of a server or of a model on it.
         data: an .npz, .npy, .csv, .tsv, .parquet, .png or .jpg file.
         header: whether the first row of a CSV file is the header; None: decide by its cells.
+        parts: of a cut network whose top is `model`: files or URLs by party (docs/split-learning.md).
 
     Raises:
         InputError: the model cannot be opened, or the data does not fit it.
@@ -87,6 +91,8 @@ def predict_file(model: str | Path, data: str | Path, *, header: bool | None = N
     True
     """
     opened = _opened(model)
+    if parts:
+        opened = JoinedModel(opened, {party: _opened(part) for party, part in parts.items()})
     features, labels, remarks = read_features(Path(data), opened.inputs, opened.card, header=header)
     return Answers(predict_batch(opened, features), labels, remarks)
 

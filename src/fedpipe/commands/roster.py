@@ -65,5 +65,19 @@ def administrator_key(folder: Path) -> str:
         private = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the administrator's key cannot be used: {error}", where=str(path)) from error
-    write_whole(folder / f"{ADMINISTRATOR}.pub", f"{public_key(private)}\n".encode())
+    _write_public(folder / f"{ADMINISTRATOR}.pub", f"{public_key(private)}\n")
     return private
+
+
+def find_administrator_key(folder: Path) -> str:
+    """Returns the administrator's private key of a folder. Raises InputError if there is none."""
+    if not (folder / f"{ADMINISTRATOR}.key").exists():
+        remedy = "Run it where `fedpipe invite` wrote the key, or name its folder with --keys."
+        raise InputError("there is no key of the administrator", where=str(folder), remedy=remedy)
+    return administrator_key(folder)
+
+
+def _write_public(path: Path, text: str) -> None:
+    """Writes the public key unless it is there: the folder may be a mounted secret, which cannot be written."""
+    if not path.exists() or path.read_text() != text:
+        write_whole(path, text.encode())

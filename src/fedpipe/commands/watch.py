@@ -164,6 +164,8 @@ def round_line(store: Store, federation: Federation, record: Record) -> str:
         word = "accepted" if record.accepted else "rejected"
         parts.append(f"{word}: {record.outcome.approvals} of {record.outcome.voters} approve")
     parts += [f"without {item.learner} ({item.why})" for item in (*record.dropped, *record.absent)]
+    if record.not_chosen:
+        parts.append(f"not chosen by the rule: {', '.join(record.not_chosen)}")
     return "  ".join(filter(None, [*parts, seconds]))
 
 

@@ -16,9 +16,11 @@ from fedpipe.federation.federation import Federation
 from fedpipe.identity.enrolment import Enrolled, read_enrolled
 from fedpipe.identity.statements import check_signed
 from fedpipe.rounds.claims import Claims
+from fedpipe.rounds.floors import read_floors
 from fedpipe.rounds.history import read_record, trained_head
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.received import Source, receive, usable
+from fedpipe.rounds.releases import REASON_STAYS
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, digest_of, encode, get_bytes, put_bytes
 
@@ -150,3 +152,22 @@ def schema_of(store: Store, plan: Plan) -> Schema | None:
 
 def _read(store: Store, digest: str) -> Schema:
     return decode(get_bytes(store, digest, limit=LARGEST_SCHEMA), Schema, where=f"schema {digest}")
+
+
+def released_report(report: Report) -> Report:
+    """Returns the statistics as the floors of this pod or machine let them leave. Raises InputError.
+
+    Values of too few examples stay, and the reason why there are none.
+    """
+    leaves = read_floors().leaves
+    if leaves is None:
+        return report
+    if report.why:
+        return replace(report, why=report.why if leaves.reasons else REASON_STAYS)
+    fewest = leaves.examples
+
+    def enough(counts: Mapping[str, int]) -> dict[str, int]:
+        return {name: count for name, count in counts.items() if count >= fewest}
+
+    columns = tuple(replace(column, categories=enough(column.categories)) for column in report.columns)
+    return replace(report, columns=columns, classes=enough(report.classes))

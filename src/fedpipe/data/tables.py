@@ -138,14 +138,18 @@ def read_columns(path: Path, *, known: Collection[str] = ()) -> Sheet:
     """Reads a file of TABLES as a sheet. Raises DataError."""
     if path.suffix.lower() != ".npz":
         return read_sheet(path, known=known)
+    return sheet_of(read_arrays(path), str(path))
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """Reads the arrays of an .npz file by name. Raises DataError."""
     try:
-        arrays = read_npz(path)
+        return read_npz(path)
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=str(path), remedy="Check the path.") from error
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         what = f"the file cannot be read, because {one_line(error)}"
         raise DataError(what, where=str(path), remedy="Write it again.") from error
-    return sheet_of(arrays, str(path))
 
 
 def sheet_of(arrays: Mapping[str, Array], where: str) -> Sheet:

@@ -23,6 +23,7 @@ from fedpipe.engine.workers import CrashError, Workers, logged_to, run_logged, r
 from fedpipe.errors import FedpipeError, InputError, StepError, StoreUnavailableError, WorkerDiedError
 from fedpipe.federation.environments import Environment
 from fedpipe.learners.assembly import warm_private_training
+from fedpipe.learners.downloads import shared_downloads
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import WAITING
 from fedpipe.steps.contract import Hands, find, give_up, write_outputs
@@ -93,7 +94,11 @@ class Engine:
         waiting = list(self._graph.tasks)
         awaited = {key for task in waiting for key in task.after}
         running: dict[Future[TaskResult], Task] = {}
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, self._pools(running) as pool_of:
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
+            shared_downloads(),  # by steps that run in this process
+            self._pools(running) as pool_of,
+        ):
             for first in [task for task in waiting if _needs_warmth(task)][:1]:
                 pool_of(first).submit(self._warm)
             while waiting or running:

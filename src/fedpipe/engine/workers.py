@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Self
 
 from fedpipe.errors import Failure, FedpipeError, WorkerDiedError
 from fedpipe.frameworks import find_python
+from fedpipe.learners.downloads import shared_downloads
 from fedpipe.store.concealment import conceal, environ, reveal
 
 OWN_PYTHON = ("tff", "custom")
@@ -322,6 +323,11 @@ def _serve(connection: Connection, environment: dict[str, str]) -> None:
     conceal()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine ends its workers itself
     _end_with(connection)
+    with shared_downloads():
+        _answer_calls(connection)
+
+
+def _answer_calls(connection: Connection) -> None:
     while True:
         try:
             function, arguments = connection.recv()

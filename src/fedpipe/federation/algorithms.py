@@ -188,6 +188,18 @@ def least_threshold(learners: int) -> int:
     return 2 * learners // 3 + 1
 
 
+class QuantileBound(Section, frozen=True, kw_only=True):
+    """Follows the changes of earlier rounds, whose magnitudes are counted under the masks."""
+
+    quantile: Annotated[
+        float, Meta(gt=0, lt=1, description="share of the changes, without zeros, that the next bound has to cover")
+    ]
+    margin: Annotated[
+        float, Meta(ge=1, le=1000, description="the next bound is this multiple of the magnitude at the quantile")
+    ] = 2.0
+    initial: Annotated[PositiveAmount, Meta(description="the bound of the first round")] = 1.0
+
+
 class SecureSums(Section, frozen=True, kw_only=True):
     """Hides each update from the coordinator and the store, which learn the sum alone (docs/secure-sums.md)."""
 
@@ -195,8 +207,11 @@ class SecureSums(Section, frozen=True, kw_only=True):
         int, Meta(ge=8, le=32, description="bits of a masked value: it is rounded at random to one of 2^bits points")
     ] = 16
     bound: Annotated[
-        PositiveAmount,
-        Meta(description="largest change of a weight in a round, by magnitude; larger changes are clipped"),
+        PositiveAmount | QuantileBound,
+        Meta(
+            description="largest change of a weight in a round, by magnitude; larger changes are clipped. A number, or "
+            "`{quantile: 0.999}` to follow the changes of earlier rounds"
+        ),
     ] = 1.0
     most_clipped: Annotated[
         Fraction, Meta(description="a round fails when a larger share of its values was clipped")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 
-from fedpipe.federation.algorithms import FEWEST_SUMMED, MOST_SUMMED, Averaging, least_threshold
+from fedpipe.federation.algorithms import FEWEST_SUMMED, MOST_SUMMED, Averaging, QuantileBound, least_threshold
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.methods import FedProx
 from fedpipe.federation.names import tag_of
@@ -41,6 +42,12 @@ def _group_mistakes(f: Federation) -> Mistakes:
             "Divide them into several federations: each learner exchanges secrets with each other one.",
         )
         return
+    if isinstance(secure.bound, QuantileBound) and _clipped(secure.bound) > Fraction(repr(secure.most_clipped)):
+        yield (
+            "algorithm.secure.bound.quantile",
+            f"{secure.bound.quantile:g} lets more changes be clipped than most_clipped, {secure.most_clipped:g}",
+            "Raise it, or raise algorithm.secure.most_clipped.",
+        )
     least = least_threshold(count)
     if secure.threshold and not least <= secure.threshold <= count:
         yield (
@@ -48,6 +55,10 @@ def _group_mistakes(f: Federation) -> Mistakes:
             f"is {secure.threshold}, but {count} learners need {least} to {count}",
             "Leave it out: with less than two thirds, a coordinator could show two lists to two halves.",
         )
+
+
+def _clipped(bound: QuantileBound) -> Fraction:
+    return 1 - Fraction(repr(bound.quantile))
 
 
 def _algorithm_mistakes(algorithm: Averaging) -> Mistakes:

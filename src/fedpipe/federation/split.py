@@ -12,6 +12,10 @@ ExchangeType = Literal["float32", "float16", "int8"]
 """The type of the numbers that parties send each other."""
 
 
+MOST_AHEAD = 16
+"""Most batches that a party may be ahead; it keeps what it needs for the gradients of each."""
+
+
 class Split(Section, frozen=True, kw_only=True, tag_field="name", tag="split"):
     """Cuts one network: each party holds features and a lower part, one holds the labels and the upper part.
 
@@ -25,6 +29,15 @@ class Split(Section, frozen=True, kw_only=True, tag_field="name", tag="split"):
         ExchangeType,
         Meta(description="numbers that parties send: `float32` is exact, the others are smaller and rounded"),
     ] = "float32"
+    ahead: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MOST_AHEAD,
+            description="batches that are sent before the gradients of an earlier one have come; 0 is exact, others "
+            "move a bottom by old gradients",
+        ),
+    ] = 0
     label_party_features: Annotated[
         bool, Meta(description="whether the label party holds features too, and so a `bottom(party)` of its own")
     ] = False

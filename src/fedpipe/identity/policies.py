@@ -62,12 +62,13 @@ def coordinator_policy(bucket: str, prefix: str, *, deals: bool = True) -> Polic
         InputError: as `learner_policy`.
     """
     check_prefix(bucket, prefix)
-    forbidden = [row.folder for row in access.TABLE if "administrator" in row.access.writers]
+    forbidden = list(dict.fromkeys(row.folder for row in access.TABLE if "administrator" in row.access.writers))
+    shown = [row.folder for row in access.TABLE if row.folder in forbidden and "coordinator" in row.access.readers]
     folders = [folder for folder in access.FOLDERS if folder not in forbidden]
     own = [folder for folder in folders if folder != _LEARNERS]
     return _policy(
         _allow((*READ, *WRITE, "s3:DeleteObject"), bucket, prefix, *own),
-        _allow(READ, bucket, prefix, *forbidden, *_PUBLISHED, *([keys.DATASETS] if deals else [])),
+        _allow(READ, bucket, prefix, *shown, *_PUBLISHED, *([keys.DATASETS] if deals else [])),
         _allow(("s3:PutObject", "s3:DeleteObject"), bucket, prefix, *forbidden) | {"Effect": "Deny"},
         *([_allow(WRITE, bucket, prefix, *_DEALT)] if deals else []),
         _listed(bucket, f"{prefix}/", *(f"{prefix}/{folder}" for folder in folders)),

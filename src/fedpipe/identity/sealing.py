@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fedpipe.errors import DroppedError
-from fedpipe.identity.signing import find_signer
+from fedpipe.identity.signing import Signer, find_signer
 
 TAG = 16
 """Bytes by which a sealed object is longer."""
@@ -30,19 +30,22 @@ class Exchange(NamedTuple):
 def find_exchange(learner: str, place: str) -> Exchange | None:
     """Return a learner's key of the exchange at a place, such as a run; None without a signing key."""
     signer = find_signer(learner)
-    if signer is None:
-        return None
+    return exchange_of(signer, place) if signer else None
+
+
+def exchange_of(signer: Signer, place: str) -> Exchange:
+    """Return the key of the exchange at a place, of the one who signs."""
     from Crypto.Protocol.DH import import_x25519_private_key, import_x25519_public_key, key_agreement
 
     private = import_x25519_private_key(
-        _derived(bytes.fromhex(signer.sign(f"fedpipe exchange\n{place}".encode())), place)
+        derived(bytes.fromhex(signer.sign(f"fedpipe exchange\n{place}".encode())), place)
     )
 
     def agree(public: bytes) -> bytes:
         try:
             theirs = import_x25519_public_key(public)
             return bytes(
-                key_agreement(static_priv=private, static_pub=theirs, kdf=lambda shared: _derived(shared, place))
+                key_agreement(static_priv=private, static_pub=theirs, kdf=lambda shared: derived(shared, place))
             )
         except ValueError as error:
             raise DroppedError("its key of the exchange is not valid") from error
@@ -50,7 +53,8 @@ def find_exchange(learner: str, place: str) -> Exchange | None:
     return Exchange(bytes(private.public_key().export_key(format="raw")), agree)
 
 
-def _derived(secret: bytes, about: str) -> bytes:
+def derived(secret: bytes, about: str) -> bytes:
+    """Return 32 bytes that follow from a secret, of their own for each purpose."""
     from Crypto.Hash import SHA256
     from Crypto.Protocol.KDF import HKDF
 
@@ -81,4 +85,4 @@ class Seal(NamedTuple):
     def _cipher(self, name: str) -> Any:
         from Crypto.Cipher import AES
 
-        return AES.new(_derived(self.secret, name), AES.MODE_GCM, nonce=_ONCE)
+        return AES.new(derived(self.secret, name), AES.MODE_GCM, nonce=_ONCE)

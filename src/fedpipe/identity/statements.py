@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from fedpipe.errors import DroppedError
 from fedpipe.identity.enrolment import Enrolled, flaw_of, make_signature
-from fedpipe.identity.signing import Signature, Signer, find_signer, signer_of
+from fedpipe.identity.signing import Signature, Signer, find_signer, signer_of, verify
 from fedpipe.store.objects import canonical
 
 S = TypeVar("S")
@@ -22,6 +22,7 @@ _NAMES = {
     "Update": "update", "Ballot": "ballot", "Score": "score", "Report": "statistics", "Entry": "ledger",
     "Offer": "key of a secure sum", "Masked": "masked vector", "Agreement": "agreement to a sum",
     "Reveal": "reveal of a sum", "Parcel": "parcel",
+    "JournalHead": "journal", "Approval": "decision of a site", "Review": "review of a plan",
 }  # fmt: skip
 """The kind of each struct, as it is signed and named in messages."""
 _PLURAL = {"statistics"}
@@ -36,10 +37,11 @@ def signed(statement: S, private: str, clock: Callable[[], float] = time.time, *
         clock: seconds since 1970.
         place: federation and run, of a statement that does not name them.
     """
-    return _signed(statement, signer_of(private), clock, place)
+    return signed_with(statement, signer_of(private), clock, place)
 
 
-def _signed(statement: S, signer: Signer, clock: Callable[[], float], place: str) -> S:
+def signed_with(statement: S, signer: Signer, clock: Callable[[], float] = time.time, place: str = "") -> S:
+    """Sign a statement with a key that may be in another process."""
     made = make_signature(signer, lambda s: content_of(statement, s, place), clock)
     changed: S = replace(statement, signature=made)  # type: ignore[type-var]
     return changed
@@ -48,7 +50,7 @@ def _signed(statement: S, signer: Signer, clock: Callable[[], float], place: str
 def signed_by(statement: S, learner: str, *, place: str = "") -> S:
     """Sign a statement with the learner's key of this machine; without one, return it as it is."""
     signer = find_signer(learner)
-    return _signed(statement, signer, time.time, place) if signer else statement
+    return signed_with(statement, signer, time.time, place) if signer else statement
 
 
 def check_signed(statement: Any, enrolled: Enrolled, *, place: str = "") -> None:
@@ -65,6 +67,14 @@ def check_signed(statement: Any, enrolled: Enrolled, *, place: str = "") -> None
     flaw = flaw_of(enrolment, statement.signature, lambda s: content_of(statement, s, place), "it", what)
     if flaw:
         raise DroppedError(flaw.replace(f"{what} is", f"{what} are") if name in _PLURAL else flaw)
+
+
+def is_signed_by(statement: Any, public: str | None, *, place: str = "") -> bool:
+    """Return whether a statement has a signature that fits it, by this key; with None, by any key."""
+    signature = statement.signature
+    if signature is None or (public is not None and signature.key != public):
+        return False
+    return verify(signature.key, content_of(statement, signature, place), signature.value)
 
 
 def content_of(statement: Any, signature: Signature, place: str = "") -> bytes:

@@ -14,7 +14,7 @@ from fedpipe.data.examples import Examples
 from fedpipe.data.schema import Schema
 from fedpipe.federation.training import Privacy
 from fedpipe.learners.adapters import framework_of
-from fedpipe.learners.contribute import fetched
+from fedpipe.learners.downloads import fetched
 from fedpipe.learners.events import event_file
 from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.learner import ModelLearner
@@ -22,7 +22,7 @@ from fedpipe.learners.parts import Part, size_of
 from fedpipe.learners.personal import keeps, last_kept
 from fedpipe.learners.reading import kept_parts, learner_parts
 from fedpipe.learners.sharing import shared_model
-from fedpipe.rounds.floors import check_floors
+from fedpipe.rounds.floors import check_floors, read_floors
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace
@@ -73,7 +73,8 @@ def make_learner(
     parts = kept_parts(place, name, model.module) if place else learner_parts(store, plan, name, model.module)
     if privacy is None and plan.federation.learner(name).brings_data:
         _check_fit(model, parts, (store.uri, plan.run, plan.code, name))
-    shows = privacy is None and plan.federation.secure is None
+    leaves = read_floors().leaves
+    shows = privacy is None and plan.federation.secure is None and (leaves is None or leaves.tensorboard)
     wanted = trains and shows and plan.federation.training.tensorboard
     previous = read_record(store, plan.run, max(number - 1, 0)) if keeps(model, plan.federation) else None
     federation = replace(plan.federation, training=plan.federation.training.at(number))

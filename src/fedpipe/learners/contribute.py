@@ -12,11 +12,13 @@ from fedpipe import weights
 from fedpipe.aggregation.encoding import encode
 from fedpipe.errors import DroppedError
 from fedpipe.identity.statements import signed_by
+from fedpipe.learners.downloads import fetched
 from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays, seed_of
 from fedpipe.learners.learner import Learner, Trained, log
 from fedpipe.learners.personal import Kept
 from fedpipe.rounds.budget import Budget
+from fedpipe.rounds.floors import released_here
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.ledger import find_marks
 from fedpipe.rounds.manifests import Dropped, Scores, Tested, Update
@@ -24,7 +26,7 @@ from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import ANY_ROLL, Roll
 from fedpipe.rounds.updates import find_part, own_update, publish_update
 from fedpipe.store import Store
-from fedpipe.store.objects import fetch_file, put_file
+from fedpipe.store.objects import put_file
 
 
 def contribute(
@@ -85,7 +87,7 @@ def _offered(
         size=(folder / "weights").stat().st_size, examples=trained.examples, metrics=trained.metrics,
         plan=plan.definition.digest, tested=tested, optimizer=kept, personal=personal, spent=spent, ledger=ledger,
     )  # fmt: skip
-    return publish_update(store, signed_by(update, name))
+    return publish_update(store, signed_by(released_here(update), name))
 
 
 def _encoded(plan: Plan, name: str, number: int, start: Arrays, trained: Trained) -> tuple[Arrays, Kept]:
@@ -127,14 +129,6 @@ def _budget(store: Store, plan: Plan, name: str, number: int, learner: Learner) 
     budget = Budget(store, name, privacy, find_marks(store, plan.run, number, name))
     budget.check(learner.planned)
     return budget
-
-
-def fetched(store: Store, digest: str, path: Path, owner: str | None = None) -> Arrays:
-    """Fetch weights from the store, verified, and load them."""
-    fetch_file(store, digest, path, owner)
-    arrays = weights.load(path)
-    path.unlink()
-    return arrays
 
 
 def last_optimizer(store: Store, plan: Plan, name: str, number: int, path: Path) -> Arrays | None:

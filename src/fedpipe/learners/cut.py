@@ -55,10 +55,10 @@ class Bottom(Part, Protocol):
         """The activations of one row."""
 
     def forward(self, x: Array) -> Array:
-        """Return the activations of a training batch, and keep what the next `backward` needs."""
+        """Return the activations of a training batch, and keep what its `backward` needs."""
 
     def backward(self, gradient: Array) -> None:
-        """Take a step of the optimizer, from the gradient of the loss with respect to the last activations."""
+        """Take a step of the optimizer, from the gradient of the loss with respect to the oldest open activations."""
 
     def infer(self, x: Array) -> Array:
         """Return activations of rows, without dropout and without a change of state."""
@@ -99,6 +99,11 @@ def part_names(federation: Federation, party: str) -> tuple[str, ...]:
 def bottom_name(party: str) -> str:
     """Return the name of a party's bottom."""
     return f"{BOTTOM}-{party}"
+
+
+def holders(federation: Federation) -> dict[str, str]:
+    """Return the party that holds each part of the network, by the name of the part."""
+    return {part: learner.name for learner in federation.learners for part in part_names(federation, learner.name)}
 
 
 def joined(parts: Mapping[str, Arrays]) -> Arrays:

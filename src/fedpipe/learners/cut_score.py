@@ -10,9 +10,10 @@ import numpy as np
 from fedpipe.errors import CorruptError, DroppedError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.sealing import Seal
-from fedpipe.learners.contribute import fetched
-from fedpipe.learners.cut import TOP, bottom_name, part_of
-from fedpipe.learners.framework import Arrays
+from fedpipe.learners.cut import TOP, bottom_name, holders, joined, part_of
+from fedpipe.learners.downloads import fetched
+from fedpipe.learners.framework import Arrays, Model
+from fedpipe.learners.keras.cut import CutKeras
 from fedpipe.learners.party import Held, held_rows, label_model, parts_of, test_batches
 from fedpipe.learners.score import score_part
 from fedpipe.learners.user_code import load_code
@@ -78,6 +79,26 @@ def whole_weights(store: Store, digest: str) -> Arrays:
     for party in read_digests(store, digest):
         found |= own_part(store, digest, party)
     return found
+
+
+def part_to_export(store: Store, plan: Plan, digest: str, part: str) -> tuple[Model, Arrays]:
+    """Return a part of the network as a model of its own, and its weights, which are read from its holder alone.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        digest: of the global weights.
+        part: its name.
+
+    Raises:
+        ModelError, CorruptError, NotFoundError: why there is no such model.
+    """
+    federation, code = plan.federation, get_bytes(store, plan.code)
+    party, adapter = holders(federation)[part], CutKeras(federation)
+    arrays = part_of(own_part(store, digest, party), part)
+    if part == TOP:
+        return adapter.named_top(code, plan.code, federation.training), joined({part: arrays})
+    return adapter.bottom(code, plan.code, party, federation.training), arrays
 
 
 def _activations(store: Store, plan: Plan, party: str, held: Held, arrays: Arrays) -> list[Array]:

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 from msgspec.structs import replace
 
-from fedpipe.data.disclosure import basis_of, own_report, publish_report
+from fedpipe.data.disclosure import basis_of, own_report, publish_report, released_report
 from fedpipe.data.examples import Examples
 from fedpipe.data.statistics import Report, report_of
 from fedpipe.errors import CorruptError, DataError, ModelError, NotFoundError
@@ -43,7 +43,7 @@ def describe(
         report = Report(learner=name, why=f"its data cannot be read: {error}"[:500])
     if report.why:
         log.warning("%s discloses no statistics: %s", name, report.why)
-    signed = signed_by(replace(report, basis=basis), name, place=f"{federation.name}/{run}")
+    signed = signed_by(released_report(replace(report, basis=basis)), name, place=f"{federation.name}/{run}")
     return publish_report(store, run, signed)
 
 

@@ -11,17 +11,18 @@ from typing import NamedTuple
 import numpy as np
 
 from fedpipe.errors import DroppedError
-from fedpipe.learners.contribute import fetched, trained_from
+from fedpipe.learners.contribute import trained_from
+from fedpipe.learners.downloads import fetched
 from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.learner import Learner, Trained
 from fedpipe.rounds.manifests import Dropped, Tested
-from fedpipe.rounds.masked import digest_of_file, grid_of, largest_examples
+from fedpipe.rounds.masked import digest_of_file, largest_examples, vector_of
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
 from fedpipe.secure.masks import Masks
 from fedpipe.secure.party import Orders
-from fedpipe.secure.vector import TEST, Counts, Vector, scale_of
+from fedpipe.secure.vector import TEST, Counts, scale_of
 from fedpipe.store import Store
 from fedpipe.store.objects import put_file
 from fedpipe.weights import layout_of
@@ -84,20 +85,20 @@ def write_masked(
         WeightsError: a weight is NaN or infinite.
         DroppedError: the learner has more examples than any may have.
     """
-    secure, grid = plan.federation.secure, grid_of(plan)
+    secure = plan.federation.secure
     assert secure is not None
     found = dict(trained.metrics)
     if tested:
         found |= {f"{TEST}{name}": value for name, value in tested.metrics.items()}
     counts = Counts(trained.examples, tested.examples if tested else 0, 0, found)
-    vector = Vector(grid, layout_of(start), tuple(sorted(found)))
+    vector = vector_of(plan, layout_of(start), tuple(sorted(found)), orders.bound)
     names = [tensor.name for tensor in vector.tensors]
     factor = _weight(plan, trained.examples) * scale_of(start, trained.weights, names, secure.norm)
     random = np.random.Generator(np.random.SFC64(secrets.randbits(128)))
     chunks = vector.encode(start, trained.weights, factor, counts, random)
     with path.open("wb") as file:
         file.write(orders.preamble)
-        for data in Masks(orders.terms, grid.width, grid.dtype).masked(chunks):
+        for data in Masks(orders.terms, vector.grid.width, vector.grid.dtype).masked(chunks):
             file.write(data)
     return vector.metrics
 

@@ -15,7 +15,7 @@ from fedpipe.data.disclosure import schema_of
 from fedpipe.data.trees import Tree, leaves
 from fedpipe.errors import CorruptError
 from fedpipe.learners.assembly import plan_model
-from fedpipe.learners.contribute import fetched
+from fedpipe.learners.downloads import fetched
 from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.parts import Part, batches_of, label_shape_of, size_of
 from fedpipe.learners.personal import find_personal

@@ -9,11 +9,12 @@ from pathlib import Path
 from fedpipe import weights
 from fedpipe.errors import CorruptError, NotFoundError
 from fedpipe.identity.statements import signed_by
-from fedpipe.learners.contribute import fetched
+from fedpipe.learners.downloads import fetched
 from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.learner import Learner, Verdict, log
 from fedpipe.rounds.ballots import find_vote, known_scores, publish_ballot
+from fedpipe.rounds.floors import released_here
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import ANY_ROLL, Roll
@@ -48,7 +49,7 @@ def vote(
         current = fetched(store, base, Path(folder) / "base")
         try:
             ballot = _cast(store, plan, name, number, base, current, candidate, owner, make_learner(), Path(folder))
-            return publish_ballot(store, signed_by(ballot, name))
+            return publish_ballot(store, signed_by(released_here(ballot), name))
         except (Exception, SystemExit) as error:
             return left_out(store, plan, name, number, error, roll.note("absent"), "does not vote")
 

@@ -24,7 +24,8 @@ from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import COORDINATOR, KEYS, Signer, find_signer
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.check import takes_missing
-from fedpipe.learners.cut_score import whole_weights
+from fedpipe.learners.cut import TOP
+from fedpipe.learners.cut_score import part_to_export, whole_weights
 from fedpipe.learners.framework import Arrays, Model, Outline, Predict
 from fedpipe.learners.personal import find_personal
 from fedpipe.learners.reading import central_test
@@ -140,7 +141,9 @@ def convert_checked(
     return data, max(difference for difference, _ in differences)
 
 
-def convert_and_verify(store: Store, plan: Plan, digest: str, learner: str = "") -> tuple[bytes, Origin]:
+def convert_and_verify(
+    store: Store, plan: Plan, digest: str, learner: str = "", part: str = ""
+) -> tuple[bytes, Origin]:  # fmt: skip
     """Converts weights of a run to ONNX, and compares the result with the model on up to 256 samples.
 
     Args:
@@ -148,6 +151,7 @@ def convert_and_verify(store: Store, plan: Plan, digest: str, learner: str = "")
         plan: plan of the run.
         digest: digest of the shared weights.
         learner: whose personal model is converted; empty for the shared one.
+        part: of a cut network, which is converted alone; empty for the whole.
 
     Returns:
         The ONNX model, and its origin.
@@ -156,13 +160,16 @@ def convert_and_verify(store: Store, plan: Plan, digest: str, learner: str = "")
         NotFoundError: the learner has no personal model.
         ExportError: the model cannot be converted, or the difference exceeds `export.tolerance`.
     """
-    model = plan_model(store, plan)
-    arrays = whole_weights(store, digest) if plan.federation.split else fetch_global(store, digest)
+    if part:
+        model, arrays = part_to_export(store, plan, digest, part)
+    else:
+        model = plan_model(store, plan)
+        arrays = whole_weights(store, digest) if plan.federation.split else fetch_global(store, digest)
     if learner:
         model, arrays = _personal(store, plan, model, arrays, learner)
     settings = plan.federation.exported or Export()
     features, samples = _samples(store, plan, model.outline)
-    card, schema = card_of(store, plan), schema_of(store, plan)
+    card, schema = Card() if part not in ("", TOP) else card_of(store, plan), schema_of(store, plan)
     if schema is not None and takes_missing(model.predictor(arrays), mapped(_first, features), schema, always=True):
         card = replace(card, columns=tuple(replace(column, missing=True) for column in card.columns))
     metadata = {CARD_KEY: write_card(card)}

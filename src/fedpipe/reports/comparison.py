@@ -74,6 +74,8 @@ def _results(summary: dict[str, Any]) -> dict[str, float]:
             f"last round: {name}": value for name, value in metrics.items() if value is not None and "/" not in name
         }
         results["learners dropped"] = sum(len(one["dropped"]) for one in rounds)
+        if any("not_chosen" in one for one in rounds):
+            results["updates not chosen"] = sum(len(one.get("not_chosen", ())) for one in rounds)
         if "vote" in last:
             results["rounds accepted"] = sum(one["vote"]["accepted"] for one in rounds)
     for kind in ("central", "federated"):

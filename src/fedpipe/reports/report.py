@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedpipe.reports import plots, quality, remarks, vote_plots
+from fedpipe.reports import cut_plots, plots, quality, remarks, vote_plots
 from fedpipe.reports.comparison import different_settings
 from fedpipe.reports.drawing import Drawing
 from fedpipe.reports.matrix import matrix_pictures
 from fedpipe.reports.story import Story, privacy, summarise, tests_of_rounds
+from fedpipe.reports.traffic import traffic_of
 from fedpipe.rounds.tallies import ValueTally
 from fedpipe.sessions.board import ENDINGS
 
@@ -32,6 +33,7 @@ def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
     summary = summarise(story, tests)
     final = [(name, measured, quality.shown(measured)) for name, measured in quality.tested(evaluation)]
     classes = evaluation.classes if evaluation else ()
+    traffic = traffic_of(story.plan.federation, story.timings)
     return {
         "s": summary,
         "marks": {"yes": "✓", "no": "✗", "void": "·", "absent": "–", "none": ""},
@@ -45,6 +47,8 @@ def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
         "compared_settings": different_settings([story, *others]) if others else {},
         "number": number,
         "learners": story.plan.federation.learners,
+        "traffic": traffic,
+        "cut": cut_plots.cut_picture(story, traffic).svg() if traffic else "",
         "metrics": sorted({m for r in summary["rounds"] for m in r["metrics"]}),
         "cards": _cards(story),
         "final": final,

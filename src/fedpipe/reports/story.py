@@ -14,6 +14,7 @@ from fedpipe.data.parts import Shard, get_shard
 from fedpipe.data.schema import Schema
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError
 from fedpipe.reports.quality import personal_models
+from fedpipe.reports.traffic import traffic_of
 from fedpipe.rounds.ballots import start_scores
 from fedpipe.rounds.choosing import tests_by_round
 from fedpipe.rounds.evaluation import Choice, Evaluation
@@ -210,6 +211,7 @@ def summarise(story: Story, tests: Tests | None = None) -> dict[str, Any]:
         **({"choice": _chosen(choice)} if (choice := story.evaluation and story.evaluation.choice) else {}),
         **({"rejected": story.onnx["rejected"]} if "rejected" in story.onnx else {}),
         "onnx": {k: story.onnx[k] for k in ("path", "digest", "max_abs_difference", "opset") if k in story.onnx},
+        **({"traffic": traffic} if (traffic := _traffic(story)) else {}),
         "seconds": round(max(ends) - min(t.started for t in timings), 3) if timings else 0.0,
         **({"ending": story.ending} if story.ending else {}),
         **({"flaw": story.flaw} if story.flaw else {}),
@@ -253,12 +255,18 @@ def _round(story: Story, record: Record, tests: Tests) -> dict[str, Any]:
         "metrics": metrics,
         "learners": list(took_part(story.plan.federation, record)),
         "dropped": [{"learner": d.learner, "why": d.why} for d in record.dropped],
+        **({"not_chosen": list(record.not_chosen)} if record.not_chosen else {}),
         "record": record.ref.record,
         "weights": record.weights,
         "seconds": round(round_seconds(story, record.round), 3),
         **({"tests": tests[record.round]} if record.round in tests else {}),
         **vote,
     }
+
+
+def _traffic(story: Story) -> dict[str, dict[str, float]]:
+    found = traffic_of(story.plan.federation, story.timings)
+    return {name: {k: round(v, 3) for k, v in one._asdict().items()} for name, one in found.items()}
 
 
 def decision(story: Story, record: Record) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from fedpipe.aggregation import (
@@ -238,6 +239,7 @@ def _record(plan: Plan, previous: Record, combined: Combined, used: list[Update]
         state={slot: digest for slot, (_, digest) in combined.state.items()},
         rule=_named(algorithm, plan.federation.training.exchange),
         updates=tuple(used), dropped=tuple(dropped), metrics=_metrics(used, combined),
+        not_chosen=combined.not_chosen or UNSET,
     )  # fmt: skip
 
 

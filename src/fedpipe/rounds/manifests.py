@@ -148,6 +148,8 @@ class SecureRound(Manifest, frozen=True, kw_only=True):
     """A round whose updates were summed under masks: its members, and what the sum discloses about them together.
 
     `keys`, `members` and `reveals` are digests of the round's lists; with the masked vectors, they give the sum again.
+    Where the bound follows the changes, `bound` is that of this round. `magnitudes` counts the changes by the classes
+    of `fedpipe.secure.numbers.Grid.magnitudes`, and the next bound follows from them.
     """
 
     session: str
@@ -157,6 +159,8 @@ class SecureRound(Manifest, frozen=True, kw_only=True):
     keys: Digest
     members: Digest
     reveals: Digest
+    bound: Annotated[float, Meta(ge=0)] = 0.0
+    magnitudes: tuple[Count, ...] = ()
 
 
 class Ref(Manifest, frozen=True, kw_only=True):
@@ -173,7 +177,8 @@ class Record(Manifest, frozen=True, kw_only=True):
     For a round that was voted down, `accepted` is false and the weights are its base. HEAD stays, and the next record's
     `previous` is that of this one. `candidate` is the weights that were voted on; None when nobody proposed.
     `layout` is the digest of the weights' header, which pins names, dtypes and shapes for the whole run; `state` is
-    the server optimizer's. `control` is the control variate that learners read.
+    the server optimizer's. `control` is the control variate that learners read. `not_chosen` are the learners whose
+    updates are valid, but which a rule such as Krum did not use.
     `schema` is the digest of the table's schema, in round 0 of a run with a table. A round with `secure` has no
     updates.
     """
@@ -201,10 +206,11 @@ class Record(Manifest, frozen=True, kw_only=True):
     schema: Digest | UnsetType = UNSET
     control: Digest | UnsetType = UNSET
     secure: SecureRound | UnsetType = UNSET
+    not_chosen: tuple[Name, ...] | UnsetType = UNSET
 
     @property
     def contributors(self) -> tuple[str, ...]:
-        """The learners whose updates are in the result."""
+        """The learners whose updates are valid; see `not_chosen`."""
         return self.secure.learners if self.secure else tuple(update.learner for update in self.updates)
 
     @property

@@ -9,25 +9,53 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import UnsetType
 
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError
-from fedpipe.federation.algorithms import Averaging
+from fedpipe.federation.algorithms import Averaging, QuantileBound
+from fedpipe.federation.names import LARGE
+from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.received import Source, cleaned, guarded
 from fedpipe.secure.masks import CHUNK
-from fedpipe.secure.numbers import Grid, Words, packed_size, unpack
+from fedpipe.secure.numbers import Grid, Words, packed_size, quantile_of, unpack
 from fedpipe.secure.party import Form
 from fedpipe.secure.vector import Vector
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import fetch_file
-from fedpipe.weights import FLOATS, check_finite, head_bytes
+from fedpipe.weights import FLOATS, Layout, check_finite, head_bytes
+
+SMALLEST = 1e-12
+"""The least bound that follows from changes."""
 
 
-def grid_of(plan: Plan) -> Grid:
-    """Return the grid of a run's vectors."""
+def bound_after(plan: Plan, previous: Record) -> float:
+    """Return the bound of the changes in the round after a record, which follows from the record alone."""
     secure = plan.federation.secure
     assert secure is not None
-    return Grid(secure.bits, secure.bound, len(plan.federation.learners))
+    if not isinstance(secure.bound, QuantileBound):
+        return secure.bound
+    last = previous.secure
+    if isinstance(last, UnsetType) or not last.bound:
+        return secure.bound.initial
+    if not any(last.magnitudes):
+        return last.bound
+    found = last.bound * secure.bound.margin * quantile_of(last.magnitudes, secure.bound.quantile)
+    return min(max(found, SMALLEST), LARGE)
+
+
+def grid_of(plan: Plan, bound: float) -> Grid:
+    """Return the grid of the vectors of a round with this bound."""
+    secure = plan.federation.secure
+    assert secure is not None
+    return Grid(secure.bits, bound, len(plan.federation.learners))
+
+
+def vector_of(plan: Plan, layout: Layout, metrics: tuple[str, ...], bound: float) -> Vector:
+    """Return the form of the vectors of a round with this bound."""
+    secure = plan.federation.secure
+    assert secure is not None
+    return Vector(grid_of(plan, bound), layout, metrics, isinstance(secure.bound, QuantileBound))
 
 
 def largest_examples(plan: Plan) -> int:

@@ -13,6 +13,7 @@ from fedpipe.errors import (
     DroppedError,
     QuorumError,
 )
+from fedpipe.rounds.floors import released_here
 from fedpipe.rounds.manifests import Dropped
 from fedpipe.rounds.received import Source, cleaned, parse, receive_blob, usable
 from fedpipe.store import Blob, Store, keys
@@ -77,7 +78,7 @@ def publish_answer(source: Source, answer: A) -> A:
 
 def drop(store: Store, run: str, number: int, dropped: Dropped, *, name: str = "dropped") -> None:
     """Write down why a learner does not take part (`dropped`) or does not vote (`absent`)."""
-    manifest = msgspec.structs.replace(dropped, why=dropped.why[:500])
+    manifest = released_here(msgspec.structs.replace(dropped, why=dropped.why[:500]))
     store.replace(keys.answer(dropped.learner, run, number, name), encode(manifest))
 
 

@@ -1,10 +1,5 @@
 """Close the phases of a secure sum: the lists that learners see, the sum, and the record.
 
-    runs/<run>/<round>/keys         the keys of all that may send a vector
-    runs/<run>/<round>/members      the vectors in the sum; written once, so that no second list is signed
-    runs/<run>/<round>/agreements   the members' signatures on it
-    runs/<run>/<round>/reveals      the secrets that open the sum
-
 Each list is of one try of a session, and written once. So every closing may be repeated after a crash.
 """
 
@@ -15,21 +10,31 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fedpipe.aggregation import Source as Aggregated
 from fedpipe.aggregation import combine, make_rule, make_server_step
 from fedpipe.errors import DroppedError, RoundError, WeightsError
-from fedpipe.federation.algorithms import Averaging
+from fedpipe.federation.algorithms import Averaging, QuantileBound
 from fedpipe.federation.rules import Mean
 from fedpipe.identity.roster import Roster
 from fedpipe.rounds.closing import rate_factor
 from fedpipe.rounds.history import commit, read_record
 from fedpipe.rounds.manifests import Dropped, Record, SecureRound
-from fedpipe.rounds.masked import Sum, add_vectors, digest_of_file, grid_of, largest_examples, parcels, write_mean
+from fedpipe.rounds.masked import (
+    Sum,
+    add_vectors,
+    bound_after,
+    digest_of_file,
+    largest_examples,
+    parcels,
+    vector_of,
+    write_mean,
+)
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.received import MANIFEST, Source, check_printable, receive
+from fedpipe.rounds.received import check_printable, receive
 from fedpipe.rounds.roll import Roll, check_quorum, gather
+from fedpipe.rounds.secure_lists import ANSWERS, LIST, LISTS, answer_source, find_list, show_list, tries_of
 from fedpipe.secure.masks import Masks
 from fedpipe.secure.messages import (
     Agreement,
@@ -46,70 +51,19 @@ from fedpipe.secure.messages import (
 from fedpipe.secure.numbers import Words
 from fedpipe.secure.party import Form
 from fedpipe.secure.unmasking import flaw_of_reveal, form_of, terms_of
-from fedpipe.secure.vector import Counts, Vector
+from fedpipe.secure.vector import COUNT, Counts, Vector
 from fedpipe.store import Store, keys
-from fedpipe.store.objects import canonical, digest_of, encode, fetch_file, find, put_bytes, put_file
+from fedpipe.store.objects import canonical, digest_of, fetch_file, find, put_bytes, put_file
+from fedpipe.store.requests import each
 from fedpipe.weights import Layout
 
 log = logging.getLogger("fedpipe")
 
-L = TypeVar("L", Bundle, Members, Agreements, Reveals)
 S = TypeVar("S", Offer, Masked, Agreement, Reveal)
 CLIPPED = "clipped"
 """The metric of a secure round: the share of its values that was clipped."""
-LIST = 2**22
-"""Largest list of a secure round, in bytes."""
-ANSWERS: Mapping[type[Any], tuple[str, str]] = {
-    Offer: ("keys", "key"), Masked: ("masked", "masked vector"), Agreement: ("agreed", "agreement"),
-    Reveal: ("revealed", "reveal"),
-}  # fmt: skip
-"""Of each statement of a learner, the last segment of its key, and its name in messages."""
-LISTS: Mapping[type[Any], str] = {Bundle: "keys", Members: "members", Agreements: "agreements", Reveals: "reveals"}
-"""Of each list, the last segment of its key."""
-
-
-def tries_of(occasion: Occasion, session: str) -> int:
-    """Return which try of a session's round this is, from 1; 0 for another session.
-
-    >>> [tries_of(Occasion("f", "r", name, 1, "", ""), "s") for name in ("s", "s#2", "t", "s#x")]
-    [1, 2, 0, 0]
-    """
-    name, hash, number = occasion.session.partition("#")
-    if name != session or (hash and not number.isdecimal()):
-        return 0
-    return int(number) if hash else 1
-
-
-def answer_source(store: Store, occasion: Occasion, learner: str, kind: type[Any]) -> Source:
-    """Return the place of a learner's statement."""
-    part, what = ANSWERS[kind]
-    limit = LIST if kind is Reveal else MANIFEST
-    return Source(store, occasion.run, keys.answer(learner, occasion.run, occasion.round, part), what, limit, limit)
-
-
-def put_statement(store: Store, statement: Offer | Masked | Agreement | Reveal) -> None:
-    """Write a learner's own statement, over one of an earlier try."""
-    source = answer_source(store, statement.occasion, statement.learner, type(statement))
-    store.replace(source.key, encode(statement))
-
-
-def find_list(store: Store, occasion: Occasion, kind: type[L]) -> L | None:
-    """Return a list of this try of a round; None if there is none. Raises CorruptError."""
-    found = find(store, keys.listed(occasion.run, occasion.round, LISTS[kind]), kind, limit=LIST)
-    return found if found is not None and found.occasion == occasion else None
-
-
-def _show(store: Store, listed: L) -> L:
-    """Write a list once for its try, and return the stored one, the first."""
-    key, data = keys.listed(listed.run, listed.round, LISTS[type(listed)]), encode(listed)
-    while not store.create(key, data):
-        blob = store.read(key, limit=LIST)
-        found = find_list(store, listed.occasion, type(listed))
-        if found is not None:
-            return found
-        if store.swap(key, data, blob.version):
-            break
-    return listed
+BOUND = "bound"
+"""The metric of a secure round whose bound follows earlier ones."""
 
 
 class SecureClosing:
@@ -127,7 +81,9 @@ class SecureClosing:
         self._store, self._plan, self._previous = store, plan, previous
         self._layout, self._session = layout, session
         self.number, self.threshold = previous.round + 1, plan.federation.min_updates
+        self.bound = bound_after(plan, previous)
         self._added: tuple[str, Sum] | None = None
+        self._roster: dict[str, str] | None = None
 
     def occasion(self, attempt: int) -> Occasion:
         """Return a try of the round, from 1."""
@@ -136,11 +92,13 @@ class SecureClosing:
         return Occasion(self._plan.federation.name, self._plan.run, session, self.number, plan, base)
 
     def roster(self) -> dict[str, str]:
-        """Return the keys of the learners; the coordinator, whom nobody trusts, need not check their signature.
+        """Return the keys of the learners, read once; the coordinator, whom nobody trusts, does not check who signed.
 
         Raises:
             RoundError: there is no roster.
         """
+        if self._roster is not None:
+            return self._roster
         found = find(self._store, keys.ROSTER, Roster)
         if found is None:
             raise RoundError(
@@ -148,7 +106,20 @@ class SecureClosing:
                 where=f"{self._store.uri}/{keys.ROSTER}",
                 remedy="Sign one as the administrator: fedpipe roster.",
             )
-        return dict(found.learners)
+        self._roster = dict(found.learners)
+        return self._roster
+
+    def without_key(self, occasion: Occasion, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of some learners that have offered no key of a try of the round."""
+        read = self.reading(Offer, occasion)
+
+        def lacks(name: str) -> bool:
+            try:
+                return read(name) is None
+            except DroppedError:  # one of an earlier try, or junk
+                return True
+
+        return tuple(name for name, lacking in zip(names, each(self._store, lacks, names), strict=True) if lacking)
 
     def reading(self, kind: type[S], occasion: Occasion) -> Callable[[str], S | None]:
         """Return a function that reads a learner's statement, checked; it raises DroppedError."""
@@ -189,9 +160,11 @@ class SecureClosing:
         if found is not None and tries_of(found.occasion, self._session) >= attempt:
             return found
         occasion = self.occasion(attempt)
-        offers, missing = self._gathered(Offer, occasion, roll)
+        everybody = tuple(learner.name for learner in self._plan.federation.learners)
+        offers, missing = self._gathered(Offer, occasion, roll._replace(asked=everybody))
         check_quorum(self.number, len(offers), _dropped(missing), self.threshold)
-        return _show(self._store, Bundle(**occasion._asdict(), offers=tuple(offers), missing=missing))
+        bundle = Bundle(**occasion._asdict(), bound=self.bound, offers=tuple(offers), missing=missing)
+        return show_list(self._store, bundle)
 
     def close_masked(self, bundle: Bundle, roll: Roll) -> Members | None:
         """Return the list of the vectors in the sum, each downloaded and verified; None if they are too few."""
@@ -223,7 +196,7 @@ class SecureClosing:
             return None
         vectors = {masked.learner: masked.vector for masked in given if masked.learner in sound.preambles}
         boxes = {name: put_bytes(self._store, parcels(form, sound.preambles, name)) for name in vectors}
-        members = _show(
+        members = show_list(
             self._store,
             Members(
                 **bundle.occasion._asdict(), bundle=digest, vectors=vectors, boxes=boxes, metrics=names,
@@ -247,7 +220,7 @@ class SecureClosing:
         if len(given) < self.threshold:
             log.warning("round %d: %d signatures are too few: %s", self.number, len(given), missing)
             return None
-        return _show(self._store, Agreements(**members.occasion._asdict(), signed=tuple(given)))
+        return show_list(self._store, Agreements(**members.occasion._asdict(), signed=tuple(given)))
 
     def close_reveal(self, bundle: Bundle, members: Members, roll: Roll) -> Record:
         """Remove the masks from the sum, and commit the round.
@@ -273,7 +246,7 @@ class SecureClosing:
             check_quorum(self.number, len(given), _dropped(missing), self.threshold)
             reveals = Reveals(**members.occasion._asdict(), members=digest, reveals=tuple(given))
         record = self.summed(bundle, members, reveals)
-        for listed in (bundle, members, _show(self._store, reveals)):
+        for listed in (bundle, members, show_list(self._store, reveals)):
             put_bytes(self._store, canonical(listed))  # by their digests, so that they stay as long as the record
         for drop in record.dropped:
             log.warning("round %d: %s is dropped: %s", self.number, drop.learner, drop.why)
@@ -281,6 +254,8 @@ class SecureClosing:
 
     def summed(self, bundle: Bundle, members: Members, reveals: Reveals) -> Record:
         """Return the record of a round from its lists and the members' vectors. Raises RoundError as `close_reveal`."""
+        if bundle.bound != self.bound:
+            raise RoundError(f"round {self.number}: the keys are for a bound of {bundle.bound:g}, not {self.bound:g}")
         added = self._sum(members, form_of(bundle), digest_of(canonical(members)))
         vector, total, parties = self._vector(members.metrics), added.total.copy(), len(members.vectors)
         try:
@@ -291,7 +266,12 @@ class SecureClosing:
             ) from error
         Masks(terms, vector.grid.width, vector.grid.dtype).remove(total)
         counts = vector.counts(total, parties)
-        clipped = self._check_clipped(counts, vector.values * parties)
+        if max(counts.examples, counts.tested, *counts.magnitudes) > 2**COUNT:
+            raise RoundError(
+                f"round {self.number}: the sum of the numbers of examples is impossible, so a learner sent nonsense",
+                remedy="HEAD stays at the last good round. The sum hides which one it is: revoke one after the other.",
+            )
+        metrics = {**counts.metrics, CLIPPED: self._check_clipped(counts, vector.values * parties)}
         with tempfile.TemporaryDirectory() as folder:
             weights, state = self._moved(vector, total, parties, counts, Path(folder))
         return Record(
@@ -299,11 +279,12 @@ class SecureClosing:
             previous=self._previous.parent, plan=self._previous.plan, base=self._previous.weights, weights=weights,
             layout=self._previous.layout, state=state, rule="secure mean",
             dropped=tuple(_dropped({**bundle.missing, **members.missing})),
-            metrics={**counts.metrics, CLIPPED: clipped},
+            metrics=metrics | ({BOUND: self.bound} if vector.follows else {}),
             secure=SecureRound(
                 session=members.session, learners=tuple(sorted(members.vectors)), examples=counts.examples,
                 metrics=members.metrics, keys=members.bundle, members=reveals.members,
                 reveals=digest_of(canonical(reveals)),
+                bound=self.bound if vector.follows else 0.0, magnitudes=counts.magnitudes,
             ),
         )  # fmt: skip
 
@@ -311,11 +292,14 @@ class SecureClosing:
         secure = self._plan.federation.secure
         assert secure is not None
         clipped = counts.clipped / values if values else 0.0
+        follows = isinstance(secure.bound, QuantileBound)
+        part = (".margin" if self.number > 1 else ".initial") if follows else ""
         if clipped > secure.most_clipped:
             raise RoundError(
-                f"round {self.number}: {clipped:.2%} of the values were clipped to {secure.bound:g}, more than "
+                f"round {self.number}: {clipped:.2%} of the values were clipped to {self.bound:g}, more than "
                 f"algorithm.secure.most_clipped allows, {secure.most_clipped:.2%}",
-                remedy="Raise algorithm.secure.bound, or lower the learning rate. HEAD stays at the last good round.",
+                remedy=f"Raise algorithm.secure.bound{part}, or lower the learning rate. "
+                "HEAD stays at the last good round.",
             )
         return clipped
 
@@ -357,7 +341,7 @@ class SecureClosing:
         return add_vectors(self._store, self._plan.run, form, self._vector(metrics), vectors)
 
     def _vector(self, metrics: tuple[str, ...]) -> Vector:
-        return Vector(grid_of(self._plan), self._layout, metrics)
+        return vector_of(self._plan, self._layout, metrics, self.bound)
 
     def _sum(self, members: Members, form: Form, digest: str) -> Sum:
         """Return the sum of the members' vectors, which may have been added by a process that was killed."""

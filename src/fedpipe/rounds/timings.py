@@ -21,14 +21,21 @@ _MARGIN = 3600.0
 """Seconds by which the clocks of learners may be wrong."""
 
 
+PARCELS = "parcels"
+
+
 class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The start of a step (seconds since 1970), and its duration in seconds."""
+    """The start of a step (seconds since 1970), and its duration in seconds.
+
+    The step PARCELS of a party of a cut network has the seconds in which it awaited parcels, and the bytes it sent.
+    """
 
     step: Annotated[str, Meta(max_length=100)]
     learner: str = ""
     round: Count = 0
     started: Moment
     seconds: Moment
+    sent: Count = 0
 
 
 def note(store: Store, run: str, timing: Timing) -> None:

@@ -9,7 +9,8 @@ from fedpipe.errors import CorruptError, FedpipeError, NotFoundError, StoreUnava
 from fedpipe.rounds.history import record_layout
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.secure_sums import LIST, SecureClosing
+from fedpipe.rounds.secure_lists import LIST
+from fedpipe.rounds.secure_sums import SecureClosing
 from fedpipe.secure.messages import Bundle, Members, Reveals
 from fedpipe.store import Store, keys, open_store
 from fedpipe.store.objects import canonical, decode, fetch_file, get_bytes, put_file

@@ -1,7 +1,7 @@
 """Masks: streams of AES-256-CTR that cancel in the sum, and the keys of two parties.
 
 Each pair of parties has a secret by X25519 (RFC 7748). HKDF (RFC 5869) makes keys from it that are bound to the round,
-to both names and to both public keys.
+to both names and to the list of all public keys.
 """
 
 from __future__ import annotations

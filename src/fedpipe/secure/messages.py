@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from fedpipe.errors import DroppedError
 from fedpipe.federation.algorithms import MOST_SUMMED as MOST
-from fedpipe.federation.names import Name
+from fedpipe.federation.names import LARGE, Name
 from fedpipe.identity.enrolment import Enrolled, Enrolment
 from fedpipe.identity.signing import Signature
 from fedpipe.identity.statements import check_signed
@@ -32,6 +32,7 @@ _Session = Annotated[str, Meta(max_length=200)]
 _Key = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Share = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Seed = Annotated[str, Meta(pattern=r"^[0-9a-f]{62}\Z")]
+_Bound = Annotated[float, Meta(gt=0, le=LARGE)]
 _Round = Annotated[int, Meta(ge=1)]
 _Reasons = Annotated[dict[Name, Annotated[str, Meta(max_length=500)]], Meta(max_length=MOST)]
 
@@ -48,7 +49,7 @@ class Occasion(NamedTuple):
         session: and the try of the round, from the second on.
         round: its number.
         plan: digest of the run's definition.
-        base: digest of the weights that the round begins with.
+        base: digest of the weights that the round begins with; empty before they are known.
 
     Source: of the attack, Pasquini et al. 2022, "Eluding Secure Aggregation in Federated Learning via Model
     Inconsistency".
@@ -59,16 +60,29 @@ class Occasion(NamedTuple):
     session: str
     round: int
     plan: str
-    base: str
+    base: str = ""
+
+    @property
+    def expected(self) -> Occasion:
+        """The same round, before the weights that it begins with are known: keys are offered for it."""
+        return self._replace(base="")
 
 
-class _Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Expecting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     format: int = 1
     federation: Name
     run: Name
     session: _Session
     round: _Round
     plan: Digest
+
+    @property
+    def occasion(self) -> Occasion:
+        """The round that it belongs to."""
+        return Occasion(self.federation, self.run, self.session, self.round, self.plan)
+
+
+class _Statement(_Expecting, frozen=True, kw_only=True):
     base: Digest
 
     @property
@@ -77,8 +91,11 @@ class _Statement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return Occasion(self.federation, self.run, self.session, self.round, self.plan, self.base)
 
 
-class Offer(_Statement, frozen=True, kw_only=True):
-    """A learner's public key of X25519 for one round."""
+class Offer(_Expecting, frozen=True, kw_only=True):
+    """A learner's public key of X25519 for one round.
+
+    It is offered while the round before ends, so it has no base. All that is derived from the key is bound to one.
+    """
 
     learner: Name
     key: _Key
@@ -86,8 +103,13 @@ class Offer(_Statement, frozen=True, kw_only=True):
 
 
 class Bundle(_Statement, frozen=True, kw_only=True):
-    """The offers of all that may send a vector, sorted by name; `missing` has the others, with the reason."""
+    """The offers of all that may send a vector, sorted by name; `missing` has the others, with the reason.
 
+    Changes are clipped to `bound`. All keys are derived from the list, so learners that were shown different lists have
+    no masks in common.
+    """
+
+    bound: _Bound
     offers: Annotated[tuple[Offer, ...], Meta(max_length=MOST)]
     missing: _Reasons = {}
 
@@ -174,9 +196,11 @@ def check_statement(statement: S, occasion: Occasion, learner: str, roster: Mapp
         DroppedError: it is not, with the reason.
     """
     name = type(statement).__name__.lower()
-    for field, expected in (*occasion._asdict().items(), ("learner", learner)):
-        if (found := getattr(statement, field)) != expected:
-            raise DroppedError(f"the {name}'s {field} is {str(found)[:100]}, the round's is {expected}")
+    expected = occasion.expected if isinstance(statement, Offer) else occasion
+    for field in ("learner", *Occasion._fields):
+        wanted = learner if field == "learner" else getattr(expected, field)
+        if (found := getattr(statement, field, "")) != wanted:
+            raise DroppedError(f"the {name}'s {field} is {str(found)[:100]}, the round's is {wanted}")
     if learner not in roster:
         raise DroppedError(f"{learner} is not in the roster")
     check_signed(statement, Enrolled(learners={learner: Enrolment(key=roster[learner], since=0.0)}))

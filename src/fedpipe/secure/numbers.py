@@ -10,6 +10,7 @@ The sum over m parties is below m 2^b. The modulus 2^k has room for all parties,
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,10 @@ Words = npt.NDArray[Any]
 """Unsigned integers of 32 or 64 bits, modulo a power of two."""
 Floats = npt.NDArray[np.float64]
 
+EDGES = tuple(2.0 ** (place // 4 - 8) * (1 + place % 4 / 4) for place in range(4 * 16 + 1))
+"""Magnitudes, relative to the bound, that divide values into classes: four in each octave."""
+_LOWEST = (1023 - 8) << 2
+"""The leading bits of the first of EDGES."""
 GROUP = 8
 """Each part of a vector begins at a multiple of so many words: whole bytes when packed, whole blocks of the cipher."""
 
@@ -76,6 +81,15 @@ class Grid(NamedTuple):
         np.clip(scaled, 0, self._top, out=scaled)
         return scaled.astype(self.dtype), clipped
 
+    def magnitudes(self, values: Floats) -> npt.NDArray[np.int64]:
+        """Count the values other than zero by their magnitude: below each of EDGES, and from the last one on."""
+        found = np.abs(values[values != 0.0])
+        found /= self.bound
+        places = found.view(np.int64) >> 50  # the exponent, and two bits of the fraction: four classes in each octave
+        places -= _LOWEST - 1
+        np.clip(places, 0, len(EDGES), out=places)
+        return np.bincount(places, minlength=len(EDGES) + 1)
+
     def decode(self, sums: Words, parties: int) -> Floats:
         """Return the sums of the values of so many parties."""
         return sums.astype(np.float64) * self.step - parties * self.bound
@@ -97,6 +111,22 @@ class Grid(NamedTuple):
     def joined(self, limbs: Words) -> int:
         """Return the sum of numbers from the sums of their pieces."""
         return sum(int(limb) << self.bits * place for place, limb in enumerate(limbs))
+
+
+def quantile_of(counts: Sequence[int], quantile: float) -> float:
+    """Return the magnitude, relative to the bound, that a share of the counted values does not exceed.
+
+    It is one of EDGES, so it is at most a quarter too large. Beyond the last edge it is four times that.
+
+    >>> quantile_of([0] * 32 + [9, 1] + [0] * 32, 0.9)
+    1.0
+    """
+    needed, found = quantile * sum(counts), 0
+    for count, edge in zip(counts, (*EDGES, 4 * EDGES[-1]), strict=True):
+        found += count
+        if found >= needed:
+            return edge
+    return 4 * EDGES[-1]
 
 
 def padded(count: int) -> int:

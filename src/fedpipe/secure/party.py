@@ -71,10 +71,11 @@ class Group(NamedTuple):
 
 
 class Orders(NamedTuple):
-    """The mask of a vector, as its terms, and the bytes that precede the vector in its object."""
+    """The mask of a vector, as its terms, the bytes that precede the vector in its object, and the bound of changes."""
 
     terms: tuple[Term, ...]
     preamble: bytes
+    bound: float
 
 
 class Form(NamedTuple):
@@ -125,7 +126,7 @@ class Party:
     """One learner in one round.
 
     Args:
-        occasion: the round.
+        occasion: the round; its base may follow later (`begin`).
         group: all learners and the threshold.
         name: of the learner.
         sign: signs its statements.
@@ -142,7 +143,6 @@ class Party:
         self._orders: Orders | None = None
         self._seeds: dict[str, bytes] = {}
         self._pairs: dict[str, bytes] = {}
-        self._offers: dict[str, Offer] = {}
         self._own: dict[str, bytes] = {}
         self._sent: Masked | None = None
         self._agreed: tuple[str, Members] | None = None
@@ -161,9 +161,16 @@ class Party:
     def offer(self) -> Offer:
         """Return this learner's key of the round, always the same."""
         if self._offer is None:
-            offer = Offer(**self._occasion._asdict(), learner=self._name, key=self._keys.public)
-            self._offer = self._signed(offer)
+            where = self._occasion.expected._asdict()
+            del where["base"]
+            self._offer = self._signed(Offer(**where, learner=self._name, key=self._keys.public))
         return self._offer
+
+    def begin(self, base: str) -> None:
+        """Begin the round from weights, once and for all. Raises DroppedError if it began from others."""
+        if self._occasion.base not in ("", base):
+            raise DroppedError("the coordinator shows other weights to begin the round with")
+        self._occasion = self._occasion._replace(base=base)
 
     def join(self, bundle: Bundle) -> Orders:
         """Check the keys of all, and return what masks the vector. It is made once, for one bundle.
@@ -176,17 +183,18 @@ class Party:
             if digest != self._bundle:
                 raise DroppedError("the coordinator shows a second list of keys")
             return self._orders
+        if not self._occasion.base:
+            raise DroppedError("the round has no weights yet to begin with")
         self._check_bundle(bundle)
         names = tuple(offer.learner for offer in bundle.offers)
         self._bundle, self._form = digest, Form(names)
-        self._offers = {offer.learner: offer for offer in bundle.offers}
-        for peer in names:
+        for peer, offer in zip(names, bundle.offers, strict=True):
             if peer != self._name:
-                self._pairs[peer] = self._keys.shared(self._offers[peer].key)
+                self._pairs[peer] = self._keys.shared(offer.key)
                 first, second = sorted((self._name, peer))
                 self._seeds[peer] = self._derived(peer, SEED, "seed", first, second)
         terms = [Term(seed, minus=self._name > peer) for peer, seed in self._seeds.items()]
-        self._orders = Orders((Term(self._self), *terms), self._preamble())
+        self._orders = Orders((Term(self._self), *terms), self._preamble(), bundle.bound)
         return self._orders
 
     def _check_bundle(self, bundle: Bundle) -> None:
@@ -220,12 +228,9 @@ class Party:
         return b"".join(made) + b"".join(mark_of(secret[name]) for name in names)
 
     def _derived(self, peer: str, size: int, purpose: str, first: str, second: str) -> bytes:
-        """Return what two parties derive from their secret, bound to the round, both names and both keys."""
-        where = (*map(str, self._occasion), first, second, self._key(first), self._key(second))
+        """Return what two parties derive from their secret, bound to the round, both names, and the list of keys."""
+        where = (*map(str, self._occasion), first, second, self._bundle)
         return derived(self._pairs[peer], size, purpose, *where)
-
-    def _key(self, name: str) -> str:
-        return self._offers[name].key
 
     def masked(self, vector: str, size: int, metrics: tuple[str, ...] = ()) -> Masked:
         """Sign the one vector that was masked by the orders.

@@ -1,7 +1,8 @@
 """The vector of a secure sum: the changes of all floats, and counts and metrics as whole numbers.
 
 Each tensor begins at a multiple of GROUP words. Counters and other tensors without floats are not in it; they keep the
-values of the base. The numbers come last: train examples, test examples, clipped values, and metrics times examples.
+values of the base. The numbers come last: train examples, test examples, clipped values, and metrics times examples. If
+the bound follows the magnitudes of values, these are counted too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from fedpipe.errors import WeightsError
 from fedpipe.secure.masks import CHUNK
-from fedpipe.secure.numbers import Floats, Grid, Words, packed_size, padded
+from fedpipe.secure.numbers import EDGES, Floats, Grid, Words, packed_size, padded
 from fedpipe.weights import FLOATS, Array, Layout, Tensor
 
 COUNT = 53
@@ -36,12 +37,14 @@ class Counts(NamedTuple):
         tested: examples of the test part.
         clipped: values that were clipped.
         metrics: means over the examples, or over test examples if the name begins with TEST.
+        magnitudes: values in each class of `Grid.magnitudes`; empty where the bound does not follow them.
     """
 
     examples: int
     tested: int
     clipped: int
     metrics: Mapping[str, float]
+    magnitudes: tuple[int, ...] = ()
 
 
 class Vector(NamedTuple):
@@ -51,11 +54,13 @@ class Vector(NamedTuple):
         grid: of its values.
         layout: of the weights.
         metrics: the names of the metrics, sorted.
+        follows: whether the values are counted by their magnitude too.
     """
 
     grid: Grid
     layout: Layout
     metrics: tuple[str, ...]
+    follows: bool = False
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -80,8 +85,12 @@ class Vector(NamedTuple):
     @property
     def _limbs(self) -> list[int]:
         """The words of each number."""
-        bits = [COUNT] * 3 + [METRIC] * len(self.metrics)
+        bits = [COUNT] * (3 + self._classes) + [METRIC] * len(self.metrics)
         return [-(-bit // self.grid.bits) for bit in bits]
+
+    @property
+    def _classes(self) -> int:
+        return len(EDGES) + 1 if self.follows else 0
 
     def encode(
         self, base: Mapping[str, Array], new: Mapping[str, Array], factor: float, counts: Counts,
@@ -93,25 +102,28 @@ class Vector(NamedTuple):
             base: the weights from which the training began.
             new: the trained weights.
             factor: of each change, at most 1 in the mean.
-            counts: of the learner; clipped values are counted here.
+            counts: of the learner; clipped values and magnitudes are counted here.
             random: rounds the values.
 
         Raises:
             WeightsError: a weight is NaN or infinite, or the tensors are not those of the layout.
         """
-        clipped = 0
+        clipped, magnitudes = 0, np.zeros(self._classes, np.int64)
         for tensor in self.tensors:
             first, second = base[tensor.name].reshape(-1), new[tensor.name].reshape(-1)
             for start in range(0, first.size, CHUNK):
                 stop = min(start + CHUNK, first.size)
                 change = second[start:stop].astype(np.float64) - first[start:stop].astype(np.float64)
-                words, more = self.grid.encode(change * factor, random)
+                change *= factor
+                words, more = self.grid.encode(change, random)
                 clipped += more
+                if self.follows:
+                    magnitudes += self.grid.magnitudes(change)
                 yield _filled(words)
-        yield _filled(self._numbers(counts._replace(clipped=clipped)))
+        yield _filled(self._numbers(counts._replace(clipped=clipped, magnitudes=tuple(map(int, magnitudes)))))
 
     def _numbers(self, counts: Counts) -> Words:
-        pairs = [(count, COUNT) for count in (counts.examples, counts.tested, counts.clipped)]
+        pairs = [(count, COUNT) for count in (counts.examples, counts.tested, counts.clipped, *counts.magnitudes)]
         for name in self.metrics:
             value = max(-_LARGEST, min(_LARGEST, counts.metrics[name])) if not math.isnan(counts.metrics[name]) else 0.0
             weight = counts.tested if name.startswith(TEST) else counts.examples
@@ -125,13 +137,14 @@ class Vector(NamedTuple):
         for limbs in self._limbs:
             numbers.append(self.grid.joined(total[start : start + limbs]))
             start += limbs
-        examples, tested, clipped, *sums = numbers
+        examples, tested, clipped, *left = numbers
+        magnitudes, sums = left[: self._classes], left[self._classes :]
         metrics = {}
         for name, found in zip(self.metrics, sums, strict=True):
             weight = tested if name.startswith(TEST) else examples
             if weight:
                 metrics[name] = (found - parties * _ZERO) / 2**_POINT / weight
-        return Counts(examples, tested, clipped, metrics)
+        return Counts(examples, tested, clipped, metrics, tuple(magnitudes))
 
     def decode(self, total: Words, parties: int) -> Iterator[tuple[Tensor, int, Floats]]:
         """Yield the sums of changes, chunk by chunk: the tensor, the first of its coordinates, and the sums."""

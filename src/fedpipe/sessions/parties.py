@@ -6,12 +6,16 @@
     awaits g                 <-   sends g = dloss/da to each
     a step of bottom with g
 
+With `ahead`, it sends the activations of so many more batches before it awaits g. Their weights lack as many steps, so
+the exchange is no longer exact (delayed gradients).
+
 The order of the rows in a round follows from the seed, so all parties have the same batches. A party that was killed
 begins the round again. It makes the same parcels, finds its own and the others' from before, and catches up.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from typing import NamedTuple
 
@@ -92,7 +96,7 @@ class Play:
         self._federation = round.federation
         cut = self._federation.split
         assert cut is not None
-        self._labels = cut.label_party
+        self._labels, self._ahead = cut.label_party, cut.ahead
 
     def run(self) -> Playing:
         """Play the round; yield seconds to wait.
@@ -115,11 +119,21 @@ class Play:
         yield from self._talk.receive_as_is("rows", 0, self._labels, _form())
         for number, rows in self._tests():
             self._talk.send("test", number, self._labels, self._bottom.infer(self._features(rows)))
+        sent = deque[tuple[int, Indices]]()
         for number, rows in self._round.batches(self._held.parts["train"]):
             self._talk.send("activations", number, self._labels, self._bottom.forward(self._features(rows)))
-            row = self._bottom.output.row
-            self._bottom.backward((yield from self._talk.receive("gradients", number, self._labels, len(rows), row)))
+            sent.append((number, rows))
+            if len(sent) > self._ahead:
+                yield from self._moved(self._bottom, *sent.popleft())
+        for number, rows in sent:
+            yield from self._moved(self._bottom, number, rows)
         return self._result({}, None)
+
+    def _moved(self, bottom: Bottom, number: int, rows: Indices) -> Generator[float, None, None]:
+        """Take a step of the bottom from the gradient of a batch."""
+        bottom.backward(
+            (yield from self._talk.receive("gradients", number, self._labels, len(rows), bottom.output.row))
+        )
 
     def _lead(self) -> Playing:
         """Await activations, take the steps of the top, and send gradients."""

@@ -3,9 +3,11 @@
     keys      each learner offers a key of this round; the coordinator lists them
     masked    each trains, and uploads its update under masks that cancel in the sum
     agree     each signs the list of the vectors that arrived
-    reveal    each that has seen enough signatures reveals what opens this sum
+    reveal    each that has seen enough signatures reveals what opens this sum, and offers a key of the next round
 
-Below the threshold, nothing is revealed. Then the round begins again with new keys, as often as `quorum.retries` says.
+So only learners that have offered no key are asked for one: all in the first round of a session, later those that come
+back. Below the threshold, nothing is revealed. Then the round begins again with new keys, as often as
+`quorum.retries` says.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from fedpipe.errors import CorruptError, DroppedError, FedpipeError, InputError, QuorumError, StoreUnavailableError
+from fedpipe.federation.algorithms import QuantileBound
 from fedpipe.identity.roster import check_members, read_roster
 from fedpipe.identity.signing import find_administrator
 from fedpipe.identity.statements import signed_by
@@ -24,7 +27,8 @@ from fedpipe.rounds.manifests import Dropped, Record
 from fedpipe.rounds.masked import cut_parcels
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll, drop
-from fedpipe.rounds.secure_sums import SecureClosing, find_list, put_statement, tries_of
+from fedpipe.rounds.secure_lists import find_list, put_statement, tries_of
+from fedpipe.rounds.secure_sums import SecureClosing
 from fedpipe.rounds.selection import select
 from fedpipe.secure.messages import Agreement, Agreements, Bundle, Masked, Members, Occasion, Offer, Reveal
 from fedpipe.secure.party import Group, Orders, Party
@@ -83,11 +87,12 @@ class SecureRound:
             )
 
     def keys(self, attempt: int) -> Phase:
-        """Ask all for a key; close with the list."""
+        """Ask those for a key that have offered none while the last round ended; close with the list."""
         occasion = self._closing.occasion(attempt)
 
         def asks(count: int, away: Collection[str]) -> tuple[str, ...]:
-            return select(self._plan.federation, self._closing.number, count, away)
+            names = select(self._plan.federation, self._closing.number, count, away)
+            return self._closing.without_key(occasion, names)
 
         return self._phase(
             "keys", "keys", Offer, occasion, asks, lambda roll: self._closing.close_keys(attempt, roll),
@@ -156,6 +161,7 @@ class Participant:
         self._train = train
         self._group: Group | None = None
         self._party: Party | None = None
+        self._next: Party | None = None
         self._bundle: Bundle | None = None
         self._members: Members | None = None
         self._opened: set[int | str] = set()
@@ -184,20 +190,37 @@ class Participant:
 
     def _occasion(self, board: Board) -> Occasion:
         """Return the try of the round on the board, which must be of this session."""
-        name, run, plan = self._plan.federation.name, self._plan.run, self._plan.definition.digest
-        occasion = Occasion(name, run, board.candidate, board.round, plan, board.base)
+        occasion = self._first_try(board.round)._replace(session=board.candidate, base=board.base)
         if not tries_of(occasion, self._session):
             raise DroppedError("the coordinator asks for keys of another session")
         return occasion
 
+    def _first_try(self, number: int) -> Occasion:
+        """Return the first try of a round, before its base is known."""
+        name, run, plan = self._plan.federation.name, self._plan.run, self._plan.definition.digest
+        return Occasion(name, run, self._session, number, plan)
+
     def _offer(self, board: Board) -> bool:
         occasion = self._occasion(board)
-        if self._party is None or self._party.occasion != occasion:
-            if self._opened & {occasion.round, occasion.base}:
-                raise DroppedError("it has opened a sum of this round or these weights, and opens no second one")
-            self._party, self._bundle, self._members = self._made(occasion), None, None
-        put_statement(self._store, self._party.offer())
+        party = self._begun(occasion)
+        if party is None:
+            party = self._begin(self._made(occasion), occasion)
+        put_statement(self._store, party.offer())
         return True
+
+    def _begun(self, occasion: Occasion) -> Party | None:
+        """Return the party of a try of a round; None without a key of it."""
+        if self._next is not None and self._next.occasion == occasion.expected:
+            party, self._next = self._next, None
+            return self._begin(party, occasion)
+        return self._party if self._party is not None and self._party.occasion == occasion else None
+
+    def _begin(self, party: Party, occasion: Occasion) -> Party:
+        if self._opened & {occasion.round, occasion.base}:
+            raise DroppedError("it has opened a sum of this round or these weights, and opens no second one")
+        party.begin(occasion.base)
+        self._party, self._bundle, self._members = party, None, None
+        return party
 
     def _made(self, occasion: Occasion) -> Party:
         if self._group is None:
@@ -214,9 +237,10 @@ class Participant:
         return Party(occasion, self._group, self._learner, lambda statement: signed_by(statement, self._learner))
 
     def _current(self, board: Board) -> Party:
-        if self._party is None or self._party.occasion != self._occasion(board):
+        party = self._begun(self._occasion(board))
+        if party is None:
             raise DroppedError("this process has no key of the round: it began later, or its last one ended")
-        return self._party
+        return party
 
     def _mask(self, board: Board) -> bool:
         party = self._current(board)
@@ -224,6 +248,7 @@ class Participant:
             bundle = find_list(self._store, party.occasion, Bundle)
             if bundle is None:
                 raise CorruptError("the coordinator shows no keys")
+            self._check_bound(bundle.bound)
             orders = party.join(bundle)
             self._party = None  # unless the vector is made: nothing else may be masked by these orders
             made = self._train(board, orders)
@@ -234,6 +259,13 @@ class Participant:
         assert party.sent is not None
         put_statement(self._store, party.sent)
         return True
+
+    def _check_bound(self, bound: float) -> None:
+        """Check a bound against the plan, as far as a learner knows it. Raises DroppedError."""
+        secure = self._plan.federation.secure
+        assert secure is not None
+        if not isinstance(secure.bound, QuantileBound) and bound != secure.bound:
+            raise DroppedError(f"the coordinator shows a bound of {bound:g}, the plan's is {secure.bound:g}")
 
     def _agree(self, board: Board) -> bool:
         party = self._current(board)
@@ -256,4 +288,13 @@ class Participant:
         reveal = party.reveal(agreements, parcels)
         self._opened |= {board.round, board.base}
         put_statement(self._store, reveal)
+        self._offer_next(board.round + 1)
         return True
+
+    def _offer_next(self, number: int) -> None:
+        """Offer a key of the next round, so that nobody has to ask for it."""
+        if number > self._plan.federation.training.rounds:
+            return
+        if self._next is None or self._next.occasion.round != number:
+            self._next = self._made(self._first_try(number))
+        put_statement(self._store, self._next.offer())

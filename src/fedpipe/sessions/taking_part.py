@@ -13,15 +13,18 @@ from fedpipe import weights
 from fedpipe.errors import CorruptError, StoreError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.statements import signed_by
-from fedpipe.learners.contribute import fetched, last_optimizer
+from fedpipe.learners.contribute import last_optimizer
+from fedpipe.learners.downloads import fetched
 from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.party import Held, Parts
 from fedpipe.rounds.cut import read_digests
+from fedpipe.rounds.floors import released_here
 from fedpipe.rounds.manifests import Dropped, Update
 from fedpipe.rounds.parcels import Meeting, remove
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
+from fedpipe.rounds.timings import PARCELS, Timing, note
 from fedpipe.rounds.updates import publish_update
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.exchange import Conversation
@@ -61,7 +64,7 @@ def take_part(
         clock: seconds of this process.
     """
     seconds = plan.federation.quorum.deadline - (store.age(keys.board(plan.run)) or 0.0)
-    cut = plan.federation.split
+    cut, started = plan.federation.split, time.time()
     assert cut is not None
     talk = Conversation(
         meeting_of(store, plan, board), party, cut.exchange, read_enrolled(store), seconds=seconds, clock=clock
@@ -88,7 +91,13 @@ def take_part(
         log.info(
             "round %d: %s sent %d bytes, and waited %.1f s", board.round, party, talk.sent, talk.waited
         )  # fmt: skip
-        return _published(store, signed_by(update, party))
+        note(
+            store, plan.run,
+            Timing(
+                step=PARCELS, learner=party, round=board.round, started=started, seconds=talk.waited, sent=talk.sent
+            ),
+        )  # fmt: skip
+        return _published(store, signed_by(released_here(update), party))
     except (Exception, SystemExit) as error:
         dropped = left_out(store, plan, party, board.round, error, Roll((), attempt=board.attempt).note("dropped"))
         talk.leave(dropped.why)

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, field
@@ -17,33 +17,22 @@ from fedpipe.errors import FedpipeError, InputError
 from fedpipe.federation.confidential import check_no_credentials_in
 from fedpipe.federation.loading import load
 from fedpipe.federation.messages import Grammar, mistake_of
-from fedpipe.federation.mistakes import quantity
-from fedpipe.federation.names import BYTES, YEAR, Name, Section
+from fedpipe.federation.names import Name, Section
 from fedpipe.federation.values import check_values
 from fedpipe.identity.signing import ADMINISTRATOR_KEY, FOUND_KEYS, KEYS, SIGNING_KEY, public_key
+from fedpipe.sites.approval import Approving, Way, mistakes_of
 from fedpipe.sites.policy import Policy
 from fedpipe.store import SECRET_DIR, Store, check_uri, file_uri, is_uri, open_store
 from fedpipe.store.credentials import read_mounted
 from fedpipe.store.network import trust
 
+KEYS_OF_STORE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""Variables that come before a folder of keys; of another user of this machine."""
 CA_VARIABLE = "AWS_CA_BUNDLE"
 """The variable through which the store's client gets the certificate of `ca`."""
 LEAST_LOOK = 15.0
 """Fewest seconds between two looks of an idle site."""
 _MISSING = "Write it as docs/sites.md shows, or join with `fedpipe site join`."
-
-
-class Limits(Section, frozen=True, kw_only=True):
-    """The resources of the process that trains; 0 or empty for no limit."""
-
-    memory: Annotated[str, Meta(pattern=BYTES, description="most bytes of its data, such as `8Gi`")] = ""
-    cores: Annotated[int, Meta(ge=0, le=4096, description="most cores")] = 0
-    seconds: Annotated[float, Meta(ge=0, le=YEAR, description="most seconds of an answer, such as a training")] = 0.0
-
-    @property
-    def bytes(self) -> int:
-        """Return the memory as a number of bytes; 0 without a limit."""
-        return int(quantity(self.memory)) if self.memory else 0
 
 
 class Site(Section, frozen=True, kw_only=True):
@@ -67,10 +56,14 @@ class Site(Section, frozen=True, kw_only=True):
         float, Meta(ge=LEAST_LOOK, le=3600, description="seconds between two looks at the store while idle")
     ] = LEAST_LOOK
     approve: Annotated[
-        Literal["ask", "listed", "signed-by", "any"], Meta(description="how a plan is approved before it runs")
+        Way | Approving, Meta(description="how a plan is approved before it runs; a word alone takes all defaults")
     ] = "ask"
-    limits: Annotated[Limits, Meta(description="resources of the process that trains")] = field(default_factory=Limits)
     policy: Annotated[Policy, Meta(description="limits that the site sets")] = field(default_factory=Policy)
+
+    @property
+    def approving(self) -> Approving:
+        """Return who approves plans."""
+        return self.approve if isinstance(self.approve, Approving) else Approving(by=self.approve)
 
     def open(self) -> Store:
         """Return the federation's part of the store. Raises StoreError."""
@@ -79,8 +72,13 @@ class Site(Section, frozen=True, kw_only=True):
     @property
     def public_key(self) -> str:
         """Return the public part of the signing key; empty where the site has none. Raises InputError."""
-        text = self._key_text()
-        return public_key(text.split()[0]) if text.split() else ""
+        private = self.private_key
+        return public_key(private) if private else ""
+
+    @property
+    def private_key(self) -> str:
+        """Return the private signing key; empty where the site has none. Raises InputError."""
+        return (self._key_text().split() or [""])[0]
 
     def _key_text(self) -> str:
         try:
@@ -94,7 +92,7 @@ class Site(Section, frozen=True, kw_only=True):
     def surroundings(self) -> Mapping[str, str]:
         """Return the environment in which the store and the keys are the site's. Raises InputError."""
         found = {SIGNING_KEY: self._key_text(), KEYS: "", FOUND_KEYS: ""}
-        found |= {SECRET_DIR: self.credentials} if self.credentials else {}
+        found |= dict.fromkeys(KEYS_OF_STORE, "") | {SECRET_DIR: self.credentials} if self.credentials else {}
         found |= {CA_VARIABLE: self.ca} if self.ca else {}
         found |= {ADMINISTRATOR_KEY: self.administrator} if self.administrator else {}
         return found
@@ -136,6 +134,8 @@ def parse_site(content: Any, folder: Path, *, where: str) -> Site:
     except msgspec.ValidationError as error:
         path, what, remedy = mistake_of(_GRAMMAR, str(error), content)
         raise InputError(what, where=f"{where}: {path}" if path else where, remedy=remedy) from error
+    for flaw in mistakes_of(site.approving):
+        raise InputError(flaw.what, where=f"{where}: approve.{flaw.key}", remedy=flaw.remedy)
     site = _resolved(site, folder, where)
     _check(site, where)
     return site

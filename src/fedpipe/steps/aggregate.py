@@ -64,8 +64,9 @@ def _outputs(record: Record) -> Outputs:
 
 def metadata_of(record: Record) -> dict[str, Any]:
     """Return the metadata of an aggregated round for the UI."""
+    not_chosen = {"not chosen": ", ".join(record.not_chosen)} if record.not_chosen else {}
     return {
         "digest": record.weights, "round": record.round, "run": record.run, "federation": record.federation,
         "learners": len(record.contributors), "dropped": ", ".join(d.learner for d in record.dropped),
-        "examples": record.examples, **record.metrics,
+        "examples": record.examples, **not_chosen, **record.metrics,
     }  # fmt: skip

@@ -13,6 +13,7 @@ from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.score import score_learner
 from fedpipe.rounds.agreement import agreed_plan
 from fedpipe.rounds.evaluation import Score, earlier_model, is_scored, own_score
+from fedpipe.rounds.floors import released_here
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import digest_of, encode
@@ -81,7 +82,7 @@ def give_up(inputs: Inputs, why: str) -> Outputs:
 
 
 def _publish(store: Store, inputs: Inputs, score: Score, *, earlier: bool = False) -> None:
-    made = signed_by(score, inputs.learner, place=f"{inputs.place.federation}/{inputs.place.run}")
+    made = signed_by(released_here(score), inputs.learner, place=f"{inputs.place.federation}/{inputs.place.run}")
     store.replace(keys.score(inputs.learner, inputs.place.run, earlier=earlier), encode(made))
 
 

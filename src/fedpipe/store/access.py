@@ -85,6 +85,8 @@ _SENT = Access(("owner",), ("owner", "learners"))
 _PUBLISHED = Access(("coordinator",), ("coordinator", "server"))
 _ENROLLED = Access(("administrator",), ("coordinator", "learners", "server"))
 _ROSTER = Access(("administrator",), ("coordinator", "learners"))
+_JOINING = Access(("administrator",), ("administrator",))
+_ASKED = Access(("owner",), ("owner", "administrator"))
 
 TABLE = (
     Row("HEAD", _OWN, "the last accepted round; moves by compare-and-swap only, never to untrained weights"),
@@ -114,6 +116,7 @@ TABLE = (
     Row("runs/<run>/report.html", _GLOBAL, "the report"),
     Row("runs/<run>/pruned", _GLOBAL, "a note that `fedpipe prune` has removed objects of the run"),
     Row("learners/<learner>/shard", _DEALT, "the manifest of the learner's current shard"),
+    Row("learners/<learner>/runs/_approval", _LEARNERS, "a site: its last decision about a plan ([sites](sites.md))"),
     Row("learners/<learner>/objects/<sha256>", _DEALT, "shards, weights of updates, optimizer states"),
     Row("learners/<learner>/proposals/<sha256>", _SHOWN, "weights that it proposed"),
     Row("learners/<learner>/personal/<sha256>", _SPENT, "weights that stay at the learner ([personal](personal.md))"),
@@ -137,11 +140,15 @@ TABLE = (
         _LEARNERS,
         "its tests of the last and the best earlier model",
     ),
+    Row("learners/<learner>/rotation", _ASKED, "a site's request for new keys ([identities](identities.md#sites))"),
     Row("models/<model>/<version>/origin.json", _PUBLISHED, "the origin of a version, and the model's digest"),
     Row("models/<model>/<version>/signature.json", _PUBLISHED, "the coordinator's signature, if it is enrolled"),
     Row("models/<model>/<version>/model.onnx", _PUBLISHED, "the model; a version is never overwritten"),
     Row("models/<model>/traffic.json", _PUBLISHED, "which versions answer ([serving](serving.md))"),
     Row("enrolled", _ENROLLED, "public keys of those who must sign ([identities](identities.md))"),
+    Row("joining/<learner>/invitation", _JOINING, "the terms of a site's invitation, signed by the administrator"),
+    Row("joining/<learner>/<name>/request", _JOINING, "a site's request to join, written by a URL in its invitation"),
+    Row("joining/<learner>/<name>/answer", _JOINING, "the answer; the site's keys of the store in it are sealed"),
     Row("roster", _ROSTER, "the learners' public keys, signed by the administrator ([secure sums](secure-sums.md))"),
 )
 

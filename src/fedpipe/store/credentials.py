@@ -73,7 +73,7 @@ class Identity(Provider):
                 raise
             self._due = time.monotonic() + _AGAIN
             return self._held
-        left = _seconds_left(self._held)
+        left = seconds_left(self._held)
         self._due = time.monotonic() + max(1.0, left - min(_EARLY, left / 4))
         return self._held
 
@@ -87,7 +87,8 @@ class Identity(Provider):
             return before != self._fetch_new()
 
 
-def _seconds_left(credentials: Held) -> float:
+def seconds_left(credentials: Held) -> float:
+    """Returns the seconds until credentials expire; infinity for those that do not."""
     if credentials.expiration is None:
         return float("inf")
     now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)

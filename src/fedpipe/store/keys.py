@@ -22,6 +22,8 @@ ROSTER = "roster"
 PRUNING = "pruning"
 """The mark that objects are being removed; it changes with each removal."""
 CATALOGUE = "catalogue"
+JOINING = "joining"
+"""The folder of invitations and requests to join, which only the administrator of the store reads and writes."""
 RUNS = "runs"
 """The folder that has a folder for each run."""
 MOST_LEFT = 20_000
@@ -53,6 +55,33 @@ def content(digest: str, owner: str | None = None, kind: Kind = "objects") -> st
     if kind == "coordinator":
         return f"coordinator/{name}"
     return f"learners/{owner}/{kind}/{name}" if owner else f"objects/{name}"
+
+
+def invitation(learner: str) -> str:
+    """Returns the key of the terms of a site's current invitation."""
+    return f"{JOINING}/{learner}/invitation"
+
+
+def joining(learner: str, name: str, what: Literal["request", "answer"]) -> str:
+    """Returns the key of a site's request to join, or of the answer to it.
+
+    Args:
+        learner: the site's name.
+        name: 32 hexadecimal digits, the number of its invitation.
+        what: the request or the answer.
+    """
+    return f"{JOINING}/{learner}/{name}/{what}"
+
+
+def parse_joining(key: str) -> tuple[str, str] | None:
+    """Returns the learner and the number of the invitation of a request to join; None for any other key."""
+    found = re.fullmatch(rf"{JOINING}/([a-z0-9\-]{{1,40}})/([0-9a-f]{{32}})/request", key, re.ASCII)
+    return (found[1], found[2]) if found else None
+
+
+def rotation(learner: str) -> str:
+    """Returns the key of a site's request for new keys."""
+    return f"{learner_folder(learner)}rotation"
 
 
 def probe(name: str) -> str:
@@ -207,6 +236,11 @@ def parse_events(key: str, run: str, learner: str = "") -> tuple[int, str] | Non
 def learner_folder(learner: str) -> str:
     """Returns the prefix of all that a learner may write."""
     return f"learners/{learner}/"
+
+
+def approval(learner: str) -> str:
+    """Returns the key of a site's last decision about a plan."""
+    return f"{learner_folder(learner)}runs/_approval"
 
 
 def shard(learner: str) -> str:

@@ -21,7 +21,7 @@ from minio.error import InvalidResponseError, S3Error, ServerError
 from fedpipe.errors import CorruptError, FedpipeError, NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.store.base import SMALL, Blob, Entry, Reader, check_key, probe_conditional_writes
 from fedpipe.store.bodies import TornError, check_start, is_torn, read_exactly, release, size_of
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.credentials import Credentials, seconds_left
 from fedpipe.store.network import RouteError, remedy_of, via
 from fedpipe.store.s3_client import DEADLINE, Connection, connect, describe_answer, may_pass, time_of_signing
 
@@ -187,9 +187,9 @@ class MinioStore:
             raise StoreError("the store does not report its time", where=self._where(key))
         return max(0.0, (parsedate_to_datetime(str(now)) - found.last_modified).total_seconds())
 
-    def _presigned(self, method: str, key: str) -> str:
+    def _presigned(self, method: str, key: str, seconds: float = 900.0) -> str:
         return self._client.get_presigned_url(
-            method, self._bucket, self._key(key), expires=datetime.timedelta(minutes=15),
+            method, self._bucket, self._key(key), expires=datetime.timedelta(seconds=seconds),
             request_date=time_of_signing() + self._client.offset,
         )  # fmt: skip
 
@@ -318,6 +318,14 @@ class MinioStore:
 
     def probe(self) -> None:
         probe_conditional_writes(self._again(self._prefix, min(PROBE_DEADLINE, self._deadline)), uuid.uuid4().hex)
+
+    def lend(self, method: str, key: str, seconds: float) -> str:
+        """Returns a URL that allows one kind of request for one object, for a while (`fedpipe.store.lent`)."""
+        return self._presigned(method, key, seconds)
+
+    def key_life(self) -> float:
+        """Returns the seconds until the keys of the store expire, and URLs made with them; infinity without an end."""
+        return seconds_left(self._identity.retrieve())
 
     def make_bucket(self) -> bool:
         """Creates the bucket unless it exists. Returns whether this call created it. Raises StoreError."""

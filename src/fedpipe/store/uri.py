@@ -6,6 +6,7 @@ import functools
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
 from fedpipe.errors import StoreError
@@ -16,6 +17,9 @@ from fedpipe.store.local import LocalStore
 from fedpipe.store.memory import MemoryStore
 from fedpipe.store.places import file_uri, is_uri, path_of
 from fedpipe.store.userinfo import check_no_credentials
+
+if TYPE_CHECKING:
+    from fedpipe.store.credentials import Credentials
 
 _SCHEMES = ("file", "s3", "memory")
 _REGION = "us-east-1"
@@ -99,12 +103,13 @@ def endpoint_of(uri: str, *, endpoint: str | None = None, region: str | None = N
     for where, found in given.items():
         if found:
             return check_no_credentials(found, where)
-    return f"https://s3.{_region_of(uri, region)}.amazonaws.com"
+    return f"https://s3.{region_of(uri, region)}.amazonaws.com"
 
 
 def open_store(
-    uri: str, *, endpoint: str | None = None, region: str | None = None, deadline: float | None = None
-) -> Store:
+    uri: str, *, endpoint: str | None = None, region: str | None = None, deadline: float | None = None,
+    credentials: Credentials | None = None,
+) -> Store:  # fmt: skip
     """Opens a store. It sends no request yet; `probe` does.
 
     Args:
@@ -112,6 +117,7 @@ def open_store(
         endpoint: for S3, `http(s)://host[:port]`; else the URI's query, `AWS_ENDPOINT_URL` or AWS.
         region: for S3; else the URI's query, `AWS_REGION` or us-east-1.
         deadline: for S3, seconds after which a request to a server that does not answer fails.
+        credentials: for S3; else those of the environment.
 
     Raises:
         StoreError: the URI is malformed, or there are no credentials.
@@ -128,7 +134,7 @@ def open_store(
     line = held.line()
     if parts.scheme == "file" and not (line and os.environ.get(held.FOLDER) == check_uri(uri)):
         return LocalStore(path_of(check_uri(uri)))
-    if line:
+    if credentials is None and line:
         return held.HeldStore(line, held.Place(check_uri(uri), endpoint, region, deadline))
     from fedpipe.store.s3 import MinioStore  # takes 0.3 s, which a local store need not pay
     from fedpipe.store.s3_client import DEADLINE
@@ -137,7 +143,8 @@ def open_store(
         parts.netloc,
         parts.path.strip("/"),
         endpoint=endpoint_of(uri, endpoint=endpoint, region=region),
-        region=_region_of(uri, region),
+        region=region_of(uri, region),
+        credentials=credentials,
         deadline=DEADLINE if deadline is None else deadline,
     )
 
@@ -148,7 +155,8 @@ def check_folder(uri: str) -> None:
         raise StoreError(what, where=uri, remedy="Choose another folder for the store, or check its permissions.")
 
 
-def _region_of(uri: str, given: str | None) -> str:
+def region_of(uri: str, given: str | None = None) -> str:
+    """Returns the region of an S3 URI: the given one, the query's, the environment's, or us-east-1."""
     query = dict(parse_qsl(urlsplit(uri).query))
     return given or query.get("region") or os.environ.get("AWS_REGION") or _REGION
 

@@ -59,6 +59,8 @@ def _shared(story: Story, record: Record) -> Iterator[Point]:
     learners = took_part(story.plan.federation, record)
     numbers: dict[str, float] = {k: v for k, v in record.metrics.items() if not k.startswith("test_")}
     numbers |= {"learners": len(learners), "dropped": len(record.dropped)}
+    if record.not_chosen:
+        numbers["not_chosen"] = len(record.not_chosen)
     if examples := record.examples:
         numbers["examples"] = examples
     if record.outcome:

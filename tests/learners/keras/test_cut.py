@@ -121,6 +121,25 @@ def test_an_epoch_of_the_parts_is_an_epoch_of_the_uncut_network(names: tuple[str
     assert 0 < metrics["loss"] <= expected["loss"]  # that of the label party has no penalty of the others' weights
 
 
+def test_gradients_are_applied_to_the_oldest_open_batch() -> None:
+    """Two batches are sent with the same weights; without an optimizer's state, the steps add up."""
+    adapter, federation, code, digest = cut(("alice",), optimizer="keras.optimizers.SGD(0.1)")
+    start = adapter.build(code, digest, "", federation.training).initial_weights(federation.training.seed)
+    bottom, own = adapter.bottom(code, digest, "alice", federation.training), part_of(start, "bottom-alice")
+    x, _ = made()
+    first, second = x["alice"][:8], x["alice"][8:20]
+    moved = []
+    for rows in ([first], [second], [first, second]):
+        bottom.begin(own, None, seed=7, rate=0.0)
+        up = [bottom.forward(batch) for batch in rows]
+        for found in up:
+            bottom.backward(np.ones_like(found))
+        moved.append({name: array - own[name] for name, array in bottom.weights().items() if "kernel" in name})
+    assert moved[0]
+    for name in moved[0]:
+        np.testing.assert_allclose(moved[2][name], moved[0][name] + moved[1][name], atol=1e-6)
+
+
 def test_parts_alone_begin_with_the_weights_of_the_whole_network() -> None:
     adapter, federation, code, digest = cut(("alice", "bob"), label_features=True)
     training = federation.training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -44,6 +45,10 @@ class CutKeras(KerasFramework):
     def bottom(self, code: bytes, digest: str, party: str, training: Training) -> KerasBottom:
         """Return the part of a party with features. Raises ModelError."""
         return _cached_bottom(code, digest, party, training.seed)
+
+    def named_top(self, code: bytes, digest: str, training: Training) -> NamedTop:
+        """Return the top for the export. Raises ModelError."""
+        return NamedTop(code, digest, self._parties, training.seed)
 
     def top(self, code: bytes, digest: str, training: Training) -> KerasTop:
         """Return the part of the label party. Raises ModelError."""
@@ -125,7 +130,12 @@ class KerasBottom(KerasPart):
         self._forward = tensorflow.function(forward, reduce_retracing=True)
         self._update = tensorflow.function(self._apply, reduce_retracing=True)
         self._infer = tensorflow.function(lambda x: self.keras(x, training=False), reduce_retracing=True)
-        self._open: tuple[Any, Any, Any] | None = None
+        self._open = deque[tuple[Any, Any, Any]]()
+
+    def begin(self, start: Arrays, optimizer: Arrays | None, *, seed: int, rate: float) -> None:
+        """See `Part.begin`; batches that were open in an attempt that failed are forgotten."""
+        super().begin(start, optimizer, seed=seed, rate=rate)
+        self._open.clear()
 
     @property
     def output(self) -> Shape:
@@ -137,14 +147,13 @@ class KerasBottom(KerasPart):
         tensorflow, _ = frameworks()
         with tensorflow.GradientTape() as tape:
             found, penalty = self._forward(tensorflow.constant(self.inputs.arranged(x)))
-        self._open = (tape, found, penalty)
+        self._open.append((tape, found, penalty))
         return np.asarray(found)
 
     def backward(self, gradient: Array) -> None:
         """See `Bottom.backward`."""
-        assert self._open is not None
         tensorflow, _ = frameworks()
-        (tape, found, penalty), self._open = self._open, None
+        tape, found, penalty = self._open.popleft()
         one = tensorflow.ones_like(penalty)
         given = [tensorflow.constant(gradient, found.dtype), one]
         self._update(tape.gradient([found, penalty], self.keras.trainable_variables, output_gradients=given))
@@ -263,25 +272,36 @@ class WholeModel(KerasModel):
 
     def _joined(self) -> Any:
         _, keras = frameworks()
-        for part in (*map(bottom_name, self._parties), TOP):
-            keras.backend.clear_session()  # a part has the names and the numbers that it has alone
-            keras.utils.set_random_seed(_part_seed(self._run_seed, part))
-            self._parts[part] = built(_maker(self.module, part), keras)
-            self._parts[part].name = part
-        top = self._parts[TOP]
-        taken, self._top_outputs = sides_of(top)
-        inputs, outputs = {}, []
-        for party in self._parties:
-            bottom = self._parts[bottom_name(party)]
+        bottoms = [self._made(bottom_name(party)) for party in self._parties]
+        taken, order = self._taken(self._made(TOP))
+        inputs, given = {}, {}
+        for place, party, bottom in zip(order, self._parties, bottoms, strict=True):
             port = sides_of(bottom)[0].ports[0]
             inputs[party] = keras.Input(port.shape[1:], dtype=port.dtype, name=party)
-            outputs.append(bottom(inputs[party]))
-        names, order = taken.names, _order_of(taken, self._parties)
-        for place, party, found in zip(order, self._parties, outputs, strict=True):
+            found = bottom(inputs[party])
             _check_fits(party, found, taken.ports[place])
-        given = {names[place]: found for place, found in zip(order, outputs, strict=True)}
-        whole = keras.Model(list(inputs.values()) if len(inputs) > 1 else inputs[self._parties[0]],
-                            top(taken.packed(given)))  # fmt: skip
+            given[taken.names[place]] = found
+        return self._whole(inputs, taken.packed(given))
+
+    def _made(self, part: str) -> Any:
+        """Return a part, with the names and the numbers that it has alone."""
+        _, keras = frameworks()
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(_part_seed(self._run_seed, part))
+        self._parts[part] = built(_maker(self.module, part), keras)
+        self._parts[part].name = part
+        return self._parts[part]
+
+    def _taken(self, top: Any) -> tuple[Side, tuple[int, ...]]:
+        """Return what the top takes, and the place of each party's activations in it."""
+        taken, self._top_outputs = sides_of(top)
+        return taken, _order_of(taken, self._parties)
+
+    def _whole(self, inputs: dict[str, Any], activations: Any) -> Any:
+        """Return the compiled network from inputs, which are named after the parties, to the output of the top."""
+        _, keras = frameworks()
+        top = self._parts[TOP]
+        whole = keras.Model(list(inputs.values()) if len(inputs) > 1 else inputs[self._parties[0]], top(activations))
         metrics = getattr(top._compile_metrics, "_user_metrics", None)
         optimizer = type(top.optimizer).from_config(top.optimizer.get_config())
         whole.compile(optimizer=optimizer, loss=top.loss, metrics=metrics)
@@ -292,6 +312,20 @@ class WholeModel(KerasModel):
                for name, v in KerasModel._named(self, model.weights)}  # fmt: skip
         for name, variable in super()._named(variables):
             yield own.get(id(variable), name), variable
+
+
+class NamedTop(WholeModel):
+    """The top alone, whose inputs are activations and have the names of the parties: it is exported and served."""
+
+    def _joined(self) -> Any:
+        _, keras = frameworks()
+        taken, order = self._taken(self._made(TOP))
+        inputs = {}
+        for place, party in zip(order, self._parties, strict=True):
+            port = taken.ports[place]
+            inputs[party] = keras.Input(port.shape[1:], dtype=port.dtype, name=party)
+        given = {taken.names[place]: inputs[party] for place, party in zip(order, self._parties, strict=True)}
+        return self._whole(inputs, taken.packed(given))
 
 
 def _check_fits(party: str, found: Any, port: Port) -> None:

@@ -1,0 +1,221 @@
+"""Decisions of a site: written down before anything runs, shown to the coordinator, and made by its commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedpipe.errors import CorruptError, InputError, NotFoundError
+from fedpipe.rounds.plan import Plan
+from fedpipe.sites.approval import Approval
+from fedpipe.sites.decisions import Decisions, journal_folder, journal_of
+from fedpipe.sites.journal import entries_of
+from fedpipe.sites.site import Site
+from fedpipe.store import MemoryStore, keys
+from fedpipe.store.objects import canonical, find, put_bytes
+from tests.cli.conftest import Result
+from tests.sites.plans import CODE, PRIVACY, plan, site, stored, training
+
+OTHER = b"def build():\n    return model(4)\n"
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+def decisions(given: Site) -> Decisions:
+    return Decisions(given, journal_of(given))
+
+
+def events(given: Site) -> list[tuple[str, str]]:
+    return [(entry.event, str(entry.fields.get("why", ""))) for entry in entries_of(journal_folder(given))]
+
+
+def test_each_decision_is_written_down_once(tmp_path: Path, store: MemoryStore) -> None:
+    own = site(tmp_path, policy={"epochs": 2})
+    deciding = decisions(own)
+    for _ in range(3):
+        assert deciding.decide(store, stored(store)).verdict == "waits"
+        assert deciding.decide(store, stored(store, run="r2", training=training(local_epochs=5))).verdict == "refused"
+    assert events(own) == [
+        ("waits", "nobody at the site has decided"),
+        ("refused", "the plan trains 5 epochs a round; this site's policy allows 2"),
+    ]
+
+
+def test_code_that_is_not_there_or_swapped(tmp_path: Path, store: MemoryStore) -> None:
+    own = site(tmp_path, approve="any")
+    deciding = decisions(own)
+    with pytest.raises(NotFoundError):
+        deciding.decide(store, plan())
+    store.replace(keys.content(plan().code), OTHER)
+    with pytest.raises(CorruptError):
+        deciding.decide(store, plan())
+    assert [event for event, _ in events(own)] == ["refused", "refused"]
+
+
+def test_the_federation_of_the_site_and_no_other(tmp_path: Path, store: MemoryStore) -> None:
+    own = site(tmp_path, federation="other", approve="any")
+    made = decisions(own).decide(store, stored(store))
+    assert (made.verdict, made.why) == ("refused", "the plan is of the federation 'tiny'; this site's is 'other'")
+
+
+def test_the_coordinator_sees_the_last_decision(tmp_path: Path, store: MemoryStore) -> None:
+    own = site(tmp_path)
+    deciding = decisions(own)
+    deciding.show(store, deciding.decide(store, stored(store)))
+    shown = find(store, keys.approval("b"), Approval)
+    assert shown is not None
+    assert shown.shown.startswith("waits for approval since 20")
+    assert shown.signature is not None
+    assert shown.signature.key == own.public_key
+    before = store.read(keys.approval("b")).version
+    deciding.show(store, deciding.decide(store, stored(store)))
+    assert store.read(keys.approval("b")).version == before
+
+
+def test_when_the_policy_pauses(tmp_path: Path) -> None:
+    own = site(tmp_path, policy={"rounds_a_day": 1})
+    journal = journal_of(own)
+    deciding = Decisions(own, journal)
+    assert deciding.pause() == ""
+    journal.note("trained", round=1)
+    assert deciding.pause() == "1 round ran in 24 hours; this site's policy allows 1"
+
+
+def test_nothing_is_decided_without_a_journal(tmp_path: Path) -> None:
+    own = site(tmp_path)
+    journal_folder(own).write_text("")
+    with pytest.raises(InputError, match="the journal's folder cannot be written"):
+        decisions(own)
+
+
+class TestCommands:
+    """`fedpipe site pending`, `approve`, `refuse`, `review`, `check` and `journal`, as a user types them."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path, fedpipe: Callable[..., Result]) -> Callable[..., Result]:
+        (tmp_path / "site.yaml").write_text("store: store\nfederation: tiny\nname: b\n")
+        return lambda *words: fedpipe("site", words[0], "-c", str(tmp_path / "site.yaml"), *words[1:])
+
+    def ask(self, folder: Path, store: MemoryStore, given: Plan, code: bytes = CODE, **more: Any) -> str:
+        put_bytes(store, code)
+        return decisions(site(folder, **more)).decide(store, given).verdict
+
+    def test_pending_and_approve(self, tmp_path: Path, store: MemoryStore, run: Callable[..., Result]) -> None:
+        site(tmp_path)
+        assert run("pending").out == "no plan waits\n"
+        assert self.ask(tmp_path, store, plan()) == "waits"
+        shown = run("pending").out
+        assert "+def build():" in shown
+        assert "federation tiny at memory://" in shown
+        done = run("approve", "--why", "ticket 4711")
+        assert done.code == 0, done.err
+        assert done.out.startswith("approved sha256:")
+        assert self.ask(tmp_path, store, plan()) == "approved"
+        assert self.ask(tmp_path, store, plan(OTHER, training=training(batch_size=2)), OTHER) == "waits"
+        waiting = json.loads(run("pending", "--json").out)
+        assert [line for line in waiting[0]["code"].splitlines() if line[0] in "+-"][2:] == [
+            "-    return model(3)", "+    return model(4)",
+        ]  # fmt: skip
+        assert waiting[0]["settings"] == ["training.batch_size: 1 -> 2"]
+        done = run("refuse", waiting[0]["digest"][7:15], "--why", "not now")
+        assert done.code == 0
+        assert self.ask(tmp_path, store, plan(OTHER, training=training(batch_size=2)), OTHER) == "refused"
+        assert run("pending").out == "no plan waits\n"
+
+    def test_code_cannot_steer_the_terminal(
+        self, tmp_path: Path, store: MemoryStore, run: Callable[..., Result]
+    ) -> None:
+        code = b"def build():  # \x1b[2J\x1b]0;title\x07 [bold]x[/bold] \x9b31m \xe2\x80\xae\n    return 1\r\n"
+        self.ask(tmp_path, store, plan(code), code)
+        shown = run("pending").out
+        assert "[bold]x[/bold]" in shown
+        assert not set(shown) & {"\x1b", "\x07", "\x9b", "\u202e", "\r"}
+
+    def test_reviewers(
+        self, tmp_path: Path, store: MemoryStore, run: Callable[..., Result], fedpipe: Callable[..., Result]
+    ) -> None:
+        made = [fedpipe("site", "reviewer", str(tmp_path / f"{name}.key")) for name in ("ann", "ben")]
+        keys_made = [done.out.strip() for done in made]
+        listed = "\n".join(f"    - '{key}'" for key in keys_made)
+        text = (
+            f"store: store\nfederation: tiny\nname: b\napprove:\n  by: signed-by\n  needed: 2\n  reviewers:\n{listed}\n"
+        )
+        (tmp_path / "site.yaml").write_text(text)
+        settings = {"approve": {"by": "signed-by", "needed": 2, "reviewers": keys_made}}
+        assert self.ask(tmp_path, store, plan(), **settings) == "waits"
+        assert run("review", "--key", str(tmp_path / "ann.key")).code == 0
+        assert "signed by 1 of the reviewers" in run("pending").out
+        done = run("approve")
+        assert done.code == 2
+        assert "Add the digest to approve.plans, or let reviewers sign it" in done.err
+        assert run("review", "--key", str(tmp_path / "ben.key"), "--out", str(tmp_path / "ben.json")).code == 0
+        assert self.ask(tmp_path, store, plan(), **settings) == "waits"
+        assert run("approve", "--review", str(tmp_path / "ben.json")).out.startswith("the reviews are kept")
+        assert self.ask(tmp_path, store, plan(), **settings) == "approved"
+        done = run("review", "--key", str(tmp_path / "none.key"))
+        assert (done.code, "Make one: fedpipe site reviewer FILE" in done.err) == (2, True)
+        assert fedpipe("site", "reviewer", str(tmp_path / "ann.key")).code == 2, "a key is never overwritten"
+
+    def test_check(self, tmp_path: Path, run: Callable[..., Result]) -> None:
+        (tmp_path / "site.yaml").write_text("store: store\nfederation: tiny\nname: b\npolicy: {epochs: 2}\n")
+        (tmp_path / "federation.yaml").write_text(
+            "name: tiny\nlearners: [{name: a}, {name: b}]\ntraining: {rounds: 3, batch_size: 8, local_epochs: 5}\n"
+            "data: {uri: x.npz}\n"
+        )
+        done = run("check", str(tmp_path / "federation.yaml"))
+        assert (done.code, done.out) == (1, "the plan trains 5 epochs a round; this site's policy allows 2\n")
+        (tmp_path / "plan.json").write_bytes(canonical(plan(training=training(local_epochs=3))))
+        done = run("check", str(tmp_path / "plan.json"))
+        assert (done.code, done.out) == (1, "the plan trains 3 epochs a round; this site's policy allows 2\n")
+        (tmp_path / "plan.json").write_bytes(canonical(plan()))
+        done = run("check", str(tmp_path / "plan.json"))
+        assert (done.code, done.out) == (0, "the policy of this site allows it\n")
+        assert run("check", str(tmp_path / "none.yaml")).code == 2
+
+    def test_journal(self, tmp_path: Path, store: MemoryStore, run: Callable[..., Result]) -> None:
+        self.ask(tmp_path, store, plan())
+        run("refuse", "--why", "no [red]")
+        assert run("journal", "--verify").out == "the journal is whole\n"
+        shown = run("journal").out.splitlines()
+        assert [line.split()[3] for line in shown] == ["waits", "refused"]
+        assert "why no [red]" in shown[1]
+        entries = [json.loads(line) for line in run("journal", "--json", "--since", "1h").out.splitlines()]
+        assert [entry["event"] for entry in entries] == ["waits", "refused"]
+        assert run("journal", "--since", "2099-01-01").out == ""
+        done = run("journal", "--since", "yesterday")
+        assert (done.code, "Write 2026-11-28" in done.err) == (2, True)
+        path = next((tmp_path / "state" / "journal").glob("*.jsonl"))
+        path.write_bytes(path.read_bytes().replace(b"nobody", b"NOBODY"))
+        done = run("journal", "--verify")
+        assert done.code == 3
+        assert done.out == f"the journal was changed: {path.name}, line 1: entry 1 was altered\n"
+        assert json.loads(run("journal", "--verify", "--json").out)["flaw"]["line"] == 1
+
+
+def test_mistakes_of_a_policy(tmp_path: Path) -> None:
+    for more, message in (
+        ({"policy": {"epoch": 1}}, r"site\.yaml: policy: unknown key 'epoch'\. Did you mean 'epochs'\?"),
+        ({"policy": {"leaves": {"tensorbord": True}}}, r"unknown key 'tensorbord'\. Did you mean 'tensorboard'\?"),
+        ({"policy": {"hours": "night"}}, r"site\.yaml: policy\.hours: .*docs/sites\.md"),
+        ({"policy": {"columns": {"age": "numbr"}}}, r"policy\.columns\.age: Invalid enum value 'numbr'\. Valid: "),
+        ({"policy": {"epochs": 0}}, r"policy\.epochs: Expected `int` >= 1"),
+        ({"policy": {"cpu": "many"}}, r"policy\.cpu: is not a number of cores"),
+        ({"approve": {"by": "signed-by", "revewers": []}}, r"approve: unknown key 'revewers'\. Did you mean 'reviewers'"),
+        ({"approve": {"by": "signed-by"}}, r"approve\.needed: 1 of 0 reviewers cannot sign"),
+        ({"approve": {"by": "listed"}}, r"approve\.plans: lists no plan"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            site(tmp_path, **more)
+
+
+def test_privacy_of_the_plan_and_of_the_policy(tmp_path: Path, store: MemoryStore) -> None:
+    own = site(tmp_path, policy={"privacy": {"target_epsilon": 2}}, approve="any")
+    made = decisions(own).decide(store, stored(store, privacy=PRIVACY))
+    assert made.why.endswith("target_epsilon is 4, the most is 2")
