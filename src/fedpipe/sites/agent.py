@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from fedpipe.errors import FedpipeError, RoundError, StoreUnavailableError
 from fedpipe.rounds.plan import Plan, read_plan
+from fedpipe.rounds.protocol import check_spoken
 from fedpipe.sessions.current import Opened, poll_current
+from fedpipe.sessions.presence import RENEWED, Presence, State, put_presence
 from fedpipe.sessions.pulse import GONE, silence
-from fedpipe.sites.presence import RENEWED, Presence, State, put_presence
 from fedpipe.sites.site import Site
 from fedpipe.store import Store
 
@@ -206,6 +207,7 @@ class Agent:
             if not named or self._site.name not in plan.federation.sites:
                 log.info("run %s has no part for this site", opened.run)
                 return None
+            check_spoken(plan.format, self._site.name)
             self._plans[opened] = plan
         return self._plans[opened]
 
