@@ -459,7 +459,9 @@ def sites() -> Iterator[Mistake]:
     def one(cause: str, make: Callable[[Path], Any], command: str, says: str, place: str) -> Mistake:
         return Mistake("Sites", cause, make, command, says, place)
 
-    yield one("a site is invited that is no learner", nothing, "invite nort", "no learner 'nort'", "federation.yaml")
+    yield one(
+        "a site is invited that the file does not have", nothing, "invite nort", "no learner 'nort'", "federation.yaml"
+    )
     yield one("an invitation lives too long", nothing, "invite north --expires 30d", "at most 7 days", "--expires")
     yield one(
         "a folder is given an endpoint", nothing, "invite north --endpoint https://x", "no endpoint", "--endpoint"
