@@ -35,6 +35,7 @@ class Waiting(NamedTuple):
     Args:
         digest: names the plan in decisions.
         since: seconds since 1970.
+        run: the run that asked first.
         description: of the plan.
         code: unified diff of model.py.
         settings: differences such as `training.rounds: 5 -> 6`.
@@ -43,6 +44,7 @@ class Waiting(NamedTuple):
 
     digest: str
     since: float
+    run: str
     description: Description
     code: str
     settings: list[str]
@@ -62,7 +64,7 @@ def pending(file: str | Path) -> list[Waiting]:
     approvals = approvals_of(read_site(file))
     return [
         Waiting(
-            one.digest, one.since, one.description, *approvals.difference(one.description),
+            one.digest, one.since, one.run, one.description, *approvals.difference(one.description),
             signed=len(approvals.reviewers_of(one.digest)),
         )
         for one in approvals.pending()

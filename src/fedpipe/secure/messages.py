@@ -18,6 +18,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from msgspec import Meta, Struct
 
 from fedpipe.errors import DroppedError
+from fedpipe.federation.algorithms import LEAST_BOUND
 from fedpipe.federation.algorithms import MOST_SUMMED as MOST
 from fedpipe.federation.names import LARGE, Name
 from fedpipe.identity.enrolment import Enrolled, Enrolment
@@ -32,7 +33,7 @@ _Session = Annotated[str, Meta(max_length=200)]
 _Key = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Share = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Seed = Annotated[str, Meta(pattern=r"^[0-9a-f]{62}\Z")]
-_Bound = Annotated[float, Meta(gt=0, le=LARGE)]
+_Bound = Annotated[float, Meta(ge=LEAST_BOUND, le=LARGE)]
 _Round = Annotated[int, Meta(ge=1)]
 _Reasons = Annotated[dict[Name, Annotated[str, Meta(max_length=500)]], Meta(max_length=MOST)]
 
@@ -117,7 +118,8 @@ class Bundle(_Statement, frozen=True, kw_only=True):
 class Masked(_Statement, frozen=True, kw_only=True):
     """A learner's masked vector: the digest and size of its object, and the names of the metrics in it.
 
-    `bundle` is the digest of the bundle whose keys mask it.
+    `bundle` is the digest of the bundle whose keys mask it. After a private training, `ledger` is the head of the
+    learner's privacy ledger, and `trainings` the number of its entries.
     """
 
     learner: Name
@@ -125,6 +127,8 @@ class Masked(_Statement, frozen=True, kw_only=True):
     vector: Digest
     size: Annotated[int, Meta(ge=0, le=2**53)]
     metrics: Annotated[tuple[_Text, ...], Meta(max_length=2 * MOST_METRICS)] = ()
+    trainings: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    ledger: Digest | None = None
     signature: Signature | None = None
 
 

@@ -232,13 +232,17 @@ class Party:
         where = (*map(str, self._occasion), first, second, self._bundle)
         return derived(self._pairs[peer], size, purpose, *where)
 
-    def masked(self, vector: str, size: int, metrics: tuple[str, ...] = ()) -> Masked:
+    def masked(
+        self, vector: str, size: int, metrics: tuple[str, ...] = (), *, trainings: int = 0, ledger: str | None = None
+    ) -> Masked:  # fmt: skip
         """Sign the one vector that was masked by the orders.
 
         Args:
             vector: the digest of its object.
             size: bytes of the object.
             metrics: names of the metrics in the vector.
+            trainings: the private trainings of the learner so far; 0 for one that is not private.
+            ledger: the head of its privacy ledger.
 
         Raises:
             DroppedError: another vector was masked before.
@@ -247,7 +251,7 @@ class Party:
             raise DroppedError("there are no keys yet that could mask a vector")
         made = Masked(
             **self._occasion._asdict(), learner=self._name, bundle=self._bundle, vector=vector, size=size,
-            metrics=metrics,
+            metrics=metrics, trainings=trainings, ledger=ledger,
         )  # fmt: skip
         if self._sent is None:
             self._sent = self._signed(made)

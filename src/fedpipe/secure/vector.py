@@ -96,7 +96,7 @@ class Vector(NamedTuple):
         self, base: Mapping[str, Array], new: Mapping[str, Array], factor: float, counts: Counts,
         random: np.random.Generator,
     ) -> Iterator[Words]:  # fmt: skip
-        """Yield the vector in chunks, as `Masks.masked` takes them.
+        """Yield the vector in chunks, as `Masks.write` takes them.
 
         Args:
             base: the weights from which the training began.
@@ -113,7 +113,8 @@ class Vector(NamedTuple):
             first, second = base[tensor.name].reshape(-1), new[tensor.name].reshape(-1)
             for start in range(0, first.size, CHUNK):
                 stop = min(start + CHUNK, first.size)
-                change = second[start:stop].astype(np.float64) - first[start:stop].astype(np.float64)
+                change = second[start:stop].astype(np.float64)
+                change -= first[start:stop].astype(np.float64)
                 change *= factor
                 words, more = self.grid.encode(change, random)
                 clipped += more

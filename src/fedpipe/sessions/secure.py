@@ -254,7 +254,7 @@ class Participant:
             made = self._train(board, orders)
             if isinstance(made, Dropped):
                 return False
-            party.masked(made.digest, made.size, made.metrics)
+            party.masked(made.digest, made.size, made.metrics, trainings=made.trainings, ledger=made.ledger)
             self._party, self._bundle = party, bundle
         assert party.sent is not None
         put_statement(self._store, party.sent)

@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from fedpipe.errors import CorruptError, FedpipeError, InputError
 from fedpipe.rounds.manifests import Moment
+from fedpipe.sessions.presence import State
 from fedpipe.sites.child import Isolation
-from fedpipe.sites.presence import State
 from fedpipe.sites.site import Site
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import decode, encode
