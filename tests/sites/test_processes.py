@@ -21,7 +21,8 @@ import fedpipe
 from fedpipe.commands.identities import enroll
 from fedpipe.rounds.history import history
 from fedpipe.sessions.presence import read_presence
-from fedpipe.sites.journal import entries_of, find_flaw
+from fedpipe.sites.audit import find_flaw
+from fedpipe.sites.journal import entries_of
 from fedpipe.store import Store, keys, objects, open_store
 from tests import servers
 from tests.cli.conftest import Result
