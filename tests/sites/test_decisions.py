@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from fedpipe.commands.watch import watch
 from fedpipe.errors import CorruptError, InputError, NotFoundError
+from fedpipe.identity.enrolment import Enrolled, Enrolment
 from fedpipe.identity.signing import make_key
 from fedpipe.rounds.plan import Plan
+from fedpipe.sessions.presence import Presence, put_presence
 from fedpipe.sites.approval import Approval
 from fedpipe.sites.audit import find_flaw
-from fedpipe.sites.decisions import Decisions, approvals_of, journal_folder, journal_of, signer_in
+from fedpipe.sites.decisions import Decisions, approvals_of, journal_folder, journal_of, shown_decision, signer_in
 from fedpipe.sites.journal import entries_of
 from fedpipe.sites.site import Site
-from fedpipe.store import MemoryStore, keys
-from fedpipe.store.objects import canonical, find, put_bytes
+from fedpipe.store import LocalStore, MemoryStore, keys
+from fedpipe.store.objects import canonical, encode, find, put_bytes
 from tests.cli.conftest import Result
 from tests.sites.plans import CODE, PRIVACY, plan, site, stored, training
 
+LEARNERS = [{"name": "a", "data": "a.npz"}, {"name": "b", "at": "site"}, {"name": "c", "data": "c.npz"}]
 OTHER = b"def build():\n    return model(4)\n"
 
 
@@ -76,6 +82,13 @@ def test_the_coordinator_sees_the_last_decision(tmp_path: Path, store: MemorySto
     assert shown.shown.startswith("waits for approval since 20")
     assert shown.signature is not None
     assert shown.signature.key == own.public_key
+    enrolled = Enrolled(learners={"b": Enrolment(key=own.public_key, since=1.0)})
+    store.replace(keys.ENROLLED, encode(enrolled))
+    assert shown_decision(store, "b") == shown
+    forged = replace(shown, verdict="approved")
+    store.replace(keys.approval("b"), encode(forged))
+    assert shown_decision(store, "b") is None, "the operator of the store cannot speak for the site"
+    store.replace(keys.approval("b"), encode(shown))
     before = store.read(keys.approval("b")).version
     deciding.show(store, deciding.decide(store, stored(store)))
     assert store.read(keys.approval("b")).version == before
@@ -260,3 +273,43 @@ def test_joining_is_in_the_journal(tmp_path: Path, fedpipe: Callable[..., Result
     done = fedpipe("site", "join", str(tmp_path / "none.yaml"), "-c", str(tmp_path / "site.yaml"))
     assert done.code == 2
     assert [entry.event for entry in entries_of(tmp_path / "state" / "journal")] == ["not-joined"]
+
+
+def test_watch_shows_since_when_a_site_waits(tmp_path: Path) -> None:
+    """`fedpipe watch` shows a waiting site, and not a silent learner."""
+    given, own = plan(learners=LEARNERS), site(tmp_path)
+    folder = LocalStore(tmp_path / "store").below("tiny")
+    put_bytes(folder, CODE)
+    deciding = decisions(own)
+    deciding.show(folder, deciding.decide(folder, given))
+    put_presence(folder, Presence(learner="b", state="waits", text="waits"))
+    folder.replace(keys.plan("r1"), encode(given))
+    source = {"name": "tiny", "learners": LEARNERS, "training": {"rounds": 1, "batch_size": 1}}
+    events = itertools.islice(watch({**source, "store": str(tmp_path / "store")}, "r1", wait=True, again=0.01), 4)
+    assert "b: waits for approval since 20" in "; ".join(str(seen) for seen in events)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("{data: rows.csv, columns: {ages: number}}",
+         "there is no column 'ages', which the policy names. Did you mean 'age'?"),
+        ("{data: rows.csv, columns: {sex: number}}", "column 'sex', row 1 (line 2): 'f' is not a number"),
+        ("{data: rows.csv, least_examples: 3}", "there are 2 rows that the policy allows, and it needs 3"),
+        ("{data: none.csv, least_examples: 3}", "there is no such file. Check the path."),
+        ("{data: rows.csv, epoch: 3}", "site.yaml: policy: unknown key 'epoch'. Did you mean 'epochs'?"),
+        ("{data: rows.csv}", "/journal: the journal's folder cannot be written: File exists"),
+    ],
+)  # fmt: skip
+def test_an_agent_that_cannot_start(tmp_path: Path, fedpipe: Callable[..., Result], policy: str, message: str) -> None:
+    """One sentence with the remedy, and exit code 2, before anything is asked of the store."""
+    (tmp_path / "rows.csv").write_text("age,sex\n61,f\n17,m\n")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "journal").write_text("")
+    (tmp_path / "site.yaml").write_text(f"store: store\nfederation: tiny\nname: b\npolicy: {policy}\n")
+    done = fedpipe("site", "run", "-c", str(tmp_path / "site.yaml"))
+    assert done.code == 2
+    assert message in done.err
+    assert "\n" not in done.err
+    assert not (tmp_path / "store").exists()
+    assert not list((tmp_path / "state").glob("scratch/*"))

@@ -201,9 +201,7 @@ def test_a_full_disk_is_one_sentence_and_damages_nothing(tmp_path: Path, monkeyp
     journal = opened(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        with pytest.raises(
-            InputError, match=r"journal cannot be written, because of this: No space left on device\. Make room"
-        ):
+        with pytest.raises(InputError, match=r"journal cannot be written: No space left on device\. Make room"):
             journal.note("trained", round=1)
     assert flaw_in(folder) == ""
     journal.note("trained", round=1)
@@ -230,14 +228,12 @@ def test_no_rights_on_the_folder(tmp_path: Path) -> None:
     assert here.poll(30)
     said = here.recv()
     worker.join()
-    assert "cannot be written, because of this: Permission denied. Make room on the disk, and give this user" in said
+    assert "cannot be written: Permission denied. Make room on the disk, and give this user" in said
 
 
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "journal").write_text("")
-    with pytest.raises(
-        InputError, match=r"/journal: the journal's folder cannot be written, because of this: File exists"
-    ):
+    with pytest.raises(InputError, match=r"/journal: the journal's folder cannot be written: File exists"):
         opened(tmp_path)
 
 

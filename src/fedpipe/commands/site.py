@@ -18,11 +18,13 @@ from fedpipe.sessions.pacing import drive
 from fedpipe.sites.agent import Agent, Attended, Decision
 from fedpipe.sites.decisions import Decisions, journal_of
 from fedpipe.sites.renewal import KeyWatch
+from fedpipe.sites.rows import prepared
 from fedpipe.sites.running import Control, ask_to_end, is_running, last_state, only_one
 from fedpipe.sites.site import Site, read_site
-from fedpipe.sites.training import Trainer
+from fedpipe.sites.training import Trainer, scratch
 from fedpipe.store import Store
 from fedpipe.store.concealment import changed_environment
+from fedpipe.version import __version__
 
 log = logging.getLogger("fedpipe")
 
@@ -95,22 +97,25 @@ def _attended(site: Site, control: Control, once: bool) -> tuple[Attended | None
         return control.stops() or renewed
 
     with changed_environment(site.surroundings()):
-        store = site.open()
-        decisions = Decisions(site, journal)
+        store, decisions = site.open(), Decisions(site, journal)
         trainer = Trainer(site, store, note=journal.note, pause=decisions.pause, show=control.show_isolation)
         agent = Agent(
             site, store, trainer.attend, decide=partial(_decided, store, decisions), note=journal.note,
-            stops=stops, show=control.show,
+            read=decisions.read, stops=stops, show=control.show,
         )  # fmt: skip
+        journal.note("started", version=__version__)
         last = drive(agent.run(once=once), control.sleep)
+        journal.note("stopped")
     return last, renewed and not control.stops() and not (once and last is not None and not last.why)
 
 
 def _check_ready(site: Site, where: str) -> None:
-    """Check what the agent needs from its start. Raises InputError."""
+    """Check what the agent needs from its start: data that fit the policy. Raises InputError."""
     if not site.policy.data:
         remedy = "Name the site's own data there, or a URI for `load` of the model's file."
         raise InputError("is missing", where=f"{where}: policy.data", remedy=remedy)
+    with scratch(site) as folder:
+        prepared(site.policy, Path(folder))
 
 
 def _decided(store: Store, decisions: Decisions, plan: Plan, _: Opened) -> Decision:

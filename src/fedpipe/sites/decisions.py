@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fedpipe.errors import FedpipeError, InputError, StoreUnavailableError
+from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import Signer, make_key, signer_of
-from fedpipe.identity.statements import signed_with
+from fedpipe.identity.statements import is_signed_by, signed_with
 from fedpipe.rounds.plan import Plan, read_plan
+from fedpipe.rounds.received import Source, usable
 from fedpipe.sites.approval import Approval, Approvals
 from fedpipe.sites.description import Offer, offer_of
 from fedpipe.sites.journal import Journal
@@ -185,6 +187,19 @@ class Decisions:
                 by=decided.by,
             )  # fmt: skip
             self._known[plan.run] = decided
+
+
+def shown_decision(store: Store, site: str) -> Approval | None:
+    """Return the last decision that a site shows, for people; None without one, or if an enrolled site did not sign it.
+
+    Raises:
+        StoreError, CorruptError: it is not known who is enrolled.
+    """
+    found = usable(Source(store, "_approval", keys.approval(site), "decision"), Approval, learner=site)
+    enrolment = read_enrolled(store).learners.get(site)
+    if found is None or enrolment is None or is_signed_by(found, enrolment.key):
+        return found
+    return None
 
 
 def _same(one: Approval, other: Approval) -> bool:

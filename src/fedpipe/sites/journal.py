@@ -216,7 +216,7 @@ class Journal:
             cause = error.__cause__ if isinstance(error, InputError) else error
             why = getattr(cause, "strerror", None) or str(error)
             raise InputError(
-                f"{what} cannot be written, because of this: {why}",
+                f"{what} cannot be written: {why}",
                 where=str(self.folder),
                 remedy="Make room on the disk, and give this user the right to write there.",
             ) from error
