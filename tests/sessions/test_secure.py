@@ -397,6 +397,29 @@ class TestDropouts:
         session.run()
         assert session.dropped(1) == {"c": "it measures other metrics than most"}
 
+    @pytest.mark.parametrize(("leaves", "left"), [("{metrics: [loss]}", {"loss", "test_loss"}), ("{metrics: []}", set()),
+                                                  ("{}", {"loss", "test_loss"})])  # fmt: skip
+    def test_metrics_that_may_not_leave_are_in_no_sum(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, leaves: str, left: set[str]
+    ) -> None:
+        """One learner measures more than the others; floors keep it from them, and it takes part."""
+        session = SecureSession(plan_of(1), folder)
+        (folder / "floors.yaml").write_text(f"leaves: {leaves}")
+        monkeypatch.setenv("FEDPIPE_FLOORS", str(folder / "floors.yaml"))
+        learner = session.learners["c"]
+        original = learner.propose_weights
+
+        def more(**arguments: Any) -> Any:
+            trained = original(**arguments)
+            return trained._replace(metrics={**trained.metrics, "secret_is_17": 1.0})
+
+        learner.propose_weights = more
+        record = session.run()
+        assert record.contributors == NAMES
+        assert record.metrics.keys() == {*left, "clipped"}
+        store = session.world.store
+        assert not any(b"secret_is_17" in store.read(key).data for key in store.keys(""))
+
     def test_a_restarted_learner_is_missing_and_comes_back(self, folder: Path) -> None:
         session = SecureSession(plan_of(3), folder)
         before = {"done": False}

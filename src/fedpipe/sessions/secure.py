@@ -23,9 +23,11 @@ from fedpipe.identity.signing import find_administrator
 from fedpipe.identity.statements import signed_by
 from fedpipe.learners.dropping import dropped_by
 from fedpipe.learners.masking import MaskedFile
+from fedpipe.rounds.floors import read_floors
 from fedpipe.rounds.manifests import Dropped, Record
 from fedpipe.rounds.masked import cut_parcels
 from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.releases import names_that_leave
 from fedpipe.rounds.roll import Roll, drop
 from fedpipe.rounds.secure_lists import find_list, put_statement, tries_of
 from fedpipe.rounds.secure_sums import SecureClosing
@@ -234,7 +236,8 @@ class Participant:
             roster = read_roster(self._store, self._plan.federation.name, administrator)
             check_members(roster, tuple(learner.name for learner in self._plan.federation.learners))
             self._group = Group.of(roster, self._plan.federation.threshold)
-        return Party(occasion, self._group, self._learner, lambda statement: signed_by(statement, self._learner))
+        leaving = names_that_leave(read_floors().leaves)
+        return Party(occasion, self._group, self._learner, lambda made: signed_by(made, self._learner), leaving)
 
     def _current(self, board: Board) -> Party:
         party = self._begun(self._occasion(board))
