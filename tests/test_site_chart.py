@@ -13,16 +13,13 @@ import yaml
 
 from fedpipe.commands.admission import accept
 from fedpipe.commands.invitations import invite
-from fedpipe.commands.joining import join
-from fedpipe.errors import StoreUnavailableError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.sites.invitation import make_invitation, write_invitation
 from fedpipe.sites.site import read_site
 from fedpipe.store import open_store
-from fedpipe.store.concealment import changed_environment
 from fedpipe.version import __version__
 from tests import binaries, servers
-from tests.commands.test_joining import NO_KEYS, s3_file
+from tests.commands.test_joining import done, fedpipe, s3_file
 
 CHART = Path(__file__).parents[1] / "helm" / "fedpipe-site"
 STORE = {"egress.store[0].ipBlock.cidr": "192.0.2.7/32"}
@@ -172,12 +169,12 @@ def test_a_site_joins_with_what_the_chart_renders(minio_server: servers.Server, 
     config = tmp_path / "site.yaml"
     config.write_text(the("ConfigMap", objects)["data"]["site.yaml"].replace("/state", str(tmp_path / "state")))
     before = config.read_text()
-    with changed_environment(NO_KEYS), pytest.raises(StoreUnavailableError):
-        join(made.file, config, wait=0)
+    words = ["site", "join", made.file, f"--config={config}"]
+    with fedpipe(*words, "--wait=0", folder=tmp_path, keys_of_store=False) as process:
+        assert "there is no answer yet" in " ".join(process.communicate(timeout=60)[1].split())
     accept(file, "b")
-    with changed_environment(NO_KEYS):
-        first = join(made.file, config)
-        assert join(made.file, config) == first
+    for _ in range(2):
+        assert "b has joined tiny" in done(*words, folder=tmp_path, keys_of_store=False)
     assert config.read_text() == before
     uri = str(yaml.safe_load(file.read_text())["store"])
     assert read_enrolled(open_store(uri).below("tiny")).learners["b"].key == read_site(config).public_key

@@ -37,7 +37,7 @@ def test_says_what_is_next(fedpipe: Callable[..., Result], tmp_path: Path) -> No
     assert done.code == 0, done.err
     assert f"b has joined tiny; its key is {row['key']}" in done.out
     assert "wrote hospital/site.yaml" in done.out
-    assert fedpipe("site", "status", "-c", "hospital/site.yaml").code == 0
+    assert "enrolment: enrolled" in fedpipe("site", "status", "-c", "hospital/site.yaml").out
     assert "there are no requests" in fedpipe("enroll", "--requests").out
     assert "b has no invitation" not in fedpipe("invite", "b", "--withdraw").out
 

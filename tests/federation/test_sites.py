@@ -14,7 +14,7 @@ from fedpipe.errors import DataError, FederationError, InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import parse_federation
 from fedpipe.learners.reading import SITE_DATA, own_place
-from fedpipe.sites.presence import awaited
+from fedpipe.sessions.presence import awaited
 from tests.federation.test_file import GOOD, PRIVACY
 from tests.federations import change
 

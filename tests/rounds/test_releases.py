@@ -14,7 +14,7 @@ from fedpipe.learners.contribute import contribute
 from fedpipe.rounds import manifests
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.evaluation import Score
-from fedpipe.rounds.floors import FLOORS
+from fedpipe.rounds.floors import FLOORS, read_floors
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores, Update
 from fedpipe.rounds.releases import (
     BUDGET_SPENT,
@@ -181,7 +181,9 @@ class TestFloors:
     def test_statistics(self) -> None:
         sex = ColumnReport(name="sex", kind="category", missing=0, categories={"f": 3, "m": 2})
         report = Report(learner="b", examples=5, columns=(sex,), classes={"yes": 2, "no": 3})
-        made = released_report(report)
+        leaves = read_floors().leaves
+        assert leaves is not None
+        made = released_report(leaves, report)
         assert made.columns[0].categories == {"f": 3}
         assert made.classes == {"no": 3}
-        assert released_report(Report(learner="b", why="row 7: 'x'")).why == REASON_STAYS
+        assert released_report(leaves, Report(learner="b", why="row 7: 'x'")).why == REASON_STAYS

@@ -13,8 +13,8 @@ from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history, read_record
 from fedpipe.rounds.plan import Plan
 from fedpipe.sessions.current import Current, Opened, announced, poll_current
+from fedpipe.sessions.presence import RENEWED, read_presence, waiting_sites
 from fedpipe.sites.agent import Decision
-from fedpipe.sites.presence import RENEWED, read_presence, waiting_sites
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import encode
 from tests.faults.stores import HookedStore, killing

@@ -81,13 +81,26 @@ def test_the_coordinator_sees_the_last_decision(tmp_path: Path, store: MemorySto
     assert store.read(keys.approval("b")).version == before
 
 
-def test_when_the_policy_pauses(tmp_path: Path) -> None:
-    own = site(tmp_path, policy={"rounds_a_day": 1})
+def test_when_the_policy_pauses(tmp_path: Path, store: MemoryStore) -> None:
+    own = site(tmp_path, policy={"rounds_a_day": 1}, approve="any")
     journal = journal_of(own)
     deciding = Decisions(own, journal)
     assert deciding.pause() == ""
+    assert deciding.decide(store, stored(store)).verdict == "approved"
+    assert deciding.pause() == ""
     journal.note("trained", round=1)
     assert deciding.pause() == "1 round ran in 24 hours; this site's policy allows 1"
+
+
+def test_a_plan_that_is_refused_while_it_runs(tmp_path: Path, store: MemoryStore) -> None:
+    own = site(tmp_path)
+    deciding = decisions(own)
+    digest = deciding.decide(store, stored(store)).plan
+    assert deciding.pause().startswith("the site waits for approval since 20")
+    approvals_of(own).answer("", "approved")
+    assert deciding.pause() == ""
+    approvals_of(own).answer(digest, "refused", "enough")
+    assert deciding.pause() == "the site refused the plan: enough"
 
 
 def test_nothing_is_decided_without_a_journal(tmp_path: Path) -> None:
@@ -115,7 +128,7 @@ class TestCommands:
         assert self.ask(tmp_path, store, plan()) == "waits"
         shown = run("pending").out
         assert "+def build():" in shown
-        assert "federation tiny at memory://" in shown
+        assert "for run r1 of tiny at memory://" in shown
         done = run("approve", "--why", "ticket 4711")
         assert done.code == 0, done.err
         assert done.out.startswith("approved sha256:")

@@ -99,6 +99,7 @@ class World:
             training={"rounds": 1, "batch_size": 8, "tensorboard": False},
         )  # fmt: skip
         plan = make_plan("r1", federation, code, Shards(learners={}))
+        self.code = plan.code
         put_bytes(self.store, code.encode())
         first: dict[str, Array] = {"kernel": np.zeros((4, 3), np.float32), "bias": np.zeros(3, np.float32)}
         record = begin(self.store, plan, lambda: first)
@@ -113,7 +114,7 @@ class World:
         """Lets the process of the site answer the call."""
         opened = Opened(run="r1", plan=call.inputs.place.plan, job="job")
         with changed_environment(self.site.surroundings()):
-            child = Child(self.site, "core", Guard(self.site, opened))
+            child = Child(self.site, "core", Guard(self.site, opened), (self.code,))
             try:
                 return child.call(call), child
             finally:
@@ -159,7 +160,7 @@ def test_code_that_looks_for_everything(world: World) -> None:
 
 
 def test_code_that_takes_too_long_is_ended(tmp_path: Path, port: int) -> None:
-    world = World(tmp_path, port, limits={"seconds": 4})
+    world = World(tmp_path, port, policy={"data": "rows.npz", "seconds": 4})
     _, call = world.begin(then="time.sleep(600)")
     started = time.monotonic()
     with pytest.raises(WorkerDiedError, match=r"was ended, because train took more than 4 s"):
@@ -168,12 +169,13 @@ def test_code_that_takes_too_long_is_ended(tmp_path: Path, port: int) -> None:
 
 
 def test_code_that_takes_too_much_memory_is_dropped(tmp_path: Path, port: int) -> None:
-    world = World(tmp_path, port, limits={"memory": "2Gi"})
+    world = World(tmp_path, port, policy={"data": "rows.npz", "memory": "2Gi"})
     _, call = world.begin(then="bytearray(4 * 2**30)")
     answer, _ = world.play(call)
     assert not answer.took_part
     note = world.store.read(keys.answer("s", "r1", 1, "dropped")).data
-    assert b"the learner's memory is used up" in note or b"MemoryError" in note
+    assert b"its work failed, and its owner keeps the reason" in note
+    assert "MemoryError" in (tmp_path / "state" / "training.log").read_text()
 
 
 @pytest.mark.parametrize("then", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)"])
@@ -197,7 +199,7 @@ WRITES_ANYTHING = """[
 
 def test_code_that_writes_into_the_pipes(tmp_path: Path, port: int) -> None:
     """The agent refuses it as no answer, and lives on."""
-    world = World(tmp_path, port, limits={"seconds": 20})
+    world = World(tmp_path, port, policy={"data": "rows.npz", "seconds": 20})
     _, call = world.begin(then=WRITES_ANYTHING)
     with pytest.raises(WorkerDiedError, match=r"was ended, because JSON is malformed"):
         world.play(call)

@@ -20,8 +20,9 @@ import yaml
 import fedpipe
 from fedpipe.commands.identities import enroll
 from fedpipe.rounds.history import history
-from fedpipe.sites.presence import read_presence
-from fedpipe.store import Store, keys, open_store
+from fedpipe.sessions.presence import read_presence
+from fedpipe.sites.journal import entries_of, find_flaw
+from fedpipe.store import Store, keys, objects, open_store
 from tests import servers
 from tests.cli.conftest import Result
 
@@ -83,9 +84,9 @@ class Federation:
         (place / "site.yaml").write_text(yaml.safe_dump(content))
         return place / "site.yaml"
 
-    def start(self, name: str, *options: str) -> subprocess.Popen[str]:
+    def start(self, name: str, *options: str, **more: str) -> subprocess.Popen[str]:
         """Starts the agent of a site, whose environment has no keys of the operator."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "FEDPIPE_"))}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "FEDPIPE_"))} | more
         path = self.folder / "at" / name / "site.yaml"
         command = [sys.executable, "-m", "fedpipe", "site", "run", "-c", str(path), *options]
         with (self.folder / f"{name}.log").open("a") as log:
@@ -133,6 +134,12 @@ def test_two_learners_here_and_three_at_their_sites(federation: Federation, tmp_
     assert summary["evaluation"]["federated"]["metrics"]["accuracy"] > 0.8
     assert set(summary["evaluation"]["learners"]) == {*LOCAL, *SITES}
     for name in SITES:
+        journal = federation.folder / "at" / name / "state" / "journal"
+        assert find_flaw(journal) is None
+        entries = list(entries_of(journal))
+        assert [entry.fields["round"] for entry in entries if entry.event == "trained"] == [1, 2, 3, 4]
+        sent = {entry.fields["object"] for entry in entries if entry.event == "sent"}
+        assert {keys.update(name, "r1", number) for number in range(1, ROUNDS + 1)} <= sent
         assert not list((federation.folder / "at" / name / "state" / "scratch").iterdir())
         found = read_presence(federation.store, name)
         assert found is not None
@@ -207,15 +214,21 @@ def test_an_agent_is_watched_and_stopped(
 
 
 @pytest.mark.heavy
-def test_an_agent_that_is_killed_in_a_session_and_started_again(federation: Federation, tmp_path: Path) -> None:
-    """SIGKILL takes its process for training with it, and the next agent resumes the session; SIGTERM drains."""
+def test_an_agent_that_is_killed_in_a_session_and_started_again(
+    federation: Federation, fedpipe: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Its plan is approved first. SIGKILL takes the process that trains too, and the next agent resumes the session."""
     file = federation.write(sites=("hospital-c",))
-    federation.join("hospital-c")
+    path = federation.join("hospital-c", approve="ask")
     first = federation.start("hospital-c")
     runs = subprocess.Popen(
         [sys.executable, "-m", "fedpipe", "run", str(file), "--run", "r1", "--out", str(tmp_path / "out")],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    until(lambda: (found := read_presence(federation.store, "hospital-c")) and found.state == "waits")
+    assert not federation.store.size(keys.update("hospital-c", "r1", 1))
+    assert "waits since" in fedpipe("site", "pending", "-c", path).out
+    assert fedpipe("site", "approve", "-c", path).code == 0
     until(lambda: federation.store.size(keys.update("hospital-c", "r1", 1)))
     first.kill()
     first.wait()
@@ -227,6 +240,43 @@ def test_an_agent_that_is_killed_in_a_session_and_started_again(federation: Fede
     second.send_signal(signal.SIGTERM)
     assert second.wait(30) == 0
     assert not scratch.exists() or not list(scratch.iterdir())
+
+
+def next_version(folder: Path) -> str:
+    """A PYTHONPATH with which processes speak the next number of the protocol."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("from fedpipe.store import objects\n\nobjects.PROTOCOL += 1\n")
+    return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH", ""))))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("newer", ["site", "coordinator"])
+def test_a_site_and_a_coordinator_of_two_versions(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newer: str
+) -> None:
+    """They speak the number of the older one."""
+    file = federation.write(sites=("hospital-c",))
+    federation.join("hospital-c")
+    path = next_version(tmp_path / "next")
+    federation.start("hospital-c", "--once", **({"PYTHONPATH": path} if newer == "site" else {}))
+    until(lambda: federation.store.size(keys.presence("hospital-c")))
+    found = read_presence(federation.store, "hospital-c")
+    assert found is not None
+    assert found.protocol == (2 if newer == "site" else 1)
+    if newer == "coordinator":
+        monkeypatch.setattr(objects, "PROTOCOL", 2)
+        monkeypatch.setenv("PYTHONPATH", path)
+    fedpipe.run(file, out=tmp_path / "out", name="r1", export="none", training={"rounds": 1, "batch_size": 16})
+    assert federation.agents["hospital-c"].wait(60) == 0, federation.log("hospital-c")
+    record = history(federation.store, "r1")[1]
+    assert "hospital-c" in record.contributors
+    assert {record.format, *(update.format for update in record.updates)} == {1}
+    if newer == "coordinator":  # without an older party, a run speaks its own number
+        other = federation.write(sites=())
+        changes = {"export": "none", "training": {"rounds": 1, "batch_size": 16}}
+        fedpipe.run(other, out=tmp_path / "other", name="r2", keys=federation.folder / "operators-keys", **changes)
+        record = history(federation.store, "r2")[1]
+        assert {record.format, *(update.format for update in record.updates)} == {2}
 
 
 def _processes_in(folder: Path) -> list[int]:

@@ -214,6 +214,7 @@ class TestObjects:
         hospital = Hospital(tmp_path)
         hospital.approves(plan())
         hospital.store.replace(keys.content(plan().code), OTHER)
+        hospital.configured()
         assert hospital.looks(plan(), None).startswith("refused: ")
         assert hospital.opened == 0
         assert "digest" in hospital.reasons[-1] or "bytes" in hospital.reasons[-1]
@@ -343,6 +344,7 @@ class TestReplays:
     def test_another_image(self, hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
         hospital.approves(plan())
         monkeypatch.setenv(IMAGE, "sha256:evil")
+        hospital.configured()
         assert hospital.looks(plan()) == "waits: nobody at the site has decided"
         assert hospital.opened == 0
 

@@ -167,11 +167,10 @@ def join(
 ) -> None:
     """Join a federation: make this site's key here, ask, wait for the answer, and write site.yaml."""
     from fedpipe.commands import joining
-    from fedpipe.commands.site_decisions import noting
     from fedpipe.sites.joining import fingerprint
 
     with following("asking to join") as show:
-        made = joining.join(invitation, file, wait=wait, listener=show, note=noting(file))
+        made = joining.join(invitation, file, wait=wait, listener=show)
     say(f"{made.site} has joined {made.federation}; its key is {fingerprint(made.key)}")
     say(f"{'wrote' if made.written else 'kept'} {made.file}")
     remark("next: write where this site's data are and what it allows into that file, then run `fedpipe site status`")
@@ -191,11 +190,10 @@ def rotate(
     """Give this site new keys; the request is signed by the current one, and the old keys stop working."""
     from fedpipe.cli.identities import given_user
     from fedpipe.commands import joining
-    from fedpipe.commands.site_decisions import noting
     from fedpipe.sites.joining import fingerprint
 
     given = given_user(access_key, secret_key_file)
     with following("asking for new keys") as show:
         seconds = joining.SETTLED if wait is None else wait
-        key = joining.rotate(file, given=given, wait=seconds, listener=show, note=noting(file))
+        key = joining.rotate(file, given=given, wait=seconds, listener=show)
     say(f"this site has new keys; its key is {fingerprint(key)}")

@@ -42,7 +42,7 @@ def pending(file: SiteOption = SITE, as_json: JsonOption = False) -> None:
 def _show(one: Waiting) -> None:
     described = one.description
     say((one.digest, "bold"))
-    say(f"waits since {_moment(one.since)}; federation {described.federation} at {described.place}")
+    say(f"waits since {_moment(one.since)} for run {one.run} of {described.federation} at {described.place}")
     say(f"code {described.code}, fedpipe {described.fedpipe}, image {described.image or 'not known'}")
     if one.signed:
         say(f"signed by {one.signed} of the reviewers")

@@ -29,7 +29,7 @@ from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Settings
 from fedpipe.rounds.pruning import entered
 from fedpipe.sessions.board import check_deadline
-from fedpipe.sites.presence import awaited
+from fedpipe.sessions.presence import awaited
 from fedpipe.steps.shard import read as parse_federation_json
 from fedpipe.steps.shard import run_name
 from fedpipe.store import Store, check_folder, check_uri, chosen_uri, keys, open_store

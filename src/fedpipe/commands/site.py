@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from fedpipe.errors import FedpipeError, InputError, RoundError
+from fedpipe.errors import FedpipeError, InputError, RoundError, StoreError
 from fedpipe.identity.enrolment import format_time, read_enrolled
+from fedpipe.rounds.plan import Plan
+from fedpipe.sessions.current import Opened
 from fedpipe.sessions.pacing import drive
-from fedpipe.sites.agent import Agent, Attended
-from fedpipe.sites.running import ask_to_end, is_running, last_state, only_one
+from fedpipe.sites.agent import Agent, Attended, Decision
+from fedpipe.sites.decisions import Decisions, journal_of
+from fedpipe.sites.renewal import KeyWatch
+from fedpipe.sites.running import Control, ask_to_end, is_running, last_state, only_one
 from fedpipe.sites.site import Site, read_site
-from fedpipe.sites.training import Trainer, remove_leftovers
+from fedpipe.sites.training import Trainer
+from fedpipe.store import Store
 from fedpipe.store.concealment import changed_environment
+
+log = logging.getLogger("fedpipe")
 
 
 class Status(NamedTuple):
@@ -65,15 +74,36 @@ def run(file: str | Path, *, once: bool = False) -> Attended | None:
     """
     site = read_site(file)
     _check_ready(site, str(file))
-    with only_one(site) as control, control.signals(), changed_environment(site.surroundings()):
-        remove_leftovers(site)
-        store = site.open()
-        trainer = Trainer(site, store, show=control.show_isolation)
-        agent = Agent(site, store, trainer.attend, stops=control.stops, show=control.show)
-        last = drive(agent.run(once=once), control.sleep)
+    with only_one(site) as control, control.signals():
+        last, again = None, True
+        while again:
+            last, again = _attended(read_site(file), control, once)
     if once and last is not None and last.why:
         raise RoundError(f"the session of run {last.opened.run} was left: {last.why}")
     return last
+
+
+def _attended(site: Site, control: Control, once: bool) -> tuple[Attended | None, bool]:
+    """Let the agent attend sessions, and return the last one, and whether it must begin again with new keys."""
+    journal = journal_of(site)
+    watch = KeyWatch(site, journal.note)
+    renewed = False
+
+    def stops() -> bool:
+        nonlocal renewed
+        renewed = renewed or watch.changed(idle=control.is_idle)
+        return control.stops() or renewed
+
+    with changed_environment(site.surroundings()):
+        store = site.open()
+        decisions = Decisions(site, journal)
+        trainer = Trainer(site, store, note=journal.note, pause=decisions.pause, show=control.show_isolation)
+        agent = Agent(
+            site, store, trainer.attend, decide=partial(_decided, store, decisions), note=journal.note,
+            stops=stops, show=control.show,
+        )  # fmt: skip
+        last = drive(agent.run(once=once), control.sleep)
+    return last, renewed and not control.stops() and not (once and last is not None and not last.why)
 
 
 def _check_ready(site: Site, where: str) -> None:
@@ -81,11 +111,19 @@ def _check_ready(site: Site, where: str) -> None:
     if not site.policy.data:
         remedy = "Name the site's own data there, or a URI for `load` of the model's file."
         raise InputError("is missing", where=f"{where}: policy.data", remedy=remedy)
-    if site.approve != "any":
-        raise InputError(
-            f"is {site.approve}, which this version does not support yet", where=f"{where}: approve",
-            remedy="Set it to any if you trust all who may write to the store. Its code runs on your machine.",
-        )  # fmt: skip
+
+
+def _decided(store: Store, decisions: Decisions, plan: Plan, _: Opened) -> Decision:
+    """Decide about a plan by the site's policy and approvals, and show the decision to the coordinator."""
+    approval = decisions.decide(store, plan)
+    try:
+        decisions.show(store, approval)
+    except StoreError as error:
+        log.warning("the site cannot show its decision in the store: %s", error)
+    if approval.verdict != "approved":
+        return Decision(approval.verdict, approval.why)
+    why = decisions.pause()
+    return Decision("pauses", why) if why else Decision("approved")
 
 
 def stop(file: str | Path, *, wait: float = 3600.0) -> bool:

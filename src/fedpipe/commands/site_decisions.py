@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from fedpipe.errors import InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
+from fedpipe.federation.loading import load
 from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.rounds.plan import Plan
 from fedpipe.sites.approval import Approval, read_review, review_of
@@ -34,6 +35,7 @@ class Waiting(NamedTuple):
     Args:
         digest: names the plan in decisions.
         since: seconds since 1970.
+        run: the run that asked first.
         description: of the plan.
         code: unified diff of model.py.
         settings: differences such as `training.rounds: 5 -> 6`.
@@ -42,6 +44,7 @@ class Waiting(NamedTuple):
 
     digest: str
     since: float
+    run: str
     description: Description
     code: str
     settings: list[str]
@@ -61,7 +64,7 @@ def pending(file: str | Path) -> list[Waiting]:
     approvals = approvals_of(read_site(file))
     return [
         Waiting(
-            one.digest, one.since, one.description, *approvals.difference(one.description),
+            one.digest, one.since, one.run, one.description, *approvals.difference(one.description),
             signed=len(approvals.reviewers_of(one.digest)),
         )
         for one in approvals.pending()
@@ -206,7 +209,9 @@ def noting(file: str | Path, state: str = "state") -> Callable[..., object]:
         CorruptError: the journal was changed.
     """
     path = Path(file)
-    folder = Path(read_site(path).state) if path.exists() else path.absolute().parent / state
+    content = load(path) if path.exists() else {}  # its keys of the store may not be there yet, so it is not checked
+    named = content.get("state") if isinstance(content, dict) else None
+    folder = path.absolute().parent / str(named or state)
     check_state(folder)
     return Journal(folder / "journal", signer_in(folder)).note
 

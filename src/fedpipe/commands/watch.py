@@ -16,7 +16,7 @@ from fedpipe.rounds.plan import Plan, read_plan
 from fedpipe.rounds.selection import took_part
 from fedpipe.rounds.timings import find_timing
 from fedpipe.sessions.board import Board, Keeper, poll_board
-from fedpipe.sites.presence import waiting_sites
+from fedpipe.sessions.presence import waiting_sites
 from fedpipe.store import Store, keys, open_store
 from fedpipe.store.objects import find
 from fedpipe.tracking.tracker import Tracker

@@ -16,7 +16,7 @@ from fedpipe.kubeflow.clients import Kfp, cluster_errors, open_kfp, quiet
 from fedpipe.kubeflow.doctor.diagnosis import check_startable
 from fedpipe.kubeflow.upload import compile_source, kfp_api, list_all, undo_on_failure, upload
 from fedpipe.kubeflow.where import Where
-from fedpipe.sites.presence import awaited
+from fedpipe.sessions.presence import awaited
 from fedpipe.steps.shard import run_name
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})

@@ -83,6 +83,7 @@ def _offered(
         put_file(store, folder / "optimizer", kept, name)
     personal = kept_back.save(store, name, folder)
     update = Update(
+        format=plan.format,
         federation=federation.name, run=plan.run, round=number, learner=name, base=base, weights=digest,
         size=(folder / "weights").stat().st_size, examples=trained.examples, metrics=trained.metrics,
         plan=plan.definition.digest, tested=tested, optimizer=kept, personal=personal, spent=spent, ledger=ledger,

@@ -72,6 +72,7 @@ def _cast(
         verdict, unfit = Verdict(Scores(), approve=False), error.what[:500]
         log.warning("round %d: %s votes no: %s", number, name, unfit)
     return Ballot(
+        format=plan.format,
         federation=plan.federation.name, run=plan.run, round=number, learner=name, base=base, candidate=candidate,
         approve=verdict.approve, current=known, proposed=verdict.scores, why=unfit, plan=definition,
     )  # fmt: skip

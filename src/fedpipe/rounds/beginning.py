@@ -6,7 +6,7 @@ import itertools
 import logging
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ from fedpipe.federation.names import split_code
 from fedpipe.rounds.history import commit, is_settled, read_record, supersede, trained_head
 from fedpipe.rounds.manifests import Head, Record
 from fedpipe.rounds.plan import Plan, Port, Shards, bare_name, differences, read_plan
+from fedpipe.rounds.protocol import check_spoken, common
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import canonical, digest_of, fetch_file, put_file
 from fedpipe.weights import Array, Layout
@@ -25,7 +26,9 @@ from fedpipe.weights import Array, Layout
 log = logging.getLogger("fedpipe")
 
 
-def make_plan(run: str, federation: Federation, code: str, shards: Shards, inputs: tuple[Port, ...] = ()) -> Plan:
+def make_plan(
+    run: str, federation: Federation, code: str, shards: Shards, inputs: tuple[Port, ...] = (), *, protocol: int = 0
+) -> Plan:  # fmt: skip
     """Return the plan of a run. It does not depend on the store, the folders and the rounds per step.
 
     Args:
@@ -34,6 +37,7 @@ def make_plan(run: str, federation: Federation, code: str, shards: Shards, input
         code: the text of the user's file.
         shards: digests of the learners' shards and of the central test set.
         inputs: arrays of the features in them.
+        protocol: the number that the run speaks; this version's own by default.
     """
     file, function = split_code(federation.model)
     local = msgspec.structs.replace(
@@ -44,7 +48,7 @@ def make_plan(run: str, federation: Federation, code: str, shards: Shards, input
         training=msgspec.structs.replace(federation.training, rounds_per_step="all"),
     )
     return Plan(
-        run=run, federation=local, code=digest_of(code.encode()), function=function,
+        format=protocol or common(()), run=run, federation=local, code=digest_of(code.encode()), function=function,
         shards=shards.learners, test=shards.test or None, sizes=shards.sizes, inputs=inputs,
     )  # fmt: skip
 
@@ -81,6 +85,7 @@ def begin(store: Store, plan: Plan, initial: Callable[[], dict[str, Array]], sch
             first = weights.save(fresh, path)
             put_file(store, path, first)
     record = Record(
+        format=plan.format,
         federation=plan.federation.name, run=plan.run, round=0, previous=head.ref if head else None, plan=digest,
         base=head.weights if head else None, weights=first, layout=digest_of(weights.head_bytes(layout)),
         schema=schema() or msgspec.UNSET,
@@ -102,7 +107,25 @@ def resumes(store: Store, run: str, federation: Federation, code: str) -> bool:
     except (CorruptError, NotFoundError):
         return False
     shards = Shards(learners=earlier.shards, test=earlier.test or "", sizes=earlier.sizes)
-    return make_plan(run, federation, code, shards).definition.digest == found.plan
+    return make_plan(run, federation, code, shards, protocol=earlier.format).definition.digest == found.plan
+
+
+def protocol_of(store: Store, run: str, others: Iterable[int]) -> int:
+    """Return the number that a run speaks: that of its start, or one that all known parties speak.
+
+    Args:
+        store: the federation's store.
+        run: the run's name.
+        others: the own numbers of other parties.
+
+    Raises:
+        RoundError: the run began with a number that this version does not speak.
+    """
+    begun = read_record(store, run, 0)
+    if begun is None or not is_settled(store, run):
+        return common(others)
+    check_spoken(begun.format, "the coordinator")
+    return begun.format
 
 
 def find_begun(store: Store, plan: Plan) -> Record | None:

@@ -234,6 +234,7 @@ def _record(plan: Plan, previous: Record, combined: Combined, used: list[Update]
     algorithm = plan.federation.algorithm
     assert isinstance(algorithm, Averaging)
     return Record(
+        format=plan.format,
         federation=plan.federation.name, run=plan.run, round=previous.round + 1, previous=previous.parent,
         plan=previous.plan, base=previous.weights, weights=combined.weights[1], layout=previous.layout,
         state={slot: digest for slot, (_, digest) in combined.state.items()},
@@ -281,6 +282,7 @@ def proposal_of(store: Store, plan: Plan, previous: Record, roll: Roll) -> Recor
     number = previous.round + 1
     proposer = proposer_of(plan.federation.proposers, number)
     record = Record(
+        format=plan.format,
         federation=plan.federation.name, run=plan.run, round=number, previous=previous.parent, plan=previous.plan,
         base=previous.weights, weights=previous.weights, layout=previous.layout, rule="collective", accepted=False,
         proposer=proposer,

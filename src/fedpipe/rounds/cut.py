@@ -70,6 +70,7 @@ def close_cut(store: Store, plan: Plan, previous: Record, roll: Roll) -> Record:
     labels = next(update for update in updates if update.learner == federation.split.label_party)
     index = index_of({update.learner: update.weights for update in updates})
     record = Record(
+        format=plan.format,
         federation=federation.name, run=plan.run, round=number, previous=previous.parent, plan=previous.plan,
         base=previous.weights, weights=put_bytes(store, weights.dumps(index)), layout=previous.layout, rule=RULE,
         updates=tuple(updates), metrics=dict(labels.metrics),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -82,6 +82,7 @@ class Update(Manifest, frozen=True, kw_only=True):
     after this training, whose entry has the number `spent.events`.
     """
 
+    SPOKEN: ClassVar = True
     format: int = 1
     federation: Name
     run: Name
@@ -121,6 +122,7 @@ class Ballot(Manifest, frozen=True, kw_only=True):
     measured is a no, with the reason in `why`.
     """
 
+    SPOKEN: ClassVar = True
     format: int = 1
     federation: Name
     run: Name
@@ -183,6 +185,7 @@ class Record(Manifest, frozen=True, kw_only=True):
     updates.
     """
 
+    SPOKEN: ClassVar = True
     format: int = 1
     federation: Name
     run: Name

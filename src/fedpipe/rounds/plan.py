@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -121,6 +121,7 @@ class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     a model that does not say what it takes.
     """
 
+    SPOKEN: ClassVar = True
     format: int = 1
     run: Name
     federation: Federation

@@ -275,7 +275,7 @@ class SecureClosing:
         with tempfile.TemporaryDirectory() as folder:
             weights, state = self._moved(vector, total, parties, counts, Path(folder))
         return Record(
-            federation=self._plan.federation.name, run=self._plan.run, round=self.number,
+            format=self._plan.format, federation=self._plan.federation.name, run=self._plan.run, round=self.number,
             previous=self._previous.parent, plan=self._previous.plan, base=self._previous.weights, weights=weights,
             layout=self._previous.layout, state=state, rule="secure mean",
             dropped=tuple(_dropped({**bundle.missing, **members.missing})),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -49,6 +49,7 @@ class Board(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `session` distinguishes the sessions of a run; `attempt` counts how often the round was opened.
     """
 
+    SPOKEN: ClassVar = True
     format: int = 1
     federation: Name
     run: Name

@@ -188,6 +188,7 @@ class Coordinator:
         owner: str = "", ending: Ending = "", why: str = "",
     ) -> Board:  # fmt: skip
         return Board(
+            format=self._plan.format,
             federation=self._federation.name, run=self._plan.run, session=self._session, round=number,
             attempt=attempt, phase=phase, base=base, asked=asked, candidate=candidate, owner=owner,
             away=dict(self._away), ending=ending, why=why,

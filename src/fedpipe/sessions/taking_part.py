@@ -84,6 +84,7 @@ def take_part(
                 kept = weights.save(result.optimizer, Path(folder) / "optimizer")
                 put_file(store, Path(folder) / "optimizer", kept, party)
             update = Update(
+                format=plan.format,
                 federation=plan.federation.name, run=plan.run, round=board.round, learner=party, base=board.base,
                 weights=digest, size=(Path(folder) / "weights").stat().st_size, examples=result.examples,
                 metrics=result.metrics, plan=plan.definition.digest, tested=result.tested, optimizer=kept,

@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from fedpipe.errors import FedpipeError, RoundError, StoreUnavailableError
 from fedpipe.rounds.plan import Plan, read_plan
+from fedpipe.rounds.protocol import check_spoken
 from fedpipe.sessions.current import Opened, poll_current
+from fedpipe.sessions.presence import RENEWED, Presence, State, put_presence
 from fedpipe.sessions.pulse import GONE, silence
-from fedpipe.sites.presence import RENEWED, Presence, State, put_presence
 from fedpipe.sites.site import Site
 from fedpipe.store import Store
 
@@ -31,9 +32,9 @@ Attend = Callable[[Plan, Opened], Generator[float, None, Counter[str]]]
 
 
 class Decision(NamedTuple):
-    """The decision on a plan: it runs when `approved`, it `waits` for the owner, or is `refused`; and the reason."""
+    """The decision on a plan: it runs when `approved`; else it `waits`, `pauses` or is `refused`; and the reason."""
 
-    verdict: Literal["approved", "waits", "refused"]
+    verdict: Literal["approved", "waits", "pauses", "refused"]
     why: str = ""
 
 
@@ -47,8 +48,8 @@ class Decide(Protocol):
 class Note(Protocol):
     """Keeps an account of everything that the agent does."""
 
-    def __call__(self, event: str, /, **fields: Any) -> None:
-        """Keep an event with its fields. Raises OSError where nothing can be kept: nothing is done then."""
+    def __call__(self, event: str, **fields: Any) -> object:
+        """Keep an event with its fields. Raises InputError where nothing can be kept: nothing is done then."""
 
 
 def approve_any(plan: Plan, opened: Opened, /) -> Decision:
@@ -56,7 +57,7 @@ def approve_any(plan: Plan, opened: Opened, /) -> Decision:
     return Decision("approved")
 
 
-def keep_nothing(event: str, /, **fields: Any) -> None:
+def keep_nothing(event: str, **fields: Any) -> None:
     """Keep no account."""
 
 
@@ -194,10 +195,7 @@ class Agent:
             elif decision.verdict == "approved":
                 return opened
             else:
-                reason = f": {decision.why}" if decision.why else ""
-                waits = decision.verdict == "waits"
-                done = "waits for approval of" if waits else "refuses"
-                state = ("waits" if waits else "refuses", f"{done} the plan of run {opened.run}{reason}")
+                state = _state_of(decision, opened)
         self._enter(*state)
         return None
 
@@ -209,6 +207,7 @@ class Agent:
             if not named or self._site.name not in plan.federation.sites:
                 log.info("run %s has no part for this site", opened.run)
                 return None
+            check_spoken(plan.format, self._site.name)
             self._plans[opened] = plan
         return self._plans[opened]
 
@@ -243,7 +242,7 @@ class Agent:
         self._attended_at = self._clock()
         try:
             self._note("left", run=opened.run, session=opened.session, took_part=dict(took_part), why=why)
-        except OSError as error:
+        except (FedpipeError, OSError) as error:
             log.warning("the site's account of run %s is incomplete: %s", opened.run, error)
         return Attended(opened, took_part, why)
 
@@ -264,3 +263,16 @@ class Agent:
         self._written = now
         seconds = max(0.0, now - self._since)
         put_presence(self._store, Presence(learner=self._site.name, state=state, text=text[:500], seconds=seconds))
+
+
+_WORDS: dict[str, tuple[State, str]] = {
+    "waits": ("waits", "waits for approval of the plan of"),
+    "pauses": ("waits", "does not train now for"),
+    "refused": ("refuses", "refuses the plan of"),
+}
+
+
+def _state_of(decision: Decision, opened: Opened) -> tuple[State, str]:
+    """Return the state of an agent whose site does not run a plan, and its text."""
+    state, words = _WORDS[decision.verdict]
+    return state, f"{words} run {opened.run}{f': {decision.why}' if decision.why else ''}"

@@ -107,11 +107,13 @@ class Review(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     signature: Signature | None = None
 
 
-class Pending(NamedTuple):
-    """A plan that waits for a decision, and since when."""
+class Pending(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plan that waits for a decision, the run that asked first, and since when, in seconds since 1970."""
 
+    format: int = 1
     description: Description
-    since: float
+    run: Name
+    since: Annotated[float, Meta(ge=0, le=2.0**37)]
 
     @property
     def digest(self) -> str:
@@ -248,9 +250,9 @@ class Approvals:
         """Return the plans that wait for a decision, oldest first. Raises CorruptError and InputError."""
         found = []
         for path in (self._folder / "waiting").iterdir():
-            described = _read(path, Description) if _is_digest(path.name) else None
-            if described is not None and described.digest == f"sha256:{path.name}":
-                found.append(Pending(described, path.stat().st_mtime))
+            waiting = _read(path, Pending) if _is_digest(path.name) else None
+            if waiting is not None and waiting.digest == f"sha256:{path.name}":
+                found.append(waiting)
         return sorted(found, key=lambda one: one.since)
 
     def described(self, text: str = "") -> Description:
@@ -338,12 +340,12 @@ class Approvals:
                 write_whole(path, data, mode=0o600)
         path = self._path("waiting", offer.description.digest)
         if waits and not path.exists():
-            write_whole(path, described, mode=0o600)
+            asked = Pending(description=offer.description, run=offer.plan.run, since=float(self._clock()))
+            write_whole(path, canonical(asked), mode=0o600)
 
     def _since(self, description: Description) -> float:
-        with contextlib.suppress(OSError):
-            return self._path("waiting", description.digest).stat().st_mtime
-        return self._clock()
+        waiting = _read(self._path("waiting", description.digest), Pending)
+        return waiting.since if waiting else self._clock()
 
     def _path(self, folder: str, digest: str) -> Path:
         name = digest.removeprefix("sha256:")

@@ -18,7 +18,7 @@ from fedpipe.identity.signing import Signer, make_key, signer_of
 from fedpipe.identity.statements import signed_with
 from fedpipe.rounds.plan import Plan, read_plan
 from fedpipe.sites.approval import Approval, Approvals
-from fedpipe.sites.description import offer_of
+from fedpipe.sites.description import Offer, offer_of
 from fedpipe.sites.journal import Journal
 from fedpipe.sites.policy import objections, pause
 from fedpipe.sites.site import Site
@@ -94,6 +94,8 @@ class Decisions:
         self._approvals = approvals_of(site, clock=clock)
         self._known: dict[str, Approval] = {}
         self._shown: Approval | None = None
+        self._offers: dict[tuple[str, str], Offer] = {}
+        self._current: tuple[Store, Plan] | None = None
         self._refused: set[tuple[Any, ...]] = set()
 
     def read(self, store: Store, digest: str) -> Plan:
@@ -134,13 +136,15 @@ class Decisions:
         """
         site = self._site
         try:
-            code = get_bytes(store, plan.code)
-            offer = offer_of(plan, code, site.name, store.uri)
+            known = self._offers.get((store.uri, plan.digest))
+            offer = known or offer_of(plan, get_bytes(store, plan.code), site.name, store.uri)
         except StoreUnavailableError:
             raise
         except FedpipeError as error:
             self._refuse(error, run=plan.run, code=plan.code)
             raise
+        self._current = store, plan
+        self._offers = {(store.uri, plan.digest): offer}  # it is looked at again and again while it waits
         flaws = objections(site.policy, plan.federation, site.name, examples=examples)
         if plan.federation.name != site.federation:
             flaws = (f"the plan is of the federation {plan.federation.name!r}; this site's is {site.federation!r}",)
@@ -153,7 +157,15 @@ class Decisions:
         return decided
 
     def pause(self) -> str:
-        """Return why the policy does not allow training at this moment; empty if it does."""
+        """Return why the plan of the last decision does not train at this moment; empty if it does.
+
+        A person at the site may have refused it in the meantime.
+
+        Raises:
+            StoreError, InputError: as `decide`.
+        """
+        if self._current is not None and (decided := self.decide(*self._current)).verdict != "approved":
+            return f"the site {decided.shown}"
         now = datetime.fromtimestamp(self._clock()).astimezone()
         return pause(self._site.policy, self._journal.usage(), now)
 

@@ -11,7 +11,7 @@ from fedpipe.sites.site import Site
 from fedpipe.store import keys
 from fedpipe.store.held import Request
 
-Sent = Callable[[str, int], None]
+Sent = Callable[[str, int], object]
 """Takes the key and the bytes of each object before it is sent."""
 _READS = frozenset({"uri", "read", "poll", "read_range", "age", "size", "open", "piece", "close"})
 _WRITES = frozenset({"create", "swap", "replace", "upload"})

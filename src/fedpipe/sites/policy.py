@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from fedpipe.federation.data import Kind
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.mistakes import mistakes, quantity
-from fedpipe.federation.names import BYTES, CORES, Count, Learners, Positive, Section
+from fedpipe.federation.names import BYTES, CORES, Count, Learners, Positive, Seconds, Section
 from fedpipe.rounds.floors import Floors, LeastPrivacy
 from fedpipe.rounds.releases import Leaving
 from fedpipe.sites.demands import Demands, demands_of
@@ -62,6 +62,7 @@ class Policy(Section, frozen=True, kw_only=True):
     cpu: Annotated[str, Meta(pattern=CORES, description="most cores of a training")] = ""
     memory: Annotated[str, Meta(pattern=BYTES, description="most memory of a training")] = ""
     gpus: Annotated[Count | None, Meta(description="most GPUs of a training")] = None
+    seconds: Annotated[Seconds, Meta(description="most seconds of an answer, such as a training; 0: no limit")] = 0.0
     privacy: Annotated[LeastPrivacy | None, Meta(description="least differential privacy of a plan")] = None
     secure_sums: Annotated[bool, Meta(description="only plans with secure sums run")] = False
     learners: Annotated[Learners, Meta(description="fewest learners that form a round")] = 0

@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from fedpipe.errors import CorruptError, FedpipeError, InputError
 from fedpipe.rounds.manifests import Moment
+from fedpipe.sessions.presence import State
 from fedpipe.sites.child import Isolation
-from fedpipe.sites.presence import State
 from fedpipe.sites.site import Site
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import decode, encode
@@ -57,6 +57,11 @@ class Control:
         if (self._folder / _STOP).exists():
             self._asked.set()
         return self._asked.is_set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the agent attends no session."""
+        return self._running.state != "attends"
 
     def sleep(self, seconds: float) -> None:
         """Wait for some seconds, or until the agent is asked to end."""

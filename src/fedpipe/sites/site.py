@@ -17,8 +17,7 @@ from fedpipe.errors import FedpipeError, InputError
 from fedpipe.federation.confidential import check_no_credentials_in
 from fedpipe.federation.loading import load
 from fedpipe.federation.messages import Grammar, mistake_of
-from fedpipe.federation.mistakes import quantity
-from fedpipe.federation.names import BYTES, YEAR, Name, Section
+from fedpipe.federation.names import Name, Section
 from fedpipe.federation.values import check_values
 from fedpipe.identity.signing import ADMINISTRATOR_KEY, FOUND_KEYS, KEYS, SIGNING_KEY, public_key
 from fedpipe.sites.approval import Approving, Way, mistakes_of
@@ -34,19 +33,6 @@ CA_VARIABLE = "AWS_CA_BUNDLE"
 LEAST_LOOK = 15.0
 """Fewest seconds between two looks of an idle site."""
 _MISSING = "Write it as docs/sites.md shows, or join with `fedpipe site join`."
-
-
-class Limits(Section, frozen=True, kw_only=True):
-    """The resources of the process that trains; 0 or empty for no limit."""
-
-    memory: Annotated[str, Meta(pattern=BYTES, description="most bytes of its data, such as `8Gi`")] = ""
-    cores: Annotated[int, Meta(ge=0, le=4096, description="most cores")] = 0
-    seconds: Annotated[float, Meta(ge=0, le=YEAR, description="most seconds of an answer, such as a training")] = 0.0
-
-    @property
-    def bytes(self) -> int:
-        """Return the memory as a number of bytes; 0 without a limit."""
-        return int(quantity(self.memory)) if self.memory else 0
 
 
 class Site(Section, frozen=True, kw_only=True):
@@ -66,13 +52,15 @@ class Site(Section, frozen=True, kw_only=True):
         str,
         Meta(pattern=r"^([0-9a-f]{64})?\Z", description="public key of the federation's administrator"),
     ] = ""
+    renew: Annotated[
+        int, Meta(ge=0, le=3650, description="days after which the agent asks for new keys of the site; 0: never")
+    ] = 0
     look: Annotated[
         float, Meta(ge=LEAST_LOOK, le=3600, description="seconds between two looks at the store while idle")
     ] = LEAST_LOOK
     approve: Annotated[
         Way | Approving, Meta(description="how a plan is approved before it runs; a word alone takes all defaults")
     ] = "ask"
-    limits: Annotated[Limits, Meta(description="resources of the process that trains")] = field(default_factory=Limits)
     policy: Annotated[Policy, Meta(description="limits that the site sets")] = field(default_factory=Policy)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -18,23 +19,28 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from fedpipe.codec import from_json
-from fedpipe.errors import WorkerDiedError, one_line
+from fedpipe.errors import FedpipeError, WorkerDiedError, one_line
 from fedpipe.federation.environments import Environment
+from fedpipe.federation.mistakes import quantity
 from fedpipe.frameworks import find_python
 from fedpipe.learners.reading import SITE_DATA
 from fedpipe.rounds.plan import Plan, RunPlace
+from fedpipe.rounds.updates import own_update
 from fedpipe.secure.party import Orders
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.current import Opened
+from fedpipe.sites.agent import Note, keep_nothing
 from fedpipe.sites.child import LARGEST, Answer, Call, Isolation
-from fedpipe.sites.guard import Guard, Sent
+from fedpipe.sites.guard import Guard
+from fedpipe.sites.rows import narrowed
 from fedpipe.sites.site import Site
 from fedpipe.steps.contract import Hands
 from fedpipe.steps.learn import Inputs, attended
 from fedpipe.steps.work import FENCED, answers, keyless, secret_paths
-from fedpipe.store import Store, endpoint_of
+from fedpipe.store import Store, endpoint_of, is_uri, path_of
 from fedpipe.store.held import FOLDER, KEYHOLDER
 from fedpipe.store.keyholder import Keyholder
 
@@ -48,6 +54,8 @@ from fedpipe.sites.child import main
 main({handle}, {folder!r}, network)
 """
 """The program of the process: it leaves the network before it imports what could start threads."""
+_TRAININGS = ("train", "propose", "masked", "exchange")
+"""Phases in which a learner trains."""
 _OTHERS: tuple[Environment, ...] = ("tff", "custom")
 """Environments with a Python of their own."""
 SCRATCH = "scratch"
@@ -61,10 +69,11 @@ class Child:
         site: its file.
         environment: in which the process runs.
         guard: of its requests to the store.
+        code: digests of the code that may run.
     """
 
-    def __init__(self, site: Site, environment: Environment, guard: Guard) -> None:
-        self._site, self._environment, self._guard = site, environment, guard
+    def __init__(self, site: Site, environment: Environment, guard: Guard, code: tuple[str, ...]) -> None:
+        self._site, self._environment, self._guard, self._code = site, environment, guard, code
         self._open: contextlib.ExitStack | None = None
         self._pipe: Connection | None = None
         self._lock = threading.Lock()
@@ -81,8 +90,8 @@ class Child:
             pipe = self._pipe or self._start()
             try:
                 pipe.send_bytes(msgspec.json.encode(call))
-                if not pipe.poll(self._site.limits.seconds or None):
-                    raise TimeoutError(f"{call.board.phase} took more than {self._site.limits.seconds:g} s")
+                if not pipe.poll(self._site.policy.seconds or None):
+                    raise TimeoutError(f"{call.board.phase} took more than {self._site.policy.seconds:g} s")
                 answer = from_json(pipe.recv_bytes(LARGEST), Answer)
             except (EOFError, OSError, msgspec.MsgspecError, RecursionError) as error:
                 self.stop()
@@ -125,21 +134,35 @@ class Child:
         return ours
 
     def _program(self, handle: int, folder: str) -> str:
-        limits = self._site.limits
-        return _PROGRAM.format(handle=handle, folder=folder, memory=limits.bytes, cores=limits.cores)
+        policy = self._site.policy
+        memory = int(quantity(policy.memory)) if policy.memory else 0
+        cores = math.ceil(quantity(policy.cpu)) if policy.cpu else 0
+        return _PROGRAM.format(handle=handle, folder=folder, memory=memory, cores=cores)
 
     def _python(self) -> Path:
         return find_python(self._environment) if self._environment in _OTHERS else Path(sys.executable)
 
     def _environ(self, handle: int, folder: str) -> dict[str, str]:
         """Return the environment of the process: no keys, its own data, and a folder to write in."""
+        gpus = self._site.policy.gpus
         hidden = [*secret_paths(), self._site.key, self._site.credentials, *map(str, own_files(self._site))]
         fenced = os.pathsep.join(path for path in dict.fromkeys(hidden) if path and Path(path).exists())
         return {
             **keyless(), KEYHOLDER: str(handle), FOLDER: self._site.store, FENCED: fenced,
-            SITE_DATA: self._site.policy.data, "TMPDIR": folder,
-            "HOME": folder, "TF_CPP_MIN_LOG_LEVEL": "2",
+            SITE_DATA: self._data(Path(folder)), "TMPDIR": folder, "HOME": folder, "TF_CPP_MIN_LOG_LEVEL": "2",
+            **({} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}),
         }  # fmt: skip
+
+    def _data(self, folder: Path) -> str:
+        """Return the place of the data that the policy allows, narrowed to them. Raises WorkerDiedError."""
+        policy = self._site.policy
+        if is_uri(policy.data) and not (policy.columns or policy.rows or policy.least_examples):
+            return policy.data
+        try:
+            return str(narrowed(replace(policy, data=str(path_of(policy.data))), folder).path)
+        except FedpipeError as error:
+            log.error("the site's data cannot be used: %s", error)
+            raise WorkerDiedError(f"the site's data cannot be used: {error.what}") from error
 
     def _answers(self) -> dict[str, Callable[[str, bytes], Any]]:
         """Return the answers of the agent: it signs statements of a learner's work, in its own name."""
@@ -150,7 +173,8 @@ class Child:
             self._guard.check_statement(data)
             return sign(learner, data)
 
-        return found | {"sign": signed}
+        floors = msgspec.to_builtins(self._site.policy.floors(self._code))
+        return found | {"sign": signed, "floors": lambda _, __: floors}
 
     def stop(self) -> None:
         """End the process, and remove all that it wrote."""
@@ -192,15 +216,16 @@ class Trainer:
     Args:
         site: its file.
         store: the federation's store.
-        sent: takes the key and the size of each object before it is sent.
+        note: keeps the account of each object that is sent, before it is, and of each answer.
+        pause: returns why the site does not train at the moment; empty if it does.
         show: takes what is in force for the process that trains.
     """
 
     def __init__(
-        self, site: Site, store: Store, *, sent: Sent = lambda *_: None,
+        self, site: Site, store: Store, *, note: Note = keep_nothing, pause: Callable[[], str] = str,
         show: Callable[[Isolation], None] = lambda _: None,
     ) -> None:  # fmt: skip
-        self._site, self._store, self._sent, self._show = site, store, sent, show
+        self._site, self._store, self._note, self._pause, self._show = site, store, note, pause, show
 
     def attend(self, plan: Plan, opened: Opened) -> Generator[float, None, Counter[str]]:
         """Attend a session to its end; the processes that compute end with it.
@@ -212,23 +237,39 @@ class Trainer:
         Raises:
             RoundError, StoreError: as `steps.learn.attended`.
         """
-        site, guard = self._site, Guard(self._site, opened, self._sent)
+        site = self._site
+        guard = Guard(site, opened, lambda key, size: self._note("sent", object=key, bytes=size, run=opened.run))
         place = RunPlace(store=site.store, federation=site.federation, run=opened.run, plan=opened.plan)
         inputs = Inputs(place=place, learner=site.name, first=opened.first, last=opened.last, job=opened.job)
         children: dict[Environment, Child] = {}
 
         def call(_: Callable[..., Any], inputs: Inputs, board: Board, orders: Orders | None = None) -> Any:
+            if board.phase in _TRAININGS and (why := self._pause()):
+                raise WorkerDiedError(f"the site does not train now: {why}")
             step = "score" if board.phase == "score" else "learn"
             environment = plan.federation.environment_of(step, site.name)
             for other in [other for other in children if other != environment]:
                 children.pop(other).stop()  # two frameworks at once would need the memory of both
-            child = children.setdefault(environment, Child(site, environment, guard))
+            child = children.setdefault(environment, Child(site, environment, guard, (plan.code,)))
             answer = child.call(Call("mask" if orders else "act", inputs, board, orders))
             self._show(child.isolation)
+            self._account(opened.run, board)
             return (answer.masked or answer.dropped) if orders else answer.took_part
 
+        remove_leftovers(site)
         try:
             return (yield from attended(self._store, plan, inputs, Hands(call=call, together=call)))
         finally:
             for child in children.values():
                 child.stop()
+
+    def _account(self, run: str, board: Board) -> None:
+        """Keep the account of an answer; of a training, with all numbers that have left."""
+        update = own_update(self._store, self._site.name, run, board.round) if board.phase in _TRAININGS else None
+        if update is None:
+            self._note("answered", run=run, round=board.round, phase=board.phase)
+            return
+        self._note(
+            "trained", run=run, round=board.round, digest=update.weights, bytes=update.size, examples=update.examples,
+            metrics=dict(update.metrics), epsilon=update.spent.epsilon if update.spent else None,
+        )  # fmt: skip

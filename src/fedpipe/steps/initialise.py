@@ -20,11 +20,12 @@ from fedpipe.errors import CorruptError, StoreError, StoreUnavailableError
 from fedpipe.learners.assembly import plan_model
 from fedpipe.learners.cut import first_index
 from fedpipe.registry.rehearsal import rehearse
-from fedpipe.rounds.beginning import begin, find_begun, make_plan
+from fedpipe.rounds.beginning import begin, find_begun, make_plan, protocol_of
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, Settings, Shards, read_plan
 from fedpipe.sessions.board import check_deadline
+from fedpipe.sessions.presence import protocols
 from fedpipe.steps.contract import ModelArtifact
 from fedpipe.steps.shard import read
 from fedpipe.store import Store
@@ -71,7 +72,9 @@ def find(inputs: Inputs) -> Outputs | None:
 def _plan(inputs: Inputs, examples: Examples | None) -> Plan:
     ports = ports_of(examples.x) if examples is not None else ()
     federation = read(inputs.federation).reaching(inputs.place.store)
-    return make_plan(inputs.place.run, inputs.applied(federation), inputs.code, inputs.shards, ports)
+    store, run = inputs.place.open(), inputs.place.run
+    protocol = protocol_of(store, run, protocols(store, federation.sites))
+    return make_plan(run, inputs.applied(federation), inputs.code, inputs.shards, ports, protocol=protocol)
 
 
 def _examples(store: Store, shards: Shards) -> Examples | None:

@@ -27,6 +27,7 @@ from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Ballot, Dropped, Update
 from fedpipe.rounds.parcels import leave
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
+from fedpipe.rounds.protocol import check_spoken
 from fedpipe.rounds.roll import Roll, drop
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.rounds.updates import own_update
@@ -103,6 +104,7 @@ def attended(store: Store, plan: Plan, inputs: Inputs, hands: Hands) -> Generato
     Raises:
         RoundError, StoreError: as `Attendance.run`.
     """
+    check_spoken(plan.format, inputs.learner)
 
     def answer(board: Board) -> bool:
         try:

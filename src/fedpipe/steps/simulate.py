@@ -149,6 +149,7 @@ def _ends(store: Store, plan: Plan, records: list[Record]) -> bool:
 def _moment(plan: Plan, records: list[Record], seconds: float) -> Moment:
     record, federation = records[-1], plan.federation
     board = Board(
+        format=plan.format,
         federation=federation.name, run=plan.run, session="simulation", round=record.round, phase="train",
         base=records[-2].weights, asked=took_part(federation, record),
     )  # fmt: skip

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -73,10 +73,18 @@ def decode(data: bytes, kind: type[T], *, where: str) -> T:
 
 
 FORMAT = 1
-"""The format of every manifest that this version reads and writes, unless its type has `FORMATS`."""
+"""The format of every manifest that this version reads and writes, unless its type has `FORMATS` or is `SPOKEN`."""
+PROTOCOL = 1
+"""The number of the protocol that the parties of a run speak; it grows when an earlier version could not follow.
+
+It is the format of plans, boards, updates, ballots and records (`SPOKEN`). This version writes it and the one before,
+and reads all earlier ones.
+"""
 
 
-def _formats(kind: type[Any]) -> tuple[int, ...]:
+def _formats(kind: type[Any]) -> Collection[int]:
+    if getattr(kind, "SPOKEN", False):
+        return range(1, PROTOCOL + 1)
     return getattr(kind, "FORMATS", (FORMAT,))
 
 

@@ -321,6 +321,7 @@ class Simulation:
         return commit(
             self._store,
             Record(
+                format=previous.format,
                 federation=previous.federation, run=self._run, round=previous.round + 1, previous=previous.ref,
                 plan=previous.plan, base=previous.weights, weights=digest, layout=previous.layout,
                 state={"program": saved}, rule=self._rule, dropped=tuple(dropped),

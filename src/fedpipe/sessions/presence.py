@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from fedpipe.errors import StoreError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import Name
 from fedpipe.rounds.manifests import Moment
+from fedpipe.rounds.protocol import spoken
 from fedpipe.rounds.received import Source, usable
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import encode
@@ -27,12 +28,14 @@ _LOST = 3 * RENEWED
 class Presence(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The state of an agent.
 
-    `seconds` is how long it had lasted when this was written: the age of the object, by the store's clock, adds to it.
+    `protocol` is the highest number that it speaks. `seconds` is how long the state had lasted when this was written.
+    The age of the object, by the store's clock, adds to it.
     """
 
     format: int = 1
     learner: Name
     version: Annotated[str, Meta(max_length=100)] = __version__
+    protocol: Annotated[int, Meta(ge=1, le=2**31)] = field(default_factory=lambda: spoken()[-1])
     state: State = "idle"
     text: Annotated[str, Meta(max_length=500)] = ""
     seconds: Moment = 0.0
@@ -54,6 +57,14 @@ def put_presence(store: Store, presence: Presence) -> None:
 def read_presence(store: Store, site: str) -> Presence | None:
     """Return the state of a site's agent; None where there is none that can be read."""
     return usable(Source(store, "_presence", keys.presence(site), "presence"), Presence, learner=site)
+
+
+def protocols(store: Store, sites: Collection[str]) -> Iterator[int]:
+    """Yield the highest number that the agent of each site speaks, where it is known."""
+    for site in sites:
+        found = read_presence(store, site)
+        if found is not None:
+            yield found.protocol
 
 
 def waiting_sites(store: Store, sites: Collection[str]) -> list[str]:
