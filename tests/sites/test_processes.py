@@ -99,6 +99,10 @@ def test_secure_sums_of_pods_and_sites(federation: Federation, tmp_path: Path) -
     assert records[1].contributors == (*LOCAL, *SITES)
     assert records[-1].contributors == tuple(name for name in (*LOCAL, *SITES) if name != "hospital-d")
     assert not any(record.updates for record in records)
+    noted = entries_of(federation.folder / "at" / "hospital-c" / "state" / "journal")
+    trained = [entry.fields for entry in noted if entry.event == "trained"]
+    assert [fields["round"] for fields in trained] == list(range(1, ROUNDS + 1)), "they count against `rounds_a_day`"
+    assert all(fields.keys() == {"run", "round", "digest", "bytes"} for fields in trained), "numbers are in the sum"
     assert len(fedpipe.verify(file, "r1")) == ROUNDS
 
 
