@@ -26,7 +26,8 @@ from fedpipe.store.concealment import changed_environment
 from fedpipe.store.credentials import read_mounted
 from fedpipe.store.objects import digest_of
 from tests.commands.test_joining import NO_KEYS, done, fedpipe, joined, of, site_of, write_file
-from tests.sites.test_processes import LOCAL, ROUNDS, SITES, Federation, federation, until
+from tests.sites.hospitals import LOCAL, ROUNDS, SITES, Federation, until
+from tests.sites.test_processes import federation
 
 __all__ = ["federation"]
 DAY = 24 * 3600.0
