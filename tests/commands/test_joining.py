@@ -257,7 +257,19 @@ class TestARegistrar:
         ]
         assert next(desk) == []  # it is reported once
         file.write_text(whole)
-        assert [one.outcome for one in next(attend(file))] == ["accepted"]
+        assert [one.outcome for one in next(desk)] == ["accepted"]
+
+    def test_a_file_that_is_malformed_for_a_while(self, file: Path, tmp_path: Path) -> None:
+        made = invite(file, "b", out=tmp_path / "b.yaml")
+        desk, whole = attend_with(file, []), file.read_text()
+        assert next(desk) == []
+        asked(made.file, site_of(tmp_path / "hospital"))
+        file.write_text("name: [")
+        (waits,) = next(desk)
+        assert (waits.learner, waits.outcome) == ("", "waits")
+        assert "is not YAML" in waits.why
+        file.write_text(whole)
+        assert [one.outcome for one in next(desk)] == ["accepted"]
 
     def test_a_store_that_is_away_is_a_decision_that_waits(self, tmp_path: Path, s3_keys: None) -> None:
         uri = f"s3://tests/x?endpoint=http://127.0.0.1:{servers.free_port()}"

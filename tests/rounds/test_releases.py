@@ -19,8 +19,10 @@ from fedpipe.rounds.manifests import Ballot, Dropped, Scores, Update
 from fedpipe.rounds.releases import (
     BUDGET_SPENT,
     REASON_STAYS,
+    USUAL_METRICS,
     WITHHELD,
     Leaving,
+    names_that_leave,
     released_ballot,
     released_metrics,
     released_reason,
@@ -63,6 +65,18 @@ def test_a_list_replaces_the_usual_names() -> None:
         {"dice": 0.1}, ("the metric 'loss'",)
     )  # fmt: skip
     assert released_metrics(leaving(metrics=[]), {"loss": 1.0}, 9)[0] == {}
+
+
+@pytest.mark.parametrize("listed", [{}, {"metrics": []}, {"metrics": ["dice", "loss", "dice"]}])
+def test_the_names_that_leave_are_those_that_are_kept(listed: dict[str, Any]) -> None:
+    """Of a secure sum, the names are agreed on before the metrics are measured."""
+    leaves = leaving(**listed)
+    names = names_that_leave(leaves)
+    assert names is not None
+    measured = dict.fromkeys((*USUAL_METRICS, "val_loss", "test_auc", "val_val_loss", "dice", "loss2", ""), 1.0)
+    assert released_metrics(leaves, measured, 9)[0].keys() == measured.keys() & set(names)
+    assert names == tuple(sorted(set(names)))
+    assert names_that_leave(None) is None
 
 
 def test_too_few_examples_behind_a_number() -> None:

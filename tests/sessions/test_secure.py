@@ -23,6 +23,7 @@ from fedpipe.rounds.ledger import Ledger, find_marks
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.masked import grid_of
 from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.releases import Leaving
 from fedpipe.rounds.retention import Rules, find_loss
 from fedpipe.rounds.verification import flaw_of_round
 from fedpipe.secure.messages import Bundle, Masked, Members
@@ -396,6 +397,38 @@ class TestDropouts:
         learner.propose_weights = more
         session.run()
         assert session.dropped(1) == {"c": "it measures other metrics than most"}
+
+    @pytest.mark.parametrize(("metrics", "left"), [(("loss",), {"loss", "test_loss"}), ((), set()),
+                                                   (None, {"loss", "test_loss"})])  # fmt: skip
+    def test_metrics_that_one_owner_withholds_are_in_no_sum(
+        self, folder: Path, metrics: tuple[str, ...] | None, left: set[str]
+    ) -> None:
+        """All take part: the one with the owner, and one that measures more than the others."""
+        session = SecureSession(plan_of(1), folder)
+        session.leaves["b"] = Leaving(metrics=metrics)
+        learner = session.learners["c"]
+        original = learner.propose_weights
+
+        def more(**arguments: Any) -> Any:
+            trained = original(**arguments)
+            return trained._replace(metrics={**trained.metrics, "secret_is_17": 1.0})
+
+        learner.propose_weights = more
+        record = session.run()
+        assert record.contributors == NAMES
+        assert record.metrics.keys() == {*left, "clipped"}
+        store = session.world.store
+        assert not any(b"secret_is_17" in store.read(key).data for key in store.keys(""))
+
+    def test_metrics_that_code_smuggles_past_its_owner_drop_the_learner(self, folder: Path) -> None:
+        """The code of a model may change what masks in its process; the keys are elsewhere."""
+        session = SecureSession(plan_of(1), folder)
+        session.leaves["b"] = Leaving(metrics=("loss",))
+        session.sent["b"] = lambda _, made: made._replace(metrics=("loss", "secret_is_17"))
+        record = session.run()
+        assert record.contributors == ("a", "c", "d", "e")
+        assert session.dropped(1) == {"b": "the vector has a metric that may not leave"}
+        assert session.world.store.size(keys.answer("b", "r1", 1, "masked")) is None
 
     def test_a_restarted_learner_is_missing_and_comes_back(self, folder: Path) -> None:
         session = SecureSession(plan_of(3), folder)

@@ -19,9 +19,10 @@ from fedpipe.rounds.history import history
 from fedpipe.sessions.presence import read_presence
 from fedpipe.sites.audit import find_flaw
 from fedpipe.sites.journal import entries_of
-from fedpipe.store import keys, objects
+from fedpipe.store import keys, objects, open_store
 from tests import servers
 from tests.cli.conftest import Result
+from tests.commands import test_table_run as tables
 from tests.sites.hospitals import LOCAL, ROUNDS, SITES, Federation, until
 
 
@@ -99,6 +100,10 @@ def test_secure_sums_of_pods_and_sites(federation: Federation, tmp_path: Path) -
     assert records[1].contributors == (*LOCAL, *SITES)
     assert records[-1].contributors == tuple(name for name in (*LOCAL, *SITES) if name != "hospital-d")
     assert not any(record.updates for record in records)
+    noted = entries_of(federation.folder / "at" / "hospital-c" / "state" / "journal")
+    trained = [entry.fields for entry in noted if entry.event == "trained"]
+    assert [fields["round"] for fields in trained] == list(range(1, ROUNDS + 1)), "they count against `rounds_a_day`"
+    assert all(fields.keys() == {"run", "round", "digest", "bytes"} for fields in trained), "numbers are in the sum"
     assert len(fedpipe.verify(file, "r1")) == ROUNDS
 
 
@@ -207,3 +212,58 @@ def _processes_in(folder: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("algorithm", ["votes", "secure"])
+def test_other_algorithms_at_a_site(federation: Federation, tmp_path: Path, algorithm: str) -> None:
+    """Votes are cast there; keys of a secure sum stay in the agent, and the process that trains masks its update."""
+    file = federation.write(sites=("hospital-c",), rounds=2)
+    content = yaml.safe_load(file.read_text())
+    content["algorithm"] = {"name": "averaging", "vote": {"threshold": 0.4}}
+    if algorithm == "secure":
+        content["algorithm"] = {"name": "averaging", "secure": {}, "weighting": "uniform"}
+    content["export"] = "none"
+    file.write_text(yaml.safe_dump(content))
+    operators_keys, more = federation.folder / "operators-keys", {}
+    path = federation.join("hospital-c")
+    if algorithm == "secure":
+        for name in (*LOCAL, "hospital-d", "hospital-e"):
+            enroll(file, name, keys=operators_keys)
+        more = {"administrator": fedpipe.roster(file, keys=operators_keys).file.read_text().strip()}
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | more))
+    federation.start("hospital-c", "--once")
+    fedpipe.run(file, out=tmp_path / "out", name="r1", keys=operators_keys)
+    assert federation.agents["hospital-c"].wait(60) == 0, federation.log("hospital-c")
+    records = history(federation.store, "r1")
+    assert [len(record.contributors) for record in records[1:]] == [5, 5], federation.log("hospital-c")
+    assert all(len(record.ballots) == 5 for record in records[1:]) == (algorithm == "votes")
+
+    if algorithm == "votes":
+        alone = Federation(federation.folder, f"file://{tmp_path}/store")
+        fedpipe.run(alone.write(sites=(), rounds=2), out=tmp_path / "alone", name="r1")
+        assert history(alone.store, "r1")[-1].weights == records[-1].weights
+
+
+@pytest.mark.heavy
+def test_a_table_at_a_site(tmp_path: Path, minio_server: servers.Server, s3_keys: None) -> None:
+    """The site describes its table in the first phase of the session."""
+    uri = minio_server.uri.replace("s3://tests", f"s3://tests/{tmp_path.name.replace('_', '-')}")
+    members = [{"name": "a"}, {"name": "b"}, {"name": "c", "at": "site"}]
+    file = tables.federation(tmp_path, store=uri, learners=members, export="none")
+    made = Federation(tmp_path, uri)
+    made.join("c", policy={"data": str(tmp_path / "own.csv")})
+    agent = made.start("c", "--once")
+    try:
+        fedpipe.run(file, out=tmp_path / "out", name="r1")
+        assert agent.wait(60) == 0, made.log("c")
+    finally:
+        agent.kill()
+        agent.wait()
+    records = history(made.store, "r1")
+    assert {len(record.contributors) for record in records[1:]} == {3}, made.log("c")
+    members[2] = {"name": "c", "data": "own.csv"}
+    alone = tables.federation(tmp_path, store=f"file://{tmp_path}/store", learners=members, export="none")
+    fedpipe.run(alone, out=tmp_path / "alone", name="r1")
+    expected = history(open_store(f"file://{tmp_path}/store").below("tab"), "r1")
+    assert expected[-1].weights == records[-1].weights

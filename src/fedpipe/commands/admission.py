@@ -145,7 +145,8 @@ def attend(
 ) -> Iterator[list[Decision]]:  # fmt: skip
     """Answers open requests at each step: accepts those that fit an open invitation, refuses those that never will.
 
-    A fault of the store is a decision that waits, for the learner of an empty name. The caller waits between steps.
+    A fault of the store is a decision that waits, for the learner of an empty name. The caller waits between steps. A
+    federation file is read again each time, so a learner that is added to it may join.
 
     Args:
         source: the federation file, or its content.
@@ -160,6 +161,7 @@ def attend(
     desk, said = _Desk.at(source, store, keys, note), set[Decision]()
     while True:
         try:
+            desk = _Desk.at(source, store, keys, note)  # the file may have changed: it names who may join
             made = [desk.decided(asked, examples) for asked in desk.asked() if asked.kind != "invited"]
         except FedpipeError as error:
             made = [Decision("", "", "waits", str(error))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +21,9 @@ from fedpipe.rounds.masked import digest_of_file, largest_examples, vector_of
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
 from fedpipe.secure.masks import Masks
+from fedpipe.secure.messages import TEST
 from fedpipe.secure.party import Orders
-from fedpipe.secure.vector import TEST, Counts, scale_of
+from fedpipe.secure.vector import Counts, scale_of
 from fedpipe.store import Store
 from fedpipe.store.objects import put_file
 from fedpipe.weights import layout_of
@@ -102,9 +103,9 @@ def write_masked(
     secure = plan.federation.secure
     assert secure is not None
     private = any(plan.federation.privacy_of(learner.name) for learner in plan.federation.learners)
-    found = {} if private else dict(trained.metrics)  # those of a private training stay, and all must measure the same
+    found = {} if private else _leaving(trained.metrics, orders)  # if those of one stay, all must do without
     if tested:
-        found |= {f"{TEST}{name}": value for name, value in tested.metrics.items()}
+        found |= {f"{TEST}{name}": value for name, value in _leaving(tested.metrics, orders).items()}
     counts = Counts(trained.examples, tested.examples if tested else 0, 0, found)
     vector = vector_of(plan, layout_of(start), tuple(sorted(found)), orders.bound)
     names = [tensor.name for tensor in vector.tensors]
@@ -115,6 +116,10 @@ def write_masked(
         file.write(orders.preamble)
         Masks(orders.terms, vector.grid.width, vector.grid.dtype).write(chunks, file.write)
     return vector.metrics
+
+
+def _leaving(metrics: Mapping[str, float], orders: Orders) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if orders.metrics is None or name in orders.metrics}
 
 
 def _weight(plan: Plan, examples: int) -> float:

@@ -131,6 +131,14 @@ def released_metrics(
     return kept, tuple(f"the metric {name[:100]!r}" for name in sorted(metrics.keys() - kept.keys()))
 
 
+def names_that_leave(leaves: Leaving | None) -> tuple[str, ...] | None:
+    """Return the names of all metrics that may leave, sorted; None for all. It is what `released_metrics` keeps."""
+    if leaves is None:
+        return None
+    usual = {prefix + name for prefix in ("", "val_", "test_") for name in USUAL_METRICS}
+    return tuple(sorted(set(usual if leaves.metrics is None else leaves.metrics)))
+
+
 def _is_allowed(leaves: Leaving, name: str) -> bool:
     if leaves.metrics is not None:
         return name in leaves.metrics

@@ -27,6 +27,8 @@ from fedpipe.identity.statements import check_signed
 from fedpipe.store.objects import Digest
 
 MOST_METRICS = 100
+TEST = "test_"
+"""Begins the names of metrics of the base on test parts."""
 
 _Text = Annotated[str, Meta(max_length=100)]
 _Session = Annotated[str, Meta(max_length=200)]
@@ -35,6 +37,7 @@ _Share = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Seed = Annotated[str, Meta(pattern=r"^[0-9a-f]{62}\Z")]
 _Bound = Annotated[float, Meta(ge=LEAST_BOUND, le=LARGE)]
 _Round = Annotated[int, Meta(ge=1)]
+_Names = Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=2 * MOST_METRICS)]
 _Reasons = Annotated[dict[Name, Annotated[str, Meta(max_length=500)]], Meta(max_length=MOST)]
 
 
@@ -93,13 +96,14 @@ class _Statement(_Expecting, frozen=True, kw_only=True):
 
 
 class Offer(_Expecting, frozen=True, kw_only=True):
-    """A learner's public key of X25519 for one round.
+    """A learner's public key of X25519 for one round, and the metrics that its owner lets leave; None: all.
 
     It is offered while the round before ends, so it has no base. All that is derived from the key is bound to one.
     """
 
     learner: Name
     key: _Key
+    metrics: _Names | None = None
     signature: Signature | None = None
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from fedpipe.errors import WeightsError
 from fedpipe.secure.masks import CHUNK
+from fedpipe.secure.messages import TEST
 from fedpipe.secure.numbers import EDGES, Floats, Grid, Words, packed_size, padded
 from fedpipe.weights import FLOATS, Array, Layout, Tensor
 
@@ -25,8 +26,6 @@ METRIC = 108
 _LARGEST = 2.0**30
 _POINT = 24
 _ZERO = 1 << METRIC - 1
-TEST = "test_"
-"""Begins the names of metrics of the base on test parts."""
 
 
 class Counts(NamedTuple):

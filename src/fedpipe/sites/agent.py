@@ -28,6 +28,9 @@ _EAGER = 60.0
 """Seconds after a session in which the next one is awaited with shorter looks: a run may have several."""
 _AGAIN = 60.0
 """Seconds after a failure at the site until it returns to the session."""
+_SILENT: dict[State, str] = {"idle": "awaits a session", "ended": "has ended"}
+"""The words of the log for states that are shown without a text."""
+_NEXT: dict[State, str] = {"waits": ". Look at it with `fedpipe site pending`"}
 Attend = Callable[[Plan, Opened], Generator[float, None, Counter[str]]]
 """Attends a session to its end, and returns how often the site took part in each phase."""
 
@@ -254,6 +257,7 @@ class Agent:
         if (state, text) == self._state and self._written > float("-inf"):
             return
         self._state, self._since = (state, text), self._clock()
+        log.info("%s %s%s", self._site.name, text or _SILENT[state], _NEXT.get(state, ""))
         self._show(state, text)
         if state == "fails":
             with contextlib.suppress(FedpipeError, OSError):  # this may be the failure

@@ -25,6 +25,7 @@ from fedpipe.errors import Failure, FedpipeError, InputError, WorkerDiedError, o
 from fedpipe.federation.environments import Environment
 from fedpipe.federation.mistakes import quantity
 from fedpipe.frameworks import find_python
+from fedpipe.learners.masking import MaskedFile
 from fedpipe.learners.reading import SITE_DATA
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.rounds.releases import reason_that_leaves, released_reason
@@ -248,12 +249,13 @@ class Trainer:
             child = children.setdefault(environment, Child(site, environment, guard, (plan.code,)))
             answer = self._answered(child, Call("mask" if orders else "act", inputs, board, orders))
             self._show(child.isolation)
-            self._account(opened.run, board)
+            self._account(opened.run, board, answer.masked)
             return (answer.masked or answer.dropped) if orders else answer.took_part
 
         remove_leftovers(site)
         try:
-            return (yield from attended(self._store, plan, inputs, Hands(call=call, together=call)))
+            hands = Hands(call=call, together=call)
+            return (yield from attended(self._store, plan, inputs, hands, site.policy.leaves))
         finally:
             for child in children.values():
                 child.stop()
@@ -279,8 +281,11 @@ class Trainer:
             answer = msgspec.structs.replace(answer, dropped=released_reason(leaves, answer.dropped).statement)
         return answer
 
-    def _account(self, run: str, board: Board) -> None:
-        """Keep the account of an answer; of a training, with all numbers that have left."""
+    def _account(self, run: str, board: Board, masked: MaskedFile | None) -> None:
+        """Keep the account of an answer; of a training, with all numbers that have left alone."""
+        if masked is not None:
+            self._note("trained", run=run, round=board.round, digest=masked.digest, bytes=masked.size)
+            return
         update = own_update(self._store, self._site.name, run, board.round) if board.phase in _TRAININGS else None
         if update is None:
             self._note("answered", run=run, round=board.round, phase=board.phase)
