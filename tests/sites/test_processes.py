@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
@@ -23,80 +19,10 @@ from fedpipe.rounds.history import history
 from fedpipe.sessions.presence import read_presence
 from fedpipe.sites.audit import find_flaw
 from fedpipe.sites.journal import entries_of
-from fedpipe.store import Store, keys, objects, open_store
+from fedpipe.store import keys, objects
 from tests import servers
 from tests.cli.conftest import Result
-
-LOCAL, SITES = ("hospital-a", "hospital-b"), ("hospital-c", "hospital-d", "hospital-e")
-ROUNDS = 4
-
-
-class Federation:
-    """The digits of five hospitals, each with a file of its own.
-
-    Args:
-        folder: for all files.
-        uri: of the store.
-    """
-
-    def __init__(self, folder: Path, uri: str) -> None:
-        self.folder, self.uri = folder, uri
-        self.agents: dict[str, subprocess.Popen[str]] = {}
-
-    def write(self, *, sites: tuple[str, ...] = SITES, **changes: Any) -> Path:
-        """Writes the federation file, and the data of each learner."""
-        content = yaml.safe_load((self.folder / "federation.yaml").read_text())
-        with np.load(self.folder / "digits.npz") as data:
-            x, y = data["x"], data["y"]
-        members = []
-        for position, name in enumerate((*LOCAL, *SITES)):
-            np.savez(self.folder / f"{name}.npz", x=x[position::5], y=y[position::5])
-            members.append({"name": name, "at": "site"} if name in sites else {"name": name, "data": f"{name}.npz"})
-        settings = content["data"]
-        settings.pop("uri", None)
-        settings.pop("shards", None)
-        content |= {"learners": members, "store": self.uri}
-        content["evaluation"] = {"every_round": True}
-        content["training"] |= {"rounds": ROUNDS, **changes}
-        (self.folder / "federation.yaml").write_text(yaml.safe_dump(content))
-        return self.folder / "federation.yaml"
-
-    @property
-    def store(self) -> Store:
-        return open_store(self.uri).below(self.name)
-
-    @property
-    def name(self) -> str:
-        return str(yaml.safe_load((self.folder / "federation.yaml").read_text())["name"])
-
-    def join(self, name: str, **more: Any) -> Path:
-        """Enrolls a site by hand, and writes its files."""
-        made = enroll(self.folder / "federation.yaml", name, keys=self.folder / "operators-keys")
-        secret = yaml.safe_load(made.files[-1].read_text())["data"]
-        place = self.folder / "at" / name
-        (place / "credentials").mkdir(parents=True)
-        for key in ("accesskey", "secretkey"):
-            (place / "credentials" / key).write_bytes(base64.b64decode(secret[key]))
-        (place / "own.key").write_bytes(base64.b64decode(secret["signingkey"]))
-        content = {
-            "store": self.uri, "federation": self.name, "name": name, "key": "own.key", "credentials": "credentials",
-            "approve": "any", "policy": {"data": str(self.folder / f"{name}.npz")}, **more,
-        }  # fmt: skip
-        (place / "site.yaml").write_text(yaml.safe_dump(content))
-        return place / "site.yaml"
-
-    def start(self, name: str, *options: str, **more: str) -> subprocess.Popen[str]:
-        """Starts the agent of a site, whose environment has no keys of the operator."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "FEDPIPE_"))} | more
-        path = self.folder / "at" / name / "site.yaml"
-        command = [sys.executable, "-m", "fedpipe", "site", "run", "-c", str(path), *options]
-        with (self.folder / f"{name}.log").open("a") as log:
-            self.agents[name] = subprocess.Popen(command, env=environment, text=True, stdout=log, stderr=log)
-        return self.agents[name]
-
-    def log(self, name: str) -> str:
-        training = self.folder / "at" / name / "state" / "training.log"
-        return (self.folder / f"{name}.log").read_text() + (training.read_text() if training.exists() else "")
+from tests.sites.hospitals import LOCAL, ROUNDS, SITES, Federation, until
 
 
 @pytest.fixture
@@ -107,15 +33,6 @@ def federation(numpy_digits: Path, minio_server: servers.Server, s3_keys: None) 
     for process in made.agents.values():
         process.kill()
         process.wait()
-
-
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Waits for a condition, and returns its value."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    return found
 
 
 @pytest.mark.heavy

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-import fedpipe
+import fedpipe as api
 from fedpipe.commands.admission import accept, attend
+from fedpipe.commands.identities import enroll
 from fedpipe.commands.invitations import invite
 from fedpipe.commands.joining import join, rotate
 from fedpipe.errors import StoreUnavailableError
@@ -18,10 +21,13 @@ from fedpipe.rounds.history import history
 from fedpipe.sites.journal import entries_of
 from fedpipe.sites.renewal import LOOK, KeyWatch
 from fedpipe.sites.site import Site, read_site
+from fedpipe.store import Store, keys
 from fedpipe.store.concealment import changed_environment
 from fedpipe.store.credentials import read_mounted
-from tests.commands.test_joining import NO_KEYS, joined, of, site_of, write_file
-from tests.sites.test_processes import ROUNDS, SITES, Federation, federation, until
+from fedpipe.store.objects import digest_of
+from tests.commands.test_joining import NO_KEYS, done, fedpipe, joined, of, site_of, write_file
+from tests.sites.hospitals import LOCAL, ROUNDS, SITES, Federation, until
+from tests.sites.test_processes import federation
 
 __all__ = ["federation"]
 DAY = 24 * 3600.0
@@ -109,6 +115,58 @@ class TestTheAgent:
         assert not self.watch(config, Time(), [])[1].changed(idle=True)
 
 
+IMMUTABLE = re.compile(r".*/(record|update|shard|statistics)|.*/(objects|models)/.*|roster")
+"""Keys of objects that are written once; a run itself moves the others, such as its board."""
+
+
+def contents(store: Store) -> dict[str, str]:
+    return {key: digest_of(store.read(key).data) for key in store.keys() if IMMUTABLE.fullmatch(key)}
+
+
+@pytest.mark.heavy
+def test_a_site_joins_while_a_session_runs(federation: Federation) -> None:
+    """One command on each side and a registrar; nothing of others changes, and it takes part in later rounds."""
+    name, rounds = SITES[0], 35
+    file = federation.write(sites=(name,), rounds=rounds)
+    content = yaml.safe_load(file.read_text())
+    content |= {"quorum": {"min_learners": 4, "deadline": 1}, "evaluation": {}}
+    file.write_text(yaml.safe_dump(content))
+    others = {one: enroll(file, one) for one in (*LOCAL, *SITES[1:])}
+    config = site_of(site_of(federation.folder / "at").parent / name)
+    invitation = federation.folder / "invitation.yaml"
+    words = ["run", str(file), "--run", "r1", "--out", str(federation.folder / "out")]
+    with contextlib.ExitStack() as processes:
+        run = processes.enter_context(fedpipe(*words, folder=federation.folder, keys_of_store=True))
+        watch = ["enroll", "--requests", "--watch", "--federation", file]
+        until(lambda: federation.store.size(keys.record("r1", 2)))
+        before, enrolled = contents(federation.store), read_enrolled(federation.store)
+        done("invite", name, "-f", file, "-o", invitation, folder=federation.folder, keys_of_store=True)
+        processes.enter_context(fedpipe(*watch, folder=federation.folder, keys_of_store=True))
+        started = time.monotonic()
+        done("site", "join", invitation, folder=config.parent, keys_of_store=False)
+        assert time.monotonic() - started < 60
+        after = contents(federation.store)
+        assert before.keys() <= after.keys()
+        assert {key: after[key] for key in before} == before
+        assert {key: read_enrolled(federation.store).learners[key] for key in others} == enrolled.learners
+        allow(config, federation)
+        federation.start(name)
+        _, err = run.communicate(timeout=180)
+        assert run.returncode == 0, err
+    records = history(federation.store, "r1")[1:]
+    took_part = [name in record.contributors for record in records]
+    assert len(records) == rounds
+    assert not took_part[0]
+    assert took_part[-1], federation.log(name)
+
+
+def allow(config: Path, federation: Federation) -> None:
+    """Complete the site.yaml that `join` wrote."""
+    content = yaml.safe_load(config.read_text())
+    content |= {"approve": "any", "policy": {"data": str(federation.folder / f"{content['name']}.npz")}}
+    config.write_text(yaml.safe_dump(content))
+
+
 @pytest.mark.heavy
 def test_a_running_agent_takes_part_with_keys_that_were_renewed(federation: Federation) -> None:
     """It joins by an invitation, its keys are renewed while it waits, and it takes part in the next run."""
@@ -121,9 +179,7 @@ def test_a_running_agent_takes_part_with_keys_that_were_renewed(federation: Fede
         join(made.file, config, wait=0)
     accept(file, name)
     join(made.file, config)
-    content = yaml.safe_load(config.read_text())
-    content |= {"approve": "any", "policy": {"data": str(federation.folder / f"{name}.npz")}}
-    config.write_text(yaml.safe_dump(content))
+    allow(config, federation)
     site = read_site(config)
     before = site.public_key, read_mounted(site.credentials)
     process = federation.start(name)
@@ -135,7 +191,7 @@ def test_a_running_agent_takes_part_with_keys_that_were_renewed(federation: Fede
     rotate(config)
     assert site.public_key != before[0]
     assert read_mounted(site.credentials) != before[1]
-    fedpipe.run(file, out=federation.folder / "out", name="r1")
+    api.run(file, out=federation.folder / "out", name="r1")
     records = history(federation.store, "r1")
     signers = {update.signature.key for one in records for update in one.updates if update.learner == name}  # type: ignore[union-attr]
     assert signers == {site.public_key}

@@ -66,6 +66,8 @@ def invite(
     say(f"wrote {made.file}: secret, works once, until {_time(made.expires)}")
     if made.endpoint:
         say(f"the site must reach {made.endpoint}")
+    if not made.at_site:
+        note(f"{learner} is a pod of the pipeline now; in the federation file, write {{name: {learner}, at: site}}")
     say(f"next, at the site: fedpipe site join {made.file.name}")
     say("and here: fedpipe enroll --requests")
 

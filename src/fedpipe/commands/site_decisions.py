@@ -19,9 +19,10 @@ from fedpipe.rounds.plan import Plan
 from fedpipe.sites.approval import Approval, read_review, review_of
 from fedpipe.sites.audit import Flaw, find_flaw
 from fedpipe.sites.decisions import approvals_of, journal_folder, journal_of, signer_in
+from fedpipe.sites.demands import demands_of
 from fedpipe.sites.description import Description
 from fedpipe.sites.journal import Entry, Journal, entries_of
-from fedpipe.sites.policy import objections
+from fedpipe.sites.policy import Effective, effective, objections
 from fedpipe.sites.site import check_state, read_site
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import canonical, decode
@@ -152,8 +153,15 @@ def reviewer(path: Path) -> str:
     return public_key(private)
 
 
-def check(file: str | Path, source: str | Path) -> tuple[str, ...]:
-    """Return all that a plan or a federation asks beyond the policy of a site.
+class Compared(NamedTuple):
+    """A plan and a policy: all that the plan asks beyond it, or the settings that run."""
+
+    objections: tuple[str, ...]
+    runs: Effective | None
+
+
+def check(file: str | Path, source: str | Path) -> Compared:
+    """Compare a plan or a federation with the policy of a site.
 
     Args:
         file: the site's site.yaml.
@@ -162,8 +170,9 @@ def check(file: str | Path, source: str | Path) -> tuple[str, ...]:
     Raises:
         InputError: a file cannot be used.
     """
-    site = read_site(file)
-    return objections(site.policy, _federation_in(Path(source)), site.name)
+    site, federation = read_site(file), _federation_in(Path(source))
+    found = objections(site.policy, federation, site.name)
+    return Compared(found, None if found else effective(site.policy, demands_of(federation, site.name)))
 
 
 def _federation_in(path: Path) -> Federation:
