@@ -159,6 +159,16 @@ def test_code_that_looks_for_everything(world: World) -> None:
     assert not list((world.folder / "state" / "scratch").iterdir())
 
 
+def test_code_does_not_see_the_rows_that_the_policy_keeps(tmp_path: Path, port: int) -> None:
+    """It trains on a part of the file, and cannot read the whole."""
+    whole = str(tmp_path / "rows.npz")
+    world = World(tmp_path, port, policy={"data": "rows.npz", "rows": {"y": {"at_least": 0}}})
+    _, call = world.begin(then=f"sys.stderr.write('WHOLE ' + tried(lambda: open({whole!r}, 'rb').read(9)))")
+    answer, _ = world.play(call)
+    assert answer.took_part
+    assert "WHOLE PermissionError" in (tmp_path / "state" / "training.log").read_text()
+
+
 def test_code_that_takes_too_long_is_ended(tmp_path: Path, port: int) -> None:
     world = World(tmp_path, port, policy={"data": "rows.npz", "seconds": 4})
     _, call = world.begin(then="time.sleep(600)")

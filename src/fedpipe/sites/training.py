@@ -144,12 +144,15 @@ class Child:
 
     def _environ(self, handle: int, folder: str) -> dict[str, str]:
         """Return the environment of the process: no keys, its own data, and a folder to write in."""
-        gpus = self._site.policy.gpus
-        hidden = [*secret_paths(), self._site.key, self._site.credentials, *map(str, own_files(self._site))]
+        site, data = self._site, self._data(Path(folder))
+        gpus = site.policy.gpus
+        hidden = [*secret_paths(), site.key, site.credentials, site.certificate, *map(str, own_files(site))]
+        if data != site.policy.data and not is_uri(site.policy.data):
+            hidden.append(site.policy.data)  # the process sees the part that the policy allows
         fenced = os.pathsep.join(path for path in dict.fromkeys(hidden) if path and Path(path).exists())
         return {
             **keyless(), KEYHOLDER: str(handle), FOLDER: self._site.store, FENCED: fenced,
-            SITE_DATA: self._data(Path(folder)), "TMPDIR": folder, "HOME": folder, "TF_CPP_MIN_LOG_LEVEL": "2",
+            SITE_DATA: data, "TMPDIR": folder, "HOME": folder, "TF_CPP_MIN_LOG_LEVEL": "2",
             **({} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}),
         }  # fmt: skip
 
