@@ -14,15 +14,17 @@ from tests.federations import make_federation
 from benchmarks.measure import Row, at_most, repeated
 from fedpipe import weights
 from fedpipe.rounds.beginning import begin
-from fedpipe.rounds.closing import close_round
+from fedpipe.rounds.closing import close_round, in_constant_memory
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Head, Update
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.updates import publish_update
+from fedpipe.rounds.updates import find_update, publish_update
 from fedpipe.store import Store, keys, open_store
 from fedpipe.store.objects import digest_of, encode, fetch_file, put_file
 
 LEARNERS = 10
+COUNTS = {2: 2_500_000, 10: 2_500_000, 64: 625_000}
+"""Numbers of learners, each with the elements of one of the model's ten tensors."""
 
 
 def model(seed: int, tensors: int = 10, elements: int = 2_500_000) -> dict[str, np.ndarray]:
@@ -31,15 +33,17 @@ def model(seed: int, tensors: int = 10, elements: int = 2_500_000) -> dict[str, 
     return {f"layer{i}": rng.standard_normal(elements, np.float32) for i in range(tensors)}
 
 
-def prepare(store: Store, folder: Path, learners: int = LEARNERS, **more: Any) -> tuple[Plan, str]:
+def prepare(
+    store: Store, folder: Path, learners: int = LEARNERS, elements: int = 2_500_000, **more: Any
+) -> tuple[Plan, str]:
     """A run at round 1 with an update of each learner in the store."""
     names = tuple(f"learner-{k:02}" for k in range(learners))
     plan = Plan(
         run="bench", federation=make_federation(names, **more), code=digest_of(b""), function="build", shards={}
     )
-    base = begin(store, plan, lambda: model(0)).weights
+    base = begin(store, plan, lambda: model(0, elements=elements)).weights
     for number, name in enumerate(names):
-        digest = weights.save(model(1 + number % 4), folder / "update")
+        digest = weights.save(model(1 + number % 4, elements=elements), folder / "update")
         put_file(store, folder / "update", digest, name)
         size = (folder / "update").stat().st_size
         publish_update(
@@ -80,6 +84,28 @@ def measure(store: Store, name: str) -> list[Row]:
     ]
 
 
+def aggregates(store: Store, name: str, count: int, elements: int) -> Row:
+    """The verified aggregate of so many updates as a file, and their verified download to files."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan, _ = prepare(store, Path(folder), count, elements)
+        previous = read_record(store, plan.run, 0)
+        assert previous is not None
+        found = [find_update(store, learner.name, plan.run, 1) for learner in plan.federation.learners]
+        updates = [update for update in found if update is not None]
+
+        def aggregate() -> None:
+            with tempfile.TemporaryDirectory() as place:
+                in_constant_memory()(store, plan, previous, updates, Path(place))
+
+        def download() -> None:
+            for update in updates:
+                fetch_file(store, update.weights, Path(folder) / "copy", update.learner)
+
+        ours, theirs = repeated(aggregate, download)
+    what = f"aggregate of {count} x {elements // 25_000} MB, {name}"
+    return at_most(what, ours, theirs, "verified download to disk", 1.1)
+
+
 def _update_digest(store: Store, learner: str) -> str:
     (key,) = list(store.keys(f"learners/{learner}/objects/"))
     return f"sha256:{key.rsplit('/', 1)[1]}"
@@ -100,6 +126,9 @@ def run() -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         rows += measure(open_store(f"{folder}/store"), "folder")
+        rows += [aggregates(open_store(f"{folder}/{n}"), "folder", n, size) for n, size in COUNTS.items()]
     with tempfile.TemporaryDirectory() as folder, servers.running("minio", Path(folder) / "minio") as server:
-        rows += measure(open_store(server.uri).below("bench"), "MinIO")
+        store = open_store(server.uri)
+        rows += measure(store.below("bench"), "MinIO")
+        rows += [aggregates(store.below(str(n)), "MinIO", n, size) for n, size in COUNTS.items()]
     return rows

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from fedpipe.commands.invitations import invite
+from fedpipe.commands.joining import join
+from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.store import open_store
+from fedpipe.store.concealment import changed_environment
 from fedpipe.version import __version__
-from tests import binaries
+from tests import binaries, servers
+from tests.commands.test_joining import NO_KEYS, s3_file
 
 CHART = Path(__file__).parents[1] / "helm" / "fedpipe"
 STORE = {"store.uri": "s3://models/prod/digits?endpoint=http://minio:9000", "store.existingSecret": "store"}
@@ -302,6 +310,86 @@ def test_the_job_sets_the_end_of_old_versions() -> None:
 
     assert len(arguments()) == 1
     assert "--noncurrent-days=30" in arguments(**{"bucket.noncurrentDays": "30"})
+
+
+REGISTRAR = {
+    "registrar.enabled": "true", "registrar.storeSecret": "admin", "registrar.administratorSecret": "administrator",
+    "serving.enabled": "false", "store.uri": STORE["store.uri"],
+}  # fmt: skip
+
+
+def registrar(folder: Path, federation: str, **values: str) -> list[dict[str, Any]]:
+    (folder / "given.yaml").write_text(federation)
+    more = [f"--set-file=registrar.federation={folder / 'given.yaml'}"]
+    done = helm("template", "prod", str(CHART), "--namespace", "ml", *more, **{**REGISTRAR, **values})
+    assert done.returncode == 0, done.stderr
+    return [one for one in yaml.safe_load_all(done.stdout) if one]
+
+
+class TestTheRegistrar:
+    def test_it_is_off_by_default(self) -> None:
+        assert not [one for one in everything(**FEDERATION, **TRIAL) if "registrar" in one["metadata"]["name"]]
+
+    def test_it_is_restricted_and_reaches_the_store_only(self, tmp_path: Path) -> None:
+        objects = registrar(tmp_path, "name: tiny\n", **{"image.digest": DIGEST, "bucket.digest": DIGEST})
+        found = {one["kind"]: one for one in objects if one["metadata"]["name"] == "prod-fedpipe-registrar"}
+        assert set(found) == {"ConfigMap", "Deployment", "NetworkPolicy"}
+        pod = found["Deployment"]["spec"]["template"]
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        (container,) = pod["spec"]["containers"]
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["image"] == f"fedpipe/core@{DIGEST}"
+        assert all(one["readOnly"] for one in container["volumeMounts"] if one["mountPath"] != "/tmp")
+        policy = found["NetworkPolicy"]["spec"]
+        assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        assert policy["ingress"] == []
+        assert peers_of(policy, 53) == DNS
+        assert peers_of(policy, 9000) == [{"podSelector": {}}]
+
+    @pytest.mark.parametrize("left_out", ["federation", "storeSecret", "administratorSecret"])
+    def test_what_it_needs(self, left_out: str, tmp_path: Path) -> None:
+        values = {**REGISTRAR, "registrar.federation": "x", f"registrar.{left_out}": ""}
+        done = helm("template", "prod", str(CHART), **values)
+        assert done.returncode != 0
+        assert f"registrar.{left_out} is needed" in done.stderr
+
+    def test_it_accepts_an_invited_site(self, minio_server: servers.Server, s3_keys: None, tmp_path: Path) -> None:
+        """The rendered command, in a process with the folders that its volumes would be."""
+        file, config = s3_file(tmp_path, minio_server), tmp_path / "site.yaml"
+        made = invite(file, "b", out=tmp_path / "b.yaml")
+        found = {one["kind"]: one for one in registrar(tmp_path, file.read_text(), **{"registrar.examples": "9"})}
+        (container,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+        (tmp_path / "federation.yaml").write_text(found["ConfigMap"]["data"]["federation.yaml"])
+        (tmp_path / "store").mkdir()
+        (tmp_path / "store" / "accesskey").write_text(servers.ACCESS_KEY)
+        (tmp_path / "store" / "secretkey").write_text(servers.SECRET_KEY)
+        places = {
+            "/etc/fedpipe": str(tmp_path), "/secrets/administrator": str(file.parent / "keys"),
+            "/secrets/store": str(tmp_path / "store"), "/tmp": str(tmp_path),
+        }  # fmt: skip
+
+        def here(text: str) -> str:
+            name, equals, value = text.rpartition("=")
+            folder = next((one for one in places if value.startswith(one)), "")
+            return name + equals + places.get(folder, "") + value.removeprefix(folder)
+
+        variables = {one["name"]: here(one["value"]) for one in container["env"]}
+        words = [*container["command"][1:], *map(here, container["args"])]
+        with subprocess.Popen(
+            [sys.executable, "-m", "fedpipe", *words], env={**os.environ, **NO_KEYS, **variables},
+            stdout=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            try:
+                with changed_environment(NO_KEYS):
+                    assert join(made.file, config, wait=60).site == "b"
+            finally:
+                process.kill()
+        assert (
+            read_enrolled(open_store(yaml.safe_load(file.read_text())["store"]).below("tiny")).learners["b"].examples
+            == 9
+        )
 
 
 def test_the_readme_lists_every_value() -> None:

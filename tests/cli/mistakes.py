@@ -14,6 +14,7 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 
+from fedpipe.sites.invitation import make_invitation, write_invitation
 from tests.served import patients, softmax
 
 FEDERATION = """name: clinic
@@ -445,7 +446,38 @@ def stores_and_runs() -> Iterator[Mistake]:
     yield one("a parameter is unknown", nothing, "run federation.yaml -p lr=0.1", "unknown parameter 'lr'", "lr")
 
 
-MISTAKES = [*federation_file(), *model_file(), *datasets(), *predictions(), *servers(), *stores_and_runs()]
+def altered_invitation(folder: Path) -> None:
+    """Writes an invitation of another site, with the name of this one."""
+    made = make_invitation("1a" * 32, "clinic", "north", "s3://bucket/h", created=0, expires=2**36)
+    write_invitation(folder / "north.yaml", made)
+    text('"learner": "north"', '"learner": "south"', "north.yaml")(folder)
+
+
+def sites() -> Iterator[Mistake]:
+    """Mistakes with sites, by the operator and at the site."""
+
+    def one(cause: str, make: Callable[[Path], Any], command: str, says: str, place: str) -> Mistake:
+        return Mistake("Sites", cause, make, command, says, place)
+
+    yield one(
+        "a site is invited that the file does not have", nothing, "invite nort", "no learner 'nort'", "federation.yaml"
+    )
+    yield one("an invitation lives too long", nothing, "invite north --expires 30d", "at most 7 days", "--expires")
+    yield one(
+        "a folder is given an endpoint", nothing, "invite north --endpoint https://x", "no endpoint", "--endpoint"
+    )
+    yield one("nobody was invited here", nothing, "enroll --requests", "no key of the administrator", "keys")
+    yield one("the file is not an invitation", nothing, "site join model.py", "is not", "model.py")
+    yield one("an invitation was altered", altered_invitation, "site join north.yaml", "was altered", "north.yaml")
+    yield one("the site has no file", nothing, "site rotate", "cannot be read", "site.yaml")
+    yield one(
+        "a key of site.yaml is misspelt", written("site.yaml", "polcy: {}\n"), "site status", "polcy", "site.yaml"
+    )
+
+
+MISTAKES = [
+    *federation_file(), *model_file(), *datasets(), *predictions(), *servers(), *stores_and_runs(), *sites(),
+]  # fmt: skip
 
 
 def shown(message: str, folder: Path, port: int) -> str:

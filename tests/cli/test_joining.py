@@ -19,6 +19,7 @@ def test_says_what_is_next(fedpipe: Callable[..., Result], tmp_path: Path) -> No
     assert done.code == 0
     assert re.search(r"wrote b\.invitation\.yaml: secret, works once, until \d{4}-", done.out)
     assert "next, at the site: fedpipe site join b.invitation.yaml" in done.out
+    assert "note: b is a pod of the pipeline now; in the federation file, write {name: b, at: site}" in done.err
     assert fedpipe("enroll", "--requests").out.split()[-3:] == ["no", "request", "yet"]
 
     Path("hospital").mkdir()
@@ -37,7 +38,7 @@ def test_says_what_is_next(fedpipe: Callable[..., Result], tmp_path: Path) -> No
     assert done.code == 0, done.err
     assert f"b has joined tiny; its key is {row['key']}" in done.out
     assert "wrote hospital/site.yaml" in done.out
-    assert fedpipe("site", "status", "-c", "hospital/site.yaml").code == 0
+    assert "enrolment: enrolled" in fedpipe("site", "status", "-c", "hospital/site.yaml").out
     assert "there are no requests" in fedpipe("enroll", "--requests").out
     assert "b has no invitation" not in fedpipe("invite", "b", "--withdraw").out
 

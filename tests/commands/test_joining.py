@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -26,16 +28,25 @@ from fedpipe.errors import InputError, StoreError, StoreUnavailableError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.roster import read_roster
 from fedpipe.identity.signing import make_key, public_key, signer_of
+from fedpipe.identity.statements import signed_with
+from fedpipe.sites.approval import Approval
+from fedpipe.sites.audit import find_flaw
+from fedpipe.sites.decisions import approvals_of, journal_folder, signer_in
 from fedpipe.sites.invitation import read_invitation
 from fedpipe.sites.joining import make_rotation
+from fedpipe.sites.journal import entries_of
 from fedpipe.sites.membership import SiteKeys, keys_of, opener_of
-from fedpipe.sites.site import read_site
+from fedpipe.sites.site import Site, read_site
 from fedpipe.store import Store, keys, open_store
 from fedpipe.store.concealment import changed_environment
 from fedpipe.store.credentials import Credentials, read_mounted
+from fedpipe.store.files import write_whole
 from fedpipe.store.lent import Lent
+from fedpipe.store.network import BUNDLES
+from fedpipe.store.objects import canonical, digest_of
 from fedpipe.store.users import Users
 from tests import servers
+from tests.store.surroundings import ForwardProxy, make_certificates
 
 ROOT = Credentials(servers.ACCESS_KEY, servers.SECRET_KEY)
 NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
@@ -85,6 +96,11 @@ def joined(file: Path, folder: Path, learner: str = "b") -> Path:
     return config
 
 
+def events(config: Path) -> list[str]:
+    """The events in the journal of a site."""
+    return [entry.event for entry in entries_of(config.parent / "state" / "journal")]
+
+
 def contents(store: Store) -> dict[str, str]:
     return {key: hashlib.sha256(store.read(key).data).hexdigest() for key in store.keys()}
 
@@ -111,8 +127,10 @@ class TestJoining:
 
     def test_the_files_of_a_site_are_for_its_user_alone(self, file: Path, tmp_path: Path) -> None:
         config = joined(file, tmp_path / "hospital")
-        for path in config.parent.rglob("*"):
-            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+        state = config.parent / "state"
+        assert stat.S_IMODE(state.stat().st_mode) == 0o700
+        for path in (config, *(one for one in state.iterdir() if one.is_file())):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
         private = (config.parent / "state" / "b.key").read_text().strip()
         for key in of(file).keys():
             assert private.encode() not in of(file).read(key).data
@@ -196,7 +214,7 @@ class TestJoining:
             join(made.file, config)
         assert caught.value.where == f"{config}: {key}"
         assert config.read_text() == "\n".join(lines)
-        assert list(config.parent.iterdir()) == [config]
+        assert not (config.parent / "state" / "joining.json").exists()
         assert [one.kind for one in requests(file)] == ["invited"]
 
 
@@ -216,6 +234,16 @@ class TestARegistrar:
         assert noted == [("accepted", ""), ("refused", first[1].why)]
         assert read_enrolled(of(file)).learners.keys() == {"b"}
 
+    def test_the_administrators_journal_has_each_decision(self, file: Path, tmp_path: Path) -> None:
+        joined(file, tmp_path / "hospital")
+        bad = invite(file, "c", out=tmp_path / "c.yaml")
+        of(file).create(keys.joining("c", read_invitation(bad.file).number, "request"), b"{}")
+        next(attend(file))
+        folder = file.parent / "keys" / "journal"
+        found = [(entry.event, entry.fields["learner"]) for entry in entries_of(folder)]
+        assert found == [("accepted", "b"), ("refused", "c")]
+        assert find_flaw(folder, (file.parent / "keys" / "_administrator.pub").read_text().strip()) is None
+
     def test_one_that_is_not_in_the_file_yet_waits(self, file: Path, tmp_path: Path) -> None:
         made = invite(file, "b", out=tmp_path / "b.yaml")
         asked(made.file, site_of(tmp_path / "hospital"))
@@ -229,7 +257,19 @@ class TestARegistrar:
         ]
         assert next(desk) == []  # it is reported once
         file.write_text(whole)
-        assert [one.outcome for one in next(attend(file))] == ["accepted"]
+        assert [one.outcome for one in next(desk)] == ["accepted"]
+
+    def test_a_file_that_is_malformed_for_a_while(self, file: Path, tmp_path: Path) -> None:
+        made = invite(file, "b", out=tmp_path / "b.yaml")
+        desk, whole = attend_with(file, []), file.read_text()
+        assert next(desk) == []
+        asked(made.file, site_of(tmp_path / "hospital"))
+        file.write_text("name: [")
+        (waits,) = next(desk)
+        assert (waits.learner, waits.outcome) == ("", "waits")
+        assert "is not YAML" in waits.why
+        file.write_text(whole)
+        assert [one.outcome for one in next(desk)] == ["accepted"]
 
     def test_a_store_that_is_away_is_a_decision_that_waits(self, tmp_path: Path, s3_keys: None) -> None:
         uri = f"s3://tests/x?endpoint=http://127.0.0.1:{servers.free_port()}"
@@ -279,11 +319,10 @@ class TestRefusals:
         made, config = invite(file, "b", out=tmp_path / "b.yaml"), site_of(tmp_path / "hospital")
         asked(made.file, config)
         refuse(file, "b", why="not this year")
-        noted: list[str] = []
         with pytest.raises(InputError, match="the administrator refused: not this year") as caught:
-            join(made.file, config, note=lambda event, **fields: noted.append(event))
+            join(made.file, config)
         assert caught.value.remedy == "Ask the federation's administrator for a new invitation."
-        assert noted == ["asked", "not-joined"]
+        assert events(config) == ["asked", "asked", "not-joined"]
         assert not config.exists()
         again = invite(file, "b", out=tmp_path / "again.yaml")  # and a new invitation works
         asked(again.file, config)
@@ -300,6 +339,7 @@ class TestRefusals:
         with pytest.raises(InputError, match="somebody else has used this invitation"):
             join(made.file, second)
         assert not second.exists()
+        assert events(second) == ["asked", "asked", "not-joined"]
         assert read_enrolled(of(file)).learners["b"].key == read_site(first).public_key
 
     def test_one_that_expired(self, file: Path, tmp_path: Path) -> None:
@@ -308,6 +348,7 @@ class TestRefusals:
         time.sleep(max(0.0, made.expires - time.time()) + 0.01)
         with pytest.raises(InputError, match="the invitation expired on"):
             join(made.file, config)
+        assert events(config) == ["asked", "not-joined"]
         self.refused(file, "^its invitation expired on .* UTC$")
 
     def test_one_that_was_altered(self, file: Path, tmp_path: Path) -> None:
@@ -315,7 +356,9 @@ class TestRefusals:
         text = made.file.read_text()
         made.file.write_text(text.replace('"learner": "b"', '"learner": "c"'))
         with pytest.raises(InputError, match="the invitation was altered"):
-            join(made.file, site_of(tmp_path / "hospital"))
+            join(made.file, config := site_of(tmp_path / "hospital"))
+        (entry,) = entries_of(config.parent / "state" / "journal")
+        assert (entry.event, entry.fields["why"].split(": ")[1]) == ("not-joined", "the invitation was altered")
         assert [one.kind for one in requests(file)] == ["invited"]
 
     def test_a_request_that_was_altered(self, file: Path, tmp_path: Path) -> None:
@@ -461,6 +504,50 @@ class TestRotation:
         assert requests(file) == []
         assert not (tmp_path / "hospital" / "state" / "rotation.json").exists()
 
+    def test_decisions_and_journal_stay_valid(self, file: Path, tmp_path: Path) -> None:
+        """Also when it is interrupted before any of its writes."""
+        config = joined(file, tmp_path / "hospital")
+        decided, before = self.decide(config), read_site(config).public_key
+        with contextlib.suppress(StoreUnavailableError):
+            rotate(config, wait=0)
+        next(attend(file))
+        shutil.copytree(config.parent, tmp_path / "copy")
+        for number in itertools.count():
+            shutil.rmtree(config.parent)
+            shutil.copytree(tmp_path / "copy", config.parent)
+            try:
+                with failing_at(number):
+                    rotate(config)
+            except Interrupted:
+                if (config.parent / "state" / "rotation.json").exists():
+                    rotate(config)
+                self.check_valid(read_site(config), decided, before)
+            else:
+                break
+        assert number == 2
+        assert events(config) == ["asked", "asked", "joined", "asked", "rotated"]
+
+    def check_valid(self, site: Site, decided: list[tuple[str, str, float]], before: str) -> None:
+        assert site.public_key != before
+        assert [(one.plan, one.verdict, one.since) for one in approvals_of(site).decisions()] == decided
+        assert find_flaw(journal_folder(site), signer_in(Path(site.state)).public) is None
+
+    def decide(self, config: Path) -> list[tuple[str, str, float]]:
+        """Two decisions, which the site signs."""
+        site = read_site(config)
+        made = []
+        for number in range(2):
+            plan = digest_of(str(number).encode())
+            bare = Approval(
+                learner="b", plan=plan, code=plan, verdict="refused", number=number + 1, since=float(number)
+            )
+            approvals_of(site)
+            signed = signed_with(bare, signer_in(Path(site.state)))
+            path = Path(site.state, "approvals", plan.removeprefix("sha256:"))
+            path.write_bytes(canonical(signed))
+            made.append((plan, "refused", float(number)))
+        return made
+
     def test_it_keeps_the_limit_of_examples(self, file: Path, tmp_path: Path) -> None:
         made, config = invite(file, "b", out=tmp_path / "b.yaml"), site_of(tmp_path / "hospital")
         asked(made.file, config)
@@ -509,6 +596,25 @@ class TestRotation:
         assert "fedpipe site join FILE" in str(caught.value.remedy)
 
 
+class Interrupted(BaseException):
+    """Ends a process at a write."""
+
+
+@contextlib.contextmanager
+def failing_at(number: int) -> Iterator[None]:
+    """End the process, so to speak, before its write of this number."""
+    left = itertools.count(number, -1)
+
+    def write(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+        if next(left) == 0:
+            raise Interrupted
+        write_whole(path, data, mode=mode)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedpipe.sites.membership.write_whole", write)
+        yield
+
+
 def s3_file(folder: Path, server: servers.Server) -> Path:
     return write_file(
         folder / "office", server.uri.replace("s3://tests", f"s3://tests/{folder.name.replace('_', '-')}")
@@ -553,8 +659,8 @@ class TestOnMinio:
             out = done("site", "join", tmp_path / "b.yaml", folder=hospital, keys_of_store=False)
             assert time.monotonic() - started < 60
         assert "b has joined tiny; its key is" in out
-        status = done("site", "status", "--json", folder=hospital, keys_of_store=False)
-        assert json.loads(status)["enrolled"] is True
+        with fedpipe("site", "status", "--json", folder=hospital, keys_of_store=False) as status:
+            assert json.loads(status.communicate(timeout=60)[0])["enrolled"] is True
         self.checks_rights(minio_file, read_site(tmp_path / "hospital" / "site.yaml"))
 
     def checks_rights(self, file: Path, site) -> None:
@@ -640,6 +746,68 @@ class TestOnMinio:
         assert Users(str(yaml.safe_load(minio_file.read_text())["store"])).has(
             read_enrolled(of(minio_file)).learners["b"].user
         )
+
+
+class TestTheWayToTheStore:
+    """A store with an authority of its own, behind a company's proxy."""
+
+    @pytest.fixture
+    def tls_server(self, tmp_path: Path) -> Iterator[servers.Server]:
+        certificates = make_certificates(tmp_path / "certificates")
+        with servers.running("minio", tmp_path / "minio", certificates=certificates) as server:
+            yield server
+
+    @pytest.fixture(autouse=True)
+    def bare(self, monkeypatch: pytest.MonkeyPatch, s3_keys: None) -> None:
+        for name in (*BUNDLES, "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+
+    def test_the_authority_comes_with_the_invitation(self, tls_server: servers.Server, tmp_path: Path) -> None:
+        file, config = s3_file(tmp_path, tls_server), site_of(tmp_path / "hospital")
+        bundle = {"SSL_CERT_FILE": str(tmp_path / "certificates" / "ca.pem")}
+        with changed_environment(bundle):
+            made = invite(file, "b", out=tmp_path / "b.yaml")
+        with ForwardProxy() as proxy:
+            with changed_environment(NO_KEYS | {"HTTPS_PROXY": proxy.url}):
+                asked(made.file, config)
+            with changed_environment(bundle):
+                accept(file, "b")
+            with changed_environment(NO_KEYS | {"HTTPS_PROXY": proxy.url}):
+                join(made.file, config)
+        assert set(proxy.seen) == {f"CONNECT {tls_server.endpoint.removeprefix('https://')}"}
+        assert read_site(config).ca == str(config.parent / "state" / "ca.pem")
+
+    def test_without_the_authority_it_is_one_sentence(self, tls_server: servers.Server, tmp_path: Path) -> None:
+        file = s3_file(tmp_path, tls_server)
+        with changed_environment({"SSL_CERT_FILE": str(tmp_path / "certificates" / "ca.pem")}):
+            (tmp_path / "other").mkdir()
+            other = make_certificates(tmp_path / "other") / "ca.pem"
+            made = invite(file, "b", ca=other, out=tmp_path / "b.yaml")
+        with pytest.raises(StoreError, match=r"the certificate of 127\.0\.0\.1 is not valid"):
+            join(made.file, site_of(tmp_path / "hospital"))
+
+    @pytest.mark.parametrize(
+        ("refusal", "message"),
+        [(403, r"refuses to connect \(HTTP 403\)"), (407, r"asks for a user and a password \(HTTP 407\)")],
+    )
+    def test_a_proxy_that_refuses(self, refusal: int, message: str, tls_server: servers.Server, tmp_path: Path) -> None:
+        file = s3_file(tmp_path, tls_server)
+        with changed_environment({"SSL_CERT_FILE": str(tmp_path / "certificates" / "ca.pem")}):
+            made = invite(file, "b", out=tmp_path / "b.yaml")
+        config = site_of(tmp_path / "hospital")
+        with ForwardProxy(refusal=refusal) as proxy, pytest.raises(StoreError, match=message):
+            join_through(proxy, "HTTPS_PROXY", made.file, config)
+
+    def test_a_server_that_answers_html(self, tmp_path: Path, minio_server: servers.Server) -> None:
+        made = invite(s3_file(tmp_path, minio_server), "b", out=tmp_path / "b.yaml")
+        config, message = site_of(tmp_path / "hospital"), "not an S3 store: it answers with HTTP 404 and text/html"
+        with ForwardProxy(refusal=404) as proxy, pytest.raises(StoreError, match=message):
+            join_through(proxy, "HTTP_PROXY", made.file, config)
+
+
+def join_through(proxy: ForwardProxy, variable: str, invitation: Path, config: Path) -> None:
+    with changed_environment(NO_KEYS | {variable: proxy.url}):
+        join(invitation, config)
 
 
 class TestKeysByHand:

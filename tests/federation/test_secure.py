@@ -47,6 +47,8 @@ def test_threshold(count: int, threshold: int) -> None:
         ({"bits": 7}, {}, "algorithm.secure.bits"),
         ({"bits": 33}, {}, "algorithm.secure.bits"),
         ({"bound": 0}, {}, "algorithm.secure.bound"),
+        ({"bound": 1e-13}, {}, "algorithm.secure.bound"),
+        ({"bound": {"quantile": 0.999, "initial": 1e-13}}, {}, "algorithm.secure.bound.initial"),
         ({"bound": {"quantile": 1.0}}, {}, "algorithm.secure.bound.quantile"),
         ({"bound": {"quantile": 0.999, "margin": 0.5}}, {}, "algorithm.secure.bound.margin"),
         ({"bound": {"quantil": 0.999}}, {}, "unknown key 'quantil'. Did you mean 'quantile'"),
@@ -71,7 +73,6 @@ def test_threshold(count: int, threshold: int) -> None:
         ({}, {"algorithm": {"most_share": 0.5}}, "algorithm.most_share: cannot be combined"),
         ({}, {"training": {"rounds_per_step": 1}}, "training.rounds_per_step: 1 cannot be combined"),
         ({}, {"quorum": {"learners_per_round": 5}}, "quorum.learners_per_round: cannot be combined"),
-        ({}, {"privacy": PRIVATE}, "privacy: cannot be combined with algorithm.secure yet"),
         ({}, {"share": "trainable"}, "share: cannot be combined with algorithm.secure yet"),
         ({}, {"training": {"method": {"name": "ditto", "lambda": 0.5}}}, "training.method: ditto cannot be combined"),
         ({}, {"training": {"method": "fednova"}}, "training.method: fednova cannot be combined"),
@@ -113,6 +114,10 @@ def test_own_data_needs_a_largest_number_of_examples() -> None:
         secure(learners=learners)
     assert secure(learners=learners, algorithm={"most_examples": 100}).secure
     assert secure(learners=learners, algorithm={"weighting": "uniform"}).secure
+
+
+def test_private_training_is_allowed() -> None:
+    assert secure(privacy=PRIVATE).privacy_of("n3").target_epsilon == 3.0
 
 
 def test_fedprox_is_allowed() -> None:

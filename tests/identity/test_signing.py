@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpipe.errors import InputError
-from fedpipe.identity.signing import find_key, make_key, public_key, sign, verify
+from fedpipe.identity.sealing import exchange_of
+from fedpipe.identity.signing import Signer, find_key, key_answers, make_key, public_key, sign, verify
+from fedpipe.identity.statements import signed_with
+from fedpipe.sites.approval import Approval, Review
+from fedpipe.sites.invitation import place_of
+from fedpipe.sites.joining import make_rotation
+from fedpipe.sites.journal import JournalHead
 
 VECTORS = [  # RFC 8032, section 7.1, tests 1 to 3: private key, public key, message, signature
     ("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
@@ -68,3 +74,34 @@ class TestWhereAKeyIs:
     def test_or_there_is_none(self, tmp_path: Path) -> None:
         assert find_key("a", {}) is None
         assert find_key("b", {"FEDPIPE_KEYS": str(tmp_path), "FEDPIPE_SECRET_DIR": str(tmp_path)}) is None
+
+
+def sites_statements() -> list[bytes]:
+    """The bytes of each statement that a site signs for itself."""
+    seen: list[bytes] = []
+
+    def keep(data: bytes) -> str:
+        seen.append(data)
+        return sign("1a" * 32, data)
+
+    signer = Signer(public_key("1a" * 32), keep)
+    make_rotation("digits", "b", signer, "2b" * 32, 0.0)
+    exchange_of(signer, place_of("digits", "b"))
+    for statement in (
+        JournalHead(), Review(plan="sha256:" + "0" * 64),
+        Approval(learner="b", plan="sha256:" + "0" * 64, code="sha256:" + "0" * 64, verdict="approved", since=0.0),
+    ):  # fmt: skip
+        signed_with(statement, signer)
+    return seen
+
+
+def test_code_of_others_gets_no_statement_by_which_a_site_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that holds the keys signs for `model.py`, which could enrol a key of its own otherwise."""
+    monkeypatch.setenv("FEDPIPE_SIGNING_KEY", "1a" * 32)
+    ask, statements = key_answers()["sign"], sites_statements()
+    assert len(statements) == 5
+    for data in (*statements, b"fedpipe request to join\n{}", b"anything"):
+        with pytest.raises(InputError, match="only statements of a learner in a run are signed"):
+            ask("b", data)
+    assert ask("b", b"fedpipe update\n{}") == sign("1a" * 32, b"fedpipe update\n{}")
+    assert ask("b", b"fedpipe exchange\ndigits/first")

@@ -14,13 +14,15 @@ from fedpipe.learners.contribute import contribute
 from fedpipe.rounds import manifests
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.evaluation import Score
-from fedpipe.rounds.floors import FLOORS
+from fedpipe.rounds.floors import FLOORS, read_floors
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores, Update
 from fedpipe.rounds.releases import (
     BUDGET_SPENT,
     REASON_STAYS,
+    USUAL_METRICS,
     WITHHELD,
     Leaving,
+    names_that_leave,
     released_ballot,
     released_metrics,
     released_reason,
@@ -63,6 +65,18 @@ def test_a_list_replaces_the_usual_names() -> None:
         {"dice": 0.1}, ("the metric 'loss'",)
     )  # fmt: skip
     assert released_metrics(leaving(metrics=[]), {"loss": 1.0}, 9)[0] == {}
+
+
+@pytest.mark.parametrize("listed", [{}, {"metrics": []}, {"metrics": ["dice", "loss", "dice"]}])
+def test_the_names_that_leave_are_those_that_are_kept(listed: dict[str, Any]) -> None:
+    """Of a secure sum, the names are agreed on before the metrics are measured."""
+    leaves = leaving(**listed)
+    names = names_that_leave(leaves)
+    assert names is not None
+    measured = dict.fromkeys((*USUAL_METRICS, "val_loss", "test_auc", "val_val_loss", "dice", "loss2", ""), 1.0)
+    assert released_metrics(leaves, measured, 9)[0].keys() == measured.keys() & set(names)
+    assert names == tuple(sorted(set(names)))
+    assert names_that_leave(None) is None
 
 
 def test_too_few_examples_behind_a_number() -> None:
@@ -144,7 +158,7 @@ def floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("floors")
 class TestFloors:
-    """Whatever a learner publishes passes its floors before it is signed."""
+    """Statements of a learner pass its floors before they are signed."""
 
     def test_an_update(self, store: MemoryStore) -> None:
         plan = make_plan(make_federation(names=("b",)))
@@ -167,7 +181,9 @@ class TestFloors:
     def test_statistics(self) -> None:
         sex = ColumnReport(name="sex", kind="category", missing=0, categories={"f": 3, "m": 2})
         report = Report(learner="b", examples=5, columns=(sex,), classes={"yes": 2, "no": 3})
-        made = released_report(report)
+        leaves = read_floors().leaves
+        assert leaves is not None
+        made = released_report(leaves, report)
         assert made.columns[0].categories == {"f": 3}
         assert made.classes == {"no": 3}
-        assert released_report(Report(learner="b", why="row 7: 'x'")).why == REASON_STAYS
+        assert released_report(leaves, Report(learner="b", why="row 7: 'x'")).why == REASON_STAYS

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+import io
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,13 @@ def signing(name: str) -> Sign[Any]:
     return lambda statement: signed(statement, private_of(name), lambda: 0.0)
 
 
+def written(masks: Masks, chunks: Iterable[Words]) -> bytes:
+    """The bytes of chunks under masks."""
+    file = io.BytesIO()
+    masks.write(chunks, file.write)
+    return file.getvalue()
+
+
 class Seat:
     """A party with its vector.
 
@@ -70,7 +78,7 @@ class Seat:
     def mask(self, bundle: Bundle) -> Masked:
         orders: Orders = self.party.join(bundle)
         masks = Masks(orders.terms, self.grid.width, self.grid.dtype)
-        self.data = orders.preamble + b"".join(masks.masked([self.words.copy()]))
+        self.data = orders.preamble + written(masks, [self.words])
         return self.party.masked(digest_of(self.data), len(self.data))
 
 
@@ -174,4 +182,4 @@ def secrets_of(seat: Seat) -> Mapping[str, bytes]:
     return {**seat.party._seeds, seat.name: seat.party._self}
 
 
-__all__ = ["GROUP", "OCCASION", "Seat", "Table", "secrets_of"]
+__all__ = ["GROUP", "OCCASION", "Seat", "Table", "secrets_of", "written"]

@@ -130,6 +130,24 @@ class TestVectors:
         with pytest.raises(DroppedError, match="a second vector"):
             party.masked("sha256:" + "0" * 64, sent.size)
 
+    def test_a_metric_that_one_owner_withholds_is_in_none(self) -> None:
+        """Names could carry data, so those of the vector are checked where the keys are."""
+        table = Table(4)
+        for name, leaving in (("b", ("auc", "loss")), ("c", ("accuracy", "loss"))):
+            table.seats[name].party = Party(OCCASION, table.group, name, signing(name), leaving)
+        bundle = table.bundle()
+        assert {seat.party.join(bundle).metrics for seat in table.seats.values()} == {("loss",)}
+        party = table.seats["a"].party
+        for names in (("accuracy", "loss"), ("loss", "test_accuracy"), ("loss_is_3",)):
+            with pytest.raises(DroppedError, match="may not leave"):
+                party.masked(OTHER, 1, names)
+        assert party.masked(OTHER, 1, ("loss", "test_loss")).metrics == ("loss", "test_loss")
+
+    def test_all_metrics_leave_by_default(self) -> None:
+        table = Table(4)
+        assert table.seats["a"].party.join(table.bundle()).metrics is None
+        assert table.seats["a"].party.masked(OTHER, 1, ("anything",)).metrics == ("anything",)
+
     def test_none_before_the_keys(self) -> None:
         with pytest.raises(DroppedError, match="no keys yet"):
             Table(4).seats["a"].party.masked("sha256:" + "0" * 64, 1)

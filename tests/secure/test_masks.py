@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 
 import numpy as np
 import pytest
@@ -12,19 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpipe.errors import DroppedError
-from fedpipe.secure.masks import CHUNK, KeyPair, Masks, Term, derived, encrypt, fresh_seed, mark_of, seal, unseal
+from fedpipe.secure.masks import CHUNK, KeyPair, Masks, Term, cipher, derived, fresh_seed, mark_of, seal, unseal
 from fedpipe.secure.numbers import pack, unpack
+from tests.secure.table import written
 
 U4, U8 = np.dtype("<u4"), np.dtype("<u8")
 
 
 def test_the_stream_is_aes_256_ctr() -> None:
     """The first two blocks under a key of zeros, as in test cases 13 and 14 of the GCM specification."""
-    out, second = bytearray(32), bytearray(16)
-    encrypt(bytes(32), 0, bytes(32), out)
+    out = cipher(bytes(32)).encrypt(bytes(32))
     assert out.hex() == "dc95c078a2408989ad48a21492842087530f8afbc74536b9a963b4f1c4cb738b"
-    encrypt(bytes(32), 1, bytes(16), second)
-    assert second == out[16:]
+    assert cipher(bytes(32), 1).encrypt(bytes(16)) == out[16:]
 
 
 def test_the_shared_secret_is_x25519() -> None:
@@ -67,7 +67,7 @@ def test_masks_cancel_for_every_modulus(width: int) -> None:
     seed = fresh_seed()
     total = np.zeros(64, dtype)
     for term in (Term(seed), Term(seed, minus=True)):
-        total += unpack(b"".join(Masks([term], width, dtype).masked([np.zeros(64, dtype)])), width, dtype)
+        total += unpack(written(Masks([term], width, dtype), [np.zeros(64, dtype)]), width, dtype)
     assert not (total & dtype.type(2**width - 1)).any()
 
 
@@ -76,7 +76,7 @@ def test_masks_are_removed_from_any_division_into_chunks(seed: int, first: int, 
     random = np.random.default_rng(seed)
     words = random.integers(0, 2**20, 8 * (first + second), U4)
     masks = Masks([Term(fresh_seed()), Term(fresh_seed(), minus=True)], 20, U4)
-    data = b"".join(masks.masked([words[: 8 * first].copy(), words[8 * first :].copy()]))
+    data = written(masks, [words[: 8 * first], words[8 * first :]])
     total = unpack(data, 20, U4)
     assert (total != words).any()
     masks.remove(total)
@@ -86,16 +86,32 @@ def test_masks_are_removed_from_any_division_into_chunks(seed: int, first: int, 
 def test_long_vectors_are_masked_in_order() -> None:
     words = np.arange(3 * CHUNK + 8, dtype=U4) & U4.type(2**20 - 1)
     masks = Masks([Term(fresh_seed())], 20, U4)
-    total = unpack(b"".join(masks.masked(words[k : k + CHUNK].copy() for k in range(0, words.size, CHUNK))), 20, U4)
+    total = unpack(written(masks, (words[k : k + CHUNK] for k in range(0, words.size, CHUNK))), 20, U4)
     masks.remove(total)
     assert (total == words).all()
+
+
+@pytest.mark.parametrize("sizes", [(), (8,), (CHUNK, 8, 8, CHUNK), (8, 16, 24) * 10])
+def test_chunks_of_any_size_are_one_vector(sizes: tuple[int, ...]) -> None:
+    """The bytes do not depend on how a vector is cut, also beyond a span of chunks."""
+    words = np.arange(sum(sizes), dtype=U4)
+    ends = np.cumsum([0, *sizes])
+    masks = Masks([Term(b"a" * 31), Term(b"b" * 31, minus=True)], 20, U4)
+    cut = written(masks, [words[start:stop] for start, stop in itertools.pairwise(ends)])
+    assert cut == written(masks, [words[start : start + 2**10] for start in range(0, words.size, 2**10)])
+    assert (words == np.arange(sum(sizes), dtype=U4)).all(), "the vector stays as it is"
+
+
+def test_no_masks_change_nothing() -> None:
+    words = np.arange(16, dtype=U4)
+    assert written(Masks([], 20, U4), [words]) == pack(words, 20)
 
 
 def test_masked_words_are_uniform() -> None:
     """Chi-square over the bytes of a masked vector of zeros: 255 degrees of freedom, 1 in 10^7 above 383."""
     zeros = np.zeros(2**18, U4)
     chunks = (zeros[start : start + CHUNK] for start in range(0, zeros.size, CHUNK))
-    data = b"".join(Masks([Term(fresh_seed()), Term(fresh_seed())], 20, U4).masked(chunks))
+    data = written(Masks([Term(fresh_seed()), Term(fresh_seed())], 20, U4), chunks)
     assert len(data) == len(pack(zeros, 20))
     counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
     expected = len(data) / 256

@@ -17,7 +17,7 @@ from fedpipe.secure.masks import Masks, Term
 from fedpipe.secure.messages import Members, Reveal
 from fedpipe.secure.numbers import Grid, unpack
 from fedpipe.secure.unmasking import form_of
-from tests.secure.table import Table, occasion
+from tests.secure.table import Table, occasion, written
 
 
 def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
@@ -126,7 +126,7 @@ def test_a_round_never_opens_another() -> None:
     assert len(set(terms)) == 12
     mask, sums = np.uint64(2**grid.width - 1), np.zeros(1, np.uint64)
     for seed in terms:
-        word = unpack(b"".join(Masks([Term(seed)], grid.width, grid.dtype).masked([np.zeros(8, np.uint64)])),
+        word = unpack(written(Masks([Term(seed)], grid.width, grid.dtype), [np.zeros(8, np.uint64)]),
                       grid.width, grid.dtype)[0]  # fmt: skip
         sums = np.concatenate([sums, sums + word, sums - word])
     assert sums.size == 3**12

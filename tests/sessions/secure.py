@@ -17,6 +17,7 @@ from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history
 from fedpipe.rounds.manifests import Dropped, Record
 from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.releases import Leaving
 from fedpipe.rounds.roll import Roll
 from fedpipe.secure.party import Orders
 from fedpipe.sessions.attendance import Answering
@@ -74,6 +75,7 @@ class SecureSession:
         self.learners: dict[str, Any] = {n: PlusOneLearner(k + 1, k + 1) for k, n in enumerate(self.names)}
         self.seconds: dict[str, Callable[[Board], float]] = {}
         self.stores: dict[str, Store] = {}
+        self.leaves: dict[str, Leaving] = {}
         self.sent: dict[str, Callable[[Store, MaskedFile], MaskedFile]] = {}
         self.participants: dict[str, Participant] = {}
         enrol(self.world.store, plan.federation.name, self.names, folder)
@@ -91,7 +93,9 @@ class SecureSession:
             change = self.sent.get(name)
             return change(store, made) if change and isinstance(made, MaskedFile) else made
 
-        participant = self.participants[name] = Participant(store, plan, name, self.session, train)
+        participant = self.participants[name] = Participant(
+            store, plan, name, self.session, train, self.leaves.get(name)
+        )
         steps = participant.answers()
 
         def answer(board: Board) -> Generator[float, None, bool]:

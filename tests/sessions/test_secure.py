@@ -12,19 +12,24 @@ import pytest
 from msgspec.structs import replace
 
 from fedpipe import weights
-from fedpipe.errors import NotFoundError, QuorumError, RoundError
+from fedpipe.errors import CorruptError, NotFoundError, QuorumError, RoundError
 from fedpipe.identity.signing import ADMINISTRATOR, KEYS, make_key, public_key
 from fedpipe.learners.masking import MaskedFile
+from fedpipe.rounds.accounting import TrainingEvent
 from fedpipe.rounds.beginning import begin
+from fedpipe.rounds.budget import Budget
 from fedpipe.rounds.history import read_record
+from fedpipe.rounds.ledger import Ledger, find_marks
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.masked import grid_of
+from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.releases import Leaving
 from fedpipe.rounds.retention import Rules, find_loss
 from fedpipe.rounds.verification import flaw_of_round
-from fedpipe.secure.messages import Bundle, Members
+from fedpipe.secure.messages import Bundle, Masked, Members
 from fedpipe.secure.numbers import EDGES
 from fedpipe.sessions.board import Board
-from fedpipe.store import Blob, Store, keys
+from fedpipe.store import Blob, MemoryStore, Store, keys
 from fedpipe.store.objects import decode, encode, get_bytes, put_bytes
 from tests.faults.stores import HookedStore
 from tests.federations import PlusOneLearner, make_federation, make_plan
@@ -393,6 +398,38 @@ class TestDropouts:
         session.run()
         assert session.dropped(1) == {"c": "it measures other metrics than most"}
 
+    @pytest.mark.parametrize(("metrics", "left"), [(("loss",), {"loss", "test_loss"}), ((), set()),
+                                                   (None, {"loss", "test_loss"})])  # fmt: skip
+    def test_metrics_that_one_owner_withholds_are_in_no_sum(
+        self, folder: Path, metrics: tuple[str, ...] | None, left: set[str]
+    ) -> None:
+        """All take part: the one with the owner, and one that measures more than the others."""
+        session = SecureSession(plan_of(1), folder)
+        session.leaves["b"] = Leaving(metrics=metrics)
+        learner = session.learners["c"]
+        original = learner.propose_weights
+
+        def more(**arguments: Any) -> Any:
+            trained = original(**arguments)
+            return trained._replace(metrics={**trained.metrics, "secret_is_17": 1.0})
+
+        learner.propose_weights = more
+        record = session.run()
+        assert record.contributors == NAMES
+        assert record.metrics.keys() == {*left, "clipped"}
+        store = session.world.store
+        assert not any(b"secret_is_17" in store.read(key).data for key in store.keys(""))
+
+    def test_metrics_that_code_smuggles_past_its_owner_drop_the_learner(self, folder: Path) -> None:
+        """The code of a model may change what masks in its process; the keys are elsewhere."""
+        session = SecureSession(plan_of(1), folder)
+        session.leaves["b"] = Leaving(metrics=("loss",))
+        session.sent["b"] = lambda _, made: made._replace(metrics=("loss", "secret_is_17"))
+        record = session.run()
+        assert record.contributors == ("a", "c", "d", "e")
+        assert session.dropped(1) == {"b": "the vector has a metric that may not leave"}
+        assert session.world.store.size(keys.answer("b", "r1", 1, "masked")) is None
+
     def test_a_restarted_learner_is_missing_and_comes_back(self, folder: Path) -> None:
         session = SecureSession(plan_of(3), folder)
         before = {"done": False}
@@ -744,3 +781,83 @@ class Dying(_Passing):
     def swap(self, key: str, data: bytes, version: str) -> bool:
         self._count()
         return bool(self.store.swap(key, data, version))
+
+
+class TestPrivateTraining:
+    """One of five learners trains privately: it charges its ledger, and nothing in the round shows its metrics."""
+
+    EVENT = TrainingEvent(examples=100, batch_size=10, microbatches=10, noise_multiplier=2.0, steps=10, passes=1)
+    PRIVATE: ClassVar[dict[str, Any]] = {
+        "noise_multiplier": 2.0, "l2_norm_clip": 1.0, "microbatches": 1, "delta": 1e-5, "target_epsilon": 100.0,
+    }  # fmt: skip
+
+    def plan(self, rounds: int, **settings: Any) -> Plan:
+        learners: list[dict[str, Any]] = [{"name": name} for name in NAMES]
+        learners[1]["privacy"] = self.PRIVATE | settings
+        return plan_of(rounds, learners=learners)
+
+    def session(self, folder: Path, rounds: int, **settings: Any) -> SecureSession:
+        session = SecureSession(self.plan(rounds, **settings), folder)
+        session.learners["b"] = PlusOneLearner(2, 2, event=self.EVENT)
+        return session
+
+    def test_is_charged_to_the_ledger(self, folder: Path) -> None:
+        session = self.session(folder, 2)
+        session.run()
+        store = session.world.store
+        close(session, 2, 2 * mean_of(NAMES))
+        assert [record.contributors for record in session.records[1:]] == [NAMES] * 2
+        entries = Ledger(store, "b").entries()
+        assert [(entry.run, entry.round, entry.spent.events) for entry in entries] == [("r1", 1, 1), ("r1", 2, 2)]
+        for number, entry in enumerate(entries, 1):
+            masked = decode(store.read(keys.answer("b", "r1", number, "masked")).data, Masked, where="")
+            assert (masked.vector, masked.trainings, masked.ledger) == (entry.weights, number, entry.head)
+        other = decode(store.read(keys.answer("a", "r1", 1, "masked")).data, Masked, where="")
+        assert (other.trainings, other.ledger) == (0, None)
+        assert all(set(record.metrics) == {"test_loss", "clipped"} for record in session.records[1:])
+
+    def test_a_spent_budget_drops_the_learner(self, folder: Path) -> None:
+        privacy = self.plan(2).federation.privacy_of("b")
+        assert privacy
+        one = Budget(MemoryStore(), "b", privacy).spent(self.EVENT)
+        session = self.session(folder, 2, target_epsilon=one.epsilon * 1.01)
+        session.run()
+        assert session.records[1].contributors == NAMES
+        assert session.records[2].contributors == ("a", "c", "d", "e")
+        assert "the next training of b would bring epsilon" in session.dropped(2)["b"]
+        assert len(Ledger(session.world.store, "b").entries()) == 1
+
+    def test_a_second_try_is_charged_again(self, folder: Path) -> None:
+        session = self.session(folder, 1)
+        late = {"c", "d"}
+
+        def seconds(name: str) -> Callable[[Board], float]:
+            def taken(board: Board) -> float:
+                if board.phase == "masked" and name in late:
+                    late.remove(name)
+                    return 70.0
+                return 1.0
+
+            return taken
+
+        for name in "cd":
+            session.seconds[name] = seconds(name)
+        record = session.run()
+        assert record.secure
+        assert record.secure.session == "s#2"
+        entries = Ledger(session.world.store, "b").entries()
+        assert len({entry.weights for entry in entries}) == len(entries) == 2
+
+    @pytest.mark.parametrize("run", ["r1", "r2"])
+    def test_a_ledger_that_lost_its_end_is_found(self, folder: Path, run: str) -> None:
+        """The store's operator may remove entries; the learner's own masked vectors name them."""
+        session = self.session(folder, 2)
+        session.run()
+        store = session.world.store
+        if run == "r2":
+            plan = Plan(**{f: getattr(session.plan, f) for f in Plan.__struct_fields__} | {"run": "r2"})
+            begin(store, plan, initial)
+        store.delete(keys.ledger("b", 2))
+        marks = find_marks(store, run, 3 if run == "r1" else 1, "b")
+        with pytest.raises(CorruptError, match="its masked vector of round 2 of run r1 names 2"):
+            Ledger(HookedStore(store), "b", marks).entries()

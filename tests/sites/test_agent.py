@@ -168,7 +168,8 @@ def test_a_site_attends_each_run_of_a_schedule() -> None:
 class TestDecisions:
     """A plan that waits for its owner or is refused is not run, and the site says so."""
 
-    def test_a_plan_that_waits(self) -> None:
+    def test_a_plan_that_waits(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO")
         world = World()
         plan, known = make_plan(federation_of(sites=("c",))), learners()
         begin(world.store, plan, fresh)
@@ -193,6 +194,11 @@ class TestDecisions:
         assert known["c"].trained == 3
         assert final_of(world, plan)
         assert len(asked) >= 10
+        said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("c ")]
+        waits = (
+            "c waits for approval of the plan of run r1: code sha256:1 is new. Look at it with `fedpipe site pending`"
+        )
+        assert said == ["c awaits a session", waits, "c attends run r1", "c awaits a session", "c has ended"]
 
     def test_a_plan_that_is_refused(self) -> None:
         world = World()

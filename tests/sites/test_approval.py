@@ -12,8 +12,9 @@ from fedpipe.errors import CorruptError, InputError
 from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.identity.statements import is_signed_by
 from fedpipe.rounds.plan import Plan
-from fedpipe.sites import approval as module
-from fedpipe.sites.approval import IMAGE, Approvals, Approving, Offer, Review, offer_of, review_of
+from fedpipe.sites import description as module
+from fedpipe.sites.approval import Approvals, Approving, Review, review_of
+from fedpipe.sites.description import IMAGE, Offer, offer_of
 from tests.sites.plans import CODE, federation, plan, training
 
 KEY = make_key()
@@ -29,9 +30,7 @@ class Desk:
         self.now, self.folder = 1000.0, folder / "approvals"
         if "reviewers" in settings:
             settings["reviewers"] = tuple(map(public_key, settings["reviewers"]))
-        self.approvals = Approvals(
-            self.folder, Approving(**settings), signer_of(KEY), public_key(KEY), clock=lambda: self.now
-        )
+        self.approvals = Approvals(self.folder, Approving(**settings), signer_of(KEY), clock=lambda: self.now)
 
     def decide(self, given: Plan, code: bytes = CODE, **more: Any) -> Any:
         self.now += 1
@@ -283,7 +282,7 @@ class TestChangedFiles:
             desk.decide(plan())
 
     def test_the_approval_of_another_site(self, desk: Desk, tmp_path: Path) -> None:
-        other = Approvals(tmp_path / "other", Approving(), signer_of(make_key()), public_key(make_key()))
+        other = Approvals(tmp_path / "other", Approving(), signer_of(make_key()))
         other.decide(offer(plan()))
         made = other.answer("", "approved")
         (desk.folder / made.plan[7:]).write_bytes((tmp_path / "other" / made.plan[7:]).read_bytes())
@@ -315,13 +314,6 @@ def test_digests_that_fit_none_or_several(desk: Desk) -> None:
     with pytest.raises(InputError, match="no plan has the digest 'zzz'"):
         desk.approvals.answer("zzz", "approved")
     assert desk.approvals.answer(desk.approvals.pending()[1].digest, "approved").code == plan(OTHER).code
-
-
-def test_without_a_key_nothing_is_approved(tmp_path: Path) -> None:
-    approvals = Approvals(tmp_path / "approvals", Approving(), None, "")
-    approvals.decide(offer(plan()))
-    with pytest.raises(InputError, match="the site has no key to sign its decision"):
-        approvals.answer("", "approved")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from fedpipe.commands.watch import watch
 from fedpipe.errors import CorruptError, InputError, NotFoundError
+from fedpipe.identity.enrolment import Enrolled, Enrolment
+from fedpipe.identity.signing import make_key
 from fedpipe.rounds.plan import Plan
+from fedpipe.sessions.presence import Presence, put_presence
 from fedpipe.sites.approval import Approval
-from fedpipe.sites.decisions import Decisions, journal_folder, journal_of
+from fedpipe.sites.audit import find_flaw
+from fedpipe.sites.decisions import Decisions, approvals_of, journal_folder, journal_of, shown_decision, signer_in
 from fedpipe.sites.journal import entries_of
 from fedpipe.sites.site import Site
-from fedpipe.store import MemoryStore, keys
-from fedpipe.store.objects import canonical, find, put_bytes
+from fedpipe.store import LocalStore, MemoryStore, keys
+from fedpipe.store.objects import canonical, encode, find, put_bytes
 from tests.cli.conftest import Result
 from tests.sites.plans import CODE, PRIVACY, plan, site, stored, training
 
+LEARNERS = [{"name": "a", "data": "a.npz"}, {"name": "b", "at": "site"}, {"name": "c", "data": "c.npz"}]
 OTHER = b"def build():\n    return model(4)\n"
 
 
@@ -74,18 +82,38 @@ def test_the_coordinator_sees_the_last_decision(tmp_path: Path, store: MemorySto
     assert shown.shown.startswith("waits for approval since 20")
     assert shown.signature is not None
     assert shown.signature.key == own.public_key
+    enrolled = Enrolled(learners={"b": Enrolment(key=own.public_key, since=1.0)})
+    store.replace(keys.ENROLLED, encode(enrolled))
+    assert shown_decision(store, "b") == shown
+    forged = replace(shown, verdict="approved")
+    store.replace(keys.approval("b"), encode(forged))
+    assert shown_decision(store, "b") is None, "the operator of the store cannot speak for the site"
+    store.replace(keys.approval("b"), encode(shown))
     before = store.read(keys.approval("b")).version
     deciding.show(store, deciding.decide(store, stored(store)))
     assert store.read(keys.approval("b")).version == before
 
 
-def test_when_the_policy_pauses(tmp_path: Path) -> None:
-    own = site(tmp_path, policy={"rounds_a_day": 1})
+def test_when_the_policy_pauses(tmp_path: Path, store: MemoryStore) -> None:
+    own = site(tmp_path, policy={"rounds_a_day": 1}, approve="any")
     journal = journal_of(own)
     deciding = Decisions(own, journal)
     assert deciding.pause() == ""
+    assert deciding.decide(store, stored(store)).verdict == "approved"
+    assert deciding.pause() == ""
     journal.note("trained", round=1)
     assert deciding.pause() == "1 round ran in 24 hours; this site's policy allows 1"
+
+
+def test_a_plan_that_is_refused_while_it_runs(tmp_path: Path, store: MemoryStore) -> None:
+    own = site(tmp_path)
+    deciding = decisions(own)
+    digest = deciding.decide(store, stored(store)).plan
+    assert deciding.pause().startswith("the site waits for approval since 20")
+    approvals_of(own).answer("", "approved")
+    assert deciding.pause() == ""
+    approvals_of(own).answer(digest, "refused", "enough")
+    assert deciding.pause() == "the site refused the plan: enough"
 
 
 def test_nothing_is_decided_without_a_journal(tmp_path: Path) -> None:
@@ -113,7 +141,7 @@ class TestCommands:
         assert self.ask(tmp_path, store, plan()) == "waits"
         shown = run("pending").out
         assert "+def build():" in shown
-        assert "federation tiny at memory://" in shown
+        assert "for run r1 of tiny at memory://" in shown
         done = run("approve", "--why", "ticket 4711")
         assert done.code == 0, done.err
         assert done.out.startswith("approved sha256:")
@@ -176,7 +204,14 @@ class TestCommands:
         assert (done.code, done.out) == (1, "the plan trains 3 epochs a round; this site's policy allows 2\n")
         (tmp_path / "plan.json").write_bytes(canonical(plan()))
         done = run("check", str(tmp_path / "plan.json"))
-        assert (done.code, done.out) == (0, "the policy of this site allows it\n")
+        assert done.code == 0
+        assert done.out.splitlines() == [
+            "the policy of this site allows it:",
+            "  a round: 1 epochs in batches of 1, with at least 2 learners",
+            "  privacy: none; the coordinator sees single updates",
+            "  resources: all cores, all memory, 0 GPUs",
+            "  leaves: weights, the usual metrics, counts by class, of at least 0 examples",
+        ]
         assert run("check", str(tmp_path / "none.yaml")).code == 2
 
     def test_journal(self, tmp_path: Path, store: MemoryStore, run: Callable[..., Result]) -> None:
@@ -219,3 +254,62 @@ def test_privacy_of_the_plan_and_of_the_policy(tmp_path: Path, store: MemoryStor
     own = site(tmp_path, policy={"privacy": {"target_epsilon": 2}}, approve="any")
     made = decisions(own).decide(store, stored(store, privacy=PRIVACY))
     assert made.why.endswith("target_epsilon is 4, the most is 2")
+
+
+def test_decisions_and_journal_outlast_the_keys_of_the_site(tmp_path: Path, store: MemoryStore) -> None:
+    own = site(tmp_path)
+    decisions(own).decide(store, stored(store))
+    approvals_of(own).answer("", "approved")
+    before = own.public_key
+    (tmp_path / "state" / "b.key").write_text(make_key())
+    renewed = site(tmp_path)
+    assert renewed.public_key != before
+    assert decisions(renewed).decide(store, stored(store)).verdict == "approved"
+    assert find_flaw(journal_folder(renewed), signer_in(tmp_path / "state").public) is None
+    assert (tmp_path / "state" / "decisions.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_joining_is_in_the_journal(tmp_path: Path, fedpipe: Callable[..., Result]) -> None:
+    done = fedpipe("site", "join", str(tmp_path / "none.yaml"), "-c", str(tmp_path / "site.yaml"))
+    assert done.code == 2
+    assert [entry.event for entry in entries_of(tmp_path / "state" / "journal")] == ["not-joined"]
+
+
+def test_watch_shows_since_when_a_site_waits(tmp_path: Path) -> None:
+    """`fedpipe watch` shows a waiting site, and not a silent learner."""
+    given, own = plan(learners=LEARNERS), site(tmp_path)
+    folder = LocalStore(tmp_path / "store").below("tiny")
+    put_bytes(folder, CODE)
+    deciding = decisions(own)
+    deciding.show(folder, deciding.decide(folder, given))
+    put_presence(folder, Presence(learner="b", state="waits", text="waits"))
+    folder.replace(keys.plan("r1"), encode(given))
+    source = {"name": "tiny", "learners": LEARNERS, "training": {"rounds": 1, "batch_size": 1}}
+    events = itertools.islice(watch({**source, "store": str(tmp_path / "store")}, "r1", wait=True, again=0.01), 4)
+    assert "b: waits for approval since 20" in "; ".join(str(seen) for seen in events)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("{data: rows.csv, columns: {ages: number}}",
+         "there is no column 'ages', which the policy names. Did you mean 'age'?"),
+        ("{data: rows.csv, columns: {sex: number}}", "column 'sex', row 1 (line 2): 'f' is not a number"),
+        ("{data: rows.csv, least_examples: 3}", "there are 2 rows that the policy allows, and it needs 3"),
+        ("{data: none.csv, least_examples: 3}", "there is no such file. Check the path."),
+        ("{data: rows.csv, epoch: 3}", "site.yaml: policy: unknown key 'epoch'. Did you mean 'epochs'?"),
+        ("{data: rows.csv}", "/journal: the journal's folder cannot be written: File exists"),
+    ],
+)  # fmt: skip
+def test_an_agent_that_cannot_start(tmp_path: Path, fedpipe: Callable[..., Result], policy: str, message: str) -> None:
+    """One sentence with the remedy, and exit code 2, before anything is asked of the store."""
+    (tmp_path / "rows.csv").write_text("age,sex\n61,f\n17,m\n")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "journal").write_text("")
+    (tmp_path / "site.yaml").write_text(f"store: store\nfederation: tiny\nname: b\npolicy: {policy}\n")
+    done = fedpipe("site", "run", "-c", str(tmp_path / "site.yaml"))
+    assert done.code == 2
+    assert message in done.err
+    assert "\n" not in done.err
+    assert not (tmp_path / "store").exists()
+    assert not list((tmp_path / "state").glob("scratch/*"))

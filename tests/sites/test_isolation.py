@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fedpipe.errors import InputError, StoreError, WorkerDiedError
+from fedpipe.errors import WorkerDiedError
 from fedpipe.identity.signing import make_key
 from fedpipe.rounds.beginning import begin, make_plan
 from fedpipe.rounds.plan import Plan, RunPlace, Shards
@@ -22,12 +22,11 @@ from fedpipe.sessions.board import Board
 from fedpipe.sessions.current import Opened
 from fedpipe.sites.child import Answer, Call
 from fedpipe.sites.guard import Guard
-from fedpipe.sites.site import Site, read_site
+from fedpipe.sites.site import read_site
 from fedpipe.sites.training import Child, own_files, remove_leftovers
 from fedpipe.steps.learn import Inputs
 from fedpipe.store import keys
 from fedpipe.store.concealment import changed_environment
-from fedpipe.store.held import Place, Request
 from fedpipe.store.objects import put_bytes
 from fedpipe.weights import Array
 from tests.federations import make_federation
@@ -213,62 +212,6 @@ def test_code_that_writes_into_the_pipes(tmp_path: Path, port: int) -> None:
     _, call = world.begin(then=WRITES_ANYTHING)
     with pytest.raises(WorkerDiedError, match=r"was ended, because JSON is malformed"):
         world.play(call)
-
-
-class TestGuard:
-    """Requests of the code: the results of its session, and nothing else."""
-
-    @pytest.fixture
-    def guard(self, tmp_path: Path) -> Guard:
-        site = Site(store="s3://b/p", federation="tiny", name="s", state=str(tmp_path))
-        self.sent: list[tuple[str, int]] = []
-        opened = Opened(run="r1", plan="sha256:" + "0" * 64)
-        return Guard(site, opened, lambda key, size: self.sent.append((key, size)))
-
-    def ask(self, guard: Guard, op: str, key: str, prefix: str = "tiny", uri: str = "s3://b/p") -> None:
-        guard.check(Request(op, Place(uri, prefix=prefix), key), 3)
-
-    @pytest.mark.parametrize(
-        "key",
-        [
-            keys.update("s", "r1", 1), keys.ballot("s", "r1", 2), keys.statistics("s", "r1"), keys.score("s", "r1"),
-            keys.score("s", "r1", earlier=True), keys.content("sha256:" + "0" * 64, "s"), keys.ledger("s", 3),
-            keys.answer("s", "r1", 3, keys.note("dropped", 2)), keys.timing("r1", 1, "train", "s"),
-            keys.events("r1", 1, "s"), keys.parcel("s", "0" * 64),
-        ],
-    )  # fmt: skip
-    def test_allowed(self, guard: Guard, key: str) -> None:
-        self.ask(guard, "create", key)
-        assert self.sent == [(key, 3)]
-
-    @pytest.mark.parametrize(
-        ("op", "key"),
-        [
-            ("replace", keys.presence("s")), ("replace", keys.sign("s", "r1")), ("create", keys.update("t", "r1", 1)),
-            ("create", keys.update("s", "r2", 1)), ("replace", keys.board("r1")), ("swap", keys.HEAD),
-            ("create", "learners/s/rows.csv"), ("upload", "learners/s/objects/rows"), ("replace", keys.shard("s")),
-            ("create", "learners/s/runs/r1/1/../../../../HEAD"), ("delete", keys.update("s", "r1", 1)),
-            ("keys", "learners/s/"), ("entries", ""), ("folders", ""), ("probe", ""), ("anything", "x"),
-        ],
-    )  # fmt: skip
-    def test_refused(self, guard: Guard, op: str, key: str) -> None:
-        with pytest.raises(StoreError, match=r"the site does not allow its code to"):
-            self.ask(guard, op, key)
-        assert self.sent == []
-
-    @pytest.mark.parametrize(("uri", "prefix"), [("s3://b/p", "other"), ("s3://b/other", "tiny"), ("s3://b/p", "")])
-    def test_other_places(self, guard: Guard, uri: str, prefix: str) -> None:
-        with pytest.raises(StoreError, match=r"does not allow"):
-            self.ask(guard, "create", keys.update("s", "r1", 1), prefix, uri)
-
-    def test_statements(self, guard: Guard) -> None:
-        for kind in ("update", "ballot", "score tiny/r1", "statistics tiny/r1", "ledger", "parcel"):
-            guard.check_statement(f"fedpipe {kind}\n{{}}".encode())
-        for kind in ("approval", "agreement to a sum", "reveal of a sum", "join", ""):
-            with pytest.raises(InputError, match=r"the site does not sign"):
-                guard.check_statement(f"fedpipe {kind}\n{{}}".encode())
-        with pytest.raises(InputError):
-            guard.check_statement(b"update\n{}")
 
 
 def test_leftovers_of_a_killed_agent_are_removed(world: World) -> None:

@@ -17,7 +17,8 @@ import fedpipe
 from fedpipe.commands.identities import enroll
 from fedpipe.rounds.history import history
 from fedpipe.sessions.presence import read_presence
-from fedpipe.sites.journal import entries_of, find_flaw
+from fedpipe.sites.audit import find_flaw
+from fedpipe.sites.journal import entries_of
 from fedpipe.store import keys, objects, open_store
 from tests import servers
 from tests.cli.conftest import Result
@@ -66,6 +67,44 @@ def test_two_learners_here_and_three_at_their_sites(federation: Federation, tmp_
     alone = Federation(federation.folder, f"file://{tmp_path}/store")
     fedpipe.run(alone.write(sites=()), out=tmp_path / "alone", name="r1")
     assert history(alone.store, "r1")[-1].weights == records[-1].weights
+
+
+@pytest.mark.heavy
+def test_secure_sums_of_pods_and_sites(federation: Federation, tmp_path: Path) -> None:
+    """The sites demand secure sums, and know the administrator's key from elsewhere; one of them dies in a round."""
+    file = federation.write()
+    content = yaml.safe_load(file.read_text())
+    content["algorithm"] = {"name": "averaging", "secure": {"bound": {"quantile": 0.999}}, "most_examples": 400}
+    content["quorum"] = {"deadline": 20}
+    file.write_text(yaml.safe_dump(content))
+    owned = federation.folder / "operators-keys"
+    for name in LOCAL:
+        enroll(file, name, keys=owned)
+    for name in SITES:
+        policy = {"data": str(federation.folder / f"{name}.npz"), "secure_sums": True}
+        path = federation.join(name, policy=policy)
+        trusted = {"administrator": (owned / "_administrator.pub").read_text().strip()}
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | trusted))
+        federation.start(name, "--once")
+    command = [sys.executable, "-m", "fedpipe", "run", str(file), "--run", "r1", "--out", str(tmp_path / "out")]
+    with (tmp_path / "run.log").open("w") as log:
+        runs = subprocess.Popen([*command, "--keys", str(owned)], stdout=log, stderr=log)
+    until(lambda: federation.store.size(keys.answer("hospital-d", "r1", 2, "masked")), 120)
+    killed = federation.agents.pop("hospital-d")
+    killed.kill()
+    killed.wait()
+    assert runs.wait(180) == 0, (tmp_path / "run.log").read_text()
+    assert [process.wait(30) for process in federation.agents.values()] == [0, 0]
+    records = history(federation.store, "r1")
+    assert len(records) == ROUNDS + 1
+    assert records[1].contributors == (*LOCAL, *SITES)
+    assert records[-1].contributors == tuple(name for name in (*LOCAL, *SITES) if name != "hospital-d")
+    assert not any(record.updates for record in records)
+    noted = entries_of(federation.folder / "at" / "hospital-c" / "state" / "journal")
+    trained = [entry.fields for entry in noted if entry.event == "trained"]
+    assert [fields["round"] for fields in trained] == list(range(1, ROUNDS + 1)), "they count against `rounds_a_day`"
+    assert all(fields.keys() == {"run", "round", "digest", "bytes"} for fields in trained), "numbers are in the sum"
+    assert len(fedpipe.verify(file, "r1")) == ROUNDS
 
 
 @pytest.mark.heavy

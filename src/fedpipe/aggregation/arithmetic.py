@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ from fedpipe.errors import WeightsError
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
+Watch = Callable[[int, int, Floats], None]
+"""Takes the position of an array, the first of some of its elements, and these elements."""
 
-BLOCK = 3 * 2**15
-"""Number of elements that are combined at a time: two float64 arrays of them fit the second-level cache of a core."""
+ADDED = 2**15
+"""Number of elements that are added up at a time: all float64 sums that wait in the tree fit the cache of a core."""
 _STRIP = 2**13
 """Number of elements whose distances are measured at a time."""
 
@@ -41,45 +43,66 @@ def largest(values: Iterable[Array]) -> Array:
 
 
 def total(
-    values: Iterable[Array], weights: Sequence[float], places: Sequence[int] = (), summed: Collection[int] = ()
-) -> Floats:
+    values: Iterable[Array], weights: Sequence[float], places: Sequence[int] = (), summed: Collection[int] = (),
+    out: Floats | None = None, watch: Watch | None = None,
+) -> Floats:  # fmt: skip
     """Return the weighted sum in float64, added up in the binary tree over the places.
 
     Equal inputs give equal bits, and the sum of a whole subtree may replace its arrays. The error grows with the
     logarithm of their number (Higham, "The Accuracy of Floating Point Summation", 1993, section 3).
 
     Args:
-        values: one flat array per learner, each of the same length; taken one at a time.
+        values: one flat array per learner, each of the same length. An iterator's are taken one at a time.
         weights: positive, one per array.
         places: positions of the learners, increasing; 0, 1, 2, ... by default.
         summed: positions of arrays that are weighted sums of a subtree, in float64, at the place of its first learner.
+        out: where the sum is written; a new array by default.
+        watch: sees the values of each single update, before they are weighted.
 
     Raises:
         WeightsError: no values, or weights that are not positive and finite.
     """
     check_weights(weights)
+    if not weights:
+        raise WeightsError("there is nothing to add")
+    spare, places = list[Floats](), places or range(len(weights))
+    if not isinstance(values, Sequence):
+        return _total(values, weights, places, summed, spare, watch, 0).copy()
+    if out is None and values[0].size <= ADDED:
+        result = _total(values, weights, places, summed, spare, watch, 0)
+        return result if result.flags.writeable else result.copy()
+    result = np.empty(values[0].size) if out is None else out
+    for start in range(0, result.size, ADDED):
+        strip = slice(start, start + ADDED)
+        result[strip] = _total((value[strip] for value in values), weights, places, summed, spare, watch, start)
+    return result
+
+
+def _total(
+    values: Iterable[Array], weights: Sequence[float], places: Sequence[int], summed: Collection[int],
+    spare: list[Floats], watch: Watch | None, start: int,
+) -> Floats:  # fmt: skip
+    """Return the sum of a strip, until the next one; `spare` are arrays for parts of it."""
     stack: list[tuple[int, Floats]] = []
-    spare: list[Floats] = []
-    for position, (value, weight) in enumerate(zip(values, weights, strict=True)):
-        place = places[position] if places else position
+    for position, (value, weight, place) in enumerate(zip(values, weights, places, strict=True)):
         while len(stack) > 1 and level(stack[-2][0], stack[-1][0]) < level(stack[-1][0], place):
-            free = _merged(stack)
-            spare += [free] if free.flags.writeable else []
+            _merge(stack, spare)
         if position in summed:
             stack.append((place, value))
             continue
         # Casting first is faster than a ufunc over mixed dtypes, which casts in small buffers.
-        part = spare.pop() if spare else np.empty(value.shape, np.float64)
+        part = (spare.pop() if spare else np.empty(value.size))[: value.size]
         np.copyto(part, value, casting="unsafe")
+        if watch is not None:
+            watch(position, start, part)
         if weight != 1:
             np.multiply(part, weight, out=part)
         stack.append((place, part))
-    if not stack:
-        raise WeightsError("there is nothing to add")
     while len(stack) > 1:
-        _merged(stack)
+        _merge(stack, spare)
     result = stack[0][1]
-    return result if result.flags.writeable else result.copy()
+    spare += [result] if result.flags.writeable else []
+    return result
 
 
 def level(left: int, right: int) -> int:
@@ -91,14 +114,14 @@ def level(left: int, right: int) -> int:
     return (left ^ right).bit_length()
 
 
-def _merged(stack: list[tuple[int, Floats]]) -> Floats:
-    """Add the last sum to the one before it; return the array that is free now."""
+def _merge(stack: list[tuple[int, Floats]], spare: list[Floats]) -> None:
+    """Add the last sum to the one before it, and keep the array that is free now."""
     (place, left), (_, right) = stack[-2:]
     if not left.flags.writeable:  # the bytes of a file; a sum does not depend on the order of two
         left, right = (right, left) if right.flags.writeable else (left.copy(), right)
     np.add(left, right, out=left)
     stack[-2:] = [(place, left)]
-    return right
+    spare += [right] if right.flags.writeable else []
 
 
 def add_distances(values: Sequence[Array], distances: Floats) -> None:

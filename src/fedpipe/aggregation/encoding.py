@@ -230,12 +230,8 @@ class EncodedFeed(Feed):
         """See `Operand.read`. The digest is that of the encoded bytes."""
         length = self._encoding.length(chunk)
         with refusing(self._store, self.learner):  # its owner may delete or change it in the meantime
-            data = self._reader.read(length)
-        self._digest.update(data)
+            data = self._hashed(chunk.start, length)
         return self._encoding.decoded(data, chunk).tobytes() if len(data) == length else b""
-
-    def taken(self, _data: object) -> None:
-        """Do nothing: the bytes that were read are in the digest."""
 
 
 def opened(store: Store, source: Source, layout: Layout, encoding: Encoding | None) -> Feed:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import queue
 import threading
 from collections import deque
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedpipe.aggregation.arithmetic import BLOCK
+from fedpipe.aggregation.arithmetic import ADDED
 from fedpipe.errors import (
     CorruptError,
     FedpipeError,
@@ -30,12 +31,16 @@ from fedpipe.errors import (
 from fedpipe.store import Reader, Store, keys
 from fedpipe.weights import FLOATS, Layout, read_layout
 
-PIECE = 4 * BLOCK
-"""Bytes of an update that are combined at a time."""
+STRIP = 8 * ADDED
+"""Bytes of an update in which all dtypes have whole strips that are added up, or measured, at a time."""
+PIECE = 2 * STRIP
+"""Bytes of an update that are read at a time."""
 Piece = bytes | memoryview
 """A part of an operand's bytes."""
-_AHEAD = 32
+_AHEAD = 24
 """Number of pieces that are read before they are needed."""
+_MOST_READERS = 4
+"""Most threads that read."""
 
 
 class Source(NamedTuple):
@@ -118,13 +123,10 @@ class Operand(Protocol):
     summed: bool
 
     def read(self, chunk: Chunk) -> bytes:
-        """Read the bytes of the next chunk; fewer when the operand is truncated."""
-
-    def taken(self, data: Piece) -> None:
-        """Add bytes that were read to the digest."""
+        """Read the bytes of the next chunk, and add them to the digest; fewer when the operand is truncated."""
 
     def verify(self) -> None:
-        """Check the digest after the last chunk. Raises RefusedError."""
+        """Check the digest of all that was read, after the last chunk. Raises RefusedError."""
 
     def close(self) -> None:
         """Release the connection or the file."""
@@ -161,11 +163,7 @@ class Feed:
     def read(self, chunk: Chunk) -> bytes:
         """See `Operand.read`."""
         with refusing(self._store, self.learner):  # its owner may delete or change it in the meantime
-            return self._reader.read(chunk.stop - chunk.start)
-
-    def taken(self, data: Piece) -> None:
-        """See `Operand.taken`."""
-        self._digest.update(data)
+            return self._hashed(chunk.start, chunk.stop - chunk.start)
 
     def verify(self) -> None:
         """See `Operand.verify`."""
@@ -197,9 +195,6 @@ class Kept:
         self._file = self._file or self.path.open("rb", buffering=0)
         data: bytes = self._file.read(chunk.sum_bytes if self.summed else chunk.stop - chunk.start)
         return data
-
-    def taken(self, data: Piece) -> None:
-        """Do nothing: the file was verified."""
 
     def verify(self) -> None:
         """Do nothing: the file was verified."""
@@ -240,10 +235,30 @@ class Aside:
 
 
 class Ahead:
-    """A thread that reads the chunks of all operands in order, a few pieces ahead."""
+    """Threads that read and hash the chunks of all operands, a few pieces ahead: each has some of the operands.
 
-    def __init__(self, operands: Sequence[Operand], chunks: Iterator[Chunk]) -> None:
-        self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
+    A piece is hashed at once, while it is in the cache of the core.
+    """
+
+    def __init__(self, operands: Sequence[Operand], chunks: Callable[[], Iterator[Chunk]]) -> None:
+        count = max(1, min(len(operands), (os.cpu_count() or 1) // 2, _MOST_READERS))
+        self._readers = [_Reader(operands[k::count], chunks(), _AHEAD // count) for k in range(count)]
+
+    def next(self, position: int) -> bytes:
+        """Return the next piece of the operand at a position. Raises what reading raised."""
+        return self._readers[position % len(self._readers)].next()
+
+    def close(self) -> None:
+        """End the threads."""
+        for reader in self._readers:
+            reader.close()
+
+
+class _Reader:
+    """A thread that reads the chunks of operands in order."""
+
+    def __init__(self, operands: Sequence[Operand], chunks: Iterator[Chunk], ahead: int) -> None:
+        self._queue: queue.Queue[bytes | BaseException] = queue.Queue(ahead)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read, args=(operands, chunks), daemon=True)
         self._thread.start()
@@ -265,13 +280,11 @@ class Ahead:
                 return
 
     def next(self) -> bytes:
-        """Return the next piece. Raises what reading raised."""
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
         return item
 
     def close(self) -> None:
-        """End the thread."""
         self._stopped.set()
         self._thread.join()

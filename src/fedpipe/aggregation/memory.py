@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from fedpipe.aggregation.arithmetic import BLOCK, Array, check_weights, is_float, largest, total
+from fedpipe.aggregation.arithmetic import ADDED, Array, check_weights, is_float, largest, total
 from fedpipe.aggregation.feeds import Chunk, chunks_of
 from fedpipe.aggregation.geometry import Geometry, measure, summed
 from fedpipe.aggregation.passes import blended, piece_of
@@ -40,7 +40,7 @@ def combine_arrays(
     """
     _check_alike(updates, weights)
     result = {name: np.empty(value.shape, value.dtype) for name, value in updates[0].items()}
-    spans = [(name, start) for name, value in result.items() for start in range(0, value.size, BLOCK)]
+    spans = [(name, start) for name, value in result.items() for start in range(0, value.size, ADDED)]
     workers = os.cpu_count() or 1
     mixture = None
     if isinstance(rule, Distances):
@@ -51,14 +51,15 @@ def combine_arrays(
         points = [*counted, base] if mixture.rows.shape[1] > len(counted) else counted
     else:
         counted = points = list(updates)
+    flat = [{name: np.ascontiguousarray(value).reshape(-1) for name, value in point.items()} for point in points]
 
     def fill(span: _Span) -> None:
         name, start = span
-        target = result[name].reshape(-1)[start : start + BLOCK]
+        target = result[name].reshape(-1)[start : start + ADDED]
         if not is_float(target.dtype):
-            target[...] = largest(_parts(counted, span))
+            target[...] = largest(_parts(flat[: len(counted)], span))
             return
-        parts = _parts(points, span)
+        parts = _parts(flat, span)
         if isinstance(rule, Distances):
             assert mixture is not None
             target[...] = blended(parts, mixture, rule.then)
@@ -78,9 +79,9 @@ def combine_arrays(
     return result
 
 
-def _parts(updates: Sequence[Mapping[str, Array]], span: _Span) -> list[Array]:
+def _parts(flat: Sequence[Mapping[str, Array]], span: _Span) -> list[Array]:
     name, start = span
-    return [np.ascontiguousarray(u[name]).reshape(-1)[start : start + BLOCK] for u in updates]
+    return [update[name][start : start + ADDED] for update in flat]
 
 
 def _geometry(

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedpipe.aggregation.arithmetic import Array, Floats
-from fedpipe.aggregation.feeds import Chunk
+from fedpipe.aggregation.arithmetic import ADDED, Array, Floats
+from fedpipe.aggregation.feeds import PIECE, Chunk
 
 OTHERS = 3
 """Fewest other updates with which one is compared."""
@@ -58,18 +58,23 @@ class Norms:
         self.base, self._limit = base, limit
         self._squares: dict[str, float] = {}
         self._start: int | None = None
-        self._values: Floats = np.empty(0)
+        self._values, self._held, self._scratch = np.empty(0), np.empty(PIECE), np.empty(ADDED)
 
     def begin(self, learner: str) -> None:
         """Begin to measure an update from its first chunk."""
         self._squares[learner] = 0.0
 
-    def add(self, learner: str, chunk: Chunk, values: Array) -> None:
-        """Add the floats of a chunk of an update."""
-        if self._start != chunk.start or self._values.size != values.size:
-            read = np.fromfile(self.base, chunk.dtype, count=values.size, offset=chunk.start)
-            self._start, self._values = chunk.start, read.astype(np.float64)
-        self._squares[learner] += square_of(values, self._values)
+    def move(self, chunk: Chunk) -> None:
+        """Read the base of a chunk of floats, if it is another one."""
+        count = (chunk.stop - chunk.start) // chunk.dtype.itemsize
+        if self._start != chunk.start or self._values.size != count:
+            self._start, self._values = chunk.start, self._held[:count]
+            self._values[:] = np.fromfile(self.base, chunk.dtype, count=count, offset=chunk.start)
+
+    def add(self, learner: str, start: int, values: Array) -> None:
+        """Add values of an update, from an element of the chunk on: whole strips, or all that are left."""
+        below = self._values[start : start + values.size]
+        self._squares[learner] = square_of(values, below, self._scratch, self._squares[learner])
 
     def check(self, learners: Collection[str]) -> None:
         """Compare the updates of these learners, all of them measured. Raises OutliersError."""
@@ -77,18 +82,31 @@ class Norms:
             raise OutliersError(refused)
 
 
-def square_of(values: Array, base: Array) -> float:
+def square_of(values: Array, base: Array, scratch: Floats | None = None, before: float = 0.0) -> float:
     """Return the squared norm of a change; infinite when it cannot be represented.
+
+    Args:
+        values: of the update.
+        base: from which it began; one number for all, or as many.
+        scratch: is used for a strip of the change; a new array by default.
+        before: the square of the values before these; strip by strip, so that pieces of any length give the same bits.
 
     >>> square_of(np.array([4.0, 2.0]), np.array([1.0, 2.0])), square_of(np.array([1.7e308]), np.array([0.0]))
     (9.0, inf)
     >>> square_of(np.float32(3), np.zeros(()))
     9.0
     """
+    flat, below, found = np.reshape(values, -1), np.reshape(base, -1), before
+    scratch = np.empty(min(ADDED, flat.size)) if scratch is None else scratch
     with np.errstate(over="ignore", invalid="ignore"):
-        change = np.array(values, np.float64).reshape(-1)
-        change -= base
-        found = float(np.sum(np.square(change, out=change)))
+        for start in range(0, flat.size, ADDED):
+            part = flat[start : start + ADDED]
+            change = scratch[: part.size]
+            if part.dtype != np.float64:
+                np.copyto(change, part, casting="unsafe")
+                part = change
+            np.subtract(part, below[start : start + ADDED] if below.size > 1 else below, out=change)
+            found += float(np.sum(np.square(change, out=change)))
     return math.inf if math.isnan(found) else found
 
 

@@ -1,7 +1,7 @@
 """Passes over a round's updates, one chunk of each at a time, verified at the end.
 
-A pass of sums holds one update's chunk at a time, and may read sums that were made before. A pass that needs the
-chunks of all updates together reads single updates only; the more there are, the smaller its chunks are.
+A pass of sums may read sums that were made before. With many updates, it holds one chunk of one at a time. A pass that
+needs the chunks of all updates together reads single updates only; the more there are, the smaller its chunks are.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fedpipe.aggregation.arithmetic import Array, Floats, largest, total
-from fedpipe.aggregation.feeds import PIECE, Ahead, Aside, Chunk, Feed, Operand, RefusedError, chunks_of
+from fedpipe.aggregation.arithmetic import Array, Floats, Watch, largest, total
+from fedpipe.aggregation.feeds import PIECE, STRIP, Ahead, Chunk, Feed, Operand, RefusedError, chunks_of
 from fedpipe.aggregation.geometry import Geometry, measure, summed
 from fedpipe.aggregation.norms import Norms
 from fedpipe.aggregation.rule import Columns, Mixture, Sums
@@ -92,7 +92,7 @@ def finished(
 def added(
     stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, checks: Checks = NO_CHECKS
 ) -> Iterator[tuple[Chunk, Array]]:
-    """Yield each chunk with the weighted sum of the operands; of counters the largest.
+    """Yield each chunk with the weighted sum of the operands; of counters the largest. The next chunk overwrites it.
 
     Args:
         stack: closes what the pass opens.
@@ -106,8 +106,32 @@ def added(
     operands = _in_order(operands)
     weights, places = [o.weight for o in operands], [o.place for o in operands]
     summed = frozenset(position for position, o in enumerate(operands) if o.summed)
-    for chunk, values in _read(stack, operands, layout, checks):
-        yield chunk, total(values, weights, places, summed) if chunk.is_float else largest(values)
+    watch = _measuring(checks.norms, operands) if checks.norms else None
+    sums = np.empty(PIECE)  # a new array for each chunk would be cleared by the system each time
+    piece = max(STRIP, piece_of(len(operands)) // STRIP * STRIP)
+    for chunk, values in _read(stack, operands, layout, checks, piece):
+        if not chunk.is_float:
+            yield chunk, largest(values)
+            continue
+        if checks.norms:
+            checks.norms.move(chunk)
+        held = list(values) if piece * len(operands) <= _TOGETHER else values
+        out = sums[: (chunk.stop - chunk.start) // chunk.dtype.itemsize]
+        yield chunk, total(held, weights, places, summed, out, watch)
+
+
+def _measuring(norms: Norms, operands: Sequence[Operand]) -> Watch:
+    """Return what measures the updates among operands while they are added up."""
+    measured = [isinstance(operand, Feed) for operand in operands]
+    for operand, counts in zip(operands, measured, strict=True):
+        if counts:
+            norms.begin(operand.learner)
+
+    def watch(position: int, start: int, values: Floats) -> None:
+        if measured[position]:
+            norms.add(operands[position].learner, start, values)
+
+    return watch
 
 
 def combined(
@@ -179,11 +203,16 @@ def together(
         RefusedError: an update is truncated, not finite, or does not match its digest.
     """
     feeds = _in_order(feeds)
+    watch = _measuring(checks.norms, feeds) if checks.norms else None
     for chunk, values in _read(stack, feeds, layout, checks, piece_of(len(feeds))):
         held = list(values)
         if chunk.is_float:
             for feed, value in zip(feeds, held, strict=True):
                 check_finite(feed.learner, value)
+            if checks.norms and watch:
+                checks.norms.move(chunk)
+                for position, value in enumerate(held):
+                    watch(position, 0, value)
         yield chunk, held
 
 
@@ -211,28 +240,20 @@ def _read(
     stack: contextlib.ExitStack, operands: Sequence[Operand], layout: Layout, checks: Checks, piece: int = PIECE
 ) -> Iterator[tuple[Chunk, Iterator[Array]]]:
     """Yield each chunk with the operands' arrays, all of which must be taken; then verify the operands."""
-    ceiling, norms = checks
-    pieces = stack.enter_context(contextlib.closing(Ahead(operands, chunks_of(layout, piece))))
-    hasher = stack.enter_context(contextlib.closing(Aside()))
-    for operand in operands:
-        if norms and isinstance(operand, Feed):
-            norms.begin(operand.learner)
+    ahead = Ahead(operands, lambda: chunks_of(layout, piece))
+    pieces = stack.enter_context(contextlib.closing(ahead))
 
-    def taken(operand: Operand, chunk: Chunk, most: Array | None) -> Array:
-        data, is_sum = pieces.next(), operand.summed and chunk.is_float
+    def taken(position: int, operand: Operand, chunk: Chunk, most: Array | None) -> Array:
+        data, is_sum = pieces.next(position), operand.summed and chunk.is_float
         if len(data) != (chunk.sum_bytes if operand.summed else chunk.stop - chunk.start):
             raise RefusedError(operand.learner, "the weights are truncated")
-        hasher.do(operand.taken, data)
         values = np.frombuffer(data, np.float64 if is_sum else chunk.dtype)
         if most is not None and (values > most).any():
             raise RefusedError(operand.learner, "a counter of the weights has leapt")
-        if norms and chunk.is_float and isinstance(operand, Feed):
-            norms.add(operand.learner, chunk, values)
         return values
 
     for chunk in chunks_of(layout, piece):
-        most = ceiling(chunk)
-        yield chunk, (taken(operand, chunk, most) for operand in operands)
-    hasher.finish()
+        most = checks.ceiling(chunk)
+        yield chunk, (taken(position, operand, chunk, most) for position, operand in enumerate(operands))
     for operand in operands:
         operand.verify()

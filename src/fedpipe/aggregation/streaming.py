@@ -20,7 +20,7 @@ import numpy as np
 from fedpipe.aggregation.arithmetic import Array, Floats, check_weights
 from fedpipe.aggregation.encoding import Encoding, opened
 from fedpipe.aggregation.feeds import Aside, Chunk, Feed, Kept, Piece, RefusedError, Source, bytes_of, refusing
-from fedpipe.aggregation.norms import UNBOUNDED, Bounds, Norms, OutliersError, capped
+from fedpipe.aggregation.norms import OTHERS, UNBOUNDED, Bounds, Norms, OutliersError, capped
 from fedpipe.aggregation.optimizers import ServerStep
 from fedpipe.aggregation.passes import NOT_FINITE, Checks, ceiling_of, combined, finished, measured, mixed, quiet
 from fedpipe.aggregation.rule import Columns, Distances, Mixture, Rule, Sums, check_sums
@@ -100,12 +100,12 @@ def combine(
     check_weights([s.weight for s in sources])
     if forest is not None:
         check_sums(rule)
-    known = forest if forest is not None and _serves(forest, bounds) and forest.fits(sources) else None
+    known = forest if forest is not None and _serves(forest, bounds, sources) and forest.fits(sources) else None
     refused = {s.learner: known.refused[s.learner] for s in sources if s.learner in known.refused} if known else {}
     kept = known.kept if known else []
     fetched = [s for s in sources if known and s.learner in known.members]
     left = [s for s in sources if s not in fetched and s.learner not in refused]
-    compares = bounds.norm and isinstance(rule, Sums)
+    compares = bounds.norm and isinstance(rule, Sums) and len(sources) > OTHERS
     norms = known.norms if known else Norms(folder / "base", bounds.norm) if compares else None
     encoding = Encoding(exchange, layout, folder / "base") if exchange else None
     needs_base = (
@@ -172,9 +172,9 @@ def _mixed(
     return rule.mixed(geometry, [s.weight for s in in_order]).needed(in_order)
 
 
-def _serves(forest: Forest, bounds: Bounds) -> bool:
+def _serves(forest: Forest, bounds: Bounds, sources: Sequence[Source]) -> bool:
     """Return whether sums that were made early keep to the bounds: updates were measured, and weights are theirs."""
-    return not bounds.share and (forest.norms is not None or not bounds.norm)
+    return not bounds.share and (forest.norms is not None or not bounds.norm or len(sources) <= OTHERS)
 
 
 def _weighed(sources: list[Source], bounds: Bounds) -> list[Source]:

@@ -66,6 +66,8 @@ def invite(
     say(f"wrote {made.file}: secret, works once, until {_time(made.expires)}")
     if made.endpoint:
         say(f"the site must reach {made.endpoint}")
+    if not made.at_site:
+        note(f"{learner} is a pod of the pipeline now; in the federation file, write {{name: {learner}, at: site}}")
     say(f"next, at the site: fedpipe site join {made.file.name}")
     say("and here: fedpipe enroll --requests")
 
@@ -194,5 +196,6 @@ def rotate(
 
     given = given_user(access_key, secret_key_file)
     with following("asking for new keys") as show:
-        key = joining.rotate(file, given=given, wait=joining.SETTLED if wait is None else wait, listener=show)
+        seconds = joining.SETTLED if wait is None else wait
+        key = joining.rotate(file, given=given, wait=seconds, listener=show)
     say(f"this site has new keys; its key is {fingerprint(key)}")

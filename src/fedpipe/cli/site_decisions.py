@@ -17,6 +17,7 @@ from fedpipe.cli.text import plain, say, show_json
 if TYPE_CHECKING:
     from fedpipe.commands.site_decisions import Waiting
     from fedpipe.sites.journal import Entry
+    from fedpipe.sites.policy import Effective
 
 DigestArgument = Annotated[
     str, typer.Argument(help="Digest of a plan, or its beginning; by default the one that waits.", metavar="DIGEST")
@@ -42,7 +43,7 @@ def pending(file: SiteOption = SITE, as_json: JsonOption = False) -> None:
 def _show(one: Waiting) -> None:
     described = one.description
     say((one.digest, "bold"))
-    say(f"waits since {_moment(one.since)}; federation {described.federation} at {described.place}")
+    say(f"waits since {_moment(one.since)} for run {one.run} of {described.federation} at {described.place}")
     say(f"code {described.code}, fedpipe {described.fedpipe}, image {described.image or 'not known'}")
     if one.signed:
         say(f"signed by {one.signed} of the reviewers")
@@ -116,11 +117,28 @@ def check(
     from fedpipe.commands.site_decisions import check as compare
 
     found = compare(file, source)
-    for objection in found:
+    for objection in found.objections:
         say((objection, "red"))
-    if found:
+    if found.runs is None:
         raise typer.Exit(1)
-    say("the policy of this site allows it")
+    say("the policy of this site allows it:")
+    for line in _settings_of(found.runs):
+        say(f"  {line}")
+
+
+def _settings_of(runs: Effective) -> list[str]:
+    """Return the settings that run at the site, in words."""
+    asked = runs.demands
+    work = f"{asked.steps} steps" if asked.steps else f"{asked.epochs} epochs"
+    metrics = "the usual metrics" if runs.metrics is None else ", ".join(runs.metrics) or "no metric"
+    privacy = f"epsilon at most {asked.privacy.target_epsilon:g}" if asked.privacy else "none"
+    return [
+        f"a round: {work} in batches of {asked.batch_size}, with at least {asked.learners} learners",
+        f"privacy: {privacy}; {'secure sums' if asked.secure else 'the coordinator sees single updates'}",
+        f"resources: {runs.cores or 'all'} cores, {runs.memory or 'all'} memory, {runs.gpus} GPUs",
+        f"leaves: weights, {metrics}, {'counts by class, ' if runs.tallies else ''}of at least {runs.examples} examples"
+        f"{', event files' if asked.tensorboard else ''}",
+    ]
 
 
 @commands.add("fedpipe site journal --since 12h", "fedpipe site journal --verify")

@@ -8,6 +8,7 @@ administrator's key. So two who accept a request at once do the same.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,9 +29,10 @@ from fedpipe.errors import (
 from fedpipe.federation.sources import Source
 from fedpipe.identity.enrolment import Enrolment, format_time, read_enrolled
 from fedpipe.identity.sealing import derived
-from fedpipe.identity.signing import public_key, sign
+from fedpipe.identity.signing import public_key, sign, signer_of
 from fedpipe.sites.invitation import Invitation, is_signed, token_of
 from fedpipe.sites.joining import LIMIT, Request, fingerprint, make_answer, read_request, read_rotation, secret_of
+from fedpipe.sites.journal import Journal
 from fedpipe.store import keys as spelled
 from fedpipe.store.credentials import Credentials
 from fedpipe.store.objects import digest_of, find
@@ -102,7 +104,7 @@ def accept(
         keys: folder of the administrator's key.
         given: credentials of an existing user of the store.
         examples: the most that the site may claim to have; 0: no limit.
-        note: records the decision.
+        note: records the decision; by default in the journal next to the administrator's key.
 
     Raises:
         InputError: it has not asked, or its request does not fit an open invitation.
@@ -143,7 +145,8 @@ def attend(
 ) -> Iterator[list[Decision]]:  # fmt: skip
     """Answers open requests at each step: accepts those that fit an open invitation, refuses those that never will.
 
-    A fault of the store is a decision that waits, for the learner of an empty name. The caller waits between steps.
+    A fault of the store is a decision that waits, for the learner of an empty name. The caller waits between steps. A
+    federation file is read again each time, so a learner that is added to it may join.
 
     Args:
         source: the federation file, or its content.
@@ -158,6 +161,7 @@ def attend(
     desk, said = _Desk.at(source, store, keys, note), set[Decision]()
     while True:
         try:
+            desk = _Desk.at(source, store, keys, note)  # the file may have changed: it names who may join
             made = [desk.decided(asked, examples) for asked in desk.asked() if asked.kind != "invited"]
         except FedpipeError as error:
             made = [Decision("", "", "waits", str(error))]
@@ -167,6 +171,16 @@ def attend(
             if one.outcome == "waits":
                 desk.record(one)
         yield fresh
+
+
+def _journal_note(folder: Path, private: str) -> Note | None:
+    """Returns how decisions are recorded: in `journal/` next to the key; None in a folder that cannot be written.
+
+    Such a folder is a mounted secret. The registrar prints each decision too, so its log has them.
+    """
+    if not os.access(folder, os.W_OK):
+        return None
+    return Journal(folder / "journal", signer_of(private)).note
 
 
 class _Desk(NamedTuple):
@@ -188,9 +202,10 @@ class _Desk(NamedTuple):
         return self.place.federation.name
 
     def record(self, decision: Decision) -> Decision:
-        if self.note is not None:
+        note = self.note or _journal_note(self.folder, self.private)
+        if note is not None:
             fields = {"learner": decision.learner, "kind": decision.kind, "key": decision.key, "why": decision.why}
-            self.note(decision.outcome, **{name: value for name, value in fields.items() if value})
+            note(decision.outcome, **{name: value for name, value in fields.items() if value})
         return decision
 
     def asked(self) -> list[Asked]:

@@ -37,12 +37,16 @@ LIFE = float(MOST_SECONDS)
 
 
 class Invited(NamedTuple):
-    """A new invitation: its file, when it expires, and the endpoint that the site must reach; empty for a folder."""
+    """A new invitation: its file, when it expires, and the endpoint that the site must reach; empty for a folder.
+
+    `at_site` is whether the federation file has the learner outside of the pipeline.
+    """
 
     learner: str
     file: Path
     expires: int
     endpoint: str
+    at_site: bool
 
 
 def invite(
@@ -82,7 +86,8 @@ def invite(
     invitation = _made(place, member.name, administrator_key(place.key_folder(keys)), uri, expires, certificates)
     with _noted(place, invitation):
         write_invitation(path, invitation)
-    return Invited(learner, path, invitation.expires, endpoint_of(uri) if place.on_s3 else "")
+    at_site = learner in place.federation.sites
+    return Invited(learner, path, invitation.expires, endpoint_of(uri) if place.on_s3 else "", at_site)
 
 
 def withdraw(source: Source, learner: str, *, store: StoreGiven = None) -> bool:

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from fedpipe.commands.site_decisions import noting
 from fedpipe.errors import CorruptError, DroppedError, InputError, StoreError, StoreUnavailableError
 from fedpipe.federation.loading import load
 from fedpipe.identity.enrolment import find_enrolled
@@ -28,11 +29,6 @@ LOOK = 2.0
 SETTLED = 60.0
 """Seconds after which a site that was accepted must be able to use its keys of the store."""
 Listener = Callable[[str], object]
-Note = Callable[..., object]
-
-
-def unnoted(event: str, **fields: object) -> None:
-    """Records nothing."""
 
 
 _NOT_YET = "Run the same command again to continue."
@@ -50,7 +46,7 @@ class Joined(NamedTuple):
 
 def join(
     invitation: str | Path, config: str | Path = "site.yaml", *, wait: float | None = None,
-    listener: Listener = str, note: Note = unnoted,
+    listener: Listener = str,
 ) -> Joined:  # fmt: skip
     """Joins a federation: makes the site's key here, asks, waits for the answer, and writes the site's files.
 
@@ -61,13 +57,14 @@ def join(
         config: the site.yaml to write; one that exists is kept.
         wait: most seconds to wait for the answer; by default until the invitation expires.
         listener: receives the progress.
-        note: records what happens, such as `Journal.note`.
 
     Raises:
         InputError: the invitation is not valid, another site.yaml is there, or the administrator refused.
         StoreError: the store cannot be used.
         StoreUnavailableError: there is no answer yet; the same call continues.
     """
+    _check_home(Path(config))
+    note = noting(config)
     try:
         return _join(Path(invitation), Path(config), wait, listener, note)
     except (InputError, CorruptError) as error:
@@ -75,7 +72,7 @@ def join(
         raise
 
 
-def _join(path: Path, config: Path, wait: float | None, listener: Listener, note: Note) -> Joined:
+def _join(path: Path, config: Path, wait: float | None, listener: Listener, note: Callable[..., object]) -> Joined:
     now = time.time()
     invitation = read_invitation(path)
     files = _files_of(config, invitation)
@@ -103,7 +100,7 @@ def _join(path: Path, config: Path, wait: float | None, listener: Listener, note
 
 def rotate(
     config: str | Path = "site.yaml", *, given: Credentials | None = None, wait: float = SETTLED,
-    listener: Listener = str, note: Note = unnoted,
+    listener: Listener = str,
 ) -> str:  # fmt: skip
     """Gives a site new keys: a request that the current key signs, and that needs no person to be granted.
 
@@ -112,7 +109,6 @@ def rotate(
         given: new keys of the store that an administrator handed over; otherwise the site chooses a secret.
         wait: most seconds to wait until the new key is enrolled.
         listener: receives the progress.
-        note: records what happens.
 
     Returns:
         The new public key.
@@ -131,7 +127,7 @@ def rotate(
             key = public_key(earlier.key)
         else:
             key = public_key(files.renew(opener_of(site), time.time(), given).key)
-            note("asked", federation=site.federation, key=key)
+            noting(config)("asked", federation=site.federation, key=key)
             listener("the request for new keys is in the store")
         while not files.settle(opener_of(site)):
             if time.monotonic() >= end:
@@ -140,7 +136,7 @@ def rotate(
                     what, remedy=f"{_NOT_YET} The administrator sees it by `enroll --requests`."
                 )
             time.sleep(LOOK)
-    note("rotated", federation=site.federation, key=key)
+    noting(config)("rotated", federation=site.federation, key=key)
     return key
 
 
@@ -211,11 +207,15 @@ def _take(files: SiteKeys, invitation: Invitation, pending: Pending, answer: byt
     files.complete(invitation, pending, accepted)
 
 
-def _files_of(config: Path, invitation: Invitation) -> SiteKeys:
-    """Returns the files of the site's keys. Raises InputError for the site.yaml of another site."""
+def _check_home(config: Path) -> None:
     home = config.absolute().parent
     if not home.is_dir():
         raise InputError("the folder does not exist", where=str(home), remedy="Create it first.")
+
+
+def _files_of(config: Path, invitation: Invitation) -> SiteKeys:
+    """Returns the files of the site's keys. Raises InputError for the site.yaml of another site."""
+    home = config.absolute().parent
     default = SiteKeys.of(home / "state", invitation.learner)
     if not config.exists():
         return default

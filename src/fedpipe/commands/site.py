@@ -17,11 +17,14 @@ from fedpipe.sessions.current import Opened
 from fedpipe.sessions.pacing import drive
 from fedpipe.sites.agent import Agent, Attended, Decision
 from fedpipe.sites.decisions import Decisions, journal_of
-from fedpipe.sites.running import ask_to_end, is_running, last_state, only_one
+from fedpipe.sites.renewal import KeyWatch
+from fedpipe.sites.rows import prepared
+from fedpipe.sites.running import Control, ask_to_end, is_running, last_state, only_one
 from fedpipe.sites.site import Site, read_site
-from fedpipe.sites.training import Trainer
+from fedpipe.sites.training import Trainer, scratch
 from fedpipe.store import Store
 from fedpipe.store.concealment import changed_environment
+from fedpipe.version import __version__
 
 log = logging.getLogger("fedpipe")
 
@@ -73,25 +76,46 @@ def run(file: str | Path, *, once: bool = False) -> Attended | None:
     """
     site = read_site(file)
     _check_ready(site, str(file))
-    with only_one(site) as control, control.signals(), changed_environment(site.surroundings()):
-        journal, store = journal_of(site), site.open()
-        decisions = Decisions(site, journal)
-        trainer = Trainer(site, store, note=journal.note, pause=decisions.pause, show=control.show_isolation)
-        agent = Agent(
-            site, store, trainer.attend, decide=partial(_decided, store, decisions), note=journal.note,
-            stops=control.stops, show=control.show,
-        )  # fmt: skip
-        last = drive(agent.run(once=once), control.sleep)
+    with only_one(site) as control, control.signals():
+        last, again = None, True
+        while again:
+            last, again = _attended(read_site(file), control, once)
     if once and last is not None and last.why:
         raise RoundError(f"the session of run {last.opened.run} was left: {last.why}")
     return last
 
 
+def _attended(site: Site, control: Control, once: bool) -> tuple[Attended | None, bool]:
+    """Let the agent attend sessions, and return the last one, and whether it must begin again with new keys."""
+    journal = journal_of(site)
+    watch = KeyWatch(site, journal.note)
+    renewed = False
+
+    def stops() -> bool:
+        nonlocal renewed
+        renewed = renewed or watch.changed(idle=control.is_idle)
+        return control.stops() or renewed
+
+    with changed_environment(site.surroundings()):
+        store, decisions = site.open(), Decisions(site, journal)
+        trainer = Trainer(site, store, note=journal.note, pause=decisions.pause, show=control.show_isolation)
+        agent = Agent(
+            site, store, trainer.attend, decide=partial(_decided, store, decisions), note=journal.note,
+            read=decisions.read, stops=stops, show=control.show,
+        )  # fmt: skip
+        journal.note("started", version=__version__)
+        last = drive(agent.run(once=once), control.sleep)
+        journal.note("stopped")
+    return last, renewed and not control.stops() and not (once and last is not None and not last.why)
+
+
 def _check_ready(site: Site, where: str) -> None:
-    """Check what the agent needs from its start. Raises InputError."""
+    """Check what the agent needs from its start: data that fit the policy. Raises InputError."""
     if not site.policy.data:
         remedy = "Name the site's own data there, or a URI for `load` of the model's file."
         raise InputError("is missing", where=f"{where}: policy.data", remedy=remedy)
+    with scratch(site) as folder:
+        prepared(site.policy, Path(folder))
 
 
 def _decided(store: Store, decisions: Decisions, plan: Plan, _: Opened) -> Decision:

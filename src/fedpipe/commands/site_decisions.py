@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,13 +13,17 @@ from typing import Literal, NamedTuple
 from fedpipe.errors import InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
+from fedpipe.federation.loading import load
 from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.rounds.plan import Plan
-from fedpipe.sites.approval import Approval, Description, read_review, review_of
-from fedpipe.sites.decisions import approvals_of, journal_folder, journal_of
-from fedpipe.sites.journal import Entry, Flaw, entries_of, find_flaw
-from fedpipe.sites.policy import objections
-from fedpipe.sites.site import read_site
+from fedpipe.sites.approval import Approval, read_review, review_of
+from fedpipe.sites.audit import Flaw, find_flaw
+from fedpipe.sites.decisions import approvals_of, journal_folder, journal_of, signer_in
+from fedpipe.sites.demands import demands_of
+from fedpipe.sites.description import Description
+from fedpipe.sites.journal import Entry, Journal, entries_of
+from fedpipe.sites.policy import Effective, effective, objections
+from fedpipe.sites.site import check_state, read_site
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import canonical, decode
 
@@ -32,6 +36,7 @@ class Waiting(NamedTuple):
     Args:
         digest: names the plan in decisions.
         since: seconds since 1970.
+        run: the run that asked first.
         description: of the plan.
         code: unified diff of model.py.
         settings: differences such as `training.rounds: 5 -> 6`.
@@ -40,6 +45,7 @@ class Waiting(NamedTuple):
 
     digest: str
     since: float
+    run: str
     description: Description
     code: str
     settings: list[str]
@@ -59,7 +65,7 @@ def pending(file: str | Path) -> list[Waiting]:
     approvals = approvals_of(read_site(file))
     return [
         Waiting(
-            one.digest, one.since, one.description, *approvals.difference(one.description),
+            one.digest, one.since, one.run, one.description, *approvals.difference(one.description),
             signed=len(approvals.reviewers_of(one.digest)),
         )
         for one in approvals.pending()
@@ -147,8 +153,15 @@ def reviewer(path: Path) -> str:
     return public_key(private)
 
 
-def check(file: str | Path, source: str | Path) -> tuple[str, ...]:
-    """Return all that a plan or a federation asks beyond the policy of a site.
+class Compared(NamedTuple):
+    """A plan and a policy: all that the plan asks beyond it, or the settings that run."""
+
+    objections: tuple[str, ...]
+    runs: Effective | None
+
+
+def check(file: str | Path, source: str | Path) -> Compared:
+    """Compare a plan or a federation with the policy of a site.
 
     Args:
         file: the site's site.yaml.
@@ -157,8 +170,9 @@ def check(file: str | Path, source: str | Path) -> tuple[str, ...]:
     Raises:
         InputError: a file cannot be used.
     """
-    site = read_site(file)
-    return objections(site.policy, _federation_in(Path(source)), site.name)
+    site, federation = read_site(file), _federation_in(Path(source))
+    found = objections(site.policy, federation, site.name)
+    return Compared(found, None if found else effective(site.policy, demands_of(federation, site.name)))
 
 
 def _federation_in(path: Path) -> Federation:
@@ -189,7 +203,26 @@ def journal(file: str | Path, since: str = "") -> Iterator[Entry]:
 def verify(file: str | Path) -> Flaw | None:
     """Return the first place at which a site's journal was changed; None if it is whole. Raises InputError."""
     site = read_site(file)
-    return find_flaw(journal_folder(site), site.public_key)
+    return find_flaw(journal_folder(site), signer_in(Path(site.state)).public)
+
+
+def noting(file: str | Path, state: str = "state") -> Callable[..., object]:
+    """Return the function that appends to the journal of a site, also before it has a site.yaml.
+
+    Args:
+        file: the site.yaml, or where it will be.
+        state: the folder of the site's state, next to the file, if there is no file yet.
+
+    Raises:
+        InputError: the journal cannot be written.
+        CorruptError: the journal was changed.
+    """
+    path = Path(file)
+    content = load(path) if path.exists() else {}  # its keys of the store may not be there yet, so it is not checked
+    named = content.get("state") if isinstance(content, dict) else None
+    folder = path.absolute().parent / str(named or state)
+    check_state(folder)
+    return Journal(folder / "journal", signer_in(folder)).note
 
 
 _UNITS = {"min": 60, "h": 3600, "d": 86_400}

@@ -16,7 +16,8 @@ from fedpipe.rounds.plan import Plan, read_plan
 from fedpipe.rounds.selection import took_part
 from fedpipe.rounds.timings import find_timing
 from fedpipe.sessions.board import Board, Keeper, poll_board
-from fedpipe.sessions.presence import waiting_sites
+from fedpipe.sessions.presence import read_presence, waiting_sites
+from fedpipe.sites.decisions import shown_decision
 from fedpipe.store import Store, keys, open_store
 from fedpipe.store.objects import find
 from fedpipe.tracking.tracker import Tracker
@@ -125,9 +126,19 @@ def _sites(store: Store, run: str) -> list[str]:
     """Describes the sites of a run that keep it waiting."""
     try:
         plan = find(store, keys.plan(run), Plan)
-        return waiting_sites(store, plan.federation.sites) if plan else []
+        return [line for site in (plan.federation.sites if plan else ()) for line in _lines_of(store, site)]
     except CorruptError:
         return []
+
+
+def _lines_of(store: Store, site: str) -> list[str]:
+    """Describes why a site keeps a run waiting: by the decision that it signed, or by the presence of its agent."""
+    presence = read_presence(store, site)
+    if presence is not None and presence.state in ("waits", "refuses"):
+        decided = shown_decision(store, site)
+        if decided is not None and decided.verdict != "approved":
+            return [f"{site}: {decided.shown}"]
+    return waiting_sites(store, [site])
 
 
 class _Waiting:

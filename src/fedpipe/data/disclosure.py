@@ -16,11 +16,10 @@ from fedpipe.federation.federation import Federation
 from fedpipe.identity.enrolment import Enrolled, read_enrolled
 from fedpipe.identity.statements import check_signed
 from fedpipe.rounds.claims import Claims
-from fedpipe.rounds.floors import read_floors
 from fedpipe.rounds.history import read_record, trained_head
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.received import Source, receive, usable
-from fedpipe.rounds.releases import REASON_STAYS
+from fedpipe.rounds.releases import Leaving, reason_that_leaves
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import decode, digest_of, encode, get_bytes, put_bytes
 
@@ -154,16 +153,10 @@ def _read(store: Store, digest: str) -> Schema:
     return decode(get_bytes(store, digest, limit=LARGEST_SCHEMA), Schema, where=f"schema {digest}")
 
 
-def released_report(report: Report) -> Report:
-    """Returns the statistics as the floors of this pod or machine let them leave. Raises InputError.
-
-    Values of too few examples stay, and the reason why there are none.
-    """
-    leaves = read_floors().leaves
-    if leaves is None:
-        return report
+def released_report(leaves: Leaving, report: Report) -> Report:
+    """Returns the statistics that may leave a learner, without values of too few examples."""
     if report.why:
-        return replace(report, why=report.why if leaves.reasons else REASON_STAYS)
+        return replace(report, why=reason_that_leaves(leaves, report.why))
     fewest = leaves.examples
 
     def enough(counts: Mapping[str, int]) -> dict[str, int]:

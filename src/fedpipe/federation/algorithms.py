@@ -8,6 +8,7 @@ from msgspec import Meta, field
 
 from fedpipe.federation.names import (
     CODE_OR_NONE,
+    LARGE,
     MOST_NOISE,
     Amount,
     Count,
@@ -188,6 +189,11 @@ def least_threshold(learners: int) -> int:
     return 2 * learners // 3 + 1
 
 
+LEAST_BOUND = 1e-12
+"""The least bound of a secure sum: its steps are still numbers."""
+_Bound = Annotated[float, Meta(ge=LEAST_BOUND, le=LARGE)]
+
+
 class QuantileBound(Section, frozen=True, kw_only=True):
     """Follows the changes of earlier rounds, whose magnitudes are counted under the masks."""
 
@@ -197,7 +203,7 @@ class QuantileBound(Section, frozen=True, kw_only=True):
     margin: Annotated[
         float, Meta(ge=1, le=1000, description="the next bound is this multiple of the magnitude at the quantile")
     ] = 2.0
-    initial: Annotated[PositiveAmount, Meta(description="the bound of the first round")] = 1.0
+    initial: Annotated[_Bound, Meta(description="the bound of the first round")] = 1.0
 
 
 class SecureSums(Section, frozen=True, kw_only=True):
@@ -207,7 +213,7 @@ class SecureSums(Section, frozen=True, kw_only=True):
         int, Meta(ge=8, le=32, description="bits of a masked value: it is rounded at random to one of 2^bits points")
     ] = 16
     bound: Annotated[
-        PositiveAmount | QuantileBound,
+        _Bound | QuantileBound,
         Meta(
             description="largest change of a weight in a round, by magnitude; larger changes are clipped. A number, or "
             "`{quantile: 0.999}` to follow the changes of earlier rounds"

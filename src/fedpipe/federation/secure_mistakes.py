@@ -100,11 +100,6 @@ def _round_mistakes(f: Federation) -> Mistakes:
 
 def _single_mistakes(f: Federation) -> Mistakes:
     """Find settings by which something of a single learner would leave it, or would have to."""
-    private = [("privacy", f.privacy)]
-    private += [(f"learners[{position}].privacy", learner.privacy) for position, learner in enumerate(f.learners)]
-    for path, privacy in private:
-        if privacy:
-            yield path, f"{_WITH} yet", "Remove one of them: the record of a private update names what it spent."
     if f.share != "all":
         yield "share", f"{_WITH} yet", "Set it to all."
     if f.method is not None and not isinstance(f.method, FedProx):

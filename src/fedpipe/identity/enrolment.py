@@ -92,7 +92,7 @@ def make_signature(signer: Signer, content: Callable[[Signature], bytes], clock:
         content: returns the bytes to sign, given the signature without its value.
         clock: returns seconds since 1970.
     """
-    empty = Signature(key=signer.public, time=clock(), value="0" * 128)
+    empty = Signature(key=signer.public, time=float(clock()), value="0" * 128)
     return replace(empty, value=signer.sign(content(empty)))
 
 

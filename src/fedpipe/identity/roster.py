@@ -93,7 +93,7 @@ def check_members(roster: dict[str, str], learners: tuple[str, ...]) -> None:
 
 
 def check_roster(store: Store, federation: Federation) -> None:
-    """Check that all learners of a federation with secure sums can trust each other's keys.
+    """Check that all learners of a federation with secure sums can trust each other's keys, and those here can sign.
 
     Raises:
         InputError: there is no roster, it is not the administrator's, or it has other learners.
@@ -112,9 +112,9 @@ def check_roster(store: Store, federation: Federation) -> None:
     except (InputError, DroppedError) as error:
         found = f" ({error.where})" if error.where else ""
         raise InputError(f"{error.what}{found}", where=where, remedy=error.remedy) from error
-    for name, key in roster.items():
-        private = find_key(name)
-        if private is None or public_key(private) != key:
+    for learner in federation.pods:  # a site's key is at the site
+        name, private = learner.name, find_key(learner.name)
+        if private is None or public_key(private) != roster[name]:
             raise InputError(
                 f"{name} must sign for secure sums, but its key is {'missing' if private is None else 'another one'}",
                 where=where,

@@ -36,6 +36,11 @@ ADMINISTRATOR_KEY = "FEDPIPE_ADMINISTRATOR"
 """Environment variable: the public key of the federation's administrator, 64 hexadecimal digits."""
 ADMINISTRATOR = "_administrator"
 """Stands for the administrator of a federation, whose key signs the roster; no learner can have this name."""
+_OF_SITES = tuple(
+    f"fedpipe {kind}".encode()
+    for kind in ("request", "journal", "decision", "review", "invitation", "answer", "exchange\njoining ")
+)
+"""Beginnings of statements by which a site decides, and joins or renews its key. Code of others gets none signed."""
 _SIZE = 32
 
 
@@ -92,8 +97,8 @@ def key_answers() -> dict[str, Callable[[str, bytes], Any]]:
 
     def signed(learner: str, data: bytes) -> str:
         private = find_key(learner)
-        if private is None or not data.startswith(b"fedpipe "):
-            raise InputError("only statements of fedpipe are signed")
+        if private is None or not data.startswith(b"fedpipe ") or data.startswith(_OF_SITES):
+            raise InputError("only statements of a learner in a run are signed")
         return sign(private, data)
 
     return {

@@ -23,6 +23,8 @@ _NAMES = {
     "Offer": "key of a secure sum", "Masked": "masked vector", "Agreement": "agreement to a sum",
     "Reveal": "reveal of a sum", "Parcel": "parcel",
     "JournalHead": "journal", "Approval": "decision of a site", "Review": "review of a plan",
+    "Invitation": "invitation", "Answer": "answer to a site",
+    "Request": "request to join", "Rotation": "request for keys",
 }  # fmt: skip
 """The kind of each struct, as it is signed and named in messages."""
 _PLURAL = {"statistics"}

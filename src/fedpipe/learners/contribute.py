@@ -67,7 +67,7 @@ def _offered(
     learner: Learner, folder: Path, seconds: float,
 ) -> Update:  # fmt: skip
     federation = plan.federation
-    budget = _budget(store, plan, name, number, learner)
+    budget = budget_of(store, plan, name, number, learner)
     tested, trained = trained_from(plan, name, number, start, optimizer, learner, seconds)
     sent, kept_back = _encoded(plan, name, number, start, trained)
     digest = weights.save(sent, folder / "weights")
@@ -118,7 +118,7 @@ def trained_from(
     return tested, trained
 
 
-def _budget(store: Store, plan: Plan, name: str, number: int, learner: Learner) -> Budget | None:
+def budget_of(store: Store, plan: Plan, name: str, number: int, learner: Learner) -> Budget | None:
     """Return the privacy budget if it allows another training; None without differential privacy."""
     privacy = plan.federation.privacy_of(name)
     if privacy is None:

@@ -17,6 +17,7 @@ from fedpipe.identity.statements import signed_by
 from fedpipe.learners.learner import log
 from fedpipe.learners.parts import Part
 from fedpipe.learners.reading import raw_parts
+from fedpipe.rounds.floors import read_floors
 from fedpipe.store import Store
 
 
@@ -43,7 +44,9 @@ def describe(
         report = Report(learner=name, why=f"its data cannot be read: {error}"[:500])
     if report.why:
         log.warning("%s discloses no statistics: %s", name, report.why)
-    signed = signed_by(released_report(replace(report, basis=basis)), name, place=f"{federation.name}/{run}")
+    leaves = read_floors().leaves
+    report = replace(report, basis=basis)
+    signed = signed_by(released_report(leaves, report) if leaves else report, name, place=f"{federation.name}/{run}")
     return publish_report(store, run, signed)
 
 

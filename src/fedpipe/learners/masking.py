@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from fedpipe.errors import DroppedError
-from fedpipe.learners.contribute import trained_from
+from fedpipe.learners.contribute import budget_of, trained_from
 from fedpipe.learners.downloads import fetched
 from fedpipe.learners.dropping import left_out
 from fedpipe.learners.framework import Arrays
-from fedpipe.learners.learner import Learner, Trained
+from fedpipe.learners.learner import Learner, Trained, log
 from fedpipe.rounds.manifests import Dropped, Tested
 from fedpipe.rounds.masked import digest_of_file, largest_examples, vector_of
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
 from fedpipe.secure.masks import Masks
+from fedpipe.secure.messages import TEST
 from fedpipe.secure.party import Orders
-from fedpipe.secure.vector import TEST, Counts, scale_of
+from fedpipe.secure.vector import Counts, scale_of
 from fedpipe.store import Store
 from fedpipe.store.objects import put_file
 from fedpipe.weights import layout_of
 
 
 class MaskedFile(NamedTuple):
-    """The object of a masked vector: its digest, its size, and the names of the metrics in it."""
+    """The object of a masked vector: its digest, its size, the names of the metrics in it, and the learner's ledger.
+
+    `ledger` is the head of the privacy ledger with this training, whose entry has the number `trainings`.
+    """
 
     digest: str
     size: int
     metrics: tuple[str, ...]
+    trainings: int = 0
+    ledger: str | None = None
 
 
 def contribute_masked(
@@ -42,7 +48,8 @@ def contribute_masked(
 ) -> MaskedFile | Dropped:  # fmt: skip
     """Train from the base, and upload nothing but the masked vector.
 
-    A learner that cannot take part leaves the reason and is dropped, as in `contribute`.
+    A learner that cannot take part leaves the reason and is dropped, as in `contribute`. A private training is charged
+    to the learner's ledger before its vector is uploaded.
 
     Args:
         store: the federation's store.
@@ -58,14 +65,22 @@ def contribute_masked(
     with tempfile.TemporaryDirectory() as folder:
         start = fetched(store, base, Path(folder) / "base")
         try:
-            tested, trained = trained_from(plan, name, number, start, None, make_learner(), seconds)
+            learner = make_learner()
+            budget = budget_of(store, plan, name, number, learner)
+            tested, trained = trained_from(plan, name, number, start, None, learner, seconds)
             path = Path(folder) / "vector"
             metrics = write_masked(plan, start, trained, tested, orders, path)
+            made = MaskedFile(digest_of_file(path), path.stat().st_size, metrics)
+            if budget is not None:
+                assert trained.event is not None
+                spent = budget.charge(trained.event, run=plan.run, number=number, weights=made.digest)
+                target = spent.target_epsilon
+                log.info("round %d: %s has spent epsilon %.4g of %g", number, name, spent.epsilon, target)
+                made = made._replace(trainings=spent.events, ledger=budget.head)
         except (Exception, SystemExit) as error:
             return left_out(store, plan, name, number, error, roll.note("dropped"))
-        digest = digest_of_file(path)
-        put_file(store, path, digest, name)
-        return MaskedFile(digest, path.stat().st_size, metrics)
+        put_file(store, path, made.digest, name)
+        return made
 
 
 def write_masked(
@@ -87,9 +102,10 @@ def write_masked(
     """
     secure = plan.federation.secure
     assert secure is not None
-    found = dict(trained.metrics)
+    private = any(plan.federation.privacy_of(learner.name) for learner in plan.federation.learners)
+    found = {} if private else _leaving(trained.metrics, orders)  # if those of one stay, all must do without
     if tested:
-        found |= {f"{TEST}{name}": value for name, value in tested.metrics.items()}
+        found |= {f"{TEST}{name}": value for name, value in _leaving(tested.metrics, orders).items()}
     counts = Counts(trained.examples, tested.examples if tested else 0, 0, found)
     vector = vector_of(plan, layout_of(start), tuple(sorted(found)), orders.bound)
     names = [tensor.name for tensor in vector.tensors]
@@ -98,9 +114,12 @@ def write_masked(
     chunks = vector.encode(start, trained.weights, factor, counts, random)
     with path.open("wb") as file:
         file.write(orders.preamble)
-        for data in Masks(orders.terms, vector.grid.width, vector.grid.dtype).masked(chunks):
-            file.write(data)
+        Masks(orders.terms, vector.grid.width, vector.grid.dtype).write(chunks, file.write)
     return vector.metrics
+
+
+def _leaving(metrics: Mapping[str, float], orders: Orders) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if orders.metrics is None or name in orders.metrics}
 
 
 def _weight(plan: Plan, examples: int) -> float:

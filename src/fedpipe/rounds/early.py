@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fedpipe.aggregation import Forest, Norms
+from fedpipe.aggregation.norms import OTHERS
 from fedpipe.errors import DroppedError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.rounds.closing import bounds_of, encoding_of, places_of, rule_of, source_of
@@ -54,7 +55,7 @@ class EarlySums:
         places, bounds = places_of(plan), bounds_of(plan)
         if bounds.share:  # a weight depends on all others
             return None
-        norms = Norms(folder / "base", bounds.norm) if bounds.norm else None
+        norms = Norms(folder / "base", bounds.norm) if bounds.norm and len(asked) > OTHERS else None
         asked_places = [places[name] for name in asked]
         rule = rule_of(plan, previous.round + 1)
         encoding = encoding_of(plan, layout, folder / "base")

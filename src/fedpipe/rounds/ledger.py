@@ -24,6 +24,7 @@ from fedpipe.rounds.accounting import TrainingEvent
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.manifests import Record, Spent, Update
 from fedpipe.rounds.received import MANIFEST
+from fedpipe.rounds.secure_lists import own_masked
 from fedpipe.rounds.updates import own_update
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import Digest, digest_of, encode, find
@@ -172,10 +173,11 @@ def find_marks(store: Store, run: str, number: int, learner: str) -> list[Mark]:
     found = []
     for earlier in range(number - 1, 0, -1):
         update = own_update(store, learner, run, earlier)
-        if update is not None and (mark := _mark_of(update, "its update")):
+        mark = _mark_of(update, "its update") if update else _mark_of_masked(store, learner, run, earlier)
+        if mark is not None:
             found.append(mark)
             break
-    recorded = (mark for record in _back(store, run, number) for mark in _marks_in(record, learner))
+    recorded = (mark for record in _back(store, run, number) for mark in _marks_in(store, record, learner))
     if last := next(recorded, None):
         found.append(last)
     return found
@@ -194,7 +196,10 @@ def _back(store: Store, run: str, number: int) -> Iterator[Record]:
         run, number, record = record.previous.run, record.previous.round + 1, None
 
 
-def _marks_in(record: Record, learner: str) -> Iterator[Mark]:
+def _marks_in(store: Store, record: Record, learner: str) -> Iterator[Mark]:
+    if record.secure and learner in record.contributors:
+        mark = _mark_of_masked(store, learner, record.run, record.round)
+        yield from (mark,) if mark else ()
     where = f"the record of round {record.round} of run {record.run}"
     for update in record.updates:
         if update.learner == learner and (mark := _mark_of(update, where)):
@@ -202,6 +207,12 @@ def _marks_in(record: Record, learner: str) -> Iterator[Mark]:
     for dropped in record.dropped:
         if dropped.learner == learner and dropped.spent:
             yield Mark(dropped.spent.events, None, where)
+
+
+def _mark_of_masked(store: Store, learner: str, run: str, number: int) -> Mark | None:
+    masked = own_masked(store, learner, run, number)
+    where = f"its masked vector of round {number} of run {run}"
+    return Mark(masked.trainings, masked.ledger, where) if masked and masked.trainings else None
 
 
 def _mark_of(update: Update, where: str) -> Mark | None:

@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import UnsetType
 
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError
-from fedpipe.federation.algorithms import Averaging, QuantileBound
+from fedpipe.federation.algorithms import LEAST_BOUND, Averaging, QuantileBound
 from fedpipe.federation.names import LARGE
 from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan
@@ -24,9 +24,6 @@ from fedpipe.secure.vector import Vector
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import fetch_file
 from fedpipe.weights import FLOATS, Layout, check_finite, head_bytes
-
-SMALLEST = 1e-12
-"""The least bound that follows from changes."""
 
 
 def bound_after(plan: Plan, previous: Record) -> float:
@@ -41,7 +38,7 @@ def bound_after(plan: Plan, previous: Record) -> float:
     if not any(last.magnitudes):
         return last.bound
     found = last.bound * secure.bound.margin * quantile_of(last.magnitudes, secure.bound.quantile)
-    return min(max(found, SMALLEST), LARGE)
+    return min(max(found, LEAST_BOUND), LARGE)
 
 
 def grid_of(plan: Plan, bound: float) -> Grid:

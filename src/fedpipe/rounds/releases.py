@@ -14,7 +14,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from fedpipe.federation.names import Count, Section
-from fedpipe.rounds.evaluation import Score
+from fedpipe.rounds.evaluation import EMPTY_TEST, Score
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores, Tested, Update
 from fedpipe.rounds.tallies import ClassTally, Tally
 
@@ -33,6 +33,8 @@ USUAL_METRICS = frozenset(
 WITHHELD = "the owner of the data withholds it"
 REASON_STAYS = "its work failed, and its owner keeps the reason"
 BUDGET_SPENT = "its privacy budget is used up"
+_OWN_REASONS = (REASON_STAYS, BUDGET_SPENT, WITHHELD, EMPTY_TEST)
+"""Reasons that quote nothing."""
 Text = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
@@ -80,20 +82,20 @@ def released_ballot(leaves: Leaving, ballot: Ballot) -> Released:
         test, second = _tested(leaves, part.test)
         scores.append(Scores(vote=vote, test=test))
         held += (*first, *second)
-    why = ballot.why if leaves.reasons or not ballot.why else REASON_STAYS
+    why = reason_that_leaves(leaves, ballot.why)
     return Released(replace(ballot, current=scores[0], proposed=scores[1], why=why), tuple(dict.fromkeys(held)))
 
 
 def released_score(leaves: Leaving, score: Score) -> Released:
     """Return a score; the whole test stays if one of its metrics must, because their states belong together."""
     if score.why:
-        return Released(replace(_empty(score), why=score.why if leaves.reasons else REASON_STAYS))
+        return Released(replace(_empty(score), why=reason_that_leaves(leaves, score.why)))
     _, held = released_metrics(leaves, score.metrics, score.examples)
     if held:
         return Released(replace(_empty(score), why=WITHHELD), held)
     tallies = {name: tally for name, tally in score.tallies.items() if _may_leave(leaves, tally)}
     kept_back = sorted(score.tallies.keys() - tallies.keys())
-    reasons = score.uncounted if leaves.reasons else dict.fromkeys(score.uncounted, REASON_STAYS)
+    reasons = {name: reason_that_leaves(leaves, why) for name, why in score.uncounted.items()}
     personal, more = _tested(leaves, score.personal)
     changed = replace(
         score, tallies=tallies, personal=personal, uncounted={**reasons, **dict.fromkeys(kept_back, WITHHELD)}
@@ -103,10 +105,13 @@ def released_score(leaves: Leaving, score: Score) -> Released:
 
 def released_reason(leaves: Leaving, dropped: Dropped) -> Released:
     """Return a note that a learner does not take part; texts that may quote its data stay."""
-    if leaves.reasons:
-        return Released(dropped)
-    why = BUDGET_SPENT if dropped.code else REASON_STAYS
+    why = BUDGET_SPENT if dropped.code and not leaves.reasons else reason_that_leaves(leaves, dropped.why)
     return Released(replace(dropped, why=why), () if why == dropped.why else (dropped.why,))
+
+
+def reason_that_leaves(leaves: Leaving, why: str) -> str:
+    """Return a reason for others: it stays at the learner if it may quote data."""
+    return why if leaves.reasons or not why or why in _OWN_REASONS else REASON_STAYS
 
 
 def released_metrics(
@@ -124,6 +129,14 @@ def released_metrics(
         return {}, held if metrics else ()
     kept = {name: value for name, value in metrics.items() if _is_allowed(leaves, name)}
     return kept, tuple(f"the metric {name[:100]!r}" for name in sorted(metrics.keys() - kept.keys()))
+
+
+def names_that_leave(leaves: Leaving | None) -> tuple[str, ...] | None:
+    """Return the names of all metrics that may leave, sorted; None for all. It is what `released_metrics` keeps."""
+    if leaves is None:
+        return None
+    usual = {prefix + name for prefix in ("", "val_", "test_") for name in USUAL_METRICS}
+    return tuple(sorted(set(usual if leaves.metrics is None else leaves.metrics)))
 
 
 def _is_allowed(leaves: Leaving, name: str) -> bool:

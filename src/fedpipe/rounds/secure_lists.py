@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from fedpipe.rounds.received import MANIFEST, Source
+from fedpipe.rounds.received import MANIFEST, Source, usable
 from fedpipe.secure.messages import Agreement, Agreements, Bundle, Masked, Members, Occasion, Offer, Reveal, Reveals
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import encode, find
@@ -45,6 +45,14 @@ def answer_source(store: Store, occasion: Occasion, learner: str, kind: type[Any
     part, what = ANSWERS[kind]
     limit = LIST if kind is Reveal else MANIFEST
     return Source(store, occasion.run, keys.answer(learner, occasion.run, occasion.round, part), what, limit, limit)
+
+
+def own_masked(store: Store, learner: str, run: str, number: int) -> Masked | None:
+    """Return the statement about a learner's own masked vector of a round; None also if it cannot be used."""
+    source = Source(
+        store, run, keys.answer(learner, run, number, ANSWERS[Masked][0]), "masked vector", MANIFEST, MANIFEST
+    )
+    return usable(source, Masked, learner=learner, run=run, round=number)
 
 
 def put_statement(store: Store, statement: Offer | Masked | Agreement | Reveal) -> None:

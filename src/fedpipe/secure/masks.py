@@ -7,21 +7,24 @@ to both names and to the list of all public keys.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedpipe.errors import DroppedError
-from fedpipe.secure.numbers import Words, pack
+from fedpipe.secure.numbers import Words, pack_into, packed_size
 from fedpipe.secure.shares import SEED
 
-CHUNK = 2**16
+CHUNK = 2**15
 """Words that are masked at a time: they fit into the cache of a processor."""
+SPAN = 16
+"""Chunks that are worked on with the same ciphers, because it takes time to make one."""
 BLOCK = 16
 """Bytes of a block of the cipher."""
 TAG = 16
@@ -107,18 +110,51 @@ def unseal(key: bytes, box: bytes) -> bytes | None:
         return None
 
 
-def encrypt(key: bytes, first: int, content: bytes | memoryview, output: bytearray) -> None:
-    """Encrypt content by AES-256-CTR, from a block of the stream on (NIST SP 800-38A, section 6.5).
+def cipher(key: bytes, first: int = 0) -> Any:
+    """Return AES-256-CTR from a block of its stream on: it encrypts zeros to the stream (NIST SP 800-38A, section 6.5).
 
     Args:
         key: 32 bytes.
         first: the number of the first block.
-        content: zeros, to get the stream itself.
-        output: takes the result; as long as the content.
     """
     from Crypto.Cipher import AES
 
-    AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=first).encrypt(content, output=output)
+    return AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=first)
+
+
+class _Streams:
+    """The streams of some masks from a position on, added to words piece after piece.
+
+    Args:
+        keys: of the masks, and whether each is subtracted.
+        zeros: that the ciphers encrypt, CHUNK words.
+        dtype: of words.
+        start: the position of the first word, a multiple of GROUP.
+    """
+
+    def __init__(
+        self, keys: Sequence[tuple[bytes, bool]], zeros: memoryview, dtype: np.dtype[Any], start: int
+    ) -> None:  # fmt: skip
+        first = start * dtype.itemsize // BLOCK
+        self._ciphers = [(cipher(key, first), np.subtract if minus else np.add) for key, minus in keys]
+        self._zeros = zeros
+        self._stream = memoryview(bytearray(CHUNK * dtype.itemsize))
+
+    def add(self, words: Words, sums: Words) -> Words:
+        """Add the next part of all streams to at most CHUNK words, modulo the size of a word.
+
+        Args:
+            words: stay as they are.
+            sums: takes the result; may be the words.
+        """
+        stream, zeros = self._stream[: words.nbytes], self._zeros[: words.nbytes]
+        view = np.frombuffer(stream, words.dtype)
+        for made, combine in self._ciphers:
+            made.encrypt(zeros, output=stream)
+            words = combine(words, view, out=sums)
+        if words is not sums:  # there are no masks
+            sums[:] = words
+        return sums
 
 
 class Masks:
@@ -133,49 +169,56 @@ class Masks:
     def __init__(self, terms: Sequence[Term], width: int, dtype: np.dtype[Any]) -> None:
         self._keys = [(derived(term.seed, 32, "mask"), term.minus) for term in terms]
         self._width, self._dtype = width, dtype
-        self._zeros = bytes(CHUNK * dtype.itemsize)
+        self._zeros = memoryview(bytes(CHUNK * dtype.itemsize))
 
-    def add(self, words: Words, start: int, *, minus: bool = False) -> Words:
-        """Add the masks to words in place, or subtract them, modulo 2^width.
+    def _streams(self, start: int, *, removed: bool = False) -> _Streams:
+        keys = [(key, minus != removed) for key, minus in self._keys]
+        return _Streams(keys, self._zeros, self._dtype, start)
 
-        Args:
-            words: at most CHUNK of them.
-            start: the position of the first one, a multiple of GROUP.
-            minus: whether to subtract.
-        """
-        size, first = words.size * self._dtype.itemsize, start * self._dtype.itemsize // BLOCK
-        stream, zeros = bytearray(size), memoryview(self._zeros)[:size]
-        view = np.frombuffer(stream, self._dtype)
-        for key, negative in self._keys:
-            encrypt(key, first, zeros, stream)
-            (np.subtract if negative != minus else np.add)(words, view, out=words)
-        words &= self._dtype.type(2**self._width - 1)
-        return words
-
-    def masked(self, chunks: Iterable[Words]) -> Iterator[bytes]:
-        """Yield chunks masked and packed, in their order; several are worked on at once.
+    def write(self, chunks: Iterable[Words], write: Callable[[memoryview], object]) -> None:
+        """Write chunks masked and packed, in their order; SPAN of them at once by each core.
 
         Args:
             chunks: at most CHUNK words each, a multiple of GROUP.
+            write: takes bytes, which are written over after it returns.
         """
+        cores, start, left = os.cpu_count() or 1, 0, iter(chunks)
+        size = packed_size(SPAN * CHUNK, self._width)
+        buffers = [memoryview(bytearray(size)) for _ in range(cores + 1)]  # new memory is slower than the cipher
+        ahead: deque[Future[memoryview]] = deque()
 
-        def work(words: Words, start: int) -> bytes:
-            return pack(self.add(words, start), self._width)
+        def finish() -> None:
+            done = ahead.popleft().result()
+            write(done)
+            buffers.append(memoryview(done.obj))
 
-        cores, start = os.cpu_count() or 1, 0
-        ahead: deque[Future[bytes]] = deque()
         with ThreadPoolExecutor(cores) as pool:
-            for words in chunks:
-                ahead.append(pool.submit(work, words, start))
-                start += words.size
+            while several := list(itertools.islice(left, SPAN)):
+                ahead.append(pool.submit(self._packed, several, start, buffers.pop()))
+                start += sum(words.size for words in several)
                 if len(ahead) > cores:
-                    yield ahead.popleft().result()
+                    finish()
             while ahead:
-                yield ahead.popleft().result()
+                finish()
+
+    def _packed(self, several: Sequence[Words], start: int, buffer: memoryview) -> memoryview:
+        streams, place, sums = self._streams(start), 0, np.empty(CHUNK, self._dtype)
+        for words in several:
+            stop = place + packed_size(words.size, self._width)
+            pack_into(buffer[place:stop], streams.add(words, sums[: words.size]), self._width)
+            place = stop
+        return buffer[:place]
 
     def remove(self, total: Words) -> None:
         """Subtract the masks from a whole vector, in place."""
-        starts = range(0, total.size, CHUNK)
+
+        def work(first: int) -> None:
+            streams, stop = self._streams(first, removed=True), min(first + SPAN * CHUNK, total.size)
+            for start in range(first, stop, CHUNK):
+                words = total[start : min(start + CHUNK, stop)]
+                streams.add(words, words)
+                words &= self._dtype.type(2**self._width - 1)
+
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            for _ in pool.map(lambda start: self.add(total[start : start + CHUNK], start, minus=True), starts):
+            for _ in pool.map(work, range(0, total.size, SPAN * CHUNK)):
                 pass

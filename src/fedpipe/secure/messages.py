@@ -18,6 +18,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from msgspec import Meta, Struct
 
 from fedpipe.errors import DroppedError
+from fedpipe.federation.algorithms import LEAST_BOUND
 from fedpipe.federation.algorithms import MOST_SUMMED as MOST
 from fedpipe.federation.names import LARGE, Name
 from fedpipe.identity.enrolment import Enrolled, Enrolment
@@ -26,14 +27,17 @@ from fedpipe.identity.statements import check_signed
 from fedpipe.store.objects import Digest
 
 MOST_METRICS = 100
+TEST = "test_"
+"""Begins the names of metrics of the base on test parts."""
 
 _Text = Annotated[str, Meta(max_length=100)]
 _Session = Annotated[str, Meta(max_length=200)]
 _Key = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Share = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Seed = Annotated[str, Meta(pattern=r"^[0-9a-f]{62}\Z")]
-_Bound = Annotated[float, Meta(gt=0, le=LARGE)]
+_Bound = Annotated[float, Meta(ge=LEAST_BOUND, le=LARGE)]
 _Round = Annotated[int, Meta(ge=1)]
+_Names = Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=2 * MOST_METRICS)]
 _Reasons = Annotated[dict[Name, Annotated[str, Meta(max_length=500)]], Meta(max_length=MOST)]
 
 
@@ -92,13 +96,14 @@ class _Statement(_Expecting, frozen=True, kw_only=True):
 
 
 class Offer(_Expecting, frozen=True, kw_only=True):
-    """A learner's public key of X25519 for one round.
+    """A learner's public key of X25519 for one round, and the metrics that its owner lets leave; None: all.
 
     It is offered while the round before ends, so it has no base. All that is derived from the key is bound to one.
     """
 
     learner: Name
     key: _Key
+    metrics: _Names | None = None
     signature: Signature | None = None
 
 
@@ -117,7 +122,8 @@ class Bundle(_Statement, frozen=True, kw_only=True):
 class Masked(_Statement, frozen=True, kw_only=True):
     """A learner's masked vector: the digest and size of its object, and the names of the metrics in it.
 
-    `bundle` is the digest of the bundle whose keys mask it.
+    `bundle` is the digest of the bundle whose keys mask it. After a private training, `ledger` is the head of the
+    learner's privacy ledger, and `trainings` the number of its entries.
     """
 
     learner: Name
@@ -125,6 +131,8 @@ class Masked(_Statement, frozen=True, kw_only=True):
     vector: Digest
     size: Annotated[int, Meta(ge=0, le=2**53)]
     metrics: Annotated[tuple[_Text, ...], Meta(max_length=2 * MOST_METRICS)] = ()
+    trainings: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    ledger: Digest | None = None
     signature: Signature | None = None
 
 

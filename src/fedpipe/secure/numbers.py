@@ -10,7 +10,8 @@ The sum over m parties is below m 2^b. The modulus 2^k has room for all parties,
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ Floats = npt.NDArray[np.float64]
 
 EDGES = tuple(2.0 ** (place // 4 - 8) * (1 + place % 4 / 4) for place in range(4 * 16 + 1))
 """Magnitudes, relative to the bound, that divide values into classes: four in each octave."""
+_AT_ONCE = 2**13
+"""Numbers that are packed at a time: the memory of larger ones would be returned to the system each time."""
 _LOWEST = (1023 - 8) << 2
 """The leading bits of the first of EDGES."""
 GROUP = 8
@@ -70,15 +73,14 @@ class Grid(NamedTuple):
         Raises:
             WeightsError: a value is NaN or infinite.
         """
-        if not np.isfinite(values).all():
+        largest = max(-float(values.min(initial=0.0)), float(values.max(initial=0.0)))
+        if not math.isfinite(largest):
             raise WeightsError("a value is NaN or infinite, which no sum can hold")
-        clipped = int(np.count_nonzero(np.abs(values) > self.bound))
-        scaled = np.clip(values, -self.bound, self.bound)
-        scaled += self.bound
-        scaled /= self.step
+        clipped = int(np.count_nonzero(np.abs(values) > self.bound)) if largest > self.bound else 0
+        scaled = values / self.step
+        scaled += self.bound / self.step
         scaled += random.random(scaled.shape)
-        np.floor(scaled, out=scaled)
-        np.clip(scaled, 0, self._top, out=scaled)
+        np.clip(scaled, 0, self._top, out=scaled)  # also clips the values themselves
         return scaled.astype(self.dtype), clipped
 
     def magnitudes(self, values: Floats) -> npt.NDArray[np.int64]:
@@ -135,37 +137,57 @@ def padded(count: int) -> int:
 
 
 def pack(words: Words, width: int) -> bytes:
-    """Return words as bytes, `width` bits each, in little-endian order.
+    """Return words modulo 2^width as bytes; see `pack_into`."""
+    output = bytearray(packed_size(words.size, width))
+    pack_into(memoryview(output), words, width)
+    return bytes(output)
+
+
+def pack_into(output: memoryview, words: Words, width: int) -> None:
+    """Write words modulo 2^width as bytes, `width` bits each, in little-endian order.
 
     Args:
-        words: a multiple of GROUP of them, each below 2^width.
+        output: `packed_size` bytes of memory.
+        words: a multiple of GROUP of them.
         width: a multiple of 4 up to 32, or of 8 up to 64.
     """
-    numbers, size = words.view("<u8"), width // 8
-    if width <= 32:  # two in each number
-        size, low = width // 4, np.uint64(2**width - 1)
-        numbers = (numbers & low) | ((numbers >> np.uint64(32 - width)) & (low << np.uint64(width)))
-    rows = np.empty(numbers.size, _pieces(size))
-    for name, place in _places(rows):
-        rows[name] = (numbers >> np.uint64(8 * place)).astype(rows.dtype[name])
-    return bytes(rows.tobytes())
+    numbers, each = words.view("<u8"), width // (8 if width > 32 else 4)
+    rows = np.frombuffer(output, _pieces(each))
+    for start in range(0, numbers.size, _AT_ONCE):
+        several = _paired(numbers[start : start + _AT_ONCE], width)
+        for name, part in _parts(rows, several):
+            rows[name][start : start + _AT_ONCE] = part.copy()  # faster than between two strides
+
+
+def _paired(numbers: Words, width: int) -> Words:
+    """Return numbers with their leading bits removed; of words of 32 bits, two are joined in each."""
+    low = np.uint64(2**width - 1)
+    if width > 32:
+        return numbers & low
+    joined = numbers >> np.uint64(32 - width)
+    joined &= low << np.uint64(width)
+    joined |= numbers & low
+    return joined
 
 
 def unpack(data: bytes, width: int, dtype: np.dtype[Any]) -> Words:
     """Return the words in packed bytes; see `pack`."""
     rows = np.frombuffer(data, _pieces(width // (8 if width > 32 else 4)))
     numbers = np.zeros(rows.size, "<u8")
-    for name, place in _places(rows):
-        numbers |= rows[name].astype("<u8") << np.uint64(8 * place)
+    for name, part in _parts(rows, numbers):
+        part[:] = rows[name]
     if width <= 32:
-        low = np.uint64(2**width - 1)
-        numbers = (numbers & low) | ((numbers >> np.uint64(width)) << np.uint64(32))
+        high = numbers >> np.uint64(width)
+        high <<= np.uint64(32)
+        numbers &= np.uint64(2**width - 1)
+        numbers |= high
     return numbers.view(dtype)
 
 
-def _places(rows: npt.NDArray[Any]) -> list[tuple[str, int]]:
-    """Return the pieces of numbers, each with the place of its first byte."""
-    return [(name, field[1]) for name, field in (rows.dtype.fields or {}).items()]
+def _parts(rows: npt.NDArray[Any], numbers: Words) -> Iterator[tuple[str, Words]]:
+    """Yield the pieces of numbers by name, each as a view of all numbers."""
+    for name, (kind, place, *_) in (rows.dtype.fields or {}).items():
+        yield name, numbers.view(kind)[place // kind.itemsize :: 8 // kind.itemsize]
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from fedpipe.errors import DroppedError
 from fedpipe.federation.algorithms import FEWEST_SUMMED, MOST_SUMMED, least_threshold
 from fedpipe.secure.masks import MARK, TAG, KeyPair, Term, derived, fresh_seed, mark_of, seal, unseal
 from fedpipe.secure.messages import (
+    TEST,
     Agreement,
     Agreements,
     Bundle,
@@ -71,11 +72,19 @@ class Group(NamedTuple):
 
 
 class Orders(NamedTuple):
-    """The mask of a vector, as its terms, the bytes that precede the vector in its object, and the bound of changes."""
+    """The orders for one vector.
+
+    Args:
+        terms: of its mask.
+        preamble: bytes that precede the vector in its object.
+        bound: of the changes.
+        metrics: names of metrics that all learners let leave; None: all.
+    """
 
     terms: tuple[Term, ...]
     preamble: bytes
     bound: float
+    metrics: tuple[str, ...] | None = None
 
 
 class Form(NamedTuple):
@@ -130,13 +139,16 @@ class Party:
         group: all learners and the threshold.
         name: of the learner.
         sign: signs its statements.
+        leaving: names of the metrics that may leave the learner; None: all.
     """
 
-    def __init__(self, occasion: Occasion, group: Group, name: str, sign: Sign[Any]) -> None:
+    def __init__(
+        self, occasion: Occasion, group: Group, name: str, sign: Sign[Any], leaving: tuple[str, ...] | None = None
+    ) -> None:  # fmt: skip
         if name not in group.roster:
             raise DroppedError(f"{name} is not in the roster", lasting=True)
         self._occasion, self._group, self._name, self._sign = occasion, group, name, sign
-        self._keys, self._self = KeyPair(), fresh_seed()
+        self._keys, self._self, self._leaving = KeyPair(), fresh_seed(), leaving
         self._offer: Offer | None = None
         self._bundle = ""
         self._form = Form(())
@@ -163,7 +175,7 @@ class Party:
         if self._offer is None:
             where = self._occasion.expected._asdict()
             del where["base"]
-            self._offer = self._signed(Offer(**where, learner=self._name, key=self._keys.public))
+            self._offer = self._signed(Offer(**where, learner=self._name, key=self._keys.public, metrics=self._leaving))
         return self._offer
 
     def begin(self, base: str) -> None:
@@ -194,7 +206,9 @@ class Party:
                 first, second = sorted((self._name, peer))
                 self._seeds[peer] = self._derived(peer, SEED, "seed", first, second)
         terms = [Term(seed, minus=self._name > peer) for peer, seed in self._seeds.items()]
-        self._orders = Orders((Term(self._self), *terms), self._preamble(), bundle.bound)
+        lists = [set(offer.metrics) for offer in bundle.offers if offer.metrics is not None]
+        metrics = tuple(sorted(set.intersection(*lists))) if lists else None
+        self._orders = Orders((Term(self._self), *terms), self._preamble(), bundle.bound, metrics)
         return self._orders
 
     def _check_bundle(self, bundle: Bundle) -> None:
@@ -232,22 +246,30 @@ class Party:
         where = (*map(str, self._occasion), first, second, self._bundle)
         return derived(self._pairs[peer], size, purpose, *where)
 
-    def masked(self, vector: str, size: int, metrics: tuple[str, ...] = ()) -> Masked:
+    def masked(
+        self, vector: str, size: int, metrics: tuple[str, ...] = (), *, trainings: int = 0, ledger: str | None = None
+    ) -> Masked:  # fmt: skip
         """Sign the one vector that was masked by the orders.
 
         Args:
             vector: the digest of its object.
             size: bytes of the object.
             metrics: names of the metrics in the vector.
+            trainings: the private trainings of the learner so far; 0 for one that is not private.
+            ledger: the head of its privacy ledger.
 
         Raises:
-            DroppedError: another vector was masked before.
+            DroppedError: another vector was masked before, or a metric may not leave.
         """
         if self._orders is None:
             raise DroppedError("there are no keys yet that could mask a vector")
+        allowed = self._orders.metrics
+        for name in metrics:
+            if allowed is not None and not {name, name.removeprefix(TEST)} & set(allowed):
+                raise DroppedError("the vector has a metric that may not leave")  # its name may carry data
         made = Masked(
             **self._occasion._asdict(), learner=self._name, bundle=self._bundle, vector=vector, size=size,
-            metrics=metrics,
+            metrics=metrics, trainings=trainings, ledger=ledger,
         )  # fmt: skip
         if self._sent is None:
             self._sent = self._signed(made)

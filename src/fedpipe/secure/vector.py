@@ -15,6 +15,7 @@ import numpy as np
 
 from fedpipe.errors import WeightsError
 from fedpipe.secure.masks import CHUNK
+from fedpipe.secure.messages import TEST
 from fedpipe.secure.numbers import EDGES, Floats, Grid, Words, packed_size, padded
 from fedpipe.weights import FLOATS, Array, Layout, Tensor
 
@@ -25,8 +26,6 @@ METRIC = 108
 _LARGEST = 2.0**30
 _POINT = 24
 _ZERO = 1 << METRIC - 1
-TEST = "test_"
-"""Begins the names of metrics of the base on test parts."""
 
 
 class Counts(NamedTuple):
@@ -96,7 +95,7 @@ class Vector(NamedTuple):
         self, base: Mapping[str, Array], new: Mapping[str, Array], factor: float, counts: Counts,
         random: np.random.Generator,
     ) -> Iterator[Words]:  # fmt: skip
-        """Yield the vector in chunks, as `Masks.masked` takes them.
+        """Yield the vector in chunks, as `Masks.write` takes them.
 
         Args:
             base: the weights from which the training began.
@@ -113,7 +112,8 @@ class Vector(NamedTuple):
             first, second = base[tensor.name].reshape(-1), new[tensor.name].reshape(-1)
             for start in range(0, first.size, CHUNK):
                 stop = min(start + CHUNK, first.size)
-                change = second[start:stop].astype(np.float64) - first[start:stop].astype(np.float64)
+                change = second[start:stop].astype(np.float64)
+                change -= first[start:stop].astype(np.float64)
                 change *= factor
                 words, more = self.grid.encode(change, random)
                 clipped += more

@@ -26,6 +26,7 @@ from fedpipe.learners.masking import MaskedFile
 from fedpipe.rounds.manifests import Dropped, Record
 from fedpipe.rounds.masked import cut_parcels
 from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.releases import Leaving, names_that_leave
 from fedpipe.rounds.roll import Roll, drop
 from fedpipe.rounds.secure_lists import find_list, put_statement, tries_of
 from fedpipe.rounds.secure_sums import SecureClosing
@@ -154,11 +155,14 @@ class Participant:
         learner: its name.
         session: of this learner; what belongs to another is refused.
         train: makes the masked vector.
+        leaves: metrics that may leave the learner; None: all.
     """
 
-    def __init__(self, store: Store, plan: Plan, learner: str, session: str, train: Train) -> None:
+    def __init__(
+        self, store: Store, plan: Plan, learner: str, session: str, train: Train, leaves: Leaving | None = None
+    ) -> None:  # fmt: skip
         self._store, self._plan, self._learner, self._session = store, plan, learner, session
-        self._train = train
+        self._train, self._leaving = train, names_that_leave(leaves)
         self._group: Group | None = None
         self._party: Party | None = None
         self._next: Party | None = None
@@ -234,7 +238,7 @@ class Participant:
             roster = read_roster(self._store, self._plan.federation.name, administrator)
             check_members(roster, tuple(learner.name for learner in self._plan.federation.learners))
             self._group = Group.of(roster, self._plan.federation.threshold)
-        return Party(occasion, self._group, self._learner, lambda statement: signed_by(statement, self._learner))
+        return Party(occasion, self._group, self._learner, lambda made: signed_by(made, self._learner), self._leaving)
 
     def _current(self, board: Board) -> Party:
         party = self._begun(self._occasion(board))
@@ -254,7 +258,7 @@ class Participant:
             made = self._train(board, orders)
             if isinstance(made, Dropped):
                 return False
-            party.masked(made.digest, made.size, made.metrics)
+            party.masked(made.digest, made.size, made.metrics, trainings=made.trainings, ledger=made.ledger)
             self._party, self._bundle = party, bundle
         assert party.sent is not None
         put_statement(self._store, party.sent)

@@ -6,6 +6,7 @@ clock. It does not compute: the function that attends a session does, in another
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -27,6 +28,9 @@ _EAGER = 60.0
 """Seconds after a session in which the next one is awaited with shorter looks: a run may have several."""
 _AGAIN = 60.0
 """Seconds after a failure at the site until it returns to the session."""
+_SILENT: dict[State, str] = {"idle": "awaits a session", "ended": "has ended"}
+"""The words of the log for states that are shown without a text."""
+_NEXT: dict[State, str] = {"waits": ". Look at it with `fedpipe site pending`"}
 Attend = Callable[[Plan, Opened], Generator[float, None, Counter[str]]]
 """Attends a session to its end, and returns how often the site took part in each phase."""
 
@@ -86,6 +90,7 @@ class Agent:
         attend: attends a session.
         decide: decides on plans.
         note: keeps the account of the site.
+        read: reads a plan by its digest.
         stops: whether the agent was asked to end; it finishes the answer that it is working on.
         show: takes each new state, for people at the site.
         clock: seconds of this process; no other clock is compared with them.
@@ -93,11 +98,12 @@ class Agent:
 
     def __init__(
         self, site: Site, store: Store, attend: Attend, *, decide: Decide = approve_any, note: Note = keep_nothing,
-        stops: Callable[[], bool] = lambda: False, show: Callable[[State, str], None] = lambda *_: None,
-        clock: Callable[[], float] = time.monotonic,
+        read: Callable[[Store, str], Plan] = read_plan, stops: Callable[[], bool] = lambda: False,
+        show: Callable[[State, str], None] = lambda *_: None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._site, self._store, self._attend = site, store, attend
         self._decide, self._note, self._stops, self._show, self._clock = decide, note, stops, show, clock
+        self._read_plan = read
         self._sessions: tuple[Opened, ...] = ()
         self._version = ""
         self._ended: set[Opened] = set()
@@ -202,7 +208,7 @@ class Agent:
     def _plan(self, opened: Opened) -> Plan | None:
         """Return the plan of a session; None where it is not for this site."""
         if opened not in self._plans:
-            plan = read_plan(self._store, opened.plan)
+            plan = self._read_plan(self._store, opened.plan)
             named = (plan.run, plan.federation.name) == (opened.run, self._site.federation)
             if not named or self._site.name not in plan.federation.sites:
                 log.info("run %s has no part for this site", opened.run)
@@ -251,7 +257,11 @@ class Agent:
         if (state, text) == self._state and self._written > float("-inf"):
             return
         self._state, self._since = (state, text), self._clock()
+        log.info("%s %s%s", self._site.name, text or _SILENT[state], _NEXT.get(state, ""))
         self._show(state, text)
+        if state == "fails":
+            with contextlib.suppress(FedpipeError, OSError):  # this may be the failure
+                self._note("failed", why=text)
         try:
             self._write()
         except FedpipeError as error:

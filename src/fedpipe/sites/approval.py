@@ -17,30 +17,23 @@ import difflib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-import msgspec
 from msgspec import Meta, Struct
-from msgspec.structs import replace
 
 from fedpipe.codec import read_json
 from fedpipe.errors import CorruptError, InputError
-from fedpipe.federation.federation import Federation, LearnerSettings
-from fedpipe.federation.names import KUBEFLOWS_SECRET, Name, Section
-from fedpipe.federation.placement import Images
-from fedpipe.federation.tracking import Tracking
+from fedpipe.federation.names import Name, Section
 from fedpipe.identity.enrolment import PublicKey, format_time
 from fedpipe.identity.signing import Signature, Signer
 from fedpipe.identity.statements import is_signed_by, signed_with
-from fedpipe.rounds.plan import Plan, bare_name, differences
+from fedpipe.rounds.plan import differences
+from fedpipe.sites.description import Description, Offer
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import Digest, canonical, decode, digest_of
-from fedpipe.version import __version__
 
-IMAGE = "FEDPIPE_IMAGE"
-"""Environment variable of the site's container: the digest of its image."""
 Verdict = Literal["waits", "approved", "refused"]
 Way = Literal["ask", "listed", "signed-by", "any"]
 _MOST_KEPT = 64 * 2**20
@@ -83,27 +76,6 @@ def mistakes_of(settings: Approving) -> Iterator[Flaw]:
         yield Flaw("plans", "lists no plan", "Add digests, as `fedpipe site pending` shows them.")
 
 
-class Description(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The digests of a plan: the same in every run that asks for the same.
-
-    `place` is the store and the name of the federation, so that another one of the same name is another plan.
-    """
-
-    format: int = 1
-    place: str
-    federation: Name
-    learner: Name
-    code: Digest
-    settings: Digest
-    fedpipe: str
-    image: str = ""
-
-    @property
-    def digest(self) -> str:
-        """The digest that decisions and reviews name."""
-        return digest_of(canonical(self))
-
-
 class Approval(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A site's decision about a plan. `number` counts the decisions of a site; `since` is in seconds since 1970."""
 
@@ -135,67 +107,13 @@ class Review(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     signature: Signature | None = None
 
 
-class Offer(NamedTuple):
-    """A plan with its code, as it came from the store, and its description."""
+class Pending(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plan that waits for a decision, the run that asked first, and since when, in seconds since 1970."""
 
-    plan: Plan
-    code: bytes
+    format: int = 1
     description: Description
-
-    @property
-    def settings(self) -> bytes:
-        """The settings that the description names."""
-        return settings_of(self.plan)
-
-
-def offer_of(plan: Plan, code: bytes, learner: str, place: str, environ: Mapping[str, str] = os.environ) -> Offer:
-    """Describe a plan to a site.
-
-    Args:
-        plan: from the store.
-        code: its model.py, with the digest that the plan names.
-        learner: the site's name.
-        place: URI of the federation's part of the store.
-        environ: names the image of this container.
-
-    Raises:
-        CorruptError: the code has another digest.
-    """
-    if digest_of(code) != plan.code:
-        raise CorruptError(f"the code is not the one that the plan names ({plan.code})")
-    description = Description(
-        place=place, federation=plan.federation.name, learner=learner, code=plan.code,
-        settings=digest_of(settings_of(plan)), fedpipe=__version__, image=environ.get(IMAGE, ""),
-    )  # fmt: skip
-    return Offer(plan, code, description)
-
-
-def settings_of(plan: Plan) -> bytes:
-    """Return all of a plan that can matter to a site; places of others, run and shards are left out."""
-    federation = plan.federation
-    kept = replace(
-        federation, store="store", secret=KUBEFLOWS_SECRET, images=Images(), placement={}, tracking=Tracking(),
-        learners=tuple(map(_bare, federation.learners)),
-        data=replace(federation.data, uri=bare_name(federation.data.uri), secret=""),
-    )  # fmt: skip
-    inputs = msgspec.to_builtins(plan.inputs)
-    return canonical({"federation": msgspec.to_builtins(_placeless(kept)), "function": plan.function, "inputs": inputs})
-
-
-def _bare(learner: LearnerSettings) -> LearnerSettings:
-    return LearnerSettings(name=learner.name, data=bare_name(learner.data), privacy=learner.privacy)
-
-
-def _placeless(federation: Federation) -> Federation:
-    simulation = replace(federation.simulation, placement=type(federation.simulation)().placement)
-    return replace(federation, simulation=simulation, model=bare_name(federation.model))
-
-
-class Pending(NamedTuple):
-    """A plan that waits for a decision, and since when."""
-
-    description: Description
-    since: float
+    run: Name
+    since: Annotated[float, Meta(ge=0, le=2.0**37)]
 
     @property
     def digest(self) -> str:
@@ -209,8 +127,7 @@ class Approvals:
     Args:
         folder: of the decisions; it is made.
         settings: who approves.
-        signer: signs with the site's key; None on a machine that only reads.
-        public: the site's public key.
+        signer: signs with the key of the site's decisions.
         clock: seconds since 1970.
 
     Raises:
@@ -218,10 +135,9 @@ class Approvals:
     """
 
     def __init__(
-        self, folder: Path, settings: Approving, signer: Signer | None, public: str, *,
-        clock: Callable[[], float] = time.time,
+        self, folder: Path, settings: Approving, signer: Signer, *, clock: Callable[[], float] = time.time
     ) -> None:  # fmt: skip
-        self._folder, self._settings, self._signer, self._public, self._clock = folder, settings, signer, public, clock
+        self._folder, self._settings, self._signer, self._clock = folder, settings, signer, clock
         for name in ("objects", "waiting", "reviews"):
             try:
                 (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -304,11 +220,9 @@ class Approvals:
             learner=description.learner, plan=description.digest, code=description.code, verdict=verdict, why=why,
             by=self._settings.by, who=who, number=number, since=self._clock() if since is None else since,
         )  # fmt: skip
-        return signed_with(made, self._signer, self._clock) if self._signer else made
+        return signed_with(made, self._signer, self._clock)
 
     def _written(self, approval: Approval) -> Approval:
-        if self._signer is None:
-            raise InputError("the site has no key to sign its decision", remedy="Join first: fedpipe site join.")
         write_whole(self._path("", approval.plan), canonical(approval), mode=0o600)
         with contextlib.suppress(OSError):
             self._path("waiting", approval.plan).unlink()
@@ -327,7 +241,7 @@ class Approvals:
         approval = _read(path, Approval)
         if approval is None:
             return None
-        if f"sha256:{path.name}" != approval.plan or not is_signed_by(approval, self._public):
+        if f"sha256:{path.name}" != approval.plan or not is_signed_by(approval, self._signer.public):
             remedy = "It was changed. Remove it, and decide again with `fedpipe site pending`."
             raise CorruptError("the decision is not signed by this site", where=str(path), remedy=remedy)
         return approval
@@ -336,9 +250,9 @@ class Approvals:
         """Return the plans that wait for a decision, oldest first. Raises CorruptError and InputError."""
         found = []
         for path in (self._folder / "waiting").iterdir():
-            described = _read(path, Description) if _is_digest(path.name) else None
-            if described is not None and described.digest == f"sha256:{path.name}":
-                found.append(Pending(described, path.stat().st_mtime))
+            waiting = _read(path, Pending) if _is_digest(path.name) else None
+            if waiting is not None and waiting.digest == f"sha256:{path.name}":
+                found.append(waiting)
         return sorted(found, key=lambda one: one.since)
 
     def described(self, text: str = "") -> Description:
@@ -426,12 +340,12 @@ class Approvals:
                 write_whole(path, data, mode=0o600)
         path = self._path("waiting", offer.description.digest)
         if waits and not path.exists():
-            write_whole(path, described, mode=0o600)
+            asked = Pending(description=offer.description, run=offer.plan.run, since=float(self._clock()))
+            write_whole(path, canonical(asked), mode=0o600)
 
     def _since(self, description: Description) -> float:
-        with contextlib.suppress(OSError):
-            return self._path("waiting", description.digest).stat().st_mtime
-        return self._clock()
+        waiting = _read(self._path("waiting", description.digest), Pending)
+        return waiting.since if waiting else self._clock()
 
     def _path(self, folder: str, digest: str) -> Path:
         name = digest.removeprefix("sha256:")

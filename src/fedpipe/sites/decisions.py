@@ -6,15 +6,21 @@ content.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from fedpipe.errors import FedpipeError
-from fedpipe.identity.signing import Signer, signer_of
-from fedpipe.rounds.plan import Plan
-from fedpipe.sites.approval import Approval, Approvals, offer_of
+from fedpipe.errors import FedpipeError, InputError, StoreUnavailableError
+from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.identity.signing import Signer, make_key, signer_of
+from fedpipe.identity.statements import is_signed_by, signed_with
+from fedpipe.rounds.plan import Plan, read_plan
+from fedpipe.rounds.received import Source, usable
+from fedpipe.sites.approval import Approval, Approvals
+from fedpipe.sites.description import Offer, offer_of
 from fedpipe.sites.journal import Journal
 from fedpipe.sites.policy import objections, pause
 from fedpipe.sites.site import Site
@@ -24,7 +30,7 @@ from fedpipe.store.objects import encode, get_bytes
 
 def journal_of(site: Site, *, clock: Callable[[], float] = time.time) -> Journal:
     """Open the journal of a site. Raises InputError and CorruptError as `Journal`."""
-    return Journal(journal_folder(site), _signer(site), clock=clock)
+    return Journal(journal_folder(site), signer_in(Path(site.state)), clock=clock)
 
 
 def journal_folder(site: Site) -> Path:
@@ -34,12 +40,43 @@ def journal_folder(site: Site) -> Path:
 
 def approvals_of(site: Site, *, clock: Callable[[], float] = time.time) -> Approvals:
     """Open the approvals of a site. Raises InputError."""
-    return Approvals(Path(site.state, "approvals"), site.approving, _signer(site), site.public_key, clock=clock)
+    signer = signer_in(Path(site.state))
+    return Approvals(Path(site.state, "approvals"), site.approving, signer, clock=clock)
 
 
-def _signer(site: Site) -> Signer | None:
-    private = site.private_key
-    return signer_of(private) if private else None
+def signer_in(state: Path) -> Signer:
+    """Return the signer of a site's own decisions and journal, whose key is made at its first use.
+
+    It is not the key by which the federation knows the site: that one is replaced, and these signatures must last.
+
+    Raises:
+        InputError: the key cannot be read or written.
+    """
+    path = state / "decisions.key"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return signer_of(_read_key(path))
+    except OSError as error:
+        remedy = "Give the user of the agent the right to write there."
+        raise InputError(f"the key cannot be written: {error.strerror}", where=str(path), remedy=remedy) from error
+    with os.fdopen(handle, "w") as file:
+        private = make_key()
+        file.write(private)
+    return signer_of(private)
+
+
+def _read_key(path: Path) -> str:
+    """Return a key; the process that makes it may not have written it yet."""
+    try:
+        for pause in (0.01, 0.1, 1.0, 0.0):
+            if text := path.read_text().strip():
+                break
+            time.sleep(pause)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InputError(f"the key cannot be read: {why}", where=str(path)) from error
+    return text
 
 
 class Decisions:
@@ -59,7 +96,30 @@ class Decisions:
         self._approvals = approvals_of(site, clock=clock)
         self._known: dict[str, Approval] = {}
         self._shown: Approval | None = None
-        self._read: tuple[str, bytes] | None = None
+        self._offers: dict[tuple[str, str], Offer] = {}
+        self._current: tuple[Store, Plan] | None = None
+        self._refused: set[tuple[Any, ...]] = set()
+
+    def read(self, store: Store, digest: str) -> Plan:
+        """Return a plan by its digest; one that is malformed is refused, and written down.
+
+        Raises:
+            CorruptError: its bytes are not those of the digest, or not a plan.
+            StoreError: it cannot be read.
+        """
+        try:
+            return read_plan(store, digest)
+        except StoreUnavailableError:
+            raise
+        except FedpipeError as error:
+            self._refuse(error, object=f"plan {digest}")
+            raise
+
+    def _refuse(self, error: FedpipeError, **fields: Any) -> None:
+        """Write down, once, that something from the store cannot be used."""
+        if (mark := (*fields.values(), error.what)) not in self._refused:
+            self._refused.add(mark)
+            self._journal.note("refused", **fields, why=error.what)
 
     def decide(self, store: Store, plan: Plan, *, examples: int | None = None) -> Approval:
         """Decide about a plan, before its code is imported and any data are opened.
@@ -78,33 +138,45 @@ class Decisions:
         """
         site = self._site
         try:
-            code = self._code(store, plan.code)
-            offer = offer_of(plan, code, site.name, store.uri)
-        except FedpipeError as error:
-            self._journal.note("refused", run=plan.run, code=plan.code, why=error.what)
+            known = self._offers.get((store.uri, plan.digest))
+            offer = known or offer_of(plan, get_bytes(store, plan.code), site.name, store.uri)
+        except StoreUnavailableError:
             raise
+        except FedpipeError as error:
+            self._refuse(error, run=plan.run, code=plan.code)
+            raise
+        self._current = store, plan
+        self._offers = {(store.uri, plan.digest): offer}  # it is looked at again and again while it waits
         flaws = objections(site.policy, plan.federation, site.name, examples=examples)
         if plan.federation.name != site.federation:
             flaws = (f"the plan is of the federation {plan.federation.name!r}; this site's is {site.federation!r}",)
-        decided = self._approvals.decide(offer, flaws)
+        try:
+            decided = self._approvals.decide(offer, flaws)
+        except FedpipeError as error:
+            self._refuse(error, run=plan.run, plan=offer.description.digest)
+            raise
         self._note(plan, decided)
         return decided
 
-    def _code(self, store: Store, digest: str) -> bytes:
-        """Return the code of a plan, which is read once while the plan waits."""
-        if self._read is None or self._read[0] != digest:
-            self._read = digest, get_bytes(store, digest)
-        return self._read[1]
-
     def pause(self) -> str:
-        """Return why the policy does not allow training at this moment; empty if it does."""
+        """Return why the plan of the last decision does not train at this moment; empty if it does.
+
+        A person at the site may have refused it in the meantime.
+
+        Raises:
+            StoreError, InputError: as `decide`.
+        """
+        if self._current is not None and (decided := self.decide(*self._current)).verdict != "approved":
+            return f"the site {decided.shown}"
         now = datetime.fromtimestamp(self._clock()).astimezone()
         return pause(self._site.policy, self._journal.usage(), now)
 
     def show(self, store: Store, decided: Approval) -> None:
         """Show a decision to the coordinator, if it is not the last one. Raises StoreError."""
         if self._shown is None or not _same(self._shown, decided):
-            store.replace(keys.approval(self._site.name), encode(decided))
+            private = self._site.private_key  # by which the federation knows the site
+            shown = signed_with(decided, signer_of(private), self._clock) if private else decided
+            store.replace(keys.approval(self._site.name), encode(shown))
             self._shown = decided
 
     def _note(self, plan: Plan, decided: Approval) -> None:
@@ -115,6 +187,19 @@ class Decisions:
                 by=decided.by,
             )  # fmt: skip
             self._known[plan.run] = decided
+
+
+def shown_decision(store: Store, site: str) -> Approval | None:
+    """Return the last decision that a site shows, for people; None without one, or if an enrolled site did not sign it.
+
+    Raises:
+        StoreError, CorruptError: it is not known who is enrolled.
+    """
+    found = usable(Source(store, "_approval", keys.approval(site), "decision"), Approval, learner=site)
+    enrolment = read_enrolled(store).learners.get(site)
+    if found is None or enrolment is None or is_signed_by(found, enrolment.key):
+        return found
+    return None
 
 
 def _same(one: Approval, other: Approval) -> bool:

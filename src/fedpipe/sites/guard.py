@@ -1,70 +1,158 @@
-"""The requests to the store that the process with the user's code may make, through the agent that holds the keys."""
+"""The requests to the store that the process with the user's code may make, through the agent that holds the keys.
+
+That process is hostile here. So each statement is read before it is signed and before it is sent. It must be of this
+site and this session, and hold nothing that the policy of the site withholds.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from fedpipe.errors import InputError, StoreError
+from fedpipe.data.disclosure import released_report
+from fedpipe.data.statistics import Report
+from fedpipe.errors import CorruptError, InputError, StoreError
+from fedpipe.rounds.evaluation import Score
+from fedpipe.rounds.ledger import Entry
+from fedpipe.rounds.manifests import Ballot, Dropped, Update
+from fedpipe.rounds.parcels import Parcel
+from fedpipe.rounds.releases import released
+from fedpipe.rounds.timings import Timing
 from fedpipe.sessions.current import Opened
+from fedpipe.sites.agent import Note, keep_nothing
 from fedpipe.sites.site import Site
 from fedpipe.store import keys
 from fedpipe.store.held import Request
+from fedpipe.store.objects import decode, digest_of
 
-Sent = Callable[[str, int], object]
-"""Takes the key and the bytes of each object before it is sent."""
 _READS = frozenset({"uri", "read", "poll", "read_range", "age", "size", "open", "piece", "close"})
 _WRITES = frozenset({"create", "swap", "replace", "upload"})
 _CONTENT = ("objects", "proposals", "personal", "parcels")
 """Folders of a learner whose objects are named by their digests."""
-_STATEMENTS = ("update", "ballot", "statistics", "ledger")
-"""The statements of a learner that its process makes; those of secure sums are the agent's."""
+
+
+class _Kind(NamedTuple):
+    """A statement: the last part of its key, its name when it is signed, and its type."""
+
+    name: str
+    signed: str
+    type: type[Any]
+
+
+_KINDS = (
+    _Kind("update", "update", Update),
+    _Kind("ballot", "ballot", Ballot),
+    _Kind("statistics", "statistics", Report),
+    _Kind("score(?:-earlier)?", "score", Score),
+    _Kind(r"ledger/\d{8}", "ledger", Entry),
+    _Kind(r"(?:dropped|absent)(?:-\d{1,9})?", "", Dropped),
+    _Kind(r"[a-z0-9_\-]{1,100}\.time", "", Timing),
+    _Kind("", "parcel", Parcel),
+)
+"""Statements that the process of a learner makes; those of secure sums are the agent's."""
 
 
 class Guard:
-    """Allows what a learner writes in one session, and nothing else; every object is reported before it is sent.
+    """Allows what a learner writes in one session, and nothing else; the journal gets every object before it is sent.
 
     Args:
-        site: its name is part of all keys.
+        site: its name is part of all keys, and its policy limits what leaves.
         opened: the session.
-        sent: takes each object before it is sent.
+        note: the journal.
     """
 
-    def __init__(self, site: Site, opened: Opened, sent: Sent = lambda *_: None) -> None:
-        self._site, self._sent = site, sent
+    def __init__(self, site: Site, opened: Opened, note: Note = keep_nothing) -> None:
+        self._site, self._opened, self._note = site, opened, note
         own = re.escape(keys.learner_folder(site.name))
         run = re.escape(keys.run_folder(opened.run, site.name))
-        self._writable = re.compile(
-            rf"{own}(?:(?:{'|'.join(_CONTENT)})/[0-9a-f]{{64}}|ledger/\d{{8}})|"
-            rf"{run}(?:score(?:-earlier)?|\d{{1,9}}/[a-z0-9_.\-]+(?:/[\w.\-]+)?)", re.ASCII,
-        )  # fmt: skip
+        self._content = re.compile(rf"{own}(?:{'|'.join(_CONTENT)})/[0-9a-f]{{64}}", re.ASCII)
+        self._events = re.compile(rf"{run}\d{{1,9}}/tensorboard/[\w.\-]{{1,200}}", re.ASCII)
+        self._statement = re.compile(rf"(?:{own}(?=ledger/)|{run}(?:\d{{1,9}}/)?)(?P<name>[a-z0-9_./\-]+)", re.ASCII)
         self._removable = re.compile(rf"{own}parcels/[0-9a-f]{{64}}", re.ASCII)
+        self._global = re.compile(r"objects/[0-9a-f]{64}", re.ASCII)
 
-    def check(self, request: Request, size: int) -> None:
+    def check(self, request: Request, size: int, payload: bytes) -> None:
         """Check a request before it is made.
 
         Args:
             request: as the process sent it.
             size: bytes that it would send.
+            payload: these bytes, unless they are a file.
 
         Raises:
             StoreError: the process may not make it.
+            InputError: the journal cannot be written.
         """
         if request.op in _READS:
+            if request.op in ("open", "read") and self._global.fullmatch(request.key):
+                self._note("read", object=request.key)
             return
         place = request.place
         here = place is not None and place.uri == self._site.store and place.prefix == self._site.federation
-        pattern = self._writable if request.op in _WRITES else self._removable if request.op == "delete" else None
-        if not here or pattern is None or not pattern.fullmatch(request.key):
-            raise StoreError(
-                f"the site does not allow its code to {request.op[:20]} {request.key[:200]!r}",
-                remedy="Code of a model trains and measures; fedpipe itself writes the results.",
-            )
-        if request.op in _WRITES:
-            self._sent(request.key, size)
+        if here and request.op == "delete" and self._removable.fullmatch(request.key):
+            return
+        if not here or request.op not in _WRITES:
+            raise self._refused(f"to {request.op[:20]} {request.key[:200]!r}")
+        fields = self._fields_of(request, payload)
+        self._note("sent", object=request.key, bytes=size, **fields)
+
+    def _fields_of(self, request: Request, payload: bytes) -> dict[str, Any]:
+        """Return what the journal has of an object besides its key and size. Raises StoreError if it may not leave."""
+        if self._content.fullmatch(request.key):
+            return {}  # its key is its digest
+        digest = {"digest": digest_of(payload)}
+        if self._events.fullmatch(request.key) and self._site.policy.leaves.tensorboard:
+            return digest
+        found = self._statement.fullmatch(request.key)
+        kind = next((k for k in _KINDS if found and k.name and re.fullmatch(k.name, found["name"], re.ASCII)), None)
+        if kind is None or request.op == "upload":
+            raise self._refused(f"to {request.op[:20]} {request.key[:200]!r}")
+        statement = self._read(kind.type, payload, request.key)
+        if isinstance(statement, Update):
+            spent = statement.spent.epsilon if statement.spent else None
+            return digest | {
+                "round": statement.round, "examples": statement.examples, "metrics": statement.metrics,
+                "weights": statement.weights, "epsilon": spent,
+            }  # fmt: skip
+        return digest
 
     def check_statement(self, data: bytes) -> None:
-        """Check bytes before they are signed. Raises InputError for anything but a statement of a learner's work."""
-        kind = data.partition(b"\n")[0].decode(errors="replace").removeprefix("fedpipe ").split(" ")[0]
-        if not data.startswith(b"fedpipe ") or kind not in (*_STATEMENTS, "score", "parcel"):
-            raise InputError(f"the site does not sign {kind[:40]!r} for its code")
+        """Check bytes before they are signed. Raises InputError for anything but a statement of this site's work."""
+        head, _, content = data.partition(b"\n")
+        words = head.decode(errors="replace").split(" ")
+        kind = next((k for k in _KINDS if k.signed and words[:2] == ["fedpipe", k.signed]), None)
+        if kind is None:
+            raise InputError(f"the site does not sign {head[:60]!r} for its code")
+        place = f"{self._site.federation}/{self._opened.run}"
+        if words[2:] not in ([], [place]):
+            raise InputError(f"the site does not sign a {kind.signed} of another run for its code")
+        try:
+            self._read(kind.type, content, kind.signed)
+        except StoreError as error:
+            raise InputError(error.what) from error
+
+    def _read(self, kind: type[Any], data: bytes, where: str) -> Any:
+        """Return a statement. Raises StoreError unless it is of this site and session, and may leave as it is."""
+        try:
+            statement = decode(data, kind, where=where)
+        except CorruptError as error:
+            raise self._refused(f"to send {where[:200]!r}, which {error.what[:200]}") from error
+        wanted = {"learner": self._site.name, "run": self._opened.run, "federation": self._site.federation}
+        for name, value in wanted.items():
+            if getattr(statement, name, value) != value:
+                raise self._refused(f"to send {where[:200]!r} for the {name} {getattr(statement, name)[:60]!r}")
+        leaves = self._site.policy.leaves
+        if isinstance(statement, Report):
+            allowed: Any = released_report(leaves, statement)
+        else:
+            allowed = released(leaves, statement).statement
+        if allowed != statement:
+            raise self._refused(f"to send {where[:200]!r} with more than its policy lets leave")
+        return statement
+
+    def _refused(self, what: str) -> StoreError:
+        self._note("refused", why=f"the code of the model wanted {what}", run=self._opened.run)
+        return StoreError(
+            f"the site does not allow its code {what}",
+            remedy="Code of a model trains and measures; fedpipe itself writes the results.",
+        )

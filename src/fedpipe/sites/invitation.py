@@ -23,10 +23,10 @@ from fedpipe.federation.loading import load
 from fedpipe.federation.names import Name
 from fedpipe.identity.enrolment import PublicKey, Time, format_time
 from fedpipe.identity.sealing import derived, exchange_of
-from fedpipe.identity.signing import Signature, public_key, sign, signer_of, verify
+from fedpipe.identity.signing import Signature, public_key, sign, signer_of
+from fedpipe.identity.statements import is_signed_by, signed_with
 from fedpipe.store import check_uri
 from fedpipe.store.files import write_whole
-from fedpipe.store.objects import canonical
 
 MOST_SECONDS = 7 * 24 * 3600
 """The longest life of an invitation: S3 allows no longer one for a presigned URL."""
@@ -91,8 +91,8 @@ def make_invitation(
         created=float(created), expires=expires, request=request, answer=answer, ca=ca,
         token=token_of(private, federation, learner, number),
     )  # fmt: skip
-    empty = Signature(key=invitation.administrator, time=float(created), value="0" * 128)
-    return replace(invitation, signature=replace(empty, value=sign(private, _content(invitation.terms, empty))))
+    signed = signed_with(invitation.terms, signer_of(private), lambda: created)
+    return replace(invitation, signature=signed.signature)
 
 
 def new_number() -> str:
@@ -114,21 +114,13 @@ def token_of(private: str, federation: str, learner: str, number: str) -> str:
 
 
 def place_of(federation: str, learner: str) -> str:
-    """Return the place of the exchange between a site and the administrator."""
+    """Return the place of the exchange between a site and the administrator; code of others never gets its key."""
     return f"joining {federation}/{learner}"
 
 
 def is_signed(terms: Invitation, administrator: str) -> bool:
     """Return whether the administrator signed these terms."""
-    signature = terms.signature
-    if signature is None or signature.key != administrator or terms.administrator != administrator:
-        return False
-    return verify(administrator, _content(terms, signature), signature.value)
-
-
-def _content(terms: Invitation, signature: Signature) -> bytes:
-    empty = replace(signature, value="0" * 128)
-    return b"fedpipe invitation\n" + canonical(replace(terms, signature=empty))
+    return terms.administrator == administrator and is_signed_by(terms, administrator)
 
 
 def write_invitation(path: Path, invitation: Invitation) -> None:

@@ -23,6 +23,7 @@ from fedpipe.federation.names import Name
 from fedpipe.identity.enrolment import PublicKey
 from fedpipe.identity.sealing import Seal, exchange_of
 from fedpipe.identity.signing import Signature, Signer, signer_of, verify
+from fedpipe.identity.statements import is_signed_by, signed_with
 from fedpipe.sites.invitation import Invitation, place_of
 from fedpipe.store.credentials import Credentials
 from fedpipe.store.objects import Digest, canonical, digest_of, encode
@@ -32,7 +33,6 @@ LIMIT = 2**16
 _Key = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Sealed = Annotated[str, Meta(pattern=r"^([0-9a-f]{2}){0,2000}\Z")]
 _NO_MAC = "0" * 64
-S = TypeVar("S", "Request", "Answer", "Rotation")
 T = TypeVar("T", "Request", "Answer", "Rotation", "StoreKeys")
 
 
@@ -107,7 +107,7 @@ def make_request(invitation: Invitation, private: str, now: float) -> bytes:
         federation=invitation.federation, learner=invitation.learner, terms=_terms_of(invitation.terms),
         key=signer.public, exchange=exchange.public.hex(), mac=_NO_MAC,
     )  # fmt: skip
-    return encode(_signed(replace(request, mac=_mac(request, invitation.token)), signer, now))
+    return encode(signed_with(replace(request, mac=_mac(request, invitation.token)), signer, lambda: now))
 
 
 def read_request(data: bytes, terms: Invitation, token: str) -> Request:
@@ -160,7 +160,7 @@ def make_answer(
         federation=federation, learner=learner, request=digest_of(data), accepted=request is not None,
         why=one_line(why, 500), mark=mark, sealed=sealed.hex(),
     )  # fmt: skip
-    return encode(_signed(answer, signer, now))
+    return encode(signed_with(answer, signer, lambda: now))
 
 
 class Accepted(NamedTuple):
@@ -222,7 +222,7 @@ def make_rotation(
         federation=federation, learner=learner, key=signer.public, exchange=public, sealed=sealed.hex(), proof="0" * 128
     )
     rotation = replace(empty, proof=signer.sign(_proven(empty)))
-    return encode(_signed(rotation, current, now))
+    return encode(signed_with(rotation, current, lambda: now))
 
 
 def read_rotation(data: bytes, federation: str, learner: str, enrolled: str) -> Rotation:
@@ -280,24 +280,11 @@ def _mac(request: Request, token: str) -> str:
     return hmac.new(bytes.fromhex(token), content, hashlib.sha256).hexdigest()
 
 
-def _signed(statement: S, signer: Signer, now: float) -> S:
-    empty = Signature(key=signer.public, time=float(now), value="0" * 128)
-    return replace(statement, signature=replace(empty, value=signer.sign(_content(statement, empty))))
-
-
 def _check_signed(statement: Request | Answer | Rotation, key: str, what: str) -> None:
-    signature = statement.signature
-    if signature is None or signature.key != key:
+    if statement.signature is None or statement.signature.key != key:
         raise CorruptError(f"{what} is signed with another key")
-    if not verify(key, _content(statement, signature), signature.value):
+    if not is_signed_by(statement, key):
         raise CorruptError(f"the signature does not fit {what}, which was altered")
-
-
-def _content(statement: Request | Answer | Rotation, signature: Signature) -> bytes:
-    kind = type(statement).__name__.lower()
-    return f"fedpipe joining {kind}\n".encode() + canonical(
-        replace(statement, signature=replace(signature, value="0" * 128))
-    )
 
 
 def _read(data: bytes, kind: type[T], what: str) -> T:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,6 @@ from msgspec.structs import replace
 from fedpipe.errors import CorruptError, InputError
 from fedpipe.identity.signing import Signature, Signer
 from fedpipe.identity.statements import is_signed_by, signed_with
-from fedpipe.store.files import write_whole
 from fedpipe.store.objects import canonical, decode, digest_of
 
 ROTATION = 4 * 2**20
@@ -63,17 +61,6 @@ class JournalHead(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     signature: Signature | None = None
 
 
-class Flaw(NamedTuple):
-    """A place at which a journal was changed; line 0 stands for a whole file."""
-
-    file: str
-    line: int
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.what}" if self.line else f"{self.file}: {self.what}"
-
-
 class Usage(NamedTuple):
     """The work of the last 24 hours: rounds that were trained, and bytes that were sent."""
 
@@ -86,7 +73,7 @@ class Journal:
 
     Args:
         folder: of the journal; it is made.
-        signer: signs the end; None for a site that has not joined yet.
+        signer: signs the end with the key of the site's decisions.
         clock: seconds since 1970.
         rotation: bytes of a file after which the next one begins.
 
@@ -96,7 +83,7 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, signer: Signer | None = None, *, clock: Callable[[], float] = time.time,
+        self, folder: Path, signer: Signer, *, clock: Callable[[], float] = time.time,
         rotation: int = ROTATION,
     ) -> None:  # fmt: skip
         self.folder, self._signer, self._clock, self._rotation = folder, signer, clock, rotation
@@ -193,7 +180,7 @@ class Journal:
         return read_head(self.folder) or head
 
     def _check(self, head: JournalHead) -> None:
-        if self._signer and head.signature and not is_signed_by(head, self._signer.public):
+        if not is_signed_by(head, self._signer.public):
             raise self._changed("the head of the journal is not signed by this site")
 
     def _changed(self, what: str) -> CorruptError:
@@ -201,8 +188,12 @@ class Journal:
         return CorruptError(what, where=str(self.folder), remedy=remedy)
 
     def _write_head(self, head: JournalHead, name: str) -> None:
-        made = signed_with(head, self._signer, self._clock) if self._signer else head
-        write_whole(self.folder / name, canonical(made), mode=0o600)
+        made = signed_with(head, self._signer, self._clock)
+        part = self.folder / f"{name}.part"
+        part.unlink(missing_ok=True)
+        _write_at(part, 0, canonical(made))
+        part.replace(self.folder / name)
+        _sync(self.folder)  # or after a power failure, an entry could be there without its head
 
     def _file(self, first: int) -> Path:
         return self.folder / f"{first:010d}.jsonl"
@@ -225,7 +216,7 @@ class Journal:
             cause = error.__cause__ if isinstance(error, InputError) else error
             why = getattr(cause, "strerror", None) or str(error)
             raise InputError(
-                f"{what} cannot be written, because of this: {why}",
+                f"{what} cannot be written: {why}",
                 where=str(self.folder),
                 remedy="Make room on the disk, and give this user the right to write there.",
             ) from error
@@ -269,111 +260,6 @@ def _entries_in(path: Path) -> Iterator[Entry]:
                 yield decode(line, Entry, where=f"{path}, line {number}")
 
 
-class _Line(NamedTuple):
-    file: str
-    number: int
-    data: bytes
-    entry: Entry | None
-
-    @property
-    def digest(self) -> str:
-        return digest_of(self.data.removesuffix(b"\n"))
-
-
-def find_flaw(folder: Path, public: str = "") -> Flaw | None:
-    """Return the first place at which a journal was changed; None when it is whole.
-
-    Args:
-        folder: of the journal.
-        public: the site's public key; empty to leave the signature out.
-
-    Raises:
-        InputError: the journal cannot be read.
-    """
-    try:
-        head = _last_head(folder, public)
-    except CorruptError as error:
-        return Flaw("head", 0, error.what)
-    lines = _lines(folder)
-    window = list(itertools.islice(lines, 3))
-    last, due = None, 1
-    while window:
-        if flaw := _flaw_of(window, due, head):
-            return flaw
-        last, due = window.pop(0), due + 1
-        window += itertools.islice(lines, 1)
-    return _flaw_of_end(head, last, due - 1)
-
-
-def _last_head(folder: Path, public: str) -> JournalHead | None:
-    """Return the end of a journal, signed if a key is given. Raises CorruptError."""
-    head, following = read_head(folder), read_head(folder, "head.next", lenient=True)
-    if head is not None and public and not is_signed_by(head, public):
-        raise CorruptError("is not signed by this site")
-    if following is None or (public and not is_signed_by(following, public)):
-        return head
-    finished = any(line.entry and line.entry.n == following.entries for line in _lines(folder, following.first))
-    return following if finished else head  # a process may have ended before the head was replaced
-
-
-def _lines(folder: Path, first: int = 0) -> Iterator[_Line]:
-    for path in files_of(folder):
-        if int(path.stem) < first:
-            continue
-        try:
-            with path.open("rb") as file:
-                for number, data in enumerate(file, 1):
-                    yield _Line(path.name, number, data, _parsed(data))
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
-
-
-def _parsed(data: bytes) -> Entry | None:
-    """Return the entry of a line; None unless these are exactly its bytes."""
-    try:
-        entry = decode(data, Entry, where="")
-    except CorruptError:
-        return None
-    return entry if canonical(entry) + b"\n" == data else None
-
-
-def _flaw_of(window: list[_Line], due: int, head: JournalHead | None) -> Flaw | None:
-    """Return what is wrong with the first of up to three lines, or with the second if that explains it."""
-    line = window[0]
-    if line.entry is None:
-        return Flaw(line.file, line.number, "the line was altered" if line.data.endswith(b"\n") else "the line is cut")
-    if line.entry.n > due:
-        missing = f"entry {due} is" if line.entry.n == due + 1 else f"the entries {due} to {line.entry.n - 1} are"
-        return Flaw(line.file, line.number, f"{missing} missing before entry {line.entry.n}")
-    if line.entry.n < due:
-        return Flaw(line.file, line.number, f"entry {line.entry.n} stands where entry {due} is due")
-    if _is_whole(window, head):
-        return None
-    wrong = line if _is_whole(window[1:], head) else window[1]  # the second names a digest, and was altered itself
-    return Flaw(wrong.file, wrong.number, f"entry {wrong.entry.n if wrong.entry else due} was altered")
-
-
-def _is_whole(window: list[_Line], head: JournalHead | None) -> bool:
-    """Return whether the digest of a line is the one that the next line, or the head, names; True if none does."""
-    if not window or window[0].entry is None:
-        return True
-    number, following = window[0].entry.n, window[1].entry if len(window) > 1 else None
-    if head is not None and head.entries == number:
-        return head.digest == window[0].digest
-    return following is None or following.n != number + 1 or following.previous == window[0].digest
-
-
-def _flaw_of_end(head: JournalHead | None, last: _Line | None, entries: int) -> Flaw | None:
-    if head is None:
-        return Flaw("head", 0, "is missing") if entries else None
-    file, line = (last.file, last.number) if last else ("head", 0)
-    if head.entries > entries:
-        return Flaw(file, line, f"the journal ends with entry {entries}, but its signed head names {head.entries}")
-    if head.entries < entries:
-        return Flaw(file, line, f"the journal has entry {entries}, but its signed head ends with {head.entries}")
-    return None
-
-
 def _write_at(path: Path, offset: int, data: bytes) -> None:
     """Write at the end of a file, and wait until the disk has it."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -381,6 +267,15 @@ def _write_at(path: Path, offset: int, data: bytes) -> None:
         while data:
             written = os.pwrite(handle, data, offset)
             offset, data = offset + written, data[written:]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the disk has the names in a folder."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         os.fsync(handle)
     finally:
         os.close(handle)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from fedpipe.errors import InputError, StoreError, StoreUnavailableError
 from fedpipe.federation.names import Name
@@ -64,7 +65,8 @@ class Renewal(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """New keys that are not granted yet.
 
     `secret` is empty for a site that keeps its keys of the store. `handed` are keys that an administrator handed over;
-    otherwise the site chose its secret, which works once it is granted.
+    otherwise the site chose its secret, which works once it is granted. `granted` when the new key is enrolled, and
+    `taken` when the store takes the new secret: what is left can be done without the store.
     """
 
     format: int = 1
@@ -72,6 +74,8 @@ class Renewal(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     access: str = ""
     secret: str = ""
     handed: bool = False
+    granted: bool = False
+    taken: bool = False
     request: str
 
     @property
@@ -171,15 +175,29 @@ class SiteKeys(NamedTuple):
             StoreError: the store cannot be used.
         """
         renewal, joined = self.renewal, self._joined()
-        if renewal is None:
-            return True
+        if renewal is None or renewal.granted:
+            return self.recover()
         renewed = None if renewal.handed else renewal.credentials
         store, taken = self._usable(opened, renewed)
         known = find_enrolled(store).learners.get(joined.learner)
         if known is None or known.key != public_key(renewal.key):
             return False
-        if renewed is not None and taken:
-            self._write_credentials(renewed)
+        self._write(self.state / "rotation.json", encode(replace(renewal, granted=True, taken=taken)))
+        return self.recover()
+
+    def recover(self) -> bool:
+        """Put granted keys in their places, also after a crash, and return whether no request is left.
+
+        It needs no store.
+
+        Raises:
+            InputError: a file cannot be read or written.
+        """
+        renewal = self.renewal
+        if renewal is None or not renewal.granted:
+            return renewal is None
+        if renewal.taken and renewal.credentials:
+            self._write_credentials(renewal.credentials)
         mark = self.key.read_text().split()[1:]
         self._write(self.key, f"{' '.join([renewal.key, *mark])}\n".encode())
         (self.state / "rotation.json").unlink(missing_ok=True)

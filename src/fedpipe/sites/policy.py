@@ -80,11 +80,14 @@ class Policy(Section, frozen=True, kw_only=True):
 
 
 class Effective(Struct, frozen=True, kw_only=True):
-    """The settings that run at a site, when a plan fulfils its policy; None: without a limit."""
+    """The settings that run at a site, when a plan fulfils its policy; empty: without a limit of the site's own.
+
+    `metrics` is None for the usual ones.
+    """
 
     demands: Demands
-    cores: float | None
-    memory: float | None
+    cores: str
+    memory: str
     gpus: int
     metrics: tuple[str, ...] | None
     examples: int
@@ -213,8 +216,8 @@ def effective(policy: Policy, asked: Demands) -> Effective:
     leaves = policy.leaves
     return Effective(
         demands=replace(asked, tensorboard=asked.tensorboard and leaves.tensorboard),
-        cores=quantity(policy.cpu) if policy.cpu else None,
-        memory=quantity(policy.memory) if policy.memory else None,
+        cores=policy.cpu,
+        memory=policy.memory,
         gpus=asked.gpus if policy.gpus is None else min(asked.gpus, policy.gpus),
         metrics=leaves.metrics,
         examples=leaves.examples,

@@ -1,31 +1,92 @@
 """Narrows a site's data to the columns and rows that its policy allows, before the process that trains can see them.
 
-The narrowed copy has the format and the name of the original, so that a plan reads it as it would read the whole.
+The narrowed copy has the format and the name of the original, so that a plan reads it as it would read the whole. A
+process of its own makes it, so that the agent never holds data.
 """
 
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
+from fedpipe.codec import from_json
 from fedpipe.data.sheets import Sheet
 from fedpipe.data.tables import TABLES, missing_column, read_arrays, read_columns, sheet_of
-from fedpipe.errors import DataError
+from fedpipe.errors import DataError, Failure, FedpipeError, WorkerDiedError, one_line
 from fedpipe.sites.policy import Condition, Policy
+from fedpipe.steps.work import keyless
+from fedpipe.store import is_uri, path_of
+from fedpipe.store.objects import canonical
 
 Array = npt.NDArray[Any]
 
 
 class Narrowed(NamedTuple):
-    """Data that a plan may see: the file, and the number of its rows; None for a format that is not counted."""
+    """Data that a plan may see: their path or URI, and the number of rows; None if they are not counted."""
 
-    path: Path
+    path: str
     rows: int | None
+
+
+class Done(Struct, frozen=True):
+    """The output of the process that narrows the data: their narrowed copy, or an error."""
+
+    path: str = ""
+    rows: int | None = None
+    failure: Failure | None = None
+
+
+def prepared(policy: Policy, folder: Path) -> Narrowed:
+    """Narrow a site's data in a process of its own, unless the policy allows all of them.
+
+    Args:
+        policy: of the site.
+        folder: an empty folder, which the process that trains can read.
+
+    Raises:
+        DataError: a column is missing or has another kind, or there are too few rows.
+        WorkerDiedError: the process ended, for lack of memory.
+    """
+    if not (policy.columns or policy.rows or policy.least_examples):
+        return Narrowed(policy.data, None)
+    command = [sys.executable, "-m", "fedpipe.sites.rows", str(folder)]
+    done = subprocess.run(  # noqa: S603  (our own module)
+        command, input=canonical(policy), capture_output=True, env=keyless(), check=False
+    )  # fmt: skip
+    try:
+        made = from_json(done.stdout, Done)
+    except msgspec.MsgspecError as error:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise WorkerDiedError(
+            f"the process that narrows the data ended{f': {last[:200]}' if last else ''}",
+            remedy="Check for lack of memory.",
+        ) from error
+    if made.failure is not None:
+        raise made.failure.error()
+    return Narrowed(made.path, made.rows)
+
+
+def main() -> None:
+    """Narrow the data of the policy on standard input, to the folder that is the only argument."""
+    policy = from_json(sys.stdin.buffer.read(), Policy)
+    try:
+        made = narrowed(policy, Path(sys.argv[1]))
+        done = Done(path=made.path, rows=made.rows)
+    except FedpipeError as error:
+        done = Done(failure=Failure.of(error))
+    except OSError as error:
+        what = f"the data cannot be narrowed, because {error.strerror or one_line(error)}"
+        done = Done(failure=Failure("DataError", what, policy.data, "Make room on the disk."))
+    sys.stdout.buffer.write(canonical(done))
 
 
 def narrowed(policy: Policy, folder: Path) -> Narrowed:
@@ -38,12 +99,12 @@ def narrowed(policy: Policy, folder: Path) -> Narrowed:
     Raises:
         DataError: a column is missing or has another kind, or there are too few rows.
     """
-    path = Path(policy.data)
-    if path.suffix.lower() not in TABLES:
+    path = Path(path_of(policy.data) if policy.data.startswith("file://") else policy.data)
+    if (is_uri(policy.data) and not policy.data.startswith("file://")) or path.suffix.lower() not in TABLES:
         if policy.columns or policy.rows or policy.least_examples:
-            what = f"columns, rows and least_examples need a file of {', '.join(TABLES)}"
+            what = f"columns, rows and least_examples need a file of this machine, one of {', '.join(TABLES)}"
             raise DataError(what, where=str(path), remedy="Convert the data, or remove these keys of the policy.")
-        return Narrowed(path, None)
+        return Narrowed(policy.data, None)
     arrays = read_arrays(path) if path.suffix.lower() == ".npz" else {}
     flat = {name: values for name, values in arrays.items() if values.ndim == 1}
     sheet = sheet_of(flat, str(path)) if arrays else read_columns(path, known=tuple(policy.columns))
@@ -55,7 +116,7 @@ def narrowed(policy: Policy, folder: Path) -> Narrowed:
         what = f"there are {count} rows that the policy allows, and it needs {policy.least_examples}"
         raise DataError(what, where=str(path), remedy=remedy)
     if not policy.columns and not policy.rows:
-        return Narrowed(path, count)
+        return Narrowed(policy.data, count)
     target = folder / path.name
     if arrays:
         allowed: dict[str, Any] = {k: values[kept] for k, values in arrays.items() if _is_allowed(policy, k)}
@@ -64,7 +125,7 @@ def narrowed(policy: Policy, folder: Path) -> Narrowed:
         _write_parquet(path, target, policy, kept)
     else:
         _write_csv(target, sheet, policy, kept)
-    return Narrowed(target, count)
+    return Narrowed(str(target), count)
 
 
 def _check_columns(policy: Policy, sheet: Sheet, names: Collection[str], path: Path) -> None:
@@ -112,3 +173,7 @@ def _write_parquet(path: Path, target: Path, policy: Policy, kept: Array) -> Non
 
 def _is_allowed(policy: Policy, name: str) -> bool:
     return not policy.columns or name in policy.columns
+
+
+if __name__ == "__main__":
+    main()

@@ -58,6 +58,11 @@ class Control:
             self._asked.set()
         return self._asked.is_set()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the agent attends no session."""
+        return self._running.state != "attends"
+
     def sleep(self, seconds: float) -> None:
         """Wait for some seconds, or until the agent is asked to end."""
         until = time.monotonic() + seconds

@@ -55,6 +55,9 @@ class Site(Section, frozen=True, kw_only=True):
         str,
         Meta(pattern=r"^([0-9a-f]{64})?\Z", description="public key of the federation's administrator"),
     ] = ""
+    renew: Annotated[
+        int, Meta(ge=0, le=3650, description="days after which the agent asks for new keys of the site; 0: never")
+    ] = 0
     look: Annotated[
         float, Meta(ge=LEAST_LOOK, le=3600, description="seconds between two looks at the store while idle")
     ] = LEAST_LOOK

@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from fedpipe.codec import from_json
-from fedpipe.errors import FedpipeError, WorkerDiedError, one_line
+from fedpipe.errors import Failure, FedpipeError, InputError, WorkerDiedError, one_line
 from fedpipe.federation.environments import Environment
 from fedpipe.federation.mistakes import quantity
 from fedpipe.frameworks import find_python
+from fedpipe.learners.masking import MaskedFile
 from fedpipe.learners.reading import SITE_DATA
 from fedpipe.rounds.plan import Plan, RunPlace
+from fedpipe.rounds.releases import reason_that_leaves, released_reason
 from fedpipe.rounds.updates import own_update
 from fedpipe.secure.party import Orders
 from fedpipe.sessions.board import Board
@@ -35,12 +36,12 @@ from fedpipe.sessions.current import Opened
 from fedpipe.sites.agent import Note, keep_nothing
 from fedpipe.sites.child import LARGEST, Answer, Call, Isolation
 from fedpipe.sites.guard import Guard
-from fedpipe.sites.rows import narrowed
+from fedpipe.sites.rows import prepared
 from fedpipe.sites.site import Site
 from fedpipe.steps.contract import Hands
 from fedpipe.steps.learn import Inputs, attended
 from fedpipe.steps.work import FENCED, answers, keyless, secret_paths
-from fedpipe.store import Store, endpoint_of, is_uri, path_of
+from fedpipe.store import Store, endpoint_of, path_of
 from fedpipe.store.held import FOLDER, KEYHOLDER
 from fedpipe.store.keyholder import Keyholder
 
@@ -116,10 +117,15 @@ class Child:
         ours, child = Pipe()
         stack.callback(ours.close)
         handles = [child.fileno(), holder.theirs.fileno()]
+        try:
+            data = prepared(self._site.policy, Path(folder)).path
+        except FedpipeError:
+            self.stop()
+            raise
         with (Path(self._site.state) / "training.log").open("ab") as output:
             process = subprocess.Popen(  # noqa: S603  (our own module)
                 [str(self._python()), "-c", self._program(child.fileno(), folder)],
-                env=self._environ(holder.theirs.fileno(), folder), pass_fds=handles, cwd=folder,
+                env=self._environ(holder.theirs.fileno(), folder, data), pass_fds=handles, cwd=folder,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         child.close()
@@ -142,30 +148,17 @@ class Child:
     def _python(self) -> Path:
         return find_python(self._environment) if self._environment in _OTHERS else Path(sys.executable)
 
-    def _environ(self, handle: int, folder: str) -> dict[str, str]:
+    def _environ(self, handle: int, folder: str, data: str) -> dict[str, str]:
         """Return the environment of the process: no keys, its own data, and a folder to write in."""
-        site, data = self._site, self._data(Path(folder))
-        gpus = site.policy.gpus
+        site, gpus, whole = self._site, self._site.policy.gpus, self._site.policy.data
         hidden = [*secret_paths(), site.key, site.credentials, site.certificate, *map(str, own_files(site))]
-        if data != site.policy.data and not is_uri(site.policy.data):
-            hidden.append(site.policy.data)  # the process sees the part that the policy allows
+        hidden += [str(path_of(whole))] if data != whole else []  # a part of it is in the scratch folder
         fenced = os.pathsep.join(path for path in dict.fromkeys(hidden) if path and Path(path).exists())
         return {
             **keyless(), KEYHOLDER: str(handle), FOLDER: self._site.store, FENCED: fenced,
             SITE_DATA: data, "TMPDIR": folder, "HOME": folder, "TF_CPP_MIN_LOG_LEVEL": "2",
             **({} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}),
         }  # fmt: skip
-
-    def _data(self, folder: Path) -> str:
-        """Return the place of the data that the policy allows, narrowed to them. Raises WorkerDiedError."""
-        policy = self._site.policy
-        if is_uri(policy.data) and not (policy.columns or policy.rows or policy.least_examples):
-            return policy.data
-        try:
-            return str(narrowed(replace(policy, data=str(path_of(policy.data))), folder).path)
-        except FedpipeError as error:
-            log.error("the site's data cannot be used: %s", error)
-            raise WorkerDiedError(f"the site's data cannot be used: {error.what}") from error
 
     def _answers(self) -> dict[str, Callable[[str, bytes], Any]]:
         """Return the answers of the agent: it signs statements of a learner's work, in its own name."""
@@ -241,7 +234,7 @@ class Trainer:
             RoundError, StoreError: as `steps.learn.attended`.
         """
         site = self._site
-        guard = Guard(site, opened, lambda key, size: self._note("sent", object=key, bytes=size, run=opened.run))
+        guard = Guard(site, opened, self._note)
         place = RunPlace(store=site.store, federation=site.federation, run=opened.run, plan=opened.plan)
         inputs = Inputs(place=place, learner=site.name, first=opened.first, last=opened.last, job=opened.job)
         children: dict[Environment, Child] = {}
@@ -254,20 +247,45 @@ class Trainer:
             for other in [other for other in children if other != environment]:
                 children.pop(other).stop()  # two frameworks at once would need the memory of both
             child = children.setdefault(environment, Child(site, environment, guard, (plan.code,)))
-            answer = child.call(Call("mask" if orders else "act", inputs, board, orders))
+            answer = self._answered(child, Call("mask" if orders else "act", inputs, board, orders))
             self._show(child.isolation)
-            self._account(opened.run, board)
+            self._account(opened.run, board, answer.masked)
             return (answer.masked or answer.dropped) if orders else answer.took_part
 
         remove_leftovers(site)
         try:
-            return (yield from attended(self._store, plan, inputs, Hands(call=call, together=call)))
+            hands = Hands(call=call, together=call)
+            return (yield from attended(self._store, plan, inputs, hands, site.policy.leaves))
         finally:
             for child in children.values():
                 child.stop()
 
-    def _account(self, run: str, board: Board) -> None:
-        """Keep the account of an answer; of a training, with all numbers that have left."""
+    def _answered(self, child: Child, call: Call) -> Answer:
+        """Return the answer of the process that trains; its texts stay at the site unless its policy lets them leave.
+
+        Raises:
+            FedpipeError: as `Child.call`.
+        """
+        leaves, board = self._site.policy.leaves, call.board
+        try:
+            answer = child.call(call)
+        except FedpipeError as error:
+            self._note("failed", run=board.run, round=board.round, phase=board.phase, why=str(error))
+            if leaves.reasons:
+                raise
+            kept = Failure.of(error)._replace(what=reason_that_leaves(leaves, error.what), where=None, remedy=None)
+            if isinstance(error, InputError):  # the data do not fit the policy: the round need not wait
+                kept = kept._replace(kind="WorkerDiedError")
+            raise kept.error() from error
+        if answer.dropped is not None:
+            answer = msgspec.structs.replace(answer, dropped=released_reason(leaves, answer.dropped).statement)
+        return answer
+
+    def _account(self, run: str, board: Board, masked: MaskedFile | None) -> None:
+        """Keep the account of an answer; of a training, with all numbers that have left alone."""
+        if masked is not None:
+            self._note("trained", run=run, round=board.round, digest=masked.digest, bytes=masked.size)
+            return
         update = own_update(self._store, self._site.name, run, board.round) if board.phase in _TRAININGS else None
         if update is None:
             self._note("answered", run=run, round=board.round, phase=board.phase)

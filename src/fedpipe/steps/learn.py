@@ -28,6 +28,7 @@ from fedpipe.rounds.manifests import Ballot, Dropped, Update
 from fedpipe.rounds.parcels import leave
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.protocol import check_spoken
+from fedpipe.rounds.releases import Leaving
 from fedpipe.rounds.roll import Roll, drop
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.rounds.updates import own_update
@@ -82,14 +83,16 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
     """Attend the session. A learner that cannot train or vote is dropped from the round and stays."""
     store = inputs.place.open()
     plan = read_plan(store, inputs.place.plan)
-    took_part = drive(attended(store, plan, inputs, hands), hands.sleep)
+    took_part = drive(attended(store, plan, inputs, hands, read_floors().leaves), hands.sleep)
     trained = sum(took_part[phase] for phase in ("train", "propose", "exchange", "masked"))
     voted = took_part["vote"]
     update = _last_update(store, inputs, plan.federation.training.rounds) if trained else None
     return Outputs(trained=trained, voted=voted, metrics=metrics_of_learner(update, trained, voted))
 
 
-def attended(store: Store, plan: Plan, inputs: Inputs, hands: Hands) -> Generator[float, None, Counter[str]]:
+def attended(
+    store: Store, plan: Plan, inputs: Inputs, hands: Hands, leaves: Leaving | None = None
+) -> Generator[float, None, Counter[str]]:  # fmt: skip
     """Attend the session to its end, as a step or as the agent of a site; yield seconds to wait.
 
     Args:
@@ -97,6 +100,7 @@ def attended(store: Store, plan: Plan, inputs: Inputs, hands: Hands) -> Generato
         plan: the run's plan.
         inputs: the learner and its session.
         hands: they compute; this process only waits.
+        leaves: numbers that may leave in a secure sum; None: all.
 
     Returns:
         How often the learner took part in each phase.
@@ -147,7 +151,7 @@ def attended(store: Store, plan: Plan, inputs: Inputs, hands: Hands) -> Generato
 
     answers = dict.fromkeys(ANSWERS, at_once(answer)) | {"exchange": at_once(exchange)}
     if plan.federation.secure:
-        participant = Participant(store, plan, inputs.learner, _session(inputs), train)
+        participant = Participant(store, plan, inputs.learner, _session(inputs), train, leaves)
         answers |= {name: at_once(step) for name, step in participant.answers().items()}
     attendance = Attendance(store, plan, inputs.learner, _session(inputs), answers, last=inputs.last)
     took_part = yield from attendance.run()

@@ -32,8 +32,9 @@ log = logging.getLogger("fedpipe")
 
 Other = Callable[[str, bytes], Any]
 """Answers a request that is not about a store, given its name and its bytes."""
-Check = Callable[[Request, int], None]
-"""Takes each request, and the bytes that it would send, before it is made; raises FedpipeError to refuse it."""
+Check = Callable[[Request, int, bytes], None]
+"""Takes each request before it is made: with the number of bytes that it would send, and those bytes unless they are a
+file. Raises FedpipeError to refuse it."""
 _HEADER = 2**16
 _PAYLOAD = 2**30
 _READERS = 64
@@ -108,7 +109,7 @@ class Keyholder:
             return self._uploaded(request)
         if request.op in self._others:
             return self._others[request.op](request.key, payload), None
-        self._check(request, len(payload))
+        self._check(request, len(payload), payload)
         if request.op in ("piece", "close"):
             return self._read_on(request)
         store = self._store(request)
@@ -158,7 +159,7 @@ class Keyholder:
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise StoreError("only a file can be uploaded")
-            self._check(request, os.fstat(handle).st_size)
+            self._check(request, os.fstat(handle).st_size, b"")
             self._store(request).upload(request.key, Path(f"/proc/self/fd/{handle}"))
         finally:
             os.close(handle)

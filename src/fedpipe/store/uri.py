@@ -131,10 +131,10 @@ def open_store(
     if parts.scheme == "memory":
         shelf = _memory(parts.netloc)
         return shelf.below(parts.path.strip("/")) if parts.path.strip("/") else shelf
-    line = held.line()
+    line = held.line() if credentials is None else None
     if parts.scheme == "file" and not (line and os.environ.get(held.FOLDER) == check_uri(uri)):
         return LocalStore(path_of(check_uri(uri)))
-    if credentials is None and line:
+    if line:
         return held.HeldStore(line, held.Place(check_uri(uri), endpoint, region, deadline))
     from fedpipe.store.s3 import MinioStore  # takes 0.3 s, which a local store need not pay
     from fedpipe.store.s3_client import DEADLINE

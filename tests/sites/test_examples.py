@@ -1,0 +1,46 @@
+"""The examples of running a site: their commands exist, and they open nothing."""
+
+from __future__ import annotations
+
+import configparser
+import shlex
+from pathlib import Path
+
+import yaml
+from typer.main import get_command
+
+from fedpipe.cli.main import app
+from fedpipe.version import __version__
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "site"
+
+
+def check_command(words: list[str]) -> None:
+    """Check that `fedpipe` takes these words."""
+    group, name, *rest = words
+    command = get_command(app).commands[group].commands[name]  # type: ignore[attr-defined]
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert {word.partition("=")[0] for word in rest if word.startswith("-")} <= options
+
+
+def test_the_service_of_systemd() -> None:
+    unit = configparser.ConfigParser(strict=True, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string((EXAMPLES / "fedpipe-site.service").read_text())
+    program, *words = shlex.split(unit["Service"]["ExecStart"])
+    assert program.endswith("/fedpipe")
+    check_command(words)
+    assert unit["Service"]["NoNewPrivileges"] == "yes"
+    assert "net" in unit["Service"]["RestrictNamespaces"].split()
+
+
+def test_rootless_containers() -> None:
+    services = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())["services"]
+    assert set(services) == {"join", "agent"}
+    for service in services.values():
+        check_command(service["command"])
+        assert "ports" not in service
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["image"] == f"fedpipe/keras:{__version__}"
+        assert all(part.startswith("./site:") or ":ro" in part for part in service["volumes"])
