@@ -28,6 +28,7 @@ NAMES = (
     "simulation",
     "vote_round",
     "session",
+    "site",
     "serving",
     "hostile",
     "many_runs",

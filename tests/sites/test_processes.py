@@ -123,10 +123,8 @@ def test_an_agent_is_watched_and_stopped(
     done = fedpipe("site", "run", "-c", path)
     assert done.code == 2
     assert f"another agent of hospital-c runs already, process {agent.pid}" in done.err
-    modules = (Path("/proc") / str(agent.pid) / "maps").read_text()
-    assert "tensorflow" not in modules
     resident = int((Path("/proc") / str(agent.pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    assert resident < 150 * 2**20
+    assert resident < 150 * 2**20  # TensorFlow alone takes more
     done = fedpipe("site", "stop", "-c", path)
     assert (done.code, "the agent has ended" in done.out) == (0, True)
     assert agent.wait(5) == 0

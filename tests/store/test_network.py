@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import http.server
 import itertools
 import os
+import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import urllib3
 
 from fedpipe.errors import FedpipeError, InputError, StoreError, StoreUnavailableError
 from fedpipe.store import open_store
-from fedpipe.store.network import BUNDLES, Pool, find_proxy, is_exempt, parse_proxy
+from fedpipe.store.network import (
+    BUNDLES,
+    CLIENT_CERTIFICATE,
+    Pool,
+    RouteError,
+    check_certificate,
+    find_proxy,
+    is_exempt,
+    parse_proxy,
+)  # fmt: skip
 from fedpipe.store.users import Users
 from tests import servers
 from tests.store.surroundings import ForwardProxy, make_certificates
@@ -312,3 +325,55 @@ def everything(error: BaseException | None) -> str:
     assert isinstance(error, FedpipeError)
     assert os.environ  # the environment itself holds the secrets
     return "".join(traceback.format_exception(error))
+
+
+class TestClientCertificates:
+    """A server that asks its clients for a certificate of its authority."""
+
+    @pytest.fixture
+    def server(self, certificates: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificates / "ca.pem"))
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(certificates / "public.crt", certificates / "private.key")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as made:
+            made.socket = context.wrap_socket(made.socket, server_side=True)
+            threading.Thread(target=made.serve_forever, daemon=True).start()
+            yield f"https://127.0.0.1:{made.server_address[1]}/"
+            made.shutdown()
+
+    def test_is_presented(
+        self, server: str, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        both = tmp_path / "client.pem"
+        both.write_bytes((certificates / "public.crt").read_bytes() + (certificates / "private.key").read_bytes())
+        monkeypatch.setenv(CLIENT_CERTIFICATE, str(both))
+        assert Pool(retries=False).request("GET", server).status == 200
+
+    def test_is_missing(self, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv(CLIENT_CERTIFICATE, raising=False)
+        while True:  # a request that is still being sent is cut off before the reason arrives
+            with pytest.raises(urllib3.exceptions.HTTPError) as caught:
+                Pool(retries=False).request("GET", server)
+            if isinstance(caught.value, RouteError):
+                break
+        assert "asks for a certificate of this client" in str(caught.value)
+        assert caught.value.remedy.startswith(f"Set {CLIENT_CERTIFICATE} to a PEM file")
+
+    def test_is_of_another_authority(self, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        others = make_certificates(tmp_path / "others")
+        both = tmp_path / "client.pem"
+        both.write_bytes((others / "public.crt").read_bytes() + (others / "private.key").read_bytes())
+        monkeypatch.setenv(CLIENT_CERTIFICATE, str(both))
+        with pytest.raises(urllib3.exceptions.HTTPError):
+            Pool(retries=False).request("GET", server)
+
+    def test_cannot_be_read(self, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(CLIENT_CERTIFICATE, str(tmp_path / "none.pem"))
+        with pytest.raises(
+            InputError, match=r"none\.pem: the client's certificate and key cannot be read: No such file"
+        ):
+            Pool(retries=False).request("GET", server)
+        (tmp_path / "half.pem").write_text("nothing")
+        with pytest.raises(InputError, match=r"it does not hold both"):
+            check_certificate(str(tmp_path / "half.pem"))

@@ -32,8 +32,10 @@ def run(
     """
     from fedpipe.commands.site import run as attend
     from fedpipe.steps.contract import start_log
+    from fedpipe.steps.fence import hide_memory
 
     start_log()
+    hide_memory()
     last = attend(file, once=once)
     if last is not None and once:
         say(f"attended run {last.opened.run}: " + ", ".join(f"{name} {n}" for name, n in last.took_part.items()))

@@ -149,7 +149,8 @@ class Agent:
             self._show("fails", f"cannot reach the store: {error.what}")
             log.warning("the store does not answer; trying again: %s", error)
         except (FedpipeError, OSError) as error:
-            self._enter("fails", f"cannot continue: {error}")
+            log.warning("the site cannot continue: %s", error)
+            self._enter("fails", f"cannot continue: {_reason_of(error)}")
         return None
 
     def _renews(self) -> bool:
@@ -194,7 +195,8 @@ class Agent:
             except StoreUnavailableError:
                 raise
             except (FedpipeError, OSError) as error:
-                state = ("fails", f"cannot take part in run {opened.run}: {error}")
+                log.warning("the site cannot take part in run %s: %s", opened.run, error)
+                state = ("fails", f"cannot take part in run {opened.run}: {_reason_of(error)}")
                 continue
             if decision is None:
                 self._ended.add(opened)
@@ -242,8 +244,8 @@ class Agent:
             why = str(error)
             log.warning("the store does not answer; the site will return to run %s: %s", opened.run, error)
         except (FedpipeError, OSError) as error:
-            why = f"left run {opened.run}: {error}"
-            log.warning("the site %s", why)
+            why = f"left run {opened.run}: {_reason_of(error)}"
+            log.warning("the site left run %s: %s", opened.run, error)
             self._left[opened] = _Left(self._clock(), why, isinstance(error, RoundError))
         self._attended_at = self._clock()
         try:
@@ -273,6 +275,11 @@ class Agent:
         self._written = now
         seconds = max(0.0, now - self._since)
         put_presence(self._store, Presence(learner=self._site.name, state=state, text=text[:500], seconds=seconds))
+
+
+def _reason_of(error: FedpipeError | OSError) -> str:
+    """Return the reason of an error for the operator of the federation: without paths of the site."""
+    return error.what if isinstance(error, FedpipeError) else error.strerror or type(error).__name__
 
 
 _WORDS: dict[str, tuple[State, str]] = {

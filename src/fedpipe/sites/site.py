@@ -24,7 +24,7 @@ from fedpipe.sites.approval import Approving, Way, mistakes_of
 from fedpipe.sites.policy import Policy
 from fedpipe.store import SECRET_DIR, Store, check_uri, file_uri, is_uri, open_store
 from fedpipe.store.credentials import read_mounted
-from fedpipe.store.network import trust
+from fedpipe.store.network import CLIENT_CERTIFICATE, check_certificate, trust
 
 KEYS_OF_STORE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 """Variables that come before a folder of keys; of another user of this machine."""
@@ -48,6 +48,9 @@ class Site(Section, frozen=True, kw_only=True):
         Meta(description="folder with the files accesskey and secretkey of the store; empty: from the environment"),
     ] = ""
     ca: Annotated[str, Meta(description="file with the certificate of the store's authority; empty: the system's")] = ""
+    certificate: Annotated[
+        str, Meta(description="PEM file with the site's certificate and key, if the store asks for one; empty: none")
+    ] = ""
     administrator: Annotated[
         str,
         Meta(pattern=r"^([0-9a-f]{64})?\Z", description="public key of the federation's administrator"),
@@ -97,6 +100,7 @@ class Site(Section, frozen=True, kw_only=True):
         found = {SIGNING_KEY: self._key_text(), KEYS: "", FOUND_KEYS: ""}
         found |= dict.fromkeys(KEYS_OF_STORE, "") | {SECRET_DIR: self.credentials} if self.credentials else {}
         found |= {CA_VARIABLE: self.ca} if self.ca else {}
+        found |= {CLIENT_CERTIFICATE: self.certificate} if self.certificate else {}
         found |= {ADMINISTRATOR_KEY: self.administrator} if self.administrator else {}
         return found
 
@@ -158,7 +162,8 @@ def _resolved(site: Site, folder: Path, where: str) -> Site:
     state = place(site.state) or str(folder)
     return replace(
         site, store=store, state=state, key=place(site.key) or str(Path(state, f"{site.name}.key")),
-        credentials=place(site.credentials), ca=place(site.ca), policy=replace(site.policy, data=data),
+        credentials=place(site.credentials), ca=place(site.ca),
+        certificate=place(site.certificate), policy=replace(site.policy, data=data),
     )  # fmt: skip
 
 
@@ -166,6 +171,7 @@ def _check(site: Site, where: str) -> None:
     """Check what the file names on this machine. Raises InputError with the key's path."""
     checks: dict[str, tuple[str, Callable[[], object]]] = {
         "ca": (site.ca, lambda: trust(site.ca)),
+        "certificate": (site.certificate, lambda: check_certificate(site.certificate)),
         "credentials": (site.credentials, lambda: read_mounted(site.credentials)),
         "state": (site.state, lambda: check_state(Path(site.state))),
         "key": (site.key, lambda: site.public_key),

@@ -150,8 +150,8 @@ class Child:
 
     def _environ(self, handle: int, folder: str, data: str) -> dict[str, str]:
         """Return the environment of the process: no keys, its own data, and a folder to write in."""
-        gpus, whole = self._site.policy.gpus, self._site.policy.data
-        hidden = [*secret_paths(), self._site.key, self._site.credentials, *map(str, own_files(self._site))]
+        site, gpus, whole = self._site, self._site.policy.gpus, self._site.policy.data
+        hidden = [*secret_paths(), site.key, site.credentials, site.certificate, *map(str, own_files(site))]
         hidden += [str(path_of(whole))] if data != whole else []  # a part of it is in the scratch folder
         fenced = os.pathsep.join(path for path in dict.fromkeys(hidden) if path and Path(path).exists())
         return {

@@ -29,6 +29,7 @@ from fedpipe.store.concealment import CONCEALED
 from fedpipe.store.credentials import SOURCES
 from fedpipe.store.held import KEYHOLDER
 from fedpipe.store.keyholder import Keyholder, Other
+from fedpipe.store.network import CLIENT_CERTIFICATE
 from fedpipe.tracking.model_registry import TOKEN, TOKEN_PATH
 
 FOREIGN = frozenset({"describe", "evaluate", "export", "initialise", "learn", "score", "simulate", "train", "vote"})
@@ -120,7 +121,7 @@ def keyless() -> dict[str, str]:
 
 def secret_paths() -> list[str]:
     """Return the files and folders with keys that the environment names."""
-    paths = [os.environ.get(variable, "") for variable in (SECRET_DIR, KEYS, FOUND_KEYS, *SOURCES)]
+    paths = [os.environ.get(variable, "") for variable in (SECRET_DIR, KEYS, FOUND_KEYS, CLIENT_CERTIFICATE, *SOURCES)]
     return [str(Path(p).absolute()) for p in (*paths, _TOKENS) if p and Path(p).exists()]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 
 CONCEALED = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "FEDPIPE_SECRET_DIR", "FEDPIPE_SIGNING_KEY",
-    "FEDPIPE_KEYS", "FEDPIPE_FOUND_KEYS", "FEDPIPE_TOKEN",
+    "FEDPIPE_KEYS", "FEDPIPE_FOUND_KEYS", "FEDPIPE_TOKEN", "FEDPIPE_CLIENT_CERTIFICATE",
 )  # fmt: skip
 """Variables that hold keys, or the folders of keys."""
 

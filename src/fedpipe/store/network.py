@@ -20,11 +20,16 @@ from urllib3.util import create_urllib3_context
 
 from fedpipe.errors import InputError
 from fedpipe.store.bodies import MOST_ANSWER, TooLongError, fetch
+from fedpipe.store.concealment import environ
 
+CLIENT_CERTIFICATE = "FEDPIPE_CLIENT_CERTIFICATE"
+"""Environment variable: a PEM file with a certificate and its key, for servers that ask clients for one."""
 BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """Variables with certificates to trust; all that are set count, and without any those of the system."""
 
 
+_REFUSED = re.compile("CERTIFICATE_REQUIRED|BAD_CERTIFICATE")
+"""Alerts of TLS by which a server refuses a client's certificate."""
 _near: set[str] = set()
 """Addresses (`host:port`) on this machine that are behind no proxy, such as those of forwarded ports."""
 
@@ -152,7 +157,25 @@ def trusted() -> ssl.SSLContext:
         context.load_default_certs()
     for name, path in bundles.items():
         _trust(context, name, path)
+    if certificate := environ.get(CLIENT_CERTIFICATE):
+        _present(context, certificate)
     return context
+
+
+def check_certificate(path: str) -> None:
+    """Check that a file holds a certificate of a client, and its key. Raises InputError."""
+    _present(create_urllib3_context(), path)
+
+
+def _present(context: ssl.SSLContext, path: str) -> None:
+    try:
+        context.load_cert_chain(path)
+    except (ssl.SSLError, OSError) as error:
+        why = error.strerror if error.errno and not isinstance(error, ssl.SSLError) else "it does not hold both"
+        raise InputError(
+            f"the client's certificate and key cannot be read: {why}", where=path,
+            remedy=f"Set {CLIENT_CERTIFICATE} to a PEM file with the certificate and its key.",
+        ) from error  # fmt: skip
 
 
 def trust(path: str) -> None:
@@ -242,7 +265,10 @@ class Pool(urllib3.PoolManager):
             if proxy is None:
                 return fetch(super().urlopen, method, url, redirect, most=self._most, **more)
             response = fetch(self._manager(proxy).urlopen, method, url, redirect, most=self._most, **more)
-        except (urllib3.exceptions.ProxyError, urllib3.exceptions.SSLError, urllib3.exceptions.MaxRetryError) as error:
+        except (
+            urllib3.exceptions.ProxyError, urllib3.exceptions.SSLError, urllib3.exceptions.MaxRetryError,
+            urllib3.exceptions.ProtocolError,
+        ) as error:  # fmt: skip
             raise explained(error, urlsplit(url).hostname or url, proxy) from error
         except TooLongError as error:
             raise RouteError(f"{error}", "Check the URL, and what runs there.", lasting=True) from error
@@ -278,6 +304,9 @@ def explained(error: Exception, host: str, proxy: Proxy | None = None) -> Except
         return _of_proxy(inner.original_error, proxy)
     if isinstance(inner, urllib3.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(inner):
         return _of_certificate(inner, host)
+    if isinstance(error, urllib3.exceptions.HTTPError) and _REFUSED.search(str(inner)):
+        what = f"{host} asks for a certificate of this client, and does not accept {_presented()}"
+        return RouteError(what, f"Set {CLIENT_CERTIFICATE} to a PEM file with it and its key.", lasting=True)
     return error
 
 
@@ -308,6 +337,10 @@ def _of_certificate(error: Exception, host: str) -> RouteError:
     if "issuer" in why or "self" in why:
         remedy = f"Set SSL_CERT_FILE to the certificate of its authority. Now trusted: {_trusted_now()}."
     return RouteError(f"the certificate of {host} is not valid: {why}", remedy, lasting=True)
+
+
+def _presented() -> str:
+    return environ.get(CLIENT_CERTIFICATE) or "a request without one"
 
 
 def _trusted_now() -> str:
