@@ -37,12 +37,8 @@ def prepare(
     store: Store, folder: Path, learners: int = LEARNERS, elements: int = 2_500_000, **more: Any
 ) -> tuple[Plan, str]:
     """A run at round 1 with an update of each learner in the store."""
-    names = tuple(f"learner-{k:02}" for k in range(learners))
-    plan = Plan(
-        run="bench", federation=make_federation(names, **more), code=digest_of(b""), function="build", shards={}
-    )
-    base = begin(store, plan, lambda: model(0, elements=elements)).weights
-    for number, name in enumerate(names):
+    plan, base = begin_again(store, learners, elements, **more)
+    for number, name in enumerate(names_of(learners)):
         digest = weights.save(model(1 + number % 4, elements=elements), folder / "update")
         put_file(store, folder / "update", digest, name)
         size = (folder / "update").stat().st_size
@@ -54,6 +50,22 @@ def prepare(
             ),
         )  # fmt: skip
     return plan, base
+
+
+def names_of(learners: int) -> tuple[str, ...]:
+    """Names of so many learners."""
+    return tuple(f"learner-{k:02}" for k in range(learners))
+
+
+def begin_again(store: Store, learners: int, elements: int = 2_500_000, **more: Any) -> tuple[Plan, str]:
+    """Begins the run, in place of an earlier one whose updates stay: they belong to no plan."""
+    for key in [*store.keys("runs/bench/"), "HEAD"]:
+        store.delete(key)
+    plan = Plan(
+        run="bench", federation=make_federation(names_of(learners), **more), code=digest_of(b""), function="build",
+        shards={},
+    )  # fmt: skip
+    return plan, begin(store, plan, lambda: model(0, elements=elements)).weights
 
 
 def measure(store: Store, name: str) -> list[Row]:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.aggregate_step import forget_round, prepare
+from benchmarks.aggregate_step import begin_again, forget_round, prepare
 from benchmarks.measure import MIB, REPEATS, Row, median, script
 from fedpipe.store import open_store
 
@@ -15,21 +15,26 @@ COUNTS = (2, 8, 32, 64)
 BOUND = 2.5 * MODEL + 64 * MIB
 
 
-def extra_bytes(learners: int, **more: Any) -> float:
-    """Median peak of the step's process above what it was before, over five processes.
+def extra_bytes(learners: int, *sections: dict[str, Any], repeats: int = REPEATS) -> list[float]:
+    """Median peaks of the step's process above what it was before, over several processes.
 
     Args:
         learners: of the round.
-        more: sections of the federation file.
+        sections: of the federation file, for each of the medians.
+        repeats: processes.
     """
-    peaks = []
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"{folder}/store")
-        plan, base = prepare(store, Path(folder), learners, **more)
-        for _ in range(REPEATS):
-            peaks.append(script("ours", "step_memory.py", f"{folder}/store", base, plan.digest)["extra"])
-            forget_round(store)
-    return median(peaks)
+        prepare(store, Path(folder), learners)
+        for more in sections:
+            plan, base = begin_again(store, learners, **more)
+            peaks = []
+            for _ in range(repeats):
+                peaks.append(script("ours", "step_memory.py", f"{folder}/store", base, plan.digest)["extra"])
+                forget_round(store)
+            found.append(median(peaks))
+    return found
 
 
 def memory_row(what: str, extra: float) -> Row:
@@ -42,7 +47,7 @@ def memory_row(what: str, extra: float) -> Row:
 
 def run() -> list[Row]:
     """At most 2.5 models + 64 MiB, and a slope below 1 % of a model per learner."""
-    found = {n: extra_bytes(n) for n in COUNTS}
+    found = {n: extra_bytes(n, {})[0] for n in COUNTS}
     rows = [memory_row(f"{count} learners", extra) for count, extra in found.items()]
     slope = 100 * (found[64] - found[2]) / 62 / MODEL
     rows.append(

@@ -20,14 +20,13 @@ NAMES = ("median", "trimmed_mean", "krum")
 
 def run() -> list[Row]:
     """Throughput in MB of updates per second."""
-    rows = []
-    for name in NAMES:
-        ours, flower = (
-            1000 / median(script(environment, f"peers/robust_{who}.py", name)["seconds"])
-            for who, environment in (("ours", "ours"), ("flower", "bench"))
+    ours, flower = script("ours", "peers/robust_ours.py"), script("bench", "peers/robust_flower.py")
+    rows = [
+        at_least(
+            f"{name} of 10 x 100 MB", 1000 / median(ours[name]), 1000 / median(flower[name]), "flower", 5.0, "MB/s"
         )
-        rows.append(at_least(f"{name} of 10 x 100 MB", ours, flower, "flower", 5.0, "MB/s"))
-    for name, algorithm in STEPS.items():
-        extra = extra_bytes(10, algorithm={"name": "averaging", **algorithm})
-        rows.append(memory_row(f"10 learners, {name}", extra))
-    return rows
+        for name in NAMES
+    ]
+    sections = [{"algorithm": {"name": "averaging", **algorithm}} for algorithm in STEPS.values()]
+    found = extra_bytes(10, *sections, repeats=3)
+    return rows + [memory_row(f"10 learners, {name}", extra) for name, extra in zip(STEPS, found, strict=True)]
