@@ -131,7 +131,7 @@ def every_dtype() -> bytes:
     return onnx_model(graph)
 
 
-def slow() -> bytes:
+def slow(datatype: int = TensorProto.INT64) -> bytes:
     """Returns a model that takes seconds for large inputs: a loop of as many matrix products as the input."""
     body = helper.make_graph(
         [
@@ -152,13 +152,14 @@ def slow() -> bytes:
     )
     graph = helper.make_graph(
         [
-            helper.make_node("Squeeze", ["times"], ["count"]),
+            helper.make_node("Squeeze", ["times"], ["number"]),
+            helper.make_node("Cast", ["number"], ["count"], to=TensorProto.INT64),
             helper.make_node("Loop", ["count", "go", "matrix"], ["final"], body=body),
             helper.make_node("ReduceMean", ["final"], ["mean"], keepdims=0),
             helper.make_node("Unsqueeze", ["mean", "axis"], ["y"]),
         ],
         "g",
-        [helper.make_tensor_value_info("times", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("times", datatype, [1])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
         [
             numpy_helper.from_array(np.bool_(True), "go"),

@@ -43,6 +43,17 @@ def test_says_what_is_next(fedpipe: Callable[..., Result], tmp_path: Path) -> No
     assert "b has no invitation" not in fedpipe("invite", "b", "--withdraw").out
 
 
+def test_a_key_of_a_site_that_is_made_here_is_remarked(fedpipe: Callable[..., Result], tmp_path: Path) -> None:
+    path = write_file(Path(), str(tmp_path / "store"))
+    path.write_text(path.read_text().replace("- name: b\n", "- {name: b, at: site}\n"))
+    for command in ("enroll", "rotate"):
+        done = fedpipe(command, "b")
+        assert done.code == 0, done.err
+        assert "this machine has the private key of a site: carry it there, and delete it here" in done.out
+        assert "by `fedpipe invite` or `fedpipe site rotate`, the site makes the key itself" in done.out
+        assert "private key of a site" not in fedpipe(command, "a").out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

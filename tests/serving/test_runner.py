@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from fedpipe.registry.prediction import open_model
 from fedpipe.registry.publication import ModelVersion
@@ -23,7 +24,8 @@ EXPECTED = open_model(softmax()).run({"x": X})[0]
 def runner(data: bytes = softmax(), *, batching: Batching | None = None, seconds: float = 30, **more: Any) -> Runner:
     model = open_model(data)
     loaded = Loaded(ModelVersion("m", 1), model, try_model(model))
-    return Runner(loaded, ThreadPoolExecutor(2), batching=batching or Batching(), seconds=seconds, **more)
+    pool = more.pop("pool", None) or ThreadPoolExecutor(2)
+    return Runner(loaded, pool, batching=batching or Batching(), seconds=seconds, **more)
 
 
 def together(*requests: Coroutine[Any, Any, Any]) -> list[Any]:
@@ -84,3 +86,96 @@ def test_an_input_that_the_model_refuses() -> None:
     (found,) = together(runner().run({"x": X[:, :3]}))
     assert isinstance(found, RequestError)
     assert "the model fails on this input" in str(found)
+
+
+class TestQuickModels:
+    """Their small requests are answered in the thread of the requests."""
+
+    async def warm(self, one: Runner, feed: dict[str, np.ndarray]) -> None:
+        """A slow moment of the machine delays the time at which a model counts as quick."""
+        for _ in range(1000):
+            if one._is_quick(feed):
+                return
+            await one.run(feed)
+        raise AssertionError("the model never was quick")
+
+    def test_no_other_thread_is_needed(self) -> None:
+        rows: list[int] = []
+        pool = ThreadPoolExecutor(1)
+        quick = runner(pool=pool, on_run=rows.append)
+
+        async def main() -> Any:
+            await self.warm(quick, {"x": X})
+            pool.shutdown()
+            rows.clear()
+            found = await quick.run({"x": X})
+            with pytest.raises(RequestError, match="cannot schedule"):
+                await quick.run({"x": np.zeros((2000, 4), np.float32)})  # 32 kB
+            return found
+
+        np.testing.assert_array_equal(asyncio.run(main())["p"], EXPECTED)
+        assert rows == [7, 2000]
+
+    def test_whole_numbers_may_count_loops(self) -> None:
+        pool = ThreadPoolExecutor(1)
+        looping, feed = runner(slow(), pool=pool), {"times": np.int64([0])}
+
+        async def main() -> None:
+            for _ in range(20):
+                await looping.run(feed)
+            pool.shutdown()
+            with pytest.raises(RequestError, match="cannot schedule"):
+                await looping.run(feed)
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize(("times", "seconds"), [(300, 60.0), (10**7, 0.5)])
+    def test_one_that_turns_slow_does_not_block_the_others(self, times: int, seconds: float) -> None:
+        """It begins again in a thread of its own, with its whole time limit; afterwards the model is not quick."""
+        turning, feed = runner(slow(TensorProto.FLOAT), seconds=seconds), {"times": np.float32([0])}
+        gaps: list[float] = []
+
+        async def beat() -> None:
+            loop = asyncio.get_running_loop()
+            while True:
+                before = loop.time()
+                await asyncio.sleep(0.001)
+                gaps.append(loop.time() - before)
+
+        async def main() -> Any:
+            await self.warm(turning, feed)
+            heart = asyncio.create_task(beat())
+            try:
+                return await turning.run({"times": np.float32([times])})
+            finally:
+                heart.cancel()
+                assert not turning._is_quick(feed)
+
+        if times == 300:
+            assert asyncio.run(main())["y"].shape == (1,)
+        else:
+            with pytest.raises(RequestError, match=r"did not answer within 0\.5 s"):
+                asyncio.run(main())
+        assert len(gaps) > 10  # the others continued while it ran
+
+    def test_an_input_that_the_model_refuses(self) -> None:
+        quick = runner()
+
+        async def main() -> None:
+            await self.warm(quick, {"x": X})
+            with pytest.raises(RequestError, match="the model fails on this input"):
+                await quick.run({"x": X[:, :3]})
+            assert quick._is_quick({"x": X})
+
+        asyncio.run(main())
+
+    def test_an_answer_with_too_many_bytes(self) -> None:
+        quick = runner(most=50)
+
+        async def main() -> None:
+            await self.warm(quick, {"x": X[:2]})
+            with pytest.raises(RequestError, match="more than 50 bytes") as refused:
+                await quick.run({"x": X})
+            assert refused.value.status == 413
+
+        asyncio.run(main())

@@ -18,6 +18,7 @@ from fedpipe.errors import WorkerDiedError
 from fedpipe.identity.signing import make_key
 from fedpipe.rounds.beginning import begin, make_plan
 from fedpipe.rounds.plan import Plan, RunPlace, Shards
+from fedpipe.rounds.releases import REASON_STAYS
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.current import Opened
 from fedpipe.sites.child import Answer, Call
@@ -54,6 +55,8 @@ def build():
         "read state": tried(lambda: pathlib.Path(HERE, "state/agent.json").read_text()),
         "write state": tried(lambda: appended(pathlib.Path(HERE, "state/agent.json"))),
         "write data": tried(lambda: appended(pathlib.Path(HERE, "rows.npz"))),
+        "read data": tried(lambda: len(pathlib.Path(HERE, "rows.npz").read_bytes())),
+        "data": os.environ["FEDPIPE_SITE_DATA"],
         "write home": tried(lambda: appended(pathlib.Path.home() / "mine")),
         "connect": tried(lambda: socket.create_connection(("127.0.0.1", {port}), 2)),
         "kill": tried(lambda: os.kill({agent}, 0)),
@@ -152,20 +155,39 @@ def test_code_that_looks_for_everything(world: World) -> None:
     assert found["interfaces"] == ["lo"]
     assert "PermissionError" in found["kill"]
     assert found["write home"] == "None"
+    assert int(found["read data"]) > 0
     assert found["keys"] == []
     assert not [name for name in found["variables"] if name.startswith("AWS_") and name.endswith("KEY")]
     assert (world.folder / "state" / "agent.json").read_text() == "{}"
     assert not list((world.folder / "state" / "scratch").iterdir())
 
 
-def test_code_does_not_see_the_rows_that_the_policy_keeps(tmp_path: Path, port: int) -> None:
-    """It trains on a part of the file, and cannot read the whole."""
-    whole = str(tmp_path / "rows.npz")
-    world = World(tmp_path, port, policy={"data": "rows.npz", "rows": {"y": {"at_least": 0}}})
-    _, call = world.begin(then=f"sys.stderr.write('WHOLE ' + tried(lambda: open({whole!r}, 'rb').read(9)))")
+def test_code_sees_only_the_rows_that_the_policy_allows(tmp_path: Path, port: int) -> None:
+    world = World(tmp_path, port, policy={"data": "rows.npz", "rows": {"y": {"at_least": 1}}})
+    _, call = world.begin()
     answer, _ = world.play(call)
     assert answer.took_part
-    assert "WHOLE PermissionError" in (tmp_path / "state" / "training.log").read_text()
+    found = world.found()
+    assert "PermissionError" in found["read data"]
+    assert found["data"].startswith(str(tmp_path / "state" / "scratch"))
+    with np.load(tmp_path / "rows.npz") as data:
+        allowed = int((data["y"] >= 1).sum())
+    update = json.loads(world.store.read(keys.update("s", "r1", 1)).data)
+    assert update["examples"] < allowed < 40
+
+
+@pytest.mark.parametrize(("leaves", "text"), [({}, REASON_STAYS), ({"reasons": True}, "patient 4711")])
+def test_errors_of_code_stay_unless_the_policy_lets_them_leave(
+    tmp_path: Path, port: int, leaves: dict[str, Any], text: str
+) -> None:
+    world = World(tmp_path, port, policy={"data": "rows.npz", "leaves": leaves})
+    _, call = world.begin(then="raise ValueError('patient 4711')")
+    answer, _ = world.play(call)
+    assert not answer.took_part
+    note = world.store.read(keys.answer("s", "r1", 1, "dropped")).data.decode()
+    assert text in note
+    assert ("4711" in note) is bool(leaves)
+    assert "patient 4711" in (tmp_path / "state" / "training.log").read_text(), "people at the site see it"
 
 
 def test_code_that_takes_too_long_is_ended(tmp_path: Path, port: int) -> None:

@@ -155,6 +155,9 @@ def _show(made: Identity, what: str) -> None:
     say(f"{made.who} {what}")
     for path in made.files:
         say(f"wrote {path}")
+    if made.is_site:
+        say("this machine has the private key of a site: carry it there, and delete it here")
+        say("by `fedpipe invite` or `fedpipe site rotate`, the site makes the key itself")
     if made.user:
         say(f"its user of the store: {made.user}")
         say(f"next: kubectl apply -n NAMESPACE -f {made.files[-1]}")

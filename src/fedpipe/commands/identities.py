@@ -43,12 +43,16 @@ _LETTERS = string.ascii_letters + string.digits
 
 
 class Identity(NamedTuple):
-    """A new identity: the member's name in a sentence, the files, the user of the store, and the Secret's name."""
+    """A new identity: the member's name in a sentence, the files, the user of the store, and the Secret's name.
+
+    `is_site` says that the member is a site, whose key is better made there.
+    """
 
     who: str
     files: tuple[Path, ...]
     user: str
     secret: str
+    is_site: bool = False
 
 
 def enroll(
@@ -232,7 +236,7 @@ def _identified(
         member.enroll(place, made)
     if place.federation.secure and member.name != COORDINATOR:
         renew_roster(place, folder)
-    return Identity(member.who.strip("'"), files, user, member.secret)
+    return Identity(member.who.strip("'"), files, user, member.secret, member.name in place.federation.sites)
 
 
 def _floors(folder: Path, member: Member) -> str:

@@ -92,19 +92,17 @@ class App:
     def _routes(self) -> list[Route]:
         latest, versioned = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
         templates = resources.files("fedpipe") / "templates"
-        routes = [
+        paths = (latest, versioned)
+        routes = [self._route(f"{path}/infer", self._infer, "POST") for path in paths]  # first, as they are in order
+        routes += [
             self._route("/v2", self._server),
             self._route("/v2/health/live", self._live),
             self._route("/v2/health/ready", self._ready),
             self._route("/models", self._models),
             self._route("/metrics", self._metrics),
         ]
-        for path in (latest, versioned):
-            routes += [
-                self._route(path, self._model),
-                self._route(f"{path}/ready", self._model_ready),
-                self._route(f"{path}/infer", self._infer, "POST"),
-            ]
+        for path in paths:
+            routes += [self._route(path, self._model), self._route(f"{path}/ready", self._model_ready)]
         for path, name, kind in (
             ("/", "serve.html", "text/html"),
             ("/page.js", "serve.js", "text/javascript"),

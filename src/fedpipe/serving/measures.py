@@ -135,11 +135,13 @@ class Measures:
         scores = outputs[loaded.model.outputs[0].name]
         if scores.dtype.kind == "O":
             return
-        binary, _, names = classify(scores, loaded.model.card)
-        many = scores.ndim == 2 and scores.shape[1] > 1
-        if many or binary is not None:
-            classes = loaded.model.card.classes if many else names
-            counts = np.bincount(scores.argmax(axis=1) if many or binary is None else binary)
+        classes = loaded.model.card.classes
+        if scores.ndim == 2 and scores.shape[1] > 1:
+            found: Array | None = scores.argmax(axis=1)
+        else:
+            found, _, classes = classify(scores, loaded.model.card)
+        if found is not None:
+            counts = np.bincount(found)
             for column in counts.nonzero()[0].tolist():
                 name = classes[column] if column < len(classes) else str(column)
                 self._child(self._predictions, *key, name).inc(int(counts[column]))

@@ -1,9 +1,15 @@
-"""Runs the requests of one version in threads, since their cost is unknown in advance; optionally in batches."""
+"""Runs the requests of one version in threads, since their cost is unknown in advance; optionally in batches.
+
+A small request of a model whose last small runs were quick is answered at once, in the thread of the requests. If it is
+not quick after all, it ends and runs in a thread of its own. The model has to be quick there before the next such run.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import math
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -15,9 +21,18 @@ from fedpipe.errors import one_line
 from fedpipe.registry.prediction import runtime
 from fedpipe.serving.runtime import Loaded
 from fedpipe.serving.tensors import RequestError
+from fedpipe.serving.watch import WATCH
 
 Array = npt.NDArray[Any]
 Batch = Mapping[str, Array]
+
+
+_QUICK = 0.0005
+"""Seconds of a run from which on a change of thread costs little."""
+_AT_MOST = 0.02
+"""Seconds after which a run that was to be quick ends, and begins again in a thread of its own."""
+_SMALL = 2**14
+"""Bytes of the inputs of a small request."""
 
 
 class Batching(NamedTuple):
@@ -54,6 +69,11 @@ class Runner:
         self._most = most
         self._pending: dict[Any, list[_PendingRequest]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._usual = math.inf  # seconds of a small run, of late
+
+    def _is_quick(self, feed: Batch) -> bool:
+        """Return whether a request is small, and such requests are quick; whole numbers may count loops of a model."""
+        return self._usual < _QUICK and _is_small(feed) and all(array.dtype.kind == "f" for array in feed.values())
 
     async def run(self, feed: Batch) -> dict[str, Array]:
         """Returns all outputs by name.
@@ -74,15 +94,38 @@ class Runner:
     async def _run(self, feed: Batch, rows: int) -> dict[str, Array]:
         self._on_run(rows)
         try:
-            return await self._run_in_thread(feed)
+            found = self._run_at_once(feed) if self._is_quick(feed) else None
+            return await self._run_in_thread(feed) if found is None else found
         except RequestError:
             raise
         except Exception as error:  # onnxruntime has no exception class for a failed run
             raise RequestError(400, f"the model fails on this input: {one_line(error, 300)}") from error
 
+    def _run_at_once(self, feed: Batch) -> dict[str, Array] | None:
+        """Run in the thread of the requests; None when the run was ended, because it took too long for that."""
+        options = runtime().RunOptions()
+        try:
+            with WATCH.over(options, _AT_MOST):
+                return self.loaded.run(feed, options, most=self._most)
+        except RequestError:
+            raise
+        except Exception:
+            if not options.terminate:
+                raise
+            self._usual = math.inf
+            return None
+
+    def _timed(self, feed: Batch, options: Any) -> dict[str, Array]:
+        started = time.perf_counter()
+        found = self.loaded.run(feed, options, most=self._most)
+        if _is_small(feed):
+            seconds = time.perf_counter() - started
+            self._usual = seconds if math.isinf(self._usual) else max(seconds, 0.9 * self._usual)
+        return found
+
     async def _run_in_thread(self, feed: Batch) -> dict[str, Array]:
         options = runtime().RunOptions()
-        work = functools.partial(self.loaded.run, feed, options, most=self._most)
+        work = functools.partial(self._timed, feed, options)
         run = asyncio.get_running_loop().run_in_executor(self._pool, work)
         try:
             return await asyncio.wait_for(asyncio.shield(run), self._seconds)
@@ -131,3 +174,7 @@ class Runner:
             start += request.rows
             if not request.outputs.done():  # the client may have hung up
                 request.outputs.set_result({name: array[part] for name, array in outputs.items()})
+
+
+def _is_small(feed: Batch) -> bool:
+    return sum(array.nbytes for array in feed.values()) <= _SMALL
