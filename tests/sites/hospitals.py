@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import yaml
 
 from fedpipe.commands.identities import enroll
-from fedpipe.store import Store, open_store
+from fedpipe.store import Store, keys, open_store
 
 LOCAL, SITES = ("hospital-a", "hospital-b"), ("hospital-c", "hospital-d", "hospital-e")
 ROUNDS = 4
@@ -90,6 +92,20 @@ class Federation:
         with (self.folder / f"{name}.log").open("a") as log:
             self.agents[name] = subprocess.Popen(command, env=environment, text=True, stdout=log, stderr=log)
         return self.agents[name]
+
+    @contextlib.contextmanager
+    def starting(self, *names: str) -> Iterator[None]:
+        """Starts agents for one session as soon as it is announced, so that their first look finds it."""
+
+        def start() -> None:
+            until(lambda: self.store.size(keys.CURRENT))
+            for name in names:
+                self.start(name, "--once")
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        yield
+        thread.join()
 
     def log(self, name: str) -> str:
         training = self.folder / "at" / name / "state" / "training.log"

@@ -42,8 +42,8 @@ def test_two_learners_here_and_three_at_their_sites(federation: Federation, tmp_
     file = federation.write()
     for name in SITES:
         federation.join(name)
-        federation.start(name, "--once")
-    summary = fedpipe.run(file, out=tmp_path / "out", name="r1").summary
+    with federation.starting(*SITES):
+        summary = fedpipe.run(file, out=tmp_path / "out", name="r1").summary
     assert {name: process.wait(30) for name, process in federation.agents.items()} == dict.fromkeys(SITES, 0), [
         federation.log(name) for name in SITES
     ]
@@ -230,8 +230,8 @@ def test_other_algorithms_at_a_site(federation: Federation, tmp_path: Path, algo
             enroll(file, name, keys=operators_keys)
         more = {"administrator": fedpipe.roster(file, keys=operators_keys).file.read_text().strip()}
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | more))
-    federation.start("hospital-c", "--once")
-    fedpipe.run(file, out=tmp_path / "out", name="r1", keys=operators_keys)
+    with federation.starting("hospital-c"):
+        fedpipe.run(file, out=tmp_path / "out", name="r1", keys=operators_keys)
     assert federation.agents["hospital-c"].wait(60) == 0, federation.log("hospital-c")
     records = history(federation.store, "r1")
     assert [len(record.contributors) for record in records[1:]] == [5, 5], federation.log("hospital-c")
@@ -251,13 +251,9 @@ def test_a_table_at_a_site(tmp_path: Path, minio_server: servers.Server, s3_keys
     file = tables.federation(tmp_path, store=uri, learners=members, export="none")
     made = Federation(tmp_path, uri)
     made.join("c", policy={"data": str(tmp_path / "own.csv")})
-    agent = made.start("c", "--once")
-    try:
+    with made.starting("c"):
         fedpipe.run(file, out=tmp_path / "out", name="r1")
-        assert agent.wait(60) == 0, made.log("c")
-    finally:
-        agent.kill()
-        agent.wait()
+    assert made.agents["c"].wait(60) == 0, made.log("c")
     records = history(made.store, "r1")
     assert {len(record.contributors) for record in records[1:]} == {3}, made.log("c")
     members[2] = {"name": "c", "data": "own.csv"}
