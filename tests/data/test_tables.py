@@ -133,6 +133,13 @@ def test_ignored_columns_and_keys(tmp_path: Path) -> None:
     assert table.keys.tolist() == ["a", "b"]
 
 
+def test_an_owner_may_have_removed_ignored_columns(tmp_path: Path) -> None:
+    path = parquet_of(tmp_path / "d.parquet", age=[1, 2], y=[0, 1])
+    with pytest.raises(DataError, match="'id'"):
+        read_table(path, "auto", "y", ignore=["id"])
+    assert [c.name for c in read_table(path, "auto", "y", ignore=["id"], narrowed=True).columns] == ["age"]
+
+
 def written(path: Path, text: str) -> Path:
     (path / "d.csv").write_text(text)
     return path / "d.csv"
@@ -253,7 +260,7 @@ def test_columns_travel_with_their_examples(csv: Path) -> None:
 
 def test_a_table_of_load() -> None:
     """`load` of model.py may return columns by name, with the label among them or next to them, or a DataFrame."""
-    settings = {"features": "auto", "labels": "y", "ignore": ()}
+    settings = {"features": "auto", "labels": "y", "ignore": (), "narrowed": False}
     columns = {"a": [1.0, np.nan], "s": ["f", "m"]}
     for loaded in ({**columns, "y": [0, 1]}, (columns, np.array([0, 1]))):
         table = table_of(loaded, settings, "load('x')")

@@ -245,12 +245,13 @@ def test_other_algorithms_at_a_site(federation: Federation, tmp_path: Path, algo
 
 @pytest.mark.heavy
 def test_a_table_at_a_site(tmp_path: Path, minio_server: servers.Server, s3_keys: None) -> None:
-    """The site describes its table in the first phase of the session."""
+    """The site describes its table in the first phase; its policy has removed a column that the plan ignores."""
     uri = minio_server.uri.replace("s3://tests", f"s3://tests/{tmp_path.name.replace('_', '-')}")
     members = [{"name": "a"}, {"name": "b"}, {"name": "c", "at": "site"}]
     file = tables.federation(tmp_path, store=uri, learners=members, export="none")
     made = Federation(tmp_path, uri)
-    made.join("c", policy={"data": str(tmp_path / "own.csv")})
+    columns = {"age": "number", "pressure": "number", "smokes": "boolean", "diagnosis": "category"}
+    made.join("c", policy={"data": str(tmp_path / "own.csv"), "columns": columns})
     with made.starting("c"):
         fedpipe.run(file, out=tmp_path / "out", name="r1")
     assert made.agents["c"].wait(60) == 0, made.log("c")

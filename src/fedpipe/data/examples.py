@@ -77,7 +77,7 @@ FORMATS = (".npz", *SHEETS, *HDF5, *SQLITE)
 
 def read_examples(
     uri: str, *, features: str | Mapping[str, Kind], labels: str, key: str = "", split: str = "",
-    ignore: Collection[str] = (),
+    ignore: Collection[str] = (), narrowed: bool = False,
 ) -> tuple[Examples, Array | None]:  # fmt: skip
     """Reads a dataset.
 
@@ -89,6 +89,7 @@ def read_examples(
         key: array or column of keys, if needed; `client` in HDF5 and SQLite.
         split: split of a SQLite file with several.
         ignore: columns that `auto` leaves out.
+        narrowed: whether some of these may be missing, because the owner has removed them.
 
     Returns:
         The examples, and the keys or None.
@@ -105,7 +106,7 @@ def read_examples(
                 what = "the format has no columns with kinds"
                 remedy = f"Use one of {', '.join(TABLES)}, or set data.features to an array."
                 raise DataError(what, where=uri, remedy=remedy)
-            table = read_table(path, features, labels, key=key, ignore=ignore)
+            table = read_table(path, features, labels, key=key, ignore=ignore, narrowed=narrowed)
             return Examples(table.x, table.y, columns=table.columns), table.keys
         arrays = _read_arrays(path, features, labels, key, split)
     return _check_arrays(arrays, uri, features, labels, key)

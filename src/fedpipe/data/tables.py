@@ -47,8 +47,9 @@ class Table(NamedTuple):
 
 
 def read_table(
-    path: Path, features: str | Mapping[str, Kind], labels: str, *, key: str = "", ignore: Collection[str] = ()
-) -> Table:
+    path: Path, features: str | Mapping[str, Kind], labels: str, *, key: str = "", ignore: Collection[str] = (),
+    narrowed: bool = False,
+) -> Table:  # fmt: skip
     """Reads a table.
 
     Args:
@@ -57,12 +58,13 @@ def read_table(
         labels: the label's column.
         key: a column of keys, if needed.
         ignore: columns that `auto` leaves out.
+        narrowed: whether some of these may be missing, because the owner has removed them.
 
     Raises:
         DataError: a column is missing or cannot be read; the message names file, column and row.
     """
     declared = () if isinstance(features, str) else tuple(features)
-    return _table_of_sheet(read_columns(path, known=(*declared, labels)), features, labels, key, ignore)
+    return _table_of_sheet(read_columns(path, known=(*declared, labels)), features, labels, key, ignore, narrowed)
 
 
 def table_of(loaded: Any, settings: Mapping[str, Any], where: str) -> Table | None:
@@ -90,11 +92,11 @@ def table_of(loaded: Any, settings: Mapping[str, Any], where: str) -> Table | No
     if label is not None:
         arrays[name] = np.asarray(label)
     sheet = sheet_of(arrays, where)
-    return _table_of_sheet(sheet, settings["features"], name, "", settings["ignore"])
+    return _table_of_sheet(sheet, settings["features"], name, "", settings["ignore"], settings["narrowed"])
 
 
 def _table_of_sheet(
-    sheet: Sheet, features: str | Mapping[str, Kind], labels: str, key: str, ignore: Collection[str]
+    sheet: Sheet, features: str | Mapping[str, Kind], labels: str, key: str, ignore: Collection[str], narrowed: bool
 ) -> Table:
     declared = () if isinstance(features, str) else tuple(features)
     if not sheet.names:
@@ -104,7 +106,7 @@ def _table_of_sheet(
     check_named(sheet, [key] if key else [], "data.shards.column")
     y = label_values(sheet, labels)
     if isinstance(features, str):
-        check_named(sheet, ignore, "data.ignore")
+        check_named(sheet, () if narrowed else ignore, "data.ignore")
         used = [name for name in sheet.names if name not in (labels, key, *ignore)]
         kinds = {name: guess_kind(sheet, name) for name in used}
     else:

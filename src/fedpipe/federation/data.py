@@ -164,4 +164,6 @@ class Data(Section, frozen=True, kw_only=True):
     def columns(self) -> dict[str, Any]:
         """Return the arguments with which `read_examples` reads a file of this dataset."""
         features = self.kinds if isinstance(self.features, dict) else self.features
-        return {"features": features, "labels": self.labels, "split": self.split, "ignore": self.ignore}
+        return {
+            "features": features, "labels": self.labels, "split": self.split, "ignore": self.ignore, "narrowed": False,
+        }  # fmt: skip

@@ -110,6 +110,7 @@ def own_parts(
 ) -> dict[str, Part]:
     """Return the parts of a learner's own data, read by fedpipe or by `load`, as `raw_parts` does. Raises DataError."""
     own, settings = own_place(federation, name), federation.data.columns
+    settings["narrowed"] = federation.learner(name).at == "site"
     if schema is not None:
         settings["features"] = with_kinds(schema)
     load: Callable[[str], Any] | None = getattr(module, "load", None)
