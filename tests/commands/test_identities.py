@@ -40,7 +40,7 @@ from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.serving.catalogue import locate
 from fedpipe.store import Store, keys, open_store
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.base import Credentials
 from fedpipe.store.s3 import MinioStore
 from fedpipe.store.users import Users
 from tests import servers

@@ -38,8 +38,9 @@ from fedpipe.sites.journal import entries_of
 from fedpipe.sites.membership import SiteKeys, keys_of, opener_of
 from fedpipe.sites.site import Site, read_site
 from fedpipe.store import Store, keys, open_store
+from fedpipe.store.base import Credentials
 from fedpipe.store.concealment import changed_environment
-from fedpipe.store.credentials import Credentials, read_mounted
+from fedpipe.store.credentials import read_mounted
 from fedpipe.store.files import write_whole
 from fedpipe.store.lent import Lent
 from fedpipe.store.network import BUNDLES

@@ -27,7 +27,7 @@ from fedpipe.rounds.history import history
 from fedpipe.sessions.board import poll_board
 from fedpipe.steps.contract import execute
 from fedpipe.store import keys, open_store
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.base import Credentials
 from fedpipe.store.s3 import MinioStore
 from tests import servers
 from tests.commands.runs import store_of

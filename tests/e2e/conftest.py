@@ -25,7 +25,7 @@ from fedpipe.federation.file import read_federation
 from fedpipe.identity.signing import COORDINATOR
 from fedpipe.kubeflow.doctor.diagnosis import diagnose
 from fedpipe.store import open_store
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.base import Credentials
 from fedpipe.store.users import Users
 from fedpipe.version import __version__
 from tests import binaries, servers

@@ -12,7 +12,7 @@ from kubernetes import client
 from fedpipe.federation.file import read_federation
 from fedpipe.kubeflow.where import Where
 from fedpipe.store import open_store
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.base import Credentials
 from tests.e2e.driver import Pipeline
 
 JOB = "3a5f3e0e-6f0c-4f7e-9a53-0d4a1f0c7b11"

@@ -23,7 +23,7 @@ from fedpipe.kubeflow.where import Where
 from fedpipe.registry.prediction import predict
 from fedpipe.serving.client import RemoteModel
 from fedpipe.store import open_store
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.base import Credentials
 from fedpipe.store.s3 import MinioStore
 from tests import binaries, servers
 from tests.e2e.cluster import NODE, Cluster

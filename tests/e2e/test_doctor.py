@@ -22,7 +22,7 @@ from fedpipe.kubeflow.clients import open_kubernetes
 from fedpipe.kubeflow.doctor.diagnosis import diagnose
 from fedpipe.kubeflow.doctor.finding import Finding
 from fedpipe.kubeflow.pods import waiting_lines
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.base import Credentials
 from tests.e2e.conftest import ENDPOINT, eventually
 from tests.e2e.sites import POOL, Site, secret
 from tests.kubeflow.kfp_server import serving

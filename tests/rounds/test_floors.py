@@ -23,7 +23,7 @@ from fedpipe.rounds.manifests import Dropped
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.steps import learn, score, train, vote
 from fedpipe.store import LocalStore, MemoryStore
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.base import Credentials
 from fedpipe.store.objects import digest_of
 from tests.federations import fresh, make_federation, make_plan
 from tests.models import LINEAR

@@ -35,7 +35,7 @@ from fedpipe.sites.joining import (
     read_rotation,
     secret_of,
 )
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.base import Credentials
 
 ADMINISTRATOR, SITE, OTHER = "1a" * 32, "2b" * 32, "3c" * 32
 NOW = 1_795_000_000

@@ -15,7 +15,8 @@ from minio.credentials import WebIdentityProvider
 
 from fedpipe.errors import StoreError, StoreUnavailableError
 from fedpipe.store import open_store
-from fedpipe.store.credentials import Credentials, find_identity, read_mounted
+from fedpipe.store.base import Credentials
+from fedpipe.store.credentials import find_identity, read_mounted
 from fedpipe.store.s3 import MinioStore
 from fedpipe.store.users import Users
 from tests import servers

@@ -14,7 +14,7 @@ from fedpipe.errors import InputError
 
 if TYPE_CHECKING:
     from fedpipe.commands.identities import Identity
-    from fedpipe.store.credentials import Credentials
+    from fedpipe.store.base import Credentials
 
 commands = Panel("Identities")
 
@@ -139,7 +139,7 @@ def _member(learner: str, coordinator: bool) -> str:
 
 def given_user(access_key: str | None, secret_key_file: Path | None) -> Credentials | None:
     """Return the keys of an existing user, None without one. Raises InputError."""
-    from fedpipe.store.credentials import Credentials
+    from fedpipe.store.base import Credentials
 
     if access_key is None and secret_key_file is None:
         return None

@@ -19,7 +19,7 @@ from fedpipe.errors import InputError
 
 if TYPE_CHECKING:
     from fedpipe.commands.admission import Asked, Decision
-    from fedpipe.store.credentials import Credentials
+    from fedpipe.store.base import Credentials
 
 commands = Panel("Identities")
 _LOOK = 5.0

@@ -34,7 +34,7 @@ from fedpipe.sites.invitation import Invitation, is_signed, token_of
 from fedpipe.sites.joining import LIMIT, Request, fingerprint, make_answer, read_request, read_rotation, secret_of
 from fedpipe.sites.journal import Journal
 from fedpipe.store import keys as spelled
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.base import Credentials
 from fedpipe.store.objects import digest_of, find
 from fedpipe.suggestion import suggestion
 

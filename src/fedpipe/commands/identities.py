@@ -36,7 +36,7 @@ from fedpipe.identity.signing import COORDINATOR, make_key, public_key
 from fedpipe.rounds.floors import floors_in
 from fedpipe.rounds.ledger import state_of_ledger
 from fedpipe.store import check_uri, open_store
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.base import Credentials
 from fedpipe.store.files import write_whole
 
 _LETTERS = string.ascii_letters + string.digits

@@ -19,8 +19,8 @@ from fedpipe.sites.joining import LIMIT, fingerprint, read_answer
 from fedpipe.sites.membership import Pending, SiteKeys, keys_of, opener_of
 from fedpipe.sites.site import CA_VARIABLE, Site, check_state, read_site
 from fedpipe.store import Store, keys, open_store
+from fedpipe.store.base import Credentials
 from fedpipe.store.concealment import changed_environment
-from fedpipe.store.credentials import Credentials
 from fedpipe.store.files import write_whole
 from fedpipe.store.lent import Lent
 

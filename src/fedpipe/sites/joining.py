@@ -25,7 +25,7 @@ from fedpipe.identity.sealing import Seal, exchange_of
 from fedpipe.identity.signing import Signature, Signer, signer_of, verify
 from fedpipe.identity.statements import is_signed_by, signed_with
 from fedpipe.sites.invitation import Invitation, place_of
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.base import Credentials
 from fedpipe.store.objects import Digest, canonical, digest_of, encode
 
 LIMIT = 2**16

@@ -29,7 +29,7 @@ from fedpipe.sites.invitation import Invitation
 from fedpipe.sites.joining import Accepted, make_request, make_rotation
 from fedpipe.sites.site import Site
 from fedpipe.store import Store, keys, open_store
-from fedpipe.store.credentials import Credentials
+from fedpipe.store.base import Credentials
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import decode, encode
 

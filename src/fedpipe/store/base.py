@@ -19,6 +19,17 @@ SMALL = 16 * 2**20
 _SEGMENT = re.compile(r"[A-Za-z0-9_.\-]{1,255}")
 
 
+class Credentials(NamedTuple):
+    """Holds the credentials of an S3 store, and never prints them."""
+
+    access_key: str
+    secret_key: str
+    session_token: str | None = None
+
+    def __repr__(self) -> str:
+        return "Credentials(***)"
+
+
 class Blob(NamedTuple):
     """Holds a whole small object: its bytes, and the version that `swap` expects."""
 

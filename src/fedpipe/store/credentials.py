@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
@@ -18,7 +18,7 @@ from minio.credentials.credentials import Credentials as Held
 from minio.credentials.providers import AWSConfigProvider, IamAwsProvider, Provider
 
 from fedpipe.errors import StoreError, StoreUnavailableError
-from fedpipe.store.base import SECRET_DIR
+from fedpipe.store.base import SECRET_DIR, Credentials
 from fedpipe.store.concealment import environ
 from fedpipe.store.network import Pool, RouteError, reason_of, remedy_of
 
@@ -37,17 +37,6 @@ SOURCES = (
 """Variables that lead to credentials; some of them name files."""
 _METADATA = "http://169.254.169.254"
 _CONTAINER = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
-
-
-class Credentials(NamedTuple):
-    """Holds the credentials of an S3 store, and never prints them."""
-
-    access_key: str
-    secret_key: str
-    session_token: str | None = None
-
-    def __repr__(self) -> str:
-        return "Credentials(***)"
 
 
 class Identity(Provider):

@@ -19,9 +19,9 @@ import urllib3
 from minio.error import InvalidResponseError, S3Error, ServerError
 
 from fedpipe.errors import CorruptError, FedpipeError, NotFoundError, StoreError, StoreUnavailableError, TooLargeError
-from fedpipe.store.base import SMALL, Blob, Entry, Reader, check_key, probe_conditional_writes
+from fedpipe.store.base import SMALL, Blob, Credentials, Entry, Reader, check_key, probe_conditional_writes
 from fedpipe.store.bodies import TornError, check_start, is_torn, read_exactly, release, size_of
-from fedpipe.store.credentials import Credentials, seconds_left
+from fedpipe.store.credentials import seconds_left
 from fedpipe.store.network import RouteError, remedy_of, via
 from fedpipe.store.s3_client import DEADLINE, Connection, connect, describe_answer, may_pass, time_of_signing
 

@@ -12,7 +12,8 @@ import urllib3
 from minio.error import InvalidResponseError, ServerError
 
 from fedpipe.errors import StoreError
-from fedpipe.store.credentials import Credentials, Identity, find_identity, fixed
+from fedpipe.store.base import Credentials
+from fedpipe.store.credentials import Identity, find_identity, fixed
 from fedpipe.store.network import Pool, reason_of
 
 DEADLINE = 60.0

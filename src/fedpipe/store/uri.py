@@ -6,20 +6,16 @@ import functools
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
 from fedpipe.errors import StoreError
 from fedpipe.store import held
-from fedpipe.store.base import Store
+from fedpipe.store.base import Credentials, Store
 from fedpipe.store.files import obstacle
 from fedpipe.store.local import LocalStore
 from fedpipe.store.memory import MemoryStore
 from fedpipe.store.places import file_uri, is_uri, path_of
 from fedpipe.store.userinfo import check_no_credentials
-
-if TYPE_CHECKING:
-    from fedpipe.store.credentials import Credentials
 
 _SCHEMES = ("file", "s3", "memory")
 _REGION = "us-east-1"

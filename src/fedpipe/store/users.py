@@ -13,7 +13,8 @@ from minio import MinioAdmin
 from minio.error import MinioAdminException
 
 from fedpipe.errors import StoreError, one_line
-from fedpipe.store.credentials import Credentials, find_identity, fixed
+from fedpipe.store.base import Credentials
+from fedpipe.store.credentials import find_identity, fixed
 from fedpipe.store.network import Pool, reason_of, remedy_of
 from fedpipe.store.uri import endpoint_of
 
