@@ -29,7 +29,7 @@ _KINDS = {"join": "joins", "rotation": "new keys", "invited": "invited"}
 
 @commands.add(
     "fedpipe invite hospital-b",
-    "fedpipe invite hospital-b --expires 24h --out hospital-b.yaml --endpoint https://minio.example.org",
+    "fedpipe invite hospital-b --expires 24h --endpoint https://minio.example.org",
     "fedpipe invite hospital-b --withdraw",
 )
 @forwarded

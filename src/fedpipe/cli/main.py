@@ -24,12 +24,14 @@ app = typer.Typer(
     rich_markup_mode="rich",  # for the panels
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (start, run, follow, serving, identities, joining, store, kubeflow, rare):
+for group in (start, run, follow, serving, identities, joining):
     app.add_typer(group.commands)
 app.add_typer(
     site_decisions.commands, name="site", help="Take part from the data owner's own machines.", rich_help_panel="Sites",
     no_args_is_help=True, epilog="Example:\n$ fedpipe site run",
 )  # fmt: skip
+for group in (store, kubeflow, rare):
+    app.add_typer(group.commands)
 
 
 def main() -> int:

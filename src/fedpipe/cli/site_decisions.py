@@ -165,7 +165,7 @@ def journal(
         return
     for entry in read(file, since):
         if as_json:
-            print(msgspec.json.encode(entry).decode())
+            show_json(msgspec.to_builtins(entry), indent=None)
         else:
             say(_line(entry))
 

@@ -81,9 +81,9 @@ def note(text: str) -> None:
     remark(("note:", "yellow"), f" {text}")
 
 
-def show_json(value: Any) -> None:
-    """Print a value as JSON, for programs."""
-    print(json.dumps(value, indent=2))
+def show_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print a value as JSON, for programs; on one line without an indent."""
+    print(json.dumps(value, indent=indent))
 
 
 def show_table(rows: Iterable[Sequence[Styled]], head: Sequence[str] = (), *, whole: int = 0) -> None:
