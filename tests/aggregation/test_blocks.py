@@ -20,21 +20,10 @@ from fedpipe.federation.optimizers import Sgd
 from fedpipe.federation.rules import Mean
 from fedpipe.store import MemoryStore, keys
 from fedpipe.store.objects import digest_of
+from tests.faults.stores import Counting
 
 MEAN = make_rule(Mean())
 DTYPES = {"float32": np.float32, "float64": np.float64, "bfloat16": ml_dtypes.bfloat16}
-
-
-class Counting(MemoryStore):
-    """Keeps the keys that were opened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.opened: list[str] = []
-
-    def open(self, key: str) -> Any:
-        self.opened.append(key)
-        return super().open(key)
 
 
 def arrays(count: int, dtype: Any, elements: int) -> list[np.ndarray]:

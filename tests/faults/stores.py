@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from fedpipe.store import Blob, Entry, Reader, Store
+from fedpipe.store import Blob, Entry, MemoryStore, Reader, Store
 from tests.simulation import Killed
 
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
@@ -100,6 +100,18 @@ class HookedStore:
 
     def probe(self) -> None:
         self._passed("probe", "")
+
+
+class Counting(MemoryStore):
+    """Keeps the keys that were opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[str] = []
+
+    def open(self, key: str) -> Any:
+        self.opened.append(key)
+        return super().open(key)
 
 
 def killing(inner: Store, point: int, when: str, *, real: bool) -> HookedStore:

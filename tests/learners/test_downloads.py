@@ -22,21 +22,10 @@ from fedpipe.rounds.history import history
 from fedpipe.store import LocalStore, MemoryStore, keys
 from fedpipe.store.objects import put_bytes
 from tests.commands.runs import store_of
+from tests.faults.stores import Counting
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan, play_round
 
 ARRAYS = {"w": np.arange(5, dtype=np.float32), "b": np.zeros((), np.float64)}
-
-
-class Counting(MemoryStore):
-    """Keeps the keys that were opened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.opened: list[str] = []
-
-    def open(self, key: str) -> Any:
-        self.opened.append(key)
-        return super().open(key)
 
 
 def put(store: MemoryStore | LocalStore, arrays: Any = ARRAYS, owner: str | None = None) -> str:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import secrets
-import string
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,9 +35,8 @@ from fedpipe.rounds.floors import floors_in
 from fedpipe.rounds.ledger import state_of_ledger
 from fedpipe.store import check_uri, open_store
 from fedpipe.store.base import Credentials
+from fedpipe.store.credentials import new_secret
 from fedpipe.store.files import write_whole
-
-_LETTERS = string.ascii_letters + string.digits
 
 
 class Identity(NamedTuple):
@@ -254,11 +251,6 @@ def ledger_mark(place: StoredFederation, member: Member) -> list[str]:
         return []
     count, head = state_of_ledger(place.store, member.name)
     return [str(count), head] if head else []
-
-
-def new_secret() -> str:
-    """Returns a secret key for a user of the store."""
-    return "".join(secrets.choice(_LETTERS) for _ in range(40))
 
 
 def user_of(place: StoredFederation, member: Member) -> str:

@@ -257,12 +257,13 @@ class Approvals:
 
     def described(self, text: str = "") -> Description:
         """Return the description of the plan with this digest or its beginning. Raises InputError."""
-        known = {item.digest: item.description for item in self.pending()}
+        waiting = self.pending()
+        known = {item.digest: item.description for item in waiting}
         for decided in self.decisions():
             with contextlib.suppress(InputError):
                 known.setdefault(decided.plan, decode(self.kept(decided.plan), Description, where=decided.plan))
         wanted = text.removeprefix("sha256:")
-        pool = [item.digest for item in self.pending()] if not wanted else list(known)
+        pool = [item.digest for item in waiting] if not wanted else list(known)
         fits = [digest for digest in pool if digest.removeprefix("sha256:").startswith(wanted)]
         if len(fits) == 1:
             return known[fits[0]]

@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from fedpipe.errors import CorruptError, InputError
 from fedpipe.identity.signing import Signature, Signer
 from fedpipe.identity.statements import is_signed_by, signed_with
-from fedpipe.store.objects import canonical, decode, digest_of
+from fedpipe.store.objects import canonical, decode, decoded_file, digest_of
 
 ROTATION = 4 * 2**20
 """Bytes of a file after which the next one begins."""
@@ -234,13 +234,8 @@ def read_head(folder: Path, name: str = "head", *, lenient: bool = False) -> Jou
         InputError: it cannot be read.
         CorruptError: it is malformed.
     """
-    path = folder / name
     try:
-        return decode(path.read_bytes(), JournalHead, where=str(path))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        return decoded_file(folder / name, JournalHead)
     except CorruptError:
         if lenient:
             return None

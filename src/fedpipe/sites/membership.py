@@ -12,11 +12,9 @@ Files with keys are readable by this user alone. A step that was interrupted is 
 
 from __future__ import annotations
 
-import secrets
-import string
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple
 
 from msgspec import Meta, Struct
 from msgspec.structs import replace
@@ -30,13 +28,12 @@ from fedpipe.sites.joining import Accepted, make_request, make_rotation
 from fedpipe.sites.site import Site
 from fedpipe.store import Store, keys, open_store
 from fedpipe.store.base import Credentials
+from fedpipe.store.credentials import new_secret
 from fedpipe.store.files import write_whole
-from fedpipe.store.objects import decode, encode
+from fedpipe.store.objects import decoded_file, encode
 
-_LETTERS = string.ascii_letters + string.digits
 _Number = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 _Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-T = TypeVar("T")
 Opener = Callable[[Credentials | None], Store]
 """Opens the federation's part of the store with the given keys, or with the current ones."""
 
@@ -105,17 +102,17 @@ class SiteKeys(NamedTuple):
     @property
     def membership(self) -> Membership | None:
         """The federation that the site has joined. Raises InputError."""
-        return _found(self.state / "membership.json", Membership)
+        return decoded_file(self.state / "membership.json", Membership)
 
     @property
     def pending(self) -> Pending | None:
         """The request to join that is not answered yet. Raises InputError."""
-        return _found(self.state / "joining.json", Pending)
+        return decoded_file(self.state / "joining.json", Pending)
 
     @property
     def renewal(self) -> Renewal | None:
         """The keys that are not granted yet. Raises InputError."""
-        return _found(self.state / "rotation.json", Renewal)
+        return decoded_file(self.state / "rotation.json", Renewal)
 
     def begin(self, invitation: Invitation, now: float) -> Pending:
         """Make the request to join, or return the one of an earlier call. Raises InputError."""
@@ -217,8 +214,7 @@ class SiteKeys(NamedTuple):
         joined, new = self._joined(), make_key()
         keys_of_store = given
         if given is None and (self.credentials / "accesskey").exists():
-            chosen = "".join(secrets.choice(_LETTERS) for _ in range(40))
-            keys_of_store = Credentials((self.credentials / "accesskey").read_text().strip(), chosen)
+            keys_of_store = Credentials((self.credentials / "accesskey").read_text().strip(), new_secret())
         request = make_rotation(
             joined.federation, joined.learner, signer_of(self.key.read_text().split()[0]), new, now,
             exchange=joined.exchange, secret=keys_of_store.secret_key if keys_of_store and not given else "",
@@ -251,15 +247,6 @@ class SiteKeys(NamedTuple):
 
     def _write(self, path: Path, data: bytes) -> None:
         write_whole(path, data, mode=0o600)
-
-
-def _found(path: Path, kind: type[T]) -> T | None:
-    try:
-        return decode(path.read_bytes(), kind, where=str(path))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
 
 
 def keys_of(site: Site) -> SiteKeys:

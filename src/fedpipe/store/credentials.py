@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import secrets
+import string
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +39,11 @@ SOURCES = (
 """Variables that lead to credentials; some of them name files."""
 _METADATA = "http://169.254.169.254"
 _CONTAINER = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
+
+
+def new_secret() -> str:
+    """Return a secret key for a user of the store."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(40))
 
 
 class Identity(Provider):

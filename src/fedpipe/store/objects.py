@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fedpipe.codec import from_json
-from fedpipe.errors import CorruptError, NotFoundError, StoreError, StoreUnavailableError, TooLargeError
+from fedpipe.errors import CorruptError, InputError, NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.store import SMALL, Store, keys
 
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
@@ -70,6 +70,16 @@ def decode(data: bytes, kind: type[T], *, where: str) -> T:
     if getattr(found, "format", FORMAT) not in _formats(kind):
         _check_format(data, kind, where)
     return found
+
+
+def decoded_file(path: Path, kind: type[T]) -> T | None:
+    """Reads a struct from a file of this machine; None without one. Raises InputError, and CorruptError as `decode`."""
+    try:
+        return decode(path.read_bytes(), kind, where=str(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
 
 
 FORMAT = 1

@@ -320,11 +320,10 @@ class NamedTop(WholeModel):
     def _joined(self) -> Any:
         _, keras = frameworks()
         taken, order = self._taken(self._made(TOP))
-        inputs = {}
+        inputs, given = {}, {}
         for place, party in zip(order, self._parties, strict=True):
             port = taken.ports[place]
-            inputs[party] = keras.Input(port.shape[1:], dtype=port.dtype, name=party)
-        given = {taken.names[place]: inputs[party] for place, party in zip(order, self._parties, strict=True)}
+            inputs[party] = given[taken.names[place]] = keras.Input(port.shape[1:], dtype=port.dtype, name=party)
         return self._whole(inputs, taken.packed(given))
 
 
