@@ -7,7 +7,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup setup-tff setup-custom setup-bench demo test test-fast faults fuzz check cover mutants bench lock audit docs images e2e clean
+.PHONY: help setup setup-tff setup-custom setup-bench demo test test-again test-fast faults fuzz check cover mutants bench lock audit docs images e2e clean
 
 help: ## list the words
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,10 @@ demo: setup ## train five learners on handwritten digits, and show the report
 
 test: setup setup-tff setup-custom ## run every test
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --durations=10 --durations-min=1
+
+test-again: ## try again, one by one, what failed in the last `make test`, if that is at most three tests
+	@$(BIN)/python -c 'import json, sys; failed = json.load(open(".pytest_cache/v/cache/lastfailed")); print("once more:", *failed, sep="\n  "); sys.exit(len(failed) > 3)'
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 cover: setup setup-tff setup-custom ## run every test, and list the lines that none of them runs
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --cov --cov-report=term-missing:skip-covered
