@@ -5,6 +5,7 @@ Its five learners are threads of another process; the model has 2 MB.
 
 import json
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -60,6 +61,10 @@ with tempfile.TemporaryDirectory() as folder:
         for thread in threads:
             thread.join()
         os._exit(0)
-    drive(Coordinator(store, plan, "s", listener=listen).run(), time.sleep)
+    try:
+        drive(Coordinator(store, plan, "s", listener=listen).run(), time.sleep)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)  # it holds the pipe, so whoever reads it would wait for the learners
+        raise
     os.waitpid(child, 0)
     print(json.dumps(found))

@@ -107,6 +107,26 @@ def test_a_base_is_read_only_where_norms_are_compared(count: int, times: int, tm
     assert list(found.refused) == [f"l{count - 1}"] * times
 
 
+@pytest.mark.parametrize("fetched", [0, 1, 4, 5])
+def test_any_part_of_the_updates_may_be_fetched_early(fetched: int, tmp_path: Path) -> None:
+    """Nothing is fetched before the closing, not even the base, when all answer at once."""
+    store, values = MemoryStore(), arrays(5, np.float32, 1000)
+    base, layout, sources = put(store, values)
+    early = tmp_path / "early"
+    early.mkdir()
+    forest = Forest(store, layout, MEAN, range(5), early, Checks(norms=Norms(early / "base", 10.0)))
+    if fetched:
+        (early / "base").write_bytes(store.read(keys.content(base)).data)
+    for source in sources[:fetched]:
+        forest.add(source)
+    (tmp_path / "out").mkdir()
+    found = combine(
+        store, sources, layout=layout, base=base, state={}, rule=MEAN, server=make_server_step(Sgd(learning_rate=1.0)),
+        folder=tmp_path / "out", bounds=Bounds(norm=10.0), forest=forest,
+    )  # fmt: skip
+    assert found.weights[1] == combined(store, values, tmp_path / "again", bounds=Bounds(norm=10.0)).weights[1]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_are_the_same_early_and_late(dtype: str, tmp_path: Path) -> None:
     """Of an update that is fetched alone, in pieces, and of one among many, in strips: to the last bit."""

@@ -173,8 +173,12 @@ def _mixed(
 
 
 def _serves(forest: Forest, bounds: Bounds, sources: Sequence[Source]) -> bool:
-    """Return whether sums that were made early keep to the bounds: updates were measured, and weights are theirs."""
-    return not bounds.share and (forest.norms is not None or not bounds.norm or len(sources) <= OTHERS)
+    """Return whether there are early sums that keep to the bounds: updates were measured, and weights are theirs.
+
+    A forest without an update, when all answer at once, has not fetched the base either.
+    """
+    measured = forest.norms is not None or not bounds.norm or len(sources) <= OTHERS
+    return bool(forest.members or forest.refused) and not bounds.share and measured
 
 
 def _weighed(sources: list[Source], bounds: Bounds) -> list[Source]:
