@@ -106,6 +106,7 @@ def _key(federation: Federation, code: str, examples: Examples | None, schema: S
         "framework": federation.framework,
         "parties": federation.feature_parties,
         "share": msgspec.to_builtins(federation.share),
+        "secure": msgspec.to_builtins(federation.secure),
         "training": msgspec.to_builtins(training),
         "export": msgspec.to_builtins(federation.export),
         "private": private,
