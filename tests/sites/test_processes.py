@@ -141,11 +141,12 @@ def test_an_agent_that_is_killed_in_a_session_and_started_again(
     """Its plan is approved first. SIGKILL takes the process that trains too, and the next agent resumes the session."""
     file = federation.write(sites=("hospital-c",))
     path = federation.join("hospital-c", approve="ask")
-    first = federation.start("hospital-c")
     runs = subprocess.Popen(
         [sys.executable, "-m", "fedpipe", "run", str(file), "--run", "r1", "--out", str(tmp_path / "out")],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    until(lambda: federation.store.size(keys.CURRENT))
+    first = federation.start("hospital-c")
     until(lambda: (found := read_presence(federation.store, "hospital-c")) and found.state == "waits")
     assert not federation.store.size(keys.update("hospital-c", "r1", 1))
     assert "waits since" in fedpipe("site", "pending", "-c", path).out

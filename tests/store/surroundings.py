@@ -33,9 +33,11 @@ class ForwardProxy:
         user: `user:password` that it asks for.
         refusal: an HTTP status with which it answers everything.
         certificates: a folder as `make_certificates` writes it, for a proxy that is reached by TLS.
+        known: the port of this machine that has all names.
     """
 
-    def __init__(self, user: str = "", refusal: int = 0, certificates: Path | None = None) -> None:
+    def __init__(self, user: str = "", refusal: int = 0, certificates: Path | None = None, known: int = 0) -> None:
+        self._known = known
         self._expected = f"Basic {base64.b64encode(user.encode()).decode()}" if user else None
         self._refusal = refusal
         self.seen: list[str] = []
@@ -83,7 +85,8 @@ class ForwardProxy:
         self, method: str, target: str, lines: list[str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         parts = urlsplit(f"//{target}" if method == "CONNECT" else target)
-        up_reader, up_writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
+        place = ("127.0.0.1", self._known) if self._known else (parts.hostname, parts.port or 80)
+        up_reader, up_writer = await asyncio.open_connection(*place)
         if method == "CONNECT":
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         else:

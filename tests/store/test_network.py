@@ -65,6 +65,24 @@ def use(server: servers.Server, tmp_path: Path) -> None:
     assert not Users(server.uri).has("nobody")
 
 
+def test_a_bucket_in_the_name_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy stands for the names: conditional, presigned and multipart requests go to the host of the bucket."""
+    settings = {"MINIO_DOMAIN": "store.example"}
+    with servers.running("minio", tmp_path / "minio", settings=settings) as server:
+        with ForwardProxy(known=int(server.endpoint.rpartition(":")[2])) as proxy:
+            monkeypatch.setenv("HTTP_PROXY", proxy.url)
+            store = open_store("s3://tests/routed?endpoint=http://store.example:9000&style=virtual")
+            store.probe()
+            assert store.create("a", b"one")
+            (tmp_path / "large").write_bytes(bytes(20 * 2**20))
+            store.upload("large", tmp_path / "large")
+            assert store.size("large") == 20 * 2**20
+        monkeypatch.delenv("HTTP_PROXY")
+        assert list(open_store(f"{server.uri}&style=path").keys()) == ["routed/a", "routed/large"]
+    assert {line.split()[1].split("/")[2] for line in proxy.seen} == {"tests.store.example:9000"}
+    assert not [line for line in proxy.seen if "/tests/" in line]
+
+
 class TestProxies:
     @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
     def test_every_request_passes_it(
