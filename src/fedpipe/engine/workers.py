@@ -36,7 +36,7 @@ OWN_PYTHON = ("tff", "custom")
 _START = threading.Lock()
 _STARTED = threading.Event()
 _SERVER_END = 300.0
-"""Seconds within which a server that no longer answers has ended: it may import TensorFlow until then, on a busy machine."""
+"""Seconds within which a server that no longer answers has ended; on a busy machine it first imports TensorFlow."""
 
 
 def start_server() -> None:
