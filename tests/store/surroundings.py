@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import ipaddress
 import json
+import socket
 import ssl
 import threading
 import time
@@ -41,7 +42,8 @@ class ForwardProxy:
         self._expected = f"Basic {base64.b64encode(user.encode()).decode()}" if user else None
         self._refusal = refusal
         self.seen: list[str] = []
-        self.port = servers.free_port()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
         self.url = f"{'https' if certificates else 'http'}://127.0.0.1:{self.port}"
         self._context: ssl.SSLContext | None = None
         if certificates:
@@ -52,7 +54,7 @@ class ForwardProxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,7 +63,7 @@ class ForwardProxy:
 
     async def _serve(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        async with await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self._context):
+        async with await asyncio.start_server(self._accept, sock=self._listener, ssl=self._context):
             self._ready.set()
             await self._over.wait()
             for task in asyncio.all_tasks() - {asyncio.current_task()}:

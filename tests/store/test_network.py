@@ -7,7 +7,6 @@ import itertools
 import os
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,12 +126,11 @@ class TestProxies:
         server = tls_server if secure else minio_server
         with ForwardProxy(user="me:right") as proxy:
             monkeypatch.setenv("HTTPS_PROXY" if secure else "HTTP_PROXY", f"http://{given}127.0.0.1:{proxy.port}")
-            started = time.monotonic()
             with pytest.raises(
                 StoreError, match=r"the proxy http://127.0.0.1:\d+ (asks for|refuses its).*407"
             ) as caught:
                 open_store(server.uri).probe()
-        assert time.monotonic() - started < 5
+        assert len(proxy.seen) == 2  # it is created and deleted, without retries
         assert "wrong-hidden" not in everything(caught.value)
         assert "USER:PASSWORD" in str(caught.value.remedy)
         assert ("asks for" in caught.value.what) == (given == "")
@@ -168,7 +166,6 @@ class TestProxies:
         store = open_store(minio_server.uri, deadline=0.5)
         with ForwardProxy(refusal=403) as proxy:
             monkeypatch.setenv("HTTP_PROXY", proxy.url)
-            started = time.monotonic()
             with pytest.raises(StoreError, match=r"the server is not an S3 store: .*HTTP 403 ?") as caught:
                 store.create("a", b"")
             with pytest.raises(
@@ -177,7 +174,7 @@ class TestProxies:
                 list(store.keys())
             with pytest.raises(StoreError, match=f"through the proxy {proxy.url}"):
                 store.size("a")
-            assert time.monotonic() - started < 0.5  # no retries
+            assert len(proxy.seen) == 4  # no retries
             assert f"through the proxy {proxy.url}" in str(caught.value)
         with ForwardProxy(refusal=502) as proxy:
             monkeypatch.setenv("HTTP_PROXY", proxy.url)
@@ -282,10 +279,9 @@ class TestCertificates:
     ) -> None:
         if named:
             monkeypatch.setenv("AWS_CA_BUNDLE", str(make_certificates(tmp_path) / "ca.pem"))
-        started = time.monotonic()
         with pytest.raises(StoreError, match=r"the certificate of 127.0.0.1 is not valid") as caught:
             open_store(tls_server.uri).probe()
-        assert time.monotonic() - started < 5  # no retries
+        assert not isinstance(caught.value, StoreUnavailableError)  # which is raised after retries
         trusted = f"AWS_CA_BUNDLE={tmp_path / 'ca.pem'}" if named else "the system's authorities"
         assert "Set SSL_CERT_FILE" in str(caught.value.remedy)
         assert trusted in str(caught.value.remedy)
