@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedpipe.errors import ConflictError, CorruptError, InputError, NotFoundError, StoreError
-from fedpipe.rounds import pruning
+from fedpipe.rounds import pruning, retention
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import history, precedes, read_head
 from fedpipe.rounds.manifests import Record
@@ -154,6 +154,16 @@ class TestWhatGoes:
         assert not find_loss(full, Rules()).content
         clock.now += IDLE
         assert pruned(full).objects == len(digests)
+        check_usable(full)
+
+    def test_nothing_that_a_record_or_plan_of_many_learners_names(
+        self, full: MemoryStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those of some thousand learners have more bytes than the limit of other objects."""
+        monkeypatch.setattr(retention, "_LARGEST", 600)
+        assert len(full.read(keys.record("four", 1)).data) > 600 < len(encode(find_plan(full, "four")))
+        clock.now += IDLE
+        assert pruned(full).objects == 0
         check_usable(full)
 
     def test_runs_but_the_latest(self, full: MemoryStore) -> None:

@@ -36,7 +36,10 @@ IDLE = 24 * 3600.0
 """Seconds without a change after which a run without a summary is not at work, and an unnamed object is garbage."""
 _READERS = 16
 _LARGEST = 2**20
-"""Most bytes of an object that may name others, such as a plan; larger ones are weights and data."""
+"""Most bytes of an object that may name others; larger ones are weights and data.
+
+The coordinator's own in the folders of runs, such as records, and plans may be larger: they name each learner.
+"""
 _NAMED = re.compile(rb'(?:"([A-Za-z_]\w*)":)?"sha256:([0-9a-f]{64})"')
 _LEAVES = {b"weights", b"base", b"candidate", b"layout", b"optimizer", b"state", b"record", b"data", b"proposed",
            b"personal", b"control"}  # fmt: skip
@@ -343,13 +346,18 @@ class _Marks:
         """Return the digests that these objects name, and those that the named ones name in turn."""
         reached: set[str] = set()
         seen: set[str] = set()
-        left = list(found)
-        while left := [key for key in dict.fromkeys(left) if key not in seen and self.by_key[key].size <= _LARGEST]:
+        left = [key for key in found if key.startswith(f"{keys.RUNS}/") or self._is_small(key)]
+        while left := [key for key in dict.fromkeys(left) if key not in seen]:
             seen |= set(left)
             named = self._named_in(left)
             reached |= {digest for _, digest in named}
-            left = self._objects(digest for name, digest in named if name not in _LEAVES)
+            plans = self._objects(digest for name, digest in named if name == b"plan")
+            others = self._objects(digest for name, digest in named if name not in _LEAVES)
+            left = [*plans, *filter(self._is_small, others)]
         return reached
+
+    def _is_small(self, key: str) -> bool:
+        return self.by_key[key].size <= _LARGEST
 
     def _objects(self, digests: Iterable[str]) -> list[str]:
         """Return the keys of the objects with these digests, of any owner."""
