@@ -122,6 +122,9 @@ class TestBeforeARun:
         self.refused(file, "the roster has no key of hospital-c")
         fedpipe.enroll(file, "hospital-c")
         assert fedpipe.roster(file).learners == self.FEW
+        assert ("roster", "3 learners, of which a sum has 3 at least") in [
+            (found.subject, found.what) for found in fedpipe.check(file)
+        ]
 
     def test_one_was_revoked(self, numpy_digits: Path) -> None:
         file = secure(numpy_digits, self.FEW)

@@ -39,7 +39,10 @@ def test_a_pod_is_killed_while_it_uploads_its_masked_vector(
 
     with ThreadPoolExecutor(1) as beside:
         killing = beside.submit(kill)
-        made.driver("summed").run({"run": "summed"}, until="coordinate")
+        try:
+            made.driver("summed").run({"run": "summed"}, until="coordinate")
+        finally:
+            stall.held.set()  # nobody waits for an upload any more
         killing.result()
     stall.close()
     pods = [pod for pod in pods_of(open_kubernetes(made.where), "summed") if pod.step == "learn-hospital-d"]
