@@ -43,7 +43,7 @@ def test_a_keras_learner_and_a_private_one(federation: Federation, tmp_path: Pat
     federation.join(PRIVATE, policy={"data": str(federation.folder / f"{PRIVATE}.npz"), "privacy": DEMANDED})
     with federation.starting(PLAIN, PRIVATE):
         fedpipe.run(file, out=tmp_path / "out", name="r1")
-    ended = {name: process.wait(60) for name, process in federation.agents.items()}
+    ended = {name: process.wait(120) for name, process in federation.agents.items()}
     assert ended == {PLAIN: 0, PRIVATE: 0}, [federation.log(name) for name in ended]
     record = history(federation.store, "r1")[1]
     updates = {update.learner: update for update in record.updates}

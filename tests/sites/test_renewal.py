@@ -162,7 +162,7 @@ def test_a_site_joins_while_a_session_runs(federation: Federation) -> None:
         assert {key: read_enrolled(federation.store).learners[key] for key in others} == enrolled.learners
         allow(config, federation)
         federation.start(name)
-        until(took_part, 180)
+        until(took_part)
         done("stop", "r1", "-f", file, folder=federation.folder, keys_of_store=True)
         _, err = run.communicate(timeout=180)
         assert run.returncode == 0, err
@@ -200,7 +200,8 @@ def test_a_running_agent_takes_part_with_keys_that_were_renewed(federation: Fede
     rotate(config)
     assert site.public_key != before[0]
     assert read_mounted(site.credentials) != before[1]
-    api.run(file, out=federation.folder / "out", name="r1")
+    with federation.waking(name):
+        api.run(file, out=federation.folder / "out", name="r1")
     records = history(federation.store, "r1")
     signers = {update.signature.key for one in records for update in one.updates if update.learner == name}  # type: ignore[union-attr]
     assert signers == {site.public_key}
