@@ -94,13 +94,18 @@ def check_model(federation: Federation, code: str, examples: Examples | None, sc
         measured = model.check_examples(examples.x, examples.y, examples.weight)
         if schema is not None:
             _check_missing(model, examples, schema)
-        if federation.vote:
-            check_criterion(federation.vote.criterion, measured)
-        if stopping := training.early_stopping:
-            check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
-        if federation.exported and federation.exported.compares:
-            check_criterion(federation.exported.compared, measured, where="export.metric")
+        check_compared(federation, measured)
     return model.outline.text
+
+
+def check_compared(federation: Federation, measured: Collection[str]) -> None:
+    """Check that the metrics by which a federation compares models are measured. Raises InputError."""
+    if federation.vote:
+        check_criterion(federation.vote.criterion, measured)
+    if stopping := federation.training.early_stopping:
+        check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
+    if federation.exported and federation.exported.compares:
+        check_criterion(federation.exported.compared, measured, where="export.metric")
 
 
 def _check_extrapolated(federation: Federation, model: Model) -> None:
