@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -17,6 +18,19 @@ from pathlib import Path
 COMMAND = Path(sys.executable).parent / "fedpipe"
 LIMIT = 120.0
 """Seconds after which nothing more is expected, on the slowest machine; what a test interrupts lasts longer."""
+
+
+@contextlib.contextmanager
+def few_files(count: int) -> Iterator[None]:
+    """Lets this process open so many more files at most, unless it raises the limit itself."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + count, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (now, most))
 
 
 def started_with(mark: dict[str, str]) -> set[int]:

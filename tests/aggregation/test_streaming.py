@@ -18,9 +18,10 @@ from fedpipe.aggregation import Combined, Rule, Source, combine, make_rule, make
 from fedpipe.errors import CorruptError, NotFoundError, StoreError, StoreUnavailableError, WeightsError
 from fedpipe.federation.optimizers import Adagrad, Adam, OptimizerSettings, Sgd, Yogi
 from fedpipe.federation.rules import Mean, Median
-from fedpipe.store import MemoryStore, Reader, keys
+from fedpipe.store import LocalStore, MemoryStore, Reader, Store, keys
 from fedpipe.store.objects import digest_of
 from tests.aggregation.registered import EACH_KIND, Case, Closest, closest, registered
+from tests.processes import few_files
 
 BASE = {
     "kernel": np.linspace(-1, 1, 700_000, dtype=np.float32).reshape(700, 1000),
@@ -44,7 +45,7 @@ def update(seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def put(store: MemoryStore, learner: str, data: bytes, weight: float = 1.0, **more: Any) -> Source:
+def put(store: Store, learner: str, data: bytes, weight: float = 1.0, **more: Any) -> Source:
     digest = more.get("digest", digest_of(data))
     store.replace(keys.content(digest, learner), data)
     return Source(learner, digest, more.get("size", len(data)), weight, more.get("place", place_of(learner)))
@@ -72,6 +73,19 @@ def run(
 @pytest.fixture
 def sources(store: MemoryStore) -> list[Source]:
     return [put(store, f"l{k}", weights.dumps(update(k)), k + 1) for k in range(4)]
+
+
+def test_more_updates_than_a_process_may_open_files(tmp_path: Path) -> None:
+    """The limit is raised: a learner whose file cannot be opened would be refused."""
+    store, arrays = LocalStore(tmp_path / "store"), {"w": np.ones(3)}
+    names, data = [f"l{k}" for k in range(40)], weights.dumps(arrays)
+    given = [put(store, name, data) for name in names]
+    with few_files(25):
+        found = combine(
+            store, given, layout=weights.layout_of(arrays), base=given[0].digest, state={}, rule=MEAN,
+            server=make_server_step(Sgd(learning_rate=1.0)), folder=tmp_path,
+        )  # fmt: skip
+    assert (found.accepted, found.refused) == (tuple(sorted(names)), {})
 
 
 def result(combined: Combined) -> dict[str, np.ndarray]:

@@ -1,10 +1,12 @@
+import contextlib
 from pathlib import Path
 
 import pytest
 
-from fedpipe.errors import StoreError
+from fedpipe.errors import StoreError, StoreUnavailableError
 from fedpipe.store import LocalStore, Store
 from fedpipe.store.testing import StoreContract
+from tests.processes import few_files
 
 
 class TestLocalStore(StoreContract):
@@ -61,6 +63,20 @@ def test_a_file_that_grows_is_read_up_to_its_size(tmp_path: Path) -> None:
     reader.close()
     store.download("a/b", tmp_path / "copy")
     assert (tmp_path / "copy").stat().st_size == 20
+
+
+def test_too_many_open_files_are_no_fault_of_an_object(tmp_path: Path) -> None:
+    """So no learner is blamed: its objects can be read once others are closed."""
+    store = LocalStore(tmp_path)
+    store.create("a", b"1")
+    with contextlib.ExitStack() as stack, few_files(5):
+        with contextlib.suppress(StoreUnavailableError):
+            for _ in range(6):
+                stack.callback(store.open("a").close)
+        with pytest.raises(StoreUnavailableError, match=r"Too many open files.*ulimit -n"):
+            store.read("a")
+        stack.close()
+        assert store.read("a").data == b"1"
 
 
 def test_empty_folders_can_be_removed(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from fedpipe.aggregation.tree import Forest
 from fedpipe.errors import WeightsError
 from fedpipe.federation.exchange import Exchange
 from fedpipe.store import Store, keys
+from fedpipe.store.files import allow_files
 from fedpipe.store.objects import fetch_file
 from fedpipe.weights import FLOATS, Layout, head_bytes, layout_of, load, save
 
@@ -98,6 +99,7 @@ def combine(
         TypeError: the rule needs single updates, and there is a forest.
     """
     check_weights([s.weight for s in sources])
+    allow_files(len(sources))
     if forest is not None:
         check_sums(rule)
     known = forest if forest is not None and _serves(forest, bounds, sources) and forest.fits(sources) else None

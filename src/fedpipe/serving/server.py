@@ -9,7 +9,6 @@ import hashlib
 import html
 import logging
 import os
-import resource
 import signal
 import socket
 import threading
@@ -28,6 +27,7 @@ from fedpipe.serving.follower import Follower
 from fedpipe.serving.runner import Batching
 from fedpipe.serving.runtime import load
 from fedpipe.store import LocalStore, Store
+from fedpipe.store.files import allow_files
 
 try:
     import httptools  # noqa: F401
@@ -47,6 +47,8 @@ log = logging.getLogger("fedpipe")
 HEADER_SECONDS = 10.0
 """Time limit for the head of a request."""
 _BACKLOG = 2048
+_CONNECTIONS = 2**20
+"""Most connections, if the system allows as many: idle ones do not keep others out."""
 _MMAP_THRESHOLD, _ARENA_MAX = -3, -8
 """Parameters of glibc's mallopt."""
 _SHUTDOWN_SECONDS = 30
@@ -192,7 +194,7 @@ class Server:
 
     def run(self) -> None:
         """Serves until `stop`, or until a signal that `ended_by_signals` takes."""
-        _allow_many_connections()
+        allow_files(_CONNECTIONS)
         _return_memory()
         stop = threading.Event()
         follow = (self._options.poll, stop)
@@ -308,10 +310,3 @@ def _return_memory() -> None:
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(_MMAP_THRESHOLD, 2**18)
         library.mallopt(_ARENA_MAX, 2)
-
-
-def _allow_many_connections() -> None:
-    """Raises the limit of open files as far as allowed, so that idle connections do not keep others out."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

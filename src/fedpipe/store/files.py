@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from fedpipe.errors import InputError
 
 SCRATCH = ".fedpipe-tmp"
 """Beginning of the names of incomplete files and folders, which a store does not list."""
+_OTHERS = 256
+"""Files that a process has open for other purposes."""
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o666) -> None:
@@ -68,3 +71,16 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # such as a name that is too long
         return False
+
+
+def allow_files(count: int) -> None:
+    """Raise the limit of open files and connections of this process, as far as the system allows; it may be 256.
+
+    Args:
+        count: of files that are open at once, besides those that any process has.
+    """
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHERS if most == resource.RLIM_INFINITY else min(count + _OTHERS, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from fedpipe.errors import NotFoundError, StoreError, TooLargeError
+from fedpipe.errors import NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.store.base import SMALL, Blob, Entry, Reader, check_key, poll_by_reading
 from fedpipe.store.files import SCRATCH
 from fedpipe.store.places import file_uri
@@ -254,6 +255,12 @@ def _mapped(path: Path, absent: type[StoreError] = NotFoundError) -> Iterator[No
         missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
         if missing and absent is NotFoundError:
             raise NotFoundError("there is no such object", where=str(path)) from error
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of this object or its writer
+            raise StoreUnavailableError(
+                f"the folder cannot be used: {error.strerror}",
+                where=str(path),
+                remedy="Raise the limit of open files, for instance by ulimit -n.",
+            ) from error
         raise StoreError(
             f"the folder cannot be used: {error.strerror}",
             where=str(path),
