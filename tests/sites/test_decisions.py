@@ -240,7 +240,7 @@ def test_mistakes_of_a_policy(tmp_path: Path) -> None:
     for more, message in (
         ({"policy": {"epoch": 1}}, r"site\.yaml: policy: unknown key 'epoch'\. Did you mean 'epochs'\?"),
         ({"policy": {"leaves": {"tensorbord": True}}}, r"unknown key 'tensorbord'\. Did you mean 'tensorboard'\?"),
-        ({"policy": {"hours": "night"}}, r"site\.yaml: policy\.hours: .*docs/sites\.md"),
+        ({"policy": {"hours": "night"}}, r"site\.yaml: policy\.hours: is not a part of the day\. Write it as '18:00-06:00'"),
         ({"policy": {"columns": {"age": "numbr"}}}, r"policy\.columns\.age: Invalid enum value 'numbr'\. Valid: "),
         ({"policy": {"epochs": 0}}, r"policy\.epochs: Expected `int` >= 1"),
         ({"policy": {"cpu": "many"}}, r"policy\.cpu: is not a number of cores"),
@@ -272,6 +272,9 @@ def test_decisions_and_journal_outlast_the_keys_of_the_site(tmp_path: Path, stor
 
 
 def test_joining_is_in_the_journal(tmp_path: Path, fedpipe: Callable[..., Result]) -> None:
+    mistyped = fedpipe("site", "join", str(tmp_path / "none.yaml"), "-c", str(tmp_path / "site.yaml"))
+    assert (mistyped.code, (tmp_path / "state").exists()) == (2, False)
+    (tmp_path / "none.yaml").write_text("federation: tiny\n")
     done = fedpipe("site", "join", str(tmp_path / "none.yaml"), "-c", str(tmp_path / "site.yaml"))
     assert done.code == 2
     assert [entry.event for entry in entries_of(tmp_path / "state" / "journal")] == ["not-joined"]
@@ -298,7 +301,9 @@ def test_watch_shows_since_when_a_site_waits(tmp_path: Path) -> None:
          "there is no column 'ages', which the policy names. Did you mean 'age'?"),
         ("{data: rows.csv, columns: {sex: number}}", "column 'sex', row 1 (line 2): 'f' is not a number"),
         ("{data: rows.csv, least_examples: 3}", "there are 2 rows that the policy allows, and it needs 3"),
-        ("{data: none.csv, least_examples: 3}", "there is no such file. Check the path."),
+        ("{data: none.csv}", "site.yaml: policy.data: there is no file or folder"),
+        ("{data: rows.csv, hours: 18-6}", "policy.hours: is not a part of the day. Write it as '18:00-06:00', in quotes."),
+        ("{data: none.csv, least_examples: 3}", "policy.data: there is no file or folder"),
         ("{data: rows.csv, epoch: 3}", "site.yaml: policy: unknown key 'epoch'. Did you mean 'epochs'?"),
         ("{data: rows.csv}", "/journal: the journal's folder cannot be written: File exists"),
     ],

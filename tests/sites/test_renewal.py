@@ -15,7 +15,8 @@ from fedpipe.commands.admission import accept, attend
 from fedpipe.commands.identities import enroll
 from fedpipe.commands.invitations import invite
 from fedpipe.commands.joining import join, rotate
-from fedpipe.errors import StoreUnavailableError
+from fedpipe.commands.site import run
+from fedpipe.errors import InputError, StoreUnavailableError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.rounds.history import history, read_record
 from fedpipe.rounds.manifests import Record
@@ -96,6 +97,14 @@ class TestTheAgent:
         next(attend(file))
         rotate(config)
         assert watch.changed(idle=True)
+
+    def test_does_not_start_under_another_name(self, file: Path, tmp_path: Path) -> None:
+        config = joined(file, tmp_path / "hospital")
+        config.write_text(config.read_text().replace("name: b\n", "name: a\n"))
+        with pytest.raises(
+            InputError, match=r"the site has joined tiny as b, not tiny as a\. Correct federation and name"
+        ):
+            run(config)
 
     def test_survives_a_store_that_is_away_and_keys_made_by_hand(self, file: Path, tmp_path: Path) -> None:
         config = joined(file, tmp_path / "hospital")

@@ -64,9 +64,11 @@ def join(
         StoreUnavailableError: there is no answer yet; the same call continues.
     """
     _check_home(Path(config))
+    if not (path := Path(invitation)).is_file():
+        read_invitation(path)  # it raises: a mistyped name leaves no journal
     note = noting(config)
     try:
-        return _join(Path(invitation), Path(config), wait, listener, note)
+        return _join(path, Path(config), wait, listener, note)
     except (InputError, CorruptError) as error:
         note("not-joined", why=str(error))
         raise

@@ -18,12 +18,13 @@ from fedpipe.sessions.current import Opened, poll_current
 from fedpipe.sessions.pacing import drive
 from fedpipe.sites.agent import Agent, Attended, Decision
 from fedpipe.sites.decisions import Decisions, journal_of
+from fedpipe.sites.membership import keys_of
 from fedpipe.sites.renewal import KeyWatch
 from fedpipe.sites.rows import prepared
 from fedpipe.sites.running import Control, ask_to_end, is_running, last_state, only_one
 from fedpipe.sites.site import Site, read_site
 from fedpipe.sites.training import Trainer, scratch
-from fedpipe.store import Store, open_store
+from fedpipe.store import Store, is_uri, open_store
 from fedpipe.store.concealment import changed_environment
 from fedpipe.store.multipart import UPLOADS
 from fedpipe.version import __version__
@@ -121,10 +122,22 @@ def _attended(site: Site, control: Control, once: bool, *, first: bool = False) 
 
 
 def _check_ready(site: Site, where: str) -> None:
-    """Check what the agent needs from its start: data that fit the policy. Raises InputError."""
-    if not site.policy.data:
+    """Check what the agent needs from its start: the name by which the site has joined, and data that fit the policy.
+
+    Raises:
+        InputError: one of them is missing, or does not fit.
+    """
+    joined = keys_of(site).membership
+    if joined is not None and (joined.federation, joined.learner) != (site.federation, site.name):
+        what = f"the site has joined {joined.federation} as {joined.learner}, not {site.federation} as {site.name}"
+        raise InputError(what, where=where, remedy="Correct federation and name, or give this site a state of its own.")
+    data = site.policy.data
+    if not data:
         remedy = "Name the site's own data there, or a URI for `load` of the model's file."
         raise InputError("is missing", where=f"{where}: policy.data", remedy=remedy)
+    if not is_uri(data) and not set("*?[") & set(data) and not Path(data).exists():  # `load` may take a pattern
+        what = f"there is no file or folder {data}"
+        raise InputError(what, where=f"{where}: policy.data", remedy="Check the path.")
     with scratch(site) as folder:
         prepared(site.policy, Path(folder))
 
@@ -135,8 +148,12 @@ def _check_store(site: Site) -> None:
     Raises:
         StoreError: it refuses.
     """
-    with contextlib.suppress(StoreUnavailableError, CorruptError):
+    try:
         poll_current(open_store(site.store, deadline=_START).below(site.federation))
+    except StoreUnavailableError as error:
+        log.warning("the store does not answer; the agent keeps trying: %s", error)
+    except CorruptError:
+        pass  # the next coordinator writes the list again
 
 
 def _decided(store: Store, decisions: Decisions, plan: Plan, _: Opened) -> Decision:

@@ -28,10 +28,11 @@ _SHORT = {"int": "a whole number", "float": "a number", "bool": "true or false",
 
 
 class Grammar(NamedTuple):
-    """The form of a file: the type of its content, and the page that describes its keys."""
+    """The form of a file: the type of its content, the page that describes its keys, and patterns besides `FORMS`."""
 
     root: Any
     page: str
+    forms: Mapping[str, tuple[str, str]] = {}
 
 
 FEDERATION = Grammar(Federation, "docs/federation.md")
@@ -94,8 +95,9 @@ def _explained(grammar: Grammar, what: str, path: str, content: Any = None) -> t
     if what.startswith("Invalid"):
         return what, _one_of(grammar, path)
     if match := re.match(r"Expected `str` matching regex ('.*'|\".*\")$", what, re.DOTALL):
-        pattern = next((p for p in FORMS if repr(p) == match[1]), "")
-        return FORMS.get(pattern, (what, f"Write it in the form that {grammar.page} shows."))
+        forms = {**FORMS, **grammar.forms}
+        pattern = next((p for p in forms if repr(p) == match[1]), "")
+        return forms.get(pattern, (what, f"Write it in the form that {grammar.page} shows."))
     if match := re.match(r"Expected `(\w+)[^`]*` of length ([<>]=?|==) (\d+)$", what):
         return what, _of_length(match[1], match[2], int(match[3]))
     if match := re.match(r"Expected `\w+[^`]*` ([<>]=?) (\S+)$", what):

@@ -21,7 +21,7 @@ from fedpipe.federation.names import Name, Section
 from fedpipe.federation.values import check_values
 from fedpipe.identity.signing import ADMINISTRATOR_KEY, FOUND_KEYS, KEYS, SIGNING_KEY, public_key
 from fedpipe.sites.approval import Approving, Way, mistakes_of
-from fedpipe.sites.policy import Policy
+from fedpipe.sites.policy import HOURS, Policy
 from fedpipe.store import SECRET_DIR, Store, check_uri, file_uri, is_uri, open_store
 from fedpipe.store.credentials import read_mounted
 from fedpipe.store.network import CLIENT_CERTIFICATE, check_certificate, trust
@@ -32,6 +32,7 @@ CA_VARIABLE = "AWS_CA_BUNDLE"
 """The variable through which the store's client gets the certificate of `ca`."""
 LEAST_LOOK = 15.0
 """Fewest seconds between two looks of an idle site."""
+KEY_OR_NONE = r"^([0-9a-f]{64})?\Z"
 _MISSING = "Write it as docs/sites.md shows, or join with `fedpipe site join`."
 
 
@@ -53,7 +54,7 @@ class Site(Section, frozen=True, kw_only=True):
     ] = ""
     administrator: Annotated[
         str,
-        Meta(pattern=r"^([0-9a-f]{64})?\Z", description="public key of the federation's administrator"),
+        Meta(pattern=KEY_OR_NONE, description="public key of the federation's administrator"),
     ] = ""
     renew: Annotated[
         int, Meta(ge=0, le=3650, description="days after which the agent asks for new keys of the site; 0: never")
@@ -105,7 +106,12 @@ class Site(Section, frozen=True, kw_only=True):
         return found
 
 
-_GRAMMAR = Grammar(Site, "docs/sites.md")
+_NO_KEY = ("is not a public key", "Write its 64 hexadecimal digits.")
+_FORMS = {
+    HOURS: ("is not a part of the day", "Write it as '18:00-06:00', in quotes."),
+    r"^[0-9a-f]{64}\Z": _NO_KEY, KEY_OR_NONE: _NO_KEY,
+}  # fmt: skip
+_GRAMMAR = Grammar(Site, "docs/sites.md", _FORMS)
 
 
 def read_site(path: str | Path) -> Site:
