@@ -144,7 +144,7 @@ def begun(store: Store, federation: Federation, code: bytes = b"code") -> Plan:
 
 def attendance(
     world: World, plan: Plan, party: str, *, store: Store | None = None, held: Held | None = None,
-    make: Callable[[], tuple[Held, Parts]] | None = None, ids: Callable[[], Array] | None = None,
+    make: Callable[[], tuple[Held, Parts]] | None = None, session: str = "s",
 ) -> Actor:  # fmt: skip
     """Attends as a party, which removes its parcels when a round is over."""
     chosen, federation = store or world.store, plan.federation
@@ -165,13 +165,13 @@ def attendance(
     def align(board: Board) -> Generator[float, None, bool]:
         past.append(board)
         found = yield from find_common(
-            chosen, plan, party, board, ids or (lambda: own_ids(chosen, plan, party)), clock=world.clock
+            chosen, plan, party, board, lambda: own_ids(chosen, plan, party), clock=world.clock
         )
         return not isinstance(found, Dropped)
 
     answers: dict[str, Answering] = {"exchange": answer, "align": align}
     counted = yield from Attendance(
-        chosen, plan, party, "s", answers, clock=world.clock, random=world.random
+        chosen, plan, party, session, answers, clock=world.clock, random=world.random
     ).run()  # fmt: skip
     while past:
         clear(chosen, plan, party, past.pop())

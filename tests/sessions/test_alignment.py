@@ -176,6 +176,22 @@ def test_rows_that_cannot_be_aligned_end_the_run_before_it_trains(
     assert world.now < 300, "nobody waits for a deadline, and nothing is tried again"
 
 
+def test_the_same_command_aligns_files_that_were_mended(tmp_path: Path) -> None:
+    """The statements of a session that ended without a round count no more."""
+    world = World()
+    plan = begun(world, no_ids_in_common(tmp_path))
+    session(world, plan)
+    assert isinstance(world.results["coordinator"], QuorumError)
+    written(tmp_path)
+    world.spawn("coordinator", coordinator(world, plan, session="again"))
+    for party in PARTIES:
+        world.spawn(party, attend(world, plan, party, session="again"))
+    world.run()
+    assert stated(history(world.store, plan.run)[1])["carol"] == (52, 44, 8)
+    expected = halves.trained_uncut(plan.federation, joined(plan.federation))
+    assert all(np.allclose(value, expected[name], atol=1e-5) for name, value in weights_in(world.store).items())
+
+
 class Lying(HookedStore):
     """The store of a party that writes other numbers than it has.
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from fedpipe.errors import DroppedError, InputError, RoundError
 from fedpipe.identity.enrolment import Enrolled, read_enrolled
-from fedpipe.rounds.aligned import FIRST, all_aligned, close_aligned, read_aligned
+from fedpipe.rounds.aligned import FIRST, close_aligned, read_aligned
 from fedpipe.rounds.ballots import is_cast
 from fedpipe.rounds.closing import close_round, close_vote, encoding_of, in_constant_memory, proposal_of
 from fedpipe.rounds.cut import close_cut, is_joined
@@ -198,15 +198,11 @@ class Round:
         )  # fmt: skip
 
     def align(self) -> Phase:
-        """Ask all parties of a split network for their common rows, unless they are known; close when they agree."""
-        names = self._all(1, ())
+        """Ask all parties of a split network for their common rows; close when they agree."""
         enrolled = self._enrolled()
 
-        def asks(attempt: int, _away: Collection[str]) -> tuple[str, ...]:
-            return () if attempt == 1 and all_aligned(self._store, self._plan, self.base) else names
-
         def close(roll: Roll, _early: Early | None) -> None:
-            close_aligned(self._store, self._plan, self.base, roll._replace(asked=names))
+            close_aligned(self._store, self._plan, self.base, roll)
 
         def answered(party: str) -> bool:
             try:
@@ -216,8 +212,8 @@ class Round:
                 return False
 
         return Phase(
-            name=ALIGN, round=FIRST, base=self.base, answer=keys.ALIGNED, asks=asks, close=close, retries=self._retries,
-            seconds=ALIGN_SECONDS, answered=answered,
+            name=ALIGN, round=FIRST, base=self.base, answer=keys.ALIGNED, asks=self._all, close=close,
+            retries=self._retries, seconds=ALIGN_SECONDS, answered=answered,
         )  # fmt: skip
 
     def exchange(self) -> Phase:
