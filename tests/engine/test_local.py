@@ -113,7 +113,7 @@ class TestWorkers:
         start_server()
 
     @pytest.mark.parametrize("delay", [0.0005, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
-    @pytest.mark.filterwarnings("ignore::ResourceWarning")  # what the standard library had half made
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of objects that the standard library had half made
     def test_ctrl_c_while_a_process_starts_leaves_no_error(self, delay: float) -> None:
         """The main thread is interrupted inside the start of the process; what has not begun cannot be killed.
 
