@@ -12,18 +12,26 @@ def coordinate(
     page: dsl.Output[dsl.HTML],
     weights: dsl.OutputPath(str),
     rounds: dsl.OutputPath(int),
-    place: dict,
+    place: dict = {},
+    federation_name: str = "",
     first: int = 1,
     last: int = 0,
     job: str = "",
+    store: str = "",
+    run: str = "",
+    framework: str = "",
 ):
     """Requests updates in each round, combines them, counts votes and commits the round.
 
     Args:
-        place: Location of the run.
+        place: Location of the run. A step without one starts early.
         first: First round of the session.
         last: Last round of the session; 0 stands for the last round of the run.
         job: Id of the pipeline job, to distinguish this session from earlier ones of the run.
+        store: URI of the store, of a step that starts early and awaits the results of initialise.
+        run: Name of the run, of such a step; derived from `job` if empty.
+        federation_name: Name of the federation, of such a step.
+        framework: Framework that such a step imports while it waits.
         weights: Digest of the global weights after the session.
         rounds: Number of committed rounds of the run.
         model: The global model after the session, with the metrics of its last round.

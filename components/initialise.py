@@ -10,10 +10,10 @@ def initialise(
     model: dsl.Output[dsl.Model],
     weights: dsl.OutputPath(str),
     placed: dsl.OutputPath(dict),
-    place: dict,
-    shards: dict,
     federation: str,
     code: str,
+    place: dict = {},
+    shards: dict = {},
     described: list = [],
     rounds: int = 0,
     learning_rate: float = 0.0,
@@ -23,11 +23,15 @@ def initialise(
     deadline: float = 0.0,
     patience: int = 0,
     max_seconds: float = 0.0,
+    store: str = "",
+    run: str = "",
+    job: str = "",
+    framework: str = "",
 ):
     """Creates the plan, the first global weights and round 0.
 
     Args:
-        place: Location of the run.
+        place: Location of the run. A step without one starts early.
         shards: Output `shards` of the shard step.
         federation: The federation file as JSON text.
         code: The text of model.py.
@@ -40,6 +44,10 @@ def initialise(
         deadline: Seconds for a learner's training; 0 keeps the federation's.
         patience: Rounds without improvement after which a session ends; 0 keeps the federation's.
         max_seconds: Age of a run after which a session starts no further round; 0 keeps the federation's.
+        store: URI of the store, of a step that starts early and awaits the results of shard.
+        run: Name of the run, of such a step; derived from `job` if empty.
+        job: Id of the pipeline job, for steps that start early.
+        framework: Framework that such a step imports while it waits.
         placed: Location of the run, with the digest of its plan.
         weights: Digest of the first global weights.
         model: The first global model.

@@ -28,7 +28,7 @@ def collective_learning(federation: Federation, federation_json: str, code: str)
     rounds, vote = federation.training.rounds, federation.vote
     assert vote is not None
 
-    def learn(place: Any, weights: Any) -> Any:
+    def learn(place: Any, weights: Any, _: dict[str, Any]) -> Any:
         start = score_start(federation, place, weights)
         for number in range(1, rounds + 1):
             proposer = federation.learner(proposer_of(federation.proposers, number))

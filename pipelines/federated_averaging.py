@@ -29,7 +29,7 @@ def federated_averaging(federation: Federation, federation_json: str, code: str)
     """
     rounds, learners = federation.training.rounds, federation.learners
 
-    def learn(place: Any, weights: Any) -> Any:
+    def learn(place: Any, weights: Any, _: dict[str, Any]) -> Any:
         start = score_start(federation, place, weights) if federation.vote else []
         for number in range(1, rounds + 1):
             updates = []

@@ -11,8 +11,9 @@ from fedpipe.components.container import in_environment
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.pipelines.placement import form_of_placements, place_coordinator, place_learner, placed_by
 
-Learn = Callable[[Any, Any], Any]
-"""Takes the location of the run and the first weights, both as outputs of a step; returns the last weights."""
+Learn = Callable[[Any, Any, dict[str, Any]], Any]
+"""Takes the location of the run and the first weights, both as outputs of a step; returns the last weights. Its third
+argument are the inputs of steps that start before these outputs are there (`fedpipe.steps.early`)."""
 Look = Callable[[Any, Any], None]
 """Takes the location of the run and the shards, both as outputs of a step."""
 
@@ -48,17 +49,22 @@ def framed(
         )
         place_coordinator(shard, federation, "shard", secret=federation.data.secret)
         look(shard.outputs["place"], shard.outputs["shards"])
+        job = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+        early = {"store": store, "run": run, "job": job, "framework": federation.framework}
         about = {
             "place": shard.outputs["place"], "shards": shard.outputs["shards"], "federation": federation_json,
             "code": code,
         }  # fmt: skip
+        started: dict[str, Any] = {**about, "job": job} if federation.in_sessions else about
         if federation.data.is_table and not (scored and federation.described_in_session):
             settings["described"] = describe(federation, about, together=not scored)
-        begun = component(federation, "initialise")(**about, **settings)
+        elif starts_early(federation, "initialise"):
+            started = {"federation": federation_json, "code": code, **early}
+        begun = component(federation, "initialise")(**started, **settings)
         place_coordinator(begun, federation, "initialise")
         place = begun.outputs["placed"]
 
-        weights = learn(place, begun.outputs["weights"])
+        weights = learn(place, begun.outputs["weights"], {**early, "federation_name": federation.name})
 
         scores: list[Any] = []
         before: list[Any] = []
@@ -74,6 +80,7 @@ def framed(
                 before.append(score)
         evaluated = component(federation, "evaluate")(place=place, weights=weights, scores=scores)
         place_coordinator(evaluated, federation, "evaluate")
+        evaluated.after(shard)
         published = {}
         if federation.exported:
             chosen = evaluated.outputs["chosen"] if federation.exported.compares else weights
@@ -88,6 +95,17 @@ def framed(
     form = form_of(federation)
     told = "\n".join([description, "", "Parameters:", *(f"{name}: {help_of(name)}" for name in form)])
     return dsl.pipeline(name=federation.name, description=told)(_with_form(form, steps))
+
+
+def starts_early(federation: Federation, step: str, learner: str = "") -> bool:
+    """Returns whether a step of a session starts with the first one, and waits in its pod.
+
+    Args:
+        federation: The federation.
+        step: Its name.
+        learner: The learner of the step; empty for a step of the coordinator.
+    """
+    return federation.in_sessions and federation.placement_of(step, learner).early
 
 
 def in_order_of_scores(federation: Federation) -> tuple[LearnerSettings, ...]:

@@ -1,6 +1,6 @@
 """Wires rounds in sessions: one long step per learner and one for the coordinator, which meet at the store.
 
-    shard the data; initialise w_0
+    shard the data; initialise w_0, with the steps of the first session waiting already
     for each session, of rounds_per_step rounds:
         concurrently:  each learner k: learn(k)     trains and votes on requests of the board; no step at a site
                        coordinate                   requests, aggregates or tallies, and commits each round
@@ -15,7 +15,7 @@ from typing import Any
 from kfp import dsl
 
 from fedpipe.federation.federation import Federation
-from fedpipe.pipelines.frame import component, framed
+from fedpipe.pipelines.frame import component, framed, starts_early
 from fedpipe.pipelines.placement import place_coordinator, place_learner
 
 
@@ -29,16 +29,19 @@ def sessions(federation: Federation, federation_json: str, code: str) -> Any:
     """
     spans = spans_of(federation)
 
-    def learn(place: Any, weights: Any) -> Any:
+    def learn(place: Any, weights: Any, early: dict[str, Any]) -> Any:
         coordinated: Any = None
         for first, last in spans:
-            about = {"place": place, "first": first, "last": last, "job": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+            span = {"first": first, "last": last}
+            late = {"place": place, "job": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
             prefix = f"{first}-{last or 'end'} " if len(spans) > 1 else ""
-            before, coordinated = coordinated, component(federation, "coordinate")(**about)
+            about = early if first == 1 and starts_early(federation, "coordinate") else late
+            before, coordinated = coordinated, component(federation, "coordinate")(**about, **span)
             place_coordinator(coordinated, federation, f"{prefix}coordinate")
             steps: list[Any] = [coordinated]
             for learner in federation.pods:
-                learned = component(federation, "learn", learner.name)(learner=learner.name, **about)
+                about = early if first == 1 and starts_early(federation, "learn", learner.name) else late
+                learned = component(federation, "learn", learner.name)(learner=learner.name, **about, **span)
                 place_learner(learned, federation, learner, f"{prefix}learn {learner.name}")
                 steps.append(learned)
             for step in steps if before else []:

@@ -30,7 +30,7 @@ def tff_simulation(federation: Federation, federation_json: str, code: str, proc
         explored = component(federation, "explore")(place=place, shards=shards, federation=federation_json)
         place_coordinator(explored, federation, "explore")
 
-    def learn(place: Any, weights: Any) -> Any:
+    def learn(place: Any, weights: Any, _: dict[str, Any]) -> Any:
         simulated = component(federation, "simulate")(place=place, base=weights, process=process, tff_model=tff_model)
         place_coordinator(simulated, federation, "simulate")
         return simulated.outputs["weights"]

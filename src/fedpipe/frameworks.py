@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib.util
 import os
 import subprocess
 import sys
@@ -57,6 +58,13 @@ def frameworks() -> tuple[Any, Any]:
         import keras
     gc.freeze()  # a collection of their objects takes 0.3 s, and copies the memory that forked processes share
     return tensorflow, keras
+
+
+def import_frameworks() -> None:
+    """Import TensorFlow and Keras where they are installed, such as in an image that has them."""
+    if importlib.util.find_spec("tensorflow") is not None:
+        with contextlib.suppress(Exception):  # the work itself reports what is wrong
+            frameworks()
 
 
 def find_python(environment: str) -> Path:

@@ -161,7 +161,7 @@ class TestSessions:
         pipeline = self.tasks(tmp_path, 50, "all", algorithm=algorithm)
         tasks = {t["taskInfo"]["name"]: t.get("dependentTasks", []) for t in pipeline["root"]["dag"]["tasks"].values()}
         assert {n for n in tasks if "learn" in n or "coordinate" in n} == {"learn a", "learn b", "coordinate"}
-        assert tasks["learn a"] == tasks["learn b"] == tasks["coordinate"] == ["initialise"]
+        assert tasks["learn a"] == tasks["learn b"] == tasks["coordinate"] == []  # they await initialise in their pods
 
     def test_parameters_of_the_form(self, tmp_path: Path) -> None:
         stopping = {"patience": 4, "metric": "loss"}
@@ -268,7 +268,7 @@ class TestEstimate:
         found = self.of(tmp_path, 1000, rounds_per_step="all")
         assert found.steps == 5 + 5 + 1
         assert found.pods == 23
-        assert found.critical_steps == 5
+        assert found.critical_steps == 3
         assert not [w for w in found.warnings if "steps" in w]
 
     def test_too_many_learners_even_for_one_session(self, tmp_path: Path) -> None:
@@ -445,6 +445,7 @@ class TestPlacement:
         found = compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
         assert found.requests == (
             "1 x learn: 500m cpu, 4Gi memory", "1 x learn: 1 cpu, 4Gi memory", "1 x coordinate: 250m cpu, 512Mi memory",
+            "1 x shard: 250m cpu, 512Mi memory", "1 x initialise: 500m cpu, 1Gi memory",
         )  # fmt: skip
 
     def test_in_the_form(self, tmp_path: Path) -> None:
@@ -611,6 +612,6 @@ def test_the_label_party_scores_after_those_with_features(tmp_path: Path) -> Non
     names = {task.key: name for name, task in tasks.items()}
     after = {name: {names[key] for key in task.after} for name, task in tasks.items()}
     assert {"coordinate", "learn labels", "learn north", "learn south"} <= tasks.keys()
-    assert after["learn labels"] == after["learn north"] == {"initialise"}
+    assert after["learn labels"] == after["learn north"] == set()
     assert {"score north", "score south"} <= after["score labels"]
     assert "score south" not in after["score north"]

@@ -181,9 +181,7 @@ def test_a_quota_that_is_too_small(changed: Callable[..., list[Finding]], core: 
         eventually(lambda: core.read_namespaced_resource_quota("gpus", made.namespace).status.hard)
         found = of(changed(lambda _: None), "quota gpus")
         assert found.level == "error"
-        assert found.what == (
-            "2 requests.nvidia.com/gpu needed, 1 allowed, by the learners of a session at the same time"
-        )
+        assert found.what == ("2 requests.nvidia.com/gpu needed, 1 allowed, by the pods of a session at the same time")
     finally:
         core.delete_namespaced_resource_quota("gpus", made.namespace)
 

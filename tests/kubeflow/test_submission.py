@@ -222,7 +222,7 @@ class TestSchedule:
             schedule(file, "0 0 4 * * 0", where=where(kfp))
 
     def test_that_is_not_there(self, kfp: KfpServer) -> None:
-        with pytest.raises(InputError, match=r"there is no schedule 'x'\. Choose one of these schedules: none"):
+        with pytest.raises(InputError, match=r"there is no schedule 'x'\. Make one: fedpipe schedule --cron"):
             change_schedule("x", "pause", where=where(kfp))
 
     def test_nothing_is_left_of_one_that_is_refused(self, kfp: KfpServer, file: Path) -> None:
@@ -331,7 +331,9 @@ class TestConnection:
             )  # fmt: skip
             submit(file, where=Where(), run="trial", force=True)
             assert [run["display_name"] for run in kfp.held["runs"].values()] == ["trial"]
-            with pytest.raises(ClusterError, match=r"kubeconfig: .*other.*Check --context and KUBECONFIG"):
+            with pytest.raises(
+                ClusterError, match=r"--context: the kubeconfig has no context 'other'\. Choose one of: c\."
+            ):
                 open_kfp(Where(context="other"))
 
     def test_neither_a_host_nor_a_cluster(self, kfp: KfpServer) -> None:

@@ -6,6 +6,6 @@ from fedpipe import components
 
 
 @dsl.pipeline(name="coordinate-example")
-def example(place: dict):
+def example():
     """Runs `coordinate` with its own defaults."""
-    components.coordinate(place=place)
+    components.coordinate()

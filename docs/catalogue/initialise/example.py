@@ -6,6 +6,6 @@ from fedpipe import components
 
 
 @dsl.pipeline(name="initialise-example")
-def example(place: dict, shards: dict, federation: str, code: str):
+def example(federation: str, code: str):
     """Runs `initialise` with its own defaults."""
-    components.initialise(place=place, shards=shards, federation=federation, code=code)
+    components.initialise(federation=federation, code=code)

@@ -6,6 +6,6 @@ from fedpipe import components
 
 
 @dsl.pipeline(name="learn-example")
-def example(place: dict, learner: str):
+def example(learner: str):
     """Runs `learn` with its own defaults."""
-    components.learn(place=place, learner=learner)
+    components.learn(learner=learner)

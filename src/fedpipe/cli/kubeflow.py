@@ -164,6 +164,11 @@ def schedule(
     """
     from fedpipe.kubeflow import schedules
 
+    if act is not Act.create and cron:
+        remedy = "Delete the schedule and create it again to change its times."
+        raise InputError(f"`schedule {act}` takes no --cron", where="--cron", remedy=remedy)
+    if wait and yes:
+        raise InputError("--wait and --yes exclude each other", remedy="Pass one of them.")
     if act is Act.list:
         _list_schedules(where, as_json=as_json)
     elif act is not Act.create:

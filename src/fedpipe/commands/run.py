@@ -20,6 +20,7 @@ from fedpipe.engine.local import Engine, Event, Listener
 from fedpipe.engine.workers import Workers, beside, start_server, warm_simulation
 from fedpipe.errors import FedpipeError, InputError, PipelineError
 from fedpipe.federation.federation import Federation
+from fedpipe.federation.loading import PIPELINE
 from fedpipe.federation.sources import Source, read_source
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.roster import check_roster, check_signers
@@ -37,8 +38,6 @@ from fedpipe.store.files import obstacle
 from fedpipe.tracking.tracker import Tracker
 
 DEFAULT_RUN = "run-1"
-_PIPELINE = re.compile(r"""^pipelineInfo:|^[{ ,]*"pipelineInfo":""", re.MULTILINE)
-"""Begins a section of a compiled pipeline, as YAML or JSON."""
 _SIMULATION = re.compile(r"simulation-(\d{1,9})", re.ASCII)
 
 
@@ -345,7 +344,7 @@ def _opened(source: Source, changes: Mapping[str, Any], *, simulation: bool) -> 
         return read_source(source, changes)
     path = Path(source)
     try:
-        is_pipeline = _PIPELINE.search(path.read_text()) is not None
+        is_pipeline = PIPELINE.search(path.read_text()) is not None
     except (OSError, UnicodeDecodeError):
         is_pipeline = False  # read_source reports the mistake
     if not is_pipeline:

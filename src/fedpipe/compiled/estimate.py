@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
     `pods` are two for each step, a driver and the work, and one driver of the whole pipeline.
     `workflow_bytes` is the size of the Argo workflow with its status; `overhead_seconds` is KFP's overhead on the
     critical path. `requests` describe what the learners of a round reserve, such as `5 x learn: 500m cpu, 1Gi memory`;
-    in a session also what the coordinator does.
+    in a session also what the coordinator's steps do.
     """
 
     steps: int
@@ -58,13 +58,13 @@ def estimate(federation: Federation, graph: Graph, pipeline_bytes: int) -> Estim
 
 
 def _requests(federation: Federation) -> tuple[str, ...]:
-    """Describes what the steps reserve that run at the same time: the learners', and the coordinator's of a session."""
+    """Describes what the steps reserve that run at the same time: the learners', in a session the coordinator's too."""
     step = "learn" if federation.in_sessions else "train"
     placements = [federation.placement_of(step, learner.name) for learner in federation.pods]
     described = Counter(_described(placement) for placement in placements)
     found = [f"{count} x {step}: {text}" for text, count in described.items()]
-    coordinator = [f"1 x coordinate: {_described(federation.placement_of('coordinate'))}"]
-    return tuple(found + (coordinator if federation.in_sessions else []))
+    beside = federation.beside_learners if federation.in_sessions else ()
+    return (*found, *(f"1 x {step}: {_described(federation.placement_of(step))}" for step in beside))
 
 
 def _described(placement: Placement) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -26,7 +27,8 @@ from fedpipe.learners.assembly import warm_private_training
 from fedpipe.learners.downloads import shared_downloads
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.steps import WAITING
-from fedpipe.steps.contract import Hands, find, give_up, write_outputs
+from fedpipe.steps.contract import Hands, find, give_up, ready, write_outputs
+from fedpipe.steps.early import AWAITED
 from fedpipe.store.concealment import environ
 
 TaskResult = dict[str, Any]
@@ -108,7 +110,6 @@ class Engine:
                         continue  # no task waits for it: leave the cores to tasks that others wait for
                     waiting.remove(task)
                     inputs = resolve(task, self._parameters, results, self._job)
-                    self._notify("started", task, inputs=inputs["parameterValues"])
                     future = pool_of(task).submit(self._attempt, task, inputs, Path(scratch) / task.key)
                     running[future] = task
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -126,12 +127,12 @@ class Engine:
         All steps of a session must run at once, however many there are. Their threads wait, and at any time at most one
         computation per core runs.
         """
-        waiting = sum(task.step in WAITING for task in self._graph.tasks)
+        waiting = sum(_waits(task) for task in self._graph.tasks)
         pools = {environment: ThreadPoolExecutor(self._count) for environment in get_args(Environment)}
         pools["waiting"] = ThreadPoolExecutor(max(1, waiting))
 
         def pool_of(task: Task) -> ThreadPoolExecutor:
-            return pools["waiting" if task.step in WAITING else task.environment]
+            return pools["waiting" if _waits(task) else task.environment]
 
         try:
             yield pool_of
@@ -145,6 +146,8 @@ class Engine:
 
     def _attempt(self, task: Task, inputs: dict[str, Any], scratch: Path) -> TaskResult:
         """Runs a task until it succeeds, fails with an error that a retry cannot fix, or has no retries left."""
+        inputs = self._ready(task, inputs)
+        self._notify("started", task, inputs=inputs["parameterValues"])
         for tried in range(task.retries + 1):
             started = time.monotonic()
             try:
@@ -166,6 +169,18 @@ class Engine:
             )
             return result
         raise AssertionError("unreachable")
+
+    def _ready(self, task: Task, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Waits for what a task awaits that has started early, and returns its inputs with it."""
+        if task.step is None:
+            return inputs
+        ready_input = ready(task.step, {"inputs": inputs}, self._sleep, patience=math.inf)
+        completed: dict[str, Any] = ready_input["inputs"]
+        return completed
+
+    def _sleep(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise StepError("the run was stopped")
 
     def _given_up(self, task: Task, inputs: dict[str, Any], scratch: Path, error: Exception) -> TaskResult:
         """Drops a learner whose step cannot be done. Raises the final error of any other step."""
@@ -272,6 +287,11 @@ class Engine:
 def _reason(error: Exception) -> str:
     """Returns the cause of an error in one line."""
     return error.reason if isinstance(error, CrashError) else str(error)
+
+
+def _waits(task: Task) -> bool:
+    """Returns whether the task waits for the work of tasks that run at the same time."""
+    return task.step in WAITING or (task.step in AWAITED and "place" not in task.inputs)
 
 
 def _is_core(task: Task) -> bool:

@@ -260,6 +260,12 @@ class Federation(Section, frozen=True, kw_only=True):
         return placement.with_requests(default_placement(step, self.environment_of(step, learner)))
 
     @property
+    def beside_learners(self) -> tuple[str, ...]:
+        """Return the coordinator's steps whose pods exist at the same time as the learners' of a session."""
+        early = any(self.placement_of("learn", learner.name).early for learner in self.pods)
+        return ("coordinate", "shard", "initialise") if early else ("coordinate",)
+
+    @property
     def needs_tensorflow(self) -> bool:
         """Return whether learners train and measure with TensorFlow."""
         return FRAMEWORKS[self.framework] == "keras"

@@ -85,6 +85,10 @@ def _mistake(node: yaml.Node, what: str) -> yaml.YAMLError:
     return yaml.YAMLError(f"line {node.start_mark.line + 1}: {what}")
 
 
+PIPELINE = re.compile(r"""^pipelineInfo:|^[{ ,]*"pipelineInfo":""", re.MULTILINE)
+"""A line that only the files of compiled pipelines have."""
+
+
 def load(path: Path, *, missing: str = "Write a working one with `fedpipe init DIR`.") -> Any:
     """Return the content of a YAML file.
 
@@ -108,6 +112,9 @@ def load(path: Path, *, missing: str = "Write a working one with `fedpipe init D
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FederationError("is not UTF-8 text", where=where, remedy="Save it as UTF-8.") from error
+    if PIPELINE.search(text):
+        remedy = "Pass the federation file that it was compiled from."
+        raise FederationError("is a compiled pipeline, not a federation file", where=where, remedy=remedy)
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  (a subclass of the safe loader)
     except RecursionError as error:

@@ -14,6 +14,7 @@ from fedpipe.federation.data import AUTO, ByFractions, BySize, ColumnSettings
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.method_mistakes import method_mistakes
 from fedpipe.federation.names import LEAST_NOISE, MOST_STEPS
+from fedpipe.federation.placement import EARLY
 from fedpipe.federation.preprocessing import parse
 from fedpipe.federation.secure_mistakes import secure_mistakes
 from fedpipe.federation.site_mistakes import site_mistakes
@@ -135,6 +136,8 @@ def _placement_mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     for kind, placement in f.placement.items():
         if placement.in_form:
             yield f"placement.{kind}.in_form", "cannot be set for a kind of step", "Set it in the learners' placements."
+        if not placement.early and kind not in EARLY:
+            yield f"placement.{kind}.early", f"is not a setting of {kind} steps", f"Set it for {', '.join(EARLY)}."
     for path, placement in given.items():
         for what in ("cpu", "memory"):
             limit, request = getattr(placement, what), getattr(placement, f"{what}_request")

@@ -99,6 +99,14 @@ class Placement(Section, frozen=True, kw_only=True):
         Meta(description="makes a learner's selector, tolerations and accelerator parameters of the pipeline"),
     ] = False
 
+    early: Annotated[
+        bool,
+        Meta(
+            description="whether steps `initialise`, `learn` and `coordinate` of a session start with `shard`, to "
+            "import while they wait; false: in their turn, which needs less room"
+        ),
+    ] = True
+
     def over(self, other: Placement) -> Placement:
         """Return this placement, with the other's settings where this one has defaults."""
         nothing = Placement()
@@ -131,6 +139,10 @@ def default_placement(step: str, environment: Environment) -> Placement:
     """Return the requests of a step for which the file sets none. A pod without any would get what others leave."""
     cpu, memory = _LIGHT if step in _LIGHT_STEPS else _REQUESTS[environment]
     return Placement(cpu_request=cpu, memory_request=memory)
+
+
+EARLY = ("initialise", "coordinate", "learn")
+"""The kinds of steps that may start before the steps that they need."""
 
 
 class Images(Section, frozen=True, kw_only=True):

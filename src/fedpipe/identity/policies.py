@@ -81,13 +81,15 @@ def dealer_policy(bucket: str, prefix: str) -> Policy:
     check_prefix(bucket, prefix)
     return _policy(
         _allow(READ, bucket, prefix, keys.DATASETS, *_DEALT, "objects/*", "runs/*", keys.PRUNING, keys.CATALOGUE),
-        _allow(WRITE, bucket, prefix, *_DEALT, "objects/*", "runs/*/shards", "runs/*/shard.time", keys.CATALOGUE),
+        _allow(WRITE, bucket, prefix, *_DEALT, "objects/*", "runs/*/shards", *_NOTED, keys.CATALOGUE),
         _allow(("s3:DeleteObject",), bucket, prefix, "runs/*/shards"),
         _located(bucket),
     )
 
 
 _LEARNERS = "learners/*"
+_NOTED = ("runs/*/shard.time", "runs/*/shard.results", "runs/*/shard.pulse")
+"""The keys by which the shard step shows what it does."""
 _DEALT = ("learners/*/shard", f"learners/*/objects/{'?' * 64}")
 """The keys that the shard step writes for learners. Objects have the names of their content, which readers check."""
 _PUBLISHED = (*_DEALT, f"learners/*/proposals/{'?' * 64}", "learners/*/runs/*")

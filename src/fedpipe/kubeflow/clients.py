@@ -25,6 +25,7 @@ from fedpipe.kubeflow.where import Where
 from fedpipe.store.bodies import bound
 from fedpipe.store.network import explained, find_proxy, named_bundles, remedy_of, trusted
 from fedpipe.store.userinfo import check_no_credentials
+from fedpipe.suggestion import suggestion
 
 _REQUEST_SECONDS = 20.0
 """How long a request to KFP may take."""
@@ -101,7 +102,7 @@ def open_kfp(where: Where) -> Kfp:
 
     import kfp_server_api as kfp_api
 
-    check_no_credentials(where.host, "--host")
+    _check_host(where.host)
     token = _read_token(where.token_file)
     with warnings.catch_warnings(), quiet(), cluster_errors(where.host or "Kubeflow Pipelines"):
         warnings.simplefilter("ignore")
@@ -114,6 +115,22 @@ def open_kfp(where: Where) -> Kfp:
     )
     namespace = (where.namespace or own_namespace()) if client.health.get("multi_user") else None
     return Kfp(client, client.health, namespace)
+
+
+def _check_host(host: str) -> None:
+    """Checks the form of the URL of Kubeflow, such as one copied from a browser. Raises InputError."""
+    check_no_credentials(host, "--host")
+    if not host:
+        return
+    scheme, slashes, rest = host.rpartition("://")
+    page = re.sub(r"(/_)?/?#.*", "", host)
+    if not slashes or not rest:
+        remedy = f"Write https://{rest or 'kubeflow.example'}."
+        raise InputError(f"{host!r} has no scheme", where="--host", remedy=remedy)
+    if scheme not in ("http", "https"):
+        raise InputError(f"{host!r} is not an http(s) URL", where="--host", remedy=f"Write https://{rest}.")
+    if page != host:
+        raise InputError(f"{host!r} is a page of the UI, not the UI's address", where="--host", remedy=f"Write {page}.")
 
 
 def _through_api_server(settings: Any, where: Where) -> Any:
@@ -153,11 +170,27 @@ def _load_kubeconfig(settings: Any, where: Where) -> str | None:
     try:
         config.load_kube_config(path, context=where.context or None, client_configuration=settings)
     except config.ConfigException as error:
-        if not where.context:
-            raise
-        remedy = "Check --context and KUBECONFIG."
-        raise ClusterError(one_line(error, 300), where="kubeconfig", remedy=remedy) from error
+        if where.context:
+            raise _wrong_context(error, where.context, path) from error
+        if path:
+            what = f"the kubeconfig cannot be used: {one_line(error, 300)}"
+            raise ClusterError(what, where=path, remedy="Check KUBECONFIG.") from error
+        raise
     return path
+
+
+def _wrong_context(error: Exception, context: str, path: str | None) -> ClusterError:
+    """Returns the error of a context that the kubeconfig lacks, with the closest name or all names."""
+    from kubernetes import config
+
+    names: list[str] = []
+    with contextlib.suppress(config.ConfigException):
+        names = [str(one["name"]) for one in config.list_kube_config_contexts(path)[0]]
+    if not names or context in names:
+        remedy = "Check --context and KUBECONFIG."
+        return ClusterError(one_line(error, 300), where=path or "kubeconfig", remedy=remedy)
+    what = f"the kubeconfig has no context {context!r}"
+    return ClusterError(what, where="--context", remedy=suggestion(context, names, listed="Choose one of"))
 
 
 def _use_proxy(settings: Any) -> None:
@@ -176,6 +209,9 @@ def _use_bundles(settings: Any, pool: Any) -> None:
 def _read_token(path: Path | None) -> str:
     if path is None:
         return ""
+    if re.fullmatch(r"[\w+/=.-]{80,}", str(path)) and not os.path.lexists(path):
+        remedy = "Write it to a file that only you can read, and pass the path."
+        raise InputError("this option takes a file, not the token itself", where="--token-file", remedy=remedy)
     try:
         token = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:

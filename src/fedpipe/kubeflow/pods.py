@@ -17,6 +17,7 @@ from fedpipe.errors import ClusterError, InputError, NotFoundError, StepError
 from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kfp, open_kubernetes
 from fedpipe.kubeflow.submission import find_run, name_in_store, require_run
 from fedpipe.kubeflow.where import Where
+from fedpipe.suggestion import suggestion
 
 RUN_LABEL, STEP_LABEL, LEARNER_LABEL = "pipeline/runid", "fedpipe/step", "fedpipe/learner"
 _MAIN = "main"
@@ -166,12 +167,18 @@ def logs(
     if not pods:
         raise NotFoundError(
             f"run {run!r} has no pods, or they were deleted",
-            remedy="Look for archived logs in the Kubeflow UI.",
+            where=f"namespace {cluster.namespace}",
+            remedy="Look for archived logs in the Kubeflow UI, or pass the namespace of its pods with --namespace.",
         )
-    matching = [pod for pod in pods if step in pod.step and learner in ("", pod.learner)]
+    learners = {pod.learner for pod in pods if pod.learner}
+    if learner and learner not in learners:
+        remedy = suggestion(learner, learners, listed="Choose one of") if learners else "Leave it out."
+        raise InputError(f"the run has no step of learner {learner!r}", where="--learner", remedy=remedy)
+    matching = [pod for pod in pods if step.replace(" ", "-") in pod.step and learner in ("", pod.learner)]
     if not matching:
-        steps = ", ".join(sorted({pod.step for pod in pods}))
-        raise InputError("no step matches --step and --learner", remedy=f"Choose one of: {steps}.")
+        steps = {pod.step for pod in pods if learner in ("", pod.learner)}
+        remedy = suggestion(step, steps, listed="Choose one of")
+        raise InputError(f"no step has {step!r} in its name", where="--step", remedy=remedy)
     for pod in matching:
         if pod.waits:
             yield pod.step, f"({pod.state}{f': {pod.why}' if pod.why else ''})"

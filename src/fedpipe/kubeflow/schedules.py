@@ -13,6 +13,7 @@ from fedpipe.kubeflow.doctor.diagnosis import check_startable
 from fedpipe.kubeflow.submission import ENDED
 from fedpipe.kubeflow.upload import compile_source, list_all, undo_on_failure, upload
 from fedpipe.kubeflow.where import Where
+from fedpipe.suggestion import suggestion
 
 _POLL_SECONDS = 2.0
 
@@ -63,7 +64,7 @@ def schedule(
     if any(one.name == title for one in _list_schedules(kfp)):
         raise InputError(
             f"schedule {title!r} exists already",
-            remedy=f"Choose another name with --name, or run: fedpipe schedule delete {title}",
+            remedy=f"Name another: fedpipe schedule create NAME. Or run: fedpipe schedule delete {title}",
         )
     with undo_on_failure() as undo:
         uploaded = upload(kfp, compiled, experiment, undo)
@@ -185,9 +186,11 @@ def _find_schedule(kfp: Kfp, name: str) -> Schedule:
     existing = _list_schedules(kfp)
     found = [one for one in existing if one.name == name]
     if len(found) != 1:
-        names = ", ".join(sorted({one.name for one in existing})) or "none"
-        why = f"there are {len(found)} schedules {name!r}" if found else f"there is no schedule {name!r}"
-        raise InputError(why, remedy=f"Choose one of these schedules: {names}.")
+        if found:
+            raise InputError(f"there are {len(found)} schedules {name!r}", remedy="Delete one in Kubeflow's UI.")
+        names = {one.name for one in existing}
+        remedy = suggestion(name, names, listed="Choose one of") if names else "Make one: fedpipe schedule --cron ..."
+        raise InputError(f"there is no schedule {name!r}", remedy=remedy)
     return found[0]
 
 

@@ -18,6 +18,7 @@ from fedpipe.kubeflow.upload import compile_source, kfp_api, list_all, undo_on_f
 from fedpipe.kubeflow.where import Where
 from fedpipe.sessions.presence import awaited
 from fedpipe.steps.shard import run_name
+from fedpipe.suggestion import closest
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})
 """The states of KFP in which a run has ended."""
@@ -138,8 +139,19 @@ def require_run(kfp: Kfp, name: str) -> Any:
     """Returns KFP's record of a run, as `find_run` does. Raises NotFoundError when there is none."""
     record = find_run(kfp, name)
     if record is None:
-        raise NotFoundError(f"Kubeflow has no run {name!r}", where=kfp.host, remedy="Check the run's name.")
+        raise NotFoundError(f"Kubeflow has no run {name!r}", where=kfp.host, remedy=_meant(kfp, name))
     return record
+
+
+def _meant(kfp: Kfp, name: str) -> str:
+    """Returns the run that was probably meant by a name that KFP does not have."""
+    runs = list_all(kfp, kfp.client.list_runs, "runs", "", kfp.namespace)
+    if not runs:
+        return "It has no runs at all: check --host, --context and --namespace."
+    latest = sorted(runs, key=lambda run: str(run.created_at), reverse=True)
+    names = [str(run.display_name) for run in latest]
+    close = closest(name, names)
+    return f"Did you mean {close!r}?" if close else f"The last ones are {', '.join(dict.fromkeys(names[:5]))}."
 
 
 def name_in_store(kfp: Kfp, run: str) -> str:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from fedpipe.data.schema import Schema
 from fedpipe.data.trees import Tree
@@ -166,6 +166,19 @@ class Model(Protocol):
         Raises:
             ExportError: this framework has no ONNX form.
             MissingExtraError: the converter is not installed.
+        """
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A model that can do before the first training what only the first one does, such as tracing."""
+
+    def prepare(self, parts: Mapping[str, Part], training: Training) -> None:
+        """Prepare trainings and tests with these parts; no later result depends on it.
+
+        Args:
+            parts: of a learner.
+            training: the settings of the trainings.
         """
 
 

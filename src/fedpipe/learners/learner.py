@@ -10,7 +10,7 @@ from fedpipe.errors import DroppedError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.training import Export, Privacy
 from fedpipe.learners.check import check_criterion
-from fedpipe.learners.framework import Arrays, Model
+from fedpipe.learners.framework import Arrays, Model, Preparing
 from fedpipe.learners.methods import Begun, train
 from fedpipe.learners.parts import Part, size_of
 from fedpipe.learners.personal import NOTHING, Kept, completed
@@ -107,6 +107,11 @@ class ModelLearner:
         self._label, self._on_epochs, self._privacy = label, on_epochs, privacy
         self._current: Arrays = {}
         self._scores = Scores()
+
+    def prepare(self) -> None:
+        """Do before the first round what only the first one does, where the framework can."""
+        if isinstance(self._model, Preparing):
+            self._model.prepare(self._parts, self._federation.training)
 
     @property
     def planned(self) -> TrainingEvent | None:

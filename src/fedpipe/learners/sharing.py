@@ -20,7 +20,7 @@ from fedpipe.errors import ModelError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.methods import Sharing
 from fedpipe.federation.training import Training
-from fedpipe.learners.framework import Arrays, Correction, Fitted, Measurement, Model, Outline, Predict
+from fedpipe.learners.framework import Arrays, Correction, Fitted, Measurement, Model, Outline, Predict, Preparing
 from fedpipe.learners.parts import LabelShape, Part
 from fedpipe.rounds.tallies import Head
 from fedpipe.suggestion import suggestion
@@ -163,6 +163,11 @@ class SharedModel:
         first = self._first
         local = {k: fitted.weights[k] for k in sorted(self.local) if not _same(fitted.weights[k], first[k])}
         return fitted._replace(weights=self._shared(fitted.weights), local=local)
+
+    def prepare(self, parts: Mapping[str, Part], training: Training) -> None:
+        """See `fedpipe.learners.framework.Preparing`."""
+        if isinstance(self._model, Preparing):
+            self._model.prepare(parts, training)
 
     def evaluate(self, weights: Arrays, part: Part, training: Training, batches: int = 0) -> Measurement:
         """See `Model.evaluate`."""

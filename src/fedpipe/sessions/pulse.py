@@ -1,5 +1,7 @@
 """The pulse of a session: an object that its coordinator renews, so that learners see soon when nobody coordinates.
 
+Steps that others await before the session have one too, named by the job.
+
 Only the store's clock counts. The board itself stays as it is, because its age is the age of the current phase.
 """
 
@@ -26,20 +28,23 @@ GONE = 300.0
 
 
 class Pulse(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The session whose coordinator works."""
+    """The session whose coordinator works, or the job whose step does."""
 
     session: str
 
 
 @contextlib.contextmanager
-def beating(open_: Callable[[], Store], run: str, session: str, every: float = BEAT) -> Iterator[None]:
+def beating(
+    open_: Callable[[], Store], run: str, session: str, every: float = BEAT, *, step: str = ""
+) -> Iterator[None]:  # fmt: skip
     """Renew the pulse of a session while the body runs, also while it computes.
 
     Args:
         open_: opens a store for the thread that renews it.
         run: the run's name.
-        session: distinguishes this session from earlier ones of the run.
+        session: distinguishes this session from earlier ones of the run; for another step, its job.
         every: seconds between two renewals.
+        step: a step that others await; by default the session's coordinator.
     """
     ended = threading.Event()
 
@@ -47,7 +52,7 @@ def beating(open_: Callable[[], Store], run: str, session: str, every: float = B
         store = open_()
         while True:
             with contextlib.suppress(StoreError):  # the coordinator itself reports a store that does not answer
-                store.replace(keys.pulse(run), encode(Pulse(session=session)))
+                store.replace(keys.pulse(run, step), encode(Pulse(session=session)))
             if ended.wait(every):
                 return
 
@@ -60,16 +65,17 @@ def beating(open_: Callable[[], Store], run: str, session: str, every: float = B
         thread.join(every)
 
 
-def silence(store: Store, run: str, session: str) -> float | None:
-    """Return the seconds since the coordinator of a session last renewed its pulse; None when it never did."""
-    blob = store.poll(keys.pulse(run))
+def silence(store: Store, run: str, session: str, step: str = "") -> float | None:
+    """Return the seconds since the coordinator of a session, or a step, renewed its pulse; None when it never did."""
+    key = keys.pulse(run, step)
+    blob = store.poll(key)
     if blob is None:
         return None
     try:
-        pulse = decode(blob.data, Pulse, where=keys.pulse(run))
+        pulse = decode(blob.data, Pulse, where=key)
     except CorruptError:
         return None
-    return store.age(keys.pulse(run)) if pulse.session == session else None
+    return store.age(key) if pulse.session == session else None
 
 
 def continues(store: Store, run: str, session: str, last: int) -> bool:

@@ -18,9 +18,13 @@ from msgspec import Struct
 
 from fedpipe.codec import converted
 from fedpipe.errors import InputError, StepError, StoreError
+from fedpipe.frameworks import import_frameworks
 from fedpipe.rounds.plan import RunPlace
 from fedpipe.rounds.timings import Timing, note
+from fedpipe.sessions.pacing import drive
+from fedpipe.sessions.results import PATIENCE
 from fedpipe.steps import STEPS, WAITING
+from fedpipe.steps.early import completed, is_early
 
 log = logging.getLogger("fedpipe")
 
@@ -137,6 +141,7 @@ def execute(name: str, executor_input: dict[str, Any], hands: Hands | None = Non
     Raises:
         FedpipeError: see the step.
     """
+    executor_input = ready(name, executor_input, (hands or Hands()).sleep, prepares=True)
     inputs = inputs_of(name, executor_input)
     started, clock = time.time(), time.monotonic()
     try:
@@ -150,6 +155,35 @@ def execute(name: str, executor_input: dict[str, Any], hands: Hands | None = Non
     _note_time(name, inputs, outputs, started, time.monotonic() - clock)
     write_outputs(outputs, executor_input["outputs"])
     return outputs
+
+
+def ready(
+    name: str, executor_input: dict[str, Any], sleep: Callable[[float], None], *, prepares: bool = False,
+    patience: float = PATIENCE,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the executor input of a step, completed by what it awaits if it has started early.
+
+    Args:
+        name: the step.
+        executor_input: KFP's executor input.
+        sleep: waits for some seconds.
+        prepares: whether this process imports the framework meanwhile, and prepares the step's work.
+        patience: seconds without a sign of the step that it awaits.
+
+    Raises:
+        RoundError: the step that it awaits failed, or does not work.
+        InputError, StoreError: the inputs are wrong; the store fails.
+    """
+    values = executor_input.get("inputs", {}).get("parameterValues", {})
+    if not is_early(name, values):
+        return executor_input
+    prepare = getattr(body(name), "prepare", None) if prepares else None
+    if prepares and values.get("framework") == "keras":
+        import_frameworks()
+    waiting = completed(
+        name, values, lambda given: prepare(parse(name, given)) if prepare else None, patience=patience
+    )  # fmt: skip
+    return {**executor_input, "inputs": {**executor_input["inputs"], "parameterValues": drive(waiting, sleep)}}
 
 
 def find(name: str, values: dict[str, Any]) -> Any | None:

@@ -21,17 +21,21 @@ from fedpipe.sessions.pulse import beating
 from fedpipe.sessions.scripts import describing, scoring, script_of
 from fedpipe.steps import aggregate, tally
 from fedpipe.steps.contract import Hands, Html, MetricsArtifact, ModelArtifact
+from fedpipe.steps.early import Early
 from fedpipe.steps.initialise import begin_run
 from fedpipe.steps.shown import metrics_of_run, page_of_session
 
 
-class Inputs(Struct, frozen=True, kw_only=True):
-    """The session: rounds [first, last] of the run, to its end when last is 0, of this KFP job."""
+class Inputs(Early, frozen=True, kw_only=True):
+    """The session: rounds [first, last] of the run, to its end when last is 0, of this KFP job.
+
+    The place is absent in a step that has started early; its federation is named then.
+    """
 
     place: RunPlace
+    federation_name: str = ""
     first: int = 1
     last: int = 0
-    job: str = ""
 
 
 class Outputs(Struct, frozen=True, kw_only=True):

@@ -26,7 +26,9 @@ from fedpipe.rounds.manifests import Record
 from fedpipe.rounds.plan import Plan, RunPlace, Settings, Shards, read_plan
 from fedpipe.sessions.board import check_deadline
 from fedpipe.sessions.presence import protocols
+from fedpipe.sessions.results import Results
 from fedpipe.steps.contract import ModelArtifact
+from fedpipe.steps.early import publish
 from fedpipe.steps.shard import read
 from fedpipe.store import Store
 from fedpipe.store.objects import LOST, get_bytes, put_bytes
@@ -38,7 +40,8 @@ log = logging.getLogger("fedpipe")
 class Inputs(Settings, frozen=True, kw_only=True):
     """The place and shards of the run, the federation and model.py as text, and the run-time settings.
 
-    `described` are the results of the describe steps, which only come before this one.
+    Place and shards are absent in a step that has started early. The last four inputs are those of `Early`. `described`
+    are the results of the describe steps, which only come before this one.
     """
 
     place: RunPlace
@@ -46,6 +49,10 @@ class Inputs(Settings, frozen=True, kw_only=True):
     federation: str
     code: str
     described: list[Any] = field(default_factory=list)
+    store: str = ""
+    run: str = ""
+    job: str = ""
+    framework: str = ""
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
@@ -66,7 +73,7 @@ def find(inputs: Inputs) -> Outputs | None:
     if record is None:
         return None
     put_bytes(store, inputs.code.encode())  # it may have been deleted since
-    return _outputs(inputs.place, plan, record)
+    return _ended(inputs, plan, record)
 
 
 def _plan(inputs: Inputs, examples: Examples | None) -> Plan:
@@ -101,11 +108,13 @@ def run(inputs: Inputs) -> Outputs:
     check_deadline(store, plan.federation.quorum.deadline)
     put_bytes(store, inputs.code.encode())
     place = msgspec.structs.replace(inputs.place, plan=plan.put(store))
+    publish(place, "initialise", Results(job=inputs.job, plan=place.plan))  # learners build their models meanwhile
     waits = read(inputs.federation).described_in_session and not inputs.described
     if waits and schema_of_head(store, plan.federation) is None:
         metadata = {"run": plan.run, "federation": plan.federation.name}
+        publish(place, "initialise", Results(job=inputs.job, plan=place.plan, ended=True))
         return Outputs(placed=place, weights="", model=ModelArtifact(metadata=metadata))
-    return _outputs(place, plan, begin_run(place, examples=examples))
+    return _ended(inputs, plan, begin_run(place, examples=examples))
 
 
 def begin_run(place: RunPlace, absent: Collection[str] = (), examples: Examples | None = None) -> Record:
@@ -135,7 +144,8 @@ def begin_run(place: RunPlace, absent: Collection[str] = (), examples: Examples 
     return begin(store, plan, initial, lambda: put_schema(store, schema()))
 
 
-def _outputs(place: RunPlace, plan: Plan, record: Record) -> Outputs:
-    place = msgspec.structs.replace(place, plan=plan.digest)
+def _ended(inputs: Inputs, plan: Plan, record: Record) -> Outputs:
+    place = msgspec.structs.replace(inputs.place, plan=plan.digest)
+    publish(place, "initialise", Results(job=inputs.job, plan=place.plan, ended=True))
     metadata = {"digest": record.weights, "round": 0, "run": record.run, "federation": record.federation}
     return Outputs(placed=place, weights=record.weights, model=ModelArtifact(metadata=metadata))

@@ -12,7 +12,7 @@ from functools import partial
 from msgspec import Struct
 
 from fedpipe.data.statistics import Report
-from fedpipe.errors import FedpipeError, WorkerDiedError
+from fedpipe.errors import FedpipeError, WorkerDiedError, one_line
 from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.describe import describe
@@ -44,6 +44,7 @@ from fedpipe.sessions.secure import Participant
 from fedpipe.sessions.taking_part import clear, find_common, meeting_of, take_part
 from fedpipe.steps import score
 from fedpipe.steps.contract import Hands, MetricsArtifact
+from fedpipe.steps.early import Early
 from fedpipe.steps.shown import metrics_of_learner
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import get_bytes
@@ -51,14 +52,17 @@ from fedpipe.store.objects import get_bytes
 log = logging.getLogger("fedpipe")
 
 
-class Inputs(Struct, frozen=True, kw_only=True):
-    """The learner and its session: rounds [first, last] of the run, to its end when last is 0, of this KFP job."""
+class Inputs(Early, frozen=True, kw_only=True):
+    """The learner and its session: rounds [first, last] of the run, to its end when last is 0, of this KFP job.
+
+    The place is absent in a step that has started early; its federation is named then.
+    """
 
     place: RunPlace
     learner: str
+    federation_name: str = ""
     first: int = 1
     last: int = 0
-    job: str = ""
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
@@ -89,6 +93,19 @@ def run(inputs: Inputs, hands: Hands) -> Outputs:
     voted = took_part["vote"]
     update = _last_update(store, inputs, plan.federation.training.rounds) if trained else None
     return Outputs(trained=trained, voted=voted, metrics=metrics_of_learner(update, trained, voted))
+
+
+def prepare(inputs: Inputs) -> None:
+    """Build the model and read the data before the session, so that the first round need not.
+
+    A failure here happens again in the first round, which drops the learner with the reason.
+    """
+    try:
+        store, plan = opened(inputs.place)
+        if plan.federation.split is None:
+            make_learner(store, plan, inputs.learner, 1, place=inputs.place).prepare()
+    except (Exception, SystemExit) as error:
+        log.info("%s is not prepared for the first round: %s", inputs.learner, one_line(error))
 
 
 def attended(

@@ -25,6 +25,7 @@ from fedpipe.rounds.history import is_settled
 from fedpipe.rounds.plan import RunPlace, Shards, differences
 from fedpipe.rounds.pruning import entered
 from fedpipe.rounds.received import Source, guarded
+from fedpipe.sessions.results import Results, publish_results
 from fedpipe.store import Store, keys, with_endpoint
 from fedpipe.store.objects import canonical, encode
 from fedpipe.store.objects import find as find_object
@@ -69,7 +70,10 @@ def run(inputs: Inputs) -> Outputs:
     store = RunPlace(store=inputs.store, federation=read(inputs.federation).name, run=name).open()
     with entered(store, name):
         drop_line(store, name)
-        return deal(inputs)
+        outputs = deal(inputs)
+    if inputs.job:
+        publish_results(store, name, "shard", Results(job=inputs.job, shards=outputs.shards, ended=True))
+    return outputs
 
 
 def deal(inputs: Inputs) -> Outputs:

@@ -23,9 +23,10 @@ from fedpipe.codec import converted, read_json
 from fedpipe.errors import FedpipeError, InputError, StepError
 from fedpipe.rounds.plan import RunPlace, read_plan
 from fedpipe.steps import TRACKED
-from fedpipe.steps.contract import give_up, inputs_of, log, parse_arguments, start_log, write_outputs
+from fedpipe.steps.contract import give_up, inputs_of, log, parse_arguments, ready, start_log, write_outputs
+from fedpipe.steps.early import shown
 from fedpipe.steps.fence import hide_memory
-from fedpipe.steps.work import Ended, store_of, surroundings
+from fedpipe.steps.work import FOREIGN, Ended, store_of, surroundings
 from fedpipe.store.places import path_of
 from fedpipe.tracking.tracker import Tracker
 
@@ -51,23 +52,45 @@ def main(arguments: list[str], pauses: tuple[float, ...] = PAUSES) -> int:
         print(f"fedpipe: {error}", file=sys.stderr)
         return error.exit_code
     hide_memory()
-    with contextlib.suppress(StepError), _tracked(name, executor_input), _signals() as child:
-        for pause in (*pauses, None):
-            try:
-                ended = _in_child(child, name, executor_input)
-            except FedpipeError as error:
-                ended = Ended(error.exit_code, str(error))
-            if not ended.code or not ended.again or child.stopped or pause is None:
-                break
-            log.warning("step %s failed and is tried again in %g s: %s", name, pause, ended.why)
-            child.wait(pause)
-        if ended.died and not child.stopped and _give_up(name, executor_input, ended.why):
-            return 0
-        if ended.code:
-            raise StepError(ended.why)  # so that it has failed in the tracking server too
+    with _signals() as child, shown(name, executor_input["inputs"]["parameterValues"]) as show_failure:
+        ended = _supervised(child, name, executor_input, pauses)
+        if ended.code and not child.stopped:
+            show_failure(ended.why)
     if ended.code:
         print(f"fedpipe: {ended.why}", file=sys.stderr)
     return ended.code
+
+
+def _supervised(child: _Child, name: str, executor_input: dict[str, Any], pauses: tuple[float, ...]) -> Ended:
+    """Do the work of a step, and return how it ended."""
+    ended = Ended(0)
+    try:
+        if name not in FOREIGN:  # other steps wait in the process that prepares their work
+            executor_input = ready(name, executor_input, child.sleep)
+        with _tracked(name, executor_input):
+            ended = _tried(child, name, executor_input, pauses)
+            if ended.code:
+                raise StepError(ended.why)  # so that it has failed in the tracking server too
+    except FedpipeError as error:
+        return ended if ended.code else Ended(error.exit_code, str(error))
+    return ended
+
+
+def _tried(child: _Child, name: str, executor_input: dict[str, Any], pauses: tuple[float, ...]) -> Ended:
+    """Try the work until it succeeds or has failed for good."""
+    for pause in (*pauses, None):
+        try:
+            ended = _in_child(child, name, executor_input)
+        except FedpipeError as error:
+            ended = Ended(error.exit_code, str(error))
+        if not ended.code or not ended.again or child.stopped or pause is None:
+            break
+        log.warning("step %s failed and is tried again in %g s: %s", name, pause, ended.why)
+        child.wait(pause)
+        executor_input = ready(name, executor_input, child.sleep)  # so that it does not prepare again
+    if ended.died and not child.stopped and _give_up(name, ready(name, executor_input, child.sleep), ended.why):
+        return Ended(0)
+    return ended
 
 
 def check_volume(uri: str) -> None:
@@ -107,6 +130,11 @@ class _Child:
     def wait(self, seconds: float) -> None:
         """Wait before the next try, unless this process is asked to end."""
         self._asked.wait(seconds)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for other steps. Raises StepError when this process is asked to end."""
+        if self._asked.wait(seconds):
+            raise StepError("it was asked to end")
 
 
 @contextlib.contextmanager

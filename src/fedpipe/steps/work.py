@@ -23,6 +23,7 @@ from fedpipe.federation.tracking import TRACKING_KEYS
 from fedpipe.identity.signing import FOUND_KEYS, KEYS, key_answers
 from fedpipe.rounds.floors import FLOORS, read_floors
 from fedpipe.steps.contract import execute, inputs_of, log, start_log
+from fedpipe.steps.early import is_early
 from fedpipe.steps.fence import fence
 from fedpipe.store import SECRET_DIR, endpoint_of
 from fedpipe.store.concealment import CONCEALED
@@ -127,6 +128,9 @@ def secret_paths() -> list[str]:
 
 def store_of(name: str, executor_input: Mapping[str, Any]) -> str:
     """Return the URI of a step's store. Raises InputError."""
+    values = executor_input.get("inputs", {}).get("parameterValues", {})
+    if is_early(name, values):
+        return str(values["store"])
     inputs = inputs_of(name, executor_input)
     return str(inputs.place.store if hasattr(inputs, "place") else inputs.store)
 

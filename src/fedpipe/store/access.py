@@ -99,6 +99,8 @@ TABLE = (
     Row("runs/<run>/plan", _GLOBAL, "the plan of the last try: also its settings of evaluation, export and reports"),
     Row("runs/<run>/board", _GLOBAL, "a session: the current request ([sessions](sessions.md))"),
     Row("runs/<run>/pulse", _GLOBAL, "a session: renewed every 15 s while its coordinator works"),
+    Row("runs/<run>/<step>.results", _GLOBAL, "results for steps that have started before it has ended"),
+    Row("runs/<run>/<step>.pulse", _GLOBAL, "renewed every 15 s while that step works"),
     Row("runs/_current", _GLOBAL, "the sessions that are current, for the agents of sites ([sites](sites.md))"),
     Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),
     Row("runs/<run>/<round>/record", _GLOBAL, "the committed round: updates, dropped learners, rule, result"),

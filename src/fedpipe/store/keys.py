@@ -154,9 +154,14 @@ def presence(learner: str) -> str:
     return f"{learner_folder(learner)}runs/_presence"
 
 
-def pulse(run: str) -> str:
-    """Returns the key of the object that a session's coordinator renews while it works."""
-    return f"{run_folder(run)}pulse"
+def pulse(run: str, step: str = "") -> str:
+    """Returns the key of the object that a session's coordinator renews while it works, or another step."""
+    return f"{run_folder(run)}{step}{'.' if step else ''}pulse"
+
+
+def results(run: str, step: str) -> str:
+    """Returns the key of a step's results, which other steps of the run await."""
+    return f"{run_folder(run)}{step}.results"
 
 
 def listed(run: str, number: int, name: str) -> str:

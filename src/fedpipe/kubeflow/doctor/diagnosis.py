@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from fedpipe.errors import ClusterError, FedpipeError, InputError, StoreError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source, read_source
-from fedpipe.kubeflow.clients import cluster_errors, open_kfp, open_kubernetes
+from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kfp, open_kubernetes
 from fedpipe.kubeflow.doctor.datasets import check_datasets
 from fedpipe.kubeflow.doctor.finding import REQUEST_SECONDS, Finding
 from fedpipe.kubeflow.doctor.launcher import check_launcher
@@ -24,6 +24,7 @@ from fedpipe.kubeflow.doctor.store import check_enrolment, check_store, find_sig
 from fedpipe.kubeflow.forwarding import reachable_store
 from fedpipe.kubeflow.where import Where
 from fedpipe.store import chosen_uri
+from fedpipe.suggestion import suggestion
 
 _TESTED_VERSION = "2.17"
 
@@ -102,6 +103,23 @@ def _check_kfp(where: Where) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _missing_namespace(cluster: Kubernetes) -> Finding | None:
+    """Finds a namespace that does not exist: Kubernetes lists its pods as none."""
+    core, name = cluster.core, cluster.namespace
+    try:
+        with cluster_errors("Kubernetes"):
+            core.read_namespace(name, _request_timeout=REQUEST_SECONDS)
+    except ClusterError as error:
+        if error.status != 404:  # perhaps it may not be read
+            return None
+        names: list[str] = []
+        with contextlib.suppress(ClusterError), cluster_errors("namespaces"):
+            names = [one.metadata.name for one in core.list_namespace(_request_timeout=REQUEST_SECONDS).items]
+        remedy = suggestion(name, names, listed="Choose one of") if names else "Check --namespace."
+        return Finding("error", "kubernetes", f"there is no namespace {name!r}", remedy)
+    return None
+
+
 def _check_cluster(federation: Federation, pod_uri: str, where: Where) -> Iterator[Finding]:
     try:
         cluster = open_kubernetes(where)
@@ -109,6 +127,9 @@ def _check_cluster(federation: Federation, pod_uri: str, where: Where) -> Iterat
             cluster.core.list_namespaced_pod(cluster.namespace, limit=1, _request_timeout=REQUEST_SECONDS)
     except FedpipeError as error:
         yield Finding("error", "kubernetes", str(error))
+        return
+    if (missing := _missing_namespace(cluster)) is not None:
+        yield missing
         return
     yield Finding("ok", "kubernetes", f"answers; runs are in namespace {cluster.namespace}")
     yield from check_launcher(cluster, pod_uri)

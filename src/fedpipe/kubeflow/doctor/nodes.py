@@ -52,6 +52,7 @@ def check_nodes(federation: Federation, nodes: list[Node]) -> Iterator[Finding]:
         yield _check_placement(owner, placement, nodes)
     if federation.in_sessions:
         yield from _check_session(federation, nodes)
+        yield from _check_start(federation, nodes)
 
 
 def placements_of(federation: Federation) -> list[tuple[str, Placement]]:
@@ -141,6 +142,32 @@ def _check_session(federation: Federation, nodes: list[Node]) -> Iterator[Findin
                 "Rounds continue without the learners that wait. Unless the pool scales by itself, add nodes, or set "
                 "training.rounds_per_step to 1 so that trainings take turns.",
             )  # fmt: skip
+
+
+def at_once(federation: Federation) -> list[Placement]:
+    """Lists the placements of all pods that a session has at the same time."""
+    learners = [federation.placement_of("learn", learner.name) for learner in federation.pods]
+    return learners + [federation.placement_of(step) for step in federation.beside_learners]
+
+
+def _check_start(federation: Federation, nodes: list[Node]) -> Iterator[Finding]:
+    """Checks that the nodes have room for the steps that learners await in their pods, next to these pods."""
+    if len(federation.beside_learners) == 1:
+        return
+    needed: dict[str, Decimal] = {}
+    for placement in at_once(federation):
+        for resource, amount in requests_of(placement).items():
+            needed[resource] = needed.get(resource, Decimal(0)) + amount
+    available = {name: sum((n.allocatable.get(name, Decimal(0)) for n in nodes), Decimal(0)) for name in needed}
+    short = [name for name in ("cpu", "memory") if needed.get(name, Decimal(0)) > available.get(name, Decimal(0))]
+    if short:
+        text = "; ".join(
+            f"{format_amount(n, needed[n])} {n} needed, {format_amount(n, available[n])} available" for n in short
+        )
+        yield Finding(
+            "warning", "steps that start together", f"{text}, by shard, initialise, coordinate and the learners",
+            "Unless the pool scales by itself, set placement.learn.early to false, so that learners start later.",
+        )  # fmt: skip
 
 
 def _fitting_nodes(placement: Placement, nodes: list[Node]) -> list[Node]:

@@ -10,7 +10,7 @@ from fedpipe.errors import ClusterError
 from fedpipe.federation.federation import Federation
 from fedpipe.kubeflow.clients import Kubernetes, cluster_errors
 from fedpipe.kubeflow.doctor.finding import REQUEST_SECONDS, Finding
-from fedpipe.kubeflow.doctor.nodes import Requests, format_amount, placements_of, requests_of
+from fedpipe.kubeflow.doctor.nodes import Requests, at_once, format_amount, placements_of, requests_of
 
 
 def check_quotas(federation: Federation, cluster: Kubernetes) -> Iterator[Finding]:
@@ -23,7 +23,8 @@ def check_quotas(federation: Federation, cluster: Kubernetes) -> Iterator[Findin
     except ClusterError as error:
         yield Finding("warning", "quotas", f"cannot be listed: {error.what}", "Ask for permission to list quotas.")
         return
-    requests = [requests_of(placement) for _, placement in placements_of(federation)]
+    placements = [placement for _, placement in placements_of(federation)]
+    requests = [requests_of(one) for one in (at_once(federation) if federation.in_sessions else placements)]
     for quota in quotas:
         yield _check_quota(quota, requests, in_sessions=federation.in_sessions)
 
@@ -44,7 +45,7 @@ def _check_quota(quota: Any, requests: list[Requests], *, in_sessions: bool) -> 
             in_use.append(f"{line}, {format_amount(resource, used)} used now")
     subject = f"quota {quota.metadata.name}"
     if too_small:
-        needed_by = "by the learners of a session at the same time" if in_sessions else "by the largest step"
+        needed_by = "by the pods of a session at the same time" if in_sessions else "by the largest step"
         remedy = "Raise it, or set training.rounds_per_step to 1." if in_sessions else "Raise it."
         return Finding("error", subject, f"{'; '.join(too_small)}, {needed_by}", remedy)
     if in_use:

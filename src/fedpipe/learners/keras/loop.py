@@ -50,6 +50,18 @@ class Loop:
         plain = not (training.callbacks or training.preprocessing or training.fit)
         return plain and self.takes(part) and _rows(part.count, training) <= _MOST_ROWS
 
+    def trace(self, data: tuple[Any, ...], *, trains: bool = True) -> None:
+        """Trace the loop over such data, and the order of a training, without running them.
+
+        Args:
+            data: features and labels, and perhaps weights, as the model takes them.
+            trains: whether the model trains on them, or is tested.
+        """
+        tensorflow, _ = frameworks()
+        self._traced_loop("train_step" if trains else "test_step", data).func.get_concrete_function()  # type: ignore[attr-defined]
+        if trains:
+            shuffled(tensorflow).get_concrete_function()  # type: ignore[attr-defined]
+
     def train(
         self, data: tuple[Any, ...], count: int, training: Training, seed: int, limits: TrainingLimits
     ) -> Iterator[dict[str, Any]]:

@@ -227,6 +227,15 @@ class KerasModel(CompiledModel):
                 limits.epoch(len(epochs), epochs[-1].get("loss", 0.0))
         return epochs
 
+    def prepare(self, parts: Mapping[str, Part], training: Training) -> None:
+        """See `fedpipe.learners.framework.Preparing`."""
+        for name, part in parts.items():
+            if self._loop is None or not isinstance(part, Examples):
+                continue
+            trains = name == "train"
+            if self._loop.trains(part, training) if trains else self._loop.takes(part) and not training.evaluate:
+                self._loop.trace(self._data(part), trains=trains)
+
     def _evaluated(self, part: Part, training: Training, batches: int) -> Mapping[str, Any]:
         """See `CompiledModel._evaluated`."""
         if self._loop is None or not isinstance(part, Examples) or training.evaluate or not self._loop.takes(part):
