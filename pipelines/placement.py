@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from kfp import dsl, kubernetes
+from kfp.dsl import structures
 
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.federation.placement import Placement
@@ -123,19 +124,10 @@ def place_on(task: dsl.PipelineTask, placement: Placement) -> None:
             value=toleration.value or None,
             effect=toleration.effect or None,
         )
-    if placement.accelerator:
-        task.set_accelerator_type(placement.accelerator.type).set_accelerator_limit(placement.accelerator.count)
+    _set_resources(task, placement)
     for affinity in placement.affinity:
         expressions = [msgspec.to_builtins(expression) for expression in affinity.expressions]
         kubernetes.add_node_affinity(task, match_expressions=expressions, weight=affinity.weight or None)
-    for limit, request, set_limit, set_request in (
-        (placement.cpu, placement.cpu_request, task.set_cpu_limit, task.set_cpu_request),
-        (placement.memory, placement.memory_request, task.set_memory_limit, task.set_memory_request),
-    ):
-        if limit:
-            set_limit(limit)
-        if request or limit:
-            set_request(request or limit)
     if placement.shared_memory:
         kubernetes.empty_dir_mount(
             task,
@@ -152,6 +144,24 @@ def place_on(task: dsl.PipelineTask, placement: Placement) -> None:
         kubernetes.add_pod_annotation(task, key, value)
     if placement.timeout:
         kubernetes.set_timeout(task, placement.timeout)
+
+
+def _set_resources(task: dsl.PipelineTask, placement: Placement) -> None:
+    """Sets limits and requests.
+
+    The methods of a task, such as `set_cpu_limit`, read the source of all callers for an error message: 3 ms a call.
+    """
+    if placement.accelerator:
+        task.set_accelerator_type(placement.accelerator.type).set_accelerator_limit(placement.accelerator.count)
+    given = {
+        "cpu_limit": placement.cpu, "cpu_request": placement.cpu_request or placement.cpu,
+        "memory_limit": placement.memory, "memory_request": placement.memory_request or placement.memory,
+    }  # fmt: skip
+    if any(given.values()):
+        task.container_spec.resources = task.container_spec.resources or structures.ResourceSpec()
+    for name, value in given.items():
+        if value:
+            setattr(task.container_spec.resources, name, value)
 
 
 def _name_and_retry(task: dsl.PipelineTask, name: str, federation: Federation) -> None:
