@@ -9,11 +9,11 @@ import signal
 import tempfile
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 from tests.federations import PlusOneLearner, make_federation, make_plan
 
+from benchmarks.measure import resident
 from fedpipe.learners.contribute import contribute
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.manifests import Update
@@ -24,12 +24,6 @@ from fedpipe.store import open_store
 
 NAMES = ("a", "b", "c", "d", "e")
 found = {}
-
-
-def resident() -> int:
-    """VmRSS of this process in bytes."""
-    line = next(text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024
 
 
 def listen(moment: Moment) -> None:
@@ -64,7 +58,7 @@ with tempfile.TemporaryDirectory() as folder:
     try:
         drive(Coordinator(store, plan, "s", listener=listen).run(), time.sleep)
     except BaseException:
-        os.kill(child, signal.SIGKILL)  # it holds the pipe, so whoever reads it would wait for the learners
+        os.kill(child, signal.SIGKILL)  # it holds the pipe: its reader would wait for the learners
         raise
     os.waitpid(child, 0)
     print(json.dumps(found))

@@ -42,6 +42,15 @@ _DENIED = {
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
 
 
+def part_size(size: int) -> int:
+    """Returns the bytes of each part of an upload: 16 MiB, or more MiB where S3's 10 000 parts would not do.
+
+    >>> part_size(10**9) // 2**20, part_size(10**12) // 2**20
+    (16, 96)
+    """
+    return max(16, -(-size // (10_000 * 2**20))) * 2**20
+
+
 class MinioStore:
     """Keeps objects in a bucket below a prefix.
 
@@ -269,9 +278,9 @@ class MinioStore:
         self._retried(lambda: self._put(key, data, {}), key)
 
     def upload(self, key: str, path: Path) -> None:
-        if path.stat().st_size > _SINGLE_PUT:
-            name = self._key(key)
-            self._retried(lambda: self._client.fput_object(self._bucket, name, str(path), part_size=16 * 2**20), key)
+        if (size := path.stat().st_size) > _SINGLE_PUT:
+            name, part = self._key(key), part_size(size)
+            self._retried(lambda: self._client.fput_object(self._bucket, name, str(path), part_size=part), key)
             return
 
         def call() -> None:
