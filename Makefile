@@ -7,7 +7,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup setup-tff setup-custom setup-bench demo test test-again test-fast faults fuzz check cover mutants bench lock audit docs images e2e clean
+.PHONY: help setup setup-tff setup-custom setup-bench demo test test-again test-fast frameworks faults fuzz check cover mutants bench lock audit docs images e2e clean
 
 help: ## list the words
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,12 @@ setup-tff: .venv-tff/.ready ## make .venv-tff, for TensorFlow Federated
 
 setup-custom: .venv-custom/.ready ## make .venv-custom, for the custom learners of examples/frameworks
 
+.venv-frameworks/.ready: requirements/frameworks.txt pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-frameworks
+	$(UV) pip sync --quiet --compile-bytecode --python .venv-frameworks/bin/python --require-hashes requirements/frameworks.txt
+	$(UV) pip install --quiet --python .venv-frameworks/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
 .venv-bench/.ready: requirements/bench.txt | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-bench
 	$(UV) pip sync --quiet --compile-bytecode --python .venv-bench/bin/python --require-hashes requirements/bench.txt
@@ -72,6 +78,9 @@ faults: setup ## 1000 disturbed sessions of real processes, 11 000 simulated one
 fuzz: setup ## 100 000 mutated manifests, signs, boards, scores, ballots, timings, enrolments and plans (about two minutes)
 	FEDPIPE_FUZZ=100000 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/faults/test_fuzz.py
 
+frameworks: setup .venv-frameworks/.ready ## learners in PyTorch and JAX (installs several GB of packages)
+	$(BIN)/python -m pytest tests/frameworks
+
 mutants: setup ## change 200 operators and constants, one at a time; 85 % must be noticed (about ten minutes)
 	$(BIN)/python -m tests.mutants --jobs $(PYTEST_WORKERS)
 
@@ -85,7 +94,7 @@ check: setup ## ruff, mypy, import rules, generated docs, English
 	$(BIN)/python docs/english.py
 	$(BIN)/python docs/keys.py --check
 	$(BIN)/python docs/catalogue.py --check
-	$(BIN)/python -m pytest --collect-only -qq tests/e2e
+	$(BIN)/python -m pytest --collect-only -qq tests/e2e tests/frameworks
 
 bench: setup setup-tff setup-bench ## measure side by side with peers
 	$(BIN)/python -m benchmarks

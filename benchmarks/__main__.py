@@ -37,7 +37,10 @@ NAMES = (
     "secure",
     "split",
     "intersection",
+    "large",
 )
+LONG = ("large",)
+"""Benchmarks that run only when they are named: they take half an hour or more."""
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parent / "README.md"
 MARKS = ("<!-- figures -->", "<!-- end of figures -->")
@@ -46,7 +49,7 @@ MARKS = ("<!-- figures -->", "<!-- end of figures -->")
 def main() -> int:
     """`python -m benchmarks [NAME ...]`; results of benchmarks that are not run again are kept."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark ends its processes
-    chosen = sys.argv[1:] or NAMES
+    chosen = sys.argv[1:] or [name for name in NAMES if name not in LONG]
     if unknown := set(chosen) - set(NAMES):
         print(f"unknown benchmark {sorted(unknown)[0]!r}; known: {', '.join(NAMES)}", file=sys.stderr)
         return 2

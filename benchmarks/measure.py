@@ -53,6 +53,12 @@ def at_least(what: str, ours: float, other: float, name: str, goal: float, unit:
     return Row(what, f"{ours:.1f} {unit}", f"{name} {other:.1f} {unit}", round(ratio, 3), f">= {goal}", ratio >= goal)
 
 
+def resident(name: str = "VmRSS") -> int:
+    """`VmRSS` or its peak, `VmHWM`, of this process in bytes; `ru_maxrss` would begin with the parent's."""
+    line = next(text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
 def timed(act: Callable[[], Any]) -> float:
     """Seconds that an act takes."""
     started = time.perf_counter()

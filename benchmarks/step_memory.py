@@ -4,16 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks.measure import resident
 from fedpipe.rounds.closing import close_round
 from fedpipe.rounds.plan import read_plan
 from fedpipe.store import open_store
-
-
-def resident(name: str) -> int:
-    """`VmRSS` or its peak, `VmHWM`, of this process in bytes; `ru_maxrss` would begin with the parent's."""
-    line = next(text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(name))
-    return int(line.split()[1]) * 1024
-
 
 store = open_store(sys.argv[1])
 plan = read_plan(store, sys.argv[3])

@@ -48,7 +48,7 @@ class learner:  # noqa: N801  (it is called like a function)
     def train(
         self, weights: Any, x: Any, y: Any, *, epochs: int, batch_size: int, seed: int, l2: float = 0.0001,
         learning_rate: float | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Return the weights after some passes over a learner's examples, in batches of one size."""
         order, rate = np.random.default_rng(seed), learning_rate or 0.3
         for _ in range(epochs):

@@ -114,13 +114,28 @@ def test_a_damaged_file_of_a_sum_counts_against_nobody(
     assert combined.weights[1] == final(store, sources, tmp_path).weights[1]
 
 
-def test_not_finite_is_refused_early(store: MemoryStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [(), (0,)], ids=["alone", "added to a neighbour"])
+def test_not_finite_is_refused_early(store: MemoryStore, tmp_path: Path, before: tuple[int, ...]) -> None:
     bad = {**update(1)}
     name = next(k for k, v in bad.items() if v.dtype == np.float32)
     bad[name] = np.full_like(bad[name], np.inf)
     forest = forest_of(store, {0, 1}, tmp_path)
+    for place in before:
+        forest.add(put(store, f"l{place}", weights.dumps(update(place))))
+    kept = [tree.path.read_bytes() for tree in forest.kept]
     forest.add(put(store, "l1", weights.dumps(bad)))
     assert forest.refused == {"l1": "the weights hold NaN or infinity"}
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == kept
+
+
+def test_a_damaged_sum_is_no_fault_of_the_next_update(store: MemoryStore, tmp_path: Path) -> None:
+    forest = forest_of(store, {0, 1}, tmp_path)
+    forest.add(put(store, "l0", weights.dumps(update(0))))
+    (kept,) = forest.kept
+    kept.path.write_bytes(kept.path.read_bytes()[:-3])
+    with pytest.raises(OSError, match="Input/output error"):
+        forest.add(put(store, "l1", weights.dumps(update(1))))
+    assert not forest.refused
 
 
 def test_a_forest_with_something_that_does_not_count_is_not_used(store: MemoryStore, tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ def trained_and_served(folder: Path, model: str) -> dict[str, Any]:
     assert np.mean(found.classes == y) > 0.85
     with serving(folder / "server", "--store", f"file://{folder}/store/digits") as server:
         server.wait_for("digits", 1)
-        row = {"name": "x", "shape": [2, 64], "datatype": "FP32", "data": x[:2].ravel().tolist()}
+        name = server.get("/v2/models/digits").json()["inputs"][0]["name"]
+        row = {"name": name, "shape": [2, 64], "datatype": "FP32", "data": x[:2].ravel().tolist()}
         answer = server.post("/v2/models/digits/infer", json={"inputs": [row]}).json()
-    np.testing.assert_allclose(answer["outputs"][0]["data"], np.ravel(found.outputs[0][:2]), atol=1e-5)
+    np.testing.assert_allclose(answer["outputs"][0]["data"], np.ravel(found.outputs[:2]), atol=1e-5)
     return summary

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +13,8 @@ from fedpipe.commands.check import check
 from fedpipe.commands.init import Algorithm, Framework, init
 from fedpipe.engine.local import Event
 from fedpipe.errors import FedpipeError, InputError, ModelError
-from tests.commands.runs import ROOT, records, run_killed, store_of
+from tests.commands.framework_examples import copied, trained_and_served
+from tests.commands.runs import records, run_killed, store_of
 from tests.federations import change
 from tests.models import CUSTOM_DIGITS
 from tests.served import serving
@@ -95,17 +94,23 @@ def test_a_learner_whose_functions_fail_drops_out(tmp_path: Path) -> None:
 @pytest.mark.heavy
 def test_the_example_in_scikit_learn(tmp_path: Path) -> None:
     """Its packages are in `.venv-custom`, or where FEDPIPE_CUSTOM_PYTHON says; its ONNX form is skl2onnx's."""
-    for name in ("digits.py", "federation.yaml", "scikit_learn.py"):
-        shutil.copy(ROOT / "examples" / "frameworks" / name, tmp_path)
-    subprocess.run([sys.executable, tmp_path / "digits.py"], check=True)
-    file = change(tmp_path, **{"rounds: 10": "rounds: 4"})
-    summary = fedpipe.run(file, out=tmp_path / "out").summary
-    assert summary["evaluation"]["central"]["metrics"]["accuracy"] > 0.85
-    assert summary["onnx"]["max_abs_difference"] < 1e-5
-    with np.load(file.parent / "digits.npz") as data:
-        x, y = data["x"], data["y"]
-    found = fedpipe.predict(tmp_path / "out" / "model.onnx", x)
-    assert np.mean(found.classes == y) > 0.85
+    trained_and_served(tmp_path, "scikit_learn.py")
+
+
+@pytest.mark.heavy
+def test_the_example_in_xgboost(tmp_path: Path) -> None:
+    """Learners take turns to add trees, in any framework: weights are bytes, and a vote decides on them."""
+    copied(tmp_path, "boosted_trees.py", "boosted_trees.yaml")
+    file = change(tmp_path, **{"rounds: 10": "rounds: 6", "local_epochs: 3": "local_epochs: 2"})
+    assert "learner of model.py" in str(check(file))
+    whole = fedpipe.run(file, out=tmp_path / "out").summary
+    rounds = whole["rounds"][1:]
+    assert [entry["vote"]["proposer"] for entry in rounds] == [f"hospital-{k}" for k in "abcdea"]
+    assert sum(entry["vote"]["accepted"] for entry in rounds) > 3
+    assert whole["evaluation"]["central"]["metrics"]["accuracy"] > 0.75
+    run_killed(file, tmp_path / "killed", "coordinate answered", 12)
+    again = fedpipe.run(file, store=str(tmp_path / "killed"), out=tmp_path / "again").summary
+    assert records(again) == records(whole)
 
 
 def test_a_learner_without_its_function_is_found_first(tmp_path: Path) -> None:

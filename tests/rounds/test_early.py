@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +56,31 @@ def test_an_update_that_cannot_be_read_is_left_to_the_closing(
     for name in LEARNERS:
         sums.take(name)
     assert taken(sums) == ["a", "c"]
+
+
+def test_a_full_disk_leaves_all_to_the_closing(sums: EarlySums, tmp_path: Path) -> None:
+    """The sums of before are deleted: the closing needs the space."""
+    sums.take("a")
+    assert list(tmp_path.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))  # a write beyond it fails as on a full disk
+    try:
+        sums.take("b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    sums.take("c")
+    assert sums.forest is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("free", "adds"), [(10**6, True), (140, False)])
+def test_the_disk_must_hold_a_copy_a_sum_and_the_files_of_the_closing(
+    sums: EarlySums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, adds: bool
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    sums.take("a")
+    assert (sums.forest is not None) == adds
+    assert bool(list(tmp_path.iterdir())) == adds
 
 
 def test_an_update_of_another_learner_is_not_added(store: MemoryStore, sums: EarlySums) -> None:

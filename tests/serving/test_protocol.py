@@ -388,14 +388,15 @@ class TestLongTexts:
 class TestMemory:
     def test_large_requests_share_it_and_small_ones_always_fit(self) -> None:
         memory = Memory(10 * SMALL)
-        with memory.share() as first, memory.share() as second, memory.share() as third:
-            first.grow(8 * SMALL)
-            second.grow(2 * SMALL)
-            with pytest.raises(RequestError, match="other requests use the memory"):
-                second.grow(1)
-            third.grow(SMALL)
-            with pytest.raises(RequestError) as refused:
-                third.grow(1)
+        first, second, third, again = (memory.share() for _ in range(4))
+        first.grow(8 * SMALL)
+        second.grow(2 * SMALL)
+        with pytest.raises(RequestError, match="other requests use the memory"):
+            second.grow(1)
+        third.grow(SMALL)
+        with pytest.raises(RequestError) as refused:
+            third.grow(1)
         assert refused.value.status == 503
-        with memory.share() as again:
-            again.grow(10 * SMALL)
+        for share in (first, second, third):
+            share.release()
+        again.grow(10 * SMALL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -146,3 +148,15 @@ def test_an_invalid_card_is_refused() -> None:
 
 def test_cores_are_at_least_one() -> None:
     assert cores() >= 1
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_threads_of_a_quick_model_do_not_wait_awake(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedpipe.serving.runtime.QUICK", math.inf if quick else 0.0)
+    assert try_model(open_model(softmax())).quick is quick
+    options = open_model(softmax(), spinning=not quick)._session.get_session_options()
+    if quick:
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    else:
+        with pytest.raises(RuntimeError, match="allow_spinning"):  # it has onnxruntime's default
+            options.get_session_config_entry("session.intra_op.allow_spinning")

@@ -60,7 +60,7 @@ def test_work_that_is_done_at_once_sets_no_timer() -> None:
 
 
 def test_a_cancelled_waiter_cancels_the_work() -> None:
-    """And work that goes on in spite of it ends with its result."""
+    """And work that continues in spite of it ends with its result."""
 
     async def stubborn() -> str:
         try:

@@ -71,13 +71,16 @@ def _spec(value: Any, where: str) -> TensorSpec:
     return TensorSpec(value.name, _DTYPES[value.type], shape)
 
 
-def open_model(source: bytes | Path, *, threads: int = 0, accelerated: bool = False) -> OnnxModel:
+def open_model(
+    source: bytes | Path, *, threads: int = 0, accelerated: bool = False, spinning: bool = True
+) -> OnnxModel:  # fmt: skip
     """Loads an ONNX model.
 
     Args:
         source: the model, or its file. Bytes must be self-contained: a reference to another file is refused.
         threads: threads of one run; 0: one per core.
         accelerated: use a GPU if onnxruntime has one.
+        spinning: threads of a run wait for the next one awake for a while; see `fedpipe.serving.runtime.QUICK`.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -91,6 +94,8 @@ def open_model(source: bytes | Path, *, threads: int = 0, accelerated: bool = Fa
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if isinstance(source, bytes):  # without a folder, references to other files fail
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/nonexistent")
     wanted = ["CUDAExecutionProvider"] * accelerated + ["CPUExecutionProvider"]

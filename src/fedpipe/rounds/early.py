@@ -77,4 +77,7 @@ class EarlySums:
                 self.forest.add(source_of(self._plan, update))
             except OSError as error:  # no space to keep it: the closing streams from the store
                 log.warning("updates are not added before all have arrived: %s", error.strerror)
+                self.forest.discard()
                 self.forest = None
+                if self._base:
+                    self._base.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import functools
 import hmac
 import itertools
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from fedpipe.serving.responses import JSON, Response, json_response, metadata_of
 from fedpipe.serving.runner import Batching, Runner
 from fedpipe.serving.runtime import Loaded
 from fedpipe.serving.tensors import Array, RequestError, Room
+from fedpipe.serving.waiting import within
 from fedpipe.version import __version__
 
 log = logging.getLogger("fedpipe")
@@ -36,6 +38,7 @@ _PAGE_RULES = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
     b"form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
 )
+_INFERENCE = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 _PUBLIC_PATHS = ("/", "/page.js", "/page.css", "/v2/health/live", "/v2/health/ready")
 """Paths that reveal nothing about a model and need no token."""
 
@@ -87,14 +90,14 @@ class App:
         self._desk = ThreadPoolExecutor(1, "parse")
         self._open_inferences = 0
         self.draining = False
+        self._inference = _Endpoint(self, self._infer, "POST")
         self._router = Router(self._routes(), redirect_slashes=False, default=_Endpoint(self, None, "GET"))
 
     def _routes(self) -> list[Route]:
         latest, versioned = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
         templates = resources.files("fedpipe") / "templates"
         paths = (latest, versioned)
-        routes = [self._route(f"{path}/infer", self._infer, "POST") for path in paths]  # first, as they are in order
-        routes += [
+        routes = [
             self._route("/v2", self._server),
             self._route("/v2/health/live", self._live),
             self._route("/v2/health/ready", self._ready),
@@ -117,7 +120,12 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Implements ASGI."""
-        if scope["type"] == "http":
+        if scope["type"] != "http":
+            return
+        if found := _INFERENCE.fullmatch(scope["path"]):  # by far the most requests: the table of routes takes longer
+            scope["path_params"] = {name: value for name, value in found.groupdict().items() if value is not None}
+            await self._inference(scope, receive, send)
+        else:
             await self._router(scope, receive, send)
 
     async def handle(self, handler: Handler | None, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,8 +146,11 @@ class App:
             response = refusal(RequestError(500, "the server failed; its log shows why"), scope)
         seconds = time.perf_counter() - started
         self._measures.record_request(response.model, response.version, response.status, seconds)
-        with response.share or contextlib.nullcontext():
+        try:
             await send_response(response, send, self._limits.seconds)
+        finally:
+            if response.share:
+                response.share.release()
         if self._access_log:
             self._log_access(scope, response, seconds)
 
@@ -247,19 +258,17 @@ class App:
             loaded = served.choose(next(self._numbers))
         name, version = loaded.entry.name, str(loaded.entry.version)
         self._open_inferences += 1
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._close_inference)
-            share = stack.enter_context(self._memory.share())
-            try:
-                response = await self._run_inference(call, loaded, share)
-            except RequestError as error:
+        share = self._memory.share()
+        try:
+            response = await self._run_inference(call, loaded, share)
+        except BaseException as error:
+            share.release()
+            if isinstance(error, RequestError):
                 return refusal(error, call.scope, name, version)
-            stack.pop_all()
-        self._close_inference()
+            raise
+        finally:
+            self._open_inferences -= 1
         return response._replace(share=share)  # until it is sent
-
-    def _close_inference(self) -> None:
-        self._open_inferences -= 1
 
     def _most_bytes(self, call: Call) -> int:
         """Returns the most bytes that the body may have, after checks of the head of the request."""
@@ -325,8 +334,7 @@ class App:
 
     async def _receive(self, receive: Receive, seconds: float) -> Any:
         try:
-            async with asyncio.timeout(seconds):
-                message = await receive()
+            message = await within(seconds, receive())
         except TimeoutError:
             raise RequestError(408, f"the body did not arrive within {self._limits.seconds:g} s") from None
         if message["type"] == "http.disconnect":

@@ -84,21 +84,22 @@ class Measures:
     def record_change(self, model: str, served: Served | None) -> None:
         """Records the versions that answer now, and removes the metrics of earlier versions."""
         loaded = {str(one.entry.version): one for one in (served.loaded if served else [])}
-        for role, one in (("primary", served and served.primary), ("canary", served and served.canary)):
-            if one:
-                self._version.labels(model, role).set(one.entry.version)
-            else:
-                self._version.remove(model, role)
-        for key in [key for key in self._moments if key[0] == model and key[1] not in loaded]:
-            for gauge in (self._mean, self._deviation, self._trained_mean, self._trained_deviation):
-                gauge.remove(*key)
-            for label in self._moments[key].labels:
-                self._trained.remove(*key, label)
-            del self._moments[key]
-        self._children.clear()  # it may hold metrics that were removed above
-        for version, one in loaded.items():
-            if (model, version) not in self._moments:
-                self._moments[model, version] = self._record_card(model, version, one)
+        with self._lock:
+            for role, one in (("primary", served and served.primary), ("canary", served and served.canary)):
+                if one:
+                    self._version.labels(model, role).set(one.entry.version)
+                else:
+                    self._version.remove(model, role)
+            for key in [key for key in self._moments if key[0] == model and key[1] not in loaded]:
+                for gauge in (self._mean, self._deviation, self._trained_mean, self._trained_deviation):
+                    gauge.remove(*key)
+                for label in self._moments[key].labels:
+                    self._trained.remove(*key, label)
+                del self._moments[key]
+            self._children.clear()  # it may hold metrics that were removed above
+            for version, one in loaded.items():
+                if (model, version) not in self._moments:
+                    self._moments[model, version] = self._record_card(model, version, one)
 
     def _record_card(self, model: str, version: str, loaded: Loaded) -> InputMoments:
         card = loaded.model.card
@@ -127,9 +128,8 @@ class Measures:
         if moments is None:  # it was replaced while it answered
             return
         numeric = next((feed[spec.name] for spec in loaded.model.inputs if spec.dtype.kind != "O"), None)
-        if numeric is not None and moments.add(numeric):
-            self._child(self._mean, *key).set(moments.mean)
-            self._child(self._deviation, *key).set(moments.deviation)
+        if numeric is not None:
+            moments.add(numeric)
         if loaded.model.card.columns:
             self._count_cells(key, loaded, feed)
         scores = outputs[loaded.model.outputs[0].name]
@@ -141,10 +141,9 @@ class Measures:
         else:
             found, _, classes = classify(scores, loaded.model.card)
         if found is not None:
-            counts = np.bincount(found)
-            for column in counts.nonzero()[0].tolist():
+            for column, count in _counted(found):
                 name = classes[column] if column < len(classes) else str(column)
-                self._child(self._predictions, *key, name).inc(int(counts[column]))
+                self._child(self._predictions, *key, name).inc(count)
 
     def _count_cells(self, key: tuple[str, str], loaded: Loaded, feed: Mapping[str, Array]) -> None:
         """Counts missing values and unknown categories of a table's columns."""
@@ -161,7 +160,20 @@ class Measures:
         """Returns all metrics in Prometheus's text format."""
         self._ready.set(ready)
         self._degraded.set(bool(follower.trouble or follower.failures))
+        with self._lock:
+            for key, moments in self._moments.items():
+                if moments.has_values:
+                    self._mean.labels(*key).set(moments.mean)
+                    self._deviation.labels(*key).set(moments.deviation)
         return generate_latest(self.registry)
+
+
+def _counted(found: Array) -> list[tuple[int, int]]:
+    """Returns each predicted class with its count."""
+    if len(found) == 1:
+        return [(int(found[0]), 1)]
+    counts = np.bincount(found)
+    return [(column, int(counts[column])) for column in counts.nonzero()[0].tolist()]
 
 
 class InputMoments:
@@ -171,22 +183,27 @@ class InputMoments:
         self.labels = labels
         self._weight = self._sum = self._squares = 0.0
 
-    def add(self, values: Array) -> bool:
-        """Adds examples without missing values; returns False, and adds nothing, if none is left or one is infinite."""
+    def add(self, values: Array) -> None:
+        """Adds examples without missing values; adds nothing if none is left or one is infinite."""
         flat = values.reshape(-1)
-        if flat.dtype.kind == "f":
-            flat = flat[~np.isnan(flat)]
-        if not flat.size:
-            return False
         total = float(flat.sum(dtype=np.float64))
+        if math.isnan(total):
+            flat = flat[~np.isnan(flat)]
+            total = float(flat.sum(dtype=np.float64))
+        if not flat.size:
+            return
         squares = float(np.dot(flat, flat)) if flat.dtype.kind == "f" else float(np.sum(np.square(flat, dtype=float)))
         if not (math.isfinite(total) and math.isfinite(squares)):
-            return False
+            return
         kept = math.exp(-max(1, len(values)) / _AVERAGED_EXAMPLES)
         self._weight = self._weight * kept + flat.size
         self._sum = self._sum * kept + total
         self._squares = self._squares * kept + squares
-        return True
+
+    @property
+    def has_values(self) -> bool:
+        """Returns whether there was any value."""
+        return self._weight > 0
 
     @property
     def mean(self) -> float:

@@ -7,8 +7,6 @@ sent. A small request always fits, so large ones cannot keep it out.
 from __future__ import annotations
 
 import threading
-from types import TracebackType
-from typing import Self
 
 from fedpipe.serving.tensors import RequestError
 
@@ -40,7 +38,7 @@ class Memory:
 
 
 class Share:
-    """Holds the bytes of one request until it is left."""
+    """Holds the bytes of one request until it is released."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory, self._held = memory, 0
@@ -50,9 +48,7 @@ class Share:
         self._memory.change(self._held, self._held + size)
         self._held += size
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def release(self) -> None:
+        """Returns all bytes."""
         self._memory.change(self._held, 0)
         self._held = 0

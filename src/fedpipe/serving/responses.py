@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,6 +13,7 @@ from fedpipe.serving.memory import Share
 from fedpipe.serving.protocol import describe_tensor
 from fedpipe.serving.runtime import Loaded
 from fedpipe.serving.tensors import RequestError
+from fedpipe.serving.waiting import within
 
 _PIECE = 2**18
 JSON = (b"content-type", b"application/json")
@@ -88,8 +88,7 @@ async def send_response(response: Response, send: Send, seconds: float) -> None:
             piece = bytes(part[start : start + _PIECE])
             left -= len(piece)
             try:
-                async with asyncio.timeout(seconds):
-                    await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
+                await within(seconds, send({"type": "http.response.body", "body": piece, "more_body": left > 0}))
             except TimeoutError:
                 return  # uvicorn hangs up on an unfinished answer
             if not left:

@@ -70,6 +70,7 @@ class Runner:
         self._pending: dict[Any, list[_PendingRequest]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._usual = math.inf  # seconds of a small run, of late
+        self._options: Any = None  # of runs in the thread of the requests, of which there is one at a time
 
     def _is_quick(self, feed: Batch) -> bool:
         """Return whether a request is small, and such requests are quick; whole numbers may count loops of a model."""
@@ -103,7 +104,7 @@ class Runner:
 
     def _run_at_once(self, feed: Batch) -> dict[str, Array] | None:
         """Run in the thread of the requests; None when the run was ended, because it took too long for that."""
-        options = runtime().RunOptions()
+        options = self._options = self._options or runtime().RunOptions()
         try:
             with WATCH.over(options, _AT_MOST):
                 return self.loaded.run(feed, options, most=self._most)
@@ -112,7 +113,7 @@ class Runner:
         except Exception:
             if not options.terminate:
                 raise
-            self._usual = math.inf
+            self._usual, self._options = math.inf, None
             return None
 
     def _timed(self, feed: Batch, options: Any) -> dict[str, Array]:

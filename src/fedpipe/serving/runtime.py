@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import math
 import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +27,12 @@ from fedpipe.registry.publication import ModelVersion
 from fedpipe.serving.tensors import RequestError
 
 Array = npt.NDArray[Any]
+QUICK = 0.0005
+"""Seconds of a run with one example below which a model is quick.
+
+Its threads do not wait awake for the next run, which would take more of the processor than the run. Those of other
+models do: they have many steps, and are awake for the next one sooner.
+"""
 TRIAL_SECONDS = 120.0
 """Time limit of a trial, which loads the model and runs it."""
 _TRIAL_BYTES = 4 * 2**30
@@ -37,9 +45,10 @@ _SIZES = (1, 8, 64)
 
 
 class Trial(Struct, frozen=True, kw_only=True):
-    """Holds the result of a trial: whether the first dimension counts examples."""
+    """Holds the result of a trial: whether the first dimension counts examples, and whether a run is `QUICK`."""
 
     batches: bool
+    quick: bool = False
 
 
 class Loaded(NamedTuple):
@@ -90,7 +99,8 @@ def load(entry: ModelVersion, data: bytes, *, threads: int) -> Loaded:
     """
     trial = _run_trial(entry, data)
     try:
-        return Loaded(entry, open_model(data, threads=threads, accelerated=True), trial)
+        model = open_model(data, threads=threads, accelerated=True, spinning=not trial.quick)
+        return Loaded(entry, model, trial)
     except FedpipeError as error:
         raise CorruptError(error.what, where=str(entry)) from error
     finally:
@@ -122,7 +132,17 @@ def try_model(model: OnnxModel) -> Trial:
     """Runs a model on zeros, for one example and for two. Passes on the exceptions of onnxruntime."""
     size = next(_working_sizes(model))
     free = all(spec.shape and spec.shape[0] is None for spec in (*model.inputs, *model.outputs))
-    return Trial(batches=free and _takes_pairs(model, size))
+    return Trial(batches=free and _takes_pairs(model, size), quick=_seconds(model, size) < QUICK)
+
+
+def _seconds(model: OnnxModel, size: int) -> float:
+    """Returns the seconds of the shortest of three runs."""
+    feed, found = _zeros(model, 1, size), math.inf
+    for _ in range(3):
+        started = time.perf_counter()
+        model.run(feed)
+        found = min(found, time.perf_counter() - started)
+    return found
 
 
 def _working_sizes(model: OnnxModel) -> Iterator[int]:

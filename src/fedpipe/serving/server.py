@@ -89,17 +89,23 @@ class _Protocol(HttpToolsProtocol):
     """Hangs up when the head of a request does not arrive in time, and answers invalid HTTP in JSON."""
 
     _timer: asyncio.TimerHandle | None = None
+    _in_head = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        if self._timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._start_timer()
         super().data_received(data)
+        if self._in_head and self._timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._start_timer()
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._stop_timer()
         super().on_headers_complete()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Generator
+import functools
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -38,14 +39,15 @@ class _Resumed(Awaitable[T]):
     def __await__(self) -> Generator[Any, Any, T]:
         waiting = self._first
         while True:
+            advance: Callable[[], Any]
             try:
                 sent = yield waiting
             except BaseException as error:
-                step = self._steps.throw, error
+                advance = functools.partial(self._steps.throw, error)
             else:
-                step = self._steps.send, sent
+                advance = functools.partial(self._steps.send, sent)
             try:
-                waiting = step[0](step[1])
+                waiting = advance()
             except StopIteration as end:
                 done: T = end.value
                 return done
