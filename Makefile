@@ -54,17 +54,17 @@ demo: setup ## train five learners on handwritten digits, and show the report
 	$(BIN)/fedpipe run demo/federation.yaml --out demo/out
 
 test: setup setup-tff setup-custom ## run every test
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --durations=10 --durations-min=1
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder --durations=10 --durations-min=1
 
 test-again: ## try again, one by one, what failed in the last `make test`, if that is at most three tests
 	@$(BIN)/python -c 'import json, sys; failed = json.load(open(".pytest_cache/v/cache/lastfailed")); print("once more:", *failed, sep="\n  "); sys.exit(len(failed) > 3)'
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 cover: setup setup-tff setup-custom ## run every test, and list the lines that none of them runs
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 test-fast: setup ## run the tests that take seconds
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup -m "not heavy"
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder -m "not heavy"
 
 faults: setup ## 1000 disturbed sessions of real processes, 11 000 simulated ones, 1000 of secure sums, 300 killed runs (about an hour)
 	FEDPIPE_FAULTS=1000 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/faults

@@ -36,6 +36,7 @@ NAMES = (
     "differing",
     "secure",
     "split",
+    "intersection",
 )
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parent / "README.md"

@@ -64,7 +64,7 @@ with tempfile.TemporaryDirectory() as folder:
     try:
         drive(Coordinator(store, plan, "s", listener=listen).run(), time.sleep)
     except BaseException:
-        os.kill(child, signal.SIGKILL)  # it holds the pipe, whose reader would wait for the learners
+        os.kill(child, signal.SIGKILL)  # it holds the pipe, so the reader would wait for the learners
         raise
     os.waitpid(child, 0)
     print(json.dumps(found))

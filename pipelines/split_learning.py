@@ -2,6 +2,7 @@
 
     initialise the parts
     for each session, of rounds_per_step rounds:
+        first, if rows differ:  the parties find the ids that all have
         concurrently:  each party with features:  a = bottom(x), sends a; awaits g; a step of bottom with g
                        the label party:           awaits every a; a step of top; sends g = dloss/da
                        coordinate                 opens each round, checks the parts, and commits their digests

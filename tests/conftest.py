@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Lock
@@ -16,6 +17,7 @@ from fedpipe.engine.workers import Worker, Workers, start_server
 from fedpipe.store import MemoryStore
 from tests import servers
 from tests.faults import seeds
+from tests.memory import MEMORY
 
 pytest.register_assert_rewrite("fedpipe.store.testing")
 settings.register_profile("untimed", deadline=None)  # a slow moment of the machine is not a failure
@@ -31,25 +33,35 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Puts the files of tests into memory; images of `make e2e` are too large for it."""
+    if MEMORY and "PYTEST_DEBUG_TEMPROOT" not in os.environ and not any("e2e" in part for part in config.args):
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+
 def pytest_report_header() -> str:
     """Returns the seed with which a run's faults can be repeated."""
     return f"faults: FEDPIPE_FAULT_SEED={seeds.FIRST}"
 
 
+LAST = ("tests/kubeflow/test_images", "tests/test_chart", "tests/test_site_chart", "tests/tracking/test_mlflow")
+"""The last heavy tests: those of programs that a new machine builds in the meantime."""
 FIRST = ("tests/tff/", "tests/engine/test_kfp", "tests/commands/", "tests/learners/keras/", "tests/faults/test_proc")
-"""Long tests, and groups that need one worker: the longest first, so that all workers are busy until the end."""
-LAST = ("tests/kubeflow/test_images", "tests/test_chart", "tests/tracking/test_mlflow")
-"""Tests of programs that a new machine builds in the meantime."""
+"""The first heavy tests: the longest, and groups that need one worker."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Orders tests as FIRST and LAST say."""
-    items.sort(key=lambda item: _place_of(item.nodeid))
+    """Orders tests: the heavy ones first, so that all workers are busy until the end."""
+    items.sort(key=_place_of)
 
 
-def _place_of(name: str) -> int:
-    places = [place for place, start in enumerate(FIRST) if name.startswith(start)]
-    return places[0] if places else len(FIRST) + name.startswith(LAST)
+def _place_of(item: pytest.Item) -> int:
+    name, last = item.nodeid, len(FIRST) + 1
+    if name.startswith(LAST):
+        return last
+    if item.get_closest_marker("heavy") is None:
+        return last + 1
+    return next((place for place, start in enumerate(FIRST) if name.startswith(start)), len(FIRST))
 
 
 @pytest.fixture(scope="session", params=["minio", "versitygw"])

@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 COMMAND = Path(sys.executable).parent / "fedpipe"
+LIMIT = 120.0
+"""Seconds after which nothing more is expected, on the slowest machine; what a test interrupts lasts longer."""
 
 
 @contextlib.contextmanager
@@ -42,7 +44,7 @@ def started_with(mark: dict[str, str]) -> set[int]:
     return found
 
 
-def assert_ended(mark: dict[str, str], seconds: float = 20.0) -> None:
+def assert_ended(mark: dict[str, str], seconds: float = LIMIT) -> None:
     """All processes with these environment variables end within this time; those that remain are killed."""
     end = time.monotonic() + seconds
     while (left := started_with(mark)) and time.monotonic() < end:
@@ -78,10 +80,10 @@ class Terminal:
             return bool(data)
         return True
 
-    def wait_for(self, pattern: str, seconds: float = 90.0) -> None:
-        """Reads until the output has a text."""
+    def wait_for(self, pattern: str, seconds: float = LIMIT, *, until: Callable[[], bool] = lambda: True) -> None:
+        """Reads until the output has a text, and more has happened."""
         end = time.monotonic() + seconds
-        while not re.search(pattern, self.output):
+        while not (re.search(pattern, self.output) and until()):
             assert self.read(0.1), f"ended without {pattern!r}: {self.output[-2000:]}"
             assert time.monotonic() < end, self.output[-2000:]
 
@@ -89,12 +91,16 @@ class Terminal:
         """The terminal itself sends SIGINT to all processes in its foreground."""
         os.write(self._master, b"\x03")
 
-    def end(self, seconds: float = 30.0) -> int:
-        """Reads until the command has ended; returns its code."""
-        end = time.monotonic() + seconds
+    def end(self, seconds: float = LIMIT, *, pressing: float = 0.0) -> int:
+        """Reads until the command has ended, and presses Ctrl-C after every pause if there are pauses; returns its code."""
+        begun = pressed = time.monotonic()
         while self.process.poll() is None:
             self.read(0.05)
-            assert time.monotonic() < end, f"does not end: {self.output[-2000:]}"
+            now = time.monotonic()
+            assert now - begun < seconds, f"does not end: {self.output[-2000:]}"
+            if pressing and now - pressed > pressing:
+                self.press_ctrl_c()
+                pressed = now
         while self.read(0.1) and select.select([self._master], [], [], 0.1)[0]:
             pass
         return self.process.returncode

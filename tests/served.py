@@ -242,7 +242,7 @@ def serving(folder: Path, *arguments: str, ready: bool = True, **environment: st
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(40)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
@@ -131,8 +132,14 @@ def _await_ready(process: subprocess.Popen[bytes], endpoint: str, certificates: 
     raise RuntimeError(f"the server at {endpoint} does not answer")
 
 
+_PORTS = (10_000 + (os.getpid() * 1009 + number) % 20_000 for number in itertools.count())
+"""Below those that the system gives to others, and in an order that differs between processes of the tests."""
+
+
 def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free, and that stays free until it is used, as nobody else is given it."""
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable")

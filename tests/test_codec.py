@@ -27,11 +27,10 @@ def test_the_example_of_the_decision_shows_the_bug_of_msgspec():
     """When it no longer crashes, msgspec is mended, and the lock may go."""
     code = _REPRODUCER.read_text().split("```python\n")[1].split("```")[0]
     limits = (resource.RLIMIT_CORE, (0, 0))
-    codes = [
-        subprocess.run([sys.executable, "-c", code], preexec_fn=lambda: resource.setrlimit(*limits)).returncode
-        for _ in range(5)
-    ]
-    assert -11 in codes
+    assert any(
+        subprocess.run([sys.executable, "-c", code], preexec_fn=lambda: resource.setrlimit(*limits)).returncode == -11
+        for _ in range(200)  # threads race for it, and one of a busy machine may win
+    )
 
 
 class Point(msgspec.Struct):

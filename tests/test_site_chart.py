@@ -14,6 +14,7 @@ import yaml
 from fedpipe.commands.admission import accept
 from fedpipe.commands.invitations import invite
 from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.sites.description import IMAGE
 from fedpipe.sites.invitation import make_invitation, write_invitation
 from fedpipe.sites.site import read_site
 from fedpipe.store import open_store
@@ -92,6 +93,7 @@ def test_the_pod_is_restricted(invitation: Path) -> None:
         assert set(container["resources"]) == {"requests", "limits"}
         assert "ports" not in container
         assert container["image"] == f"fedpipe/keras:{__version__}"
+        assert {"name": IMAGE, "value": container["image"]} in container["env"], "a part of what is approved"
     for volume in spec["volumes"]:
         assert set(volume) - {"name"} <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
     mounts = {one["mountPath"]: one.get("readOnly", False) for one in spec["containers"][0]["volumeMounts"]}

@@ -1,4 +1,4 @@
-"""Import heavy frameworks when they are first used, and find the Pythons of other environments."""
+"""Import heavy frameworks when they are first used, and find the Pythons and cores that there are."""
 
 from __future__ import annotations
 
@@ -96,3 +96,16 @@ def _check_version(python: Path) -> None:
     if found != __version__:
         what = f"has fedpipe {found}, not {__version__}" if found else f"cannot run fedpipe, because {flaw}"
         raise InputError(f"{python} {what}", remedy=f"Install fedpipe {__version__} there, next to your packages.")
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use, by its affinity and its container's limit.
+
+    Source: the Linux kernel's documentation, cgroup-v2, interface file `cpu.max`.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return allowed if quota == "max" else max(1, min(allowed, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return allowed

@@ -82,7 +82,7 @@ MIXING = NearestNeighbourMixing(byzantine=1)
 CASES = (
     Case(Mean()),
     Case(Median(), byzantine=4),
-    Case(TrimmedMean(share=0.25), byzantine=2),
+    Case(TrimmedMean(share=0.34), byzantine=2),
     Case(Krum(byzantine=0)),
     Case(MultiKrum(byzantine=0, keep=2)),
     Case(Bulyan(byzantine=0)),
@@ -91,7 +91,7 @@ CASES = (
     Case(Closest(), byzantine=2),
     Case(Mean(), (Clip(quantile=0.5),), byzantine=2),
     Case(Median(), (Clip(norm=2000.0),), byzantine=4, fixed=True),
-    Case(TrimmedMean(share=0.25), (MIXING,), byzantine=1),
+    Case(TrimmedMean(share=0.34), (MIXING,), byzantine=1),
     Case(Median(), (Bucketing(size=2),), byzantine=2),
     Case(GeometricMedian(), (Clip(quantile=0.5), MIXING, Bucketing(size=2)), byzantine=1),
 )

@@ -14,6 +14,7 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 
+import fedpipe
 from fedpipe.sites.invitation import make_invitation, write_invitation
 from tests.served import patients, softmax
 
@@ -200,6 +201,53 @@ def federation_file() -> Iterator[Mistake]:
         "add up to 1.2",
         "data.parts",
     )
+
+
+def secure_sums() -> Iterator[Mistake]:
+    """Mistakes of secure sums, by three learners."""
+
+    def one(
+        cause: str, settings: str, says: str, place: str = "algorithm.secure", *,
+        make: Callable[[Path], Any] = nothing, command: str = CHECK,
+    ) -> Mistake:  # fmt: skip
+        section = f"algorithm: {{name: averaging, secure: {settings}}}\ntraining:"
+        given = both(text("- name: south\n", "- name: south\n  - name: east\n"), text("training:", section), make)
+        return Mistake("Secure sums", cause, given, command, says, place)
+
+    def enrolled(*names: str) -> Callable[[Path], Any]:
+        return lambda folder: [fedpipe.enroll(folder / "federation.yaml", name) for name in names]
+
+    def foreign(folder: Path) -> None:
+        enrolled("north", "south", "east")(folder)
+        fedpipe.roster(folder / "federation.yaml", keys=folder / "other")
+
+    alone = text("  - name: east\n", "")
+    yield one("two learners would know each other", "{}", "needs 3 learners, but there are 2", make=alone)
+    yield one("there are too few bits", "{bits: 7}", "Write a number >= 8", "algorithm.secure.bits")
+    yield one("there are too many bits", "{bits: 33}", "Write a number <= 32", "algorithm.secure.bits")
+    yield one(
+        "a sum may have too few learners", "{threshold: 2}", "3 learners need 3 to 3", "algorithm.secure.threshold"
+    )
+    yield one("a rule needs single updates", "{}, rule: median", "cannot be combined", "algorithm.rule")
+    yield one(
+        "a step of its own trains each round", "{}", "1 cannot be combined", "training.rounds_per_step",
+        make=text("rounds: 1", "rounds: 1\n  rounds_per_step: 1"),
+    )  # fmt: skip
+    yield one(
+        "the bound clips all changes", "{bound: 1e-9}", "1e-09 clips", "algorithm.secure.bound",
+        command=f"{CHECK} --no-store",
+    )  # fmt: skip
+    yield one(
+        "the first bound clips all changes", "{bound: {quantile: 0.99, initial: 1e-9}}", "1e-09 clips",
+        "algorithm.secure.bound.initial", command=f"{CHECK} --no-store",
+    )  # fmt: skip
+    for command in (CHECK, "run federation.yaml"):
+        does = command.split()[0]
+        yield one(f"there is no roster ({does})", "{}", "needs the public key of the administrator", command=command)
+        yield one(
+            f"a learner has no key ({does})", "{}", "no key of east", make=enrolled("north", "south"), command=command
+        )
+    yield one("another administrator signed the roster", "{}", "is signed with another key", make=foreign)
 
 
 def model_file() -> Iterator[Mistake]:
@@ -476,7 +524,7 @@ def sites() -> Iterator[Mistake]:
 
 
 MISTAKES = [
-    *federation_file(), *model_file(), *datasets(), *predictions(), *servers(), *stores_and_runs(), *sites(),
+    *federation_file(), *secure_sums(), *model_file(), *datasets(), *predictions(), *servers(), *stores_and_runs(), *sites(),
 ]  # fmt: skip
 
 

@@ -14,15 +14,15 @@ import pytest
 
 from fedpipe.cli.ending import EndedError, ended_by_signals
 from tests.federations import change
-from tests.processes import COMMAND, assert_ended, terminal
+from tests.processes import COMMAND, LIMIT, assert_ended, terminal
 
 STOPPED = "stopped; run the same command again to resume"
 
 
 @pytest.fixture
 def long(numpy_digits: Path) -> Path:
-    """A federation whose rounds take so long that a test can interrupt them."""
-    change(numpy_digits, **{"rounds: 10": "rounds: 5000", "local_epochs: 2": "local_epochs: 30"})
+    """A federation that trains for an hour: what ends sooner was interrupted."""
+    change(numpy_digits, **{"rounds: 10": "rounds: 100000", "local_epochs: 2": "local_epochs: 30"})
     return numpy_digits
 
 
@@ -37,10 +37,8 @@ MOMENTS = {
 def test_ctrl_c_in_a_terminal(long: Path, awaited: str, count: int) -> None:
     with terminal("run", "federation.yaml", cwd=long) as running:
         running.wait_for(f"(?s)(?:{awaited}.*?){{{count}}}")
-        begun = time.monotonic()
         running.press_ctrl_c()
         assert running.end() == 130
-    assert time.monotonic() - begun < 15
     assert running.output.count(STOPPED) == 1
     assert "Traceback" not in running.output
     assert running.output.rfind("\x1b[?25h") >= running.output.rfind("\x1b[?25l")  # the cursor is shown
@@ -61,17 +59,16 @@ def test_it_resumes_after_ctrl_c(numpy_digits: Path) -> None:
 
 
 def test_a_second_ctrl_c_ends_at_once(long: Path) -> None:
-    """Even where a training in this process cannot be interrupted."""
-    change(long, **{"local_epochs: 30": "local_epochs: 1000000"})
+    """Even where a training in this process cannot be interrupted: here, one of days.
+
+    The terminal's second signal is lost while the first one waits to be handled, so it is pressed as a user would.
+    """
+    change(long, **{"local_epochs: 30": "local_epochs: 100000000"})
     with terminal("run", "federation.yaml", cwd=long) as running:
         running.wait_for("learn hospital|coordinate")
-        time.sleep(1.0)
+        time.sleep(1.0)  # so that it trains, as a rule
         running.press_ctrl_c()
-        time.sleep(0.3)
-        begun = time.monotonic()
-        running.press_ctrl_c()
-        assert running.end() == 130
-        assert time.monotonic() - begun < 3
+        assert running.end(pressing=0.3) == 130
     assert "Traceback" not in running.output
     assert running.output.rfind("\x1b[?25h") >= running.output.rfind("\x1b[?25l")
 
@@ -107,11 +104,9 @@ def test_serve(long: Path, presses: int) -> None:
     """A server that is stopped has done its work: the code is 0, and nothing is to be resumed."""
     with terminal("serve", "-f", "federation.yaml", "--port", "0", cwd=long) as running:
         running.wait_for("serving at http.*(?s:.*)nothing is published in .* yet")
-        begun = time.monotonic()
         for _ in range(presses):
             running.press_ctrl_c()
         assert running.end() in ((0,) if presses == 1 else (0, 130))
-    assert time.monotonic() - begun < 10
     assert "Traceback" not in running.output
 
 
@@ -129,13 +124,11 @@ def test_simulate(digits: Path, awaited: str) -> None:
 
 
 def test_explore(long: Path) -> None:
-    (long / "model.py").write_text(
-        f"{(long / 'model.py').read_text()}\n\ndef load(uri):\n    import time\n    time.sleep(1000)\n"
-    )
+    code = "def load(uri):\n    import pathlib, time\n    pathlib.Path('loads').touch()\n    time.sleep(1000)\n"
+    (long / "model.py").write_text(f"{(long / 'model.py').read_text()}\n\n{code}")
     change(long, **{"  - name: hospital-b\n": "  - name: hospital-b\n    data: own.npz\n"})
     with terminal("explore", "federation.yaml", cwd=long) as running:
-        running.wait_for("looking")
-        time.sleep(1.0)
+        running.wait_for("looking", until=lambda: next(long.rglob("loads"), None) is not None)
         running.press_ctrl_c()
         assert running.end() == 130
     assert running.output.count(STOPPED) == 1
@@ -153,8 +146,8 @@ def test_signals_of_the_system(long: Path, number: signal.Signals) -> None:
         while "round 1 of" not in running.stderr.readline():
             assert running.poll() is None
         running.send_signal(number)
-        _, err = running.communicate(timeout=30)
-    assert_ended(mark, 2.0)
+        _, err = running.communicate(timeout=LIMIT)
+    assert_ended(mark)
     assert "Traceback" not in err
     if number == signal.SIGKILL:
         assert running.returncode == -number
@@ -176,7 +169,7 @@ def test_nohup_is_respected(long: Path) -> None:
         while "round 3 of" not in running.stderr.readline():
             assert running.poll() is None
         running.terminate()
-        running.communicate(timeout=30)
+        running.communicate(timeout=LIMIT)
 
 
 def lose(number: signal.Signals) -> None:
@@ -184,16 +177,15 @@ def lose(number: signal.Signals) -> None:
     with ended_by_signals():
         with contextlib.suppress(BaseException):
             signal.raise_signal(number)
-        time.sleep(10)
+        time.sleep(LIMIT)
+        raise AssertionError("the signal is lost")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_exception_that_is_lost_is_raised_again(number: signal.Signals) -> None:
     """Python drops an exception in a destructor, and libraries catch what they should not."""
-    begun = time.monotonic()
     with pytest.raises((KeyboardInterrupt, EndedError)):
         lose(number)
-    assert time.monotonic() - begun < 5
 
 
 def test_the_cleaning_up_is_not_disturbed() -> None:
@@ -224,9 +216,8 @@ def test_a_signal_that_another_thread_receives_ends_a_wait_of_the_main_thread() 
     @ended_by_signals()
     def wait() -> None:
         threading.Timer(0.3, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)).start()
-        threading.Event().wait(30)
+        threading.Event().wait(LIMIT)
+        raise AssertionError("the wait was not ended")
 
-    begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         wait()
-    assert time.monotonic() - begun < 10

@@ -58,7 +58,7 @@ def test_a_key_of_a_site_that_is_made_here_is_remarked(fedpipe: Callable[..., Re
     ("arguments", "message"),
     [
         ("invite bb", "there is no learner 'bb'. Did you mean 'b'?"),
-        ("invite b --expires soon", "--expires: 'soon' is not an age. Write hours, days or weeks"),
+        ("invite b --expires soon", "--expires: 'soon' is not an age. Write minutes, hours, days or weeks"),
         ("invite b --expires 30d", "--expires: an invitation lives for at most 7 days"),
         ("enroll b --requests", "specify a learner or --requests"),
         ("enroll --requests --accept b --refuse c", "--accept and --refuse exclude each other"),

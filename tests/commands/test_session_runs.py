@@ -46,7 +46,7 @@ def test_stop_and_watch(numpy_digits: Path) -> None:
     stopper.start()
     summary = fedpipe.run(file, out=numpy_digits / "out").summary
     stopper.join()
-    watcher.join(10)
+    watcher.join(60)
     assert not watcher.is_alive()
     assert summary["ending"] == "stopped"
     assert 3 <= summary["rounds"][-1]["round"] < 1000

@@ -187,9 +187,10 @@ def site(
     """Sets a federation up: users, secrets, data, pipeline."""
 
     def make(prefix: str, learners: list[dict[str, Any]], *, endpoint: str = ENDPOINT, enrolled: bool = True,
-             training: dict[str, Any] | None = None) -> Site:  # fmt: skip
+             training: dict[str, Any] | None = None, framework: str = "keras", **more: Any) -> Site:  # fmt: skip
         folder = tmp_path_factory.mktemp("sites") / prefix
-        subprocess.run([sys.executable, "-m", "fedpipe", "init", str(folder)], check=True, capture_output=True)
+        command = [sys.executable, "-m", "fedpipe", "init", str(folder), "--framework", framework]
+        subprocess.run(command, check=True, capture_output=True)
         file = folder / "federation.yaml"
         content = yaml.safe_load(file.read_text())
         where = f"s3://{BUCKET}/{prefix}?endpoint={ENDPOINT}"
@@ -201,6 +202,7 @@ def site(
         content["data"]["shards"]["minimum"] = 50
         content["training"] |= {"rounds": 2, "local_epochs": 1, **(training or {})}
         content["quorum"] = {"min_learners": len(learners), "deadline": 600}
+        content |= more
         file.write_text(yaml.safe_dump(content))
         open_store(where).upload("digits/datasets/digits.npz", folder / "digits.npz")
         if enrolled:

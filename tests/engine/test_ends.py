@@ -13,7 +13,7 @@ import pytest
 
 from fedpipe.engine.workers import CrashError, Workers
 from tests.commands.runs import ROOT
-from tests.processes import assert_ended, started_with
+from tests.processes import LIMIT, assert_ended, started_with
 
 SCRIPT = """
 import sys, threading, time
@@ -27,9 +27,9 @@ time.sleep(600)
 
 
 def compute(folder: str) -> None:
-    """Computes without a pause, and never looks at its connection."""
+    """Computes without a pause for longer than a test waits, and never looks at its connection."""
     (Path(folder) / str(os.getpid())).touch()
-    end, total = time.monotonic() + 300, 0
+    end, total = time.monotonic() + 5 * LIMIT, 0
     while time.monotonic() < end:
         total += sum(range(1000))
 
@@ -50,15 +50,15 @@ def _end(number: signal.Signals, folder: Path, *, preload: bool) -> None:
     environment = {**os.environ, **mark, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
     command = [sys.executable, "-c", SCRIPT.format(preload=preload), str(folder)]
     with subprocess.Popen(command, env=environment, cwd=ROOT) as script:
-        end = time.monotonic() + 120
+        end = time.monotonic() + LIMIT
         while len(list(folder.iterdir())) < 2:
             assert time.monotonic() < end
             assert script.poll() is None
             time.sleep(0.05)
         assert len(started_with(mark)) >= 3
         script.send_signal(number)
-        script.wait(10)
-    assert_ended(mark, 2.0)
+        script.wait(LIMIT)
+    assert_ended(mark)
 
 
 def test_a_crash_has_its_cause_in_a_line() -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
@@ -20,6 +19,7 @@ from fedpipe.compiled.graph import Graph, Task, parse_graph
 from fedpipe.engine.local import Engine, Event
 from fedpipe.engine.workers import Worker, Workers, start_server
 from fedpipe.errors import Failure, FedpipeError, InputError, QuorumError, StepError, WorkerDiedError
+from tests.processes import LIMIT
 
 
 def graph(tasks: dict[str, dict[str, Any]]) -> Graph:
@@ -74,7 +74,7 @@ def test_outputs_reach_the_next_task(tmp_path: Path) -> None:
 
 def test_tasks_run_concurrently(tmp_path: Path) -> None:
     """Runs two tasks that wait for each other's file, so that they only end if both run at once."""
-    wait = 'touch "$0"; for i in $(seq 100); do [ -e "$1" ] && exit 0; sleep 0.1; done; exit 1'
+    wait = 'touch "$0"; for i in $(seq 1000); do [ -e "$1" ] && exit 0; sleep 0.1; done; exit 1'
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     tasks = {"a": {"run": wait, "args": [one, two]}, "b": {"run": wait, "args": [two, one]}}
     Engine(graph(tasks), {}, folder=tmp_path, workers=2).run()
@@ -113,7 +113,8 @@ class TestWorkers:
         start_server()
 
     @pytest.mark.parametrize("delay", [0.0005, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
-    @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of what was half made
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of an interrupted standard library
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may be interrupted in __del__
     def test_ctrl_c_while_a_process_starts_leaves_no_error(self, delay: float) -> None:
         """The main thread is interrupted inside the start of the process; what has not begun cannot be killed.
 
@@ -174,24 +175,28 @@ class TestWorkers:
             with pytest.raises(WorkerDiedError, match="ended"):
                 call(os.getpid)
 
-    def test_a_killed_worker_is_noticed_and_replaced(self) -> None:
+    def test_a_killed_worker_is_noticed_and_replaced(self, tmp_path: Path) -> None:
         worker = Worker()
         process = worker.call(os.getpid)
-        threading.Timer(0.3, os.kill, (process, signal.SIGKILL)).start()
-        with pytest.raises(WorkerDiedError):
-            worker.call(time.sleep, 30)
+        with ThreadPoolExecutor(1) as pool:
+            held = pool.submit(worker.call, hold, tmp_path)
+            await_path(tmp_path / "held")
+            os.kill(process, signal.SIGKILL)
+            with pytest.raises(WorkerDiedError):
+                held.result()
         assert worker.call(os.getpid) != process
         worker.stop()
 
-    def test_the_warm_one_is_used_again_and_several_work_at_once(self) -> None:
+    def test_the_warm_one_is_used_again_and_several_work_at_once(self, tmp_path: Path) -> None:
         with Workers() as workers:
             first = workers.call(os.getpid)
             assert workers.call(os.getpid) == first
-            with ThreadPoolExecutor(2) as pool:
-                asleep = pool.submit(workers.call, time.sleep, 1.0)
-                time.sleep(0.3)
+            with ThreadPoolExecutor(1) as pool:
+                held = pool.submit(workers.call, hold, tmp_path)
+                await_path(tmp_path / "held")
                 assert workers.call(os.getpid) != first
-                asleep.result()
+                (tmp_path / "free").touch()
+                held.result()
             assert workers.call(os.getpid) == first
         with pytest.raises(ProcessLookupError):
             os.kill(first, 0)
@@ -214,6 +219,19 @@ class TestWithoutTensorFlow:
             assert workers.call(os.getpid) == process != os.getpid()
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
+
+
+def hold(folder: Path) -> None:
+    """Keeps a worker busy until a file is there."""
+    (folder / "held").touch()
+    await_path(folder / "free")
+
+
+def await_path(path: Path) -> None:
+    end = time.monotonic() + LIMIT
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.01)
 
 
 def imported(name: str) -> bool:

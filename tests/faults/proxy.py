@@ -1,4 +1,4 @@
-"""A TCP proxy before an S3 server that cuts connections, answers 503 and dawdles, as a seed draws."""
+"""TCP proxies before an S3 server: one cuts connections, answers 503 and dawdles as a seed draws, one counts bytes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
+from typing import Literal
 
 REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/xml\r\nConnection: close\r\nContent-Length: 83\r\n\r\n"
@@ -16,14 +17,13 @@ REFUSAL = (
 _PIECE = 1024
 
 
-class Proxy:
-    """Passes bytes on between clients and the server at `port`; one connection in `1 / share` is disturbed."""
+class _Listener:
+    """Serves each connection of clients in a thread, until it is closed."""
 
-    def __init__(self, port: int, seed: int, share: float = 0.1) -> None:
-        self._port, self._random, self._share = port, Random(seed), share
+    def __init__(self, port: int) -> None:
+        self._port = port
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.disturbed = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -34,6 +34,18 @@ class Proxy:
             with contextlib.suppress(OSError):  # a client that died while it connected; or the end
                 client, _ = self._listener.accept()
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        raise NotImplementedError
+
+
+class Proxy(_Listener):
+    """Passes bytes on between clients and the server at `port`; one connection in `1 / share` is disturbed."""
+
+    def __init__(self, port: int, seed: int, share: float = 0.1) -> None:
+        self._random, self._share = Random(seed), share
+        self.disturbed = 0
+        super().__init__(port)
 
     def _serve(self, client: socket.socket) -> None:
         kind = self._random.choice(["cut up", "cut down", "503", "slow"]) if self._random.random() < self._share else ""
@@ -67,6 +79,60 @@ def _pump(source: socket.socket, target: socket.socket, limit: int | None) -> No
     for end in (source, target):
         with contextlib.suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
+
+
+Way = Literal["up", "down"]
+
+
+class Wire(_Listener):
+    """Passes bytes on between clients and the server at `port`, counts them, and cuts one connection.
+
+    Args:
+        port: of the server.
+        way: the way of the bytes that decide.
+        limit: the connection that carries the byte with this number is cut; it does not arrive.
+        then: is called then.
+    """
+
+    def __init__(self, port: int, way: Way, limit: int, then: Callable[[], object] = lambda: None) -> None:
+        self.passed: dict[Way, int] = {"up": 0, "down": 0}
+        self.cut = 0
+        self._way, self._limit, self._then, self._lock = way, limit, then, threading.Lock()
+        super().__init__(port)
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port)) as server:
+            up = threading.Thread(target=self._carry, args=("up", client, server), daemon=True)
+            up.start()
+            self._carry("down", server, client)
+            up.join()
+
+    def _carry(self, way: Way, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while (data := source.recv(65536)) and not self._is_cut(way, len(data)):
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _is_cut(self, way: Way, size: int) -> bool:
+        with self._lock:
+            self.passed[way] += size
+            if way != self._way or self.cut or self.passed[way] < self._limit:
+                return False
+            self.cut += 1
+        self._then()
+        return True
+
+
+@contextlib.contextmanager
+def cutting(port: int, way: Way, limit: int, then: Callable[[], object] = lambda: None) -> Iterator[Wire]:
+    """A wire that is closed afterwards."""
+    wire = Wire(port, way, limit, then)
+    try:
+        yield wire
+    finally:
+        wire.close()
 
 
 @contextlib.contextmanager

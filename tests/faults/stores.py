@@ -13,9 +13,6 @@ from typing import Any, Self
 from fedpipe.store import Blob, Entry, MemoryStore, Reader, Store
 from tests.simulation import Killed
 
-MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-"""A folder in memory, where there is one: SIGKILL shows nothing about what a disk has written."""
-
 Hook = Callable[[int, str, str], None]
 """Hears the number, the name and the key of a call; may end the process or raise."""
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from fedpipe.rounds.history import history
 from fedpipe.store import LocalStore, MemoryStore, Store
 from tests.faults import seeds
-from tests.faults.stores import MEMORY, HookedStore, killing
+from tests.faults.stores import HookedStore, killing
 from tests.federations import PlusOneLearner, make_federation, make_plan, play, play_collective
 from tests.simulation import Killed
 
@@ -91,7 +91,7 @@ def test_on_disk_wherever_the_process_is_killed(run: str) -> None:
     points = Random(seeds.FIRST).sample(range(CALLS[run]), min(seeds.COUNT, CALLS[run]))
     for point in points:
         for after in (False, True):
-            with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+            with tempfile.TemporaryDirectory() as folder:
                 assert _run_killed(run, Path(folder), point, after)
                 store = LocalStore(Path(folder))
                 RUNS[run](store)

@@ -40,7 +40,7 @@ from tests.faults import seeds
 from tests.faults.forks import Forks
 from tests.faults.invariants import check
 from tests.faults.proxy import disturbing
-from tests.faults.stores import MEMORY, killing
+from tests.faults.stores import killing
 from tests.federations import PlusOneLearner, fresh, make_federation, make_plan
 from tests.servers import Killable
 
@@ -268,7 +268,7 @@ def _skew(seconds: float) -> None:
 def test_invariants_hold_wherever_processes_die(part: int, running: Callable[[str], Killable], forks: Forks) -> None:
     for seed in seeds.drawn(part, PARTS, seeds.COUNT):
         kind = KINDS[seed % len(KINDS)]
-        with tempfile.TemporaryDirectory(dir=MEMORY) as name, contextlib.ExitStack() as stack:
+        with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
             folder = Path(name)
             if kind == "folder":
                 uri = through = f"file://{folder}/store"

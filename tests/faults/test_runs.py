@@ -17,12 +17,10 @@ from fedpipe.rounds.history import read_record
 from fedpipe.store import open_store
 from tests.faults import seeds
 from tests.federations import change
-from tests.processes import COMMAND, assert_ended
+from tests.processes import COMMAND, LIMIT, assert_ended
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 KILLS = max(4, seeds.COUNT * 3 // 10)
-SECONDS = 2.0
-"""Time in which workers must end after their parent."""
 pytestmark = [pytest.mark.heavy]
 
 
@@ -59,9 +57,9 @@ def test_killed_runs_leave_no_process_and_resume(numpy_digits: Path, tmp_path: P
             running.wait(moments.uniform(0.05, 1.2) * lasts if killed < KILLS else 300)
         if running.poll() is None:
             running.send_signal(moments.choice(SIGNALS))
-            running.wait(30)
+            running.wait(LIMIT)
             killed += 1
-            assert_ended(mark, SECONDS)
+            assert_ended(mark)
             continue
         assert running.returncode == 0, (folder / "output").read_text()[-2000:]
         assert weights_of(folder) == expected, seeds.how_to_repeat(seeds.FIRST)

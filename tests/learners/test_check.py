@@ -7,9 +7,9 @@ import pytest
 
 from fedpipe.data.examples import Examples
 from fedpipe.data.schema import Column, Schema
-from fedpipe.errors import DataError, ModelError
+from fedpipe.errors import DataError, InputError, ModelError
 from fedpipe.federation.federation import Federation
-from fedpipe.learners.check import check_model, check_own_data, weight_shapes
+from fedpipe.learners.check import check_bound, check_model, check_own_data, weight_shapes
 from tests.federations import make_federation
 from tests.learners.contract import PART, X
 from tests.models import LINEAR
@@ -92,3 +92,34 @@ def test_missing_numbers_need_a_model_that_takes_them(first: str, missing: bool)
             check_model(chosen, code, table, schema)
     else:
         assert check_model(chosen, code, table, schema)
+
+
+START = {"w": np.zeros(4, np.float32), "steps": np.int64(0)}
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        ([1, 1, 1, 0], {"bound": 0.5}, "bound: 0.5 clips 3 of the 3 values that one batch changes, by up to 1"),
+        ([3, 1, 1, 0], {"bound": {"quantile": 0.99, "initial": 0.5}}, "bound.initial: 0.5 clips 3 of .* up to 3"),
+        ([1, 1, 1, 0], {"bound": 1.0}, ""),
+        ([9, 9, 1, 1], {"bound": 2.0}, ""),  # half of them: later rounds may change less
+        ([1, 1, 1, 1], {"bound": 0.5, "most_clipped": 1.0}, ""),
+        ([1, 1, 1, 1], {"bound": 0.5, "norm": 1.0}, ""),  # the learner halves such an update
+        ([0, 0, 0, 0], {"bound": 1e-12}, ""),
+    ],
+)
+def test_a_bound_of_secure_sums_holds_most_of_one_batch(
+    change: list[float], settings: dict[str, Any], message: str
+) -> None:
+    trained = {"w": np.array(change, np.float32), "steps": np.int64(10**6)}
+    secure = federation(
+        algorithm={"name": "averaging", "secure": settings},
+        training={"rounds": 1, "batch_size": 1, "rounds_per_step": "all"},
+    ).secure
+    assert secure
+    if not message:
+        check_bound(secure, START, trained)
+        return
+    with pytest.raises(InputError, match=message):
+        check_bound(secure, START, trained)

@@ -91,7 +91,12 @@ DATA: dict[str, tuple[Any, Any, str]] = {
     "rows without ids": ({"x": X[:10]}, {}, "the numbers of rows differ: 10 in 'x', 20 in 'id'"),
     "NaN": ({"x": X * np.float32("nan")}, {}, "the features contain NaN or infinity, first in row 1"),
     "text as labels": ({}, {"y": IDS}, "the labels are text"),
-    "ids that are numbers with a fraction": ({"id": X[:, 0] / 2}, {}, "the ids are not whole numbers or text"),
+    "ids that are numbers with a fraction": ({"id": X[:, 0] / 4}, {}, "the ids are not whole numbers or text"),
+    "ids that are too large for their type": ({"id": X[:, 0] + 2.0**60}, {}, "the ids are not whole numbers or text"),
+    "ids that are not in a row": ({"id": X}, {}, "the ids are not whole numbers or text"),
+    "ids that are infinite": ({"id": np.full(20, np.inf)}, {}, "the ids are not whole numbers or text"),
+    "ids of which some are missing": ({"id": np.where(X[:, 0] == 4, np.nan, X[:, 0])}, {}, "1 rows have no id"),
+    "ids that differ by spaces only": ({"id": np.array(["p1", "p1 ", *IDS[2:]])}, {}, "1 ids are doubled"),
 }
 
 
@@ -105,6 +110,71 @@ def test_mistakes_in_the_rows_are_found_before_a_run(tmp_path: Path, alice: Any,
     assert caught.value.where.startswith("learners[")
     assert caught.value.remedy
     assert caught.value.exit_code == 2
+
+
+SAME = {
+    "numbers and texts": (np.arange(20), np.arange(20).astype(str)),
+    "floats and numbers": (np.arange(20.0), np.arange(20)),
+    "texts of floats": (np.array([f"{k}.0" for k in range(20)]), np.arange(20)),
+    "spaces": (np.array([f" {k}  " for k in range(20)]), np.arange(20)),
+    "bytes": (np.arange(20).astype("S"), np.arange(20).astype("U")),
+    "composed letters": (
+        np.array([f"Zo\u00eb {k}" for k in range(20)]),
+        np.array([f"Zoe\u0308 {k}" for k in range(20)]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("alice", "bob"), SAME.values(), ids=SAME.keys())
+def test_ids_that_are_written_in_another_way_are_the_same(tmp_path: Path, alice: Any, bob: Any) -> None:
+    federation = parties(tmp_path, {"id": alice}, {"id": bob})
+    assert held_rows(federation, "alice", None).order == held_rows(federation, "bob", None).order
+
+
+def test_ids_with_other_zeros_are_others(tmp_path: Path) -> None:
+    federation = parties(tmp_path, {"id": np.array([f"{k:03}" for k in range(20)])}, {"id": np.arange(20)})
+    assert held_rows(federation, "alice", None).order != held_rows(federation, "bob", None).order
+
+
+def aligned(folder: Path, alice: Any = None, bob: Any = None, **more: Any) -> Federation:
+    return parties(folder, alice, bob, algorithm={"align": "intersection", **more})
+
+
+def test_a_check_tells_how_many_rows_are_common(tmp_path: Path) -> None:
+    federation = aligned(tmp_path, {"id": IDS[::-1]}, {"id": np.array([*IDS[:15], *"abcde"])})
+    found = {checked.subject: checked.what for checked in check(federation, CODE, "", "")}
+    assert found["alice"] == found["bob"] == "12 train, 2 vote, 1 test; 15 of 20 rows are common to all"
+
+
+FEW: dict[str, tuple[Any, str]] = {
+    "none": ({"id": np.arange(20)}, "no id is common to all parties"),
+    "fewer than a batch": ({"id": np.array([*IDS[:3], *map(str, range(17))])}, "there are 2 train rows, fewer than a batch of 4"),
+    "ids that are doubled": ({"id": np.array(["p1", *IDS[1:]])}, "1 ids are doubled"),
+    "rows without an id": ({"id": np.array(["", *IDS[1:]])}, "1 rows have no id"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("bob", "what"), FEW.values(), ids=FEW.keys())
+def test_rows_that_cannot_be_aligned_are_found_before_a_run(tmp_path: Path, bob: Any, what: str) -> None:
+    with pytest.raises(DataError) as caught:
+        check(aligned(tmp_path, None, bob), CODE, "", "")
+    assert what in str(caught.value)
+    assert caught.value.remedy
+    assert caught.value.exit_code == 2
+
+
+def test_a_party_whose_file_is_elsewhere_is_not_compared(tmp_path: Path) -> None:
+    federation = aligned(tmp_path)
+    (tmp_path / "bob.npz").unlink()
+    elsewhere = make_federation(
+        learners=[{"name": "alice", "data": str(tmp_path / "alice.npz")}, {"name": "bob", "data": "s3://bob/rows.npz"}],
+        algorithm={"name": "split", "label_party": "bob", "ids": "id", "align": "intersection", "batch_size": 4},
+        training={"rounds": 1}, data={},
+    )  # fmt: skip
+    assert federation.split == elsewhere.split
+    found = {checked.subject: checked.what for checked in check(elsewhere, CODE, "", "")}
+    assert found["alice"] == "16 train, 2 vote, 2 test"
+    assert found["bob"].startswith("not read: ")
 
 
 def test_missing_arrays_are_named(tmp_path: Path) -> None:
@@ -138,9 +208,8 @@ SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "another framework": (lambda f: f.update(framework="numpy"), "framework: cannot be combined"),
     "a method": (lambda f: f["training"].update(method="fedprox"), "training.method"),
     "a dataset": (lambda f: f.update(data={"uri": "x.npz"}), "data.uri: cannot be combined"),
-    "the best model": (
-        lambda f: f.update(export={"choose": "best", "metric": "loss"}), "export.choose: cannot be combined",
-    ),
+    "an intersection of nothing": (lambda f: f["algorithm"].update(align="intersection"), "algorithm.align: is intersection, but no ids"),
+    "an unknown alignment": (lambda f: f["algorithm"].update(ids="id", align="union"), "algorithm.align: Invalid"),
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedpipe.data.examples import Examples
-from fedpipe.errors import ExportError, ModelError
+from fedpipe.errors import ExportError, MissingExtraError, ModelError
 from fedpipe.learners.numpy import NumpyModel
 from fedpipe.registry import rehearsal
 from fedpipe.registry.rehearsal import rehearse
@@ -44,6 +45,20 @@ def test_once_for_each_model_and_its_settings(cache: Path) -> None:
     assert rehearsed(cache, examples=Examples(FEW.x.astype(np.float64), FEW.y))  # type: ignore[union-attr]
     assert not rehearsed(cache, export={"opset": 18}, quorum={"deadline": 5.0})
     assert not rehearsed(cache, training={"rounds": 9, "batch_size": 1})
+    summed = {"training": {"rounds": 3, "batch_size": 1, "rounds_per_step": "all"}}
+    assert rehearsed(cache, algorithm={"name": "averaging", "secure": {}}, **summed)
+    assert rehearsed(cache, algorithm={"name": "averaging", "secure": {"bound": 2.0}}, **summed)
+
+
+def test_an_export_in_another_image_is_left_to_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core image trains linear models, and has no packages of ONNX."""
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingExtraError):
+        rehearse(make_federation(framework="numpy"), LINEAR, FEW)
+    assert rehearse(make_federation(framework="numpy"), LINEAR, FEW, elsewhere=True)
+    with pytest.raises(ModelError):
+        rehearse(make_federation(framework="numpy"), LINEAR, Examples(FEW.x[:, :2], FEW.y), elsewhere=True)  # type: ignore[index]
+    assert not notes(cache)
 
 
 def test_another_version_of_a_package_is_rehearsed_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,13 +179,17 @@ class TestShares:
         assert model(store, record) == model(other, closed(other, plan, learners))
 
 
-class TestRules:
+@pytest.mark.parametrize("rule", [{"name": "krum", "byzantine": 1}, {"name": "trimmed_mean", "share": 0.2}])
+class TestRulesThatNeedFiveUpdates:
+    """The quorum of more than half would be three. Of four values, a share of 0.2 would cut off none."""
+
     @pytest.mark.parametrize("early", [False, True], ids=["steps", "session"])
-    def test_that_are_left_with_too_few_updates_stay_below_the_quorum(self, store: MemoryStore, early: bool) -> None:
-        """Krum with one bad learner needs five updates; the quorum of more than half would be three."""
-        plan = plan_of("abcde", rule={"name": "krum", "byzantine": 1})
+    def test_that_are_left_with_too_few_stay_below_the_quorum(
+        self, store: MemoryStore, early: bool, rule: dict[str, Any]
+    ) -> None:
+        plan = plan_of("abcde", rule=rule)
         learners = honest("abcd") | {"e": PlusOneLearner(1, fails="no power")}
-        message = r"4 of 5 learners took part, but krum needs 5 updates \(e: no power\)"
+        message = rf"4 of 5 learners took part, but {rule['name']} needs 5 updates \(e: no power\)"
         if not early:
             with pytest.raises(QuorumError, match=message):
                 closed(store, plan, learners)
@@ -197,19 +201,21 @@ class TestRules:
             world.spawn(name, attendance(world, plan, name, learner))
         world.run()
         assert isinstance(world.results["coordinator"], QuorumError)
-        assert "krum needs 5 updates" in str(world.results["coordinator"])
+        assert f"{rule['name']} needs 5 updates" in str(world.results["coordinator"])
 
-    def test_that_refuse_an_update_need_enough_others(self, store: MemoryStore) -> None:
+    def test_that_refuse_an_update_need_enough_others(self, store: MemoryStore, rule: dict[str, Any]) -> None:
         """An update that is found broken when it is read."""
-        plan = plan_of("abcde", rule={"name": "krum", "byzantine": 1})
+        plan = plan_of("abcde", rule=rule)
         base = begin(store, plan, fresh).weights
         *_, update = play_round(store, plan, 1, base, honest("abcde"))
         assert isinstance(update, Update)
         store.replace(keys.content(update.weights, "e"), b"?" * update.size)
-        message = r"4 of 5 learners took part, but krum needs 5 updates \(e: "
+        message = rf"4 of 5 learners took part, but {rule['name']} needs 5 updates \(e: "
         with pytest.raises(QuorumError, match=message):
             close_round(store, plan, 1, base)
 
+
+class TestRules:
     def test_name_all_parts_in_the_record(self, store: MemoryStore) -> None:
         plan = plan_of("abcde", before=[{"name": "clip", "norm": 2.0}], rule="median")
         record = closed(store, plan, honest("abcde"))

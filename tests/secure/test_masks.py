@@ -5,26 +5,59 @@ from __future__ import annotations
 import hashlib
 import hmac
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
+from Crypto.Cipher import AES
 from Crypto.Protocol.DH import import_x25519_private_key
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpipe.errors import DroppedError
-from fedpipe.secure.masks import CHUNK, KeyPair, Masks, Term, cipher, derived, fresh_seed, mark_of, seal, unseal
+from fedpipe.secure.masks import (
+    CHUNK,
+    SPAN,
+    KeyPair,
+    Masks,
+    Term,
+    cipher,
+    derived,
+    fresh_seed,
+    mark_of,
+    seal,
+    unseal,
+)
 from fedpipe.secure.numbers import pack, unpack
 from tests.secure.table import written
 
 U4, U8 = np.dtype("<u4"), np.dtype("<u8")
 
 
-def test_the_stream_is_aes_256_ctr() -> None:
-    """The first two blocks under a key of zeros, as in test cases 13 and 14 of the GCM specification."""
-    out = cipher(bytes(32)).encrypt(bytes(32))
+def test_the_cipher_is_aes_256() -> None:
+    """Blocks 0 and 1 under a key of zeros, as in test cases 13 and 14 of the GCM specification."""
+    out = cipher(bytes(32)).encrypt(bytes(31) + b"\1")
     assert out.hex() == "dc95c078a2408989ad48a21492842087530f8afbc74536b9a963b4f1c4cb738b"
-    assert cipher(bytes(32), 1).encrypt(bytes(16)) == out[16:]
+
+
+@pytest.mark.parametrize("dtype", [U4, U8])
+def test_a_mask_is_a_stream_of_aes_256_ctr(dtype: np.dtype[np.unsignedinteger[Any]]) -> None:
+    """The library's CTR mode makes the same bytes, over several spans of chunks and from a part of one on."""
+    count = CHUNK * (SPAN + 1) + 24
+    zeros, width = np.zeros(count, dtype), 8 * dtype.itemsize
+    starts = [0, 8, *range(8 + CHUNK, count, CHUNK), count]
+    data = written(Masks([Term(b"s" * 31)], width, dtype), [zeros[i:j] for i, j in itertools.pairwise(starts)])
+    stream = AES.new(derived(b"s" * 31, 32, "mask"), AES.MODE_CTR, nonce=b"", initial_value=0)
+    assert data == stream.encrypt(bytes(zeros.nbytes))
+
+
+def test_masked_bytes_stay_the_same() -> None:
+    """Learners of different versions may be in one sum: two masks over a ramp, of 20 bits."""
+    words = np.arange(3 * CHUNK + 8, dtype=U4)
+    starts = [0, 8, *range(8 + CHUNK, words.size + 1, CHUNK)]
+    masks = Masks([Term(b"a" * 31), Term(b"b" * 31, minus=True)], 20, U4)
+    data = written(masks, [words[i:j] for i, j in itertools.pairwise(starts)])
+    assert hashlib.sha256(data).hexdigest() == "eceea98001b75baa5c7e49c136f2320c6b7dab58b0443250a9a4c292e75e335b"
 
 
 def test_the_shared_secret_is_x25519() -> None:

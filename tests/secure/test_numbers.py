@@ -112,7 +112,17 @@ def test_packing(width: int, groups: int, seed: int) -> None:
     words = np.random.default_rng(seed).integers(0, 2**width, groups * GROUP, "<u8", endpoint=False).astype(dtype)
     data = pack(words, width)
     assert len(data) == packed_size(words.size, width)
+    assert int.from_bytes(data, "little") == sum(int(word) << width * place for place, word in enumerate(words))
+    assert pack(words | dtype.type(1 << width if width < 8 * dtype.itemsize else 0), width) == data, "modulo 2^width"
     assert (unpack(data, width, dtype) == words).all()
+
+
+def test_long_vectors_are_packed_as_short_ones() -> None:
+    """Beyond the numbers that are packed at a time; each number is written over the end of the one before."""
+    words = np.random.default_rng(0).integers(0, 2**32, 100_000, "<u4")
+    parts = [pack(words[start : start + GROUP], 20) for start in range(0, words.size, GROUP)]
+    assert pack(words, 20) == b"".join(parts)
+    assert (unpack(pack(words, 20), 20, words.dtype) == words & 0xFFFFF).all()
 
 
 def test_packed_bytes_are_little_endian() -> None:

@@ -7,10 +7,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fedpipe.errors import CorruptError
+from fedpipe.frameworks import cores
 from fedpipe.registry.prediction import open_model
 from fedpipe.registry.publication import ModelVersion
 from fedpipe.serving import runtime
-from fedpipe.serving.runtime import cores, load, try_model
+from fedpipe.serving.runtime import load, try_model
 from tests.served import X, onnx_model, softmax
 
 ENTRY = ModelVersion("m", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import shutil
 import signal
 import socket
@@ -143,10 +144,7 @@ class TestLimits:
 
     def test_a_run_that_takes_too_long(self, served: Served) -> None:
         tensor = {"name": "times", "shape": [1], "datatype": "INT64", "data": [10**8]}
-        started = time.monotonic()
-        response = served.post("/v2/models/slow/infer", json={"inputs": [tensor]})
-        assert response.status == 504
-        assert time.monotonic() - started < 10
+        assert served.post("/v2/models/slow/infer", json={"inputs": [tensor]}).status == 504
 
     def test_invalid_http(self, served: Served) -> None:
         with socket.create_connection(served.host.split(":")) as client:  # type: ignore[arg-type]
@@ -160,13 +158,13 @@ class TestLimits:
             client = socket.create_connection((host, int(port)))
             client.sendall(b"POST /v2/models/colours/infer HTTP/1.1\r\nHost" if number % 2 else b"G")
             idle.append(client)
-        worst = 0.0
+        assert served.infer("colours").status == 200
+        last = select.poll()
+        last.register(idle[-1], select.POLLIN)
+        assert last.poll(0) == []  # it still has time for its head
         for _ in range(50):
-            started = time.perf_counter()
             assert served.infer("colours").status == 200
-            worst = max(worst, time.perf_counter() - started)
-        assert worst < 2
-        idle[0].settimeout(30)
+        idle[0].settimeout(60)
         assert idle[0].recv(1) == b""  # its time for a head is over
         for client in idle:
             client.close()
@@ -215,7 +213,7 @@ class TestOperations:
         def logged() -> list[dict[str, Any]]:
             return [json.loads(line) for line in (served.folder / "stdout").read_text().splitlines()]
 
-        end = time.monotonic() + 10  # a line is written once the answer is sent
+        end = time.monotonic() + 60  # a line is written once the answer is sent
         while not (lines := logged()) or not lines[-1]["path"].endswith("/infer"):
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -242,27 +240,28 @@ class TestOperations:
 
     def test_the_last_requests_finish_after_sigterm(self, tmp_path: Path) -> None:
         publish(models_of(tmp_path / "store"), "slow", 1, slow())
-        with serving(tmp_path, "--store", f"file://{tmp_path}/store", "--drain", "1") as server:
+        with serving(tmp_path, "--store", f"file://{tmp_path}/store", "--drain", "600") as server:
             tensor = {"name": "times", "shape": [1], "datatype": "INT64", "data": [3000]}
             answers: list[Any] = []
             asking = threading.Thread(
                 target=lambda: answers.append(server.post("/v2/models/slow/infer", json={"inputs": [tensor]}))
             )
             asking.start()
-            time.sleep(0.2)
+            running = b'fedpipe_batch_examples_count{model="slow"} 1.0'
+            server.wait_until(lambda: running in server.get("/metrics").data)
             server.process.send_signal(signal.SIGTERM)
-            time.sleep(0.3)
-            response = server.get("/v2/health/ready")
-            assert response.status == 503
-            assert response.json()["error"] == "the server is shutting down"
+            server.wait_until(lambda: server.get("/v2/health/ready").status == 503)
+            assert server.get("/v2/health/ready").json()["error"] == "the server is shutting down"
             assert server.get("/v2/models/slow").status == 200  # requests are still taken
+            server.process.send_signal(signal.SIGTERM)  # once more ends that
+            assert server.process.wait(60) == 0
             asking.join(60)
             assert answers[0].status == 200
-            assert server.process.wait(40) == 0
 
     def test_requests_are_run_together_when_asked(self, tmp_path: Path) -> None:
         publish(models_of(tmp_path / "store"), "m", 1, softmax())
-        with serving(tmp_path, "--store", f"file://{tmp_path}/store", "--batch", "8", "--batch-delay", "50") as server:
+        arguments = ("--batch", "7", "--batch-delay", "10000", "--drain", "0.1")
+        with serving(tmp_path, "--store", f"file://{tmp_path}/store", *arguments) as server:
             found: dict[int, Any] = {}
             threads = [
                 threading.Thread(target=lambda k=k: found.update({k: server.infer("m", X[k : k + 1])}))
@@ -275,8 +274,10 @@ class TestOperations:
             for k, response in found.items():
                 np.testing.assert_allclose(response.json()["outputs"][0]["data"], EXPECTED[k], rtol=1e-5)
             text = server.get("/metrics").data.decode()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(60) == 0
         runs = float(re.findall(r"^fedpipe_batch_examples_count\{.*\} (.*)$", text, re.M)[0])
-        assert runs < 7
+        assert runs == 1
 
 
 class TestFollowing:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from fedpipe.data.shards import split
 from fedpipe.federation.federation import Federation
 from fedpipe.learners.cut import Shape, held_by, joined
-from fedpipe.learners.party import Held, Parts
+from fedpipe.learners.party import Held, Parts, own_ids
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.cut import index_of
 from fedpipe.rounds.manifests import Dropped
@@ -19,8 +20,9 @@ from fedpipe.rounds.plan import Plan
 from fedpipe.sessions.attendance import Answering, Attendance
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.parties import Round
-from fedpipe.sessions.taking_part import clear, take_part
+from fedpipe.sessions.taking_part import clear, find_common, take_part
 from fedpipe.store import Store
+from fedpipe.store.objects import put_bytes
 from fedpipe.weights import Array, digest_of
 from tests.federations import make_federation, make_plan
 from tests.simulation import Actor, World, coordinator
@@ -133,8 +135,8 @@ def parts_of(federation: Federation, party: str) -> Parts:
     return Parts(bottom, NumpyTop(len(federation.feature_parties)) if party == federation.split.label_party else None)
 
 
-def begun(store: Store, federation: Federation) -> Plan:
-    plan, first = make_plan(federation), first_weights(federation)
+def begun(store: Store, federation: Federation, code: bytes = b"code") -> Plan:
+    plan, first = replace(make_plan(federation), code=put_bytes(store, code)), first_weights(federation)
     digests = {one.name: digest_of(held_by(first, federation, one.name)) for one in federation.learners}
     begin(store, plan, lambda: index_of(digests))
     return plan
@@ -142,7 +144,7 @@ def begun(store: Store, federation: Federation) -> Plan:
 
 def attendance(
     world: World, plan: Plan, party: str, *, store: Store | None = None, held: Held | None = None,
-    make: Callable[[], tuple[Held, Parts]] | None = None,
+    make: Callable[[], tuple[Held, Parts]] | None = None, ids: Callable[[], Array] | None = None,
 ) -> Actor:  # fmt: skip
     """Attends as a party, which removes its parcels when a round is over."""
     chosen, federation = store or world.store, plan.federation
@@ -160,7 +162,14 @@ def attendance(
         )  # fmt: skip
         return not isinstance(done, Dropped)
 
-    answers: dict[str, Answering] = {"exchange": answer}
+    def align(board: Board) -> Generator[float, None, bool]:
+        past.append(board)
+        found = yield from find_common(
+            chosen, plan, party, board, ids or (lambda: own_ids(chosen, plan, party)), clock=world.clock
+        )
+        return not isinstance(found, Dropped)
+
+    answers: dict[str, Answering] = {"exchange": answer, "align": align}
     counted = yield from Attendance(
         chosen, plan, party, "s", answers, clock=world.clock, random=world.random
     ).run()  # fmt: skip
@@ -176,9 +185,9 @@ def session(world: World, plan: Plan, **changed: Actor) -> None:
     world.run()
 
 
-def trained_uncut(federation: Federation) -> dict[str, Array]:
+def trained_uncut(federation: Federation, rows: Mapping[str, Held] | None = None) -> dict[str, Array]:
     """Trains the uncut network on the same batches, with gradients of its own."""
-    current, rows = first_weights(federation), rows_of(federation)
+    current, rows = first_weights(federation), rows or rows_of(federation)
     assert federation.split
     y, parties = rows[federation.split.label_party].y, federation.feature_parties
     assert y is not None

@@ -67,9 +67,12 @@ class SecureSession:
         plan: its plan.
         folder: of the keys.
         seed: of chance.
+        initial: makes the first weights.
     """
 
-    def __init__(self, plan: Plan, folder: Path, seed: int = 0) -> None:
+    def __init__(
+        self, plan: Plan, folder: Path, seed: int = 0, initial: Callable[[], Arrays] = initial
+    ) -> None:  # fmt: skip
         self.plan, self.world, self.session = plan, World(seed), "s"
         self.names = tuple(learner.name for learner in plan.federation.learners)
         self.learners: dict[str, Any] = {n: PlusOneLearner(k + 1, k + 1) for k, n in enumerate(self.names)}

@@ -462,6 +462,20 @@ class TestJunk:
         assert record.contributors == members
         close(session, 1, mean_of(members))
 
+    @pytest.mark.parametrize("part", ["keys", "masked", "agreed", "revealed"])
+    @pytest.mark.parametrize(("name", "number"), [("a", 2), ("b", 1)])
+    def test_a_statement_of_another_learner_or_round(self, folder: Path, part: str, name: str, number: int) -> None:
+        """The store shows it in the place of that of b."""
+        session = SecureSession(plan_of(2), folder)
+        session.seconds["b"] = lambda _: 2.0  # the other one is there by then
+        store, other = session.world.store, keys.answer(name, "r1", number, part)
+        shown = Showing(store, keys.answer("b", "r1", 2, part), lambda _: store.read(other).data)
+        session.stores["coordinator"] = shown
+        record = session.run()
+        members = NAMES if part in ("agreed", "revealed") else ("a", "c", "d", "e")
+        assert record.contributors == members
+        close(session, 2, mean_of(NAMES) + mean_of(members))
+
     def test_vector_of_other_bytes(self, folder: Path) -> None:
         session = SecureSession(plan_of(1), folder)
         session.stores["b"] = Spoiling(session.world.store, "learners/b/objects/")

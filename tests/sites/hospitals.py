@@ -17,6 +17,8 @@ import numpy as np
 import yaml
 
 from fedpipe.commands.identities import enroll
+from fedpipe.sites.running import wake
+from fedpipe.sites.site import read_site
 from fedpipe.store import Store, keys, open_store
 
 LOCAL, SITES = ("hospital-a", "hospital-b"), ("hospital-c", "hospital-d", "hospital-e")
@@ -96,13 +98,23 @@ class Federation:
     @contextlib.contextmanager
     def starting(self, *names: str) -> Iterator[None]:
         """Starts agents for one session as soon as it is announced, so that their first look finds it."""
+        with self._once_announced(lambda name: self.start(name, "--once"), names):
+            yield
 
-        def start() -> None:
+    @contextlib.contextmanager
+    def waking(self, *names: str) -> Iterator[None]:
+        """Lets agents that run already look as soon as a session is announced."""
+        with self._once_announced(lambda name: wake(read_site(self.folder / "at" / name / "site.yaml")), names):
+            yield
+
+    @contextlib.contextmanager
+    def _once_announced(self, act: Callable[[str], object], names: tuple[str, ...]) -> Iterator[None]:
+        def acting() -> None:
             until(lambda: self.store.size(keys.CURRENT))
             for name in names:
-                self.start(name, "--once")
+                act(name)
 
-        thread = threading.Thread(target=start)
+        thread = threading.Thread(target=acting)
         thread.start()
         yield
         thread.join()
@@ -112,7 +124,7 @@ class Federation:
         return (self.folder / f"{name}.log").read_text() + (training.read_text() if training.exists() else "")
 
 
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
     """Waits for a condition, and returns its value."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -223,6 +223,8 @@ class TestCommands:
         assert "why no [red]" in shown[1]
         entries = [json.loads(line) for line in run("journal", "--json", "--since", "1h").out.splitlines()]
         assert [entry["event"] for entry in entries] == ["waits", "refused"]
+        for age in ("30min", "1.5h", "2d", "1w", "2026-01-01"):
+            assert run("journal", "--since", age).out.splitlines() == shown
         assert run("journal", "--since", "2099-01-01").out == ""
         done = run("journal", "--since", "yesterday")
         assert (done.code, "Write 2026-11-28" in done.err) == (2, True)

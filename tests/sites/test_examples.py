@@ -10,6 +10,7 @@ import yaml
 from typer.main import get_command
 
 from fedpipe.cli.main import app
+from fedpipe.sites.description import IMAGE
 from fedpipe.version import __version__
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "site"
@@ -42,5 +43,5 @@ def test_rootless_containers() -> None:
         assert "ports" not in service
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
-        assert service["image"] == f"fedpipe/keras:{__version__}"
+        assert service["image"] == service["environment"][IMAGE] == f"fedpipe/keras:{__version__}"
         assert all(part.startswith("./site:") or ":ro" in part for part in service["volumes"])

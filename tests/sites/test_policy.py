@@ -60,6 +60,9 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"privacy": {}}, {}, "the plan protects less than this site's policy demands: the plan has no privacy for it"),
     ({"secure_sums": True}, {},
      "the plan shows single updates to its coordinator; this site's policy allows secure sums only"),
+    ({"norm": 0.5}, {"algorithm": "averaging"}, "the plan has updates of any L2 norm; this site's policy allows 0.5"),
+    ({"norm": 0.5}, {"algorithm": {"name": "averaging", "secure": {"norm": 0.6}}},
+     "the plan has updates of an L2 norm up to 0.6; this site's policy allows 0.5"),
     ({"learners": 3}, {}, "a round of the plan can consist of 2 learners; this site's policy needs 3"),
     ({"learners": 3}, {"algorithm": "collective"},
      "a round of the plan can consist of 2 learners; this site's policy needs 3"),
@@ -105,6 +108,8 @@ def test_epochs_are_as_many_steps_as_the_examples_need() -> None:
 def test_secure_sums_count_their_threshold() -> None:
     asked = federation(learners=[{"name": name} for name in "abcdef"], algorithm={"name": "averaging", "secure": {}})
     assert objections(policy(secure_sums=True, learners=5), asked, "b") == ()
+    limited = {"name": "averaging", "secure": {"norm": 0.5}}
+    assert objections(policy(norm=0.5), federation(algorithm=limited), "b") == ()
     assert objections(policy(secure_sums=True, learners=6), asked, "b") == (
         "a round of the plan can consist of 5 learners; this site's policy needs 6",
     )
@@ -178,6 +183,7 @@ POLICIES = st.fixed_dictionaries(
         "algorithms": st.lists(st.sampled_from(["averaging", "collective"]), unique=True),
         "cpu": st.sampled_from(["500m", "1", "2", "4"]), "memory": st.sampled_from(["512Mi", "2Gi", "8Gi"]),
         "gpus": st.integers(0, 2), "learners": st.integers(0, 4), "secure_sums": st.booleans(),
+        "norm": st.sampled_from([0.0, 0.5, 2.0]),
         "privacy": st.fixed_dictionaries({}, optional={
             "noise_multiplier": st.floats(0.5, 3), "target_epsilon": st.floats(1, 9), "l2_norm_clip": st.floats(0.5, 2),
         }),
@@ -202,7 +208,9 @@ PLANS = st.fixed_dictionaries(
         "work": st.sampled_from([{"local_epochs": 1}, {"local_epochs": 5}, {"local_epochs": 0, "local_steps": 20}]),
     },
     optional={
-        "algorithm": st.sampled_from(["averaging", "collective", {"name": "averaging", "secure": {}}]),
+        "algorithm": st.sampled_from(
+            ["averaging", "collective", {"name": "averaging", "secure": {}}, {"name": "averaging", "secure": {"norm": 1.0}}]
+        ),
         "quorum": st.fixed_dictionaries({"min_learners": st.integers(0, 3)}),
         "privacy": st.fixed_dictionaries({
             "noise_multiplier": st.floats(0.5, 3), "target_epsilon": st.floats(1, 9), "l2_norm_clip": st.floats(0.5, 2),
@@ -260,6 +268,7 @@ def beyond(limits: dict[str, Any], asked: dict[str, Any], examples: int) -> bool
             or privacy["l2_norm_clip"] > least.get("l2_norm_clip", 1e9)
         ),
         limits.get("secure_sums", False) and not secure,
+        limits.get("norm", 0) and not (secure and 0 < algorithm["secure"].get("norm", 0) <= limits["norm"]),
         fewest < limits.get("learners", 0),
         bool(columns) and any(n not in columns or (k and columns[n] != k) for n, k in kinds.items()),
         table and rare < leaves.get("examples", 0),

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from fedpipe.commands import site as commands
 from fedpipe.errors import InputError
 from fedpipe.identity.enrolment import Enrolled, Enrolment
 from fedpipe.identity.signing import find_key, find_signer, make_key, public_key
 from fedpipe.sites.site import Site, parse_site, read_site
 from fedpipe.store import LocalStore, keys
 from fedpipe.store.concealment import changed_environment
+from fedpipe.store.network import BUNDLES
 from fedpipe.store.objects import encode
+from tests import servers
 from tests.cli.conftest import Result
+from tests.store.surroundings import ForwardProxy, answering, make_certificates
 
 GOOD: dict[str, Any] = {"store": "store", "federation": "digits", "name": "hospital-b"}
 
@@ -153,3 +158,70 @@ class TestStatus:
         done = fedpipe("site", "status", "-c", str(site / "site.yaml"))
         assert done.code == 2
         assert "unknown key 'sate'. Did you mean 'state'?" in done.err
+
+
+class TestStart:
+    """The first request is refused by the store or a proxy: one sentence with the remedy. Without an answer, it waits."""
+
+    @pytest.fixture
+    def start(
+        self, tmp_path: Path, fedpipe: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, s3_keys: None
+    ) -> Callable[..., Result]:
+        for name in (*BUNDLES, "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        (tmp_path / "rows.csv").write_text("age\n61\n")
+
+        def run(endpoint: str, **more: str) -> Result:
+            content = {"store": f"s3://tests/refused?endpoint={endpoint}", "federation": "tiny", "name": "b"}
+            content |= {"policy": {"data": "rows.csv"}, **more}
+            (tmp_path / "site.yaml").write_text(yaml.safe_dump(content))
+            return fedpipe("site", "run", "-c", tmp_path / "site.yaml")
+
+        return run
+
+    def refused(self, done: Result, *words: str) -> None:
+        assert done.code == 2
+        assert done.err.startswith("fedpipe: ")
+        for word in words:
+            assert word in done.err
+
+    def test_a_proxy_that_refuses(
+        self, start: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, minio_server: servers.Server
+    ) -> None:
+        with ForwardProxy(user="site:word") as proxy:
+            monkeypatch.setenv("HTTP_PROXY", proxy.url)
+            done = start(minio_server.endpoint)
+        self.refused(
+            done, "asks for a user and a password (HTTP 407)", "Write USER:PASSWORD@ before the host in HTTP_PROXY"
+        )
+
+    def test_a_ca_that_does_not_fit(self, start: Callable[..., Result], tmp_path: Path) -> None:
+        ours, others = make_certificates(tmp_path / "ours"), make_certificates(tmp_path / "others")
+        with servers.running("minio", tmp_path / "minio", certificates=ours) as server:
+            done = start(server.endpoint, ca=str(others / "ca.pem"))
+        self.refused(done, "the certificate of 127.0.0.1 is not valid", str(others / "ca.pem"))
+
+    @pytest.mark.parametrize(
+        ("status", "what"), [(404, "HTTP 404"), (200, "its answer of type text/html names no version")]
+    )
+    def test_a_store_that_answers_html(self, start: Callable[..., Result], status: int, what: str) -> None:
+        with answering(lambda *_: (status, "text/html", "<p>Guests, please log in</p>")) as endpoint:
+            done = start(endpoint)
+        self.refused(done, f"the server is not an S3 store: {what}", "Check the endpoint.")
+
+    def test_keys_that_the_store_does_not_know(
+        self, start: Callable[..., Result], tmp_path: Path, minio_server: servers.Server
+    ) -> None:
+        (tmp_path / "credentials").mkdir()
+        for name in ("accesskey", "secretkey"):
+            (tmp_path / "credentials" / name).write_text("of-yesterday")
+        done = start(minio_server.endpoint, credentials="credentials")
+        self.refused(done, "the store refuses the credentials", "Check the access key, the secret key and the policy")
+
+    def test_a_store_that_is_away_is_awaited(
+        self, tmp_path: Path, s3_keys: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(commands, "_START", 0.1)
+        commands._check_store(
+            parsed(tmp_path, store=f"s3://tests/away?endpoint=http://127.0.0.1:{servers.free_port()}")
+        )

@@ -112,6 +112,8 @@ ASKING = [
     Trick("a huge clip", {"privacy": {"l2_norm_clip": 1.0}}, lambda: plan(privacy={**PRIVACY, "l2_norm_clip": 1e6}),
           "l2_norm_clip is 1e+06, the most is 1"),
     Trick("secure sums switched off", {"secure_sums": True}, plan, "shows single updates to its coordinator"),
+    Trick("updates of any size in a sum", {"norm": 2.0}, lambda: plan(algorithm={"name": "averaging", "secure": {}}),
+          "updates of any L2 norm; this site's policy allows 2"),
     Trick("a round of this site alone", {"learners": 2}, lambda: plan(quorum={"min_learners": 1}),
           "can consist of 1 learner; this site's policy needs 2"),
     Trick("accomplices instead of learners", {"learners": 3}, lambda: plan(learners=[{"name": "b"}, {"name": "x"}]),

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import ipaddress
 import json
+import socket
 import ssl
 import threading
 import time
@@ -33,13 +34,16 @@ class ForwardProxy:
         user: `user:password` that it asks for.
         refusal: an HTTP status with which it answers everything.
         certificates: a folder as `make_certificates` writes it, for a proxy that is reached by TLS.
+        known: the port of this machine that has all names.
     """
 
-    def __init__(self, user: str = "", refusal: int = 0, certificates: Path | None = None) -> None:
+    def __init__(self, user: str = "", refusal: int = 0, certificates: Path | None = None, known: int = 0) -> None:
+        self._known = known
         self._expected = f"Basic {base64.b64encode(user.encode()).decode()}" if user else None
         self._refusal = refusal
         self.seen: list[str] = []
-        self.port = servers.free_port()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
         self.url = f"{'https' if certificates else 'http'}://127.0.0.1:{self.port}"
         self._context: ssl.SSLContext | None = None
         if certificates:
@@ -50,7 +54,7 @@ class ForwardProxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,7 +63,7 @@ class ForwardProxy:
 
     async def _serve(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        async with await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self._context):
+        async with await asyncio.start_server(self._accept, sock=self._listener, ssl=self._context):
             self._ready.set()
             await self._over.wait()
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -83,7 +87,8 @@ class ForwardProxy:
         self, method: str, target: str, lines: list[str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         parts = urlsplit(f"//{target}" if method == "CONNECT" else target)
-        up_reader, up_writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
+        place = ("127.0.0.1", self._known) if self._known else (parts.hostname, parts.port or 80)
+        up_reader, up_writer = await asyncio.open_connection(*place)
         if method == "CONNECT":
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         else:

@@ -31,6 +31,7 @@ SPELLED = {
     keys.content(DIGEST, "a"): f"learners/a/objects/{HEX}",
     keys.content(DIGEST, "a", "proposals"): f"learners/a/proposals/{HEX}",
     keys.approval("a"): "learners/a/runs/_approval",
+    keys.answer("a", "r", 0, keys.ALIGNED): "learners/a/runs/r/0/aligned",
     keys.content(DIGEST, "a", "personal"): f"learners/a/personal/{HEX}",
     keys.shards("r"): "runs/r/shards",
     keys.plan("r"): "runs/r/plan",

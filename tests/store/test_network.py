@@ -7,7 +7,6 @@ import itertools
 import os
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +64,24 @@ def use(server: servers.Server, tmp_path: Path) -> None:
     assert not Users(server.uri).has("nobody")
 
 
+def test_a_bucket_in_the_name_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy stands for the names: conditional, presigned and multipart requests go to the host of the bucket."""
+    settings = {"MINIO_DOMAIN": "store.example"}
+    with servers.running("minio", tmp_path / "minio", settings=settings) as server:
+        with ForwardProxy(known=int(server.endpoint.rpartition(":")[2])) as proxy:
+            monkeypatch.setenv("HTTP_PROXY", proxy.url)
+            store = open_store("s3://tests/routed?endpoint=http://store.example:9000&style=virtual")
+            store.probe()
+            assert store.create("a", b"one")
+            (tmp_path / "large").write_bytes(bytes(20 * 2**20))
+            store.upload("large", tmp_path / "large")
+            assert store.size("large") == 20 * 2**20
+        monkeypatch.delenv("HTTP_PROXY")
+        assert list(open_store(f"{server.uri}&style=path").keys()) == ["routed/a", "routed/large"]
+    assert {line.split()[1].split("/")[2] for line in proxy.seen} == {"tests.store.example:9000"}
+    assert not [line for line in proxy.seen if "/tests/" in line]
+
+
 class TestProxies:
     @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
     def test_every_request_passes_it(
@@ -109,12 +126,11 @@ class TestProxies:
         server = tls_server if secure else minio_server
         with ForwardProxy(user="me:right") as proxy:
             monkeypatch.setenv("HTTPS_PROXY" if secure else "HTTP_PROXY", f"http://{given}127.0.0.1:{proxy.port}")
-            started = time.monotonic()
             with pytest.raises(
                 StoreError, match=r"the proxy http://127.0.0.1:\d+ (asks for|refuses its).*407"
             ) as caught:
                 open_store(server.uri).probe()
-        assert time.monotonic() - started < 5
+        assert len(proxy.seen) == 2  # it is created and deleted, without retries
         assert "wrong-hidden" not in everything(caught.value)
         assert "USER:PASSWORD" in str(caught.value.remedy)
         assert ("asks for" in caught.value.what) == (given == "")
@@ -150,7 +166,6 @@ class TestProxies:
         store = open_store(minio_server.uri, deadline=0.5)
         with ForwardProxy(refusal=403) as proxy:
             monkeypatch.setenv("HTTP_PROXY", proxy.url)
-            started = time.monotonic()
             with pytest.raises(StoreError, match=r"the server is not an S3 store: .*HTTP 403 ?") as caught:
                 store.create("a", b"")
             with pytest.raises(
@@ -159,7 +174,7 @@ class TestProxies:
                 list(store.keys())
             with pytest.raises(StoreError, match=f"through the proxy {proxy.url}"):
                 store.size("a")
-            assert time.monotonic() - started < 0.5  # no retries
+            assert len(proxy.seen) == 4  # no retries
             assert f"through the proxy {proxy.url}" in str(caught.value)
         with ForwardProxy(refusal=502) as proxy:
             monkeypatch.setenv("HTTP_PROXY", proxy.url)
@@ -264,10 +279,9 @@ class TestCertificates:
     ) -> None:
         if named:
             monkeypatch.setenv("AWS_CA_BUNDLE", str(make_certificates(tmp_path) / "ca.pem"))
-        started = time.monotonic()
         with pytest.raises(StoreError, match=r"the certificate of 127.0.0.1 is not valid") as caught:
             open_store(tls_server.uri).probe()
-        assert time.monotonic() - started < 5  # no retries
+        assert not isinstance(caught.value, StoreUnavailableError)  # which is raised after retries
         trusted = f"AWS_CA_BUNDLE={tmp_path / 'ca.pem'}" if named else "the system's authorities"
         assert "Set SSL_CERT_FILE" in str(caught.value.remedy)
         assert trusted in str(caught.value.remedy)

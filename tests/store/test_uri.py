@@ -12,7 +12,7 @@ def test_paths_are_relative_to_the_folder(tmp_path: Path) -> None:
 
 
 def test_full_uris_stay_as_they_are() -> None:
-    for text in ("file:///a/b", "s3://b/p?endpoint=http://h:1&region=x", "memory://m"):
+    for text in ("file:///a/b", "s3://b/p?endpoint=http://h:1&region=x&style=virtual", "memory://m"):
         assert check_uri(text) == text
 
 
@@ -24,7 +24,8 @@ def test_full_uris_stay_as_they_are() -> None:
         ("s3:/b/p", "'s3:/b/p' lacks // after s3:. Write s3://... for a URI, or ./s3:/b/p for a folder of this name."),
         ("s3:b", "'s3:b' lacks // after s3:"),
         ("file:/a", "'file:/a' lacks // after file:"),
-        ("s3://b?endpiont=x", r"an unknown parameter 'endpiont'. Use only endpoint and region."),
+        ("s3://b?endpiont=x", r"an unknown parameter 'endpiont'. Use only endpoint, region and style."),
+        ("s3://b?style=host", r"has the style 'host'. Use path or virtual."),
         ("file:///a?region=x", r"an unknown parameter 'region'. Remove the query."),
     ],
 )

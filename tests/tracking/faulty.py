@@ -67,7 +67,7 @@ def body(status: int, data: bytes, **headers: str) -> Answer:
 
 def silent(handler: BaseHTTPRequestHandler) -> None:
     """Takes the request and does not answer."""
-    time.sleep(60)
+    time.sleep(3600)
 
 
 def dripping(handler: BaseHTTPRequestHandler) -> None:

@@ -59,6 +59,7 @@ capabilities: {drop: [ALL]}
 
 {{- define "site.env" -}}
 - {name: HOME, value: /tmp}
+- {name: FEDPIPE_IMAGE, value: {{ include "site.image" . | quote }}}    # a part of what is approved
 {{- range $name, $value := .Values.env }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
 {{- end }}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,17 +65,15 @@ def given_parameters(parameters: list[str] | None) -> dict[str, str]:
     return given
 
 
-_DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
-
-
 def given_days(text: str | None, where: str) -> float | None:
     """Return an age or a life in days; None without one. Raises InputError, which names the option `where`."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([hdw])", text, re.ASCII)
-    if match is None:
-        raise InputError(f"{text!r} is not an age", where=where, remedy="Write hours, days or weeks: 12h, 30d, 8w.")
-    return float(match[1]) * _DAYS[match[2]]
+    from fedpipe.commands.arguments import AGES, DAY, seconds_of_age
+
+    if (seconds := seconds_of_age(text)) is None:
+        raise InputError(f"{text!r} is not an age", where=where, remedy=f"Write {AGES}.")
+    return seconds / DAY
 
 
 _CONNECTION: dict[str, tuple[Any, Any]] = {

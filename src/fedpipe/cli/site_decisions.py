@@ -132,9 +132,10 @@ def _settings_of(runs: Effective) -> list[str]:
     work = f"{asked.steps} steps" if asked.steps else f"{asked.epochs} epochs"
     metrics = "the usual metrics" if runs.metrics is None else ", ".join(runs.metrics) or "no metric"
     privacy = f"epsilon at most {asked.privacy.target_epsilon:g}" if asked.privacy else "none"
+    norm = f" of updates with an L2 norm of at most {asked.norm:g}" if asked.norm else ""
     return [
         f"a round: {work} in batches of {asked.batch_size}, with at least {asked.learners} learners",
-        f"privacy: {privacy}; {'secure sums' if asked.secure else 'the coordinator sees single updates'}",
+        f"privacy: {privacy}; {f'secure sums{norm}' if asked.secure else 'the coordinator sees single updates'}",
         f"resources: {runs.cores or 'all'} cores, {runs.memory or 'all'} memory, {runs.gpus} GPUs",
         f"leaves: weights, {metrics}, {'counts by class, ' if runs.tallies else ''}of at least {runs.examples} examples"
         f"{', event files' if asked.tensorboard else ''}",

@@ -113,23 +113,35 @@ def repair(
 @commands.add("fedpipe verify run-1", "fedpipe verify run-1 -f demo/federation.yaml --json")
 @forwarded
 def verify(
-    run: Annotated[str, typer.Argument(help="A run with secure sums.", metavar="RUN")],
+    run: Annotated[str, typer.Argument(help="A run with secure sums, or with common rows.", metavar="RUN")],
     file: FederationOption = FEDERATION,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute a run's secure sums, bit for bit, from masked vectors and revealed secrets."""
+    """Recompute a run's secure sums, bit for bit, from masked vectors and revealed secrets.
+
+    Of a cut network whose parties found their common rows, check their statements.
+    """
+    from fedpipe.commands.verify import VerifiedRows
     from fedpipe.commands.verify import verify as recompute
 
     with busy("recomputing sums"):
         found = recompute(file, run, store=store)
     if as_json:
         show_json([one._asdict() for one in found])
-    else:
+        return
+    rows = [one for one in found if isinstance(one, VerifiedRows)]
+    if rows:
         show_table(
-            ((str(one.round), str(one.learners), one.weights) for one in found), head=("round", "learners", "weights")
+            map(tuple, [[str(cell) for cell in one] for one in rows]), head=("party", "rows", "common", "dropped")
         )
-        say(f"{len(found)} sums follow from the masked vectors, to the last bit")
+        say("the statements of all parties agree")
+        return
+    sums = [one for one in found if not isinstance(one, VerifiedRows)]
+    show_table(
+        ((str(one.round), str(one.learners), one.weights) for one in sums), head=("round", "learners", "weights")
+    )
+    say(f"{len(sums)} sums follow from the masked vectors, to the last bit")
 
 
 def _show(found: Prune) -> None:

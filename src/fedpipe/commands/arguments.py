@@ -7,6 +7,7 @@ import inspect
 import math
 import operator
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -67,6 +68,17 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "version": (1, 10**9), "wait": (0, DAY), "workers": (0, 1024),
 }  # fmt: skip
 """Smallest and largest numbers, the same as those of the options on the command line."""
+
+
+_UNITS = {"min": 60.0, "h": 3600.0, "d": DAY, "w": 7 * DAY}
+AGES = "minutes, hours, days or weeks: 30min, 12h, 30d, 8w"
+"""The ages that a user may write, for messages."""
+
+
+def seconds_of_age(text: str) -> float | None:
+    """Returns an age or a life such as `12h` or `1.5d` in seconds; None for any other text."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)(min|[hdw])", text, re.ASCII)
+    return float(match[1]) * _UNITS[match[2]] if match else None
 
 
 def _fits(value: Any, hint: Any) -> bool:

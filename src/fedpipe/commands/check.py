@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedpipe.commands.opened import StoreGiven, settle
+from fedpipe.commands.opened import StoreGiven, file_of, settle
 from fedpipe.commands.shown import Findings
 from fedpipe.engine import preflight
 from fedpipe.engine.workers import Workers
+from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source
+from fedpipe.identity.roster import check_roster
+from fedpipe.identity.signing import keys_at_hand
 from fedpipe.store import check_folder, open_store
 
 
@@ -39,6 +42,9 @@ def check(source: Source, *, store: bool | StoreGiven = True, **changes: Any) ->
     uri = "" if store is False else found
     findings = Findings([preflight.Checked("federation", f"{federation.name}: {len(federation.learners)} learners")])
     checked = [_checked_store(uri)] if uri else []
+    if uri and federation.secure:
+        with keys_at_hand(file_of(source)):
+            checked.append(_checked_roster(federation, uri))
     with Workers(preload=federation.needs_tensorflow) as processes:
         code, data = read_code(federation), federation.data.uri
         findings += preflight.check(federation, code, data, uri, processes.call, own=True)
@@ -52,3 +58,8 @@ def _checked_store(uri: str) -> preflight.Checked:
         return preflight.Checked("store", uri)
     open_store(uri).probe()
     return preflight.Checked("store", f"{uri} honours conditional writes")
+
+
+def _checked_roster(federation: Federation, uri: str) -> preflight.Checked:
+    roster = check_roster(open_store(uri).below(federation.name), federation)
+    return preflight.Checked("roster", f"{len(roster)} learners, of which a sum has {federation.threshold} at least")

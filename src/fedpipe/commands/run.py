@@ -22,7 +22,7 @@ from fedpipe.errors import FedpipeError, InputError, PipelineError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.sources import Source, read_source
 from fedpipe.identity.enrolment import read_enrolled
-from fedpipe.identity.roster import check_roster
+from fedpipe.identity.roster import check_roster, check_signers
 from fedpipe.identity.signing import COORDINATOR, KEYS, find_key, keys_at_hand, public_key
 from fedpipe.rounds.beginning import resumes
 from fedpipe.rounds.history import is_settled
@@ -281,7 +281,7 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any], workers: int) -
         exports = any(task.step == "export" for task in job.graph.tasks)
         _check_keys(store.below(job.federation.name), job.federation, exports=exports)
         if job.federation.secure and not any(task.step == "simulate" for task in job.graph.tasks):
-            check_roster(store.below(job.federation.name), job.federation)
+            check_signers(job.federation, check_roster(store.below(job.federation.name), job.federation))
     if job.federation is not None and not is_settled(store.below(job.federation.name), name):
         check_deadline(store.below(job.federation.name), job.federation.quorum.deadline)
         data = job.arguments.get("data", "")

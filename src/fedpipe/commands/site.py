@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from functools import partial
@@ -10,10 +11,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from fedpipe.errors import FedpipeError, InputError, RoundError, StoreError
+from fedpipe.errors import CorruptError, FedpipeError, InputError, RoundError, StoreError, StoreUnavailableError
 from fedpipe.identity.enrolment import format_time, read_enrolled
 from fedpipe.rounds.plan import Plan
-from fedpipe.sessions.current import Opened
+from fedpipe.sessions.current import Opened, poll_current
 from fedpipe.sessions.pacing import drive
 from fedpipe.sites.agent import Agent, Attended, Decision
 from fedpipe.sites.decisions import Decisions, journal_of
@@ -22,11 +23,15 @@ from fedpipe.sites.rows import prepared
 from fedpipe.sites.running import Control, ask_to_end, is_running, last_state, only_one
 from fedpipe.sites.site import Site, read_site
 from fedpipe.sites.training import Trainer, scratch
-from fedpipe.store import Store
+from fedpipe.store import Store, open_store
 from fedpipe.store.concealment import changed_environment
+from fedpipe.store.multipart import UPLOADS
 from fedpipe.version import __version__
 
 log = logging.getLogger("fedpipe")
+
+_START = 8.0
+"""Seconds that the first request may take before the agent starts without an answer."""
 
 
 class Status(NamedTuple):
@@ -72,12 +77,13 @@ def run(file: str | Path, *, once: bool = False) -> Attended | None:
 
     Raises:
         InputError: the file, or something that it names, cannot be used; or another agent runs.
+        StoreError: the store, or a proxy on the way, refuses the first request.
         RoundError: with `once`, the session was left before its end.
     """
     site = read_site(file)
     _check_ready(site, str(file))
     with only_one(site) as control, control.signals():
-        last, again = None, True
+        last, again = _attended(site, control, once, first=True)
         while again:
             last, again = _attended(read_site(file), control, once)
     if once and last is not None and last.why:
@@ -85,7 +91,7 @@ def run(file: str | Path, *, once: bool = False) -> Attended | None:
     return last
 
 
-def _attended(site: Site, control: Control, once: bool) -> tuple[Attended | None, bool]:
+def _attended(site: Site, control: Control, once: bool, *, first: bool = False) -> tuple[Attended | None, bool]:
     """Let the agent attend sessions, and return the last one, and whether it must begin again with new keys."""
     journal = journal_of(site)
     watch = KeyWatch(site, journal.note)
@@ -96,7 +102,12 @@ def _attended(site: Site, control: Control, once: bool) -> tuple[Attended | None
         renewed = renewed or watch.changed(idle=control.is_idle)
         return control.stops() or renewed
 
-    with changed_environment(site.surroundings()):
+    uploads = Path(site.state) / "uploads"
+    with contextlib.suppress(OSError):  # uploads are not resumed then
+        uploads.mkdir(mode=0o700, exist_ok=True)  # before the process that trains starts, which may not open it
+    with changed_environment({**site.surroundings(), UPLOADS: str(uploads)}):
+        if first:
+            _check_store(site)
         store, decisions = site.open(), Decisions(site, journal)
         trainer = Trainer(site, store, note=journal.note, pause=decisions.pause, show=control.show_isolation)
         agent = Agent(
@@ -116,6 +127,16 @@ def _check_ready(site: Site, where: str) -> None:
         raise InputError("is missing", where=f"{where}: policy.data", remedy=remedy)
     with scratch(site) as folder:
         prepared(site.policy, Path(folder))
+
+
+def _check_store(site: Site) -> None:
+    """Check that neither the store nor a proxy refuses the site; one that does not answer is awaited later.
+
+    Raises:
+        StoreError: it refuses.
+    """
+    with contextlib.suppress(StoreUnavailableError, CorruptError):
+        poll_current(open_store(site.store, deadline=_START).below(site.federation))
 
 
 def _decided(store: Store, decisions: Decisions, plan: Plan, _: Opened) -> Decision:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import getpass
-import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fedpipe.commands.arguments import AGES, seconds_of_age
 from fedpipe.errors import InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import read_federation
@@ -23,6 +23,7 @@ from fedpipe.sites.demands import demands_of
 from fedpipe.sites.description import Description
 from fedpipe.sites.journal import Entry, Journal, entries_of
 from fedpipe.sites.policy import Effective, effective, objections
+from fedpipe.sites.running import wake
 from fedpipe.sites.site import check_state, read_site
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import canonical, decode
@@ -98,9 +99,11 @@ def decide(
         approvals.add_review(review)
         journal.note("reviewed", plan=review.plan, key=review.signature and review.signature.key)
     if reviews:
+        wake(site)
         return None
     made = approvals.answer(digest, verdict, why, _user())
     journal.note(made.verdict, plan=made.plan, code=made.code, why=why or None, by=made.by, who=made.who)
+    wake(site)
     return made
 
 
@@ -132,6 +135,7 @@ def review(file: str | Path, digest: str, key: Path, out: Path | None = None) ->
         return plan
     approvals.add_review(made)
     journal_of(site).note("reviewed", plan=plan, key=made.signature and made.signature.key)
+    wake(site)
     return plan
 
 
@@ -191,7 +195,7 @@ def journal(file: str | Path, since: str = "") -> Iterator[Entry]:
 
     Args:
         file: the site's site.yaml.
-        since: a time such as `2026-11-28` or `2026-11-28T18:00`, or an age such as `12h` or `3d`; empty: all.
+        since: a time such as `2026-11-28` or `2026-11-28T18:00`, or an age such as `12h` or `8w`; empty: all.
 
     Raises:
         InputError: the file or the time is malformed.
@@ -225,14 +229,11 @@ def noting(file: str | Path, state: str = "state") -> Callable[..., object]:
     return Journal(folder / "journal", signer_in(folder)).note
 
 
-_UNITS = {"min": 60, "h": 3600, "d": 86_400}
-
-
 def _time(text: str) -> float:
-    if found := re.fullmatch(r"(\d{1,6})(min|h|d)", text):
-        return time.time() - int(found[1]) * _UNITS[found[2]]
+    if (age := seconds_of_age(text)) is not None:
+        return time.time() - age
     try:
         return datetime.fromisoformat(text).timestamp()
-    except ValueError as error:
-        remedy = "Write 2026-11-28, 2026-11-28T18:00, 12h or 3d."
+    except (ValueError, OverflowError) as error:
+        remedy = f"Write 2026-11-28 or 2026-11-28T18:00; or {AGES}."
         raise InputError(f"{text!r} is not a time", where="--since", remedy=remedy) from error

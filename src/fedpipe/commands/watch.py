@@ -175,6 +175,9 @@ def round_line(store: Store, federation: Federation, record: Record) -> str:
         word = "accepted" if record.accepted else "rejected"
         parts.append(f"{word}: {record.outcome.approvals} of {record.outcome.voters} approve")
     parts += [f"without {item.learner} ({item.why})" for item in (*record.dropped, *record.absent)]
+    if record.aligned:
+        dropped = ", ".join(f"{one.dropped} of {one.learner}" for one in record.aligned)
+        parts.append(f"{record.aligned[0].common} common rows (dropped: {dropped})")
     if record.not_chosen:
         parts.append(f"not chosen by the rule: {', '.join(record.not_chosen)}")
     return "  ".join(filter(None, [*parts, seconds]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import unicodedata
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedpipe.data.cells import as_strings, parse_cells
 from fedpipe.data.examples import DEFAULT_FEATURES, check_values, complete, local_file, stacked
 from fedpipe.data.sheets import unsupported
 from fedpipe.data.tables import check_named, label_values, read_columns, read_npz
@@ -117,14 +119,25 @@ def columns_of(arrays: Mapping[str, Any], wanted: Wanted, where: str) -> Columns
 
 
 def _checked(ids: Array, where: str) -> Array:
-    """Return ids as texts, each once. Raises DataError."""
-    if ids.ndim != 1 or ids.dtype.kind not in "iuOUS":
-        raise DataError(
-            "the ids are not whole numbers or text, one a row", where=where, remedy="Write one id a row, as text."
-        )
-    texts = np.array([text.decode() if isinstance(text, bytes) else str(text) for text in ids.tolist()], object)
+    """Return ids as texts, each once; 1, 1.0 and " 1" are the same id. Raises DataError."""
+    cells: list[Any] = ids.tolist()
+    if ids.ndim != 1 or ids.dtype.kind not in "iufOUS":
+        raise _unusable(where)
+    if ids.dtype.kind == "f":  # whole numbers of which some are missing
+        known = ids[~np.isnan(ids)]
+        if not (np.abs(known) <= 2**53).all() or (known % 1).any():
+            raise _unusable(where)
+        cells = [None if cell != cell else int(cell) for cell in cells]
+    texts = parse_cells("category", cells, where=where, column="ids")
+    texts = as_strings([unicodedata.normalize("NFC", text) for text in texts])
     if missing := np.flatnonzero(texts == "").size:
         raise DataError(f"{missing} rows have no id", where=where, remedy="Write an id in each row.")
     if doubled := len(texts) - len(set(texts.tolist())):
         raise DataError(f"{doubled} ids are doubled", where=where, remedy="Keep one row for each id.")
     return texts
+
+
+def _unusable(where: str) -> DataError:
+    return DataError(
+        "the ids are not whole numbers or text, one a row", where=where, remedy="Write one id a row, as text."
+    )

@@ -35,8 +35,8 @@ OWN_PYTHON = ("tff", "custom")
 """Environments with a Python of their own, which is found by `frameworks.find_python`."""
 _START = threading.Lock()
 _STARTED = threading.Event()
-_SERVER_END = 30.0
-"""Seconds within which a server that no longer answers has ended, so that another one starts."""
+_SERVER_END = 300.0
+"""Seconds within which a server that no longer answers has ended; on a busy machine it first imports TensorFlow."""
 
 
 def start_server() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
 from math import ceil
 
 from fedpipe.federation.algorithms import OWN_RULES, UNWEIGHTED, Averaging
@@ -87,6 +86,9 @@ def _count_mistakes(f: Federation, algorithm: Averaging) -> Iterator[Mistake]:
     """Find rules that need more updates than a round has."""
     asked, needed, rule = f.learners_asked, 1, algorithm.rule
     assert isinstance(rule, OWN_RULES)
+    if isinstance(rule, TrimmedMean) and (mistake := _share_mistake(f, algorithm, rule)):
+        yield mistake
+        return
     parts = [*((f"before[{k}]", step) for k, step in enumerate(algorithm.before)), ("rule", rule)]
     for position, (path, part) in reversed(list(enumerate(parts))):
         before, needed = needed, fewest_updates(algorithm.before[position:], rule)
@@ -106,8 +108,6 @@ def _count_mistakes(f: Federation, algorithm: Averaging) -> Iterator[Mistake]:
             f"is {f.quorum.min_learners}, but {algorithm.rule_in_words} needs {needed} updates",
             f"Raise it to {needed}, or leave it out.",
         )
-    if isinstance(rule, TrimmedMean):
-        yield from _share_mistakes(f, algorithm, rule)
 
 
 def _setting(part: object) -> tuple[str, object]:
@@ -116,13 +116,14 @@ def _setting(part: object) -> tuple[str, object]:
     return ("keep", keep) if keep > byzantine + 3 else ("byzantine", byzantine)
 
 
-def _share_mistakes(f: Federation, algorithm: Averaging, rule: TrimmedMean) -> Iterator[Mistake]:
+def _share_mistake(f: Federation, algorithm: Averaging, rule: TrimmedMean) -> Mistake | None:
     count = f.learners_asked
     for step in algorithm.before:
         count = ceil(count / step.size) if isinstance(step, Bucketing) else count
-    if Fraction(repr(rule.share)) * count < 1:
-        yield (
-            "algorithm.rule.share",
-            f"{rule.share:g} of {count} values is less than one, so none is cut off",
-            f"Use at least {ceil(1000 / count) / 1000:g}." if count > 2 else "Use the rule median.",
-        )
+    if count >= rule.fewest:
+        return None
+    return (
+        "algorithm.rule.share",
+        f"{rule.share:g} of {count} values is less than one, so none is cut off",
+        f"Use at least {ceil(1000 / count) / 1000:g}." if count > 2 else "Use the rule median.",
+    )

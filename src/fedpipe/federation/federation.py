@@ -127,6 +127,7 @@ class Federation(Section, frozen=True, kw_only=True):
         if isinstance(self.store, str):
             return self.store
         query = {"endpoint": self.store.endpoint, "region": self.store.region if self.store.endpoint else ""}
+        query["style"] = self.store.style
         text = urlencode({k: v for k, v in query.items() if v}, safe=":/")
         return f"{self.store.uri}?{text}" if text and self.store.uri.startswith("s3://") else self.store.uri
 

@@ -18,6 +18,12 @@ class StorePlace(Section, frozen=True, kw_only=True):
     uri: Annotated[str, Meta(description="`s3://bucket/prefix`, `file:///folder` or a path relative to this file")]
     endpoint: Annotated[str, Meta(description="`http(s)://host[:port]` of an S3 server; AWS when empty")] = ""
     region: Annotated[str, Meta(description="region of the bucket")] = "us-east-1"
+    style: Annotated[
+        Literal["", "path", "virtual"],
+        Meta(
+            description="place of the bucket's name: in the path, or in the host's name; empty: `virtual` on AWS only"
+        ),
+    ] = ""
 
 
 class Toleration(Section, frozen=True, kw_only=True):

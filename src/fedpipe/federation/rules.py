@@ -6,6 +6,8 @@ Each knows how many updates it needs: `fewest` for its guarantee to hold.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
+from math import ceil
 from typing import Annotated
 
 from msgspec import Meta
@@ -51,6 +53,15 @@ class TrimmedMean(RuleSection, frozen=True, kw_only=True, tag_field="name", tag=
         float,
         Meta(gt=0, lt=0.5, description="share of the values cut off at each end, rounded down to whole learners"),
     ]
+
+    @property
+    def fewest(self) -> int:
+        """Return the fewest updates that it needs: of fewer, none would be cut off, and any could decide.
+
+        >>> TrimmedMean(share=0.2).fewest, TrimmedMean(share=0.3).fewest
+        (5, 4)
+        """
+        return ceil(1 / Fraction(repr(self.share)))
 
 
 class Krum(RuleSection, frozen=True, kw_only=True, tag_field="name", tag="krum"):

@@ -12,6 +12,9 @@ ExchangeType = Literal["float32", "float16", "int8"]
 """The type of the numbers that parties send each other."""
 
 
+Alignment = Literal["same", "intersection"]
+"""How parties come to the same rows in the same order: they have them, or they find the ids that all have."""
+
 MOST_AHEAD = 16
 """Most batches that a party may be ahead; it keeps what it needs for the gradients of each."""
 
@@ -48,6 +51,13 @@ class Split(Section, frozen=True, kw_only=True, tag_field="name", tag="split"):
             "only the number of rows is compared"
         ),
     ] = ""
+    align: Annotated[
+        Alignment,
+        Meta(
+            description="`same`: all parties have the same rows in the same order. `intersection`: they keep the rows "
+            "whose ids are common to all, found by private set intersection"
+        ),
+    ] = "same"
 
 
 ALIASES = {"batch_size": "batch_size", "epochs": "local_epochs"}

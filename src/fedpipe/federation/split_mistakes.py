@@ -21,6 +21,8 @@ def split_mistakes(f: Federation) -> Mistakes:
         yield "algorithm.label_party", what, suggestion(f.split.label_party, names)
     elif not f.feature_parties:
         yield "learners", "no party holds features", "Add one, or set algorithm.label_party_features to true."
+    if f.split.align == "intersection" and not f.split.ids:
+        yield "algorithm.align", "is intersection, but no ids are named", "Set algorithm.ids to their column."
     for key, name in ALIASES.items():
         if getattr(f.split, key):
             what = f"is {getattr(f.split, key)}, but training.{name} is {getattr(f.training, name)}"
@@ -40,7 +42,7 @@ def split_mistakes(f: Federation) -> Mistakes:
 
 
 def _excluded(f: Federation) -> Mistakes:
-    training, export = f.training, f.exported
+    training = f.training
     given: dict[str, object] = {
         "framework": f.framework != "keras",
         "data.uri": f.data.uri,
@@ -56,8 +58,6 @@ def _excluded(f: Federation) -> Mistakes:
         "training.precision": training.precision != "float32",
         "training.fit": training.fit,
         "training.callbacks": training.callbacks,
-        "export.choose": export and export.choose == "best",
-        "export.publish_if": export and export.publish_if,
     }
     given |= {f"learners[{position}].privacy": learner.privacy for position, learner in enumerate(f.learners)}
     for path, value in given.items():

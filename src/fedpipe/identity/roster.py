@@ -22,6 +22,7 @@ from fedpipe.store import Store, keys
 from fedpipe.store.objects import canonical, encode, find
 
 SIGN = "Sign one as the administrator: fedpipe roster"
+_WHERE = "algorithm.secure"
 
 
 class Roster(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,14 +93,13 @@ def check_members(roster: dict[str, str], learners: tuple[str, ...]) -> None:
         )
 
 
-def check_roster(store: Store, federation: Federation) -> None:
-    """Check that all learners of a federation with secure sums can trust each other's keys, and those here can sign.
+def check_roster(store: Store, federation: Federation) -> dict[str, str]:
+    """Check that all learners of a federation with secure sums can trust each other's keys; return the public keys.
 
     Raises:
         InputError: there is no roster, it is not the administrator's, or it has other learners.
         StoreError: it cannot be read.
     """
-    where = "algorithm.secure"
     try:
         administrator = find_administrator()
         if administrator is None:
@@ -111,13 +111,18 @@ def check_roster(store: Store, federation: Federation) -> None:
         check_members(roster, tuple(learner.name for learner in federation.learners))
     except (InputError, DroppedError) as error:
         found = f" ({error.where})" if error.where else ""
-        raise InputError(f"{error.what}{found}", where=where, remedy=error.remedy) from error
+        raise InputError(f"{error.what}{found}", where=_WHERE, remedy=error.remedy) from error
+    return roster
+
+
+def check_signers(federation: Federation, roster: dict[str, str]) -> None:
+    """Check that the learners that train here have the private keys of the roster. Raises InputError."""
     for learner in federation.pods:  # a site's key is at the site
         name, private = learner.name, find_key(learner.name)
         if private is None or public_key(private) != roster[name]:
             raise InputError(
                 f"{name} must sign for secure sums, but its key is {'missing' if private is None else 'another one'}",
-                where=where,
+                where=_WHERE,
                 remedy=f"Set {KEYS} to the folder of the keys, or use --keys; by default it is keys/ next to the file.",
             )
 

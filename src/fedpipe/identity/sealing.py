@@ -8,6 +8,7 @@ secret and the object's name.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,11 +36,24 @@ def find_exchange(learner: str, place: str) -> Exchange | None:
 
 def exchange_of(signer: Signer, place: str) -> Exchange:
     """Return the key of the exchange at a place, of the one who signs."""
+    return exchange_from(_signed(signer, "exchange", place), place)
+
+
+def find_secret(learner: str, place: str) -> bytes:
+    """Return a learner's secret of a place: the same one again with a signing key, and a random one without."""
+    signer = find_signer(learner)
+    return _signed(signer, "secret", place) if signer else secrets.token_bytes(32)
+
+
+def _signed(signer: Signer, purpose: str, place: str) -> bytes:
+    return derived(bytes.fromhex(signer.sign(f"fedpipe {purpose}\n{place}".encode())), place)
+
+
+def exchange_from(secret: bytes, place: str) -> Exchange:
+    """Return the key of the exchange at a place that follows from a secret of 32 bytes."""
     from Crypto.Protocol.DH import import_x25519_private_key, import_x25519_public_key, key_agreement
 
-    private = import_x25519_private_key(
-        derived(bytes.fromhex(signer.sign(f"fedpipe exchange\n{place}".encode())), place)
-    )
+    private = import_x25519_private_key(secret)
 
     def agree(public: bytes) -> bytes:
         try:

@@ -21,7 +21,7 @@ S = TypeVar("S")
 _NAMES = {
     "Update": "update", "Ballot": "ballot", "Score": "score", "Report": "statistics", "Entry": "ledger",
     "Offer": "key of a secure sum", "Masked": "masked vector", "Agreement": "agreement to a sum",
-    "Reveal": "reveal of a sum", "Parcel": "parcel",
+    "Reveal": "reveal of a sum", "Parcel": "parcel", "Aligned": "alignment",
     "JournalHead": "journal", "Approval": "decision of a site", "Review": "review of a plan",
     "Invitation": "invitation", "Answer": "answer to a site",
     "Request": "request to join", "Rotation": "request for keys",

@@ -16,7 +16,8 @@ from fedpipe.data.ports import ports_of
 from fedpipe.data.schema import NUMERIC, Schema, columns_by_input
 from fedpipe.data.sheets import unsupported
 from fedpipe.data.trees import Tree
-from fedpipe.errors import DataError, DroppedError, ModelError, WeightsError, one_line
+from fedpipe.errors import DataError, DroppedError, InputError, ModelError, WeightsError, one_line
+from fedpipe.federation.algorithms import QuantileBound, SecureSums
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.methods import FedNova
 from fedpipe.federation.names import split_code
@@ -28,6 +29,7 @@ from fedpipe.learners.sharing import shared_model
 from fedpipe.learners.user_code import load_code
 from fedpipe.rounds.plan import Port, Shape
 from fedpipe.rounds.tallies import Head
+from fedpipe.secure.vector import scale_of
 from fedpipe.store import suffix_of
 from fedpipe.store.objects import digest_of
 from fedpipe.suggestion import suggestion
@@ -92,13 +94,18 @@ def check_model(federation: Federation, code: str, examples: Examples | None, sc
         measured = model.check_examples(examples.x, examples.y, examples.weight)
         if schema is not None:
             _check_missing(model, examples, schema)
-        if federation.vote:
-            check_criterion(federation.vote.criterion, measured)
-        if stopping := training.early_stopping:
-            check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
-        if federation.exported and federation.exported.compares:
-            check_criterion(federation.exported.compared, measured, where="export.metric")
+        check_compared(federation, measured)
     return model.outline.text
+
+
+def check_compared(federation: Federation, measured: Collection[str]) -> None:
+    """Check that the metrics by which a federation compares models are measured. Raises InputError."""
+    if federation.vote:
+        check_criterion(federation.vote.criterion, measured)
+    if stopping := federation.training.early_stopping:
+        check_criterion(stopping.metric.removeprefix("test_"), measured, where="training.early_stopping.metric")
+    if federation.exported and federation.exported.compares:
+        check_criterion(federation.exported.compared, measured, where="export.metric")
 
 
 def _check_extrapolated(federation: Federation, model: Model) -> None:
@@ -171,6 +178,7 @@ def rehearse_training(federation: Federation, model: Model, examples: Examples) 
 
     Raises:
         ModelError: the first step that fails, with its cause.
+        InputError: the changes do not fit in a secure sum; see `check_bound`.
     """
     settings = federation.training
     size = min(settings.batch_size, _ROWS)
@@ -199,7 +207,40 @@ def rehearse_training(federation: Federation, model: Model, examples: Examples) 
             f"the metrics of several learners are {sorted(found)}, but a learner's are {sorted(measured.metrics)}",
             where="model.py", remedy="Compile metrics whose variables are sums.",
         )  # fmt: skip
+    if federation.secure:
+        check_bound(federation.secure, start, fitted.weights)
     return fitted.weights
+
+
+def check_bound(secure: SecureSums, start: Arrays, trained: Arrays) -> None:
+    """Check that a secure sum can hold most of what one batch changes.
+
+    Args:
+        secure: the settings of secure sums.
+        start: the weights before the batch.
+        trained: the weights after it.
+
+    Raises:
+        InputError: most of the changes would be clipped, and more values than a round may clip.
+    """
+    names = [tensor.name for tensor in weights.layout_of(start).tensors if tensor.dtype in weights.FLOATS]
+    factor = scale_of(start, trained, names, secure.norm)
+    follows = isinstance(secure.bound, QuantileBound)
+    bound = secure.bound.initial if isinstance(secure.bound, QuantileBound) else secure.bound
+    values = changed = clipped = 0
+    largest = 0.0
+    for name in names:
+        change = factor * np.abs(trained[name].astype(np.float64) - start[name].astype(np.float64))
+        values += change.size
+        changed += int(np.count_nonzero(change))
+        clipped += int(np.count_nonzero(change > bound))
+        largest = max(largest, float(change.max(initial=0.0)))
+    if clipped > max(changed / 2, secure.most_clipped * values):
+        raise InputError(
+            f"{bound:g} clips {clipped} of the {changed} values that one batch changes, by up to {largest:.2g}",
+            where=f"algorithm.secure.bound{'.initial' if follows else ''}",
+            remedy=f"Write a number above {largest:.2g}: a round changes more than one batch does.",
+        )
 
 
 def warm(federation: Federation, code: str, examples: Examples, schema: Schema | None = None) -> None:

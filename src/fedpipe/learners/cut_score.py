@@ -14,12 +14,10 @@ from fedpipe.learners.cut import TOP, bottom_name, holders, joined, part_of
 from fedpipe.learners.downloads import fetched
 from fedpipe.learners.framework import Arrays, Model
 from fedpipe.learners.keras.cut import CutKeras
-from fedpipe.learners.party import Held, held_rows, label_model, parts_of, test_batches
+from fedpipe.learners.party import Held, label_model, parts_of, rows_of, test_batches
 from fedpipe.learners.score import score_part
-from fedpipe.learners.user_code import load_code
 from fedpipe.rounds.cut import read_digests
 from fedpipe.rounds.evaluation import Score
-from fedpipe.rounds.floors import check_floors
 from fedpipe.rounds.parcels import Meeting, exchange_of, like, packed, send, take, take_seal, unpacked
 from fedpipe.rounds.plan import Plan
 from fedpipe.store import Store
@@ -41,10 +39,9 @@ def score_party(store: Store, plan: Plan, party: str, digest: str) -> Score:
     Raises:
         DataError, ModelError, CorruptError, DroppedError: the reason why the network cannot be tested.
     """
-    check_floors(plan, party)
     federation, cut = plan.federation, plan.federation.split
     assert cut is not None
-    held = held_rows(federation, party, load_code(get_bytes(store, plan.code), plan.code))
+    held = rows_of(store, plan, party)
     meeting = Meeting(store, federation.name, plan.run, _SESSION, 0, 1, digest, plan.definition.digest)
     arrays = own_part(store, digest, party)
     own = _activations(store, plan, party, held, arrays)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
+from fedpipe.data.columns import Columns
 from fedpipe.data.examples import Examples
 from fedpipe.errors import DataError, FedpipeError
 from fedpipe.federation.federation import Federation
+from fedpipe.learners.aligned import Kept, in_common_order
+from fedpipe.learners.check import check_compared
 from fedpipe.learners.keras.cut import CutKeras
 from fedpipe.learners.own_data import few_of, is_here
-from fedpipe.learners.party import Held, held_rows
+from fedpipe.learners.party import Held, arranged, read_rows
 from fedpipe.learners.user_code import load_code
+from fedpipe.rounds.aligned import NO_COMMON
 from fedpipe.store.objects import digest_of
 
-SAME_ROWS = "Sort the files of all parties by id, and keep only common rows."
+SAME_ROWS = "Set algorithm.align to intersection, or sort the files of all parties by id and keep only common rows."
 """The remedy for parties with different rows."""
 
 
@@ -27,24 +33,51 @@ def check_parties(federation: Federation, code: str) -> list[tuple[str, str]]:
         DataError: a party's rows are on this machine and cannot be used, or are not those of another.
         ModelError: the network cannot be used on them.
     """
-    data = code.encode()
-    digest, found, known = digest_of(data), [], dict[str, Held]()
-    module = load_code(data, digest)
-    for position, learner in enumerate(federation.learners):
-        where = f"learners[{position}].data, {learner.name}"
+    data, cut = code.encode(), federation.split
+    assert cut is not None
+    digest, found, known = digest_of(data), dict[str, str](), dict[str, Held]()
+    module, read = load_code(data, digest), dict[str, Columns]()
+    places = {learner.name: f"learners[{i}].data, {learner.name}" for i, learner in enumerate(federation.learners)}
+    for learner in federation.learners:
         try:
-            held = known[learner.name] = held_rows(federation, learner.name, module)
+            read[learner.name] = read_rows(federation, learner.name, module)
         except FedpipeError as error:
             if is_here(learner.data):
-                place = f"{error.where}: " if error.where else ""
-                what = f"the data cannot be used: {place}{error.what}"
-                raise DataError(what, where=where, remedy=error.remedy) from error
-            found.append((learner.name, f"not read: {error.what}"))
-            continue
-        _check_same(known, where)
-        found.append((learner.name, ", ".join(f"{len(rows)} {part}" for part, rows in held.parts.items())))
+                raise _unusable(error, places[learner.name]) from error
+            found[learner.name] = f"not read: {error.what}"
+    kept = _common(federation, read) if cut.align == "intersection" else {}
+    for name, columns in read.items():
+        try:
+            known[name] = arranged(federation, name, columns, kept.get(name))
+        except FedpipeError as error:
+            raise _unusable(error, places[name]) from error
+        if cut.align == "same":
+            _check_same(known, places[name])
+        parts = ", ".join(f"{len(rows)} {part}" for part, rows in known[name].parts.items())
+        common = f"; {len(kept[name].places)} of {columns.rows} rows are common to all" if name in kept else ""
+        found[name] = parts + common
     _try(federation, data, digest, known)
-    return found
+    return [(learner.name, found[learner.name]) for learner in federation.learners]
+
+
+def _unusable(error: FedpipeError, where: str) -> DataError:
+    place = f"{error.where}: " if error.where else ""
+    return DataError(f"the data cannot be used: {place}{error.what}", where=where, remedy=error.remedy)
+
+
+def _common(federation: Federation, read: Mapping[str, Columns]) -> dict[str, Kept]:
+    """Return the common rows of all parties, if this machine reaches all their files. Raises DataError without any."""
+    ids = {name: columns.ids for name, columns in read.items() if columns.ids is not None}
+    if len(ids) < len(federation.learners):
+        return {}
+    common = set.intersection(*(set(texts.tolist()) for texts in ids.values()))
+    if not common:
+        raise DataError("no id is common to all parties", where="algorithm.ids", remedy=NO_COMMON)
+    chosen = {
+        name: np.flatnonzero(np.fromiter((text in common for text in texts), bool, len(texts)))
+        for name, texts in ids.items()
+    }
+    return {name: in_common_order(places, ids[name]) for name, places in chosen.items()}
 
 
 def _check_same(known: Mapping[str, Held], where: str) -> None:
@@ -67,4 +100,5 @@ def _try(federation: Federation, code: bytes, digest: str, known: Mapping[str, H
     labels = known[cut.label_party].y
     assert labels is not None
     few = few_of(Examples(next(iter(x.values())) if len(x) == 1 else dict(x), labels))
-    adapter.build(code, digest, "", training).check_examples(few.x, few.y)
+    measured = adapter.build(code, digest, "", training).check_examples(few.x, few.y)
+    check_compared(federation, measured)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from fedpipe.data.columns import Columns, Wanted, columns_of, read_columns_of
 from fedpipe.data.shards import Indices, split
-from fedpipe.errors import DataError
+from fedpipe.errors import DataError, DroppedError
 from fedpipe.federation.federation import Federation
+from fedpipe.learners.aligned import Kept, check_kept, digest_of_ids, find_kept, read_kept
 from fedpipe.learners.cut import Bottom, Top, held_by
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.keras.cut import CutKeras, KerasTop
 from fedpipe.learners.user_code import described, is_stop, load_code
 from fedpipe.rounds.floors import check_floors
+from fedpipe.rounds.history import read_record
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.store import Store
 from fedpipe.store.objects import get_bytes
@@ -76,20 +77,34 @@ def read_rows(federation: Federation, party: str, module: ModuleType | None) -> 
     return columns_of(loaded, wanted, f"load({own!r})")
 
 
-def held_rows(federation: Federation, party: str, module: ModuleType | None) -> Held:
-    """Read a party's rows and split them, as every party does. Raises DataError."""
-    columns, training = read_rows(federation, party, module), federation.training
+def held_rows(federation: Federation, party: str, module: ModuleType | None, kept: Kept | None = None) -> Held:
+    """Read a party's rows and split them, as every party does.
+
+    Args:
+        federation: the federation.
+        party: its name.
+        module: the user's file, whose `load` may read the rows.
+        kept: the rows that are common to all; None for all rows.
+
+    Raises:
+        DataError: the rows cannot be used.
+    """
+    return arranged(federation, party, read_rows(federation, party, module), kept)
+
+
+def arranged(federation: Federation, party: str, columns: Columns, kept: Kept | None = None) -> Held:
+    """Split the rows that a party has read; see `held_rows`."""
+    training = federation.training
+    if kept is not None and columns.ids is not None:
+        check_kept(kept, columns.ids, federation.learner(party).data)
+        columns = Columns(*(None if array is None else array[kept.places] for array in columns))
     parts = split(columns.rows, federation.data.parts, [training.seed, 4])
     if len(parts["train"]) < training.batch_size:
         raise DataError(
             f"there are {len(parts['train'])} train rows, fewer than a batch of {training.batch_size}",
             where=federation.learner(party).data, remedy="Lower the batch size, or give the parties more rows.",
         )  # fmt: skip
-    digest = hashlib.sha256()
-    for text in () if columns.ids is None else columns.ids:
-        data = str(text).encode()
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return Held(columns.x, columns.y, parts, digest.digest())
+    return Held(columns.x, columns.y, parts, digest_of_ids(() if columns.ids is None else columns.ids))
 
 
 def test_batches(federation: Federation, rows: Indices) -> Iterator[tuple[int, Indices]]:
@@ -122,7 +137,36 @@ def make_party(place: RunPlace, party: str) -> tuple[Held, Parts]:
     Raises:
         DataError, ModelError, CorruptError, DroppedError: why the party cannot take part.
     """
-    return _kept_rows(place, party), parts_of(*_opened(place), party)
+    store, plan = _opened(place)
+    return _read_once(place, party, _kept_digest(store, plan, party)), parts_of(store, plan, party)
+
+
+def rows_of(store: Store, plan: Plan, party: str) -> Held:
+    """Return a party's rows in a run: the common ones, if the parties found them. Raises as `make_party`."""
+    check_floors(plan, party)
+    digest = _kept_digest(store, plan, party)
+    kept = read_kept(store, party, digest) if digest else None
+    return held_rows(plan.federation, party, load_code(get_bytes(store, plan.code), plan.code), kept)
+
+
+def own_ids(store: Store, plan: Plan, party: str) -> Array:
+    """Return the ids of a party's rows. Raises as `make_party`."""
+    check_floors(plan, party)
+    found = read_rows(plan.federation, party, load_code(get_bytes(store, plan.code), plan.code)).ids
+    assert found is not None
+    return found
+
+
+def _kept_digest(store: Store, plan: Plan, party: str) -> str:
+    """Return the digest of a party's common rows; empty if all parties have the same rows."""
+    assert plan.federation.split is not None
+    if plan.federation.split.align == "same":
+        return ""
+    first = read_record(store, plan.run, 0)
+    found = find_kept(store, plan, party, first.weights) if first else None
+    if found is None:
+        raise DroppedError("it has not found its common rows in this run", remedy="Begin another run.", lasting=True)
+    return found.personal
 
 
 @functools.lru_cache(maxsize=4)
@@ -132,10 +176,8 @@ def _opened(place: RunPlace) -> tuple[Store, Plan]:
 
 
 @functools.lru_cache(maxsize=8)
-def _kept_rows(place: RunPlace, party: str) -> Held:
-    store, plan = _opened(place)
-    check_floors(plan, party)
-    return held_rows(plan.federation, party, load_code(get_bytes(store, plan.code), plan.code))
+def _read_once(place: RunPlace, party: str, _kept: str) -> Held:
+    return rows_of(*_opened(place), party)
 
 
 def first_weights(store: Store, plan: Plan, party: str) -> Arrays:

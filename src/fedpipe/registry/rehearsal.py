@@ -16,7 +16,7 @@ from fedpipe.data.examples import Examples
 from fedpipe.data.ports import made_up, ports_of
 from fedpipe.data.schema import Schema
 from fedpipe.data.trees import Tree
-from fedpipe.errors import InputError
+from fedpipe.errors import InputError, MissingExtraError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.names import split_code
 from fedpipe.learners.check import built_model, check_model, rehearse_training, shared_ports
@@ -33,7 +33,10 @@ _ELSEWHERE = {"store", "model", "placement", "secret", "images", "simulation"}
 """Keys of the file that say where, and not what: `check`, `run` and `compile` see them differently."""
 
 
-def rehearse(federation: Federation, code: str, examples: Examples | None, schema: Schema | None = None) -> str:
+def rehearse(
+    federation: Federation, code: str, examples: Examples | None, schema: Schema | None = None, *,
+    elsewhere: bool = False,
+) -> str:  # fmt: skip
     """Checks a model, and does everything once that a run does with it, up to a prediction in onnxruntime.
 
     The training, the measurement and the export are not repeated for a model, settings and packages that have passed on
@@ -45,6 +48,7 @@ def rehearse(federation: Federation, code: str, examples: Examples | None, schem
         examples: a few, including the smallest and the largest label; None to use learners' own data, as far as this
             machine reaches it.
         schema: of the federation's table, if it has one.
+        elsewhere: the export runs in another image, so it is left out where its packages are missing.
 
     Returns:
         A short description of the model.
@@ -59,8 +63,13 @@ def rehearse(federation: Federation, code: str, examples: Examples | None, schem
     text = check_model(federation, code, examples, schema)
     passed = Recalled(_key(federation, code, examples, schema))
     if passed.text is None:
-        _rehearse_all(federation, code, examples, schema)
-        passed.note()
+        try:
+            _rehearse_all(federation, code, examples, schema)
+        except MissingExtraError:
+            if not elsewhere:
+                raise
+        else:
+            passed.note()
     return text
 
 
@@ -106,6 +115,7 @@ def _key(federation: Federation, code: str, examples: Examples | None, schema: S
         "framework": federation.framework,
         "parties": federation.feature_parties,
         "share": msgspec.to_builtins(federation.share),
+        "secure": msgspec.to_builtins(federation.secure),
         "training": msgspec.to_builtins(training),
         "export": msgspec.to_builtins(federation.export),
         "private": private,

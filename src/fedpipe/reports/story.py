@@ -14,7 +14,7 @@ from fedpipe.data.parts import Shard, get_shard
 from fedpipe.data.schema import Schema
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError
 from fedpipe.reports.quality import personal_models
-from fedpipe.reports.traffic import traffic_of
+from fedpipe.reports.traffic import common_rows, traffic_of
 from fedpipe.rounds.ballots import start_scores
 from fedpipe.rounds.choosing import tests_by_round
 from fedpipe.rounds.evaluation import Choice, Evaluation
@@ -212,6 +212,7 @@ def summarise(story: Story, tests: Tests | None = None) -> dict[str, Any]:
         **({"rejected": story.onnx["rejected"]} if "rejected" in story.onnx else {}),
         "onnx": {k: story.onnx[k] for k in ("path", "digest", "max_abs_difference", "opset") if k in story.onnx},
         **({"traffic": traffic} if (traffic := _traffic(story)) else {}),
+        **({"rows": rows} if (rows := {k: v._asdict() for k, v in common_rows(story.records).items()}) else {}),
         "seconds": round(max(ends) - min(t.started for t in timings), 3) if timings else 0.0,
         **({"ending": story.ending} if story.ending else {}),
         **({"flaw": story.flaw} if story.flaw else {}),

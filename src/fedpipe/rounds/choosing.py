@@ -79,11 +79,12 @@ def best_earlier(records: Sequence[Record], federation: Federation) -> Candidate
         return None
     accepted = [record for record in records if record.round and record.accepted]
     by_round = tests_by_round(records, voted=federation.vote is not None)
+    needed = 1 if federation.split else federation.min_learners  # the label party tests for all
     best: Candidate | None = None
     for record in accepted[:-1]:
         tests = by_round.get(record.round, {})
         value = value_of(tests, export)
-        if value is None or len(tests) < federation.min_learners:
+        if value is None or len(tests) < needed:
             continue
         if best is None or gain(best.value, value, export) > 0:
             best = Candidate(record.round, record.weights, value)

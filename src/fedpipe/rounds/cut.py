@@ -10,12 +10,14 @@ import logging
 from collections.abc import Mapping
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from fedpipe import weights
 from fedpipe.errors import CorruptError, DroppedError
 from fedpipe.identity.enrolment import Enrolled
+from fedpipe.rounds.aligned import all_aligned
 from fedpipe.rounds.history import commit, read_record
-from fedpipe.rounds.manifests import Record, Update
+from fedpipe.rounds.manifests import Aligned, Record, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.received import Source, guarded
 from fedpipe.rounds.roll import Roll, check_quorum
@@ -73,9 +75,16 @@ def close_cut(store: Store, plan: Plan, previous: Record, roll: Roll) -> Record:
         format=plan.format,
         federation=federation.name, run=plan.run, round=number, previous=previous.parent, plan=previous.plan,
         base=previous.weights, weights=put_bytes(store, weights.dumps(index)), layout=previous.layout, rule=RULE,
-        updates=tuple(updates), metrics=dict(labels.metrics),
+        updates=tuple(updates), metrics=dict(labels.metrics), aligned=_aligned(store, plan, previous),
     )  # fmt: skip
     return commit(store, record)
+
+
+def _aligned(store: Store, plan: Plan, previous: Record) -> tuple[Aligned, ...] | UnsetType:
+    assert plan.federation.split is not None
+    if previous.round or plan.federation.split.align == "same":
+        return UNSET
+    return all_aligned(store, plan, previous.weights)
 
 
 def is_joined(store: Store, plan: Plan, previous: Record, enrolled: Enrolled, party: str) -> bool:

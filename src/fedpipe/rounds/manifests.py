@@ -165,6 +165,32 @@ class SecureRound(Manifest, frozen=True, kw_only=True):
     magnitudes: tuple[Count, ...] = ()
 
 
+class Aligned(Manifest, frozen=True, kw_only=True):
+    """A party's statement about its rows before the first round: how many it has, and how many are common to all.
+
+    `others` are the rows of the other parties, as they stated them to it. `personal` names the places of its common
+    rows, an object that only the party reads.
+    """
+
+    SPOKEN: ClassVar = True
+    format: int = 1
+    federation: Name
+    run: Name
+    learner: Name
+    base: Digest
+    plan: Digest | None
+    rows: ExampleCount
+    common: Count
+    others: dict[Name, ExampleCount] = {}
+    personal: Digest
+    signature: Signature | None = None
+
+    @property
+    def dropped(self) -> int:
+        """The rows that are not common to all."""
+        return self.rows - self.common
+
+
 class Ref(Manifest, frozen=True, kw_only=True):
     """A reference to a committed record: its round, and the digest of its bytes."""
 
@@ -182,7 +208,7 @@ class Record(Manifest, frozen=True, kw_only=True):
     the server optimizer's. `control` is the control variate that learners read. `not_chosen` are the learners whose
     updates are valid, but which a rule such as Krum did not use.
     `schema` is the digest of the table's schema, in round 0 of a run with a table. A round with `secure` has no
-    updates.
+    updates. `aligned` are the parties' statements about their common rows, in the first round of a cut network.
     """
 
     SPOKEN: ClassVar = True
@@ -210,6 +236,7 @@ class Record(Manifest, frozen=True, kw_only=True):
     control: Digest | UnsetType = UNSET
     secure: SecureRound | UnsetType = UNSET
     not_chosen: tuple[Name, ...] | UnsetType = UNSET
+    aligned: tuple[Aligned, ...] | UnsetType = UNSET
 
     @property
     def contributors(self) -> tuple[str, ...]:

@@ -28,9 +28,14 @@ from fedpipe.store import Blob, Store, keys
 from fedpipe.store.objects import Digest, canonical, digest_of, encode
 from fedpipe.weights import Array
 
-Kind = Literal["key", "rows", "activations", "gradients", "test", "end"]
-"""`key`: of the exchange; `rows`: their number and order; `test`: those of held-out rows; `end`: a party has left."""
-_SENT: tuple[Kind, ...] = ("rows", "test", "activations", "gradients")
+Kind = Literal[
+    "key", "rows", "activations", "gradients", "test", "end", "ids", "blinded", "evaluated", "table", "common", "marks"
+]
+"""`key`: of the exchange; `rows`: their number and order; `test`: those of held-out rows; `end`: a party has left. The
+others belong to the intersection of ids (`fedpipe.secure.intersection`): their number, and its messages in order."""
+_SENT: tuple[Kind, ...] = (
+    "rows", "test", "activations", "gradients", "ids", "blinded", "evaluated", "table", "common", "marks"
+)  # fmt: skip
 _LINE = 4096
 """Most bytes of the line of JSON."""
 
@@ -77,6 +82,12 @@ class Meeting(NamedTuple):
     attempt: int
     base: str
     plan: str
+
+    @property
+    def place(self) -> str:
+        """The attempt as a text."""
+        parts = (self.federation, self.run, self.session, self.round, self.attempt, self.base, self.plan)
+        return "/".join(map(str, parts))
 
     def parcel(self, kind: Kind, number: int, learner: str, to: str, digest: str, why: str = "") -> Parcel:
         """Return the line of a parcel."""

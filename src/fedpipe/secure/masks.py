@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedpipe.errors import DroppedError
-from fedpipe.secure.numbers import Words, pack_into, packed_size
+from fedpipe.secure.numbers import SPARE, Words, pack_into, packed_size
 from fedpipe.secure.shares import SEED
 
 CHUNK = 2**15
 """Words that are masked at a time: they fit into the cache of a processor."""
 SPAN = 16
-"""Chunks that are worked on with the same ciphers, because it takes time to make one."""
+"""Chunks that are worked on in the same memory, because new memory is slower than the cipher."""
 BLOCK = 16
 """Bytes of a block of the cipher."""
 TAG = 16
@@ -110,35 +110,29 @@ def unseal(key: bytes, box: bytes) -> bytes | None:
         return None
 
 
-def cipher(key: bytes, first: int = 0) -> Any:
-    """Return AES-256-CTR from a block of its stream on: it encrypts zeros to the stream (NIST SP 800-38A, section 6.5).
-
-    Args:
-        key: 32 bytes.
-        first: the number of the first block.
-    """
+def cipher(key: bytes) -> Any:
+    """Return AES-256, which encrypts each block by itself, in any number of threads at once."""
     from Crypto.Cipher import AES
 
-    return AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=first)
+    return AES.new(key, AES.MODE_ECB)
 
 
 class _Streams:
     """The streams of some masks from a position on, added to words piece after piece.
 
+    The stream of the CTR mode is the encryption of the numbers of its blocks (NIST SP 800-38A, section 6.5). All masks
+    have the same numbers, so they are written once. The CTR mode of the library counts again for each key.
+
     Args:
-        keys: of the masks, and whether each is subtracted.
-        zeros: that the ciphers encrypt, CHUNK words.
+        ciphers: of the masks, and how each is combined with the words.
         dtype: of words.
         start: the position of the first word, a multiple of GROUP.
     """
 
-    def __init__(
-        self, keys: Sequence[tuple[bytes, bool]], zeros: memoryview, dtype: np.dtype[Any], start: int
-    ) -> None:  # fmt: skip
-        first = start * dtype.itemsize // BLOCK
-        self._ciphers = [(cipher(key, first), np.subtract if minus else np.add) for key, minus in keys]
-        self._zeros = zeros
-        self._stream = memoryview(bytearray(CHUNK * dtype.itemsize))
+    def __init__(self, ciphers: Sequence[tuple[Any, np.ufunc]], dtype: np.dtype[Any], start: int) -> None:
+        size = CHUNK * dtype.itemsize
+        self._ciphers, self._next = ciphers, start * dtype.itemsize // BLOCK
+        self._blocks, self._stream = memoryview(bytearray(size)), memoryview(bytearray(size))
 
     def add(self, words: Words, sums: Words) -> Words:
         """Add the next part of all streams to at most CHUNK words, modulo the size of a word.
@@ -147,10 +141,12 @@ class _Streams:
             words: stay as they are.
             sums: takes the result; may be the words.
         """
-        stream, zeros = self._stream[: words.nbytes], self._zeros[: words.nbytes]
+        blocks, stream, count = self._blocks[: words.nbytes], self._stream[: words.nbytes], words.nbytes // BLOCK
+        np.frombuffer(blocks, ">u8")[1::2] = np.arange(self._next, self._next + count)
+        self._next += count
         view = np.frombuffer(stream, words.dtype)
         for made, combine in self._ciphers:
-            made.encrypt(zeros, output=stream)
+            made.encrypt(blocks, output=stream)
             words = combine(words, view, out=sums)
         if words is not sums:  # there are no masks
             sums[:] = words
@@ -167,13 +163,12 @@ class Masks:
     """
 
     def __init__(self, terms: Sequence[Term], width: int, dtype: np.dtype[Any]) -> None:
-        self._keys = [(derived(term.seed, 32, "mask"), term.minus) for term in terms]
+        self._ciphers = [(cipher(derived(term.seed, 32, "mask")), term.minus) for term in terms]
         self._width, self._dtype = width, dtype
-        self._zeros = memoryview(bytes(CHUNK * dtype.itemsize))
 
     def _streams(self, start: int, *, removed: bool = False) -> _Streams:
-        keys = [(key, minus != removed) for key, minus in self._keys]
-        return _Streams(keys, self._zeros, self._dtype, start)
+        ciphers = [(made, np.subtract if minus != removed else np.add) for made, minus in self._ciphers]
+        return _Streams(ciphers, self._dtype, start)
 
     def write(self, chunks: Iterable[Words], write: Callable[[memoryview], object]) -> None:
         """Write chunks masked and packed, in their order; SPAN of them at once by each core.
@@ -183,8 +178,8 @@ class Masks:
             write: takes bytes, which are written over after it returns.
         """
         cores, start, left = os.cpu_count() or 1, 0, iter(chunks)
-        size = packed_size(SPAN * CHUNK, self._width)
-        buffers = [memoryview(bytearray(size)) for _ in range(cores + 1)]  # new memory is slower than the cipher
+        size = packed_size(SPAN * CHUNK, self._width) + SPARE
+        buffers = [memoryview(bytearray(size)) for _ in range(cores + 1)]
         ahead: deque[Future[memoryview]] = deque()
 
         def finish() -> None:
@@ -204,9 +199,8 @@ class Masks:
     def _packed(self, several: Sequence[Words], start: int, buffer: memoryview) -> memoryview:
         streams, place, sums = self._streams(start), 0, np.empty(CHUNK, self._dtype)
         for words in several:
-            stop = place + packed_size(words.size, self._width)
-            pack_into(buffer[place:stop], streams.add(words, sums[: words.size]), self._width)
-            place = stop
+            pack_into(buffer[place:], streams.add(words, sums[: words.size]), self._width)
+            place += packed_size(words.size, self._width)
         return buffer[:place]
 
     def remove(self, total: Words) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,8 @@ _AT_ONCE = 2**13
 """Numbers that are packed at a time: the memory of larger ones would be returned to the system each time."""
 _LOWEST = (1023 - 8) << 2
 """The leading bits of the first of EDGES."""
+SPARE = 8
+"""Bytes behind packed words that may be written over."""
 GROUP = 8
 """Each part of a vector begins at a multiple of so many words: whole bytes when packed, whole blocks of the cipher."""
 
@@ -138,67 +140,59 @@ def padded(count: int) -> int:
 
 def pack(words: Words, width: int) -> bytes:
     """Return words modulo 2^width as bytes; see `pack_into`."""
-    output = bytearray(packed_size(words.size, width))
-    pack_into(memoryview(output), words, width)
-    return bytes(output)
+    output = memoryview(bytearray(packed_size(words.size, width) + SPARE))
+    pack_into(output, words, width)
+    return bytes(output[:-SPARE])
 
 
 def pack_into(output: memoryview, words: Words, width: int) -> None:
     """Write words modulo 2^width as bytes, `width` bits each, in little-endian order.
 
     Args:
-        output: `packed_size` bytes of memory.
+        output: `packed_size` bytes of memory, and SPARE behind them that are written over too.
         words: a multiple of GROUP of them.
         width: a multiple of 4 up to 32, or of 8 up to 64.
     """
-    numbers, each = words.view("<u8"), width // (8 if width > 32 else 4)
-    rows = np.frombuffer(output, _pieces(each))
+    numbers = words.view("<u8")
+    rows = _rows(output, numbers.size, width)
     for start in range(0, numbers.size, _AT_ONCE):
-        several = _paired(numbers[start : start + _AT_ONCE], width)
-        for name, part in _parts(rows, several):
-            rows[name][start : start + _AT_ONCE] = part.copy()  # faster than between two strides
+        several = numbers[start : start + _AT_ONCE]
+        rows[start : start + _AT_ONCE] = several if width > 32 else _paired(several, width)
+
+
+def _rows(data: memoryview, count: int, width: int) -> Words:
+    """Return packed numbers as eight bytes each, of which the last belong to the next number.
+
+    NumPy writes them in their order, so each number replaces what the one before it wrote too far.
+    """
+    return np.ndarray((count,), "<u8", data, strides=(width // (8 if width > 32 else 4),))
 
 
 def _paired(numbers: Words, width: int) -> Words:
-    """Return numbers with their leading bits removed; of words of 32 bits, two are joined in each."""
-    low = np.uint64(2**width - 1)
-    if width > 32:
-        return numbers & low
-    joined = numbers >> np.uint64(32 - width)
-    joined &= low << np.uint64(width)
-    joined |= numbers & low
+    """Return pairs of words of 32 bits as numbers whose low bits are both words modulo 2^width."""
+    raised = numbers.view("<u4") * _factors(width)[: 2 * numbers.size]
+    joined = raised.view("<u8")
+    joined >>= np.uint64(32 - width)
     return joined
+
+
+@functools.cache
+def _factors(width: int) -> Words:
+    """Return factors that move the first word of each pair to its leading bits, and leave the second."""
+    return np.tile(np.array([2 ** (32 - width), 1], "<u4"), _AT_ONCE)
 
 
 def unpack(data: bytes, width: int, dtype: np.dtype[Any]) -> Words:
     """Return the words in packed bytes; see `pack`."""
-    rows = np.frombuffer(data, _pieces(width // (8 if width > 32 else 4)))
-    numbers = np.zeros(rows.size, "<u8")
-    for name, part in _parts(rows, numbers):
-        part[:] = rows[name]
+    count = len(data) * 8 // width
+    rows = _rows(memoryview(data + bytes(SPARE)), count if width > 32 else count // 2, width)
+    low = np.uint64(2**width - 1)
+    numbers = rows & low
     if width <= 32:
-        high = numbers >> np.uint64(width)
-        high <<= np.uint64(32)
-        numbers &= np.uint64(2**width - 1)
-        numbers |= high
+        second = rows << np.uint64(32 - width)
+        second &= low << np.uint64(32)
+        numbers |= second
     return numbers.view(dtype)
-
-
-def _parts(rows: npt.NDArray[Any], numbers: Words) -> Iterator[tuple[str, Words]]:
-    """Yield the pieces of numbers by name, each as a view of all numbers."""
-    for name, (kind, place, *_) in (rows.dtype.fields or {}).items():
-        yield name, numbers.view(kind)[place // kind.itemsize :: 8 // kind.itemsize]
-
-
-@functools.cache
-def _pieces(size: int) -> np.dtype[Any]:
-    """Return the dtype of a number of so many bytes, in pieces of 8, 4, 2 and 1."""
-    pieces, left = list[tuple[str, str]](), size
-    for piece in (8, 4, 2, 1):
-        if left >= piece:
-            pieces.append((f"bytes{piece}", f"<u{piece}"))
-            left -= piece
-    return np.dtype(pieces)
 
 
 def packed_size(count: int, width: int) -> int:

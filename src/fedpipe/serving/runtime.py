@@ -153,19 +153,6 @@ def _zeros(model: OnnxModel, batch: int, size: int) -> dict[str, Array]:
     }
 
 
-def cores() -> int:
-    """Returns the number of cores that this process may use, by its affinity and its container's limit.
-
-    Source: the Linux kernel's documentation, cgroup-v2, interface file `cpu.max`.
-    """
-    allowed = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return allowed if quota == "max" else max(1, min(allowed, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return allowed
-
-
 def main() -> int:
     """Runs a trial: reads a model from standard input, and writes a Trial to standard output.
 

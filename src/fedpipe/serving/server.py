@@ -20,11 +20,12 @@ from types import FrameType
 from typing import NamedTuple, Self
 
 from fedpipe.errors import InputError, MissingExtraError
+from fedpipe.frameworks import cores
 from fedpipe.registry.prediction import runtime
 from fedpipe.serving.catalogue import Catalogue, Location
 from fedpipe.serving.follower import Follower
 from fedpipe.serving.runner import Batching
-from fedpipe.serving.runtime import cores, load
+from fedpipe.serving.runtime import load
 from fedpipe.store import LocalStore, Store
 from fedpipe.store.files import allow_files
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from fedpipe.errors import InputError, RoundError
+from fedpipe.errors import DroppedError, InputError, RoundError
 from fedpipe.identity.enrolment import Enrolled, read_enrolled
+from fedpipe.rounds.aligned import FIRST, all_aligned, close_aligned, read_aligned
 from fedpipe.rounds.ballots import is_cast
 from fedpipe.rounds.closing import close_round, close_vote, encoding_of, in_constant_memory, proposal_of
 from fedpipe.rounds.cut import close_cut, is_joined
@@ -23,6 +24,7 @@ from fedpipe.rounds.roll import Roll
 from fedpipe.rounds.selection import enough, select
 from fedpipe.rounds.updates import is_offered
 from fedpipe.rounds.voting import proposer_of
+from fedpipe.sessions.alignment import ALIGN, ALIGN_SECONDS
 from fedpipe.sessions.phases import Early, Phase, Script, close_phase
 from fedpipe.sessions.secure import SecureRound, secure_averaging
 from fedpipe.store import Store, keys
@@ -55,7 +57,12 @@ def collective(round: Round) -> Script:
 
 
 def split(round: Round) -> Script:
-    """Play split learning (Gupta and Raskar 2018): the parties exchange batches with each other."""
+    """Play split learning (Gupta and Raskar 2018): the parties exchange batches with each other.
+
+    Before the first round they find their common rows, if the federation says so.
+    """
+    if round.aligns:
+        yield round.align()
     joined: Record = yield round.exchange()
     return joined
 
@@ -179,6 +186,8 @@ class Round:
         self._retries = plan.federation.quorum.retries
         self.number, self.base = previous.round + 1, previous.weights
         self.votes = plan.federation.vote is not None
+        cut = plan.federation.split
+        self.aligns = cut is not None and cut.align == "intersection" and not previous.round
 
     def train(self) -> Phase:
         """Ask the selected learners for updates; close with the aggregate."""
@@ -186,6 +195,29 @@ class Round:
             name="train", round=self.number, base=self.base, answer="update", asks=self._selected,
             enough=partial(enough, self._plan.federation), close=self._aggregated, closing="aggregate",
             retries=self._retries, early=self._early, answered=self._offered("objects"),
+        )  # fmt: skip
+
+    def align(self) -> Phase:
+        """Ask all parties of a split network for their common rows, unless they are known; close when they agree."""
+        names = self._all(1, ())
+        enrolled = self._enrolled()
+
+        def asks(attempt: int, _away: Collection[str]) -> tuple[str, ...]:
+            return () if attempt == 1 and all_aligned(self._store, self._plan, self.base) else names
+
+        def close(roll: Roll, _early: Early | None) -> None:
+            close_aligned(self._store, self._plan, self.base, roll._replace(asked=names))
+
+        def answered(party: str) -> bool:
+            try:
+                return read_aligned(self._store, self._plan, self.base, enrolled(), party) is not None
+            except DroppedError as error:
+                log.warning("the alignment of %s does not count: %s", party, error.what)
+                return False
+
+        return Phase(
+            name=ALIGN, round=FIRST, base=self.base, answer=keys.ALIGNED, asks=asks, close=close, retries=self._retries,
+            seconds=ALIGN_SECONDS, answered=answered,
         )  # fmt: skip
 
     def exchange(self) -> Phase:

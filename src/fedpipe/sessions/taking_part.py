@@ -12,7 +12,9 @@ from pathlib import Path
 from fedpipe import weights
 from fedpipe.errors import CorruptError, StoreError
 from fedpipe.identity.enrolment import read_enrolled
+from fedpipe.identity.sealing import find_secret
 from fedpipe.identity.statements import signed_by
+from fedpipe.learners.aligned import in_common_order, keep_rows
 from fedpipe.learners.contribute import last_optimizer
 from fedpipe.learners.downloads import fetched
 from fedpipe.learners.dropping import left_out
@@ -20,17 +22,19 @@ from fedpipe.learners.framework import Arrays
 from fedpipe.learners.party import Held, Parts
 from fedpipe.rounds.cut import read_digests
 from fedpipe.rounds.floors import released_here
-from fedpipe.rounds.manifests import Dropped, Update
+from fedpipe.rounds.manifests import Aligned, Dropped, Update
 from fedpipe.rounds.parcels import Meeting, remove
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
 from fedpipe.rounds.timings import PARCELS, Timing, note
 from fedpipe.rounds.updates import publish_update
+from fedpipe.sessions.alignment import ALIGN, ALIGN_SECONDS, Alignment
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.exchange import Conversation
 from fedpipe.sessions.parties import Play, Round
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import LOST, encode, put_file
+from fedpipe.weights import Array
 
 log = logging.getLogger("fedpipe")
 
@@ -99,6 +103,58 @@ def take_part(
             ),
         )  # fmt: skip
         return _published(store, signed_by(released_here(update), party))
+    except (Exception, SystemExit) as error:
+        dropped = left_out(store, plan, party, board.round, error, Roll((), attempt=board.attempt).note("dropped"))
+        talk.leave(dropped.why)
+        return dropped
+
+
+def find_common(
+    store: Store, plan: Plan, party: str, board: Board, ids: Callable[[], Array], *,
+    clock: Callable[[], float] = time.monotonic,
+) -> Generator[float, None, Aligned | Dropped]:  # fmt: skip
+    """Find a party's common rows with the others, and publish how many there are.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        party: its name.
+        board: the request.
+        ids: reads the ids of its rows.
+        clock: seconds of this process.
+    """
+    cut, started = plan.federation.split, time.time()
+    assert cut is not None
+    meeting = meeting_of(store, plan, board)
+    seconds = max(plan.federation.quorum.deadline, ALIGN_SECONDS) - (store.age(keys.board(plan.run)) or 0.0)
+    talk = Conversation(
+        meeting, party, cut.exchange, read_enrolled(store), seconds=seconds, phase=ALIGN, clock=clock
+    )  # fmt: skip
+    try:
+        texts, about = ids(), meeting.place
+        parties = [learner.name for learner in plan.federation.learners]
+        finder = Alignment(
+            talk, party, parties, cut.label_party, [str(text).encode() for text in texts], find_secret(party, about),
+            about,
+        )  # fmt: skip
+        found = yield from finder.run()
+        kept = keep_rows(store, party, in_common_order(found.places, texts))
+        aligned = Aligned(
+            format=plan.format, federation=plan.federation.name, run=plan.run, learner=party, base=board.base,
+            plan=plan.definition.digest, rows=len(texts), common=len(found.places), others=found.others, personal=kept,
+        )  # fmt: skip
+        log.info(
+            "%s has %d rows; %d are common to all, %d are dropped", party, aligned.rows, aligned.common, aligned.dropped
+        )  # fmt: skip
+        note(
+            store, plan.run,
+            Timing(
+                step=PARCELS, learner=party, round=board.round, started=started, seconds=talk.waited, sent=talk.sent
+            ),
+        )  # fmt: skip
+        signed = signed_by(aligned, party)
+        store.replace(keys.answer(party, plan.run, board.round, keys.ALIGNED), encode(signed))
+        return signed
     except (Exception, SystemExit) as error:
         dropped = left_out(store, plan, party, board.round, error, Roll((), attempt=board.attempt).note("dropped"))
         talk.leave(dropped.why)

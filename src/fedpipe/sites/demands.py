@@ -40,7 +40,7 @@ class Demands(Struct, frozen=True, kw_only=True):
     `epochs` counts passes over the train part, with repetitions of the preprocessing and of personal models. `steps` is
     0 where epochs count. `learners` is the fewest that form a round. `columns` are those that the plan names, with
     their kinds; empty kinds are not declared. `cores` and `memory` are limits or requests that the file sets.
-    `hazards` are callbacks and arguments that no site runs.
+    `norm` is the largest L2 norm of an update; 0: any. `hazards` are callbacks and arguments that no site runs.
     """
 
     algorithm: str
@@ -49,6 +49,7 @@ class Demands(Struct, frozen=True, kw_only=True):
     batch_size: int
     learners: int
     secure: bool
+    norm: float
     privacy: Privacy | None
     criterion: str
     rare: int
@@ -75,6 +76,7 @@ def demands_of(federation: Federation, learner: str) -> Demands:
         batch_size=max(batch or training.batch_size, 1) * training.accumulate,
         learners=_fewest(federation),
         secure=federation.secure is not None,
+        norm=federation.secure.norm if federation.secure else 0.0,
         privacy=federation.privacy_of(learner),
         criterion=vote.criterion if vote else "",
         rare=data.statistics.rare if data.is_table else 0,

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from fedpipe.federation.data import Kind
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.mistakes import mistakes, quantity
-from fedpipe.federation.names import BYTES, CORES, Count, Learners, Positive, Seconds, Section
+from fedpipe.federation.names import BYTES, CORES, Amount, Count, Learners, Positive, Seconds, Section
 from fedpipe.rounds.floors import Floors, LeastPrivacy
 from fedpipe.rounds.releases import Leaving
 from fedpipe.sites.demands import Demands, demands_of
@@ -65,6 +65,10 @@ class Policy(Section, frozen=True, kw_only=True):
     seconds: Annotated[Seconds, Meta(description="most seconds of an answer, such as a training; 0: no limit")] = 0.0
     privacy: Annotated[LeastPrivacy | None, Meta(description="least differential privacy of a plan")] = None
     secure_sums: Annotated[bool, Meta(description="only plans with secure sums run")] = False
+    norm: Annotated[
+        Amount,
+        Meta(description="largest L2 norm of an update; plans limit it by `algorithm.secure.norm`. 0: no limit"),
+    ] = 0.0
     learners: Annotated[Learners, Meta(description="fewest learners that form a round")] = 0
     leaves: Annotated[Leaving, Meta(description="numbers and files that may leave besides weights")] = field(
         default_factory=Leaving
@@ -149,6 +153,9 @@ def _protection(policy: Policy, asked: Demands) -> Iterator[str]:
         yield f"the plan protects less than this site's policy demands: {flaw}"
     if policy.secure_sums and not asked.secure:
         yield "the plan shows single updates to its coordinator; this site's policy allows secure sums only"
+    if policy.norm and not 0 < asked.norm <= policy.norm:
+        wanted = f"an L2 norm up to {asked.norm:g}" if asked.norm else "any L2 norm"
+        yield _beyond("has updates of", wanted, f"{policy.norm:g}")
     if asked.learners < policy.learners:
         counted = _counted(asked.learners, "learner")
         yield f"a round of the plan can consist of {counted}; this site's policy needs {policy.learners}"

@@ -22,9 +22,9 @@ from fedpipe.sites.site import Site
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import decode, encode
 
-_LOCK, _STATE, _STOP = "agent.lock", "agent.json", "stop"
+_LOCK, _STATE, _STOP, _WAKE = "agent.lock", "agent.json", "stop", "wake"
 _SLICE = 1.0
-"""Most seconds until a sleeping agent sees that it is asked to end."""
+"""Most seconds until a sleeping agent sees that it is asked to end or to look."""
 
 
 class Running(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,9 +64,9 @@ class Control:
         return self._running.state != "attends"
 
     def sleep(self, seconds: float) -> None:
-        """Wait for some seconds, or until the agent is asked to end."""
+        """Wait for some seconds, or until the agent is asked to end or to look."""
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and not self.stops():
+        while (left := until - time.monotonic()) > 0 and not self.stops() and not _taken(self._folder / _WAKE):
             self._asked.wait(min(left, _SLICE))
 
     def show(self, state: State, text: str) -> None:
@@ -113,9 +113,11 @@ def only_one(site: Site) -> Iterator[Control]:
                 f"another agent of {site.name} runs already{process}", where=site.state,
                 remedy="End it with `fedpipe site stop`, or give this one a state folder of its own.",
             )  # fmt: skip
-        (Path(site.state) / _STOP).unlink(missing_ok=True)
+        stop, wake = Path(site.state) / _STOP, Path(site.state) / _WAKE
+        for left in (stop, wake):
+            left.unlink(missing_ok=True)
         yield Control(site)
-        (Path(site.state) / _STOP).unlink(missing_ok=True)
+        stop.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -154,6 +156,21 @@ def last_state(site: Site) -> Running | None:
         return decode(path.read_bytes(), Running, where=str(path))
     except (OSError, CorruptError):
         return None
+
+
+def wake(site: Site) -> None:
+    """Let a sleeping agent look at once, such as after a decision of the site."""
+    with contextlib.suppress(OSError):  # it looks by itself too, only later
+        (Path(site.state) / _WAKE).touch()
+
+
+def _taken(path: Path) -> bool:
+    """Return whether a file was there, and remove it."""
+    try:
+        path.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def ask_to_end(site: Site, *, wait: float, again: Callable[[float], None] = time.sleep) -> bool:

@@ -71,12 +71,13 @@ def run(inputs: Inputs) -> Outputs:
         claims.check(score.learner, "test", score.examples)
 
     scores = read_scores(store, plan.run, names, check)
-    evaluation = evaluate(store, plan, inputs.weights, scores, label_model(store, plan) if cut else None)
+    model = label_model(store, plan) if cut else None
+    evaluation = evaluate(store, plan, inputs.weights, scores, model)
     records = history(store, plan.run)
     if earlier := best_earlier(records, plan.federation):
         scores = read_scores(store, plan.run, names, check, earlier=True)
         number = max(record.round for record in records if record.accepted)
-        evaluation = choose(plan, number, evaluation, earlier, evaluate(store, plan, earlier.weights, scores))
+        evaluation = choose(plan, number, evaluation, earlier, evaluate(store, plan, earlier.weights, scores, model))
     evaluation = msgspec.structs.replace(evaluation, settings=plan.measuring)
     store.replace(keys.evaluation(plan.run), encode(evaluation))
     return _outputs(evaluation)

@@ -126,7 +126,9 @@ def begin_run(place: RunPlace, absent: Collection[str] = (), examples: Examples 
 
     def initial() -> dict[str, Array]:
         known = settled(examples, schema(), plan.federation.class_names) if examples is not None else None
-        rehearse(plan.federation, get_bytes(store, plan.code).decode(), known, schema())
+        federation, code = plan.federation, get_bytes(store, plan.code).decode()
+        elsewhere = federation.environment_of("export") != federation.environment_of("initialise")
+        rehearse(federation, code, known, schema(), elsewhere=elsewhere)
         first = plan_model(store, plan, schema=schema()).initial_weights(plan.federation.training.seed)
         return first_index(first, plan.federation) if plan.federation.split else first
 

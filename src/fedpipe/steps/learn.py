@@ -17,14 +17,14 @@ from fedpipe.learners.assembly import make_learner
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.describe import describe
 from fedpipe.learners.masking import MaskedFile, contribute_masked
-from fedpipe.learners.party import first_weights, make_party
+from fedpipe.learners.party import first_weights, make_party, own_ids
 from fedpipe.learners.user_code import load_code
 from fedpipe.learners.vote import vote
 from fedpipe.rounds.agreement import check_agreed
 from fedpipe.rounds.evaluation import Score
 from fedpipe.rounds.floors import read_floors
 from fedpipe.rounds.history import read_record
-from fedpipe.rounds.manifests import Ballot, Dropped, Update
+from fedpipe.rounds.manifests import Aligned, Ballot, Dropped, Update
 from fedpipe.rounds.parcels import leave
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
 from fedpipe.rounds.protocol import check_spoken
@@ -33,6 +33,7 @@ from fedpipe.rounds.roll import Roll, drop
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.rounds.updates import own_update
 from fedpipe.secure.party import Orders
+from fedpipe.sessions.alignment import ALIGN
 from fedpipe.sessions.attendance import Attendance, at_once
 from fedpipe.sessions.board import Board, Sign, poll_board, put_sign
 from fedpipe.sessions.current import session_name
@@ -40,7 +41,7 @@ from fedpipe.sessions.pacing import drive
 from fedpipe.sessions.pulse import continues
 from fedpipe.sessions.scripts import scoring
 from fedpipe.sessions.secure import Participant
-from fedpipe.sessions.taking_part import clear, meeting_of, take_part
+from fedpipe.sessions.taking_part import clear, find_common, meeting_of, take_part
 from fedpipe.steps import score
 from fedpipe.steps.contract import Hands, MetricsArtifact
 from fedpipe.steps.shown import metrics_of_learner
@@ -149,7 +150,7 @@ def attended(
             _leave(store, inputs, board, str(error))
             return Dropped(learner=inputs.learner, why=str(error))
 
-    answers = dict.fromkeys(ANSWERS, at_once(answer)) | {"exchange": at_once(exchange)}
+    answers = dict.fromkeys(ANSWERS, at_once(answer)) | dict.fromkeys(("exchange", ALIGN), at_once(exchange))
     if plan.federation.secure:
         participant = Participant(store, plan, inputs.learner, _session(inputs), train, leaves)
         answers |= {name: at_once(step) for name, step in participant.answers().items()}
@@ -268,13 +269,19 @@ def _exchange(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Update 
     return drive(take_part(store, plan, inputs.learner, board, make, first), time.sleep)
 
 
-ANSWERS: dict[str, Callable[[Store, Plan, Inputs, Board], Update | Ballot | Report | Score | Dropped]] = {
+def _align(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Aligned | Dropped:
+    ids = partial(own_ids, store, plan, inputs.learner)
+    return drive(find_common(store, plan, inputs.learner, board, ids), time.sleep)
+
+
+ANSWERS: dict[str, Callable[[Store, Plan, Inputs, Board], Update | Ballot | Report | Score | Aligned | Dropped]] = {
     "describe": _describe,
     "train": _contribute,
     "propose": _contribute,
     "vote": _vote,
     "score": _score,
     "exchange": _exchange,
+    ALIGN: _align,
 }
 """The answer to each phase of the scripts, by its name."""
 

@@ -64,6 +64,16 @@ def size_of(response: Any, where: str) -> int:
     return int(text)
 
 
+def version_of(response: Any, where: str) -> str:
+    """Returns the ETag of a response with an object. Raises StoreError without one."""
+    version = response.headers.get("ETag")
+    if not version:
+        kind = response.headers.get("Content-Type", "no type").partition(";")[0]
+        what = f"the server is not an S3 store: its answer of type {kind[:60]} names no version"
+        raise StoreError(what, where=where, remedy="Check the endpoint.")
+    return str(version)
+
+
 def check_start(response: Any, start: int, where: str) -> None:
     """Checks that a response begins at this byte of the object. Raises StoreError."""
     begins = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")

@@ -110,6 +110,8 @@ def statistics(learner: str, run: str) -> str:
 
 
 STATISTICS = "statistics"
+ALIGNED = "aligned"
+"""The answer of a party of a cut network that has found the rows that it has in common with the others."""
 
 
 def parcel(learner: str, name: str) -> str:

@@ -136,10 +136,10 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def put_bytes(store: Store, data: bytes, owner: str | None = None) -> str:
+def put_bytes(store: Store, data: bytes, owner: str | None = None, kind: keys.Kind = "objects") -> str:
     """Writes an object unless it exists, and returns its digest."""
     digest = digest_of(data)
-    key = keys.content(digest, owner)
+    key = keys.content(digest, owner, kind)
     if not store.create(key, data) and _known_size(store, key) != len(data):
         store.replace(key, data)  # the stored bytes cannot match their name
     return digest

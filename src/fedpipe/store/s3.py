@@ -20,15 +20,15 @@ from minio.error import InvalidResponseError, S3Error, ServerError
 
 from fedpipe.errors import CorruptError, FedpipeError, NotFoundError, StoreError, StoreUnavailableError, TooLargeError
 from fedpipe.store.base import SMALL, Blob, Credentials, Entry, Reader, check_key, probe_conditional_writes
-from fedpipe.store.bodies import TornError, check_start, is_torn, read_exactly, release, size_of
+from fedpipe.store.bodies import TornError, check_start, is_torn, read_exactly, release, size_of, version_of
 from fedpipe.store.credentials import seconds_left
+from fedpipe.store.multipart import LARGE, upload_in_parts
 from fedpipe.store.network import RouteError, remedy_of, via
-from fedpipe.store.s3_client import DEADLINE, Connection, connect, describe_answer, may_pass, time_of_signing
+from fedpipe.store.s3_client import DEADLINE, Connection, code_of, connect, describe_answer, may_pass, time_of_signing
 
 T = TypeVar("T")
 PROBE_DEADLINE = 8.0
 """Seconds after which `probe` reports a mistyped endpoint."""
-_SINGLE_PUT = 64 * 2**20
 _PIECE = 2**20
 _TRANSIENT = {
     "InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "SlowDownRead",
@@ -57,6 +57,7 @@ class MinioStore:
         endpoint: str,
         region: str = "us-east-1",
         credentials: Credentials | None = None,
+        style: str = "",
         deadline: float = DEADLINE,
         _connection: Connection | None = None,
     ) -> None:
@@ -68,7 +69,7 @@ class MinioStore:
             )
         self._bucket, self._prefix, self._deadline = bucket, prefix, deadline
         self._endpoint, self._region, self._credentials = endpoint, region, credentials
-        self._connection = _connection or connect(endpoint, region, credentials)
+        self._connection = _connection or connect(endpoint, region, credentials, style)
         self._client, self._pool, self._identity = self._connection
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self._torn: dict[str, tuple[str, int]] = {}  # versions that arrived with other bytes, by key, and how often
@@ -150,11 +151,12 @@ class MinioStore:
         size = size_of(response, self._where(key))
         if size > limit:
             raise TooLargeError(f"the object has {size} bytes, the limit is {limit}", where=self._where(key))
-        blob = Blob(read_exactly(response, size, self._where(key)), response.headers["ETag"])
-        version, seen = self._torn.get(key, ("", 0))
-        count = 1 + seen * (version == blob.version)
+        version = version_of(response, self._where(key))
+        blob = Blob(read_exactly(response, size, self._where(key)), version)
+        known, seen = self._torn.get(key, ("", 0))
+        count = 1 + seen * (known == version)
         if is_torn(blob, response.headers) and count <= 3:  # the ETag may be no MD5
-            self._torn[key] = (blob.version, count)
+            self._torn[key] = (version, count)
             raise TornError(f"{self._where(key)} was written while it was read")
         self._torn.pop(key, None)
         return blob
@@ -227,7 +229,7 @@ class MinioStore:
         except NotFoundError:
             raise
         except StoreError as error:
-            if isinstance(error.__cause__, S3Error) and error.__cause__.code == "InvalidRange":
+            if code_of(error) == "InvalidRange":
                 return b""
             raise
 
@@ -269,9 +271,8 @@ class MinioStore:
         self._retried(lambda: self._put(key, data, {}), key)
 
     def upload(self, key: str, path: Path) -> None:
-        if path.stat().st_size > _SINGLE_PUT:
-            name = self._key(key)
-            self._retried(lambda: self._client.fput_object(self._bucket, name, str(path), part_size=16 * 2**20), key)
+        if path.stat().st_size > LARGE:
+            upload_in_parts(self, key, path)
             return
 
         def call() -> None:
@@ -348,7 +349,7 @@ class _MinioReader:
     def __init__(self, store: MinioStore, key: str) -> None:
         self._store, self._key, self._position = store, key, 0
         self._response = store._start(key, 0)
-        self._version = self._response.headers["ETag"]
+        self._version = version_of(self._response, store._where(key))
         self.size = int(self._response.headers["Content-Length"])  # which `_start` has checked
 
     def read(self, length: int) -> bytes:
@@ -365,7 +366,7 @@ class _MinioReader:
         try:
             if self._response is None:
                 self._response = self._store._start(self._key, self._position)
-                if self._response.headers["ETag"] != self._version:
+                if self._response.headers.get("ETag") != self._version:
                     raise CorruptError("the object changed while it was read", where=self._store._where(self._key))
             piece = bytes(self._response.read(wanted))
             if not piece:

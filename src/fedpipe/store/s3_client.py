@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import minio
 import minio.time
 import urllib3
-from minio.error import InvalidResponseError, ServerError
+from minio.error import InvalidResponseError, S3Error, ServerError
 
 from fedpipe.errors import StoreError
 from fedpipe.store.base import Credentials
@@ -75,6 +75,11 @@ def _status_of(error: InvalidResponseError | ServerError) -> int:
     return error._code if isinstance(error, InvalidResponseError) else error.status_code
 
 
+def code_of(error: StoreError) -> str:
+    """Returns the code by which the server refused a request, such as `InvalidRange`; empty without one."""
+    return str(error.__cause__.code) if isinstance(error.__cause__, S3Error) else ""
+
+
 class Connection(NamedTuple):
     """Holds a client, its pool of connections, and the identity that it signs with."""
 
@@ -83,13 +88,14 @@ class Connection(NamedTuple):
     identity: Identity
 
 
-def connect(endpoint: str, region: str, credentials: Credentials | None) -> Connection:
+def connect(endpoint: str, region: str, credentials: Credentials | None, style: str = "") -> Connection:
     """Makes a client and its pool of connections; sends nothing.
 
     Args:
         endpoint: `http(s)://host[:port]`.
         region: of the store.
         credentials: those of the environment without them.
+        style: `virtual`: the bucket is part of the host's name; `path`: of the path; empty: as AWS or others prefer.
 
     Raises:
         StoreError: the endpoint is malformed, or there are no credentials.
@@ -115,4 +121,8 @@ def connect(endpoint: str, region: str, credentials: Credentials | None) -> Conn
         region=region,  # without it the client asks for the bucket's location, which many users may not
         http_client=pool,
     )
+    if style == "virtual":
+        client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
+    elif style:
+        client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
     return Connection(client, pool, identity)

@@ -19,6 +19,8 @@ from fedpipe.store.userinfo import check_no_credentials
 
 _SCHEMES = ("file", "s3", "memory")
 _REGION = "us-east-1"
+_PARAMETERS = {"endpoint", "region", "style"}
+_STYLES = ("path", "virtual")
 _FILE = "file://"
 _ONE_SLASH = re.compile(r"(s3|file|memory|https?|gs):(?!//)")
 """A URI without its slashes, which would be a path."""
@@ -29,7 +31,7 @@ def check_uri(uri: str, *, folder: Path | None = None) -> str:
     """Returns the URI in its full form.
 
     Args:
-        uri: `s3://bucket/prefix[?endpoint=...&region=...]`, `file:///dir`, `memory://name`, or a path.
+        uri: `s3://bucket/prefix[?endpoint=...&region=...&style=...]`, `file:///dir`, `memory://name`, or a path.
         folder: where a relative path starts; the current folder by default.
 
     Raises:
@@ -69,9 +71,12 @@ def check_uri(uri: str, *, folder: Path | None = None) -> str:
         raise StoreError(f"the store {uri!r} has a parameter twice", remedy="Keep one.")
     if parts.scheme == "s3" and not parts.netloc:
         raise StoreError(f"the store {uri!r} names no bucket", remedy="Write s3://bucket/prefix.")
-    if unknown := set(query) - ({"endpoint", "region"} if parts.scheme == "s3" else set()):
-        remedy = "Use only endpoint and region." if parts.scheme == "s3" else "Remove the query. In a name, write %3F."
+    if unknown := set(query) - (_PARAMETERS if parts.scheme == "s3" else set()):
+        remedy = "Remove the query. In a name, write %3F."
+        remedy = "Use only endpoint, region and style." if parts.scheme == "s3" else remedy
         raise StoreError(f"the store {uri!r} has an unknown parameter {sorted(unknown)[0]!r}", remedy=remedy)
+    if (style := query.get("style", "path")) not in _STYLES:
+        raise StoreError(f"the store {uri!r} has the style {style!r}", remedy="Use path or virtual.")
     return parts.scheme + uri[len(parts.scheme) :]
 
 
@@ -141,6 +146,7 @@ def open_store(
         endpoint=endpoint_of(uri, endpoint=endpoint, region=region),
         region=region_of(uri, region),
         credentials=credentials,
+        style=dict(parse_qsl(parts.query)).get("style", ""),
         deadline=DEADLINE if deadline is None else deadline,
     )
 

@@ -24,7 +24,7 @@ def trimmed_mean(settings: TrimmedMean) -> Columns:
         cut = cut_off(settings.share, len(values))
         return mean_between(values, cut, len(values) - cut)
 
-    return Columns(combine)
+    return Columns(combine, fewest=settings.fewest)
 
 
 def cut_off(share: float, count: int) -> int:
