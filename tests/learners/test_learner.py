@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from fedpipe.learners.assembly import make_learner, plan_model
 from fedpipe.learners.contribute import contribute
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.learner import ModelLearner
+from fedpipe.learners.vote import vote
 from fedpipe.registry.export import run_onnx
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.manifests import Dropped, Scores, Update
 from fedpipe.rounds.plan import Plan, RunPlace
+from fedpipe.rounds.roll import find_dropped
 from fedpipe.store import MemoryStore, keys, open_store
-from tests.federations import make_federation
+from tests.federations import PlusOneLearner, make_federation
+from tests.federations import make_plan as plans
 from tests.learners.contract import X, Y
 from tests.models import LINEAR, make_plan
 
@@ -179,3 +183,22 @@ def test_a_session_reads_its_examples_once() -> None:
         store.delete(key)
     start = plan_model(store, plan).initial_weights(0)
     assert propose(make_learner(store, plan, "a", 2, place=place), start).examples == 40
+
+
+@pytest.mark.parametrize("act", ["train", "vote"])
+def test_a_learner_whose_disk_cannot_hold_the_model_is_dropped(store: MemoryStore, act: str) -> None:
+    """It says so at once; a step that ends with an error would be repeated, and its round would wait."""
+    plan = plans(make_federation(("a", "b"), algorithm={"name": "collective"}))
+    record = begin(store, plan, lambda: {"w": np.zeros(100_000, np.float32)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        if act == "train":
+            found: Any = contribute(store, plan, "a", 1, record.weights, lambda: PlusOneLearner(1))
+        else:
+            found = vote(store, plan, "a", 1, record.weights, record.weights, "b", lambda: PlusOneLearner(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert found == Dropped(learner="a", why="the learner's disk cannot be used: File too large")
+    note = "dropped" if act == "train" else "absent"
+    assert find_dropped(store, "a", plan.run, 1, name=note) == found

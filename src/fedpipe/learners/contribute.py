@@ -13,7 +13,7 @@ from fedpipe.aggregation.encoding import encode
 from fedpipe.errors import DroppedError
 from fedpipe.identity.statements import signed_by
 from fedpipe.learners.downloads import fetched
-from fedpipe.learners.dropping import left_out
+from fedpipe.learners.dropping import LOCAL, left_out
 from fedpipe.learners.framework import Arrays, seed_of
 from fedpipe.learners.learner import Learner, Trained, log
 from fedpipe.learners.personal import Kept
@@ -53,8 +53,11 @@ def contribute(
         log.info("round %d: the work of %s is already done", number, name)
         return found
     with tempfile.TemporaryDirectory() as folder:
-        start = fetched(store, base, Path(folder) / "base")
-        optimizer = last_optimizer(store, plan, name, number, Path(folder) / "optimizer")
+        try:
+            start = fetched(store, base, Path(folder) / "base")
+            optimizer = last_optimizer(store, plan, name, number, Path(folder) / "optimizer")
+        except LOCAL as error:
+            return left_out(store, plan, name, number, error, roll.note("dropped"))
         try:
             seconds = plan.federation.quorum.deadline if seconds is None else seconds
             return _offered(store, plan, name, number, base, start, optimizer, make_learner(), Path(folder), seconds)

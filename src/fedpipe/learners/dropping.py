@@ -13,6 +13,8 @@ from fedpipe.rounds.roll import drop
 from fedpipe.store import Store
 
 log = logging.getLogger("fedpipe")
+LOCAL = (OSError, MemoryError)
+"""Raised by a learner's own machine while it downloads; a failing store and a corrupt base raise errors of fedpipe."""
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from fedpipe.errors import DroppedError
 from fedpipe.learners.contribute import budget_of, trained_from
 from fedpipe.learners.downloads import fetched
-from fedpipe.learners.dropping import left_out
+from fedpipe.learners.dropping import LOCAL, left_out
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.learner import Learner, Trained, log
 from fedpipe.rounds.manifests import Dropped, Tested
@@ -63,7 +63,10 @@ def contribute_masked(
         seconds: the time after which the learner is too late.
     """
     with tempfile.TemporaryDirectory() as folder:
-        start = fetched(store, base, Path(folder) / "base")
+        try:
+            start = fetched(store, base, Path(folder) / "base")
+        except LOCAL as error:
+            return left_out(store, plan, name, number, error, roll.note("dropped"))
         try:
             learner = make_learner()
             budget = budget_of(store, plan, name, number, learner)

@@ -10,7 +10,7 @@ from fedpipe import weights
 from fedpipe.errors import CorruptError, NotFoundError
 from fedpipe.identity.statements import signed_by
 from fedpipe.learners.downloads import fetched
-from fedpipe.learners.dropping import left_out
+from fedpipe.learners.dropping import LOCAL, left_out
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.learner import Learner, Verdict, log
 from fedpipe.rounds.ballots import find_vote, known_scores, publish_ballot
@@ -46,7 +46,10 @@ def vote(
         log.info("round %d: the vote of %s is already cast", number, name)
         return found
     with tempfile.TemporaryDirectory() as folder:
-        current = fetched(store, base, Path(folder) / "base")
+        try:
+            current = fetched(store, base, Path(folder) / "base")
+        except LOCAL as error:
+            return left_out(store, plan, name, number, error, roll.note("absent"), "does not vote")
         try:
             ballot = _cast(store, plan, name, number, base, current, candidate, owner, make_learner(), Path(folder))
             return publish_ballot(store, signed_by(released_here(ballot), name))
