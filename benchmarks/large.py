@@ -52,7 +52,7 @@ def transfers(folder: Path, host: str, size: int) -> tuple[float, float]:
 
 
 def measure(megabytes: int = MEGABYTES, learners: int = LEARNERS, rounds: int = ROUNDS) -> list[Row]:
-    """Seconds of a round and of the bare transfer, and the coordinator's memory and files.
+    """Seconds of a round and of the bare transfer, and the coordinator's memory and early sums.
 
     Raises:
         RuntimeError: the disk is too small, or a process failed.
@@ -70,7 +70,7 @@ def measure(megabytes: int = MEGABYTES, learners: int = LEARNERS, rounds: int = 
     return [
         Row(what, f"{ours:.1f} s", f"bare transfer {bare:.1f} s", round(ours / bare, 3), "stated", True),
         at_most("the same: the coordinator's memory", peak, 512, "bound", 1, "MiB"),
-        at_most("the same: the coordinator's files", files, learners, "all updates", 1, "models"),
+        at_most("the same: files of early sums", files, learners, "all updates", 1, "models"),
     ]
 
 
