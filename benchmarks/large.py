@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -111,6 +112,7 @@ def run() -> list[Row]:
 
 def main() -> None:
     """Print the rows for a size of one's own."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark ends its processes
     parser = argparse.ArgumentParser()
     parser.add_argument("--megabytes", type=int, default=MEGABYTES)
     parser.add_argument("--learners", type=int, default=LEARNERS)
