@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,7 @@ def transfers(folder: Path, host: str, size: int) -> tuple[float, float]:
 
 
 def measure(megabytes: int = MEGABYTES, learners: int = LEARNERS, rounds: int = ROUNDS) -> list[Row]:
-    """Seconds of a round and of the bare transfer, and the coordinator's memory and files.
+    """Seconds of a round and of the bare transfer, and the coordinator's memory and early sums.
 
     Raises:
         RuntimeError: the disk is too small, or a process failed.
@@ -70,7 +71,7 @@ def measure(megabytes: int = MEGABYTES, learners: int = LEARNERS, rounds: int = 
     return [
         Row(what, f"{ours:.1f} s", f"bare transfer {bare:.1f} s", round(ours / bare, 3), "stated", True),
         at_most("the same: the coordinator's memory", peak, 512, "bound", 1, "MiB"),
-        at_most("the same: the coordinator's files", files, learners, "all updates", 1, "models"),
+        at_most("the same: files of early sums", files, learners, "all updates", 1, "models"),
     ]
 
 
@@ -111,6 +112,7 @@ def run() -> list[Row]:
 
 def main() -> None:
     """Print the rows for a size of one's own."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark ends its processes
     parser = argparse.ArgumentParser()
     parser.add_argument("--megabytes", type=int, default=MEGABYTES)
     parser.add_argument("--learners", type=int, default=LEARNERS)

@@ -1,10 +1,11 @@
 """One side of a session with a large model: `large_parties begin|coordinator|learners URI BYTES LEARNERS ROUNDS`.
 
-The coordinator prints the seconds of each round, the peak of its memory and that of its files.
+The coordinator prints the seconds of each round, and the peaks of its memory and of the files of its early sums.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -54,8 +55,8 @@ def coordinate(store: Store, plan: Plan) -> None:
     def look() -> None:
         nonlocal most
         while not done.wait(0.2):
-            files = [path.stat().st_size for path in Path(tempfile.gettempdir()).rglob("*") if path.is_file()]
-            most = max(most, sum(files))
+            with contextlib.suppress(FileNotFoundError):  # one was deleted in between
+                most = max(most, sum(path.stat().st_size for path in Path(tempfile.gettempdir()).rglob("tree-*")))
 
     watch = threading.Thread(target=look)
     watch.start()
