@@ -45,7 +45,7 @@ def test_every_example_compiles_to_its_step(tmp_path: Path) -> None:
 
     for name in STEPS:
         Compiler().compile(runpy.run_path(str(CATALOGUE / name / "example.py"))["example"], str(tmp_path / "x.yaml"))
-        pipeline = next(yaml.safe_load_all((tmp_path / "x.yaml").read_text()))
+        pipeline = next(yaml.load_all((tmp_path / "x.yaml").read_text(), yaml.CSafeLoader))
         (executor,) = pipeline["deploymentSpec"]["executors"].values()
         assert executor["container"]["command"] == ["fedpipe", "step", name]
         readme = (CATALOGUE / name / "README.md").read_text()

@@ -43,7 +43,7 @@ def helm(*arguments: str, **values: str) -> subprocess.CompletedProcess[str]:
 def rendered(**values: str) -> dict[str, Any]:
     done = helm("template", "prod", str(CHART), "--namespace", "ml", **values)
     assert done.returncode == 0, done.stderr
-    return {f"{one['kind']}": one for one in yaml.safe_load_all(done.stdout) if one}
+    return {f"{one['kind']}": one for one in yaml.load_all(done.stdout, yaml.CSafeLoader) if one}
 
 
 @pytest.mark.parametrize("values", [STORE, ALL, {"kserve.enabled": "true", "kserve.storageUri": "s3://b/p/models"}])
@@ -152,7 +152,7 @@ DIGEST = "sha256:" + "ab" * 32
 def everything(**values: str) -> list[dict[str, Any]]:
     done = helm("template", "prod", str(CHART), "--namespace", "ml", **values)
     assert done.returncode == 0, done.stderr
-    return [one for one in yaml.safe_load_all(done.stdout) if one]
+    return [one for one in yaml.load_all(done.stdout, yaml.CSafeLoader) if one]
 
 
 def policies(**values: str) -> dict[str, dict[str, Any]]:
@@ -323,7 +323,7 @@ def registrar(folder: Path, federation: str, **values: str) -> list[dict[str, An
     more = [f"--set-file=registrar.federation={folder / 'given.yaml'}"]
     done = helm("template", "prod", str(CHART), "--namespace", "ml", *more, **{**REGISTRAR, **values})
     assert done.returncode == 0, done.stderr
-    return [one for one in yaml.safe_load_all(done.stdout) if one]
+    return [one for one in yaml.load_all(done.stdout, yaml.CSafeLoader) if one]
 
 
 class TestTheRegistrar:

@@ -49,7 +49,7 @@ def rendered(invitation: Path | None, **values: str) -> list[dict[str, Any]]:
     given = [f"--set-file=invitation={invitation}"] if invitation else []
     done = helm("template", "hb", str(CHART), "--namespace", "site", *given, **values)
     assert done.returncode == 0, done.stderr
-    return [one for one in yaml.safe_load_all(done.stdout) if one]
+    return [one for one in yaml.load_all(done.stdout, yaml.CSafeLoader) if one]
 
 
 def the(kind: str, objects: list[dict[str, Any]]) -> dict[str, Any]:

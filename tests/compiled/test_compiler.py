@@ -43,7 +43,7 @@ def compiled(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     (tmp_path / "f.yaml").write_text(PLACED)
     (tmp_path / "model.py").write_text("def build(): ...\n")
     compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
-    pipeline, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    pipeline, platform = yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader)
     return pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
@@ -82,7 +82,7 @@ def test_without_a_secret_pods_use_the_identity_of_their_service_account(tmp_pat
     (tmp_path / "f.yaml").write_text(PLACED.replace("name: placed", 'name: placed\nsecret: ""'))
     (tmp_path / "model.py").write_text("def build(): ...\n")
     compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
-    _, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    _, platform = yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader)
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
     secrets = {secret["secretName"] for one in executors for secret in one.get("secretAsEnv", ())}
     assert secrets == {"a-keys"}
@@ -115,7 +115,7 @@ def test_a_private_proposer_runs_in_another_image(tmp_path: Path) -> None:
     (tmp_path / "f.yaml").write_text(f"{text}algorithm: {{name: collective}}\n")
     (tmp_path / "model.py").write_text("def build(): ...\n")
     compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
-    pipeline, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    pipeline, platform = yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader)
     executors = pipeline["deploymentSpec"]["executors"]
     tasks = {t["taskInfo"]["name"]: t["componentRef"]["name"] for t in pipeline["root"]["dag"]["tasks"].values()}
     containers = {n: executors[pipeline["components"][c]["executorLabel"]]["container"] for n, c in tasks.items()}
@@ -154,7 +154,7 @@ class TestSessions:
         compile_pipeline(
             make_federation(("a", "b"), training=training, model=f"{folder}/m.py:build", **more), folder / "p.yaml"
         )
-        return next(iter(yaml.safe_load_all((folder / "p.yaml").read_text())))
+        return next(iter(yaml.load_all((folder / "p.yaml").read_text(), yaml.CSafeLoader)))
 
     @pytest.mark.parametrize("algorithm", ["averaging", "collective"])
     def test_learners_and_coordinator_run_concurrently(self, tmp_path: Path, algorithm: str) -> None:
@@ -168,7 +168,7 @@ class TestSessions:
         (tmp_path / "m.py").write_text("def build(): ...\n")
         training = {"rounds": 7, "batch_size": 4, "early_stopping": stopping, "max_seconds": 9.5}
         compile_pipeline(make_federation(training=training, model=f"{tmp_path}/m.py:build"), tmp_path / "p.yaml")
-        pipeline = next(iter(yaml.safe_load_all((tmp_path / "p.yaml").read_text())))
+        pipeline = next(iter(yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader)))
         form = {k: v["defaultValue"] for k, v in pipeline["root"]["inputDefinitions"]["parameters"].items()}
         assert {k: form[k] for k in ("rounds", "min_learners", "deadline", "patience", "max_seconds")} == {
             "rounds": 7, "min_learners": 2, "deadline": 3600.0, "patience": 4, "max_seconds": 9.5,
@@ -214,7 +214,7 @@ def test_steps_that_track_get_the_secret_of_the_tracking_server(tmp_path: Path) 
     (tmp_path / "f.yaml").write_text(text)
     (tmp_path / "model.py").write_text("def build(): ...")
     compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
-    spec, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    spec, platform = yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader)
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     steps = {}
     for name, one in executors.items():
@@ -375,7 +375,7 @@ class TestPlacement:
         (tmp_path / "f.yaml").write_text(BY_KIND)
         (tmp_path / "model.py").write_text("def build(): ...\n")
         compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
-        pipeline, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+        pipeline, platform = yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader)
         executors = pipeline["deploymentSpec"]["executors"]
         resources = {name: executor["container"].get("resources", {}) for name, executor in executors.items()}
         return platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"], resources
@@ -432,7 +432,7 @@ class TestPlacement:
         assert (score.cpu_request, score.memory, score.memory_request) == ("500m", "128Mi", "")
         (tmp_path / "model.py").write_text("def build(): ...\n")
         compile_pipeline(federation, tmp_path / "p.yaml")
-        pipeline = next(iter(yaml.safe_load_all((tmp_path / "p.yaml").read_text())))
+        pipeline = next(iter(yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader)))
         for executor in pipeline["deploymentSpec"]["executors"].values():
             found = executor["container"]["resources"]
             for what in ("Cpu", "Memory"):
@@ -467,7 +467,7 @@ class TestPlacement:
         }
         given = check_arguments(graph, {"clinic_b_node_selector": '{"pool": "z"}', "clinic_b_accelerators": "1"})
         assert (given["clinic_b_node_selector"], given["clinic_b_accelerators"]) == ({"pool": "z"}, 1)
-        pipeline, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+        pipeline, platform = yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader)
         settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-learn-2"]
         assert settings["nodeSelector"] == {
             "nodeSelectorJson": {"componentInputParameter": "clinic_b_node_selector"}
@@ -485,7 +485,7 @@ class TestPlacement:
         (tmp_path / "model.py").write_text("def build(): ...\n")
         compile_pipeline(read_federation(tmp_path / "f.yaml"), tmp_path / "p.yaml")
         assert "b_accelerators" not in read_graph(tmp_path / "p.yaml").parameters
-        pipeline = next(iter(yaml.safe_load_all((tmp_path / "p.yaml").read_text())))
+        pipeline = next(iter(yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader)))
         resources = pipeline["deploymentSpec"]["executors"]["exec-learn-2"]["container"]["resources"]
         assert resources["accelerator"]["resourceCount"] == "3"
 
@@ -498,7 +498,7 @@ class TestPlacement:
         shutil.copy(example, tmp_path / "federation.yaml")
         (tmp_path / "model.py").write_text("def build(): ...\n")
         compile_pipeline(read_federation(tmp_path / "federation.yaml"), tmp_path / "p.yaml")
-        platform = list(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))[1]
+        platform = list(yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader))[1]
         assert len(platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]) >= 5
 
 
@@ -513,11 +513,11 @@ class TestManifest:
         """Compares it with the objects that KFP's compiler writes."""
         path = tmp_path / "pipeline.yaml"
         compile_pipeline(read_federation(digits / "federation.yaml"), path)
-        pipeline, version = yaml.safe_load_all(manifest_of(path.read_bytes(), "kubeflow"))
-        spec, platform = yaml.safe_load_all(path.read_text())
+        pipeline, version = yaml.load_all(manifest_of(path.read_bytes(), "kubeflow"), yaml.CSafeLoader)
+        spec, platform = yaml.load_all(path.read_text(), yaml.CSafeLoader)
         theirs = tmp_path / "theirs.yaml"
         _kfp_manifest(theirs)
-        their_pipeline, their_version = yaml.safe_load_all(theirs.read_text())
+        their_pipeline, their_version = yaml.load_all(theirs.read_text(), yaml.CSafeLoader)
         for ours, other in ((pipeline, their_pipeline), (version, their_version)):
             assert (ours["apiVersion"], ours["kind"]) == (other["apiVersion"], other["kind"])
             assert set(ours["spec"]) - {"description", "platformSpec"} == set(other["spec"]) - {
@@ -532,11 +532,11 @@ class TestManifest:
     def test_other_content_is_another_version(self, digits: Path, tmp_path: Path) -> None:
         path = tmp_path / "pipeline.yaml"
         compile_pipeline(read_federation(digits / "federation.yaml"), path)
-        before = [one["metadata"]["name"] for one in yaml.safe_load_all(manifest_of(path.read_bytes()))]
+        before = [one["metadata"]["name"] for one in yaml.load_all(manifest_of(path.read_bytes()), yaml.CSafeLoader)]
         assert re.fullmatch(r"digits-0-1-0-[0-9a-f]{12}", before[1])
         (digits / "model.py").write_text((digits / "model.py").read_text() + "\n# changed\n")
         compile_pipeline(read_federation(digits / "federation.yaml"), path)
-        after = [one["metadata"]["name"] for one in yaml.safe_load_all(manifest_of(path.read_bytes()))]
+        after = [one["metadata"]["name"] for one in yaml.load_all(manifest_of(path.read_bytes()), yaml.CSafeLoader)]
         assert before[0] == after[0]
         assert before[1] != after[1]
 
@@ -576,7 +576,7 @@ class TestImages:
 def test_a_step_of_many_days_may_still_be_retried(tmp_path: Path, digits: Path) -> None:
     """Argo counts the longest duration from the start of the first try, not between tries."""
     compile_pipeline(read_federation(digits / "federation.yaml"), tmp_path / "pipeline.yaml")
-    spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
+    spec = next(yaml.load_all((tmp_path / "pipeline.yaml").read_text(), yaml.CSafeLoader))
     policies = [task["retryPolicy"] for task in spec["root"]["dag"]["tasks"].values()]
     assert {policy["maxRetryCount"] for policy in policies} == {2}
     assert all(int(policy["backoffMaxDuration"].rstrip("s")) >= 30 * 86_400 for policy in policies)
@@ -589,7 +589,7 @@ def test_a_store_that_is_a_folder_in_the_file_may_be_in_s3_at_run_time(tmp_path:
     for store in ("store", "s3://bucket/x"):
         federation = make_federation(store=store, model=f"{tmp_path}/m.py:build")
         compile_pipeline(federation, tmp_path / "p.yaml")
-        _, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+        _, platform = yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader)
         executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
         found[store] = [
             (secret["secretName"], bool(secret.get("optional"))) for one in executors

@@ -154,7 +154,7 @@ def test_the_compiled_file_is_one_kfp_pipeline(pipeline: Path) -> None:
     loaded = kfp_components.load_component_from_file(str(pipeline))
     assert loaded.name == "digits"
     assert "5 learners, 10 rounds" in loaded.description
-    documents = list(yaml.safe_load_all(pipeline.read_text()))
+    documents = list(yaml.load_all(pipeline.read_text(), yaml.CSafeLoader))
     tasks = documents[0]["root"]["dag"]["tasks"]
     assert all(t["retryPolicy"]["maxRetryCount"] == 2 for t in tasks.values())
     assert not any(t.get("cachingOptions", {}).get("enableCache") for t in tasks.values())
@@ -165,7 +165,7 @@ def test_the_form_explains_each_parameter(pipeline: Path) -> None:
     file = pipeline.parent / "federation.yaml"
     file.write_text(file.read_text().replace("rounds_per_step: 1", "rounds_per_step: all"))
     compile_pipeline(read_federation(file), pipeline)
-    spec = next(yaml.safe_load_all(pipeline.read_text()))
+    spec = next(yaml.load_all(pipeline.read_text(), yaml.CSafeLoader))
     form, shown = spec["root"]["inputDefinitions"]["parameters"], spec["pipelineInfo"]["description"]
     assert {"store", "run", "rounds", "max_seconds"} <= set(form)
     for name, parameter in form.items():
@@ -181,7 +181,7 @@ def test_the_parameters_of_a_placement_are_explained_too(pipeline: Path) -> None
     pool = "{in_form: true, node_selector: {pool: a}, accelerator: {count: 2}}"
     file.write_text(file.read_text().replace("- name: hospital-a", f"- name: hospital-a\n    placement: {pool}"))
     compile_pipeline(read_federation(file), pipeline)
-    form = next(yaml.safe_load_all(pipeline.read_text()))["root"]["inputDefinitions"]["parameters"]
+    form = next(yaml.load_all(pipeline.read_text(), yaml.CSafeLoader))["root"]["inputDefinitions"]["parameters"]
     assert form["hospital_a_accelerators"]["description"] == "number of accelerators for hospital_a"
     assert form["hospital_a_node_selector"]["description"] == "labels of the nodes for hospital_a as JSON"
 

@@ -18,9 +18,9 @@ def variables(folder: Path, **changes: Any) -> dict[str, set[str]]:
     """Returns the variables that come from Secrets, by the executor of the step."""
     compiled = folder / "pipeline.yaml"
     fedpipe.compile(folder / "federation.yaml", compiled, **changes)
-    executors = list(yaml.safe_load_all(compiled.read_text()))[1]["platforms"]["kubernetes"]["deploymentSpec"][
-        "executors"
-    ]
+    executors = list(yaml.load_all(compiled.read_text(), yaml.CSafeLoader))[1]["platforms"]["kubernetes"][
+        "deploymentSpec"
+    ]["executors"]
     return {
         name: {pair["envVar"] for secret in executor.get("secretAsEnv", []) for pair in secret["keyToEnv"]}
         for name, executor in executors.items()

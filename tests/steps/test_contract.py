@@ -53,7 +53,7 @@ def compiled(name: str, folder: Path) -> dict[str, Any]:
 
     path = folder / f"{name}.yaml"
     Compiler().compile(getattr(components, name), str(path))
-    return next(iter(yaml.safe_load_all(path.read_text())))
+    return next(iter(yaml.load_all(path.read_text(), yaml.CSafeLoader)))
 
 
 def defaults_of(struct: Any) -> dict[str, Any]:
