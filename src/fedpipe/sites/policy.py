@@ -149,6 +149,11 @@ def _protection(policy: Policy, asked: Demands) -> Iterator[str]:
         yield f"the plan protects less than this site's policy demands: {flaw}"
     if policy.secure_sums and not asked.secure:
         yield "the plan shows single updates to its coordinator; this site's policy allows secure sums only"
+    if asked.algorithm == "split" and not policy.leaves.activations:
+        yield (
+            "the plan sends activations or gradients of each row to other parties; this site's policy lets none leave "
+            "(leaves.activations)"
+        )
     if asked.learners < policy.learners:
         counted = _counted(asked.learners, "learner")
         yield f"a round of the plan can consist of {counted}; this site's policy needs {policy.learners}"
