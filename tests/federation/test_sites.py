@@ -44,11 +44,17 @@ def test_mistakes(learner: dict[str, Any], more: dict[str, Any], message: str) -
         parsed({"name": "a"}, {**SITE, **learner}, **more)
 
 
-def test_split_learning_refuses_sites() -> None:
-    with pytest.raises(FederationError, match=r"learners\[1\]\.at: site cannot be combined with split learning yet"):
-        parsed(
-            {"name": "a", "data": "a.npz"}, SITE, data={}, algorithm={"name": "split", "label_party": "a"}
-        )  # fmt: skip
+def test_split_learning_takes_sites() -> None:
+    """Their data is the site's own business, and all parties test the last model in the session."""
+    cut = {"data": {}, "algorithm": {"name": "split", "label_party": "a"}}
+    federation = parsed({"name": "a", "data": "a.npz"}, SITE, **cut)
+    assert all(federation.scores_in_session(name) for name in ("a", "s"))
+    pods = parsed({"name": "a", "data": "a.npz"}, {"name": "s", "data": "s.npz"}, **cut)
+    assert not any(pods.scores_in_session(name) for name in ("a", "s")), "pods test it one after the other"
+    with pytest.raises(FederationError, match=r"learners\[1\]\.data: is the site's own business"):
+        parsed({"name": "a", "data": "a.npz"}, {**SITE, "data": "s.npz"}, **cut)
+    with pytest.raises(FederationError, match=r"learners\[0\]\.data: is missing"):
+        parsed({"name": "a"}, SITE, **cut)
 
 
 def test_a_table_needs_a_session_in_which_it_is_described() -> None:

@@ -14,9 +14,9 @@ from fedpipe.identity.signing import Signature
 from fedpipe.identity.statements import content_of
 from fedpipe.rounds import manifests
 from fedpipe.rounds.accounting import TrainingEvent
-from fedpipe.rounds.evaluation import Score
+from fedpipe.rounds.evaluation import EMPTY_TEST, NO_LABELS, Score
 from fedpipe.rounds.ledger import Entry
-from fedpipe.rounds.manifests import Ballot, Dropped, Scores, Spent, Update
+from fedpipe.rounds.manifests import Aligned, Ballot, Dropped, Scores, Spent, Update
 from fedpipe.rounds.parcels import Parcel
 from fedpipe.rounds.releases import REASON_STAYS
 from fedpipe.rounds.timings import Timing
@@ -47,6 +47,10 @@ REPORT = Report(
 PARCEL = Parcel(
     federation="tiny", run="r1", session="s", round=1, attempt=1, base=DIGEST, plan=DIGEST, kind="rows", number=0,
     learner="s", to="t", digest=DIGEST,
+)  # fmt: skip
+ALIGNED = Aligned(
+    federation="tiny", run="r1", learner="s", base=DIGEST, plan=DIGEST, rows=40, common=30, others={"t": 50},
+    personal=DIGEST,
 )  # fmt: skip
 DROPPED = Dropped(learner="s", why=REASON_STAYS)
 TIMING = Timing(step="train", learner="s", round=1, started=1.0, seconds=2.0)
@@ -80,7 +84,7 @@ ALLOWED: list[tuple[str, Any]] = [
     (keys.score("s", "r1"), SCORE), (keys.score("s", "r1", earlier=True), SCORE),
     (keys.answer("s", "r1", 3, keys.note("dropped", 2)), DROPPED), (keys.answer("s", "r1", 3, "absent"), DROPPED),
     (keys.timing("r1", 1, "train", "s"), TIMING), (keys.content(DIGEST, "s"), b"weights"),
-    (keys.content(DIGEST, "s", "proposals"), b"weights"), (keys.parcel("s", "0" * 64), b"arrays"),
+    (keys.content(DIGEST, "s", "proposals"), b"weights"), (keys.answer("s", "r1", 0, keys.ALIGNED), ALIGNED),
 ]  # fmt: skip
 
 
@@ -133,6 +137,7 @@ FORGED: list[tuple[str, Any]] = [
     (keys.update("s", "r1", 1), replace(UPDATE, metrics={"loss": 1.0, "patient_4711": 1.0})),
     (keys.update("s", "r1", 1), replace(UPDATE, tested=manifests.Tested(examples=1, metrics={"x1": 1.0}))),
     (keys.update("s", "r1", 1), BALLOT),
+    (keys.answer("s", "r1", 0, keys.ALIGNED), replace(ALIGNED, learner="t")),
     (keys.update("s", "r1", 1), b"rows of patients"),
     (keys.update("s", "r1", 1), encode(UPDATE)[:-1] + b',"rows":[1,2]}'),
     (keys.ballot("s", "r1", 2), replace(BALLOT, why="patient 4711")),
@@ -165,6 +170,28 @@ def test_event_files_leave_if_the_policy_says_so(tmp_path: Path) -> None:
     Desk(tmp_path, leaves={"tensorboard": True}).send(keys.events("r1", 1, "s"), b"points")
 
 
+def test_messages_to_other_parties_leave_if_the_policy_says_so(desk: Desk, tmp_path: Path) -> None:
+    key = keys.parcel("s", "0" * 64)
+    open_desk = Desk(tmp_path, leaves={"activations": True})
+    open_desk.send(key, b"arrays")
+    assert [event for event, _ in open_desk.noted] == ["sent"]
+    with pytest.raises(StoreError, match="a message to another party"):
+        desk.send(key, b"arrays")
+    desk.guard.check(Request("delete", HERE, key), 0, b"")
+    for text in (b"fedpipe exchange\ntiny/r1", b"fedpipe secret\ntiny/r1/s/0/1/base/plan"):
+        open_desk.guard.check_statement(text)
+        with pytest.raises(InputError, match="does not sign"):
+            desk.guard.check_statement(text)
+    for text in (
+        b"fedpipe exchange\ntiny/r2",
+        b"fedpipe exchange\ntiny/r11",
+        b"fedpipe secrets\ntiny/r1",
+        b"fedpipe exchange\n\xff",
+    ):
+        with pytest.raises(InputError, match="does not sign"):
+            open_desk.guard.check_statement(text)
+
+
 def test_global_objects_that_are_read_are_noted(desk: Desk) -> None:
     key = keys.content(DIGEST)
     desk.guard.check(Request("open", HERE, key), 0, b"")
@@ -181,7 +208,17 @@ class TestSignatures:
     """The agent signs for its code what it would send, and nothing else."""
 
     @pytest.mark.parametrize(
-        ("statement", "place"), [(UPDATE, ""), (BALLOT, ""), (SCORE, "tiny/r1"), (REPORT, "tiny/r1"), (PARCEL, "")]
+        ("statement", "place"),
+        [
+            (UPDATE, ""),
+            (BALLOT, ""),
+            (SCORE, "tiny/r1"),
+            (REPORT, "tiny/r1"),
+            (PARCEL, ""),
+            (ALIGNED, ""),
+            (Score(learner="s", weights=DIGEST, why=EMPTY_TEST), "tiny/r1"),
+            (Score(learner="s", weights=DIGEST, why=NO_LABELS), "tiny/r1"),
+        ],
     )
     def test_own_statements(self, desk: Desk, statement: Any, place: str) -> None:
         desk.guard.check_statement(signed_bytes(statement, place))
@@ -191,7 +228,7 @@ class TestSignatures:
         [
             (replace(UPDATE, learner="t"), ""), (replace(UPDATE, run="r2"), ""), (SCORE, "tiny/r2"),
             (SCORE, "other/r1"), (replace(UPDATE, metrics={"patient_4711": 1.0}), ""),
-            (replace(BALLOT, why="patient 4711"), ""),
+            (replace(BALLOT, why="patient 4711"), ""), (replace(PARCEL, why="patient 4711"), ""),
         ],
     )  # fmt: skip
     def test_forged_ones(self, desk: Desk, statement: Any, place: str) -> None:

@@ -97,6 +97,21 @@ def test_limits_that_a_plan_just_fulfils() -> None:
     assert objections(limits, asked, "b") == ()
 
 
+def test_messages_of_a_cut_network_need_a_permission() -> None:
+    asked = federation(
+        learners=[{"name": "a", "data": "a.npz"}, {"name": "b", "at": "site"}], data={}, training=training(local_epochs=2),
+        algorithm={"name": "split", "label_party": "a", "ids": "patient", "align": "intersection"},
+    )  # fmt: skip
+    (objection,) = objections(policy(), asked, "b")
+    assert objection.startswith("the plan sends activations or gradients of each row to other parties")
+    assert objections(policy(leaves={"activations": True}), asked, "b") == ()
+    limits = policy(leaves={"activations": True}, epochs=1, batch_size=4, columns={"x": "number"})
+    assert [one.split(";")[0] for one in objections(limits, asked, "b")] == [
+        "the plan trains 2 epochs a round", "the plan has batches of 8 examples",
+        "the plan reads the column 'patient'",
+    ]  # fmt: skip
+
+
 def test_epochs_are_as_many_steps_as_the_examples_need() -> None:
     asked = federation(training=training(local_epochs=2))
     assert objections(policy(steps=10), asked, "b", examples=40) == ()

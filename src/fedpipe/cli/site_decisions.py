@@ -138,7 +138,8 @@ def _settings_of(runs: Effective) -> list[str]:
         f"privacy: {privacy}; {f'secure sums{norm}' if asked.secure else 'the coordinator sees single updates'}",
         f"resources: {runs.cores or 'all'} cores, {runs.memory or 'all'} memory, {runs.gpus} GPUs",
         f"leaves: weights, {metrics}, {'counts by class, ' if runs.tallies else ''}of at least {runs.examples} examples"
-        f"{', event files' if asked.tensorboard else ''}",
+        f"{', event files' if asked.tensorboard else ''}"
+        f"{', activations or gradients of each row' if asked.algorithm == 'split' else ''}",
     ]
 
 

@@ -284,11 +284,13 @@ class Federation(Section, frozen=True, kw_only=True):
         """Return whether a learner tests the final model in the last phase of its session, not in a step of its own.
 
         The metrics of all learners are added up, so they are measured in one environment, which an agent has too.
-        Parties of a split network test it one after the other.
+        Parties of a split network test it one after the other, unless one of them is at a site.
         """
+        if self.split:
+            return bool(self.sites)
         alike = self.environment_of("learn", learner) == self.environment_of("score", learner)
         alike = alike or self.learner(learner).at == "site"
-        return self.in_sessions and self.split is None and alike
+        return self.in_sessions and alike
 
     @property
     def in_sessions(self) -> bool:

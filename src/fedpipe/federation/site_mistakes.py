@@ -30,8 +30,6 @@ def site_mistakes(f: Federation) -> Mistakes:
 
 
 def _excluded(f: Federation, path: str) -> Mistakes:
-    if f.split is not None:
-        yield path, "site cannot be combined with split learning yet", "Set it to pod."
     if not f.in_sessions:
         yield (
             "training.rounds_per_step",

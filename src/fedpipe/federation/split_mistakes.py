@@ -28,7 +28,7 @@ def split_mistakes(f: Federation) -> Mistakes:
             what = f"is {getattr(f.split, key)}, but training.{name} is {getattr(f.training, name)}"
             yield f"algorithm.{key}", what, "Write it in one of the two places."
     for position, learner in enumerate(f.learners):
-        if not learner.data:
+        if not learner.data and learner.at == "pod":
             yield (
                 f"learners[{position}].data",
                 "is missing",

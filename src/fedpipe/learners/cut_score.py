@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from fedpipe.errors import CorruptError, DroppedError
+from fedpipe.errors import CorruptError, DroppedError, FedpipeError
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.sealing import Seal
 from fedpipe.learners.cut import TOP, bottom_name, holders, joined, part_of
@@ -17,17 +19,30 @@ from fedpipe.learners.keras.cut import CutKeras
 from fedpipe.learners.party import Held, label_model, parts_of, rows_of, test_batches
 from fedpipe.learners.score import score_part
 from fedpipe.rounds.cut import read_digests
-from fedpipe.rounds.evaluation import Score
-from fedpipe.rounds.parcels import Meeting, exchange_of, like, packed, send, take, take_seal, unpacked
+from fedpipe.rounds.evaluation import NO_LABELS, Score
+from fedpipe.rounds.parcels import (
+    Meeting,
+    exchange_of,
+    leave,
+    like,
+    packed,
+    reason_of,
+    send,
+    take,
+    take_seal,
+    unpacked,
+)
 from fedpipe.rounds.plan import Plan
 from fedpipe.store import Store
 from fedpipe.store.objects import get_bytes
 from fedpipe.weights import Array
 
 _SESSION = "score"
+_LOOK = 0.1
+"""Seconds between looks for activations."""
 
 
-def score_party(store: Store, plan: Plan, party: str, digest: str) -> Score:
+def score_party(store: Store, plan: Plan, party: str, digest: str, patience: float = 0.0) -> Score:
     """Send a party's activations of its test rows; at the label party, score the network with those of all.
 
     Args:
@@ -35,28 +50,38 @@ def score_party(store: Store, plan: Plan, party: str, digest: str) -> Score:
         plan: the run's plan.
         party: its name.
         digest: of the global weights.
+        patience: seconds that the label party waits for activations, where all are asked at once.
 
     Raises:
         DataError, ModelError, CorruptError, DroppedError: the reason why the network cannot be tested.
     """
-    federation, cut = plan.federation, plan.federation.split
+    meeting = Meeting(store, plan.federation.name, plan.run, _SESSION, 0, 1, digest, plan.definition.digest)
+    try:
+        return _scored(meeting, plan, party, digest, patience)
+    except Exception as error:
+        leave(meeting, party, error.what if isinstance(error, FedpipeError) else type(error).__name__)
+        raise
+
+
+def _scored(meeting: Meeting, plan: Plan, party: str, digest: str, patience: float) -> Score:
+    store, cut = meeting.store, plan.federation.split
     assert cut is not None
     held = rows_of(store, plan, party)
-    meeting = Meeting(store, federation.name, plan.run, _SESSION, 0, 1, digest, plan.definition.digest)
     arrays = own_part(store, digest, party)
     own = _activations(store, plan, party, held, arrays)
     if party != cut.label_party:
         seal = _seal(meeting, party, cut.label_party)
         for number, values in enumerate(own):
             send(meeting, "test", number, party, cut.label_party, packed(values, cut.exchange), seal)
-        return Score(learner=party, weights=digest, why="it holds no labels")
+        return Score(learner=party, weights=digest, why=NO_LABELS)
     top, rows = label_model(store, plan), held.parts["test"]
     if not len(rows):
         return Score(learner=party, weights=digest, why="the test part is empty")
     assert held.y is not None
     found = []
-    for name, shape in zip(federation.feature_parties, top.inputs_in_order, strict=True):
-        theirs = own if name == party else _received(meeting, plan, party, name, held, shape.row)
+    end = time.monotonic() + patience
+    for name, shape in zip(plan.federation.feature_parties, top.inputs_in_order, strict=True):
+        theirs = own if name == party else _received(meeting, plan, party, name, held, shape.row, end)
         found.append(np.concatenate(theirs))
     return score_part(top, plan, part_of(arrays, TOP), party, digest, top.examples(found, held.y[rows]))
 
@@ -108,15 +133,20 @@ def _activations(store: Store, plan: Plan, party: str, held: Held, arrays: Array
 
 
 def _received(
-    meeting: Meeting, plan: Plan, party: str, name: str, held: Held, row: tuple[int, ...]
+    meeting: Meeting, plan: Plan, party: str, name: str, held: Held, row: tuple[int, ...], end: float
 ) -> list[Array]:  # fmt: skip
+    """Return the activations of another party, batch by batch, if they come before the end of the wait."""
     cut, enrolled, found = plan.federation.split, read_enrolled(meeting.store), []
     assert cut is not None
-    seal = _seal(meeting, party, name)
+    seal, reason = _seal(meeting, party, name), ""
     for number, rows in test_batches(plan.federation, held.parts["test"]):
-        arrays = take(meeting, "test", number, name, party, like(len(rows), row, cut.exchange), enrolled, seal)
+        look = partial(take, meeting, "test", number, name, party, like(len(rows), row, cut.exchange), enrolled, seal)
+        while (arrays := look()) is None and time.monotonic() < end and not reason:
+            time.sleep(_LOOK)
+            reason = reason_of(meeting, name, enrolled)
         if arrays is None:
-            raise DroppedError(f"{name} has not sent its activations of the test rows")
+            why = f": {reason}" if reason else ""
+            raise DroppedError(f"{name} has not sent its activations of the test rows{why}")
         found.append(unpacked(arrays))
     return found
 

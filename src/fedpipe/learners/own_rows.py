@@ -39,6 +39,8 @@ def check_parties(federation: Federation, code: str) -> list[tuple[str, str]]:
     module, read = load_code(data, digest), dict[str, Columns]()
     places = {learner.name: f"learners[{i}].data, {learner.name}" for i, learner in enumerate(federation.learners)}
     for learner in federation.learners:
+        if learner.at == "site":
+            continue
         try:
             read[learner.name] = read_rows(federation, learner.name, module)
         except FedpipeError as error:
@@ -57,7 +59,7 @@ def check_parties(federation: Federation, code: str) -> list[tuple[str, str]]:
         common = f"; {len(kept[name].places)} of {columns.rows} rows are common to all" if name in kept else ""
         found[name] = parts + common
     _try(federation, data, digest, known)
-    return [(learner.name, found[learner.name]) for learner in federation.learners]
+    return [(learner.name, found[learner.name]) for learner in federation.learners if learner.name in found]
 
 
 def _unusable(error: FedpipeError, where: str) -> DataError:

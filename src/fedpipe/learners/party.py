@@ -15,6 +15,7 @@ from fedpipe.learners.aligned import Kept, check_kept, digest_of_ids, find_kept,
 from fedpipe.learners.cut import Bottom, Top, held_by
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.keras.cut import CutKeras, KerasTop
+from fedpipe.learners.reading import own_place
 from fedpipe.learners.user_code import described, is_stop, load_code
 from fedpipe.rounds.floors import check_floors
 from fedpipe.rounds.history import read_record
@@ -58,7 +59,7 @@ def read_rows(federation: Federation, party: str, module: ModuleType | None) -> 
         federation.data.features if party in federation.feature_parties and isinstance(federation.data.features, str)
         else "", federation.data.labels if party == cut.label_party else "", cut.ids,
     )  # fmt: skip
-    own, load = federation.learner(party).data, getattr(module, "load", None)
+    own, load = own_place(federation, party), getattr(module, "load", None)
     if load is None:
         return read_columns_of(own, wanted)
     try:

@@ -20,6 +20,8 @@ from fedpipe.rounds.received import Source, cleaned, receive, usable
 from fedpipe.rounds.tallies import Head, Matrix, Tally, add_tallies, mistake_in
 from fedpipe.store import SMALL, Store, keys
 
+NO_LABELS = "it holds no labels"
+"""Why a party of a cut network that has features only has no score."""
 EMPTY_TEST = "the test part is empty"
 """Why a learner without a test part does not count."""
 MOST_OUTPUTS = 8

@@ -22,8 +22,10 @@ from fedpipe.identity.enrolment import Enrolled
 from fedpipe.identity.sealing import TAG, Exchange, Seal, find_exchange
 from fedpipe.identity.signing import Signature
 from fedpipe.identity.statements import check_signed, signed_by
+from fedpipe.rounds.floors import read_floors
 from fedpipe.rounds.manifests import Count, Manifest
 from fedpipe.rounds.received import Source, cleaned, parse, receive_blob
+from fedpipe.rounds.releases import reason_that_leaves
 from fedpipe.store import Blob, Store, keys
 from fedpipe.store.objects import Digest, canonical, digest_of, encode
 from fedpipe.weights import Array
@@ -224,7 +226,9 @@ def _introduction(meeting: Meeting) -> Meeting:
 
 def leave(meeting: Meeting, learner: str, why: str) -> None:
     """Leave the reason why a party cannot continue, so that others do not wait for it."""
-    line = signed_by(meeting.parcel("end", 0, learner, "", digest_of(b""), cleaned(why)), learner)
+    leaves = read_floors().leaves
+    why = cleaned(why if leaves is None else reason_that_leaves(leaves, why))
+    line = signed_by(meeting.parcel("end", 0, learner, "", digest_of(b""), why), learner)
     meeting.store.create(meeting.key("end", 0, learner, ""), encode(line))
 
 

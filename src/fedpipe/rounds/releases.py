@@ -14,7 +14,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from fedpipe.federation.names import Count, Section
-from fedpipe.rounds.evaluation import EMPTY_TEST, Score
+from fedpipe.rounds.evaluation import EMPTY_TEST, NO_LABELS, Score
 from fedpipe.rounds.manifests import Ballot, Dropped, Scores, Tested, Update
 from fedpipe.rounds.tallies import ClassTally, Tally
 
@@ -33,7 +33,7 @@ USUAL_METRICS = frozenset(
 WITHHELD = "the owner of the data withholds it"
 REASON_STAYS = "its work failed, and its owner keeps the reason"
 BUDGET_SPENT = "its privacy budget is used up"
-_OWN_REASONS = (REASON_STAYS, BUDGET_SPENT, WITHHELD, EMPTY_TEST)
+_OWN_REASONS = (REASON_STAYS, BUDGET_SPENT, WITHHELD, EMPTY_TEST, NO_LABELS)
 """Reasons that quote nothing."""
 Text = Annotated[str, Meta(min_length=1, max_length=200)]
 
@@ -49,6 +49,13 @@ class Leaving(Section, frozen=True, kw_only=True):
     tallies: Annotated[bool, Meta(description="counts by class, such as confusion matrices, leave")] = True
     tensorboard: Annotated[bool, Meta(description="TensorBoard event files leave")] = False
     reasons: Annotated[bool, Meta(description="error messages of model.py leave, which may quote data")] = False
+    activations: Annotated[
+        bool,
+        Meta(
+            description="messages to other parties of a cut network leave: activations and gradients of each row, and "
+            "blinded ids (docs/split-learning.md)"
+        ),
+    ] = False
 
 
 class Released(NamedTuple):
@@ -163,7 +170,9 @@ def _may_leave(leaves: Leaving, tally: Tally) -> bool:
 
 def _empty(score: Score) -> Score:
     """Return a score without numbers."""
-    return Score(learner=score.learner, weights=score.weights, settings=score.settings)
+    return Score(
+        learner=score.learner, weights=score.weights, settings=score.settings, signature=score.signature
+    )  # fmt: skip
 
 
 _KINDS: dict[type[Any], Callable[[Leaving, Any], Released]] = {

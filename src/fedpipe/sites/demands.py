@@ -80,7 +80,7 @@ def demands_of(federation: Federation, learner: str) -> Demands:
         privacy=federation.privacy_of(learner),
         criterion=vote.criterion if vote else "",
         rare=data.statistics.rare if data.is_table else 0,
-        columns=_columns(federation),
+        columns=_columns(federation, learner),
         cores=max((one.cpu or one.cpu_request or "0" for one in placements), key=quantity),
         memory=max((one.memory or one.memory_request or "0" for one in placements), key=quantity),
         gpus=max(one.accelerator.count if one.accelerator else 0 for one in placements),
@@ -102,8 +102,11 @@ def _fewest(federation: Federation) -> int:
     return federation.min_learners
 
 
-def _columns(federation: Federation) -> dict[str, str]:
-    data = federation.data
+def _columns(federation: Federation, learner: str) -> dict[str, str]:
+    data, cut = federation.data, federation.split
+    if cut is not None:  # in a sheet, all columns but these are features
+        labels = data.labels if learner == cut.label_party else ""
+        return {name: "" for name in (labels, cut.ids) if name}
     named = {name: str(kind) for name, kind in data.kinds.items()}
     if isinstance(data.features, str) and data.features and not data.is_table:
         named[data.features] = ""

@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from fedpipe.data.disclosure import released_report
 from fedpipe.data.statistics import Report
 from fedpipe.errors import CorruptError, InputError, StoreError
 from fedpipe.rounds.evaluation import Score
 from fedpipe.rounds.ledger import Entry
-from fedpipe.rounds.manifests import Ballot, Dropped, Update
+from fedpipe.rounds.manifests import Aligned, Ballot, Dropped, Update
 from fedpipe.rounds.parcels import Parcel
-from fedpipe.rounds.releases import released
+from fedpipe.rounds.releases import reason_that_leaves, released
 from fedpipe.rounds.timings import Timing
 from fedpipe.sessions.current import Opened
 from fedpipe.sites.agent import Note, keep_nothing
@@ -31,6 +33,10 @@ _CONTENT = ("objects", "proposals", "personal", "parcels")
 """Folders of a learner whose objects are named by their digests."""
 
 
+_SECRETS = (b"fedpipe exchange", b"fedpipe secret")
+"""Texts from whose signatures the secrets of a party of a cut network follow, by which it seals its messages."""
+
+
 class _Kind(NamedTuple):
     """A statement: the last part of its key, its name when it is signed, and its type."""
 
@@ -43,6 +49,7 @@ _KINDS = (
     _Kind("update", "update", Update),
     _Kind("ballot", "ballot", Ballot),
     _Kind("statistics", "statistics", Report),
+    _Kind("aligned", "alignment", Aligned),
     _Kind("score(?:-earlier)?", "score", Score),
     _Kind(r"ledger/\d{8}", "ledger", Entry),
     _Kind(r"(?:dropped|absent)(?:-\d{1,9})?", "", Dropped),
@@ -98,6 +105,8 @@ class Guard:
 
     def _fields_of(self, request: Request, payload: bytes) -> dict[str, Any]:
         """Return what the journal has of an object besides its key and size. Raises StoreError if it may not leave."""
+        if self._removable.fullmatch(request.key) and not self._site.policy.leaves.activations:
+            raise self._refused(f"to {request.op[:20]} {request.key[:200]!r}, a message to another party")
         if self._content.fullmatch(request.key):
             return {}  # its key is its digest
         digest = {"digest": digest_of(payload)}
@@ -121,9 +130,15 @@ class Guard:
         head, _, content = data.partition(b"\n")
         words = head.decode(errors="replace").split(" ")
         kind = next((k for k in _KINDS if k.signed and words[:2] == ["fedpipe", k.signed]), None)
+        place = f"{self._site.federation}/{self._opened.run}"
+        if (
+            head in _SECRETS
+            and self._site.policy.leaves.activations
+            and f"{content.decode(errors='replace')}/".startswith(f"{place}/")
+        ):
+            return
         if kind is None:
             raise InputError(f"the site does not sign {head[:60]!r} for its code")
-        place = f"{self._site.federation}/{self._opened.run}"
         if words[2:] not in ([], [place]):
             raise InputError(f"the site does not sign a {kind.signed} of another run for its code")
         try:
@@ -144,6 +159,8 @@ class Guard:
         leaves = self._site.policy.leaves
         if isinstance(statement, Report):
             allowed: Any = released_report(leaves, statement)
+        elif isinstance(statement, Parcel):
+            allowed = replace(statement, why=reason_that_leaves(leaves, statement.why))
         else:
             allowed = released(leaves, statement).statement
         if allowed != statement:

@@ -156,6 +156,11 @@ def _protection(policy: Policy, asked: Demands) -> Iterator[str]:
     if policy.norm and not 0 < asked.norm <= policy.norm:
         wanted = f"an L2 norm up to {asked.norm:g}" if asked.norm else "any L2 norm"
         yield _beyond("has updates of", wanted, f"{policy.norm:g}")
+    if asked.algorithm == "split" and not policy.leaves.activations:
+        yield (
+            "the plan sends activations or gradients of each row to other parties; this site's policy lets none leave "
+            "(leaves.activations)"
+        )
     if asked.learners < policy.learners:
         counted = _counted(asked.learners, "learner")
         yield f"a round of the plan can consist of {counted}; this site's policy needs {policy.learners}"

@@ -55,7 +55,7 @@ from fedpipe.sites.child import main
 main({handle}, {folder!r}, network)
 """
 """The program of the process: it leaves the network before it imports what could start threads."""
-_TRAININGS = ("train", "propose", "masked", "exchange")
+_TRAININGS = ("train", "propose", "masked", "align", "exchange")
 """Phases in which a learner trains."""
 _OTHERS: tuple[Environment, ...] = ("tff", "custom")
 """Environments with a Python of their own."""

@@ -50,6 +50,8 @@ from fedpipe.store import Store, keys
 from fedpipe.store.objects import get_bytes
 
 log = logging.getLogger("fedpipe")
+_PATIENCE = 240.0
+"""Seconds that the label party waits for the test rows of others, within the phase of the tests."""
 
 
 class Inputs(Early, frozen=True, kw_only=True):
@@ -129,12 +131,13 @@ def attended(
     check_spoken(plan.format, inputs.learner)
 
     def answer(board: Board) -> bool:
+        call = hands.together if plan.federation.split else hands.call
         try:
-            return bool(hands.call(act, inputs, board))
+            return bool(call(act, inputs, board))
         except WorkerDiedError:
             log.warning("round %d: %s works in a new process: the last one was killed", board.round, inputs.learner)
             try:
-                return bool(hands.call(act, inputs, board))
+                return bool(call(act, inputs, board))
             except WorkerDiedError as error:
                 return _leave(store, inputs, board, str(error))
 
@@ -273,7 +276,7 @@ def _describe(store: Store, plan: Plan, inputs: Inputs, board: Board) -> Report 
 
 
 def _score(_store: Store, _plan: Plan, inputs: Inputs, board: Board) -> Score | Dropped:
-    tested = score.tested(_scoring(inputs, board))
+    tested = score.tested(_scoring(inputs, board), _PATIENCE)
     return Dropped(learner=inputs.learner, why=tested.why) if tested.why else tested
 
 

@@ -47,24 +47,30 @@ def find(inputs: Inputs) -> Outputs | None:
 
 def run(inputs: Inputs) -> Outputs:
     """Test once; a learner that cannot is left out, with the reason."""
-    return find(inputs) or _outputs(tested(inputs))
+    return find(inputs) or _outputs(tested(inputs, 0.0))
 
 
-def tested(inputs: Inputs) -> Score:
-    """Test the weights, and those of an earlier round if needed; publish the scores, or why there is none."""
+def tested(inputs: Inputs, patience: float) -> Score:
+    """Test the weights, and those of an earlier round if needed; publish the scores, or why there is none.
+
+    In a session, where all parties of a cut network are asked at once, the label party waits for others.
+    """
     store = inputs.place.open()
     plan = agreed_plan(store, inputs.place)
     if earlier := earlier_model(store, plan):
-        _publish(store, inputs, _tested(store, plan, inputs.learner, earlier), earlier=True)
-    score = _tested(store, plan, inputs.learner, inputs.weights)
+        _publish(store, inputs, _tested(store, plan, inputs.learner, earlier, patience), earlier=True)
+    score = _tested(store, plan, inputs.learner, inputs.weights, patience)
     _publish(store, inputs, score)
     return score
 
 
-def _tested(store: Store, plan: Plan, learner: str, weights: str) -> Score:
+def _tested(store: Store, plan: Plan, learner: str, weights: str, patience: float) -> Score:
     """Return the score of weights; without numbers if the learner cannot test them, with the reason."""
     try:
-        score = (score_party if plan.federation.split else score_learner)(store, plan, learner, weights)
+        if plan.federation.split:
+            score = score_party(store, plan, learner, weights, patience)
+        else:
+            score = score_learner(store, plan, learner, weights)
     except (Exception, SystemExit) as error:
         dropped = dropped_by(plan, learner, error)
         if dropped is None:
