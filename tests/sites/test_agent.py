@@ -351,6 +351,24 @@ def test_an_agent_that_is_asked_to_end_finishes_its_answer() -> None:
     assert final_of(world, plan) == expected("averaging")
 
 
+def test_an_agent_ends_at_once_while_the_store_is_away() -> None:
+    """Each request would take a minute, with its retries."""
+    world, calls, asked = World(), list[str](), list[bool]()
+
+    def before(number: int, name: str, key: str) -> None:
+        calls.append(name)
+        raise StoreUnavailableError("no answer")
+
+    world.spawn("c", agent(world, "c", PlusOneLearner(1), store=HookedStore(world.store, before), once=False,
+                           stops=lambda: bool(asked)))  # fmt: skip
+    world.run(limit=100.0)
+    assert len(calls) > 5
+    asked.append(True)
+    calls.clear()
+    world.run(limit=200.0)
+    assert (world.results["c"], calls) == (None, [])
+
+
 def test_sites_that_never_started_or_are_gone() -> None:
     world = World()
     assert waiting_sites(world.store, ["c"]) == ["c is a site whose agent has not started yet (fedpipe site run)"]

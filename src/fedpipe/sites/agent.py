@@ -110,6 +110,7 @@ class Agent:
         self._left: dict[Opened, _Left] = {}
         self._plans: dict[Opened, Plan] = {}
         self._state: tuple[State, str] = ("idle", "")
+        self._is_away = False  # the store did not answer the last request
         self._since = self._written = self._attended_at = float("-inf")
 
     def run(self, *, once: bool = False) -> Generator[float, None, Attended | None]:
@@ -141,11 +142,14 @@ class Agent:
     def _looked(self) -> Opened | None:
         """Look once at the store, and return a session to attend; None without one, or if the store does not answer."""
         try:
-            if self._renews():
+            renewed = self._renews()
+            self._is_away = False
+            if renewed:
                 return None
             self._read()
             return self._chosen()
         except StoreUnavailableError as error:
+            self._is_away = True
             self._show("fails", f"cannot reach the store: {error.what}")
             log.warning("the store does not answer; trying again: %s", error)
         except (FedpipeError, OSError) as error:
@@ -264,9 +268,12 @@ class Agent:
         if state == "fails":
             with contextlib.suppress(FedpipeError, OSError):  # this may be the failure
                 self._note("failed", why=text)
+        if state == "ended" and self._is_away:
+            return  # to wait for an answer would delay the end
         try:
             self._write()
         except FedpipeError as error:
+            self._is_away = isinstance(error, StoreUnavailableError)
             log.warning("the site cannot leave its presence in the store: %s", error)
 
     def _write(self) -> None:
