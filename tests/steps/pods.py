@@ -80,7 +80,7 @@ class Pods:
 
     def _one(self, task: Task) -> None:
         process, output = self.start(task)
-        log, _ = process.communicate(timeout=300)
+        log, _ = process.communicate(timeout=600)
         written = json.loads(output.read_text()) if output.exists() else {}
         self.ended[task.name] = Ended(process.returncode, log, written)
         if process.returncode == 0:
