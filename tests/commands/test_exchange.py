@@ -17,6 +17,13 @@ INT8 = {"  rounds: 10": "  exchange: {as: delta, dtype: int8}\n  rounds: 10"}
 
 
 @pytest.fixture
+def numpy_digits(numpy_digits: Path) -> Path:
+    """Without an export, which takes longer than the rounds."""
+    change(numpy_digits, **{"export: {opset: 17}": "export: none"})
+    return numpy_digits
+
+
+@pytest.fixture
 def plain(numpy_digits: Path, tmp_path: Path) -> Path:
     """The same federation with whole weights."""
     shutil.copytree(numpy_digits, tmp_path / "plain")

@@ -21,6 +21,13 @@ from tests.commands.runs import records, store_of
 from tests.federations import change
 
 
+@pytest.fixture
+def numpy_digits(numpy_digits: Path) -> Path:
+    """Without an export, which takes longer than the rounds."""
+    change(numpy_digits, **{"export: {opset: 17}": "export: none"})
+    return numpy_digits
+
+
 def head_of(store: Store) -> tuple[str, int]:
     found = read_head(store)
     assert found is not None
