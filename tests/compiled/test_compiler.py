@@ -14,6 +14,8 @@ from fedpipe.compiled.graph import check_arguments, read_graph
 from fedpipe.errors import FederationError, InputError, ModelError
 from fedpipe.federation.file import parse_federation, read_federation
 from fedpipe.federation.mistakes import quantity
+from fedpipe.pipelines.frame import form_of
+from fedpipe.rounds.plan import Settings
 from tests.federations import make_federation
 
 PLACED = """
@@ -171,8 +173,19 @@ class TestSessions:
         pipeline = next(iter(yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader)))
         form = {k: v["defaultValue"] for k, v in pipeline["root"]["inputDefinitions"]["parameters"].items()}
         assert {k: form[k] for k in ("rounds", "min_learners", "deadline", "patience", "max_seconds")} == {
-            "rounds": 7, "min_learners": 2, "deadline": 3600.0, "patience": 4, "max_seconds": 9.5,
+            "rounds": 7, "min_learners": 0, "deadline": 3600.0, "patience": 4, "max_seconds": 9.5,
         }  # fmt: skip
+
+    @pytest.mark.parametrize("quorum", [{}, {"min_learners": 8, "deadline": 5}])
+    @pytest.mark.parametrize("training", [{}, {"local_epochs": 0, "local_steps": 3}, {"rounds_per_step": 1}])
+    def test_the_form_as_it_is_changes_nothing(self, training: dict[str, Any], quorum: dict[str, Any]) -> None:
+        """More than half of the learners would be too few for this rule, so a quorum of that number is a mistake."""
+        federation = make_federation(
+            tuple("abcdefghi"), training={"rounds": 2, "batch_size": 1, **training}, quorum=quorum,
+            algorithm={"name": "averaging", "rule": {"name": "bulyan", "byzantine": 1}},
+        )  # fmt: skip
+        form = {k: v for k, v in form_of(federation).items() if k in Settings.__struct_fields__}
+        assert Settings(**form).applied(federation) == federation
 
     def test_sessions_follow_each_other_and_the_last_goes_to_the_end(self, tmp_path: Path) -> None:
         tasks = self.tasks(tmp_path, 7, 3)["root"]["dag"]["tasks"].values()
