@@ -39,11 +39,11 @@ MISTAKES = (
     (f"submit federation.yaml -p rounds=many {HOST}", "parameter rounds: 'many' is not a number"),
     (f"submit federation.yaml --run Trial_1 {HOST}", "run: 'Trial_1' is not a safe name. Use at most 40 lower-case"),
     (f"submit pipeline.yaml {HOST}", "pipeline.yaml: is a compiled pipeline, not a federation file. Pass the federation file"),
-    (f"submit federaton.yaml {HOST}", "federaton.yaml: the file does not exist"),
-    ("submit federation.yaml --host kubeflow.example", "--host: 'kubeflow.example' has no scheme. Write https://kubeflow"),
-    ("submit federation.yaml --host htps://kf.example", "--host: 'htps://kf.example' is not an http(s) URL. Write https://kf"),
-    ("submit federation.yaml --host {host}/_/pipeline/#/runs", "is a page of the UI, not the UI's address. Write {host}"),
-    ("submit federation.yaml --host http://127.0.0.1:1", "http://127.0.0.1:1: cannot be reached"),
+    (f"submit federaton.yaml {HOST}", "federaton.yaml: cannot be read: No such file or directory"),
+    ("resume trial-1 --host kubeflow.example", "--host: 'kubeflow.example' has no scheme. Write https://kubeflow"),
+    ("resume trial-1 --host htps://kf.example", "--host: 'htps://kf.example' is not an http(s) URL. Write https://kf"),
+    ("resume trial-1 --host {host}/_/pipeline/#/runs", "is a page of the UI, not the UI's address. Write {host}"),
+    ("resume trial-1 --host http://127.0.0.1:1", "http://127.0.0.1:1: cannot be reached"),
     (
         f"resume trial-1 {HOST} --token-file eyJhbGciOiJSUzI1NiIsImtpZCI6IkNOdjBPeDUyTGZyZThIQzdHTGhPU3hBdzZ"
         "3.eyJhdWQiOlsicGlwZWxpbmVzLmt1YmVmbG93Lm9yZyJd",
@@ -107,5 +107,5 @@ def test_a_kubeconfig_that_is_none(told: Callable[[str], tuple[int, str]], monke
     monkeypatch.setenv("KUBECONFIG", "/no/such/file")
     for command in ("logs trial-1", "resume trial-1"):
         code, text = told(command)
-        assert code == 3
+        assert code == 2
         assert "/no/such/file: the kubeconfig cannot be used" in text

@@ -39,6 +39,8 @@ SPELLED = {
     keys.stop("r"): "runs/r/stop",
     **{keys.listed("r", 3, name): f"runs/r/3/{name}" for name in ("keys", "members", "agreements", "reveals")},
     keys.pulse("r"): "runs/r/pulse",
+    keys.pulse("r", "shard"): "runs/r/shard.pulse",
+    keys.results("r", "initialise"): "runs/r/initialise.results",
     keys.record("r", 3): "runs/r/3/record",
     keys.candidate("r", 3): "runs/r/3/candidate",
     keys.evaluation("r"): "runs/r/evaluation",
