@@ -46,7 +46,7 @@ KEYS: dict[str, st.SearchStrategy[str]] = {
     "listed": st.builds(keys.listed, RUNS, ROUNDS, st.sampled_from(["keys", "members", "agreements", "reveals"])),
     "stop": st.builds(keys.stop, RUNS),
     "pulse": st.builds(keys.pulse, RUNS, st.sampled_from(["", "shard", "initialise"])),
-    "results": st.builds(keys.results, RUNS, st.sampled_from(["shard", "initialise"])),
+    "results": st.builds(keys.results, RUNS, st.sampled_from(["shard", "initialise"]), st.text(max_size=40)),
     "evaluation": st.builds(keys.evaluation, RUNS),
     "onnx": st.builds(keys.onnx, RUNS),
     "summary": st.builds(keys.summary, RUNS),

@@ -182,7 +182,8 @@ class Pods:
 
     def begin(self, held: Mapping[str, Path]) -> None:
         """Starts all processes; those in `held` stop before the training that HELD says."""
-        for task in self.graph.tasks:
+        order = ("shard", "initialise", "learn", "coordinate")
+        for task in sorted(self.graph.tasks, key=lambda task: order.index(task.step) if task.step in order else 9):
             if task.step in ("learn", "coordinate"):
                 self._start(task, held.get(task.name))
             elif task.after <= self.results.keys():

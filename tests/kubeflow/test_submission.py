@@ -336,7 +336,11 @@ class TestConnection:
             ):
                 open_kfp(Where(context="other"))
 
-    def test_neither_a_host_nor_a_cluster(self, kfp: KfpServer) -> None:
+    def test_neither_a_host_nor_a_cluster(self, kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(ClusterError, match=r"none: the kubeconfig cannot be used: .* Check KUBECONFIG"):
+            open_kfp(Where())
+        monkeypatch.delenv("KUBECONFIG")
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "/no/such/file")
         with pytest.raises(ClusterError, match="no address of Kubeflow Pipelines is configured"):
             open_kfp(Where())
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+import pytest
+
 from fedpipe.errors import CorruptError, RoundError
 from fedpipe.rounds.plan import Shards
 from fedpipe.sessions.pulse import BEAT, GONE, GRACE, Pulse
@@ -63,9 +65,10 @@ def test_results_are_found_a_moment_after_they_were_written() -> None:
     assert 100 <= world.results["until"] < 102
 
 
-def test_results_of_another_job_are_those_of_an_earlier_try() -> None:
+@pytest.mark.parametrize("seconds", [0, 40, 50, 60])
+def test_another_job_of_the_run_may_work_before_at_once_and_after(seconds: int) -> None:
     world = World()
-    publish_results(world.store, RUN, "shard", Results(job="job-0", ended=True))
+    publishes(world, seconds, Results(job="job-0", ended=True))
     publishes(world, 50, Results(job=JOB, shards=SHARDS, ended=True))
     waits(world)
     world.run()
@@ -166,9 +169,9 @@ def test_the_pulse_of_another_job_is_not_heard() -> None:
 
 def test_malformed_results_are_named() -> None:
     world = World()
-    world.store.replace(keys.results(RUN, "shard"), b'{"job": 3}')
+    world.store.replace(keys.results(RUN, "shard", JOB), b'{"job": 3}')
     waits(world)
     world.run()
     error = world.results["waiting"]
     assert isinstance(error, CorruptError)
-    assert "runs/r1/shard.results" in str(error)
+    assert keys.results(RUN, "shard", JOB) in str(error)

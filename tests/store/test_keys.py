@@ -40,7 +40,7 @@ SPELLED = {
     **{keys.listed("r", 3, name): f"runs/r/3/{name}" for name in ("keys", "members", "agreements", "reveals")},
     keys.pulse("r"): "runs/r/pulse",
     keys.pulse("r", "shard"): "runs/r/shard.pulse",
-    keys.results("r", "initialise"): "runs/r/initialise.results",
+    keys.results("r", "initialise", "j"): "runs/r/initialise.189f40034be7a199.results",
     keys.record("r", 3): "runs/r/3/record",
     keys.candidate("r", 3): "runs/r/3/candidate",
     keys.evaluation("r"): "runs/r/evaluation",

@@ -88,7 +88,7 @@ def dealer_policy(bucket: str, prefix: str) -> Policy:
 
 
 _LEARNERS = "learners/*"
-_NOTED = ("runs/*/shard.time", "runs/*/shard.results", "runs/*/shard.pulse")
+_NOTED = ("runs/*/shard.time", "runs/*/shard.*.results", "runs/*/shard.pulse")
 """The keys by which the shard step shows what it does."""
 _DEALT = ("learners/*/shard", f"learners/*/objects/{'?' * 64}")
 """The keys that the shard step writes for learners. Objects have the names of their content, which readers check."""

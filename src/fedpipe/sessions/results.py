@@ -1,7 +1,7 @@
 """Results of the steps before a session, for the steps of that session that have started with them.
 
-    runs/<run>/<step>.results     the results, and whether the step has ended or failed, for one job of the run
-    runs/<run>/<step>.pulse       renewed while the step works, also between its tries
+    runs/<run>/<step>.<job>.results     the results, and whether the step has ended or failed
+    runs/<run>/<step>.pulse             renewed while the step works, also between its tries
 
 Kubeflow takes some 20 s to start a step. A step that starts early imports its packages in that time, and waits here.
 """
@@ -51,8 +51,8 @@ class Results(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def publish_results(store: Store, run: str, step: str, results: Results) -> None:
-    """Write the results of a step; those of an earlier job of the run are replaced."""
-    store.replace(keys.results(run, step), encode(results))
+    """Write the results of a step. Two jobs of a run may work at once, and each has its own."""
+    store.replace(keys.results(run, step, results.job), encode(results))
 
 
 def awaited(
@@ -79,7 +79,7 @@ def awaited(
         CorruptError: its results are malformed.
         StoreError: the store does not answer, or refuses.
     """
-    key, random = keys.results(run, step), random or Random()  # noqa: S311  (jitter)
+    key, random = keys.results(run, step, job), random or Random()  # noqa: S311  (jitter)
     version, began, why, is_new = "", clock(), "", False
     answered, looks = began, began + BEAT
     while True:

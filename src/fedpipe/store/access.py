@@ -72,7 +72,7 @@ def _expression(pattern: str) -> re.Pattern[str]:
 _FORMS = {
     "learner": r"[a-z0-9\-]+", "run": r"[a-z0-9\-]+", "step": r"[a-z0-9_\-]+", "file": r"[\w.\-]+", "name": "[0-9a-f]+",
     "model": r"[A-Za-z0-9][\w.\-]*", "sha256": "[0-9a-f]{64}", "number": r"\d+", "round": r"\d+", "attempt": r"\d+",
-    "version": r"[1-9]\d*",
+    "version": r"[1-9]\d*", "job": "[0-9a-f]{16}",
 }  # fmt: skip
 
 _OWN = Access(("coordinator",), ("coordinator",))
@@ -99,7 +99,7 @@ TABLE = (
     Row("runs/<run>/plan", _GLOBAL, "the plan of the last try: also its settings of evaluation, export and reports"),
     Row("runs/<run>/board", _GLOBAL, "a session: the current request ([sessions](sessions.md))"),
     Row("runs/<run>/pulse", _GLOBAL, "a session: renewed every 15 s while its coordinator works"),
-    Row("runs/<run>/<step>.results", _GLOBAL, "results for steps that have started before it has ended"),
+    Row("runs/<run>/<step>.<job>.results", _GLOBAL, "results for steps that have started before it has ended"),
     Row("runs/<run>/<step>.pulse", _GLOBAL, "renewed every 15 s while that step works"),
     Row("runs/_current", _GLOBAL, "the sessions that are current, for the agents of sites ([sites](sites.md))"),
     Row("runs/<run>/stop", _GLOBAL, "a session: a request to end after the current round"),

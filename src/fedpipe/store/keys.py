@@ -11,6 +11,7 @@ Keys are relative to the federation's part of the store, `<prefix>/<federation>/
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Literal
 
@@ -159,9 +160,9 @@ def pulse(run: str, step: str = "") -> str:
     return f"{run_folder(run)}{step}{'.' if step else ''}pulse"
 
 
-def results(run: str, step: str) -> str:
-    """Returns the key of a step's results, which other steps of the run await."""
-    return f"{run_folder(run)}{step}.results"
+def results(run: str, step: str, job: str) -> str:
+    """Returns the key of a step's results, which other steps of the same job await."""
+    return f"{run_folder(run)}{step}.{hashlib.sha256(job.encode()).hexdigest()[:16]}.results"
 
 
 def listed(run: str, number: int, name: str) -> str:
