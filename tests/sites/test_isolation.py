@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,13 @@ class World:
         """Returns all that the code has seen."""
         lines = (self.folder / "state" / "training.log").read_text().splitlines()
         return next(json.loads(line) for line in lines if line.startswith("{"))
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder on the disk: below /dev, where other tests have their files, devices are open to all code."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
