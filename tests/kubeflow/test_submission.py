@@ -288,6 +288,16 @@ class TestConnection:
         with pytest.raises(InputError, match=message):
             open_kfp(where(kfp, token_file=tmp_path / "token"))
 
+    @pytest.mark.parametrize("name", ["e" * 200, "e" * 100 + "/" + "e" * 100])
+    def test_a_token_in_the_place_of_its_file_is_not_printed(self, kfp: KfpServer, name: str) -> None:
+        with pytest.raises(InputError, match="takes a file, not the token itself") as caught:
+            open_kfp(where(kfp, token_file=Path(name)))
+        assert "eee" not in str(caught.value)
+
+    def test_a_long_path_is_none(self, kfp: KfpServer, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="cannot be read"):
+            open_kfp(where(kfp, token_file=tmp_path / ("e" * 100)))
+
     def test_nobody_answers(self) -> None:
         with pytest.raises(ClusterError, match="cannot be reached"):
             open_kfp(Where(host="http://127.0.0.1:1"))

@@ -209,7 +209,8 @@ def _use_bundles(settings: Any, pool: Any) -> None:
 def _read_token(path: Path | None) -> str:
     if path is None:
         return ""
-    if re.fullmatch(r"[\w+/=.-]{80,}", str(path)) and not os.path.lexists(path):
+    in_folder = "/" in str(path) and path.parent.is_dir()
+    if re.fullmatch(r"[\w+/=.-]{80,}", str(path)) and not in_folder and not os.path.lexists(path):
         remedy = "Write it to a file that only you can read, and pass the path."
         raise InputError("this option takes a file, not the token itself", where="--token-file", remedy=remedy)
     try:
