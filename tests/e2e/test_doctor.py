@@ -259,7 +259,7 @@ def test_what_could_never_start_is_not_submitted(changed: Callable[..., list[Fin
 
 def test_without_a_cluster(changed: Callable[..., list[Finding]], no_cluster: None) -> None:
     found = changed(lambda _: None)
-    assert "no cluster is configured: there is no kubeconfig" in of(found, "kubernetes").what
+    assert "none: the kubeconfig cannot be used" in of(found, "kubernetes").what
     assert of(found, "store").level == "ok"
 
 

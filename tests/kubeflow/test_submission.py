@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import yaml
 from benchmarks.kubeflow_runs import filled
+from kubernetes.client import Configuration
+from kubernetes.config import ConfigException
 from typer.testing import CliRunner
 
 from fedpipe.cli.main import app
 from fedpipe.errors import ClusterError, InputError, NotFoundError, PipelineError, StepError
-from fedpipe.kubeflow.clients import open_kfp
+from fedpipe.kubeflow.clients import _load_kubeconfig, open_kfp
 from fedpipe.kubeflow.pods import find_run_id, is_ours, watcher
 from fedpipe.kubeflow.schedules import (
     change_schedule,
@@ -345,6 +347,13 @@ class TestConnection:
                 ClusterError, match=r"--context: the kubeconfig has no context 'other'\. Choose one of: c\."
             ):
                 open_kfp(Where(context="other"))
+
+    def test_a_pod_needs_no_kubeconfig(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A variable there may name a missing file: the account of the pod counts."""
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        monkeypatch.setenv("KUBECONFIG", "/no/such/file")
+        with pytest.raises(ConfigException):
+            _load_kubeconfig(Configuration(), Where())
 
     def test_neither_a_host_nor_a_cluster(self, kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ClusterError, match=r"none: the kubeconfig cannot be used: .* Check KUBECONFIG"):

@@ -172,7 +172,7 @@ def _load_kubeconfig(settings: Any, where: Where) -> str | None:
     except config.ConfigException as error:
         if where.context:
             raise _wrong_context(error, where.context, path) from error
-        if path:
+        if path and (Path(path).exists() or "KUBERNETES_SERVICE_HOST" not in os.environ):  # a pod needs none
             what = f"the kubeconfig cannot be used: {one_line(error, 300)}"
             raise ClusterError(what, where=path, remedy="Check KUBECONFIG.") from error
         raise
