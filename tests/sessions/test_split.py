@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedpipe.errors import DroppedError, QuorumError
-from fedpipe.identity.enrolment import NOBODY, Enrolment, change_enrolled
+from fedpipe.identity.enrolment import Enrolment, change_enrolled
 from fedpipe.identity.sealing import TAG, Seal, find_exchange
 from fedpipe.identity.signing import KEYS, make_key, public_key
 from fedpipe.learners.party import Parts
@@ -21,7 +21,6 @@ from fedpipe.rounds.parcels import packed, send, unpacked
 from fedpipe.rounds.pruning import remove
 from fedpipe.rounds.retention import Rules, find_loss
 from fedpipe.sessions.board import Board
-from fedpipe.sessions.exchange import Conversation
 from fedpipe.sessions.taking_part import meeting_of
 from fedpipe.store import MemoryStore, Store, keys
 from fedpipe.weights import Array, loads
@@ -310,29 +309,6 @@ def test_a_parcel_is_as_large_as_computed(exchange: Any, numbers: int) -> None:
     meeting = meeting_of(MemoryStore(), begun(World().store, federation_of()), BOARD)
     size = send(meeting, "activations", 0, "alice", "labels", packed(np.ones((64, 64), np.float32), exchange))
     assert numbers < size < numbers + 600
-
-
-def test_a_party_rests_while_the_other_computes_as_long_as_it_did_before() -> None:
-    """Looks cost the store, and on one machine the other party, the time that it computes with."""
-    world = World()
-    meeting = meeting_of(world.store, begun(world.store, federation_of()), BOARD)
-    party = Conversation(meeting, "labels", "float32", NOBODY, seconds=60, clock=lambda: world.now)
-    looks = []
-    for number, seconds in enumerate([0.03, 0.03, 0.0, 0.03]):
-        answered, count, waiting = world.now + seconds, 0, party.receive("activations", number, "alice", 1, (2,))
-        try:
-            while True:
-                if world.now >= answered:
-                    send(meeting, "activations", number, "alice", "labels", packed(np.ones((1, 2)), "float32"))
-                world.now += next(waiting)
-                count += 1
-        except StopIteration:
-            pass
-        assert world.now < answered + 0.005
-        looks.append(count)
-    assert looks[1] <= looks[0] / 2
-    assert looks[2] == 0, "a parcel that is there is taken at once"
-    assert looks[3] == looks[0]
 
 
 BOARD = Board(federation="tiny", run="r1", session="s", round=1, phase="exchange", base="sha256:" + "0" * 64)

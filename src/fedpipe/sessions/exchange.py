@@ -1,8 +1,7 @@
 """The conversation of the parties of a split network: they send and await parcels, at the store.
 
-A party that waits rests for most of the time that its last wait of the kind took. Then it looks often, and later less
-often. It ends when the one it waits for has left, when the coordinator has ended the attempt, or after the round's
-deadline.
+A party that waits looks often at first and less often later. It ends when the one it waits for has left, when the
+coordinator has ended the attempt, or after the round's deadline.
 """
 
 from __future__ import annotations
@@ -39,8 +38,6 @@ from fedpipe.weights import Array
 T = TypeVar("T")
 _FIRST, _LAST, _SHARE = 0.001, 0.1, 1 / 8
 """Seconds between looks: the fewest, the most, and the share of the time waited already."""
-_EARLY = 3 / 4
-"""The share of the last wait for the same kind before the second look: looks take time from the party that computes."""
 _PATIENCE = 0.9
 """The share of the time left that a party waits, so that its reason comes before the coordinator's deadline."""
 _LOOK = 0.5
@@ -69,7 +66,6 @@ class Conversation:
         self._end = clock() + _PATIENCE * seconds
         self._exchange_key = exchange_of(meeting, party)
         self._seals: dict[str, Seal | None] = {}
-        self._last: dict[tuple[str, str], float] = {}
         self.sent, self.waited = 0, 0.0
 
     def meet(self, others: Sequence[str]) -> Generator[float, None, None]:
@@ -91,7 +87,7 @@ class Conversation:
         for name in others:
             key, about = self._exchange_key, self._meeting
             look = partial(take_seal, about, name, key, self._enrolled)
-            self._seals[name] = yield from self._await(look, name, "key", "key of the exchange")
+            self._seals[name] = yield from self._await(look, name, "key of the exchange")
 
     def send(self, kind: Kind, number: int, to: str, values: Array) -> None:
         """Send activations or gradients. Raises DroppedError when they are not finite."""
@@ -125,23 +121,21 @@ class Conversation:
         """Await arrays of these names, dtypes and shapes. Raises DroppedError as `receive`."""
         seal = self._seals.get(sender)
         look = partial(take, self._meeting, kind, number, sender, self._party, form, self._enrolled, seal)
-        return (yield from self._await(look, sender, kind, f"{kind} of batch {number}"))
+        return (yield from self._await(look, sender, f"{kind} of batch {number}"))
 
-    def _await(self, look: Callable[[], T | None], sender: str, kind: Kind, what: str) -> Generator[float, None, T]:
+    def _await(self, look: Callable[[], T | None], sender: str, what: str) -> Generator[float, None, T]:
         """Look again and again, until there is something. Raises DroppedError as `receive`."""
         begun = looked = self._clock()
-        early = min(_LOOK, _EARLY * self._last.get((sender, kind), 0.0))
         while True:
             found = look()
             now = self._clock()
             if found is not None:
-                self._last[sender, kind] = now - begun
                 self.waited += now - begun
                 return found
             if now - looked >= _LOOK:
                 self._check_awaited(sender, what)
                 looked = now
-            yield max(early - (now - begun), min(_LAST, max(_FIRST, (now - begun - early) * _SHARE)))
+            yield min(_LAST, max(_FIRST, (now - begun) * _SHARE))
 
     def _check_awaited(self, sender: str, what: str) -> None:
         """Check that waiting makes sense. Raises DroppedError."""
