@@ -119,11 +119,7 @@ def test_any_part_of_the_updates_may_be_fetched_early(fetched: int, tmp_path: Pa
         (early / "base").write_bytes(store.read(keys.content(base)).data)
     for source in sources[:fetched]:
         forest.add(source)
-    (tmp_path / "out").mkdir()
-    found = combine(
-        store, sources, layout=layout, base=base, state={}, rule=MEAN, server=make_server_step(Sgd(learning_rate=1.0)),
-        folder=tmp_path / "out", bounds=Bounds(norm=10.0), forest=forest,
-    )  # fmt: skip
+    found = combined(store, values, tmp_path / "out", bounds=Bounds(norm=10.0), forest=forest)
     assert found.weights[1] == combined(store, values, tmp_path / "again", bounds=Bounds(norm=10.0)).weights[1]
 
 
@@ -140,11 +136,7 @@ def test_norms_are_the_same_early_and_late(dtype: str, tmp_path: Path) -> None:
     assert forest is not None
     for source in sources:
         forest.add(source)
-    (tmp_path / "out").mkdir()
-    found = combine(
-        store, sources, layout=layout, base=base, state={}, rule=MEAN, server=make_server_step(Sgd(learning_rate=1.0)),
-        folder=tmp_path / "out", bounds=Bounds(norm=10.0), forest=forest,
-    )  # fmt: skip
+    found = combined(store, values, tmp_path / "out", bounds=Bounds(norm=10.0), forest=forest)
     assert found.weights[1] == combined(store, values, tmp_path / "again", bounds=Bounds(norm=10.0)).weights[1]
     for count in (5, 40):  # held together, and taken one at a time
         late = Norms(tmp_path / "base", 10.0)
