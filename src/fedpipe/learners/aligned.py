@@ -13,11 +13,6 @@ import numpy as np
 from fedpipe import weights
 from fedpipe.data.shards import Indices
 from fedpipe.errors import CorruptError, DataError, WeightsError
-from fedpipe.rounds.aligned import aligned_source
-from fedpipe.rounds.manifests import Aligned
-from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.received import receive
-from fedpipe.rounds.roll import is_of_try
 from fedpipe.store import Store
 from fedpipe.store.objects import LOST, fetch_file, put_bytes
 from fedpipe.weights import Array
@@ -51,12 +46,6 @@ def keep_rows(store: Store, party: str, kept: Kept) -> str:
     """Write a party's common rows where only the party reads, and return their digest."""
     arrays: dict[str, Array] = {_PLACES: kept.places, _DIGEST: np.frombuffer(kept.digest, np.uint8)}
     return put_bytes(store, weights.dumps(arrays), party, "personal")
-
-
-def find_kept(store: Store, plan: Plan, party: str, base: str) -> Aligned | None:
-    """Return this party's own statement about its common rows in a run; None without one. Raises DroppedError."""
-    found = receive(aligned_source(store, plan.run, party), Aligned, learner=party, run=plan.run)
-    return found if found is not None and is_of_try(found, plan.definition.digest, base) else None
 
 
 def read_kept(store: Store, party: str, digest: str) -> Kept:

@@ -11,12 +11,13 @@ from fedpipe.data.columns import Columns, Wanted, columns_of, read_columns_of
 from fedpipe.data.shards import Indices, split
 from fedpipe.errors import DataError, DroppedError
 from fedpipe.federation.federation import Federation
-from fedpipe.learners.aligned import Kept, check_kept, digest_of_ids, find_kept, read_kept
+from fedpipe.learners.aligned import Kept, check_kept, digest_of_ids, read_kept
 from fedpipe.learners.cut import Bottom, Top, held_by
 from fedpipe.learners.framework import Arrays
 from fedpipe.learners.keras.cut import CutKeras, KerasTop
 from fedpipe.learners.reading import own_place
 from fedpipe.learners.user_code import described, is_stop, load_code
+from fedpipe.rounds.aligned import find_aligned
 from fedpipe.rounds.floors import check_floors
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.plan import Plan, RunPlace, read_plan
@@ -164,7 +165,7 @@ def _kept_digest(store: Store, plan: Plan, party: str) -> str:
     if plan.federation.split.align == "same":
         return ""
     first = read_record(store, plan.run, 0)
-    found = find_kept(store, plan, party, first.weights) if first else None
+    found = find_aligned(store, plan, first.weights, party) if first else None
     if found is None:
         raise DroppedError("it has not found its common rows in this run", remedy="Begin another run.", lasting=True)
     return found.personal

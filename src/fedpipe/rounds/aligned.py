@@ -18,19 +18,25 @@ FIRST = 0
 NO_COMMON = "Check that all parties name the same ids in algorithm.ids, and that they mean the same people or things."
 
 
-def aligned_source(store: Store, run: str, party: str) -> Source:
-    """Return the place of a party's statement."""
-    return Source(store, run, keys.answer(party, run, FIRST, keys.ALIGNED), "alignment")
+def find_aligned(store: Store, plan: Plan, base: str, party: str) -> Aligned | None:
+    """Return a party's statement about its common rows, unchecked; None without one of this try of the run.
+
+    Raises:
+        DroppedError: it cannot be read.
+    """
+    source = Source(store, plan.run, keys.answer(party, plan.run, FIRST, keys.ALIGNED), "alignment")
+    found = receive(source, Aligned, learner=party, run=plan.run)
+    return found if found is not None and is_of_try(found, plan.definition.digest, base) else None
 
 
 def read_aligned(store: Store, plan: Plan, base: str, enrolled: Enrolled, party: str) -> Aligned | None:
-    """Return a party's statement about its common rows; None without one of this try of the run.
+    """Return a party's statement about its common rows, checked; None without one of this try of the run.
 
     Raises:
         DroppedError: it cannot be used.
     """
-    found = receive(aligned_source(store, plan.run, party), Aligned, learner=party, run=plan.run)
-    if found is None or not is_of_try(found, plan.definition.digest, base):
+    found = find_aligned(store, plan, base, party)
+    if found is None:
         return None
     if found.federation != plan.federation.name:
         raise DroppedError(f"its alignment belongs to the federation {found.federation}")

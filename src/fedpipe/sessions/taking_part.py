@@ -96,12 +96,7 @@ def take_part(
         log.info(
             "round %d: %s sent %d bytes, and waited %.1f s", board.round, party, talk.sent, talk.waited
         )  # fmt: skip
-        note(
-            store, plan.run,
-            Timing(
-                step=PARCELS, learner=party, round=board.round, started=started, seconds=talk.waited, sent=talk.sent
-            ),
-        )  # fmt: skip
+        _note_parcels(store, plan, party, board, talk, started)
         return _published(store, signed_by(released_here(update), party))
     except (Exception, SystemExit) as error:
         dropped = left_out(store, plan, party, board.round, error, Roll((), attempt=board.attempt).note("dropped"))
@@ -146,12 +141,7 @@ def find_common(
         log.info(
             "%s has %d rows; %d are common to all, %d are dropped", party, aligned.rows, aligned.common, aligned.dropped
         )  # fmt: skip
-        note(
-            store, plan.run,
-            Timing(
-                step=PARCELS, learner=party, round=board.round, started=started, seconds=talk.waited, sent=talk.sent
-            ),
-        )  # fmt: skip
+        _note_parcels(store, plan, party, board, talk, started)
         signed = signed_by(aligned, party)
         store.replace(keys.answer(party, plan.run, board.round, keys.ALIGNED), encode(signed))
         return signed
@@ -159,6 +149,14 @@ def find_common(
         dropped = left_out(store, plan, party, board.round, error, Roll((), attempt=board.attempt).note("dropped"))
         talk.leave(dropped.why)
         return dropped
+
+
+def _note_parcels(store: Store, plan: Plan, party: str, board: Board, talk: Conversation, started: float) -> None:
+    """Note what a party has sent in an attempt that began at a time, and how long it has waited."""
+    timing = Timing(
+        step=PARCELS, learner=party, round=board.round, started=started, seconds=talk.waited, sent=talk.sent
+    )  # fmt: skip
+    note(store, plan.run, timing)
 
 
 def _published(store: Store, update: Update) -> Update:
