@@ -27,10 +27,11 @@ from fedpipe.identity.enrolment import Enrolled, Enrolment, format_time
 from fedpipe.learners.score import score_learner
 from fedpipe.rounds import manifests
 from fedpipe.rounds.accounting import TrainingEvent
+from fedpipe.rounds.aligned import contradiction
 from fedpipe.rounds.budget import Entry
 from fedpipe.rounds.evaluation import Score, measure_all, mistake_in_score
 from fedpipe.rounds.history import history
-from fedpipe.rounds.manifests import Ballot, Dropped, Record, Update
+from fedpipe.rounds.manifests import Aligned, Ballot, Dropped, Record, Update
 from fedpipe.rounds.plan import Plan, differences
 from fedpipe.rounds.received import parse
 from fedpipe.rounds.tallies import Head
@@ -38,6 +39,7 @@ from fedpipe.rounds.timings import Timing
 from fedpipe.rounds.updates import check_update, mean_metrics, mean_tested
 from fedpipe.rounds.voting import check_ballot
 from fedpipe.sessions.board import Board, Sign
+from fedpipe.sessions.results import Results
 from fedpipe.store import Blob, MemoryStore
 from fedpipe.store.objects import canonical, decode, digest_of, encode
 from tests.faults import seeds
@@ -161,11 +163,16 @@ def _targets() -> dict[str, Target]:
     )
     tested = manifests.Tested(examples=3, metrics={"loss": 0.5})
     event = TrainingEvent(examples=100, batch_size=10, microbatches=10, noise_multiplier=1.0, steps=10, passes=1)
+    aligned = Aligned(
+        federation="f", run="r1", learner="a", base=digest, plan=digest, rows=5, common=3, others={"b": 4},
+        personal=digest,
+    )  # fmt: skip
     enrolled = Enrolled(learners={"a": Enrolment(key="0" * 64, since=1e9, revoked=None)})
     return {
         "update": Target(Update, replace(update, spent=spent, tested=tested), use_update),
         "note": Target(Dropped, Dropped(learner="a", why="x", spent=spent)),
         "ballot": Target(Ballot, ballot, use_ballot),
+        "alignment": Target(Aligned, aligned, lambda found: contradiction({"a": found, "b": aligned})),
         "sign": Target(Sign, Sign(round=1, attempt=1, phase="train", took_part=True), lambda s: s.answers(board)),
         "score": Target(Score, score, use_score),
         "timing": Target(Timing, Timing(step="train", learner="a", round=1, started=1e9, seconds=3.0)),
@@ -174,6 +181,7 @@ def _targets() -> dict[str, Target]:
         "record": Target(Record, record, learners=False),
         "board": Target(Board, board, lambda found: Sign(round=1).answers(found), learners=False),
         "plan": Target(Plan, plan, lambda found: differences(plan, found), learners=False),
+        "results": Target(Results, Results(job="j", plan=digest, ended=True), lambda one: one.is_known, learners=False),
         "enrolment": Target(Enrolled, enrolled, use_enrolled, learners=False),
         "ledger": Target(
             Entry, Entry(learner="a", run="r1", round=1, weights=digest, event=event, spent=spent), learners=False
