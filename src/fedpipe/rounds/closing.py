@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import UNSET
@@ -55,8 +55,9 @@ Combiner = Callable[[Store, Plan, Record, list[Update], Path], Combined]
 
 
 def close_round(
-    store: Store, plan: Plan, number: int, base: str, roll: Roll | None = None, combiner: Combiner | None = None
-) -> Record:
+    store: Store, plan: Plan, number: int, base: str, roll: Roll | None = None, combiner: Combiner | None = None,
+    *, offered: Mapping[str, Update] = {},
+) -> Record:  # fmt: skip
     """Aggregate the valid updates of a round and commit the result; when learners vote, it is the candidate.
 
     Args:
@@ -66,6 +67,7 @@ def close_round(
         base: digest of the weights that the round began with.
         roll: the learners that the round asked; by default those that it selects, however long they take.
         combiner: combines the updates; by default in constant memory.
+        offered: updates that were read and checked already.
 
     Raises:
         QuorumError: too few valid updates; nothing is committed.
@@ -80,7 +82,7 @@ def close_round(
         return drafted
     previous = begun_from(store, plan.run, number, base)
     roll = roll or Roll(select(federation, number))
-    updates, dropped = collect(store, plan, previous, roll)
+    updates, dropped = collect(store, plan, previous, roll, offered)
     check_quorum(number, len(updates), dropped, federation.min_updates, demanding_rule(federation))
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedpipe.errors import (
@@ -139,27 +139,37 @@ def read_valid(store: Store, plan: Plan, previous: Record, enrolled: Enrolled, l
     return update
 
 
-def is_offered(
+def find_offered(
     store: Store, plan: Plan, previous: Record, enrolled: Enrolled, learner: str, size: int, kind: keys.Kind
-) -> bool:
-    """Return whether a learner has left a valid update for the next round, with weights of this size."""
+) -> Update | None:
+    """Return a learner's update for the next round if it is valid and its weights are there, with this size."""
     try:
         update = read_valid(store, plan, previous, enrolled, learner)
         if update is None or update.size != size:
-            return False
+            return None
         source = Source(store, plan.run, keys.content(update.weights, learner, kind), "update")
-        return guarded(source, lambda: store.size(source.key)) == size
+        return update if guarded(source, lambda: store.size(source.key)) == size else None
     except DroppedError as error:
         log.warning("round %d: the update of %s does not count: %s", previous.round + 1, learner, error.what)
-        return False
+        return None
 
 
-def collect(store: Store, plan: Plan, previous: Record, roll: Roll) -> tuple[list[Update], list[Dropped]]:
-    """Return the valid updates of the next round and the learners without one, both sorted by name."""
+def collect(
+    store: Store, plan: Plan, previous: Record, roll: Roll, offered: Mapping[str, Update] = {}
+) -> tuple[list[Update], list[Dropped]]:
+    """Return the valid updates of the next round and the learners without one, both sorted by name.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        previous: the record of the round before.
+        roll: the learners whose answers count.
+        offered: updates that were read and checked already.
+    """
     enrolled = read_enrolled(store)
 
     def read(learner: str) -> Update | None:
-        return read_valid(store, plan, previous, enrolled, learner)
+        return offered.get(learner) or read_valid(store, plan, previous, enrolled, learner)
 
     return gather(store, plan.run, previous.round + 1, roll, read, name="dropped", otherwise="no update")
 

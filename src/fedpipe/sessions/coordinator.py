@@ -292,8 +292,8 @@ class Coordinator:
                 early.take(offered.pop(0))
                 continue
             left = deadline - waited
-            share = 1 - len(answers) / len(board.asked)  # the fewer are awaited, the less a poll costs
-            yield min(max(left, 0.01), pause(waited * share, len(board.asked), self._random))
+            few = len(board.asked) - len(answers)  # the fewer are awaited, the less a poll costs
+            yield min(max(left, 0.01), pause(waited * few / len(board.asked), few, self._random))
 
     def _answered(self, board: Board, name: str, answers: Mapping[str, bool]) -> None:
         awaited = [n for n in board.asked if n not in answers]

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 SHARE = 1 / 16
 """The next pause, as a share of the time already waited: polls grow with the logarithm of the wait."""
-RATE = 200.0
+RATE = 400.0
 """Polls a second of all waiting parties together, so that a crowd does not overload a small store."""
 IDLE_RATE = 20.0
 """The same for a crowd that has waited for a long time."""
@@ -21,7 +21,7 @@ IDLE_RATE = 20.0
 def pause(waited: float, crowd: int, random: Random) -> float:
     """Return the seconds until the next poll after a wait of so many seconds.
 
-    .. math:: p = u \\cdot \\min(\\max(1, c / 20), \\max(c / 200, w / 16)), \\quad u \\sim U(0.75, 1.25)
+    .. math:: p = u \\cdot \\min(\\max(1, c / 20), \\max(c / 400, w / 16)), \\quad u \\sim U(0.75, 1.25)
 
     Args:
         waited: seconds since the wait began.

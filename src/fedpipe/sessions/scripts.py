@@ -18,11 +18,11 @@ from fedpipe.rounds.cut import close_cut, is_joined
 from fedpipe.rounds.early import EarlySums
 from fedpipe.rounds.evaluation import earlier_model, is_scored
 from fedpipe.rounds.history import begun_from, commit, is_aggregated, record_layout
-from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.manifests import Record, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
 from fedpipe.rounds.selection import enough, select
-from fedpipe.rounds.updates import is_offered
+from fedpipe.rounds.updates import find_offered
 from fedpipe.rounds.voting import proposer_of
 from fedpipe.sessions.alignment import ALIGN, ALIGN_SECONDS
 from fedpipe.sessions.phases import Early, Phase, Script, close_phase
@@ -183,6 +183,7 @@ class Round:
     ) -> None:  # fmt: skip
         self._store, self._plan, self._previous = store, plan, previous
         self._layout, self._aggregate = layout, aggregate
+        self._updates: dict[str, Update] = {}
         self._retries = plan.federation.quorum.retries
         self.number, self.base = previous.round + 1, previous.weights
         self.votes = plan.federation.vote is not None
@@ -277,14 +278,17 @@ class Round:
         )  # fmt: skip
 
     def _offered(self, kind: keys.Kind) -> Callable[[str], bool]:
-        """Return whether a learner has left a valid update, whose weights are there."""
+        """Return whether a learner has left a valid update, whose weights are there; the closing takes it as read."""
         enrolled = self._enrolled()
 
         def offered(learner: str) -> bool:
             layout = self._layout(self._previous)
             encoding = encoding_of(self._plan, layout, Path())
             size = (encoding.layout if encoding else layout).size
-            return is_offered(self._store, self._plan, self._previous, enrolled(), learner, size, kind)
+            update = find_offered(self._store, self._plan, self._previous, enrolled(), learner, size, kind)
+            if update is not None:
+                self._updates[learner] = update
+            return update is not None
 
         return offered
 
@@ -318,7 +322,8 @@ class Round:
             return self._aggregate(self.number, self.base, roll)
         sums = early.forest if isinstance(early, EarlySums) else None
         combiner = in_constant_memory(sums)
-        return close_round(self._store, self._plan, self.number, self.base, roll, combiner)
+        offered, self._updates = self._updates, {}  # another attempt reads them again
+        return close_round(self._store, self._plan, self.number, self.base, roll, combiner, offered=offered)
 
     def _early(self, asked: tuple[str, ...], folder: Path) -> Early | None:
         if self._aggregate is not None:

@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 LOST = "Restore it from a copy of the store. Or begin another run, with training.start: fresh."
 """The remedy for objects that are missing or damaged."""
+_AT_ONCE = 2**20
+"""Largest file, in bytes, that is sent without asking first whether it is there: a request costs as much."""
 _PIECE = 2**18
 """Bytes of a download that are hashed and written at a time; small enough for the processor's cache."""
 
@@ -139,17 +141,22 @@ def digest_of(data: bytes) -> str:
 def put_bytes(store: Store, data: bytes, owner: str | None = None, kind: keys.Kind = "objects") -> str:
     """Writes an object unless it exists, and returns its digest."""
     digest = digest_of(data)
-    key = keys.content(digest, owner, kind)
-    if not store.create(key, data) and _known_size(store, key) != len(data):
-        store.replace(key, data)  # the stored bytes cannot match their name
+    _put(store, keys.content(digest, owner, kind), data)
     return digest
 
 
 def put_file(store: Store, path: Path, digest: str, owner: str | None = None, kind: keys.Kind = "objects") -> None:
     """Uploads a file of any size as an object unless it exists; `digest` is that of the file."""
-    key = keys.content(digest, owner, kind)
-    if _known_size(store, key) != path.stat().st_size:
+    key, size = keys.content(digest, owner, kind), path.stat().st_size
+    if size <= _AT_ONCE:
+        _put(store, key, path.read_bytes())
+    elif _known_size(store, key) != size:
         store.upload(key, path)
+
+
+def _put(store: Store, key: str, data: bytes) -> None:
+    if not store.create(key, data) and _known_size(store, key) != len(data):
+        store.replace(key, data)  # the stored bytes cannot match their name
 
 
 def _known_size(store: Store, key: str) -> int | None:
