@@ -747,15 +747,16 @@ class Replacing(_Passing):
 
 
 class Spoiling(_Passing):
-    """Changes a byte of each object that is created below a prefix."""
+    """Changes a byte of each upload below a prefix."""
 
     def __init__(self, store: Any, prefix: str) -> None:
         super().__init__(store)
         self.prefix = prefix
 
-    def create(self, key: str, data: bytes) -> bool:
-        changed = bytes([*data[:-1], data[-1] ^ 1])
-        return bool(self.store.create(key, changed if key.startswith(self.prefix) else data))
+    def upload(self, key: str, path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        self.store.replace(key, bytes(data))
 
 
 class Showing(_Passing):

@@ -23,7 +23,7 @@ T = TypeVar("T")
 LOST = "Restore it from a copy of the store. Or begin another run, with training.start: fresh."
 """The remedy for objects that are missing or damaged."""
 _AT_ONCE = 2**20
-"""Largest file, in bytes, that is sent without asking first whether it is there: a request costs as much."""
+"""Largest file, in bytes, that a server gets without being asked first whether it has it: a request costs as much."""
 _PIECE = 2**18
 """Bytes of a download that are hashed and written at a time; small enough for the processor's cache."""
 
@@ -148,7 +148,7 @@ def put_bytes(store: Store, data: bytes, owner: str | None = None, kind: keys.Ki
 def put_file(store: Store, path: Path, digest: str, owner: str | None = None, kind: keys.Kind = "objects") -> None:
     """Uploads a file of any size as an object unless it exists; `digest` is that of the file."""
     key, size = keys.content(digest, owner, kind), path.stat().st_size
-    if size <= _AT_ONCE:
+    if size <= _AT_ONCE and store.uri.startswith("s3://"):
         _put(store, key, path.read_bytes())
     elif _known_size(store, key) != size:
         store.upload(key, path)
