@@ -18,15 +18,32 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SITE = Path(next(p for p in sys.path if p.endswith("site-packages")))
-PACKAGES = ("numpy", "numpy.libs", "pyarrow", "h5py", "h5py.libs", "Crypto", "onnxruntime")
+PACKAGES = (
+    "numpy", "numpy.libs", "pyarrow", "h5py", "h5py.libs", "Crypto", "onnxruntime", "PIL", "pillow.libs", "pygments"
+)  # fmt: skip
 USE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import h5py, numpy, numpy.testing, pyarrow.compute, pyarrow.csv, pyarrow.dataset, pyarrow.fs, pyarrow.parquet
+import io, json
+import h5py, numpy, numpy.testing, pyarrow.compute, pyarrow.csv, pyarrow.dataset, pyarrow.fs, pyarrow.parquet, pygments
 from Crypto.Cipher import AES
+from PIL import Image, ImageDraw
 from onnx import parser
+from rich.console import Console
+from rich.syntax import Syntax
 from fedpipe.registry.prediction import open_model, runtime
-assert all(one.__file__.startswith(sys.argv[1]) for one in (h5py, numpy, pyarrow, runtime()))
+assert all(one.__file__.startswith(sys.argv[1]) for one in (h5py, numpy, pyarrow, pygments, Image, runtime()))
+for form in ("PNG", "JPEG"):
+    with io.BytesIO() as file:
+        picture = Image.new("L", (8, 8), 9)
+        ImageDraw.Draw(picture).text((0, 0), "a")
+        picture.save(file, form)
+        print(Image.open(file, formats=[form]).getpixel((7, 7)))
+try:
+    json.loads("{")
+except ValueError:
+    Console(file=sys.stdout, width=60).print_exception()
+Console(file=sys.stdout, width=60).print(Syntax("def a(): return 'b'", "python"))
 path = sys.argv[1] + "/made"
 pyarrow.parquet.write_table(pyarrow.table({"a": [1, 2]}), path + ".parquet")
 assert pyarrow.dataset.dataset(path + ".parquet").to_table().column("a").to_pylist() == [1, 2]
@@ -182,3 +199,20 @@ def test_each_image_is_slim() -> None:
     for file in (ROOT / "images").glob("*/Dockerfile"):
         assert file.read_text().count("images/slim") == 1, file
     assert "!images/slim" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_a_large_module_that_nothing_calls_becomes_a_small_one(tmp_path: Path) -> None:
+    """TensorFlow imports its client of profilers elsewhere, whose two functions say that they are not there."""
+    path = tmp_path / "tensorflow/python/profiler/internal/_pywrap_profiler_plugin.so"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x" * 10**6)
+    slimmed(tmp_path)
+    assert not path.exists()
+    spec = importlib.util.spec_from_file_location("plugin", path.with_suffix(".py"))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for function in (module.trace, module.monitor):
+        with pytest.raises(NotImplementedError, match="is not in this image"):
+            function("localhost:1", 1)

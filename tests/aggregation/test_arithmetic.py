@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import hypothesis.extra.numpy as hnp
@@ -66,6 +67,19 @@ def test_distances_of_close_updates_do_not_cancel() -> None:
     found = np.zeros((2, 2))
     add_distances(list(values), found)
     np.testing.assert_allclose(found, [[0, 1e-4], [1e-4, 0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 33])
+def test_distances_have_the_bits_of_their_definition(count: int) -> None:
+    """Of each pair, one sum of squares after another, of 8192 values each: however many are subtracted at a time."""
+    values = np.random.default_rng(count).normal(size=(count, 2**16 + 5)).astype(np.float32)
+    found, wide = np.zeros((count, count)), values.astype(np.float64)
+    add_distances(list(values), found)
+    for one, other in itertools.combinations(range(count), 2):
+        expected = 0.0
+        for start in range(0, values.shape[1], 2**13):
+            expected += np.square(wide[one, start : start + 2**13] - wide[other, start : start + 2**13]).sum()
+        assert found[one, other] == found[other, one] == expected
 
 
 def test_distances_of_many_values_add_up_over_blocks() -> None:

@@ -114,7 +114,7 @@ def test_any_part_of_the_updates_may_be_fetched_early(fetched: int, tmp_path: Pa
     base, layout, sources = put(store, values)
     early = tmp_path / "early"
     early.mkdir()
-    forest = Forest(store, layout, MEAN, range(5), early, Checks(norms=Norms(early / "base", 10.0)))
+    forest = Forest(store, layout, MEAN, range(5), early, Checks(norms=Norms(early / "base", 10.0, layout)))
     if fetched:
         (early / "base").write_bytes(store.read(keys.content(base)).data)
     for source in sources[:fetched]:
@@ -131,7 +131,7 @@ def test_norms_are_the_same_early_and_late(dtype: str, tmp_path: Path) -> None:
     store = MemoryStore()
     base, layout, sources = put(store, values)
     (tmp_path / "base").write_bytes(store.read(keys.content(base), limit=2**30).data)
-    early = Norms(tmp_path / "base", 10.0)
+    early = Norms(tmp_path / "base", 10.0, layout)
     forest = Forest.plant(store, layout, MEAN, range(40), tmp_path, base, early)
     assert forest is not None
     for source in sources:
@@ -139,7 +139,7 @@ def test_norms_are_the_same_early_and_late(dtype: str, tmp_path: Path) -> None:
     found = combined(store, values, tmp_path / "out", bounds=Bounds(norm=10.0), forest=forest)
     assert found.weights[1] == combined(store, values, tmp_path / "again", bounds=Bounds(norm=10.0)).weights[1]
     for count in (5, 40):  # held together, and taken one at a time
-        late = Norms(tmp_path / "base", 10.0)
+        late = Norms(tmp_path / "base", 10.0, layout)
         with contextlib.ExitStack() as stack:
             feeds = [stack.enter_context(contextlib.closing(Feed(store, s, layout))) for s in sources[:count]]
             for _ in added(stack, feeds, layout, Checks(norms=late)):

@@ -196,6 +196,12 @@ def federation_file() -> Iterator[Mistake]:
         "algorithm.rule",
     )
     yield one(
+        "the best model has no metric",
+        text("training:", "export: {choose: best}\ntraining:"),
+        "is missing, and models are compared by it",
+        "export.metric",
+    )
+    yield one(
         "parts do not add up",
         text("data:", "data:\n  parts: {train: 0.9, vote: 0.2, test: 0.1}"),
         "add up to 1.2",
@@ -282,6 +288,21 @@ def model_file() -> Iterator[Mistake]:
         text("training:", "share: {local: [head/*]}\ntraining:"),
         "'head/*' matches none of the weights",
         "share.local[0]",
+    )
+    yield one(
+        "all weights stay at the learners",
+        text("training:", "share: {local: ['*']}\ntraining:"),
+        "'*' matches all weights, so nothing would be shared",
+        "share.local[0]",
+    )
+    yield one(
+        "a method is not defined for the optimizer",
+        both(
+            text("rounds: 1", "rounds: 1\n  method: scaffold\n  learning_rate: 0.1"),
+            text("outputs=3", "outputs=3, momentum=0.9", "model.py"),
+        ),
+        "scaffold is not defined for SGD with momentum",
+        "training.method",
     )
     yield one("the file exits", written("model.py", "raise SystemExit(3)\n"), "SystemExit")
 

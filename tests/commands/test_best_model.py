@@ -100,6 +100,15 @@ def test_the_best_model_is_evaluated_and_published(settings: dict[str, Any], tmp
     assert "<td>training.rounds</td><td>4</td><td>2</td>" in fedpipe.report(file, "best", beside=["last"])
 
 
+def test_early_stopping_ends_the_run_and_the_best_model_is_kept(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Round 3 brings no improvement, which the tests of round 4 show: six rounds are left out."""
+    settings["training"]["early_stopping"] = {"patience": 1}
+    summary = run(settings, "stopped", tmp_path, rounds=10, choose="best", metric="loss")
+    assert len(summary["rounds"]) == 4
+    assert summary["choice"]["round"] == 2
+    assert predicted(tmp_path / "stopped" / "model.onnx") == 2.0
+
+
 def test_a_model_that_is_not_better_is_not_published(settings: dict[str, Any], tmp_path: Path) -> None:
     gate = {"metric": "loss", "publish_if": {"better_by": 0.5}}
     assert run(settings, "first", tmp_path, rounds=1, **gate)["onnx"]  # nothing was published before

@@ -28,6 +28,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "bias": {"share": {"local": ["bias"]}, "training": TRAINING},
     "scaffold": {"training": {**TRAINING, "method": "scaffold"}},
     "ditto": {"training": {**TRAINING, "method": {"name": "ditto", "lambda": 0.1}}},
+    "schedules": {
+        "training": {**TRAINING, "schedule": {"name": "cosine", "warm_up": 1}},
+        "algorithm": {
+            "server_optimizer": {"name": "adam", "learning_rate": 0.1},
+            "schedule": {"name": "step", "every": 1, "by": 0.5},
+        },
+    },
 }
 
 
@@ -42,7 +49,7 @@ def written(file: Path, **changes: Any) -> Path:
     return file
 
 
-@pytest.mark.parametrize("way", ["bias", "scaffold"])
+@pytest.mark.parametrize("way", ["bias", "scaffold", "schedules"])
 def test_single_steps_and_killed_sessions_give_the_same_bytes(file: Path, tmp_path: Path, way: str) -> None:
     """The process dies when the second round is closed, and the same command resumes the run."""
     written(file, **WAYS[way])

@@ -24,7 +24,7 @@ from tests.e2e.sites import Site
 
 LOCKS = {name: name for name in NAMES} | {"keras": os.environ.get("LOCK", "keras")}
 """The lock of an image: with `LOCK=keras-gpu` in the environment, it contains CUDA's libraries."""
-LARGEST = {"core": 400, "keras": 1900, "keras-gpu": 8000, "serve": 480, "tff": 2500}
+LARGEST = {"core": 360, "keras": 1700, "keras-gpu": 8000, "serve": 420, "tff": 2500}
 """MB."""
 PRIVACY = {"noise_multiplier": 1.0, "l2_norm_clip": 1.0, "microbatches": 16, "delta": 1e-4, "target_epsilon": 8.0}
 # The network of the cluster's node: the store is in it, and there is no way out.

@@ -7,8 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpipe import weights
 from fedpipe.federation.schedules import Constant, Cosine, Schedule, StepDecay
 from fedpipe.federation.training import Training
+from fedpipe.rounds.history import history
+from fedpipe.store import MemoryStore
+from fedpipe.store.objects import get_bytes
+from tests.federations import PlusOneLearner, make_federation, make_plan, play
 
 
 @pytest.mark.parametrize(
@@ -44,3 +49,12 @@ def test_a_rate_is_never_zero_nor_above_its_full_value(schedule: Any, number: in
     assert 0 < schedule.factor(number, rounds) <= 1
     training = Training(rounds=rounds, batch_size=1, learning_rate=0.5, schedule=schedule)
     assert training.at(number).learning_rate == 0.5 * schedule.factor(number, rounds) > 0
+
+
+def test_the_server_follows_its_schedule(store: MemoryStore) -> None:
+    """Learners add 2 to each weight in each round; the server goes there by 1, 1/2 and 1/4."""
+    algorithm = {"name": "averaging", "schedule": {"name": "step", "every": 1, "by": 0.5}}
+    plan = make_plan(make_federation(algorithm=algorithm))
+    play(store, plan, {name: PlusOneLearner(2) for name in "abc"})
+    found = [weights.loads(get_bytes(store, record.weights))["w"][0] for record in history(store, plan.run)]
+    assert found == [0.0, 2.0, 3.0, 3.5]

@@ -63,6 +63,18 @@ def test_fedprox_adds_the_gradient_of_its_term(store: MemoryStore) -> None:
         close(arrays(store, update.weights, name), expected, 1e-5)
 
 
+def test_learners_follow_the_schedule_of_their_rate(store: MemoryStore) -> None:
+    """0.25 in the first round, then half of it, and a quarter."""
+    plan = planned(store, training={"schedule": {"name": "step", "every": 1, "by": 0.5}})
+    records = played(store, plan)
+    for number in (1, 2, 3):
+        training = msgspec.structs.replace(plan.federation.training, learning_rate=0.25 * 0.5 ** (number - 1))
+        x = arrays(store, records[number - 1].weights)
+        for update in records[number].updates:
+            expected, _ = descended(x, update.learner, training, seeded(training, update.learner, number))
+            close(arrays(store, update.weights, update.learner), expected)
+
+
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
 def test_scaffold_over_three_rounds(store: MemoryStore, weighting: str) -> None:
     """Weights and both control variates, with learners of 2, 3 and 10 steps, and one of them away in a round."""

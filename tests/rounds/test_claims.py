@@ -15,6 +15,9 @@ from fedpipe.federation.algorithms import Vote
 from fedpipe.identity.enrolment import Enrolled, Enrolment, change_enrolled
 from fedpipe.identity.signing import make_key, public_key
 from fedpipe.identity.statements import check_signed, signed
+from fedpipe.reports.comparison import compare
+from fedpipe.reports.report import render
+from fedpipe.reports.story import read_story, summarise
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.claims import Claims
 from fedpipe.rounds.closing import close_round
@@ -34,9 +37,9 @@ SIZES = {name: {"train": 10, "vote": 4, "test": 5} for name in "abcdef"}
 LIAR = 10**15
 
 
-def plan_of(names: str = "abcd", **algorithm: Any) -> Plan:
+def plan_of(names: str = "abcd", training: dict[str, Any] | None = None, **algorithm: Any) -> Plan:
     federation = make_federation(
-        tuple(names), algorithm={"name": "averaging", **algorithm}, training={"rounds": 1, "batch_size": 1}
+        tuple(names), algorithm={"name": "averaging", **algorithm}, training=training or {"rounds": 1, "batch_size": 1}
     )
     return replace(make_plan(federation), sizes={name: SIZES[name] for name in names})
 
@@ -175,7 +178,7 @@ class TestShares:
         learners = {name: PlusOneLearner(k + 1, 2 * k + 1) for k, name in enumerate("abcd")}
         plan, other = plan_of("abcde", most_share=0.3), MemoryStore()
         record = closed(store, plan, {**learners, "e": PlusOneLearner(1e6, 10)})
-        assert why(record, "e").endswith("more than 10 times")
+        assert why(record, "e").endswith("more than 25 times")  # it claims 10 steps, and the others 1, 3, 5 and 7
         assert model(store, record) == model(other, closed(other, plan, learners))
 
 
@@ -235,10 +238,18 @@ class TestNorms:
         plan, other = plan_of("abcde"), MemoryStore()
         _start(monkeypatch, size)
         record = closed(store, plan, honest("abcd") | {"e": PlusOneLearner(number, 10)})
-        assert "more than 10 times" in why(record, "e")
+        assert "more than 40 times" in why(record, "e")  # it claims 10 steps, and the others 1 to 4
         without = closed(other, plan, honest("abcd"))
         assert model(store, record) == model(other, without)
         assert record.metrics == without.metrics
+
+    def test_are_named_in_summary_report_and_comparison(self, store: MemoryStore) -> None:
+        closed(store, plan_of(), honest("abc") | {"d": PlusOneLearner(1e6)})
+        story = read_story(store, "r1")
+        (refused,) = summarise(story)["rounds"][0]["dropped"]
+        assert refused["learner"] == "d"
+        assert f'<span class="bad">d: {refused["why"]}</span>' in render(story)
+        assert compare([story, story]).results["learners dropped"] == [1, 1]
 
     def test_need_three_others(self, store: MemoryStore) -> None:
         plan = plan_of("abc")
@@ -248,6 +259,30 @@ class TestNorms:
         """The median of 1, 2 and 3 is 2."""
         assert len(closed(store, plan_of(), honest("abc") | {"d": PlusOneLearner(20)}).updates) == 4
         assert len(closed(MemoryStore(), plan_of(), honest("abc") | {"d": PlusOneLearner(20.1)}).updates) == 3
+
+    def test_that_are_no_larger_than_the_weights_count(self, store: MemoryStore) -> None:
+        """An honest learner may still learn when the others have converged: it goes two hundred times as far."""
+        converged = {name: PlusOneLearner(0.01) for name in "abc"}
+        plan = plan_of()  # the weights 0, 1, 2, 3, 4 and 0 have a norm of 5.48, a change by 2.2 of all six one of 5.39
+        assert len(closed(store, plan, {**converged, "d": PlusOneLearner(2.2)}).updates) == 4
+        record = closed(MemoryStore(), plan, {**converged, "d": PlusOneLearner(2.3)})
+        assert "more than 10 times" in why(record, "d")
+
+    @pytest.mark.parametrize("method", [None, "fednova"])
+    def test_may_be_larger_in_proportion_to_the_steps(self, store: MemoryStore, method: str | None) -> None:
+        """Of 9 examples there are nine steps, of one there is one, and of two there are two."""
+        plan = plan_of("abcd", training={"rounds": 1, "batch_size": 1, "method": method} if method else None)
+        others = {name: PlusOneLearner(k + 1, examples=k + 1) for k, name in enumerate("abc")}
+        assert len(closed(store, plan, {**others, "d": PlusOneLearner(89.9, examples=9)}).updates) == 4
+        record = closed(MemoryStore(), plan, {**others, "d": PlusOneLearner(90.1, examples=9)})
+        assert "the median of the others is 4.899: more than 45 times" in why(record, "d")
+
+    def test_that_claims_many_steps_have_a_limit(self, store: MemoryStore) -> None:
+        plan = plan_of("abcd", most_norm=4)
+        others = {name: PlusOneLearner(2, examples=1) for name in "abc"}
+        assert len(closed(store, plan, {**others, "d": PlusOneLearner(31.9, examples=10)}).updates) == 4
+        record = closed(MemoryStore(), plan, {**others, "d": PlusOneLearner(32.1, examples=10)})
+        assert "more than 16 times" in why(record, "d")
 
     def test_are_not_compared_when_that_is_off(self, store: MemoryStore) -> None:
         plan = plan_of(most_norm=0)
@@ -347,7 +382,7 @@ class _Huge(PlusOneLearner):
 
 
 def _start(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(f"{__name__}.fresh", lambda: {"w": np.arange(size, dtype=np.float32), "steps": np.int64(0)})
+    monkeypatch.setattr(f"{__name__}.fresh", lambda: {"w": np.arange(size, dtype=np.float32) % 5, "steps": np.int64(0)})
 
 
 def _encoded(value: Any) -> bytes:

@@ -17,8 +17,10 @@ Watch = Callable[[int, int, Floats], None]
 
 ADDED = 2**15
 """Number of elements that are added up at a time: all float64 sums that wait in the tree fit the cache of a core."""
-_STRIP = 2**13
-"""Number of elements whose distances are measured at a time."""
+_SQUARED = 2**13
+"""Number of elements whose squares make one sum."""
+_TOGETHER = 2**18
+"""Number of elements that are subtracted at a time: enough that threads seldom wait for each other's Python."""
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -52,7 +54,7 @@ def total(
     logarithm of their number (Higham, "The Accuracy of Floating Point Summation", 1993, section 3).
 
     Args:
-        values: one flat array per learner, each of the same length. An iterator's are taken one at a time.
+        values: one flat array per learner, each of the same length. An iterator's are taken one at a time, and whole.
         weights: positive, one per array.
         places: positions of the learners, increasing; 0, 1, 2, ... by default.
         summed: positions of arrays that are weighted sums of a subtree, in float64, at the place of its first learner.
@@ -66,9 +68,7 @@ def total(
     if not weights:
         raise WeightsError("there is nothing to add")
     spare, places = list[Floats](), places or range(len(weights))
-    if not isinstance(values, Sequence):
-        return _total(values, weights, places, summed, spare, watch, 0).copy()
-    if out is None and values[0].size <= ADDED:
+    if not isinstance(values, Sequence) or (out is None and values[0].size <= ADDED):
         result = _total(values, weights, places, summed, spare, watch, 0)
         return result if result.flags.writeable else result.copy()
     result = np.empty(values[0].size) if out is None else out
@@ -132,20 +132,30 @@ def add_distances(values: Sequence[Array], distances: Floats) -> None:
     Differences are taken first, in float64: the shorter form with inner products cancels where updates are close. The
     sums are NumPy's own, for those of a BLAS depend on the machine.
 
+    All rows are compared with those that come d later, for each d, after the first rows were written again behind the
+    last. So an operation takes many rows.
+
     Args:
         values: one flat array per learner, each of the same length.
         distances: the matrix, which is changed.
     """
     count, length = len(values), values[0].size
-    rows, scratch = (np.empty((count, min(length, _STRIP))) for _ in range(2))
-    for start in range(0, length, _STRIP):
-        size = min(_STRIP, length - start)
-        for row, value in zip(rows, values, strict=True):
+    width = min(length, max(1, _TOGETHER // (count * _SQUARED)) * _SQUARED)
+    rows, scratch = np.empty((count + count // 2, width)), np.empty((count, width))
+    first = np.arange(count)
+    pairs = [(first, (first + later) % count) for later in range(1, count // 2 + 1)]
+    found = [distances[pair] for pair in pairs]
+    for start in range(0, length, width):
+        size = min(width, length - start)
+        for row, value in zip(rows, values, strict=False):
             np.copyto(row[:size], value[start : start + size], casting="unsafe")
-        for i in range(count - 1):
-            apart = scratch[i + 1 :, :size]
-            np.subtract(rows[i + 1 :, :size], rows[i, :size], out=apart)
+        rows[count:, :size] = rows[: count // 2, :size]
+        whole = size // _SQUARED * _SQUARED
+        for later, sums in enumerate(found, 1):
+            apart = np.subtract(rows[later : later + count, :size], rows[:count, :size], out=scratch[:, :size])
             np.multiply(apart, apart, out=apart)
-            part = apart.sum(axis=1)
-            distances[i, i + 1 :] += part
-            distances[i + 1 :, i] += part
+            for part in apart[:, :whole].reshape(count, -1, _SQUARED).sum(axis=2).T:
+                sums += part
+            sums += apart[:, whole:].sum(axis=1)
+    for (one, other), sums in zip(pairs, found, strict=True):
+        distances[one, other] = distances[other, one] = sums

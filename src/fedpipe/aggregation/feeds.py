@@ -46,7 +46,8 @@ _MOST_READERS = 4
 class Source(NamedTuple):
     """An update's weights in the store, and how much it counts.
 
-    `place` is the learner's position among all learners of the federation, which decides the order of sums.
+    `place` is the learner's position among all learners of the federation, which decides the order of sums. `steps` are
+    those of its training, which bound how far it may go.
     """
 
     learner: str
@@ -54,6 +55,7 @@ class Source(NamedTuple):
     size: int
     weight: float
     place: int
+    steps: int = 1
 
 
 class RefusedError(FedpipeError):

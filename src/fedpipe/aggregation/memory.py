@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from fedpipe.aggregation.arithmetic import ADDED, Array, check_weights, is_float, largest, total
+from fedpipe.aggregation.arithmetic import Array, check_weights, is_float, largest, total
 from fedpipe.aggregation.feeds import Chunk, chunks_of
 from fedpipe.aggregation.geometry import Geometry, measure, summed
 from fedpipe.aggregation.passes import blended, piece_of
@@ -16,6 +16,8 @@ from fedpipe.aggregation.rule import Distances, Rule, Sums
 from fedpipe.errors import WeightsError
 from fedpipe.weights import Layout, layout_of
 
+_BLOCK = 2**18
+"""Number of elements that are combined at a time: enough that threads seldom wait for each other's Python."""
 _Span = tuple[str, int]
 """A tensor's name, and the first element of one of its blocks."""
 
@@ -40,7 +42,7 @@ def combine_arrays(
     """
     _check_alike(updates, weights)
     result = {name: np.empty(value.shape, value.dtype) for name, value in updates[0].items()}
-    spans = [(name, start) for name, value in result.items() for start in range(0, value.size, ADDED)]
+    spans = [(name, start) for name, value in result.items() for start in range(0, value.size, _BLOCK)]
     workers = os.cpu_count() or 1
     mixture = None
     if isinstance(rule, Distances):
@@ -55,7 +57,7 @@ def combine_arrays(
 
     def fill(span: _Span) -> None:
         name, start = span
-        target = result[name].reshape(-1)[start : start + ADDED]
+        target = result[name].reshape(-1)[start : start + _BLOCK]
         if not is_float(target.dtype):
             target[...] = largest(_parts(flat[: len(counted)], span))
             return
@@ -64,7 +66,7 @@ def combine_arrays(
             assert mixture is not None
             target[...] = blended(parts, mixture, rule.then)
         elif isinstance(rule, Sums):
-            target[...] = rule.finish(total(parts, weights), float(sum(weights)))
+            target[...] = rule.finish(total(iter(parts), weights), float(sum(weights)))
         else:
             target[...] = rule.combined(parts, weights)
 
@@ -81,7 +83,7 @@ def combine_arrays(
 
 def _parts(flat: Sequence[Mapping[str, Array]], span: _Span) -> list[Array]:
     name, start = span
-    return [update[name][start : start + ADDED] for update in flat]
+    return [update[name][start : start + _BLOCK] for update in flat]
 
 
 def _geometry(

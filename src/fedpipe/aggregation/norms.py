@@ -4,6 +4,10 @@ A mean has no defence against one large update. So an update is refused when its
 multiple of the others' median. At least three others are needed for such a comparison.
 The largest update is compared first, and then the next without it. So the result is that of a round without those that
 are refused.
+
+Two bounds keep honest learners. A change that is no larger than the weights themselves is never refused. Otherwise one
+that still learns would be, where the others have converged. The path of gradient descent grows with its steps at most,
+so a learner with more steps than most may go further in proportion.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ import math
 import statistics
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from fedpipe.aggregation.arithmetic import ADDED, Array, Floats
-from fedpipe.aggregation.feeds import PIECE, Chunk
+from fedpipe.aggregation.feeds import PIECE, Chunk, Source, chunks_of
+from fedpipe.weights import Layout
 
 OTHERS = 3
 """Fewest other updates with which one is compared."""
@@ -44,6 +50,7 @@ class Bounds(NamedTuple):
 
 
 UNBOUNDED = Bounds()
+_NOTHING = np.zeros(())
 
 
 class Norms:
@@ -52,10 +59,11 @@ class Norms:
     Args:
         base: the file of the global weights, from which the updates began.
         limit: see `Bounds`.
+        layout: of these weights.
     """
 
-    def __init__(self, base: Path, limit: float) -> None:
-        self.base, self._limit = base, limit
+    def __init__(self, base: Path, limit: float, layout: Layout) -> None:
+        self.base, self._limit, self._layout = base, limit, layout
         self._squares: dict[str, float] = {}
         self._start: int | None = None
         self._values, self._held, self._scratch = np.empty(0), np.empty(PIECE), np.empty(ADDED)
@@ -69,17 +77,32 @@ class Norms:
         count = (chunk.stop - chunk.start) // chunk.dtype.itemsize
         if self._start != chunk.start or self._values.size != count:
             self._start, self._values = chunk.start, self._held[:count]
-            self._values[:] = np.fromfile(self.base, chunk.dtype, count=count, offset=chunk.start)
+            self._values[:] = self._read(chunk)
 
     def add(self, learner: str, start: int, values: Array) -> None:
         """Add values of an update, from an element of the chunk on: whole strips, or all that are left."""
         below = self._values[start : start + values.size]
         self._squares[learner] = square_of(values, below, self._scratch, self._squares[learner])
 
-    def check(self, learners: Collection[str]) -> None:
-        """Compare the updates of these learners, all of them measured. Raises OutliersError."""
-        if refused := outliers({name: math.sqrt(self._squares[name]) for name in learners}, self._limit):
+    def check(self, sources: Collection[Source]) -> None:
+        """Compare these updates, all of them measured. Raises OutliersError."""
+        norms = {source.learner: math.sqrt(self._squares[source.learner]) for source in sources}
+        steps = {source.learner: source.steps for source in sources}
+        if not outliers(norms, self._limit, steps=steps):  # the base is rarely read
+            return
+        if refused := outliers(norms, self._limit, within=self._norm_of_base(), steps=steps):
             raise OutliersError(refused)
+
+    def _norm_of_base(self) -> float:
+        found = 0.0
+        for chunk in chunks_of(self._layout):
+            if chunk.is_float:
+                found = square_of(self._read(chunk), _NOTHING, self._scratch, found)
+        return math.sqrt(found)
+
+    def _read(self, chunk: Chunk) -> Array:
+        count = (chunk.stop - chunk.start) // chunk.dtype.itemsize
+        return np.fromfile(self.base, chunk.dtype, count=count, offset=chunk.start)
 
 
 def square_of(values: Array, base: Array, scratch: Floats | None = None, before: float = 0.0) -> float:
@@ -110,26 +133,40 @@ def square_of(values: Array, base: Array, scratch: Floats | None = None, before:
     return math.inf if math.isnan(found) else found
 
 
-def outliers(norms: Mapping[str, float], limit: float) -> dict[str, str]:
+def outliers(
+    norms: Mapping[str, float], limit: float, *, within: float = 0.0, steps: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, str]:
     """Return the learners whose updates are too large, each with the reason.
+
+    Args:
+        norms: of the updates' changes, by learner.
+        limit: the largest norm, as a multiple of the median of the others; 0: no limit.
+        within: a norm that is always allowed: that of the weights themselves.
+        steps: of the training of each learner. One with more than the median of the others may go as many times as far,
+            up to `limit` times.
 
     >>> outliers({"a": 1.0, "b": 2.0, "c": 3.0, "d": 40.0}, 10)
     {'d': 'its update changes the weights by a norm of 40, the median of the others is 2: more than 10 times'}
     >>> outliers({"a": 1.0, "b": 2.0, "d": 40.0}, 10)
     {}
+    >>> outliers({"a": 1.0, "b": 2.0, "c": 3.0, "d": 40.0}, 10, within=50.0)
+    {}
+    >>> outliers({"a": 1.0, "b": 2.0, "c": 3.0, "d": 40.0}, 10, steps={"a": 4, "b": 4, "c": 4, "d": 8})
+    {}
     """
     left, refused = sorted(norms, key=lambda name: (norms[name], name)), dict[str, str]()
     while limit and len(left) > OTHERS:
         name = left.pop()
-        median = statistics.median(norms[other] for other in left)
-        largest = norms[name]
-        if (math.isinf(largest) and not math.isinf(median)) or 0 < median < largest / limit:
-            refused[name] = (
-                f"its update changes the weights by a norm of {largest:.4g}, the median of the others is {median:.4g}: "
-                f"more than {limit:g} times"
-            )
-            continue
-        break
+        median, largest = statistics.median(norms[other] for other in left), norms[name]
+        usual = statistics.median(steps.get(other, 1) for other in left)
+        times = limit * min(max(1.0, steps.get(name, 1) / usual), max(1.0, limit))
+        beyond = (math.isinf(largest) and not math.isinf(median)) or 0 < median < largest / times
+        if not beyond or largest <= within:
+            break
+        refused[name] = (
+            f"its update changes the weights by a norm of {largest:.4g}, the median of the others is {median:.4g}: "
+            f"more than {times:g} times"
+        )
     return refused
 
 

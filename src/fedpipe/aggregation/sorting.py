@@ -13,8 +13,8 @@ import numpy as np
 
 from fedpipe.aggregation.arithmetic import Array, Floats
 
-_STRIP = 2**13
-"""Number of coordinates that are sorted at a time."""
+_STRIP = 2**16
+"""Number of coordinates that are sorted at a time: enough that threads seldom wait for each other's Python."""
 _MOST_IN_NETWORK = 64
 """Most arrays that are sorted by a network; more are sorted one coordinate after the other."""
 
@@ -55,7 +55,7 @@ def mean_between(values: Sequence[Array], low: int, high: int) -> Floats:
 
 
 def _strips(values: Sequence[Array], low: int, high: int) -> Iterator[tuple[slice, list[Array]]]:
-    """Yield some coordinates at a time, with their values in order; a few strips fit the cache of a core."""
+    """Yield some coordinates at a time, with their values in order."""
     dtype, length = np.float64 if values[0].dtype == np.float64 else np.float32, values[0].size
     order = _by_network if len(values) <= _MOST_IN_NETWORK else _by_sorting
     for start in range(0, max(1, length), _STRIP):

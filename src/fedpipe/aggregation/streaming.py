@@ -108,7 +108,7 @@ def combine(
     fetched = [s for s in sources if known and s.learner in known.members]
     left = [s for s in sources if s not in fetched and s.learner not in refused]
     compares = bounds.norm and isinstance(rule, Sums) and len(sources) > OTHERS
-    norms = known.norms if known else Norms(folder / "base", bounds.norm) if compares else None
+    norms = known.norms if known else Norms(folder / "base", bounds.norm, layout) if compares else None
     encoding = Encoding(exchange, layout, folder / "base") if exchange else None
     needs_base = (
         (norms is not None and known is None)
@@ -122,7 +122,7 @@ def combine(
             names = [s.learner for s in everyone]
             try:
                 if norms and not left:
-                    norms.check(names)
+                    norms.check(everyone)
                 if len(everyone) < rule.fewest:
                     raise TooFewError(rule.fewest, names, refused)
                 counted, mixture = _mixed(store, _weighed(left, bounds), layout, encoding, rule, optimizer)
@@ -227,7 +227,7 @@ def _last_pass(
                 raise overflow
         writer.finish()
         if checks.norms:
-            checks.norms.check([s.learner for s in everyone])
+            checks.norms.check(everyone)
         if overflow:
             raise overflow
     return path, f"sha256:{out.hexdigest()}"

@@ -263,7 +263,8 @@ class Averaging(Section, frozen=True, kw_only=True, tag_field="name", tag="avera
         Amount,
         Meta(
             description="an update is refused when its change has more than this multiple of the median norm of the "
-            "others, at least three; 0: no limit. Only for `mean`: other rules have a defence of their own"
+            "others, at least three; 0: no limit. Its norm must also exceed that of the global weights, and more steps "
+            "may go further. Only for `mean`: other rules have a defence of their own"
         ),
     ] = 10.0
     most_examples: Annotated[

@@ -120,10 +120,10 @@ def demanding_rule(federation: Federation) -> str:
 
 def source_of(plan: Plan, update: Update) -> Source:
     """Return an update as the aggregation takes it."""
-    weight = weight_of(plan, update)
+    weight, steps = weight_of(plan, update), _steps(plan, update)
     if isinstance(plan.federation.method, FedNova):
-        weight /= _steps(plan, update)
-    return Source(update.learner, update.weights, update.size, weight, places_of(plan)[update.learner])
+        weight /= steps
+    return Source(update.learner, update.weights, update.size, weight, places_of(plan)[update.learner], steps)
 
 
 def weight_of(plan: Plan, update: Update) -> float:
@@ -143,9 +143,8 @@ def _next_control(store: Store, plan: Plan, previous: Record, used: list[Update]
     if not isinstance(federation.method, Scaffold):
         return None
     sources = [source_of(plan, update) for update in used]
-    steps = [_steps(plan, update) for update in used]
     return next_control(
-        store, previous, sources, steps, folder / "control", learners=places_of(plan),
+        store, previous, sources, [s.steps for s in sources], folder / "control", learners=places_of(plan),
         rate=federation.training.at(previous.round + 1).learning_rate,
     )  # fmt: skip
 
@@ -204,7 +203,6 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
         algorithm = plan.federation.algorithm
         assert isinstance(algorithm, Averaging)
         server = make_server_step(algorithm.server_optimizer, rate_factor(plan, previous.round + 1))
-        steps = {update.learner: _steps(plan, update) for update in updates}
         nova = isinstance(plan.federation.method, FedNova)
 
         def attempt(sources: Sequence[Source]) -> Combined:
@@ -215,7 +213,7 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
                 base=previous.weights,
                 state=previous.state,
                 rule=rule_of(plan, previous.round + 1),
-                server=stretched(server, sources, [steps[s.learner] for s in sources]) if nova else server,
+                server=stretched(server, sources, [s.steps for s in sources]) if nova else server,
                 folder=folder,
                 forest=forest,
                 bounds=bounds_of(plan),

@@ -55,7 +55,7 @@ class EarlySums:
         places, bounds = places_of(plan), bounds_of(plan)
         if bounds.share:  # a weight depends on all others
             return None
-        norms = Norms(folder / "base", bounds.norm) if bounds.norm and len(asked) > OTHERS else None
+        norms = Norms(folder / "base", bounds.norm, layout) if bounds.norm and len(asked) > OTHERS else None
         asked_places = [places[name] for name in asked]
         rule = rule_of(plan, previous.round + 1)
         encoding = encoding_of(plan, layout, folder / "base")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +95,7 @@ def combine(store: Store, plan: Plan, previous: Record, updates: list[Update], f
     base = weights.load(folder / "base")
     start = {name: value.astype(np.float32) for name, value in base.items() if is_float(value.dtype)}
     given = _read(store, record_layout(store, previous), base, start, updates, folder)
-    _refuse_outliers(given, bounds_of(plan).norm)
+    _refuse_outliers(given, bounds_of(plan).norm, start, {u.learner: source_of(plan, u).steps for u in updates})
     aggregation = make_aggregation(federation, [(str(w.dtype), w.shape) for w in start.values()])
     before = _load_state(store, previous, aggregation.initialize(), folder)
     while True:
@@ -162,12 +162,16 @@ def _read(
     return given
 
 
-def _refuse_outliers(given: _Updates, limit: float) -> None:
+def _refuse_outliers(given: _Updates, limit: float, start: Mapping[str, Array], steps: Mapping[str, int]) -> None:
     """Refuses the updates whose change is far larger than that of the others."""
-    norms = {name: math.sqrt(sum(square_of(g, _ZERO) for g in found)) for name, found in given.gradients.items()}
-    for name, why in outliers(norms, limit).items():
+    norms = {name: _norm(found) for name, found in given.gradients.items()}
+    for name, why in outliers(norms, limit, within=_norm(start.values()), steps=steps).items():
         del given.gradients[name], given.counters[name]
         given.refused[name] = why
+
+
+def _norm(arrays: Iterable[Array]) -> float:
+    return math.sqrt(sum(square_of(array, _ZERO) for array in arrays))
 
 
 def _refuse_largest(given: _Updates) -> None:
