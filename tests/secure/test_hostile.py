@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, ClassVar
 
 import pytest
 from msgspec.structs import replace
 
 from fedpipe.errors import DroppedError
 from fedpipe.identity.statements import signed
-from fedpipe.secure.messages import Agreements, Bundle, Members, Occasion, Reveal
+from fedpipe.secure.messages import Agreements, Bundle, Members, Occasion, Reveal, check_statement
 from fedpipe.secure.party import Form, Group, Party
 from fedpipe.secure.unmasking import flaw_of_reveal, form_of, terms_of
+from fedpipe.store.objects import decode, encode
 from tests.secure.table import OCCASION, Table, occasion, private_of, roster_of, secrets_of, signing
 
 LATER = occasion(round=2)
@@ -65,9 +67,11 @@ class TestKeys:
         bundle = table.bundle()
         self.refused(table, replace(bundle, offers=(*bundle.offers, bundle.offers[-1])), "names a learner twice")
 
-    def test_one_key_of_two_learners(self) -> None:
+    @pytest.mark.parametrize("owner", ["a", "c"])
+    def test_one_key_of_two_learners(self, owner: str) -> None:
+        """Another one offers the key of this learner, or of a third."""
         table = Table(4)
-        taken = resigned(replace(table.seats["b"].party.offer(), key=table.seats["c"].party.offer().key), "b")
+        taken = resigned(replace(table.seats["b"].party.offer(), key=table.seats[owner].party.offer().key), "b")
         self.refused(table, self.altered(table, "b", taken), "two learners offer one key")
 
     def test_small_order(self) -> None:
@@ -156,8 +160,8 @@ class TestVectors:
 class Begun:
     """A round in which all have masked."""
 
-    def __init__(self, count: int = 4) -> None:
-        self.table = Table(count)
+    def __init__(self, count: int = 4, occasion: Occasion = OCCASION) -> None:
+        self.table = Table(count, occasion=occasion)
         self.bundle = self.table.bundle()
         self.form: Form = form_of(self.bundle)
         for seat in self.table.seats.values():
@@ -201,6 +205,20 @@ class TestMembers:
         other = replace(listed, vectors=listed.vectors | {"z": listed.vectors["b"]})
         self.refused(begun, other, "z is a member, but offered no key")
 
+    def test_one_that_is_there_and_gone(self) -> None:
+        begun = Begun()
+        other = replace(begun.members(), missing={"b": "no masked vector"})
+        self.refused(begun, other, "b is a member, and missing too")
+
+    def test_one_that_is_named_twice(self) -> None:
+        """It counts once, and all that read the list sign the same one."""
+        begun = Begun()
+        listed = encode(begun.members("ab"))
+        (name,) = re.findall(rb'"b":"sha256:[0-9a-f]{64}"', listed.split(b'"vectors"')[1].split(b"}")[0])
+        twice = listed.replace(b'"vectors":{', b'"vectors":{' + name + b",")
+        assert twice.count(name) == 2
+        self.refused(begun, decode(twice, Members, where=""), "the list has 2 members, the threshold is 3")
+
     def test_too_few(self) -> None:
         begun = Begun()
         self.refused(begun, begun.members("ab"), "the list has 2 members, the threshold is 3")
@@ -224,6 +242,36 @@ class TestMembers:
         table.seats["a"].party.join(table.bundle())
         with pytest.raises(DroppedError, match="not masked by the keys"):
             table.seats["a"].party.agree(Begun().members())
+
+
+class TestStatements:
+    """A coordinator or a store shows the statement of one occasion or learner in the place of another."""
+
+    OTHERS: ClassVar[dict[str, Any]] = {
+        "federation": "other", "run": "r2", "session": "t", "round": 2, "plan": OTHER, "base": OTHER, "learner": "b",
+    }  # fmt: skip
+
+    def statements(self) -> dict[str, Any]:
+        begun = Begun()
+        members, party = begun.members(), begun.party()
+        return {
+            "offer": party.offer(), "masked": party.sent, "agreement": party.agree(members),
+            "reveal": begun.reveal("a", members, begun.agreements(members)),
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("kind", ["offer", "masked", "agreement", "reveal"])
+    def test_of_another_occasion_or_learner(self, kind: str) -> None:
+        found, roster = self.statements()[kind], roster_of("abcd")
+        assert check_statement(found, OCCASION, "a", roster) == found
+        for field in [name for name in self.OTHERS if hasattr(found, name)]:
+            changed = replace(found, **{field: self.OTHERS[field]})
+            with pytest.raises(DroppedError, match=f"the {kind}'s {field} is"):  # as it was signed
+                check_statement(resigned(changed, changed.learner), OCCASION, "a", roster)
+            with pytest.raises(DroppedError, match=r"does not fit|another key"):  # with other words put in
+                check_statement(changed, self.moved(field), changed.learner, roster)
+
+    def moved(self, field: str) -> Occasion:
+        return OCCASION._replace(**{field: self.OTHERS[field]}) if field in Occasion._fields else OCCASION
 
 
 class TestReveals:
@@ -299,13 +347,24 @@ class TestReveals:
         assert (begun.table.opened(begun.bundle, members, [reveal, *others]) == begun.table.plain("abcdefghij")).all()
 
     def test_a_box_of_another_round_learner_or_session_does_not_open(self) -> None:
-        begun, other = Begun(), Begun()
-        members = begun.members()
+        begun, other = Begun(10), Begun(10)
+        members = begun.members("abcdefghij")
         agreements = begun.agreements(members)
-        parcels = begun.table.parcels(begun.form, members, "a")
-        foreign = other.table.parcels(other.form, other.members(), "a")["b"]
-        reveal = begun.reveal("a", members, agreements, b=foreign, c=parcels["d"], d=b"")
-        assert reveal.spoilt.keys() == set("bcd")
+        mine, theirs = (begun.table.parcels(begun.form, members, name) for name in "ab")
+        foreign = other.table.parcels(other.form, other.members("abcdefghij"), "a")["b"]
+        given = {"b": foreign, "c": mine["d"], "d": b"", "e": theirs["e"], "f": theirs["a"]}
+        reveal = begun.reveal("a", members, agreements, **given)
+        assert reveal.spoilt.keys() == set("bcdef")
+
+    def test_a_box_of_another_round_does_not_open_with_the_same_key(self) -> None:
+        """Keys of a box follow from the occasion and the list of keys, also if a learner offered its key twice."""
+        one, two = Begun(), Begun(occasion=LATER)
+        for name in "ab":
+            two.party(name)._keys = one.party(name)._keys
+            two.party(name)._pairs = one.party(name)._pairs
+        parcel = one.table.parcels(one.form, one.members(), "a")["b"]
+        assert one.party()._unboxed("b", parcel)
+        assert two.party()._unboxed("b", parcel) is None
 
     @pytest.mark.parametrize("kind", ["share", "seed", "pair"])
     def test_a_tampered_secret_names_who_reveals_it(self, kind: str) -> None:
