@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from fedpipe.errors import DroppedError
 from fedpipe.identity.statements import signed
-from fedpipe.secure.messages import Agreements, Bundle, Members, Occasion, Reveal, check_statement
+from fedpipe.secure.messages import Agreements, Bundle, Members, Occasion, Reveal
 from fedpipe.secure.party import Form, Group, Party
 from fedpipe.secure.unmasking import flaw_of_reveal, form_of, terms_of
 from fedpipe.store.objects import decode, encode
@@ -242,36 +242,6 @@ class TestMembers:
         table.seats["a"].party.join(table.bundle())
         with pytest.raises(DroppedError, match="not masked by the keys"):
             table.seats["a"].party.agree(Begun().members())
-
-
-class TestStatements:
-    """A coordinator or a store shows the statement of one occasion or learner in the place of another."""
-
-    OTHERS: ClassVar[dict[str, Any]] = {
-        "federation": "other", "run": "r2", "session": "t", "round": 2, "plan": OTHER, "base": OTHER, "learner": "b",
-    }  # fmt: skip
-
-    def statements(self) -> dict[str, Any]:
-        begun = Begun()
-        members, party = begun.members(), begun.party()
-        return {
-            "offer": party.offer(), "masked": party.sent, "agreement": party.agree(members),
-            "reveal": begun.reveal("a", members, begun.agreements(members)),
-        }  # fmt: skip
-
-    @pytest.mark.parametrize("kind", ["offer", "masked", "agreement", "reveal"])
-    def test_of_another_occasion_or_learner(self, kind: str) -> None:
-        found, roster = self.statements()[kind], roster_of("abcd")
-        assert check_statement(found, OCCASION, "a", roster) == found
-        for field in [name for name in self.OTHERS if hasattr(found, name)]:
-            changed = replace(found, **{field: self.OTHERS[field]})
-            with pytest.raises(DroppedError, match=f"the {kind}'s {field} is"):  # as it was signed
-                check_statement(resigned(changed, changed.learner), OCCASION, "a", roster)
-            with pytest.raises(DroppedError, match=r"does not fit|another key"):  # with other words put in
-                check_statement(changed, self.moved(field), changed.learner, roster)
-
-    def moved(self, field: str) -> Occasion:
-        return OCCASION._replace(**{field: self.OTHERS[field]}) if field in Occasion._fields else OCCASION
 
 
 class TestReveals:
