@@ -69,7 +69,6 @@ class TestKeys:
 
     @pytest.mark.parametrize("owner", ["a", "c"])
     def test_one_key_of_two_learners(self, owner: str) -> None:
-        """Another one offers the key of this learner, or of a third."""
         table = Table(4)
         taken = resigned(replace(table.seats["b"].party.offer(), key=table.seats[owner].party.offer().key), "b")
         self.refused(table, self.altered(table, "b", taken), "two learners offer one key")
@@ -211,7 +210,6 @@ class TestMembers:
         self.refused(begun, other, "b is a member, and missing too")
 
     def test_one_that_is_named_twice(self) -> None:
-        """It counts once, and all that read the list sign the same one."""
         begun = Begun()
         listed = encode(begun.members("ab"))
         (name,) = re.findall(rb'"b":"sha256:[0-9a-f]{64}"', listed.split(b'"vectors"')[1].split(b"}")[0])
@@ -327,7 +325,6 @@ class TestReveals:
         assert reveal.spoilt.keys() == set("bcdef")
 
     def test_a_box_of_another_round_does_not_open_with_the_same_key(self) -> None:
-        """Keys of a box follow from the occasion and the list of keys, also if a learner offered its key twice."""
         one, two = Begun(), Begun(occasion=LATER)
         for name in "ab":
             two.party(name)._keys = one.party(name)._keys
