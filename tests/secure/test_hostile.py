@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from fedpipe.identity.statements import signed
 from fedpipe.secure.messages import Agreements, Bundle, Members, Occasion, Reveal
 from fedpipe.secure.party import Form, Group, Party
 from fedpipe.secure.unmasking import flaw_of_reveal, form_of, terms_of
+from fedpipe.store.objects import decode, encode
 from tests.secure.table import OCCASION, Table, occasion, private_of, roster_of, secrets_of, signing
 
 LATER = occasion(round=2)
@@ -65,9 +67,10 @@ class TestKeys:
         bundle = table.bundle()
         self.refused(table, replace(bundle, offers=(*bundle.offers, bundle.offers[-1])), "names a learner twice")
 
-    def test_one_key_of_two_learners(self) -> None:
+    @pytest.mark.parametrize("owner", ["a", "c"])
+    def test_one_key_of_two_learners(self, owner: str) -> None:
         table = Table(4)
-        taken = resigned(replace(table.seats["b"].party.offer(), key=table.seats["c"].party.offer().key), "b")
+        taken = resigned(replace(table.seats["b"].party.offer(), key=table.seats[owner].party.offer().key), "b")
         self.refused(table, self.altered(table, "b", taken), "two learners offer one key")
 
     def test_small_order(self) -> None:
@@ -156,8 +159,8 @@ class TestVectors:
 class Begun:
     """A round in which all have masked."""
 
-    def __init__(self, count: int = 4) -> None:
-        self.table = Table(count)
+    def __init__(self, count: int = 4, occasion: Occasion = OCCASION) -> None:
+        self.table = Table(count, occasion=occasion)
         self.bundle = self.table.bundle()
         self.form: Form = form_of(self.bundle)
         for seat in self.table.seats.values():
@@ -200,6 +203,19 @@ class TestMembers:
         listed = begun.members()
         other = replace(listed, vectors=listed.vectors | {"z": listed.vectors["b"]})
         self.refused(begun, other, "z is a member, but offered no key")
+
+    def test_one_that_is_there_and_gone(self) -> None:
+        begun = Begun()
+        other = replace(begun.members(), missing={"b": "no masked vector"})
+        self.refused(begun, other, "b is a member, and missing too")
+
+    def test_one_that_is_named_twice(self) -> None:
+        begun = Begun()
+        listed = encode(begun.members("ab"))
+        (name,) = re.findall(rb'"b":"sha256:[0-9a-f]{64}"', listed.split(b'"vectors"')[1].split(b"}")[0])
+        twice = listed.replace(b'"vectors":{', b'"vectors":{' + name + b",")
+        assert twice.count(name) == 2
+        self.refused(begun, decode(twice, Members, where=""), "the list has 2 members, the threshold is 3")
 
     def test_too_few(self) -> None:
         begun = Begun()
@@ -299,13 +315,23 @@ class TestReveals:
         assert (begun.table.opened(begun.bundle, members, [reveal, *others]) == begun.table.plain("abcdefghij")).all()
 
     def test_a_box_of_another_round_learner_or_session_does_not_open(self) -> None:
-        begun, other = Begun(), Begun()
-        members = begun.members()
+        begun, other = Begun(10), Begun(10)
+        members = begun.members("abcdefghij")
         agreements = begun.agreements(members)
-        parcels = begun.table.parcels(begun.form, members, "a")
-        foreign = other.table.parcels(other.form, other.members(), "a")["b"]
-        reveal = begun.reveal("a", members, agreements, b=foreign, c=parcels["d"], d=b"")
-        assert reveal.spoilt.keys() == set("bcd")
+        mine, theirs = (begun.table.parcels(begun.form, members, name) for name in "ab")
+        foreign = other.table.parcels(other.form, other.members("abcdefghij"), "a")["b"]
+        given = {"b": foreign, "c": mine["d"], "d": b"", "e": theirs["e"], "f": theirs["a"]}
+        reveal = begun.reveal("a", members, agreements, **given)
+        assert reveal.spoilt.keys() == set("bcdef")
+
+    def test_a_box_of_another_round_does_not_open_with_the_same_key(self) -> None:
+        one, two = Begun(), Begun(occasion=LATER)
+        for name in "ab":
+            two.party(name)._keys = one.party(name)._keys
+            two.party(name)._pairs = one.party(name)._pairs
+        parcel = one.table.parcels(one.form, one.members(), "a")["b"]
+        assert one.party()._unboxed("b", parcel)
+        assert two.party()._unboxed("b", parcel) is None
 
     @pytest.mark.parametrize("kind", ["share", "seed", "pair"])
     def test_a_tampered_secret_names_who_reveals_it(self, kind: str) -> None:

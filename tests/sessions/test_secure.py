@@ -20,7 +20,7 @@ from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.budget import Budget
 from fedpipe.rounds.history import read_record
 from fedpipe.rounds.ledger import Ledger, find_marks
-from fedpipe.rounds.manifests import Record
+from fedpipe.rounds.manifests import MOST_METRICS, Record
 from fedpipe.rounds.masked import grid_of
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.releases import Leaving
@@ -50,6 +50,17 @@ def close(session: SecureSession, number: int, expected: float) -> None:
     assert np.abs(found["w"] - initial()["w"] - expected).max() <= slack
     assert abs(float(found["b"]) - expected) <= slack
     assert found["steps"] == 7, "counters keep their values"
+
+
+def measuring(learner: Any, metrics: dict[str, float]) -> None:
+    """Makes a learner report more metrics of its training."""
+    original = learner.propose_weights
+
+    def more(**arguments: Any) -> Any:
+        trained = original(**arguments)
+        return trained._replace(metrics={**trained.metrics, **metrics})
+
+    learner.propose_weights = more
 
 
 class TestAnUndisturbedSession:
@@ -387,16 +398,27 @@ class TestDropouts:
 
     def test_one_with_other_metrics(self, folder: Path) -> None:
         session = SecureSession(plan_of(1), folder)
-        learner = session.learners["c"]
-        original = learner.propose_weights
-
-        def more(**arguments: Any) -> Any:
-            trained = original(**arguments)
-            return trained._replace(metrics={**trained.metrics, "more": 1.0})
-
-        learner.propose_weights = more
+        measuring(session.learners["c"], {"more": 1.0})
         session.run()
         assert session.dropped(1) == {"c": "it measures other metrics than most"}
+
+    def test_a_metric_that_one_cannot_measure_is_the_mean_of_the_others(self, folder: Path) -> None:
+        """For instance an AUC, where all examples of a learner have one label."""
+        session = SecureSession(plan_of(1), folder)
+        for place, name in enumerate(NAMES):
+            measuring(session.learners[name], {"auc": np.nan if name == "c" else place / 4})
+        record = session.run()
+        assert record.contributors == NAMES
+        assert record.metrics["auc"] == pytest.approx((2 * 0.25 + 4 * 0.75 + 5 * 1.0) / 12, abs=1e-6)
+
+    def test_a_record_has_no_more_metrics_than_it_holds(self, folder: Path) -> None:
+        session = SecureSession(plan_of(1, secure={"bound": {"quantile": 0.99, "initial": 8.0}}), folder)
+        for name in NAMES:
+            measuring(session.learners[name], {f"m{number:03}": float(number) for number in range(130)})
+        session.run()
+        assert session.records[1].contributors == NAMES
+        assert len(session.records[1].metrics) == MOST_METRICS
+        assert session.records[1].metrics["m000"] == 0.0
 
     @pytest.mark.parametrize(("metrics", "left"), [(("loss",), {"loss", "test_loss"}), ((), set()),
                                                    (None, {"loss", "test_loss"})])  # fmt: skip
@@ -406,14 +428,7 @@ class TestDropouts:
         """All take part: the one with the owner, and one that measures more than the others."""
         session = SecureSession(plan_of(1), folder)
         session.leaves["b"] = Leaving(metrics=metrics)
-        learner = session.learners["c"]
-        original = learner.propose_weights
-
-        def more(**arguments: Any) -> Any:
-            trained = original(**arguments)
-            return trained._replace(metrics={**trained.metrics, "secret_is_17": 1.0})
-
-        learner.propose_weights = more
+        measuring(session.learners["c"], {"secret_is_17": 1.0})
         record = session.run()
         assert record.contributors == NAMES
         assert record.metrics.keys() == {*left, "clipped"}
@@ -483,13 +498,26 @@ class TestJunk:
         assert session.records[1].contributors == ("a", "c", "d", "e")
         assert "b" in session.dropped(1)
 
+    def test_a_box_that_does_not_open_names_its_sender(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+        session = SecureSession(plan_of(1), folder)
+
+        def changed(store: Store, made: MaskedFile) -> MaskedFile:
+            data = bytearray(get_bytes(store, made.digest, "b"))
+            data[3] ^= 1  # in the box for a, the first one
+            return made._replace(digest=put_bytes(store, bytes(data), "b"))
+
+        session.sent["b"] = changed
+        assert session.run().contributors == NAMES
+        close(session, 1, mean_of(NAMES))
+        assert "round 1: a says of b: its box for this learner was changed" in caplog.text
+
     def test_vector_of_noise_is_no_sum(self, folder: Path) -> None:
         """A hostile learner may spoil a round, but the record of a round never has impossible numbers."""
         session = SecureSession(plan_of(1), folder)
 
         def noise(store: Store, made: MaskedFile) -> MaskedFile:
             data = get_bytes(store, made.digest, "b")
-            digest = put_bytes(store, data[:-72] + np.random.default_rng(0).bytes(72), "b")  # all its numbers
+            digest = put_bytes(store, data[:-96] + np.random.default_rng(0).bytes(96), "b")  # all its numbers
             return made._replace(digest=digest)
 
         session.sent["b"] = noise
@@ -754,9 +782,13 @@ class Spoiling(_Passing):
         self.prefix = prefix
 
     def upload(self, key: str, path: Path) -> None:
-        data = bytearray(path.read_bytes())
-        data[-1] ^= 1
-        self.store.replace(key, bytes(data))
+        self.store.replace(key, self._spoilt(path.read_bytes()))
+
+    def create(self, key: str, data: bytes) -> bool:
+        return bool(self.store.create(key, self._spoilt(data) if key.startswith(self.prefix) else data))
+
+    def _spoilt(self, data: bytes) -> bytes:
+        return bytes([*data[:-1], data[-1] ^ 1])
 
 
 class Showing(_Passing):

@@ -21,7 +21,7 @@ from fedpipe.rounds.masked import digest_of_file, largest_examples, vector_of
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.roll import Roll
 from fedpipe.secure.masks import Masks
-from fedpipe.secure.messages import TEST
+from fedpipe.secure.messages import MOST_METRICS, TEST
 from fedpipe.secure.party import Orders
 from fedpipe.secure.vector import Counts, scale_of
 from fedpipe.store import Store
@@ -109,6 +109,7 @@ def write_masked(
     found = {} if private else _leaving(trained.metrics, orders)  # if those of one stay, all must do without
     if tested:
         found |= {f"{TEST}{name}": value for name, value in _leaving(tested.metrics, orders).items()}
+    found = dict(list(found.items())[:MOST_METRICS])
     counts = Counts(trained.examples, tested.examples if tested else 0, 0, found)
     vector = vector_of(plan, layout_of(start), tuple(sorted(found)), orders.bound)
     names = [tensor.name for tensor in vector.tensors]
@@ -122,7 +123,7 @@ def write_masked(
 
 
 def _leaving(metrics: Mapping[str, float], orders: Orders) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if orders.metrics is None or name in orders.metrics}
+    return {name: metrics[name] for name in sorted(metrics) if orders.metrics is None or name in orders.metrics}
 
 
 def _weight(plan: Plan, examples: int) -> float:

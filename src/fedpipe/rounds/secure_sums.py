@@ -32,7 +32,7 @@ from fedpipe.rounds.masked import (
     write_mean,
 )
 from fedpipe.rounds.plan import Plan
-from fedpipe.rounds.received import check_printable, receive
+from fedpipe.rounds.received import check_printable, cleaned, receive
 from fedpipe.rounds.roll import Roll, check_quorum, gather
 from fedpipe.rounds.secure_lists import ANSWERS, LIST, LISTS, answer_source, find_list, show_list, tries_of
 from fedpipe.secure.masks import Masks
@@ -243,6 +243,9 @@ class SecureClosing:
                 return f"it {flaw}" if flaw else ""
 
             given, missing = self._gathered(Reveal, members.occasion, roll, check)
+            for reveal in given:
+                for name, why in sorted(reveal.spoilt.items()):
+                    log.warning("round %d: %s says of %s: %s", self.number, reveal.learner, name, cleaned(why))
             check_quorum(self.number, len(given), _dropped(missing), self.threshold)
             reveals = Reveals(**members.occasion._asdict(), members=digest, reveals=tuple(given))
         record = self.summed(bundle, members, reveals)
@@ -257,13 +260,14 @@ class SecureClosing:
         if bundle.bound != self.bound:
             raise RoundError(f"round {self.number}: the keys are for a bound of {bundle.bound:g}, not {self.bound:g}")
         added = self._sum(members, form_of(bundle), digest_of(canonical(members)))
-        vector, total, parties = self._vector(members.metrics), added.total.copy(), len(members.vectors)
+        vector, total, parties = self._vector(members.metrics), added.total, len(members.vectors)
         try:
             terms = terms_of(reveals.reveals, form_of(bundle), members, added.preambles, self.threshold)
         except DroppedError as error:
             raise RoundError(
                 f"round {self.number}: {error.what}", remedy="Revoke the learner that is named."
             ) from error
+        self._added = None  # the masks are removed in place, because a copy is as large as the model
         Masks(terms, vector.grid.width, vector.grid.dtype).remove(total)
         counts = vector.counts(total, parties)
         if max(counts.examples, counts.tested, *counts.magnitudes) > 2**COUNT:

@@ -11,7 +11,7 @@ import itertools
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -22,9 +22,11 @@ from fedpipe.secure.numbers import SPARE, Words, pack_into, packed_size
 from fedpipe.secure.shares import SEED
 
 CHUNK = 2**15
-"""Words that are masked at a time: they fit into the cache of a processor."""
+"""Words of a vector that are made at a time."""
 SPAN = 16
 """Chunks that are worked on in the same memory, because new memory is slower than the cipher."""
+WINDOW = 2**19
+"""Bytes that are masked at a time. With fewer, threads wait longer for Python's lock than they save in the cache."""
 BLOCK = 16
 """Bytes of a block of the cipher."""
 TAG = 16
@@ -130,27 +132,18 @@ class _Streams:
     """
 
     def __init__(self, ciphers: Sequence[tuple[Any, np.ufunc]], dtype: np.dtype[Any], start: int) -> None:
-        size = CHUNK * dtype.itemsize
         self._ciphers, self._next = ciphers, start * dtype.itemsize // BLOCK
-        self._blocks, self._stream = memoryview(bytearray(size)), memoryview(bytearray(size))
+        self._blocks, self._stream = memoryview(bytearray(WINDOW)), memoryview(bytearray(WINDOW))
 
-    def add(self, words: Words, sums: Words) -> Words:
-        """Add the next part of all streams to at most CHUNK words, modulo the size of a word.
-
-        Args:
-            words: stay as they are.
-            sums: takes the result; may be the words.
-        """
+    def add(self, words: Words) -> None:
+        """Add the next part of all streams to words, in place and modulo the size of a word: at most WINDOW bytes."""
         blocks, stream, count = self._blocks[: words.nbytes], self._stream[: words.nbytes], words.nbytes // BLOCK
         np.frombuffer(blocks, ">u8")[1::2] = np.arange(self._next, self._next + count)
         self._next += count
         view = np.frombuffer(stream, words.dtype)
         for made, combine in self._ciphers:
             made.encrypt(blocks, output=stream)
-            words = combine(words, view, out=sums)
-        if words is not sums:  # there are no masks
-            sums[:] = words
-        return sums
+            combine(words, view, out=words)
 
 
 class Masks:
@@ -197,22 +190,36 @@ class Masks:
                 finish()
 
     def _packed(self, several: Sequence[Words], start: int, buffer: memoryview) -> memoryview:
-        streams, place, sums = self._streams(start), 0, np.empty(CHUNK, self._dtype)
-        for words in several:
-            pack_into(buffer[place:], streams.add(words, sums[: words.size]), self._width)
+        streams, place = self._streams(start), 0
+        for words in _joined(several, np.empty(WINDOW // self._dtype.itemsize, self._dtype)):
+            streams.add(words)
+            pack_into(buffer[place:], words, self._width)
             place += packed_size(words.size, self._width)
         return buffer[:place]
 
     def remove(self, total: Words) -> None:
         """Subtract the masks from a whole vector, in place."""
+        window = WINDOW // self._dtype.itemsize
 
         def work(first: int) -> None:
             streams, stop = self._streams(first, removed=True), min(first + SPAN * CHUNK, total.size)
-            for start in range(first, stop, CHUNK):
-                words = total[start : min(start + CHUNK, stop)]
-                streams.add(words, words)
+            for start in range(first, stop, window):
+                words = total[start : min(start + window, stop)]
+                streams.add(words)
                 words &= self._dtype.type(2**self._width - 1)
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for _ in pool.map(work, range(0, total.size, SPAN * CHUNK)):
                 pass
+
+
+def _joined(chunks: Iterable[Words], room: Words) -> Iterator[Words]:
+    """Yield copies of chunks, one behind the other, as many at a time as there is room for."""
+    filled = 0
+    for words in chunks:
+        if filled + words.size > room.size:
+            yield room[:filled]
+            filled = 0
+        room[filled : filled + words.size] = words
+        filled += words.size
+    yield room[:filled]

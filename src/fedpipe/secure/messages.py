@@ -26,7 +26,8 @@ from fedpipe.identity.signing import Signature
 from fedpipe.identity.statements import check_signed
 from fedpipe.store.objects import Digest
 
-MOST_METRICS = 100
+MOST_METRICS = 98
+"""Metrics of a vector at most: the record of the round has two more."""
 TEST = "test_"
 """Begins the names of metrics of the base on test parts."""
 
@@ -37,7 +38,7 @@ _Share = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Seed = Annotated[str, Meta(pattern=r"^[0-9a-f]{62}\Z")]
 _Bound = Annotated[float, Meta(ge=LEAST_BOUND, le=LARGE)]
 _Round = Annotated[int, Meta(ge=1)]
-_Names = Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=2 * MOST_METRICS)]
+_Names = Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=200)]
 _Reasons = Annotated[dict[Name, Annotated[str, Meta(max_length=500)]], Meta(max_length=MOST)]
 
 
@@ -130,7 +131,7 @@ class Masked(_Statement, frozen=True, kw_only=True):
     bundle: Digest
     vector: Digest
     size: Annotated[int, Meta(ge=0, le=2**53)]
-    metrics: Annotated[tuple[_Text, ...], Meta(max_length=2 * MOST_METRICS)] = ()
+    metrics: Annotated[tuple[_Text, ...], Meta(max_length=MOST_METRICS)] = ()
     trainings: Annotated[int, Meta(ge=0, le=2**53)] = 0
     ledger: Digest | None = None
     signature: Signature | None = None
@@ -146,7 +147,7 @@ class Members(_Statement, frozen=True, kw_only=True):
     bundle: Digest
     vectors: Annotated[dict[Name, Digest], Meta(max_length=MOST)]
     boxes: Annotated[dict[Name, Digest], Meta(max_length=MOST)]
-    metrics: Annotated[tuple[_Text, ...], Meta(max_length=2 * MOST_METRICS)] = ()
+    metrics: Annotated[tuple[_Text, ...], Meta(max_length=MOST_METRICS)] = ()
     missing: _Reasons = {}
 
 

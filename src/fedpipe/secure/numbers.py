@@ -25,8 +25,8 @@ Floats = npt.NDArray[np.float64]
 
 EDGES = tuple(2.0 ** (place // 4 - 8) * (1 + place % 4 / 4) for place in range(4 * 16 + 1))
 """Magnitudes, relative to the bound, that divide values into classes: four in each octave."""
-_AT_ONCE = 2**13
-"""Numbers that are packed at a time: the memory of larger ones would be returned to the system each time."""
+_AT_ONCE = 2**15
+"""Numbers that are packed at a time, so that their factors stay in a cache."""
 _LOWEST = (1023 - 8) << 2
 """The leading bits of the first of EDGES."""
 SPARE = 8
@@ -141,7 +141,7 @@ def padded(count: int) -> int:
 def pack(words: Words, width: int) -> bytes:
     """Return words modulo 2^width as bytes; see `pack_into`."""
     output = memoryview(bytearray(packed_size(words.size, width) + SPARE))
-    pack_into(output, words, width)
+    pack_into(output, words.copy(), width)
     return bytes(output[:-SPARE])
 
 
@@ -150,14 +150,16 @@ def pack_into(output: memoryview, words: Words, width: int) -> None:
 
     Args:
         output: `packed_size` bytes of memory, and SPARE behind them that are written over too.
-        words: a multiple of GROUP of them.
+        words: a multiple of GROUP of them, which are written over.
         width: a multiple of 4 up to 32, or of 8 up to 64.
     """
     numbers = words.view("<u8")
     rows = _rows(output, numbers.size, width)
     for start in range(0, numbers.size, _AT_ONCE):
         several = numbers[start : start + _AT_ONCE]
-        rows[start : start + _AT_ONCE] = several if width > 32 else _paired(several, width)
+        if width <= 32:
+            _pair(several, width)
+        rows[start : start + _AT_ONCE] = several
 
 
 def _rows(data: memoryview, count: int, width: int) -> Words:
@@ -168,12 +170,11 @@ def _rows(data: memoryview, count: int, width: int) -> Words:
     return np.ndarray((count,), "<u8", data, strides=(width // (8 if width > 32 else 4),))
 
 
-def _paired(numbers: Words, width: int) -> Words:
-    """Return pairs of words of 32 bits as numbers whose low bits are both words modulo 2^width."""
-    raised = numbers.view("<u4") * _factors(width)[: 2 * numbers.size]
-    joined = raised.view("<u8")
-    joined >>= np.uint64(32 - width)
-    return joined
+def _pair(numbers: Words, width: int) -> None:
+    """Turn pairs of words of 32 bits into numbers whose low bits are both words modulo 2^width, in place."""
+    words = numbers.view("<u4")
+    words *= _factors(width)[: words.size]
+    numbers >>= np.uint64(32 - width)
 
 
 @functools.cache

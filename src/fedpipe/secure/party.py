@@ -294,6 +294,8 @@ class Party:
             raise DroppedError("the list of members does not have this learner's vector")
         if unknown := members.vectors.keys() - set(self._form.names):
             raise DroppedError(f"{min(unknown)} is a member, but offered no key")
+        if both := members.vectors.keys() & members.missing.keys():
+            raise DroppedError(f"{min(both)} is a member, and missing too")
         if len(members.vectors) < self._group.threshold:
             raise DroppedError(f"the list has {len(members.vectors)} members, the threshold is {self._group.threshold}")
         self._agreed = (digest, members)

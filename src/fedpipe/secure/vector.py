@@ -1,8 +1,8 @@
 """The vector of a secure sum: the changes of all floats, and counts and metrics as whole numbers.
 
 Each tensor begins at a multiple of GROUP words. Counters and other tensors without floats are not in it; they keep the
-values of the base. The numbers come last: train examples, test examples, clipped values, and metrics times examples. If
-the bound follows the magnitudes of values, these are counted too.
+values of the base. The numbers come last: train examples, test examples, clipped values, and each metric's sum over
+examples and their number. If the bound follows the magnitudes of values, these are counted too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Counts(NamedTuple):
         examples: of the train part.
         tested: examples of the test part.
         clipped: values that were clipped.
-        metrics: means over the examples, or over test examples if the name begins with TEST.
+        metrics: means over the examples, or over test examples if the name begins with TEST. Those of a learner may be
+            infinite or NaN: it does not count in them. Of all, they have more than half of the examples behind them.
         magnitudes: values in each class of `Grid.magnitudes`; empty where the bound does not follow them.
     """
 
@@ -84,7 +85,7 @@ class Vector(NamedTuple):
     @property
     def _limbs(self) -> list[int]:
         """The words of each number."""
-        bits = [COUNT] * (3 + self._classes) + [METRIC] * len(self.metrics)
+        bits = [COUNT] * (3 + self._classes) + [METRIC, COUNT] * len(self.metrics)
         return [-(-bit // self.grid.bits) for bit in bits]
 
     @property
@@ -125,9 +126,10 @@ class Vector(NamedTuple):
     def _numbers(self, counts: Counts) -> Words:
         pairs = [(count, COUNT) for count in (counts.examples, counts.tested, counts.clipped, *counts.magnitudes)]
         for name in self.metrics:
-            value = max(-_LARGEST, min(_LARGEST, counts.metrics[name])) if not math.isnan(counts.metrics[name]) else 0.0
-            weight = counts.tested if name.startswith(TEST) else counts.examples
-            pairs.append((round(value * 2**_POINT) * weight + _ZERO, METRIC))
+            value, weight = max(-_LARGEST, min(_LARGEST, counts.metrics[name])), _behind(name, counts)
+            if not math.isfinite(counts.metrics[name]):
+                value, weight = 0.0, 0
+            pairs += [(round(value * 2**_POINT) * weight + _ZERO, METRIC), (weight, COUNT)]
         limbs = [limb for number, bits in pairs for limb in self.grid.limbs_of(number, bits)]
         return np.array(limbs, self.grid.dtype)
 
@@ -138,13 +140,14 @@ class Vector(NamedTuple):
             numbers.append(self.grid.joined(total[start : start + limbs]))
             start += limbs
         examples, tested, clipped, *left = numbers
-        magnitudes, sums = left[: self._classes], left[self._classes :]
-        metrics = {}
-        for name, found in zip(self.metrics, sums, strict=True):
-            weight = tested if name.startswith(TEST) else examples
-            if weight:
-                metrics[name] = (found - parties * _ZERO) / 2**_POINT / weight
-        return Counts(examples, tested, clipped, metrics, tuple(magnitudes))
+        magnitudes, sums, weights = left[: self._classes], left[self._classes :: 2], left[self._classes + 1 :: 2]
+        found = Counts(examples, tested, clipped, {}, tuple(magnitudes))
+        means = {
+            name: (total - parties * _ZERO) / 2**_POINT / weight
+            for name, total, weight in zip(self.metrics, sums, weights, strict=True)
+            if 2 * weight > _behind(name, found)
+        }
+        return found._replace(metrics=means)
 
     def decode(self, total: Words, parties: int) -> Iterator[tuple[Tensor, int, Floats]]:
         """Yield the sums of changes, chunk by chunk: the tensor, the first of its coordinates, and the sums."""
@@ -155,6 +158,11 @@ class Vector(NamedTuple):
                 stop = min(start + CHUNK, count)
                 yield tensor, start, self.grid.decode(total[position + start : position + stop], parties)
             position += padded(count)
+
+
+def _behind(metric: str, counts: Counts) -> int:
+    """Return the number of examples that a metric is a mean over, if all have it."""
+    return counts.tested if metric.startswith(TEST) else counts.examples
 
 
 def scale_of(base: Mapping[str, Array], new: Mapping[str, Array], names: Sequence[str], norm: float) -> float:
