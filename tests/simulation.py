@@ -114,7 +114,7 @@ def coordinator(
     chosen = store or world.store
     return Coordinator(
         chosen, plan, session, last=last, clock=world.clock, random=world.random, listener=listener,
-        script=scripts(chosen, plan), final=partial(scoring, chosen, plan) if tests else None,
+        script=None if scripts is script_of else scripts(chosen, plan), final=partial(scoring, chosen, plan) if tests else None,
     ).run()  # fmt: skip
 
 

@@ -47,19 +47,24 @@ def test_handwritten_digits_cut_between_two_parties(tmp_path: Path) -> None:
 
 
 def assert_parts_serve_apart(folder: Path, expected: Any) -> None:
-    """Bob serves the top. Alice computes her activations herself, and sends nothing else."""
-    file, models = folder / "federation.yaml", folder / "of-bob" / "top" / "1"
-    models.mkdir(parents=True)
-    fedpipe.export(file, models / "model.onnx", part="top")
-    fedpipe.export(file, folder / "bottom-alice.onnx", part="bottom-alice")
+    """Bob serves the top. Alice computes her activations herself, or at a server of her own, and sends nothing else."""
+    file, parts = folder / "federation.yaml", {}
+    for party, part in (("bob", "top"), ("alice", "bottom-alice")):
+        parts[party] = folder / f"of-{party}" / part / "1" / "model.onnx"
+        parts[party].parent.mkdir(parents=True)
+        fedpipe.export(file, parts[party], part=part)
     for name, mistake in (("bottom-bob", "has no part 'bottom-bob'"), ("tpo", "Did you mean 'top'")):
         with pytest.raises(InputError, match=mistake):
             fedpipe.export(file, folder / "x.onnx", part=name)
-    with serving(folder / "server", "--models", str(models.parents[1])) as served:
-        (taken,) = served.get("/v2/models/top").json()["inputs"]
+    with (
+        serving(folder / "bobs", "--models", str(folder / "of-bob")) as top,
+        serving(folder / "alices", "--models", str(folder / "of-alice")) as bottom,
+    ):
+        (taken,) = top.get("/v2/models/top").json()["inputs"]
         assert (taken["name"], taken["shape"]) == ("alice", [-1, 64])
-        apart = predict_file(served.url, folder / "alice.npz", parts={"alice": folder / "bottom-alice.onnx"})
-    np.testing.assert_allclose(apart.prediction.outputs, expected, atol=1e-5)
+        for own in (parts["alice"], bottom.url):
+            apart = predict_file(top.url, folder / "alice.npz", parts={"alice": own})
+            np.testing.assert_allclose(apart.prediction.outputs, expected, atol=1e-5)
 
 
 def assert_traffic_is_told(traffic: dict[str, dict[str, float]], report: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import runpy
-import shutil
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-import fedpipe
 from tests.commands.runs import ROOT
 
 EXAMPLE = ROOT / "examples" / "split"
@@ -17,10 +17,8 @@ EXAMPLE = ROOT / "examples" / "split"
 @pytest.mark.heavy
 def test_three_parties_learn_from_a_table_that_none_has(tmp_path: Path) -> None:
     """Above what the columns of one hospital allow: 0.95 in cross-validation of a linear model for each alone."""
-    for name in ("federation.yaml", "parts.py"):
-        shutil.copy(EXAMPLE / name, tmp_path / name)
-    runpy.run_path(str(EXAMPLE / "cut_table.py"))["make"](tmp_path)
-    summary = fedpipe.run(tmp_path / "federation.yaml", out=tmp_path / "out").summary
+    subprocess.run([sys.executable, EXAMPLE / "cut_table.py", tmp_path / "made", "--run"], check=True)
+    summary = json.loads((tmp_path / "made" / "out" / "summary.json").read_text())
     assert summary["evaluation"]["federated"]["examples"] == 171
     assert summary["evaluation"]["federated"]["metrics"]["accuracy"] >= 0.94
     assert [entry["learners"] for entry in summary["rounds"]] == [["imaging", "pathology", "registry"]] * 6

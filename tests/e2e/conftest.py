@@ -187,9 +187,10 @@ def site(
     """Sets a federation up: users, secrets, data, pipeline."""
 
     def make(prefix: str, learners: list[dict[str, Any]], *, endpoint: str = ENDPOINT, enrolled: bool = True,
-             training: dict[str, Any] | None = None, framework: str = "keras", **more: Any) -> Site:  # fmt: skip
+             training: dict[str, Any] | None = None, framework: str = "keras", start: str = "averaging",
+             **more: Any) -> Site:  # fmt: skip
         folder = tmp_path_factory.mktemp("sites") / prefix
-        command = [sys.executable, "-m", "fedpipe", "init", str(folder), "--framework", framework]
+        command = [sys.executable, "-m", "fedpipe", "init", str(folder), "--framework", framework, "--algorithm", start]
         subprocess.run(command, check=True, capture_output=True)
         file = folder / "federation.yaml"
         content = yaml.safe_load(file.read_text())
@@ -198,13 +199,20 @@ def site(
             "store": where, "learners": learners, "secret": f"{prefix}-coordinator",
             "images": {"registry": REGISTRY, "digests": built},
         }  # fmt: skip
-        content["data"] |= {"uri": f"s3://{BUCKET}/{prefix}/digits/datasets/digits.npz?endpoint={ENDPOINT}"}
-        content["data"]["shards"]["minimum"] = 50
+        files = {"digits/datasets/digits.npz": "digits.npz"}
+        if start == "split":  # each party has a file of its own, where nobody else reads
+            files = {f"{content['name']}/learners/{one['name']}/rows.npz": f"{one['name']}.npz" for one in learners}
+            for learner, key in zip(learners, files, strict=True):
+                learner["data"] = f"s3://{BUCKET}/{prefix}/{key}?endpoint={ENDPOINT}"
+        else:
+            content["data"] |= {"uri": f"s3://{BUCKET}/{prefix}/{next(iter(files))}?endpoint={ENDPOINT}"}
+            content["data"]["shards"]["minimum"] = 50
         content["training"] |= {"rounds": 2, "local_epochs": 1, **(training or {})}
         content["quorum"] = {"min_learners": len(learners), "deadline": 600}
         content |= more
         file.write_text(yaml.safe_dump(content))
-        open_store(where).upload("digits/datasets/digits.npz", folder / "digits.npz")
+        for key, name in files.items():
+            open_store(where).upload(key, folder / name)
         if enrolled:
             for learner in learners:
                 learner["secret"] = f"{prefix}-{learner['name']}"

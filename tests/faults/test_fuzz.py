@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from fedpipe import weights as arrays
 from fedpipe.data.parts import Shard
 from fedpipe.data.schema import Column
 from fedpipe.data.settling import settle
@@ -32,6 +33,7 @@ from fedpipe.rounds.budget import Entry
 from fedpipe.rounds.evaluation import Score, measure_all, mistake_in_score
 from fedpipe.rounds.history import history
 from fedpipe.rounds.manifests import Aligned, Ballot, Dropped, Record, Update
+from fedpipe.rounds.parcels import Meeting, Parcel, take
 from fedpipe.rounds.plan import Plan, differences
 from fedpipe.rounds.received import parse
 from fedpipe.rounds.tallies import Head
@@ -164,15 +166,26 @@ def _targets() -> dict[str, Target]:
     tested = manifests.Tested(examples=3, metrics={"loss": 0.5})
     event = TrainingEvent(examples=100, batch_size=10, microbatches=10, noise_multiplier=1.0, steps=10, passes=1)
     aligned = Aligned(
-        federation="f", run="r1", learner="a", base=digest, plan=digest, rows=5, common=3, others={"b": 4},
-        personal=digest,
+        federation="f", run="r1", learner="a", base=digest, plan=digest, session="s", attempt=1, rows=5, common=3,
+        others={"b": 4}, personal=digest,
     )  # fmt: skip
+    sent = {"values": np.ones((2, 3), np.float32)}
+    meeting = Meeting(MemoryStore(), "f", "r1", "s", 1, 1, digest, digest)
+    parcel = meeting.parcel("activations", 0, "a", "b", digest_of(arrays.dumps(sent)))
+
+    def use_parcel(found: Parcel) -> None:
+        at = meeting._replace(store=MemoryStore())
+        data = encode(found) + b"\n" + arrays.dumps(sent)
+        at.store.create(at.key("activations", 0, "a", "b"), data)
+        assert take(at, "activations", 0, "a", "b", sent, Enrolled()) is not None
+
     enrolled = Enrolled(learners={"a": Enrolment(key="0" * 64, since=1e9, revoked=None)})
     return {
         "update": Target(Update, replace(update, spent=spent, tested=tested), use_update),
         "note": Target(Dropped, Dropped(learner="a", why="x", spent=spent)),
         "ballot": Target(Ballot, ballot, use_ballot),
         "alignment": Target(Aligned, aligned, lambda found: contradiction({"a": found, "b": aligned})),
+        "parcel": Target(Parcel, parcel, use_parcel),
         "sign": Target(Sign, Sign(round=1, attempt=1, phase="train", took_part=True), lambda s: s.answers(board)),
         "score": Target(Score, score, use_score),
         "timing": Target(Timing, Timing(step="train", learner="a", round=1, started=1e9, seconds=3.0)),

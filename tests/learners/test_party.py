@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedpipe.engine.preflight import check
-from fedpipe.errors import DataError, FederationError
+from fedpipe.errors import DataError, FederationError, InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.learners.party import held_rows, read_rows
 from tests.federations import make_federation
@@ -185,6 +185,27 @@ def test_missing_arrays_are_named(tmp_path: Path) -> None:
         held_rows(parties(tmp_path, algorithm={"label_party_features": True}), "bob", None)
 
 
+MODELS: dict[str, tuple[str, str, str]] = {
+    "parts that do not fit": ("Dense(3)", "Dense(4)", 'bottom("alice") returns float32 [4] a row, but top() takes float32 [3]'),
+    "a party without a part": ("    model = keras.Sequential([keras.Input((2,))", "    return None\n    model = keras.Sequential([keras.Input((2,))", 'bottom("alice") returns None'),
+    "no bottom": ("def bottom", "def lower", "there is no function 'bottom'"),
+    "no top": ("def top", "def upper", "there is no function 'top'"),
+    "a part that is not compiled": ('    model.compile(optimizer="sgd")\n', "", "the model is not compiled"),
+    "columns that the bottom does not take": ("keras.Input((2,))", "keras.Input((5,))", 'bottom("alice") does not fit its rows: the features have shape (2,), but'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "what"), MODELS.values(), ids=MODELS.keys())
+def test_mistakes_in_the_parts_are_found_before_a_run(tmp_path: Path, old: str, new: str, what: str) -> None:
+    assert CODE.count(old) == 1
+    with pytest.raises(InputError) as caught:
+        check(parties(tmp_path), CODE.replace(old, new), "", "")
+    assert what in str(caught.value)
+    assert caught.value.remedy
+    assert caught.value.where
+    assert caught.value.exit_code == 2
+
+
 def test_sound_parties_pass(tmp_path: Path) -> None:
     found = {checked.subject: checked.what for checked in check(parties(tmp_path), CODE, "", "")}
     assert found["alice"] == found["bob"] == "16 train, 2 vote, 2 test"
@@ -207,6 +228,7 @@ SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a quorum": (lambda f: f.update(quorum={"min_learners": 1}), "quorum.min_learners: must be all parties"),
     "another framework": (lambda f: f.update(framework="numpy"), "framework: cannot be combined"),
     "a method": (lambda f: f["training"].update(method="fedprox"), "training.method"),
+    "updates in fewer bytes": (lambda f: f["training"].update(exchange={"dtype": "int8"}), "training.exchange: cannot be combined"),
     "a dataset": (lambda f: f.update(data={"uri": "x.npz"}), "data.uri: cannot be combined"),
     "an intersection of nothing": (lambda f: f["algorithm"].update(align="intersection"), "algorithm.align: is intersection, but no ids"),
     "an unknown alignment": (lambda f: f["algorithm"].update(ids="id", align="union"), "algorithm.align: Invalid"),

@@ -1,4 +1,4 @@
-"""A cut network in NumPy: linear bottoms, a softmax on their sum, plain SGD. And sessions of its parties."""
+"""A cut network in NumPy: linear bottoms, a softmax on their sum, SGD with momentum. And sessions of its parties."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fedpipe.weights import Array, digest_of
 from tests.federations import make_federation, make_plan
 from tests.simulation import Actor, World, coordinator
 
-WIDTH, CLASSES, RATE = 3, 2, 0.5
+WIDTH, CLASSES, RATE, MOMENTUM = 3, 2, 0.3, 0.5
 
 
 def softmax(values: Array) -> Array:
@@ -40,16 +40,18 @@ class NumpyPart:
 
     def begin(self, start: Mapping[str, Array], optimizer: Any, *, seed: int, rate: float) -> None:
         self.current = {name: np.array(start[name]) for name in start}
+        self.velocity = np.zeros_like(start["kernel"]) if optimizer is None else np.array(optimizer["velocity"])
         self.rate = rate or RATE
 
     def weights(self) -> dict[str, Array]:
         return dict(self.current)
 
     def optimizer_state(self) -> dict[str, Array]:
-        return {}
+        return {"velocity": self.velocity}
 
-    def move(self, name: str, gradient: Array) -> None:
-        self.current[name] = (self.current[name] - self.rate * gradient).astype(np.float32)
+    def move(self, gradient: Array) -> None:
+        self.velocity = (MOMENTUM * self.velocity + gradient).astype(np.float32)
+        self.current["kernel"] = (self.current["kernel"] - self.rate * self.velocity).astype(np.float32)
 
 
 class NumpyBottom(NumpyPart):
@@ -66,10 +68,13 @@ class NumpyBottom(NumpyPart):
         return self.infer(x)
 
     def backward(self, gradient: Array) -> None:
-        self.move("kernel", self.open.popleft().T @ gradient)
+        self.move(self.open.popleft().T @ gradient)
 
     def infer(self, x: Array) -> Array:
         return (x @ self.current["kernel"]).astype(np.float32)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
 
 class NumpyTop(NumpyPart):
@@ -90,7 +95,7 @@ class NumpyTop(NumpyPart):
         self.losses.append((len(y), float(-np.log(shares[np.arange(len(y)), y]).mean())))
         error = (shares - np.eye(CLASSES, dtype=np.float32)[y]) / len(y)
         down = (error @ self.current["kernel"].T).astype(np.float32)
-        self.move("kernel", hidden.T @ error)
+        self.move(hidden.T @ error)
         return np.split(down, self.parties, axis=1)
 
     def metrics(self) -> dict[str, float]:
@@ -185,13 +190,31 @@ def session(world: World, plan: Plan, **changed: Actor) -> None:
     world.run()
 
 
+class Momentum:
+    """The optimizer of all weights at once."""
+
+    def __init__(self) -> None:
+        self._velocity: dict[str, Array] = {}
+
+    def begin(self, federation: Federation, number: int) -> None:
+        """Begins a round; the state stays only if the federation says so."""
+        training = federation.training
+        self._velocity = self._velocity if training.optimizer == "keep" else {}
+        self._rate = training.at(number).learning_rate or RATE
+
+    def moved(self, current: dict[str, Array], gradients: Mapping[str, Array]) -> dict[str, Array]:
+        self._velocity = {name: MOMENTUM * self._velocity.get(name, 0) + g for name, g in gradients.items()}
+        return {name: (current[name] - self._rate * self._velocity[name]).astype(np.float32) for name in current}
+
+
 def trained_uncut(federation: Federation, rows: Mapping[str, Held] | None = None) -> dict[str, Array]:
     """Trains the uncut network on the same batches, with gradients of its own."""
-    current, rows = first_weights(federation), rows or rows_of(federation)
+    current, rows, optimizer = first_weights(federation), rows or rows_of(federation), Momentum()
     assert federation.split
     y, parties = rows[federation.split.label_party].y, federation.feature_parties
     assert y is not None
     for number in range(1, federation.training.rounds + 1):
+        optimizer.begin(federation, number)
         for _, places in Round(federation, number, {}).batches(rows[parties[0]].parts["train"]):
             x = {name: rows[name].x[places] for name in parties}  # type: ignore[index]
             hidden = np.concatenate([x[name] @ current[f"bottom-{name}/kernel"] for name in parties], axis=1)
@@ -199,17 +222,18 @@ def trained_uncut(federation: Federation, rows: Mapping[str, Held] | None = None
             down = np.split(error @ current["top/kernel"].T / len(places), len(parties), axis=1)
             moved = {"top/kernel": hidden.T @ error / len(places)}
             moved |= {f"bottom-{name}/kernel": x[name].T @ part for name, part in zip(parties, down, strict=True)}
-            current = {name: (current[name] - RATE * moved[name]).astype(np.float32) for name in current}
+            current = optimizer.moved(current, moved)
     return current
 
 
 def trained_behind(federation: Federation, steps: int) -> dict[str, Array]:
     """Trains with bottoms that move by gradients which are so many steps old; all of them come before a round ends."""
-    current, rows = first_weights(federation), rows_of(federation)
+    current, rows, optimizer = first_weights(federation), rows_of(federation), Momentum()
     assert federation.split
     y, parties = rows[federation.split.label_party].y, federation.feature_parties
     assert y is not None
     for number in range(1, federation.training.rounds + 1):
+        optimizer.begin(federation, number)
         batches = [places for _, places in Round(federation, number, {}).batches(rows[parties[0]].parts["train"])]
         hidden: list[list[Array]] = []
         for step, places in enumerate(batches):
@@ -222,6 +246,5 @@ def trained_behind(federation: Federation, steps: int) -> dict[str, Array]:
             moved = {"top/kernel": joint.T @ error}
             for name, part in zip(parties, down, strict=True):
                 moved[f"bottom-{name}/kernel"] = rows[name].x[places].T @ part  # type: ignore[index]
-            for name, gradient in moved.items():
-                current[name] = (current[name] - RATE * gradient).astype(np.float32)
+            current = optimizer.moved(current, moved)
     return current

@@ -26,10 +26,10 @@ from fedpipe.rounds.retention import Rules, find_loss
 from fedpipe.store import Store
 from fedpipe.store.objects import digest_of, encode
 from fedpipe.weights import Array, dumps, loads
-from tests.faults.stores import HookedStore, killing
+from tests.faults.stores import HookedStore
 from tests.sessions import halves
 from tests.sessions.test_split import parcels_in, weights_in
-from tests.simulation import Actor, World, coordinator
+from tests.simulation import Actor, Killed, World, coordinator
 
 COUNT = 60
 PARTIES = ("alice", "carol", "labels")
@@ -192,6 +192,33 @@ def test_the_same_command_aligns_files_that_were_mended(tmp_path: Path) -> None:
     assert all(np.allclose(value, expected[name], atol=1e-5) for name, value in weights_in(world.store).items())
 
 
+def test_statements_of_an_earlier_session_do_not_close_the_phase(tmp_path: Path) -> None:
+    """All parties have one. Then one of them cannot read its file, and the reason is that, and not the old result."""
+    world, read = World(), list[str]()
+    plan = begun(world, no_ids_in_common(tmp_path))
+
+    def end(_number: int, _name: str, key: str) -> None:
+        read.extend([key] if key.endswith("/aligned") else [])
+        if len(read) > len(PARTIES):  # it has seen that all are there, and begins to close
+            raise Killed
+
+    world.spawn("coordinator", coordinator(world, plan, store=HookedStore(world.store, before=end)))
+    for party in PARTIES:
+        world.spawn(party, attend(world, plan, party))
+    world.run()
+    assert world.kills == 1
+    written(tmp_path)
+    (tmp_path / "alice.npz").unlink()
+    world.spawn("coordinator", coordinator(world, plan, session="again"))
+    for party in PARTIES:
+        world.spawn(party, attend(world, plan, party, session="again"))
+    world.run()
+    error = world.results["coordinator"]
+    assert isinstance(error, QuorumError)
+    assert "alice: there is no such file" in str(error)
+    assert read_head(world.store) is None
+
+
 class Lying(HookedStore):
     """The store of a party that writes other numbers than it has.
 
@@ -254,37 +281,6 @@ def enrolled(world: World, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv(KEYS, str(folder))
     known = {name: Enrolment(key=public_key(key), since=0.0) for name, key in private.items()}
     change_enrolled(world.store, lambda found: type(found)(learners=known))
-
-
-@pytest.mark.parametrize("party", ["alice", "labels"])
-@pytest.mark.parametrize("with_keys", [True, False])
-def test_a_party_killed_while_it_aligns_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, party: str, with_keys: bool
-) -> None:
-    """With a signing key its messages are the same again. Without one, all begin another attempt."""
-
-    def world_and_plan() -> tuple[World, Plan]:
-        world = World()
-        if with_keys:
-            enrolled(world, tmp_path, monkeypatch)
-        return world, begun(world, federation)
-
-    federation = written(tmp_path, training={"rounds": 1})
-    world, plan = world_and_plan()
-    counting = HookedStore(world.store)
-    session(world, plan, **{party: attend(world, plan, party, store=counting)})
-    expected = weights_in(world.store)
-    for point in range(2, counting.count[0] * 3 // 4, 17):
-        world, plan = world_and_plan()
-        world.spawn("coordinator", coordinator(world, plan))
-        for name in PARTIES:
-            store = killing(world.store, point, "after", real=False) if name == party else world.store
-            again = lambda name=name, at=plan, w=world: attend(w, at, name)  # noqa: E731
-            world.spawn(name, attend(world, plan, name, store=store), again=again)
-        world.run()
-        assert world.kills == 1
-        found = weights_in(world.store)
-        assert all(np.array_equal(found[name], expected[name]) for name in expected), point
 
 
 def test_statements_are_signed_and_parcels_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

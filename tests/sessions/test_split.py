@@ -22,8 +22,9 @@ from fedpipe.rounds.pruning import remove
 from fedpipe.rounds.retention import Rules, find_loss
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.taking_part import meeting_of
-from fedpipe.store import MemoryStore, Store, keys
-from fedpipe.weights import Array, loads
+from fedpipe.store import Blob, MemoryStore, Store, keys
+from fedpipe.store.objects import digest_of, encode
+from fedpipe.weights import Array, dumps, loads
 from tests.faults.stores import HookedStore, killing
 from tests.sessions.halves import (
     NumpyBottom,
@@ -36,7 +37,7 @@ from tests.sessions.halves import (
     trained_behind,
     trained_uncut,
 )
-from tests.simulation import World, coordinator
+from tests.simulation import World
 
 
 def weights_in(store: Store) -> dict[str, Array]:
@@ -79,6 +80,17 @@ def test_a_session_gives_the_weights_of_the_uncut_network(names: tuple[str, ...]
     assert not parcels_in(world.store), "parcels are removed when a round is over"
 
 
+@pytest.mark.parametrize(
+    "training",
+    [{}, {"optimizer": "keep"}, {"learning_rate": 0.4, "schedule": {"name": "step", "every": 1, "by": 0.5}}],
+)
+def test_optimizers_begin_a_round_as_the_training_says(training: dict[str, Any]) -> None:
+    world, plan = played(training={"rounds": 3, **training})
+    expected, found = trained_uncut(plan.federation), weights_in(world.store)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("ahead", [1, 3, 16])
 def test_a_party_that_is_ahead_moves_by_old_gradients(ahead: int) -> None:
     """16 batches are more than a round has: all activations are sent before the first gradient comes."""
@@ -109,32 +121,6 @@ def test_packed_numbers_are_as_near_as_their_type_allows() -> None:
     assert (np.abs(unpacked(packed(values, "float16")) - values) <= largest * 2**-11).all()
     assert (np.abs(unpacked(packed(values, "int8")) - values) <= largest / 253).all()
     assert not unpacked(packed(np.zeros((2, 3), np.float32), "int8")).any()
-
-
-def calls_of_a_party(party: str) -> int:
-    world = World()
-    plan = begun(world.store, federation_of())
-    counting = HookedStore(world.store)
-    session(world, plan, **{party: attendance(world, plan, party, store=counting)})
-    return counting.count[0]
-
-
-@pytest.mark.parametrize("party", ["alice", "labels"])
-def test_a_party_killed_at_any_call_resumes_at_the_round(party: str) -> None:
-    undisturbed, plan = played()
-    expected = undisturbed.store.read(keys.HEAD).data
-    for point in range(0, calls_of_a_party(party), 9):
-        for when in ("before", "after"):
-            world = World(point)
-            plan = begun(world.store, federation_of())
-            world.spawn("coordinator", coordinator(world, plan))
-            for one in plan.federation.learners:
-                store = killing(world.store, point, when, real=False) if one.name == party else world.store
-                again = lambda name=one.name, at=plan, w=world: attendance(w, at, name)  # noqa: E731
-                world.spawn(one.name, attendance(world, plan, one.name, store=store), again=again)
-            world.run()
-            assert world.kills == 1
-            assert world.store.read(keys.HEAD).data == expected, (point, when)
 
 
 class Lying(NumpyBottom):
@@ -245,6 +231,77 @@ def test_parcels_of_enrolled_parties_are_signed_and_sealed(tmp_path: Path, monke
     for key, data in seen.items():
         readable = b"values" in data or b"order" in data
         assert not readable, kinds[key]
+
+
+Changed = Callable[[dict[str, Any], bytes, list[bytes]], bytes]
+
+
+class Changing(HookedStore):
+    """The store of a party to which activations of others come changed.
+
+    Args:
+        inner: the store.
+        change: of the line and the arrays of a parcel; gets all parcels that came.
+    """
+
+    def __init__(self, inner: Store, change: Changed) -> None:
+        super().__init__(inner)
+        self.change, self.came = change, list[bytes]()
+
+    def poll(self, key: str, version: str = "", **more: Any) -> Blob | None:
+        blob = super().poll(key, version, **more)
+        if blob is None or b'"kind":"activations"' not in blob.data.partition(b"\n")[0]:
+            return blob
+        self.came.append(blob.data)
+        line, _, data = blob.data.partition(b"\n")
+        return Blob(self.change(json.loads(line), data, self.came), blob.version)
+
+
+def written(line: Mapping[str, Any], data: bytes) -> bytes:
+    return encode({**line, "digest": digest_of(data)}) + b"\n" + data
+
+
+def another_byte(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
+    return encode(line) + b"\n" + data[:-1] + bytes([data[-1] ^ 1])
+
+
+def an_earlier_one(_: dict[str, Any], __: bytes, came: list[bytes]) -> bytes:
+    return came[0]
+
+
+def another_round(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
+    return written({**line, "round": line["round"] + 1}, data)
+
+
+def not_finite(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
+    return written(line, dumps({"values": np.full_like(loads(data)["values"], np.nan)}))
+
+
+def another_content(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
+    return written(line, data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (another_byte, "parcel of activations 0 from alice has the digest"),
+        (an_earlier_one, "parcel of activations 0 from carol has the learner alice"),
+        (another_round, "parcel of activations 0 from alice has the round 2"),
+        (not_finite, "parcel of activations 0 from alice cannot be used: tensor 'values' holds NaN or infinity"),
+    ],
+)
+def test_a_parcel_that_is_not_the_expected_one_is_refused(change: Changed, why: str) -> None:
+    world = World()
+    plan = begun(world.store, federation_of(quorum={"retries": 0}))
+    session(world, plan, labels=attendance(world, plan, "labels", store=Changing(world.store, change)))
+    assert why in str(world.results["coordinator"])
+    assert read_head(world.store) is None
+
+
+def test_a_parcel_that_its_sender_did_not_sign_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, plan = enrolled_world(tmp_path, monkeypatch)
+    session(world, plan, labels=attendance(world, plan, "labels", store=Changing(world.store, another_content)))
+    assert "the signature does not fit its parcel" in str(world.results["coordinator"])
 
 
 @pytest.mark.parametrize("kept", ["", "another"])

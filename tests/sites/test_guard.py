@@ -49,8 +49,8 @@ PARCEL = Parcel(
     learner="s", to="t", digest=DIGEST,
 )  # fmt: skip
 ALIGNED = Aligned(
-    federation="tiny", run="r1", learner="s", base=DIGEST, plan=DIGEST, rows=40, common=30, others={"t": 50},
-    personal=DIGEST,
+    federation="tiny", run="r1", learner="s", base=DIGEST, plan=DIGEST, session="s", attempt=1, rows=40, common=30,
+    others={"t": 50}, personal=DIGEST,
 )  # fmt: skip
 DROPPED = Dropped(learner="s", why=REASON_STAYS)
 TIMING = Timing(step="train", learner="s", round=1, started=1.0, seconds=2.0)

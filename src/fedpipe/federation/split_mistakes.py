@@ -53,6 +53,7 @@ def _excluded(f: Federation) -> Mistakes:
         "training.method": training.method,
         "training.local_steps": training.local_steps,
         "training.preprocessing": training.preprocessing,
+        "training.exchange": training.exchange,
         "training.clip_norm": training.clip_norm,
         "training.accumulate": training.accumulate > 1,
         "training.precision": training.precision != "float32",

@@ -63,6 +63,9 @@ class Bottom(Part, Protocol):
     def infer(self, x: Array) -> Array:
         """Return activations of rows, without dropout and without a change of state."""
 
+    def metrics(self) -> dict[str, float]:
+        """Return the mean penalty of its regularisers since `begin`, and metrics of its layers; empty without any."""
+
 
 class Top(Part, Protocol):
     """The part at the label party."""

@@ -8,7 +8,8 @@ import numpy as np
 
 from fedpipe.data.columns import Columns
 from fedpipe.data.examples import Examples
-from fedpipe.errors import DataError, FedpipeError
+from fedpipe.data.ports import fed
+from fedpipe.errors import DataError, FedpipeError, ModelError
 from fedpipe.federation.federation import Federation
 from fedpipe.learners.aligned import Kept, in_common_order
 from fedpipe.learners.check import check_compared
@@ -102,5 +103,11 @@ def _try(federation: Federation, code: bytes, digest: str, known: Mapping[str, H
     labels = known[cut.label_party].y
     assert labels is not None
     few = few_of(Examples(next(iter(x.values())) if len(x) == 1 else dict(x), labels))
-    measured = adapter.build(code, digest, "", training).check_examples(few.x, few.y)
-    check_compared(federation, measured)
+    whole = adapter.build(code, digest, "", training)
+    for port in whole.outline.inputs:
+        try:
+            fed((port,), x[port.name][:1])
+        except ModelError as error:
+            what = f'bottom("{port.name}") does not fit its rows: {error.what}'
+            raise ModelError(what, where="model.py", remedy=error.remedy) from error
+    check_compared(federation, whole.check_examples(few.x, few.y))

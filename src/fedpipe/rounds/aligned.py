@@ -29,14 +29,24 @@ def find_aligned(store: Store, plan: Plan, base: str, party: str) -> Aligned | N
     return found if found is not None and is_of_try(found, plan.definition.digest, base) else None
 
 
-def read_aligned(store: Store, plan: Plan, base: str, enrolled: Enrolled, party: str) -> Aligned | None:
-    """Return a party's statement about its common rows, checked; None without one of this try of the run.
+def read_aligned(
+    store: Store, plan: Plan, base: str, enrolled: Enrolled, party: str, session: str | None = None
+) -> Aligned | None:  # fmt: skip
+    """Return a party's statement about its common rows, checked; None without one of this session.
+
+    Args:
+        store: the federation's store.
+        plan: the run's plan.
+        base: digest of the weights that the run begins with.
+        enrolled: who must sign.
+        party: its name.
+        session: of the coordinator; None for any of this try of the run.
 
     Raises:
         DroppedError: it cannot be used.
     """
     found = find_aligned(store, plan, base, party)
-    if found is None:
+    if found is None or session not in (None, found.session):
         return None
     if found.federation != plan.federation.name:
         raise DroppedError(f"its alignment belongs to the federation {found.federation}")
@@ -63,13 +73,15 @@ def contradiction(found: Mapping[str, Aligned]) -> str:
         for other, count in one.others.items():
             if other in rows and rows[other] != count:
                 return f"{other} states {rows[other]} rows, and {count} to {name}"
+    if len({(one.session, one.attempt) for one in found.values()}) > 1:
+        return "they found them in different attempts"
     counts = {name: one.common for name, one in found.items()}
     if len(set(counts.values())) > 1:
         return "their numbers of common rows differ: " + ", ".join(f"{name} {n}" for name, n in counts.items())
     return ""
 
 
-def close_aligned(store: Store, plan: Plan, base: str, roll: Roll) -> tuple[Aligned, ...]:
+def close_aligned(store: Store, plan: Plan, base: str, roll: Roll, session: str) -> tuple[Aligned, ...]:
     """Check that all parties have found the same number of common rows, and enough of them.
 
     Args:
@@ -77,14 +89,15 @@ def close_aligned(store: Store, plan: Plan, base: str, roll: Roll) -> tuple[Alig
         plan: the run's plan.
         base: digest of the weights that the run begins with.
         roll: the parties that were asked.
+        session: in which they were asked; statements of an earlier one do not count.
 
     Raises:
         QuorumError: a party has left no statement, they contradict each other, or too few rows are common.
     """
     enrolled = read_enrolled(store)
     found, dropped = gather(
-        store, plan.run, FIRST, roll, lambda name: read_aligned(store, plan, base, enrolled, name), name="dropped",
-        otherwise="no alignment",
+        store, plan.run, FIRST, roll, lambda name: read_aligned(store, plan, base, enrolled, name, session),
+        name="dropped", otherwise="no alignment",
     )  # fmt: skip
     check_quorum(FIRST, len(found), dropped, plan.federation.min_learners, all_needed=True)
     if what := contradiction({one.learner: one for one in found}):

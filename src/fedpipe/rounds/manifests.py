@@ -169,7 +169,7 @@ class Aligned(Manifest, frozen=True, kw_only=True):
     """A party's statement about its rows before the first round: how many it has, and how many are common to all.
 
     `others` are the rows of the other parties, as they stated them to it. `personal` names the places of its common
-    rows, an object that only the party reads.
+    rows, an object that only the party reads. `session` and `attempt` are those in which the parties found them.
     """
 
     SPOKEN: ClassVar = True
@@ -179,6 +179,8 @@ class Aligned(Manifest, frozen=True, kw_only=True):
     learner: Name
     base: Digest
     plan: Digest | None
+    session: str
+    attempt: Count
     rows: ExampleCount
     common: Count
     others: dict[Name, ExampleCount] = {}

@@ -8,7 +8,8 @@ the size, names, dtypes and shapes that it must have, so it reads no others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from fedpipe.rounds.received import Source, cleaned, parse, receive_blob
 from fedpipe.rounds.releases import reason_that_leaves
 from fedpipe.store import Blob, Store, keys
 from fedpipe.store.objects import Digest, canonical, digest_of, encode
+from fedpipe.store.requests import each
 from fedpipe.weights import Array
 
 Kind = Literal[
@@ -247,22 +249,36 @@ def reason_of(meeting: Meeting, learner: str, enrolled: Enrolled) -> str:
 
 
 def remove(meeting: Meeting, learner: str, others: tuple[str, ...]) -> int:
-    """Remove the parcels that a party sent in an attempt, from the first to the last, and return their number."""
-    count, store = 0, meeting.store
+    """Remove the parcels that a party sent in an attempt, from the last to the first, and return their number."""
+    store, found = meeting.store, list[str]()
     for to in others:
         for kind in _SENT:
-            number = 0
-            while _removed(store, meeting.key(kind, number, learner, to)):
-                number += 1
-            count += number
-    return count + _removed(store, meeting.key("end", 0, learner, ""))
+            sent = partial(_is_sent, meeting, kind, learner, to)
+            found += [meeting.key(kind, number, learner, to) for number in reversed(range(_count(sent)))]
+    end = meeting.key("end", 0, learner, "")
+    found += [end] if store.size(end) is not None else []
+    each(store, store.delete, found)
+    return len(found)
 
 
-def _removed(store: Store, key: str) -> bool:
-    if store.size(key) is None:
-        return False
-    store.delete(key)
-    return True
+def _is_sent(meeting: Meeting, kind: Kind, learner: str, to: str, number: int) -> bool:
+    return meeting.store.size(meeting.key(kind, number, learner, to)) is not None
+
+
+def _count(is_there: Callable[[int], bool]) -> int:
+    """Return how many numbers are there, from 0 on and without a gap, by looking at few of them.
+
+    >>> _count(lambda number: number < 1437)
+    1437
+    """
+    high = 1
+    while is_there(high - 1):
+        high *= 2
+    there, missing = high // 2 - 1, high - 1
+    while missing - there > 1:
+        middle = (there + missing) // 2
+        there, missing = (middle, missing) if is_there(middle) else (there, middle)
+    return missing
 
 
 def packed(values: Array, kind: ExchangeType) -> dict[str, Array]:

@@ -127,7 +127,7 @@ class Play:
                 yield from self._moved(self._bottom, *sent.popleft())
         for number, rows in sent:
             yield from self._moved(self._bottom, number, rows)
-        return self._result({}, None)
+        return self._result(bounded(self._bottom.metrics()), None)
 
     def _moved(self, bottom: Bottom, number: int, rows: Indices) -> Generator[float, None, None]:
         """Take a step of the bottom from the gradient of a batch."""
@@ -154,7 +154,7 @@ class Play:
                     self._talk.send("gradients", number, name, gradient)
                 elif self._bottom is not None:
                     self._bottom.backward(gradient)
-        metrics = top.metrics()
+        metrics = {**(self._bottom.metrics() if self._bottom is not None else {}), **top.metrics()}
         if not np.isfinite(metrics["loss"]):
             raise DroppedError(f"the loss is {metrics['loss']}", remedy="Lower the learning rate.", lasting=True)
         return self._result(bounded(metrics), tested)

@@ -76,7 +76,7 @@ def script_of(
         store: the federation's store.
         plan: the run's plan.
         aggregate: aggregates a round and commits it; by default in constant memory, as updates arrive.
-        session: of the coordinator, to which the keys of secure sums belong.
+        session: of the coordinator, to which the keys of secure sums and statements about common rows belong.
     """
     algorithm = split if plan.federation.split else collective if plan.federation.proposers else averaging
     layouts: dict[str, Layout] = {}  # one for a whole run
@@ -89,7 +89,7 @@ def script_of(
     def script(previous: Record) -> Script:
         if plan.federation.secure:
             return (yield from secure_averaging(SecureRound(store, plan, previous, layout(previous), session)))
-        round = Round(store, plan, previous, layout, aggregate)
+        round = Round(store, plan, previous, layout, aggregate, session)
         if round.votes and not previous.round:
             yield round.score_start()
         return (yield from algorithm(round))
@@ -175,13 +175,14 @@ class Round:
         previous: the record of the round before.
         layout: reads the layout of a record's weights.
         aggregate: see `script_of`.
+        session: see `script_of`.
     """
 
     def __init__(
         self, store: Store, plan: Plan, previous: Record, layout: Callable[[Record], Layout],
-        aggregate: Aggregate | None = None,
+        aggregate: Aggregate | None = None, session: str = "",
     ) -> None:  # fmt: skip
-        self._store, self._plan, self._previous = store, plan, previous
+        self._store, self._plan, self._previous, self._session = store, plan, previous, session
         self._layout, self._aggregate = layout, aggregate
         self._updates: dict[str, Update] = {}
         self._retries = plan.federation.quorum.retries
@@ -203,11 +204,12 @@ class Round:
         enrolled = self._enrolled()
 
         def close(roll: Roll, _early: Early | None) -> None:
-            close_aligned(self._store, self._plan, self.base, roll)
+            close_aligned(self._store, self._plan, self.base, roll, self._session)
 
         def answered(party: str) -> bool:
             try:
-                return read_aligned(self._store, self._plan, self.base, enrolled(), party) is not None
+                found = read_aligned(self._store, self._plan, self.base, enrolled(), party, self._session)
+                return found is not None
             except DroppedError as error:
                 log.warning("the alignment of %s does not count: %s", party, error.what)
                 return False

@@ -136,7 +136,8 @@ def find_common(
         kept = keep_rows(store, party, in_common_order(found.places, texts))
         aligned = Aligned(
             format=plan.format, federation=plan.federation.name, run=plan.run, learner=party, base=board.base,
-            plan=plan.definition.digest, rows=len(texts), common=len(found.places), others=found.others, personal=kept,
+            plan=plan.definition.digest, session=board.session, attempt=board.attempt, rows=len(texts),
+            common=len(found.places), others=found.others, personal=kept,
         )  # fmt: skip
         log.info(
             "%s has %d rows; %d are common to all, %d are dropped", party, aligned.rows, aligned.common, aligned.dropped

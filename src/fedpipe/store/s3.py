@@ -70,7 +70,7 @@ class MinioStore:
         self._bucket, self._prefix, self._deadline = bucket, prefix, deadline
         self._endpoint, self._region, self._credentials = endpoint, region, credentials
         self._connection = _connection or connect(endpoint, region, credentials, style)
-        self._client, self._pool, self._identity = self._connection
+        self._client, self._pool, self._identity, self._hedge = self._connection
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self._torn: dict[str, tuple[str, int]] = {}  # versions that arrived with other bytes, by key, and how often
 
@@ -162,9 +162,13 @@ class MinioStore:
         return blob
 
     def poll(self, key: str, version: str = "", *, limit: int = SMALL) -> Blob | None:
+        condition = {"If-None-Match": version} if version else {}
+
+        def send() -> Any:
+            return self._pool.urlopen("GET", self._presigned("GET", key), headers=condition, preload_content=False)
+
         def call() -> Blob | None:
-            condition = {"If-None-Match": version} if version else {}
-            response = self._pool.urlopen("GET", self._presigned("GET", key), headers=condition, preload_content=False)
+            response = self._hedge.first(send)
             try:
                 if response.status == 200:
                     return self._whole(response, key, limit)

@@ -14,6 +14,7 @@ from minio.error import InvalidResponseError, S3Error, ServerError
 from fedpipe.errors import StoreError
 from fedpipe.store.base import Credentials
 from fedpipe.store.credentials import Identity, find_identity, fixed
+from fedpipe.store.hedging import Hedge
 from fedpipe.store.network import Pool, reason_of
 
 DEADLINE = 60.0
@@ -81,11 +82,12 @@ def code_of(error: StoreError) -> str:
 
 
 class Connection(NamedTuple):
-    """Holds a client, its pool of connections, and the identity that it signs with."""
+    """Holds a client, its pool of connections, the identity that it signs with, and repeats late polls."""
 
     client: SigningClient
     pool: Pool
     identity: Identity
+    hedge: Hedge
 
 
 def connect(endpoint: str, region: str, credentials: Credentials | None, style: str = "") -> Connection:
@@ -125,4 +127,4 @@ def connect(endpoint: str, region: str, credentials: Credentials | None, style: 
         client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
     elif style:
         client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
-    return Connection(client, pool, identity)
+    return Connection(client, pool, identity, Hedge())

@@ -62,8 +62,10 @@ def batches(count: int, size: int = 8) -> list[Any]:
     return [order[i : i + size] for i in range(0, count, size)]
 
 
-def trained_apart(adapter: Any, federation: Any, code: bytes, digest: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """Trains the parts by what they hand to each other, batch by batch."""
+def trained_apart(
+    adapter: Any, federation: Any, code: bytes, digest: str, rows_of: Any = None
+) -> tuple[dict[str, Any], dict[str, float], dict[str, dict[str, float]]]:  # fmt: skip
+    """Trains the parts by what they hand to each other, batch by batch; returns weights and metrics of both sides."""
     training, names = federation.training, federation.feature_parties
     start = adapter.build(code, digest, "", training).initial_weights(training.seed)
     bottoms = [adapter.bottom(code, digest, name, training) for name in names]
@@ -71,16 +73,19 @@ def trained_apart(adapter: Any, federation: Any, code: bytes, digest: str) -> tu
     for name, bottom in zip(names, bottoms, strict=True):
         bottom.begin(part_of(start, bottom_name(name)), None, seed=7, rate=0.0)
     top.begin(part_of(start, TOP), None, seed=7, rate=0.0)
-    x, y = made()
+    x, y = rows_of or made()
     for rows in batches(len(y)):
         up = [bottom.forward(x[name][rows]) for name, bottom in zip(names, bottoms, strict=True)]
         for bottom, down in zip(bottoms, top.step(up, y[rows]), strict=True):
             bottom.backward(down)
     parts = {bottom_name(name): bottom.weights() for name, bottom in zip(names, bottoms, strict=True)}
-    return joined({**parts, TOP: top.weights()}), top.metrics()
+    measured = {name: bottom.metrics() for name, bottom in zip(names, bottoms, strict=True)}
+    return joined({**parts, TOP: top.weights()}), top.metrics(), measured
 
 
-def trained_whole(adapter: Any, federation: Any, code: bytes, digest: str) -> tuple[dict[str, Any], dict[str, float]]:
+def trained_whole(
+    adapter: Any, federation: Any, code: bytes, digest: str, rows_of: Any = None
+) -> tuple[dict[str, Any], dict[str, float]]:  # fmt: skip
     """Trains the uncut network by Keras's own steps, with the random states that the parts have."""
     training, names = federation.training, federation.feature_parties
     whole = adapter.build(code, digest, "", training)
@@ -95,7 +100,7 @@ def trained_whole(adapter: Any, federation: Any, code: bytes, digest: str) -> tu
         for mine, theirs in zip(model.variables, alone.keras.variables, strict=True):
             if "seed_generator_state" in mine.path:
                 mine.assign(theirs)
-    x, y = made()
+    x, y = rows_of or made()
     sums: dict[str, float] = {}
     for rows in batches(len(y)):
         given = [x[name][rows] for name in names]
@@ -111,14 +116,72 @@ def trained_whole(adapter: Any, federation: Any, code: bytes, digest: str) -> tu
 )  # fmt: skip
 def test_an_epoch_of_the_parts_is_an_epoch_of_the_uncut_network(names: tuple[str, ...], optimizer: str) -> None:
     given = cut(names, label_features=len(names) == 3, rate=0.3, optimizer=optimizer)
-    apart, metrics = trained_apart(*given)
+    apart, metrics, measured = trained_apart(*given)
     whole, expected = trained_whole(*given)
     assert apart.keys() == whole.keys()
     assert all(name.startswith(("bottom-", "top/")) for name in apart)
     for name in apart:
         np.testing.assert_allclose(apart[name], whole[name], atol=1e-5, rtol=0, err_msg=name)
     assert metrics["accuracy"] == pytest.approx(expected["accuracy"])
-    assert 0 < metrics["loss"] <= expected["loss"]  # that of the label party has no penalty of the others' weights
+    penalties = [found["penalty"] for found in measured.values()]
+    assert min(penalties) > 0
+    assert metrics["loss"] + sum(penalties) == pytest.approx(expected["loss"], abs=1e-5)
+
+
+LAYERS = """
+import keras
+
+class Fired(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.share = keras.metrics.Mean(name="fired")
+
+    def call(self, x):
+        self.share.update_state(keras.ops.mean(keras.ops.cast(x > 0, "float32")))
+        return x
+
+def layers():
+    return [
+        keras.layers.Rescaling(0.5),
+        keras.layers.Conv2D(3, 2, activation="relu", kernel_regularizer=keras.regularizers.L2(0.01)),
+        Fired(),
+        keras.layers.BatchNormalization(),
+        keras.layers.Flatten(),
+        keras.layers.Dense(6, activation="tanh"),
+        keras.layers.Dropout(0.3),
+        keras.layers.Dense(3, activation="softmax"),
+    ]
+
+def made(shape, chosen, **more):
+    model = keras.Sequential([keras.Input(shape), *chosen])
+    model.compile(optimizer=keras.optimizers.SGD(0.1, momentum=0.9), **more)
+    return model
+
+def bottom(party):
+    return made((3, 3, 1), layers()[:CUT])
+
+def top():
+    shape = bottom("alice").output_shape[1:]
+    return made(shape, layers()[CUT:], loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+"""
+
+
+@pytest.mark.parametrize("place", [1, 2, 5, 7])
+def test_a_network_may_be_cut_anywhere(place: int) -> None:
+    """After a layer without weights, between images, after batch normalisation, behind dropout."""
+    adapter, federation, _, _ = cut(("alice",))
+    code = LAYERS.replace("CUT", str(place)).encode()
+    given = (adapter, federation, code, f"sha256:{hashlib.sha256(code).hexdigest()}")
+    images = np.random.default_rng(3).normal(size=(44, 3, 3, 1)).astype(np.float32)
+    rows = {"alice": images}, (images.mean(axis=(1, 2, 3)) > 0).astype(np.int64)
+    apart, metrics, measured = trained_apart(*given, rows)
+    whole, expected = trained_whole(*given, rows)
+    assert apart.keys() == whole.keys()
+    for name in apart:
+        np.testing.assert_allclose(apart[name], whole[name], atol=1e-5, rtol=0, err_msg=name)
+    assert metrics["loss"] + measured["alice"].get("penalty", 0) == pytest.approx(expected["loss"], abs=1e-5)
+    side = measured["alice"] if place > 2 else metrics
+    assert 0 < side["fired"] < 1, "metrics of layers come from the party that holds them"
 
 
 def test_gradients_are_applied_to_the_oldest_open_batch() -> None:

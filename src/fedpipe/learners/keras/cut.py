@@ -24,6 +24,9 @@ from fedpipe.learners.user_code import find_function
 from fedpipe.rounds.plan import Port
 from fedpipe.weights import Array
 
+PENALTY = "penalty"
+"""The metric of a bottom with regularisers: what they add to the loss of the uncut network."""
+
 
 class CutKeras(KerasFramework):
     """The adapter of a federation whose network is cut.
@@ -125,17 +128,22 @@ class KerasBottom(KerasPart):
         def forward(x: Any) -> Any:
             found = self.keras(x, training=True)
             losses = self.keras.losses
+            self._is_penalised = bool(losses)
             return found, tensorflow.add_n(losses) if losses else tensorflow.constant(0.0)
 
         self._forward = tensorflow.function(forward, reduce_retracing=True)
         self._update = tensorflow.function(self._apply, reduce_retracing=True)
         self._infer = tensorflow.function(lambda x: self.keras(x, training=False), reduce_retracing=True)
         self._open = deque[tuple[Any, Any, Any]]()
+        self._is_penalised = False
+        self._penalties, self._rows = 0.0, 0
 
     def begin(self, start: Arrays, optimizer: Arrays | None, *, seed: int, rate: float) -> None:
         """See `Part.begin`; batches that were open in an attempt that failed are forgotten."""
         super().begin(start, optimizer, seed=seed, rate=rate)
         self._open.clear()
+        self._penalties, self._rows = 0.0, 0
+        self.keras.reset_metrics()
 
     @property
     def output(self) -> Shape:
@@ -148,6 +156,8 @@ class KerasBottom(KerasPart):
         with tensorflow.GradientTape() as tape:
             found, penalty = self._forward(tensorflow.constant(self.inputs.arranged(x)))
         self._open.append((tape, found, penalty))
+        if self._is_penalised:
+            self._penalties, self._rows = self._penalties + len(x) * float(penalty), self._rows + len(x)
         return np.asarray(found)
 
     def backward(self, gradient: Array) -> None:
@@ -161,6 +171,11 @@ class KerasBottom(KerasPart):
     def infer(self, x: Array) -> Array:
         """See `Bottom.infer`."""
         return np.asarray(self._infer(frameworks()[0].constant(self.inputs.arranged(x))))
+
+    def metrics(self) -> dict[str, float]:
+        """See `Bottom.metrics`."""
+        found = {name: value for name, value in self.keras.get_metrics_result().items() if name != "loss"}
+        return scalars({**found, PENALTY: self._penalties / self._rows} if self._rows else found)
 
 
 class KerasTop(KerasPart):

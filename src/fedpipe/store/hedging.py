@@ -1,0 +1,108 @@
+"""Sends a request again while its answer is late, and uses the answer that comes first.
+
+MinIO holds a reader back that meets a writer of the same object. It looks at the lock again after a random time of up
+to 50 ms (`lockRetryInterval` in internal/lsync), although the write takes 5. A reader that waits meets the
+writer nearly each time. A later request is answered as soon as the object is there.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fedpipe.store.bodies import release
+
+_MOST = 4
+"""Requests at once: their connections must fit into a pool."""
+_LATE, _LEAST = 2.0, 0.002
+"""An answer is late after so many times the median, and not before so many seconds."""
+_FIRST, _STEP = 0.05, 1 / 8
+"""The median before anything was measured, and the share by which an answer above or below moves it."""
+_SMALL = 2**16
+"""Bytes of an answer that is read although nobody needs it, so that its connection can be used again."""
+
+
+class _Answer(NamedTuple):
+    response: Any
+    error: BaseException | None
+    seconds: float
+
+
+class Hedge:
+    """Sends requests to one server, and knows how long its answers usually take."""
+
+    def __init__(self) -> None:
+        self._median = _FIRST
+
+    def first(self, send: Callable[[], Any]) -> Any:
+        """Returns the response of the first request that is answered, or raises what it raised.
+
+        Args:
+            send: sends a request that may be repeated, and returns the response when its headers are there; several
+                threads call it at once.
+        """
+        race = _Race(send)
+        try:
+            for left in reversed(range(_MOST)):
+                race.start()
+                answer = race.awaited(max(_LEAST, _LATE * self._median) if left else None)
+                if answer is not None:
+                    break
+        finally:
+            race.end()
+        assert answer is not None
+        self._median *= 1 + _STEP if answer.seconds > self._median else 1 - _STEP
+        if answer.error is not None:
+            raise answer.error
+        return answer.response
+
+
+class _Race:
+    """The requests of one call: the first answer counts, and the others are read or closed."""
+
+    def __init__(self, send: Callable[[], Any]) -> None:
+        self._send, self._lock, self._over = send, threading.Lock(), False
+        self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Sends a request, in a thread that nobody waits for: a process may end before an answer comes."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def awaited(self, seconds: float | None) -> _Answer | None:
+        """Returns the first answer; None if there is none after so many seconds."""
+        try:
+            return self._answers.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def end(self) -> None:
+        """Uses no further answer."""
+        with self._lock:
+            self._over = True
+        while not self._answers.empty():
+            _drop(self._answers.get())
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        try:
+            response, error = self._send(), None
+        except BaseException as raised:  # the caller's thread raises it
+            response, error = None, raised
+        answer = _Answer(response, error, time.monotonic() - started)
+        with self._lock:
+            if not self._over:
+                self._answers.put(answer)
+                return
+        _drop(answer)
+
+
+def _drop(answer: _Answer) -> None:
+    response = answer.response
+    if response is None:
+        return
+    if response.length_remaining is not None and response.length_remaining <= _SMALL:
+        response.drain_conn()
+    release(response)
