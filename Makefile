@@ -72,7 +72,7 @@ cover: setup setup-tff setup-custom ## run every test, and list the lines that n
 test-fast: setup ## run the tests that take seconds
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder -m "not heavy"
 
-faults: setup ## 1000 disturbed sessions of real processes, 11 000 simulated ones, 1000 of secure sums, 300 killed runs (about an hour)
+faults: setup ## 1000 disturbed sessions of real processes, 11 000 simulated ones, 1000 of secure sums, 300 killed runs, 300 killed agents (about an hour)
 	FEDPIPE_FAULTS=1000 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/faults
 
 fuzz: setup ## 100 000 mutated manifests, signs, boards, scores, ballots, timings, enrolments and plans (about two minutes)

@@ -20,6 +20,7 @@ from fedpipe.rounds.history import history
 from fedpipe.store import keys
 from fedpipe.store.network import BUNDLES
 from tests import servers
+from tests.e2e.delay import EACH, delaying
 from tests.sites.hospitals import LOCAL, ROUNDS, SITES, Federation, until
 from tests.store.surroundings import make_certificates
 
@@ -53,14 +54,14 @@ class Space:
 
     Args:
         number: makes its name and its addresses.
-        proxy: port of the proxy at the other end of the cable.
+        port: of this machine, at the other end of the cable, from which a line leads to the proxy.
     """
 
-    def __init__(self, number: int, proxy: int) -> None:
+    def __init__(self, number: int, port: int) -> None:
         self.name, self._cable = f"fedpipe-site-{number}", f"fps{number}"
         self.host, self.address = f"10.213.{number}.1", f"10.213.{number}.2"
         self.within = ("ip", "netns", "exec", self.name)
-        self._proxy = proxy
+        self._port = port
 
     def __enter__(self) -> Space:
         run("ip", "netns", "add", self.name)
@@ -73,7 +74,7 @@ class Space:
         run(*inside, "link", "set", "cable", "up")
         run(*inside, "link", "set", "lo", "up")
         for rule in RULES:
-            run(*self.within, "iptables", *rule.format(host=self.host, port=self._proxy).split())
+            run(*self.within, "iptables", *rule.format(host=self.host, port=self._port).split())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -113,17 +114,18 @@ def listening() -> set[int]:
 def test_no_packet_of_a_site_goes_anywhere_but_to_its_proxy(
     numpy_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_keys: None
 ) -> None:
-    """Packets are lost and the proxy dies in between; the model is that of five learners on one machine."""
+    """Packets are lost and late, and the proxy dies in between; the model is that of five learners on one machine."""
     for name in BUNDLES:
         monkeypatch.delenv(name, raising=False)
     certificates = make_certificates(tmp_path / "certificates")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
-    port = servers.free_port()
+    port, proxy = servers.free_port(), servers.free_port()
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as logs:
         minio = stack.enter_context(servers.running("minio", tmp_path / "minio", certificates=certificates))
         store_port = int(minio.endpoint.rpartition(":")[2])
         proxies = stack.enter_context(contextlib.ExitStack())
-        proxies.enter_context(squid(Path(logs), port, store_port))
+        proxies.enter_context(squid(Path(logs), proxy, store_port))
+        line = stack.enter_context(delaying(port, proxy))
         federation = Federation(numpy_digits, minio.uri.replace("s3://tests", "s3://tests/spaces"))
         file = federation.write()
         spaces = {name: stack.enter_context(Space(number, port)) for number, name in enumerate(SITES, 1)}
@@ -136,7 +138,7 @@ def test_no_packet_of_a_site_goes_anywhere_but_to_its_proxy(
         until(lambda: federation.store.size(keys.record("r1", 1)))
         proxies.close()
         time.sleep(2)
-        proxies.enter_context(squid(Path(logs), port, store_port))
+        proxies.enter_context(squid(Path(logs), proxy, store_port))
         assert operator.wait(300) == 0
         for name, process in federation.agents.items():
             assert process.wait(90) == 0, federation.log(name)
@@ -144,6 +146,8 @@ def test_no_packet_of_a_site_goes_anywhere_but_to_its_proxy(
             _lost, sent, elsewhere = space.packets()
             assert sent > 100, name
             assert elsewhere == 0, name
+        assert line.pieces * EACH > 10
+        assert line.stalls > 0
         asked = {line.split()[6] for line in Path(logs, "access.log").read_text().splitlines()}
         assert asked == {f"127.0.0.1:{store_port}"}
         records = history(federation.store, "r1")

@@ -311,6 +311,40 @@ def test_a_store_that_is_away_for_a_day(disturbed: Any) -> None:
     assert final_of(world, second)
 
 
+@pytest.mark.parametrize("begins", [0.0, 0.7, 1.2, 2.1, 3.05])
+def test_a_store_that_is_away_for_everybody_for_a_day(begins: float, caplog: pytest.LogCaptureFixture) -> None:
+    """The steps of the run end, and are tried again on the next day. The agent was there all the time."""
+    caplog.set_level("CRITICAL", "fedpipe")  # thousands of looks
+    world, day = World(), 86_400.0
+    plan, known = make_plan(federation_of(sites=("c",))), learners()
+    begin(world.store, plan, fresh)
+    plan.put(world.store)
+
+    def before(number: int, name: str, key: str) -> None:
+        if begins <= world.now < begins + day:
+            raise StoreUnavailableError("no answer")
+
+    store = HookedStore(world.store, before)
+
+    def start() -> None:
+        world.spawn("coordinator", announcing(world, plan, store=store))
+        for name in NAMES:
+            if name != "c":
+                world.spawn(name, attendance(world, plan, name, known[name], store=store, session="job-1"))
+
+    start()
+    world.spawn("c", agent(world, "c", known["c"], store=store, once=False))
+    world.run(limit=begins + day)
+    assert isinstance(world.results["coordinator"], StoreUnavailableError)
+    assert "c" not in world.results, "the agent has not ended"
+    world.now = begins + day
+    start()
+    world.run(limit=begins + day + 7200)
+    assert final_of(world, plan) == expected("averaging")
+    assert [len(record.contributors) for record in history(world.store, "r1")[1:]] == [len(NAMES)] * 3
+    assert known["c"].trained <= 3 + (begins > 0), "only an update that could not be published is made again"
+
+
 def test_a_store_that_refuses_for_a_while(disturbed: Any) -> None:
     """Keys that are rotated, or a full disk of the store: the agent says so, and returns to the session."""
 

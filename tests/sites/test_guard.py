@@ -192,12 +192,14 @@ def test_messages_to_other_parties_leave_if_the_policy_says_so(desk: Desk, tmp_p
             open_desk.guard.check_statement(text)
 
 
-def test_global_objects_that_are_read_are_noted(desk: Desk) -> None:
+def test_content_that_is_read_is_noted(desk: Desk) -> None:
     key = keys.content(DIGEST)
-    desk.guard.check(Request("open", HERE, key), 0, b"")
-    desk.guard.check(Request("poll", HERE, keys.board("r1")), 0, b"")
-    desk.guard.check(Request("piece", None, ""), 0, b"")
-    assert desk.noted == [("read", {"object": key})]
+    for request in (Request("open", HERE, key), Request("read", HERE, keys.board("r1")), Request("piece", None, "")):
+        desk.guard.check(request, 0, b"")
+    assert desk.noted == [], "nothing was read yet"
+    desk.guard.read(Request("open", HERE, key), 7)
+    desk.guard.read(Request("read", HERE, keys.board("r1")), 9)
+    assert desk.noted == [("read", {"object": key, "bytes": 7})]
 
 
 def signed_bytes(statement: Any, place: str = "") -> bytes:

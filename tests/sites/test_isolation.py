@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +25,7 @@ from fedpipe.rounds.plan import Plan, RunPlace, Shards
 from fedpipe.rounds.releases import REASON_STAYS
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.current import Opened
+from fedpipe.sites import training
 from fedpipe.sites.child import Answer, Call
 from fedpipe.sites.guard import Guard
 from fedpipe.sites.site import read_site
@@ -34,7 +38,7 @@ from fedpipe.weights import Array
 from tests.federations import make_federation
 
 MODEL = """
-import json, os, pathlib, signal, socket, sys, time
+import ctypes, json, multiprocessing, os, pathlib, signal, socket, sys, time
 from fedpipe.learners.numpy import Linear
 
 HERE = {here!r}
@@ -59,8 +63,14 @@ def build():
         "read data": tried(lambda: len(pathlib.Path(HERE, "rows.npz").read_bytes())),
         "data": os.environ["FEDPIPE_SITE_DATA"],
         "write home": tried(lambda: appended(pathlib.Path.home() / "mine")),
+        "write shared": tried(lambda: appended("/dev/shm/{left}")),
+        "segment": ctypes.CDLL(None).shmget({number}, 4096, 0o1666),
+        "device": tried(lambda: os.mknod(pathlib.Path.home() / "disk", 0o60600, os.makedev(7, 0))),
+        "write null": tried(lambda: appended("/dev/null")),
+        "semaphore": tried(lambda: multiprocessing.get_context("fork").Lock().acquire()),
         "connect": tried(lambda: socket.create_connection(("127.0.0.1", {port}), 2)),
         "kill": tried(lambda: os.kill({agent}, 0)),
+        "kill parent": tried(lambda: os.kill(os.getppid(), 0)),
         "environ": tried(lambda: pathlib.Path("/proc/{agent}/environ").read_text()),
         "interfaces": [name for _, name in socket.if_nameindex()],
         "variables": sorted(os.environ),
@@ -71,6 +81,10 @@ def build():
     {then}
     return Linear(features=(4,), outputs=3, loss="softmax", learning_rate=0.5)
 """
+
+
+LEFT, SEGMENT = Path("/dev/shm") / f"fedpipe-patient-{os.getpid()}", 4711_0000 + os.getpid()
+"""The things that code of a model would leave in the memory of this machine: a file, and a segment of System V."""
 
 
 class World:
@@ -96,7 +110,9 @@ class World:
 
     def begin(self, then: str = "pass") -> tuple[Plan, Call]:
         """Begins a run whose code looks around first, and returns the call of its first training."""
-        code = MODEL.format(here=str(self.folder), port=self.port, agent=os.getpid(), then=then)
+        code = MODEL.format(
+            here=str(self.folder), port=self.port, agent=os.getpid(), then=then, left=LEFT.name, number=SEGMENT
+        )  # fmt: skip
         federation = make_federation(
             learners=[{"name": "s", "at": "site"}], framework="numpy", data={},
             training={"rounds": 1, "batch_size": 8, "tensorboard": False},
@@ -131,8 +147,15 @@ class World:
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """A folder on the disk: below /dev, where other tests have their files, devices are open to all code."""
+    """A folder on the disk: other tests may have their files in the machine's shared memory."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A folder in the machine's shared memory, such as for data that no disk may have."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         yield Path(folder)
 
 
@@ -146,6 +169,7 @@ def port() -> Iterator[int]:
 @pytest.fixture
 def world(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
+    monkeypatch.setenv("HTTPS_PROXY", "http://site:very-secret@proxy.example.org:3128")
     return World(tmp_path, port)
 
 
@@ -162,12 +186,80 @@ def test_code_that_looks_for_everything(world: World) -> None:
     assert found["connect"].startswith(("PermissionError", "OSError", "ConnectionRefusedError"))
     assert found["interfaces"] == ["lo"]
     assert "PermissionError" in found["kill"]
+    assert "PermissionError" in found["kill parent"], "it ends what the code leaves behind"
     assert found["write home"] == "None"
     assert int(found["read data"]) > 0
     assert found["keys"] == []
     assert not [name for name in found["variables"] if name.startswith("AWS_") and name.endswith("KEY")]
     assert (world.folder / "state" / "agent.json").read_text() == "{}"
     assert not list((world.folder / "state" / "scratch").iterdir())
+
+
+def is_left() -> bool:
+    """Whether code of a model has left something in the memory of this machine."""
+    segments = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    return LEFT.exists() or SEGMENT in {int(line.split()[0]) for line in segments}
+
+
+def test_code_leaves_nothing_in_the_memory_of_the_machine(world: World) -> None:
+    """Its shared memory is its own, for the semaphores of `multiprocessing`, and ends with it."""
+    _, call = world.begin()
+    assert world.play(call)[0].took_part
+    found = world.found()
+    assert (found["write shared"], found["semaphore"], found["write null"]) == ("None", "True", "None")
+    assert found["segment"] >= 0
+    assert "PermissionError" in found["device"]
+    assert not is_left()
+
+
+def test_a_site_whose_files_are_in_the_memory_of_the_machine(in_memory: Path, port: int) -> None:
+    """Its code sees the data there, and writes in its scratch folder only."""
+    world = World(in_memory, port)
+    _, call = world.begin()
+    assert world.play(call)[0].took_part
+    found = world.found()
+    assert int(found["read data"]) > 0
+    assert found["write home"] == "None"
+    for name in ("write shared", "semaphore", "read key"):
+        assert "PermissionError" in found[name], (name, found[name])
+    assert not is_left()
+
+
+WITHOUT_NAMESPACES = """
+import json, os, sys
+from pathlib import Path
+from fedpipe.sites.isolation import Apart, devices
+from fedpipe.steps.fence import fence
+
+def tried(path, mode):
+    try:
+        return open(path, mode).close() or "done"
+    except OSError as error:
+        return type(error).__name__
+
+usable, hidden = devices(Apart(network=False, memory=False), ())
+blocks = [path for path in hidden if path.is_block_device()]
+assert fence(hidden, writable=[Path(sys.argv[1]), *usable])
+print(json.dumps({
+    "scratch": tried(f"{sys.argv[1]}/x", "w"), "null": tried("/dev/null", "w"), "random": tried("/dev/urandom", "rb"),
+    "shared": tried(sys.argv[2], "w"), "seen": tried(sys.argv[3], "r"), "terminal": tried("/dev/ptmx", "rb"),
+    "disks": sorted({tried(path, "rb") for path in blocks}),
+}))
+"""
+
+
+def test_where_namespaces_are_forbidden_code_has_no_shared_memory_at_all(tmp_path: Path, in_memory: Path) -> None:
+    (in_memory / "others").write_text("data")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NAMESPACES, str(tmp_path), str(LEFT), str(in_memory / "others")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert set(found.pop("disks")) <= {"PermissionError"}
+    assert found == {
+        "scratch": "done", "null": "done", "random": "done", "shared": "PermissionError", "seen": "PermissionError",
+        "terminal": "PermissionError",
+    }  # fmt: skip
 
 
 def test_code_sees_only_the_rows_that_the_policy_allows(tmp_path: Path, port: int) -> None:
@@ -228,6 +320,52 @@ def test_code_that_ends_itself_is_dropped(world: World) -> None:
     _, call = world.begin(then="raise SystemExit(3)")
     answer, _ = world.play(call)
     assert not answer.took_part
+
+
+DAEMON = f"4711.{os.getpid()}"
+"""Seconds for which a process sleeps; no other one sleeps so long."""
+
+
+def daemons() -> list[int]:
+    """The processes that code of a model has left on this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == f"sleep\0{DAEMON}\0".encode():
+                found.append(int(path.parent.name))
+    return found
+
+
+LEAVES_DAEMONS = f"""import subprocess
+    for _ in range(3):
+        if not os.fork():
+            os.setsid()
+            subprocess.Popen(["sleep", "{DAEMON}"], start_new_session=True)
+            os._exit(0)
+    while tried(lambda: os.wait()).startswith("("):
+        pass
+    {{then}}"""
+
+
+@pytest.mark.parametrize("then", ["pass", "os._exit(1)", "time.sleep(600)"])
+def test_nothing_that_code_has_started_outlasts_it(tmp_path: Path, port: int, then: str) -> None:
+    """Neither when the agent ends it, nor when it ends itself, nor when it takes too long."""
+    world = World(tmp_path, port, policy={"data": "rows.npz", "seconds": 8})
+    _, call = world.begin(then=LEAVES_DAEMONS.format(then=then))
+    with contextlib.nullcontext() if then == "pass" else pytest.raises(WorkerDiedError):
+        world.play(call)
+    assert daemons() == []
+
+
+def test_code_that_says_more_than_the_disk_should_have(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_LOG", 2**20)
+    _, call = world.begin(then="print('patient 4711 ' * 2**20)")
+    assert world.play(call)[0].took_part
+    log = world.folder / "state" / "training.log"
+    assert log.stat().st_size == 2**20
+    world.play(call)
+    assert log.with_name("training.log.1").stat().st_size == 2**20
+    assert log.stat().st_size <= 2**20
 
 
 WRITES_ANYTHING = """[

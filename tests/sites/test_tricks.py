@@ -16,7 +16,7 @@ from fedpipe.errors import FedpipeError
 from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.rounds.floors import Floors, LeastPrivacy
 from fedpipe.rounds.plan import Plan
-from fedpipe.sites.approval import Approval, Approvals, Approving, review_of
+from fedpipe.sites.approval import MOST_WAITING, Approval, Approvals, Approving, review_of
 from fedpipe.sites.audit import find_flaw
 from fedpipe.sites.decisions import Decisions, approvals_of, journal_folder, journal_of, signer_in
 from fedpipe.sites.description import IMAGE, offer_of
@@ -265,6 +265,21 @@ class TestObjects:
         assert hospital.looks(plan(code), code).startswith("refused: ")
         assert hospital.opened == 0
         assert hospital.reasons
+
+    def test_a_flood_of_plans(self, tmp_path: Path) -> None:
+        """It does not fill the disk of the site."""
+        hospital = Hospital(tmp_path)
+        for number in range(MOST_WAITING + 3):
+            said = hospital.looks(plan(training=training(rounds=number + 1)))
+            expected = (
+                "nobody at the site has decided" if number < MOST_WAITING else "64 other plans wait for a decision"
+            )
+            assert said == f"waits: {expected}"
+        approvals = approvals_of(hospital.site)
+        assert len(approvals.pending()) == MOST_WAITING
+        approvals.answer(approvals.pending()[0].digest, "refused")
+        assert hospital.looks(plan(training=training(rounds=999))) == "waits: nobody at the site has decided"
+        assert hospital.opened == 0
 
     def test_an_approval_that_the_coordinator_writes(self, tmp_path: Path) -> None:
         hospital = Hospital(tmp_path)

@@ -16,6 +16,7 @@ from fedpipe.identity.enrolment import format_time, read_enrolled
 from fedpipe.rounds.plan import Plan
 from fedpipe.sessions.current import Opened, poll_current
 from fedpipe.sessions.pacing import drive
+from fedpipe.sites.account import accounted
 from fedpipe.sites.agent import Agent, Attended, Decision
 from fedpipe.sites.decisions import Decisions, journal_of
 from fedpipe.sites.membership import keys_of
@@ -109,7 +110,7 @@ def _attended(site: Site, control: Control, once: bool, *, first: bool = False) 
     with changed_environment({**site.surroundings(), UPLOADS: str(uploads)}):
         if first:
             _check_store(site)
-        store, decisions = site.open(), Decisions(site, journal)
+        store, decisions = accounted(site.open(), journal.note, site.name), Decisions(site, journal)
         trainer = Trainer(site, store, note=journal.note, pause=decisions.pause, show=control.show_isolation)
         agent = Agent(
             site, store, trainer.attend, decide=partial(_decided, store, decisions), note=journal.note,

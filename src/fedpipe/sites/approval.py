@@ -36,7 +36,10 @@ from fedpipe.store.objects import Digest, canonical, decode, digest_of
 
 Verdict = Literal["waits", "approved", "refused"]
 Way = Literal["ask", "listed", "signed-by", "any"]
-_MOST_KEPT = 64 * 2**20
+_MOST_KEPT = 4 * 2**20
+"""Most bytes of the code or the settings of a plan."""
+MOST_WAITING = 64
+"""Most plans that wait: others are not kept until some of these are decided."""
 _T = TypeVar("_T")
 
 
@@ -167,6 +170,9 @@ class Approvals:
         if not why:
             self._keep(offer)
             return known if known and not later else self._written(self._made(description, "approved"))
+        waiting = {one.digest for one in self.pending()}
+        if description.digest not in waiting and len(waiting) >= MOST_WAITING:
+            return self._made(description, "waits", f"{len(waiting)} other plans wait for a decision")
         self._keep(offer, waits=True)
         return self._made(description, "waits", why, since=self._since(description))
 

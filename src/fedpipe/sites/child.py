@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import traceback
+from collections.abc import Collection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from fedpipe.learners.masking import MaskedFile
 from fedpipe.rounds.manifests import Dropped
 from fedpipe.secure.party import Orders
 from fedpipe.sessions.board import Board
+from fedpipe.sites.isolation import Apart, devices
 from fedpipe.steps.contract import start_log
 from fedpipe.steps.fence import fence
 from fedpipe.steps.learn import Inputs, act, mask
@@ -59,7 +61,7 @@ class Isolation(Struct, frozen=True):
     """The first message of the process: what is in force.
 
     Args:
-        files: it cannot read files with keys, and writes in its scratch folder only.
+        files: it cannot read files with keys, and writes in its scratch folder, its shared memory and few devices only.
         network: it has none.
     """
 
@@ -67,20 +69,22 @@ class Isolation(Struct, frozen=True):
     network: bool
 
 
-def main(handle: int, scratch: str, network: bool) -> None:
+def main(handle: int, scratch: str, apart: Apart, needed: Collection[str]) -> None:
     """Answer calls until the agent's end of the pipe is closed.
 
     Args:
         handle: descriptor of the pipe.
         scratch: the folder in which this process may write.
-        network: whether it has left the network.
+        apart: what it has left.
+        needed: paths of the site that it reads or writes.
     """
     connection = Connection(handle)
     threading.Thread(target=_end_with, args=(handle,), daemon=True).start()
     start_log()
     paths = [Path(path) for path in os.environ.pop(FENCED, "").split(os.pathsep) if path]
-    files = fence(paths, writable=[Path(scratch), Path("/dev")])
-    connection.send_bytes(msgspec.json.encode(Isolation(files, network)))
+    usable, hidden = devices(apart, needed)
+    files = fence([*paths, *hidden], writable=[Path(scratch), *usable])
+    connection.send_bytes(msgspec.json.encode(Isolation(files, apart.network)))
     with contextlib.suppress(EOFError, OSError):
         while True:
             call = from_json(connection.recv_bytes(LARGEST), Call)

@@ -21,6 +21,7 @@ from fedpipe.rounds.parcels import Parcel
 from fedpipe.rounds.releases import reason_that_leaves, released
 from fedpipe.rounds.timings import Timing
 from fedpipe.sessions.current import Opened
+from fedpipe.sites.account import CONTENT, note_read
 from fedpipe.sites.agent import Note, keep_nothing
 from fedpipe.sites.site import Site
 from fedpipe.store import keys
@@ -29,8 +30,6 @@ from fedpipe.store.objects import decode, digest_of
 
 _READS = frozenset({"uri", "read", "poll", "read_range", "age", "size", "open", "piece", "close"})
 _WRITES = frozenset({"create", "swap", "replace", "upload"})
-_CONTENT = ("objects", "proposals", "personal", "parcels")
-"""Folders of a learner whose objects are named by their digests."""
 
 
 _SECRETS = (b"fedpipe exchange", b"fedpipe secret")
@@ -72,11 +71,10 @@ class Guard:
         self._site, self._opened, self._note = site, opened, note
         own = re.escape(keys.learner_folder(site.name))
         run = re.escape(keys.run_folder(opened.run, site.name))
-        self._content = re.compile(rf"{own}(?:{'|'.join(_CONTENT)})/[0-9a-f]{{64}}", re.ASCII)
+        self._content = re.compile(rf"{own}(?:{'|'.join(CONTENT)})/[0-9a-f]{{64}}", re.ASCII)
         self._events = re.compile(rf"{run}\d{{1,9}}/tensorboard/[\w.\-]{{1,200}}", re.ASCII)
         self._statement = re.compile(rf"(?:{own}(?=ledger/)|{run}(?:\d{{1,9}}/)?)(?P<name>[a-z0-9_./\-]+)", re.ASCII)
         self._removable = re.compile(rf"{own}parcels/[0-9a-f]{{64}}", re.ASCII)
-        self._global = re.compile(r"objects/[0-9a-f]{64}", re.ASCII)
 
     def check(self, request: Request, size: int, payload: bytes) -> None:
         """Check a request before it is made.
@@ -91,8 +89,6 @@ class Guard:
             InputError: the journal cannot be written.
         """
         if request.op in _READS:
-            if request.op in ("open", "read") and self._global.fullmatch(request.key):
-                self._note("read", object=request.key)
             return
         place = request.place
         here = place is not None and place.uri == self._site.store and place.prefix == self._site.federation
@@ -102,6 +98,10 @@ class Guard:
             raise self._refused(f"to {request.op[:20]} {request.key[:200]!r}")
         fields = self._fields_of(request, payload)
         self._note("sent", object=request.key, bytes=size, **fields)
+
+    def read(self, request: Request, size: int) -> None:
+        """Keep the account of an object that was read. Raises InputError if the journal cannot be written."""
+        note_read(self._note, request.key, size)
 
     def _fields_of(self, request: Request, payload: bytes) -> dict[str, Any]:
         """Return what the journal has of an object besides its key and size. Raises StoreError if it may not leave."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -48,17 +48,24 @@ from fedpipe.store.keyholder import Keyholder
 log = logging.getLogger("fedpipe")
 
 _PROGRAM = """
-from fedpipe.sites.isolation import leave_network, limit
-network = leave_network()
+from fedpipe.sites.isolation import leave, limit, supervise
+supervise()
+apart = leave({memory}, {needed!r})
 limit({memory}, {cores})
 from fedpipe.sites.child import main
-main({handle}, {folder!r}, network)
+main({handle}, {folder!r}, apart, {needed!r})
 """
 """The program of the process: it leaves the network before it imports what could start threads."""
+_PROXIES = tuple(f"{name}_proxy" for name in ("http", "https", "all", "no"))
+"""Variables, in lower and upper case, in which there may be a password of a proxy."""
 _TRAININGS = ("train", "propose", "masked", "align", "exchange")
 """Phases in which a learner trains."""
 _OTHERS: tuple[Environment, ...] = ("tff", "custom")
 """Environments with a Python of their own."""
+_GRACE = 20.0
+"""Seconds in which a process must have ended all that it has started."""
+_LOG, _HEAP = 16 * 2**20, 65_536
+"""Most bytes of the log of the process that trains, and of a part of it."""
 SCRATCH = "scratch"
 """The folder below the site's state in which training may write; each process has a folder in it."""
 
@@ -71,10 +78,13 @@ class Child:
         environment: in which the process runs.
         guard: of its requests to the store.
         code: digests of the code that may run.
+        note: keeps the account of what is in force for each process.
     """
 
-    def __init__(self, site: Site, environment: Environment, guard: Guard, code: tuple[str, ...]) -> None:
-        self._site, self._environment, self._guard, self._code = site, environment, guard, code
+    def __init__(
+        self, site: Site, environment: Environment, guard: Guard, code: tuple[str, ...], note: Note = keep_nothing
+    ) -> None:  # fmt: skip
+        self._site, self._environment, self._guard, self._code, self._note = site, environment, guard, code, note
         self._open: contextlib.ExitStack | None = None
         self._pipe: Connection | None = None
         self._lock = threading.Lock()
@@ -112,7 +122,9 @@ class Child:
         self._open = stack = contextlib.ExitStack()
         store = self._site.store
         folder_of_store = "" if store.startswith("s3://") else store
-        holder = stack.enter_context(Keyholder(endpoint_of(store), self._answers(), self._guard.check, folder_of_store))
+        holder = stack.enter_context(
+            Keyholder(endpoint_of(store), self._answers(), self._guard.check, folder_of_store, self._guard.read)
+        )
         folder = stack.enter_context(scratch(self._site))
         ours, child = Pipe()
         stack.callback(ours.close)
@@ -122,28 +134,35 @@ class Child:
         except FedpipeError:
             self.stop()
             raise
-        with (Path(self._site.state) / "training.log").open("ab") as output:
-            process = subprocess.Popen(  # noqa: S603  (our own module)
-                [str(self._python()), "-c", self._program(child.fileno(), folder)],
-                env=self._environ(holder.theirs.fileno(), folder, data), pass_fds=handles, cwd=folder,
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            )  # fmt: skip
+        log = stack.enter_context(_log_of(self._site))
+        process = subprocess.Popen(  # noqa: S603  (our own module)
+            [str(self._python()), "-c", self._program(child.fileno(), folder, data)],
+            env=self._environ(holder.theirs.fileno(), folder, data), pass_fds=handles, cwd=folder,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
         child.close()
         holder.theirs.close()
+        keeping = threading.Thread(target=_keep_log, args=(process, log), daemon=True)
+        keeping.start()
+        stack.callback(keeping.join, 5)
         stack.callback(_end, process)
         try:
             self.isolation = from_json(ours.recv_bytes(LARGEST), Isolation)
+            self._note("isolated", **msgspec.to_builtins(self.isolation))
         except (EOFError, OSError, msgspec.MsgspecError) as error:
             self.stop()
             raise WorkerDiedError("the process that trains cannot start", remedy="See training.log.") from error
+        except FedpipeError:
+            self.stop()
+            raise
         self._pipe = ours
         return ours
 
-    def _program(self, handle: int, folder: str) -> str:
+    def _program(self, handle: int, folder: str, data: str) -> str:
         policy = self._site.policy
         memory = int(quantity(policy.memory)) if policy.memory else 0
         cores = math.ceil(quantity(policy.cpu)) if policy.cpu else 0
-        return _PROGRAM.format(handle=handle, folder=folder, memory=memory, cores=cores)
+        return _PROGRAM.format(handle=handle, folder=folder, memory=memory, cores=cores, needed=(folder, data))
 
     def _python(self) -> Path:
         return find_python(self._environment) if self._environment in _OTHERS else Path(sys.executable)
@@ -154,8 +173,9 @@ class Child:
         hidden = [*secret_paths(), site.key, site.credentials, site.certificate, *map(str, own_files(site))]
         hidden += [str(path_of(whole))] if data != whole else []  # a part of it is in the scratch folder
         fenced = os.pathsep.join(path for path in dict.fromkeys(hidden) if path and Path(path).exists())
+        passed = {name: value for name, value in keyless().items() if name.lower() not in _PROXIES}
         return {
-            **keyless(), KEYHOLDER: str(handle), FOLDER: self._site.store, FENCED: fenced,
+            **passed, KEYHOLDER: str(handle), FOLDER: self._site.store, FENCED: fenced,
             SITE_DATA: data, "TMPDIR": folder, "HOME": folder, "TF_CPP_MIN_LOG_LEVEL": "2",
             **({} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}),
         }  # fmt: skip
@@ -180,8 +200,30 @@ class Child:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
+    """End a process, which ends all that it has started."""
+    process.terminate()
+    try:
+        process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _log_of(site: Site) -> IO[bytes]:
+    """Open the log of the processes that train; a long one becomes the earlier one."""
+    path = Path(site.state) / "training.log"
+    if path.exists() and path.stat().st_size > _LOG // 2:
+        path.replace(path.with_name(f"{path.name}.1"))
+    return path.open("ab", buffering=0)
+
+
+def _keep_log(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    """Append what a process says to its log, as far as there is room: its code may say anything, without an end."""
+    assert process.stdout is not None
+    with process.stdout as said:
+        while data := said.read1(_HEAP):  # type: ignore[attr-defined]
+            with contextlib.suppress(OSError, ValueError):  # a full disk, or a log that was closed
+                log.write(data[: max(0, _LOG - log.tell())])
 
 
 @contextlib.contextmanager
@@ -246,7 +288,7 @@ class Trainer:
             environment = plan.federation.environment_of(step, site.name)
             for other in [other for other in children if other != environment]:
                 children.pop(other).stop()  # two frameworks at once would need the memory of both
-            child = children.setdefault(environment, Child(site, environment, guard, (plan.code,)))
+            child = children.setdefault(environment, Child(site, environment, guard, (plan.code,), self._note))
             answer = self._answered(child, Call("mask" if orders else "act", inputs, board, orders))
             self._show(child.isolation)
             self._account(opened.run, board, answer.masked)

@@ -5,8 +5,8 @@ that allow. So all files may be read but those below the given paths: their neig
 folder on the way to them. Files that are created later directly in one of these folders cannot be read. A fenced
 process without rights cannot look into the memory or the environment of a process outside either (`ptrace(2)`).
 
-A process may be confined further. Then it writes in some folders only, opens no TCP connection (Linux 6.7), and sends
-no signal to processes outside (Linux 6.12).
+A process may be confined further. Then it writes in some folders and devices only, and makes no devices. It opens no
+TCP connection (Linux 6.7), and sends no signal to processes outside (Linux 6.12).
 
 Source: Linux kernel documentation, userspace-api/landlock.
 """
@@ -23,6 +23,9 @@ _READ_FILE = 1 << 2
 _WRITE = 1 << 1 | sum(1 << right for right in range(4, 13))
 """Write files, and make or remove entries of folders of each kind."""
 _REFER, _TRUNCATE = 1 << 13, 1 << 14
+_MAKE_DEVICE = 1 << 6 | 1 << 11
+_OF_FILES = 1 << 1 | _TRUNCATE
+"""Those of these rights that a file or a device can have."""
 _TCP, _SCOPES = 0b11, 0b11
 _VERSION = 1
 _PATH_BENEATH = 1
@@ -45,8 +48,8 @@ def fence(secret: Collection[Path], *, writable: Collection[Path] | None = None)
 
     Args:
         secret: absolute paths; those that do not exist are ignored.
-        writable: the only folders in which it may write from now on; then it opens no TCP connection, and signals no
-            process outside. None: it may do as before.
+        writable: the only folders and devices that it may write from now on. Then it opens no TCP connection, and
+            signals no process outside. None: it may do as before.
 
     Returns:
         Whether the kernel does it.
@@ -69,7 +72,7 @@ def fence(secret: Collection[Path], *, writable: Collection[Path] | None = None)
         for path in _readable({path.resolve() for path in secret if path.exists()}):
             _allow(libc, ruleset, path, _READ_FILE)
         for path in writable or ():
-            _allow(libc, ruleset, path, write)
+            _allow(libc, ruleset, path, write & ~_MAKE_DEVICE if path.is_dir() else write & _OF_FILES)
         if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
             return False
         return bool(libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0)
@@ -82,10 +85,11 @@ def _readable(secret: Collection[Path]) -> Iterator[Path]:
     if not secret:
         yield Path("/")
         return
-    ways = {parent for path in secret for parent in path.parents}
-    for folder in sorted(ways):
+    hidden = set(secret)
+    ways = {parent for path in hidden for parent in path.parents}
+    for folder in sorted(way for way in ways if not hidden & {way, *way.parents}):
         for path in folder.iterdir():
-            if path not in ways and path not in secret and not path.is_symlink():
+            if path not in ways and path not in hidden and not path.is_symlink():
                 yield path
 
 

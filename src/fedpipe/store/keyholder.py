@@ -35,6 +35,8 @@ Other = Callable[[str, bytes], Any]
 Check = Callable[[Request, int, bytes], None]
 """Takes each request before it is made: with the number of bytes that it would send, and those bytes unless they are a
 file. Raises FedpipeError to refuse it."""
+Noted = Callable[[Request, int], None]
+"""Takes each request that has opened or read an object, and the number of its bytes."""
 _HEADER = 2**16
 _PAYLOAD = 2**30
 _READERS = 64
@@ -49,12 +51,14 @@ class Keyholder:
         others: answers by operation, such as `sign`.
         check: refuses requests of the store; by default, the keys decide alone.
         folder: URI of the only folder that is opened; by default, each process opens folders itself.
+        noted: keeps the account of objects that are read.
     """
 
     def __init__(
-        self, endpoint: str, others: Mapping[str, Other] | None = None, check: Check = lambda *_: None, folder: str = ""
-    ) -> None:
-        self._check, self._folder = check, folder
+        self, endpoint: str, others: Mapping[str, Other] | None = None, check: Check = lambda *_: None,
+        folder: str = "", noted: Noted = lambda *_: None,
+    ) -> None:  # fmt: skip
+        self._check, self._folder, self._noted = check, folder, noted
         self._endpoint, self._others = endpoint, dict(others or {})
         self._readers: dict[int, Reader] = {}
         self._opened = functools.lru_cache(maxsize=16)(self._open)
@@ -114,11 +118,14 @@ class Keyholder:
             return self._read_on(request)
         store = self._store(request)
         if request.op == "open":
-            return self._stream(store.open(request.key)), None
+            return self._stream(request, store.open(request.key)), None
         operation = _OPERATIONS.get(request.op)
         if operation is None:
             raise StoreError(f"the process that holds the keys knows no operation {request.op[:20]!r}")
-        return operation(store, request, payload)
+        value, data = operation(store, request, payload)
+        if request.op == "read" and data is not None:
+            self._noted(request, len(data))
+        return value, data
 
     def _store(self, request: Request) -> Store:
         if request.place is None:
@@ -138,10 +145,14 @@ class Keyholder:
         store = open_store(place.uri, endpoint=place.endpoint, region=place.region, deadline=place.deadline)
         return store.below(place.prefix) if place.prefix else store
 
-    def _stream(self, reader: Reader) -> tuple[int, int]:
-        if len(self._readers) >= _READERS:
+    def _stream(self, request: Request, reader: Reader) -> tuple[int, int]:
+        try:
+            if len(self._readers) >= _READERS:
+                raise StoreError(f"more than {_READERS} objects are read at once")
+            self._noted(request, reader.size)
+        except FedpipeError:
             reader.close()
-            raise StoreError(f"more than {_READERS} objects are read at once")
+            raise
         number = max(self._readers, default=0) + 1
         self._readers[number] = reader
         return number, reader.size
