@@ -28,6 +28,7 @@ NAMES = (
     "simulation",
     "vote_round",
     "session",
+    "session_start",
     "site",
     "serving",
     "hostile",

@@ -204,6 +204,17 @@ def test_the_store_is_named_by_its_endpoint(endpoint: str, peer: dict[str, Any])
         assert peer in peers_of(found[name], 9000)
 
 
+def test_the_port_of_the_endpoint_is_open_too() -> None:
+    """And those at which pods of MinIO and SeaweedFS listen: a policy concerns them, not the Service before them."""
+    found = policies(**{**FEDERATION, "store.uri": "s3://models/prod/digits?endpoint=http://minio.store.svc:7000"})
+    store = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "store"}}}
+    kubeflow = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kubeflow"}}}
+    for policy in (found["prod-fedpipe-serving"], found["prod-fedpipe-digits-steps"]):
+        assert [port for port in (443, 7000, 8333, 9000) if store in peers_of(policy, port)] == [443, 7000, 8333, 9000]
+    for port in (8080, 8333, 8887, 9000):
+        assert kubeflow in peers_of(found["prod-fedpipe-digits-steps"], port)
+
+
 def test_the_trial_store_is_named_by_its_pods() -> None:
     uri = "s3://models/prod/digits?endpoint=http://prod-fedpipe-store.ml.svc:9000"
     found = policies(**{**FEDERATION, **TRIAL, "store.uri": uri})

@@ -473,11 +473,14 @@ class TestInvite:
             invite(file, "b")
         assert "fedpipe site rotate" in str(caught.value.remedy)
 
-    def test_a_name_inside_the_cluster(self, tmp_path: Path, s3_keys: None, minio_server: servers.Server) -> None:
+    @pytest.mark.parametrize("name", ["minio.store.svc", "minio.in-cluster"])
+    def test_a_name_inside_the_cluster(
+        self, name: str, tmp_path: Path, s3_keys: None, minio_server: servers.Server
+    ) -> None:
         """The store is near by port forwarding; the site needs another endpoint."""
-        file = write_file(tmp_path / "office", "s3://tests/h?endpoint=http://minio.store.svc:9000")
+        file = write_file(tmp_path / "office", f"s3://tests/h?endpoint=http://{name}:9000")
         near = minio_server.uri.replace("s3://tests", "s3://tests/inside")
-        with pytest.raises(InputError, match=r"the site cannot reach http://minio\.store\.svc:9000") as caught:
+        with pytest.raises(InputError, match=f"the site cannot reach http://{re.escape(name)}:9000") as caught:
             invite(file, "b", store=near)
         assert caught.value.where == "--endpoint"
         made = invite(file, "b", store=near, endpoint="https://minio.example.org", out=tmp_path / "b.yaml")

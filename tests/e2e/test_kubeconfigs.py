@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from kubernetes import client, config
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import fedpipe
 from fedpipe.cli.main import app
-from fedpipe.kubeflow.clients import open_kubernetes
+from fedpipe.errors import ClusterError
+from fedpipe.kubeflow.clients import open_kfp, open_kubernetes
 from fedpipe.kubeflow.where import Where
 from tests import servers
 from tests.e2e import cluster as clusters
@@ -162,6 +163,29 @@ def test_kfp_is_reached_through_the_apiserver(
         assert len((tmp_path / "calls").read_text()) > 5  # renewed before each request, as it has expired
 
 
+@pytest.mark.parametrize(
+    ("namespace", "message"),
+    [
+        ("kubflow", r"not found \(HTTP 404\)\. Pass the namespace of Kubeflow Pipelines with --kfp-namespace"),
+        ("empty", r"\(HTTP 503\)\. Check the pods of ml-pipeline in the namespace of Kubeflow Pipelines"),
+    ],
+)
+def test_a_service_that_is_not_there(
+    namespace: str, message: str, kfp: KfpServer, administrator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a namespace that does not exist, and in one in which no pod is ready."""
+    monkeypatch.setenv("KUBECONFIG", str(administrator))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    core = client.CoreV1Api(config.new_client_from_config(str(administrator)))
+    if namespace == "empty":
+        core.create_namespace({"metadata": {"name": namespace}})
+        spec = {"ports": [{"name": "http", "port": 8888}]}
+        core.create_namespaced_service(namespace, {"metadata": {"name": "ml-pipeline"}, "spec": spec})
+        core.create_namespaced_endpoints(namespace, {"metadata": {"name": "ml-pipeline"}})  # no pod is ready
+    with pytest.raises(ClusterError, match=message):
+        open_kfp(Where(kfp_namespace=namespace))
+
+
 REGISTRY = "http://model-registry-service.kubeflow:8080"
 PAGE = Path(__file__).parents[2] / "docs" / "kubeflow.md"
 
@@ -204,29 +228,41 @@ def page(
     core.delete_namespaced_secret("mlpipeline-minio-artifact", namespace)
 
 
-def test_the_first_commands_of_the_page_as_they_are_written(page: client.CoreV1Api, kfp: KfpServer) -> None:
+def test_the_commands_of_the_page_as_they_are_written(page: client.CoreV1Api, kfp: KfpServer) -> None:
     """Without a KFP that runs pods, the run itself is made on this machine, in the same store, under the same name."""
-    block = PAGE.read_text().partition("```sh\n")[2].partition("```")[0]
-    written = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    lines = [
+        line for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL) for line in block.splitlines()
+    ]
+    written = [shlex.split(line, comments=True)[1:] for line in lines]
     assert [words[0] for words in written] == [
-        "doctor", "submit", "watch", "logs", "resume", "schedule", "compile"
+        "doctor", "submit", "watch", "logs", "resume", "schedule", "compile",
+        "put", "submit", "schedule", "schedule", "schedule", "schedule",
     ]  # fmt: skip
     kfp.held["runs"].clear()
-    done = {}
+    done: dict[str, list[Result]] = {}
     for words in written:
         if words[0] == "watch":
             fedpipe.run("federation.yaml", name="trial-1", training={"rounds": 2})
         if words[0] == "resume":
             next(iter(kfp.held["runs"].values()))["state"] = "FAILED"
-        done[words[0]] = CliRunner().invoke(app, words)
+        ended = CliRunner().invoke(app, words)
+        done.setdefault(words[0], []).append(ended)
         if words[0] != "logs":
-            assert done[words[0]].exit_code == 0, (words, done[words[0]].output, done[words[0]].exception)
-    logs = done.pop("logs")
+            assert ended.exit_code == 0, (words, ended.output, ended.exception)
+    (logs,), (doctor,), (watch,), (put,) = (done[name] for name in ("logs", "doctor", "watch", "put"))
     assert "run 'trial-1' has no pods" in str(logs.exception), logs.output
-    assert "errors: 0" in done["doctor"].output
-    assert f"models of runs without export.registry are registered at {REGISTRY}" in done["doctor"].output
+    assert "errors: 0" in doctor.output
+    assert f"models of runs without export.registry are registered at {REGISTRY}" in doctor.output
     assert REGISTRY.encode() in list(kfp.files.values())[-1]
-    assert "round 2" in done["watch"].output
-    assert len(kfp.held["runs"]) == 2
-    assert len(kfp.held["recurringruns"]) == 1
+    assert "round 2" in watch.output
+    assert "already there" in put.output  # the fixture has put it
+    runs = [(run["display_name"], run["runtime_config"]["parameters"]) for run in kfp.held["runs"].values()]
+    assert runs == [(name, {"run": name, **more}) for name, more in (
+        ("trial-1", {}), ("trial-1", {}), ("trial-2", {"rounds": 20}),
+    )]  # fmt: skip
+    made, listed, *_, deleted = (" ".join(one.output.split()) for one in done["schedule"])
+    assert "digits: 0 0 3 * * 0, next Sun" in made
+    assert "digits 0 0 3 * * 0 on Sun" in listed
+    assert "digits is deleted" in deleted
+    assert not kfp.held["recurringruns"]
     assert Path("objects.yaml").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tests import servers
+from fedpipe.kubeflow.where import Where
 
 ROOT = "/apis/v2beta1"
 KINDS = {
@@ -34,7 +35,10 @@ LISTS = {"recurringruns": "recurringRuns", "versions": "pipeline_versions"}
 
 
 class KfpServer:
-    """Records requests in `asked` and objects in `held`; requests that match `refuse`, or lack `prefix`, fail."""
+    """Records requests in `asked` and objects in `held`; requests that match `refuse`, or lack `prefix`, fail.
+
+    Runs have no state until a test gives them one; with `state`, they have it at once.
+    """
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, Any]] = []
@@ -43,10 +47,15 @@ class KfpServer:
         self.refuse: tuple[str, str, int, str] | None = None
         self.token = ""
         self.prefix = ""
+        self.state = ""
         self.page = 2
         self.health: Any = {"multi_user": False, "tag_name": "2.16.0", "commit_sha": "0"}
         self._ids = itertools.count(1)
         self.url = ""
+
+    def where(self, **more: Any) -> Where:
+        """Locates this server for the commands."""
+        return Where(host=self.url, **more)
 
     def app(self) -> Starlette:
         return Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "POST", "DELETE"])])
@@ -79,13 +88,15 @@ class KfpServer:
     def _handle(self, request: Request, path: str, given: Any) -> Response:
         parts = path.strip("/").split("/")
         kind = "versions" if len(parts) > 2 and parts[2] == "versions" else parts[0]
-        if request.method == "GET" and kind in self.held:
+        if request.method == "GET" and kind in self.held and len(parts) % 2:
             return self._list(kind, request)
         if request.method == "POST" and len(parts) == 1:
             return self._create(kind, given)
         key, _, action = parts[-1].partition(":")
         if key not in self.held[kind]:
             return JSONResponse({"error": f"{key} not found"}, 404)
+        if request.method == "GET":
+            return JSONResponse(self.held[kind][key])
         if action:
             self.held[kind][key] |= {"status": {"enable": "ENABLED", "disable": "DISABLED"}[action]}
         elif request.method == "DELETE":
@@ -115,7 +126,7 @@ class KfpServer:
         if kind == "recurringruns":
             made["status"] = {"ENABLE": "ENABLED"}.get(given["mode"], "DISABLED")
         if kind == "runs":
-            made["created_at"] = "2026-11-21T12:00:00Z"
+            made |= {"created_at": "2026-11-21T12:00:00Z", **({"state": self.state} if self.state else {})}
         self.held[kind][key] = made
         return JSONResponse(made)
 
@@ -141,18 +152,16 @@ def _difference(given: Any, model: Any) -> str:
 @contextlib.contextmanager
 def serving(certificates: Path | None = None, address: str = "127.0.0.1") -> Iterator[KfpServer]:
     """Starts a server on a free port; with TLS by the certificate in a folder, as `make_certificates` writes it."""
-    kfp, port = KfpServer(), servers.free_port()
-    kfp.url = f"{'https' if certificates else 'http'}://{address}:{port}"
-    files: dict[str, Any] = {}
+    kfp, files = KfpServer(), dict[str, Any]()
     if certificates:
         files = {"ssl_certfile": certificates / "public.crt", "ssl_keyfile": str(certificates / "private.key")}
-    server = uvicorn.Server(uvicorn.Config(kfp.app(), host=address, port=port, log_level="error", ws="none", **files))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            pass
-        yield kfp
-    finally:
-        server.should_exit = True
-        thread.join()
+    server = uvicorn.Server(uvicorn.Config(kfp.app(), log_level="error", ws="none", **files))
+    with socket.create_server((address, 0), backlog=64) as listener:  # clients that come early wait in its queue
+        kfp.url = f"{'https' if certificates else 'http'}://{address}:{listener.getsockname()[1]}"
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield kfp
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from typer.testing import CliRunner
 
-from fedpipe.kubeflow.forwarding import reachable_stores
+from fedpipe.cli.main import app
+from fedpipe.errors import ClusterError
+from fedpipe.kubeflow.forwarding import reachable_store, reachable_stores
 from fedpipe.kubeflow.where import Where
+from tests.federations import change
+from tests.kubeflow.kubernetes_server import answering
 
 PORTS = [{"name": "api", "port": 9000}]
 POD = {"ip": "10.0.0.1", "targetRef": {"kind": "Pod", "name": "minio-0"}}
@@ -28,31 +29,9 @@ ANSWERS: dict[str, Any] = {
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The paths that were asked of a cluster, which the kubeconfig names."""
-    paths: list[str] = []
-
-    class Api(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            paths.append(self.path)
-            found = ANSWERS.get(self.path)
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(found or {"kind": "Status", "message": "not found"}).encode())
-
-        def log_message(self, format: str, *arguments: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    config = {
-        "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-    }  # fmt: skip
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    yield paths
-    server.shutdown()
-    server.server_close()
+    with answering(ANSWERS, tmp_path / "kubeconfig") as paths:
+        yield paths
 
 
 def test_one_port_for_all_datasets_of_a_store(asked: list[str]) -> None:
@@ -65,3 +44,31 @@ def test_one_port_for_all_datasets_of_a_store(asked: list[str]) -> None:
     assert address.isdecimal()
     assert second == f"s3://data/b.npz?endpoint=http%3A%2F%2F127.0.0.1%3A{address}"
     assert elsewhere == "s3://data/c.npz?endpoint=http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("host", ["minio", "minio.storage", "minio.storage.svc", "minio.storage.svc.cluster.local"])
+def test_a_service_by_each_of_its_names(asked: list[str], host: str) -> None:
+    """A bare name is of the namespace of the pods."""
+    with reachable_store(f"s3://data/prefix?endpoint=http://{host}:9000", Where(namespace="storage")) as uri:
+        assert uri.startswith("s3://data/prefix?endpoint=http%3A%2F%2F127.0.0.1%3A")
+    assert sorted(asked) == sorted(ANSWERS)
+
+
+@pytest.mark.parametrize("host", ["minio.storage", "minio.storage.svc"])
+def test_commands_reach_a_store_by_either_name(asked: list[str], numpy_digits: Path, host: str) -> None:
+    """The service is found, but no pod of it is ready at this port."""
+    change(numpy_digits, **{"store: store": f"store: s3://data/prefix?endpoint=http://{host}:9001"})
+    done = CliRunner().invoke(app, ["runs", "-f", str(numpy_digits / "federation.yaml")])
+    assert "service minio.storage: no pod is ready at port 9001" in str(done.exception)
+    assert sorted(asked) == sorted(ANSWERS)
+
+
+def test_a_short_name_that_is_no_service(asked: list[str]) -> None:
+    """It may be a host that only pods can resolve; a whole name of a cluster is an error."""
+    uri = "s3://data/prefix?endpoint=http://storage-box:9000"
+    with reachable_store(uri, Where(namespace="storage")) as same:
+        assert same == uri
+    whole = "s3://data/prefix?endpoint=http://storage-box.storage.svc:9000"
+    with pytest.raises(ClusterError, match=r"service storage-box\.storage: not found"), reachable_store(whole, Where()):
+        raise AssertionError
+    assert len(asked) == 2

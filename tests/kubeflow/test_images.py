@@ -13,8 +13,14 @@ from pathlib import Path
 import pytest
 import urllib3
 
+from fedpipe.kubeflow.clients import open_kubernetes
+from fedpipe.kubeflow.doctor.finding import Finding
+from fedpipe.kubeflow.doctor.secrets import check_images
 from fedpipe.kubeflow.images import Reference, find_image, parse_reference
+from fedpipe.kubeflow.where import Where
 from tests import binaries, servers
+from tests.federations import make_federation
+from tests.kubeflow.kubernetes_server import answering
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 BCRYPT = "$2b$05$S4qEwu3ZNbkBfeGX3TlktOKT29gvM2JrZU14gP4l6ubaJ8jMU10BO"  # of the password `testpassword`
@@ -117,3 +123,26 @@ def test_an_image_by_tag_and_by_digest(registry: tuple[str, bool], tmp_path: Pat
             level, what, remedy = find_image(f"{address}/team/core:7", wrong)
             assert (level, what) == ("error", "the registry refuses access (HTTP 401)")
             assert "placement.pull_secrets" in remedy
+
+
+@pytest.mark.heavy
+@pytest.mark.xdist_group("registry")
+@pytest.mark.parametrize("placed", ["step", "learner"])
+def test_doctor_uses_the_pull_secrets_of_steps_and_learners(
+    registry: tuple[str, bool], placed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, _ = registry
+    push(address)
+    given = {"placement": {"pull_secrets": ["pull"]}}
+    federation = make_federation(
+        framework="numpy", export="none", images={"registry": f"{address}/team", "tag": "7"},
+        model=f"{tmp_path}/model.py:build", learners=[{"name": "a", **(given if placed == "learner" else {})}, {"name": "b"}],
+        placement={"learn": given["placement"]} if placed == "step" else {},
+    )  # fmt: skip
+    (tmp_path / "model.py").write_text("def build(): ...\n")
+    auths = json.dumps({"auths": {address: {"auth": encoded("testpassword")}}})
+    secret = {"kind": "Secret", "data": {".dockerconfigjson": base64.b64encode(auths.encode()).decode()}}
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    with answering({"/api/v1/namespaces/ml/secrets/pull": secret}, tmp_path / "kubeconfig"):
+        found = list(check_images(federation, open_kubernetes(Where(namespace="ml")), []))
+    assert found == [Finding("ok", f"image {address}/team/core:7", "can be pulled")]

@@ -103,6 +103,31 @@ def test_each_mistake_gets_a_message_that_helps(told: Callable[[str], tuple[int,
         assert {kind: len(found) for kind, found in kfp.held.items()} == held, command
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("clusters: [", "kubeconfig: the kubeconfig cannot be used: "),
+        ("just text", "kubeconfig: the kubeconfig cannot be used: "),
+        ("", "kubeconfig: the kubeconfig cannot be used: Invalid kube-config"),
+        (
+            "{current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}], "
+            "clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], users: [{name: u, user: {exec: "
+            "{apiVersion: client.authentication.k8s.io/v1beta1, command: no-such-plugin}}}]}",
+            "the user of the kubeconfig cannot log in: [Errno 2] No such file or directory: 'no-such-plugin'. Install",
+        ),
+    ],
+)
+def test_a_kubeconfig_that_cannot_be_used(
+    told: Callable[[str], tuple[int, str]], digits: Path, text: str, message: str
+) -> None:
+    (digits / "kubeconfig").write_text(text)
+    for command in ("logs trial-1", "resume trial-1"):
+        code, said = told(command)
+        assert code == 2
+        assert message in said, (command, said)
+        assert "Traceback" not in said
+
+
 def test_a_kubeconfig_that_is_none(told: Callable[[str], tuple[int, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", "/no/such/file")
     for command in ("logs trial-1", "resume trial-1"):

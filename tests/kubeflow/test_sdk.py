@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from fedpipe.kubeflow.pods import find_run_id
 from fedpipe.kubeflow.submission import submit
 from fedpipe.kubeflow.where import Where
 from tests.kubeflow.kfp_server import KfpServer
+
+PAGE = Path(__file__).parents[2] / "docs" / "kubeflow.md"
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -62,3 +65,20 @@ def test_finds_the_runs_of_fedpipe(kfp: KfpServer, digits: Path) -> None:
     assert [run.run_id for run in client.list_runs().runs] == [made.run_id]
     again = client.run("digits", params={"run": "trial-2"}, name="trial-2")
     assert find_run_id("trial-2", Where(host=kfp.url)) == again.run_id
+
+
+def test_the_example_of_the_page_as_it_is_written(
+    kfp: KfpServer, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page imports the class from `kubeflow`, whose newest KFP cannot be installed next to ours."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    kfp.state, kfp.prefix = "SUCCEEDED", "/pipeline"
+    for old, new in (("kubeflow.pipelines", "kfp.kubeflow_client"), ("https://kubeflow.example", kfp.url)):
+        assert old in code
+        code = code.replace(old, new)
+    monkeypatch.chdir(digits)
+    exec(compile(code, str(PAGE), "exec"), {})
+    (held,) = kfp.held["runs"].values()
+    assert held["display_name"] == "trial-1"
+    assert held["runtime_config"]["parameters"] == {"run": "trial-1", "rounds": 20}
+    assert ("GET", f"/runs/{held['run_id']}", None) in kfp.asked  # it waited for the end

@@ -38,10 +38,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- end }}
 
-{{/* The host in the endpoint of store.uri, without its port; empty when it has none. */}}
-{{- define "fedpipe.storeHost" -}}
+{{/* The host in the endpoint of store.uri, with its port if it has one; empty without an endpoint. */}}
+{{- define "fedpipe.storeAddress" -}}
 {{- $found := regexFind "endpoint=[^&]+" .Values.store.uri | trimPrefix "endpoint=" | replace "%3A" ":" | replace "%3a" ":" | replace "%2F" "/" | replace "%2f" "/" -}}
-{{- regexReplaceAll ":[0-9]+$" (regexReplaceAll "/.*$" (regexReplaceAll "^https?://" $found "") "") "" -}}
+{{- regexReplaceAll "/.*$" (regexReplaceAll "^https?://" $found "") "" -}}
+{{- end }}
+
+{{/* The host in the endpoint of store.uri; empty when it has none. */}}
+{{- define "fedpipe.storeHost" -}}
+{{- regexReplaceAll ":[0-9]+$" (include "fedpipe.storeAddress" .) "" -}}
 {{- end }}
 
 {{/* The peers of the store, as a NetworkPolicy names them; none for a store outside the cluster that nobody names. */}}
@@ -76,7 +81,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - to:  # the store
     {{- . | nindent 4 }}
   ports:
-    {{- range required "the ports of the store are needed, in storePorts" $ports }}
+    {{- $open := list (regexFind ":[0-9]+$" (include "fedpipe.storeAddress" $root) | trimPrefix ":") }}
+    {{- range required "the ports of the store are needed, in storePorts" $ports }}{{ $open = append $open (toString .) }}{{ end }}
+    {{- range uniq (without $open "") }}
     - {port: {{ . }}, protocol: TCP}
     {{- end }}
 {{- end }}

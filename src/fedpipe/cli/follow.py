@@ -54,7 +54,8 @@ def watch(
     if where.host or where.namespace:
         from fedpipe.kubeflow.pods import watcher
 
-        run_name, pods = watcher(run_name, where)
+        run_name, pods, known = watcher(run_name, where)
+        wait = wait or known
 
     with following("looking") as change_state:
         for seen in follow(file, run_name, store=store, pods=pods, wait=wait):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -103,7 +104,17 @@ def submit(
     say(f"version {made.version} of the pipeline")
     if made.awaited:
         say(made.awaited)
-    say(f"follow it: fedpipe watch {made.run} -f {file}")
+    say(f"follow it: {_follow_command(made.run, where, f'-f {shlex.quote(str(file))}')}")
+
+
+def _follow_command(run: str, where: Where, *more: str) -> str:
+    """Return the command that follows a run from now on, before its first step has begun."""
+    given = [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in where._asdict().items() if value != Where._field_defaults[name]
+    ]  # fmt: skip
+    asks = where.host or where.namespace  # then Kubeflow says whether there is such a run
+    return " ".join(["fedpipe watch", run, *more, *given, *([] if asks else ["--wait"])])
 
 
 @commands.add("fedpipe resume trial-1", "fedpipe resume trial-1 --host https://kubeflow.example/pipeline")
@@ -119,7 +130,7 @@ def resume(
     with busy("resuming"):
         made = start(run, where=where)
     say(f"{made.run}: {made.url}")
-    say(f"follow it: fedpipe watch {made.run}")
+    say(f"follow it: {_follow_command(made.run, where)}")
 
 
 class Act(StrEnum):

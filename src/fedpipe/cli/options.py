@@ -138,12 +138,13 @@ def forwarded(command: Callable[..., None]) -> Callable[..., None]:
         from fedpipe.store import chosen_uri
 
         uri = chosen_uri(given["store"], read_federation(given["file"]).store_uri)
-        if ".svc" not in uri:
+        if not uri.startswith("s3://"):
             command(**given)
             return
         from fedpipe.kubeflow.forwarding import reachable_store
 
-        with reachable_store(uri, Where(context=given.get("context", ""))) as near:
-            command(**{**given, "store": near})
+        where = Where(context=given.get("context", ""), namespace=given.get("namespace", ""))
+        with reachable_store(uri, where) as near:
+            command(**(given if near == uri else {**given, "store": near}))
 
     return with_forwarding

@@ -20,6 +20,7 @@ from fedpipe.errors import InputError
 from fedpipe.federation.sources import Source
 from fedpipe.identity.enrolment import format_time, read_enrolled
 from fedpipe.identity.signing import COORDINATOR
+from fedpipe.kubeflow.forwarding import names_service
 from fedpipe.sites.invitation import (
     MOST_CERTIFICATES,
     MOST_SECONDS,
@@ -144,9 +145,8 @@ def _outside(place: StoredFederation, endpoint: str) -> str:
         if endpoint:
             raise InputError("a folder has no endpoint", where="--endpoint", remedy="Leave it out.")
         return place.uri
-    inside = place.federation.store_uri if ".svc" in place.federation.store_uri else place.uri
-    host = urlsplit(endpoint_of(inside)).hostname or ""
-    if not endpoint and (host.endswith(".svc") or ".svc." in host):
+    inside = place.federation.store_uri if names_service(place.federation.store_uri) else place.uri
+    if not endpoint and names_service(inside):
         what = f"the site cannot reach {endpoint_of(inside)}, which is a name inside the cluster"
         raise InputError(what, where="--endpoint", remedy="Give the store's endpoint as the site reaches it.")
     parts = urlsplit(place.uri)

@@ -54,7 +54,7 @@ def watch(
         store: a store to use instead of the federation's.
         again: seconds between two looks at the store.
         pods: returns a line for each pod that waits; called every few seconds.
-        wait: waits for a run that the store does not have yet; so does `pods`.
+        wait: waits for a run that the store does not have yet; then `run` is its whole name.
 
     Returns:
         A generator of events, and after each look at the store of the current state.
@@ -71,8 +71,8 @@ def watch(
     """
     federation, uri = settle(source, store)
     opened = open_store(uri).below(federation.name)
-    run = full_name(opened, run)
-    if not (wait or pods or is_known(opened, run)):
+    run = run if wait else full_name(opened, run)
+    if not (wait or is_known(opened, run)):
         raise no_run(opened, run)
     return _tracked(opened, run, Tracker(opened, run, federation.tracking, uri=uri), _follow(opened, run, again, pods))
 

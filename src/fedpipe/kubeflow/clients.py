@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import urllib3
 
 from fedpipe.errors import ClusterError, FedpipeError, InputError, MissingExtraError, one_line
+from fedpipe.kubeflow.kubeconfig import load_kubeconfig, namespace_of
 from fedpipe.kubeflow.where import Where
 from fedpipe.store.bodies import bound
 from fedpipe.store.network import explained, find_proxy, named_bundles, remedy_of, trusted
 from fedpipe.store.userinfo import check_no_credentials
-from fedpipe.suggestion import suggestion
 
 _REQUEST_SECONDS = 20.0
 """How long a request to KFP may take."""
@@ -138,7 +138,7 @@ def _through_api_server(settings: Any, where: Where) -> Any:
     from kubernetes import config
 
     with contextlib.suppress(config.ConfigException):
-        _load_kubeconfig(settings, where)
+        load_kubeconfig(settings, where)
         proxied = f"api/v1/namespaces/{where.kfp_namespace}/services/ml-pipeline:http/proxy"
         settings.host = f"{settings.host.rstrip('/')}/{proxied}"
         _keep_host(settings)
@@ -155,42 +155,6 @@ def _keep_host(settings: Any) -> None:
 
     if renew is not None:
         settings.refresh_api_key_hook = renewed
-
-
-def _load_kubeconfig(settings: Any, where: Where) -> str | None:
-    """Fills in the client's settings from the kubeconfig; returns its path, None for the default one.
-
-    Raises:
-        ClusterError: it lacks the context that was asked for.
-        ConfigException: there is none, or it is malformed.
-    """
-    from kubernetes import config
-
-    path = os.environ.get("KUBECONFIG") or None  # the client itself reads the variable only once
-    try:
-        config.load_kube_config(path, context=where.context or None, client_configuration=settings)
-    except config.ConfigException as error:
-        if where.context:
-            raise _wrong_context(error, where.context, path) from error
-        if path and (Path(path).exists() or "KUBERNETES_SERVICE_HOST" not in os.environ):  # a pod needs none
-            what = f"the kubeconfig cannot be used: {one_line(error, 300)}"
-            raise ClusterError(what, where=path, remedy="Check KUBECONFIG.") from error
-        raise
-    return path
-
-
-def _wrong_context(error: Exception, context: str, path: str | None) -> ClusterError:
-    """Returns the error of a context that the kubeconfig lacks, with the closest name or all names."""
-    from kubernetes import config
-
-    names: list[str] = []
-    with contextlib.suppress(config.ConfigException):
-        names = [str(one["name"]) for one in config.list_kube_config_contexts(path)[0]]
-    if not names or context in names:
-        remedy = "Check --context and KUBECONFIG."
-        return ClusterError(one_line(error, 300), where=path or "kubeconfig", remedy=remedy)
-    what = f"the kubeconfig has no context {context!r}"
-    return ClusterError(what, where="--context", remedy=suggestion(context, names, listed="Choose one of"))
 
 
 def _use_proxy(settings: Any) -> None:
@@ -226,10 +190,15 @@ def _read_token(path: Path | None) -> str:
 def _read_health(client: Any) -> dict[str, Any]:
     """Reads the raw answer of `healthz`: KFP's own client accepts any answer."""
     host = client._existing_config.host
-    with quiet(), cluster_errors(host):
-        answer = client._healthz_api.healthz_service_get_healthz(
-            _preload_content=False, _request_timeout=_REQUEST_SECONDS
-        )
+    try:
+        with quiet(), cluster_errors(host):
+            answer = client._healthz_api.healthz_service_get_healthz(
+                _preload_content=False, _request_timeout=_REQUEST_SECONDS
+            )
+    except ClusterError as error:
+        if not host.endswith("/proxy") or error.status not in _OF_THE_PROXY:
+            raise
+        raise ClusterError(error.what, where=host, remedy=_OF_THE_PROXY[error.status]) from error
     try:
         health = json.loads(answer.data)
     except ValueError:
@@ -271,11 +240,8 @@ def open_kubernetes(where: Where) -> Kubernetes:
     namespace = where.namespace
     try:
         try:
-            path = _load_kubeconfig(settings, where)
-            if not namespace:
-                contexts, active = config.list_kube_config_contexts(path)
-                chosen = next((c for c in contexts if c["name"] == where.context), active)
-                namespace = chosen["context"].get("namespace", "")
+            path = load_kubeconfig(settings, where)
+            namespace = namespace or namespace_of(path, where.context)
         except config.ConfigException:
             config.load_incluster_config(client_configuration=settings)
     except config.ConfigException as error:
@@ -322,6 +288,11 @@ def cluster_errors(where: str) -> Iterator[None]:
         raise refusal from error
 
 
+_OF_THE_PROXY = {
+    404: "Pass the namespace of Kubeflow Pipelines with --kfp-namespace, or its URL with --host.",
+    503: "Check the pods of ml-pipeline in the namespace of Kubeflow Pipelines.",
+}
+"""Remedies when the API server finds no service, or no pod of it."""
 _REMEDIES = {
     401: "Get a new token and pass it with --token-file, or log in again.",
     403: "Ask for permission, or use another context or token.",

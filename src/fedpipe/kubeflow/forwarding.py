@@ -22,6 +22,19 @@ _CHUNK = 2**16
 _REQUEST_SECONDS = 20
 
 
+def names_service(uri: str) -> bool:
+    """Returns whether the endpoint of a store names a service of a cluster, which other machines cannot resolve.
+
+    Args:
+        uri: URI of the store.
+    """
+    endpoint = urlsplit(endpoint_of(uri)) if uri.startswith("s3://") else None
+    service = _SERVICE.match(endpoint.hostname or "") if endpoint else None
+    if endpoint is None or service is None:
+        return False
+    return bool(service["full"]) or (endpoint.scheme == "http" and not _resolves(str(endpoint.hostname)))
+
+
 @contextlib.contextmanager
 def reachable_store(uri: str, where: Where) -> Iterator[str]:
     """Yields a URI at which this machine reaches a store: its own, or that of a port forwarded in the meantime.
@@ -97,11 +110,13 @@ def _find_ready_pod(cluster: Kubernetes, service: str, namespace: str, port: int
         for address in subset.addresses or ():
             if number and address.target_ref and address.target_ref.kind == "Pod":
                 return address.target_ref.name, number
-    raise ClusterError(
+    unready = ClusterError(
         f"no pod is ready at port {port}",
         where=f"service {service}.{namespace}",
         remedy="Check its pods and its ports with kubectl.",
     )
+    unready.status = 503  # as the API server's own proxy answers
+    raise unready
 
 
 class _Forwarder:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from fedpipe.errors import ClusterError, InputError, NotFoundError, StepError
 from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kfp, open_kubernetes
+from fedpipe.kubeflow.doctor.diagnosis import missing_namespace
 from fedpipe.kubeflow.submission import find_run, name_in_store, require_run
 from fedpipe.kubeflow.where import Where
 from fedpipe.suggestion import suggestion
@@ -107,8 +108,8 @@ def waiting_lines(cluster: Kubernetes, run_id: str) -> list[str]:
     ]
 
 
-def watcher(run: str, where: Where) -> tuple[str, Callable[[], list[str]]]:
-    """Returns a run's name in the store, and a function that lists why its pods wait.
+def watcher(run: str, where: Where) -> tuple[str, Callable[[], list[str]], bool]:
+    """Returns a run's name in the store, a function that lists why its pods wait, and whether Kubeflow has the run.
 
     That function raises StepError once Kubeflow reports a failure. Without access to Kubernetes, it only follows the
     state of the run.
@@ -141,7 +142,8 @@ def watcher(run: str, where: Where) -> tuple[str, Callable[[], list[str]]]:
             remedy=f"Run `fedpipe logs {run}` to see the output of its steps.",
         )
 
-    return name_in_store(kfp, run), list_waiting
+    name = name_in_store(kfp, run)
+    return name or run, list_waiting, name is not None
 
 
 def logs(
@@ -165,6 +167,8 @@ def logs(
     cluster = open_kubernetes(where)
     pods = pods_of(cluster, find_run_id(run, where))
     if not pods:
+        if (missing := missing_namespace(cluster)) is not None:
+            raise NotFoundError(missing.what, where="--namespace", remedy=missing.remedy)
         raise NotFoundError(
             f"run {run!r} has no pods, or they were deleted",
             where=f"namespace {cluster.namespace}",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from fedpipe.errors import InputError, one_line
+from fedpipe.errors import ClusterError, InputError, one_line
 from fedpipe.federation.sources import Source
 from fedpipe.kubeflow.clients import Kfp, cluster_errors, open_kfp, quiet
 from fedpipe.kubeflow.doctor.diagnosis import check_startable
@@ -162,23 +163,26 @@ def delete_schedule(
     found = _find_schedule(kfp, name)
     with cluster_errors(kfp.host):
         kfp.client.disable_recurring_run(found.schedule_id)  # first, so that no other run begins
-    while True:
-        runs = _runs_of(kfp, found)
-        going = [str(run.display_name) for run in runs if run.state not in ENDED]
-        if not going or active == "end":
-            break
-        if active == "refuse":
-            if found.enabled:
-                with cluster_errors(kfp.host):
-                    kfp.client.enable_recurring_run(found.schedule_id)
-            raise InputError(
-                f"run {going[0]!r} of schedule {name!r} is active, and would end with it",
-                remedy="Pass --wait to delete it after the run, or --yes to end the run with it.",
-            )
-        listener(going[0])
-        time.sleep(_POLL_SECONDS)
-    with cluster_errors(kfp.host):
-        kfp.client.delete_recurring_run(found.schedule_id)
+    try:
+        while True:
+            runs = _runs_of(kfp, found)
+            going = [str(run.display_name) for run in runs if run.state not in ENDED]
+            if not going or active == "end":
+                break
+            if active == "refuse":
+                raise InputError(
+                    f"run {going[0]!r} of schedule {name!r} is active, and would end with it",
+                    remedy="Pass --wait to delete it after the run, or --yes to end the run with it.",
+                )
+            listener(going[0])
+            time.sleep(_POLL_SECONDS)
+        with cluster_errors(kfp.host):
+            kfp.client.delete_recurring_run(found.schedule_id)
+    except BaseException:  # also Ctrl-C while it waits
+        if found.enabled:
+            with contextlib.suppress(ClusterError), cluster_errors(kfp.host):
+                kfp.client.enable_recurring_run(found.schedule_id)
+        raise
     return len(runs)
 
 

@@ -154,15 +154,15 @@ def _meant(kfp: Kfp, name: str) -> str:
     return f"Did you mean {close!r}?" if close else f"The last ones are {', '.join(dict.fromkeys(names[:5]))}."
 
 
-def name_in_store(kfp: Kfp, run: str) -> str:
-    """Returns the name that a run has in the store, from its name in KFP or its id; the given one without such a run.
+def name_in_store(kfp: Kfp, run: str) -> str | None:
+    """Returns the name that a run has in the store, from its name in KFP or its id; None without such a run.
 
     Raises:
         InputError: several ids begin with it.
         ClusterError: KFP refuses or cannot be reached.
     """
     record = find_run(kfp, run)
-    return _name_of(record) if record else run
+    return _name_of(record) if record else None
 
 
 def find_run(kfp: Kfp, name: str) -> Any | None:

@@ -123,6 +123,26 @@ def test_the_same_bytes_as_keras(name: str) -> None:
     assert len(looped._loop._traced) == 2, "the model is traced once for training, and once for tests"
 
 
+@pytest.mark.parametrize("name", ["pictures", "sentences, steps", "several ports"])
+def test_a_model_that_was_prepared_gives_the_same_bytes(name: str) -> None:
+    """Its loops have run on no examples: they have changed no variable, and drawn no number."""
+    case = CASES[name]
+    prepared, other = built(case), built(case)
+    settings = Training(rounds=1, batch_size=8, optimizer="keep", **case.training)
+    prepared.prepare({"train": case.part, "test": case.part}, settings)
+    assert prepared._loop is not None
+    assert len(prepared._loop._traced) == 2
+    start = prepared.initial_weights(0)
+    found, expected = (
+        model.train(start, case.part, settings, seed=3, seconds=60.0, optimizer=None) for model in (prepared, other)
+    )
+    assert weights.dumps(found.weights) == weights.dumps(expected.weights)
+    assert weights.dumps(found.optimizer or {}) == weights.dumps(expected.optimizer or {})
+    assert prepared.evaluate(start, case.part, settings) == other.evaluate(start, case.part, settings)
+    counts = [traced.experimental_get_tracing_count() for traced in prepared._loop._traced.values()]  # type: ignore[attr-defined]
+    assert counts == [1, 1]
+
+
 def test_every_size_of_a_part_shares_a_trace() -> None:
     model = built(CASES["weights of examples"])
     assert model._loop is not None

@@ -70,7 +70,8 @@ def check_startable(federation: Federation, pod_uri: str, where: Where) -> None:
         where: where Kubeflow is.
 
     Raises:
-        InputError: a learner is not enrolled, a dataset or a Secret is missing, or a step fits on no node.
+        InputError: a learner is not enrolled, the namespace, a dataset or a Secret is missing, or a step fits on no
+            node.
     """
     findings: list[Finding] = []
     with contextlib.suppress(ClusterError, StoreError), reachable_store(pod_uri, where) as uri:
@@ -80,6 +81,8 @@ def check_startable(federation: Federation, pod_uri: str, where: Where) -> None:
             findings += check_datasets(federation, pod_uri, where)
     with contextlib.suppress(ClusterError):  # listing nodes may be forbidden: then `watch` shows pods that wait
         cluster = open_kubernetes(where)
+        if (missing := missing_namespace(cluster)) is not None:
+            raise InputError(missing.what, where="--namespace", remedy=missing.remedy)
         findings += [*check_secrets(federation, cluster, find_signers(federation, pod_uri, where))]
         findings += check_nodes(federation, list_nodes(cluster))
     for finding in findings:
@@ -103,8 +106,12 @@ def _check_kfp(where: Where) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _missing_namespace(cluster: Kubernetes) -> Finding | None:
-    """Finds a namespace that does not exist: Kubernetes lists its pods as none."""
+def missing_namespace(cluster: Kubernetes) -> Finding | None:
+    """Returns the finding about a namespace that does not exist: Kubernetes lists its pods as none.
+
+    Args:
+        cluster: the cluster, and the namespace.
+    """
     core, name = cluster.core, cluster.namespace
     try:
         with cluster_errors("Kubernetes"):
@@ -128,7 +135,7 @@ def _check_cluster(federation: Federation, pod_uri: str, where: Where) -> Iterat
     except FedpipeError as error:
         yield Finding("error", "kubernetes", str(error))
         return
-    if (missing := _missing_namespace(cluster)) is not None:
+    if (missing := missing_namespace(cluster)) is not None:
         yield missing
         return
     yield Finding("ok", "kubernetes", f"answers; runs are in namespace {cluster.namespace}")

@@ -87,7 +87,8 @@ def _check_secret(cluster: Kubernetes, name: str, owners: list[str], keys: tuple
 
 def check_images(federation: Federation, cluster: Kubernetes, nodes: list[Node]) -> Iterator[Finding]:
     """Checks that each image is on a node or in its registry."""
-    pull_secrets = {name for learner in federation.learners for name in learner.placement.pull_secrets}
+    placements = [*federation.placement.values(), *(learner.placement for learner in federation.learners)]
+    pull_secrets = {name for placement in placements for name in placement.pull_secrets}
     credentials = _pull_credentials(cluster, pull_secrets)
     for image in images_of(federation):
         holders = [node.name for node in nodes if any(_same_image(image, name) for name in node.images)]

@@ -51,16 +51,19 @@ class Loop:
         return plain and self.takes(part) and _rows(part.count, training) <= _MOST_ROWS
 
     def trace(self, data: tuple[Any, ...], *, trains: bool = True) -> None:
-        """Trace the loop over such data, and the order of a training, without running them.
+        """Trace the loop over such data, and the order of a training, and run them on no examples.
+
+        TensorFlow optimises a graph, and makes its kernels, when it first runs. No variable changes.
 
         Args:
             data: features and labels, and perhaps weights, as the model takes them.
             trains: whether the model trains on them, or is tested.
         """
         tensorflow, _ = frameworks()
-        self._traced_loop("train_step" if trains else "test_step", data).func.get_concrete_function()  # type: ignore[attr-defined]
+        step, none = self._traced_loop("train_step" if trains else "test_step", data), 0
+        step(tensorflow.range(none, dtype=tensorflow.int64), 1, none, none, False)
         if trains:
-            shuffled(tensorflow).get_concrete_function()  # type: ignore[attr-defined]
+            shuffled(tensorflow)(self._seed % _PRIME, none, 1, 1)
 
     def train(
         self, data: tuple[Any, ...], count: int, training: Training, seed: int, limits: TrainingLimits

@@ -1,0 +1,106 @@
+"""Tests how a run on Kubeflow is followed, and which lines of a log are its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedpipe.cli.kubeflow import _follow_command
+from fedpipe.cli.main import app
+from fedpipe.errors import NotFoundError, StepError
+from fedpipe.kubeflow.pods import find_run_id, is_ours, watcher
+from fedpipe.kubeflow.submission import submit
+from fedpipe.kubeflow.where import Where
+from fedpipe.store import open_store
+from tests.kubeflow.kfp_server import KfpServer
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+class TestWatch:
+    def test_ends_when_kubeflow_says_that_the_run_has_failed(
+        self, kfp: KfpServer, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ends even while the store is still empty; otherwise it would wait forever."""
+        made = submit(file, where=kfp.where(), run="trial")
+        _, list_waiting, _ = watcher("trial", kfp.where())
+        assert list_waiting() == []
+        kfp.held["runs"][made.run_id] |= {"state": "FAILED", "error": {"code": 2, "message": "no such\n image"}}
+        with pytest.raises(StepError, match=r"run 'trial' failed: no such image\. Run `fedpipe logs trial`"):
+            list_waiting()
+
+    def test_continues_when_kubeflow_does_not_answer_for_a_while(self, kfp: KfpServer, file: Path) -> None:
+        submit(file, where=kfp.where(), run="trial")
+        _, list_waiting, _ = watcher("trial", kfp.where())
+        kfp.refuse = ("GET", "/runs", 503, "no leader")
+        assert list_waiting() == ["Kubeflow cannot be queried: no leader (HTTP 503)"]
+        kfp.refuse = None
+        assert list_waiting() == []
+
+    def test_waits_for_a_run_that_does_not_exist_yet(self, kfp: KfpServer, file: Path) -> None:
+        name, list_waiting, known = watcher("trial", kfp.where())
+        assert (name, known) == ("trial", False)
+        assert list_waiting() == ["Kubeflow has no run 'trial': check its name"]
+        submit(file, where=kfp.where(), run="trial")
+        assert list_waiting() == []
+
+    def test_a_run_of_the_form_has_another_name_in_the_store(self, kfp: KfpServer, file: Path) -> None:
+        made = submit(file, where=kfp.where(), run="digits-1")
+        assert watcher("digits-1", kfp.where())[0] == watcher(made.run_id, kfp.where())[0] == "digits-1"
+        del kfp.held["runs"][made.run_id]["runtime_config"]["parameters"]["run"]
+        assert watcher("digits-1", kfp.where())[0] == made.run_id
+        kfp.asked.clear()
+        assert watcher("digits-2", kfp.where())[0] == "digits-2"
+        assert [path for _, path, _ in kfp.asked].count("/healthz") == 1
+
+    def test_a_name_that_kubeflow_does_not_know_is_an_error_at_once(
+        self, kfp: KfpServer, file: Path, tmp_path: Path
+    ) -> None:
+        """One that it knows is awaited, also next to a run in the store whose name only begins so."""
+        made = submit(file, where=kfp.where(), run="trial-1")
+        kfp.held["runs"][made.run_id]["state"] = "FAILED"
+        store = tmp_path / "store"
+        open_store(str(store)).below("digits").create("runs/trial-10/x", b"")
+
+        def watched(name: str) -> BaseException | None:
+            command = ["watch", name, "-f", str(file), "--store", str(store), "--host", kfp.url]
+            return CliRunner().invoke(app, command).exception
+
+        unknown = watched("trail-1")
+        assert isinstance(unknown, NotFoundError)
+        assert "there is no run 'trail-1'" in str(unknown)
+        known = watched("trial-1")
+        assert isinstance(known, StepError)
+        assert "run 'trial-1' failed" in str(known)
+
+    def test_without_kubeflow_the_hint_is_to_wait(self) -> None:
+        """The store has no run before its first step has begun."""
+        assert _follow_command("trial", Where(context="my prod"), "-f f.yaml") == (
+            "fedpipe watch trial -f f.yaml --context 'my prod' --wait"
+        )
+        assert _follow_command("trial", Where(namespace="ml")) == "fedpipe watch trial --namespace ml"
+
+    def test_logs_of_a_run_that_does_not_exist(self, kfp: KfpServer) -> None:
+        with pytest.raises(NotFoundError, match="Kubeflow has no run 'x'"):
+            find_run_id("x", kfp.where())
+
+
+@pytest.mark.parametrize(
+    ("line", "ours"),
+    [
+        ("10:29:20 round 1 train: asking a, b", True),
+        ("fedpipe: s3://bucket/x: there is no such dataset. Check the URI.", True),
+        ("Traceback (most recent call last):", True),
+        ('time="2026-11-28T09:12:13.123Z" level=info msg="capturing logs" argo=true', False),
+        ('time=2026-11-28T09:12:13.123Z level=INFO msg="sub-process exited" argo=true', False),
+        ('{"time":"2026-11-28T09:12:13.123Z","level":"INFO","msg":"executor initialized"}', False),
+        ("I1128 09:12:13.123456       1 launcher_v2.go:123] publish success", False),
+        ("2026/11/28 09:12:13 Downloading artifact", False),
+        ("F1128 09:12:13.123456       1 main.go:56] failed to execute component: exit status 3", True),
+        ('time="2026-11-28T09:12:13.123Z" level=error msg="failed to save outputs" argo=true', True),
+    ],
+)
+def test_which_lines_of_a_log_are_ours(line: str, ours: bool) -> None:
+    assert is_ours(line) is ours
