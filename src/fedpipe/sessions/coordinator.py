@@ -293,7 +293,7 @@ class Coordinator:
                 continue
             left = deadline - waited
             few = len(board.asked) - len(answers)  # the fewer are awaited, the less a poll costs
-            yield min(max(left, 0.01), pause(waited * few / len(board.asked), few, self._random))
+            yield min(max(left, 0.01), pause(waited * few / len(board.asked), 2 * few, self._random))
 
     def _answered(self, board: Board, name: str, answers: Mapping[str, bool]) -> None:
         awaited = [n for n in board.asked if n not in answers]
