@@ -16,7 +16,7 @@ from fedpipe.aggregation.rule import Distances, Rule, Sums
 from fedpipe.errors import WeightsError
 from fedpipe.weights import Layout, layout_of
 
-_BLOCK = 2**18
+_BLOCK = 2**17
 """Number of elements that are combined at a time: enough that threads seldom wait for each other's Python."""
 _Span = tuple[str, int]
 """A tensor's name, and the first element of one of its blocks."""

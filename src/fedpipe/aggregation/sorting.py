@@ -13,8 +13,8 @@ import numpy as np
 
 from fedpipe.aggregation.arithmetic import Array, Floats
 
-_STRIP = 2**16
-"""Number of coordinates that are sorted at a time: enough that threads seldom wait for each other's Python."""
+_STRIP = 2**15
+"""Number of coordinates that are sorted at a time: few enough for a cache, and enough that threads seldom wait."""
 _MOST_IN_NETWORK = 64
 """Most arrays that are sorted by a network; more are sorted one coordinate after the other."""
 
