@@ -104,8 +104,25 @@ def test_numbers_of_learners_that_are_refused(count: int, message: str) -> None:
 
 
 def test_collective_learning_has_no_sums() -> None:
-    with pytest.raises(FederationError, match="unknown key 'secure'"):
+    with pytest.raises(FederationError, match="unknown key 'secure' for collective") as caught:
         make_federation(algorithm={"name": "collective", "secure": {}})
+    assert "Sums hide single proposals, on which learners would vote." in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"algorithm": {"rule": {"name": "krum", "byzantine": 4}}}, {"names": ("a", "b"), "quorum": {"min_learners": 3}}],
+)
+def test_the_reason_comes_before_remedies_that_would_not_help(more: Any) -> None:
+    with pytest.raises(FederationError, match=r"algorithm\.(rule|secure): (cannot be combined|needs 3 learners)"):
+        secure(**more)
+
+
+@pytest.mark.parametrize(("threshold", "remedy"), [(6, "less than two thirds"), (11, "no sum can have so many")])
+def test_what_is_wrong_with_a_threshold(threshold: int, remedy: str) -> None:
+    with pytest.raises(FederationError) as caught:
+        secure(settings={"threshold": threshold})
+    assert remedy in str(caught.value.remedy)
 
 
 def test_own_data_needs_a_largest_number_of_examples() -> None:

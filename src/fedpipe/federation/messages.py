@@ -109,6 +109,10 @@ def _explained(grammar: Grammar, what: str, path: str, content: Any = None) -> t
     return what, f"{grammar.page} describes each key."
 
 
+_REASONS = {"secure": "Sums hide single proposals, on which learners would vote. "}
+"""Why tables of some kinds cannot have a key."""
+
+
 def _unknown(grammar: Grammar, key: str, path: str, content: Any) -> tuple[str, str | None]:
     """Explain an unknown key; where tables of several kinds may stand, by the keys of the given kind."""
     for part in _parts(path):
@@ -119,7 +123,8 @@ def _unknown(grammar: Grammar, key: str, path: str, content: Any) -> tuple[str, 
     remedy = suggestion(key, {name for struct in own for name in _keys_of(struct)}, listed="Known keys")
     others = sorted(str(s.__struct_config__.tag) for s in structs if s not in own and key in _keys_of(s))
     if others:
-        return f"unknown key {key!r} for {own[0].__struct_config__.tag}", f"{', '.join(others)} has it. {remedy}"
+        why = _REASONS.get(key, "")
+        return f"unknown key {key!r} for {own[0].__struct_config__.tag}", f"{', '.join(others)} has it. {why}{remedy}"
     return f"unknown key {key!r}", remedy
 
 

@@ -36,6 +36,7 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
             )
     yield from site_mistakes(f)
     yield from split_mistakes(f)
+    yield from secure_mistakes(f)  # before mistakes of rules and a quorum that secure sums exclude
     count = len(f.sharded)
     if count and not f.data.uri:
         yield "data.uri", "is missing", f"Name a dataset to shard, or give {f.sharded[0]!r} data of its own."
@@ -86,7 +87,6 @@ def mistakes(f: Federation) -> Iterator[tuple[str, str, str]]:
     yield from _vote_mistakes(f)
     yield from _privacy_mistakes(f)
     yield from method_mistakes(f)
-    yield from secure_mistakes(f)
     yield from _comparison_mistakes(f)
     yield from _size_mistakes(f)
     yield from _place_mistakes(f)

@@ -50,10 +50,13 @@ def _group_mistakes(f: Federation) -> Mistakes:
         )
     least = least_threshold(count)
     if secure.threshold and not least <= secure.threshold <= count:
+        low = secure.threshold < least
         yield (
             "algorithm.secure.threshold",
             f"is {secure.threshold}, but {count} learners need {least} to {count}",
-            "Leave it out: with less than two thirds, a coordinator could show two lists to two halves.",
+            "Leave it out: with less than two thirds, a coordinator could show two lists to two halves."
+            if low
+            else "Lower it, or leave it out: no sum can have so many.",
         )
 
 
