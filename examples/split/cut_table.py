@@ -4,7 +4,8 @@
 
 writes the tables, the federation and its model to a folder, and runs it: `fedpipe run three-parties/federation.yaml`.
 The data are those of scikit-learn (Wolberg, Street and Mangasarian: Breast Cancer Wisconsin, Diagnostic; 569 patients).
-`imaging` measures size and symmetry of cells, `pathology` texture and shape. `registry` has diagnoses: 1 is malignant.
+`imaging` measures size and symmetry of the largest cells, `pathology` their texture and shape. `registry` has diagnoses: 1
+is malignant.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from pathlib import Path
 
 from sklearn.datasets import load_breast_cancer
 
+LARGEST = "worst "
+"""Begins the columns about the largest cells of a patient. Others have means and errors of all cells."""
 SIZES = ("radius", "perimeter", "area", "symmetry")
-"""Measurements of `imaging`; all others are those of `pathology`."""
+"""Measurements of `imaging`; `pathology` has the others."""
 
 
 def write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -34,8 +37,9 @@ def make(folder: Path) -> None:
     data = load_breast_cancer()
     names = [str(name) for name in data.feature_names]
     patients = [f"P{number:04d}" for number in range(len(data.target))]
-    sizes = [k for k, name in enumerate(names) if any(word in name for word in SIZES)]
-    others = [k for k in range(len(names)) if k not in sizes]
+    largest = [k for k, name in enumerate(names) if name.startswith(LARGEST)]
+    sizes = [k for k in largest if any(word in names[k] for word in SIZES)]
+    others = [k for k in largest if k not in sizes]
     folder.mkdir(parents=True, exist_ok=True)
     for party, columns in (("imaging", sizes), ("pathology", others)):
         rows = [[patient, *data.data[row, columns]] for row, patient in enumerate(patients)]

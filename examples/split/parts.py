@@ -2,7 +2,7 @@
 
 import keras
 
-COLUMNS = {"imaging": 12, "pathology": 18}
+COLUMNS = {"imaging": 4, "pathology": 6}
 
 
 def bottom(party: str) -> keras.Model:
