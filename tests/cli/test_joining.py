@@ -19,6 +19,10 @@ def test_says_what_is_next(fedpipe: Callable[..., Result], tmp_path: Path) -> No
     assert done.code == 0
     assert re.search(r"wrote b\.invitation\.yaml: secret, works once, until \d{4}-", done.out)
     assert "next, at the site: fedpipe site join b.invitation.yaml" in done.out
+    assert done.out.endswith("and here: fedpipe enroll --requests\n")
+    other = write_file(tmp_path / "office", str(tmp_path / "store"))
+    assert fedpipe("invite", "c", "-f", other, "-o", "c.yaml").out.endswith(f"enroll --requests -f {other}\n")
+    assert fedpipe("invite", "c", "--withdraw").code == 0
     assert "note: b is a pod of the pipeline now; in the federation file, write {name: b, at: site}" in done.err
     assert fedpipe("enroll", "--requests").out.split()[-3:] == ["no", "request", "yet"]
 

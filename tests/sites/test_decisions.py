@@ -141,6 +141,8 @@ class TestCommands:
         assert self.ask(tmp_path, store, plan()) == "waits"
         shown = run("pending").out
         assert "+def build():" in shown
+        assert "training.rounds: absent -> 3" in shown
+        assert "absent -> None" not in shown, "what the plan leaves empty is left out"
         assert "for run r1 of tiny at memory://" in shown
         done = run("approve", "--why", "ticket 4711")
         assert done.code == 0, done.err
@@ -212,7 +214,8 @@ class TestCommands:
             "  resources: all cores, all memory, 0 GPUs",
             "  leaves: weights, the usual metrics, counts by class, of at least 0 examples",
         ]
-        assert run("check", str(tmp_path / "none.yaml")).code == 2
+        done = run("check", str(tmp_path / "none.yaml"))
+        assert (done.code, "Name a federation file, or a plan from the store." in done.err) == (2, True)
 
     def test_journal(self, tmp_path: Path, store: MemoryStore, run: Callable[..., Result]) -> None:
         self.ask(tmp_path, store, plan())

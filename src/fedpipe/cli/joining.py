@@ -69,7 +69,7 @@ def invite(
     if not made.at_site:
         note(f"{learner} is a pod of the pipeline now; in the federation file, write {{name: {learner}, at: site}}")
     say(f"next, at the site: fedpipe site join {made.file.name}")
-    say("and here: fedpipe enroll --requests")
+    say("and here: fedpipe enroll --requests" + ("" if file == FEDERATION else f" -f {file}"))
 
 
 class Answering(NamedTuple):

@@ -184,7 +184,8 @@ def _federation_in(path: Path) -> Federation:
         with path.open("rb") as file:
             head = file.read(_LARGEST_PLAN)
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        remedy = "Name a federation file, or a plan from the store."
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path), remedy=remedy) from error
     if head.startswith(b"{"):
         return decode(head, Plan, where=str(path)).federation
     return read_federation(path)
