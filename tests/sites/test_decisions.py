@@ -142,7 +142,7 @@ class TestCommands:
         shown = run("pending").out
         assert "+def build():" in shown
         assert "training.rounds: absent -> 3" in shown
-        assert "absent -> None" not in shown, "what the plan leaves empty is left out"
+        assert "absent -> None" not in shown, "empty settings of the plan are left out"
         assert "for run r1 of tiny at memory://" in shown
         done = run("approve", "--why", "ticket 4711")
         assert done.code == 0, done.err
