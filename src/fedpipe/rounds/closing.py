@@ -192,11 +192,12 @@ def rule_of(plan: Plan, number: int) -> Rule:
     return make_rule(algorithm.rule, algorithm.before, number)
 
 
-def in_constant_memory(forest: Forest | None = None) -> Combiner:
+def in_constant_memory(forest: Forest | None = None, layout: Layout | None = None) -> Combiner:
     """Return a combiner that streams updates from the store.
 
     Args:
         forest: updates that were fetched and added up already.
+        layout: of the model; by default it is read from the store.
     """
 
     def combined(store: Store, plan: Plan, previous: Record, updates: list[Update], folder: Path) -> Combined:
@@ -209,7 +210,7 @@ def in_constant_memory(forest: Forest | None = None) -> Combiner:
             return combine(
                 store,
                 sources,
-                layout=record_layout(store, previous),
+                layout=layout or record_layout(store, previous),
                 base=previous.weights,
                 state=previous.state,
                 rule=rule_of(plan, previous.round + 1),

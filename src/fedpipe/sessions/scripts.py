@@ -323,7 +323,7 @@ class Round:
         if self._aggregate is not None:
             return self._aggregate(self.number, self.base, roll)
         sums = early.forest if isinstance(early, EarlySums) else None
-        combiner = in_constant_memory(sums)
+        combiner = in_constant_memory(sums, self._layout(self._previous))
         offered, self._updates = self._updates, {}  # another attempt reads them again
         return close_round(self._store, self._plan, self.number, self.base, roll, combiner, offered=offered)
 
