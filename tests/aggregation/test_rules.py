@@ -27,8 +27,9 @@ from fedpipe.federation.rules import (
     MultiKrum,
     NearestNeighbourMixing,
     TrimmedMean,
+    fewest_updates,
 )
-from tests.aggregation.registered import CASES, SURROUNDED, Case, closest, registered
+from tests.aggregation.registered import CASES, SURROUNDED, Case, Closest, closest, registered
 
 ROWS = [(1, 2, 3), (-1, 4, -1), (2, 2, 3), (3, 1, 3)]
 
@@ -210,6 +211,13 @@ def test_steps_are_composed_in_their_order() -> None:
     two = combined(Mean(), rows, before=[mixing, clip], base=base)
     assert two == pytest.approx(np.mean([2.0, 2.0, 2.0, -3.0]))
     assert combined(Mean(), rows, before=[clip], base=base) == pytest.approx(np.mean(clipped))
+
+
+@pytest.mark.parametrize("case", [*CASES, *SURROUNDED], ids=lambda case: case.name)
+def test_a_rule_with_its_steps_needs_what_the_settings_say(case: Case) -> None:
+    """So a round that is left with fewer is refused by the rule too, not only by the quorum."""
+    if not isinstance(case.rule, Closest):
+        assert case.make().fewest == fewest_updates(case.before, case.rule)
 
 
 def test_close_updates_far_from_the_base_keep_their_digits() -> None:

@@ -128,6 +128,24 @@ def test_not_finite_is_refused_early(store: MemoryStore, tmp_path: Path, before:
     assert [path.read_bytes() for path in tmp_path.iterdir()] == kept
 
 
+@pytest.mark.parametrize("large", range(4))
+def test_an_update_because_of_which_a_sum_overflows_leaves_nothing_in_it(
+    store: MemoryStore, tmp_path: Path, large: int
+) -> None:
+    """Its own numbers are finite, so it is fetched early; the last pass finds it, and adds the others again."""
+    sources = [
+        put(store, f"l{k}", weights.dumps({**update(k), "scale": np.float64(1.7e308 if k == large else k)}), 2)
+        for k in range(4)
+    ]
+    forest = forest_of(store, {0, 1, 2, 3}, tmp_path)
+    for source in sources:
+        forest.add(source)
+    found = final(store, sources, tmp_path, forest)
+    assert found.refused == {f"l{large}": "the weights are so large that the aggregate is not finite"}
+    digest = found.weights[1]
+    assert digest == final(store, [s for s in sources if s.learner != f"l{large}"], tmp_path).weights[1]
+
+
 def test_a_damaged_sum_is_no_fault_of_the_next_update(store: MemoryStore, tmp_path: Path) -> None:
     forest = forest_of(store, {0, 1}, tmp_path)
     forest.add(put(store, "l0", weights.dumps(update(0))))

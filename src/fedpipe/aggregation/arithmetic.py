@@ -20,7 +20,7 @@ ADDED = 2**15
 _SQUARED = 2**13
 """Number of elements whose squares make one sum."""
 _TOGETHER = 2**18
-"""Number of elements that are subtracted at a time: enough that threads seldom wait for each other's Python."""
+"""Number of elements that are subtracted at a time: few enough for a cache, and enough that threads seldom wait."""
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -142,8 +142,10 @@ def add_distances(values: Sequence[Array], distances: Floats) -> None:
     count, length = len(values), values[0].size
     width = min(length, max(1, _TOGETHER // (count * _SQUARED)) * _SQUARED)
     rows, scratch = np.empty((count + count // 2, width)), np.empty((count, width))
-    first = np.arange(count)
-    pairs = [(first, (first + later) % count) for later in range(1, count // 2 + 1)]
+    pairs = []
+    for later in range(1, count // 2 + 1):  # in the middle of an even number, the second half meets the first again
+        first = np.arange(count // 2 if 2 * later == count else count)
+        pairs.append((first, (first + later) % count))
     found = [distances[pair] for pair in pairs]
     for start in range(0, length, width):
         size = min(width, length - start)
@@ -152,9 +154,10 @@ def add_distances(values: Sequence[Array], distances: Floats) -> None:
         rows[count:, :size] = rows[: count // 2, :size]
         whole = size // _SQUARED * _SQUARED
         for later, sums in enumerate(found, 1):
-            apart = np.subtract(rows[later : later + count, :size], rows[:count, :size], out=scratch[:, :size])
+            many = len(sums)
+            apart = np.subtract(rows[later : later + many, :size], rows[:many, :size], out=scratch[:many, :size])
             np.multiply(apart, apart, out=apart)
-            for part in apart[:, :whole].reshape(count, -1, _SQUARED).sum(axis=2).T:
+            for part in apart[:, :whole].reshape(many, -1, _SQUARED).sum(axis=2).T:
                 sums += part
             sums += apart[:, whole:].sum(axis=1)
     for (one, other), sums in zip(pairs, found, strict=True):
