@@ -4,8 +4,8 @@
 
 writes the tables, the federation and its model to a folder, and runs it: `fedpipe run three-parties/federation.yaml`.
 The data are those of scikit-learn (Wolberg, Street and Mangasarian: Breast Cancer Wisconsin, Diagnostic; 569 patients).
-`imaging` measures size and symmetry of the largest cells, `pathology` their texture and shape. `registry` has diagnoses: 1
-is malignant.
+`imaging` measures size and symmetry of the largest cells, `pathology` their texture and shape. `registry` diagnoses:
+1 is malignant.
 """
 
 from __future__ import annotations

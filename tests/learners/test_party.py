@@ -181,6 +181,8 @@ def test_missing_arrays_are_named(tmp_path: Path) -> None:
     federation = parties(tmp_path, algorithm={"ids": "patient"})
     with pytest.raises(DataError, match=r"there is no array 'patient'. Set algorithm.ids"):
         held_rows(federation, "alice", None)
+    with pytest.raises(DataError, match=r"there is no array 'y'\. .* algorithm.label_party to the party that has them"):
+        held_rows(parties(tmp_path, algorithm={"label_party": "alice"}), "alice", None)
     with pytest.raises(DataError, match="there is no array 'x'"):
         held_rows(parties(tmp_path, algorithm={"label_party_features": True}), "bob", None)
 

@@ -95,13 +95,15 @@ def _columns(path: Path, wanted: Wanted) -> dict[str, Array]:
 
 def columns_of(arrays: Mapping[str, Any], wanted: Wanted, where: str) -> Columns:
     """Check arrays, and return those that a party must have. Raises DataError."""
-    options = ("data.features", "data.labels", "algorithm.ids")
+    remedies = (
+        "Set data.features to one of the file's arrays.",
+        "Set data.labels to one of the file's arrays, or algorithm.label_party to the party that has them.",
+        "Set algorithm.ids to one of the file's arrays.",
+    )
     found: list[Array | None] = []
-    for name, option in zip(wanted, options, strict=True):
+    for name, remedy in zip(wanted, remedies, strict=True):
         if name and name not in arrays:
-            raise DataError(
-                f"there is no array {name!r}", where=where, remedy=f"Set {option} to one of the file's arrays."
-            )
+            raise DataError(f"there is no array {name!r}", where=where, remedy=remedy)
         found.append(np.asarray(arrays[name]) if name else None)
     x, y, ids = found
     lengths = {name: len(array) for name, array in zip(wanted, found, strict=True) if array is not None and array.ndim}
