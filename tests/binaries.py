@@ -20,6 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PACKAGES = {
     "helm": "helm.sh/helm/v3/cmd/helm",
+    "kube-network-policies": "sigs.k8s.io/kube-network-policies/cmd",
     "mc": "github.com/minio/mc",
     "minio": "github.com/minio/minio",
     "registry": "github.com/distribution/distribution/v3/cmd/registry",
@@ -34,10 +35,11 @@ KUBERNETES = {
     "kubelet": "k8s.io/kubernetes/cmd/kubelet",
     "pause": "./pause",
 }
-QUICK = ("helm", "registry")
+QUICK = ("helm", "kube-network-policies", "registry")
 """Those that do little in tests, so that their compilation costs more than their work."""
 TESTED = ("minio", "versitygw", "registry", "helm")
-"""Those of `make test`, in the order in which it needs them; `mc` is for benchmarks."""
+"""Those of `make test`, in the order in which it needs them; `mc` is for benchmarks, the policies' engine for
+`make e2e`."""
 
 
 _ROOT = os.environ.get("FEDPIPE_TEST_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -113,7 +115,7 @@ def _built(what: str, module: Path, packages: Mapping[str, str], flags: str, qui
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.binaries", description="Builds programs that tests need.")
     parser.add_argument(
-        "names", nargs="*", default=TESTED, help=f"by default {', '.join(TESTED)}; also kubernetes and mc"
+        "names", nargs="*", default=TESTED, help=f"by default {', '.join(TESTED)}; also kubernetes and others"
     )
     for name in parser.parse_args().names:
         started = time.monotonic()

@@ -47,7 +47,7 @@ def programs(containers: None) -> Iterator[Future[None]]:
 
     def build() -> None:
         binaries.find_kubernetes()
-        for name in ("minio", "helm"):
+        for name in ("minio", "helm", "kube-network-policies"):
             binaries.find_binary(name)
 
     with ThreadPoolExecutor(1) as beside:

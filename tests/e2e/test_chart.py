@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import secrets
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,22 +14,26 @@ import numpy as np
 import pytest
 import yaml
 from kubernetes import client, dynamic
+from kubernetes.client.exceptions import ApiException
 
 from fedpipe.errors import StoreError
 from fedpipe.kubeflow.forwarding import reachable_store
 from fedpipe.kubeflow.where import Where
 from fedpipe.registry.prediction import predict
 from fedpipe.serving.client import RemoteModel
-from fedpipe.store import open_store
+from fedpipe.serving.kserve import inference_service
+from fedpipe.serving.promotion import promote, split_for
+from fedpipe.store import MemoryStore, open_store
 from fedpipe.store.base import Credentials
 from fedpipe.store.s3 import MinioStore
 from tests import binaries, servers
-from tests.e2e.cluster import NODE, Cluster
+from tests.e2e.cluster import Cluster
 from tests.e2e.conftest import BUCKET, ENDPOINT, eventually
 from tests.e2e.images import REGISTRY
-from tests.e2e.sites import Site, secret
+from tests.e2e.sites import Site, in_a_pod, secret
 
 CHART = Path(__file__).parents[2] / "helm" / "fedpipe"
+DESCRIPTION = Path(__file__).parents[1] / "serving" / "inferenceservice.yaml"
 NAMESPACE = f"serving-{secrets.token_hex(2)}"
 FEDERATION = {
     "federation": {
@@ -93,6 +95,53 @@ def test_every_object_is_applied_by_the_server(api: client.ApiClient, values: Pa
         applied.append(body["kind"])
     assert len(applied) >= 18
     assert {"Job", "Role", "ClusterRole", "NetworkPolicy", "ResourceQuota", "PriorityClass", "Secret"} <= set(applied)
+
+
+@pytest.fixture
+def kserve(api: client.ApiClient) -> Iterator[dynamic.Resource]:
+    """InferenceServices, as far as KServe's published description is in the tests."""
+    spec = yaml.safe_load(DESCRIPTION.read_text())["properties"]["spec"]
+    schema = {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}}
+    names = {"kind": "InferenceService", "plural": "inferenceservices", "singular": "inferenceservice"}
+    version = {"name": "v1beta1", "served": True, "storage": True, "schema": schema}
+    definition = {
+        "metadata": {"name": "inferenceservices.serving.kserve.io"},
+        "spec": {"group": "serving.kserve.io", "scope": "Namespaced", "names": names, "versions": [version]},
+    }  # fmt: skip
+    extensions = client.ApiextensionsV1Api(api)
+    extensions.create_custom_resource_definition(definition)
+    found = {"api_version": "serving.kserve.io/v1beta1", "kind": "InferenceService"}
+    yield eventually(lambda: dynamic.DynamicClient(api).resources.get(**found))
+    extensions.delete_custom_resource_definition("inferenceservices.serving.kserve.io")
+
+
+def test_kserves_objects_are_applied_by_the_server(
+    api: client.ApiClient, kserve: dynamic.Resource, values: Path, place: str
+) -> None:
+    """The chart's and that of `fedpipe promote`; the container of the ServingRuntime as that of a pod."""
+
+    def apply(resource: dynamic.Resource, body: dict[str, object]) -> None:
+        resource.server_side_apply(
+            body=body, namespace=place, field_manager="test", dry_run="All", field_validation="Strict"
+        )
+
+    more = "--set=kserve.enabled=true,kserve.storageUri=s3://bucket/models,kserve.serviceAccountName=kserve"
+    text = helm("template", "all", str(CHART), "--kube-version", "1.34.0", "--values", str(values), more)
+    found = {body["kind"]: body for body in filter(None, yaml.safe_load_all(text))}
+    runtime = found["ServingRuntime"]["spec"]
+    pod = {"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}, "containers": runtime["containers"]}
+    pods = dynamic.DynamicClient(api).resources.get(api_version="v1", kind="Pod")
+    apply(pods, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "runtime"}, "spec": pod})
+    apply(kserve, found["InferenceService"])
+    models = MemoryStore()
+    models.create("digits/2/model.onnx", b"onnx")
+    models.uri = "s3://bucket/digits/models"
+    promote(models, "digits", split_for(models, "digits", 2))
+    manifest = inference_service(models, "digits", runtime=found["ServingRuntime"]["metadata"]["name"])
+    apply(kserve, manifest)
+    manifest["spec"]["predictor"]["canaryTraffic"] = 10
+    with pytest.raises(ApiException, match=r"canaryTraffic: field not declared in schema"):
+        apply(kserve, manifest)
 
 
 def test_installed_upgraded_rolled_back_and_gone(
@@ -183,24 +232,9 @@ def doctor_in_a_pod(
 ) -> dict[str, dict[str, str]]:
     """Returns the findings of doctor with the token of a pod with the service account `watcher`, at its usual path."""
     core.create_namespaced_service_account(place, {"metadata": {"name": "watcher"}})
-    made = core.create_namespaced_service_account_token("watcher", place, {"spec": {"expirationSeconds": 600}})
-    account = folder / "serviceaccount"
-    account.mkdir()
-    (account / "token").write_text(made.status.token)
-    (account / "namespace").write_text(place)
-    shutil.copy(cluster.folder / "certs" / "apiserver.crt", account / "ca.crt")
-    mounted = (
-        "mkdir -p /run/secrets && mount -t tmpfs none /run/secrets && mkdir /run/secrets/kubernetes.io && "
-        'cp -r "$0" /run/secrets/kubernetes.io/serviceaccount && exec "$@"'
-    )
-    environment = {
-        **os.environ, "KUBERNETES_SERVICE_HOST": NODE, "KUBERNETES_SERVICE_PORT": "6443", "KUBECONFIG": str(folder / "none"),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "fedpipe", "doctor", str(trained.file), "--json"]
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", mounted, str(account), *command],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command, environment = in_a_pod(cluster, (place, "watcher"), folder)
+    doctor = [sys.executable, "-m", "fedpipe", "doctor", str(trained.file), "--json"]
+    done = subprocess.run([*command, *doctor], env=environment, capture_output=True, text=True, check=False)
     return {one["subject"]: one for one in json.loads(done.stdout)}
 
 
@@ -227,6 +261,8 @@ def test_a_trial_store(cluster: Cluster, core: client.CoreV1Api, place: str, val
             large = bytes(range(256)) * 20_000
             assert open_store(near).below("digits").create("runs/large", large)
             assert open_store(near).below("digits").read("runs/large", limit=10**7).data == large
+        with reachable_store(inside.replace(".svc.cluster.local", ""), Where()) as near:
+            assert open_store(near).below("digits").read("runs/x").data == b"1"
     helm("uninstall", "trial", "--wait")
 
 

@@ -87,6 +87,16 @@ def test_a_pool_that_no_node_is_of(changed: Callable[..., list[Finding]], core: 
     client.BatchV1Api(made.api).delete_namespaced_job(job, made.namespace, propagation_policy="Foreground")
 
 
+def test_a_namespace_that_does_not_exist(changed: Callable[..., list[Finding]]) -> None:
+    """Kubernetes itself lists the pods of such a namespace as none."""
+    made: Site = changed.site  # type: ignore[attr-defined]
+    mistyped = made.namespace.replace("hospitals", "hospitls")
+    found = diagnose(made.file, where=made.where._replace(namespace=mistyped))
+    about = [one for one in found if one.subject not in ("store", "data", "kubeflow", "coordinator")]
+    remedy = f"Did you mean {made.namespace!r}?"
+    assert about == [Finding("error", "kubernetes", f"there is no namespace {mistyped!r}", remedy)]
+
+
 def test_a_taint_that_is_not_tolerated(changed: Callable[..., list[Finding]], core: client.CoreV1Api) -> None:
     core.patch_node("node-1", {"spec": {"taints": [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]}})
     try:
