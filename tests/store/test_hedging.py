@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,3 +91,13 @@ def test_a_failure_is_raised_where_the_answer_is_awaited() -> None:
 
     with pytest.raises(urllib3.exceptions.ProtocolError, match="reset"):
         Hedge().first(send)
+
+
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    with server(Counted(), lambda _: None) as send:
+        assert Hedge().first(send).read() == b"1"
+    child = os.fork()
+    if not child:
+        signal.alarm(int(SECONDS))
+        os._exit(Hedge().first(lambda: "answered") != "answered")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -7,6 +7,7 @@ writer nearly each time. A later request is answered as soon as the object is th
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -60,6 +61,39 @@ class Hedge:
         return answer.response
 
 
+class _Threads:
+    """Runs acts in threads that nobody waits for, and uses these again: a new one takes a third of a poll."""
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self._acts: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock, self._idle = threading.Lock(), 0
+
+    def run(self, act: Callable[[], None]) -> None:
+        """Runs an act that raises nothing. The thread ends with the process."""
+        with self._lock:
+            is_idle = self._idle > 0
+            self._idle -= is_idle
+        if is_idle:
+            self._acts.put(act)
+        else:
+            threading.Thread(target=self._work, args=(act,), daemon=True).start()
+
+    def _work(self, act: Callable[[], None]) -> None:
+        acts, lock = self._acts, self._lock
+        while True:
+            act()
+            with lock:
+                self._idle += 1
+            act = acts.get()
+
+
+_threads = _Threads()
+os.register_at_fork(after_in_child=_threads._forget)  # threads do not follow into a fork
+
+
 class _Race:
     """The requests of one call: the first answer counts, and the others are read or closed."""
 
@@ -68,8 +102,8 @@ class _Race:
         self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
 
     def start(self) -> None:
-        """Sends a request, in a thread that nobody waits for: a process may end before an answer comes."""
-        threading.Thread(target=self._run, daemon=True).start()
+        """Sends a request, in a thread."""
+        _threads.run(self._run)
 
     def awaited(self, seconds: float | None) -> _Answer | None:
         """Returns the first answer; None if there is none after so many seconds."""
