@@ -133,6 +133,7 @@ def test_a_process_that_dies_is_started_again_in_its_pod(folder: Path, pods: Pod
     log_b, log_c = pods.ended["learn b"].log, pods.ended["learn c"].log
     assert log_b.count(f"{again} was ended by SIGKILL, perhaps for lack of memory") == 2
     assert log_c.count(f"{again} ended with code 7") == 1
+    assert not any("not tracked" in one.log for one in pods.ended.values())  # also those that start early
     records = history(store_of(folder), "r1")
     assert [len(record.updates) for record in records[1:]] == [3, 3, 3]
     shown = pods.ended["learn a"].output["artifacts"]["metrics"]["artifacts"][0]["metadata"]

@@ -215,8 +215,8 @@ def _tracked(name: str, executor_input: dict[str, Any]) -> Iterator[None]:
     """Send the rounds of a step to the tracking server meanwhile, if there is one; keys for it stay in this process."""
     with contextlib.ExitStack() as stack:
         try:
-            place = getattr(inputs_of(name, executor_input), "place", None)
-            if name in TRACKED and isinstance(place, RunPlace):
+            place = inputs_of(name, executor_input).place if name in TRACKED else None
+            if isinstance(place, RunPlace):
                 store = place.open()
                 settings = read_plan(store, place.plan).federation.tracking
                 tracker = Tracker(store, place.run, settings, uri=place.store, continues=name != "report", every=_LOOKS)
