@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from fedpipe.cli.kubeflow import _follow_command
 from fedpipe.cli.main import app
 from fedpipe.errors import NotFoundError, StepError
-from fedpipe.kubeflow.pods import find_run_id, is_ours, watcher
+from fedpipe.kubeflow.pods import find_run_id, is_ours, own_lines, watcher
 from fedpipe.kubeflow.submission import submit
 from fedpipe.kubeflow.where import Where
 from fedpipe.store import open_store
@@ -104,3 +104,15 @@ class TestWatch:
 )
 def test_which_lines_of_a_log_are_ours(line: str, ours: bool) -> None:
     assert is_ours(line) is ours
+
+
+def test_the_outputs_that_the_launcher_writes_over_many_lines_are_not() -> None:
+    """As KFP 2.17.0 writes them, after the step's own last line."""
+    launcher = """I1129 01:30:43.811313      16 launcher_v2.go:1230] ExecutorOutput: {
+  "parameterValues": {},
+  "artifacts": {
+  }
+}
+I1129 01:30:43.811500      16 launcher_v2.go:867] Executing uploadOutputArtifacts attempt: 1"""
+    own = ["10:29:20 scores: {", '  "a": 1', "}"]
+    assert list(own_lines([*own, *launcher.split("\n"), "}"])) == [*own, "}"]

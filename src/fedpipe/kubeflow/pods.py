@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -189,9 +189,18 @@ def logs(
             if not follow:
                 continue
             _await_start(cluster, pod)
-        for line in _lines(cluster, pod, follow=follow):
-            if everything or is_ours(line):
-                yield pod.step, line
+        lines = _lines(cluster, pod, follow=follow)
+        for line in lines if everything else own_lines(lines):
+            yield pod.step, line
+
+
+def own_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Yields the lines that are a step's own; KFP's launcher writes the step's outputs as JSON over many lines."""
+    inside = False
+    for line in lines:
+        if not inside and is_ours(line):
+            yield line
+        inside = line != "}" if inside else line.endswith("ExecutorOutput: {")
 
 
 def is_ours(line: str) -> bool:
