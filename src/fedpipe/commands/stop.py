@@ -30,6 +30,7 @@ def stop(source: Source, run: str, *, store: StoreGiven = None) -> str:
     if opened.size(keys.summary(run)) is not None or (board and board.phase == "ended"):
         raise InputError(f"run {run!r} has ended already", where=opened.uri)
     asked = "" if ask_to_stop(opened, run) else "was already asked to stop: it "
-    if board is None:
+    found = poll_board(opened, run) or found  # a round may have begun before it was asked
+    if found is None:
         return f"run {run} {asked}ends as soon as its session begins; runs of single steps cannot be stopped"
-    return f"run {run} {asked}ends after round {board.round}; the model is evaluated and exported as usual"
+    return f"run {run} {asked}ends after round {found[0].round}; the model is evaluated and exported as usual"
