@@ -108,6 +108,21 @@ def test_watch_sends_what_the_pods_could_not(
     assert run["info"]["status"] == "FINISHED"
 
 
+def test_a_simulation_sends_its_rounds(
+    mlflow: MlflowServer, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow.url)
+    change(
+        digits, **{"rounds: 10": "rounds: 2", "local_epochs: 2": "local_epochs: 1", "name: digits": "name: rehearsed"}
+    )
+    result = fedpipe.simulate(digits / "federation.yaml", out=tmp_path / "out")
+    (run,) = mlflow.runs("rehearsed", federation="rehearsed", run="simulation-1")
+    assert run["info"]["status"] == "FINISHED"
+    assert result.tracked.startswith(f"MLflow: {mlflow.url}/#/")
+    losses = [point["loss"] for point in result.summary["rounds"]]
+    assert [value for step, value in mlflow.curve(run, "loss") if step] == pytest.approx(losses)
+
+
 def test_the_file_names_server_and_experiment(
     mlflow: MlflowServer, numpy_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
