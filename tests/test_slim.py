@@ -25,6 +25,7 @@ USE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import io, json
+from numpy import *
 import h5py, numpy, numpy.testing, pyarrow.compute, pyarrow.csv, pyarrow.dataset, pyarrow.fs, pyarrow.parquet, pygments
 from Crypto.Cipher import AES
 from PIL import Image, ImageDraw
