@@ -71,6 +71,16 @@ class TestARound:
         record = closed(store, plan, 1, self.played(store, plan))
         assert [u.signature for u in record.updates] == [None] * 3
 
+    def test_refuses_one_that_was_revoked_after_its_update_was_read(self, store: MemoryStore, folder: Any) -> None:
+        put_enrolled(store, *KEYS)
+        plan = make_plan()
+        base = self.played(store, plan)
+        read = {name: found for name in KEYS if (found := find_update(store, name, "r1", 1))}
+        put_enrolled(store, "b", revoked=1.0e9)
+        record = close_round(store, plan, 1, base, offered=read)
+        assert [u.learner for u in record.updates] == ["a", "c"]
+        assert "revoked" in why(record, "b")
+
     def test_refuses_one_that_is_not_signed(self, store: MemoryStore, folder: Any) -> None:
         put_enrolled(store, *KEYS)
         (folder / "b.key").unlink()

@@ -164,12 +164,17 @@ def collect(
         plan: the run's plan.
         previous: the record of the round before.
         roll: the learners whose answers count.
-        offered: updates that were read and checked already.
+        offered: updates that were read and checked already, by an earlier enrolment.
     """
     enrolled = read_enrolled(store)
 
     def read(learner: str) -> Update | None:
-        return offered.get(learner) or read_valid(store, plan, previous, enrolled, learner)
+        update = offered.get(learner)
+        if update is None:
+            return read_valid(store, plan, previous, enrolled, learner)
+        check_signed(update, enrolled)  # it may have been revoked meanwhile
+        Claims.of(plan, enrolled).check_update(update)
+        return update
 
     return gather(store, plan.run, previous.round + 1, roll, read, name="dropped", otherwise="no update")
 
