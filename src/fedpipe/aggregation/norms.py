@@ -153,6 +153,8 @@ def outliers(
     {}
     >>> outliers({"a": 1.0, "b": 2.0, "c": 3.0, "d": 40.0}, 10, steps={"a": 4, "b": 4, "c": 4, "d": 8})
     {}
+    >>> list(outliers({"a": 1.0, "b": 1.0, "c": 1.0, "d": 80.0, "e": 90.0}, 10, steps={"e": 10}))
+    ['d']
     """
     left, refused = sorted(norms, key=lambda name: (norms[name], name)), dict[str, str]()
     while limit and len(left) > OTHERS:
@@ -161,8 +163,10 @@ def outliers(
         usual = statistics.median(steps.get(other, 1) for other in left)
         times = limit * min(max(1.0, steps.get(name, 1) / usual), max(1.0, limit))
         beyond = (math.isinf(largest) and not math.isinf(median)) or 0 < median < largest / times
-        if not beyond or largest <= within:
+        if largest <= within or (not beyond and times == limit):
             break
+        if not beyond:  # by its steps alone: smaller ones have their own limits
+            continue
         refused[name] = (
             f"its update changes the weights by a norm of {largest:.4g}, the median of the others is {median:.4g}: "
             f"more than {times:g} times"
