@@ -170,7 +170,11 @@ def answering(answer: Callable[[str, str, Mapping[str, str]], Answer]) -> Iterat
         def log_message(self, *_: object) -> None:
             """Stay silent."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Silent(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """Stay silent when a client resets its connection."""
+
+    with Silent(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}"

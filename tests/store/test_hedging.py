@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -83,6 +84,25 @@ def test_a_server_that_is_slow_gets_four_requests_and_no_more() -> None:
     with server(seen, lambda _: seen.await_one(4)) as send:
         assert Hedge().first(send).read() in (b"1", b"2", b"3", b"4")
     assert seen.count == 4
+
+
+def test_a_server_that_hangs_gets_few_requests_again() -> None:
+    seen, ended = Counted(), threading.Event()
+
+    def send() -> Any:
+        seen.another()
+        assert ended.wait(SECONDS)
+
+    hedge = Hedge()
+    calls = [threading.Thread(target=hedge.first, args=(send,)) for _ in range(32)]
+    for call in calls:
+        call.start()
+    seen.await_one(32)
+    time.sleep(0.5)  # each would be late several times by now
+    assert seen.count < 2 * 32
+    ended.set()
+    for call in calls:
+        call.join()
 
 
 def test_a_failure_is_raised_where_the_answer_is_awaited() -> None:

@@ -12,12 +12,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from fedpipe.store.bodies import release
 
-_MOST = 4
-"""Requests at once: their connections must fit into a pool."""
+_MOST, _ALL = 4, 16
+"""Requests of one call at once; and of all calls, beyond which none is sent again: their connections are one pool."""
 _LATE, _LEAST = 2.0, 0.002
 """An answer is late after so many times the median, and not before so many seconds."""
 _FIRST, _STEP = 0.05, 1 / 8
@@ -37,6 +38,7 @@ class Hedge:
 
     def __init__(self) -> None:
         self._median = _FIRST
+        self._sent: set[object] = set()  # those without an answer
 
     def first(self, send: Callable[[], Any]) -> Any:
         """Returns the response of the first request that is answered, or raises what it raised.
@@ -45,20 +47,29 @@ class Hedge:
             send: sends a request that may be repeated, and returns the response when its headers are there; several
                 threads call it at once.
         """
-        race = _Race(send)
+        race = _Race(partial(self._counted, send))
         try:
             for left in reversed(range(_MOST)):
                 race.start()
-                answer = race.awaited(max(_LEAST, _LATE * self._median) if left else None)
+                again = left and len(self._sent) < _ALL  # a server that hangs would get more and more of them
+                answer = race.awaited(max(_LEAST, _LATE * self._median) if again else None)
                 if answer is not None:
                     break
         finally:
             race.end()
         assert answer is not None
-        self._median *= 1 + _STEP if answer.seconds > self._median else 1 - _STEP
         if answer.error is not None:
             raise answer.error
+        self._median *= 1 + _STEP if answer.seconds > self._median else 1 - _STEP
         return answer.response
+
+    def _counted(self, send: Callable[[], Any]) -> Any:
+        request = object()
+        self._sent.add(request)
+        try:
+            return send()
+        finally:
+            self._sent.discard(request)
 
 
 class _Threads:
@@ -78,8 +89,11 @@ class _Threads:
             self._idle -= is_idle
         if is_idle:
             self._acts.put(act)
-        else:
+            return
+        try:
             threading.Thread(target=self._work, args=(act,), daemon=True).start()
+        except RuntimeError:  # the system allows no further thread
+            act()
 
     def _work(self, act: Callable[[], None]) -> None:
         acts, lock = self._acts, self._lock
@@ -117,7 +131,7 @@ class _Race:
         with self._lock:
             self._over = True
         while not self._answers.empty():
-            _drop(self._answers.get())
+            _threads.run(partial(_drop, self._answers.get()))  # its body may be late
 
     def _run(self) -> None:
         started = time.monotonic()
