@@ -340,6 +340,9 @@ LEAVES_DAEMONS = f"""import subprocess
     for _ in range(3):
         if not os.fork():
             os.setsid()
+            if not os.fork():
+                ctypes.CDLL(None).prctl(15, bytes([255, 254]), 0, 0, 0)  # PR_SET_NAME
+                time.sleep(600)
             subprocess.Popen(["sleep", "{DAEMON}"], start_new_session=True)
             os._exit(0)
     while tried(lambda: os.wait()).startswith("("):
@@ -369,16 +372,28 @@ def test_code_that_says_more_than_the_disk_should_have(world: World, monkeypatch
 
 
 WRITES_ANYTHING = """[
-        os.write(handle, bytes([0, 0, 0, 6]) + b"<html>") for handle in range(3, 64)
-        if tried(lambda: os.readlink(f"/proc/self/fd/{handle}")).startswith("socket:")
-    ]"""
+        os.write(int(handle), {written}) for handle in os.listdir("/proc/self/fd")
+        if tried(lambda: os.readlink(f"/proc/self/fd/{{handle}}")).startswith("socket:")
+    ]
+    {then}"""
 
 
-def test_code_that_writes_into_the_pipes(tmp_path: Path, port: int) -> None:
+@pytest.mark.parametrize(
+    ("written", "then", "seconds", "why"),
+    [
+        ('bytes([0, 0, 0, 6]) + b"<html>"', "pass", 20, "JSON is malformed"),
+        ("bytes([0, 0])", "time.sleep(600)", 4, "train took more than 4 s"),
+        ('bytes([0, 0, 0, 9]) + b"x"', "time.sleep(600)", 4, "train took more than 4 s"),
+    ],
+    ids=["no JSON", "half a length", "half a message"],
+)
+def test_code_that_writes_into_the_pipes(
+    tmp_path: Path, port: int, written: str, then: str, seconds: int, why: str
+) -> None:
     """The agent refuses it as no answer, and lives on."""
-    world = World(tmp_path, port, policy={"data": "rows.npz", "seconds": 20})
-    _, call = world.begin(then=WRITES_ANYTHING)
-    with pytest.raises(WorkerDiedError, match=r"was ended, because JSON is malformed"):
+    world = World(tmp_path, port, policy={"data": "rows.npz", "seconds": seconds})
+    _, call = world.begin(then=WRITES_ANYTHING.format(written=written, then=then))
+    with pytest.raises(WorkerDiedError, match=f"was ended, because {why}"):
         world.play(call)
 
 

@@ -82,7 +82,7 @@ def _children(parent: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
+            if int(path.read_bytes().rpartition(b")")[2].split()[1]) == parent:  # a name may be of any bytes
                 found.append(int(path.parent.name))
     return found
 
@@ -130,7 +130,7 @@ def _own_memory(libc: ctypes.CDLL, memory: int) -> bool:
 
 
 def _is_shared(paths: Collection[str]) -> bool:
-    return any(str(SHARED) in path for path in paths)
+    return any(Path(path).resolve().is_relative_to(SHARED.resolve()) for path in paths if path)
 
 
 def devices(apart: Apart, needed: Collection[str]) -> Devices:

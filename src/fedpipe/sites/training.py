@@ -87,6 +87,7 @@ class Child:
         self._site, self._environment, self._guard, self._code, self._note = site, environment, guard, code, note
         self._open: contextlib.ExitStack | None = None
         self._pipe: Connection | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self.isolation = Isolation(files=False, network=False)
 
@@ -99,14 +100,16 @@ class Child:
         """
         with self._lock:
             pipe = self._pipe or self._start()
+            limit = _Limit(self._process, self._site.policy.seconds)
             try:
-                pipe.send_bytes(msgspec.json.encode(call))
-                if not pipe.poll(self._site.policy.seconds or None):
-                    raise TimeoutError(f"{call.board.phase} took more than {self._site.policy.seconds:g} s")
-                answer = from_json(pipe.recv_bytes(LARGEST), Answer)
+                with limit:
+                    pipe.send_bytes(msgspec.json.encode(call))
+                    answer = from_json(pipe.recv_bytes(LARGEST), Answer)
             except (EOFError, OSError, msgspec.MsgspecError, RecursionError) as error:
                 self.stop()
                 why = "" if isinstance(error, EOFError | ConnectionError) else f", because {one_line(error)}"
+                if limit.passed:
+                    why = f", because {call.board.phase} took more than {limit.seconds:g} s"
                 raise WorkerDiedError(
                     f"the process that trains was ended{why}", remedy="Check for lack of memory."
                 ) from error
@@ -140,6 +143,7 @@ class Child:
             env=self._environ(holder.theirs.fileno(), folder, data), pass_fds=handles, cwd=folder,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+        self._process = process
         child.close()
         holder.theirs.close()
         keeping = threading.Thread(target=_keep_log, args=(process, log), daemon=True)
@@ -197,6 +201,26 @@ class Child:
         stack, self._open, self._pipe = self._open, None, None
         if stack is not None:
             stack.close()
+
+
+class _Limit:
+    """Ends a process that takes longer than some seconds in the body, also in the middle of a message; 0: no limit."""
+
+    def __init__(self, process: subprocess.Popen[bytes] | None, seconds: float) -> None:
+        self._process, self.seconds, self.passed = process, seconds, False
+        self._timer = threading.Timer(seconds, self._pass)
+
+    def __enter__(self) -> None:
+        if self.seconds:
+            self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _pass(self) -> None:
+        self.passed = True
+        assert self._process is not None
+        self._process.terminate()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
