@@ -123,7 +123,7 @@ class Keyholder:
         if operation is None:
             raise StoreError(f"the process that holds the keys knows no operation {request.op[:20]!r}")
         value, data = operation(store, request, payload)
-        if request.op == "read" and data is not None:
+        if request.op in ("read", "poll", "read_range") and data is not None:
             self._noted(request, len(data))
         return value, data
 
