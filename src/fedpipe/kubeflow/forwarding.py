@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from fedpipe.errors import ClusterError
+from fedpipe.errors import ClusterError, MissingExtraError
 from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kubernetes
 from fedpipe.kubeflow.where import Where
 from fedpipe.store import endpoint_of
@@ -58,8 +58,8 @@ def reachable_store(uri: str, where: Where) -> Iterator[str]:
         cluster = open_kubernetes(where)
         namespace = service["namespace"] or cluster.namespace
         pod, port = _find_ready_pod(cluster, service["name"], namespace, endpoint.port or 80)
-    except ClusterError as error:
-        if service["full"] or error.status not in (0, 403, 404):
+    except (ClusterError, MissingExtraError) as error:
+        if service["full"] or getattr(error, "status", 0) not in (0, 403, 404):
             raise
         yield uri  # another name that this machine cannot resolve: the store's own error says so
         return
