@@ -179,8 +179,8 @@ class Aligned(Manifest, frozen=True, kw_only=True):
     learner: Name
     base: Digest
     plan: Digest | None
-    session: str
-    attempt: Count
+    session: str = ""
+    attempt: Count = 0
     rows: ExampleCount
     common: Count
     others: dict[Name, ExampleCount] = {}

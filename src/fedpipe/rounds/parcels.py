@@ -37,6 +37,8 @@ Kind = Literal[
 ]
 """`key`: of the exchange; `rows`: their number and order; `test`: those of held-out rows; `end`: a party has left. The
 others belong to the intersection of ids (`fedpipe.secure.intersection`): their number, and its messages in order."""
+_REMOVED = 8
+"""Parcels that are removed at a time, so that a gap of an interrupted removal is at the end, and small."""
 _SENT: tuple[Kind, ...] = (
     "rows", "test", "activations", "gradients", "ids", "blinded", "evaluated", "table", "common", "marks"
 )  # fmt: skip
@@ -257,7 +259,8 @@ def remove(meeting: Meeting, learner: str, others: tuple[str, ...]) -> int:
             found += [meeting.key(kind, number, learner, to) for number in reversed(range(_count(sent)))]
     end = meeting.key("end", 0, learner, "")
     found += [end] if store.size(end) is not None else []
-    each(store, store.delete, found)
+    for start in range(0, len(found), _REMOVED):
+        each(store, store.delete, found[start : start + _REMOVED])
     return len(found)
 
 
