@@ -38,8 +38,8 @@ Verdict = Literal["waits", "approved", "refused"]
 Way = Literal["ask", "listed", "signed-by", "any"]
 _MOST_KEPT = 4 * 2**20
 """Most bytes of the code or the settings of a plan."""
-_EMPTY = (": absent -> None", ": absent -> ")
-"""Ends of the lines of settings that a plan has and leaves empty."""
+_EMPTY = re.compile(r"[\w.\[\]-]+: absent -> (?:None)?", re.ASCII)
+"""The line of a setting that a plan has and leaves empty."""
 MOST_WAITING = 64
 """Most plans that wait: others are not kept until some of these are decided."""
 _T = TypeVar("_T")
@@ -305,7 +305,7 @@ class Approvals:
         )  # fmt: skip
         earlier: dict[str, Any] = read_json(self.kept(before.settings)) if before else {}
         changes = differences(earlier, read_json(self.kept(description.settings)))
-        changes = [line for line in changes if not line.endswith(_EMPTY)]
+        changes = [line for line in changes if not _EMPTY.fullmatch(line)]
         for name in ("fedpipe", "image"):
             values = [str(getattr(one, name)) if one else "" for one in (before, description)]
             if values[0] != values[1]:
