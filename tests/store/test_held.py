@@ -41,6 +41,19 @@ def store(line: Line, place: Place) -> Store:
     return HeldStore(line, place)
 
 
+def test_each_way_to_read_is_noted(minio_server: servers.Server, s3_keys: None, place: Place) -> None:
+    noted: list[tuple[str, int]] = []
+    with Keyholder(minio_server.endpoint, noted=lambda request, size: noted.append((request.op, size))) as holder:
+        store = HeldStore(Line(Connection(os.dup(holder.theirs.fileno()))), place)
+        store.create("a", b"content")
+        store.read("a")
+        store.poll("a")
+        store.read_range("a", 0, 4)
+        store.open("a").close()
+        assert store.poll("nothing") is None
+    assert noted == [("read", 7), ("poll", 7), ("read_range", 4), ("open", 7)]
+
+
 class TestHeldStore(StoreContract):
     """The methods of a store, through the pipe to a real server."""
 
