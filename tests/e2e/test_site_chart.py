@@ -91,9 +91,12 @@ class Place:
 
     def typed(self, *words: str) -> str:
         """The output of a command in the container of the agent, as its owner types it."""
-        (pod,) = self.core.list_namespaced_pod(
-            self.name, label_selector=f"app.kubernetes.io/instance={NAME}", field_selector="status.phase=Running"
-        ).items
+        where = {"label_selector": f"app.kubernetes.io/instance={NAME}", "field_selector": "status.phase=Running"}
+
+        def running() -> list[client.V1Pod]:
+            return list(self.core.list_namespaced_pod(self.name, **where).items)
+
+        (pod,) = until(running)  # the agent may say that it waits before the node says that its pod runs
         shown = {"stdout": True, "stderr": True, "stdin": False, "tty": False, "_preload_content": False}
         command = ["fedpipe", "site", *words, CONFIG]
         call = self.core.connect_get_namespaced_pod_exec
