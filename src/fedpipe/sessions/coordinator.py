@@ -25,7 +25,7 @@ from fedpipe.rounds.roll import Roll
 from fedpipe.rounds.stopping import monitored, stalled
 from fedpipe.rounds.timings import Timing, note
 from fedpipe.sessions.board import ENDINGS, Away, Board, Ending, Keeper, MovedError
-from fedpipe.sessions.pacing import SIGNS, patience_of, pause
+from fedpipe.sessions.pacing import patience_of, pause
 from fedpipe.sessions.phases import Early, Phase, Script
 from fedpipe.sessions.scripts import script_of
 from fedpipe.store import Store, keys
@@ -293,7 +293,7 @@ class Coordinator:
                 continue
             left = deadline - waited
             few = len(board.asked) - len(answers)  # the fewer are awaited, the less a poll costs
-            yield min(max(left, 0.01), pause(waited * few / len(board.asked), few, self._random, SIGNS))
+            yield min(max(left, 0.01), pause(waited * few / len(board.asked), few, self._random))
 
     def _answered(self, board: Board, name: str, answers: Mapping[str, bool]) -> None:
         awaited = [n for n in board.asked if n not in answers]

@@ -12,26 +12,23 @@ T = TypeVar("T")
 
 SHARE = 1 / 16
 """The next pause, as a share of the time already waited: polls grow with the logarithm of the wait."""
-RATE = 400.0
+RATE = 200.0
 """Polls a second of all waiting parties together, so that a crowd does not overload a small store."""
 IDLE_RATE = 20.0
 """The same for a crowd that has waited for a long time."""
-SIGNS = 200.0
-"""Signs that a coordinator looks at in a second."""
 
 
-def pause(waited: float, crowd: int, random: Random, rate: float = RATE) -> float:
+def pause(waited: float, crowd: int, random: Random) -> float:
     """Return the seconds until the next poll after a wait of so many seconds.
 
-    .. math:: p = u \\cdot \\min(\\max(1, c / 20), \\max(c / r, w / 16)), \\quad u \\sim U(0.75, 1.25)
+    .. math:: p = u \\cdot \\min(\\max(1, c / 20), \\max(c / 200, w / 16)), \\quad u \\sim U(0.75, 1.25)
 
     Args:
         waited: seconds since the wait began.
         crowd: how many parties poll the same store.
         random: of the jitter, which keeps a crowd from polling at the same moment.
-        rate: polls a second of all of them at most.
     """
-    return min(max(1.0, crowd / IDLE_RATE), max(crowd / rate, waited * SHARE)) * random.uniform(0.75, 1.25)
+    return min(max(1.0, crowd / IDLE_RATE), max(crowd / RATE, waited * SHARE)) * random.uniform(0.75, 1.25)
 
 
 def drive(waiting: Generator[float, None, T], sleep: Callable[[float], None]) -> T:

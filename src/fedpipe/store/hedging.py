@@ -17,8 +17,13 @@ from typing import Any, NamedTuple
 
 from fedpipe.store.bodies import release
 
-_MOST, _ALL = 4, 16
-"""Requests of one call at once; and of all calls, beyond which none is sent again: their connections are one pool."""
+_MOST, _ALL = 4, 4
+"""Requests of one call at once; and of all calls of this process, beyond which none is sent again.
+
+A server or a process that has much to do would have more, and one that hangs would get more and more of them.
+"""
+_sent: set[object] = set()
+"""Requests of this process without an answer."""
 _LATE, _LEAST = 2.0, 0.002
 """An answer is late after so many times the median, and not before so many seconds."""
 _FIRST, _STEP = 0.05, 1 / 8
@@ -38,7 +43,6 @@ class Hedge:
 
     def __init__(self) -> None:
         self._median = _FIRST
-        self._sent: set[object] = set()  # those without an answer
 
     def first(self, send: Callable[[], Any]) -> Any:
         """Returns the response of the first request that is answered, or raises what it raised.
@@ -47,11 +51,11 @@ class Hedge:
             send: sends a request that may be repeated, and returns the response when its headers are there; several
                 threads call it at once.
         """
-        race = _Race(partial(self._counted, send))
+        race = _Race(partial(_counted, send))
         try:
             for left in reversed(range(_MOST)):
                 race.start()
-                again = left and len(self._sent) < _ALL  # a server that hangs would get more and more of them
+                again = left and len(_sent) < _ALL
                 answer = race.awaited(max(_LEAST, _LATE * self._median) if again else None)
                 if answer is not None:
                     break
@@ -63,13 +67,14 @@ class Hedge:
         self._median *= 1 + _STEP if answer.seconds > self._median else 1 - _STEP
         return answer.response
 
-    def _counted(self, send: Callable[[], Any]) -> Any:
-        request = object()
-        self._sent.add(request)
-        try:
-            return send()
-        finally:
-            self._sent.discard(request)
+
+def _counted(send: Callable[[], Any]) -> Any:
+    request = object()
+    _sent.add(request)
+    try:
+        return send()
+    finally:
+        _sent.discard(request)
 
 
 class _Threads:
@@ -106,6 +111,7 @@ class _Threads:
 
 _threads = _Threads()
 os.register_at_fork(after_in_child=_threads._forget)  # threads do not follow into a fork
+os.register_at_fork(after_in_child=_sent.clear)
 
 
 class _Race:
