@@ -33,8 +33,13 @@ def run() -> list[Row]:
         init(folder, framework=Framework.numpy)
         here = round_of(Federation(folder, f"{server.uri.replace('tests?', 'tests/here?')}"), ())
         there = Federation(folder, f"{server.uri.replace('tests?', 'tests/there?')}")
-        away = round_of(there, SITES[:1])
-        cores, memory = idle(there)
+        try:
+            away = round_of(there, SITES[:1])
+            cores, memory = idle(there)
+        finally:
+            for process in there.agents.values():
+                process.kill()
+                process.wait()
     what = f"a round of {len(LOCAL) + len(SITES)} learners on MinIO, "
     return [
         at_most(f"{what}seconds more with one at a site", away - here, BOUND, "bound", 1.0),
@@ -55,7 +60,7 @@ def round_of(federation: Federation, sites: tuple[str, ...]) -> float:
 
 
 def idle(federation: Federation) -> tuple[float, float]:
-    """The share of a core and the MiB of an agent that waits; it is ended."""
+    """The share of a core and the MiB of an agent that waits."""
     process = federation.agents[SITES[0]]
     until(lambda: federation.store.size(keys.presence(SITES[0])))
     time.sleep(90)  # shortly after a session it looks more often
@@ -63,8 +68,6 @@ def idle(federation: Federation) -> tuple[float, float]:
     time.sleep(WAIT)
     share = (seconds_of(process.pid) - started) / (time.monotonic() - begun)
     memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
-    process.kill()
-    process.wait()
     return share, memory
 
 
