@@ -134,9 +134,14 @@ def read_valid(store: Store, plan: Plan, previous: Record, enrolled: Enrolled, l
             update, federation=plan.federation.name, run=plan.run, number=number, learner=learner,
             base=previous.weights, plan=previous.plan,
         )  # fmt: skip
-        check_signed(update, enrolled)
-        Claims.of(plan, enrolled).check_update(update)
+        _check_entitled(update, plan, enrolled)
     return update
+
+
+def _check_entitled(update: Update, plan: Plan, enrolled: Enrolled) -> None:
+    """Check that an enrolled learner signed an update, and that it claims no more than it has. Raises DroppedError."""
+    check_signed(update, enrolled)
+    Claims.of(plan, enrolled).check_update(update)
 
 
 def find_offered(
@@ -172,8 +177,7 @@ def collect(
         update = offered.get(learner)
         if update is None:
             return read_valid(store, plan, previous, enrolled, learner)
-        check_signed(update, enrolled)  # it may have been revoked meanwhile
-        Claims.of(plan, enrolled).check_update(update)
+        _check_entitled(update, plan, enrolled)  # its learner may have been revoked meanwhile
         return update
 
     return gather(store, plan.run, previous.round + 1, roll, read, name="dropped", otherwise="no update")
