@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from fedpipe.store.bodies import release
 
-_MOST, _ALL = 4, 4
+_MOST = 4
 """Requests of one call at once; and of all calls of this process, beyond which none is sent again.
 
 A server or a process that has much to do would have more, and one that hangs would get more and more of them.
@@ -55,7 +55,7 @@ class Hedge:
         try:
             for left in reversed(range(_MOST)):
                 race.start()
-                again = left and len(_sent) < _ALL
+                again = left and len(_sent) < _MOST
                 answer = race.awaited(max(_LEAST, _LATE * self._median) if again else None)
                 if answer is not None:
                     break
