@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 from fedpipe.errors import ClusterError, MissingExtraError
 from fedpipe.kubeflow.clients import Kubernetes, cluster_errors, open_kubernetes
@@ -28,11 +28,16 @@ def names_service(uri: str) -> bool:
     Args:
         uri: URI of the store.
     """
-    endpoint = urlsplit(endpoint_of(uri)) if uri.startswith("s3://") else None
-    service = _SERVICE.match(endpoint.hostname or "") if endpoint else None
-    if endpoint is None or service is None:
+    endpoint, service = _service_of(uri)
+    if service is None:
         return False
     return bool(service["full"]) or (endpoint.scheme == "http" and not _resolves(str(endpoint.hostname)))
+
+
+def _service_of(uri: str) -> tuple[SplitResult, re.Match[str] | None]:
+    """Returns the endpoint of a store, and the parts of its name if that may be a service of a cluster."""
+    endpoint = urlsplit(endpoint_of(uri) if uri.startswith("s3://") else "")
+    return endpoint, _SERVICE.match(endpoint.hostname or "")
 
 
 @contextlib.contextmanager
@@ -49,9 +54,8 @@ def reachable_store(uri: str, where: Where) -> Iterator[str]:
     Raises:
         ClusterError: the service has no ready pod, or Kubernetes does not answer.
     """
-    endpoint = urlsplit(endpoint_of(uri)) if uri.startswith("s3://") else None
-    service = _SERVICE.match(endpoint.hostname or "") if endpoint else None
-    if endpoint is None or service is None or endpoint.scheme != "http" or _resolves(str(endpoint.hostname)):
+    endpoint, service = _service_of(uri)
+    if service is None or endpoint.scheme != "http" or _resolves(str(endpoint.hostname)):
         yield uri
         return
     try:
