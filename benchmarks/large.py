@@ -3,7 +3,7 @@
     python -m benchmarks.large [--megabytes 3350] [--learners 6] [--rounds 10]
 
 Learners download the global weights, change a value and upload them, one after the other: they share this machine with
-the server. Objects of earlier rounds are deleted, so the disk has to hold about fourteen models.
+the server. Objects of earlier rounds are deleted, so the disk has to hold about twenty-two models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests import binaries, servers
 from benchmarks.measure import MIB, ROOT, Row, at_most, median, quiet, timed
 
 MEGABYTES, LEARNERS, ROUNDS = 3350, 6, 10
-_MODELS = 14
+_MODELS = 22
 """Models on the disk at once: of the store, a learner's file, and what the coordinator reads and writes."""
 _PROMPT = {"MINIO_API_DELETE_CLEANUP_INTERVAL": "2s"}
 """By default a MinIO keeps the bytes of deleted objects for five minutes, which is 13 models a round."""
