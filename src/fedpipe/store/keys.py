@@ -267,7 +267,7 @@ def sign(learner: str, run: str) -> str:
 
 
 def is_passing(key: str) -> bool:
-    """Returns whether nobody misses the object after a power failure: a sign only wakes, a timing only tells."""
+    """Returns whether nobody misses the object after a power failure: a sign only wakes its reader."""
     return key.endswith(("/sign", ".time"))
 
 
