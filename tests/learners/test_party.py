@@ -261,6 +261,7 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "a bottom that returns a list": (BOTTOM, of_tensor("[o]"), 'bottom("alice") returns a list or dict of tensors'),
     "a bottom that returns a dict": (BOTTOM, of_tensor("{'a': o}"), 'bottom("alice") returns a list or dict of tensors'),
     "a bottom with two inputs": (BOTTOM, of_tensor("o").replace("Model(i", "Model([i, keras.Input((2,))]"), 'bottom("alice") has several inputs'),
+    "a bottom that takes a list": (BOTTOM, of_tensor("o").replace("Model(i,", "Model([i],"), 'bottom("alice") takes a list or dict of tensors'),
     "whole numbers as activations": (BOTTOM, of_tensor("keras.ops.cast(o, 'int32')"), 'bottom("alice") returns int32 [3] a row, but top() takes float32 [3]'),
     "a row that becomes two": (BOTTOM, of_tensor("keras.ops.repeat(o, 2, axis=0)"), 'bottom("alice") makes 40 rows of activations from 20 rows'),
     "activations that are not finite": (BOTTOM, of_tensor("keras.ops.log(-1 - keras.ops.abs(o))"), 'the activations of bottom("alice") are not finite'),
@@ -315,6 +316,22 @@ def test_a_bottom_is_tried_although_the_file_of_another_party_is_elsewhere(tmp_p
         check(federation, CODE.replace("keras.Input((2,))", "keras.Input((5,))"), "", "")
 
 
+def test_parts_with_common_weights_are_found_before_a_run(tmp_path: Path) -> None:
+    learners = [{"name": name, "data": str(tmp_path / f"{name}.npz")} for name in ("alice", "carol", "bob")]
+    np.savez(tmp_path / "carol.npz", x=X, id=IDS)
+    code = CODE.replace(TOP, two_inputs()) + "\nONE = bottom('x')\n\ndef bottom(party):\n    return ONE\n"
+    with pytest.raises(ModelError, match=r'bottom\("alice"\) and bottom\("carol"\) share'):
+        check(parties(tmp_path, learners=learners), code, "", "")
+
+
+def two_inputs(first: str = "left", second: str = "right") -> str:
+    """A top with inputs of these names."""
+    return (
+        f"[keras.Model([i, j], keras.layers.Dense(2, activation='softmax')(i + j)) "
+        f"for i in [keras.Input((3,), name='{first}')] for j in [keras.Input((3,), name='{second}')]][0]"
+    )
+
+
 NAMES = {
     "of the parties, in another order": (["carol", "alice"], ""),
     "of nobody": (["left", "right"], ""),
@@ -330,12 +347,7 @@ def test_inputs_of_the_top_have_the_names_of_all_parties_or_their_order(
 ) -> None:
     learners = [{"name": name, "data": str(tmp_path / f"{name}.npz")} for name in ("alice", "carol", "bob")]
     np.savez(tmp_path / "carol.npz", x=X, id=IDS)
-    first, second = names
-    top = (
-        f"[keras.Model([i, j], keras.layers.Dense(2, activation='softmax')(i + j)) "
-        f"for i in [keras.Input((3,), name='{first}')] for j in [keras.Input((3,), name='{second}')]][0]"
-    )
-    federation, code = parties(tmp_path, learners=learners), CODE.replace(TOP, top)
+    federation, code = parties(tmp_path, learners=learners), CODE.replace(TOP, two_inputs(*names))
     assert code != CODE
     if not what:
         assert check(federation, code, "", "")

@@ -16,7 +16,7 @@ from fedpipe.federation.training import Privacy, Training
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.cut import TOP, Shape, bottom_name
 from fedpipe.learners.framework import Arrays, Model, seed_of
-from fedpipe.learners.keras.cut_mistakes import check_fits, check_part, maker, order_of
+from fedpipe.learners.keras.cut_mistakes import check_apart, check_fits, check_part, maker, order_of
 from fedpipe.learners.keras.framework import KerasFramework
 from fedpipe.learners.keras.model import KerasModel, built
 from fedpipe.learners.keras.structure import Side, scalars, sides_of
@@ -251,6 +251,7 @@ class WholeModel(KerasModel):
         _, keras = frameworks()
         bottoms = [self._made(bottom_name(party)) for party in self._parties]
         taken, order = self._taken(self._made(TOP))
+        check_apart(self._parts)
         inputs, given = {}, {}
         for place, party, bottom in zip(order, self._parties, bottoms, strict=True):
             port = sides_of(bottom)[0].ports[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -66,6 +66,9 @@ def check_part(part: str, model: Any, taken: Side, given: Side) -> None:
         raise ModelError(
             f"{shown(part)} has several inputs: {names}", where="model.py", remedy="Take one tensor of features."
         )
+    if part != TOP and not taken.single:
+        what = f"{shown(part)} takes a list or dict of tensors"
+        raise ModelError(what, where="model.py", remedy="Take one tensor of features.")
     if len(given.ports) != 1 or not (given.single or part == TOP):
         kind = "several tensors" if len(given.ports) != 1 else "a list or dict of tensors"
         raise ModelError(f"{shown(part)} returns {kind}", where="model.py", remedy="Return one tensor.")
@@ -74,6 +77,18 @@ def check_part(part: str, model: Any, taken: Side, given: Side) -> None:
             f"{shown(part)} has a train_step() of its own, which the parties do not call", where="model.py",
             remedy="Remove it: a batch of a cut network crosses the parties.",
         )  # fmt: skip
+
+
+def check_apart(parts: Mapping[str, Any]) -> None:
+    """Check that no two parts have weights in common. Raises ModelError."""
+    holders: dict[int, str] = {}
+    for part, model in parts.items():
+        for variable in model.variables:
+            if (other := holders.setdefault(id(variable), part)) != part:
+                raise ModelError(
+                    f"{shown(other)} and {shown(part)} share {variable.path!r}", where="model.py",
+                    remedy="Make new layers in each call: every party has weights of its own.",
+                )  # fmt: skip
 
 
 def check_fits(party: str, found: Any, port: Port) -> None:
