@@ -74,7 +74,7 @@ def test_runs_register_a_model_with_a_version_for_each(federation: Path, registr
         assert described["record"] == summary["rounds"][-1]["record"]
         assert (described["federation"], described["run"], described["round"]) == ("digits", run, "1")
         assert described["central_accuracy"] == summary["evaluation"]["central"]["metrics"]["accuracy"]
-        assert artifact["uri"] == f"file://{federation}/store/digits/{summary['onnx']['path']}"
+        assert artifact["uri"] == f"file://{federation}/store/digits/models/digits/{version['name']}/"
         assert (artifact["modelFormatName"], artifact["modelFormatVersion"]) == ("onnx", "17")
         assert (artifact["modelSourceKind"], artifact["modelSourceName"]) == ("fedpipe", run)
 
@@ -129,7 +129,8 @@ def test_names_of_models(name: str, registry: RegistryServer, tmp_path: Path) ->
 def test_a_bucket_with_an_endpoint(federation: Path, registry: RegistryServer) -> None:
     made = registered(federation, registry, "two", store="s3://bucket/prefix?endpoint=http://minio:9000&region=eu")
     (artifact,) = items(registry, f"model_versions/{made.version_id}/artifacts")
-    assert artifact["uri"].endswith("/model.onnx?endpoint=http://minio:9000&defaultRegion=eu")
+    assert artifact["uri"] == "s3://bucket/prefix/digits/models/digits/2/"
+    assert plain(artifact)["endpoint"] == "http://minio:9000"
     place = "s3://bucket/prefix/digits?endpoint=http://minio:9000&region=eu"
     assert find_registered(at(registry, "digits/2")) == (place, "digits", 2)
     registered(federation, registry, "two", store=f"file://{federation}/store")
@@ -176,11 +177,11 @@ def test_an_entry_of_another_program(registry: RegistryServer) -> None:
     version = service.send(
         "POST", f"{API}/model_versions", {"name": "v1", "registeredModelId": model}, dict[str, Any]
     )["id"]  # fmt: skip
-    with pytest.raises(InputError, match="is not one that fedpipe made: its file is ''"):
+    with pytest.raises(InputError, match="is not one that fedpipe made: its URI is ''"):
         find_registered(at(registry, "iris/v1"))
     artifact = {"name": "iris", "artifactType": "model-artifact", "uri": "s3://bucket/iris.onnx"}
     service.send("POST", f"{API}/model_versions/{version}/artifacts", artifact, dict[str, Any])
-    with pytest.raises(InputError, match=r"is not one that fedpipe made: its file is 's3://bucket/iris.onnx'"):
+    with pytest.raises(InputError, match=r"is not one that fedpipe made: its URI is 's3://bucket/iris.onnx'"):
         find_registered(at(registry, "iris"))
 
 
