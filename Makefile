@@ -7,7 +7,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup setup-tff setup-custom setup-bench demo test test-again test-fast frameworks faults fuzz check cover mutants bench lock audit docs images e2e clean
+.PHONY: help setup setup-tff setup-custom setup-bench demo test test-again test-fast frameworks faults fuzz check cover mutants bench lock audit docs images e2e registry clean
 
 help: ## list the words
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -94,7 +94,7 @@ check: setup ## ruff, mypy, import rules, generated docs, English
 	$(BIN)/python docs/english.py
 	$(BIN)/python docs/keys.py --check
 	$(BIN)/python docs/catalogue.py --check
-	$(BIN)/python -m pytest --collect-only -qq tests/e2e tests/frameworks
+	$(BIN)/python -m pytest --collect-only -qq tests/e2e tests/frameworks tests/model_registry
 
 bench: setup setup-tff setup-bench ## measure side by side with peers
 	$(BIN)/python -m benchmarks
@@ -111,6 +111,9 @@ images: ## build the containers of the steps with podman, buildah or docker (ima
 
 e2e: setup ## a real Kubernetes on this machine: chart, images, a federation of pods (needs root)
 	$(BIN)/python -m pytest --color=no tests/e2e
+
+registry: setup ## Kubeflow's own Model Registry, of the checkout that FEDPIPE_MODEL_REGISTRY names (needs MariaDB)
+	$(BIN)/python -m pytest tests/model_registry
 
 lock: | $(UV) ## write requirements/*.txt, pinned by hash
 	UV="$(UV)" requirements/lock

@@ -43,7 +43,7 @@ def initialise(
         min_learners: The quorum; 0 keeps the federation's.
         deadline: Seconds for a learner's training; 0 keeps the federation's.
         patience: Rounds without improvement after which a session ends; 0 keeps the federation's.
-        max_seconds: Age of a run after which a session starts no further round; 0 keeps the federation's.
+        max_seconds: Age of a run after which no round starts; 0 keeps the federation's, a year: no limit.
         store: URI of the store, of a step that starts early and awaits the results of shard.
         run: Name of the run, of such a step; derived from `job` if empty.
         job: Id of the pipeline job, for steps that start early.

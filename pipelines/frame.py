@@ -9,6 +9,7 @@ from kfp import dsl
 from fedpipe import components
 from fedpipe.components.container import in_environment
 from fedpipe.federation.federation import Federation, LearnerSettings
+from fedpipe.federation.names import YEAR
 from fedpipe.pipelines.placement import form_of_placements, place_coordinator, place_learner, placed_by
 
 Learn = Callable[[Any, Any, dict[str, Any]], Any]
@@ -135,11 +136,11 @@ HELP = {
     "learning_rate": "of the learners' optimizers. 0: as compiled in model.py",
     "local_epochs": "passes of each learner through its examples in a round. 0: local_steps, as in the federation file",
     "batch_size": "examples in a training step",
-    "min_learners": "fewest learners with a valid update in a round. 0: more than half, and as many as the rule needs",
+    "min_learners": "fewest learners with a valid update in a round",
     "deadline": "seconds that learners have for the trainings of a round, and for a vote",
     "rounds": "rounds of the run",
     "patience": "rounds without improvement after which the run ends. 0: the file has no early stopping",
-    "max_seconds": "age of the run in seconds, after which no round begins. 0: no limit",
+    "max_seconds": f"age of the run in seconds, after which no round begins. {YEAR}, a year: no limit",
 }
 """Explains each parameter of the form."""
 _PLACED = {
@@ -165,7 +166,7 @@ def form_of(federation: Federation) -> dict[str, Any]:
     in_sessions = {
         "rounds": training.rounds,
         "patience": stopping.patience if stopping else 0,
-        "max_seconds": training.max_seconds,
+        "max_seconds": training.max_seconds or float(YEAR),
     }
     return {
         "store": federation.store_uri,
@@ -174,7 +175,7 @@ def form_of(federation: Federation) -> dict[str, Any]:
         "learning_rate": training.learning_rate,
         "local_epochs": training.local_epochs if not training.local_steps else 0,
         "batch_size": training.batch_size,
-        "min_learners": quorum.min_learners,
+        "min_learners": federation.min_updates,
         "deadline": quorum.deadline,
         **(in_sessions if federation.in_sessions else {}),
         **form_of_placements(federation),

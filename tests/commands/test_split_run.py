@@ -80,6 +80,12 @@ def assert_traffic_is_told(traffic: dict[str, dict[str, float]], report: str) ->
     assert "labels, top()" in report
 
 
+def test_parties_hold_no_examples_to_explore(tmp_path: Path) -> None:
+    fedpipe.init(tmp_path, "split")
+    with pytest.raises(InputError, match="parties of a cut network hold columns"):
+        fedpipe.explore(tmp_path / "federation.yaml")
+
+
 def test_a_federation_to_start_from_needs_keras(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="split learning needs Keras"):
         fedpipe.init(tmp_path, "split", framework="numpy")

@@ -173,8 +173,14 @@ class TestSessions:
         pipeline = next(iter(yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader)))
         form = {k: v["defaultValue"] for k, v in pipeline["root"]["inputDefinitions"]["parameters"].items()}
         assert {k: form[k] for k in ("rounds", "min_learners", "deadline", "patience", "max_seconds")} == {
-            "rounds": 7, "min_learners": 0, "deadline": 3600.0, "patience": 4, "max_seconds": 9.5,
+            "rounds": 7, "min_learners": 2, "deadline": 3600.0, "patience": 4, "max_seconds": 9.5,
         }  # fmt: skip
+
+    def test_the_form_has_values_where_the_file_has_none(self) -> None:
+        """A learning rate of 0 is that of model.py, which is not run; early stopping needs settings in the file."""
+        form = form_of(make_federation(tuple("abcdefg")))
+        assert {name for name, value in form.items() if value == 0} == {"learning_rate", "patience"}
+        assert (form["min_learners"], form["max_seconds"]) == (4, 366 * 86_400)
 
     @pytest.mark.parametrize("quorum", [{}, {"min_learners": 8, "deadline": 5}])
     @pytest.mark.parametrize("training", [{}, {"local_epochs": 0, "local_steps": 3}, {"rounds_per_step": 1}])

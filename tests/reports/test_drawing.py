@@ -108,6 +108,17 @@ def test_empty_curves(curves: dict[str, list[tuple[float, float]]]) -> None:
     assert "loss" in texts(line_chart(curves, title="t", y="loss"))
 
 
+@pytest.mark.parametrize(
+    "form", ["a tumour of the kind {} (skin)", "{} a tumour of the skin, of any kind", "a tumour " * 4 + "{}"]
+)
+def test_long_names_that_differ_look_different(form: str) -> None:
+    names = [form.format(number) for number in range(10)]
+    drawn = heat_map([[1] * 10] * 10, names, names, title="m", texts=True)
+    words = [shape.text for shape in drawn.shapes if isinstance(shape, Words) and not shape.bold and shape.text != "1"]
+    assert len(set(words[:10])) == 10  # columns
+    assert all(len(word) <= 22 for word in words)
+
+
 def test_a_heat_map_of_named_and_unnamed_rows() -> None:
     named = heat_map([[1, 0], [2, 3]], [EVIL, "b"], [EVIL, "b"], title="m", texts=True, x="x", y="y")
     assert {"1", "2", "3", "x", "y", "b"} <= set(texts(named))

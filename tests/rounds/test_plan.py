@@ -32,6 +32,18 @@ def test_zero_is_what_the_file_says() -> None:
     assert Settings().applied(federation) == federation
 
 
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_a_year_is_no_limit_of_time(seconds: float) -> None:
+    federation = make_federation(training={"rounds": 3, "batch_size": 1, "max_seconds": seconds})
+    assert Settings(max_seconds=366 * 86_400.0).applied(federation).training.max_seconds == 0
+
+
+@pytest.mark.parametrize("quorum", [{}, {"min_learners": 2}])
+def test_the_quorum_of_the_file_is_no_other_setting(quorum: dict[str, Any]) -> None:
+    federation = make_federation(quorum=quorum)
+    assert Settings(min_learners=2).applied(federation) == federation
+
+
 def test_epochs_take_the_place_of_steps() -> None:
     federation = make_federation(training={"rounds": 3, "batch_size": 1, "local_steps": 9, "local_epochs": 0})
     training = Settings(local_epochs=2).applied(federation).training

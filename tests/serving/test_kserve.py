@@ -40,9 +40,9 @@ def predictor(manifest: dict[str, Any]) -> tuple[str, int | None]:
     """The version in the manifest's URI, and its share."""
     assert mistake_in(manifest, DESCRIPTION) == ""
     (place,) = manifest["spec"]["predictor"]["storageUris"]
-    version = place["uri"].rpartition("/")[2]
+    version = place["uri"].split("/")[-2]
     assert place == {
-        "uri": f"s3://bucket/prefix/digits/models/digits/{version}", "mountPath": f"/mnt/models/digits/{version}",
+        "uri": f"s3://bucket/prefix/digits/models/digits/{version}/", "mountPath": f"/mnt/models/digits/{version}",
     }  # fmt: skip
     return version, manifest["spec"]["predictor"].get("canaryTrafficPercent")
 

@@ -108,12 +108,35 @@ def test_mistakes(folder: Path, asked: Asked, registry: Registry) -> None:
         locate(store=at(asked, "digits"), folder=folder)
 
 
+@pytest.mark.parametrize("name", ["digits", "models"])
+@pytest.mark.parametrize(
+    ("uri", "properties"),
+    [
+        ("s3://b/f/models/{}/3/", {"endpoint": "http://minio:9000", "region": "eu"}),
+        ("s3://b/f/models/{}/3/model.onnx?endpoint=http://minio:9000&defaultRegion=eu", {}),  # as of earlier versions
+    ],
+)
+def test_the_bucket_of_an_entry(
+    name: str, uri: str, properties: dict[str, str], asked: Asked, registry: Registry, folder: Path
+) -> None:
+    """Also of a model whose name is that of the folder of all models."""
+    artifact = next(iter(registry.held["model_artifact"].values()))
+    kept = dict(artifact)
+    texts = {key: {"metadataType": "MetadataStringValue", "string_value": value} for key, value in properties.items()}
+    try:
+        artifact |= {"uri": uri.format(name), "customProperties": texts}
+        place = "s3://b/f?endpoint=http://minio:9000&region=eu"
+        assert find_registered(at(asked, "digits/1")) == (place, "digits", 3)
+    finally:
+        artifact |= kept
+
+
 def test_an_entry_of_another_program(asked: Asked, registry: Registry, folder: Path) -> None:
     artifact = next(iter(registry.held["model_artifact"].values()))
     kept = artifact["uri"]
     try:
         artifact["uri"] = "s3://bucket/iris.onnx"
-        with pytest.raises(InputError, match=r"is not one that fedpipe made: its file is 's3://bucket/iris.onnx'"):
+        with pytest.raises(InputError, match=r"is not one that fedpipe made: its URI is 's3://bucket/iris.onnx'"):
             find_registered(at(asked, "digits/1"))
     finally:
         artifact["uri"] = kept

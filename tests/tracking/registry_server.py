@@ -1,8 +1,8 @@
 """A Model Registry for tests, which refuses what its OpenAPI description does not allow.
 
 `model-registry.yaml` is the description that kubeflow/model-registry publishes for the API v1alpha3 (commit bd07139a6,
-Apache License 2.0). Requests are checked against it, and so are the answers of this server. Go's module
-proxy does not have the registry's own module. A run was registered once with the server built from that commit.
+Apache License 2.0). Requests are checked against it, and so are the answers of this server. `make registry` has the
+registry's own server.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_a_run_registers_its_model(registry: Registry, asked: Asked, numpy_digit
     }  # fmt: skip
     assert (model["name"], version["name"], artifact["name"]) == ("digits", "1", "digits")
     assert (version["registeredModelId"], artifact["_parent"]) == (model["id"], version["id"])
-    assert artifact["uri"] == f"file://{numpy_digits}/store/digits/models/digits/1/model.onnx"
+    assert artifact["uri"] == f"file://{numpy_digits}/store/digits/models/digits/1/"
     assert (artifact["modelFormatName"], artifact["modelFormatVersion"]) == ("onnx", "17")
     assert (artifact["modelSourceKind"], artifact["modelSourceClass"], artifact["modelSourceId"]) == (
         "fedpipe", "run", "run-1",
@@ -172,9 +172,10 @@ def test_the_source_is_the_pipelines_run(tmp_path: Path) -> None:
 def test_the_source_and_the_uri_of_a_bucket(registry: Registry, asked: Asked, finished: Path) -> None:
     registered(finished, asked.url, "s3://bucket/prefix?endpoint=http://minio:9000&region=eu")
     (artifact,) = registry.held["model_artifact"].values()
-    assert artifact["uri"] == (
-        "s3://bucket/prefix/digits/models/digits/1/model.onnx?endpoint=http://minio:9000&defaultRegion=eu"
-    )
+    assert artifact["uri"] == "s3://bucket/prefix/digits/models/digits/1/"
+    (version,) = registry.held["model_version"].values()
+    server = {"endpoint": "http://minio:9000", "region": "eu"}
+    assert plain(artifact) == {**plain(version), **server}
     assert tuple(artifact[f"modelSource{name}"] for name in ("Kind", "Class", "Group", "Id", "Name")) == SOURCE
 
 

@@ -17,6 +17,7 @@ from fedpipe.reports.drawing import (
     Mark,
     Words,
     shortened,
+    shortened_apart,
     width_of,
 )  # fmt: skip
 
@@ -250,10 +251,10 @@ def heat_map(
         alt: continues the description.
     """
     top = high or max((value for row in values for value in row if value is not None), default=1) or 1
-    named = [shortened(name, 18) for name in columns]
+    named, rows_named = shortened_apart(columns, 18), shortened_apart(rows, 22)
     slanted = any(width_of(name, SMALL_TEXT) > 30 for name in named)
     cell = max(34.0 if texts else 6.0, min(34.0, 440 / max(1, len(values[0]))))
-    left = 30 + max((width_of(shortened(name, 22), TEXT) for name in rows), default=0)
+    left = 30 + max((width_of(name, TEXT) for name in rows_named), default=0)
     above = 34.0 + (
         max((width_of(name, SMALL_TEXT) for name in named), default=0) + 8 if slanted else 20 if named else 0
     )
@@ -266,7 +267,7 @@ def heat_map(
         drawing.add(Words(middle + (4 if slanted else 0), above - 5, name, SMALL_TEXT, anchor, turned=slanted))  # type: ignore[arg-type]
     for i, row in enumerate(values):
         if rows:
-            drawing.add(Words(left - 6, above + (i + 0.5) * cell + 4, shortened(rows[i], 22), TEXT, "end"))
+            drawing.add(Words(left - 6, above + (i + 0.5) * cell + 4, rows_named[i], TEXT, "end"))
         for j, value in enumerate(row):
             if value is None:
                 continue

@@ -129,6 +129,24 @@ def shortened(text: str, most: int = 28) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def shortened_apart(names: Sequence[str], most: int) -> list[str]:
+    """Returns names of at most so many characters, cut at the end, or at the beginning if more of them differ then.
+
+    >>> shortened_apart(["a tumour of kind 1 (skin)", "a tumour of kind 2 (skin)"], 14)
+    ['…nd 1 (skin)', '…nd 2 (skin)']
+    """
+    names = [" ".join(name.split()) for name in names]
+    differs = next((k for k, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), 0)
+    start = max(0, differs - 3)
+    ways = (
+        names,
+        [f"…{name[start:]}" for name in names],
+        [name if len(name) <= most else f"…{name[1 - most :]}" for name in names],
+    )
+    found = [[shortened(name, most) for name in way] for way in ways]
+    return max(found, key=lambda way: len(set(way)))
+
+
 def width_of(text: str, size: float = TEXT) -> float:
     """Estimates the width of a text in pixels."""
     return size * sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.58 for c in text)

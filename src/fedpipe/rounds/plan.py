@@ -20,7 +20,7 @@ from fedpipe.errors import InputError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.file import check_federation
 from fedpipe.federation.messages import described
-from fedpipe.federation.names import KUBEFLOWS_SECRET, Amount, Count, Interval, Learners, Name, Seconds
+from fedpipe.federation.names import KUBEFLOWS_SECRET, YEAR, Amount, Count, Interval, Learners, Name, Seconds
 from fedpipe.federation.placement import Images, Placement
 from fedpipe.federation.tracking import Tracking
 from fedpipe.federation.training import EarlyStopping, EvaluationSettings, Export, Privacy, Quorum
@@ -58,7 +58,10 @@ class RunPlace(Struct, frozen=True, kw_only=True):
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """The run-time parameters of a pipeline; zero or empty means: as in the federation file."""
+    """The run-time parameters of a pipeline; zero or empty means: as in the federation file.
+
+    So does the quorum that follows from the file. A `max_seconds` of a year, the most, removes the limit.
+    """
 
     rounds: Interval = 0
     learning_rate: Amount = 0.0
@@ -81,12 +84,16 @@ class Settings(Struct, frozen=True, kw_only=True):
             )
         names = ("rounds", "learning_rate", "local_epochs", "batch_size", "max_seconds")
         training: dict[str, Any] = {name: value for name in names if (value := getattr(self, name))}
+        if self.max_seconds == YEAR:
+            training["max_seconds"] = 0.0
         if "local_epochs" in training:
             training["local_steps"] = 0
         if self.patience:
             stopping = federation.training.early_stopping or EarlyStopping(patience=self.patience)
             training["early_stopping"] = replace(stopping, patience=self.patience)
         quorum = {name: value for name in ("min_learners", "deadline") if (value := getattr(self, name))}
+        if self.min_learners == federation.min_updates:
+            del quorum["min_learners"]
         changed = replace(
             federation,
             training=replace(federation.training, **training),

@@ -42,7 +42,7 @@ def inference_service(models: Store, name: str, *, runtime: str = "fedpipe") -> 
     if split.kind == "canary":
         predictor["canaryTrafficPercent"] = _percent(split.share)
     predictor["model"] = {"modelFormat": {"name": "onnx"}, "protocolVersion": "v2", "runtime": runtime}
-    uri = f"{_folder_uri(models)}/{name}/{version}"
+    uri = f"{_folder_uri(models)}/{name}/{version}/"  # without the slash, KServe also reads versions that begin so
     predictor["storageUris"] = [{"uri": uri, "mountPath": f"/mnt/models/{name}/{version}"}]
     return {
         "apiVersion": "serving.kserve.io/v1beta1",

@@ -18,7 +18,13 @@ from fedpipe.steps.contract import Html, MetricsArtifact
 
 MOST_CLASSES = 6
 """Most classes of a confusion matrix that Kubeflow's own drawing shows without cutting it off."""
-_STYLE = "body{font:15px system-ui,sans-serif;margin:1em}svg{max-width:100%;height:auto}code{background:#8882}"
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:1em}h1{font-size:1.4em;overflow-wrap:anywhere}"
+    "code{background:#8882}"
+    "div{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:1em}"
+    "svg{max-width:100%;height:auto}"
+)
+_TESTED = {"central": "the central test set", "federated": "the test parts of all learners together"}
 
 
 def metrics_of_run(federation: Federation, record: Record) -> MetricsArtifact:
@@ -58,10 +64,12 @@ def page_of_session(place: RunPlace) -> Html:
     commands = (
         (f"fedpipe watch {place.run}", "follows the run, also while it is in progress"),
         (f"fedpipe report {place.run}", "writes the whole report"),
-        ("fedpipe runs", "lists all runs, `fedpipe compare` shows their differences"),
+        ("fedpipe runs", "lists all runs"),
+        (f"fedpipe compare {place.run} OTHER", "shows in what another run differs"),
     )
     told = "".join(f"<li><code>{escaped(command)}</code> {escaped(what)}</li>" for command, what in commands)
-    title = f"{place.federation}, {place.run}: {len(story.records) - 1} rounds"
+    count = len(story.records) - 1
+    title = f"{place.federation}, run {place.run}: {count} round{'' if count == 1 else 's'}"
     head = f"<h1>{escaped(title)}</h1><p>In the folder of federation.yaml:</p><ul>{told}</ul>"
     return page_of(title, head, [*learning_curves(story), *learner_curves(story)])
 
@@ -71,13 +79,15 @@ def page_of_confusion(evaluation: Evaluation) -> Html:
     for kind in ("central", "federated"):
         tally = next(iter(evaluation.tallies.get(kind, {}).values()), None)
         if isinstance(tally, ClassTally) and tally.confusion:
-            return page_of("confusion matrix", f"<p>{kind}</p>", [confusion_matrix(tally, evaluation.classes)])
+            right, total = sum(row[k] for k, row in enumerate(tally.confusion)), sum(map(sum, tally.confusion))
+            head = f"<p>The final model on {_TESTED[kind]}: {right} of {total} examples are predicted rightly.</p>"
+            return page_of("confusion matrix", head, [confusion_matrix(tally, evaluation.classes)])
     return page_of("confusion matrix", "<p>There is no confusion matrix: the model is not a classifier.</p>", [])
 
 
 def page_of(title: str, head: str, drawings: Sequence[Drawing]) -> Html:
     """Return a page with pictures, which needs no other file."""
-    body = head + "".join(drawing.svg() for drawing in drawings)
+    body = f"{head}<div>{''.join(drawing.svg() for drawing in drawings)}</div>"
     return Html(
         content=f"<!doctype html><meta charset=utf-8><title>{escaped(title)}</title><style>{_STYLE}</style>{body}\n"
     )

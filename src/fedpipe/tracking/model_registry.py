@@ -1,6 +1,6 @@
 """Registers a published model with Kubeflow's Model Registry, by its REST API v1alpha3.
 
-A model of the registry has a version for each published one, and that has one artifact: the ONNX file. All three are
+A model of the registry has a version for each published one, and that has one artifact: its folder. All three are
 found by name, so a repeated step registers nothing twice. The fields are those of the API's OpenAPI description.
 """
 
@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from msgspec import Struct
 
@@ -123,7 +123,8 @@ def register(
             "artifactType": "model-artifact", "uri": uri_of(story.store, federation, str(story.onnx["path"])),
             "modelFormatName": "onnx", "modelFormatVersion": str(story.onnx["opset"]), "modelSourceKind": source.kind,
             "modelSourceClass": source.of, "modelSourceGroup": source.group, "modelSourceId": source.id,
-            "modelSourceName": source.name, "customProperties": _as_metadata(described), "state": "LIVE",
+            "modelSourceName": source.name, "customProperties": _as_metadata({**described, **server_of(story.store)}),
+            "state": "LIVE",
         },
         updates="model_artifacts",
     )  # fmt: skip
@@ -168,20 +169,23 @@ def find_entry(service: Service, found_by: str, query: dict[str, str]) -> str | 
 
 
 def uri_of(store: str, federation: Federation, key: str) -> str:
-    """Returns the URI of an object in the form that the registry's clients and KServe read.
+    """Returns the URI of the folder of a version's objects, as the registry's storage initializer reads it for KServe.
+
+    That takes all after the bucket as a prefix, so the URI has no query, and ends with a slash: version 1 is not 10.
 
     >>> from fedpipe.federation.file import parse_federation
     >>> tiny = parse_federation({"name": "f", "learners": [{"name": "a"}], "training": {"rounds": 1, "batch_size": 1},
     ...                          "data": {"uri": "x.npz"}})
-    >>> uri_of("s3://bucket/prefix?endpoint=http://minio:9000&region=eu", tiny, "models/f/1/model.onnx")
-    's3://bucket/prefix/f/models/f/1/model.onnx?endpoint=http://minio:9000&defaultRegion=eu'
+    >>> uri_of("s3://bucket/prefix?endpoint=http://minio:9000", tiny, "models/f/1/model.onnx")
+    's3://bucket/prefix/f/models/f/1/'
     """
-    parts = urlsplit(store)
-    query = dict(parse_qsl(parts.query))
-    shown = {"endpoint": query.get("endpoint", ""), "defaultRegion": query.get("region", "")}
-    text = urlencode({name: value for name, value in shown.items() if value}, safe=":/")
-    uri = f"{store.partition('?')[0].rstrip('/')}/{federation.name}/{key}"
-    return f"{uri}?{text}" if text else uri
+    return f"{store.partition('?')[0].rstrip('/')}/{federation.name}/{key.rpartition('/')[0]}/"
+
+
+def server_of(store: str) -> dict[str, Property]:
+    """Returns endpoint and region of a bucket, which are properties of the artifact."""
+    query = dict(parse_qsl(urlsplit(store).query))
+    return {name: query[name] for name in ("endpoint", "region") if query.get(name)}
 
 
 def _entry(story: Story) -> tuple[str, int]:

@@ -6,11 +6,12 @@ Source: `model-registry://[HOST/]NAME[/VERSION]` of the registry's storage initi
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from fedpipe.errors import InputError, NotFoundError
 from fedpipe.store import keys
@@ -31,10 +32,17 @@ class Found(NamedTuple):
     version: int
 
 
+class _Value(Struct, frozen=True):
+    """A property of an entry; only texts count here."""
+
+    string_value: str = ""
+
+
 class _Artifact(Struct, frozen=True):
-    """The artifact of a version, with the URI of the model's file."""
+    """The artifact of a version, with the URI of its folder, or of its file, and the place of the bucket."""
 
     uri: str = ""
+    properties: dict[str, _Value] | None = field(default=None, name="customProperties")
 
 
 class _Versions(Struct, frozen=True):
@@ -72,7 +80,7 @@ def find_registered(uri: str, environ: Mapping[str, str] = os.environ) -> Found:
         what = f"the model registry has no version{f' {version!r}' if version else ''} of model {name!r}"
         raise NotFoundError(what, where=address, remedy=remedy)
     artifact = registry.find(f"{API}/model_artifact", _Artifact, name=name, parentResourceId=entry)
-    store, number = _place_of(artifact.uri if artifact else "", name, address)
+    store, number = _place_of(artifact or _Artifact(), name, address)
     return Found(store, name, number if version else 0)
 
 
@@ -93,19 +101,23 @@ def _parsed(uri: str, environ: Mapping[str, str]) -> tuple[str, str, str]:
     return address, name, version
 
 
-def _place_of(uri: str, name: str, address: str) -> tuple[str, int]:
-    """Returns the URI of the federation's part of the store, and the version, from the URI of a model's file.
+_PLACE = re.compile(rf"(.*)/{keys.MODELS}/([^/]+/[^/]+)/(?:model\.onnx)?\Z")
+"""The federation's part of a store, and a version of a model in it."""
 
-    >>> _place_of("s3://bucket/f/models/digits/3/model.onnx?endpoint=http://minio:9000&defaultRegion=eu", "digits", "")
-    ('s3://bucket/f?endpoint=http://minio:9000&region=eu', 3)
+
+def _place_of(artifact: _Artifact, name: str, address: str) -> tuple[str, int]:
+    """Returns the URI of the federation's part of the store, and the version, from the artifact of a version.
+
+    >>> _place_of(_Artifact("s3://bucket/f/models/digits/3/", {"endpoint": _Value("http://minio:9000")}), "digits", "")
+    ('s3://bucket/f?endpoint=http://minio:9000', 3)
     """
-    head, _, query = uri.partition("?")
-    place, models, key = head.rpartition(f"/{keys.MODELS}/")
-    entry = keys.parse_model(key)
-    if not models or entry is None:
-        what = f"the entry of model {name!r} is not one that fedpipe made: its file is {uri!r}"
+    head, _, query = artifact.uri.partition("?")
+    match = _PLACE.match(head)
+    entry = keys.parse_model(f"{match[2]}/model.onnx") if match else None
+    if match is None or entry is None:
+        what = f"the entry of model {name!r} is not one that fedpipe made: its URI is {artifact.uri!r}"
         raise InputError(what, where=address, remedy="Serve it with --models and a folder.")
-    given = dict(parse_qsl(query))
-    known = {"endpoint": given.get("endpoint", ""), "region": given.get("defaultRegion", "")}
+    given = {key: value.string_value for key, value in (artifact.properties or {}).items()} | dict(parse_qsl(query))
+    known = {"endpoint": given.get("endpoint", ""), "region": given.get("defaultRegion") or given.get("region", "")}
     text = urlencode({word: value for word, value in known.items() if value}, safe=":/")
-    return (f"{place}?{text}" if text and urlsplit(place).scheme == "s3" else place), entry[1]
+    return (f"{match[1]}?{text}" if text and match[1].startswith("s3://") else match[1]), entry[1]
