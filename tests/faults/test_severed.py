@@ -7,16 +7,20 @@ import functools
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+import fedpipe
 from fedpipe.learners.party import Held, Parts
+from fedpipe.rounds.history import history
 from fedpipe.sessions.pacing import drive
 from fedpipe.store import Store, keys, open_store
 from fedpipe.store.objects import digest_of
 from fedpipe.weights import Array
 from tests import servers
+from tests.commands import test_split_align as rows
 from tests.faults.proxy import Way, cutting
 from tests.sessions import halves
 from tests.sessions.test_split import parcels_in
@@ -83,13 +87,13 @@ def played(uri: str, roads: Mapping[str, Store]) -> Played:
     world, store = World(), open_store(uri)
     world.clock = time.monotonic  # type: ignore[method-assign]
     federation = halves.federation_of(PARTIES, training={"rounds": ROUNDS, "local_epochs": EPOCHS})
-    plan, rows = halves.begun(store, federation), halves.rows_of(federation)
+    plan, held = halves.begun(store, federation), halves.rows_of(federation)
     used = {name: list[list[str]]() for name in PARTIES}
 
     def made(name: str) -> tuple[Held, Parts]:
         if name == "labels":
-            return rows[name], Parts(None, NotingTop(used[name]))
-        return rows[name], Parts(NotingBottom(used[name]), None)
+            return held[name], Parts(None, NotingTop(used[name]))
+        return held[name], Parts(NotingBottom(used[name]), None)
 
     def party(name: str) -> Actor:
         return halves.attendance(world, plan, name, store=roads.get(name, store), make=lambda: made(name))
@@ -171,3 +175,16 @@ def test_a_connection_that_is_away_for_longer_than_requests_are_repeated(
     assert [batches for batches in found.used["alice"] if batches not in broken] == undisturbed.used["alice"]
     assert broken
     assert all(batches == undisturbed.used["alice"][0][: len(batches)] for batches in broken)
+
+
+def test_processes_whose_store_is_away_for_some_seconds(minio_server: servers.Server, tmp_path: Path) -> None:
+    """Coordinator, parties and the commands reach the store by one road; Keras trains."""
+    file = rows.federation(tmp_path / "made", "same", rows.ALICE, rows.ALICE)
+    fedpipe.run(file, out=tmp_path / "undisturbed", name="r1")
+    expected = [record.weights for record in history(open_store(f"file://{file.parent}/store").below("rows"), "r1")]
+    port = int(minio_server.endpoint.rpartition(":")[2])
+    with cutting(port, "up", 7, mark=ACTIVATIONS, dark=3.0) as wire:
+        fedpipe.run(file, out=tmp_path / "severed", name="r1", store=place_of(minio_server, "processes", wire.endpoint))
+    assert wire.cut == 1
+    found = history(open_store(place_of(minio_server, "processes")).below("rows"), "r1")
+    assert [record.weights for record in found] == expected

@@ -357,6 +357,14 @@ def test_inputs_of_the_top_have_the_names_of_all_parties_or_their_order(
     assert what in caught.value.what
 
 
+@pytest.mark.parametrize("name", ["top", "bottom-bob", "dense", "sequential", "x"])
+def test_a_party_may_have_the_name_of_a_part(tmp_path: Path, name: str) -> None:
+    learners = [{"name": name, "data": str(tmp_path / "alice.npz")}, {"name": "bob", "data": str(tmp_path / "bob.npz")}]
+    federation = parties(tmp_path, None, {"x": X}, learners=learners, algorithm={"label_party_features": True})
+    found = {checked.subject: checked.what for checked in check(federation, CODE.replace(TOP, two_inputs()), "", "")}
+    assert found[name] == "16 train, 2 vote, 2 test"
+
+
 def test_sound_parties_pass(tmp_path: Path) -> None:
     found = {checked.subject: checked.what for checked in check(parties(tmp_path), CODE, "", "")}
     assert found["alice"] == found["bob"] == "16 train, 2 vote, 2 test"

@@ -268,7 +268,7 @@ class WholeModel(KerasModel):
         keras.utils.set_random_seed(_part_seed(self._run_seed, part))
         self._parts[part] = model = built(maker(self.module, part), keras)
         check_part(part, model, *sides_of(model))
-        model.name = part
+        model.name = f"part_{part}"  # no party, after which an input is named, can have this name
         return model
 
     def _taken(self, top: Any) -> tuple[Side, tuple[int, ...]]:
