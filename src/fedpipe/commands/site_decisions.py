@@ -21,13 +21,15 @@ from fedpipe.sites.audit import Flaw, find_flaw
 from fedpipe.sites.decisions import approvals_of, journal_folder, journal_of, signer_in
 from fedpipe.sites.demands import demands_of
 from fedpipe.sites.description import Description
-from fedpipe.sites.journal import Entry, Journal, entries_of
+from fedpipe.sites.journal import Entry, Journal, entries_of, files_of
 from fedpipe.sites.policy import Effective, effective, objections
 from fedpipe.sites.running import wake
 from fedpipe.sites.site import check_state, read_site
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import canonical, decode
 
+_TRACES = ("membership.json", "agent.json")
+"""Files of the state that have an entry in the journal."""
 _LARGEST_PLAN = 64 * 2**20
 
 
@@ -208,7 +210,10 @@ def journal(file: str | Path, since: str = "") -> Iterator[Entry]:
 def verify(file: str | Path) -> Flaw | None:
     """Return the first place at which a site's journal was changed; None if it is whole. Raises InputError."""
     site = read_site(file)
-    return find_flaw(journal_folder(site), signer_in(Path(site.state)).public)
+    folder, state = journal_folder(site), Path(site.state)
+    if not files_of(folder) and not (folder / "head").exists() and any((state / name).exists() for name in _TRACES):
+        return Flaw(folder.name, 0, "it is missing, although this site has joined or trained")
+    return find_flaw(folder, signer_in(state).public)
 
 
 def noting(file: str | Path, state: str = "state") -> Callable[..., object]:

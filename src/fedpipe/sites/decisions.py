@@ -13,12 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedpipe.errors import FedpipeError, InputError, StoreUnavailableError
+from fedpipe.errors import FedpipeError, InputError, StoreError, StoreUnavailableError
+from fedpipe.federation.mistakes import quantity
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import Signer, make_key, signer_of
 from fedpipe.identity.statements import is_signed_by, signed_with
 from fedpipe.rounds.plan import Plan, read_plan
 from fedpipe.rounds.received import Source, usable
+from fedpipe.sites.account import is_large
 from fedpipe.sites.approval import Approval, Approvals
 from fedpipe.sites.description import Offer, offer_of
 from fedpipe.sites.journal import Journal
@@ -170,6 +172,22 @@ class Decisions:
             return f"the site {decided.shown}"
         now = datetime.fromtimestamp(self._clock()).astimezone()
         return pause(self._site.policy, self._journal.usage(), now)
+
+    def note(self, event: str, **fields: Any) -> object:
+        """Append to the journal what the agent is about to do.
+
+        Raises:
+            StoreError: it sends content beyond the bytes of a day, which must not leave.
+            InputError: nothing can be written down, so nothing may be done.
+        """
+        most = self._site.policy.bytes_a_day
+        if event == "sent" and most and is_large(fields["object"]):
+            sent = self._journal.usage().bytes + int(fields["bytes"])
+            if sent > quantity(most):
+                why = f"{sent} bytes would have left in 24 hours; this site's policy allows {most}"
+                self._journal.note("refused", object=fields["object"], bytes=fields["bytes"], why=why)
+                raise StoreError(why)
+        return self._journal.note(event, **fields)
 
     def show(self, store: Store, decided: Approval) -> None:
         """Show a decision to the coordinator, if it is not the last one. Raises StoreError."""
