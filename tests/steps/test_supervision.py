@@ -31,7 +31,7 @@ framework: numpy
 learners: [{name: a, data: a.npz}, {name: b, data: b.npz}, {name: c, data: c.npz}]
 data: {parts: {train: 0.6, vote: 0.2, test: 0.2}}
 training: {rounds: 3, batch_size: 8}
-quorum: {min_learners: 2, deadline: 30, retries: 0}
+quorum: {min_learners: 2, deadline: 120, retries: 0}
 export: none
 """
 MODEL = '''
@@ -153,6 +153,9 @@ def test_a_learner_that_is_lost_does_not_fail_the_run(folder: Path, pods: Pods) 
     assert [{u.learner for u in record.updates} for record in records[1:]] == [{"a", "c"}] * 3
     (lost,) = records[1].dropped
     assert (lost.learner, lost.why) == ("b", "the process was ended by SIGKILL, perhaps for lack of memory")
+    assert [[(one.learner, one.why) for one in record.dropped] for record in records[2:]] == [
+        [("b", "away since round 1")]
+    ] * 2  # no deadline has passed
 
 
 @pytest.mark.heavy
