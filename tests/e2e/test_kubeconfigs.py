@@ -58,6 +58,12 @@ def kfp(administrator: Path) -> Iterator[KfpServer]:
     core.create_namespaced_config_map(
         "kubeflow", {"metadata": {"name": "workflow-controller-configmap"}, "data": stock}
     )
+    controller = {"name": "workflow-controller", "image": "argo", "env": [{"name": "OTHER", "value": "1s"}]}
+    pods = {"metadata": {"labels": {"app": "argo"}}, "spec": {"containers": [controller]}}
+    spec = {"selector": {"matchLabels": {"app": "argo"}}, "template": pods}
+    client.AppsV1Api(api).create_namespaced_deployment(
+        "kubeflow", {"metadata": {"name": "workflow-controller"}, "spec": spec}
+    )
     with serving(address=clusters.ALONE) as server:
         _expose(core, urlsplit(server.url).port or 0)
         binding = {
@@ -151,8 +157,10 @@ def test_kfp_is_reached_through_the_apiserver(
     assert findings["kubeflow"] == f"Kubeflow Pipelines 2.16.0 answers at {path}"
     assert findings["kubernetes"].startswith("answers; ")
     assert findings["retries"] == (
-        "Kubeflow does not start again pods that fail, such as for lack of memory: its retryPolicy is OnError"
+        "Kubeflow does not start again pods that fail or are evicted, such as for lack of memory: its retryPolicy is "
+        "OnError"
     )
+    assert findings["pace"] == "Argo looks at a workflow again every 10 s, and a run waits for it between steps"
     run = user.__name__.replace("_", "-")
     started = CliRunner().invoke(app, ["submit", str(federation), "--run", run, "--force"])
     assert started.exit_code == 0, (started.output, started.exception)

@@ -55,6 +55,15 @@ MISTAKES = (
 )  # fmt: skip
 
 
+EXPIRED = "eyJhbGciOiJub25lIn0.eyJleHAiOjF9.x"
+"""A token that expired in 1970."""
+PROVIDER = (
+    "{{current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], "
+    "clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:1'}}}}], users: [{{name: u, user: {{auth-provider: {{{}}}}}}}]}}"
+)
+"""A kubeconfig whose user logs in by a provider."""
+
+
 @pytest.fixture
 def told(
     kfp: KfpServer, digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -115,17 +124,35 @@ def test_each_mistake_gets_a_message_that_helps(told: Callable[[str], tuple[int,
             "{apiVersion: client.authentication.k8s.io/v1beta1, command: no-such-plugin}}}]}",
             "the user of the kubeconfig cannot log in: [Errno 2] No such file or directory: 'no-such-plugin'. Install",
         ),
+        (
+            PROVIDER.format("name: gcp"),
+            "the user of the kubeconfig cannot log in: Your default credentials were not found",
+        ),
+        (
+            PROVIDER.format(f"name: oidc, config: {{client-id: c, client-secret: eyJ, id-token: {EXPIRED}}}"),
+            "cannot be used: Invalid kube-config file. Expected key idp-issuer-url in",
+        ),
+        (
+            PROVIDER.format(
+                f"name: oidc, config: {{client-id: c, client-secret: eyJ, id-token: {EXPIRED}, refresh-token: eyJ, "
+                "idp-issuer-url: 'https://127.0.0.1:1'}"
+            ),
+            "the user of the kubeconfig cannot log in: HTTPSConnectionPool",
+        ),
     ],
 )
 def test_a_kubeconfig_that_cannot_be_used(
-    told: Callable[[str], tuple[int, str]], digits: Path, text: str, message: str
+    told: Callable[[str], tuple[int, str]], digits: Path, text: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     (digits / "kubeconfig").write_text(text)
     for command in ("logs trial-1", "resume trial-1"):
         code, said = told(command)
         assert code == 2
         assert message in said, (command, said)
         assert "Traceback" not in said
+        assert "eyJ" not in said  # no token
 
 
 def test_a_kubeconfig_that_is_none(told: Callable[[str], tuple[int, str]], monkeypatch: pytest.MonkeyPatch) -> None:

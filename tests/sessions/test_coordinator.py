@@ -20,7 +20,7 @@ from fedpipe.rounds.manifests import Head, Record
 from fedpipe.rounds.plan import Plan, RunPlace
 from fedpipe.rounds.timings import find_timing
 from fedpipe.rounds.updates import find_update
-from fedpipe.sessions.board import Board, ask_to_stop, poll_board
+from fedpipe.sessions.board import Board, Sign, ask_to_stop, poll_board, put_sign
 from fedpipe.sessions.coordinator import Moment
 from fedpipe.sessions.scripts import scoring
 from fedpipe.steps import coordinate
@@ -183,6 +183,27 @@ class TestStragglers:
         assert session.world.now < 60 + 10 * 5
         assert session.dropped(1) == {"c": "late: no update within 60 s"}
         assert session.dropped(10) == {"c": "away since round 1"}
+
+    def test_one_that_has_left_is_not_waited_for(self) -> None:
+        """Its process died at each try, before it could answer anything."""
+        session = Session(plan_of(10))
+        put_sign(session.world.store, "c", "r1", Sign(round=0, session="s", leaves=True))
+        session.run(absent="c")
+        assert session.world.now < 10 * 5
+        assert session.dropped(10) == {"c": "away since round 1"}
+
+    def test_one_that_left_returns_when_its_pod_is_started_again(self) -> None:
+        session = Session(plan_of(10))
+        put_sign(session.world.store, "c", "r1", Sign(round=0, session="s", leaves=True))
+        session.run(after={"c": 8.0}, seconds=dict.fromkeys(NAMES, 2.0))
+        assert "c" in session.dropped(1)
+        assert "c" in [update.learner for update in session.records[10].updates]
+
+    def test_one_that_left_another_session_is_waited_for(self) -> None:
+        session = Session(plan_of(2))
+        put_sign(session.world.store, "c", "r1", Sign(round=0, session="earlier", leaves=True))
+        session.run(after={"c": 20.0})
+        assert not any(record.dropped for record in session.records)
 
     def test_one_that_comes_back_while_the_coordinator_is_down_joins_the_next_round(self) -> None:
         """Its sign has changed, but the board that the new coordinator finds says it is away."""

@@ -31,7 +31,7 @@ framework: numpy
 learners: [{name: a, data: a.npz}, {name: b, data: b.npz}, {name: c, data: c.npz}]
 data: {parts: {train: 0.6, vote: 0.2, test: 0.2}}
 training: {rounds: 3, batch_size: 8}
-quorum: {min_learners: 2, deadline: 30, retries: 0}
+quorum: {min_learners: 2, deadline: 120, retries: 0}
 export: none
 """
 MODEL = '''
@@ -153,6 +153,9 @@ def test_a_learner_that_is_lost_does_not_fail_the_run(folder: Path, pods: Pods) 
     assert [{u.learner for u in record.updates} for record in records[1:]] == [{"a", "c"}] * 3
     (lost,) = records[1].dropped
     assert (lost.learner, lost.why) == ("b", "the process was ended by SIGKILL, perhaps for lack of memory")
+    assert [[(one.learner, one.why) for one in record.dropped] for record in records[2:]] == [
+        [("b", "away since round 1")]
+    ] * 2  # no deadline has passed
 
 
 @pytest.mark.heavy
@@ -172,6 +175,38 @@ def test_a_learner_that_dies_in_the_test_of_the_last_model(folder: Path, pods: P
     assert found["federated"]["examples"] == sum(tested["examples"] for tested in found["learners"].values())
     records = history(store_of(folder), "r1")
     assert [{u.learner for u in record.updates} for record in records[1:]] == [{"a", "b", "c"}] * 3
+
+
+@pytest.mark.heavy
+def test_a_pod_that_is_lost_and_started_again_joins_the_session(folder: Path, pods: Pods) -> None:
+    """As Kubeflow does with a pod that was deleted; one that starts after the session has nothing to do, and succeeds."""
+    (task,) = [task for task in pods.graph.tasks if task.name == "learn b"]
+    found: list[int] = []
+
+    def lose_once() -> None:
+        board = None
+        while not (board and board[0].round == 2):
+            board = poll_board(store_of(folder), "r1")
+            time.sleep(0.01)
+        lost = pods.processes["learn b"]
+        lost.kill()
+        lost.wait()
+        again, _ = pods.start(task)
+        again.communicate(timeout=60)
+        found.append(again.returncode)
+
+    thread = threading.Thread(target=lose_once)
+    thread.start()
+    ended = pods.run()
+    thread.join()
+    assert ended.pop("learn b").code == -signal.SIGKILL
+    assert found == [0]
+    assert {one.code for one in ended.values()} == {0}
+    assert [len(record.updates) for record in history(store_of(folder), "r1")[1:]] == [3, 3, 3]
+    late, output = pods.start(task)
+    late.communicate(timeout=60)
+    assert late.returncode == 0
+    assert json.loads(output.read_text())["parameterValues"] == {"trained": 0, "voted": 0}
 
 
 @pytest.mark.heavy

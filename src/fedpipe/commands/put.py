@@ -38,9 +38,6 @@ def put(source: Source, file: str | Path, *, store: str | None = None) -> Put:
     True
     """
     (federation, uri), path = settle(source, store), Path(file)
-    if not re.fullmatch(r"[\w.\-]+", path.name):
-        remedy = "Rename it: letters, digits, '.', '_', '-'."
-        raise InputError(f"{path.name!r} cannot be part of a key", where=str(path), remedy=remedy)
     try:
         with path.open("rb") as opened:
             size, digest = path.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest()
@@ -48,6 +45,9 @@ def put(source: Source, file: str | Path, *, store: str | None = None) -> Put:
         raise InputError(
             f"the file cannot be read: {error.strerror}", where=str(path), remedy="Check the path."
         ) from error
+    if not re.fullmatch(r"[\w.\-]+", path.name):
+        remedy = "Rename it: letters, digits, '.', '_', '-'."
+        raise InputError(f"{path.name!r} cannot be part of a key", where=str(path), remedy=remedy)
     key = keys.dataset(digest, path.name)
     place = open_store(uri).below(federation.name)
     found = place.size(key) == size

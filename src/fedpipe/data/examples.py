@@ -139,6 +139,8 @@ def _located(uri: str, deadline: float | None = None) -> tuple[Store, str]:
     check_no_credentials(uri, "data")
     parts = urlsplit(uri)
     parent, _, name = parts.path.rpartition("/")
+    if not name:
+        raise DataError("the URI names no file", where=uri, remedy="Write s3://bucket/key.npz.")
     return open_store(parts._replace(path=parent).geturl(), deadline=deadline), name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,14 +42,29 @@ def load_kubeconfig(settings: Any, where: Where) -> str | None:
         if os.path.exists(used) or (  # noqa: PTH110  (also in a folder that cannot be read)
             path and "KUBERNETES_SERVICE_HOST" not in os.environ
         ):  # a pod needs none
-            what = f"the kubeconfig cannot be used: {one_line(error, 300)}"
+            what = f"the kubeconfig cannot be used: {_reason(error)}"
             raise ClusterError(what, where=used, remedy="Check KUBECONFIG." if path else "Check this file.") from error
         raise
+    except Exception as error:  # each provider of identities has errors of its own
+        raise _no_login(_reason(error), used) from error
     if errors and not (settings.api_key or settings.cert_file):
-        what = f"the user of the kubeconfig cannot log in: {' '.join(errors[0].split())[:300]}"
-        remedy = "Install the plugin that it names, such as that of EKS, GKE or AKS, and log in with it."
-        raise ClusterError(what, where=used, remedy=remedy)
+        raise _no_login(" ".join(errors[0].split())[:300], used)
     return path
+
+
+def _reason(error: Exception) -> str:
+    """Returns the reason of an error without the user's entry, tokens and all, which the client writes into paths.
+
+    >>> _reason(ValueError("Expected key a in file/{'name': 'u', 'user': {'id-token': 'secret'}}/user/config"))
+    'Expected key a in file/user/config'
+    """
+    return one_line(re.sub(r"/?\{.*\}", "", str(error), flags=re.DOTALL), 300)
+
+
+def _no_login(why: str, used: str) -> ClusterError:
+    """Returns the error of a user of a kubeconfig whose plugin or provider gives no token."""
+    remedy = "Install the plugin that it names, such as that of EKS, GKE or AKS, and log in with it."
+    return ClusterError(f"the user of the kubeconfig cannot log in: {why}", where=used, remedy=remedy)
 
 
 def namespace_of(path: str | None, context: str) -> str:
@@ -93,6 +109,6 @@ def _wrong_context(error: Exception, context: str, path: str | None) -> ClusterE
         names = [str(one["name"]) for one in config.list_kube_config_contexts(path)[0]]
     if not names or context in names:
         remedy = "Check --context and KUBECONFIG."
-        return ClusterError(one_line(error, 300), where=path or "kubeconfig", remedy=remedy)
+        return ClusterError(_reason(error), where=path or "kubeconfig", remedy=remedy)
     what = f"the kubeconfig has no context {context!r}"
     return ClusterError(what, where="--context", remedy=suggestion(context, names, listed="Choose one of"))

@@ -67,13 +67,17 @@ class Board(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Sign(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A learner's last answer to a phase, in which it took part or could not; or `here` when it has answered none."""
+    """A learner's last answer to a phase, in which it took part or could not; or `here` when it has answered none.
+
+    One that leaves is not awaited in this session, unless it leaves another sign.
+    """
 
     round: Count
     attempt: Count = 0
     phase: PhaseName = "here"
     took_part: bool = False
     session: str = ""
+    leaves: bool = False
 
     def answers(self, board: Board) -> bool:
         """Return whether this is an answer to the board's request, and not one of an earlier session."""

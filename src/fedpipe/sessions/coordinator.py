@@ -275,7 +275,11 @@ class Coordinator:
         while True:
             awaited = [name for name in board.asked if name not in answers]
             signs = each(self._store, self._keeper.sign, awaited)
-            came = [(n, s.took_part) for n, s in zip(awaited, signs, strict=True) if s and s.answers(board)]
+            seen = [(name, sign) for name, sign in zip(awaited, signs, strict=True) if sign]
+            left = [name for name, sign in seen if sign.leaves and sign.session == board.session]
+            came = [(name, sign.took_part) for name, sign in seen if sign.answers(board)]
+            came += [(name, False) for name in left if name not in dict(came)]
+            self._away |= {name: Away(since=board.round, sign=self._keeper.sign_digest(name)) for name in left}
             counts = each(self._store, partial(_counts, phase), came)
             for (name, _), took_part in zip(came, counts, strict=True):
                 answers[name] = took_part
@@ -291,9 +295,9 @@ class Coordinator:
             if early is not None and offered:
                 early.take(offered.pop(0))
                 continue
-            left = deadline - waited
+            remaining = deadline - waited
             few = len(board.asked) - len(answers)  # the fewer are awaited, the less a poll costs
-            yield min(max(left, 0.01), pause(waited * few / len(board.asked), few, self._random))
+            yield min(max(remaining, 0.01), pause(waited * few / len(board.asked), few, self._random))
 
     def _answered(self, board: Board, name: str, answers: Mapping[str, bool]) -> None:
         awaited = [n for n in board.asked if n not in answers]

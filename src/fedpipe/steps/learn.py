@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from functools import partial
 
+import msgspec
 from msgspec import Struct
 
 from fedpipe.data.statistics import Report
@@ -192,16 +193,17 @@ def _last_update(store: Store, inputs: Inputs, last: int) -> Update | None:
 
 
 def give_up(inputs: Inputs, why: str) -> Outputs | None:
-    """Leave the session for good, so that its round does not wait; None when the session does not continue."""
+    """Leave the session for good, so that no round waits; None when the session does not continue."""
     store = inputs.place.open()
     last = inputs.last or read_plan(store, inputs.place.plan).federation.training.rounds
     if not continues(store, inputs.place.run, _session(inputs), last):
         return None
     board, _ = poll_board(store, inputs.place.run) or (None, "")
+    sign = Sign(round=0, session=_session(inputs), leaves=True)
     if board is not None and board.session == _session(inputs) and inputs.learner in board.asked:
         _leave(store, inputs, board, why)
-        sign = Sign(round=board.round, attempt=board.attempt, phase=board.phase, session=board.session)
-        put_sign(store, inputs.learner, inputs.place.run, sign)
+        sign = msgspec.structs.replace(sign, round=board.round, attempt=board.attempt, phase=board.phase)
+    put_sign(store, inputs.learner, inputs.place.run, sign)
     return Outputs(trained=0, voted=0, metrics=metrics_of_learner(None, 0, 0))
 
 

@@ -6,7 +6,7 @@ import functools
 import os
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from fedpipe.errors import StoreError
 from fedpipe.store import held
@@ -71,6 +71,8 @@ def check_uri(uri: str, *, folder: Path | None = None) -> str:
         raise StoreError(f"the store {uri!r} has a parameter twice", remedy="Keep one.")
     if parts.scheme == "s3" and not parts.netloc:
         raise StoreError(f"the store {uri!r} names no bucket", remedy="Write s3://bucket/prefix.")
+    if parts.scheme == "s3" and {".", ".."} & set(parts.path.split("/")):
+        raise StoreError(f"the store {uri!r} has a part '.' or '..'", remedy="Write the whole key without it.")
     if unknown := set(query) - (_PARAMETERS if parts.scheme == "s3" else set()):
         remedy = "Remove the query. In a name, write %3F."
         remedy = "Use only endpoint, region and style." if parts.scheme == "s3" else remedy
@@ -81,15 +83,16 @@ def check_uri(uri: str, *, folder: Path | None = None) -> str:
 
 
 def with_endpoint(uri: str, default: str) -> str:
-    """Adds the default's endpoint to an S3 URI that has none.
+    """Adds the default's endpoint, and what belongs to it, to an S3 URI that names none.
 
-    >>> with_endpoint("s3://other", "s3://b/p?endpoint=http://host:9000")
-    's3://other?endpoint=http://host:9000'
+    >>> with_endpoint("s3://other?region=eu", "s3://b/p?endpoint=http://host:9000&region=us-east-1")
+    's3://other?endpoint=http://host:9000&region=eu'
     """
-    known = urlsplit(default)
-    if uri.startswith("s3://") and "?" not in uri and known.scheme == "s3" and known.query:
-        return f"{uri}?{known.query}"
-    return uri
+    place, _, query = uri.partition("?")
+    known, given = urlsplit(default), dict(parse_qsl(query, keep_blank_values=True))
+    if not uri.startswith("s3://") or known.scheme != "s3" or not known.query or "endpoint" in given:
+        return uri
+    return f"{place}?{urlencode({**dict(parse_qsl(known.query)), **given}, safe=':/') if given else known.query}"
 
 
 def chosen_uri(given: str | None, default: str) -> str:

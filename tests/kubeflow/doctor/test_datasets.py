@@ -97,9 +97,15 @@ def test_a_dataset_is_put_once_and_found(minio_server: servers.Server, folder: P
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("none.npz", "cannot be read: No such file"), ("a b.npz", "part of a key")]
+    ("name", "message"),
+    [
+        ("none.npz", "cannot be read: No such file"),
+        (".", "cannot be read: Is a directory"),
+        ("a b.npz", "part of a key"),
+    ],
 )
 def test_a_file_that_cannot_be_put(folder: Path, minio_server: servers.Server, name: str, message: str) -> None:
+    (folder / "a b.npz").write_bytes(b"x")
     with pytest.raises(InputError, match=message):
         fedpipe.put(content(minio_server, folder), name)
 
@@ -108,6 +114,8 @@ def test_a_file_that_cannot_be_put(folder: Path, minio_server: servers.Server, n
     ("data", "level", "message"),
     [
         ("{place}/none.npz", "error", "there is no such dataset"),
+        ("s3://tests", "error", "the URI names no file"),
+        ("s3://tests/", "error", "the URI names no file"),
         ("{folder}/data.npz", "error", "pods cannot read .*, a file on this machine"),
         ("s3://tests/x.npz?endpoint=http://store.nowhere:9000", "warning", "cannot be looked at from here"),
     ],
@@ -119,7 +127,7 @@ def test_what_doctor_says_about_other_datasets(
     (found,) = findings(content(minio_server, folder, data={"uri": uri}))
     assert (found.level, found.subject) == (level, "data")
     assert re.search(message, found.what)
-    assert level == "warning" or "fedpipe put FILE" in found.remedy
+    assert level == "warning" or "fedpipe put FILE" in found.remedy or "Write s3://bucket/key.npz" in found.remedy
 
 
 def test_the_name_of_a_dataset_is_not_its_endpoint() -> None:

@@ -18,7 +18,7 @@ from fedpipe.kubeflow.doctor.finding import REQUEST_SECONDS, Finding
 from fedpipe.kubeflow.doctor.launcher import check_launcher
 from fedpipe.kubeflow.doctor.nodes import Node, check_nodes, list_nodes
 from fedpipe.kubeflow.doctor.quotas import check_quotas
-from fedpipe.kubeflow.doctor.retries import check_retries
+from fedpipe.kubeflow.doctor.retries import check_pace, check_retries
 from fedpipe.kubeflow.doctor.secrets import check_images, check_secrets
 from fedpipe.kubeflow.doctor.store import check_enrolment, check_store, find_signers
 from fedpipe.kubeflow.forwarding import reachable_store
@@ -141,6 +141,7 @@ def _check_cluster(federation: Federation, pod_uri: str, where: Where) -> Iterat
     yield Finding("ok", "kubernetes", f"answers; runs are in namespace {cluster.namespace}")
     yield from check_launcher(cluster, pod_uri)
     yield from check_retries(cluster, where.kfp_namespace)
+    yield from check_pace(cluster, where.kfp_namespace)
     yield from check_secrets(federation, cluster, find_signers(federation, pod_uri, where))
     nodes: list[Node] | None = None
     try:
