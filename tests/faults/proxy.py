@@ -152,7 +152,7 @@ class Wire(_Listener):
     def _place(self, data: bytes, before: int) -> int | None:
         """Return the place at which these bytes are cut; None if they are not."""
         if not self._mark:
-            return self._limit - before - 1 if before + len(data) >= self._limit else None
+            return 0 if before + len(data) >= self._limit else None
         parts = data.split(self._mark)
         missing = self._limit - self._marks
         self._marks += len(parts) - 1
