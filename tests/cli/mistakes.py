@@ -40,6 +40,31 @@ def build():
 TABLE = "age,smoker,sex,seen\n49,yes,m,1970-01-01\n53,no,f,\n"
 
 
+SPLIT = """name: clinic
+store: store
+model: model.py
+learners:
+  - {name: north, data: north.npz}
+  - {name: south, data: south.npz}
+algorithm: {name: split, label_party: south, ids: patient, batch_size: 8}
+training: {rounds: 1}
+"""
+PARTS = """import keras
+
+
+def bottom(party):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+    model.compile(optimizer="sgd")
+    return model
+
+
+def top():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    model.compile(optimizer="sgd", loss="sparse_categorical_crossentropy")
+    return model
+"""
+
+
 class Mistake(NamedTuple):
     """Describes a mistake.
 
@@ -254,6 +279,66 @@ def secure_sums() -> Iterator[Mistake]:
             f"a learner has no key ({does})", "{}", "no key of east", make=enrolled("north", "south"), command=command
         )
     yield one("another administrator signed the roster", "{}", "is signed with another key", make=foreign)
+
+
+def cut(**changes: Any) -> Callable[[Path], Any]:
+    """Writes a federation whose network is cut, with other arrays where they are given; `y` is at south."""
+    arrays = {"x": np.arange(180.0).reshape(60, 3) / 180, "y": np.arange(60) % 3, "patient": np.arange(60), **changes}
+
+    def make(folder: Path) -> None:
+        written("federation.yaml", SPLIT)(folder)
+        written("model.py", PARTS)(folder)
+        np.savez(folder / "north.npz", **{name: arrays[name] for name in ("x", "patient") if arrays[name] is not None})
+        np.savez(folder / "south.npz", y=arrays["y"], patient=np.arange(60))
+
+    return make
+
+
+def split_learning() -> Iterator[Mistake]:
+    """Mistakes in cut networks and the rows of their parties."""
+
+    def one(cause: str, make: Callable[[Path], Any], says: str, place: str) -> Mistake:
+        return Mistake("Split learning", cause, make, "run federation.yaml", says, place)
+
+    def model(old: str, new: str) -> Callable[[Path], Any]:
+        return both(cut(), text(old, new, "model.py"))
+
+    def file(old: str, new: str) -> Callable[[Path], Any]:
+        return both(cut(), text(old, new))
+
+    yield one("there are two label parties", file("south, ids", "[north, south], ids"), "`array`", "label_party")
+    yield one(
+        "the label party has another name", file("party: south", "party: sout"), "no learner 'sout'", "label_party"
+    )
+    yield one("a party has no file", file(", data: north.npz", ""), "is missing", "learners[0].data")
+    yield one("there is no bottom", model("def bottom", "def lower"), "no function 'bottom'", "model.py")
+    yield one(
+        "a party has no part",
+        model(
+            "    model = keras.Sequential([keras.Input((3,)",
+            "    return None\n    model = keras.Sequential([keras.Input((3,)",
+        ),
+        "returns None",
+        "model.py",
+    )
+    yield one("the bottom does not fit the top", model("Dense(4)", "Dense(5)"), "top() takes float32 [4]", "model.py")
+    yield one(
+        "the bottom does not fit the rows", model("Input((3,)", "Input((2,)"), "does not fit its rows", "model.py"
+    )
+    yield one("the bottom takes no party", model("bottom(party)", "bottom()"), "cannot be called", "model.py")
+    yield one("there are no ids", cut(patient=None), "no array 'patient'", "learners[0].data, north")
+    yield one("an id is missing", cut(patient=np.array(["", *"ab" * 29, "c"])), "no id", "learners[0].data, north")
+    yield one("ids are doubled", cut(patient=np.arange(60) // 2), "30 ids are doubled", "learners[0].data, north")
+    yield one("rows have another order", cut(patient=np.arange(60)[::-1]), "same order", "learners[1].data, south")
+    yield one("a party has fewer rows", cut(x=np.zeros((50, 3)), patient=np.arange(50)), "north has 50", "south")
+    yield one(
+        "no ids are common",
+        both(cut(patient=np.arange(60) + 60), text("ids: patient", "ids: patient, align: intersection")),
+        "no id is common",
+        "algorithm.ids",
+    )
+    yield one("a batch is larger than the rows", file("batch_size: 8", "batch_size: 64"), "fewer than a batch", "north")
+    yield one("a label is not a class", cut(y=np.arange(60) % 4), "range from 0 to 3", "model.py")
 
 
 def model_file() -> Iterator[Mistake]:
@@ -545,7 +630,7 @@ def sites() -> Iterator[Mistake]:
 
 
 MISTAKES = [
-    *federation_file(), *secure_sums(), *model_file(), *datasets(), *predictions(), *servers(), *stores_and_runs(), *sites(),
+    *federation_file(), *secure_sums(), *split_learning(), *model_file(), *datasets(), *predictions(), *servers(), *stores_and_runs(), *sites(),
 ]  # fmt: skip
 
 

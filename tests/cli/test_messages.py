@@ -15,7 +15,7 @@ from tests.cli.mistakes import MISTAKES, Mistake, prepare, row_of, shown
 
 PAGE = Path(__file__).parents[2] / "docs/messages.md"
 REMEDY = re.compile(
-    r"[.)?:!}] (?:Add|Ask|Call|Change|Check|Choose|Close|Convert|Correct|Count|Create|Declare|Define|Did you mean|Enrol|Fill|Give|Install"
+    r"[.)?:!}] (?:Add|Ask|Call|Change|Check|Choose|Close|Convert|Correct|Count|Create|Declare|Define|Did you mean|Enrol|Fill|Give|Install|Keep"
     r"|Learners:|Leave|Lower|Make|Name|No run has begun here|Number|Pass|Publish|Remove|Rename|Return|Run|Save|Scale|Set|Sign|Columns:|Try|Use|Valid:|Write)(?!\w)"
 )
 """An imperative, or a list of what is valid."""

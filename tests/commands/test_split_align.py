@@ -72,7 +72,13 @@ def test_rows_are_aligned_before_they_are_learned_from(tmp_path: Path) -> None:
     assert summary["choice"]["values"].keys() >= {"3"}
     assert summary["onnx"]["max_abs_difference"] < 1e-5
 
+    for name in rows:
+        phases = summary["traffic"][name]["phases"]
+        assert list(phases) == ["align", "exchange", "score"]
+        assert phases["align"]["sent"] > 32 * 90, "points and tables of the search for common rows"
+
     report = (tmp_path / "out" / "report.html").read_text()
+    assert "<td>alice</td><td>common rows</td>" in report
     assert '<td>bob</td><td class="n">120</td><td class="n">90</td><td class="n">30</td>' in report
     done = CliRunner().invoke(app, ["verify", "r1", "-f", str(file)])
     assert done.exit_code == 0, done.output

@@ -30,6 +30,7 @@ def test_handwritten_digits_cut_between_two_parties(tmp_path: Path) -> None:
     assert evaluation["left_out"] == {}
     assert rounds[-1]["loss"] < 0.2 * rounds[0]["loss"]
     assert rounds[-1]["learners"] == ["alice", "bob"]
+    assert all(0 < entry["seconds"] < result.summary["seconds"] for entry in rounds)
     assert result.summary["onnx"]["max_abs_difference"] < 1e-5
     assert_traffic_is_told(result.summary["traffic"], (tmp_path / "out" / "report.html").read_text())
     with np.load(tmp_path / "alice.npz") as alice, np.load(tmp_path / "bob.npz") as bob:
@@ -68,15 +69,21 @@ def assert_parts_serve_apart(folder: Path, expected: Any) -> None:
             np.testing.assert_allclose(apart.prediction.outputs, expected, atol=1e-5)
 
 
-def assert_traffic_is_told(traffic: dict[str, dict[str, float]], report: str) -> None:
+def assert_traffic_is_told(traffic: dict[str, dict[str, Any]], report: str) -> None:
     """Each party sends a parcel a batch, with 64 float32 for each row; alice also sends those of held-out rows."""
-    rounds, epochs, rows, numbers = 4, 2, 1437, 64
+    rounds, epochs, rows, held_out, numbers = 4, 2, 1437, 180, 64
     least = rounds * epochs * rows * numbers * 4
     for name in ("alice", "bob"):
         assert least < traffic[name]["sent"] < 1.15 * least
         assert traffic[name]["computing"] > 0
         assert traffic[name]["waiting"] > 0
-        assert f'<td>{name}</td><td class="n">{traffic[name]["sent"]:,}</td>' in report
+        assert traffic[name]["phases"]["exchange"]["sent"] == traffic[name]["sent"]
+        assert f'<td>{name}</td><td>training</td><td class="n">{traffic[name]["sent"]:,}</td>' in report
+    tested = traffic["alice"]["phases"]["score"]["sent"]
+    assert held_out * numbers * 4 < tested < 1.15 * held_out * numbers * 4
+    assert f'<td>alice</td><td>last test</td><td class="n">{tested:,}</td>' in report
+    assert traffic["bob"]["phases"]["score"]["sent"] == 0
+    assert "<td>quorum</td><td>all parties</td>" in report
     assert "bottom(&#x27;alice&#x27;)" in report
     assert "labels, top()" in report
 

@@ -81,7 +81,7 @@ def _pump(source: socket.socket, target: socket.socket, limit: int | None) -> No
             end.shutdown(socket.SHUT_RDWR)
 
 
-Way = Literal["up", "down"]
+Way = Literal["up", "down", "answer"]
 
 
 class Wire(_Listener):
@@ -89,7 +89,7 @@ class Wire(_Listener):
 
     Args:
         port: of the server.
-        way: the way of the bytes that decide.
+        way: the way of the bytes that decide; `answer`: those on their way up do, and the answer to them is cut off.
         limit: the connection that carries the byte with this number is cut; it does not arrive.
         then: is called then.
         mark: the limit counts these bytes instead, and the connection is cut behind them.
@@ -103,6 +103,7 @@ class Wire(_Listener):
         self.passed: dict[Way, int] = {"up": 0, "down": 0}
         self.cut = 0
         self._way, self._limit, self._then, self._mark, self._dark = way, limit, then, mark, dark
+        self._decides = "up" if way == "answer" else way
         self._light, self._marks, self._lock = 0.0, 0, threading.Lock()
         super().__init__(port)
 
@@ -111,15 +112,16 @@ class Wire(_Listener):
             if time.monotonic() < self._light:
                 return
             with socket.create_connection(("127.0.0.1", self._port)) as server:
-                up = threading.Thread(target=self._carry, args=("up", client, server), daemon=True)
+                unheard = threading.Event()
+                up = threading.Thread(target=self._carry, args=("up", client, server, unheard), daemon=True)
                 up.start()
-                self._carry("down", server, client)
+                self._carry("down", server, client, unheard)
                 up.join()
 
-    def _carry(self, way: Way, source: socket.socket, target: socket.socket) -> None:
+    def _carry(self, way: Way, source: socket.socket, target: socket.socket, unheard: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                rest = self._rest(way, data)
+                rest = self._rest(way, data, unheard)
                 target.sendall(data[: len(data) - rest])
                 if rest:
                     break
@@ -127,14 +129,20 @@ class Wire(_Listener):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def _rest(self, way: Way, data: bytes) -> int:
+    def _rest(self, way: Way, data: bytes, unheard: threading.Event) -> int:
         """Return how many bytes at the end are not passed on, because the connection is cut before them."""
         with self._lock:
             if time.monotonic() < self._light:
                 return len(data)
             before = self.passed[way]
             self.passed[way] += len(data)
-            if way != self._way or self.cut or (place := self._place(data, before)) is None:
+            place = self._place(data, before) if not self.cut and way == self._decides else None
+            if place is not None and self._way == "answer":
+                unheard.set()
+                return 0
+            if unheard.is_set() and way == "down":
+                place = 0
+            if place is None:
                 return 0
             self.cut += 1
             self._light = time.monotonic() + self._dark
@@ -144,7 +152,7 @@ class Wire(_Listener):
     def _place(self, data: bytes, before: int) -> int | None:
         """Return the place at which these bytes are cut; None if they are not."""
         if not self._mark:
-            return self._limit - before - 1 if before + len(data) >= self._limit else None
+            return 0 if before + len(data) >= self._limit else None
         parts = data.split(self._mark)
         missing = self._limit - self._marks
         self._marks += len(parts) - 1

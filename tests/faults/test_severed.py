@@ -30,8 +30,8 @@ PARTIES = ("alice", "carol", "labels")
 ROUNDS, EPOCHS, BATCHES = 2, 2, 5
 PATIENCE = 60.0
 """Seconds after which a session hangs; an undisturbed one takes about two."""
-ACTIVATIONS, GRADIENTS, ANSWER = b'"kind":"activations"', b'"kind":"gradients"', b"Content-Length: 0\r\n"
-"""Marks in the line of a parcel, before its numbers, and in the answer to an upload."""
+ACTIVATIONS, GRADIENTS = b'"kind":"activations"', b'"kind":"gradients"'
+"""Marks in the line of a parcel, before its numbers."""
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("s3_keys")]
 
 
@@ -131,7 +131,7 @@ CUTS: dict[str, dict[str, Cut]] = {
     "while activations arrive": {"labels": Cut("down", ACTIVATIONS)},
     "while gradients are sent": {"labels": Cut("up", GRADIENTS)},
     "while gradients arrive": {"alice": Cut("down", GRADIENTS)},
-    "before an upload is answered": {"alice": Cut("down", ANSWER)},
+    "before an upload is answered": {"alice": Cut("answer", ACTIVATIONS)},
     "for some seconds": {"alice": Cut("up", ACTIVATIONS, dark=3.0)},
     "at both ends": {"alice": Cut("down", GRADIENTS, dark=3.0), "labels": Cut("up", GRADIENTS, 15, dark=2.0)},
 }

@@ -158,6 +158,8 @@ def _of_kind(expected: str, got: str) -> str:
     can_be_left_out = "null" in kinds
     if got in ("date", "datetime", "time"):
         return "Write it in quotes."
+    if len(wanted) == 1 and got == "array" and wanted[0] in ("int", "float", "bool", "str"):
+        return "Write one value, without a list."
     if len(wanted) == 1 and not can_be_left_out:
         return _EXPECTED[wanted[0]]
     words = " or ".join(_SHORT[kind] for kind in wanted)

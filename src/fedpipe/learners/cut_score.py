@@ -33,6 +33,7 @@ from fedpipe.rounds.parcels import (
     unpacked,
 )
 from fedpipe.rounds.plan import Plan
+from fedpipe.rounds.timings import TEST_PARCELS, Timing, note
 from fedpipe.store import Store
 from fedpipe.store.objects import get_bytes
 from fedpipe.weights import Array
@@ -70,20 +71,32 @@ def _scored(meeting: Meeting, plan: Plan, party: str, digest: str, patience: flo
     arrays = own_part(store, digest, party)
     own = _activations(store, plan, party, held, arrays)
     if party != cut.label_party:
-        seal = _seal(meeting, party, cut.label_party)
-        for number, values in enumerate(own):
-            send(meeting, "test", number, party, cut.label_party, packed(values, cut.exchange), seal)
+        seal, label = _seal(meeting, party, cut.label_party), cut.label_party
+        _note(
+            store, plan, party,
+            sum(send(meeting, "test", k, party, label, packed(a, cut.exchange), seal) for k, a in enumerate(own)),
+        )  # fmt: skip
         return Score(learner=party, weights=digest, why=NO_LABELS)
     top, rows = label_model(store, plan), held.parts["test"]
     if not len(rows):
         return Score(learner=party, weights=digest, why="the test part is empty")
     assert held.y is not None
     found = []
-    end = time.monotonic() + patience
+    begun = time.monotonic()
+    end = begun + patience
     for name, shape in zip(plan.federation.feature_parties, top.inputs_in_order, strict=True):
         theirs = own if name == party else _received(meeting, plan, party, name, held, shape.row, end)
         found.append(np.concatenate(theirs))
+    _note(store, plan, party, 0, time.monotonic() - begun)
     return score_part(top, plan, part_of(arrays, TOP), party, digest, top.examples(found, held.y[rows]))
+
+
+def _note(store: Store, plan: Plan, party: str, sent: int, waiting: float = 0.0) -> None:
+    """Note what a party has sent for the test, and how long it has waited."""
+    note(
+        store, plan.run,
+        Timing(step=TEST_PARCELS, learner=party, started=time.time() - waiting, seconds=waiting, sent=sent),
+    )  # fmt: skip
 
 
 def own_part(store: Store, digest: str, party: str) -> Arrays:

@@ -8,14 +8,14 @@ from fedpipe.learners.cut import BOTTOM, TOP
 from fedpipe.reports.charts import COLOURS
 from fedpipe.reports.drawing import SMALL_TEXT, Box, Drawing, Line, Words, shortened
 from fedpipe.reports.story import Story
-from fedpipe.reports.traffic import Traffic
+from fedpipe.reports.traffic import EXCHANGE, Traffic
 
 _BOX, _GAP, _HEIGHT, _SPACE, _MARGIN = 190.0, 24.0, 62.0, 84.0, 16.0
 _HEAD = 26.0
 """Lengths in pixels: width and height of a box, between boxes, between the rows of boxes, around all, of the title."""
 
 
-def cut_picture(story: Story, traffic: Mapping[str, Traffic]) -> Drawing:
+def cut_picture(story: Story, traffic: Mapping[str, Mapping[str, Traffic]]) -> Drawing:
     """Draws the parts of a cut network: bottoms below, the top above, and between them the bytes of a round.
 
     Args:
@@ -41,13 +41,19 @@ def cut_picture(story: Story, traffic: Mapping[str, Traffic]) -> Drawing:
         _draw_part(drawing, left, low, name, f"features, {BOTTOM}({name!r})", COLOURS[0])
         start, end = left + _BOX / 2, middle + _BOX / 2
         drawing.add(Line([(start, low), (start, low - 20), (end, top + _HEIGHT + 20), (end, top + _HEIGHT)], width=1.5))
-        if name != label and name in traffic:
-            text = f"up: {_bytes(traffic[name].sent / rounds)} a round"
+        if name != label and (sent := _sent(traffic, name)):
+            text = f"up: {_bytes(sent / rounds)} a round"
             drawing.add(Words(start + 6, low - 8, text, SMALL_TEXT))
-    if label in traffic:
-        text = f"down: {_bytes(traffic[label].sent / rounds)} a round"
+    if sent := _sent(traffic, label):
+        text = f"down: {_bytes(sent / rounds)} a round"
         drawing.add(Words(middle + _BOX / 2 + 6, top + _HEIGHT + 14, text, SMALL_TEXT))
     return drawing
+
+
+def _sent(traffic: Mapping[str, Mapping[str, Traffic]], party: str) -> int:
+    """Returns the bytes that a party sent in all rounds; 0 if it noted none."""
+    found = traffic.get(party, {}).get(EXCHANGE)
+    return found.sent if found else 0
 
 
 def _draw_part(drawing: Drawing, x: float, y: float, party: str, holds: str, colour: str) -> None:

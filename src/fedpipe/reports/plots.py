@@ -8,7 +8,7 @@ from fedpipe.data.examples import in_order
 from fedpipe.reports.charts import lanes, line_chart, stacked_bars
 from fedpipe.reports.drawing import Drawing
 from fedpipe.reports.story import Story, global_metrics
-from fedpipe.rounds.timings import PARCELS
+from fedpipe.rounds.timings import PARCELS, TEST_PARCELS
 
 _NOT_TRAINING = ("test_", "held_out_", "central_", "num_", "aggregator", "distributor", "finalizer")
 """Prefixes of a simulated round's metrics that do not describe its training."""
@@ -80,7 +80,7 @@ def label_counts(story: Story, classes: Sequence[str]) -> Drawing:
 def timings(story: Story) -> Drawing:
     """Draws when each step ran: a lane for the coordinator and each learner, a colour for each kind of step."""
     drawn = [  # for long steps, only their rounds; parcels are sent while another step runs
-        t for t in story.timings if t.step != PARCELS and (t.round or t.step not in _LONG)
+        t for t in story.timings if t.step not in (PARCELS, TEST_PARCELS) and (t.round or t.step not in _LONG)
     ]
     first = min(t.started for t in story.timings)
     spans: dict[str, list[tuple[str, float, float]]] = {"": []}

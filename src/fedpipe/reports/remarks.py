@@ -140,7 +140,7 @@ def settings(story: Story) -> list[tuple[str, str]]:
         ("learning rate", training.learning_rate or "as compiled"),
         ("start", training.start),
         ("seed", training.seed),
-        ("quorum", quorum.min_learners or "more than half of those asked"),
+        ("quorum", quorum.min_learners or ("all parties" if federation.split else "more than half of those asked")),
         ("deadline", f"{quorum.deadline:g} s"),
         ("central test set", f"{federation.evaluation.holdout:.0%} of the data" if story.plan.test else "none"),
     ]  # fmt: skip

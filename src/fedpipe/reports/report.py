@@ -10,7 +10,7 @@ from fedpipe.reports.comparison import different_settings
 from fedpipe.reports.drawing import Drawing
 from fedpipe.reports.matrix import matrix_pictures
 from fedpipe.reports.story import Story, privacy, summarise, tests_of_rounds
-from fedpipe.reports.traffic import common_rows, traffic_of
+from fedpipe.reports.traffic import PHASES, common_rows, traffic_of
 from fedpipe.rounds.tallies import ValueTally
 from fedpipe.sessions.board import ENDINGS
 
@@ -48,6 +48,7 @@ def _context(story: Story, others: Sequence[Story]) -> dict[str, Any]:
         "number": number,
         "learners": story.plan.federation.learners,
         "traffic": traffic,
+        "phases": PHASES,
         "common": common_rows(story.records),
         "cut": cut_plots.cut_picture(story, traffic).svg() if traffic else "",
         "metrics": sorted({m for r in summary["rounds"] for m in r["metrics"]}),

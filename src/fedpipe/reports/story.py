@@ -14,7 +14,7 @@ from fedpipe.data.parts import Shard, get_shard
 from fedpipe.data.schema import Schema
 from fedpipe.errors import CorruptError, DroppedError, NotFoundError, RoundError
 from fedpipe.reports.quality import personal_models
-from fedpipe.reports.traffic import common_rows, traffic_of
+from fedpipe.reports.traffic import EXCHANGE, common_rows, traffic_of
 from fedpipe.rounds.ballots import start_scores
 from fedpipe.rounds.choosing import tests_by_round
 from fedpipe.rounds.evaluation import Choice, Evaluation
@@ -175,7 +175,7 @@ def global_metrics(story: Story, number: int) -> dict[str, float]:
     return dict(evaluation.federated.metrics) if evaluation.federated else {}
 
 
-_ROUND_STEPS = ("train", "propose", "aggregate", "simulate", "vote", "tally")
+_ROUND_STEPS = ("train", "propose", "aggregate", "simulate", "vote", "tally", "exchange", "join")
 
 
 def round_seconds(story: Story, number: int) -> float:
@@ -265,9 +265,13 @@ def _round(story: Story, record: Record, tests: Tests) -> dict[str, Any]:
     }
 
 
-def _traffic(story: Story) -> dict[str, dict[str, float]]:
-    found = traffic_of(story.plan.federation, story.timings)
-    return {name: {k: round(v, 3) for k, v in one._asdict().items()} for name, one in found.items()}
+def _traffic(story: Story) -> dict[str, dict[str, Any]]:
+    """Returns the traffic of each party in all rounds, and in each phase."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, phases in traffic_of(story.plan.federation, story.timings).items():
+        numbers = {phase: {k: round(v, 3) for k, v in one._asdict().items()} for phase, one in phases.items()}
+        found[name] = {**numbers.get(EXCHANGE, {}), "phases": numbers}
+    return found
 
 
 def decision(story: Story, record: Record) -> dict[str, Any]:

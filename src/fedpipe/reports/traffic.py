@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from fedpipe.federation.federation import Federation
 from fedpipe.rounds.manifests import Record
-from fedpipe.rounds.timings import PARCELS, Timing
+from fedpipe.rounds.timings import PARCELS, TEST_PARCELS, Timing
+
+EXCHANGE = "exchange"
+PHASES = {"align": "common rows", EXCHANGE: "training", "score": "last test"}
+"""The phases in which parties send parcels, by the names of their steps, and what reports call them."""
 
 
 class Traffic(NamedTuple):
-    """Holds the sums of a party over all rounds: bytes sent, seconds computing and awaiting others."""
+    """Holds the sums of a party in a phase: bytes sent, seconds computing and awaiting others."""
 
     sent: int
     computing: float
@@ -32,15 +36,33 @@ def common_rows(records: Iterable[Record]) -> dict[str, CommonRows]:
     return {one.learner: CommonRows(one.rows, one.common, one.dropped) for one in found}
 
 
-def traffic_of(federation: Federation, timings: Iterable[Timing]) -> dict[str, Traffic]:
-    """Returns what each party of a cut network noted; empty for other federations."""
+def traffic_of(federation: Federation, timings: Iterable[Timing]) -> dict[str, dict[str, Traffic]]:
+    """Returns what each party of a cut network noted in each phase; empty for other federations."""
     if not federation.split:
         return {}
-    found, timings = {}, tuple(timings)
-    for learner in federation.learners:
-        own = [timing for timing in timings if timing.learner == learner.name and timing.round]
-        exchanged = sum(timing.seconds for timing in own if timing.step == "exchange")
-        parcels = [timing for timing in own if timing.step == PARCELS]
-        waiting = sum(timing.seconds for timing in parcels)
-        found[learner.name] = Traffic(sum(timing.sent for timing in parcels), max(0.0, exchanged - waiting), waiting)
-    return found
+    kept = [timing for timing in timings if timing.learner]
+    return {
+        learner.name: {
+            phase: found
+            for phase in PHASES
+            if (found := _sums([timing for timing in kept if timing.learner == learner.name], phase))
+        }
+        for learner in federation.learners
+    }
+
+
+def _sums(own: Sequence[Timing], phase: str) -> Traffic | None:
+    """Returns the sums of a party's phase; None without parcels."""
+    parcels = [timing for timing in own if _phase_of(timing) == phase]
+    if not parcels:
+        return None
+    waiting = sum(timing.seconds for timing in parcels)
+    whole = sum(timing.seconds for timing in own if timing.step == phase)
+    return Traffic(sum(timing.sent for timing in parcels), max(0.0, whole - waiting), waiting)
+
+
+def _phase_of(timing: Timing) -> str:
+    """Returns the phase of which a timing counts the parcels; empty for other timings."""
+    if timing.step == TEST_PARCELS:
+        return "score"
+    return "" if timing.step != PARCELS else EXCHANGE if timing.round else "align"

@@ -21,13 +21,15 @@ _MARGIN = 3600.0
 """Seconds by which the clocks of learners may be wrong."""
 
 
-PARCELS = "parcels"
+PARCELS, TEST_PARCELS = "parcels", "parcels-score"
+"""Steps of the parcels of a phase, and of those of the last test."""
 
 
 class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The start of a step (seconds since 1970), and its duration in seconds.
 
-    The step PARCELS of a party of a cut network has the seconds in which it awaited parcels, and the bytes it sent.
+    The steps PARCELS and TEST_PARCELS of a party of a cut network have the seconds in which it awaited parcels, and the
+    bytes it sent.
     """
 
     step: Annotated[str, Meta(max_length=100)]
