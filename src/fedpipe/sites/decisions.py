@@ -34,7 +34,7 @@ MISSING = "it is missing, although this site has joined or trained"
 
 
 def journal_of(site: Site, *, clock: Callable[[], float] = time.time) -> Journal:
-    """Open the journal of a site; a new one of a site that has worked says so. Raises InputError and CorruptError as `Journal`."""
+    """Open the journal of a site; a new one of a site that has worked says so. Raises as `Journal`."""
     journal = Journal(journal_folder(site), signer_in(Path(site.state)), clock=clock)
     if journal.is_new and has_worked(site):
         journal.note("missing", why=MISSING)
