@@ -289,6 +289,8 @@ def test_joining_is_in_the_journal(tmp_path: Path, fedpipe: Callable[..., Result
     done = fedpipe("site", "join", str(tmp_path / "none.yaml"), "-c", str(tmp_path / "site.yaml"))
     assert done.code == 2
     assert [entry.event for entry in entries_of(tmp_path / "state" / "journal")] == ["not-joined"]
+    assert "not-joined" in fedpipe("site", "journal", "-c", str(tmp_path / "site.yaml")).out, "without a site.yaml too"
+    assert fedpipe("site", "journal", "--verify", "-c", str(tmp_path / "site.yaml")).out == "the journal is whole\n"
 
 
 def test_watch_shows_since_when_a_site_waits(tmp_path: Path) -> None:
