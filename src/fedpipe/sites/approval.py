@@ -298,10 +298,10 @@ class Approvals:
         """
         last = [item for item in self.decisions() if item.verdict == "approved" and item.plan != description.digest]
         before = decode(self.kept(last[-1].plan), Description, where=last[-1].plan) if last else None
-        old = self.kept(before.code) if before else b""
+        codes = (self.kept(before.code) if before else b"", self.kept(description.code))
+        old, new = (code.decode(errors="replace").splitlines() for code in codes)
         lines = difflib.unified_diff(
-            _lines(old), _lines(self.kept(description.code)), "approved/model.py" if before else "nothing",
-            "asked/model.py", lineterm="",
+            old, new, "approved/model.py" if before else "nothing", "asked/model.py", lineterm=""
         )  # fmt: skip
         earlier: dict[str, Any] = read_json(self.kept(before.settings)) if before else {}
         changes = differences(earlier, read_json(self.kept(description.settings)))
@@ -393,10 +393,6 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
     return decode(data, kind, where=str(path))
-
-
-def _lines(code: bytes) -> list[str]:
-    return code.decode(errors="replace").splitlines()
 
 
 def _is_digest(name: str) -> bool:
