@@ -172,7 +172,7 @@ def test_a_site_joins_attends_and_leaves(
     assert [entry.fields["round"] for entry in noted if entry.event == "trained"] == list(range(1, ROUNDS + 1))
     (isolated,) = [entry.fields for entry in noted if entry.event == "isolated"]
     assert isolated == status["isolation"]
-    assert isolated["files"], "Landlock needs no right; a namespace for the network may be forbidden to pods"
+    assert isolated == {"files": True, "network": True}, "Landlock and seccomp need no right"
     assert {keys.update(NAME, "r1", number) for number in range(1, ROUNDS + 1)} <= {
         entry.fields["object"] for entry in noted if entry.event == "sent"
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,13 @@ class TestCommands:
         assert self.ask(tmp_path, store, plan(), **settings) == "waits"
         assert run("approve", "--review", str(tmp_path / "ben.json")).out.startswith("the reviews are kept")
         assert self.ask(tmp_path, store, plan(), **settings) == "approved"
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "text").write_text("approved")
+        for name in ("none.json", "pipe", "text", "."):
+            done = run("approve", "--review", str(tmp_path / name))
+            assert (done.code, "Name a file that `fedpipe site review --out FILE` wrote." in done.err) == (2, True), (
+                name
+            )
         done = run("review", "--key", str(tmp_path / "none.key"))
         assert (done.code, "Make one: fedpipe site reviewer FILE" in done.err) == (2, True)
         assert fedpipe("site", "reviewer", str(tmp_path / "ann.key")).code == 2, "a key is never overwritten"
@@ -281,6 +289,8 @@ def test_joining_is_in_the_journal(tmp_path: Path, fedpipe: Callable[..., Result
     done = fedpipe("site", "join", str(tmp_path / "none.yaml"), "-c", str(tmp_path / "site.yaml"))
     assert done.code == 2
     assert [entry.event for entry in entries_of(tmp_path / "state" / "journal")] == ["not-joined"]
+    assert "not-joined" in fedpipe("site", "journal", "-c", str(tmp_path / "site.yaml")).out, "without a site.yaml too"
+    assert fedpipe("site", "journal", "--verify", "-c", str(tmp_path / "site.yaml")).out == "the journal is whole\n"
 
 
 def test_watch_shows_since_when_a_site_waits(tmp_path: Path) -> None:

@@ -255,3 +255,22 @@ def test_an_entry_of_the_ledger(desk: Desk) -> None:
     desk.guard.check_statement(signed_bytes(entry))
     with pytest.raises(StoreError):
         desk.send(keys.ledger("s", 3), replace(entry, learner="t"))
+
+
+def test_no_more_content_than_models_of_this_size_have(desk: Desk) -> None:
+    """Or code could send the data themselves, as an object that nobody asked for."""
+    desk.guard.allow(base=2**20)
+    key, most = keys.content(DIGEST, "s"), 20 * 2**20
+    desk.guard.check(Request("upload", HERE, key), most, b"")
+    with pytest.raises(StoreError, match="beyond what a model of this size needs"):
+        desk.guard.check(Request("upload", HERE, key), 1, b"")
+    desk.guard.allow(base=0)
+    desk.guard.check(Request("upload", HERE, key), 1, b"")
+
+
+def test_no_more_objects_than_an_answer_has(desk: Desk) -> None:
+    """Their names could carry data."""
+    for number in range(256):
+        desk.send(keys.timing("r1", 1, f"x{number}", "s"), replace(TIMING, step=f"x{number}"))
+    with pytest.raises(StoreError, match="beyond what a model of this size needs"):
+        desk.send(keys.timing("r1", 1, "train", "s"), TIMING)

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,37 @@ def test_a_clock_that_was_set_back_does_not_reset_the_usage(tmp_path: Path) -> N
     journal.note("trained", round=1)
     now[0] -= module.DAY
     assert journal.usage().rounds == 1
+
+
+def test_a_journal_is_whole_while_the_agent_appends(tmp_path: Path) -> None:
+    journal = opened(tmp_path, rotation=2000)
+    journal.note("started")
+    ends = threading.Event()
+
+    def append() -> None:
+        while not ends.is_set():
+            journal.note("sent", object="weights", bytes=1)
+
+    agent = threading.Thread(target=append)
+    agent.start()
+    try:
+        assert [find_flaw(tmp_path / "journal", PUBLIC) for _ in range(100)] == [None] * 100
+    finally:
+        ends.set()
+        agent.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "flaw"),
+    [
+        ("0000000500.jsonl", b"", "0000000500.jsonl: does not belong to the journal"),
+        ("head.next", b"{}", "head: the next head is not signed by this site"),
+    ],
+)
+def test_files_that_the_agent_refuses_are_found(tmp_path: Path, name: str, data: bytes, flaw: str) -> None:
+    journal = opened(tmp_path)
+    journal.note("started")
+    (tmp_path / "journal" / name).write_bytes(data)
+    with pytest.raises(CorruptError):
+        journal.note("stopped")
+    assert str(find_flaw(tmp_path / "journal", PUBLIC)) == flaw

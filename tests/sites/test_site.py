@@ -65,6 +65,19 @@ def test_the_state_is_a_folder_that_others_cannot_read(tmp_path: Path) -> None:
         ({"approve": "everything"}, r"approve: Invalid enum value 'everything'\. Valid: any, ask, listed, signed-by\."),
         ({"administrator": "abc"}, r"administrator: is not a public key\. Write its 64 hexadecimal digits\."),
         ({"approve": {"by": "signed-by", "reviewers": ["abc"]}}, r"approve\.reviewers\[0\]: is not a public key"),
+        (
+            {"approve": {"by": "listed", "plans": ["3f2a"]}},
+            r"Write the whole digest, as `fedpipe site pending` shows it\.",
+        ),
+        (
+            {"policy": {"columns": ["y"]}},
+            r"columns: Expected `object`, got `array`\. Write a table of keys and values\. Valid in",
+        ),
+        (
+            {"policy": {"algorithms": "split"}},
+            r"Expected `array`, got `str`\. Write a list\. Valid in it: averaging, coll",
+        ),
+        ({"certificate": "none.pem"}, r"cannot be read: No such file or directory\. Set certificate to a PEM file"),
         ({"ca": "ca.pem"}, r"site\.yaml: ca, .*/ca\.pem: the file that ca names cannot be read: No such file"),
         ({"credentials": "none"}, r"site\.yaml: credentials, .*/none: the mounted secret cannot be read"),
         ({"store": "ftp://host/b"}, r"site\.yaml: store: the store 'ftp://host/b' has an unknown scheme"),

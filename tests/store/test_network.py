@@ -390,4 +390,4 @@ class TestClientCertificates:
             Pool(retries=False).request("GET", server)
         (tmp_path / "half.pem").write_text("nothing")
         with pytest.raises(InputError, match=r"it does not hold both"):
-            check_certificate(str(tmp_path / "half.pem"))
+            check_certificate(str(tmp_path / "half.pem"), "certificate")

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from msgspec import Meta, Struct
 
 from fedpipe.codec import read_json
-from fedpipe.errors import CorruptError, InputError
+from fedpipe.errors import CorruptError, FedpipeError, InputError
 from fedpipe.federation.names import Name, Section
 from fedpipe.identity.enrolment import PublicKey, format_time
 from fedpipe.identity.signing import Signature, Signer
@@ -298,10 +298,10 @@ class Approvals:
         """
         last = [item for item in self.decisions() if item.verdict == "approved" and item.plan != description.digest]
         before = decode(self.kept(last[-1].plan), Description, where=last[-1].plan) if last else None
-        old = self.kept(before.code) if before else b""
+        codes = (self.kept(before.code) if before else b"", self.kept(description.code))
+        old, new = (code.decode(errors="replace").splitlines() for code in codes)
         lines = difflib.unified_diff(
-            _lines(old), _lines(self.kept(description.code)), "approved/model.py" if before else "nothing",
-            "asked/model.py", lineterm="",
+            old, new, "approved/model.py" if before else "nothing", "asked/model.py", lineterm=""
         )  # fmt: skip
         earlier: dict[str, Any] = read_json(self.kept(before.settings)) if before else {}
         changes = differences(earlier, read_json(self.kept(description.settings)))
@@ -370,27 +370,29 @@ def review_of(digest: str, signer: Signer, clock: Callable[[], float] = time.tim
 
 
 def read_review(path: Path) -> Review:
-    """Read a review file. Raises InputError and CorruptError."""
-    review = _read(path, Review)
-    if review is None:
-        raise InputError("there is no such file", where=str(path))
-    return review
+    """Read a review file. Raises InputError."""
+    try:
+        if review := _read(path, Review):
+            return review
+        raise InputError("there is no such file")
+    except FedpipeError as error:
+        remedy = "Name a file that `fedpipe site review --out FILE` wrote."
+        raise InputError(error.what, where=str(path), remedy=remedy) from error
 
 
 def _read(path: Path, kind: type[_T]) -> _T | None:
     """Return the struct in a file of this folder, which does not follow links; None without one."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            data = os.read(handle, _MOST_KEPT)
+        finally:
+            os.close(handle)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    with os.fdopen(handle, "rb") as file:
-        return decode(file.read(_MOST_KEPT), kind, where=str(path))
-
-
-def _lines(code: bytes) -> list[str]:
-    return code.decode(errors="replace").splitlines()
+    return decode(data, kind, where=str(path))
 
 
 def _is_digest(name: str) -> bool:

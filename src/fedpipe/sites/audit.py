@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,10 +49,12 @@ def find_flaw(folder: Path, public: str = "") -> Flaw | None:
         InputError: the journal cannot be read.
     """
     try:
-        head = _last_head(folder, public)
+        with _held(folder):
+            sizes = {path: path.stat().st_size for path in files_of(folder)}
+            head = _last_head(folder, sizes, public)
     except CorruptError as error:
         return Flaw("head", 0, error.what)
-    lines = _lines(folder)
+    lines = _lines(sizes)
     window = list(itertools.islice(lines, 3))
     last, due = None, 1
     while window:
@@ -57,27 +62,54 @@ def find_flaw(folder: Path, public: str = "") -> Flaw | None:
             return flaw
         last, due = window.pop(0), due + 1
         window += itertools.islice(lines, 1)
-    return _flaw_of_end(head, last, due - 1)
+    return _flaw_of_end(head, last, due - 1) or _flaw_of_files(sizes, head)
 
 
-def _last_head(folder: Path, public: str) -> JournalHead | None:
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep an agent from appending meanwhile, where there is its lock: a copy need not have it."""
+    try:
+        handle = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _flaw_of_files(sizes: Collection[Path], head: JournalHead | None) -> Flaw | None:
+    """Return a file that no head has begun; it has no line that could be wrong."""
+    first = head.first if head else 0
+    beyond = [path.name for path in sizes if int(path.stem) > first]
+    return Flaw(beyond[0], 0, "does not belong to the journal") if beyond else None
+
+
+def _last_head(folder: Path, sizes: Mapping[Path, int], public: str) -> JournalHead | None:
     """Return the end of a journal, signed if a key is given. Raises CorruptError."""
     head, following = read_head(folder), read_head(folder, "head.next", lenient=True)
     if head is not None and public and not is_signed_by(head, public):
         raise CorruptError("is not signed by this site")
-    if following is None or (public and not is_signed_by(following, public)):
+    if following is None:
         return head
-    finished = any(line.entry and line.entry.n == following.entries for line in _lines(folder, following.first))
+    if public and not is_signed_by(following, public):
+        raise CorruptError("the next head is not signed by this site")
+    finished = any(line.entry and line.entry.n == following.entries for line in _lines(sizes, following.first))
     return following if finished else head  # a process may have ended before the head was replaced
 
 
-def _lines(folder: Path, first: int = 0) -> Iterator[_Line]:
-    for path in files_of(folder):
+def _lines(sizes: Mapping[Path, int], first: int = 0) -> Iterator[_Line]:
+    """Yield the lines of files, up to the sizes that they had when the head was read."""
+    for path, left in sizes.items():
         if int(path.stem) < first:
             continue
         try:
             with path.open("rb") as file:
-                for number, data in enumerate(file, 1):
+                number = 0
+                while data := file.readline(left):
+                    number, left = number + 1, left - len(data)
                     yield _Line(path.name, number, data, _parsed(data))
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error

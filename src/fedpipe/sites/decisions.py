@@ -36,14 +36,14 @@ MISSING = "it is missing, although this site has joined or trained"
 def journal_of(site: Site, *, clock: Callable[[], float] = time.time) -> Journal:
     """Open the journal of a site; a new one of a site that has worked says so. Raises as `Journal`."""
     journal = Journal(journal_folder(site), signer_in(Path(site.state)), clock=clock)
-    if journal.is_new and has_worked(site):
+    if journal.is_new and has_worked(Path(site.state)):
         journal.note("missing", why=MISSING)
     return journal
 
 
-def has_worked(site: Site) -> bool:
-    """Return whether the site has joined, or its agent has run: its journal has entries then."""
-    return any(Path(site.state, name).exists() for name in ("membership.json", "agent.json"))
+def has_worked(state: Path) -> bool:
+    """Return whether a site has joined, or its agent has run, by its state: its journal has entries then."""
+    return any((state / name).exists() for name in ("membership.json", "agent.json"))
 
 
 def journal_folder(site: Site) -> Path:

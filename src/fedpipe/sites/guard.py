@@ -31,7 +31,8 @@ from fedpipe.store.objects import decode, digest_of
 _READS = frozenset({"uri", "read", "poll", "read_range", "age", "size", "open", "piece", "close"})
 _WRITES = frozenset({"create", "swap", "replace", "upload"})
 
-
+_MODELS, _SLACK, _OBJECTS = 4, 16 * 2**20, 256
+"""Most content of an answer, that of a few models and some for trees that grow; and most objects: names carry data."""
 _SECRETS = (b"fedpipe exchange", b"fedpipe secret")
 """Texts from whose signatures the secrets of a party of a cut network follow, by which it seals its messages."""
 
@@ -74,7 +75,16 @@ class Guard:
         self._content = re.compile(rf"{own}(?:{'|'.join(CONTENT)})/[0-9a-f]{{64}}", re.ASCII)
         self._events = re.compile(rf"{run}\d{{1,9}}/tensorboard/[\w.\-]{{1,200}}", re.ASCII)
         self._statement = re.compile(rf"(?:{own}(?=ledger/)|{run}(?:\d{{1,9}}/)?)(?P<name>[a-z0-9_./\-]+)", re.ASCII)
+        self.allow(0)
         self._removable = re.compile(rf"{own}parcels/[0-9a-f]{{64}}", re.ASCII)
+
+    def allow(self, base: int) -> None:
+        """Allow what one answer sends. Messages to other parties have no limit, as each batch has one.
+
+        Args:
+            base: bytes of the model that the answer begins with.
+        """
+        self._bytes, self._objects = _MODELS * base + _SLACK, _OBJECTS
 
     def check(self, request: Request, size: int, payload: bytes) -> None:
         """Check a request before it is made.
@@ -97,6 +107,10 @@ class Guard:
         if not here or request.op not in _WRITES:
             raise self._refused(f"to {request.op[:20]} {request.key[:200]!r}")
         fields = self._fields_of(request, payload)
+        if not self._removable.fullmatch(request.key):
+            self._bytes, self._objects = self._bytes - size, self._objects - 1
+            if self._bytes < 0 or self._objects < 0:
+                raise self._refused(f"to send {request.key[:200]!r}, beyond what a model of this size needs")
         self._note("sent", object=request.key, bytes=size, **fields)
 
     def read(self, request: Request, size: int) -> None:

@@ -110,6 +110,7 @@ _NO_KEY = ("is not a public key", "Write its 64 hexadecimal digits.")
 _FORMS = {
     HOURS: ("is not a part of the day", "Write it as '18:00-06:00', in quotes."),
     r"^[0-9a-f]{64}\Z": _NO_KEY, KEY_OR_NONE: _NO_KEY,
+    r"^sha256:[0-9a-f]{64}\Z": ("is not a digest", "Write the whole digest, as `fedpipe site pending` shows it."),
 }  # fmt: skip
 _GRAMMAR = Grammar(Site, "docs/sites.md", _FORMS)
 
@@ -177,7 +178,7 @@ def _check(site: Site, where: str) -> None:
     """Check what the file names on this machine. Raises InputError with the key's path."""
     checks: dict[str, tuple[str, Callable[[], object]]] = {
         "ca": (site.ca, lambda: trust(site.ca)),
-        "certificate": (site.certificate, lambda: check_certificate(site.certificate)),
+        "certificate": (site.certificate, lambda: check_certificate(site.certificate, "certificate")),
         "credentials": (site.credentials, lambda: read_mounted(site.credentials)),
         "state": (site.state, lambda: check_state(Path(site.state))),
         "key": (site.key, lambda: site.public_key),

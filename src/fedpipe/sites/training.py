@@ -43,7 +43,7 @@ from fedpipe.steps.contract import Hands
 from fedpipe.steps.fence import FENCED
 from fedpipe.steps.learn import Inputs, attended
 from fedpipe.steps.work import answers, keyless, secret_paths
-from fedpipe.store import Store, endpoint_of, path_of
+from fedpipe.store import Store, endpoint_of, keys, path_of
 from fedpipe.store.held import FOLDER, KEYHOLDER
 from fedpipe.store.keyholder import Keyholder
 
@@ -317,6 +317,7 @@ class Trainer:
             for other in [other for other in children if other != environment]:
                 children.pop(other).stop()  # two frameworks at once would need the memory of both
             child = children.setdefault(environment, Child(site, environment, guard, (plan.code,), self._note))
+            guard.allow(self._store.size(keys.content(board.base)) or 0)
             answer = self._answered(child, Call("mask" if orders else "act", inputs, board, orders))
             self._show(child.isolation)
             self._account(opened.run, board, answer.masked)

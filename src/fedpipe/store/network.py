@@ -166,19 +166,27 @@ def trusted() -> ssl.SSLContext:
     return context
 
 
-def check_certificate(path: str) -> None:
-    """Check that a file holds a certificate of a client, and its key. Raises InputError."""
-    _present(create_urllib3_context(), path)
+def check_certificate(path: str, name: str) -> None:
+    """Check that a file holds a certificate of a client, and its key.
+
+    Args:
+        path: of the file.
+        name: of the setting that names it, for the message.
+
+    Raises:
+        InputError: it does not.
+    """
+    _present(create_urllib3_context(), path, name)
 
 
-def _present(context: ssl.SSLContext, path: str) -> None:
+def _present(context: ssl.SSLContext, path: str, name: str = CLIENT_CERTIFICATE) -> None:
     try:
         context.load_cert_chain(path)
     except (ssl.SSLError, OSError) as error:
         why = error.strerror if error.errno and not isinstance(error, ssl.SSLError) else "it does not hold both"
         raise InputError(
             f"the client's certificate and key cannot be read: {why}", where=path,
-            remedy=f"Set {CLIENT_CERTIFICATE} to a PEM file with the certificate and its key.",
+            remedy=f"Set {name} to a PEM file with the certificate and its key.",
         ) from error  # fmt: skip
 
 
