@@ -25,6 +25,7 @@ NAMES = (
     "start",
     "waits",
     "local_run",
+    "many_learners",
     "simulation",
     "vote_round",
     "session",

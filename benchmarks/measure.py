@@ -23,6 +23,7 @@ PYTHONS = {
     "tff": str(ROOT / ".venv-tff/bin/python"),
 }
 MIB = 2**20
+_MARK = "FEDPIPE_BENCHMARK"
 
 
 class Row(NamedTuple):
@@ -89,16 +90,23 @@ def script(environment: str, path: str, *arguments: object) -> dict[str, Any]:
 @contextlib.contextmanager
 def ended(environment: dict[str, str]) -> Iterator[dict[str, str]]:
     """Marks an environment, and kills all processes that have it at the end, also when the benchmark is stopped."""
-    mark = f"FEDPIPE_BENCHMARK={uuid.uuid4().hex}"
-    name, _, value = mark.partition("=")
+    mine = {**environment, _MARK: uuid.uuid4().hex}
     try:
-        yield {**environment, name: value}
+        yield mine
     finally:
         for _ in range(3):  # one that was just started is found the next time
-            for process in Path("/proc").glob("[0-9]*"):
+            for process in marked(mine):
                 with contextlib.suppress(OSError):
-                    if mark.encode() in (process / "environ").read_bytes().split(b"\0"):
-                        os.kill(int(process.name), signal.SIGKILL)
+                    os.kill(int(process.name), signal.SIGKILL)
+
+
+def marked(environment: dict[str, str]) -> Iterator[Path]:
+    """The folders in /proc of all processes that were started with a marked environment (`ended`)."""
+    mark = f"{_MARK}={environment[_MARK]}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                yield process
 
 
 def quiet() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tests import servers
@@ -22,9 +24,11 @@ from benchmarks.measure import MIB, REPEATS, ROOT, Row, at_most, median, quiet
 from fedpipe import weights
 from fedpipe.engine.meeting import Meeting
 from fedpipe.learners.contribute import contribute
+from fedpipe.learners.framework import Arrays
+from fedpipe.learners.learner import Trained
 from fedpipe.rounds.beginning import begin
 from fedpipe.rounds.history import read_record
-from fedpipe.rounds.manifests import Update
+from fedpipe.rounds.manifests import Scores, Update
 from fedpipe.rounds.plan import Plan
 from fedpipe.rounds.updates import publish_update
 from fedpipe.sessions.attendance import Attendance, at_once
@@ -56,10 +60,21 @@ def model(elements: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {"w": np.random.default_rng(seed).normal(size=elements).astype(np.float32)}
 
 
-def overhead(uri: str, name: str, count: int, rounds: int = 12) -> float:
-    """Median seconds of a round beyond its training: learners in threads, a model of 40 kB.
+class Sleeper(PlusOneLearner):
+    """Sleeps instead of training, and has no optimizer whose state could be kept."""
 
-    On a folder, they wake each other as in a local run.
+    def propose_weights(self, *, seed: int, seconds: float, optimizer: Arrays | None) -> Trained:
+        time.sleep(TRAINING)
+        return super().propose_weights(seed=seed, seconds=seconds, optimizer=None)._replace(optimizer=None)
+
+    def _score(self, weights: Arrays) -> Scores:
+        return self._scores  # the model has other names
+
+
+def overhead(uri: str, name: str, count: int, rounds: int = 12) -> float:
+    """Median seconds of a round beyond its training, with a model of 40 kB.
+
+    On a folder, learners are threads that wake each other, as in a local run. On MinIO, they are processes, as in pods.
     """
     names = tuple(f"learner-{number:03}" for number in range(count))
     store, plan = open_store(uri).below(name), plan_of(names, rounds)
@@ -77,24 +92,22 @@ def overhead(uri: str, name: str, count: int, rounds: int = 12) -> float:
         return meeting.waiter(coordinates=coordinates) if meeting else time.sleep
 
     def attend(learner: str) -> None:
-        own = open_store(uri).below(name)
-        worker = PlusOneLearner(1.0)
-        worker._score = lambda _: worker._scores  # type: ignore[method-assign]  # the model has other names
+        own, worker = open_store(uri).below(name), Sleeper(1.0)
 
         def answer(board: Board) -> bool:
             with meeting.computing() if meeting else contextlib.nullcontext():
-                time.sleep(TRAINING)
                 return isinstance(contribute(own, plan, learner, board.round, board.base, lambda: worker), Update)
 
         attendance = Attendance(own, plan, learner, "s", {"train": at_once(answer)})
         drive(attendance.run(), waiter(coordinates=False))
 
-    threads = [threading.Thread(target=attend, args=(learner,)) for learner in names]
-    for thread in threads:
-        thread.start()
+    party: Any = threading.Thread if meeting else multiprocessing.get_context("fork").Process
+    learners = [party(target=attend, args=(learner,)) for learner in names]
+    for one in learners:
+        one.start()
     drive(Coordinator(store, plan, "s", listener=listen).run(), waiter(coordinates=True))
-    for thread in threads:
-        thread.join()
+    for one in learners:
+        one.join()
     return median([later - earlier for earlier, later in itertools.pairwise(closed[1:])]) - TRAINING
 
 
@@ -197,10 +210,15 @@ def shapes() -> tuple[float, float]:
 
 
 def memory() -> tuple[float, float]:
-    """Resident MiB of a coordinator around round 30 and around round 190."""
+    """Resident MiB of a coordinator around round 30 and around round 190.
+
+    With an arena of malloc for each thread, what is free in them varies by more than a growth would be.
+    """
+    one_arena = {**os.environ, "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.session_memory"], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+        [sys.executable, "-m", "benchmarks.session_memory"], capture_output=True, text=True, check=True, cwd=ROOT,
+        env=one_arena,
+    )  # fmt: skip
     found = json.loads(done.stdout.strip().splitlines()[-1])
     return found["30"] / MIB, found["190"] / MIB
 

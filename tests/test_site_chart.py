@@ -111,7 +111,20 @@ def test_it_reaches_the_store_and_dns_only(invitation: Path) -> None:
     assert {one["port"] for one in dns["ports"]} == {53}
     assert dns["to"][0]["podSelector"] == {"matchLabels": {"k8s-app": "kube-dns"}}
     assert store["to"] == [{"ipBlock": {"cidr": "192.0.2.7/32"}}]
-    assert [one["port"] for one in store["ports"]] == [443, 9000]
+    assert [one["port"] for one in store["ports"]] == [9000, 8333, 443]
+
+
+def test_ports_of_the_endpoint_and_of_a_proxy_are_open_too(invitation: Path) -> None:
+    invitation.write_text(invitation.read_text().replace('minio.example.org"', 'minio.example.org:9443"'))
+    objects = rendered(invitation, **STORE, **{"env.HTTPS_PROXY": "http://site:word@proxy.example.org:3128/"})
+    ports = the("NetworkPolicy", objects)["spec"]["egress"][1]["ports"]
+    assert [one["port"] for one in ports] == [9000, 8333, 443, 9443, 3128]
+
+
+def test_both_charts_know_the_same_stores() -> None:
+    values = [yaml.safe_load((CHART.parent / name / "values.yaml").read_text()) for name in ("fedpipe-site", "fedpipe")]
+    own, (other, federations) = values[0]["egress"], (values[1][name] for name in ("networkPolicy", "federationPolicy"))
+    assert own["storePorts"] == other["storePorts"] == federations["storePorts"]
 
 
 def test_its_site_yaml_follows_from_the_invitation(invitation: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import fedpipe
 from fedpipe.commands.init import SPLIT_FILES
 from fedpipe.commands.predict import predict_file
-from fedpipe.errors import InputError
+from fedpipe.errors import InputError, StoreError
 from fedpipe.rounds.history import history
 from fedpipe.store import open_store
 from tests.served import serving
@@ -78,6 +79,22 @@ def assert_traffic_is_told(traffic: dict[str, dict[str, float]], report: str) ->
         assert f'<td>{name}</td><td class="n">{traffic[name]["sent"]:,}</td>' in report
     assert "bottom(&#x27;alice&#x27;)" in report
     assert "labels, top()" in report
+
+
+@pytest.mark.parametrize("act", [fedpipe.check, fedpipe.run])
+def test_a_store_in_memory_is_refused(tmp_path: Path, act: Callable[..., object]) -> None:
+    """Parties are processes, which would wait for each other for ever."""
+    fedpipe.init(tmp_path, "split")
+    with pytest.raises(StoreError, match="in the memory of one process") as caught:
+        act(tmp_path / "federation.yaml", store="memory://nobody-else")
+    assert caught.value.exit_code == 2
+    assert caught.value.remedy
+
+
+def test_parties_hold_no_examples_to_explore(tmp_path: Path) -> None:
+    fedpipe.init(tmp_path, "split")
+    with pytest.raises(InputError, match="parties of a cut network hold columns"):
+        fedpipe.explore(tmp_path / "federation.yaml")
 
 
 def test_a_federation_to_start_from_needs_keras(tmp_path: Path) -> None:

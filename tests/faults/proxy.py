@@ -92,43 +92,71 @@ class Wire(_Listener):
         way: the way of the bytes that decide.
         limit: the connection that carries the byte with this number is cut; it does not arrive.
         then: is called then.
+        mark: the limit counts these bytes instead, and the connection is cut behind them.
+        dark: seconds after the cut in which all connections are cut.
     """
 
-    def __init__(self, port: int, way: Way, limit: int, then: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, port: int, way: Way, limit: int, then: Callable[[], object] = lambda: None, *, mark: bytes = b"",
+        dark: float = 0.0,
+    ) -> None:  # fmt: skip
         self.passed: dict[Way, int] = {"up": 0, "down": 0}
         self.cut = 0
-        self._way, self._limit, self._then, self._lock = way, limit, then, threading.Lock()
+        self._way, self._limit, self._then, self._mark, self._dark = way, limit, then, mark, dark
+        self._light, self._marks, self._lock = 0.0, 0, threading.Lock()
         super().__init__(port)
 
     def _serve(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port)) as server:
-            up = threading.Thread(target=self._carry, args=("up", client, server), daemon=True)
-            up.start()
-            self._carry("down", server, client)
-            up.join()
+        with client, contextlib.suppress(OSError):
+            if time.monotonic() < self._light:
+                return
+            with socket.create_connection(("127.0.0.1", self._port)) as server:
+                up = threading.Thread(target=self._carry, args=("up", client, server), daemon=True)
+                up.start()
+                self._carry("down", server, client)
+                up.join()
 
     def _carry(self, way: Way, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while (data := source.recv(65536)) and not self._is_cut(way, len(data)):
-                target.sendall(data)
+            while data := source.recv(65536):
+                rest = self._rest(way, data)
+                target.sendall(data[: len(data) - rest])
+                if rest:
+                    break
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def _is_cut(self, way: Way, size: int) -> bool:
+    def _rest(self, way: Way, data: bytes) -> int:
+        """Return how many bytes at the end are not passed on, because the connection is cut before them."""
         with self._lock:
-            self.passed[way] += size
-            if way != self._way or self.cut or self.passed[way] < self._limit:
-                return False
+            if time.monotonic() < self._light:
+                return len(data)
+            before = self.passed[way]
+            self.passed[way] += len(data)
+            if way != self._way or self.cut or (place := self._place(data, before)) is None:
+                return 0
             self.cut += 1
+            self._light = time.monotonic() + self._dark
         self._then()
-        return True
+        return max(1, len(data) - place)
+
+    def _place(self, data: bytes, before: int) -> int | None:
+        """Return the place at which these bytes are cut; None if they are not."""
+        if not self._mark:
+            return self._limit - before - 1 if before + len(data) >= self._limit else None
+        parts = data.split(self._mark)
+        missing = self._limit - self._marks
+        self._marks += len(parts) - 1
+        return len(self._mark.join([*parts[:missing], b""])) if len(parts) > missing else None
 
 
 @contextlib.contextmanager
-def cutting(port: int, way: Way, limit: int, then: Callable[[], object] = lambda: None) -> Iterator[Wire]:
+def cutting(
+    port: int, way: Way, limit: int, then: Callable[[], object] = lambda: None, *, mark: bytes = b"", dark: float = 0.0
+) -> Iterator[Wire]:
     """A wire that is closed afterwards."""
-    wire = Wire(port, way, limit, then)
+    wire = Wire(port, way, limit, then, mark=mark, dark=dark)
     try:
         yield wire
     finally:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedpipe.engine.preflight import check
-from fedpipe.errors import DataError, FederationError, InputError
+from fedpipe.errors import DataError, FederationError, InputError, ModelError
 from fedpipe.federation.federation import Federation
 from fedpipe.learners.party import held_rows, read_rows
 from tests.federations import make_federation
@@ -67,6 +67,60 @@ def test_columns_of_a_sheet_are_features_but_for_labels_and_ids(tmp_path: Path) 
     assert bob.y is not None
     assert bob.y.tolist() == [1, 0]
     assert [list(found.ids if found.ids is not None else ()) for found in (alice, bob)] == [["p1", "p2"]] * 2
+
+
+LABELS, ROWS = (
+    "id,y\n" + "".join(f"p{k},{k % 2}\n" for k in range(20)),
+    "".join(f"p{k},{k},{k % 2}\n" for k in range(20)),
+)
+SHEETS: dict[str, tuple[str, str, str]] = {
+    "labels at two parties": ("id,age,y\n" + ROWS, LABELS, "the column 'y' has the labels, which only the label party holds"),
+    "text as a feature": ("id,age,sex\np0,1,m\n", LABELS, "'m' is not a number"),
+    "a missing feature": ("id,age,dose\np0,1,\n", LABELS, "the column 'dose' has a missing value in row 1"),
+    "a date as a feature": ("id,age,seen\np0,1,2024-01-31\n", LABELS, "'2024-01-31' is not a number"),
+    "no features": ("id\np0\n", LABELS, "there is no column of features"),
+    "a row without an id": ("id,age,dose\n,1,2\n", LABELS, "1 rows have no id"),
+    "a row without a label": ("id,age,dose\n" + ROWS, LABELS.replace("p7,1", "p7,"), "the label is missing"),
+    "ids under a name in capitals": ("ID,age,dose\n" + ROWS, LABELS, "there is no column 'id', which algorithm.ids names. Did you mean 'ID'?"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("alice", "bob", "what"), SHEETS.values(), ids=SHEETS.keys())
+def test_mistakes_in_sheets_are_found_before_a_run(tmp_path: Path, alice: str, bob: str, what: str) -> None:
+    (tmp_path / "alice.csv").write_text(alice)
+    (tmp_path / "bob.csv").write_text(bob)
+    learners = [{"name": name, "data": str(tmp_path / f"{name}.csv")} for name in ("alice", "bob")]
+    with pytest.raises(DataError) as caught:
+        check(parties(tmp_path, learners=learners), CODE, "", "")
+    assert what in str(caught.value)
+    assert caught.value.remedy
+    assert "data.features" not in caught.value.remedy, "split learning takes no kinds of columns"
+    assert caught.value.exit_code == 2
+
+
+def test_labels_in_a_file_of_arrays_stay_out_of_the_features(tmp_path: Path) -> None:
+    columns = read_rows(parties(tmp_path, {"y": Y}), "alice", None)
+    assert columns.y is None
+    assert columns.x is not None
+    np.testing.assert_array_equal(columns.x, X)
+
+
+@pytest.mark.parametrize(
+    ("made", "what"),
+    [
+        ("[[1.0, 2.0], [1.0]] * 10", "'x' cannot become an array"),
+        ("None", "the features are neither numbers nor text"),
+        ("(k for k in range(20))", "the features are neither numbers nor text"),
+        ("['a'] * 20", "the features are text"),
+        ("3.0", "the features are neither numbers nor text"),
+    ],
+)
+def test_load_that_returns_no_features_is_reported(tmp_path: Path, made: str, what: str) -> None:
+    code = f"{CODE}\ndef load(uri):\n    return {{'x': {made}, 'y': [0, 1] * 10, 'id': list(range(20))}}\n"
+    with pytest.raises(DataError) as caught:
+        check(parties(tmp_path), code, "", "")
+    assert what in caught.value.what
+    assert caught.value.remedy
 
 
 def test_load_of_the_users_file_gives_arrays_by_name(tmp_path: Path) -> None:
@@ -187,12 +241,41 @@ def test_missing_arrays_are_named(tmp_path: Path) -> None:
         held_rows(parties(tmp_path, algorithm={"label_party_features": True}), "bob", None)
 
 
+LAYERS = "[keras.Input((2,)), keras.layers.Dense(3)]"
+BOTTOM = f"keras.Sequential({LAYERS})"
+TOP = 'keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="softmax")])'
+
+
+def of_tensor(text: str) -> str:
+    """A bottom that is made of its input `i` and the output `o` of its layer."""
+    return f"[keras.Model(i, {text}) for i in [keras.Input((2,))] for o in [keras.layers.Dense(3)(i)]][0]"
+
+
 MODELS: dict[str, tuple[str, str, str]] = {
     "parts that do not fit": ("Dense(3)", "Dense(4)", 'bottom("alice") returns float32 [4] a row, but top() takes float32 [3]'),
     "a party without a part": ("    model = keras.Sequential([keras.Input((2,))", "    return None\n    model = keras.Sequential([keras.Input((2,))", 'bottom("alice") returns None'),
     "no bottom": ("def bottom", "def lower", "there is no function 'bottom'"),
     "no top": ("def top", "def upper", "there is no function 'top'"),
     "a part that is not compiled": ('    model.compile(optimizer="sgd")\n', "", "the model is not compiled"),
+    "a bottom with two outputs": (BOTTOM, of_tensor("[o, o + 1]"), 'bottom("alice") returns several tensors'),
+    "a bottom that returns a list": (BOTTOM, of_tensor("[o]"), 'bottom("alice") returns a list or dict of tensors'),
+    "a bottom that returns a dict": (BOTTOM, of_tensor("{'a': o}"), 'bottom("alice") returns a list or dict of tensors'),
+    "a bottom with two inputs": (BOTTOM, of_tensor("o").replace("Model(i", "Model([i, keras.Input((2,))]"), 'bottom("alice") has several inputs'),
+    "a bottom that takes a list": (BOTTOM, of_tensor("o").replace("Model(i,", "Model([i],"), 'bottom("alice") takes a list or dict of tensors'),
+    "whole numbers as activations": (BOTTOM, of_tensor("keras.ops.cast(o, 'int32')"), 'bottom("alice") returns int32 [3] a row, but top() takes float32 [3]'),
+    "a row that becomes two": (BOTTOM, of_tensor("keras.ops.repeat(o, 2, axis=0)"), 'bottom("alice") makes 40 rows of activations from 20 rows'),
+    "activations that are not finite": (BOTTOM, of_tensor("keras.ops.log(-1 - keras.ops.abs(o))"), 'the activations of bottom("alice") are not finite'),
+    "a row of an unknown size": ("keras.Input((2,))", "keras.Input((None, 2))", 'bottom("alice") returns float32 [None, 3] a row, but top() takes float32 [3]'),
+    "a top with two outputs": (TOP, "[keras.Model(i, [keras.layers.Dense(2)(i), keras.layers.Dense(2)(i)]) for i in [keras.Input((3,))]][0]", "top() returns several tensors"),
+    "a top with too many inputs": (TOP, "[keras.Model([i, j], keras.layers.Dense(2)(i + j)) for i in [keras.Input((3,))] for j in [keras.Input((3,))]][0]", "top() takes 2 inputs, but 1 parties hold features"),
+    "a top without a loss": (', loss="sparse_categorical_crossentropy"', "", "No loss to compute"),
+    "a loss that there is not": ("sparse_categorical_crossentropy", "nope", "loss"),
+    "a bottom without a parameter": ("bottom(party)", "bottom()", "bottom() cannot be called with the name of a party"),
+    "a bottom with two parameters": ("bottom(party)", "bottom(party, size)", "bottom() cannot be called with the name of a party"),
+    "a top with a parameter": ("top()", "top(party)", "top() cannot be called with no argument"),
+    "a bottom that is a model": ("def top", 'bottom = bottom("alice")\n\ndef top', "bottom is a model, not a function that makes one"),
+    "a bottom that is not callable": ("def top", "bottom = 3\n\ndef top", "there is no function 'bottom'"),
+    "steps of its own": (BOTTOM, f"type('Own', (keras.Sequential,), {{'train_step': lambda *a: None}})({LAYERS})", 'bottom("alice") has a train_step() of its own'),
     "columns that the bottom does not take": ("keras.Input((2,))", "keras.Input((5,))", 'bottom("alice") does not fit its rows: the features have shape (2,), but'),
 }  # fmt: skip
 
@@ -206,6 +289,80 @@ def test_mistakes_in_the_parts_are_found_before_a_run(tmp_path: Path, old: str, 
     assert caught.value.remedy
     assert caught.value.where
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int32", "bool"])
+def test_activations_are_float32(tmp_path: Path, dtype: str) -> None:
+    code = CODE.replace(BOTTOM, of_tensor(f"keras.ops.cast(o, '{dtype}')"))
+    code = code.replace("keras.Input((3,))", f"keras.Input((3,), dtype='{dtype}')")
+    with pytest.raises(ModelError, match=f"returns {dtype}, but parties send each other float32"):
+        check(parties(tmp_path), code, "", "")
+
+
+@pytest.mark.parametrize(("y", "span"), [(Y * 5, "0 to 5"), (Y - 1, "-1 to 0")])
+def test_labels_outside_of_the_classes_are_found_before_a_run(tmp_path: Path, y: Any, span: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        check(parties(tmp_path, None, {"y": y}), CODE, "", "")
+    assert caught.value.what == f"the labels range from {span}, but the model has 2 outputs"
+    assert caught.value.where == "model.py"
+    assert caught.value.remedy
+
+
+def test_a_bottom_is_tried_although_the_file_of_another_party_is_elsewhere(tmp_path: Path) -> None:
+    federation = parties(tmp_path)
+    learners = [{"name": "alice", "data": str(tmp_path / "alice.npz")}, {"name": "bob", "data": "s3://bob/rows.npz"}]
+    federation = parties(tmp_path, learners=learners)
+    with pytest.raises(ModelError, match="does not fit its rows"):
+        check(federation, CODE.replace("keras.Input((2,))", "keras.Input((5,))"), "", "")
+
+
+def test_parts_with_common_weights_are_found_before_a_run(tmp_path: Path) -> None:
+    learners = [{"name": name, "data": str(tmp_path / f"{name}.npz")} for name in ("alice", "carol", "bob")]
+    np.savez(tmp_path / "carol.npz", x=X, id=IDS)
+    code = CODE.replace(TOP, two_inputs()) + "\nONE = bottom('x')\n\ndef bottom(party):\n    return ONE\n"
+    with pytest.raises(ModelError, match=r'bottom\("alice"\) and bottom\("carol"\) share'):
+        check(parties(tmp_path, learners=learners), code, "", "")
+
+
+def two_inputs(first: str = "left", second: str = "right") -> str:
+    """A top with inputs of these names."""
+    return (
+        f"[keras.Model([i, j], keras.layers.Dense(2, activation='softmax')(i + j)) "
+        f"for i in [keras.Input((3,), name='{first}')] for j in [keras.Input((3,), name='{second}')]][0]"
+    )
+
+
+NAMES = {
+    "of the parties, in another order": (["carol", "alice"], ""),
+    "of nobody": (["left", "right"], ""),
+    "in capitals, in their order": (["Alice", "Carol"], ""),
+    "in capitals, in another order": (["Carol", "Alice"], "top() has an input 'Carol' in the place of alice"),
+    "of a party in the place of another": (["carol", "other"], "top() has an input 'carol' in the place of alice"),
+}
+
+
+@pytest.mark.parametrize(("names", "what"), NAMES.values(), ids=NAMES.keys())
+def test_inputs_of_the_top_have_the_names_of_all_parties_or_their_order(
+    tmp_path: Path, names: list[str], what: str
+) -> None:
+    learners = [{"name": name, "data": str(tmp_path / f"{name}.npz")} for name in ("alice", "carol", "bob")]
+    np.savez(tmp_path / "carol.npz", x=X, id=IDS)
+    federation, code = parties(tmp_path, learners=learners), CODE.replace(TOP, two_inputs(*names))
+    assert code != CODE
+    if not what:
+        assert check(federation, code, "", "")
+        return
+    with pytest.raises(ModelError) as caught:
+        check(federation, code, "", "")
+    assert what in caught.value.what
+
+
+@pytest.mark.parametrize("name", ["top", "bottom-bob", "dense", "sequential", "x"])
+def test_a_party_may_have_the_name_of_a_part(tmp_path: Path, name: str) -> None:
+    learners = [{"name": name, "data": str(tmp_path / "alice.npz")}, {"name": "bob", "data": str(tmp_path / "bob.npz")}]
+    federation = parties(tmp_path, None, {"x": X}, learners=learners, algorithm={"label_party_features": True})
+    found = {checked.subject: checked.what for checked in check(federation, CODE.replace(TOP, two_inputs()), "", "")}
+    assert found[name] == "16 train, 2 vote, 2 test"
 
 
 def test_sound_parties_pass(tmp_path: Path) -> None:

@@ -123,6 +123,25 @@ def test_packed_numbers_are_as_near_as_their_type_allows() -> None:
     assert not unpacked(packed(np.zeros((2, 3), np.float32), "int8")).any()
 
 
+@pytest.mark.parametrize("exchange", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("value", [0.0, 1e-45, 1e-43, -1e-38, 3e-38, 0.25, -7.5, 3.4e38])
+def test_a_constant_is_the_same_after_the_exchange(exchange: Any, value: float) -> None:
+    """Numbers below those with all bits of float32 become zero, if not themselves; none becomes a large one."""
+    values = np.full((3, 4), value, np.float32)
+    np.testing.assert_allclose(unpacked(packed(values, exchange)), values, rtol=1e-3, atol=1e-35)
+
+
+@pytest.mark.parametrize("exchange", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_sent_in_no_type(exchange: Any, value: float) -> None:
+    values = np.ones((3, 4), np.float32)
+    values[1, 2] = value
+    meeting = meeting_of(MemoryStore(), begun(World().store, federation_of()), BOARD)
+    with pytest.raises(DroppedError, match="the gradients of batch 5 are not finite"):
+        send(meeting, "gradients", 5, "labels", "alice", packed(values, exchange))
+    assert not parcels_in(meeting.store)
+
+
 class Lying(NumpyBottom):
     """Sends what others do not expect.
 
@@ -277,6 +296,43 @@ def not_finite(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
     return written(line, dumps({"values": np.full_like(loads(data)["values"], np.nan)}))
 
 
+def an_earlier_batch(line: dict[str, Any], _: bytes, came: list[bytes]) -> bytes:
+    """The first parcel of the same party, which was the right one then."""
+    return next(data for data in came if json.loads(data.partition(b"\n")[0])["learner"] == line["learner"])
+
+
+def an_earlier_attempt(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
+    return written({**line, "attempt": line["attempt"] - 1}, data)
+
+
+def for_another_party(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
+    return written({**line, "to": "carol"}, data)
+
+
+def gradients_instead(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
+    return written({**line, "kind": "gradients"}, data)
+
+
+def in_another_type(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
+    return written(line, dumps({"values": loads(data)["values"].astype(np.float16)}))
+
+
+def under_another_name(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
+    return written(line, dumps({"numbers": loads(data)["values"]}))
+
+
+def with_another_array(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
+    return written(line, dumps({**loads(data), "more": np.zeros(1, np.float32)}))
+
+
+def infinite(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
+    return written(line, dumps({"values": np.full_like(loads(data)["values"], np.inf)}))
+
+
+def nothing(line: dict[str, Any], _: bytes, __: list[bytes]) -> bytes:
+    return encode(line)
+
+
 def another_content(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
     return written(line, data[:-1] + bytes([data[-1] ^ 1]))
 
@@ -288,6 +344,15 @@ def another_content(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
         (an_earlier_one, "parcel of activations 0 from carol has the learner alice"),
         (another_round, "parcel of activations 0 from alice has the round 2"),
         (not_finite, "parcel of activations 0 from alice cannot be used: tensor 'values' holds NaN or infinity"),
+        (infinite, "parcel of activations 0 from alice cannot be used: tensor 'values' holds NaN or infinity"),
+        (an_earlier_batch, "parcel of activations 1 from alice has the number 0"),
+        (an_earlier_attempt, "parcel of activations 0 from alice has the attempt 0"),
+        (for_another_party, "parcel of activations 0 from alice has the to carol"),
+        (gradients_instead, "parcel of activations 0 from alice has the kind gradients"),
+        (in_another_type, "parcel of activations 0 from alice does not fit: tensor 'values' is F16[8, 3] where"),
+        (under_another_name, "parcel of activations 0 from alice does not fit: "),
+        (with_another_array, "parcel of activations 0 from alice "),
+        (nothing, "parcel of activations 0 from alice "),
     ],
 )
 def test_a_parcel_that_is_not_the_expected_one_is_refused(change: Changed, why: str) -> None:
@@ -296,6 +361,19 @@ def test_a_parcel_that_is_not_the_expected_one_is_refused(change: Changed, why: 
     session(world, plan, labels=attendance(world, plan, "labels", store=Changing(world.store, change)))
     assert why in str(world.results["coordinator"])
     assert read_head(world.store) is None
+
+
+def test_a_scale_that_makes_numbers_infinite_is_refused_with_its_sender() -> None:
+    """Both arrays are finite, and their product is not: the label party would blame its own learning rate."""
+
+    def too_large(line: dict[str, Any], data: bytes, _: list[bytes]) -> bytes:
+        arrays = loads(data)
+        return written(line, dumps({**arrays, "scale": np.full_like(arrays["scale"], 3e38)}))
+
+    world = World()
+    plan = begun(world.store, federation_of(quorum={"retries": 0}, algorithm={"exchange": "int8"}))
+    session(world, plan, labels=attendance(world, plan, "labels", store=Changing(world.store, too_large)))
+    assert "activations of batch 0 from alice are too large for float32" in str(world.results["coordinator"])
 
 
 def test_a_parcel_that_its_sender_did_not_sign_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from fedpipe.commands.watch import watch
-from fedpipe.errors import CorruptError, InputError, NotFoundError
+from fedpipe.errors import CorruptError, DroppedError, InputError, NotFoundError
 from fedpipe.identity.enrolment import Enrolled, Enrolment
 from fedpipe.identity.signing import make_key
 from fedpipe.rounds.plan import Plan
@@ -21,9 +21,9 @@ from fedpipe.sites.approval import Approval
 from fedpipe.sites.audit import find_flaw
 from fedpipe.sites.decisions import Decisions, approvals_of, journal_folder, journal_of, shown_decision, signer_in
 from fedpipe.sites.journal import entries_of
-from fedpipe.sites.site import Site
+from fedpipe.sites.site import Site, read_site
 from fedpipe.store import LocalStore, MemoryStore, keys
-from fedpipe.store.objects import canonical, encode, find, put_bytes
+from fedpipe.store.objects import canonical, digest_of, encode, find, put_bytes
 from tests.cli.conftest import Result
 from tests.sites.plans import CODE, PRIVACY, plan, site, stored, training
 
@@ -323,3 +323,34 @@ def test_an_agent_that_cannot_start(tmp_path: Path, fedpipe: Callable[..., Resul
     assert "\n" not in done.err
     assert not (tmp_path / "store").exists()
     assert not list((tmp_path / "state").glob("scratch/*"))
+
+
+def test_content_beyond_the_bytes_of_a_day_stays(tmp_path: Path) -> None:
+    """Also within a round. Statements leave, so that nobody waits for the site."""
+    deciding = decisions(site(tmp_path, policy={"bytes_a_day": "1Ki"}))
+    weights = keys.content(digest_of(b"weights"), "b")
+    deciding.note("sent", object=weights, bytes=1000)
+    assert deciding.pause() == ""
+    with pytest.raises(DroppedError, match=r"1100 bytes would have left in 24 hours; this site's policy allows 1Ki"):
+        deciding.note("sent", object=weights, bytes=100)
+    assert "would have left in 24 hours" in deciding.pause(), "so it does not train in vain again"
+    deciding.note("sent", object=keys.answer("b", "r1", 1, "dropped"), bytes=100)
+    noted = [(entry.event, entry.fields["bytes"]) for entry in entries_of(tmp_path / "state" / "journal")]
+    assert noted == [("sent", 1000), ("refused", 100), ("sent", 100)]
+
+
+def test_a_journal_that_is_gone_is_found(tmp_path: Path, fedpipe: Callable[..., Result]) -> None:
+    (tmp_path / "site.yaml").write_text("store: store\nfederation: tiny\nname: b\n")
+    verify = ("site", "journal", "--verify", "-c", str(tmp_path / "site.yaml"))
+    assert fedpipe(*verify).code == 0, "nothing has happened here"
+    site(tmp_path)
+    (tmp_path / "state" / "agent.json").write_text("{}")
+    done = fedpipe(*verify)
+    assert (done.code, "journal: it is missing, although this site has joined or trained" in done.out) == (3, True)
+    own = journal_of(read_site(tmp_path / "site.yaml"))
+    assert [entry.event for entry in entries_of(own.folder)] == ["missing"], "a new one says so"
+    own.note("started")
+    for path in own.folder.iterdir():
+        path.unlink()
+    with pytest.raises(CorruptError, match="the journal ends with entry 0, and had 2 before"):
+        own.note("sent")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import configparser
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 from typer.main import get_command
 
@@ -33,10 +36,22 @@ def test_the_service_of_systemd() -> None:
     check_command(words)
     assert unit["Service"]["NoNewPrivileges"] == "yes"
     assert "net" in unit["Service"]["RestrictNamespaces"].split()
+    assert unit["Service"]["Restart"] == "on-failure", "`fedpipe site stop` ends it for good"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+def test_systemd_knows_each_of_its_settings(tmp_path: Path) -> None:
+    text = (EXAMPLES / "fedpipe-site.service").read_text().replace("/opt/fedpipe/bin/fedpipe", "/bin/true")
+    (tmp_path / "fedpipe-site.service").write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "fedpipe-site.service")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_rootless_containers() -> None:
-    services = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())["services"]
+    content = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())
+    assert content["x-podman"] == {"in_pod": False}, "podman maps no users in a pod of compose"
+    services = content["services"]
     assert set(services) == {"join", "agent"}
     for service in services.values():
         check_command(service["command"])

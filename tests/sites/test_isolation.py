@@ -38,7 +38,7 @@ from fedpipe.weights import Array
 from tests.federations import make_federation
 
 MODEL = """
-import ctypes, json, multiprocessing, os, pathlib, signal, socket, sys, time
+import ctypes, json, multiprocessing, os, pathlib, resource, shutil, signal, socket, sys, time
 from fedpipe.learners.numpy import Linear
 
 HERE = {here!r}
@@ -68,6 +68,18 @@ def build():
         "device": tried(lambda: os.mknod(pathlib.Path.home() / "disk", 0o60600, os.makedev(7, 0))),
         "write null": tried(lambda: appended("/dev/null")),
         "semaphore": tried(lambda: multiprocessing.get_context("fork").Lock().acquire()),
+        "mode": tried(lambda: pathlib.Path(HERE, "own.key").chmod(0o666)),
+        "time": tried(lambda: os.utime(pathlib.Path(HERE, "rows.npz"), (0, 0))),
+        "label": tried(lambda: os.setxattr(pathlib.Path(HERE, "rows.npz"), "user.left", b"x")),
+        "copy": tried(lambda: shutil.copy2(pathlib.Path(HERE, "rows.npz"), pathlib.Path.home() / "rows.npz")),
+        "kernel's keys": ctypes.CDLL(None).syscall({add_key}, b"user", b"left", b"x", 1, -4),
+        "limit": tried(lambda: resource.prlimit({agent}, resource.RLIMIT_CPU, (1, 1))),
+        "host": tried(lambda: socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)),
+        "service": tried(lambda: socket.socket(socket.AF_UNIX).connect({service!r})),
+        "threads": [
+            line.split()[1] for path in pathlib.Path("/proc/self/task").glob("*/status")
+            for line in path.read_text().splitlines() if line.startswith("Seccomp:")
+        ],
         "connect": tried(lambda: socket.create_connection(("127.0.0.1", {port}), 2)),
         "kill": tried(lambda: os.kill({agent}, 0)),
         "kill parent": tried(lambda: os.kill(os.getppid(), 0)),
@@ -85,6 +97,9 @@ def build():
 
 LEFT, SEGMENT = Path("/dev/shm") / f"fedpipe-patient-{os.getpid()}", 4711_0000 + os.getpid()
 """The things that code of a model would leave in the memory of this machine: a file, and a segment of System V."""
+SERVICE = f"/run/fedpipe-service-{os.getpid()}"
+"""A socket by which a service of this machine answers everybody."""
+ADD_KEY = {"x86_64": 248, "aarch64": 217}[os.uname().machine]
 
 
 class World:
@@ -111,7 +126,8 @@ class World:
     def begin(self, then: str = "pass") -> tuple[Plan, Call]:
         """Begins a run whose code looks around first, and returns the call of its first training."""
         code = MODEL.format(
-            here=str(self.folder), port=self.port, agent=os.getpid(), then=then, left=LEFT.name, number=SEGMENT
+            here=str(self.folder), port=self.port, agent=os.getpid(), then=then, left=LEFT.name, number=SEGMENT,
+            add_key=ADD_KEY, service=SERVICE,
         )  # fmt: skip
         federation = make_federation(
             learners=[{"name": "s", "at": "site"}], framework="numpy", data={},
@@ -173,8 +189,20 @@ def world(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> World:
     return World(tmp_path, port)
 
 
-def test_code_that_looks_for_everything(world: World) -> None:
+@pytest.fixture
+def service() -> Iterator[None]:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(SERVICE)
+        server.listen()
+        Path(SERVICE).chmod(0o666)
+        yield
+    Path(SERVICE).unlink()
+
+
+def test_code_that_looks_for_everything(world: World, service: None) -> None:
     _, call = world.begin()
+    files = [world.folder / name for name in ("own.key", "rows.npz")]
+    before = [path.stat() for path in files]
     answer, child = world.play(call)
     assert answer.took_part
     assert world.store.size(keys.update("s", "r1", 1)) is not None
@@ -189,6 +217,16 @@ def test_code_that_looks_for_everything(world: World) -> None:
     assert "PermissionError" in found["kill parent"], "it ends what the code leaves behind"
     assert found["write home"] == "None"
     assert int(found["read data"]) > 0
+    for name in ("limit", "host"):
+        assert "PermissionError" in found[name], (name, found[name])
+    assert len(found["threads"]) > 1
+    assert set(found["threads"]) == {"2"}, "a thread from before the fence would be outside, and do what code asks"
+    assert found["service"].startswith("FileNotFoundError")
+    assert (found["kernel's keys"], found["label"].partition(":")[0]) == (-1, "OSError")
+    assert found["copy"].endswith("/rows.npz"), "copies of files work, and only their modes and times are not kept"
+    assert [(one.st_mode, one.st_mtime, one.st_ctime) for one in before] == [
+        (one.st_mode, one.st_mtime, one.st_ctime) for one in (path.stat() for path in files)
+    ], "nor can it open a file to others, or leave a mark on one"
     assert found["keys"] == []
     assert not [name for name in found["variables"] if name.startswith("AWS_") and name.endswith("KEY")]
     assert (world.folder / "state" / "agent.json").read_text() == "{}"
@@ -226,40 +264,52 @@ def test_a_site_whose_files_are_in_the_memory_of_the_machine(in_memory: Path, po
 
 
 WITHOUT_NAMESPACES = """
-import json, os, sys
+import ctypes, json, multiprocessing, socket, sys
 from pathlib import Path
-from fedpipe.sites.isolation import Apart, devices
-from fedpipe.steps.fence import fence
+from fedpipe.sites.isolation import isolate
 
-def tried(path, mode):
+def tried(what, *arguments):
     try:
-        return open(path, mode).close() or "done"
+        return type(what(*arguments)).__name__
     except OSError as error:
         return type(error).__name__
 
-usable, hidden = devices(Apart(network=False, memory=False), ())
-blocks = [path for path in hidden if path.is_block_device()]
-assert fence(hidden, writable=[Path(sys.argv[1]), *usable])
+folder, left, others, segment = sys.argv[1:]
+isolation = isolate(folder, (), 0, 0, 0)
+libc = ctypes.CDLL(None)
+families = {name: getattr(socket, name) for name in ("AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK", "AF_PACKET")}
 print(json.dumps({
-    "scratch": tried(f"{sys.argv[1]}/x", "w"), "null": tried("/dev/null", "w"), "random": tried("/dev/urandom", "rb"),
-    "shared": tried(sys.argv[2], "w"), "seen": tried(sys.argv[3], "r"), "terminal": tried("/dev/ptmx", "rb"),
-    "disks": sorted({tried(path, "rb") for path in blocks}),
+    "files": isolation.files, "network": isolation.network,
+    "done": [tried(open, f"{folder}/x", "w"), tried(open, "/dev/null", "w"), tried(open, "/dev/urandom", "rb"),
+             tried(socket.socketpair), tried(multiprocessing.Pipe)],
+    "refused": [tried(open, left, "w"), tried(open, others), tried(open, "/dev/ptmx", "rb"),
+                *(tried(socket.socket, family, socket.SOCK_DGRAM) for family in families.values())],
+    "disks": sorted({tried(open, path, "rb") for path in Path("/dev").iterdir() if path.is_block_device()}),
+    "shared": [libc.shmget(int(segment), 4096, 0o1666), libc.semget(int(segment), 1, 0o1666), libc.msgget(int(segment), 0o1666),
+               libc.mq_open(b"/left", 0o102, 0o600, None)],
 }))
 """
+FORBIDDEN = (
+    'for kind in user net mnt ipc; do echo 0 > "/proc/sys/user/max_${kind}_namespaces" || exit 1; done; exec "$0" "$@"'
+)
+"""A user who may make no namespaces."""
 
 
-def test_where_namespaces_are_forbidden_code_has_no_shared_memory_at_all(tmp_path: Path, in_memory: Path) -> None:
+def test_where_namespaces_are_forbidden_code_has_no_network_and_no_shared_memory_at_all(
+    tmp_path: Path, in_memory: Path
+) -> None:
     (in_memory / "others").write_text("data")
+    arguments = [str(tmp_path), str(LEFT), str(in_memory / "others"), str(SEGMENT)]
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_NAMESPACES, str(tmp_path), str(LEFT), str(in_memory / "others")],
+        ["unshare", "--user", "--map-root-user", "sh", "-c", FORBIDDEN, sys.executable, "-c", WITHOUT_NAMESPACES, *arguments],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = json.loads(done.stdout)
     assert set(found.pop("disks")) <= {"PermissionError"}
-    assert found == {
-        "scratch": "done", "null": "done", "random": "done", "shared": "PermissionError", "seen": "PermissionError",
-        "terminal": "PermissionError",
-    }  # fmt: skip
+    assert "PermissionError" not in found.pop("done")
+    assert set(found.pop("refused")) == {"PermissionError"}
+    assert found == {"files": True, "network": True, "shared": [-1] * 4}
+    assert not is_left()
 
 
 def test_code_sees_only_the_rows_that_the_policy_allows(tmp_path: Path, port: int) -> None:
@@ -358,6 +408,62 @@ def test_nothing_that_code_has_started_outlasts_it(tmp_path: Path, port: int, th
     with contextlib.nullcontext() if then == "pass" else pytest.raises(WorkerDiedError):
         world.play(call)
     assert daemons() == []
+
+
+CHAIN = f"fp-{os.getpid()}".encode()
+FORKS_FASTER_THAN_IT_IS_COUNTED = f"""fork = ctypes.PyDLL(None).fork
+    if not fork():
+        os.setsid()
+        ctypes.CDLL(None).prctl(15, {CHAIN!r}, 0, 0, 0)  # PR_SET_NAME
+        end = time.monotonic() + 60
+        for _ in range(3):
+            fork()
+        while time.monotonic() < end:
+            if fork():
+                os._exit(0)
+        os._exit(0)
+    time.sleep(0.5)"""
+
+
+def test_processes_that_fork_faster_than_they_are_counted_end_too(world: World) -> None:
+    _, call = world.begin(then=FORKS_FASTER_THAN_IT_IS_COUNTED)
+    assert world.play(call)[0].took_part
+    for _ in range(20):
+        for path in Path("/proc").glob("[0-9]*/comm"):
+            with contextlib.suppress(OSError):
+                assert path.read_bytes().strip() != CHAIN
+        time.sleep(0.01)
+
+
+AGENT = """
+import os, subprocess, sys, time
+program = "import sys, time; from fedpipe.sites.isolation import supervise; supervise({agent}); print('ready', flush=True); "
+subprocess.Popen([sys.executable, "-c", program.format(agent=os.getpid()) + f"time.sleep({sys.argv[1]})"])
+time.sleep(600)
+"""
+
+
+def test_an_agent_that_is_killed_takes_all_with_it(tmp_path: Path) -> None:
+    """Also where the code of a model keeps its process from looking at its pipe."""
+    with subprocess.Popen([sys.executable, "-c", AGENT, DAEMON], stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == "ready\n"
+        assert sleeping(DAEMON)
+        agent.kill()
+    end = time.monotonic() + 20
+    while sleeping(DAEMON):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def sleeping(mark: str) -> list[int]:
+    """The processes of this machine with a mark in their program."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"time.sleep({mark})".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_code_that_says_more_than_the_disk_should_have(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

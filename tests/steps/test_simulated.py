@@ -9,6 +9,7 @@ import pytest
 from fedpipe.errors import InputError
 from fedpipe.steps.simulate import check_simulated
 from tests.federations import make_federation
+from tests.sessions.halves import federation_of
 
 ADAM = {"name": "adam", "learning_rate": 0.1}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -26,6 +27,13 @@ def test_refused(algorithm: dict[str, Any], where: str) -> None:
         check_simulated(make_federation(algorithm={"name": "averaging", **algorithm}))
     assert caught.value.where == where
     assert caught.value.remedy
+
+
+def test_a_cut_network_is_refused() -> None:
+    with pytest.raises(InputError) as caught:
+        check_simulated(federation_of())
+    assert caught.value.where == "algorithm"
+    assert "split learning" in str(caught.value.remedy)
 
 
 def test_a_schedule_of_the_learners_is_refused() -> None:

@@ -150,3 +150,10 @@ class TestFence:
             preexec_fn=without_rights,
         )  # fmt: skip
         assert json.loads(done.stdout) == [True, 1, 1, 0, 1]
+
+    def test_a_process_of_several_threads_is_none(self, tmp_path: Path) -> None:
+        """Its other threads would stay outside, and do what the code of a model asks."""
+        text = "import threading, time\nthreading.Thread(target=time.sleep, args=(1,), daemon=True).start()\n"
+        text += "from pathlib import Path\nfrom fedpipe.steps.fence import fence\nprint(fence([Path('/none')]))"
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+        assert done.stdout == "False\n"

@@ -1,10 +1,11 @@
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
 
 from fedpipe.errors import StoreError, StoreUnavailableError
-from fedpipe.store import LocalStore, Store
+from fedpipe.store import LocalStore, Store, keys
 from fedpipe.store.testing import StoreContract
 from tests.processes import few_files
 
@@ -91,3 +92,26 @@ def test_empty_folders_can_be_removed(tmp_path: Path) -> None:
     store.remove_empty_folders()
     assert store.folders() == []
     assert store.create("runs/a/1/record", b"")
+
+
+def test_what_counts_is_on_the_disk_before_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, synced = LocalStore(tmp_path), []
+    sync = os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").read_bytes())
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    store.create(keys.update("a", "r", 1), b"update")
+    store.create(keys.record("r", 1), b"record")
+    store.replace(keys.HEAD, b"head")
+    assert synced == [b"update", b"record", b"head"]
+
+
+def test_signs_and_timings_need_not_be_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("it was awaited"))
+    store.replace(keys.sign("a", "r"), b"sign")
+    store.create(keys.timing("r", 1, "train", "a"), b"timing")
+    assert store.read(keys.sign("a", "r")).data == b"sign"

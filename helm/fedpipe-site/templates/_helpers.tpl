@@ -49,6 +49,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ toYaml $made }}
 {{- end }}
 
+{{/* The ports of the store: the given ones, and those of its endpoint and of a proxy on the way. */}}
+{{- define "site.storePorts" -}}
+{{- $open := list -}}
+{{- range required "the ports of the store are needed, in egress.storePorts" .Values.egress.storePorts }}{{ $open = append $open (toString .) }}{{ end -}}
+{{- $urls := list (regexFind "endpoint=https?://[^/&]+" (include "site.config" . | fromYaml).store) -}}
+{{- range $name, $value := .Values.env }}{{ if regexMatch "^(?i)https?_proxy$" $name }}{{ $urls = append $urls (trimSuffix "/" $value) }}{{ end }}{{ end -}}
+{{- range $urls }}{{ $open = append $open (regexFind ":[0-9]+$" . | trimPrefix ":") }}{{ end -}}
+{{- uniq (without $open "") | join "," -}}
+{{- end }}
+
 {{/* The settings that Pod Security's "restricted" requires of a container. */}}
 {{- define "site.restricted" -}}
 allowPrivilegeEscalation: false

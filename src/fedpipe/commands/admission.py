@@ -113,6 +113,7 @@ def accept(
     desk = _Desk.at(source, store, keys, note)
     asked = desk.named(learner)
     if asked.why:
+        desk.record(Decision(learner, asked.kind, "waits", asked.why, asked.key))
         raise InputError(f"{learner!r} cannot be accepted: {asked.why}", remedy=f"Run `fedpipe invite {learner}`.")
     return desk.accepted(asked, given, examples)
 

@@ -41,6 +41,7 @@ def check(source: Source, *, store: bool | StoreGiven = True, **changes: Any) ->
     federation, found = settle(source, given, changes)
     uri = "" if store is False else found
     findings = Findings([preflight.Checked("federation", f"{federation.name}: {len(federation.learners)} learners")])
+    preflight.check_reached(federation, uri)
     checked = [_checked_store(uri)] if uri else []
     if uri and federation.secure:
         with keys_at_hand(file_of(source)):

@@ -12,7 +12,7 @@ from fedpipe.data.examples import read_examples
 from fedpipe.data.exploration import View, view_of
 from fedpipe.data.shards import dealt
 from fedpipe.engine.workers import CrashError, Workers
-from fedpipe.errors import FedpipeError
+from fedpipe.errors import FederationError, FedpipeError
 from fedpipe.federation.federation import Federation, LearnerSettings
 from fedpipe.federation.sources import Source, read_source
 from fedpipe.learners.parts import as_examples
@@ -36,6 +36,7 @@ def explore(source: Source, output: str | Path | None = None, **changes: Any) ->
         output: the page, or a .json file with the same numbers.
 
     Raises:
+        FederationError: the parties of a cut network hold no examples.
         DataError: the dataset cannot be dealt out.
         InputError: the file cannot be written.
 
@@ -45,6 +46,11 @@ def explore(source: Source, output: str | Path | None = None, **changes: Any) ->
     (5, 10)
     """
     federation = read_source(source, changes)
+    if federation.split:
+        raise FederationError(
+            "parties of a cut network hold columns, and none has examples with labels to explore", where="algorithm",
+            remedy="See the rows of each party: fedpipe check.",
+        )  # fmt: skip
     federation = federation.reaching(federation.store_uri)
     dealt_out = dealt(federation, federation.data.uri)[0] if federation.sharded else {}
     views, left_out = [], private(federation)

@@ -275,6 +275,7 @@ def _check_first(job: _Job, name: str, call: Callable[..., Any], workers: int) -
     else:
         store.probe()
     if job.federation is not None:
+        preflight.check_reached(job.federation, uri)
         with entered(store.below(job.federation.name), name):
             pass  # before anything is trained; the step `shard` looks again
         exports = any(task.step == "export" for task in job.graph.tasks)

@@ -110,8 +110,9 @@ def _attended(site: Site, control: Control, once: bool, *, first: bool = False) 
     with changed_environment({**site.surroundings(), UPLOADS: str(uploads)}):
         if first:
             _check_store(site)
-        store, decisions = accounted(site.open(), journal.note, site.name), Decisions(site, journal)
-        trainer = Trainer(site, store, note=journal.note, pause=decisions.pause, show=control.show_isolation)
+        decisions = Decisions(site, journal)
+        store = accounted(site.open(), decisions.note, site.name)
+        trainer = Trainer(site, store, note=decisions.note, pause=decisions.pause, show=control.show_isolation)
         agent = Agent(
             site, store, trainer.attend, decide=partial(_decided, store, decisions), note=journal.note,
             read=decisions.read, stops=stops, show=control.show,

@@ -18,10 +18,10 @@ from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.rounds.plan import Plan
 from fedpipe.sites.approval import Approval, read_review, review_of
 from fedpipe.sites.audit import Flaw, find_flaw
-from fedpipe.sites.decisions import approvals_of, journal_folder, journal_of, signer_in
+from fedpipe.sites.decisions import MISSING, approvals_of, has_worked, journal_folder, journal_of, signer_in
 from fedpipe.sites.demands import demands_of
 from fedpipe.sites.description import Description
-from fedpipe.sites.journal import Entry, Journal, entries_of
+from fedpipe.sites.journal import Entry, Journal, entries_of, files_of
 from fedpipe.sites.policy import Effective, effective, objections
 from fedpipe.sites.running import wake
 from fedpipe.sites.site import check_state, read_site
@@ -208,7 +208,10 @@ def journal(file: str | Path, since: str = "") -> Iterator[Entry]:
 def verify(file: str | Path) -> Flaw | None:
     """Return the first place at which a site's journal was changed; None if it is whole. Raises InputError."""
     site = read_site(file)
-    return find_flaw(journal_folder(site), signer_in(Path(site.state)).public)
+    folder = journal_folder(site)
+    if not files_of(folder) and not (folder / "head").exists() and has_worked(site):
+        return Flaw(folder.name, 0, MISSING)
+    return find_flaw(folder, signer_in(Path(site.state)).public)
 
 
 def noting(file: str | Path, state: str = "state") -> Callable[..., object]:

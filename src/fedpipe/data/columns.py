@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from fedpipe.data.cells import as_strings, parse_cells
 from fedpipe.data.examples import DEFAULT_FEATURES, check_values, complete, local_file, stacked
-from fedpipe.data.sheets import unsupported
+from fedpipe.data.sheets import Sheet, unsupported
 from fedpipe.data.tables import check_named, label_values, read_columns, read_npz
+from fedpipe.data.trees import are_strings
 from fedpipe.errors import DataError, one_line
 from fedpipe.federation.data import SHEETS
 
@@ -45,11 +46,23 @@ class Wanted(NamedTuple):
     """The arrays or columns that a party must have; empty for one that it does not hold.
 
     In a sheet without a column of the name of the features, all columns but labels and ids are features.
+
+    Args:
+        features: of the network.
+        labels: of the label party.
+        ids: of all parties.
+        others: labels that another party holds, and that must not be among the features.
     """
 
     features: str
     labels: str
     ids: str
+    others: str = ""
+
+    @property
+    def own(self) -> tuple[str, str, str]:
+        """Features, labels and ids."""
+        return self.features, self.labels, self.ids
 
 
 def read_columns_of(uri: str, wanted: Wanted) -> Columns:
@@ -58,7 +71,7 @@ def read_columns_of(uri: str, wanted: Wanted) -> Columns:
         path = local_file(uri, Path(folder))
         try:
             if path.suffix.lower() == ".npz":
-                arrays = read_npz(path, tuple(filter(None, wanted)))
+                arrays = read_npz(path, tuple(filter(None, wanted.own)))
             elif path.suffix.lower() in SHEETS:
                 arrays = _columns(path, wanted)
             else:
@@ -88,9 +101,24 @@ def _columns(path: Path, wanted: Wanted) -> dict[str, Array]:
         others = [name for name in sheet.names if name not in (wanted.labels, wanted.ids)]
         if not others:
             raise DataError("there is no column of features", where=str(path), remedy="Check algorithm.ids.")
-        numbers = [complete(sheet.parse(name, "number"), name, str(path)) for name in others]
-        found[wanted.features] = np.stack(numbers, axis=1)
+        if wanted.others in others:
+            raise DataError(
+                f"the column {wanted.others!r} has the labels, which only the label party holds", where=str(path),
+                remedy="Remove it. If it is a feature, give it another name than data.labels.",
+            )  # fmt: skip
+        found[wanted.features] = np.stack([_numbers(sheet, name) for name in others], axis=1)
     return found
+
+
+def _numbers(sheet: Sheet, name: str) -> Array:
+    """Return a column of features. Raises DataError."""
+    try:
+        return complete(sheet.parse(name, "number"), name, sheet.where)
+    except DataError as error:
+        if not any(word in (error.remedy or "") for word in ("eclare", "data.features")):
+            raise
+        remedy = "Write a number in each cell: encode categories and dates, and fill missing values in, before."
+        raise DataError(error.what, where=error.where, remedy=remedy) from error
 
 
 def columns_of(arrays: Mapping[str, Any], wanted: Wanted, where: str) -> Columns:
@@ -101,23 +129,33 @@ def columns_of(arrays: Mapping[str, Any], wanted: Wanted, where: str) -> Columns
         "Set algorithm.ids to one of the file's arrays.",
     )
     found: list[Array | None] = []
-    for name, remedy in zip(wanted, remedies, strict=True):
+    for name, remedy in zip(wanted.own, remedies, strict=True):
         if name and name not in arrays:
             raise DataError(f"there is no array {name!r}", where=where, remedy=remedy)
-        found.append(np.asarray(arrays[name]) if name else None)
+        found.append(_as_array(arrays[name], name, where) if name else None)
     x, y, ids = found
-    lengths = {name: len(array) for name, array in zip(wanted, found, strict=True) if array is not None and array.ndim}
+    lengths = {
+        name: len(array) for name, array in zip(wanted.own, found, strict=True) if array is not None and array.ndim
+    }
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{count} in {name!r}" for name, count in lengths.items())
         raise DataError(f"the numbers of rows differ: {told}", where=where, remedy="Write one row for each id.")
     for what, array in (("features", x), ("labels", y)):
         if array is not None:
-            if array.dtype.kind in "OUS":
+            if array.dtype.kind in "US" or are_strings(array):
                 raise DataError(f"the {what} are text", where=where, remedy="Write numbers.")
             check_values(array, what, where, missing=False)
     if not any(lengths.values()):
         raise DataError("the file has no rows", where=where, remedy="Check how it was written.")
     return Columns(None if x is None else x.astype(np.float32), y, None if ids is None else _checked(ids, where))
+
+
+def _as_array(values: Any, name: str, where: str) -> Array:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:  # such as rows of different lengths
+        what = f"{name!r} cannot become an array, because {one_line(error)}"
+        raise DataError(what, where=where, remedy="Give each row the same number of values.") from error
 
 
 def _checked(ids: Array, where: str) -> Array:

@@ -71,6 +71,15 @@ class CheckedData(NamedTuple):
     schema: Schema | None = None
 
 
+def check_reached(federation: Federation, uri: str) -> None:
+    """Checks that all processes of a run reach its store. Raises StoreError."""
+    if uri.startswith("memory://") and federation.environment_of("initialise") != "core":
+        raise StoreError(
+            "the store is in the memory of one process, and the steps of a run have several", where=uri,
+            remedy="Choose a folder, or an s3:// URI.",
+        )  # fmt: skip
+
+
 def check_data(federation: Federation, uri: str) -> CheckedData:
     """Deals the dataset without writing shards, and settles the schema of a table.
 

@@ -147,7 +147,7 @@ def _received(
         if arrays is None:
             why = f": {reason}" if reason else ""
             raise DroppedError(f"{name} has not sent its activations of the test rows{why}")
-        found.append(unpacked(arrays))
+        found.append(unpacked(arrays, f"activations of the test rows from {name}"))
     return found
 
 

@@ -8,20 +8,23 @@ import numpy as np
 
 from fedpipe.data.columns import Columns
 from fedpipe.data.examples import Examples
-from fedpipe.data.ports import fed
 from fedpipe.errors import DataError, FedpipeError, ModelError
 from fedpipe.federation.federation import Federation
 from fedpipe.learners.aligned import Kept, in_common_order
 from fedpipe.learners.check import check_compared
+from fedpipe.learners.cut import Bottom
 from fedpipe.learners.keras.cut import CutKeras
 from fedpipe.learners.own_data import few_of, is_here
 from fedpipe.learners.party import Held, arranged, read_rows
-from fedpipe.learners.user_code import load_code
+from fedpipe.learners.user_code import described, load_code
 from fedpipe.rounds.aligned import NO_COMMON
 from fedpipe.store.objects import digest_of
+from fedpipe.weights import Array
 
 SAME_ROWS = "Set algorithm.align to intersection, or sort the files of all parties by id and keep only common rows."
 """The remedy for parties with different rows."""
+_FEW = 32
+"""Rows of a party on which its bottom is tried."""
 
 
 def check_parties(federation: Federation, code: str) -> list[tuple[str, str]]:
@@ -94,20 +97,39 @@ def _check_same(known: Mapping[str, Held], where: str) -> None:
 
 
 def _try(federation: Federation, code: bytes, digest: str, known: Mapping[str, Held]) -> None:
-    """Take a step of the network on a few rows, if those of all parties are known. Raises ModelError."""
-    if len(known) < len(federation.learners):
-        return
+    """Try the parts on a few rows that are known, and the network if those of all parties are. Raises ModelError."""
     adapter, training, cut = CutKeras(federation), federation.training, federation.split
     assert cut is not None
     x = {name: held.x for name, held in known.items() if held.x is not None}
+    for name, rows in x.items():
+        _check_activations(name, adapter.bottom(code, digest, name, training), rows[:_FEW])
+    if len(known) < len(federation.learners):
+        return
     labels = known[cut.label_party].y
     assert labels is not None
     few = few_of(Examples(next(iter(x.values())) if len(x) == 1 else dict(x), labels))
     whole = adapter.build(code, digest, "", training)
-    for port in whole.outline.inputs:
-        try:
-            fed((port,), x[port.name][:1])
-        except ModelError as error:
-            what = f'bottom("{port.name}") does not fit its rows: {error.what}'
-            raise ModelError(what, where="model.py", remedy=error.remedy) from error
     check_compared(federation, whole.check_examples(few.x, few.y))
+
+
+def _check_activations(party: str, bottom: Bottom, x: Array) -> None:
+    """Check that a bottom makes activations of rows: as many, and finite ones. Raises ModelError."""
+    shown = f'bottom("{party}")'
+    try:
+        found = bottom.infer(x)
+    except ModelError as error:
+        what = f"{shown} does not fit its rows: {error.what}"
+        raise ModelError(what, where="model.py", remedy=error.remedy) from error
+    except Exception as error:
+        what = f"{shown} fails on its rows, because {described(error)}"
+        raise ModelError(what, where="model.py", remedy="Correct its layers, or the rows.") from error
+    if len(found) != len(x):
+        raise ModelError(
+            f"{shown} makes {len(found)} rows of activations from {len(x)} rows", where="model.py",
+            remedy="Return one row for each row.",
+        )  # fmt: skip
+    if not np.isfinite(found).all():
+        raise ModelError(
+            f"the activations of {shown} are not finite", where="model.py",
+            remedy="Check its layers, and that the features are not too large.",
+        )  # fmt: skip

@@ -56,9 +56,10 @@ def read_rows(federation: Federation, party: str, module: ModuleType | None) -> 
     """Read a party's file, or call `load` of the user's file for it, which returns arrays by name. Raises DataError."""
     cut = federation.split
     assert cut is not None
+    data, holds_labels = federation.data, party == cut.label_party
     wanted = Wanted(
-        federation.data.features if party in federation.feature_parties and isinstance(federation.data.features, str)
-        else "", federation.data.labels if party == cut.label_party else "", cut.ids,
+        data.features if party in federation.feature_parties and isinstance(data.features, str) else "",
+        data.labels if holds_labels else "", cut.ids, "" if holds_labels else data.labels,
     )  # fmt: skip
     own, load = own_place(federation, party), getattr(module, "load", None)
     if load is None:

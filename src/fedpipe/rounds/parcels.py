@@ -44,6 +44,8 @@ _SENT: tuple[Kind, ...] = (
 )  # fmt: skip
 _LINE = 4096
 """Most bytes of the line of JSON."""
+_LEAST = np.finfo(np.float32).tiny
+"""The smallest number with all bits of float32."""
 
 
 class Parcel(Manifest, frozen=True, kw_only=True):
@@ -290,21 +292,25 @@ def packed(values: Array, kind: ExchangeType) -> dict[str, Array]:
     >>> {name: array.dtype.name for name, array in packed(np.ones((2, 3), np.float32), "int8").items()}
     {'values': 'int8', 'scale': 'float32'}
     """
-    if kind == "float32":
+    if kind == "float32" or not np.isfinite(values).all():  # NaN would become a number; `send` refuses it
         return {"values": np.ascontiguousarray(values, np.float32)}
     largest = np.max(np.abs(values.reshape(len(values), -1)), axis=1, initial=0.0).astype(np.float32)
-    steps = 127 if kind == "int8" else 1
-    scale = np.where(largest > 0, largest / np.float32(steps), np.float32(1)).astype(np.float32)
+    scale = largest / np.float32(127 if kind == "int8" else 1)
+    scale = np.where(scale >= _LEAST, scale, np.float32(1))  # smaller ones have too few bits to divide by
     shown = values / scale.reshape(-1, *[1] * (values.ndim - 1))
     return {"values": (np.rint(shown) if kind == "int8" else shown).astype(kind), "scale": scale}
 
 
-def unpacked(arrays: Mapping[str, Array]) -> Array:
-    """Return the numbers that `packed` made smaller, as float32."""
+def unpacked(arrays: Mapping[str, Array], what: str = "numbers") -> Array:
+    """Return the numbers that `packed` made smaller, as float32. Raises DroppedError for a scale that is too large."""
     values = arrays["values"].astype(np.float32)
     if "scale" not in arrays:
         return values
-    return values * arrays["scale"].reshape(-1, *[1] * (values.ndim - 1))
+    with np.errstate(over="ignore"):
+        found = values * arrays["scale"].reshape(-1, *[1] * (values.ndim - 1))
+    if not np.isfinite(found).all():
+        raise DroppedError(f"the {what} are too large for float32")
+    return found
 
 
 def like(rows: int, row: tuple[int, ...], kind: ExchangeType) -> dict[str, Array]:

@@ -113,7 +113,7 @@ class Conversation:
             DroppedError: they cannot be used, or do not come.
         """
         found = yield from self.receive_as_is(kind, number, sender, like(rows, row, self._exchange))
-        return unpacked(found)
+        return unpacked(found, f"{kind} of batch {number} from {sender}")
 
     def receive_as_is(
         self, kind: Kind, number: int, sender: str, form: Mapping[str, Array]

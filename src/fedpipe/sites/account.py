@@ -20,8 +20,14 @@ from fedpipe.store.objects import digest_of
 CONTENT = ("objects", "proposals", "personal", "parcels")
 """Folders whose objects are named by their digests."""
 _CONTENT = re.compile(rf"(?:learners/[^/]+/)?(?:{'|'.join(CONTENT)})/[0-9a-f]{{64}}", re.ASCII)
+_EVENTS = re.compile(r"learners/[^/]+/runs/[^/]+/\d+/tensorboard/.+", re.ASCII)
 _EXCUSE = re.compile(r"learners/[^/]+/runs/[^/]+/(?:sign|score(?:-earlier)?|\d+/(?:dropped|absent)(?:-\d+)?)", re.ASCII)
 """Statements of the agent by which others need not wait for it: they leave also when the disk is full."""
+
+
+def is_large(key: str) -> bool:
+    """Return whether an object is of any size: content or event files, and no statement."""
+    return bool(_CONTENT.fullmatch(key) or _EVENTS.fullmatch(key))
 
 
 def note_read(note: Note, key: str, size: int) -> None:

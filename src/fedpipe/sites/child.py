@@ -12,9 +12,7 @@ import os
 import select
 import threading
 import traceback
-from collections.abc import Collection
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -26,11 +24,9 @@ from fedpipe.learners.masking import MaskedFile
 from fedpipe.rounds.manifests import Dropped
 from fedpipe.secure.party import Orders
 from fedpipe.sessions.board import Board
-from fedpipe.sites.isolation import Apart, devices
+from fedpipe.sites.isolation import Isolation
 from fedpipe.steps.contract import start_log
-from fedpipe.steps.fence import fence
 from fedpipe.steps.learn import Inputs, act, mask
-from fedpipe.steps.work import FENCED
 
 log = logging.getLogger("fedpipe")
 
@@ -57,34 +53,17 @@ class Answer(Struct, frozen=True):
     crash: str = ""
 
 
-class Isolation(Struct, frozen=True):
-    """The first message of the process: what is in force.
-
-    Args:
-        files: it cannot read files with keys, and writes in its scratch folder, its shared memory and few devices only.
-        network: it has none.
-    """
-
-    files: bool
-    network: bool
-
-
-def main(handle: int, scratch: str, apart: Apart, needed: Collection[str]) -> None:
+def main(handle: int, isolation: Isolation) -> None:
     """Answer calls until the agent's end of the pipe is closed.
 
     Args:
         handle: descriptor of the pipe.
-        scratch: the folder in which this process may write.
-        apart: what it has left.
-        needed: paths of the site that it reads or writes.
+        isolation: what is in force.
     """
     connection = Connection(handle)
     threading.Thread(target=_end_with, args=(handle,), daemon=True).start()
     start_log()
-    paths = [Path(path) for path in os.environ.pop(FENCED, "").split(os.pathsep) if path]
-    usable, hidden = devices(apart, needed)
-    files = fence([*paths, *hidden], writable=[Path(scratch), *usable])
-    connection.send_bytes(msgspec.json.encode(Isolation(files, apart.network)))
+    connection.send_bytes(msgspec.json.encode(isolation))
     with contextlib.suppress(EOFError, OSError):
         while True:
             call = from_json(connection.recv_bytes(LARGEST), Call)

@@ -13,12 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedpipe.errors import FedpipeError, InputError, StoreUnavailableError
+from fedpipe.errors import DroppedError, FedpipeError, InputError, StoreUnavailableError
+from fedpipe.federation.mistakes import quantity
 from fedpipe.identity.enrolment import read_enrolled
 from fedpipe.identity.signing import Signer, make_key, signer_of
 from fedpipe.identity.statements import is_signed_by, signed_with
 from fedpipe.rounds.plan import Plan, read_plan
 from fedpipe.rounds.received import Source, usable
+from fedpipe.sites.account import is_large
 from fedpipe.sites.approval import Approval, Approvals
 from fedpipe.sites.description import Offer, offer_of
 from fedpipe.sites.journal import Journal
@@ -27,10 +29,21 @@ from fedpipe.sites.site import Site
 from fedpipe.store import Store, keys
 from fedpipe.store.objects import encode, get_bytes
 
+MISSING = "it is missing, although this site has joined or trained"
+"""The flaw of a journal without entries."""
+
 
 def journal_of(site: Site, *, clock: Callable[[], float] = time.time) -> Journal:
-    """Open the journal of a site. Raises InputError and CorruptError as `Journal`."""
-    return Journal(journal_folder(site), signer_in(Path(site.state)), clock=clock)
+    """Open the journal of a site; a new one of a site that has worked says so. Raises as `Journal`."""
+    journal = Journal(journal_folder(site), signer_in(Path(site.state)), clock=clock)
+    if journal.is_new and has_worked(site):
+        journal.note("missing", why=MISSING)
+    return journal
+
+
+def has_worked(site: Site) -> bool:
+    """Return whether the site has joined, or its agent has run: its journal has entries then."""
+    return any(Path(site.state, name).exists() for name in ("membership.json", "agent.json"))
 
 
 def journal_folder(site: Site) -> Path:
@@ -99,6 +112,7 @@ class Decisions:
         self._offers: dict[tuple[str, str], Offer] = {}
         self._current: tuple[Store, Plan] | None = None
         self._refused: set[tuple[Any, ...]] = set()
+        self._refused_bytes = 0  # of the last object that was too large for the day: it would be again
 
     def read(self, store: Store, digest: str) -> Plan:
         """Return a plan by its digest; one that is malformed is refused, and written down.
@@ -169,7 +183,28 @@ class Decisions:
         if self._current is not None and (decided := self.decide(*self._current)).verdict != "approved":
             return f"the site {decided.shown}"
         now = datetime.fromtimestamp(self._clock()).astimezone()
-        return pause(self._site.policy, self._journal.usage(), now)
+        return pause(self._site.policy, self._journal.usage(), now) or self._excess(self._refused_bytes)
+
+    def note(self, event: str, **fields: Any) -> object:
+        """Append to the journal what the agent is about to do.
+
+        Raises:
+            DroppedError: it sends content beyond the bytes of a day, which must not leave.
+            InputError: nothing can be written down, so nothing may be done.
+        """
+        if event == "sent" and is_large(fields["object"]) and (why := self._excess(int(fields["bytes"]))):
+            self._refused_bytes = int(fields["bytes"])
+            self._journal.note("refused", object=fields["object"], bytes=fields["bytes"], why=why)
+            raise DroppedError(why)
+        return self._journal.note(event, **fields)
+
+    def _excess(self, size: int) -> str:
+        """Return why so many bytes more cannot leave today; empty if they can."""
+        most = self._site.policy.bytes_a_day
+        sent = self._journal.usage().bytes + size if most and size else 0
+        if not most or sent <= quantity(most):
+            return ""
+        return f"{sent} bytes would have left in 24 hours; this site's policy allows {most}"
 
     def show(self, store: Store, decided: Approval) -> None:
         """Show a decision to the coordinator, if it is not the last one. Raises StoreError."""

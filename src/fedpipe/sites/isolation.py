@@ -1,7 +1,7 @@
-"""Takes network, shared memory, devices and cores from the process of a site that trains, before it imports much.
+"""Takes network, files, memory, devices and cores from the process of a site that trains, before it imports much.
 
-The process does this to itself as its first act: a new user namespace needs a process with one thread. Its parent stays
-to end all that it starts.
+The process does this to itself as its first act, while it has one thread. A user namespace needs that, and Landlock and
+seccomp would leave other threads outside, such as those of NumPy. Its parent stays to end all that it starts.
 """
 
 from __future__ import annotations
@@ -10,10 +10,18 @@ import contextlib
 import ctypes
 import os
 import resource
+import select
 import signal
+import sys
+import threading
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec import Struct
+
+from fedpipe.sites.calls import forbid
+from fedpipe.steps.fence import fence, fence_signals, fenced_paths
 
 _NEW_MOUNT, _NEW_IPC, _NEW_USER, _NEW_NET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
 _DEATH_SIGNAL, _SUBREAPER = 1, 36
@@ -21,17 +29,19 @@ _NO_SETUID, _NO_DEVICES, _RECURSIVE, _SLAVE = 2, 4, 1 << 14, 1 << 19
 _DEV = Path("/dev")
 SHARED = _DEV / "shm"
 """The folder of POSIX shared memory, and of the semaphores of `multiprocessing`."""
-_USABLE = (
-    "null", "zero", "full", "random", "urandom", "nvidia*", "nvidia-caps/*", "dri/render*", "kfd", "accel*",
-)  # fmt: skip
+_USABLE = ("null", "zero", "full", "random", "urandom")
+_GPUS = ("nvidia*", "nvidia-caps/*", "dri/render*", "kfd", "accel*")
 """Devices that training needs: those of each system, and GPUs."""
+_RUN = Path("/run")
+"""The folder of sockets by which services of the machine are asked, such as to look up names."""
 
 
 class Apart(NamedTuple):
-    """Whether this process has left the network, and has a shared memory of its own, which ends with it."""
+    """Whether this process has left the network, has a shared memory of its own, and sees no sockets of services."""
 
     network: bool
     memory: bool
+    services: bool
 
 
 class Devices(NamedTuple):
@@ -41,15 +51,50 @@ class Devices(NamedTuple):
     hidden: list[Path]
 
 
-def supervise() -> None:
+class Isolation(Struct, frozen=True):
+    """The first message of the process: what is in force.
+
+    Args:
+        files: it cannot read files with keys, and writes in its scratch folder, its shared memory and few devices only.
+        network: it has none.
+    """
+
+    files: bool
+    network: bool
+
+
+def isolate(folder: str, needed: Collection[str], memory: int, cores: int, gpus: int | None) -> Isolation:
+    """Take from this process all that it does not need, for good.
+
+    Args:
+        folder: the scratch folder, in which it may write.
+        needed: as for `leave`.
+        memory: as for `leave` and `limit`.
+        cores: as for `limit`.
+        gpus: the most that it may use; None for all.
+    """
+    apart = leave(memory, needed)
+    limit(memory, cores)
+    usable, hidden = devices(apart, needed, gpus)
+    files = fence([*(fenced_paths() or ()), *hidden], writable=[Path(folder), *usable])
+    forbidden = forbid(*apart)
+    return Isolation(files, apart.network or forbidden)
+
+
+def supervise(agent: int) -> None:
     """Continue in a child of this process. All that is started there ends with it, also what has left its session.
 
-    This process is the parent of those whose own parents have ended, and ends when the child does, or by SIGTERM.
+    This process is the parent of those whose own parents have ended. It ends when the child or the agent does, or by
+    SIGTERM. Where the kernel keeps its signals to these processes, it ends all in one call. Forks cannot outrun that.
 
-    Source: prctl(2), PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG.
+    Args:
+        agent: the parent of this process.
+
+    Source: prctl(2), PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG; kill(2).
     """
     libc, here = ctypes.CDLL(None), os.getpid()
     libc.prctl(_SUBREAPER, 1, 0, 0, 0)
+    is_fenced = fence_signals()
     child = os.fork()
     if not child:
         libc.prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
@@ -61,15 +106,30 @@ def supervise() -> None:
         if int(path.name) > 2:  # so that the agent sees when the child closes its pipes
             with contextlib.suppress(OSError):
                 os.close(int(path.name))
+    threading.Thread(target=_end_with, args=(agent, child), daemon=True).start()
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, 0)[0] != child:
             pass
-    while left := _children(here):
-        for process in left:
-            _kill(process)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(-1, 0)
+        while True:
+            for process in [-1] if is_fenced else _children(here):
+                _kill(process)
+            options = 0  # wait for one, and take the others that have ended
+            while os.waitpid(-1, options)[0]:
+                options = os.WNOHANG
     os._exit(0)
+
+
+def _end_with(agent: int, child: int) -> None:
+    """End the child when the agent has ended, however that happened."""
+    try:
+        ended = select.poll()
+        ended.register(os.pidfd_open(agent), select.POLLIN)
+        if os.getppid() == agent:
+            ended.poll()
+    except OSError:
+        if os.getppid() == agent:
+            return  # the kernel cannot say; the child sees its pipe closed
+    _kill(child)
 
 
 def _kill(process: int) -> None:
@@ -88,7 +148,7 @@ def _children(parent: int) -> list[int]:
 
 
 def leave(memory: int, needed: Collection[str]) -> Apart:
-    """Move this process to namespaces of its own: a network without a way out, and an empty shared memory.
+    """Move this process to namespaces of its own: a network without a way out, and empty folders of shared things.
 
     Args:
         memory: most bytes of the shared memory; 0: half of the machine's.
@@ -106,10 +166,15 @@ def leave(memory: int, needed: Collection[str]) -> Apart:
         if libc.unshare(flags) == 0:
             break
     else:
-        return Apart(network=False, memory=False)
+        return Apart(network=False, memory=False, services=False)
     if flags & _NEW_USER:
         _keep_identity(user, group)
-    return Apart(network=True, memory=bool(flags & _NEW_MOUNT) and not _is_shared(needed) and _own_memory(libc, memory))
+    own = bool(flags & _NEW_MOUNT) and libc.mount(b"none", b"/", None, _RECURSIVE | _SLAVE, None) == 0
+    return Apart(
+        network=True,
+        memory=own and not _is_in(SHARED, needed) and _covered(libc, SHARED, memory),
+        services=own and not _is_in(_RUN, [*needed, sys.prefix, sys.base_prefix]) and _covered(libc, _RUN),
+    )
 
 
 def _keep_identity(user: int, group: int) -> None:
@@ -121,29 +186,29 @@ def _keep_identity(user: int, group: int) -> None:
             return  # it is nobody now
 
 
-def _own_memory(libc: ctypes.CDLL, memory: int) -> bool:
-    """Cover the machine's shared memory by an empty one, and return whether the system allows it."""
+def _covered(libc: ctypes.CDLL, folder: Path, memory: int = 0) -> bool:
+    """Cover a folder by an empty one in memory, and return whether the system allows it."""
     options = f"mode=1777{f',size={memory}' if memory else ''}".encode()
-    private = libc.mount(b"none", b"/", None, _RECURSIVE | _SLAVE, None) == 0
-    made = private and libc.mount(b"tmpfs", bytes(SHARED), b"tmpfs", _NO_SETUID | _NO_DEVICES, options) == 0
-    return bool(made)
+    return bool(libc.mount(b"tmpfs", bytes(folder), b"tmpfs", _NO_SETUID | _NO_DEVICES, options) == 0)
 
 
-def _is_shared(paths: Collection[str]) -> bool:
-    return any(Path(path).resolve().is_relative_to(SHARED.resolve()) for path in paths if path)
+def _is_in(folder: Path, paths: Collection[str]) -> bool:
+    return any(Path(path).resolve().is_relative_to(folder.resolve()) for path in paths if path)
 
 
-def devices(apart: Apart, needed: Collection[str]) -> Devices:
+def devices(apart: Apart, needed: Collection[str], gpus: int | None = None) -> Devices:
     """Return the devices that this process may use, with its own shared memory, and all others.
 
     Args:
         apart: what this process has left.
         needed: as for `leave`.
+        gpus: 0 for no GPU.
     """
-    usable = [path.resolve() for pattern in _USABLE for path in _DEV.glob(pattern) if path.is_char_device()]
+    patterns = _USABLE if gpus == 0 else (*_USABLE, *_GPUS)
+    usable = [path.resolve() for pattern in patterns for path in _DEV.glob(pattern) if path.is_char_device()]
     if apart.memory:
         usable.append(SHARED)
-    seen = {*usable, *(path.parent for path in usable), *([SHARED] if _is_shared(needed) else [])}
+    seen = {*usable, *(path.parent for path in usable), *([SHARED] if _is_in(SHARED, needed) else [])}
     return Devices(usable, [path for path in _DEV.glob("*") if path not in seen and not path.is_symlink()])
 
 

@@ -87,10 +87,16 @@ class Journal:
         rotation: int = ROTATION,
     ) -> None:  # fmt: skip
         self.folder, self._signer, self._clock, self._rotation = folder, signer, clock, rotation
+        self._last = 0
         with self._writing("the journal's folder"):
             folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            self._settle()
+            self._settled()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there was no entry when this process looked last."""
+        return self._last == 0
 
     def note(self, event: str, **fields: Any) -> Entry:
         """Append an entry.
@@ -104,7 +110,9 @@ class Journal:
             CorruptError: the end of the journal was changed.
         """
         with self._locked():
-            return self._append(self._settle(), event, fields)
+            entry = self._append(self._settled(), event, fields)
+            self._last = entry.n
+        return entry
 
     def usage(self) -> Usage:
         """Return the work of the last 24 hours; entries that a wrong clock dated into the future count too."""
@@ -139,6 +147,14 @@ class Journal:
                 raise
             (self.folder / "head.next").replace(self.folder / "head")
         return entry
+
+    def _settled(self) -> JournalHead:
+        """Return the end as `_settle` does. Raises CorruptError also if the journal had more entries before."""
+        head = self._settle()
+        if head.entries < self._last:
+            raise self._changed(f"the journal ends with entry {head.entries}, and had {self._last} before")
+        self._last = head.entries
+        return head
 
     def _settle(self) -> JournalHead:
         """Return the end of the journal, after the repair of what a crash left. Raises CorruptError."""

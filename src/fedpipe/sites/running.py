@@ -17,7 +17,7 @@ from msgspec import Struct
 from fedpipe.errors import CorruptError, FedpipeError, InputError
 from fedpipe.rounds.manifests import Moment
 from fedpipe.sessions.presence import State
-from fedpipe.sites.child import Isolation
+from fedpipe.sites.isolation import Isolation
 from fedpipe.sites.site import Site
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import decode, encode

@@ -34,13 +34,15 @@ from fedpipe.secure.party import Orders
 from fedpipe.sessions.board import Board
 from fedpipe.sessions.current import Opened
 from fedpipe.sites.agent import Note, keep_nothing
-from fedpipe.sites.child import LARGEST, Answer, Call, Isolation
+from fedpipe.sites.child import LARGEST, Answer, Call
 from fedpipe.sites.guard import Guard
+from fedpipe.sites.isolation import Isolation
 from fedpipe.sites.rows import prepared
 from fedpipe.sites.site import Site
 from fedpipe.steps.contract import Hands
+from fedpipe.steps.fence import FENCED
 from fedpipe.steps.learn import Inputs, attended
-from fedpipe.steps.work import FENCED, answers, keyless, secret_paths
+from fedpipe.steps.work import answers, keyless, secret_paths
 from fedpipe.store import Store, endpoint_of, path_of
 from fedpipe.store.held import FOLDER, KEYHOLDER
 from fedpipe.store.keyholder import Keyholder
@@ -48,14 +50,13 @@ from fedpipe.store.keyholder import Keyholder
 log = logging.getLogger("fedpipe")
 
 _PROGRAM = """
-from fedpipe.sites.isolation import leave, limit, supervise
-supervise()
-apart = leave({memory}, {needed!r})
-limit({memory}, {cores})
+from fedpipe.sites.isolation import isolate, supervise
+supervise({agent})
+isolation = isolate({folder!r}, {needed!r}, {memory}, {cores}, {gpus})
 from fedpipe.sites.child import main
-main({handle}, {folder!r}, apart, {needed!r})
+main({handle}, isolation)
 """
-"""The program of the process: it leaves the network before it imports what could start threads."""
+"""The program of the process: it isolates itself before it imports what could start threads."""
 _PROXIES = tuple(f"{name}_proxy" for name in ("http", "https", "all", "no"))
 """Variables, in lower and upper case, in which there may be a password of a proxy."""
 _TRAININGS = ("train", "propose", "masked", "align", "exchange")
@@ -166,7 +167,10 @@ class Child:
         policy = self._site.policy
         memory = int(quantity(policy.memory)) if policy.memory else 0
         cores = math.ceil(quantity(policy.cpu)) if policy.cpu else 0
-        return _PROGRAM.format(handle=handle, folder=folder, memory=memory, cores=cores, needed=(folder, data))
+        return _PROGRAM.format(
+            agent=os.getpid(), handle=handle, folder=folder, memory=memory, cores=cores, gpus=policy.gpus,
+            needed=(folder, data),
+        )  # fmt: skip
 
     def _python(self) -> Path:
         return find_python(self._environment) if self._environment in _OTHERS else Path(sys.executable)

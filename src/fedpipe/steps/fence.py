@@ -26,10 +26,12 @@ _REFER, _TRUNCATE = 1 << 13, 1 << 14
 _MAKE_DEVICE = 1 << 6 | 1 << 11
 _OF_FILES = 1 << 1 | _TRUNCATE
 """Those of these rights that a file or a device can have."""
-_TCP, _SCOPES = 0b11, 0b11
+_TCP, _SIGNALS, _SCOPES = 0b11, 0b10, 0b11
 _VERSION = 1
 _PATH_BENEATH = 1
 _NO_NEW_PRIVILEGES, _DUMPABLE = 38, 4
+FENCED = "FEDPIPE_FENCED"
+"""Environment variable: paths that the process may not read."""
 
 
 class _Ruleset(ctypes.Structure):
@@ -52,11 +54,11 @@ def fence(secret: Collection[Path], *, writable: Collection[Path] | None = None)
             signals no process outside. None: it may do as before.
 
     Returns:
-        Whether the kernel does it.
+        Whether the kernel does it: for a process of one thread, as others would stay outside.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     version = libc.syscall(_CREATE_RULESET, None, 0, _VERSION)
-    if version < 1:
+    if version < 1 or len(list(Path("/proc/self/task").iterdir())) > 1:
         return False
     write = 0
     if writable is not None:
@@ -78,6 +80,35 @@ def fence(secret: Collection[Path], *, writable: Collection[Path] | None = None)
         return bool(libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0)
     finally:
         os.close(ruleset)
+
+
+def fenced_paths() -> list[Path] | None:
+    """Return the paths of the environment that this process may not read, and remove them there; None without any."""
+    text = os.environ.pop(FENCED, None)
+    return None if text is None else [Path(path) for path in text.split(os.pathsep) if path]
+
+
+def fence_signals() -> bool:
+    """Forbid this process, and all that it starts, to signal others; return whether the kernel does it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(_CREATE_RULESET, None, 0, _VERSION) < 6:
+        return False
+    rules = _Ruleset(0, 0, _SIGNALS)
+    ruleset = libc.syscall(_CREATE_RULESET, ctypes.byref(rules), ctypes.sizeof(rules), 0)
+    if ruleset < 0:
+        return False
+    try:
+        if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) or libc.syscall(_RESTRICT_SELF, ruleset, 0):
+            return False
+    finally:
+        os.close(ruleset)
+    try:
+        os.kill(os.getppid(), 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        pass
+    return False
 
 
 def _readable(secret: Collection[Path]) -> Iterator[Path]:

@@ -78,6 +78,7 @@ def check_simulated(federation: Federation) -> None:
         ("framework", federation.framework != "keras",
          "TensorFlow Federated trains Keras models only. To rehearse others on this machine, use `fedpipe run`."),
         ("algorithm", federation.proposers, "To rehearse collective learning on this machine, use `fedpipe run`."),
+        ("algorithm", federation.split, "To rehearse split learning on this machine, use `fedpipe run`."),
         ("algorithm.vote", federation.vote, "Remove it. To rehearse votes on this machine, use `fedpipe run`."),
         ("simulation.algorithm", federation.simulation.algorithm == "fedsgd" and not _takes_weights(federation),
          "TFF's fedsgd weights clients by their examples. Choose fedavg, or another algorithm.rule."),

@@ -26,7 +26,7 @@ from fedpipe.steps import TRACKED
 from fedpipe.steps.contract import give_up, inputs_of, log, parse_arguments, ready, start_log, write_outputs
 from fedpipe.steps.early import shown
 from fedpipe.steps.fence import hide_memory
-from fedpipe.steps.work import FOREIGN, Ended, store_of, surroundings
+from fedpipe.steps.work import FOREIGN, PROGRAM, Ended, store_of, surroundings
 from fedpipe.store.places import path_of
 from fedpipe.tracking.tracker import Tracker
 
@@ -156,7 +156,7 @@ def _in_child(child: _Child, name: str, executor_input: dict[str, Any]) -> Ended
     report, answer = os.pipe()
     alive, parent = os.pipe()
     with surroundings(name, executor_input) as (environment, handles):
-        command = [sys.executable, "-m", "fedpipe.steps.work", str(answer), str(alive), name]
+        command = [sys.executable, "-c", PROGRAM, str(answer), str(alive), name]
         process = subprocess.Popen(  # noqa: S603  (our own module)
             [*command, json.dumps(executor_input)], env=environment, pass_fds=[answer, alive, *handles]
         )

@@ -24,7 +24,7 @@ from fedpipe.identity.signing import FOUND_KEYS, KEYS, key_answers
 from fedpipe.rounds.floors import FLOORS, read_floors
 from fedpipe.steps.contract import execute, inputs_of, log, start_log
 from fedpipe.steps.early import is_early
-from fedpipe.steps.fence import fence
+from fedpipe.steps.fence import FENCED
 from fedpipe.store import SECRET_DIR, endpoint_of
 from fedpipe.store.concealment import CONCEALED
 from fedpipe.store.credentials import SOURCES
@@ -35,8 +35,14 @@ from fedpipe.tracking.model_registry import TOKEN, TOKEN_PATH
 
 FOREIGN = frozenset({"describe", "evaluate", "export", "initialise", "learn", "score", "simulate", "train", "vote"})
 """Steps that run the user's `model.py`."""
-FENCED = "FEDPIPE_FENCED"
-"""Environment variable: paths that the process may not read."""
+PROGRAM = """
+from fedpipe.steps.fence import fence, fenced_paths
+paths = fenced_paths()
+is_fenced = paths is None or fence(paths)
+from fedpipe.steps.work import main
+main(is_fenced)
+"""
+"""The program of the process: its fence comes before all that could start threads, which would stay outside."""
 _TOKENS = "/var/run/secrets"
 """Where a pod has the tokens of its service account."""
 _SERVICES = (*TRACKING_KEYS.values(), TOKEN, TOKEN_PATH)
@@ -52,12 +58,16 @@ class Ended(NamedTuple):
     died: bool = False
 
 
-def main() -> None:
-    """Do the work of a step: the descriptors of the report and of the parent's life, the step's name, its input."""
+def main(is_fenced: bool) -> None:
+    """Do the work of a step: the descriptors of the report and of the parent's life, the step's name, its input.
+
+    Args:
+        is_fenced: files with keys are out of reach, or there are none.
+    """
     report, alive, name, text = sys.argv[1:]
     threading.Thread(target=_end_with_parent, args=(int(alive),), daemon=True).start()
     start_log()
-    if (fenced := os.environ.pop(FENCED, None)) is not None and not fence([Path(p) for p in fenced.split(os.pathsep)]):
+    if not is_fenced:
         log.info("this kernel cannot keep files with keys from the code of the model (docs/threats.md)")
     ended = _ended(name, json.loads(text))
     with contextlib.suppress(OSError):
@@ -133,7 +143,3 @@ def store_of(name: str, executor_input: Mapping[str, Any]) -> str:
         return str(values["store"])
     inputs = inputs_of(name, executor_input)
     return str(inputs.place.store if hasattr(inputs, "place") else inputs.store)
-
-
-if __name__ == "__main__":
-    main()

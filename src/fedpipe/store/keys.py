@@ -266,6 +266,11 @@ def sign(learner: str, run: str) -> str:
     return f"{run_folder(run, learner)}sign"
 
 
+def is_passing(key: str) -> bool:
+    """Returns whether nobody misses the object after a power failure: a sign only wakes its reader."""
+    return key.endswith(("/sign", ".time"))
+
+
 def score(learner: str, run: str, *, earlier: bool = False) -> str:
     """Returns the key of a learner's score of the final model, or of the best one of earlier rounds."""
     return f"{run_folder(run, learner)}score{'-earlier' if earlier else ''}"

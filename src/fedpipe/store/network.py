@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies_environment
 
 import urllib3
 from urllib3.util import create_urllib3_context
@@ -70,13 +69,18 @@ def find_proxy(url: str) -> Proxy | None:
     Raises:
         InputError: the variable does not hold the URL of an HTTP proxy.
     """
-    proxies, parts = getproxies_environment(), urlsplit(url)
+    parts = urlsplit(url)
     if parts.netloc in _near:
         return None
-    name = next((name for name in (parts.scheme, "all") if proxies.get(name)), None)
-    if name is None or is_exempt(parts.hostname or "", parts.port, proxies.get("no", "")):
+    kind = next((kind for kind in (parts.scheme, "all") if _named(kind)), None)
+    if kind is None or is_exempt(parts.hostname or "", parts.port, _named("no")):
         return None
-    return parse_proxy(proxies[name], f"{name.upper()}_PROXY")
+    return parse_proxy(_named(kind), f"{kind.upper()}_PROXY")
+
+
+def _named(kind: str) -> str:
+    """Returns what the environment says, before each request: so not by urllib, which reads all of its variables."""
+    return os.environ.get(f"{kind}_proxy", os.environ.get(f"{kind.upper()}_PROXY", ""))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import pytest
 
 from fedpipe.errors import ModelError
 from fedpipe.learners.cut import TOP, bottom_name, held_by, joined, part_of
-from fedpipe.learners.keras.cut import CutKeras
+from fedpipe.learners.keras.cut import CutKeras, _cached_whole
 from tests.federations import make_federation
 
 PARTS = """
@@ -213,6 +213,19 @@ def test_parts_alone_begin_with_the_weights_of_the_whole_network() -> None:
         assert mine.keys() == alone.keys()
         assert all(np.array_equal(mine[key], alone[key]) for key in mine)
     assert held_by(start, federation, "bob").keys() >= {"bottom-bob/dense/kernel", "top/dense/kernel"}
+
+
+def test_parts_that_are_made_while_the_file_is_loaded_have_the_same_names_each_time() -> None:
+    """Each part loads the file again, and Keras counts the layers of a process."""
+    adapter, federation, code, _ = cut(("alice",))
+    code += b"\nBOTTOM, TOP = bottom('alice'), top()\n\ndef bottom(party):\n    return BOTTOM\n\ndef top():\n    return TOP\n"
+    training, digest = federation.training, f"sha256:{hashlib.sha256(code).hexdigest()}"
+    start = adapter.build(code, digest, "", training).initial_weights(training.seed)
+    parts = {"bottom-alice": adapter.bottom(code, digest, "alice", training), TOP: adapter.top(code, digest, training)}
+    assert joined({name: part.weights() for name, part in parts.items()}).keys() == start.keys()
+    _cached_whole.cache_clear()
+    again = adapter.build(code, digest, "", training).initial_weights(training.seed)
+    assert all(np.array_equal(again[name], array) for name, array in start.items())
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,15 @@ import numpy as np
 
 from fedpipe.data.examples import Examples
 from fedpipe.data.schema import Schema
-from fedpipe.errors import ModelError
 from fedpipe.federation.federation import Federation
 from fedpipe.federation.training import Privacy, Training
 from fedpipe.frameworks import frameworks
-from fedpipe.learners.cut import BOTTOM, TOP, Shape, bottom_name
+from fedpipe.learners.cut import TOP, Shape, bottom_name
 from fedpipe.learners.framework import Arrays, Model, seed_of
+from fedpipe.learners.keras.cut_mistakes import check_apart, check_fits, check_part, maker, order_of
 from fedpipe.learners.keras.framework import KerasFramework
 from fedpipe.learners.keras.model import KerasModel, built
 from fedpipe.learners.keras.structure import Side, scalars, sides_of
-from fedpipe.learners.user_code import find_function
 from fedpipe.rounds.plan import Port
 from fedpipe.weights import Array
 
@@ -58,26 +57,6 @@ class CutKeras(KerasFramework):
         return _cached_top(code, digest, self._parties, training.seed, self._size)
 
 
-def _maker(module: Any, part: str) -> Callable[[], Any]:
-    """Return the user's function that makes a part, with the party as its argument."""
-    if part == TOP:
-        return find_function(module, TOP)
-    bottom: Callable[..., Any] = find_function(module, BOTTOM)
-    party = part.removeprefix(f"{BOTTOM}-")
-
-    def make() -> Any:
-        made = bottom(party)
-        if made is None:
-            raise ModelError(
-                f'bottom("{party}") returns None, but {party} holds features', where="model.py",
-                remedy="Return the part of every party with features.",
-            )  # fmt: skip
-        return made
-
-    make.__name__ = BOTTOM
-    return make
-
-
 def _part_seed(seed: int, part: str) -> int:
     return seed_of(seed, part)
 
@@ -95,11 +74,10 @@ class KerasPart(KerasModel):
     def __init__(self, code: bytes, digest: str, part: str, seed: int) -> None:
         super().__init__(code, digest, part, seed=_part_seed(seed, part))
         self.part = part
-        if len(self.outputs.ports) != 1:
-            raise ModelError(f"{part} has several outputs", where="model.py", remedy="Return one tensor.")
+        check_part(part, self.keras, self.inputs, self.outputs)
 
     def _builder(self, function: str) -> Callable[..., Any]:
-        return _maker(self.module, function)
+        return maker(self.module, function)
 
     def begin(self, start: Arrays, optimizer: Arrays | None, *, seed: int, rate: float) -> None:
         """See `Part.begin`."""
@@ -122,8 +100,6 @@ class KerasBottom(KerasPart):
     def __init__(self, code: bytes, digest: str, part: str, seed: int) -> None:
         super().__init__(code, digest, part, seed)
         tensorflow, _ = frameworks()
-        if len(self.inputs.ports) != 1:
-            raise ModelError(f"{part} has several inputs", where="model.py", remedy="Take one tensor of features.")
 
         def forward(x: Any) -> Any:
             found = self.keras(x, training=True)
@@ -191,7 +167,7 @@ class KerasTop(KerasPart):
 
     def __init__(self, code: bytes, digest: str, parties: tuple[str, ...], seed: int, size: int) -> None:
         super().__init__(code, digest, TOP, seed)
-        self._order, self._size = _order_of(self.inputs, parties), size
+        self._order, self._size = order_of(self.inputs, parties), size
         tensorflow, _ = frameworks()
 
         def step(activations: Any, y: Any) -> Any:
@@ -250,20 +226,6 @@ def _shape_of(port: Port) -> Shape:
     return Shape(port.dtype, tuple(size or 0 for size in port.shape[1:]))
 
 
-def _order_of(inputs: Side, parties: tuple[str, ...]) -> tuple[int, ...]:
-    """Return the place of each party's activations among the inputs of the top. Raises ModelError."""
-    names = inputs.names
-    if len(names) != len(parties):
-        raise ModelError(
-            f"top() takes {len(names)} inputs, but {len(parties)} parties hold features: {', '.join(parties)}",
-            where="model.py",
-            remedy="Give it one input for each of them.",
-        )
-    if set(names) == set(parties):
-        return tuple(names.index(party) for party in parties)
-    return tuple(range(len(names)))
-
-
 class WholeModel(KerasModel):
     """The whole network: bottoms and top joined, for measurements, the export and a rehearsal.
 
@@ -289,12 +251,13 @@ class WholeModel(KerasModel):
         _, keras = frameworks()
         bottoms = [self._made(bottom_name(party)) for party in self._parties]
         taken, order = self._taken(self._made(TOP))
+        check_apart(self._parts)
         inputs, given = {}, {}
         for place, party, bottom in zip(order, self._parties, bottoms, strict=True):
             port = sides_of(bottom)[0].ports[0]
             inputs[party] = keras.Input(port.shape[1:], dtype=port.dtype, name=party)
             found = bottom(inputs[party])
-            _check_fits(party, found, taken.ports[place])
+            check_fits(party, found, taken.ports[place])
             given[taken.names[place]] = found
         return self._whole(inputs, taken.packed(given))
 
@@ -303,14 +266,15 @@ class WholeModel(KerasModel):
         _, keras = frameworks()
         keras.backend.clear_session()
         keras.utils.set_random_seed(_part_seed(self._run_seed, part))
-        self._parts[part] = built(_maker(self.module, part), keras)
-        self._parts[part].name = part
-        return self._parts[part]
+        self._parts[part] = model = built(maker(self.module, part), keras)
+        check_part(part, model, *sides_of(model))
+        model.name = f"part_{part}"  # no party, after which an input is named, can have this name
+        return model
 
     def _taken(self, top: Any) -> tuple[Side, tuple[int, ...]]:
         """Return what the top takes, and the place of each party's activations in it."""
         taken, self._top_outputs = sides_of(top)
-        return taken, _order_of(taken, self._parties)
+        return taken, order_of(taken, self._parties)
 
     def _whole(self, inputs: dict[str, Any], activations: Any) -> Any:
         """Return the compiled network from inputs, which are named after the parties, to the output of the top."""
@@ -340,22 +304,6 @@ class NamedTop(WholeModel):
             port = taken.ports[place]
             inputs[party] = given[taken.names[place]] = keras.Input(port.shape[1:], dtype=port.dtype, name=party)
         return self._whole(inputs, taken.packed(given))
-
-
-def _check_fits(party: str, found: Any, port: Port) -> None:
-    shape = tuple(found.shape)
-    if shape[1:] != port.shape[1:] or str(found.dtype) != port.dtype:
-        raise ModelError(
-            f'bottom("{party}") returns {found.dtype} {list(shape[1:])} a row, but top() takes {port.dtype} '
-            f"{list(port.shape[1:])}",
-            where="model.py",
-            remedy="Make the shape of the one that of the other.",
-        )
-    if None in shape[1:]:
-        raise ModelError(
-            f'the size of a row of bottom("{party}") is not known: {list(shape[1:])}', where="model.py",
-            remedy="Give its input a shape without free dimensions.",
-        )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1)

@@ -60,10 +60,10 @@ class Loop:
             trains: whether the model trains on them, or is tested.
         """
         tensorflow, _ = frameworks()
-        step, none = self._traced_loop("train_step" if trains else "test_step", data), 0
-        step(tensorflow.range(none, dtype=tensorflow.int64), 1, none, none, False)
+        step = self._traced_loop("train_step" if trains else "test_step", data)
+        step(tensorflow.range(0, dtype=tensorflow.int64), *_whole(1, 0, 0), tensorflow.constant(False))
         if trains:
-            shuffled(tensorflow)(self._seed % _PRIME, none, 1, 1)
+            shuffled(tensorflow)(*_whole(self._seed % _PRIME, 0, 1, 1))
 
     def train(
         self, data: tuple[Any, ...], count: int, training: Training, seed: int, limits: TrainingLimits
@@ -79,7 +79,7 @@ class Loop:
         """
         tensorflow, _ = frameworks()
         total = _rows(count, training)
-        order = shuffled(tensorflow)(self._seed % _PRIME, seed % _PRIME, count, total)
+        order = shuffled(tensorflow)(*_whole(self._seed % _PRIME, seed % _PRIME, count, total))
         length = total if training.local_steps else count
         step = self._traced_loop("train_step", data)
         for first in range(0, total, length):
@@ -96,9 +96,10 @@ class Loop:
     ) -> dict[str, Any]:
         """Take the steps of an epoch, some at once, and return its metrics."""
         at, last = span
+        tensorflow, _ = frameworks()
         while True:
             first, at, started = at, min(at + self._steps_at_once * size, last), time.monotonic()
-            metrics = run(order, size, first, at, first == span[0])
+            metrics = run(order, *_whole(size, first, at), tensorflow.constant(first == span[0]))
             limits.step(-(-(at - first) // size))
             if at == last:
                 return {name: value.numpy() for name, value in metrics.items()}
@@ -118,7 +119,10 @@ class Loop:
 
 
 def _loop(model: Any, name: str, specs: Any) -> Callable[..., Any]:
-    """Return a function of data, an order, a batch's size, a span of the order, and whether an epoch begins."""
+    """Return a function of data, an order, a batch's size, a span of the order, and whether an epoch begins.
+
+    A concrete function takes tensors only, and half the time of one that looks for the trace of its arguments.
+    """
     tensorflow, keras = frameworks()
 
     def run(data: Any, order: Any, size: Any, first: Any, last: Any, begins: Any) -> Any:
@@ -139,7 +143,14 @@ def _loop(model: Any, name: str, specs: Any) -> Callable[..., Any]:
 
     whole, rows = tensorflow.TensorSpec((), tensorflow.int64), tensorflow.TensorSpec((None,), tensorflow.int64)
     signature = [specs, rows, whole, whole, whole, tensorflow.TensorSpec((), tensorflow.bool)]
-    return tensorflow.function(run, input_signature=signature, autograph=False)  # type: ignore[no-any-return]
+    traced = tensorflow.function(run, input_signature=signature, autograph=False)
+    return traced.get_concrete_function()  # type: ignore[no-any-return]
+
+
+def _whole(*numbers: int) -> list[Any]:
+    """Return numbers as the functions take them."""
+    tensorflow, _ = frameworks()
+    return [tensorflow.constant(number, tensorflow.int64) for number in numbers]
 
 
 @functools.cache
@@ -166,7 +177,8 @@ def shuffled(tensorflow: Any) -> Callable[..., Any]:
         rows = ops.BatchDatasetV2(input_dataset=rows, batch_size=total, drop_remainder=False, **several)
         return ops.DatasetToSingleElement(dataset=rows, **several)[0]
 
-    return tensorflow.function(order, input_signature=[tensorflow.TensorSpec((), whole)] * 4, autograph=False)  # type: ignore[no-any-return]
+    traced = tensorflow.function(order, input_signature=[tensorflow.TensorSpec((), whole)] * 4, autograph=False)
+    return traced.get_concrete_function()  # type: ignore[no-any-return]
 
 
 def is_large(part: Examples) -> bool:

@@ -109,11 +109,10 @@ class KerasModel(CompiledModel):
     ) -> None:  # fmt: skip
         tensorflow, keras = frameworks()
         tensorflow.config.experimental.enable_op_determinism()
+        _begin(keras, seed)  # the file may make a model while it is loaded
         self.module = load_code(code, digest)
         build = self._builder(function)
-        keras.backend.clear_session()  # automatic names begin at their first number again
-        keras.utils.set_random_seed(seed)
-        keras.config.set_floatx("float32")  # an earlier model.py may have changed it
+        _begin(keras, seed)
         keras.config.set_dtype_policy(precision)
         with _scope(tensorflow):
             self.keras = built(build, keras, schema)
@@ -253,6 +252,13 @@ class KerasModel(CompiledModel):
         """See `Model.convert`."""
         self.reset(self._seed)
         return super().convert(weights, opset, metadata)
+
+
+def _begin(keras: Any, seed: int) -> None:
+    """Let models have the names and the numbers that they have in a new process."""
+    keras.backend.clear_session()  # automatic names begin at their first number again
+    keras.utils.set_random_seed(seed)
+    keras.config.set_floatx("float32")  # an earlier model.py may have changed it
 
 
 def _set(variable: Any, value: Array) -> None:

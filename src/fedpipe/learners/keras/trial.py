@@ -38,9 +38,15 @@ def tried(model: Any, inputs: Side, outputs: Side, examples: Examples) -> set[st
         data = singles_of(few, inputs, outputs).batch(few.count)
         result = model.evaluate(data, verbose=0, return_dict=True)
     except Exception as error:
-        raise ModelError(f"the labels or shapes do not fit the model: {described(error)}") from error
+        raise ModelError(
+            f"the labels or shapes do not fit the model: {described(error)}", where="model.py",
+            remedy="Make the last layer, the loss and the metrics fit the labels.",
+        ) from error  # fmt: skip
     if not np.isfinite(result["loss"]):
-        raise ModelError(f"the loss of the first examples is {result['loss']}: the labels do not fit the model")
+        raise ModelError(
+            f"the loss of the first examples is {result['loss']}: the labels do not fit the model", where="model.py",
+            remedy="Make the last layer and the loss fit the labels, and check that the features are not too large.",
+        )  # fmt: skip
     return set(scalars(result))
 
 
@@ -64,6 +70,7 @@ def _check_classes(model: Any, outputs: Side, examples: Examples) -> None:
             named = f" of {port.name!r}" if len(outputs.ports) > 1 else ""
             raise ModelError(
                 f"the labels{named} range from {y.min():g} to {y.max():g}, but the model has {port.shape[-1]} outputs",
+                where="model.py",
                 remedy="Count labels from 0, and give the last layer one output per label.",
             )
 
