@@ -299,6 +299,17 @@ class TestEstimate:
             "134 steps make a workflow of about 1076 kB, but Argo's limit is 1 MiB: use fewer learners in one federation."
         )
 
+    def test_a_rehearsal_is_one_step(self, tmp_path: Path) -> None:
+        """Its learners have no pods, so they need no room."""
+        (tmp_path / "m.py").write_text("def build(): ...\n")
+        placed = {"accelerator": {"count": 2}}
+        federation = make_federation(
+            placement={"learn": placed}, simulation={"placement": {"memory": "8Gi"}}, model=f"{tmp_path}/m.py:build"
+        )
+        found = compile_pipeline(federation, tmp_path / "p.yaml", simulation=True)
+        assert found.requests == ("1 x simulate: 500m cpu, 8Gi memory",)
+        assert not [warning for warning in found.warnings if "at the same time" in warning]
+
     def test_learners_of_one_gpu_pool(self, tmp_path: Path) -> None:
         (tmp_path / "m.py").write_text("def build(): ...\n")
         placed = {"node_selector": {"pool": "gpu"}, "accelerator": {"count": 2}}

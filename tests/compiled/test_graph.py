@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,19 @@ def test_a_zero_that_would_have_no_effect_is_refused(pipeline: Path, zero: Any) 
         PipelineError, match=r"parameter batch_size: 0 means the value of the federation file, which is"
     ):
         check_arguments(graph, {"batch_size": zero})
-    assert check_arguments(graph, {"learning_rate": 0})["learning_rate"] == 0  # as in the file
+    for name in ("learning_rate", "min_learners"):
+        assert check_arguments(graph, {name: zero})[name] == 0  # as in the file
+
+
+@pytest.mark.parametrize(("limit", "refused"), [("", False), ("\n  max_seconds: 9", True)])
+def test_a_zero_for_no_limit_of_time(pipeline: Path, limit: str, refused: bool) -> None:
+    """Where the file has a limit, it would have no effect."""
+    file = pipeline.parent / "federation.yaml"
+    file.write_text(file.read_text().replace("rounds_per_step: 1", f"rounds_per_step: all{limit}"))
+    compile_pipeline(read_federation(file), pipeline)
+    graph = read_graph(pipeline)
+    with pytest.raises(PipelineError, match="which is 9") if refused else contextlib.nullcontext():
+        assert check_arguments(graph, {"max_seconds": "0"})["max_seconds"] == 0
 
 
 def test_inputs_come_from_parameters_constants_and_other_tasks(pipeline: Path) -> None:

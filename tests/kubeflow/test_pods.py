@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from typer.testing import CliRunner
@@ -10,11 +12,12 @@ from typer.testing import CliRunner
 from fedpipe.cli.kubeflow import _follow_command
 from fedpipe.cli.main import app
 from fedpipe.errors import NotFoundError, StepError
-from fedpipe.kubeflow.pods import find_run_id, is_ours, own_lines, watcher
+from fedpipe.kubeflow.pods import find_run_id, is_ours, logs, own_lines, watcher
 from fedpipe.kubeflow.submission import submit
 from fedpipe.kubeflow.where import Where
 from fedpipe.store import open_store
 from tests.kubeflow.kfp_server import KfpServer
+from tests.kubeflow.kubernetes_server import answering
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -116,3 +119,35 @@ def test_the_outputs_that_the_launcher_writes_over_many_lines_are_not() -> None:
 I1129 01:30:43.811500      16 launcher_v2.go:867] Executing uploadOutputArtifacts attempt: 1"""
     own = ["10:29:20 scores: {", '  "a": 1', "}"]
     assert list(own_lines([*own, *launcher.split("\n"), "}"])) == [*own, "}"]
+
+
+def test_a_pod_whose_log_is_gone_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one of a node that was drained: what is known of it is shown in its place."""
+    run = "0b1c2d3e-0000-4000-8000-000000000000"
+    pods = "/api/v1/namespaces/ml/pods"
+
+    def pod(name: str, phase: str, message: str = "") -> dict[str, Any]:
+        metadata = {
+            "name": name,
+            "creationTimestamp": "2026-11-29T00:00:00Z",
+            "labels": {"fedpipe/step": f"learn-{name}"},
+        }
+        ended = {"exitCode": 137, "reason": message}
+        status = {"name": "main", "image": "x", "imageID": "x", "ready": False, "restartCount": 0,
+                  "state": {"terminated": ended} if message else {}}  # fmt: skip
+        spec = {"containers": [{"name": "main"}]}
+        return {"metadata": metadata, "spec": spec, "status": {"phase": phase, "containerStatuses": [status]}}
+
+    lost, well = pod("a", "Failed", "Evicted"), pod("b", "Succeeded")
+    selector = urlencode({"labelSelector": f"pipeline/runid={run},fedpipe/step"})
+    objects = {
+        f"{pods}?{selector}": {"items": [lost, well]}, f"{pods}/a": lost, f"{pods}/b": well,
+        f"{pods}/b/log?container=main&follow=False": "round 2",
+    }  # fmt: skip
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    with answering(objects, tmp_path / "kubeconfig"):
+        found = list(logs(run, where=Where(namespace="ml")))
+    assert found == [
+        ("learn-a", "(Failed: Evicted, exit code 137; its log cannot be read: not found (HTTP 404))"),
+        ("learn-b", '"round 2"'),
+    ]

@@ -128,6 +128,12 @@ class TestSubmit:
             submit(file, where=kfp.where(), parameters={"data": "/digits.npz"})
         assert not kfp.asked
 
+    def test_two_names(self, kfp: KfpServer, file: Path) -> None:
+        with pytest.raises(InputError, match=r"parameter run: the run has two names, 'one' and 'two'\. Keep one\."):
+            submit(file, where=kfp.where(), run="one", parameters={"run": "two"})
+        assert not kfp.asked
+        assert submit(file, where=kfp.where(), run="one", parameters={"run": "one"}).run == "one"
+
     def test_a_parameter_that_is_none(self, kfp: KfpServer, file: Path) -> None:
         with pytest.raises(PipelineError, match="unknown parameter 'learnig_rate'"):
             submit(file, where=kfp.where(), parameters={"learnig_rate": "1"})
@@ -140,7 +146,8 @@ class TestResume:
     ) -> None:
         first = submit(file, where=kfp.where(), run="trial", parameters={"rounds": "3"}, service_account="runner")
         kfp.held["runs"][first.run_id]["state"] = "RUNNING"
-        with pytest.raises(InputError, match="run 'trial' exists already, and is running"):
+        waits = r"run 'trial' exists already, and is running\. Start another with `fedpipe submit`, or wait until"
+        with pytest.raises(InputError, match=waits):
             resume("trial", where=kfp.where())
         kfp.held["runs"][first.run_id]["state"] = "FAILED"
         second = resume("trial", where=kfp.where())

@@ -192,6 +192,10 @@ class TestStragglers:
         assert session.world.now < 10 * 5
         assert session.dropped(10) == {"c": "away since round 1"}
 
+    def test_a_sign_has_no_field_that_an_earlier_version_refuses(self) -> None:
+        """Sites and coordinator may be upgraded on different days."""
+        assert encode(Sign(round=1, attempt=2, phase="train")) == b'{"attempt":2,"phase":"train","round":1}'
+
     def test_one_that_left_returns_when_its_pod_is_started_again(self) -> None:
         session = Session(plan_of(10))
         put_sign(session.world.store, "c", "r1", Sign(round=0, session="s", leaves=True))

@@ -52,13 +52,20 @@ def estimate(federation: Federation, graph: Graph, pipeline_bytes: int) -> Estim
         pipeline_bytes=pipeline_bytes,
         workflow_bytes=workflow,
         overhead_seconds=critical * _SECONDS_PER_STEP,
-        requests=_requests(federation),
+        requests=_requests(federation, graph),
         warnings=tuple(_warnings(federation, graph, workflow)),
     )
 
 
-def _requests(federation: Federation) -> tuple[str, ...]:
+def _is_rehearsal(graph: Graph) -> bool:
+    """Returns whether one step simulates all learners."""
+    return any(task.step == "simulate" for task in graph.tasks)
+
+
+def _requests(federation: Federation, graph: Graph) -> tuple[str, ...]:
     """Describes what the steps reserve that run at the same time: the learners', in a session the coordinator's too."""
+    if _is_rehearsal(graph):
+        return (f"1 x simulate: {_described(federation.placement_of('simulate'))}",)
     step = "learn" if federation.in_sessions else "train"
     placements = [federation.placement_of(step, learner.name) for learner in federation.pods]
     described = Counter(_described(placement) for placement in placements)
@@ -119,8 +126,9 @@ def _warnings(federation: Federation, graph: Graph, workflow: int) -> list[str]:
         )
     elif steps > _COMFORTABLE_STEPS:
         warnings.append(f"{steps} steps are more than KFP runs well ({_COMFORTABLE_STEPS}): {advice}.")
-    warnings += _accelerator_warnings(federation)
-    if federation.proposers and rounds % len(federation.proposers):
+    rehearsal = _is_rehearsal(graph)
+    warnings += [] if rehearsal else _accelerator_warnings(federation)
+    if not rehearsal and federation.proposers and rounds % len(federation.proposers):
         warnings.append(
             f"{rounds} rounds are not a multiple of {len(federation.proposers)} proposers, and each run starts with "
             f"{federation.proposers[0]}: in recurring runs, the first ones propose more often."

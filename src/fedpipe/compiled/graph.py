@@ -13,6 +13,7 @@ import yaml
 
 from fedpipe.errors import PipelineError, one_line
 from fedpipe.federation.environments import ENVIRONMENTS, WITH_FRAMEWORK, Environment
+from fedpipe.federation.names import YEAR
 from fedpipe.rounds.plan import Settings
 from fedpipe.store.userinfo import check_no_credentials
 from fedpipe.suggestion import closest
@@ -191,7 +192,8 @@ def check_arguments(graph: Graph, arguments: Mapping[str, Any]) -> dict[str, Any
     found = {name: _parse(name, value, graph.types[name]) for name, value in arguments.items()}
     for name, value in found.items():
         default = graph.parameters[name]
-        if name in Settings.__struct_fields__ and value == 0 and default:
+        derived = (name, default) == ("max_seconds", YEAR) or name == "min_learners"  # the file need not have it
+        if name in Settings.__struct_fields__ and value == 0 and default and not derived:
             what = f"0 means the value of the federation file, which is {default:g}"
             raise PipelineError(what, where=f"parameter {name}", remedy="Leave it out, or change it in that file.")
     return {**graph.parameters, **found}

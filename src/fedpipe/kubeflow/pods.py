@@ -28,6 +28,8 @@ _STARTERS = re.compile(
 )
 """Starts of lines of Argo's executor and of KFP's launcher: logrus, slog, JSON, klog and Go's own log."""
 _ERRORS = re.compile(r'[EF]\d{4} |.*\blevel="?(error|fatal|panic)|.*"level":"(error|fatal)', re.IGNORECASE)
+_WITHOUT_LOG = (400, 404, 500)
+"""Answers for a pod that was deleted meanwhile, has no container yet, or was on a node that is gone."""
 _POLL_SECONDS = 2.0
 _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UNSUCCESSFUL = {"FAILED": "failed", "CANCELED": "was cancelled", "SKIPPED": "was skipped"}
@@ -190,8 +192,13 @@ def logs(
                 continue
             _await_start(cluster, pod)
         lines = _lines(cluster, pod, follow=follow)
-        for line in lines if everything else own_lines(lines):
-            yield pod.step, line
+        try:
+            for line in lines if everything else own_lines(lines):
+                yield pod.step, line
+        except ClusterError as error:
+            if error.status not in _WITHOUT_LOG:
+                raise
+            yield pod.step, f"({pod.state}{f': {pod.why}' if pod.why else ''}; its log cannot be read: {error.what})"
 
 
 def own_lines(lines: Iterable[str]) -> Iterator[str]:

@@ -57,14 +57,15 @@ def submit(
             succeeded; nothing was created.
         ClusterError: KFP refuses or cannot be reached; created objects were removed, or are named.
     """
-    if not run:
-        run = str((parameters or {}).get("run", ""))
-    name = run_name(run or time.strftime("run-%Y%m%d-%H%M%S", time.gmtime()), "")
+    given = str((parameters or {}).get("run", ""))
+    if run and given not in ("", run):
+        raise InputError(f"the run has two names, {run!r} and {given!r}", where="parameter run", remedy="Keep one.")
+    name = run_name(run or given or time.strftime("run-%Y%m%d-%H%M%S", time.gmtime()), "")
     compiled = compile_source(source, {**(parameters or {}), "run": name}, where)
     if not force:
         check_startable(compiled.federation, compiled.pod_uri, where)
     kfp = open_kfp(where)
-    _check_resumable(name, _jobs(kfp, name))
+    _check_resumable(name, _jobs(kfp, name), "Choose another name with --run{}.")
     with undo_on_failure() as undo:
         uploaded = upload(kfp, compiled, experiment, undo)
         with quiet(), cluster_errors(kfp.host):
@@ -95,7 +96,8 @@ def resume(run: str, *, where: Where) -> Submitted:
     kfp = open_kfp(where)
     record = require_run(kfp, run)
     title, name = str(record.display_name), _name_of(record)
-    _check_resumable(name, [job for job in _jobs(kfp, title) if _name_of(job) == name])
+    jobs = [job for job in _jobs(kfp, title) if _name_of(job) == name]
+    _check_resumable(name, jobs, "Start another with `fedpipe submit`{}.")
     settings = kfp_api().V2beta1RuntimeConfig(
         parameters={**_parameters_of(record), "run": name},
         pipeline_root=record.runtime_config.pipeline_root if record.runtime_config else None,
@@ -123,15 +125,15 @@ def _jobs(kfp: Kfp, title: str) -> list[Any]:
     return list_all(kfp, kfp.client.list_runs, "runs", title, kfp.namespace)
 
 
-def _check_resumable(name: str, jobs: list[Any]) -> None:
+def _check_resumable(name: str, jobs: list[Any], remedy: str) -> None:
     """Refuses another job of a run, unless all of its jobs have failed. Raises InputError."""
     states = {str(job.state or "PENDING") for job in jobs}
     if "SUCCEEDED" in states:
-        raise InputError(f"run {name!r} has succeeded already", remedy="Choose another name with --run.")
+        raise InputError(f"run {name!r} has succeeded already", remedy=remedy.format(""))
     if active := states - ENDED:
         raise InputError(
             f"run {name!r} exists already, and is {min(active).lower()}",
-            remedy="Choose another name with --run, or wait until it has ended.",
+            remedy=remedy.format(", or wait until it has ended"),
         )
 
 

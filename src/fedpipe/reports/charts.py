@@ -27,6 +27,8 @@ COLOURS = (
 """Readable on white and on nearly black."""
 GREY = "#8593a6"
 _FAINT = 0.18
+_DARK = 0.65
+"""The share of a heat map's colour from which white words are easier to read on it than dark ones."""
 
 
 class Range(NamedTuple):
@@ -276,7 +278,7 @@ def heat_map(
             hint = f"{rows[i] if rows else i}, {columns[j] if columns else j}: {form.format(value)}"
             drawing.add(Box(*place, cell - 1, cell - 1, tone, opacity=0.06 + 0.94 * share, hint=hint))
             if texts and value:
-                colour = "#ffffff" if share > 0.5 else INK
+                colour = "#ffffff" if share > _DARK else INK
                 text = form.format(value)
                 size = (
                     SMALL_TEXT if width_of(text, SMALL_TEXT) < cell else SMALL_TEXT * cell / width_of(text, SMALL_TEXT)

@@ -66,10 +66,11 @@ class Board(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     why: str = ""
 
 
-class Sign(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Sign(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A learner's last answer to a phase, in which it took part or could not; or `here` when it has answered none.
 
-    One that leaves is not awaited in this session, unless it leaves another sign.
+    One that leaves is not awaited in this session, unless it leaves another sign. Defaults are not written: a version
+    that does not know `leaves` reads the signs of others.
     """
 
     round: Count
