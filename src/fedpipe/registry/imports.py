@@ -49,7 +49,7 @@ def _imported_names(code: str) -> set[str]:
     """Return the first names of all modules that a text imports."""
     try:
         tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # as deep nesting gives
         return set()
     names: set[str] = set()
     for node in ast.walk(tree):

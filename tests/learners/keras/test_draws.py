@@ -62,8 +62,7 @@ def trained(model: KerasModel, seed: int) -> tuple[bytes, object]:
     return weights.dumps(found.weights), found.epochs
 
 
-@pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("place", "noise"), [*((place, "TensorFlow") for place in PLACES), ("layer", "Keras")])
 def test_the_same_numbers_whatever_was_trained_before(place: str, noise: str) -> None:
     first, other = built(NOISES[noise], PLACES[place]), built(NOISES[noise], PLACES[place])
     assert not is_stock(first.keras, keras)
@@ -87,3 +86,21 @@ def test_a_model_that_draws_nothing_is_traced_once() -> None:
     function = model.keras.train_function
     trained(model, 2)
     assert model.keras.train_function is function
+
+
+def test_a_function_of_a_user_that_trains_is_traced_again_too() -> None:
+    """With a `make_train_function` of its own, a model has TensorFlow's function itself."""
+    own = """
+class Model(keras.Sequential):
+    def make_train_function(self, force=False):
+        if self.train_function is None:
+            self.train_function = tf.function(lambda batches: self.train_step(next(batches)))
+"""
+    text = FILE.replace("def build", f"{own}\ndef build").replace("keras.Sequential([", "Model([")
+    text = text.replace("NOISE", NOISES["TensorFlow"])
+    for name, value in (PLAIN | PLACES["layer"]).items():
+        text = text.replace(name, value)
+    first, other = (KerasModel(text.encode(), digest_of(text.encode()), "build") for _ in range(2))
+    expected = trained(first, 1)
+    trained(other, 2)
+    assert trained(other, 1) == expected

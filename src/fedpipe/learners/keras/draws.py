@@ -74,7 +74,10 @@ def forget_draws(model: Any, name: str) -> bool:
     function = getattr(model, name, None)
     if function is None:
         return True
-    found = any(map(_draws, inspect.getclosurevars(function).nonlocals.values()))
+    parts = [function]  # Keras's own calls traced ones; a user's may be one
+    if isinstance(function, FunctionType | MethodType):
+        parts += inspect.getclosurevars(function).nonlocals.values()
+    found = any(map(_draws, parts))
     if found:
         setattr(model, name, None)
     return found
