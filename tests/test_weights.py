@@ -249,6 +249,23 @@ def test_any_flipped_bit_is_seen_or_harmless_to_the_reader(data: st.DataObject) 
         )
 
 
+def test_the_header_of_the_model_is_not_parsed_again() -> None:
+    """A model of many small tensors has a header that takes longer to parse than its data to add."""
+    arrays = {"a": np.zeros(3, np.float32), "b": np.zeros((2, 2), np.int64)}
+    data, model = weights.dumps(arrays), weights.layout_of(arrays)
+
+    def read(data: bytes, model: weights.Layout) -> weights.Layout:
+        return weights.read_layout(lambda start, length: data[start : start + length], len(data), model)
+
+    assert read(data, model) is model
+    assert read(data, model._replace(tensors=model.tensors[::-1])) == model, "one that is not canonical has other spans"
+    other = weights.dumps({"a": np.zeros(3, np.float32), "c": np.zeros((2, 2), np.int64)})
+    assert len(other) == len(data)
+    assert [tensor.name for tensor in read(other, model).tensors] == ["c", "a"]
+    with pytest.raises(WeightsError, match="the tensors end at byte"):
+        read(data + b"\0", model)
+
+
 def test_differences_are_named() -> None:
     base = weights.layout_of({"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)})
     assert base.difference(base) is None

@@ -10,6 +10,7 @@ Source: https://github.com/huggingface/safetensors, README, "Format".
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -82,6 +83,8 @@ class Layout(NamedTuple):
 
     def difference(self, other: Layout) -> str | None:
         """Return the first difference of `other` in names, dtypes or shapes, in words; None when they agree."""
+        if self is other:
+            return None
         mine = {t.name: t for t in self.tensors}
         theirs = {t.name: t for t in other.tensors}
         if missing := sorted(mine.keys() - theirs.keys()):
@@ -116,6 +119,13 @@ def _laid_out(entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[Layo
 def head_bytes(layout: Layout) -> bytes:
     """Return the bytes before the data of a canonical layout."""
     return _laid_out([(t.name, t.dtype, t.shape) for t in layout.tensors])[1]
+
+
+@functools.lru_cache(maxsize=4)
+def _expected_head(layout: Layout) -> bytes | None:
+    """Return the bytes before the data of a layout, if it is canonical."""
+    found, head = _laid_out([(t.name, t.dtype, t.shape) for t in layout.tensors])
+    return head if found == layout else None
 
 
 def layout_of(arrays: Mapping[str, npt.ArrayLike]) -> Layout:
@@ -184,7 +194,8 @@ def read_layout(fetch: Fetch, size: int, model: Layout | None = None, *, most: i
     Args:
         fetch: reads pieces of the file.
         size: of the file.
-        model: the layout that is expected, if it is known. It bounds the header; its tensors are not compared.
+        model: the layout that is expected, if it is known. It bounds the header; its tensors are not compared. It is
+            returned itself for a file with the same header, which is then not parsed.
         most: bytes of a header that are read; parsing takes some twenty times as many.
 
     Raises:
@@ -201,6 +212,8 @@ def read_layout(fetch: Fetch, size: int, model: Layout | None = None, *, most: i
     head = fetch(8, length)
     if len(head) < length:
         raise WeightsError("truncated inside the header")
+    if model is not None and size == model.size and _expected_head(model) == bytes(prefix) + bytes(head):
+        return model
     tensors = tuple(_checked_tensors(_parsed(head), 8 + length))
     end = tensors[-1].stop if tensors else 8 + length
     if end != size:
@@ -256,9 +269,11 @@ def _are_counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
 
 
-def stream(fetch: Fetch, size: int, *, most: int = MAX_HEADER) -> Iterator[tuple[str, Array]]:
+def stream(
+    fetch: Fetch, size: int, model: Layout | None = None, *, most: int = MAX_HEADER
+) -> Iterator[tuple[str, Array]]:
     """Yield names and arrays, with one tensor in memory at a time; see `read_layout`. Raises WeightsError."""
-    for tensor in read_layout(fetch, size, most=most).tensors:
+    for tensor in read_layout(fetch, size, model, most=most).tensors:
         data = fetch(tensor.start, tensor.stop - tensor.start)
         if len(data) != tensor.stop - tensor.start:
             raise WeightsError(f"truncated inside tensor {tensor.name!r}")

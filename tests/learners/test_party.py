@@ -276,6 +276,7 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "a bottom that is a model": ("def top", 'bottom = bottom("alice")\n\ndef top', "bottom is a model, not a function that makes one"),
     "a bottom that is not callable": ("def top", "bottom = 3\n\ndef top", "there is no function 'bottom'"),
     "steps of its own": (BOTTOM, f"type('Own', (keras.Sequential,), {{'train_step': lambda *a: None}})({LAYERS})", 'bottom("alice") has a train_step() of its own'),
+    "averages of weights": ('    model.compile(optimizer="sgd")\n', "    model.compile(keras.optimizers.SGD(use_ema=True))\n", 'the optimizer of bottom("alice") has use_ema'),
     "columns that the bottom does not take": ("keras.Input((2,))", "keras.Input((5,))", 'bottom("alice") does not fit its rows: the features have shape (2,), but'),
 }  # fmt: skip
 

@@ -195,6 +195,15 @@ def test_infinite_outputs_that_are_equal_do_not_differ() -> None:
         assert convert_checked(model, arrays, Export(), np.float32([[1e38], [1.0]]), {})[1] == 0.0
 
 
+@pytest.mark.parametrize("shift", [np.nan, np.inf])
+def test_an_output_that_is_finite_in_one_model_only_is_named(shift: float) -> None:
+    model = Shifted(Linear(4, 1, loss="squared"), ModuleType("model"))
+    model.shift = shift
+    arrays = {"kernel": np.ones((4, 1), np.float32), "bias": np.zeros(1, np.float32)}
+    with pytest.raises(ExportError, match="an output is NaN or infinite in the trained model or in the ONNX model"):
+        convert_checked(model, arrays, Export(), np.ones((3, 4), np.float32), {})
+
+
 def test_the_spread_is_that_of_the_known_numbers() -> None:
     tree = {"categories": np.array([["a"]], object), "numbers": np.array([[1.0, np.nan, 3.0]])}
     assert spread_of(tree) == Spread(minimum=1.0, maximum=3.0, mean=2.0, deviation=1.0)

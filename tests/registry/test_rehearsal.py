@@ -10,7 +10,6 @@ import pytest
 from fedpipe.data.examples import Examples
 from fedpipe.errors import ExportError, MissingExtraError, ModelError
 from fedpipe.learners.numpy import NumpyModel
-from fedpipe.registry import rehearsal
 from fedpipe.registry.rehearsal import rehearse
 from tests.federations import make_federation
 from tests.models import LINEAR
@@ -61,10 +60,37 @@ def test_an_export_in_another_image_is_left_to_it(cache: Path, monkeypatch: pyte
     assert not notes(cache)
 
 
-def test_another_version_of_a_package_is_rehearsed_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rehearsed(cache)
-    monkeypatch.setattr(rehearsal, "_version_of", lambda name: "9.9" if name == "onnxruntime" else "1.0")
-    assert rehearsed(cache)
+def test_another_version_of_a_package_is_rehearsed_again(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any package: model.py may use it, or what it uses does."""
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    for version in ("1.0", "1.1"):
+        (tmp_path / "site" / f"some_layers-{version}.dist-info").mkdir(parents=True)
+        assert rehearsed(cache)
+        assert not rehearsed(cache)
+        (tmp_path / "site" / f"some_layers-{version}.dist-info").rmdir()
+
+
+@pytest.mark.parametrize("changed", ["a_helper.py", "a_package/inner/rates.py", "another_helper.py"])
+def test_a_file_that_the_model_imports_is_rehearsed_again(
+    changed: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the top or in a function, by itself or through another file."""
+    site = tmp_path / "mine"
+    texts = {"a_helper.py": "import another_helper\n", "a_package/inner/rates.py": "A = 1\n", "another_helper.py": "\n"}
+    for name, text in texts.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+        monkeypatch.delitem(sys.modules, name.partition("/")[0].removesuffix(".py"), raising=False)
+    monkeypatch.syspath_prepend(str(site))
+    code = f"import a_helper\n\n{LINEAR}\n\ndef other():\n    from a_package.inner import rates\n"
+    assert rehearsed(cache, code=code)
+    assert not rehearsed(cache, code=code)
+    (site / changed).write_text(texts[changed] + "B = 2\n")
+    assert rehearsed(cache, code=code)
+    (site / changed).write_text(texts[changed])
+    assert not rehearsed(cache, code=code), "as it was"
 
 
 def test_without_a_place_for_its_notes_it_is_repeated(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

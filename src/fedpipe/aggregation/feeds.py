@@ -148,11 +148,8 @@ class Feed:
                 if self._reader.size != source.size:
                     raise WeightsError(f"the weights have {self._reader.size} bytes, the manifest says {source.size}")
                 found = read_layout(self._hashed, self._reader.size, layout)
-                difference = layout.difference(found)
-                if difference is None and found != layout:
-                    difference = "the tensors are not in canonical order"
-                if difference is not None:
-                    raise WeightsError(difference)
+                if found != layout:
+                    raise WeightsError(layout.difference(found) or "the tensors are not in canonical order")
         except RefusedError:
             self.close()
             raise

@@ -131,6 +131,12 @@ def convert_checked(
         ) from error
     tolerance = settings.tolerance or TOLERANCES.get(model.outline.precision, _TOLERANCE)
     for difference, scale in differences:
+        if not np.isfinite(difference):
+            raise ExportError(
+                "an output is NaN or infinite in the trained model or in the ONNX model, and not in the other",
+                where="model.py",
+                remedy="Nothing was published. Lower the learning rate if the weights have become very large.",
+            )
         if not difference <= tolerance * max(1.0, scale):
             share = f" for outputs up to {scale:.3g}" if scale > 1 else ""
             raise ExportError(

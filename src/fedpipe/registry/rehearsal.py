@@ -6,7 +6,6 @@ import contextlib
 import os
 import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from fedpipe.learners.check import built_model, check_model, rehearse_training, 
 from fedpipe.learners.own_data import find_examples
 from fedpipe.registry.card import CARD_KEY, Card, write_card
 from fedpipe.registry.export import convert_checked, described_table
+from fedpipe.registry.imports import imported_files, installed_packages
 from fedpipe.store.files import write_whole
 from fedpipe.store.objects import digest_of, encode
 from fedpipe.version import __version__
 
-_PACKAGES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "protobuf")
 _SAMPLES = 32
 _ELSEWHERE = {"store", "model", "placement", "secret", "images", "simulation"}
 """Keys of the file that say where, and not what: `check`, `run` and `compile` see them differently."""
@@ -40,7 +39,7 @@ def rehearse(
     """Checks a model, and does everything once that a run does with it, up to a prediction in onnxruntime.
 
     The training, the measurement and the export are not repeated for a model, settings and packages that have passed on
-    this machine.
+    this machine. The files that the model imports count as parts of it.
 
     Args:
         federation: with its run-time settings.
@@ -123,23 +122,12 @@ def _key(federation: Federation, code: str, examples: Examples | None, schema: S
         "examples": None if examples is None else [
             ports_of(examples.x, "x"), ports_of(examples.y, "y"), examples.weight is not None
         ],
-        "versions": _installed() if federation.framework == "custom" else {n: _version_of(n) for n in _PACKAGES},
+        "imports": imported_files(code),
+        "packages": installed_packages(),
         "fedpipe": __version__,
         "machine": [sys.version, platform.machine()],
     }  # fmt: skip
     return digest_of(encode(about))
-
-
-def _version_of(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def _installed() -> dict[str, str]:
-    """Returns all packages, because a custom learner may use any of them."""
-    return {found.name: found.version for found in metadata.distributions()}
 
 
 class Recalled:

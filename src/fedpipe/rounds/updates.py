@@ -65,7 +65,7 @@ def fetch_weights(
         fetch = fetch_from(file)
         if difference := layout.difference(read_layout(fetch, layout.size, layout)):
             raise WeightsError(f"the update does not fit the model: {difference}")
-        for name, array in stream(fetch, layout.size):
+        for name, array in stream(fetch, layout.size, layout):
             check_finite({name: array})
 
 

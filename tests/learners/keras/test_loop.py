@@ -63,6 +63,15 @@ def build():
     )
     return model
 """
+AVERAGED = """
+import keras
+
+def build():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.9, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=EVERY)
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    return model
+"""
 
 
 def numbers(*shape: int) -> np.ndarray:
@@ -88,6 +97,10 @@ CASES = {
     ),
     "weights of examples": Case(
         DENSE, Examples(numbers(4), classes(3), np.abs(numbers())), {"local_epochs": 2, "learning_rate": 0.1}
+    ),
+    "moving averages": Case(AVERAGED.replace("EVERY", "None"), Examples(numbers(4), classes(3)), {"local_epochs": 2}),
+    "moving averages, often": Case(
+        AVERAGED.replace("EVERY", "5"), Examples(numbers(4), classes(3)), {"local_epochs": 2}
     ),
     "corrected and accumulated": Case(
         DENSE, Examples(numbers(4), classes(3)), {"local_epochs": 2, "accumulate": 2}, Gradients(1.0, 2, True)

@@ -15,7 +15,8 @@ from fedpipe.data.schema import Column, Schema
 from fedpipe.engine.workers import Worker
 from fedpipe.errors import ModelError
 from fedpipe.learners.check import takes_missing
-from fedpipe.learners.keras.model import KerasModel, is_stock
+from fedpipe.learners.keras.draws import is_stock
+from fedpipe.learners.keras.model import KerasModel
 from fedpipe.store.objects import digest_of
 from tests import private_training
 

@@ -10,6 +10,7 @@ from typing import Any
 from fedpipe.errors import ModelError
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.cut import BOTTOM, TOP
+from fedpipe.learners.keras.gradients import inner
 from fedpipe.learners.keras.structure import Side
 from fedpipe.learners.user_code import find_function
 from fedpipe.rounds.plan import Port
@@ -76,6 +77,11 @@ def check_part(part: str, model: Any, taken: Side, given: Side) -> None:
         raise ModelError(
             f"{shown(part)} has a train_step() of its own, which the parties do not call", where="model.py",
             remedy="Remove it: a batch of a cut network crosses the parties.",
+        )  # fmt: skip
+    if getattr(inner(model.optimizer), "use_ema", False):
+        raise ModelError(
+            f"the optimizer of {shown(part)} has use_ema, whose averages would replace the weights in the end",
+            where="model.py", remedy="Compile it without use_ema.",
         )  # fmt: skip
 
 

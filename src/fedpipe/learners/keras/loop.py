@@ -84,6 +84,8 @@ class Loop:
         step = self._traced_loop("train_step", data)
         for first in range(0, total, length):
             yield self._run(step, order, (first, first + length), training.batch_size, limits)
+        # As at the end of `fit`: an optimizer with `use_ema` replaces the weights by their moving averages.
+        self._model.optimizer.finalize_variable_values(self._model.trainable_weights)
 
     def test(self, data: tuple[Any, ...], count: int, size: int) -> dict[str, Any]:
         """Return the metrics of the first examples, in batches of a size."""

@@ -17,6 +17,7 @@ from fedpipe.errors import ModelError
 from fedpipe.federation.training import Training
 from fedpipe.frameworks import frameworks
 from fedpipe.learners.framework import Arrays, Correction, TrainingLimits
+from fedpipe.learners.keras.draws import Generator, forget_draws, is_stock
 from fedpipe.learners.keras.gradients import PLAIN, Gradients, prepare
 from fedpipe.learners.keras.loop import Loop
 from fedpipe.learners.keras.structure import scalars, sides_of, tensors
@@ -51,24 +52,6 @@ def built(build: Callable[..., Any], keras: Any, schema: Schema | None = None) -
     if isinstance(model, keras.Sequential) and not model.built:
         raise ModelError("the model has no input shape", where="model.py", remedy="Begin it with keras.Input(shape).")
     return model
-
-
-def is_stock(model: Any, keras: Any) -> bool:
-    """Return whether a model is made of Keras's own parts alone, which keep their random states in variables."""
-    given = [*_flat(model.loss), *_flat(getattr(model._compile_metrics, "_user_metrics", None))]
-    parts = [*model._flatten_layers(), *(part for part in given if not isinstance(part, str))]
-    return all(
-        type(part).__module__.startswith("keras.") and not isinstance(part, keras.layers.Lambda) for part in parts
-    )
-
-
-def _flat(given: Any) -> list[Any]:
-    """Return the losses or metrics in nested lists and dicts."""
-    if isinstance(given, Mapping):
-        given = list(given.values())
-    if isinstance(given, list | tuple):
-        return [part for value in given for part in _flat(value)]
-    return [] if given is None else [given]
 
 
 @functools.lru_cache(maxsize=2)
@@ -119,10 +102,13 @@ class KerasModel(CompiledModel):
             self.inputs, self.outputs = sides_of(self.keras, inputs)
             self._corrections = prepare(self.keras, keras, gradients)
             self.keras.optimizer.build(self.keras.trainable_variables)
+            self._generator = None if is_stock(self.keras, keras) else Generator(keras)
         self._seed = seed
-        self._draws_by_itself = not is_stock(self.keras, keras)
-        self._loop = None if self._draws_by_itself else Loop(self.keras, seed)
-        self._fresh = [(v, np.array(v.numpy())) for v in (*self.keras.variables, *self.keras.optimizer.variables)]
+        self._loop = Loop(self.keras, seed) if self._generator is None else None
+        variables = [*self.keras.variables, *self.keras.optimizer.variables]
+        if self._generator is not None:
+            variables.append(self._generator.state)
+        self._fresh = [(v, np.array(v.numpy())) for v in variables]
 
     def _builder(self, function: str) -> Callable[..., Any]:
         """Return what makes the model, from the name of the user's function. Raises ModelError."""
@@ -136,14 +122,22 @@ class KerasModel(CompiledModel):
         """
         random.seed(seed)
         np.random.seed(seed)
-        if self._draws_by_itself:
+        if self._generator is not None:
             frameworks()[0].random.set_seed(seed)
+            self._generator.use()
+            forget_draws(self.keras, "train_function")
         for variable, value in self._fresh:
             _set(variable, value)
-        self.reset_draws(seed)
+        self._reset_generators(seed)
 
     def reset_draws(self, seed: int) -> None:
         """See `CompiledModel.reset_draws`."""
+        if self._generator is not None and forget_draws(self.keras, "test_function"):
+            frameworks()[0].random.set_seed(seed)
+            self._generator.use()
+        self._reset_generators(seed)
+
+    def _reset_generators(self, seed: int) -> None:
         for position, (variable, _) in enumerate(self._fresh):
             if variable.path.endswith("seed_generator_state"):
                 _set(variable, np.array([(seed + position) % 2**32, 0], variable.dtype))
