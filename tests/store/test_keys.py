@@ -78,7 +78,10 @@ SPELLED = {
     f"{keys.MODELS}/{keys.traffic('m')}": "models/m/traffic.json",
 }
 FOLDERS = {"run_folder", "learner_folder", "states"}
-OTHERS = {"dataset", "is_taken", "note", "parse_joining", "parse_record", "parse_timing", "parse_events", "parse_model"}
+OTHERS = {
+    "dataset", "is_passing", "is_taken", "note", "parse_joining", "parse_record", "parse_timing", "parse_events",
+    "parse_model",
+}  # fmt: skip
 
 
 def test_stores_of_earlier_versions_stay_readable() -> None:
@@ -98,6 +101,7 @@ def test_one_row_of_the_table_covers_a_key(kind: str, data: st.DataObject) -> No
     key = data.draw(KEYS[kind])
     assert row_of(key)
     assert not [row for row in access.TABLE if row.matches(f"{key}/more") or row.matches(f"x/{key}")]
+    assert keys.is_passing(key) == (kind in ("sign", "timing"))
 
 
 def test_every_row_covers_a_key() -> None:

@@ -266,9 +266,12 @@ def sign(learner: str, run: str) -> str:
     return f"{run_folder(run, learner)}sign"
 
 
+_PASSING = re.compile(r"learners/[^/]+/runs/[^/]+/(sign|\d+/[^/]+\.time)|runs/[^/]+/\d+/[^/]+\.time")
+
+
 def is_passing(key: str) -> bool:
     """Returns whether nobody misses the object after a power failure: a sign only wakes its reader."""
-    return key.endswith(("/sign", ".time"))
+    return bool(_PASSING.fullmatch(key))
 
 
 def score(learner: str, run: str, *, earlier: bool = False) -> str:
