@@ -34,13 +34,22 @@ class RegistryServer(NamedTuple):
 
 def find_server() -> Path:
     """Returns the server: `model-registry` of PATH, or built once from the checkout. Raises RuntimeError."""
-    if found := shutil.which("model-registry"):
+    return _found("model-registry", ".")
+
+
+def find_initializer() -> Path:
+    """Returns the program that copies a model for KServe, as `find_server` does; its packages take minutes."""
+    return _found("mr-storage-initializer", "cmd/csi")
+
+
+def _found(name: str, folder: str) -> Path:
+    if found := shutil.which(name):
         return Path(found)
     source = Path(os.environ.get(SOURCE, ""))
     if not os.environ.get(SOURCE) or not (source / "go.mod").is_file():
-        raise RuntimeError(f"set {SOURCE} to a checkout of kubeflow/model-registry, or put its server on PATH")
-    module = (source / "go.mod").read_text().partition("module ")[2].split()[0]
-    return build(f"model-registry-{_digest(source)}", source, {"model-registry": module}, quick=True)["model-registry"]
+        raise RuntimeError(f"set {SOURCE} to a checkout of kubeflow/model-registry, or put {name} on PATH")
+    module = (source / folder / "go.mod").read_text().partition("module ")[2].split()[0]
+    return build(f"{name}-{_digest(source)}", source / folder, {name: module}, quick=True)[name]
 
 
 def _digest(source: Path) -> str:

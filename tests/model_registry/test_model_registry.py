@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 import threading
 import urllib.request
 from pathlib import Path
@@ -21,7 +23,8 @@ from fedpipe.reports.story import read_story
 from fedpipe.tracking.model_registry import API, Registered, Source, open_registry, register
 from fedpipe.tracking.registered import find_registered
 from tests.commands.runs import store_of
-from tests.model_registry.server import RegistryServer, running
+from tests.model_registry.server import RegistryServer, find_initializer, running
+from tests.servers import Server
 
 SOURCE = Source("kfp", "pipelinerun", "hospitals", "0b1c-job", "one")
 
@@ -160,6 +163,31 @@ def test_serves_the_version_of_an_entry_or_what_is_promoted(federation: Path, re
             body = json.dumps({"inputs": [given]}).encode()
             with urllib.request.urlopen(f"{server.url}/v2/models/digits/infer", body) as answer:
                 assert json.load(answer)["model_version"] == version
+
+
+def test_kserve_reads_an_entry_by_the_registrys_initializer(
+    registry: RegistryServer, minio_server: Server, s3_keys: None, tmp_path: Path
+) -> None:
+    """It takes all after the bucket as a prefix of keys, and so would copy version 10 with version 1."""
+    init(tmp_path / "f", framework=Framework.numpy)
+    file, store = tmp_path / "f" / "federation.yaml", f"s3://tests/kserve?endpoint={minio_server.endpoint}"
+    fedpipe.run(file, out=tmp_path / "out", store=store, training={"rounds": 1},
+                export={"name": "kserve", "registry": registry.url})  # fmt: skip
+    models = store_of(store).below("models")
+    models.create("kserve/10/model.onnx", b"another")
+    host = registry.url.removeprefix("http://")
+    settings = {
+        "MODEL_REGISTRY_BASE_URL": host, "AWS_ENDPOINT_URL": minio_server.endpoint, "AWS_REGION": "us-east-1",
+        "S3_USER_VIRTUAL_BUCKET": "false",
+    }  # fmt: skip
+    for uri in ("model-registry://kserve/1", f"model-registry://{host}/kserve/1"):
+        folder = tmp_path / uri.replace("/", "_")
+        folder.mkdir()
+        command = [find_initializer(), uri, folder]
+        done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert {path.name for path in folder.iterdir()} == {"model.onnx", "origin.json"}
+        assert (folder / "model.onnx").read_bytes() == models.read("kserve/1/model.onnx").data
 
 
 def test_entries_that_are_not_there(federation: Path, registry: RegistryServer) -> None:
