@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import ml_dtypes
 import msgspec
 import numpy as np
 import pytest
@@ -297,6 +298,22 @@ class TestValues:
 def test_examples_without_a_tally_say_why(head: Head, outputs: Any, labels: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         of(head, outputs, labels)
+
+
+@pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16])
+def test_probabilities_of_low_precision_are_ranked_and_calibrated(dtype: Any) -> None:
+    """Their sum misses 1 by the rounding of the largest."""
+    y = RNG.integers(0, 3, 500)
+    p = softmax(RNG.normal(size=(500, 3)) + 2 * np.eye(3)[y]).astype(dtype)
+    found = of(THREE, p, y)
+    assert found.calibration is not None
+    exact = [oracle.roc_auc_score(y == k, p[:, k].astype(float)) for k in range(3)]
+    assert measure(found)["auc_macro"] == pytest.approx(np.mean(exact), rel=1e-12)
+    edge = np.array([[0.1], [0.9]], dtype)  # in bfloat16 above 0.1, and not in another bin for that
+    assert (
+        of(BINARY, edge, np.array([0, 1])).calibration.hits
+        == of(BINARY, edge.astype("f8").round(1), [0, 1]).calibration.hits
+    )
 
 
 def test_a_tally_without_examples_has_none() -> None:

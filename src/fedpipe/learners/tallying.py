@@ -32,6 +32,8 @@ _WAITING = 2**20
 """Scores that wait before they are counted together."""
 _SLACK = 1e-3
 """Probabilities in half precision may leave [0, 1], or miss the sum of 1, by this much."""
+_COARSE_SLACK = {"bfloat16": 1e-2}
+"""More of it, by the dtype of the outputs."""
 
 
 class Counter(Protocol):
@@ -91,9 +93,9 @@ class ClassCounter:
         if rows.shape[1] not in expected:
             raise ValueError(f"there are {rows.shape[1]} columns for {self._classes} classes")
         truth = self._truth(labels, len(rows))
-        if self._head.form == "probabilities" and outputs.dtype.kind == "f":
+        if self._head.form == "probabilities" and outputs.dtype.kind not in "iub":
             self._edges = _EDGES.astype(outputs.dtype).astype(np.float64)  # 0.1 in float32 is not above 0.1
-        scores, shares = self._scaled(rows)
+        scores, shares = self._scaled(rows, _COARSE_SLACK.get(outputs.dtype.name, _SLACK))
         self._seen = True
         if self._head.task == "multilabel":
             self._add_labels(truth, scores, shares)
@@ -122,7 +124,7 @@ class ClassCounter:
             raise ValueError(f"the labels are not classes from 0 to {self._classes - 1}")
         return column.astype(np.int64)
 
-    def _scaled(self, rows: Floats) -> tuple[Floats, Floats]:
+    def _scaled(self, rows: Floats, slack: float) -> tuple[Floats, Floats]:
         """Return scores for rankings, and probabilities for counts: one column for two classes."""
         form, task = self._head.form, self._head.task
         several = task == "multiclass" or (task == "binary" and rows.shape[1] == 2)
@@ -135,8 +137,8 @@ class ClassCounter:
             shares /= shares.sum(axis=1, keepdims=True)
             odds = rows[:, 1:] - rows[:, :1] if task == "binary" else shares
             return self._one(odds, shares)
-        outside = rows.min() < -_SLACK or rows.max() > 1 + _SLACK
-        if outside or (several and np.abs(rows.sum(axis=1) - 1).max() > _SLACK * max(1, rows.shape[1] / 10)):
+        outside = rows.min() < -slack or rows.max() > 1 + slack
+        if outside or (several and np.abs(rows.sum(axis=1) - 1).max() > slack * max(1, rows.shape[1] / 10)):
             self._ranks = self._calibrates = False
             return self._one(rows, rows)
         return self._one(rows, np.clip(rows, 0, 1))

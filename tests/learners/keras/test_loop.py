@@ -63,6 +63,18 @@ def build():
     )
     return model
 """
+NORMALISED = """
+import keras
+L = keras.layers
+
+def build():
+    model = keras.Sequential([
+        keras.Input((4,)), L.BatchNormalization(), L.Dropout(0.3), L.AlphaDropout(0.1), L.GaussianDropout(0.1), L.Dense(5),
+        L.BatchNormalization(momentum=0.5), L.Dense(1, activation="sigmoid"),
+    ])
+    model.compile("adam", "binary_crossentropy", metrics=["AUC", "Precision", "Recall"])
+    return model
+"""
 AVERAGED = """
 import keras
 
@@ -101,6 +113,12 @@ CASES = {
     "moving averages": Case(AVERAGED.replace("EVERY", "None"), Examples(numbers(4), classes(3)), {"local_epochs": 2}),
     "moving averages, often": Case(
         AVERAGED.replace("EVERY", "5"), Examples(numbers(4), classes(3)), {"local_epochs": 2}
+    ),
+    "corrected and normalised": Case(
+        NORMALISED,
+        Examples(numbers(4), classes(2, 1).astype(np.float32)),
+        {"local_epochs": 2},
+        Gradients(corrected=True),
     ),
     "corrected and accumulated": Case(
         DENSE, Examples(numbers(4), classes(3)), {"local_epochs": 2, "accumulate": 2}, Gradients(1.0, 2, True)

@@ -126,8 +126,9 @@ class Corrections:
 
     def _corrected(self, gradient: Any, variable: Any, place: int) -> Any:
         strength, anchor, offset = self._strengths[place], self._anchors[place], self._offsets[place]
-        pulled = strength.value * (variable.value - anchor.value) + offset.value
-        return gradient + pulled if not hasattr(gradient, "indices") else _dense(gradient) + pulled
+        # Without an addition, because TensorFlow may add several numbers in another order in another graph.
+        pulled = strength.value * (anchor.value - variable.value) - offset.value
+        return gradient - pulled if not hasattr(gradient, "indices") else _dense(gradient) - pulled
 
     def set(self, correction: Correction | None, names: Mapping[str, int]) -> None:
         """Set the correction of the next training.
