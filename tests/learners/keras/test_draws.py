@@ -9,8 +9,10 @@ import pytest
 from fedpipe import weights
 from fedpipe.data.examples import Examples
 from fedpipe.federation.training import Training
+from fedpipe.learners.framework import Measurement
 from fedpipe.learners.keras.draws import is_stock
 from fedpipe.learners.keras.model import KerasModel
+from fedpipe.learners.parts import label_shape_of
 from fedpipe.store.objects import digest_of
 
 DRAWS = np.random.default_rng(0)
@@ -35,10 +37,10 @@ def penalty(kernel):
 
 def build():
     model = keras.Sequential([keras.Input((4,)), FIRST, keras.layers.Dense(3, activation="softmax")])
-    model.compile(OPTIMIZER, "sparse_categorical_crossentropy", metrics=[METRIC])
+    model.compile(OPTIMIZER, "sparse_categorical_crossentropy", metrics=[METRIC], run_eagerly=EAGER)
     return model
 """
-PLAIN = {"FIRST": "keras.layers.Dense(4)", "OPTIMIZER": "'sgd'", "METRIC": "'accuracy'"}
+PLAIN = {"FIRST": "keras.layers.Dense(4)", "OPTIMIZER": "'sgd'", "METRIC": "'accuracy'", "EAGER": "False"}
 PLACES = {
     "layer": {"FIRST": "Noise()"},
     "activation": {"FIRST": "keras.layers.Dense(4, activation=noisy)"},
@@ -56,6 +58,10 @@ def built(noise: str, place: dict[str, str]) -> KerasModel:
     return KerasModel(text.encode(), digest_of(text.encode()), "build")
 
 
+def measured(model: KerasModel, part: Examples = PART) -> Measurement:
+    return model.evaluate(model.initial_weights(0), part, SETTINGS)
+
+
 def trained(model: KerasModel, seed: int) -> tuple[bytes, object]:
     start = model.initial_weights(0)
     found = model.train(start, PART, SETTINGS, seed=seed, seconds=60.0, optimizer=None)
@@ -67,11 +73,42 @@ def test_the_same_numbers_whatever_was_trained_before(place: str, noise: str) ->
     first, other = built(NOISES[noise], PLACES[place]), built(NOISES[noise], PLACES[place])
     assert not is_stock(first.keras, keras)
     expected = trained(first, 1)
-    measured = first.evaluate(first.initial_weights(0), PART, SETTINGS)
+    tested = measured(first)
     assert trained(other, 2) != expected, "learners and rounds draw other numbers"
     for _ in range(2):
         assert trained(other, 1) == expected
-        assert other.evaluate(other.initial_weights(0), PART, SETTINGS) == measured
+        assert measured(other) == tested
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("before", ["check_examples", "metrics_of"])
+def test_the_same_measurement_whatever_was_tried_before(noise: str, before: str) -> None:
+    first, other = built(NOISES[noise], PLACES["metric"]), built(NOISES[noise], PLACES["metric"])
+    part = Examples(PART.x, PART.y.astype(np.float32))  # the dtype of made-up labels, so that a trace is used again
+    tested = measured(first, part)
+    if before == "check_examples":
+        other.check_examples(part.x, part.y)
+    else:
+        other.metrics_of([np.asarray(state) for state in tested.states], label_shape_of(part))
+    assert measured(other, part) == tested
+
+
+def test_the_same_measurement_in_batches_of_another_size() -> None:
+    first, other = built(NOISES["Keras"], PLACES["metric"]), built(NOISES["Keras"], PLACES["metric"])
+    start, few = first.initial_weights(0), PART.rows(list(range(8)))
+    tested = first.evaluate(start, PART, SETTINGS)
+    other.evaluate(start, few, SETTINGS)
+    keras.backend.clear_session()  # as a model does that is built later
+    assert other.evaluate(start, PART, SETTINGS) == tested
+
+
+def test_the_same_numbers_of_a_model_that_runs_eagerly() -> None:
+    first, other = (built(NOISES["TensorFlow"], PLACES["metric"] | {"EAGER": "True"}) for _ in range(2))
+    expected, tested = trained(first, 1), measured(first)
+    trained(other, 2)
+    for _ in range(2):
+        assert measured(other) == tested
+        assert trained(other, 1) == expected
 
 
 @pytest.mark.parametrize("activation", ["'relu'", "tf.nn.gelu", "keras.ops.relu6", "keras.activations.silu"])

@@ -65,19 +65,20 @@ class Generator:
 def forget_draws(model: Any, name: str) -> bool:
     """Return whether a function of a model draws by TensorFlow's own seed, or has no trace; then it gets a new one.
 
-    A graph keeps the seed of its trace. So another training would repeat the numbers of the first in its process.
+    A graph keeps the seed of its trace. So another training would repeat the numbers of the first in its process. A
+    model that runs eagerly has no traces.
 
     Args:
         model: the Keras model.
         name: `train_function` or `test_function`.
     """
     function = getattr(model, name, None)
-    if function is None:
+    if function is None or model.run_eagerly:
         return True
     parts = [function]  # Keras's own calls traced ones; a user's may be one
     if isinstance(function, FunctionType | MethodType):
         parts += inspect.getclosurevars(function).nonlocals.values()
-    found = any(map(_draws, parts))
+    found = any(map(takes_seed, parts))
     if found:
         setattr(model, name, None)
     return found
@@ -87,7 +88,7 @@ _KNOWN = WeakKeyDictionary[Any, bool]()
 """Whether a graph draws; it may have many operations."""
 
 
-def _draws(function: Any) -> bool:
+def takes_seed(function: Any) -> bool:
     """Return whether a traced function has operations that take TensorFlow's own seed."""
     for traced in getattr(function, "_list_all_concrete_functions", list)():
         if traced.graph not in _KNOWN:

@@ -132,9 +132,10 @@ class KerasModel(CompiledModel):
 
     def reset_draws(self, seed: int) -> None:
         """See `CompiledModel.reset_draws`."""
-        if self._generator is not None and forget_draws(self.keras, "test_function"):
-            frameworks()[0].random.set_seed(seed)
+        if self._generator is not None:
             self._generator.use()
+            if forget_draws(self.keras, "test_function"):
+                frameworks()[0].random.set_seed(seed)
         self._reset_generators(seed)
 
     def _reset_generators(self, seed: int) -> None:

@@ -128,6 +128,7 @@ class CompiledModel(ABC):
         """See `Model.check_examples`."""
         from fedpipe.learners.keras.trial import tried
 
+        self.reset_draws(0)
         return tried(self.keras, self.inputs, self.outputs, Examples(x, y, weight))
 
     def initial_weights(self, seed: int) -> Arrays:
@@ -209,6 +210,7 @@ class CompiledModel(ABC):
 
     def _make_metrics(self, label_shape: LabelShape) -> None:
         """Measure made-up examples, because Keras creates metric variables at their first use."""
+        self.reset_draws(0)
         for free in (1, 8, 64, 512):  # a model may need several values along a free dimension
             made = Examples(self.inputs.zeros(1, free), label_zeros(label_shape, 1))
             try:
