@@ -10,7 +10,7 @@ import pytest
 
 from fedpipe.errors import ModelError
 from fedpipe.learners.cut import TOP, bottom_name, held_by, joined, part_of
-from fedpipe.learners.keras.cut import CutKeras, _cached_whole
+from fedpipe.learners.keras.cut import CutKeras, KerasBottom, KerasTop, _cached_whole
 from tests.federations import make_federation
 
 PARTS = """
@@ -49,6 +49,21 @@ def cut(names: tuple[str, ...], *, label_features: bool = False, rate: float = 0
     text = PARTS.replace("RATE", str(rate)).replace("OPTIMIZER", optimizer).replace("COUNT", str(len(names)))
     code = text.encode()
     return CutKeras(federation), federation, code, f"sha256:{hashlib.sha256(code).hexdigest()}"
+
+
+def drawing(noise: str) -> tuple[bytes, str]:
+    """A cut network whose parts draw by this expression, also in a test."""
+    _, _, code, _ = cut(("alice",))
+    layer = f"""
+import tensorflow as tf
+
+class Noise(keras.layers.Layer):
+    def call(self, x):
+        return x + {noise}
+
+def bottom("""
+    text = code.decode().replace("\ndef bottom(", layer).replace("keras.layers.Dropout(0.0)", "Noise()")
+    return text.encode(), f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def made(count: int = 44) -> tuple[dict[str, Any], Any]:
@@ -246,3 +261,34 @@ def test_parts_that_do_not_fit_are_reported(old: str, new: str, what: str) -> No
     with pytest.raises(ModelError) as error:
         adapter.build(code, f"sha256:{hashlib.sha256(code).hexdigest()}", "", federation.training)
     assert what in error.value.what
+
+
+@pytest.mark.parametrize(
+    "noise", ["tf.random.normal(tf.shape(x))", "keras.random.normal(keras.ops.shape(x))"], ids=["TensorFlow", "Keras"]
+)
+def test_the_draws_of_a_part_follow_from_the_round_whatever_it_did_before(noise: str) -> None:
+    code, digest = drawing(noise)
+    x, y = made(16)
+
+    def parts() -> tuple[Any, Any]:
+        return KerasBottom(code, digest, bottom_name("alice"), 0), KerasTop(code, digest, ("alice",), 0, 8)
+
+    def played(bottom: Any, top: Any, seed: int) -> list[Any]:
+        """The activations of a test, and the activations and gradients of two batches."""
+        bottom.begin(bottom_start, None, seed=seed, rate=0.0)
+        found = [bottom.infer(x["alice"])]
+        top.begin(top_start, None, seed=seed + 1, rate=0.0)
+        for rows in (slice(0, 8), slice(8, 16)):
+            up = bottom.forward(x["alice"][rows])
+            (down,) = top.step([up], y[rows])
+            bottom.backward(down)
+            found += [up, down]
+        return found
+
+    bottom, top = parts()
+    bottom_start, top_start = bottom.weights(), top.weights()
+    bottom.infer(x["alice"])  # as a check does
+    first, second = played(bottom, top, 1), played(bottom, top, 2)
+    assert all((one != other).any() for one, other in zip(first, second, strict=True)), "rounds draw other numbers"
+    for used, fresh in zip(second, played(*parts(), 2), strict=True):
+        np.testing.assert_array_equal(used, fresh)

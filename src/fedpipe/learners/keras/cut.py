@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from fedpipe.frameworks import frameworks
 from fedpipe.learners.cut import TOP, Shape, bottom_name
 from fedpipe.learners.framework import Arrays, Model, seed_of
 from fedpipe.learners.keras.cut_mistakes import check_apart, check_fits, check_part, maker, order_of
+from fedpipe.learners.keras.draws import takes_seed
 from fedpipe.learners.keras.framework import KerasFramework
 from fedpipe.learners.keras.model import KerasModel, built
 from fedpipe.learners.keras.structure import Side, scalars, sides_of
@@ -75,13 +77,30 @@ class KerasPart(KerasModel):
         super().__init__(code, digest, part, seed=_part_seed(seed, part))
         self.part = part
         check_part(part, self.keras, self.inputs, self.outputs)
+        self._traced = self._trace()
+
+    @abstractmethod
+    def _trace(self) -> tuple[Any, ...]:
+        """Make and return the functions that TensorFlow traces when they are first called."""
 
     def _builder(self, function: str) -> Callable[..., Any]:
         return maker(self.module, function)
 
+    def _function(self, function: Callable[..., Any]) -> Any:
+        """Return a function that TensorFlow traces: `keras.random` then draws from the generator of this part."""
+
+        def traced(*given: Any) -> Any:
+            if self._generator is not None:
+                self._generator.use()
+            return function(*given)
+
+        return frameworks()[0].function(traced, reduce_retracing=True)
+
     def begin(self, start: Arrays, optimizer: Arrays | None, *, seed: int, rate: float) -> None:
         """See `Part.begin`."""
         self.reset(seed)
+        if self._generator is not None and any(map(takes_seed, self._traced)):  # a graph keeps the seed of its trace
+            self._traced = self._trace()
         self.set_weights(start)
         if optimizer is not None:
             self.set_optimizer_state(optimizer)
@@ -99,6 +118,11 @@ class KerasBottom(KerasPart):
 
     def __init__(self, code: bytes, digest: str, part: str, seed: int) -> None:
         super().__init__(code, digest, part, seed)
+        self._open = deque[tuple[Any, Any, Any]]()
+        self._is_penalised = False
+        self._penalties, self._rows = 0.0, 0
+
+    def _trace(self) -> tuple[Any, ...]:
         tensorflow, _ = frameworks()
 
         def forward(x: Any) -> Any:
@@ -107,12 +131,9 @@ class KerasBottom(KerasPart):
             self._is_penalised = bool(losses)
             return found, tensorflow.add_n(losses) if losses else tensorflow.constant(0.0)
 
-        self._forward = tensorflow.function(forward, reduce_retracing=True)
-        self._update = tensorflow.function(self._apply, reduce_retracing=True)
-        self._infer = tensorflow.function(lambda x: self.keras(x, training=False), reduce_retracing=True)
-        self._open = deque[tuple[Any, Any, Any]]()
-        self._is_penalised = False
-        self._penalties, self._rows = 0.0, 0
+        self._forward, self._update = self._function(forward), self._function(self._apply)
+        self._infer = self._function(lambda x: self.keras(x, training=False))
+        return self._forward, self._update, self._infer
 
     def begin(self, start: Arrays, optimizer: Arrays | None, *, seed: int, rate: float) -> None:
         """See `Part.begin`; batches that were open in an attempt that failed are forgotten."""
@@ -168,6 +189,8 @@ class KerasTop(KerasPart):
     def __init__(self, code: bytes, digest: str, parties: tuple[str, ...], seed: int, size: int) -> None:
         super().__init__(code, digest, TOP, seed)
         self._order, self._size = order_of(self.inputs, parties), size
+
+    def _trace(self) -> tuple[Any, ...]:
         tensorflow, _ = frameworks()
 
         def step(activations: Any, y: Any) -> Any:
@@ -183,7 +206,8 @@ class KerasTop(KerasPart):
             model.compute_metrics(x, y, predicted)
             return [tensorflow.zeros_like(a) if g is None else g for g, a in zip(down, activations, strict=True)]
 
-        self._step = tensorflow.function(step, reduce_retracing=True)
+        self._step = self._function(step)
+        return (self._step,)
 
     def _packed(self, activations: Sequence[Any]) -> Any:
         """Return the activations, in the order of the parties, as the model takes them."""
