@@ -328,7 +328,7 @@ def split_learning() -> Iterator[Mistake]:
     yield one("the bottom takes no party", model("bottom(party)", "bottom()"), "cannot be called", "model.py")
     yield one("there are no ids", cut(patient=None), "no array 'patient'", "learners[0].data, north")
     yield one("an id is missing", cut(patient=np.array(["", *"ab" * 29, "c"])), "no id", "learners[0].data, north")
-    yield one("ids are doubled", cut(patient=np.arange(60) // 2), "30 ids are doubled", "learners[0].data, north")
+    yield one("ids are duplicates", cut(patient=np.arange(60) // 2), "30 ids are duplicates", "learners[0].data, north")
     yield one("rows have another order", cut(patient=np.arange(60)[::-1]), "same order", "learners[1].data, south")
     yield one("a party has fewer rows", cut(x=np.zeros((50, 3)), patient=np.arange(50)), "north has 50", "south")
     yield one(

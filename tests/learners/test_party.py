@@ -32,6 +32,9 @@ X = np.arange(40, dtype=np.float32).reshape(20, 2)
 Y = np.arange(20) % 2
 IDS = np.array([f"p{k}" for k in range(20)])
 
+ELSEWHERE = "s3://bob/rows.npz?endpoint=http://127.0.0.1:1"
+"""A file that this machine does not reach."""
+
 
 def parties(folder: Path, alice: Any = None, bob: Any = None, **more: Any) -> Federation:
     np.savez(folder / "alice.npz", **{"x": X, "id": IDS, **(alice or {})})
@@ -69,6 +72,16 @@ def test_columns_of_a_sheet_are_features_but_for_labels_and_ids(tmp_path: Path) 
     assert [list(found.ids if found.ids is not None else ()) for found in (alice, bob)] == [["p1", "p2"]] * 2
 
 
+def test_a_column_without_a_name_is_not_taken_for_labels(tmp_path: Path) -> None:
+    """The index of a data frame is written as such a column."""
+    (tmp_path / "bob.csv").write_text(",id,y,weight\n0,p1,1,70\n1,p2,0,80\n")
+    learners = [{"name": name, "data": str(tmp_path / f"{name}.csv")} for name in ("alice", "bob")]
+    federation = parties(tmp_path, learners=learners, algorithm={"label_party_features": True})
+    found = read_rows(federation, "bob", None)
+    assert found.x is not None
+    assert found.x.tolist() == [[0, 70], [1, 80]]
+
+
 LABELS, ROWS = (
     "id,y\n" + "".join(f"p{k},{k % 2}\n" for k in range(20)),
     "".join(f"p{k},{k},{k % 2}\n" for k in range(20)),
@@ -79,7 +92,7 @@ SHEETS: dict[str, tuple[str, str, str]] = {
     "a missing feature": ("id,age,dose\np0,1,\n", LABELS, "the column 'dose' has a missing value in row 1"),
     "a date as a feature": ("id,age,seen\np0,1,2024-01-31\n", LABELS, "'2024-01-31' is not a number"),
     "no features": ("id\np0\n", LABELS, "there is no column of features"),
-    "a row without an id": ("id,age,dose\n,1,2\n", LABELS, "1 rows have no id"),
+    "a row without an id": ("id,age,dose\n,1,2\n", LABELS, "1 row has no id"),
     "a row without a label": ("id,age,dose\n" + ROWS, LABELS.replace("p7,1", "p7,"), "the label is missing"),
     "ids under a name in capitals": ("ID,age,dose\n" + ROWS, LABELS, "there is no column 'id', which algorithm.ids names. Did you mean 'ID'?"),
 }  # fmt: skip
@@ -134,7 +147,7 @@ def test_load_of_the_users_file_gives_arrays_by_name(tmp_path: Path) -> None:
 
 DATA: dict[str, tuple[Any, Any, str]] = {
     "no ids": ({}, {"id": np.array([""] * 20)}, "20 rows have no id"),
-    "doubled ids": ({"id": np.array(["p1"] * 20)}, {}, "19 ids are doubled"),
+    "duplicate ids": ({"id": np.array(["p1"] * 20)}, {}, "19 ids are duplicates"),
     "another order": ({"id": IDS[::-1]}, {}, "the ids are not those of alice, in the same order"),
     "fewer rows": ({"x": X[:10], "id": IDS[:10]}, {}, "there are 20 rows, but alice has 10"),
     "a batch larger than the rows": (
@@ -149,8 +162,8 @@ DATA: dict[str, tuple[Any, Any, str]] = {
     "ids that are too large for their type": ({"id": X[:, 0] + 2.0**60}, {}, "the ids are not whole numbers or text"),
     "ids that are not in a row": ({"id": X}, {}, "the ids are not whole numbers or text"),
     "ids that are infinite": ({"id": np.full(20, np.inf)}, {}, "the ids are not whole numbers or text"),
-    "ids of which some are missing": ({"id": np.where(X[:, 0] == 4, np.nan, X[:, 0])}, {}, "1 rows have no id"),
-    "ids that differ by spaces only": ({"id": np.array(["p1", "p1 ", *IDS[2:]])}, {}, "1 ids are doubled"),
+    "ids of which some are missing": ({"id": np.where(X[:, 0] == 4, np.nan, X[:, 0])}, {}, "1 row has no id"),
+    "ids that differ by spaces only": ({"id": np.array(["p1", "p1 ", *IDS[2:]])}, {}, "1 id is a duplicate"),
 }
 
 
@@ -203,8 +216,8 @@ def test_a_check_tells_how_many_rows_are_common(tmp_path: Path) -> None:
 FEW: dict[str, tuple[Any, str]] = {
     "none": ({"id": np.arange(20)}, "no id is common to all parties"),
     "fewer than a batch": ({"id": np.array([*IDS[:3], *map(str, range(17))])}, "there are 2 train rows, fewer than a batch of 4"),
-    "ids that are doubled": ({"id": np.array(["p1", *IDS[1:]])}, "1 ids are doubled"),
-    "rows without an id": ({"id": np.array(["", *IDS[1:]])}, "1 rows have no id"),
+    "ids that are duplicates": ({"id": np.array(["p1", *IDS[1:]])}, "1 id is a duplicate"),
+    "rows without an id": ({"id": np.array(["", *IDS[1:]])}, "1 row has no id"),
 }  # fmt: skip
 
 
@@ -221,7 +234,7 @@ def test_a_party_whose_file_is_elsewhere_is_not_compared(tmp_path: Path) -> None
     federation = aligned(tmp_path)
     (tmp_path / "bob.npz").unlink()
     elsewhere = make_federation(
-        learners=[{"name": "alice", "data": str(tmp_path / "alice.npz")}, {"name": "bob", "data": "s3://bob/rows.npz"}],
+        learners=[{"name": "alice", "data": str(tmp_path / "alice.npz")}, {"name": "bob", "data": ELSEWHERE}],
         algorithm={"name": "split", "label_party": "bob", "ids": "id", "align": "intersection", "batch_size": 4},
         training={"rounds": 1}, data={},
     )  # fmt: skip
@@ -267,7 +280,7 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "activations that are not finite": (BOTTOM, of_tensor("keras.ops.log(-1 - keras.ops.abs(o))"), 'the activations of bottom("alice") are not finite'),
     "a row of an unknown size": ("keras.Input((2,))", "keras.Input((None, 2))", 'bottom("alice") returns float32 [None, 3] a row, but top() takes float32 [3]'),
     "a top with two outputs": (TOP, "[keras.Model(i, [keras.layers.Dense(2)(i), keras.layers.Dense(2)(i)]) for i in [keras.Input((3,))]][0]", "top() returns several tensors"),
-    "a top with too many inputs": (TOP, "[keras.Model([i, j], keras.layers.Dense(2)(i + j)) for i in [keras.Input((3,))] for j in [keras.Input((3,))]][0]", "top() takes 2 inputs, but 1 parties hold features"),
+    "a top with too many inputs": (TOP, "[keras.Model([i, j], keras.layers.Dense(2)(i + j)) for i in [keras.Input((3,))] for j in [keras.Input((3,))]][0]", "top() takes 2 inputs, but 1 party holds features"),
     "a top without a loss": (', loss="sparse_categorical_crossentropy"', "", "No loss to compute"),
     "a loss that there is not": ("sparse_categorical_crossentropy", "nope", "loss"),
     "a bottom without a parameter": ("bottom(party)", "bottom()", "bottom() cannot be called with the name of a party"),
@@ -310,8 +323,8 @@ def test_labels_outside_of_the_classes_are_found_before_a_run(tmp_path: Path, y:
 
 
 def test_a_bottom_is_tried_although_the_file_of_another_party_is_elsewhere(tmp_path: Path) -> None:
-    federation = parties(tmp_path)
-    learners = [{"name": "alice", "data": str(tmp_path / "alice.npz")}, {"name": "bob", "data": "s3://bob/rows.npz"}]
+    parties(tmp_path)
+    learners = [{"name": "alice", "data": str(tmp_path / "alice.npz")}, {"name": "bob", "data": ELSEWHERE}]
     federation = parties(tmp_path, learners=learners)
     with pytest.raises(ModelError, match="does not fit its rows"):
         check(federation, CODE.replace("keras.Input((2,))", "keras.Input((5,))"), "", "")

@@ -146,7 +146,7 @@ def too_few(folder: Path) -> Federation:
     return written(folder, {"carol": [*(f"q{n}" for n in range(51)), "p13"]})
 
 
-def doubled(folder: Path) -> Federation:
+def duplicated(folder: Path) -> Federation:
     return written(folder, {"alice": ["p13", "p13", *ids_of("alice")[2:]]})
 
 
@@ -159,8 +159,8 @@ def missing(folder: Path) -> Federation:
     [
         (no_ids_in_common, "no id is common to all parties (alice has 54, carol has 52, labels has 56)"),
         (too_few, "1 rows are common to all parties (alice has 54, carol has 52, labels has 56), so 1 are train rows"),
-        (doubled, "ids are doubled"),
-        (missing, "1 rows have no id"),
+        (duplicated, "2 ids are duplicates"),
+        (missing, "1 row has no id"),
     ],
 )
 def test_rows_that_cannot_be_aligned_end_the_run_before_it_trains(

@@ -71,11 +71,11 @@ def test_the_state_is_a_folder_that_others_cannot_read(tmp_path: Path) -> None:
         ),
         (
             {"policy": {"columns": ["y"]}},
-            r"columns: Expected `object`, got `array`\. Write a table of keys and values\. Valid in",
+            r"columns: Expected `object`, got `array`\. Write a table of keys and values\. Valid entries",
         ),
         (
             {"policy": {"algorithms": "split"}},
-            r"Expected `array`, got `str`\. Write a list\. Valid in it: averaging, coll",
+            r"Expected `array`, got `str`\. Write a list\. Valid entries: averaging, coll",
         ),
         ({"certificate": "none.pem"}, r"cannot be read: No such file or directory\. Set certificate to a PEM file"),
         ({"ca": "ca.pem"}, r"site\.yaml: ca, .*/ca\.pem: the file that ca names cannot be read: No such file"),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.data.cells import as_strings, parse_cells
-from fedpipe.data.examples import DEFAULT_FEATURES, check_values, complete, local_file, stacked
+from fedpipe.data.examples import DEFAULT_FEATURES, check_values, local_file, stacked
 from fedpipe.data.sheets import Sheet, unsupported
 from fedpipe.data.tables import check_named, label_values, read_columns, read_npz
 from fedpipe.data.trees import are_strings
@@ -101,7 +101,7 @@ def _columns(path: Path, wanted: Wanted) -> dict[str, Array]:
         others = [name for name in sheet.names if name not in (wanted.labels, wanted.ids)]
         if not others:
             raise DataError("there is no column of features", where=str(path), remedy="Check algorithm.ids.")
-        if wanted.others in others:
+        if wanted.others and wanted.others in others:
             raise DataError(
                 f"the column {wanted.others!r} has the labels, which only the label party holds", where=str(path),
                 remedy="Remove it. If it is a feature, give it another name than data.labels.",
@@ -112,13 +112,12 @@ def _columns(path: Path, wanted: Wanted) -> dict[str, Array]:
 
 def _numbers(sheet: Sheet, name: str) -> Array:
     """Return a column of features. Raises DataError."""
-    try:
-        return complete(sheet.parse(name, "number"), name, sheet.where)
-    except DataError as error:
-        if not any(word in (error.remedy or "") for word in ("eclare", "data.features")):
-            raise
-        remedy = "Write a number in each cell: encode categories and dates, and fill missing values in, before."
-        raise DataError(error.what, where=error.where, remedy=remedy) from error
+    values = sheet.parse(name, "number", fixed=True)
+    if (missing := np.flatnonzero(np.isnan(values))).size:
+        what = f"the column {name!r} has a missing value in row {missing[0] + 1}"
+        remedy = "Encode categories and dates, and fill in missing values first."
+        raise DataError(what, where=sheet.where, remedy=remedy)
+    return values
 
 
 def columns_of(arrays: Mapping[str, Any], wanted: Wanted, where: str) -> Columns:
@@ -171,9 +170,11 @@ def _checked(ids: Array, where: str) -> Array:
     texts = parse_cells("category", cells, where=where, column="ids")
     texts = as_strings([unicodedata.normalize("NFC", text) for text in texts])
     if missing := np.flatnonzero(texts == "").size:
-        raise DataError(f"{missing} rows have no id", where=where, remedy="Write an id in each row.")
-    if doubled := len(texts) - len(set(texts.tolist())):
-        raise DataError(f"{doubled} ids are doubled", where=where, remedy="Keep one row for each id.")
+        what = "1 row has no id" if missing == 1 else f"{missing} rows have no id"
+        raise DataError(what, where=where, remedy="Write an id in each row.")
+    if duplicates := len(texts) - len(set(texts.tolist())):
+        what = "1 id is a duplicate" if duplicates == 1 else f"{duplicates} ids are duplicates"
+        raise DataError(what, where=where, remedy="Keep one row for each id.")
     return texts
 
 

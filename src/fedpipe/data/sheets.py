@@ -58,13 +58,13 @@ class Sheet(NamedTuple):
             raise DataError(f"there is no column {name!r}", where=self.where, remedy=remedy)
         return self.columns[self.names.index(name)]
 
-    def parse(self, name: str, kind: Kind) -> Array:
+    def parse(self, name: str, kind: Kind, *, fixed: bool = False) -> Array:
         """Parses a named column, as `parse_cells` does. Raises DataError."""
-        return self.read(name, kind).values
+        return self.read(name, kind, fixed=fixed).values
 
-    def read(self, name: str, kind: Kind) -> Cells:
+    def read(self, name: str, kind: Kind, *, fixed: bool = False) -> Cells:
         """Parses a named column, as `read_cells` does. Raises DataError."""
-        return read_cells(kind, self.cells(name), where=self.where, column=name, lines=self.lines)
+        return read_cells(kind, self.cells(name), where=self.where, column=name, lines=self.lines, fixed=fixed)
 
 
 def read_sheet(path: Path, *, known: Collection[str] = (), header: bool | None = None) -> Sheet:

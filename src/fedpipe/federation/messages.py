@@ -104,7 +104,7 @@ def _explained(grammar: Grammar, what: str, path: str, content: Any = None) -> t
         return what, f"Write a number {match[1]} {match[2].removesuffix('.0')}."
     if match := re.match(r"Expected `([^`]*)`, got `(\w+)", what):
         if match[1] in ("object", "array") and (choices := _choices_at(grammar, path)):  # the choices of what is in it
-            return what, f"{_of_kind(match[1], match[2])} Valid in it: {', '.join(choices)}."
+            return what, f"{_of_kind(match[1], match[2])} Valid entries: {', '.join(choices)}."
         return what, _one_of(grammar, path) or _of_kind(match[1], match[2])
     if what == "Number out of range":
         return "is too large a number", "Write a smaller one."

@@ -105,7 +105,7 @@ def check_fits(party: str, found: Any, port: Port) -> None:
             f'bottom("{party}") returns {found.dtype} {list(shape[1:])} a row, but top() takes {port.dtype} '
             f"{list(port.shape[1:])}",
             where="model.py",
-            remedy="Make shape and dtype of the one those of the other.",
+            remedy="Give both the same shape and dtype.",
         )
     if port.dtype != SENT:
         raise ModelError(
@@ -123,8 +123,9 @@ def order_of(inputs: Side, parties: tuple[str, ...]) -> tuple[int, ...]:
     """Return the place of each party's activations among the inputs of the top. Raises ModelError."""
     names = inputs.names
     if len(names) != len(parties):
+        hold = "1 party holds" if len(parties) == 1 else f"{len(parties)} parties hold"
         raise ModelError(
-            f"top() takes {len(names)} inputs, but {len(parties)} parties hold features: {', '.join(parties)}",
+            f"top() takes {len(names)} inputs, but {hold} features: {', '.join(parties)}",
             where="model.py",
             remedy="Give it one input for each of them.",
         )
