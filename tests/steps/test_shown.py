@@ -61,7 +61,7 @@ def test_the_run_and_each_learner_compare_by_the_same_names(shown: Any) -> None:
 
 def test_the_session_has_a_page_with_curves_and_commands(shown: Any) -> None:
     page = next(page for name, page in shown[1].items() if "coordinate" in name and name.endswith("page"))
-    for part in ("<svg", "digits, run run-1: 2 rounds", "fedpipe watch run-1", "fedpipe report run-1", "hospital-e"):
+    for part in ("<svg", "digits, run-1: 2 rounds", "fedpipe watch run-1", "fedpipe report run-1", "hospital-e"):
         assert part in page
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
 
@@ -71,7 +71,7 @@ def test_ten_classes_have_a_page_and_no_matrix_that_is_cut_off(shown: Any) -> No
     assert metadata["evaluate confusion"] == {}
     assert "confusion matrix" in pages["evaluate matrix"]
     assert pages["evaluate matrix"].count("<rect") >= 100
-    assert re.search(r"on the central test set: \d+ of 180 examples are predicted rightly", pages["evaluate matrix"])
+    assert re.search(r"on the central test set: \d+ of 180 examples are predicted correctly", pages["evaluate matrix"])
     assert metadata["evaluate metrics"]["central_accuracy"] > 0.5
 
 

@@ -69,7 +69,8 @@ def page_of_session(place: RunPlace) -> Html:
     )
     told = "".join(f"<li><code>{escaped(command)}</code> {escaped(what)}</li>" for command, what in commands)
     count = len(story.records) - 1
-    title = f"{place.federation}, run {place.run}: {count} round{'' if count == 1 else 's'}"
+    run = place.run if place.run.startswith("run") else f"run {place.run}"
+    title = f"{place.federation}, {run}: {count} round{'' if count == 1 else 's'}"
     head = f"<h1>{escaped(title)}</h1><p>In the folder of federation.yaml:</p><ul>{told}</ul>"
     return page_of(title, head, [*learning_curves(story), *learner_curves(story)])
 
@@ -80,7 +81,7 @@ def page_of_confusion(evaluation: Evaluation) -> Html:
         tally = next(iter(evaluation.tallies.get(kind, {}).values()), None)
         if isinstance(tally, ClassTally) and tally.confusion:
             right, total = sum(row[k] for k, row in enumerate(tally.confusion)), sum(map(sum, tally.confusion))
-            head = f"<p>The final model on {_TESTED[kind]}: {right} of {total} examples are predicted rightly.</p>"
+            head = f"<p>The final model on {_TESTED[kind]}: {right} of {total} examples are predicted correctly.</p>"
             return page_of("confusion matrix", head, [confusion_matrix(tally, evaluation.classes)])
     return page_of("confusion matrix", "<p>There is no confusion matrix: the model is not a classifier.</p>", [])
 
