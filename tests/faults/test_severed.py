@@ -154,7 +154,7 @@ def severed(server: servers.Server, name: str, cuts: Mapping[str, Cut], deadline
 
 
 @pytest.mark.parametrize("case", CUTS)
-def test_a_severed_connection_loses_and_doubles_no_batch(
+def test_a_severed_connection_neither_loses_nor_duplicates_a_batch(
     minio_server: servers.Server, undisturbed: Played, case: str
 ) -> None:
     """Requests are repeated, so every party uses each batch once, and no attempt is played again."""
