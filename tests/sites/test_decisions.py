@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from fedpipe.commands.site_decisions import noting
 from fedpipe.commands.watch import watch
 from fedpipe.errors import CorruptError, DroppedError, InputError, NotFoundError
 from fedpipe.identity.enrolment import Enrolled, Enrolment
@@ -367,6 +368,14 @@ def test_an_object_too_large_for_the_day_pauses_its_plan_for_a_day(tmp_path: Pat
     assert deciding.pause()
     now[0] += 2
     assert deciding.pause() == ""
+
+
+def test_a_command_before_the_agent_does_not_hide_that_the_journal_is_gone(tmp_path: Path) -> None:
+    """Such as `site rotate`, or joining again."""
+    site(tmp_path)
+    (tmp_path / "state" / "membership.json").write_text("{}")
+    noting(tmp_path / "site.yaml")("asked")
+    assert [entry.event for entry in entries_of(tmp_path / "state" / "journal")] == ["missing", "asked"]
 
 
 def test_a_journal_that_is_gone_is_found(tmp_path: Path, fedpipe: Callable[..., Result]) -> None:

@@ -34,9 +34,18 @@ MISSING = "it is missing, although this site has joined or trained"
 
 
 def journal_of(site: Site, *, clock: Callable[[], float] = time.time) -> Journal:
-    """Open the journal of a site; a new one of a site that has worked says so. Raises as `Journal`."""
-    journal = Journal(journal_folder(site), signer_in(Path(site.state)), clock=clock)
-    if journal.is_new and has_worked(Path(site.state)):
+    """Open the journal of a site. Raises as `journal_in`."""
+    return journal_in(Path(site.state), clock=clock)
+
+
+def journal_in(state: Path, *, clock: Callable[[], float] = time.time) -> Journal:
+    """Open the journal in the folder of a site's state; a new one of a site that has worked says so.
+
+    Raises:
+        InputError, CorruptError: as `Journal`.
+    """
+    journal = Journal(state / "journal", signer_in(state), clock=clock)
+    if journal.is_new and has_worked(state):
         journal.note("missing", why=MISSING)
     return journal
 
