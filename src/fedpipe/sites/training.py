@@ -17,6 +17,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -169,7 +170,7 @@ class Child:
         cores = math.ceil(quantity(policy.cpu)) if policy.cpu else 0
         return _PROGRAM.format(
             agent=os.getpid(), handle=handle, folder=folder, memory=memory, cores=cores, gpus=policy.gpus,
-            needed=(folder, data),
+            needed=(folder, _local(data)),
         )  # fmt: skip
 
     def _python(self) -> Path:
@@ -205,6 +206,12 @@ class Child:
         stack, self._open, self._pipe = self._open, None, None
         if stack is not None:
             stack.close()
+
+
+def _local(data: str) -> str:
+    """Return the path that a `file://` URI names, also one with a pattern; other data as they are."""
+    path = data.removeprefix("file://")
+    return data if path == data else os.fsdecode(unquote_to_bytes(path))
 
 
 class _Limit:
