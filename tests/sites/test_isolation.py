@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from fedpipe.sites.guard import Guard
 from fedpipe.sites.site import read_site
 from fedpipe.sites.training import Child, own_files, remove_leftovers
 from fedpipe.steps.learn import Inputs
-from fedpipe.store import keys
+from fedpipe.store import file_uri, keys
 from fedpipe.store.concealment import changed_environment
 from fedpipe.store.objects import put_bytes
 from fedpipe.weights import Array
@@ -261,6 +262,16 @@ def test_a_site_whose_files_are_in_the_memory_of_the_machine(in_memory: Path, po
     for name in ("write shared", "semaphore", "read key"):
         assert "PermissionError" in found[name], (name, found[name])
     assert not is_left()
+
+
+@pytest.mark.parametrize("place", ["/dev/shm", "/run"])
+def test_data_in_a_folder_that_is_covered_may_be_named_by_a_uri(tmp_path: Path, port: int, place: str) -> None:
+    with tempfile.TemporaryDirectory(dir=place, prefix="a b") as folder:
+        world = World(tmp_path, port, policy={"data": file_uri(Path(folder) / "rows.npz")})
+        shutil.copy(tmp_path / "rows.npz", folder)
+        _, call = world.begin()
+        assert world.play(call)[0].took_part
+        assert world.found()["write home"] == "None"
 
 
 WITHOUT_NAMESPACES = """
