@@ -114,11 +114,21 @@ def test_it_reaches_the_store_and_dns_only(invitation: Path) -> None:
     assert [one["port"] for one in store["ports"]] == [9000, 8333, 443]
 
 
-def test_ports_of_the_endpoint_and_of_a_proxy_are_open_too(invitation: Path) -> None:
-    invitation.write_text(invitation.read_text().replace('minio.example.org"', 'minio.example.org:9443"'))
-    objects = rendered(invitation, **STORE, **{"env.HTTPS_PROXY": "http://site:word@proxy.example.org:3128/"})
+@pytest.mark.parametrize(
+    ("endpoint", "variable", "proxy", "more"),
+    [
+        ("https://minio.example.org:9443", "HTTPS_PROXY", "http://site:word@proxy.example.org:3128/", [9443, 3128]),
+        ("http://minio.example.org", "all_proxy", "http://proxy.example.org:8080", [80, 8080]),
+        ("https://minio.example.org", "HTTP_PROXY", "http://proxy.example.org", [80]),
+    ],
+)
+def test_ports_of_the_endpoint_and_of_a_proxy_are_open_too(
+    invitation: Path, endpoint: str, variable: str, proxy: str, more: list[int]
+) -> None:
+    invitation.write_text(invitation.read_text().replace("https://minio.example.org", endpoint))
+    objects = rendered(invitation, **STORE, **{f"env.{variable}": proxy})
     ports = the("NetworkPolicy", objects)["spec"]["egress"][1]["ports"]
-    assert [one["port"] for one in ports] == [9000, 8333, 443, 9443, 3128]
+    assert [one["port"] for one in ports] == [9000, 8333, 443, *more]
 
 
 def test_both_charts_know_the_same_stores() -> None:

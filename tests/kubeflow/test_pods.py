@@ -121,8 +121,9 @@ I1129 01:30:43.811500      16 launcher_v2.go:867] Executing uploadOutputArtifact
     assert list(own_lines([*own, *launcher.split("\n"), "}"])) == [*own, "}"]
 
 
-def test_a_pod_whose_log_is_gone_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as one of a node that was drained: what is known of it is shown in its place."""
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_pod_whose_log_is_gone_hides_no_other(follow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one of a node that was drained, or one that was deleted before it started: what is known is shown."""
     run = "0b1c2d3e-0000-4000-8000-000000000000"
     pods = "/api/v1/namespaces/ml/pods"
 
@@ -138,16 +139,17 @@ def test_a_pod_whose_log_is_gone_hides_no_other(tmp_path: Path, monkeypatch: pyt
         spec = {"containers": [{"name": "main"}]}
         return {"metadata": metadata, "spec": spec, "status": {"phase": phase, "containerStatuses": [status]}}
 
-    lost, well = pod("a", "Failed", "Evicted"), pod("b", "Succeeded")
+    lost, well = pod("a", "Pending") if follow else pod("a", "Failed", "Evicted"), pod("b", "Succeeded")
     selector = urlencode({"labelSelector": f"pipeline/runid={run},fedpipe/step"})
     objects = {
-        f"{pods}?{selector}": {"items": [lost, well]}, f"{pods}/a": lost, f"{pods}/b": well,
-        f"{pods}/b/log?container=main&follow=False": "round 2",
+        f"{pods}?{selector}": {"items": [lost, well]}, f"{pods}/b": well,
+        f"{pods}/b/log?container=main&follow={follow}": "round 2", **({} if follow else {f"{pods}/a": lost}),
     }  # fmt: skip
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     with answering(objects, tmp_path / "kubeconfig"):
-        found = list(logs(run, where=Where(namespace="ml")))
-    assert found == [
-        ("learn-a", "(Failed: Evicted, exit code 137; its log cannot be read: not found (HTTP 404))"),
+        found = list(logs(run, where=Where(namespace="ml"), follow=follow))
+    state = "Pending" if follow else "Failed: Evicted, exit code 137"
+    assert found[-2:] == [
+        ("learn-a", f"({state}; its log cannot be read: not found (HTTP 404))"),
         ("learn-b", '"round 2"'),
     ]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from fedpipe.commands.site_decisions import noting
 from fedpipe.commands.watch import watch
 from fedpipe.errors import CorruptError, DroppedError, InputError, NotFoundError
 from fedpipe.identity.enrolment import Enrolled, Enrolment
@@ -21,7 +22,7 @@ from fedpipe.sessions.presence import Presence, put_presence
 from fedpipe.sites.approval import Approval
 from fedpipe.sites.audit import find_flaw
 from fedpipe.sites.decisions import Decisions, approvals_of, journal_folder, journal_of, shown_decision, signer_in
-from fedpipe.sites.journal import entries_of
+from fedpipe.sites.journal import DAY, entries_of
 from fedpipe.sites.site import Site, read_site
 from fedpipe.store import LocalStore, MemoryStore, keys
 from fedpipe.store.objects import canonical, digest_of, encode, find, put_bytes
@@ -347,6 +348,34 @@ def test_content_beyond_the_bytes_of_a_day_stays(tmp_path: Path) -> None:
     deciding.note("sent", object=keys.answer("b", "r1", 1, "dropped"), bytes=100)
     noted = [(entry.event, entry.fields["bytes"]) for entry in entries_of(tmp_path / "state" / "journal")]
     assert noted == [("sent", 1000), ("refused", 100), ("sent", 100)]
+
+
+def test_an_object_too_large_for_the_day_pauses_its_plan_for_a_day(tmp_path: Path, store: MemoryStore) -> None:
+    own = site(tmp_path, policy={"bytes_a_day": "1Ki"}, approve="any")
+    now = [1000 * DAY]
+    deciding = Decisions(own, journal_of(own, clock=lambda: now[0]), clock=lambda: now[0])
+    large = {"object": keys.content(digest_of(b"weights"), "b"), "bytes": 5000}
+    deciding.decide(store, stored(store))
+    with pytest.raises(DroppedError):
+        deciding.note("sent", **large)
+    deciding.decide(store, stored(store))
+    assert "5000 bytes would have left" in deciding.pause(), "the same plan has the same object"
+    deciding.decide(store, stored(store, training=training(rounds=1)))
+    assert deciding.pause() == "", "another plan may have smaller ones"
+    with pytest.raises(DroppedError):
+        deciding.note("sent", **large)
+    now[0] += DAY - 1
+    assert deciding.pause()
+    now[0] += 2
+    assert deciding.pause() == ""
+
+
+def test_a_command_before_the_agent_does_not_hide_that_the_journal_is_gone(tmp_path: Path) -> None:
+    """Such as `site rotate`, or joining again."""
+    site(tmp_path)
+    (tmp_path / "state" / "membership.json").write_text("{}")
+    noting(tmp_path / "site.yaml")("asked")
+    assert [entry.event for entry in entries_of(tmp_path / "state" / "journal")] == ["missing", "asked"]
 
 
 def test_a_journal_that_is_gone_is_found(tmp_path: Path, fedpipe: Callable[..., Result]) -> None:

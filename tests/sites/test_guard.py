@@ -260,7 +260,7 @@ def test_an_entry_of_the_ledger(desk: Desk) -> None:
 def test_no_more_content_than_models_of_this_size_have(desk: Desk) -> None:
     """Or code could send the data themselves, as an object that nobody asked for."""
     desk.guard.allow(base=2**20)
-    key, most = keys.content(DIGEST, "s"), 20 * 2**20
+    key, most = keys.content(DIGEST, "s"), 24 * 2**20
     desk.guard.check(Request("upload", HERE, key), most, b"")
     with pytest.raises(StoreError, match="beyond what a model of this size needs"):
         desk.guard.check(Request("upload", HERE, key), 1, b"")
@@ -269,8 +269,10 @@ def test_no_more_content_than_models_of_this_size_have(desk: Desk) -> None:
 
 
 def test_no_more_objects_than_an_answer_has(desk: Desk) -> None:
-    """Their names could carry data."""
-    for number in range(256):
+    """Their names could carry data. That holds also where the size of the model is unknown."""
+    desk.guard.allow(base=None)
+    desk.guard.check(Request("upload", HERE, keys.content(DIGEST, "s", "personal")), 2**40, b"")
+    for number in range(255):
         desk.send(keys.timing("r1", 1, f"x{number}", "s"), replace(TIMING, step=f"x{number}"))
     with pytest.raises(StoreError, match="beyond what a model of this size needs"):
         desk.send(keys.timing("r1", 1, "train", "s"), TIMING)

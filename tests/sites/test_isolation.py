@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from fedpipe.sites.guard import Guard
 from fedpipe.sites.site import read_site
 from fedpipe.sites.training import Child, own_files, remove_leftovers
 from fedpipe.steps.learn import Inputs
-from fedpipe.store import keys
+from fedpipe.store import file_uri, keys
 from fedpipe.store.concealment import changed_environment
 from fedpipe.store.objects import put_bytes
 from fedpipe.weights import Array
@@ -263,6 +264,16 @@ def test_a_site_whose_files_are_in_the_memory_of_the_machine(in_memory: Path, po
     assert not is_left()
 
 
+@pytest.mark.parametrize("place", ["/dev/shm", "/run"])
+def test_data_in_a_folder_that_is_covered_may_be_named_by_a_uri(tmp_path: Path, port: int, place: str) -> None:
+    with tempfile.TemporaryDirectory(dir=place, prefix="a b") as folder:
+        world = World(tmp_path, port, policy={"data": file_uri(Path(folder) / "rows.npz")})
+        shutil.copy(tmp_path / "rows.npz", folder)
+        _, call = world.begin()
+        assert world.play(call)[0].took_part
+        assert world.found()["write home"] == "None"
+
+
 WITHOUT_NAMESPACES = """
 import ctypes, json, multiprocessing, socket, sys
 from pathlib import Path
@@ -281,9 +292,12 @@ families = {name: getattr(socket, name) for name in ("AF_INET", "AF_INET6", "AF_
 print(json.dumps({
     "files": isolation.files, "network": isolation.network,
     "done": [tried(open, f"{folder}/x", "w"), tried(open, "/dev/null", "w"), tried(open, "/dev/urandom", "rb"),
-             tried(socket.socketpair), tried(multiprocessing.Pipe)],
+             tried(socket.socketpair), tried(socket.socketpair, socket.AF_UNIX, socket.SOCK_SEQPACKET),
+             tried(multiprocessing.Pipe)],
     "refused": [tried(open, left, "w"), tried(open, others), tried(open, "/dev/ptmx", "rb"),
-                *(tried(socket.socket, family, socket.SOCK_DGRAM) for family in families.values())],
+                *(tried(socket.socket, family, socket.SOCK_DGRAM) for family in families.values()),
+                *(tried(socket.socketpair, socket.AF_UNIX, kind) for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW)),
+                tried(socket.socketpair, socket.AF_INET)],
     "disks": sorted({tried(open, path, "rb") for path in Path("/dev").iterdir() if path.is_block_device()}),
     "shared": [libc.shmget(int(segment), 4096, 0o1666), libc.semget(int(segment), 1, 0o1666), libc.msgget(int(segment), 0o1666),
                libc.mq_open(b"/left", 0o102, 0o600, None)],
@@ -310,6 +324,32 @@ def test_where_namespaces_are_forbidden_code_has_no_network_and_no_shared_memory
     assert set(found.pop("refused")) == {"PermissionError"}
     assert found == {"files": True, "network": True, "shared": [-1] * 4}
     assert not is_left()
+
+
+WITHOUT_FENCE = """
+import ctypes, json, socket, sys
+from fedpipe.sites import isolation
+isolation.fence = lambda *_, **__: False
+found = isolation.isolate(sys.argv[1], (), 0, 0, 0)
+libc = ctypes.CDLL(None)
+libc.umount2(b"/run", 2)
+try:
+    service = type(socket.socket(socket.AF_UNIX)).__name__
+except PermissionError as error:
+    service = type(error).__name__
+print(json.dumps({
+    "files": found.files, "network": found.network, "service": service,
+    "segment": libc.shmget(int(sys.argv[2]), 4096, 0o1666),
+}))
+"""
+
+
+def test_where_the_kernel_has_no_fence_code_asks_no_service_by_uncovering_its_folder(tmp_path: Path) -> None:
+    """In its namespace it is root, and may unmount what covers a folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FENCE, str(tmp_path), str(SEGMENT)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == {"files": False, "network": True, "service": "PermissionError", "segment": -1}
 
 
 def test_code_sees_only_the_rows_that_the_policy_allows(tmp_path: Path, port: int) -> None:

@@ -170,6 +170,10 @@ def test_a_crash_at_any_point_is_repaired(
             opened(tmp_path, rotation=rotation).note("trained", round=5)
     if point == "line":
         assert flaw_in(folder) == ""
+    if point == "head":
+        if rotation == 1:
+            (folder / "0000000005.jsonl").touch()  # it is there before its first line
+        assert flaw_in(folder) == ""
     opened(tmp_path, rotation=rotation).note("stopped")
     events = [entry.event for entry in entries_of(folder)][4:]
     expected = {"head": ["repaired"], "half of the line": ["repaired"], "line": ["trained"]}
@@ -288,6 +292,33 @@ def test_usage_counts_the_last_day(tmp_path: Path) -> None:
     assert journal.usage() == Usage(rounds=24, bytes=2400)
     now[0] += 48 * 3600
     assert journal.usage() == Usage(0, 0)
+
+
+def test_usage_is_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each object that is sent asks for it. The files are read once, and after another process has appended."""
+    reads, read = [], module._entries_in
+    monkeypatch.setattr(module, "_entries_in", lambda path: reads.append(path) or read(path))
+    journal, other = opened(tmp_path), opened(tmp_path)
+    for number in range(1, 20):
+        journal.note("sent", bytes=10)
+        assert journal.usage().bytes == 10 * number
+    assert len(reads) == 1
+    other.note("sent", bytes=5)
+    assert journal.usage().bytes == 195
+    other.note("sent", bytes=5)
+    journal.note("sent", bytes=10)
+    assert journal.usage().bytes == 210
+    assert len(reads) == 3
+
+
+def test_usage_after_a_clock_that_was_a_week_ahead(tmp_path: Path) -> None:
+    now = [10 * module.DAY]
+    journal = opened(tmp_path, clock=lambda: now[0])
+    journal.note("trained", round=1)
+    now[0] += 7 * module.DAY
+    assert journal.usage().rounds == 0
+    now[0] -= 7 * module.DAY
+    assert journal.usage().rounds == 1
 
 
 def test_a_clock_that_was_set_back_does_not_reset_the_usage(tmp_path: Path) -> None:

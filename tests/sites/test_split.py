@@ -25,6 +25,9 @@ def federation(tmp_path: Path, minio_server: servers.Server, s3_keys: None) -> I
     prefix = tmp_path.name.replace("_", "-")
     cut.federation(tmp_path / "here", "intersection", cut.ALICE, cut.BOB)
     made = Federation(tmp_path / "here", minio_server.uri.replace("s3://tests", f"s3://tests/{prefix}"))
+    (tmp_path / "here" / "model.py").write_text(
+        cut.MODEL.replace("keras.Input((2,)), ", f"keras.Input((2,)), {WIDE}").replace("SGD(0.1)", "SGD(1e-4)")
+    )
     file = tmp_path / "here" / "federation.yaml"
     content = yaml.safe_load(file.read_text())
     content |= {"store": made.uri, "training": {"rounds": 1}, "export": "none"}
@@ -34,6 +37,10 @@ def federation(tmp_path: Path, minio_server: servers.Server, s3_keys: None) -> I
     for process in made.agents.values():
         process.kill()
         process.wait()
+
+
+WIDE = "keras.layers.Dense(2200), keras.layers.Dense(2200, use_bias=False), "
+"""Layers by which a part is larger than all content that an answer may have of a model as small as its digests."""
 
 
 @pytest.mark.heavy

@@ -54,8 +54,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $open := list -}}
 {{- range required "the ports of the store are needed, in egress.storePorts" .Values.egress.storePorts }}{{ $open = append $open (toString .) }}{{ end -}}
 {{- $urls := list (regexFind "endpoint=https?://[^/&]+" (include "site.config" . | fromYaml).store) -}}
-{{- range $name, $value := .Values.env }}{{ if regexMatch "^(?i)https?_proxy$" $name }}{{ $urls = append $urls (trimSuffix "/" $value) }}{{ end }}{{ end -}}
-{{- range $urls }}{{ $open = append $open (regexFind ":[0-9]+$" . | trimPrefix ":") }}{{ end -}}
+{{- range $name, $value := .Values.env }}{{ if regexMatch "^(?i)(https?|all)_proxy$" $name }}{{ $urls = append $urls (trimSuffix "/" $value) }}{{ end }}{{ end -}}
+{{- range without $urls "" }}{{ $open = append $open (regexFind ":[0-9]+$" . | trimPrefix ":" | default (ternary "443" "80" (contains "https://" .))) }}{{ end -}}
 {{- uniq (without $open "") | join "," -}}
 {{- end }}
 

@@ -18,10 +18,10 @@ from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.rounds.plan import Plan
 from fedpipe.sites.approval import Approval, read_review, review_of
 from fedpipe.sites.audit import Flaw, find_flaw
-from fedpipe.sites.decisions import MISSING, approvals_of, has_worked, journal_of, signer_in
+from fedpipe.sites.decisions import MISSING, approvals_of, has_worked, journal_in, journal_of, signer_in
 from fedpipe.sites.demands import demands_of
 from fedpipe.sites.description import Description
-from fedpipe.sites.journal import Entry, Journal, entries_of, files_of
+from fedpipe.sites.journal import Entry, entries_of, files_of
 from fedpipe.sites.policy import Effective, effective, objections
 from fedpipe.sites.running import wake
 from fedpipe.sites.site import check_state, read_site
@@ -237,7 +237,7 @@ def noting(file: str | Path, state: str = "state") -> Callable[..., object]:
     named = content.get("state") if isinstance(content, dict) else None
     folder = path.absolute().parent / str(named or state)
     check_state(folder)
-    return Journal(folder / "journal", signer_in(folder)).note
+    return journal_in(folder).note
 
 
 def _time(text: str) -> float:

@@ -190,9 +190,10 @@ def logs(
             yield pod.step, f"({pod.state}{f': {pod.why}' if pod.why else ''})"
             if not follow:
                 continue
-            _await_start(cluster, pod)
-        lines = _lines(cluster, pod, follow=follow)
         try:
+            if pod.waits:
+                _await_start(cluster, pod)
+            lines = _lines(cluster, pod, follow=follow)
             for line in lines if everything else own_lines(lines):
                 yield pod.step, line
         except ClusterError as error:

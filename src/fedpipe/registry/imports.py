@@ -69,6 +69,7 @@ def _own_files(name: str) -> Iterator[Path]:
     if spec is None:
         return
     installed = [Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")]
+    installed += [Path(folder) for folder in sys.path if any(Path(folder).glob("*.dist-info"))]  # such as a user's own
     places = [Path(place) for place in spec.submodule_search_locations or [spec.origin or ""]]
     for place in places:
         if any(place.is_relative_to(folder) for folder in installed):

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import itertools
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +51,7 @@ def find_flaw(folder: Path, public: str = "") -> Flaw | None:
     try:
         with _held(folder):
             sizes = {path: path.stat().st_size for path in files_of(folder)}
-            head = _last_head(folder, sizes, public)
+            head, following = _heads(folder, sizes, public)
     except CorruptError as error:
         return Flaw("head", 0, error.what)
     lines = _lines(sizes)
@@ -62,7 +62,7 @@ def find_flaw(folder: Path, public: str = "") -> Flaw | None:
             return flaw
         last, due = window.pop(0), due + 1
         window += itertools.islice(lines, 1)
-    return _flaw_of_end(head, last, due - 1) or _flaw_of_files(sizes, head)
+    return _flaw_of_end(head, last, due - 1) or _flaw_of_files(sizes, head, following)
 
 
 @contextlib.contextmanager
@@ -80,24 +80,26 @@ def _held(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _flaw_of_files(sizes: Collection[Path], head: JournalHead | None) -> Flaw | None:
+def _flaw_of_files(
+    sizes: Mapping[Path, int], head: JournalHead | None, following: JournalHead | None
+) -> Flaw | None:  # fmt: skip
     """Return a file that no head has begun; it has no line that could be wrong."""
-    first = head.first if head else 0
-    beyond = [path.name for path in sizes if int(path.stem) > first]
+    first, begun = head.first if head else 0, following.first if following else 0  # a process may have ended there
+    beyond = [path.name for path, size in sizes.items() if int(path.stem) > first and (size or int(path.stem) != begun)]
     return Flaw(beyond[0], 0, "does not belong to the journal") if beyond else None
 
 
-def _last_head(folder: Path, sizes: Mapping[Path, int], public: str) -> JournalHead | None:
-    """Return the end of a journal, signed if a key is given. Raises CorruptError."""
+def _heads(folder: Path, sizes: Mapping[Path, int], public: str) -> tuple[JournalHead | None, JournalHead | None]:
+    """Return the end of a journal, and the next one if it has begun, signed if a key is given. Raises CorruptError."""
     head, following = read_head(folder), read_head(folder, "head.next", lenient=True)
     if head is not None and public and not is_signed_by(head, public):
         raise CorruptError("is not signed by this site")
     if following is None:
-        return head
+        return head, None
     if public and not is_signed_by(following, public):
         raise CorruptError("the next head is not signed by this site")
     finished = any(line.entry and line.entry.n == following.entries for line in _lines(sizes, following.first))
-    return following if finished else head  # a process may have ended before the head was replaced
+    return following if finished else head, following  # a process may have ended before the head was replaced
 
 
 def _lines(sizes: Mapping[Path, int], first: int = 0) -> Iterator[_Line]:

@@ -1,9 +1,9 @@
 """Forbids system calls to the process of a site that trains, by seccomp: those that namespaces and Landlock let pass.
 
-Sockets could lead out, such as to the host of a virtual machine. System V segments, message queues and keys of the
-kernel would be left to later code. Modes, owners and times of files stay as they are, but their changes succeed: copies
-of files need that. Limits of other processes, such as the agent, cannot be changed. Ways around all this are closed:
-io_uring, and the calls of another architecture.
+Sockets could lead out, such as to the host of a virtual machine; pairs of sockets too, if they send datagrams. System V
+segments, message queues and keys of the kernel would be left to later code, or be those of others. Modes, owners and
+times of files stay as they are, but their changes succeed: copies of files need that. Limits of other processes, such
+as the agent, cannot be changed. Ways around all this are closed: io_uring, and the calls of another architecture.
 
 Source: seccomp(2), Linux kernel documentation, userspace-api/seccomp_filter.
 """
@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 38, 22, 2
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
+_KIND_OF_SOCKET = 0xF
+"""The bits of a socket's type without its flags."""
 _ALLOW, _ANSWER = 0x7FFF0000, 0x00050000
 _DENY = _ANSWER | errno.EPERM
 _X32 = 0x40000000
@@ -32,6 +34,7 @@ class _Machine(NamedTuple):
 
     audit: int
     socket: int
+    pair: int
     limit: int
     lasting: tuple[int, ...]
     shared: tuple[int, ...]
@@ -41,14 +44,16 @@ class _Machine(NamedTuple):
 
 _MACHINES = {
     "x86_64": _Machine(
-        audit=0xC000003E, socket=41, limit=302,
+        audit=0xC000003E, socket=41, pair=53, limit=302,
         lasting=(248, 249, 250, 425),  # add_key request_key keyctl io_uring_setup
-        shared=(29, 64, 68, 240),  # shmget semget msgget mq_open
+        # shmget shmat shmctl, semget semop semctl semtimedop, msgget msgsnd msgrcv msgctl, mq_open mq_unlink
+        shared=(29, 30, 31, 64, 65, 66, 220, 68, 69, 70, 71, 240, 241),
         attributes=(90, 91, 268, 452, 92, 93, 94, 260, 132, 235, 261, 280),  # of chmod, chown, utime
         labels=(188, 189, 190, 197, 198, 199, 463, 466, 469),  # of setxattr, removexattr; file_setattr
     ),
     "aarch64": _Machine(
-        audit=0xC00000B7, socket=198, limit=261, lasting=(217, 218, 219, 425), shared=(194, 190, 186, 180),
+        audit=0xC00000B7, socket=198, pair=199, limit=261, lasting=(217, 218, 219, 425),
+        shared=(194, 196, 195, 190, 193, 191, 192, 186, 189, 188, 187, 180, 181),
         attributes=(52, 53, 452, 54, 55, 88), labels=(5, 6, 7, 14, 15, 16, 463, 466, 469),
     ),
 }  # fmt: skip
@@ -89,6 +94,8 @@ def _program(machine: _Machine, families: list[int], memory: bool) -> Iterator[b
     yield from _answered(machine.attributes, _ANSWER)
     yield from _answered(machine.labels, _ANSWER | errno.EOPNOTSUPP)
     yield from _only(machine.socket, families)
+    if socket.AF_UNIX not in families:
+        yield from _connected(machine.pair)
     yield from _only(machine.limit, [0])  # this process itself
     yield _step(_RETURN, _ALLOW)
 
@@ -106,6 +113,19 @@ def _only(call: int, firsts: list[int]) -> Iterator[bytes]:
     for first in firsts:
         yield _step(_EQUAL, first, 0, 1)
         yield _step(_RETURN, _ALLOW)
+    yield _step(_RETURN, _DENY)
+
+
+def _connected(call: int) -> Iterator[bytes]:
+    """Allow a pair of sockets in folders that send to each other only: streams, or packets in their order."""
+    yield _step(_EQUAL, call, 0, 8)
+    yield _step(_LOAD, _FIRST_ARGUMENT)
+    yield _step(_EQUAL, socket.AF_UNIX, 0, 5)
+    yield _step(_LOAD, _SECOND_ARGUMENT)
+    yield _step(_AND, _KIND_OF_SOCKET)
+    yield _step(_EQUAL, socket.SOCK_STREAM, 1, 0)
+    yield _step(_EQUAL, socket.SOCK_SEQPACKET, 0, 1)
+    yield _step(_RETURN, _ALLOW)
     yield _step(_RETURN, _DENY)
 
 

@@ -23,7 +23,7 @@ from fedpipe.rounds.received import Source, usable
 from fedpipe.sites.account import is_large
 from fedpipe.sites.approval import Approval, Approvals
 from fedpipe.sites.description import Offer, offer_of
-from fedpipe.sites.journal import Journal
+from fedpipe.sites.journal import DAY, Journal
 from fedpipe.sites.policy import objections, pause
 from fedpipe.sites.site import Site
 from fedpipe.store import Store, keys
@@ -34,9 +34,18 @@ MISSING = "it is missing, although this site has joined or trained"
 
 
 def journal_of(site: Site, *, clock: Callable[[], float] = time.time) -> Journal:
-    """Open the journal of a site; a new one of a site that has worked says so. Raises as `Journal`."""
-    journal = Journal(journal_folder(site), signer_in(Path(site.state)), clock=clock)
-    if journal.is_new and has_worked(Path(site.state)):
+    """Open the journal of a site. Raises as `journal_in`."""
+    return journal_in(Path(site.state), clock=clock)
+
+
+def journal_in(state: Path, *, clock: Callable[[], float] = time.time) -> Journal:
+    """Open the journal in the folder of a site's state; a new one of a site that has worked says so.
+
+    Raises:
+        InputError, CorruptError: as `Journal`.
+    """
+    journal = Journal(state / "journal", signer_in(state), clock=clock)
+    if journal.is_new and has_worked(state):
         journal.note("missing", why=MISSING)
     return journal
 
@@ -112,7 +121,7 @@ class Decisions:
         self._offers: dict[tuple[str, str], Offer] = {}
         self._current: tuple[Store, Plan] | None = None
         self._refused: set[tuple[Any, ...]] = set()
-        self._refused_bytes = 0  # of the last object that was too large for the day: it would be again
+        self._too_large = 0.0, 0  # when the current plan had an object too large for the day, and its bytes
 
     def read(self, store: Store, digest: str) -> Plan:
         """Return a plan by its digest; one that is malformed is refused, and written down.
@@ -159,6 +168,8 @@ class Decisions:
         except FedpipeError as error:
             self._refuse(error, run=plan.run, code=plan.code)
             raise
+        if self._current is None or self._current[1].digest != plan.digest:
+            self._too_large = 0.0, 0
         self._current = store, plan
         self._offers = {(store.uri, plan.digest): offer}  # it is looked at again and again while it waits
         flaws = objections(site.policy, plan.federation, site.name, examples=examples)
@@ -182,8 +193,10 @@ class Decisions:
         """
         if self._current is not None and (decided := self.decide(*self._current)).verdict != "approved":
             return f"the site {decided.shown}"
-        now = datetime.fromtimestamp(self._clock()).astimezone()
-        return pause(self._site.policy, self._journal.usage(), now) or self._excess(self._refused_bytes)
+        now = self._clock()
+        since, size = self._too_large
+        again = self._excess(size) if now < since + DAY else ""  # it would be too large again
+        return pause(self._site.policy, self._journal.usage(), datetime.fromtimestamp(now).astimezone()) or again
 
     def note(self, event: str, **fields: Any) -> object:
         """Append to the journal what the agent is about to do.
@@ -193,7 +206,7 @@ class Decisions:
             InputError: nothing can be written down, so nothing may be done.
         """
         if event == "sent" and is_large(fields["object"]) and (why := self._excess(int(fields["bytes"]))):
-            self._refused_bytes = int(fields["bytes"])
+            self._too_large = self._clock(), int(fields["bytes"])
             self._journal.note("refused", object=fields["object"], bytes=fields["bytes"], why=why)
             raise DroppedError(why)
         return self._journal.note(event, **fields)

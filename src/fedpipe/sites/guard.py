@@ -6,6 +6,7 @@ site and this session, and hold nothing that the policy of the site withholds.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -31,8 +32,12 @@ from fedpipe.store.objects import decode, digest_of
 _READS = frozenset({"uri", "read", "poll", "read_range", "age", "size", "open", "piece", "close"})
 _WRITES = frozenset({"create", "swap", "replace", "upload"})
 
-_MODELS, _SLACK, _OBJECTS = 4, 16 * 2**20, 256
-"""Most content of an answer, that of a few models and some for trees that grow; and most objects: names carry data."""
+_MODELS, _SLACK, _OBJECTS = 8, 16 * 2**20, 256
+"""Most content of an answer, that of a few models and some for trees that grow; and most objects: names carry data.
+
+An honest answer has up to 6 of a model's size: weights, a personal model, what rounding took away, and three states of
+an optimizer.
+"""
 _SECRETS = (b"fedpipe exchange", b"fedpipe secret")
 """Texts from whose signatures the secrets of a party of a cut network follow, by which it seals its messages."""
 
@@ -78,13 +83,15 @@ class Guard:
         self.allow(0)
         self._removable = re.compile(rf"{own}parcels/[0-9a-f]{{64}}", re.ASCII)
 
-    def allow(self, base: int) -> None:
+    def allow(self, base: int | None) -> None:
         """Allow what one answer sends. Messages to other parties have no limit, as each batch has one.
 
         Args:
-            base: bytes of the model that the answer begins with.
+            base: bytes of the model that the answer begins with; None where the site cannot know them. The limits are
+                then the number of objects, and the policy's bytes of a day.
         """
-        self._bytes, self._objects = _MODELS * base + _SLACK, _OBJECTS
+        self._bytes = math.inf if base is None else float(_MODELS * base + _SLACK)
+        self._objects = _OBJECTS
 
     def check(self, request: Request, size: int, payload: bytes) -> None:
         """Check a request before it is made.

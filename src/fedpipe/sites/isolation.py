@@ -77,7 +77,8 @@ def isolate(folder: str, needed: Collection[str], memory: int, cores: int, gpus:
     limit(memory, cores)
     usable, hidden = devices(apart, needed, gpus)
     files = fence([*(fenced_paths() or ()), *hidden], writable=[Path(folder), *usable])
-    forbidden = forbid(*apart)
+    # Without the fence, code could take away what covers folders, because its namespace makes it root there.
+    forbidden = forbid(apart.network, memory=apart.memory and files, services=apart.services and files)
     return Isolation(files, apart.network or forbidden)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import heapq
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -68,6 +69,53 @@ class Usage(NamedTuple):
     bytes: int = 0
 
 
+class _Day:
+    """The entries of the last 24 hours, in memory: each object that is sent asks for their sum.
+
+    The files are read at first, and again after another process has appended, or the clock was set back.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last, self._begin = -1, 0.0
+        self._counted: list[tuple[float, int, int]] = []  # a heap of time, rounds and bytes
+        self._rounds = self._bytes = 0
+
+    def add(self, entry: Entry) -> None:
+        """Count an entry that this process has appended."""
+        if entry.n == self._last + 1:
+            self._last = entry.n
+            self._count(entry)
+
+    def usage(self, folder: Path) -> Usage:
+        """Return the sum, while no process appends. Raises InputError and CorruptError."""
+        begin, head = self._clock() - DAY, read_head(folder) or JournalHead()
+        if head.entries != self._last or begin < self._begin:
+            self._read(folder, begin)
+            self._last = head.entries
+        self._begin = begin
+        while self._counted and self._counted[0][0] <= begin:
+            _, rounds, sent = heapq.heappop(self._counted)
+            self._rounds, self._bytes = self._rounds - rounds, self._bytes - sent
+        return Usage(self._rounds, self._bytes)
+
+    def _read(self, folder: Path, begin: float) -> None:
+        self._counted, self._rounds, self._bytes, self._last = [], 0, 0, -1
+        for path in reversed(files_of(folder)):
+            entries = [entry for entry in _entries_in(path) if entry.at > begin]
+            for entry in entries:
+                self._count(entry)
+            if not entries:
+                break
+
+    def _count(self, entry: Entry) -> None:
+        rounds = int(entry.event == "trained")
+        sent = int(entry.fields.get("bytes", 0)) if entry.event == "sent" else 0
+        if rounds or sent:
+            heapq.heappush(self._counted, (entry.at, rounds, sent))
+            self._rounds, self._bytes = self._rounds + rounds, self._bytes + sent
+
+
 class Journal:
     """Appends to the journal of a site; several processes may do so at once.
 
@@ -88,6 +136,7 @@ class Journal:
     ) -> None:  # fmt: skip
         self.folder, self._signer, self._clock, self._rotation = folder, signer, clock, rotation
         self._last = 0
+        self._day = _Day(self._clock)
         with self._writing("the journal's folder"):
             folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
@@ -112,18 +161,17 @@ class Journal:
         with self._locked():
             entry = self._append(self._settled(), event, fields)
             self._last = entry.n
+            self._day.add(entry)
         return entry
 
     def usage(self) -> Usage:
-        """Return the work of the last 24 hours; entries that a wrong clock dated into the future count too."""
-        begin, rounds, sent = self._clock() - DAY, 0, 0
-        for path in reversed(files_of(self.folder)):
-            entries = [entry for entry in _entries_in(path) if entry.at > begin]
-            rounds += sum(entry.event == "trained" for entry in entries)
-            sent += sum(int(entry.fields.get("bytes", 0)) for entry in entries if entry.event == "sent")
-            if not entries:
-                break
-        return Usage(rounds, sent)
+        """Return the work of the last 24 hours; entries that a wrong clock dated into the future count too.
+
+        Raises:
+            InputError, CorruptError: the journal cannot be read.
+        """
+        with self._locked():
+            return self._day.usage(self.folder)
 
     def _append(self, head: JournalHead, event: str, fields: Mapping[str, Any]) -> Entry:
         kept = {name: value for name, value in fields.items() if value is not None}

@@ -17,6 +17,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -169,7 +170,7 @@ class Child:
         cores = math.ceil(quantity(policy.cpu)) if policy.cpu else 0
         return _PROGRAM.format(
             agent=os.getpid(), handle=handle, folder=folder, memory=memory, cores=cores, gpus=policy.gpus,
-            needed=(folder, data),
+            needed=(folder, _local(data)),
         )  # fmt: skip
 
     def _python(self) -> Path:
@@ -205,6 +206,12 @@ class Child:
         stack, self._open, self._pipe = self._open, None, None
         if stack is not None:
             stack.close()
+
+
+def _local(data: str) -> str:
+    """Return the path that a `file://` URI names, also one with a pattern; other data as they are."""
+    path = data.removeprefix("file://")
+    return data if path == data else os.fsdecode(unquote_to_bytes(path))
 
 
 class _Limit:
@@ -317,7 +324,7 @@ class Trainer:
             for other in [other for other in children if other != environment]:
                 children.pop(other).stop()  # two frameworks at once would need the memory of both
             child = children.setdefault(environment, Child(site, environment, guard, (plan.code,), self._note))
-            guard.allow(self._store.size(keys.content(board.base)) or 0)
+            guard.allow(self._size(plan, board))
             answer = self._answered(child, Call("mask" if orders else "act", inputs, board, orders))
             self._show(child.isolation)
             self._account(opened.run, board, answer.masked)
@@ -330,6 +337,15 @@ class Trainer:
         finally:
             for child in children.values():
                 child.stop()
+
+    def _size(self, plan: Plan, board: Board) -> int | None:
+        """Return the bytes of the model that an answer begins with; None where the global weights lack a part of it.
+
+        Those of split learning hold digests only, and weights that are not shared stay at the site.
+        """
+        if plan.federation.split is not None or plan.federation.share != "all":
+            return None
+        return self._store.size(keys.content(board.base)) or 0
 
     def _answered(self, child: Child, call: Call) -> Answer:
         """Return the answer of the process that trains; its texts stay at the site unless its policy lets them leave.
