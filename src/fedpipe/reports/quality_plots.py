@@ -79,7 +79,7 @@ def calibration_curve(tally: ClassTally) -> Drawing | None:
     axes = Axes(
         "calibration", _UNIT, _UNIT, size=_SQUARE,
         x_label="predicted probability" if binary else "probability of the predicted class",
-        y_label="share that occurred" if binary else "share predicted rightly",
+        y_label="share that occurred" if binary else "share predicted correctly",
         alt=", ".join(f"{line.predicted:.2f} predicted and {line.observed:.2f} observed" for line in lines[:20]),
     )  # fmt: skip
     most = max(line.examples for line in lines)
