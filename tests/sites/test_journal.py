@@ -195,15 +195,21 @@ def test_the_disk_has_the_head_before_the_line(tmp_path: Path, monkeypatch: pyte
     assert synced == ["head.next.part", "journal", "0000000001.jsonl"]
 
 
-def test_a_full_disk_is_one_sentence_and_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = filled(tmp_path, 3)
+@pytest.mark.parametrize("rotation", [10**6, 1])
+@pytest.mark.parametrize("kind", [".part", ".jsonl"])
+def test_a_full_disk_is_one_sentence_and_damages_nothing(
+    kind: str, rotation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = filled(tmp_path, 3, rotation=rotation)
     written = os.pwrite
 
     def full(handle: int, data: bytes, offset: int) -> int:
+        if Path(f"/proc/self/fd/{handle}").readlink().suffix != kind:
+            return written(handle, data, offset)
         written(handle, data[:10], offset)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    journal = opened(tmp_path)
+    journal = opened(tmp_path, rotation=rotation)
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         with pytest.raises(InputError, match=r"journal cannot be written: No space left on device\. Make room"):
@@ -309,6 +315,27 @@ def test_usage_is_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     journal.note("sent", bytes=10)
     assert journal.usage().bytes == 210
     assert len(reads) == 3
+
+
+def test_usage_while_the_newest_file_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command was killed between making the file and writing its line."""
+    journal, other = (opened(tmp_path, rotation=1) for _ in range(2))
+    journal.note("sent", bytes=10)
+    other.note("approved")
+
+    write = module._write_at
+
+    def killed(path: Path, offset: int, data: bytes) -> None:
+        if path.suffix != ".jsonl":
+            return write(path, offset, data)
+        path.touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_at", killed)
+        with pytest.raises(KeyboardInterrupt):
+            other.note("approved")
+    assert journal.usage().bytes == 10
 
 
 def test_usage_after_a_clock_that_was_a_week_ahead(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class _Day:
             entries = [entry for entry in _entries_in(path) if entry.at > begin]
             for entry in entries:
                 self._count(entry)
-            if not entries:
+            if not entries and path.stat().st_size:  # an empty one is that of a process that ended before its line
                 break
 
     def _count(self, entry: Entry) -> None:
@@ -190,7 +190,10 @@ class Journal:
                 _write_at(self._file(first), size, line + b"\n")
             except OSError:
                 with contextlib.suppress(OSError):
-                    _cut(self._file(first), size)
+                    if begins:
+                        self._file(first).unlink(missing_ok=True)
+                    else:
+                        _cut(self._file(first), size)
                     (self.folder / "head.next").unlink()
                 raise
             (self.folder / "head.next").replace(self.folder / "head")
