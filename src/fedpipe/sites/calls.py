@@ -16,8 +16,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
+
+from fedpipe.steps.fence import has_one_thread
 
 _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 38, 22, 2
 _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
@@ -71,7 +72,7 @@ def forbid(network: bool, memory: bool, services: bool) -> bool:
         Whether the kernel does it.
     """
     machine = _MACHINES.get(os.uname().machine)
-    if machine is None or len(list(Path("/proc/self/task").iterdir())) > 1:
+    if machine is None or not has_one_thread():
         return False
     families: list[int] = [socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK] if network else []
     families += [socket.AF_UNIX] if services else []

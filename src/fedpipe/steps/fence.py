@@ -58,7 +58,7 @@ def fence(secret: Collection[Path], *, writable: Collection[Path] | None = None)
     """
     libc = ctypes.CDLL(None, use_errno=True)
     version = libc.syscall(_CREATE_RULESET, None, 0, _VERSION)
-    if version < 1 or len(list(Path("/proc/self/task").iterdir())) > 1:
+    if version < 1 or not has_one_thread():
         return False
     write = 0
     if writable is not None:
@@ -75,11 +75,19 @@ def fence(secret: Collection[Path], *, writable: Collection[Path] | None = None)
             _allow(libc, ruleset, path, _READ_FILE)
         for path in writable or ():
             _allow(libc, ruleset, path, write & ~_MAKE_DEVICE if path.is_dir() else write & _OF_FILES)
-        if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
-            return False
-        return bool(libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0)
+        return _enforced(libc, ruleset)
     finally:
         os.close(ruleset)
+
+
+def has_one_thread() -> bool:
+    """Return whether this process has no other thread: one would stay outside of what a thread takes on itself."""
+    return len(list(Path("/proc/self/task").iterdir())) == 1
+
+
+def _enforced(libc: ctypes.CDLL, ruleset: int) -> bool:
+    """Put a ruleset in force for this thread, and for all that it starts; return whether the kernel does it."""
+    return not libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) and not libc.syscall(_RESTRICT_SELF, ruleset, 0)
 
 
 def fenced_paths() -> list[Path] | None:
@@ -98,7 +106,7 @@ def fence_signals() -> bool:
     if ruleset < 0:
         return False
     try:
-        if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) or libc.syscall(_RESTRICT_SELF, ruleset, 0):
+        if not _enforced(libc, ruleset):
             return False
     finally:
         os.close(ruleset)
