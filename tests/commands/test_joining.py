@@ -542,7 +542,7 @@ class TestRotation:
     def check_valid(self, site: Site, decided: list[tuple[str, str, float]], before: str) -> None:
         assert site.public_key != before
         assert [(one.plan, one.verdict, one.since) for one in approvals_of(site).decisions()] == decided
-        assert find_flaw(journal_folder(site), signer_in(Path(site.state)).public) is None
+        assert find_flaw(journal_folder(Path(site.state)), signer_in(Path(site.state)).public) is None
 
     def decide(self, config: Path) -> list[tuple[str, str, float]]:
         """Two decisions, which the site signs."""

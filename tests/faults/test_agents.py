@@ -189,8 +189,8 @@ class Session:
             assert trained <= ROUNDS + self.kills[name], f"{name} trained {trained} times"
             site = site_of(self.folder, name)
             journal_of(site)  # an agent that was killed at its end has nobody who repairs its journal
-            assert find_flaw(journal_folder(site), signer_in(Path(site.state)).public) is None
-            noted = [entry.fields for entry in entries_of(journal_folder(site)) if entry.event == "sent"]
+            assert find_flaw(journal_folder(Path(site.state)), signer_in(Path(site.state)).public) is None
+            noted = [entry.fields for entry in entries_of(journal_folder(Path(site.state))) if entry.event == "sent"]
             left = {entry.key: entry.size for entry in self.store.entries(f"learners/{name}/")}
             del left[keys.presence(name)]
             assert left.items() <= {(fields["object"], fields["bytes"]) for fields in noted}

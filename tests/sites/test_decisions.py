@@ -43,7 +43,7 @@ def decisions(given: Site) -> Decisions:
 
 
 def events(given: Site) -> list[tuple[str, str]]:
-    return [(entry.event, str(entry.fields.get("why", ""))) for entry in entries_of(journal_folder(given))]
+    return [(entry.event, str(entry.fields.get("why", ""))) for entry in entries_of(journal_folder(Path(given.state)))]
 
 
 def test_each_decision_is_written_down_once(tmp_path: Path, store: MemoryStore) -> None:
@@ -120,7 +120,7 @@ def test_a_plan_that_is_refused_while_it_runs(tmp_path: Path, store: MemoryStore
 
 def test_nothing_is_decided_without_a_journal(tmp_path: Path) -> None:
     own = site(tmp_path)
-    journal_folder(own).write_text("")
+    journal_folder(Path(own.state)).write_text("")
     with pytest.raises(InputError, match="the journal's folder cannot be written"):
         decisions(own)
 
@@ -279,7 +279,7 @@ def test_decisions_and_journal_outlast_the_keys_of_the_site(tmp_path: Path, stor
     renewed = site(tmp_path)
     assert renewed.public_key != before
     assert decisions(renewed).decide(store, stored(store)).verdict == "approved"
-    assert find_flaw(journal_folder(renewed), signer_in(tmp_path / "state").public) is None
+    assert find_flaw(journal_folder(Path(renewed.state)), signer_in(tmp_path / "state").public) is None
     assert (tmp_path / "state" / "decisions.key").stat().st_mode & 0o777 == 0o600
 
 

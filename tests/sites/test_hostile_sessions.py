@@ -73,7 +73,7 @@ class Ward:
         return found.state, found.text
 
     def notes(self, *events: str) -> list[str]:
-        entries = entries_of(journal_folder(self.site))
+        entries = entries_of(journal_folder(Path(self.site.state)))
         return [str(entry.fields.get("why", "")) for entry in entries if entry.event in events]
 
 

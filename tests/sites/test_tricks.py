@@ -74,7 +74,7 @@ class Hospital:
     def reasons(self) -> list[str]:
         return [
             entry.fields.get("why", "")
-            for entry in entries_of(journal_folder(self.site))
+            for entry in entries_of(journal_folder(Path(self.site.state)))
             if entry.event in ("refused", "waits")
         ]
 
@@ -427,7 +427,7 @@ def test_the_journal_of_all_this_is_whole(tmp_path: Path) -> None:
     for epochs in range(1, 30):
         hospital.looks(plan(training=training(local_epochs=epochs)))
     assert len(hospital.reasons) == 29
-    assert find_flaw(journal_folder(hospital.site), signer_in(tmp_path / "state").public) is None
+    assert find_flaw(journal_folder(Path(hospital.site.state)), signer_in(tmp_path / "state").public) is None
 
 
 def test_the_process_that_trains_checks_again(tmp_path: Path) -> None:

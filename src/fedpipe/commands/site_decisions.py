@@ -18,7 +18,7 @@ from fedpipe.identity.signing import make_key, public_key, signer_of
 from fedpipe.rounds.plan import Plan
 from fedpipe.sites.approval import Approval, read_review, review_of
 from fedpipe.sites.audit import Flaw, find_flaw
-from fedpipe.sites.decisions import MISSING, approvals_of, has_worked, journal_in, journal_of, signer_in
+from fedpipe.sites.decisions import MISSING, approvals_of, has_worked, journal_folder, journal_in, journal_of, signer_in
 from fedpipe.sites.demands import demands_of
 from fedpipe.sites.description import Description
 from fedpipe.sites.journal import Entry, entries_of, files_of
@@ -202,13 +202,13 @@ def journal(file: str | Path, since: str = "") -> Iterator[Entry]:
         InputError: the file or the time is malformed.
         CorruptError: an entry is malformed.
     """
-    return entries_of(_state_of(file) / "journal", since=_time(since) if since else 0.0)
+    return entries_of(journal_folder(_state_of(file)), since=_time(since) if since else 0.0)
 
 
 def verify(file: str | Path) -> Flaw | None:
     """Return the first place at which a site's journal was changed; None if it is whole. Raises InputError."""
     state = _state_of(file)
-    folder = state / "journal"
+    folder = journal_folder(state)
     if not files_of(folder) and not (folder / "head").exists() and has_worked(state):
         return Flaw(folder.name, 0, MISSING)
     return find_flaw(folder, signer_in(state).public)
@@ -218,7 +218,7 @@ def _state_of(file: str | Path) -> Path:
     """Return the folder of a site's state; one that has asked to join in vain has a journal, and no site.yaml."""
     path = Path(file)
     early = path.absolute().parent / "state"
-    return early if not path.exists() and (early / "journal").is_dir() else Path(read_site(path).state)
+    return early if not path.exists() and journal_folder(early).is_dir() else Path(read_site(path).state)
 
 
 def noting(file: str | Path, state: str = "state") -> Callable[..., object]:

@@ -44,7 +44,7 @@ def journal_in(state: Path, *, clock: Callable[[], float] = time.time) -> Journa
     Raises:
         InputError, CorruptError: as `Journal`.
     """
-    journal = Journal(state / "journal", signer_in(state), clock=clock)
+    journal = Journal(journal_folder(state), signer_in(state), clock=clock)
     if journal.is_new and has_worked(state):
         journal.note("missing", why=MISSING)
     return journal
@@ -55,9 +55,9 @@ def has_worked(state: Path) -> bool:
     return any((state / name).exists() for name in ("membership.json", "agent.json"))
 
 
-def journal_folder(site: Site) -> Path:
-    """Return the folder of a site's journal."""
-    return Path(site.state, "journal")
+def journal_folder(state: Path) -> Path:
+    """Return the folder of a site's journal, in that of its state."""
+    return state / "journal"
 
 
 def approvals_of(site: Site, *, clock: Callable[[], float] = time.time) -> Approvals:
