@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import fedpipe
-from fedpipe.commands.init import Framework, init
 from fedpipe.errors import InputError, NotFoundError, ServiceError
 from fedpipe.serving.catalogue import locate
 from fedpipe.serving.server import Server
 from fedpipe.tracking.registered import BASE_URL, find_registered
 from tests.tracking.faulty import Asked, answering
+from tests.tracking.registering import registered
 from tests.tracking.registry_server import Registry
 
 
@@ -34,13 +34,7 @@ def asked(registry: Registry) -> Iterator[Asked]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, asked: Asked) -> Path:
     """The folder of a federation with two registered versions, of which the first one is promoted."""
-    folder = tmp_path_factory.mktemp("registered") / "numpy"
-    init(folder, framework=Framework.numpy)
-    for name in ("one", "two"):
-        fedpipe.run(folder / "federation.yaml", out=folder / name, name=name, training={"rounds": 1},
-                    export={"registry": asked.url})  # fmt: skip
-    fedpipe.promote("digits", 1, source=folder / "federation.yaml")
-    return folder
+    return registered(tmp_path_factory.mktemp("registered") / "numpy", asked.url)
 
 
 def at(asked: Asked, rest: str) -> str:
