@@ -6,7 +6,7 @@ import ast
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedpipe.store.objects import digest_of
@@ -23,11 +23,11 @@ def imported_files(code: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     seen: set[str] = set()
-    waiting = [code]
+    waiting, installed = [code], _installed_folders()
     while waiting:
         for name in _imported_names(waiting.pop()) - seen:
             seen.add(name)
-            for path in _own_files(name):
+            for path in _own_files(name, installed):
                 if str(path) in found or len(found) >= _MOST_FILES:
                     continue
                 try:
@@ -60,7 +60,13 @@ def _imported_names(code: str) -> set[str]:
     return names - sys.stdlib_module_names - {"fedpipe"}
 
 
-def _own_files(name: str) -> Iterator[Path]:
+def _installed_folders() -> list[Path]:
+    """Return the folders of installed packages, also those of a user's home."""
+    own = [Path(folder) for folder in sys.path if any(Path(folder).glob("*.dist-info"))]
+    return [*own, *(Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib"))]
+
+
+def _own_files(name: str, installed: Sequence[Path]) -> Iterator[Path]:
     """Yield the files of a module that is in no installed package, whose version is not known."""
     try:
         spec = importlib.util.find_spec(name)
@@ -68,8 +74,6 @@ def _own_files(name: str) -> Iterator[Path]:
         return
     if spec is None:
         return
-    installed = [Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")]
-    installed += [Path(folder) for folder in sys.path if any(Path(folder).glob("*.dist-info"))]  # such as a user's own
     places = [Path(place) for place in spec.submodule_search_locations or [spec.origin or ""]]
     for place in places:
         if any(place.is_relative_to(folder) for folder in installed):
