@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpipe.data.cells import as_strings, parse_cells
-from fedpipe.data.examples import DEFAULT_FEATURES, check_values, local_file, stacked
+from fedpipe.data.examples import DEFAULT_FEATURES, check_values, complete, local_file, stacked
 from fedpipe.data.sheets import Sheet, unsupported
 from fedpipe.data.tables import check_named, label_values, read_columns, read_npz
 from fedpipe.data.trees import are_strings
@@ -112,12 +112,8 @@ def _columns(path: Path, wanted: Wanted) -> dict[str, Array]:
 
 def _numbers(sheet: Sheet, name: str) -> Array:
     """Return a column of features. Raises DataError."""
-    values = sheet.parse(name, "number", fixed=True)
-    if (missing := np.flatnonzero(np.isnan(values))).size:
-        what = f"the column {name!r} has a missing value in row {missing[0] + 1}"
-        remedy = "Encode categories and dates, and fill in missing values first."
-        raise DataError(what, where=sheet.where, remedy=remedy)
-    return values
+    remedy = "Encode categories and dates, and fill in missing values first."
+    return complete(sheet.parse(name, "number", fixed=True), name, sheet.where, remedy)
 
 
 def columns_of(arrays: Mapping[str, Any], wanted: Wanted, where: str) -> Columns:

@@ -202,13 +202,16 @@ def _size(cell: Any) -> int:
     return len(cell) if isinstance(cell, list) else -1
 
 
-def complete(values: Array, name: str, where: str) -> Array:
-    """Checks that no value is missing."""
+_FILLED_IN = "Set data.features to auto: the model then fills missing values in. Or remove the row."
+
+
+def complete(values: Array, name: str, where: str, remedy: str = _FILLED_IN) -> Array:
+    """Checks that no value is missing. Raises DataError."""
     if (missing := np.flatnonzero(np.isnan(values))).size:
         raise DataError(
             f"the column {name!r} has a missing value in row {missing[0] + 1}",
             where=where,
-            remedy="Set data.features to auto: the model then fills missing values in. Or remove the row.",
+            remedy=remedy,
         )
     return values
 
