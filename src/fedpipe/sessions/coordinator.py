@@ -277,8 +277,8 @@ class Coordinator:
             signs = each(self._store, self._keeper.sign, awaited)
             seen = [(name, sign) for name, sign in zip(awaited, signs, strict=True) if sign]
             left = [name for name, sign in seen if sign.leaves and sign.session == board.session]
-            came = [(name, sign.took_part) for name, sign in seen if sign.answers(board)]
-            came += [(name, False) for name in left if name not in dict(came)]
+            given = {name: sign.took_part for name, sign in seen if sign.answers(board)}
+            came = [*given.items(), *((name, False) for name in left if name not in given)]
             self._away |= {name: Away(since=board.round, sign=self._keeper.sign_digest(name)) for name in left}
             counts = each(self._store, partial(_counts, phase), came)
             for (name, _), took_part in zip(came, counts, strict=True):
